@@ -1,0 +1,32 @@
+//! Compiles `proto/` into Rust. Messages that the server only ever writes from stored bytes
+//! (key-value pairs, events, range answers) are replaced by types of `crate::proto` that carry
+//! their encoded form, so that the hot paths copy bytes instead of building structures.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let protos = [
+        "proto/kv.proto",
+        "proto/auth.proto",
+        "proto/membership.proto",
+        "proto/rpc.proto",
+        "proto/raft_internal.proto",
+        "proto/lock.proto",
+        "proto/election.proto",
+        "proto/health.proto",
+    ];
+    for file in protos {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    let mut config = prost_build::Config::new();
+    config.bytes(["."]);
+    config.extern_path(".mvccpb.KeyValue", "crate::proto::EncodedKv");
+    config.extern_path(".mvccpb.Event", "crate::proto::EncodedEvent");
+    config.extern_path(
+        ".etcdserverpb.RangeResponse",
+        "crate::proto::RangeResponse",
+    );
+    tonic_prost_build::configure()
+        .build_client(false)
+        .build_transport(false)
+        .compile_with_config(config, &protos, &["proto"])?;
+    Ok(())
+}

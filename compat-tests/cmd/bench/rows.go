@@ -1,0 +1,178 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// better says which way a figure should go.
+type better bool
+
+const (
+	higher better = true
+	lower  better = false
+)
+
+// figure is one measured number; its ID is the same in every repetition.
+type figure struct {
+	Row    string  `json:"row"`
+	Name   string  `json:"name"`
+	Unit   string  `json:"unit"`
+	Better better  `json:"higher_is_better"`
+	Value  float64 `json:"value"`
+	// Aside figures are kept in the JSON file and left out of table and plot.
+	Aside bool `json:"aside"`
+}
+
+// settings are sizes and times of a run.
+type settings struct {
+	warmUp, window time.Duration
+	// keys are there for the rows on one key at a time; million is the number of
+	// keys of the row on large stores.
+	keys, rangeKeys, million int
+	// connections is the most that the clients of a load share.
+	connections int
+}
+
+// row is one thing measured; it gives one or more figures.
+type row struct {
+	id, title string
+	// large rows run on a fresh server of their own; the others share one that
+	// holds settings.keys keys.
+	large   bool
+	measure func(ctx context.Context, target *cluster, s settings) ([]figure, error)
+}
+
+var rows = []row{
+	loopRow("put-1", "put, 1 client", put, 1),
+	loopRow("put-100", "put, 100 clients", put, 100),
+	loopRow("put-1000", "put, 1,000 clients", put, 1000),
+	loopRow("range-1", "linearizable range of 1 key, 1 client", get, 1),
+	loopRow("range-100", "linearizable range of 1 key, 100 clients", get, 100),
+	loopRow("range-1000", "linearizable range of 1 key, 1,000 clients", get, 1000),
+	{id: "range-10k", title: "linearizable range of 10,000 keys, 1 client", measure: measureLongRange},
+	{id: "watch-1000", title: "1,000 watches of one key, 1 client puts it", measure: measureWatches},
+	{id: "million", title: "1,000,000 keys", large: true, measure: measureLargeStore},
+}
+
+// describe titles a row; the large store has fewer keys in a quick run.
+func (r row) describe(s settings) string {
+	if r.large {
+		return fmt.Sprintf("%s keys", thousands(s.million))
+	}
+	return r.title
+}
+
+func loopRow(id, title string, kind func(keys int) request, clients int) row {
+	return row{id: id, title: title, measure: func(_ context.Context, target *cluster, s settings) ([]figure, error) {
+		result, err := closedLoop(target, kind(s.keys), clients, s)
+		return loopFigures("throughput", "ops/s", result), err
+	}}
+}
+
+func loopFigures(name, unit string, result outcome) []figure {
+	return []figure{
+		{Name: name, Unit: unit, Better: higher, Value: result.perSecond()},
+		{Name: "latency p50", Unit: "ms", Better: lower, Value: milliseconds(result.P50)},
+		{Name: "latency p99", Unit: "ms", Better: lower, Value: milliseconds(result.P99)},
+		{Name: "server CPU per operation", Unit: "µs", Better: lower, Value: result.perOperation(result.ServerCPU)},
+		{Name: "client CPU per operation", Unit: "µs", Better: lower, Value: result.perOperation(result.ClientCPU), Aside: true},
+		{Name: "server CPU", Unit: "cores", Better: lower, Value: result.ServerCPU.Seconds() / result.Window.Seconds(), Aside: true},
+		{Name: "client CPU", Unit: "cores", Better: lower, Value: result.ClientCPU.Seconds() / result.Window.Seconds(), Aside: true},
+	}
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+func measureLongRange(_ context.Context, target *cluster, s settings) ([]figure, error) {
+	result, err := closedLoop(target, getMany(s.rangeKeys), 1, s)
+	return loopFigures("throughput", "ranges/s", result), err
+}
+
+func measureWatches(_ context.Context, target *cluster, s settings) ([]figure, error) {
+	result, err := watchOneKey(target, s.warmUp, s.window)
+	if err != nil {
+		return nil, err
+	}
+	perEvent := func(cpu time.Duration) float64 {
+		return float64(cpu) / float64(time.Microsecond) / float64(max(1, result.events))
+	}
+	return []figure{
+		{Name: "events delivered", Unit: "events/s", Better: higher, Value: result.eventsPerSecond},
+		{Name: "put latency p50", Unit: "ms", Better: lower, Value: milliseconds(result.puts.P50)},
+		{Name: "put latency p99", Unit: "ms", Better: lower, Value: milliseconds(result.puts.P99)},
+		{Name: "server CPU per event", Unit: "µs", Better: lower, Value: perEvent(result.puts.ServerCPU)},
+		{Name: "client CPU per event", Unit: "µs", Better: lower, Value: perEvent(result.puts.ClientCPU), Aside: true},
+		{Name: "puts", Unit: "ops/s", Better: higher, Value: result.puts.perSecond(), Aside: true},
+	}, nil
+}
+
+// measureLargeStore loads a store, looks at its memory, ends the server in order
+// and starts it again. The files are in the page cache both times.
+func measureLargeStore(ctx context.Context, target *cluster, s settings) ([]figure, error) {
+	const settle, limit = 3 * time.Second, 2 * time.Minute
+	began := time.Now()
+	if err := target.load(ctx, s.million); err != nil {
+		return nil, err
+	}
+	loading := time.Since(began)
+	time.Sleep(settle)
+	loaded, loadedAnonymous, err := target.memory()
+	if err != nil {
+		return nil, err
+	}
+	for _, member := range target.members {
+		if err := member.Stop(); err != nil {
+			return nil, err
+		}
+	}
+	start, err := target.firstRead(limit)
+	if err != nil {
+		return nil, err
+	}
+	time.Sleep(settle)
+	restarted, restartedAnonymous, err := target.memory()
+	if err != nil {
+		return nil, err
+	}
+	const mib = 1 << 20
+	return []figure{
+		{Name: "resident memory after the load", Unit: "MiB", Better: lower, Value: loaded / mib},
+		{Name: "resident memory after a restart", Unit: "MiB", Better: lower, Value: restarted / mib},
+		{Name: "of it not mapped files, after the load", Unit: "MiB", Better: lower, Value: loadedAnonymous / mib},
+		{Name: "of it not mapped files, after a restart", Unit: "MiB", Better: lower, Value: restartedAnonymous / mib},
+		{Name: "process start to first linearizable read", Unit: "ms", Better: lower, Value: milliseconds(start)},
+		{Name: "load by transactions of 128 puts", Unit: "puts/s", Better: higher, Value: float64(s.million) / loading.Seconds(), Aside: true},
+	}, nil
+}
+
+// choose answers the rows named in a comma-separated list, all for an empty one.
+func choose(names string) ([]row, error) {
+	if names == "" {
+		return rows, nil
+	}
+	var chosen []row
+	for name := range strings.SplitSeq(names, ",") {
+		at := slices.IndexFunc(rows, func(r row) bool { return r.id == name })
+		if at < 0 {
+			var known []string
+			for _, r := range rows {
+				known = append(known, r.id)
+			}
+			return nil, fmt.Errorf("no row %q; there are %s", name, strings.Join(known, ", "))
+		}
+		chosen = append(chosen, rows[at])
+	}
+	return chosen, nil
+}
+
+func thousands(n int) string {
+	text := fmt.Sprint(n)
+	for at := len(text) - 3; at > 0; at -= 3 {
+		text = text[:at] + "," + text[at:]
+	}
+	return text
+}

@@ -1,0 +1,170 @@
+//! Lease: granted and revoked through the raft log; renewed by the leader's clock alone.
+
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::header;
+use crate::error::Error;
+use crate::node::Handle;
+use crate::proto::etcdserverpb::{
+    InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseGrantRequest,
+    LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
+    LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus,
+    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, lease_server::Lease,
+};
+use crate::state::Response as Applied;
+use crate::state::lease;
+use crate::types::LeaseId;
+
+/// Answers of a keep-alive stream that wait for the network.
+const WAITING_ANSWERS: usize = 16;
+
+pub struct LeaseService {
+    handle: Handle,
+}
+
+impl LeaseService {
+    pub fn new(handle: Handle) -> Self {
+        Self { handle }
+    }
+}
+
+/// Renews a lease; its time to live in seconds, 0 where there is none.
+async fn renew(handle: &Handle, id: LeaseId) -> i64 {
+    let shared = handle.shared();
+    let now = shared.clock.now();
+    let renewed = shared.deadlines.lock().renew(id, now);
+    let Some(lease) = renewed else {
+        return 0;
+    };
+    if lease.remaining_ttl_s > 0 {
+        // A new leader must not go on from the old checkpoint.
+        let checkpoint = InternalRaftRequest {
+            lease_checkpoint: Some(LeaseCheckpointRequest {
+                checkpoints: vec![LeaseCheckpoint {
+                    id: id.0,
+                    remaining_ttl: 0,
+                }],
+            }),
+            ..Default::default()
+        };
+        let term = shared.raft.term();
+        if let Err(error) = handle.propose_in_term(checkpoint, term).await {
+            tracing::warn!(%error, lease = %id, "failed to clear a lease's checkpoint");
+        }
+    }
+    lease.ttl_s
+}
+
+#[tonic::async_trait]
+impl Lease for LeaseService {
+    async fn lease_grant(
+        &self,
+        request: Request<LeaseGrantRequest>,
+    ) -> Result<Response<LeaseGrantResponse>, Status> {
+        let mut request = request.into_inner();
+        while request.id == 0 {
+            request.id = self.handle.next_id() as i64;
+        }
+        // Raised before the request is agreed upon: members may be configured differently.
+        request.ttl = request.ttl.max(self.handle.settings().min_lease_ttl_s());
+        let request = InternalRaftRequest {
+            lease_grant: Some(request),
+            ..Default::default()
+        };
+        let Applied::LeaseGrant(mut response) = self.handle.propose(request).await? else {
+            return Err(Error::UnknownMethod.into());
+        };
+        header::fill(&self.handle, &mut response.header);
+        Ok(Response::new(response))
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<LeaseRevokeRequest>,
+    ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        let request = InternalRaftRequest {
+            lease_revoke: Some(request.into_inner()),
+            ..Default::default()
+        };
+        let Applied::LeaseRevoke(mut response) = self.handle.propose(request).await? else {
+            return Err(Error::UnknownMethod.into());
+        };
+        header::fill(&self.handle, &mut response.header);
+        Ok(Response::new(response))
+    }
+
+    type LeaseKeepAliveStream = ReceiverStream<Result<LeaseKeepAliveResponse, Status>>;
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let mut requests = request.into_inner();
+        let handle = self.handle.clone();
+        let (sender, receiver) = mpsc::channel(WAITING_ANSWERS);
+        tokio::spawn(async move {
+            // Ends with the client's side of the stream, or with its connection.
+            while let Some(Ok(request)) = requests.next().await {
+                // The header is made first, so that it never shows a revision at which the
+                // lease may already be gone.
+                let header = header::now(&handle);
+                let ttl = renew(&handle, LeaseId(request.id)).await;
+                let response = LeaseKeepAliveResponse {
+                    header: Some(header),
+                    id: request.id,
+                    ttl,
+                };
+                if sender.send(Ok(response)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<LeaseTimeToLiveRequest>,
+    ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let request = request.into_inner();
+        let view = self.handle.linearizable_view().await?;
+        let id = LeaseId(request.id);
+        let shared = self.handle.shared();
+        let remaining = shared.deadlines.lock().remaining(id, shared.clock.now());
+        let mut response = LeaseTimeToLiveResponse {
+            header: Some(header::at(&self.handle, view.head)),
+            id: request.id,
+            ttl: -1,
+            ..Default::default()
+        };
+        if let Some((lease, left)) = remaining {
+            response.ttl = left.as_secs() as i64;
+            response.granted_ttl = lease.ttl_s;
+            if request.keys {
+                let keys = tokio::task::spawn_blocking(move || {
+                    lease::attached_keys(view.read(), id)
+                });
+                response.keys = keys
+                    .await
+                    .map_err(|_| Error::Stopped)?
+                    .map_err(|error| shared.fail_storage(error))?;
+            }
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn lease_leases(
+        &self,
+        _request: Request<LeaseLeasesRequest>,
+    ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        let view = self.handle.linearizable_view().await?;
+        let ids = self.handle.shared().deadlines.lock().ids();
+        Ok(Response::new(LeaseLeasesResponse {
+            header: Some(header::at(&self.handle, view.head)),
+            leases: ids.into_iter().map(|id| LeaseStatus { id: id.0 }).collect(),
+        }))
+    }
+}

@@ -1,0 +1,175 @@
+//! Maintenance: how the member is, and what an operator does to it.
+
+use std::sync::atomic::Ordering;
+
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::kv::answer;
+use super::{header, validate};
+use crate::error::Error;
+use crate::mvcc;
+use crate::mvcc::hash::HistoryHash;
+use crate::node::Handle;
+use crate::proto::etcdserverpb::{
+    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse,
+    DowngradeInfo, DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest,
+    HashResponse, InternalRaftRequest, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest,
+    SnapshotResponse, StatusRequest, StatusResponse, maintenance_server::Maintenance,
+};
+use crate::state::Response as Applied;
+use crate::types::ETCD_VERSION;
+
+/// The format of etcd's storage that this server's answers are equivalent to.
+const STORAGE_VERSION: &str = "3.7.0";
+
+pub struct MaintenanceService {
+    handle: Handle,
+}
+
+impl MaintenanceService {
+    pub fn new(handle: Handle) -> Self {
+        Self { handle }
+    }
+
+    /// Hashes the history up to a revision; the newest revision comes with it.
+    async fn hash_history(&self, revision: i64) -> Result<(HistoryHash, i64), Status> {
+        let view = self.handle.view();
+        let head = view.head;
+        let hashed = tokio::task::spawn_blocking(move || view.snapshot().hash(revision)).await;
+        match hashed {
+            Ok(hashed) => hashed
+                .map(|hash| (hash, head))
+                .map_err(|error: mvcc::Error| answer(&self.handle, error)),
+            Err(_) => Err(Error::Stopped.into()),
+        }
+    }
+}
+
+/// An alarm in the words that etcd's status uses.
+fn alarm_text(alarm: &AlarmMember) -> String {
+    let kind = AlarmType::try_from(alarm.alarm).map_or("UNKNOWN", |kind| kind.as_str_name());
+    if alarm.member_id == 0 {
+        return format!("alarm:{kind}");
+    }
+    format!("memberID:{} alarm:{kind}", alarm.member_id)
+}
+
+#[tonic::async_trait]
+impl Maintenance for MaintenanceService {
+    async fn alarm(
+        &self,
+        request: Request<AlarmRequest>,
+    ) -> Result<Response<AlarmResponse>, Status> {
+        let request = request.into_inner();
+        validate::alarm(&request)?;
+        let request = InternalRaftRequest {
+            alarm: Some(request),
+            ..Default::default()
+        };
+        let Applied::Alarm(mut response) = self.handle.propose(request).await? else {
+            return Err(Error::UnknownMethod.into());
+        };
+        header::fill(&self.handle, &mut response.header);
+        Ok(Response::new(response))
+    }
+
+    async fn status(
+        &self,
+        _request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
+        let shared = self.handle.shared();
+        shared.refresh_size();
+        let raft = &shared.raft;
+        let mut errors = Vec::new();
+        if raft.leader() == 0 {
+            errors.push(Error::NoLeader.text().to_owned());
+        }
+        errors.extend(shared.status().alarms.iter().map(alarm_text));
+        let quota = self.handle.settings().limits;
+        Ok(Response::new(StatusResponse {
+            header: Some(header::now(&self.handle)),
+            version: ETCD_VERSION.to_owned(),
+            db_size: shared.size_bytes.load(Ordering::Acquire).max(1),
+            leader: raft.leader(),
+            raft_index: raft.commit_index(),
+            raft_term: raft.term(),
+            raft_applied_index: raft.applied_index(),
+            errors,
+            db_size_in_use: shared.size_in_use_bytes.load(Ordering::Acquire).max(1),
+            is_learner: false,
+            storage_version: STORAGE_VERSION.to_owned(),
+            db_size_quota: quota.quota_bytes.unwrap_or(-1),
+            downgrade_info: Some(DowngradeInfo::default()),
+        }))
+    }
+
+    /// There is no standstill to have here: space is freed in the background. A compaction of
+    /// the whole store is started, and the answer does not wait for it.
+    async fn defragment(
+        &self,
+        _request: Request<DefragmentRequest>,
+    ) -> Result<Response<DefragmentResponse>, Status> {
+        let shared = self.handle.shared().clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = shared.engine.compact() {
+                shared.fail(error.to_string());
+            }
+            shared.refresh_size();
+        });
+        Ok(Response::new(DefragmentResponse::default()))
+    }
+
+    async fn hash(&self, _request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        let (hash, head) = self.hash_history(0).await?;
+        Ok(Response::new(HashResponse {
+            header: Some(header::at(&self.handle, head)),
+            hash: hash.hash,
+        }))
+    }
+
+    async fn hash_kv(
+        &self,
+        request: Request<HashKvRequest>,
+    ) -> Result<Response<HashKvResponse>, Status> {
+        let (hash, head) = self.hash_history(request.into_inner().revision).await?;
+        Ok(Response::new(HashKvResponse {
+            header: Some(header::at(&self.handle, head)),
+            hash: hash.hash,
+            compact_revision: hash.compacted,
+            hash_revision: hash.revision,
+        }))
+    }
+
+    type SnapshotStream = ReceiverStream<Result<SnapshotResponse, Status>>;
+
+    async fn snapshot(
+        &self,
+        _request: Request<SnapshotRequest>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        Err(Error::SnapshotNotBuilt.into())
+    }
+
+    async fn move_leader(
+        &self,
+        request: Request<MoveLeaderRequest>,
+    ) -> Result<Response<MoveLeaderResponse>, Status> {
+        let shared = self.handle.shared();
+        if !shared.raft.is_leader() {
+            return Err(Error::NotLeader.into());
+        }
+        let target = request.into_inner().target_id;
+        if target == shared.member.0 {
+            // Leadership is where it is asked to be.
+            return Ok(Response::new(MoveLeaderResponse::default()));
+        }
+        Err(Error::BadLeaderTransferee.into())
+    }
+
+    async fn downgrade(
+        &self,
+        _request: Request<DowngradeRequest>,
+    ) -> Result<Response<DowngradeResponse>, Status> {
+        Err(Error::DowngradeNotBuilt.into())
+    }
+}

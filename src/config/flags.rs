@@ -1,0 +1,299 @@
+//! Every flag of etcd 3.7.1, and etched's own, in one table: name, type, default, place in the
+//! configuration file, whether it is built, and its help text. Parsing, environment, file,
+//! refusals and help all read this table, so a flag is added or built by changing one line.
+
+use super::value::Kind;
+
+/// Where a flag stands in the configuration file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// Under the flag's own name.
+    Name,
+    /// Nested, with dots.
+    Path(&'static str),
+    /// Nowhere.
+    None,
+}
+
+/// What etched does with a flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Built,
+    /// Refused unless it has its default.
+    NotBuilt,
+    /// Accepted; it steers something that etched does not have. The text says what.
+    NoEffect(&'static str),
+}
+
+/// One flag.
+#[derive(Clone, Copy, Debug)]
+pub struct Flag {
+    pub name: &'static str,
+    pub kind: Kind,
+    /// As it would be written on the command line.
+    pub default: &'static str,
+    pub key: Key,
+    pub state: State,
+    pub usage: &'static str,
+}
+
+const fn flag(name: &'static str, kind: Kind, default: &'static str, usage: &'static str) -> Flag {
+    Flag {
+        name,
+        kind,
+        default,
+        key: Key::Name,
+        state: State::Built,
+        usage,
+    }
+}
+
+const fn later(name: &'static str, kind: Kind, default: &'static str, usage: &'static str) -> Flag {
+    flag(name, kind, default, usage).state(State::NotBuilt)
+}
+
+const fn forgotten(name: &'static str) -> Flag {
+    flag(name, Kind::Ignored, "", "").no_key()
+}
+
+impl Flag {
+    const fn state(mut self, state: State) -> Flag {
+        self.state = state;
+        self
+    }
+
+    const fn no_effect(self, why: &'static str) -> Flag {
+        self.state(State::NoEffect(why))
+    }
+
+    const fn at(mut self, path: &'static str) -> Flag {
+        self.key = Key::Path(path);
+        self
+    }
+
+    const fn no_key(mut self) -> Flag {
+        self.key = Key::None;
+        self
+    }
+}
+
+/// Flags under one heading of the help text.
+pub struct Section {
+    pub title: &'static str,
+    pub flags: &'static [Flag],
+}
+
+/// Every flag, in the help text's order.
+pub fn all() -> impl Iterator<Item = &'static Flag> {
+    SECTIONS.iter().flat_map(|section| section.flags)
+}
+
+pub fn find(name: &str) -> Option<&'static Flag> {
+    all().find(|flag| flag.name == name)
+}
+
+const NO_BBOLT: &str = "etched keeps its data in RocksDB, not in bbolt";
+const NO_PEERS: &str = "this version of etched talks to no peers";
+const STATES: &[&str] = &["new", "existing"];
+const FALLBACKS: &[&str] = &["exit", "proxy"];
+const V2_STAGES: &[&str] = &[
+    "write-only",
+    "write-only-skip-check",
+    "write-only-drop-data",
+    "gone",
+];
+const LOG_ROTATION: &str =
+    r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#;
+
+use Kind::{
+    AnyOf, Bool, Duration, Gates, Hosts, Int, Int64, List, OneOf, Origins, Set, Text, Uint, Uint32,
+    Uint64, Urls,
+};
+
+#[rustfmt::skip] // One flag a line, or the table cannot be read as one.
+pub static SECTIONS: &[Section] = &[
+    Section { title: "Member", flags: &[
+        flag("name", Text, "default", "This member's name, for people."),
+        flag("data-dir", Text, "", "Directory of the data; empty: NAME.etcd."),
+        flag("wal-dir", Text, "", "Directory of the raft log, if it is to have its own."),
+        flag("snapshot-count", Uint64, "10000", "Applied entries after which the raft log is cut; 0: the default."),
+        flag("snapshot-catchup-entries", Uint64, "5000", "Entries that the raft log keeps for slow followers."),
+        flag("max-wals", Uint, "5", "Raft log files to keep; 0: all."),
+        flag("max-snapshots", Uint, "5", "Deprecated: snapshot files to keep."),
+        flag("heartbeat-interval", Uint, "100", "Milliseconds between a leader's heartbeats."),
+        flag("election-timeout", Uint, "1000", "Milliseconds without a leader before an election."),
+        flag("initial-election-tick-advance", Bool, "true", "Hold the first election sooner."),
+        flag("listen-peer-urls", Urls, "http://localhost:2380", "Where to listen for other members."),
+        flag("listen-client-urls", Urls, "http://localhost:2379", "Where to listen for clients: gRPC, and HTTP unless it has its own."),
+        flag("listen-client-http-urls", Urls, "", "Where to listen for HTTP alone; takes HTTP off the client URLs."),
+        flag("quota-backend-bytes", Int64, "0", "Size at which the keyspace is full; 0: 2 GiB, negative: never."),
+        flag("max-txn-ops", Uint, "128", "Operations that one transaction may have."),
+        flag("max-request-bytes", Uint, "1572864", "Bytes that one request may have."),
+        flag("max-concurrent-streams", Uint32, "4294967295", "Streams that one client connection may have open."),
+        flag("grpc-keepalive-min-time", Duration, "5s", "Shortest time between a client's pings."),
+        flag("grpc-keepalive-interval", Duration, "2h", "Time between pings to an idle client; 0: none."),
+        flag("grpc-keepalive-timeout", Duration, "20s", "Wait for a ping's answer before the connection is closed; 0: no pings."),
+        flag("socket-reuse-port", Bool, "false", "Set SO_REUSEPORT on the listeners.").at("socket-options.reuse-port"),
+        flag("socket-reuse-address", Bool, "false", "Set SO_REUSEADDR on the listeners.").at("socket-options.reuse-address"),
+        flag("enable-grpc-gateway", Bool, "true", "Serve JSON over HTTP under /v3/."),
+        flag("feature-gates", Gates, "", "Features to switch, as Name=true,Name=false:"),
+        flag("raft-read-timeout", Duration, "5s", "Deadline for reading from a peer.").no_key().no_effect(NO_PEERS),
+        flag("raft-write-timeout", Duration, "5s", "Deadline for writing to a peer.").no_key().no_effect(NO_PEERS),
+        flag("backend-bbolt-freelist-type", Text, "", "Free list of bbolt.").no_effect(NO_BBOLT),
+        flag("backend-batch-interval", Duration, "0s", "Longest time before bbolt commits.").no_effect(NO_BBOLT),
+        flag("backend-batch-limit", Int, "0", "Most operations before bbolt commits.").no_effect(NO_BBOLT),
+        flag("bootstrap-defrag-threshold-megabytes", Uint, "0", "Defragment bbolt at the start.").no_effect(NO_BBOLT),
+        later("memory-mlock", Bool, "false", "Lock the memory."),
+    ]},
+    Section { title: "Clustering", flags: &[
+        flag("initial-advertise-peer-urls", Urls, "http://localhost:2380", "Where other members reach this one."),
+        flag("initial-cluster", Text, "default=http://localhost:2380", "The members of a new cluster, as NAME=URL,NAME=URL."),
+        flag("initial-cluster-state", OneOf(STATES), "new", "Whether the cluster is 'new' or 'existing'; only read without data."),
+        flag("initial-cluster-token", Text, "etcd-cluster", "Makes the identities of this cluster its own."),
+        flag("advertise-client-urls", Urls, "http://localhost:2379", "Where clients reach this member."),
+        flag("strict-reconfig-check", Bool, "true", "Refuse membership changes that would lose the quorum."),
+        flag("max-learners", Int, "1", "Learners that the cluster may have."),
+        flag("pre-vote", Bool, "true", "Ask before an election, so that a member that was away disturbs nobody."),
+        flag("auto-compaction-retention", Text, "0", "History to keep: hours or a duration, or revisions; 0: no automatic compaction."),
+        flag("auto-compaction-mode", Text, "periodic", "What the retention counts: 'periodic' or 'revision'."),
+        flag("v2-deprecation", AnyOf(V2_STAGES), "", "Deprecated and ignored."),
+        later("discovery-endpoints", Set, "", "Discovery service: endpoints.").at("discovery-config.client.endpoints"),
+        later("discovery-token", Text, "", "Discovery service: token.").at("discovery-config.token"),
+        later("discovery-dial-timeout", Duration, "2s", "Discovery service: dial timeout.").at("discovery-config.client.dial-timeout"),
+        later("discovery-request-timeout", Duration, "5s", "Discovery service: request timeout.").at("discovery-config.client.request-timeout"),
+        later("discovery-keepalive-time", Duration, "2s", "Discovery service: time between pings.").at("discovery-config.client.keepalive-time"),
+        later("discovery-keepalive-timeout", Duration, "6s", "Discovery service: wait for a ping's answer.").at("discovery-config.client.keepalive-timeout"),
+        later("discovery-insecure-transport", Bool, "true", "Discovery service: no TLS.").at("discovery-config.client.secure.insecure-transport"),
+        later("discovery-insecure-skip-tls-verify", Bool, "false", "Discovery service: do not check certificates.").at("discovery-config.client.secure.insecure-skip-tls-verify"),
+        later("discovery-cert", Text, "", "Discovery service: client certificate.").at("discovery-config.client.secure.cert"),
+        later("discovery-key", Text, "", "Discovery service: client key.").at("discovery-config.client.secure.key"),
+        later("discovery-cacert", Text, "", "Discovery service: CA certificates.").at("discovery-config.client.secure.cacert"),
+        later("discovery-user", Text, "", "Discovery service: user.").at("discovery-config.client.auth.username"),
+        later("discovery-password", Text, "", "Discovery service: password.").at("discovery-config.client.auth.password"),
+        later("discovery-srv", Text, "", "DNS domain whose SRV records name the members."),
+        later("discovery-srv-name", Text, "", "Suffix of the SRV records' service name."),
+        flag("discovery-fallback", OneOf(FALLBACKS), "exit", "What to do when discovery fails.").no_key(),
+    ]},
+    Section { title: "Security", flags: &[
+        later("cert-file", Text, "", "Certificate shown to clients.").at("client-transport-security.cert-file"),
+        later("key-file", Text, "", "Its key.").at("client-transport-security.key-file"),
+        later("client-cert-file", Text, "", "Certificate for the member's own client connections.").at("client-transport-security.client-cert-file"),
+        later("client-key-file", Text, "", "Its key.").at("client-transport-security.client-key-file"),
+        later("client-cert-auth", Bool, "false", "Demand certificates of clients.").at("client-transport-security.client-cert-auth"),
+        later("client-crl-file", Text, "", "Revoked client certificates.").no_key(),
+        later("client-cert-allowed-hostname", List, "", "Host names that a client certificate may have.").at("client-transport-security.allowed-hostname"),
+        later("trusted-ca-file", Text, "", "CA of client certificates.").at("client-transport-security.trusted-ca-file"),
+        later("auto-tls", Bool, "false", "Make a certificate for clients.").at("client-transport-security.auto-tls"),
+        later("peer-cert-file", Text, "", "Certificate shown to peers.").at("peer-transport-security.cert-file"),
+        later("peer-key-file", Text, "", "Its key.").at("peer-transport-security.key-file"),
+        later("peer-client-cert-file", Text, "", "Certificate for connections to peers.").at("peer-transport-security.client-cert-file"),
+        later("peer-client-key-file", Text, "", "Its key.").at("peer-transport-security.client-key-file"),
+        later("peer-client-cert-auth", Bool, "false", "Demand certificates of peers.").at("peer-transport-security.client-cert-auth"),
+        later("peer-trusted-ca-file", Text, "", "CA of peer certificates.").at("peer-transport-security.trusted-ca-file"),
+        later("peer-cert-allowed-cn", List, "", "Common names that a peer certificate may have.").at("peer-transport-security.allowed-cn"),
+        later("peer-cert-allowed-hostname", List, "", "Host names that a peer certificate may have.").at("peer-transport-security.allowed-hostname"),
+        later("peer-auto-tls", Bool, "false", "Make a certificate for peers.").at("peer-transport-security.auto-tls"),
+        later("peer-skip-client-san-verification", Bool, "false", "Do not check the names in peer certificates.").at("peer-transport-security.skip-client-san-verification"),
+        later("peer-crl-file", Text, "", "Revoked peer certificates.").no_key(),
+        later("self-signed-cert-validity", Uint, "1", "Years that a certificate of --auto-tls is valid."),
+        later("cipher-suites", List, "", "TLS cipher suites."),
+        later("tls-min-version", Text, "TLS1.2", "Lowest TLS version."),
+        later("tls-max-version", Text, "", "Highest TLS version."),
+        later("cors", Origins, "*", "Origins that a browser may call from."),
+        later("host-whitelist", Hosts, "*", "Host names that HTTP requests may carry."),
+    ]},
+    Section { title: "Auth", flags: &[
+        later("auth-token", Text, "simple", "Kind of authentication token: 'simple', or 'jwt' with options."),
+        later("bcrypt-cost", Uint, "10", "Cost of hashing a password."),
+        later("auth-token-ttl", Uint, "300", "Seconds that a simple token lives."),
+    ]},
+    Section { title: "Profiling and monitoring", flags: &[
+        flag("metrics", Text, "basic", "Detail of the metrics: 'basic' or 'extensive'."),
+        flag("listen-metrics-urls", Urls, "", "Where else to serve metrics and health."),
+        later("enable-pprof", Bool, "false", "Serve runtime profiles."),
+    ]},
+    Section { title: "Logging", flags: &[
+        flag("logger", Text, "zap", "Kind of log; only 'zap', the structured one."),
+        flag("log-outputs", Set, "default", "Where the log goes: stderr, stdout, files; 'default' is stderr."),
+        flag("log-level", Text, "info", "Least level that is logged: debug, info, warn, error, panic or fatal."),
+        flag("log-format", Text, "json", "Form of the log: 'json', or 'console' for people."),
+        later("enable-log-rotation", Bool, "false", "Rotate the log file."),
+        later("log-rotation-config-json", Text, LOG_ROTATION, "How to rotate it."),
+        flag("warning-unary-request-duration", Duration, "300ms", "Requests that take longer are logged; 0: the default."),
+        flag("warning-apply-duration", Duration, "100ms", "Entries that take longer to apply are logged."),
+    ]},
+    Section { title: "Distributed tracing", flags: &[
+        later("enable-distributed-tracing", Bool, "false", "Send traces to an OpenTelemetry collector."),
+        later("distributed-tracing-address", Text, "localhost:4317", "The collector's address."),
+        later("distributed-tracing-service-name", Text, "etcd", "The service's name in traces."),
+        later("distributed-tracing-instance-id", Text, "", "This member's name in traces."),
+        later("distributed-tracing-sampling-rate", Int, "0", "Traces sampled per million."),
+    ]},
+    Section { title: "Features", flags: &[
+        flag("compaction-batch-limit", Int, "0", "Revisions that a compaction removes in one step; 0: 1000."),
+        flag("compaction-sleep-interval", Duration, "0s", "Pause between these steps; 0: 10ms."),
+        flag("watch-progress-notify-interval", Duration, "0s", "Time between progress notifications of a quiet watch; 0: 10m."),
+        flag("downgrade-check-time", Duration, "5s", "Time between looks for a downgrade.").no_effect("this version of etched knows no downgrade"),
+        later("corrupt-check-time", Duration, "0s", "Time between comparisons of the members' data; 0: none."),
+        later("compact-hash-check-time", Duration, "1m", "Time between comparisons of compaction hashes."),
+    ]},
+    Section { title: "Unsafe", flags: &[
+        flag("unsafe-no-fsync", Bool, "false", "Do not wait for the disk: a crash loses acknowledged writes."),
+        later("force-new-cluster", Bool, "false", "Make this member a cluster of its own."),
+    ]},
+    Section { title: "etched's own", flags: &[
+        flag("memory-budget-bytes", Uint64, "0", "Memory for caches and buffers together; 0: a quarter of the machine's, at most 512 MiB."),
+    ]},
+    Section { title: "Start", flags: &[
+        flag("config-file", Text, "", "YAML or JSON file to read instead of other flags and the environment. Durations in it are nanoseconds.").no_key(),
+        flag("version", Bool, "false", "Print the version and exit.").no_key(),
+    ]},
+    Section { title: "", flags: &[
+        forgotten("cluster-active-size"), forgotten("cluster-remove-delay"), forgotten("cluster-sync-interval"),
+        forgotten("config"), forgotten("force"), forgotten("max-result-buffer"), forgotten("max-retry-attempts"),
+        forgotten("peer-heartbeat-interval"), forgotten("peer-election-timeout"), forgotten("retry-interval"),
+        forgotten("snapshot"), forgotten("v"), forgotten("vv"), forgotten("test.coverprofile"), forgotten("test.outputdir"),
+    ]},
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_and_keys_are_unique() {
+        let names: BTreeSet<_> = all().map(|flag| flag.name).collect();
+        assert_eq!(names.len(), all().count());
+        let keys: Vec<_> = all()
+            .filter_map(|flag| match flag.key {
+                Key::Name => Some(flag.name),
+                Key::Path(path) => Some(path),
+                Key::None => None,
+            })
+            .collect();
+        assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), keys.len());
+    }
+
+    #[test]
+    fn defaults_have_their_flag_s_type() {
+        for flag in all() {
+            let mut value = flag.kind.default_value(flag.default);
+            if !flag.default.is_empty() {
+                assert_eq!(
+                    flag.kind.set(&mut value, flag.default),
+                    Ok(()),
+                    "{}",
+                    flag.name
+                );
+            }
+            assert_eq!(
+                value,
+                flag.kind.default_value(flag.default),
+                "{}",
+                flag.name
+            );
+        }
+    }
+}

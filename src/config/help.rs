@@ -1,0 +1,90 @@
+//! The texts of `--help`, `--version` and of a mistake on the command line.
+
+use clap::{Arg, Command};
+
+use super::flags::{self, State};
+use super::gates::Gates;
+use super::value::Kind;
+use super::{ETCD_VERSION, GIT_SHA, VERSION};
+
+/// Goes to stderr, after the line that names a mistake or before the listing of the flags.
+pub const USAGE: &str = "\
+Usage:
+
+  etched [flags]
+    Start a member.
+
+  etched --version
+    Print the version and exit.
+
+  etched -h | --help
+    List the flags and exit.
+
+  etched --config-file FILE
+    Read the configuration from FILE (YAML or JSON); other flags and the
+    environment are ignored then. Durations in it are whole nanoseconds.
+
+Each flag can be set by the environment too: ETCD_ and its name in capitals,
+with _ for -.
+";
+
+/// The flags, for stdout.
+pub fn listing() -> String {
+    let mut command = Command::new("etched")
+        .help_template("{all-args}")
+        .disable_help_flag(true)
+        .next_line_help(true);
+    for section in flags::SECTIONS.iter().filter(|s| !s.title.is_empty()) {
+        for flag in section.flags {
+            let mut usage = flag.usage.to_owned();
+            match flag.state {
+                State::Built => {}
+                State::NotBuilt => usage.push_str(" [not built yet]"),
+                State::NoEffect(_) => usage.push_str(" [no effect]"),
+            }
+            if flag.kind == Kind::Gates {
+                usage = format!("{usage}\n{}", Gates::help());
+            }
+            let mut arg = Arg::new(flag.name)
+                .long(flag.name)
+                .value_name(placeholder(flag.kind))
+                .help(usage)
+                .help_heading(section.title);
+            if !flag.default.is_empty() {
+                arg = arg.default_value(flag.default);
+            }
+            command = command.arg(arg);
+        }
+    }
+    format!("{}\n", command.render_help().to_string().trim_end())
+}
+
+fn placeholder(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Bool => "BOOL",
+        Kind::Uint | Kind::Uint64 | Kind::Uint32 | Kind::Int | Kind::Int64 => "NUMBER",
+        Kind::Duration => "DURATION",
+        Kind::Urls | Kind::Origins => "URLS",
+        Kind::Hosts | Kind::Set | Kind::List => "LIST",
+        Kind::OneOf(_) | Kind::AnyOf(_) => "WORD",
+        Kind::Gates => "GATES",
+        Kind::Text | Kind::Ignored => "TEXT",
+    }
+}
+
+/// The versions: etched's own, and below it etcd's lines, which scripts read.
+pub fn version() -> String {
+    let rust = option_env!("ETCHED_RUST_VERSION").unwrap_or("unknown");
+    let (os, arch) = (std::env::consts::OS, go_arch());
+    format!(
+        "etched Version: {VERSION}\netcd Version: {ETCD_VERSION}\nGit SHA: {GIT_SHA}\nRust Version: {rust}\nOS/Arch: {os}/{arch}\n"
+    )
+}
+
+fn go_arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}

@@ -1,0 +1,45 @@
+//! The machine, as a configuration needs it: the one place of this module that asks it anything.
+
+use std::net::UdpSocket;
+use std::path::Path;
+
+/// The address that this machine would send from if it wrote to the world, IPv4 if it can.
+///
+/// Connecting a datagram socket sends nothing, it only asks for the route. The targets are
+/// addresses set aside for documentation, which nobody has.
+pub fn default_host() -> Option<String> {
+    let ask = |from: &str, to: &str| -> std::io::Result<String> {
+        let socket = UdpSocket::bind(from)?;
+        socket.connect(to)?;
+        Ok(socket.local_addr()?.ip().to_string())
+    };
+    ask("0.0.0.0:0", "198.51.100.1:9")
+        .or_else(|_| ask("[::]:0", "[2001:db8::1]:9"))
+        .ok()
+}
+
+/// The machine's memory, or this process's share of it if its control group sets one.
+pub fn memory_bytes() -> Option<u64> {
+    let limits = [
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ];
+    let limit = limits.iter().find_map(|path| number_in(Path::new(path)));
+    match (total_bytes(), limit) {
+        (Some(total), Some(limit)) => Some(total.min(limit)),
+        (total, limit) => total.or(limit),
+    }
+}
+
+fn number_in(path: &Path) -> Option<u64> {
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn total_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    kilobytes.checked_mul(1024)
+}

@@ -1,0 +1,116 @@
+//! Every error that a client can see, with its gRPC code and etcd's exact text, in one table.
+//!
+//! clientv3 compares the texts and retries by the codes, so both are part of the interface.
+//! What is not here (a broken disk, a failed invariant) is no answer to a client: it stops the
+//! process.
+
+use tonic::{Code, Status};
+
+/// Builds the enum and its table in one place.
+macro_rules! errors {
+    ($($name:ident => $code:ident, $text:literal;)*) => {
+        /// An answer that tells a client why its request was refused.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Error {
+            $($name,)*
+        }
+
+        impl Error {
+            /// Every error, for tests that walk the table.
+            pub const ALL: &[Error] = &[$(Error::$name,)*];
+
+            pub fn code(self) -> Code {
+                match self {
+                    $(Error::$name => Code::$code,)*
+                }
+            }
+
+            /// The text on the wire, etcd's own.
+            pub fn text(self) -> &'static str {
+                match self {
+                    $(Error::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+errors! {
+    EmptyKey => InvalidArgument, "etcdserver: key is not provided";
+    KeyNotFound => InvalidArgument, "etcdserver: key not found";
+    ValueProvided => InvalidArgument, "etcdserver: value is provided";
+    LeaseProvided => InvalidArgument, "etcdserver: lease is provided";
+    TooManyOps => InvalidArgument, "etcdserver: too many operations in txn request";
+    DuplicateKey => InvalidArgument, "etcdserver: duplicate key given in txn request";
+    InvalidClientApiVersion => InvalidArgument, "etcdserver: invalid client api version";
+    InvalidSortOption => InvalidArgument, "etcdserver: invalid sort option";
+    MemberBadUrls => InvalidArgument, "etcdserver: given member URLs are invalid";
+    RequestTooLarge => InvalidArgument, "etcdserver: request is too large";
+    InvalidAlarmAction => InvalidArgument, "etcdserver: unknown alarm action";
+    Compacted => OutOfRange, "etcdserver: mvcc: required revision has been compacted";
+    FutureRevision => OutOfRange, "etcdserver: mvcc: required revision is a future revision";
+    LeaseTtlTooLarge => OutOfRange, "etcdserver: too large lease TTL";
+    NoSpace => ResourceExhausted, "etcdserver: mvcc: database space exceeded";
+    LeaseNotFound => NotFound, "etcdserver: requested lease not found";
+    MemberNotFound => NotFound, "etcdserver: member not found";
+    LeaseExists => FailedPrecondition, "etcdserver: lease already exists";
+    PeerUrlExists => FailedPrecondition, "etcdserver: Peer URLs already exists";
+    NotLeader => FailedPrecondition, "etcdserver: not leader";
+    NotCapable => FailedPrecondition, "etcdserver: not capable";
+    BadLeaderTransferee => FailedPrecondition, "etcdserver: bad leader transferee";
+    AuthNotEnabled => FailedPrecondition, "etcdserver: authentication is not enabled";
+    NoLeader => Unavailable, "etcdserver: no leader";
+    LeaderChanged => Unavailable, "etcdserver: leader changed";
+    Stopped => Unavailable, "etcdserver: server stopped";
+    Timeout => Unavailable, "etcdserver: request timed out";
+    Corrupt => DataLoss, "etcdserver: corrupt cluster";
+    WatchCanceled => Cancelled, "etcdserver: watch canceled";
+    TooManyRequests => Unknown, "etcdserver: too many requests";
+    UnknownMethod => Unknown, "etcdserver: unknown method";
+    RangeStreamSort => Unimplemented, "RangeStream does not support custom sort orders";
+    RangeStreamFilters => Unimplemented, "RangeStream does not support revision filters";
+    SnapshotNotBuilt => Unimplemented, "etched: Snapshot is not built yet; stop the member and copy its data directory to back it up";
+    MembershipNotBuilt => Unimplemented, "etched: a cluster of more than one member is not built yet";
+    DowngradeNotBuilt => Unimplemented, "etched: Downgrade is not built yet";
+    AuthNotBuilt => Unimplemented, "etched: authentication is not built yet";
+    LockNotBuilt => Unimplemented, "etched: the Lock service is not built yet; etcdctl lock and clientv3's concurrency package work without it";
+    ElectionNotBuilt => Unimplemented, "etched: the Election service is not built yet; etcdctl elect and clientv3's concurrency package work without it";
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        Status::new(error.code(), error.text())
+    }
+}
+
+/// Reasons why a watch was not made or was ended; etcd sends them as text, without a code.
+pub mod watch_reason {
+    pub const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
+    pub const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
+    pub const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_unique_and_prefixed() {
+        let mut texts: Vec<_> = Error::ALL.iter().map(|error| error.text()).collect();
+        for (error, text) in Error::ALL.iter().zip(&texts) {
+            let ours = error.code() == Code::Unimplemented;
+            assert!(ours || text.starts_with("etcdserver: "), "{text}");
+        }
+        texts.sort_unstable();
+        texts.dedup();
+        assert_eq!(texts.len(), Error::ALL.len());
+    }
+}

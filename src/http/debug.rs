@@ -1,0 +1,89 @@
+//! /debug/vars: the command line and where raft stands, in the shape of Go's expvar.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::HttpService;
+use super::process;
+use crate::types::MemberId;
+
+/// raft's own view, with ids as text in lower-case hexadecimal.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RaftStatus {
+    id: String,
+    term: u64,
+    vote: String,
+    commit: u64,
+    lead: String,
+    raft_state: &'static str,
+    applied: u64,
+    progress: BTreeMap<String, Progress>,
+    leadtransferee: String,
+}
+
+#[derive(Serialize)]
+struct Progress {
+    #[serde(rename = "match")]
+    matched: u64,
+    next: u64,
+    state: &'static str,
+}
+
+/// The page, one variable a line.
+pub fn vars(service: &HttpService) -> String {
+    let arguments: Vec<_> = std::env::args_os()
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
+    // etcd shows the Go runtime's memory here; of that there is only what the process takes.
+    let memory = json!({ "Sys": process::resident_bytes().map(|bytes| bytes as u64) });
+    let variables = [
+        ("cmdline", json!(arguments)),
+        ("file_descriptor_limit", json!(process::file_limit() as u64)),
+        ("memstats", memory),
+        ("raft.status", json!(raft_status(service))),
+    ];
+    let lines: Vec<_> = variables
+        .iter()
+        .map(|(name, value)| format!("\"{name}\": {value}"))
+        .collect();
+    format!("{{\n{}\n}}\n", lines.join(",\n"))
+}
+
+fn raft_status(service: &HttpService) -> RaftStatus {
+    let shared = service.handle.shared();
+    let raft = &shared.raft;
+    let me = shared.member.to_string();
+    let commit = raft.commit_index();
+    let mut progress = BTreeMap::new();
+    if raft.is_leader() {
+        let own = Progress {
+            matched: commit,
+            next: commit + 1,
+            state: "StateReplicate",
+        };
+        progress.insert(me.clone(), own);
+    }
+    RaftStatus {
+        term: raft.term(),
+        // A leader has voted for itself; whom another voted for is not known up here.
+        vote: if raft.is_leader() {
+            me.clone()
+        } else {
+            "0".to_owned()
+        },
+        commit,
+        lead: MemberId(raft.leader()).to_string(),
+        raft_state: if raft.is_leader() {
+            "StateLeader"
+        } else {
+            "StateFollower"
+        },
+        applied: raft.applied_index(),
+        progress,
+        leadtransferee: "0".to_owned(),
+        id: me,
+    }
+}

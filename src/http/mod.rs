@@ -1,0 +1,225 @@
+//! What the client port says to plain HTTP: health probes, version, metrics, debug variables.
+//!
+//! Probes, scrapers and browsers were written against etcd, so every answer is its answer: status,
+//! headers and bytes. Bodies of requests are not read: nothing here takes one yet, and the JSON
+//! gateway, whose place is /v3/, is answered as by an etcd that runs without it.
+//!
+//! Auth never stands in the way of these paths, in etcd and here.
+
+mod access;
+mod debug;
+mod health;
+mod page;
+mod process;
+mod scrape;
+mod target;
+
+use std::io::Write as _;
+use std::sync::Arc;
+
+use http::header::ACCEPT_ENCODING;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use serde::Serialize;
+use tonic::body::Body;
+
+use crate::metrics::Metrics;
+use crate::node::Handle;
+use crate::types::ETCD_VERSION;
+pub use access::Access;
+use target::Target;
+
+/// The format of etcd's storage that this server's answers are equivalent to.
+const STORAGE_VERSION: &str = "3.7.0";
+
+/// Answers HTTP requests; cheap to clone.
+#[derive(Clone)]
+pub struct HttpService {
+    handle: Handle,
+    metrics: Arc<Metrics>,
+    access: Arc<Access>,
+    surface: Surface,
+}
+
+/// What a listener shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Surface {
+    Client,
+    /// Probes and metrics, without CORS and without a check of the Host.
+    Metrics,
+}
+
+#[derive(Serialize)]
+struct Versions<'a> {
+    etcdserver: &'a str,
+    etcdcluster: &'a str,
+    storage: &'a str,
+}
+
+impl HttpService {
+    pub fn new(handle: Handle, metrics: Arc<Metrics>) -> Self {
+        Self {
+            handle,
+            metrics,
+            access: Arc::default(),
+            surface: Surface::Client,
+        }
+    }
+
+    /// Limits who may ask.
+    pub fn with_access(mut self, access: Access) -> Self {
+        self.access = Arc::new(access);
+        self
+    }
+
+    /// The same for a listener of `--listen-metrics-urls`.
+    pub fn metrics_only(mut self) -> Self {
+        self.surface = Surface::Metrics;
+        self
+    }
+
+    /// Answers a request of HTTP/1; its body is not read.
+    pub async fn respond<B>(&self, request: Request<B>) -> Response<Body> {
+        let (head, _) = request.into_parts();
+        let request = Request::from_parts(head, ());
+        if let Some(refused) = access::refuse_malformed(&request) {
+            return refused;
+        }
+        let (method, uri) = (request.method(), request.uri());
+        if method == Method::OPTIONS && uri.path() == "*" {
+            return page::nothing();
+        }
+        let target = Target::of(method, uri);
+        if target == Target::Malformed {
+            return page::bad_request(None);
+        }
+        if self.surface == Surface::Metrics {
+            return self.route(target, &request).await;
+        }
+        if let Some(refused) = self.access.refuse_host(&request) {
+            return refused;
+        }
+        let mut response = if method == Method::OPTIONS {
+            page::nothing()
+        } else {
+            self.route(target, &request).await
+        };
+        self.access
+            .add_cors(request.headers(), response.headers_mut());
+        response
+    }
+
+    async fn route(&self, target: Target, request: &Request<()>) -> Response<Body> {
+        let (method, uri) = (request.method(), request.uri());
+        let path = match target {
+            Target::Path(path) => path,
+            Target::Elsewhere(location) => return page::redirection(method, &location),
+            Target::Malformed => return page::bad_request(None),
+        };
+        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        match parts.as_slice() {
+            ["metrics"] => self.metrics_page(request.headers()).await,
+            ["health"] => health::health(self, method, uri).await,
+            [endpoint @ ("livez" | "readyz")] => {
+                health::all_checks(self, endpoint, method, uri).await
+            }
+            [endpoint @ ("livez" | "readyz"), check] => {
+                let answer = health::one_check(self, endpoint, check, method, uri).await;
+                answer.unwrap_or_else(page::not_found)
+            }
+            _ if self.surface == Surface::Metrics => page::not_found(),
+            ["version"] | ["debug", "vars"] if method != Method::GET => page::only_get(),
+            ["version"] => self.version(),
+            ["debug", "vars"] => page::json_utf8(debug::vars(self)),
+            _ => page::not_found(),
+        }
+    }
+
+    fn version(&self) -> Response<Body> {
+        let status = self.handle.shared().status();
+        let versions = Versions {
+            etcdserver: ETCD_VERSION,
+            etcdcluster: status.cluster_version.as_deref().unwrap_or("not_decided"),
+            storage: STORAGE_VERSION,
+        };
+        // Three strings can always be written.
+        page::json(serde_json::to_string(&versions).unwrap_or_default())
+    }
+
+    async fn metrics_page(&self, headers: &HeaderMap) -> Response<Body> {
+        let gzipped = accepts_gzip(headers);
+        let service = self.clone();
+        // Reads files and formats thousands of lines: not on the network's threads.
+        let rendered = tokio::task::spawn_blocking(move || {
+            let scrape = scrape::scrape(&service.handle, service.is_learner());
+            let text = service.metrics.render(&scrape);
+            if gzipped {
+                gzip(text.as_bytes())
+            } else {
+                Ok(text.into_bytes())
+            }
+        });
+        match rendered.await {
+            Ok(Ok(body)) => page::metrics(body, gzipped),
+            Ok(Err(_)) | Err(_) => {
+                page::refusal(StatusCode::INTERNAL_SERVER_ERROR, "the scrape failed")
+            }
+        }
+    }
+
+    fn is_learner(&self) -> bool {
+        let shared = self.handle.shared();
+        let status = shared.status();
+        let me = status
+            .members
+            .iter()
+            .find(|member| member.id == shared.member.0);
+        me.and_then(|member| member.raft_attributes.as_ref())
+            .is_some_and(|raft| raft.is_learner)
+    }
+}
+
+fn gzip(text: &[u8]) -> std::io::Result<Vec<u8>> {
+    let level = flate2::Compression::fast();
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
+    encoder.write_all(text)?;
+    encoder.finish()
+}
+
+fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let offers = headers.get_all(ACCEPT_ENCODING).iter();
+    offers
+        .filter_map(|offer| offer.to_str().ok())
+        .flat_map(|offer| offer.split(','))
+        .any(|offer| {
+            let mut parts = offer.split(';').map(str::trim);
+            let named = parts
+                .next()
+                .is_some_and(|name| name.eq_ignore_ascii_case("gzip"));
+            let weight = parts.find_map(|part| part.strip_prefix("q="));
+            let refused = weight.is_some_and(|weight| weight.parse() == Ok(0.0));
+            named && !refused
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    #[test]
+    fn gzip_is_sent_to_whom_it_is_welcome() {
+        for (offer, welcome) in [
+            ("gzip", true),
+            ("deflate, GZIP;q=0.5", true),
+            ("gzip;q=0", false),
+            ("gzip; q=0.0", false),
+            ("identity", false),
+            ("", false),
+        ] {
+            let value = HeaderValue::from_static(offer);
+            let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, value)]);
+            assert_eq!(accepts_gzip(&headers), welcome, "{offer}");
+        }
+        assert!(!accepts_gzip(&HeaderMap::new()));
+    }
+}

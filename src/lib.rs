@@ -1,0 +1,34 @@
+//! etched: a server that speaks the etcd v3 API.
+//!
+//! Code map, from the bottom up; a module imports only from layers below its own
+//! (`tests/tidy.rs` holds the table):
+//!
+//! | layer | modules |
+//! |---|---|
+//! | 0 | [`types`], [`error`], [`env`], [`proto`], [`metrics`] |
+//! | 1 | [`config`], [`storage`] |
+//! | 2 | [`mvcc`], [`raft`] |
+//! | 3 | [`state`], [`watch`] |
+//! | 5 | [`node`] |
+//! | 6 | [`api`] |
+//! | 7 | [`http`] |
+//! | 8 | [`server`] |
+//!
+//! `docs/ARCHITECTURE.md` tells what each part promises and follows a request through them.
+#![deny(unsafe_code)]
+
+pub mod api;
+pub mod config;
+pub mod env;
+pub mod error;
+pub mod http;
+pub mod metrics;
+pub mod mvcc;
+pub mod node;
+pub mod proto;
+pub mod raft;
+pub mod server;
+pub mod state;
+pub mod storage;
+pub mod types;
+pub mod watch;

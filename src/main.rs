@@ -1,0 +1,55 @@
+//! The `etched` program: reads the configuration and runs a member.
+
+use std::process::ExitCode;
+
+use etched::config::{self, Surroundings};
+use etched::server::{self, logging, run::Stopped};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let around = Surroundings {
+        env: std::env::vars_os().collect(),
+        read_file: &|path| std::fs::read_to_string(path),
+        default_host: &config::default_host,
+        memory_bytes: &config::memory_bytes,
+    };
+    let loaded = match config::load(std::env::args_os(), &around) {
+        Ok(loaded) => loaded,
+        Err(exit) => return logging::exit(&exit),
+    };
+    if let Err(error) = logging::init(&loaded.config.log) {
+        logging::fatal("discovery failed", &error.to_string());
+        return ExitCode::from(1);
+    }
+    logging::notes(&loaded.notes);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("etched")
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            logging::fatal("discovery failed", &format!("cannot start threads: {error}"));
+            return ExitCode::from(1);
+        }
+    };
+    let ended = runtime.block_on(server::run::run(loaded.config));
+    match ended {
+        Ok(Stopped::Signal(signal)) => {
+            // As a shell sees a process that the signal ended; the first process of a container
+            // ends well.
+            let code = if std::process::id() == 1 { 0 } else { 128 + signal as u8 };
+            std::process::exit(i32::from(code));
+        }
+        Err(server::Error::Failed(reason)) => {
+            logging::fatal("stopped: the member cannot go on", &reason);
+            std::process::exit(1);
+        }
+        Err(error) => {
+            logging::fatal("discovery failed", &error.to_string());
+            std::process::exit(1);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What a member counts and tells Prometheus.
+//!
+//! Whoever does something counts it in a cell of `Metrics` at once: an atomic addition, no lock,
+//! no text. What the node knows anyway (who leads, how far it is, how large) is read once a
+//! scrape, handed in as a `Scrape`. `table` names every metric; `cell` holds numbers; `grpc`,
+//! `labelled` and `operation` find the right number for labels; `text` writes the page.
+//!
+//! Nothing in here reads a clock or the machine: times and figures are handed in.
+
+mod cell;
+mod grpc;
+mod labelled;
+mod operation;
+mod table;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use std::time::Duration;
+
+use tonic::Code;
+
+use crate::types::MemberId;
+
+pub use cell::{Counter, Gauge, Histogram};
+pub use grpc::Method;
+pub use labelled::{CallKind, Feature, HEALTH_CHECKS, StreamFailure};
+pub use operation::Operation;
+pub use table::{Metrics, Scrape};
+pub use text::CONTENT_TYPE;
+
+use labelled::Labelled;
+
+impl Metrics {
+    /// `extensive` adds the times of gRPC calls.
+    pub fn new(server_id: MemberId, extensive: bool) -> Self {
+        Self::with_labelled(Labelled::new(server_id, extensive))
+    }
+
+    /// Sets the methods that the calls `grpc_*` name by their place in the list.
+    pub fn with_methods(mut self, methods: &[Method]) -> Self {
+        self.labelled.grpc = grpc::Grpc::new(methods, self.labelled.extensive);
+        self
+    }
+
+    /// Sets the feature gates to show.
+    pub fn with_features(mut self, features: Vec<Feature>) -> Self {
+        self.labelled.features = features;
+        self
+    }
+
+    /// Whether the times of gRPC calls are wanted.
+    pub fn is_extensive(&self) -> bool {
+        self.labelled.extensive
+    }
+
+    pub fn grpc_started(&self, method: usize) {
+        self.labelled.grpc.started(method);
+    }
+
+    /// A message of a call came in.
+    pub fn grpc_received(&self, method: usize) {
+        self.labelled.grpc.received(method);
+    }
+
+    /// A message of a call went out.
+    pub fn grpc_sent(&self, method: usize) {
+        self.labelled.grpc.sent(method);
+    }
+
+    /// A call ended.
+    pub fn grpc_handled(&self, method: usize, code: Code) {
+        self.labelled.grpc.handled(method, code);
+    }
+
+    /// How long a call took; counted where `is_extensive`.
+    pub fn grpc_handling(&self, method: usize, took: Duration) {
+        self.labelled.grpc.handling(method, took);
+    }
+
+    /// A call came in with this `client-api-version` metadata.
+    pub fn client_request(&self, kind: CallKind, version: Option<&str>) {
+        self.labelled
+            .client_request(kind, version.unwrap_or("unknown"));
+    }
+
+    pub fn stream_failed(&self, failure: StreamFailure) {
+        self.labelled.stream_failed(failure);
+    }
+
+    /// A proposal or a read was answered; an error of the state machine is a success here, as in
+    /// etcd.
+    pub fn requested(&self, operation: Operation, success: bool, took: Duration) {
+        self.labelled.requested(operation, success, took);
+    }
+
+    /// The state machine applied a request.
+    pub fn applied(&self, operation: Operation, success: bool, took: Duration) {
+        self.labelled.applied(operation, success, took);
+    }
+
+    /// A range was read.
+    pub fn ranged(&self, success: bool, took: Duration) {
+        self.labelled.ranged(success, took);
+    }
+
+    /// The check at this place of `HEALTH_CHECKS` was made.
+    pub fn health_checked(&self, check: usize, passed: bool) {
+        self.labelled.health_checked(check, passed);
+    }
+
+    /// The page for Prometheus, of media type `CONTENT_TYPE`.
+    pub fn render(&self, scrape: &Scrape) -> String {
+        let mut page = text::Exposition::default();
+        self.expose_plain(scrape, &mut page);
+        self.labelled.expose(scrape, &mut page);
+        page.render()
+    }
+}

@@ -1,0 +1,125 @@
+//! One number for the whole history, equal to etcd's `HashKV` for the same history.
+//!
+//! etcd hashes its `key` bucket: the bucket's name, then of each kept revision in order the
+//! seventeen (tombstones: eighteen) bytes of its key and the protobuf of its pair. Up to the
+//! compacted revision it counts only what is live at the hashed revision, so that members agree
+//! however far their compactions have come.
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::Result;
+use super::history::decode_revision;
+use super::read::Snapshot;
+use crate::error;
+use crate::proto::KeyValue;
+use crate::storage::schema::{self, ChangeKind, RevisionRecord};
+use crate::storage::{self, Family};
+use crate::types::{KeyRange, Revision};
+
+/// A hash and what it covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryHash {
+    pub hash: u32,
+    pub compacted: i64,
+    /// The newest revision in it.
+    pub revision: i64,
+}
+
+/// CRC-32C over etcd's encoding of the history.
+pub struct HistoryHasher {
+    crc: u32,
+}
+
+impl HistoryHasher {
+    pub fn new() -> Self {
+        Self {
+            crc: crc32c::crc32c(b"key"),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.crc = crc32c::crc32c_append(self.crc, bytes);
+    }
+
+    pub fn change(&mut self, revision: Revision, tombstone: bool, pair: &KeyValue) {
+        let mut key = [0u8; 18];
+        key[..8].copy_from_slice(&(revision.main as u64).to_be_bytes());
+        key[8] = b'_';
+        key[9..17].copy_from_slice(&(revision.sub as u64).to_be_bytes());
+        key[17] = b't';
+        self.write(&key[..if tombstone { 18 } else { 17 }]);
+        self.write(&pair.encode_to_vec());
+    }
+
+    pub fn finish(self) -> u32 {
+        self.crc
+    }
+}
+
+impl Default for HistoryHasher {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Snapshot<'_> {
+    /// Hashes the history up to `revision`; 0 for all of it.
+    pub fn hash(&self, revision: i64) -> Result<HistoryHash> {
+        if revision > self.head {
+            return Err(error::Error::FutureRevision.into());
+        }
+        if revision > 0 && revision < self.compacted {
+            return Err(error::Error::Compacted.into());
+        }
+        let revision = if revision <= 0 { self.head } else { revision };
+        let everything = KeyRange::From(Bytes::from_static(&[0]));
+        let any_live = self.walk(&everything, revision)?.next()?;
+        let mut hasher = HistoryHasher::new();
+        let upper = schema::revision_key(Revision::new(revision + 1, 0));
+        let mut log = self.read.cursor(Family::Revisions, &[], Some(&upper))?;
+        while log.next()? {
+            let at = decode_revision(log.key())?;
+            let record = RevisionRecord::decode(log.key(), log.value())?;
+            // Where no key is live etcd cannot tell the dead from the kept and takes all.
+            let live_at = if any_live { revision } else { self.compacted };
+            self.hash_record(&mut hasher, at, &record, live_at)?;
+        }
+        Ok(HistoryHash {
+            hash: hasher.finish(),
+            compacted: self.compacted,
+            revision,
+        })
+    }
+
+    fn hash_record(
+        &self,
+        hasher: &mut HistoryHasher,
+        at: Revision,
+        record: &RevisionRecord<'_>,
+        live_at: i64,
+    ) -> storage::Result<()> {
+        let kept_only = at.main <= self.compacted;
+        match record.kind {
+            ChangeKind::Delete if kept_only => {}
+            ChangeKind::Delete => {
+                let pair = KeyValue {
+                    key: Bytes::copy_from_slice(record.key),
+                    ..Default::default()
+                };
+                hasher.change(at, true, &pair);
+            }
+            ChangeKind::Put => {
+                let Some((version, superseded)) = self.find_version(record.key, at)? else {
+                    // Only a compaction that is still running leaves a record without a version.
+                    return Ok(());
+                };
+                let dead = superseded.is_some_and(|superseded| superseded.main <= live_at);
+                if !(kept_only && dead) {
+                    hasher.change(at, false, &version.to_key_value(record.key));
+                }
+            }
+        }
+        Ok(())
+    }
+}

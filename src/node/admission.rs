@@ -1,0 +1,129 @@
+//! What a member refuses before it proposes: what is too large, what does not fit the quota,
+//! what would pile up.
+//!
+//! The quota is looked at here alone, by the member that is asked; it raises the replicated
+//! NOSPACE alarm, and apply sees only that. So a quota never makes members differ.
+
+use crate::error::Error;
+use crate::proto::etcdserverpb::{
+    InternalRaftRequest, PutRequest, RequestOp, TxnRequest, request_op::Request,
+};
+
+/// What a put costs beside its key and value, in bytes; etcd's figure.
+const PUT_OVERHEAD_BYTES: i64 = 256;
+const LEASE_COST_BYTES: i64 = 64;
+/// Entries that may be committed and not applied.
+pub const MAX_APPLY_GAP: u64 = 5_000;
+
+/// The limits of one member.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of an encoded request.
+    pub max_request_bytes: usize,
+    /// Of the state; `None` for no quota.
+    pub quota_bytes: Option<i64>,
+}
+
+impl Limits {
+    pub fn check_size(&self, encoded_bytes: usize) -> Result<(), Error> {
+        if encoded_bytes > self.max_request_bytes {
+            return Err(Error::RequestTooLarge);
+        }
+        Ok(())
+    }
+
+    /// Whether a state of `size_bytes` has room for the request. What costs nothing always fits.
+    pub fn check_quota(&self, request: &InternalRaftRequest, size_bytes: i64) -> Result<(), Error> {
+        let cost = cost_bytes(request);
+        match self.quota_bytes {
+            Some(quota) if cost > 0 && size_bytes.saturating_add(cost) >= quota => {
+                Err(Error::NoSpace)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+pub fn check_gap(commit_index: u64, applied_index: u64) -> Result<(), Error> {
+    if commit_index > applied_index + MAX_APPLY_GAP {
+        return Err(Error::TooManyRequests);
+    }
+    Ok(())
+}
+
+fn cost_bytes(request: &InternalRaftRequest) -> i64 {
+    let put = request.put.as_ref().map_or(0, put_cost);
+    let txn = request.txn.as_ref().map_or(0, txn_cost);
+    let lease = if request.lease_grant.is_some() {
+        LEASE_COST_BYTES
+    } else {
+        0
+    };
+    put + txn + lease
+}
+
+fn put_cost(put: &PutRequest) -> i64 {
+    PUT_OVERHEAD_BYTES + (put.key.len() + put.value.len()) as i64
+}
+
+fn txn_cost(txn: &TxnRequest) -> i64 {
+    let branch = |ops: &[RequestOp]| -> i64 {
+        ops.iter()
+            .map(|op| match &op.request {
+                Some(Request::RequestPut(put)) => put_cost(put),
+                Some(Request::RequestTxn(nested)) => txn_cost(nested),
+                _ => 0,
+            })
+            .sum()
+    };
+    branch(&txn.success).max(branch(&txn.failure))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(key: usize, value: usize) -> PutRequest {
+        PutRequest {
+            key: vec![b'k'; key].into(),
+            value: vec![b'v'; value].into(),
+            ..Default::default()
+        }
+    }
+
+    fn op(request: Request) -> RequestOp {
+        RequestOp {
+            request: Some(request),
+        }
+    }
+
+    #[test]
+    fn costs_are_etcds() {
+        let nested = TxnRequest {
+            success: vec![op(Request::RequestPut(put(1, 2)))],
+            ..Default::default()
+        };
+        let txn = TxnRequest {
+            success: vec![op(Request::RequestPut(put(10, 0)))],
+            failure: vec![
+                op(Request::RequestPut(put(1, 1))),
+                op(Request::RequestTxn(nested)),
+            ],
+            ..Default::default()
+        };
+        assert_eq!(txn_cost(&txn), 256 + 2 + 256 + 3);
+        let limits = Limits {
+            max_request_bytes: 10,
+            quota_bytes: Some(1000),
+        };
+        let request = InternalRaftRequest {
+            txn: Some(txn),
+            ..Default::default()
+        };
+        assert_eq!(limits.check_quota(&request, 482), Ok(()));
+        assert_eq!(limits.check_quota(&request, 483), Err(Error::NoSpace));
+        let free = InternalRaftRequest::default();
+        assert_eq!(limits.check_quota(&free, i64::MAX), Ok(()));
+        assert_eq!(limits.check_size(11), Err(Error::RequestTooLarge));
+    }
+}

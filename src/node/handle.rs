@@ -1,0 +1,214 @@
+//! What the services call: propose, read, and ask how the member is.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prost::Message;
+use tokio::sync::oneshot;
+
+use super::admission::{self, Limits};
+use super::core::{Proposal, Proposed};
+use super::inbox::{Inbox, Input, Refused};
+use super::shared::{ReadView, Shared};
+use crate::error::Error;
+use crate::proto::etcdserverpb::{
+    AlarmRequest, AlarmType, CompactionRequest, CompactionResponse, InternalRaftRequest,
+    RequestHeader, alarm_request::AlarmAction,
+};
+use crate::proto::membershippb::RaftAttributes;
+use crate::state::Response;
+use crate::types::MemberId;
+
+/// What the member promises and allows.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub limits: Limits,
+    pub election_timeout: Duration,
+}
+
+impl Settings {
+    /// How long a request may take; etcd's rule.
+    pub fn request_timeout(&self) -> Duration {
+        Duration::from_secs(5) + 2 * self.election_timeout
+    }
+
+    /// The shortest time to live of a lease, in seconds; etcd's rule.
+    pub fn min_lease_ttl_s(&self) -> i64 {
+        let half_more = self.election_timeout * 3 / 2;
+        half_more.as_millis().div_ceil(1000) as i64
+    }
+}
+
+/// A member, as its services see it; cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+    inbox: Arc<Inbox>,
+    settings: Settings,
+    next_request_id: Arc<AtomicU64>,
+}
+
+impl Handle {
+    pub fn new(shared: Arc<Shared>, inbox: Arc<Inbox>, settings: Settings) -> Self {
+        let first_id = shared.rng.next_u64() >> 16;
+        Self {
+            shared,
+            inbox,
+            settings,
+            next_request_id: Arc::new(AtomicU64::new(first_id)),
+        }
+    }
+
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// An id that no other request or lease has; positive as an i64.
+    pub fn next_id(&self) -> u64 {
+        self.next_request_id.fetch_add(1, Ordering::Relaxed) & (i64::MAX as u64)
+    }
+
+    /// A state that shows every write answered before this call.
+    ///
+    /// A member that alone is the quorum answers a write only after its view shows it, so the
+    /// newest view is such a state.
+    pub async fn linearizable_view(&self) -> Result<Arc<ReadView>, Error> {
+        if self.shared.raft.leader() == 0 {
+            return Err(Error::NoLeader);
+        }
+        Ok(self.shared.view())
+    }
+
+    /// The newest state that is applied here.
+    pub fn view(&self) -> Arc<ReadView> {
+        self.shared.view()
+    }
+
+    /// Has the request agreed upon and applied; returns its answer.
+    pub async fn propose(&self, request: InternalRaftRequest) -> Result<Response, Error> {
+        self.check_quota(&request).await?;
+        self.propose_checked(request, None).await
+    }
+
+    /// As `propose`, but only while this member leads in `term`; a job's request, which no quota
+    /// stops.
+    pub fn propose_in_term(
+        &self,
+        request: InternalRaftRequest,
+        term: u64,
+    ) -> impl Future<Output = Result<Response, Error>> + use<> {
+        self.propose_checked(request, Some(term))
+    }
+
+    /// Gives a member new peer URLs.
+    pub async fn update_member(
+        &self,
+        member: MemberId,
+        raft: RaftAttributes,
+    ) -> Result<Response, Error> {
+        self.submit(Proposed::Member(member, raft), None).await
+    }
+
+    /// Compacts the history; `physical` waits until its space is free.
+    pub async fn compact(
+        &self,
+        revision: i64,
+        physical: bool,
+    ) -> Result<CompactionResponse, Error> {
+        let mut finished = self.shared.compaction_finished.subscribe();
+        let request = InternalRaftRequest {
+            compaction: Some(CompactionRequest { revision, physical }),
+            ..Default::default()
+        };
+        let Response::Compaction(response) = self.propose(request).await? else {
+            return Err(Error::UnknownMethod);
+        };
+        if physical {
+            // Unlike the request itself this may take as long as the history is large.
+            if finished.wait_for(|done| *done >= revision).await.is_err() {
+                return Err(Error::Stopped);
+            }
+            let shared = self.shared.clone();
+            let flushed = tokio::task::spawn_blocking(move || shared.engine.flush()).await;
+            match flushed {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(self.shared.fail_storage(error)),
+                Err(_) => return Err(Error::Stopped),
+            }
+        }
+        Ok(response)
+    }
+
+    /// Raises the NOSPACE alarm where the request does not fit.
+    async fn check_quota(&self, request: &InternalRaftRequest) -> Result<(), Error> {
+        let size = self.shared.size_bytes.load(Ordering::Relaxed);
+        let Err(error) = self.settings.limits.check_quota(request, size) else {
+            return Ok(());
+        };
+        let alarm = InternalRaftRequest {
+            alarm: Some(AlarmRequest {
+                action: AlarmAction::Activate as i32,
+                member_id: self.shared.member.0,
+                alarm: AlarmType::Nospace as i32,
+            }),
+            ..Default::default()
+        };
+        if !self.shared.status().has_alarm(AlarmType::Nospace) {
+            tracing::warn!(size_bytes = size, "database space exceeded; raising the alarm");
+            if let Err(error) = self.propose_checked(alarm, None).await {
+                tracing::warn!(%error, "failed to raise the NOSPACE alarm");
+            }
+        }
+        Err(error)
+    }
+
+    fn propose_checked(
+        &self,
+        mut request: InternalRaftRequest,
+        fence_term: Option<u64>,
+    ) -> impl Future<Output = Result<Response, Error>> + use<> {
+        request.header = Some(RequestHeader {
+            id: self.next_id(),
+            ..Default::default()
+        });
+        let encoded = request.encode_to_vec();
+        let admitted = self.admit(encoded.len());
+        let handle = self.clone();
+        async move {
+            admitted?;
+            let what = Proposed::Request(Box::new(request), encoded);
+            handle.submit(what, fence_term).await
+        }
+    }
+
+    fn admit(&self, encoded_bytes: usize) -> Result<(), Error> {
+        let raft = &self.shared.raft;
+        admission::check_gap(raft.commit_index(), raft.applied_index())?;
+        self.settings.limits.check_size(encoded_bytes)
+    }
+
+    async fn submit(&self, what: Proposed, fence_term: Option<u64>) -> Result<Response, Error> {
+        let (sender, receiver) = oneshot::channel();
+        let proposal = Proposal {
+            what,
+            fence_term,
+            // Whoever asked may have gone; the entry is applied all the same.
+            reply: Box::new(move |result| drop(sender.send(result))),
+        };
+        match self.inbox.push(Input::Propose(proposal)) {
+            Ok(()) => {}
+            Err(Refused::Full) => return Err(Error::TooManyRequests),
+            Err(Refused::Closed) => return Err(Error::Stopped),
+        }
+        match tokio::time::timeout(self.settings.request_timeout(), receiver).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(Error::Timeout),
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The bounded queue into the raft thread. It takes all that has come at once, so that one sync
+//! serves many proposals.
+
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::core::Proposal;
+
+/// Proposals that may wait; more are refused with `too many requests`.
+pub const MAX_WAITING: usize = 20_000;
+
+/// What the raft thread is asked to do.
+pub enum Input {
+    Propose(Proposal),
+    /// Entries up to this index are in a durable state of the machine.
+    Flushed(u64),
+    Stop,
+}
+
+#[derive(Default)]
+struct State {
+    inputs: Vec<Input>,
+    sleeping: bool,
+    closed: bool,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Inbox {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+/// Why an input was not taken.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refused {
+    Full,
+    Closed,
+}
+
+impl Inbox {
+    pub fn push(&self, input: Input) -> Result<(), Refused> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(Refused::Closed);
+        }
+        if state.inputs.len() >= MAX_WAITING && matches!(input, Input::Propose(_)) {
+            return Err(Refused::Full);
+        }
+        state.inputs.push(input);
+        if state.sleeping {
+            state.sleeping = false;
+            drop(state);
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Waits up to `timeout` for inputs and takes them all into `taken`, which must be empty.
+    pub fn take(&self, timeout: Duration, taken: &mut Vec<Input>) {
+        let mut state = self.state.lock();
+        if state.inputs.is_empty() {
+            state.sleeping = true;
+            self.wake.wait_for(&mut state, timeout);
+            state.sleeping = false;
+        }
+        std::mem::swap(&mut state.inputs, taken);
+    }
+
+    /// Takes one last input and refuses everything after it.
+    pub fn close_with(&self, last: Input) {
+        let mut state = self.state.lock();
+        state.inputs.push(last);
+        state.closed = true;
+        drop(state);
+        self.wake.notify_one();
+    }
+}

@@ -1,0 +1,209 @@
+//! When leases end, by the leader's monotonic clock. Only the leader's are worth anything: a
+//! new leader starts them anew, from the full time to live or what a checkpoint left of it.
+//!
+//! A pure structure: the time is handed in.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::state::lease::Lease;
+use crate::types::LeaseId;
+
+/// A lease is checkpointed after each such span of its life, as in etcd.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
+/// The longest span that is added to a clock: a lease of three centuries need not end on time.
+const MAX_TTL: Duration = Duration::from_secs(9_000_000_000);
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    lease: Lease,
+    deadline: Duration,
+    checkpoint_at: Duration,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Deadlines {
+    leases: BTreeMap<LeaseId, Entry>,
+    by_deadline: BTreeSet<(Duration, LeaseId)>,
+    by_checkpoint: BTreeSet<(Duration, LeaseId)>,
+}
+
+impl Deadlines {
+    /// Starts every lease anew, as a new leader does; `extra` makes up for the time without one.
+    pub fn restart(
+        &mut self,
+        leases: impl Iterator<Item = (LeaseId, Lease)>,
+        now: Duration,
+        extra: Duration,
+    ) {
+        *self = Self::default();
+        for (id, lease) in leases {
+            let ttl = seconds(lease.restart_ttl_s()) + extra;
+            self.set(id, lease, now + ttl, now + CHECKPOINT_INTERVAL);
+        }
+    }
+
+    pub fn granted(&mut self, id: LeaseId, lease: Lease, now: Duration) {
+        let deadline = now + seconds(lease.ttl_s);
+        self.set(id, lease, deadline, now + CHECKPOINT_INTERVAL);
+    }
+
+    pub fn revoked(&mut self, id: LeaseId) {
+        if let Some(entry) = self.leases.remove(&id) {
+            self.by_deadline.remove(&(entry.deadline, id));
+            self.by_checkpoint.remove(&(entry.checkpoint_at, id));
+        }
+    }
+
+    /// Notes what a checkpoint stored; the deadline here is the more exact one and stays.
+    pub fn checkpointed(&mut self, id: LeaseId, lease: Lease) {
+        if let Some(entry) = self.leases.get_mut(&id) {
+            entry.lease = lease;
+        }
+    }
+
+    /// Renews a lease to its full time. Returns the lease as it was; `None` where there is none
+    /// or it has ended.
+    pub fn renew(&mut self, id: LeaseId, now: Duration) -> Option<Lease> {
+        let entry = *self.leases.get(&id)?;
+        if entry.deadline <= now {
+            return None;
+        }
+        let deadline = now + seconds(entry.lease.ttl_s);
+        self.set(id, entry.lease, deadline, now + CHECKPOINT_INTERVAL);
+        Some(entry.lease)
+    }
+
+    /// What a lease was granted for and what is left, or `None` where there is none or it has
+    /// ended.
+    pub fn remaining(&self, id: LeaseId, now: Duration) -> Option<(Lease, Duration)> {
+        let entry = self.leases.get(&id)?;
+        let left = entry.deadline.checked_sub(now)?;
+        (!left.is_zero()).then_some((entry.lease, left))
+    }
+
+    /// All leases, soonest to end first.
+    pub fn ids(&self) -> Vec<LeaseId> {
+        self.by_deadline.iter().map(|(_, id)| *id).collect()
+    }
+
+    pub fn contains(&self, id: LeaseId) -> bool {
+        self.leases.contains_key(&id)
+    }
+
+    /// Up to `limit` leases that have ended.
+    pub fn expired(&self, now: Duration, limit: usize) -> Vec<LeaseId> {
+        self.by_deadline
+            .iter()
+            .take_while(|(deadline, _)| *deadline <= now)
+            .take(limit)
+            .map(|(_, id)| *id)
+            .collect()
+    }
+
+    /// Up to `limit` leases whose remaining time is to be stored now, with it in seconds. Each
+    /// is due again after another interval.
+    pub fn due_checkpoints(&mut self, now: Duration, limit: usize) -> Vec<(LeaseId, i64)> {
+        let due: Vec<LeaseId> = self
+            .by_checkpoint
+            .iter()
+            .take_while(|(at, _)| *at <= now)
+            .take(limit)
+            .map(|(_, id)| *id)
+            .collect();
+        let mut checkpoints = Vec::with_capacity(due.len());
+        for id in due {
+            let Some(entry) = self.leases.get(&id).copied() else {
+                continue;
+            };
+            self.set(id, entry.lease, entry.deadline, now + CHECKPOINT_INTERVAL);
+            let left = entry.deadline.saturating_sub(now).as_secs() as i64;
+            // A shorter life than the interval is not worth an entry.
+            if left > 0 && left < entry.lease.ttl_s {
+                checkpoints.push((id, left));
+            }
+        }
+        checkpoints
+    }
+
+    fn set(&mut self, id: LeaseId, lease: Lease, deadline: Duration, checkpoint_at: Duration) {
+        self.revoked(id);
+        self.leases.insert(
+            id,
+            Entry {
+                lease,
+                deadline,
+                checkpoint_at,
+            },
+        );
+        self.by_deadline.insert((deadline, id));
+        self.by_checkpoint.insert((checkpoint_at, id));
+    }
+}
+
+fn seconds(ttl_s: i64) -> Duration {
+    Duration::from_secs(ttl_s.max(0) as u64).min(MAX_TTL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn lease(ttl_s: i64, remaining_ttl_s: i64) -> Lease {
+        Lease {
+            ttl_s,
+            remaining_ttl_s,
+        }
+    }
+
+    const fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_lease_ends_on_time_unless_renewed() {
+        let mut deadlines = Deadlines::default();
+        let id = LeaseId(1);
+        deadlines.granted(id, lease(10, 0), at(100));
+        assert_eq!(deadlines.expired(at(109), 9), vec![]);
+        assert_eq!(deadlines.remaining(id, at(109)).map(|left| left.1), Some(at(1)));
+        assert!(deadlines.renew(id, at(109)).is_some());
+        assert_eq!(deadlines.expired(at(118), 9), vec![]);
+        assert_eq!(deadlines.expired(at(119), 9), vec![id]);
+        assert!(deadlines.renew(id, at(119)).is_none());
+        assert!(deadlines.remaining(id, at(119)).is_none());
+        deadlines.revoked(id);
+        assert_eq!(deadlines.expired(at(999), 9), vec![]);
+    }
+
+    #[test]
+    fn a_restart_goes_on_from_the_checkpoint() {
+        let mut deadlines = Deadlines::default();
+        let leases = [(LeaseId(1), lease(1000, 400)), (LeaseId(2), lease(50, 0))];
+        deadlines.restart(leases.into_iter(), at(0), at(1));
+        assert_eq!(deadlines.ids(), vec![LeaseId(2), LeaseId(1)]);
+        assert_eq!(deadlines.expired(at(51), 9), vec![LeaseId(2)]);
+        assert_eq!(deadlines.expired(at(400), 9), vec![LeaseId(2)]);
+        assert_eq!(deadlines.expired(at(401), 9), vec![LeaseId(2), LeaseId(1)]);
+    }
+
+    #[test]
+    fn long_leases_are_checkpointed_and_short_ones_are_not() {
+        let mut deadlines = Deadlines::default();
+        deadlines.granted(LeaseId(1), lease(3600, 0), at(0));
+        deadlines.granted(LeaseId(2), lease(60, 0), at(0));
+        assert_eq!(deadlines.due_checkpoints(at(299), 9), vec![]);
+        assert_eq!(deadlines.due_checkpoints(at(300), 9), vec![(LeaseId(1), 3300)]);
+        assert_eq!(deadlines.due_checkpoints(at(301), 9), vec![]);
+        assert_eq!(deadlines.due_checkpoints(at(600), 9), vec![(LeaseId(1), 3000)]);
+    }
+
+    #[test]
+    fn a_huge_lease_does_not_overflow() {
+        let mut deadlines = Deadlines::default();
+        deadlines.granted(LeaseId(1), lease(i64::MAX, 0), at(1));
+        deadlines.granted(LeaseId(2), lease(-5, 0), at(1));
+        assert_eq!(deadlines.expired(at(1), 9), vec![LeaseId(2)]);
+    }
+}

@@ -1,0 +1,72 @@
+//! Ends leases and stores how long they have left. Leader only: a revoke is proposed under the
+//! term in which the lease was seen to end, and refused if the term is another one by then.
+
+use std::time::Duration;
+
+use crate::node::Handle;
+use crate::proto::etcdserverpb::{
+    InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest,
+};
+
+/// How often the clock is looked at, as in etcd.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// Revokes in flight at once.
+const MAX_REVOKES: usize = 500;
+/// Checkpoints of one entry, as in etcd.
+const MAX_CHECKPOINTS: usize = 1000;
+
+/// Runs until the runtime stops.
+pub async fn run(handle: Handle) {
+    let mut interval = tokio::time::interval(INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let shared = handle.shared();
+        if !shared.raft.is_leader() {
+            continue;
+        }
+        let term = shared.raft.term();
+        let now = shared.clock.now();
+        let (expired, checkpoints) = {
+            let mut deadlines = shared.deadlines.lock();
+            (
+                deadlines.expired(now, MAX_REVOKES),
+                deadlines.due_checkpoints(now, MAX_CHECKPOINTS),
+            )
+        };
+        let revokes = expired.into_iter().map(|id| {
+            let request = InternalRaftRequest {
+                lease_revoke: Some(LeaseRevokeRequest { id: id.0 }),
+                ..Default::default()
+            };
+            handle.propose_in_term(request, term)
+        });
+        let revokes: Vec<_> = revokes.collect();
+        for revoke in revokes {
+            // A revoke that was not applied leaves the lease in the list of the next round.
+            if let Err(error) = revoke.await {
+                tracing::warn!(%error, "failed to revoke lease");
+            }
+        }
+        if !checkpoints.is_empty() {
+            store(&handle, term, checkpoints).await;
+        }
+    }
+}
+
+async fn store(handle: &Handle, term: u64, checkpoints: Vec<(crate::types::LeaseId, i64)>) {
+    let checkpoints = checkpoints
+        .into_iter()
+        .map(|(id, left_s)| LeaseCheckpoint {
+            id: id.0,
+            remaining_ttl: left_s,
+        })
+        .collect();
+    let request = InternalRaftRequest {
+        lease_checkpoint: Some(LeaseCheckpointRequest { checkpoints }),
+        ..Default::default()
+    };
+    if let Err(error) = handle.propose_in_term(request, term).await {
+        tracing::warn!(%error, "failed to checkpoint leases");
+    }
+}

@@ -1,0 +1,7 @@
+//! Work in the background: what has a deadline or can wait.
+
+pub mod auto_compaction;
+pub mod compactor;
+pub mod deadlines;
+pub mod leases;
+pub mod snapshot;

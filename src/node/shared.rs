@@ -1,0 +1,231 @@
+//! What the threads of a member and its services share: the newest view, who leads, what is
+//! active.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, watch as tokio_watch};
+
+use super::jobs::deadlines::Deadlines;
+use crate::env::{Clock, Rng};
+use crate::mvcc::read::Snapshot;
+use crate::proto::etcdserverpb::{AlarmMember, AlarmType};
+use crate::proto::membershippb::Member;
+use crate::raft::replica;
+use crate::state::Machine;
+use crate::storage::{self, Engine, Read};
+use crate::types::{ClusterId, MemberId};
+use crate::watch::Hub;
+
+/// The state after one group of entries; never changes.
+pub struct ReadView {
+    read: Box<dyn Read>,
+    pub head: i64,
+    pub compacted: i64,
+    pub applied_index: u64,
+}
+
+impl ReadView {
+    pub fn new(engine: &dyn Engine, machine: &Machine) -> Self {
+        Self {
+            read: engine.view(),
+            head: machine.head(),
+            compacted: machine.compacted(),
+            applied_index: machine.applied_index(),
+        }
+    }
+
+    pub fn snapshot(&self) -> Snapshot<'_> {
+        Snapshot {
+            read: self.read.as_ref(),
+            head: self.head,
+            compacted: self.compacted,
+        }
+    }
+
+    /// The families that are not the keyspace's.
+    pub fn read(&self) -> &dyn Read {
+        self.read.as_ref()
+    }
+}
+
+/// What changes seldom.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterStatus {
+    pub alarms: Vec<AlarmMember>,
+    pub members: Vec<Member>,
+    pub cluster_version: Option<String>,
+}
+
+impl ClusterStatus {
+    pub fn of(machine: &Machine) -> Self {
+        Self {
+            alarms: machine.alarms().list(AlarmType::None as i32),
+            members: machine.members().iter().cloned().collect(),
+            cluster_version: machine.cluster_version().map(str::to_owned),
+        }
+    }
+
+    pub fn has_alarm(&self, kind: AlarmType) -> bool {
+        self.alarms.iter().any(|alarm| alarm.alarm == kind as i32)
+    }
+}
+
+/// Where raft stands, to be read without a lock.
+#[derive(Default)]
+pub struct RaftState {
+    term: AtomicU64,
+    leader: AtomicU64,
+    is_leader: AtomicBool,
+    commit_index: AtomicU64,
+    applied_index: AtomicU64,
+}
+
+impl RaftState {
+    pub fn publish(&self, status: &replica::Status) {
+        self.term.store(status.term, Ordering::Release);
+        self.leader.store(status.leader, Ordering::Release);
+        self.is_leader.store(status.is_leader, Ordering::Release);
+        self.commit_index
+            .store(status.commit_index, Ordering::Release);
+    }
+
+    pub fn term(&self) -> u64 {
+        self.term.load(Ordering::Acquire)
+    }
+
+    /// 0 where there is none.
+    pub fn leader(&self) -> u64 {
+        self.leader.load(Ordering::Acquire)
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.is_leader.load(Ordering::Acquire)
+    }
+
+    pub fn commit_index(&self) -> u64 {
+        self.commit_index.load(Ordering::Acquire)
+    }
+
+    pub fn applied_index(&self) -> u64 {
+        self.applied_index.load(Ordering::Acquire)
+    }
+
+    pub fn set_applied_index(&self, index: u64) {
+        self.applied_index.store(index, Ordering::Release);
+    }
+}
+
+/// See the module.
+pub struct Shared {
+    pub member: MemberId,
+    pub cluster: ClusterId,
+    pub clock: Arc<dyn Clock>,
+    pub rng: Arc<dyn Rng>,
+    pub engine: Arc<dyn Engine>,
+    pub hub: Arc<Hub>,
+    pub raft: RaftState,
+    pub deadlines: Mutex<Deadlines>,
+    /// Woken when the history is to be compacted further.
+    pub compaction_wanted: Notify,
+    /// The revision up to which compaction has removed what is dead.
+    pub compaction_finished: tokio_watch::Sender<i64>,
+    /// Bytes of state, for the quota; refreshed now and then.
+    pub size_bytes: AtomicI64,
+    pub size_in_use_bytes: AtomicI64,
+    view: RwLock<Arc<ReadView>>,
+    status: RwLock<Arc<ClusterStatus>>,
+    failure: tokio_watch::Sender<Option<String>>,
+}
+
+/// What a member is made of.
+pub struct Parts {
+    pub member: MemberId,
+    pub cluster: ClusterId,
+    pub clock: Arc<dyn Clock>,
+    pub rng: Arc<dyn Rng>,
+    pub engine: Arc<dyn Engine>,
+    pub hub: Arc<Hub>,
+}
+
+impl Shared {
+    pub fn new(parts: Parts, machine: &Machine) -> Self {
+        let view = ReadView::new(parts.engine.as_ref(), machine);
+        let shared = Self {
+            member: parts.member,
+            cluster: parts.cluster,
+            clock: parts.clock,
+            rng: parts.rng,
+            hub: parts.hub,
+            raft: RaftState::default(),
+            deadlines: Mutex::new(Deadlines::default()),
+            compaction_wanted: Notify::new(),
+            compaction_finished: tokio_watch::Sender::new(-1),
+            size_bytes: AtomicI64::new(0),
+            size_in_use_bytes: AtomicI64::new(0),
+            view: RwLock::new(Arc::new(view)),
+            status: RwLock::new(Arc::new(ClusterStatus::of(machine))),
+            failure: tokio_watch::Sender::new(None),
+            engine: parts.engine,
+        };
+        shared.refresh_size();
+        shared
+    }
+
+    /// The newest state that is applied here.
+    pub fn view(&self) -> Arc<ReadView> {
+        self.view.read().clone()
+    }
+
+    pub fn publish_view(&self, view: ReadView) {
+        self.raft.set_applied_index(view.applied_index);
+        let view = Arc::new(view);
+        // The old view is dropped outside the lock: its end may cost the engine some work.
+        let old = std::mem::replace(&mut *self.view.write(), view);
+        drop(old);
+    }
+
+    pub fn status(&self) -> Arc<ClusterStatus> {
+        self.status.read().clone()
+    }
+
+    pub fn publish_status(&self, status: ClusterStatus) {
+        *self.status.write() = Arc::new(status);
+    }
+
+    pub fn refresh_size(&self) {
+        let size = self.engine.size();
+        self.size_bytes
+            .store(size.total_bytes as i64, Ordering::Release);
+        self.size_in_use_bytes
+            .store(size.in_use_bytes as i64, Ordering::Release);
+    }
+
+    /// Says that the member cannot go on; the first reason counts.
+    pub fn fail(&self, reason: String) {
+        self.failure.send_if_modified(|failure| {
+            let first = failure.is_none();
+            if first {
+                *failure = Some(reason);
+            }
+            first
+        });
+    }
+
+    /// Passes a storage error on as the member's failure; the client is told that it stops.
+    pub fn fail_storage(&self, error: storage::Error) -> crate::error::Error {
+        self.fail(error.to_string());
+        crate::error::Error::Stopped
+    }
+
+    /// Returns why the member cannot go on, once it cannot.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.failure.subscribe();
+        match failure.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            // The sender lives as long as `self`.
+            Err(_) => String::new(),
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! The raft log as raft-rs reads it.
+//!
+//! Entries are held in memory from the moment raft makes them until they are on disk and
+//! applied, and a little longer for followers that lag; older ones are read back from the
+//! segment files.
+
+use std::collections::VecDeque;
+
+use raft::{GetEntriesContext, RaftState, Storage, StorageError};
+use raft_proto::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
+
+use crate::storage::raft_log::{LogEntry, Reader};
+
+/// Applied entries kept in memory for followers.
+const KEPT_ENTRIES: usize = 1024;
+const KEPT_BYTES: usize = 4 << 20;
+
+/// raft-rs's view of the log.
+pub struct LogView {
+    reader: Reader,
+    recent: VecDeque<Entry>,
+    recent_bytes: usize,
+    persisted_index: u64,
+    hard_state: HardState,
+    conf_state: ConfState,
+}
+
+impl LogView {
+    /// The log as it was found on disk.
+    pub fn new(reader: Reader, hard_state: HardState, conf_state: ConfState) -> Self {
+        Self {
+            persisted_index: reader.last_index(),
+            reader,
+            recent: VecDeque::new(),
+            recent_bytes: 0,
+            hard_state,
+            conf_state,
+        }
+    }
+
+    /// Takes new entries; they replace what they conflict with.
+    pub fn append(&mut self, entries: &[Entry]) {
+        let Some(first) = entries.first() else {
+            return;
+        };
+        while self
+            .recent
+            .back()
+            .is_some_and(|last| last.index >= first.index)
+        {
+            if let Some(dropped) = self.recent.pop_back() {
+                self.recent_bytes -= dropped.data.len();
+            }
+        }
+        self.persisted_index = self.persisted_index.min(first.index - 1);
+        self.recent_bytes += entries.iter().map(|entry| entry.data.len()).sum::<usize>();
+        self.recent.extend(entries.iter().cloned());
+    }
+
+    /// Entries up to `index` are on disk.
+    pub fn persisted(&mut self, index: u64) {
+        self.persisted_index = self.persisted_index.max(index);
+    }
+
+    /// Entries up to `index` are applied: what is on disk too may leave the memory.
+    pub fn applied(&mut self, index: u64) {
+        let until = index.min(self.persisted_index);
+        while (self.recent.len() > KEPT_ENTRIES || self.recent_bytes > KEPT_BYTES)
+            && self.recent.front().is_some_and(|first| first.index <= until)
+        {
+            if let Some(dropped) = self.recent.pop_front() {
+                self.recent_bytes -= dropped.data.len();
+            }
+        }
+    }
+
+    fn recent_first(&self) -> Option<u64> {
+        self.recent.front().map(|entry| entry.index)
+    }
+}
+
+/// raft's entry in the form that the segment files keep: its kind in front of its data.
+pub fn to_disk(entry: &Entry) -> LogEntry {
+    let mut data = Vec::with_capacity(1 + entry.data.len());
+    data.push(entry.entry_type as u8);
+    data.extend_from_slice(&entry.data);
+    LogEntry {
+        index: entry.index,
+        term: entry.term,
+        data: data.into(),
+    }
+}
+
+/// The way back; `None` where the bytes are no entry.
+pub fn from_disk(entry: &LogEntry) -> Option<Entry> {
+    let (kind, data) = entry.data.split_first()?;
+    EntryType::from_i32(i32::from(*kind))?;
+    Some(Entry {
+        entry_type: i32::from(*kind),
+        term: entry.term,
+        index: entry.index,
+        data: data.to_vec(),
+        ..Default::default()
+    })
+}
+
+fn other(error: impl std::error::Error + Send + Sync + 'static) -> raft::Error {
+    raft::Error::Store(StorageError::Other(Box::new(error)))
+}
+
+impl Storage for LogView {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        Ok(RaftState {
+            hard_state: self.hard_state.clone(),
+            conf_state: self.conf_state.clone(),
+        })
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        _context: GetEntriesContext,
+    ) -> raft::Result<Vec<Entry>> {
+        let max_bytes = max_size.into().unwrap_or(u64::MAX);
+        if low < self.reader.first_index() {
+            return Err(raft::Error::Store(StorageError::Compacted));
+        }
+        if let Some(first) = self.recent_first().filter(|first| low >= *first) {
+            let mut bytes = 0u64;
+            let range = (low - first) as usize..(high - first) as usize;
+            if range.end > self.recent.len() {
+                return Err(raft::Error::Store(StorageError::Unavailable));
+            }
+            let fitting = self.recent.range(range).take_while(|entry| {
+                let first = bytes == 0;
+                bytes = bytes.saturating_add(entry.data.len() as u64 + 24);
+                first || bytes <= max_bytes
+            });
+            return Ok(fitting.cloned().collect());
+        }
+        let on_disk_end = self.recent_first().map_or(high, |first| first.min(high));
+        let read = self
+            .reader
+            .read(low, on_disk_end, max_bytes)
+            .map_err(other)?;
+        read.iter()
+            .map(|entry| {
+                from_disk(entry).ok_or_else(|| {
+                    other(std::io::Error::other(format!(
+                        "entry {} of the raft log is of no known kind",
+                        entry.index
+                    )))
+                })
+            })
+            .collect()
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        if let Some(first) = self.recent_first().filter(|first| index >= *first) {
+            return self
+                .recent
+                .get((index - first) as usize)
+                .map(|entry| entry.term)
+                .ok_or(raft::Error::Store(StorageError::Unavailable));
+        }
+        if index + 1 < self.reader.first_index() {
+            return Err(raft::Error::Store(StorageError::Compacted));
+        }
+        self.reader
+            .term(index)
+            .ok_or(raft::Error::Store(StorageError::Unavailable))
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(self.reader.first_index())
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self
+            .recent
+            .back()
+            .map_or_else(|| self.reader.last_index(), |entry| entry.index))
+    }
+
+    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        Err(raft::Error::Store(
+            StorageError::SnapshotTemporarilyUnavailable,
+        ))
+    }
+}

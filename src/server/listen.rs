@@ -1,0 +1,76 @@
+//! Listening sockets.
+
+use std::net::SocketAddr;
+
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::watch;
+
+use super::Error;
+use super::connection::Connections;
+
+/// Connections that the kernel holds before they are accepted.
+const BACKLOG: u32 = 4096;
+
+/// Options of a listening socket.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SocketOptions {
+    pub reuse_port: bool,
+    pub reuse_address: bool,
+}
+
+/// Binds an address. Done before anything else of a start, so that a port that is taken costs
+/// nothing.
+pub fn bind(address: SocketAddr, options: SocketOptions) -> Result<TcpListener, Error> {
+    let failed = |error: std::io::Error| Error::Listen {
+        address,
+        reason: reason(&error),
+    };
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }
+    .map_err(failed)?;
+    // Without it a restart would have to wait for connections of the last run to time out; Go
+    // sets it as well.
+    socket.set_reuseaddr(true).map_err(failed)?;
+    if options.reuse_port {
+        socket.set_reuseport(true).map_err(failed)?;
+    }
+    socket.bind(address).map_err(failed)?;
+    socket.listen(BACKLOG).map_err(failed)
+}
+
+/// The error in the words that operators grep for.
+fn reason(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => "address already in use".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        std::io::ErrorKind::AddrNotAvailable => "cannot assign requested address".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// Accepts and serves connections until told to stop.
+pub async fn serve(listener: TcpListener, connections: Connections, stop: watch::Receiver<bool>) {
+    let mut stopping = stop.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopping.wait_for(|stop| *stop) => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                // A small answer must not wait for the next one.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "cannot set TCP_NODELAY");
+                }
+                tokio::spawn(connections.clone().serve(stream, stop.clone()));
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: others may become free.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}

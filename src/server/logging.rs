@@ -1,0 +1,388 @@
+//! The log, in etcd's form: one JSON object a line (`level`, `ts`, `logger`, `caller`, `msg`, then
+//! the fields), or the same in columns for people. Scripts, tests and log pipelines that know
+//! etcd's lines read these.
+//!
+//! A line is made by the thread that logs and written by a thread of its own, because whoever
+//! reads stderr may stop reading, and raft must not wait for that. When lines come faster than
+//! they can be written, debug and info lines are dropped and counted; see `queue`. So the program
+//! has to call [`flush`] before it ends.
+//!
+//! As in etcd, a place in the source that logs more than 100 lines within a second is thinned out
+//! to every 100th, errors excepted.
+
+mod line;
+mod queue;
+
+use std::cell::Cell;
+use std::fmt;
+use std::fs::OpenOptions;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Write};
+use std::panic::Location;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::subscriber::Interest;
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+use crate::config::{Exit, Level, LogConfig, LogFormat, LogOutput, Note, os_reason};
+use crate::env::{Clock, SystemClock};
+use line::Line;
+use queue::Queue;
+
+/// How long the end of the program waits for the log to be written.
+const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+
+static LOG: OnceLock<Arc<Log>> = OnceLock::new();
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("open sink \"{path}\": open {path}: {}", os_reason(.reason))]
+    Open { path: String, reason: io::Error },
+    #[error("cannot start the log's thread: {0}")]
+    Thread(io::Error),
+    #[error("the log is set up already")]
+    Twice,
+}
+
+/// What all lines share.
+struct Log {
+    level: Level,
+    format: LogFormat,
+    queue: Arc<Queue>,
+    sampler: Sampler,
+}
+
+/// Opens the outputs and takes every `tracing` event and every panic of the process from here on.
+///
+/// # Errors
+/// See [`Error`].
+pub fn init(config: &LogConfig) -> Result<(), Error> {
+    let mut outputs: Vec<Box<dyn Write + Send>> = Vec::new();
+    for output in &config.outputs {
+        outputs.push(match output {
+            LogOutput::Stderr => Box::new(io::stderr()),
+            LogOutput::Stdout => Box::new(io::stdout()),
+            LogOutput::File(path) => {
+                let file = OpenOptions::new().append(true).create(true).open(path);
+                Box::new(file.map_err(|reason| Error::Open {
+                    path: path.display().to_string(),
+                    reason,
+                })?)
+            }
+        });
+    }
+    let log = Arc::new(Log::start(config, outputs).map_err(Error::Thread)?);
+    let layer = EventLayer::new(Arc::clone(&log));
+    LOG.set(log).map_err(|_| Error::Twice)?;
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer))
+        .map_err(|_| Error::Twice)?;
+    std::panic::set_hook(Box::new(log_panic));
+    Ok(())
+}
+
+/// Logs what was noted before there was a log.
+#[track_caller]
+pub fn notes(notes: &[Note]) {
+    let place = Location::caller();
+    let Some(log) = LOG.get() else {
+        return;
+    };
+    for note in notes.iter().filter(|note| note.level >= log.level) {
+        log.push(&line_of(note, Some(place)));
+    }
+}
+
+/// Logs a line of level fatal and waits until it is written; the caller ends the program.
+#[track_caller]
+pub fn fatal(msg: &str, error: &str) {
+    let note = Note::new(Level::Fatal, msg).with("error", error);
+    let line = line_of(&note, Some(Location::caller()));
+    match LOG.get() {
+        Some(log) => {
+            log.push(&line);
+            log.queue.flush(FLUSH_LIMIT);
+        }
+        None => print_to(&mut io::stderr(), &line.bytes(LogFormat::Json)),
+    }
+}
+
+/// Waits until the log is written, 2 seconds at most.
+pub fn flush() {
+    if let Some(log) = LOG.get() {
+        log.queue.flush(FLUSH_LIMIT);
+    }
+}
+
+/// Prints what ends the program before it began.
+pub fn exit(exit: &Exit) -> ExitCode {
+    let mut stderr = io::stderr().lock();
+    print_to(&mut stderr, exit.stderr.as_bytes());
+    for note in &exit.notes {
+        print_to(&mut stderr, &line_of(note, None).bytes(exit.format));
+    }
+    print_to(&mut io::stdout().lock(), exit.stdout.as_bytes());
+    ExitCode::from(exit.code)
+}
+
+/// Writes what nobody may be left to read: with stderr or stdout gone there is no one to tell.
+fn print_to(out: &mut dyn Write, bytes: &[u8]) {
+    let _ = out.write_all(bytes).and_then(|()| out.flush());
+}
+
+fn line_of<'a>(note: &'a Note, place: Option<&Location<'static>>) -> Line<'a> {
+    Line {
+        level: note.level,
+        wall: wall(),
+        logger: None,
+        caller: place.map(|place| (place.file(), place.line())),
+        msg: &note.msg,
+        fields: note.fields.clone(),
+    }
+}
+
+fn wall() -> Duration {
+    SystemClock::new().wall()
+}
+
+fn log_panic(info: &std::panic::PanicHookInfo<'_>) {
+    let payload = info.payload();
+    let msg = payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "panic".to_owned());
+    let stack = std::backtrace::Backtrace::force_capture().to_string();
+    let note = Note::new(Level::Panic, msg).with("stacktrace", stack);
+    let mut line = line_of(&note, None);
+    line.caller = info.location().map(|place| (place.file(), place.line()));
+    if let Some(log) = LOG.get() {
+        log.push(&line);
+        log.queue.flush(FLUSH_LIMIT);
+    }
+}
+
+impl Log {
+    fn start(config: &LogConfig, outputs: Vec<Box<dyn Write + Send>>) -> io::Result<Log> {
+        let format = config.format;
+        let report = move |dropped: u64| {
+            let note = Note::warn("the log was read too slowly; dropped lines of it")
+                .with("dropped", dropped);
+            line_of(&note, None).bytes(format)
+        };
+        Ok(Log {
+            level: config.level,
+            format,
+            queue: Queue::start(outputs, Box::new(report))?,
+            sampler: Sampler::new(),
+        })
+    }
+
+    fn push(&self, line: &Line<'_>) {
+        let keep = line.level >= Level::Warn;
+        self.queue.push(line.bytes(self.format), keep);
+    }
+}
+
+/// Passes `tracing` events to the log. What the level excludes is switched off where it is
+/// logged, so that it costs a load and a branch.
+struct EventLayer {
+    log: Arc<Log>,
+    own: LevelFilter,
+    /// For crates that are not ours: their debug lines are about themselves.
+    foreign: LevelFilter,
+}
+
+impl EventLayer {
+    fn new(log: Arc<Log>) -> EventLayer {
+        let own = match log.level {
+            Level::Debug => LevelFilter::DEBUG,
+            Level::Info => LevelFilter::INFO,
+            Level::Warn => LevelFilter::WARN,
+            Level::Error => LevelFilter::ERROR,
+            Level::Dpanic | Level::Panic | Level::Fatal => LevelFilter::OFF,
+        };
+        EventLayer {
+            log,
+            own,
+            foreign: own.min(LevelFilter::INFO),
+        }
+    }
+
+    fn allows(&self, metadata: &Metadata<'_>) -> bool {
+        let limit = if is_own(metadata) {
+            self.own
+        } else {
+            self.foreign
+        };
+        metadata.is_event() && *metadata.level() <= limit
+    }
+}
+
+fn is_own(metadata: &Metadata<'_>) -> bool {
+    let root = |path: &str| path.split("::").next().map(str::to_owned);
+    metadata.module_path().and_then(root) == root(module_path!())
+}
+
+impl<S: Subscriber> Layer<S> for EventLayer {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.allows(metadata) {
+            Interest::always()
+        } else {
+            Interest::never()
+        }
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        self.allows(metadata)
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.own)
+    }
+
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let metadata = event.metadata();
+        let level = match *metadata.level() {
+            tracing::Level::ERROR => Level::Error,
+            tracing::Level::WARN => Level::Warn,
+            tracing::Level::INFO => Level::Info,
+            _ => Level::Debug,
+        };
+        let wall = wall();
+        if level < Level::Error && !self.log.sampler.admits(metadata, wall) {
+            return;
+        }
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let named = Some(metadata.target()) != metadata.module_path();
+        self.log.push(&Line {
+            level,
+            wall,
+            logger: named.then_some(metadata.target()),
+            caller: metadata.file().zip(metadata.line()),
+            msg: &fields.msg,
+            fields: fields.others,
+        });
+    }
+}
+
+/// Collects an event's fields; `message` is its text.
+#[derive(Default)]
+struct Fields {
+    msg: String,
+    others: Vec<(&'static str, Value)>,
+}
+
+impl Fields {
+    fn add(&mut self, field: &Field, value: Value) {
+        match (field.name(), value) {
+            ("message", Value::String(text)) => self.msg = text,
+            (name, value) => self.others.push((name, value)),
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        IS_JSON.set(false);
+        let text = format!("{value:?}");
+        let json = match IS_JSON.take() {
+            true => serde_json::from_str(&text).ok(),
+            false => None,
+        };
+        self.add(field, json.unwrap_or(Value::String(text)));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.add(field, value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.add(field, value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.add(field, value.into());
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.add(field, value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.add(field, value.into());
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        self.add(field, value.to_string().into());
+    }
+}
+
+thread_local! {
+    /// Whether the field being printed said that it is JSON. A mark in the text itself could be
+    /// forged by whoever chose the text.
+    static IS_JSON: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A field that `tracing` has no type for, such as a list: `urls = ?Json(&urls)`.
+pub struct Json<T>(pub T);
+
+impl<T: Serialize> fmt::Debug for Json<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = serde_json::to_string(&self.0).map_err(|_| fmt::Error)?;
+        f.write_str(&text)?;
+        IS_JSON.set(true);
+        Ok(())
+    }
+}
+
+/// Counts lines by the place they come from and the second they fall in.
+struct Sampler {
+    /// The second in the upper bits, the count in the lower.
+    slots: Box<[AtomicU64]>,
+}
+
+const SLOTS: usize = 1024;
+const COUNT_BITS: u32 = 24;
+const FIRST: u64 = 100;
+const THEN_EVERY: u64 = 100;
+
+impl Sampler {
+    fn new() -> Sampler {
+        Sampler {
+            slots: (0..SLOTS).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    /// Two places that share a slot share its count: a rare loss of lines that are many anyway.
+    fn admits(&self, metadata: &Metadata<'_>, wall: Duration) -> bool {
+        let mut hasher = DefaultHasher::new();
+        metadata.callsite().hash(&mut hasher);
+        let slot = &self.slots[hasher.finish() as usize % SLOTS];
+        let second = wall.as_secs() << COUNT_BITS;
+        let most = (1 << COUNT_BITS) - 1;
+        let count = |held: u64| match held & !most == second {
+            true => (held & most).saturating_add(1).min(most),
+            false => 1,
+        };
+        let held = slot
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+                Some(second | count(held))
+            })
+            .unwrap_or_else(|held| held);
+        let count = count(held);
+        count <= FIRST || (count - FIRST).is_multiple_of(THEN_EVERY)
+    }
+}
+
+#[cfg(test)]
+mod tests;

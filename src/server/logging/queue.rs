@@ -1,0 +1,227 @@
+//! The lines that wait to be written, and the thread that writes them.
+//!
+//! The queue is bounded in lines and bytes. When it is full, a line that may go is dropped; one
+//! that must not (warnings and above) takes the place of one that may, or waits a second for
+//! room. Whatever was dropped is counted, and the count is logged once there is room again.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+const MOST_LINES: usize = 4096;
+const MOST_BYTES: usize = 8 << 20;
+const ROOM_LIMIT: Duration = Duration::from_secs(1);
+
+/// Makes the line that tells how many were dropped.
+pub type Report = Box<dyn Fn(u64) -> Vec<u8> + Send>;
+
+pub struct Queue {
+    waiting: Mutex<Waiting>,
+    filled: Condvar,
+    written: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    lines: VecDeque<Entry>,
+    bytes: usize,
+    dropped: u64,
+    /// Whether lines are out of the queue and not yet written.
+    writing: bool,
+}
+
+struct Entry {
+    bytes: Vec<u8>,
+    keep: bool,
+}
+
+impl Waiting {
+    fn has_room(&self, size: usize) -> bool {
+        let fits = self.bytes.saturating_add(size) <= MOST_BYTES || self.lines.is_empty();
+        self.lines.len() < MOST_LINES && fits
+    }
+
+    /// Drops the oldest line that may go; false if there is none.
+    fn evict(&mut self) -> bool {
+        let Some(at) = self.lines.iter().position(|entry| !entry.keep) else {
+            return false;
+        };
+        if let Some(entry) = self.lines.remove(at) {
+            self.bytes -= entry.bytes.len();
+            self.dropped += 1;
+        }
+        true
+    }
+}
+
+impl Queue {
+    /// Starts the thread; it lives as long as the process.
+    ///
+    /// # Errors
+    /// Of the operating system, which has no thread to give.
+    pub fn start(outputs: Vec<Box<dyn Write + Send>>, report: Report) -> io::Result<Arc<Queue>> {
+        let queue = Arc::new(Queue {
+            waiting: Mutex::new(Waiting::default()),
+            filled: Condvar::new(),
+            written: Condvar::new(),
+        });
+        let own = Arc::clone(&queue);
+        std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || own.write_forever(outputs, &report))?;
+        Ok(queue)
+    }
+
+    /// Adds a line. One to `keep` is lost only if nothing at all could be written for a second
+    /// while the queue was full of its like.
+    pub fn push(&self, bytes: Vec<u8>, keep: bool) {
+        let mut waiting = self.waiting.lock();
+        while !waiting.has_room(bytes.len()) {
+            if keep && waiting.evict() {
+                continue;
+            }
+            let timed_out = !keep || self.written.wait_for(&mut waiting, ROOM_LIMIT).timed_out();
+            if timed_out && !waiting.has_room(bytes.len()) {
+                waiting.dropped += 1;
+                return;
+            }
+        }
+        waiting.bytes += bytes.len();
+        waiting.lines.push_back(Entry { bytes, keep });
+        self.filled.notify_one();
+    }
+
+    /// Waits until every line that was added is written, or for `limit`.
+    pub fn flush(&self, limit: Duration) {
+        let mut waiting = self.waiting.lock();
+        let unwritten = |waiting: &mut Waiting| waiting.writing || !waiting.lines.is_empty();
+        self.written.wait_while_for(&mut waiting, unwritten, limit);
+    }
+
+    fn write_forever(&self, mut outputs: Vec<Box<dyn Write + Send>>, report: &Report) {
+        let mut failed = false;
+        loop {
+            let (mut text, dropped) = self.take();
+            if dropped > 0 {
+                text.extend_from_slice(&report(dropped));
+            }
+            for output in &mut outputs {
+                let result = output.write_all(&text).and_then(|()| output.flush());
+                // Once is enough: a full disk would repeat it with every line. If stderr is what
+                // failed, there is nobody left to tell.
+                if let Err(error) = &result
+                    && !failed
+                {
+                    let _ = writeln!(io::stderr(), "cannot write the log: {error}");
+                }
+                failed = result.is_err();
+            }
+            self.waiting.lock().writing = false;
+            self.written.notify_all();
+        }
+    }
+
+    /// Every waiting line as one text, and how many were dropped.
+    fn take(&self) -> (Vec<u8>, u64) {
+        let mut waiting = self.waiting.lock();
+        while waiting.lines.is_empty() {
+            // No limit: an idle log has nothing to do, and the thread ends with the process.
+            self.filled.wait(&mut waiting);
+        }
+        let lines = std::mem::take(&mut waiting.lines);
+        let mut text = Vec::with_capacity(waiting.bytes);
+        waiting.bytes = 0;
+        waiting.writing = true;
+        let dropped = std::mem::take(&mut waiting.dropped);
+        drop(waiting);
+        for entry in lines {
+            text.extend_from_slice(&entry.bytes);
+        }
+        (text, dropped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+    use super::*;
+
+    /// An output that writes one text for each permit it is given.
+    struct Gate {
+        permits: Receiver<()>,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.permits.recv().map_err(io::Error::other)?;
+            self.written.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn gated() -> (Arc<Queue>, SyncSender<()>, Arc<Mutex<Vec<u8>>>) {
+        let (permit, permits) = sync_channel(16);
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let gate = Gate {
+            permits,
+            written: Arc::clone(&written),
+        };
+        let report = Box::new(|dropped| format!("dropped {dropped}\n").into_bytes());
+        let queue = Queue::start(vec![Box::new(gate)], report).unwrap();
+        // The first line leaves the queue at once and stands at the gate.
+        queue.push(b"first\n".to_vec(), false);
+        while !queue.waiting.lock().writing {
+            std::thread::yield_now();
+        }
+        (queue, permit, written)
+    }
+
+    fn text(written: &Mutex<Vec<u8>>) -> String {
+        String::from_utf8(written.lock().clone()).unwrap()
+    }
+
+    #[test]
+    fn an_error_takes_the_place_of_what_may_go() {
+        let (queue, permit, written) = gated();
+        for at in 0..MOST_LINES + 5 {
+            queue.push(format!("info {at}\n").into_bytes(), false);
+        }
+        queue.push(b"error\n".to_vec(), true);
+        permit.send(()).unwrap();
+        permit.send(()).unwrap();
+        queue.flush(Duration::from_secs(10));
+        let text = text(&written);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[..2], ["first", "info 1"]);
+        assert_eq!(lines[lines.len() - 2..], ["error", "dropped 6"]);
+        assert_eq!(lines.len(), 1 + MOST_LINES + 1);
+    }
+
+    #[test]
+    fn a_queue_full_of_errors_waits_and_counts() {
+        let (queue, permit, written) = gated();
+        queue.push(vec![b'x'; MOST_BYTES - 1], true);
+        queue.push(b"\n".to_vec(), true);
+        queue.push(b"too much\n".to_vec(), true);
+        permit.send(()).unwrap();
+        permit.send(()).unwrap();
+        queue.flush(Duration::from_secs(10));
+        assert!(text(&written).ends_with("x\ndropped 1\n"));
+    }
+
+    #[test]
+    fn flush_gives_up() {
+        let (queue, _permit, written) = gated();
+        queue.flush(Duration::from_millis(20));
+        assert_eq!(text(&written), "");
+    }
+}

@@ -1,0 +1,124 @@
+use parking_lot::Mutex;
+
+use super::*;
+
+#[derive(Clone, Default)]
+struct Sink(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The lines that `log` logs, their times and line numbers replaced.
+fn logged(level: Level, format: LogFormat, log: impl FnOnce()) -> Vec<String> {
+    let sink = Sink::default();
+    let config = LogConfig {
+        level,
+        format,
+        ..LogConfig::default()
+    };
+    let shared = Arc::new(Log::start(&config, vec![Box::new(sink.clone())]).unwrap());
+    let layer = EventLayer::new(Arc::clone(&shared));
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
+    shared.queue.flush(Duration::from_secs(10));
+    let text = String::from_utf8(sink.0.lock().clone()).unwrap();
+    text.lines().map(blank).collect()
+}
+
+fn blank(line: &str) -> String {
+    let year = line.find("20").expect("a time");
+    let (head, rest) = line.split_at(year);
+    let (time, tail) = rest.split_at("2026-01-02T15:04:05.000000Z".len());
+    assert!(time.ends_with('Z') && time.as_bytes()[19] == b'.', "{time}");
+    let (before, after) = tail.split_once("tests.rs:").expect("a caller");
+    let after = after.trim_start_matches(|c: char| c.is_ascii_digit());
+    format!("{head}TS{before}tests.rs:N{after}")
+}
+
+fn talk() {
+    let urls = vec!["http://a:1", "b\""];
+    tracing::info!(
+        name = "a",
+        "data-dir" = %"x\ny",
+        size = 5u64,
+        on = true,
+        urls = ?Json(&urls),
+        forged = %"[1]",
+        error = &io::Error::other("broken") as &(dyn std::error::Error + 'static),
+        "starting"
+    );
+    tracing::warn!(target: "raft", "two\nlines");
+    tracing::debug!(rate = 0.5, "quiet");
+    tracing::trace!("never");
+}
+
+#[test]
+fn json_lines() {
+    assert_eq!(
+        logged(Level::Debug, LogFormat::Json, talk),
+        [
+            r#"{"level":"info","ts":"TS","caller":"logging/tests.rs:N","msg":"starting","name":"a","data-dir":"x\ny","size":5,"on":true,"urls":["http://a:1","b\""],"forged":"[1]","error":"broken"}"#,
+            r#"{"level":"warn","ts":"TS","logger":"raft","caller":"logging/tests.rs:N","msg":"two\nlines"}"#,
+            r#"{"level":"debug","ts":"TS","caller":"logging/tests.rs:N","msg":"quiet","rate":0.5}"#,
+        ]
+    );
+}
+
+#[test]
+fn console_lines() {
+    assert_eq!(
+        logged(Level::Info, LogFormat::Console, talk),
+        [
+            "TS\tinfo\tlogging/tests.rs:N\tstarting\t{\"name\": \"a\", \"data-dir\": \"x\\ny\", \"size\": 5, \"on\": true, \"urls\": [\"http://a:1\", \"b\\\"\"], \"forged\": \"[1]\", \"error\": \"broken\"}",
+            "TS\twarn\traft\tlogging/tests.rs:N\ttwo\\nlines",
+        ]
+    );
+}
+
+#[test]
+fn levels_switch_events_off_where_they_stand() {
+    for (level, expected) in [
+        (Level::Debug, 4),
+        (Level::Info, 3),
+        (Level::Warn, 2),
+        (Level::Error, 1),
+        (Level::Dpanic, 0),
+    ] {
+        let evaluated = Cell::new(0);
+        let count = || {
+            evaluated.set(evaluated.get() + 1);
+            1u64
+        };
+        logged(level, LogFormat::Json, || {
+            tracing::error!(n = count(), "e");
+            tracing::warn!(n = count(), "w");
+            tracing::info!(n = count(), "i");
+            tracing::debug!(n = count(), "d");
+        });
+        assert_eq!(evaluated.get(), expected, "{level:?}");
+    }
+}
+
+#[test]
+fn a_flood_from_one_place_is_thinned_out() {
+    let lines = logged(Level::Info, LogFormat::Json, || {
+        for n in 0..1000u64 {
+            tracing::error!(n, "kept");
+        }
+    });
+    assert_eq!(lines.len(), 1000);
+    let lines = logged(Level::Info, LogFormat::Json, || {
+        for n in 0..1000u64 {
+            tracing::info!(n, "thinned");
+        }
+    });
+    // A second may end on the way, which lets another hundred through.
+    assert!((109..=209).contains(&lines.len()), "{}", lines.len());
+}

@@ -1,0 +1,38 @@
+//! Puts a member together from its configuration and its data directory, and serves it.
+
+pub mod bootstrap;
+pub mod connection;
+pub mod data_dir;
+pub mod listen;
+pub mod logging;
+pub mod run;
+
+/// Why a member did not start, or stopped; one sentence that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    DataDir(#[from] data_dir::Error),
+    #[error("listen tcp {address}: bind: {reason}")]
+    Listen {
+        address: std::net::SocketAddr,
+        reason: String,
+    },
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Storage(#[from] crate::storage::Error),
+    #[error("{0}")]
+    RaftLog(#[from] crate::storage::raft_log::Error),
+    #[error(transparent)]
+    Node(#[from] crate::node::run::Fatal),
+    #[error("raft: {0}")]
+    Raft(#[from] raft::Error),
+    #[error("cannot {what}: {error}")]
+    Os {
+        what: &'static str,
+        error: std::io::Error,
+    },
+    /// The member ran and cannot go on.
+    #[error("{0}")]
+    Failed(String),
+}

@@ -1,0 +1,348 @@
+//! Runs a member: binds, restores, serves, and stops in order when it is told to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::bootstrap::{self, Restored};
+use super::connection::{Connections, Http2, Traffic};
+use super::data_dir::DataDir;
+use super::listen::{self, SocketOptions};
+use super::Error;
+use crate::api::{self, Api};
+use crate::config::{AutoCompaction, Config, Listen};
+use crate::env::{Clock, Rng, SystemClock, SystemRng};
+use crate::http::HttpService;
+use crate::metrics::Metrics;
+use crate::node::admission::Limits;
+use crate::node::apply::Applier;
+use crate::node::core::Core;
+use crate::node::handle::{Handle, Settings};
+use crate::node::inbox::{Inbox, Input};
+use crate::node::jobs::{auto_compaction, compactor, leases, snapshot};
+use crate::node::run::{Fatal, RaftThread, Timing};
+use crate::node::shared::{Parts, Shared};
+use crate::proto::etcdserverpb::InternalRaftRequest;
+use crate::proto::membershippb::{Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest};
+use crate::watch::Hub;
+
+/// The cluster version that this release runs at.
+const CLUSTER_VERSION: &str = "3.7.0";
+
+/// How a member ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// By this signal.
+    Signal(i32),
+}
+
+/// The listening sockets of a member.
+struct Sockets {
+    clients: Vec<(Listen, TcpListener)>,
+    http: Vec<(Listen, TcpListener)>,
+    metrics: Vec<(Listen, TcpListener)>,
+}
+
+fn bind_all(config: &Config) -> Result<Sockets, Error> {
+    let options = SocketOptions {
+        reuse_port: config.socket_reuse_port,
+        reuse_address: config.socket_reuse_address,
+    };
+    let bind = |urls: &[Listen]| {
+        urls.iter()
+            .map(|listen| Ok((listen.clone(), listen::bind(listen.address, options)?)))
+            .collect::<Result<Vec<_>, Error>>()
+    };
+    Ok(Sockets {
+        clients: bind(&config.listen_client_urls)?,
+        http: bind(&config.listen_client_http_urls)?,
+        metrics: bind(&config.listen_metrics_urls)?,
+    })
+}
+
+/// Runs until a signal comes or the member cannot go on.
+pub async fn run(config: Config) -> Result<Stopped, Error> {
+    let sockets = bind_all(&config)?;
+    let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;
+    let restored = bootstrap::restore(&config, &dir)?;
+    let member = Member::start(&config, restored)?;
+    let (stop, stopping) = watch::channel(false);
+    let serving = member.serve(&config, sockets, &stopping);
+    member.publish(&config).await?;
+    tracing::info!("ready to serve client requests");
+    notify_ready();
+    let ended = tokio::select! {
+        signal = stop_signal() => Ok(signal?),
+        failure = member.handle.shared().failed() => Err(Error::Failed(failure)),
+    };
+    stop.send_replace(true);
+    if let Err(error) = ended {
+        // The state may be unsound: nothing more is written.
+        return Err(error);
+    }
+    for task in serving {
+        // A task that panicked has ended as well.
+        let _ = task.await;
+    }
+    member.stop(&config).await?;
+    drop(dir);
+    ended
+}
+
+/// Tells systemd, where it asked for it, that the member serves.
+fn notify_ready() {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let sent = std::os::unix::net::UnixDatagram::unbound()
+        .and_then(|socket| socket.send_to(b"READY=1", &path));
+    if let Err(error) = sent {
+        tracing::warn!(%error, "failed to notify systemd for readiness");
+    }
+}
+
+async fn stop_signal() -> Result<Stopped, Error> {
+    let os = |error| Error::Os {
+        what: "wait for signals",
+        error,
+    };
+    let mut terminate = signal(SignalKind::terminate()).map_err(os)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(os)?;
+    let (number, name) = tokio::select! {
+        _ = terminate.recv() => (SignalKind::terminate().as_raw_value(), "terminated"),
+        _ = interrupt.recv() => (SignalKind::interrupt().as_raw_value(), "interrupt"),
+    };
+    tracing::info!(signal = name, "received signal; shutting down");
+    Ok(Stopped::Signal(number))
+}
+
+/// A member at work.
+struct Member {
+    handle: Handle,
+    inbox: Arc<Inbox>,
+    metrics: Arc<Metrics>,
+    raft_ended: tokio::sync::oneshot::Receiver<()>,
+    existed: bool,
+}
+
+impl Member {
+    fn start(config: &Config, restored: Restored) -> Result<Self, Error> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let rng: Arc<dyn Rng> = Arc::new(SystemRng);
+        let hub = Hub::new(restored.machine.head(), crate::watch::Limits::default());
+        let parts = Parts {
+            member: restored.identity.member,
+            cluster: restored.identity.cluster,
+            clock: clock.clone(),
+            rng,
+            engine: restored.engine,
+            hub,
+        };
+        let shared = Arc::new(Shared::new(parts, &restored.machine));
+        let inbox = Arc::new(Inbox::default());
+        let mut raft = RaftThread {
+            core: Core::new(restored.replica),
+            log: restored.log,
+            applier: Applier::new(restored.machine, shared.clone()),
+            inbox: inbox.clone(),
+            shared: shared.clone(),
+            timing: Timing {
+                tick: Duration::from_millis(config.heartbeat_interval_ms),
+                catch_up_entries: config.snapshot_catchup_entries,
+            },
+        };
+        raft.recover()?;
+        let election_timeout = Duration::from_millis(config.election_timeout_ms);
+        shared.deadlines.lock().restart(
+            raft.applier.machine().leases().iter(),
+            clock.now(),
+            election_timeout,
+        );
+        let settings = Settings {
+            limits: Limits {
+                max_request_bytes: config.max_request_bytes,
+                quota_bytes: config.quota_bytes.map(|quota| quota as i64),
+            },
+            election_timeout,
+        };
+        let handle = Handle::new(shared.clone(), inbox.clone(), settings);
+        let raft_ended = spawn_raft(raft, shared.clone())?;
+        spawn_jobs(config, &handle, &inbox);
+        let metrics = Arc::new(Metrics::new(
+            shared.member,
+            config.metrics == crate::config::Metrics::Extensive,
+        ));
+        Ok(Self {
+            handle,
+            inbox,
+            metrics,
+            raft_ended,
+            existed: restored.existed,
+        })
+    }
+
+    fn serve(
+        &self,
+        config: &Config,
+        sockets: Sockets,
+        stopping: &watch::Receiver<bool>,
+    ) -> Vec<JoinHandle<()>> {
+        let settings = api::Settings {
+            max_txn_ops: config.max_txn_ops,
+            max_request_bytes: config.max_request_bytes,
+            progress_interval: config.watch_progress_notify_interval,
+        };
+        let connections = Connections {
+            api: Arc::new(Api::new(self.handle.clone(), settings)),
+            http: HttpService::new(self.handle.clone(), self.metrics.clone()),
+            traffic: Traffic::GrpcAndHttp,
+            http2: Http2 {
+                max_concurrent_streams: config.max_concurrent_streams,
+                keepalive: config
+                    .grpc_keepalive
+                    .map(|keepalive| (keepalive.interval, keepalive.timeout)),
+            },
+        };
+        let split = !sockets.http.is_empty();
+        let clients = if split {
+            Traffic::Grpc
+        } else {
+            Traffic::GrpcAndHttp
+        };
+        let metrics = Connections {
+            http: connections.http.clone().metrics_only(),
+            traffic: Traffic::Http,
+            ..connections.clone()
+        };
+        let mut tasks = Vec::new();
+        let groups = [
+            (sockets.clients, clients, &connections),
+            (sockets.http, Traffic::Http, &connections),
+            (sockets.metrics, Traffic::Http, &metrics),
+        ];
+        for (sockets, traffic, connections) in groups {
+            for (listen, listener) in sockets {
+                tracing::info!(address = %listen.address, ?traffic, "serving client traffic insecurely; this is strongly discouraged!");
+                let connections = Connections {
+                    traffic,
+                    ..connections.clone()
+                };
+                let task = listen::serve(listener, connections, stopping.clone());
+                tasks.push(tokio::spawn(task));
+            }
+        }
+        tasks
+    }
+
+    /// Tells the cluster what it does not know of this member yet.
+    async fn publish(&self, config: &Config) -> Result<(), Error> {
+        let shared = self.handle.shared();
+        let status = shared.status();
+        let attributes = Attributes {
+            name: config.name.clone(),
+            client_urls: config
+                .advertise_client_urls
+                .iter()
+                .map(|url| url.as_str().to_owned())
+                .collect(),
+        };
+        let known = status
+            .members
+            .iter()
+            .find(|member| member.id == shared.member.0)
+            .and_then(|member| member.member_attributes.as_ref());
+        if known != Some(&attributes) {
+            self.agree(InternalRaftRequest {
+                cluster_member_attr_set: Some(ClusterMemberAttrSetRequest {
+                    member_id: shared.member.0,
+                    member_attributes: Some(attributes),
+                }),
+                ..Default::default()
+            })
+            .await?;
+            tracing::info!(
+                local_member_id = %shared.member,
+                "published local member to cluster through raft"
+            );
+        }
+        if status.cluster_version.as_deref() != Some(CLUSTER_VERSION) {
+            self.agree(InternalRaftRequest {
+                cluster_version_set: Some(ClusterVersionSetRequest {
+                    ver: CLUSTER_VERSION.to_owned(),
+                }),
+                ..Default::default()
+            })
+            .await?;
+            tracing::info!(cluster_version = CLUSTER_VERSION, "set initial cluster version");
+        }
+        tracing::debug!(existed = self.existed, "member is up");
+        Ok(())
+    }
+
+    async fn agree(&self, request: InternalRaftRequest) -> Result<(), Error> {
+        self.handle
+            .propose(request)
+            .await
+            .map(|_| ())
+            .map_err(|error| Error::Failed(error.to_string()))
+    }
+
+    /// Ends the raft thread, which makes the state durable.
+    async fn stop(self, config: &Config) -> Result<(), Error> {
+        tracing::info!(name = %config.name, data_dir = %config.data_dir.display(), "closing etcd server");
+        self.inbox.close_with(Input::Stop);
+        // The sender is dropped when the thread has ended.
+        let _ = self.raft_ended.await;
+        tracing::info!(name = %config.name, "closed etcd server");
+        Ok(())
+    }
+}
+
+fn spawn_raft(
+    raft: RaftThread,
+    shared: Arc<Shared>,
+) -> Result<tokio::sync::oneshot::Receiver<()>, Error> {
+    let (ended, receiver) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("raft".to_owned())
+        .spawn(move || {
+            if let Err(error) = run_raft(raft) {
+                shared.fail(error.to_string());
+            }
+            drop(ended);
+        })
+        .map_err(|error| Error::Os {
+            what: "start the raft thread",
+            error,
+        })?;
+    Ok(receiver)
+}
+
+fn run_raft(raft: RaftThread) -> Result<(), Fatal> {
+    raft.run()
+}
+
+fn spawn_jobs(config: &Config, handle: &Handle, inbox: &Arc<Inbox>) {
+    let shared = handle.shared().clone();
+    tokio::spawn(snapshot::run(
+        shared.clone(),
+        inbox.clone(),
+        config.snapshot_count,
+    ));
+    let pace = compactor::Pace {
+        batch_limit: config.compaction_batch_limit,
+        sleep: config.compaction_sleep_interval,
+    };
+    tokio::spawn(compactor::run(shared, pace));
+    tokio::spawn(leases::run(handle.clone()));
+    let retention = match config.auto_compaction {
+        AutoCompaction::Off => auto_compaction::Retention::Off,
+        AutoCompaction::Periodic(age) => auto_compaction::Retention::Age(age),
+        AutoCompaction::Revision(count) => auto_compaction::Retention::Revisions(count),
+    };
+    tokio::spawn(auto_compaction::run(handle.clone(), retention));
+}

@@ -1,0 +1,157 @@
+//! Put, DeleteRange and Range as steps of one transaction; a plain request is a transaction of
+//! one step.
+
+use bytes::Bytes;
+
+use super::lease::{self, Leases};
+use crate::error::Error;
+use crate::mvcc::read::{RangeRead, Ranged, Snapshot, SortOrder, SortTarget};
+use crate::mvcc::write::Txn;
+use crate::mvcc::{self, Result};
+use crate::proto::etcdserverpb::{
+    DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse,
+    ResponseHeader, range_request,
+};
+use crate::storage::schema::Version;
+use crate::types::{KeyRange, LeaseId};
+
+/// A header that holds a revision alone; the API adds who answers.
+pub fn header(revision: i64) -> Option<ResponseHeader> {
+    Some(ResponseHeader {
+        revision,
+        ..Default::default()
+    })
+}
+
+/// What a range request asks of the keyspace.
+pub fn range_read(request: &RangeRequest) -> std::result::Result<RangeRead, Error> {
+    use range_request::{SortOrder as WireOrder, SortTarget as WireTarget};
+    let sort_order = match WireOrder::try_from(request.sort_order) {
+        Ok(WireOrder::None) => SortOrder::None,
+        Ok(WireOrder::Ascend) => SortOrder::Ascend,
+        Ok(WireOrder::Descend) => SortOrder::Descend,
+        Err(_) => return Err(Error::InvalidSortOption),
+    };
+    let sort_target = match WireTarget::try_from(request.sort_target) {
+        Ok(WireTarget::Key) => SortTarget::Key,
+        Ok(WireTarget::Version) => SortTarget::Version,
+        Ok(WireTarget::Create) => SortTarget::Create,
+        Ok(WireTarget::Mod) => SortTarget::Mod,
+        Ok(WireTarget::Value) => SortTarget::Value,
+        Err(_) => return Err(Error::InvalidSortOption),
+    };
+    Ok(RangeRead {
+        range: KeyRange::from_wire(&request.key, &request.range_end),
+        revision: request.revision,
+        limit: request.limit,
+        sort_target,
+        sort_order,
+        keys_only: request.keys_only,
+        count_only: request.count_only,
+        min_mod_revision: request.min_mod_revision,
+        max_mod_revision: request.max_mod_revision,
+        min_create_revision: request.min_create_revision,
+        max_create_revision: request.max_create_revision,
+        total_count: true,
+    })
+}
+
+/// The answer as a message; `revision` is the newest one of the state that was read.
+pub fn range_response(ranged: Ranged, revision: i64) -> RangeResponse {
+    RangeResponse {
+        header: header(revision),
+        kvs: ranged.kvs,
+        more: ranged.more,
+        count: ranged.count,
+    }
+}
+
+/// Reads within a writing transaction, its own changes included.
+pub fn range(txn: &Txn<'_>, request: &RangeRequest) -> Result<RangeResponse> {
+    let read = range_read(request)?;
+    let (head, compacted) = (txn.revision(), txn.compacted());
+    let pending = txn.pending();
+    let past = read.revision > 0 && read.revision < head;
+    let snapshot = Snapshot {
+        read: if past { txn.base() } else { &pending },
+        head,
+        compacted,
+    };
+    Ok(range_response(snapshot.range(&read)?, head))
+}
+
+/// Refuses a put that could not be done.
+pub fn check_put(
+    request: &PutRequest,
+    leases: &Leases,
+    get: &dyn Fn(&[u8]) -> Result<Option<Version>>,
+) -> Result<()> {
+    let lease = LeaseId(request.lease);
+    if lease.is_some() && !leases.contains(lease) {
+        return Err(Error::LeaseNotFound.into());
+    }
+    if (request.ignore_value || request.ignore_lease) && get(&request.key)?.is_none() {
+        return Err(Error::KeyNotFound.into());
+    }
+    Ok(())
+}
+
+/// Writes; the request was checked. Never refuses, so that no transaction is left half done.
+pub fn put(txn: &mut Txn<'_>, request: &PutRequest) -> Result<PutResponse> {
+    let kept = if request.ignore_value || request.ignore_lease {
+        txn.get(&request.key)?
+    } else {
+        None
+    };
+    let value = match &kept {
+        Some(old) if request.ignore_value => old.value(),
+        _ => request.value.clone(),
+    };
+    let lease = match &kept {
+        Some(old) if request.ignore_lease => old.lease,
+        _ => LeaseId(request.lease),
+    };
+    let previous = txn.put(&request.key, &value, lease)?;
+    let before = previous.as_ref().map_or(LeaseId::NONE, |old| old.lease);
+    lease::move_key(before, lease, &request.key, txn.writer().batch());
+    Ok(PutResponse {
+        header: header(txn.revision()),
+        prev_kv: previous
+            .filter(|_| request.prev_kv)
+            .map(|old| old.to_kv(&request.key)),
+    })
+}
+
+pub fn delete_range(
+    txn: &mut Txn<'_>,
+    request: &DeleteRangeRequest,
+) -> Result<DeleteRangeResponse> {
+    let range = KeyRange::from_wire(&request.key, &request.range_end);
+    let found = txn.delete_range(&range)?;
+    detach(txn, &found);
+    let prev_kvs = if request.prev_kv {
+        found.iter().map(|(key, old)| old.to_kv(key)).collect()
+    } else {
+        Vec::new()
+    };
+    Ok(DeleteRangeResponse {
+        header: header(txn.revision()),
+        deleted: found.len() as i64,
+        prev_kvs,
+    })
+}
+
+/// Deletes the keys of a lease, all in the transaction's one revision.
+pub fn delete_attached(txn: &mut Txn<'_>, keys: &[Bytes]) -> mvcc::Result<()> {
+    for key in keys {
+        let found = txn.delete_range(&KeyRange::Point(key.clone()))?;
+        detach(txn, &found);
+    }
+    Ok(())
+}
+
+fn detach(txn: &mut Txn<'_>, deleted: &[(Bytes, Version)]) {
+    for (key, old) in deleted {
+        lease::move_key(old.lease, LeaseId::NONE, key, txn.writer().batch());
+    }
+}

@@ -1,0 +1,150 @@
+//! Which leases exist, how long they were granted for, and which keys hang on them.
+//!
+//! When a lease ends is not decided here: the leader watches the clock and proposes a revoke.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::error::Error;
+use crate::storage::schema::{self, meta};
+use crate::storage::{self, Batch, Family, Read};
+use crate::types::LeaseId;
+
+/// The longest time to live that can be granted, in seconds; etcd's limit.
+pub const MAX_TTL_S: i64 = 9_000_000_000;
+
+/// A lease that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// What it was granted for, in seconds.
+    pub ttl_s: i64,
+    /// What was left at the last checkpoint, in seconds; 0 where there was none.
+    pub remaining_ttl_s: i64,
+}
+
+impl Lease {
+    /// How long it lives when its time starts anew after a change of leader, in seconds.
+    pub fn restart_ttl_s(&self) -> i64 {
+        if self.remaining_ttl_s > 0 {
+            self.remaining_ttl_s
+        } else {
+            self.ttl_s
+        }
+    }
+}
+
+/// What happened to a lease, for whoever keeps its deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseEvent {
+    Granted(LeaseId, Lease),
+    Revoked(LeaseId),
+    Checkpointed(LeaseId, Lease),
+}
+
+/// All leases.
+#[derive(Default)]
+pub struct Leases {
+    leases: BTreeMap<LeaseId, Lease>,
+}
+
+impl Leases {
+    pub fn load(read: &dyn Read) -> storage::Result<Self> {
+        let mut leases = BTreeMap::new();
+        let upper = schema::prefix_end(meta::LEASES);
+        let mut cursor = read.cursor(Family::Meta, meta::LEASES, upper.as_deref())?;
+        while cursor.next()? {
+            let [id] = schema::meta_numbers(cursor.key(), meta::LEASES)?;
+            let [ttl, remaining] = schema::decode_numbers(cursor.value(), cursor.key())?;
+            let lease = Lease {
+                ttl_s: ttl as i64,
+                remaining_ttl_s: remaining as i64,
+            };
+            leases.insert(LeaseId(id as i64), lease);
+        }
+        Ok(Self { leases })
+    }
+
+    pub fn contains(&self, id: LeaseId) -> bool {
+        self.leases.contains_key(&id)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (LeaseId, Lease)> + '_ {
+        self.leases.iter().map(|(id, lease)| (*id, *lease))
+    }
+
+    pub fn grant(&mut self, id: LeaseId, ttl_s: i64, batch: &mut Batch) -> Result<Lease, Error> {
+        if !id.is_some() {
+            return Err(Error::LeaseNotFound);
+        }
+        if ttl_s > MAX_TTL_S {
+            return Err(Error::LeaseTtlTooLarge);
+        }
+        if self.contains(id) {
+            return Err(Error::LeaseExists);
+        }
+        let lease = Lease {
+            ttl_s,
+            remaining_ttl_s: 0,
+        };
+        self.store(id, lease, batch);
+        Ok(lease)
+    }
+
+    pub fn checkpoint(
+        &mut self,
+        id: LeaseId,
+        remaining_ttl_s: i64,
+        batch: &mut Batch,
+    ) -> Result<Lease, Error> {
+        let lease = self.leases.get(&id).ok_or(Error::LeaseNotFound)?;
+        let lease = Lease {
+            remaining_ttl_s,
+            ..*lease
+        };
+        self.store(id, lease, batch);
+        Ok(lease)
+    }
+
+    /// Forgets the lease; its keys are the caller's to delete.
+    pub fn remove(&mut self, id: LeaseId, batch: &mut Batch) {
+        self.leases.remove(&id);
+        batch.delete(Family::Meta, &lease_meta_key(id));
+    }
+
+    fn store(&mut self, id: LeaseId, lease: Lease, batch: &mut Batch) {
+        self.leases.insert(id, lease);
+        let value = schema::encode_numbers(&[lease.ttl_s as u64, lease.remaining_ttl_s as u64]);
+        batch.put(Family::Meta, &lease_meta_key(id), &value);
+    }
+}
+
+fn lease_meta_key(id: LeaseId) -> Vec<u8> {
+    schema::meta_key(meta::LEASES, &[id.0 as u64])
+}
+
+/// The keys attached to a lease, in order.
+pub fn attached_keys(read: &dyn Read, id: LeaseId) -> storage::Result<Vec<Bytes>> {
+    let (lower, upper) = schema::lease_bounds(id);
+    let mut cursor = read.cursor(Family::LeaseKeys, &lower, upper.as_deref())?;
+    let mut keys = Vec::new();
+    while cursor.next()? {
+        keys.push(Bytes::copy_from_slice(schema::decode_lease_key(
+            cursor.key(),
+        )));
+    }
+    Ok(keys)
+}
+
+/// Moves a key from one lease to another; either may be none.
+pub fn move_key(from: LeaseId, to: LeaseId, key: &[u8], batch: &mut Batch) {
+    if from == to {
+        return;
+    }
+    if from.is_some() {
+        batch.delete(Family::LeaseKeys, &schema::lease_key(from, key));
+    }
+    if to.is_some() {
+        batch.put(Family::LeaseKeys, &schema::lease_key(to, key), &[]);
+    }
+}

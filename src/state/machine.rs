@@ -1,0 +1,458 @@
+//! Apply: takes committed entries in order, changes the state, and says what to answer and what
+//! watches and lease deadlines have to know.
+//!
+//! A group of entries becomes one engine batch that ends with the applied index of its last
+//! entry. Where an entry needs to read what the engine alone can show (a scan of a lease's keys,
+//! a read of the past) the group so far is written first.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::alarm::Alarms;
+use super::lease::{self, LeaseEvent, Leases};
+use super::membership::Membership;
+use super::{kv, txn};
+use crate::error::Error;
+use crate::mvcc::write::Writer;
+use crate::mvcc::{self, Change};
+use crate::proto::etcdserverpb::{
+    AlarmRequest, AlarmResponse, AlarmType, CompactionResponse, DeleteRangeResponse,
+    InternalRaftRequest, LeaseCheckpointRequest, LeaseCheckpointResponse, LeaseGrantRequest,
+    LeaseGrantResponse, LeaseRevokeResponse, PutResponse, TxnResponse,
+    alarm_request::AlarmAction,
+};
+use crate::proto::membershippb::{Member, RaftAttributes};
+use crate::storage::schema::{self, meta};
+use crate::storage::{self, Engine, Family, Read};
+use crate::types::{LeaseId, MemberId};
+
+/// What an applied request answers; headers hold the revision alone.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Response {
+    Put(PutResponse),
+    DeleteRange(DeleteRangeResponse),
+    Txn(TxnResponse),
+    Compaction(CompactionResponse),
+    LeaseGrant(LeaseGrantResponse),
+    LeaseRevoke(LeaseRevokeResponse),
+    LeaseCheckpoint(LeaseCheckpointResponse),
+    Alarm(AlarmResponse),
+    /// The members after a change of membership.
+    Members(Vec<Member>),
+    /// Requests whose answer nobody reads.
+    Done,
+}
+
+/// An entry that was applied, and what to tell whoever proposed it.
+#[derive(Debug)]
+pub struct Applied {
+    pub index: u64,
+    pub result: Result<Response, Error>,
+}
+
+/// What a group of applied entries did.
+#[derive(Debug, Default)]
+pub struct Group {
+    /// One for each entry, in order.
+    pub applied: Vec<Applied>,
+    pub changes: Vec<Change>,
+    pub lease_events: Vec<LeaseEvent>,
+    /// True where alarms, members or the cluster version changed.
+    pub status_changed: bool,
+    /// True where the history was asked to be compacted further.
+    pub compacted: bool,
+}
+
+/// An entry to apply.
+#[derive(Debug)]
+pub struct Entry {
+    pub index: u64,
+    pub term: u64,
+    pub payload: Payload,
+}
+
+#[derive(Debug)]
+pub enum Payload {
+    /// A leader's first entry.
+    Empty,
+    Request(Bytes),
+    /// A request that this process proposed itself and still has at hand.
+    Decoded(Box<InternalRaftRequest>),
+    /// A change of membership: who, as what (`None`: removed), and raft's resulting conf state.
+    Membership {
+        member: MemberId,
+        raft: Option<RaftAttributes>,
+        conf_state: Bytes,
+    },
+}
+
+/// The state machine of one member.
+pub struct Machine {
+    writer: Writer,
+    leases: Leases,
+    alarms: Alarms,
+    members: Membership,
+    cluster_version: Option<String>,
+    applied_index: u64,
+    applied_term: u64,
+}
+
+impl Machine {
+    /// Takes up the state that the engine holds.
+    pub fn open(engine: Arc<dyn Engine>) -> storage::Result<Self> {
+        let read = engine.latest();
+        let (applied_index, applied_term) = match read.get(Family::Meta, meta::APPLIED)? {
+            Some(value) => {
+                let [index, term] = schema::decode_numbers(&value, meta::APPLIED)?;
+                (index, term)
+            }
+            None => (0, 0),
+        };
+        let cluster_version = read
+            .get(Family::Meta, meta::CLUSTER_VERSION)?
+            .map(|value| String::from_utf8_lossy(&value).into_owned());
+        Ok(Self {
+            leases: Leases::load(read)?,
+            alarms: Alarms::load(read)?,
+            members: Membership::load(read)?,
+            cluster_version,
+            applied_index,
+            applied_term,
+            writer: Writer::open(engine.clone())?,
+        })
+    }
+
+    /// Writes the first state of a new member: who belongs to the cluster.
+    pub fn bootstrap(
+        &mut self,
+        members: Vec<(MemberId, RaftAttributes)>,
+        conf_state: &[u8],
+    ) -> storage::Result<()> {
+        for (id, raft) in members {
+            self.members.set(id, raft, self.writer.batch());
+        }
+        self.writer
+            .batch()
+            .put(Family::Meta, meta::CONF_STATE, conf_state);
+        self.writer.commit(0, 0)
+    }
+
+    pub fn applied_index(&self) -> u64 {
+        self.applied_index
+    }
+
+    pub fn applied_term(&self) -> u64 {
+        self.applied_term
+    }
+
+    /// The newest revision.
+    pub fn head(&self) -> i64 {
+        self.writer.head()
+    }
+
+    /// The revision that the history is compacted to; -1 before the first compaction.
+    pub fn compacted(&self) -> i64 {
+        self.writer.compacted()
+    }
+
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    pub fn alarms(&self) -> &Alarms {
+        &self.alarms
+    }
+
+    pub fn members(&self) -> &Membership {
+        &self.members
+    }
+
+    pub fn cluster_version(&self) -> Option<&str> {
+        self.cluster_version.as_deref()
+    }
+
+    /// Applies entries in order and writes them. An error is fatal: the state on disk is as
+    /// before the group or after a part of it that ends with a whole entry.
+    pub fn apply(&mut self, entries: Vec<Entry>) -> storage::Result<Group> {
+        let mut group = Group::default();
+        for entry in entries {
+            // An entry that the state already holds comes again after a restart.
+            if entry.index <= self.applied_index {
+                continue;
+            }
+            let result = self.apply_entry(entry.index, entry.payload, &mut group)?;
+            group.applied.push(Applied {
+                index: entry.index,
+                result,
+            });
+            self.applied_index = entry.index;
+            self.applied_term = entry.term;
+        }
+        self.write_pending()?;
+        Ok(group)
+    }
+
+    fn write_pending(&mut self) -> storage::Result<()> {
+        self.writer.commit(self.applied_index, self.applied_term)
+    }
+
+    fn apply_entry(
+        &mut self,
+        index: u64,
+        payload: Payload,
+        group: &mut Group,
+    ) -> storage::Result<Result<Response, Error>> {
+        let request = match payload {
+            Payload::Empty => return Ok(Ok(Response::Done)),
+            Payload::Decoded(request) => *request,
+            Payload::Request(bytes) => InternalRaftRequest::decode(bytes).map_err(|error| {
+                storage::Error::Engine(format!(
+                    "entry {index} of the raft log is not a request: {error}"
+                ))
+            })?,
+            Payload::Membership {
+                member,
+                raft,
+                conf_state,
+            } => {
+                self.apply_membership(member, raft, &conf_state);
+                group.status_changed = true;
+                let members = self.members.iter().cloned().collect();
+                return Ok(Ok(Response::Members(members)));
+            }
+        };
+        match self.apply_request(request, group) {
+            Ok(response) => Ok(Ok(response)),
+            Err(mvcc::Error::Refused(error)) => Ok(Err(error)),
+            Err(mvcc::Error::Storage(error)) => Err(error),
+        }
+    }
+
+    fn apply_membership(
+        &mut self,
+        member: MemberId,
+        raft: Option<RaftAttributes>,
+        conf_state: &[u8],
+    ) {
+        let batch = self.writer.batch();
+        if let Some(raft) = raft {
+            self.members.set(member, raft, batch);
+        }
+        batch.put(Family::Meta, meta::CONF_STATE, conf_state);
+    }
+
+    fn apply_request(
+        &mut self,
+        request: InternalRaftRequest,
+        group: &mut Group,
+    ) -> mvcc::Result<Response> {
+        self.check_alarms(&request)?;
+        if let Some(put) = request.put {
+            return self.put(&put, group).map(Response::Put);
+        }
+        if let Some(txn) = request.txn {
+            return self.txn(&txn, group).map(Response::Txn);
+        }
+        if let Some(delete) = request.delete_range {
+            let mut txn = self.writer.begin();
+            let response = kv::delete_range(&mut txn, &delete)?;
+            group.changes.extend(txn.finish());
+            return Ok(Response::DeleteRange(response));
+        }
+        if let Some(grant) = request.lease_grant {
+            return self.lease_grant(&grant, group).map(Response::LeaseGrant);
+        }
+        if let Some(revoke) = request.lease_revoke {
+            return self
+                .lease_revoke(LeaseId(revoke.id), group)
+                .map(Response::LeaseRevoke);
+        }
+        if let Some(checkpoint) = request.lease_checkpoint {
+            return self
+                .lease_checkpoint(&checkpoint, group)
+                .map(Response::LeaseCheckpoint);
+        }
+        if let Some(compaction) = request.compaction {
+            return self.compact(compaction.revision, group);
+        }
+        if let Some(alarm) = request.alarm {
+            group.status_changed = true;
+            return Ok(Response::Alarm(self.alarm(&alarm)));
+        }
+        if let Some(version) = request.cluster_version_set {
+            group.status_changed = true;
+            self.writer
+                .batch()
+                .put(Family::Meta, meta::CLUSTER_VERSION, version.ver.as_bytes());
+            self.cluster_version = Some(version.ver);
+            return Ok(Response::Done);
+        }
+        if let Some(set) = request.cluster_member_attr_set {
+            group.status_changed = true;
+            let attributes = set.member_attributes.unwrap_or_default();
+            self.members
+                .set_attributes(MemberId(set.member_id), attributes, self.writer.batch());
+            return Ok(Response::Done);
+        }
+        // A newer leader's request: every member of this version refuses it alike.
+        Err(Error::UnknownMethod.into())
+    }
+
+    /// What the active alarms forbid. etcd refuses more under CORRUPT than under NOSPACE, and a
+    /// transaction under NOSPACE only where a branch puts.
+    fn check_alarms(&self, request: &InternalRaftRequest) -> Result<(), Error> {
+        let writes = request.put.is_some()
+            || request.txn.is_some()
+            || request.delete_range.is_some()
+            || request.compaction.is_some()
+            || request.lease_grant.is_some()
+            || request.lease_revoke.is_some();
+        if writes && self.alarms.has(AlarmType::Corrupt) {
+            return Err(Error::Corrupt);
+        }
+        let grows = request.put.is_some()
+            || request.lease_grant.is_some()
+            || request.txn.as_ref().is_some_and(txn::has_put);
+        if grows && self.alarms.has(AlarmType::Nospace) {
+            return Err(Error::NoSpace);
+        }
+        Ok(())
+    }
+
+    fn put(
+        &mut self,
+        request: &crate::proto::etcdserverpb::PutRequest,
+        group: &mut Group,
+    ) -> mvcc::Result<PutResponse> {
+        let mut txn = self.writer.begin();
+        kv::check_put(request, &self.leases, &|key| txn.get(key))?;
+        let response = kv::put(&mut txn, request)?;
+        group.changes.extend(txn.finish());
+        Ok(response)
+    }
+
+    fn txn(
+        &mut self,
+        request: &crate::proto::etcdserverpb::TxnRequest,
+        group: &mut Group,
+    ) -> mvcc::Result<TxnResponse> {
+        if self.writer.has_pending_keys() && txn::reads_past(request) {
+            self.write_pending()?;
+        }
+        let mut txn = self.writer.begin();
+        let response = txn::write(&mut txn, request, &self.leases)?;
+        group.changes.extend(txn.finish());
+        Ok(response)
+    }
+
+    fn lease_grant(
+        &mut self,
+        request: &LeaseGrantRequest,
+        group: &mut Group,
+    ) -> mvcc::Result<LeaseGrantResponse> {
+        let id = LeaseId(request.id);
+        let lease = self.leases.grant(id, request.ttl, self.writer.batch())?;
+        group.lease_events.push(LeaseEvent::Granted(id, lease));
+        Ok(LeaseGrantResponse {
+            header: kv::header(self.writer.head()),
+            id: request.id,
+            ttl: lease.ttl_s,
+            error: String::new(),
+        })
+    }
+
+    fn lease_revoke(
+        &mut self,
+        id: LeaseId,
+        group: &mut Group,
+    ) -> mvcc::Result<LeaseRevokeResponse> {
+        if !self.leases.contains(id) {
+            return Err(Error::LeaseNotFound.into());
+        }
+        // Attachments of this group are still on their way to the engine.
+        self.write_pending()?;
+        let keys = lease::attached_keys(self.writer.engine().latest(), id)?;
+        let mut txn = self.writer.begin();
+        kv::delete_attached(&mut txn, &keys)?;
+        group.changes.extend(txn.finish());
+        self.leases.remove(id, self.writer.batch());
+        group.lease_events.push(LeaseEvent::Revoked(id));
+        Ok(LeaseRevokeResponse {
+            header: kv::header(self.writer.head()),
+        })
+    }
+
+    fn lease_checkpoint(
+        &mut self,
+        request: &LeaseCheckpointRequest,
+        group: &mut Group,
+    ) -> mvcc::Result<LeaseCheckpointResponse> {
+        for checkpoint in &request.checkpoints {
+            let id = LeaseId(checkpoint.id);
+            // A lease that was revoked meanwhile has nothing to remember.
+            let stored =
+                self.leases
+                    .checkpoint(id, checkpoint.remaining_ttl, self.writer.batch());
+            if let Ok(lease) = stored {
+                group.lease_events.push(LeaseEvent::Checkpointed(id, lease));
+            }
+        }
+        Ok(LeaseCheckpointResponse {
+            header: kv::header(self.writer.head()),
+        })
+    }
+
+    fn compact(&mut self, revision: i64, group: &mut Group) -> mvcc::Result<Response> {
+        if revision <= self.writer.compacted() {
+            return Err(Error::Compacted.into());
+        }
+        if revision > self.writer.head() {
+            return Err(Error::FutureRevision.into());
+        }
+        self.writer.set_compacted(revision);
+        group.compacted = true;
+        Ok(Response::Compaction(CompactionResponse {
+            header: kv::header(self.writer.head()),
+        }))
+    }
+
+    fn alarm(&mut self, request: &AlarmRequest) -> AlarmResponse {
+        let member = MemberId(request.member_id);
+        let batch = self.writer.batch();
+        let alarms = match AlarmAction::try_from(request.action) {
+            Ok(AlarmAction::Get) => self.alarms.list(request.alarm),
+            Ok(AlarmAction::Activate) if request.alarm == AlarmType::None as i32 => Vec::new(),
+            Ok(AlarmAction::Activate) => {
+                vec![self.alarms.activate(request.alarm, member, batch)]
+            }
+            Ok(AlarmAction::Deactivate) => self
+                .alarms
+                .deactivate(request.alarm, member, batch)
+                .into_iter()
+                .collect(),
+            Err(_) => Vec::new(),
+        };
+        AlarmResponse {
+            header: kv::header(self.writer.head()),
+            alarms,
+        }
+    }
+
+    /// The applied index that a crash would go back to.
+    pub fn durable_applied_index(engine: &dyn Engine) -> storage::Result<u64> {
+        match engine.persisted(meta::APPLIED)? {
+            Some(value) => {
+                let [index, _term] = schema::decode_numbers(&value, meta::APPLIED)?;
+                Ok(index)
+            }
+            None => Ok(0),
+        }
+    }
+
+    /// Raft's conf state as of the applied index.
+    pub fn conf_state(read: &dyn Read) -> storage::Result<Option<Bytes>> {
+        read.get(Family::Meta, meta::CONF_STATE)
+    }
+}

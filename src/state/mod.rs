@@ -1,0 +1,17 @@
+//! The replicated state machine: what entries of the raft log mean.
+//!
+//! Invariants:
+//! - apply is deterministic: the same entries give the same state and the same answers on every
+//!   member; nothing here reads a clock, a random number, the order of a hash map or a member's
+//!   own configuration;
+//! - the applied index is written in the batch that holds what it applied;
+//! - a request is checked in full before its first change, so none is ever half done.
+
+pub mod alarm;
+pub mod kv;
+pub mod lease;
+pub mod machine;
+pub mod membership;
+pub mod txn;
+
+pub use machine::{Applied, Group, Machine, Response};

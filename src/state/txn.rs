@@ -1,0 +1,281 @@
+//! Txn: compares, then one of two branches, nested to any depth that the request limits allow.
+//!
+//! As in etcd every compare, nested ones included, sees the state before the transaction; the
+//! branch that they choose is checked as a whole, and only then is anything changed.
+
+use super::kv;
+use super::lease::Leases;
+use crate::error::Error;
+use crate::mvcc::read::Snapshot;
+use crate::mvcc::write::Txn;
+use crate::mvcc::{Error as MvccError, Result};
+use crate::proto::etcdserverpb::{
+    Compare, PutRequest, RangeRequest, RequestOp, ResponseOp, TxnRequest, TxnResponse, compare,
+    request_op::Request, response_op::Response,
+};
+use crate::storage::schema::Version;
+use crate::storage::{self, Family};
+use crate::types::KeyRange;
+
+/// True where no branch holds anything but ranges. A nested transaction counts as a write, as
+/// in etcd.
+pub fn is_read_only(request: &TxnRequest) -> bool {
+    all_ops(request).all(|op| matches!(op.request, Some(Request::RequestRange(_))))
+}
+
+/// True where every range of a read-only transaction may be stale.
+pub fn is_serializable(request: &TxnRequest) -> bool {
+    all_ops(request)
+        .all(|op| matches!(&op.request, Some(Request::RequestRange(range)) if range.serializable))
+}
+
+/// True where a branch of the transaction holds a put.
+pub fn has_put(request: &TxnRequest) -> bool {
+    all_ops(request).any(|op| match &op.request {
+        Some(Request::RequestPut(_)) => true,
+        Some(Request::RequestTxn(nested)) => has_put(nested),
+        _ => false,
+    })
+}
+
+/// True where a branch reads at a revision of its own.
+pub fn reads_past(request: &TxnRequest) -> bool {
+    all_ops(request).any(|op| match &op.request {
+        Some(Request::RequestRange(range)) => range.revision != 0,
+        Some(Request::RequestTxn(nested)) => reads_past(nested),
+        _ => false,
+    })
+}
+
+fn all_ops(request: &TxnRequest) -> impl Iterator<Item = &RequestOp> {
+    request.success.iter().chain(&request.failure)
+}
+
+/// The branch that the compares of a transaction choose, with those of its nested ones.
+struct Path<'a> {
+    succeeded: bool,
+    ops: &'a [RequestOp],
+    /// Of each operation that is a transaction, in order.
+    nested: Vec<Path<'a>>,
+}
+
+impl<'a> Path<'a> {
+    fn choose(snapshot: &Snapshot<'_>, request: &'a TxnRequest) -> Result<Self> {
+        let mut succeeded = true;
+        for compare in &request.compare {
+            if !holds(snapshot, compare)? {
+                succeeded = false;
+                break;
+            }
+        }
+        let ops = if succeeded {
+            &request.success
+        } else {
+            &request.failure
+        };
+        let nested = ops
+            .iter()
+            .filter_map(|op| match &op.request {
+                Some(Request::RequestTxn(nested)) => Some(Self::choose(snapshot, nested)),
+                _ => None,
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            succeeded,
+            ops,
+            nested,
+        })
+    }
+
+    /// Refuses what could not be done.
+    fn check(&self, snapshot: &Snapshot<'_>, leases: &Leases) -> Result<()> {
+        let mut nested = self.nested.iter();
+        for op in self.ops {
+            match &op.request {
+                Some(Request::RequestRange(range)) => check_range(snapshot, range)?,
+                Some(Request::RequestPut(put)) => check_put(snapshot, put, leases)?,
+                Some(Request::RequestTxn(_)) => {
+                    if let Some(path) = nested.next() {
+                        path.check(snapshot, leases)?;
+                    }
+                }
+                Some(Request::RequestDeleteRange(_)) | None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn execute(&self, txn: &mut Txn<'_>) -> Result<TxnResponse> {
+        let mut responses = Vec::with_capacity(self.ops.len());
+        let mut nested = self.nested.iter();
+        for op in self.ops {
+            let response = match &op.request {
+                Some(Request::RequestRange(range)) => {
+                    Some(Response::ResponseRange(kv::range(txn, range)?))
+                }
+                Some(Request::RequestPut(put)) => Some(Response::ResponsePut(kv::put(txn, put)?)),
+                Some(Request::RequestDeleteRange(delete)) => Some(Response::ResponseDeleteRange(
+                    kv::delete_range(txn, delete)?,
+                )),
+                Some(Request::RequestTxn(_)) => match nested.next() {
+                    Some(path) => {
+                        let mut response = path.execute(txn)?;
+                        // etcd leaves the header of a nested answer empty.
+                        response.header = Some(Default::default());
+                        Some(Response::ResponseTxn(response))
+                    }
+                    None => None,
+                },
+                None => None,
+            };
+            responses.push(ResponseOp { response });
+        }
+        Ok(TxnResponse {
+            header: kv::header(txn.revision()),
+            succeeded: self.succeeded,
+            responses,
+        })
+    }
+}
+
+/// Runs a transaction that may write.
+pub fn write(txn: &mut Txn<'_>, request: &TxnRequest, leases: &Leases) -> Result<TxnResponse> {
+    let path = {
+        let pending = txn.pending();
+        let snapshot = Snapshot {
+            read: &pending,
+            head: txn.revision(),
+            compacted: txn.compacted(),
+        };
+        let path = Path::choose(&snapshot, request)?;
+        path.check(&snapshot, leases)?;
+        path
+    };
+    path.execute(txn).map_err(|error| match error {
+        MvccError::Refused(refused) => MvccError::Storage(storage::Error::Engine(format!(
+            "a transaction that was checked failed half way: {refused}"
+        ))),
+        failed => failed,
+    })
+}
+
+/// Runs a read-only transaction on a snapshot.
+pub fn read(snapshot: &Snapshot<'_>, request: &TxnRequest) -> Result<TxnResponse> {
+    let path = Path::choose(snapshot, request)?;
+    let mut responses = Vec::with_capacity(path.ops.len());
+    for op in path.ops {
+        let Some(Request::RequestRange(range)) = &op.request else {
+            return Err(Error::KeyNotFound.into());
+        };
+        check_range(snapshot, range)?;
+        let ranged = snapshot.range(&kv::range_read(range)?)?;
+        let response = kv::range_response(ranged, snapshot.head);
+        responses.push(ResponseOp {
+            response: Some(Response::ResponseRange(response)),
+        });
+    }
+    Ok(TxnResponse {
+        header: kv::header(snapshot.head),
+        succeeded: path.succeeded,
+        responses,
+    })
+}
+
+fn check_range(snapshot: &Snapshot<'_>, range: &RangeRequest) -> Result<()> {
+    kv::range_read(range)?;
+    match range.revision {
+        0 => Ok(()),
+        revision if revision > snapshot.head => Err(Error::FutureRevision.into()),
+        revision if revision < snapshot.compacted => Err(Error::Compacted.into()),
+        _ => Ok(()),
+    }
+}
+
+fn check_put(snapshot: &Snapshot<'_>, put: &PutRequest, leases: &Leases) -> Result<()> {
+    kv::check_put(put, leases, &|key| {
+        snapshot.get(key, snapshot.head).map_err(MvccError::from)
+    })
+}
+
+/// Whether a compare holds for the key, or for every key of the range.
+fn holds(snapshot: &Snapshot<'_>, compare: &Compare) -> Result<bool> {
+    let range = KeyRange::from_wire(&compare.key, &compare.range_end);
+    let missing_holds =
+        || compare.target != compare::CompareTarget::Value as i32 && compare_version(compare, None);
+    if let KeyRange::Point(key) = &range {
+        return Ok(match snapshot.get(key, snapshot.head)? {
+            Some(version) => compare_version(compare, Some(&version)),
+            None => missing_holds(),
+        });
+    }
+    if range.is_empty() {
+        return Ok(missing_holds());
+    }
+    let mut walk = snapshot.walk(&range, snapshot.head)?;
+    let mut any = false;
+    while walk.next()? {
+        any = true;
+        let record = bytes::Bytes::copy_from_slice(walk.record());
+        let version = Version::decode(record, Family::Current, walk.key())?;
+        if !compare_version(compare, Some(&version)) {
+            return Ok(false);
+        }
+    }
+    Ok(any || missing_holds())
+}
+
+/// Compares one version; a missing key compares as all zeros.
+fn compare_version(compare: &Compare, version: Option<&Version>) -> bool {
+    use compare::{CompareResult, CompareTarget, TargetUnion};
+    let number = |ours: fn(&Version) -> i64, theirs: i64| {
+        version.map_or(0, ours).cmp(&theirs)
+    };
+    let union = compare.target_union.as_ref();
+    let ordering = match CompareTarget::try_from(compare.target) {
+        Ok(CompareTarget::Value) => {
+            let theirs: &[u8] = match union {
+                Some(TargetUnion::Value(value)) => value,
+                _ => &[],
+            };
+            let ours = version.map(Version::value).unwrap_or_default();
+            ours.as_ref().cmp(theirs)
+        }
+        Ok(CompareTarget::Create) => number(
+            |version| version.create_revision,
+            match union {
+                Some(TargetUnion::CreateRevision(revision)) => *revision,
+                _ => 0,
+            },
+        ),
+        Ok(CompareTarget::Mod) => number(
+            |version| version.mod_revision.main,
+            match union {
+                Some(TargetUnion::ModRevision(revision)) => *revision,
+                _ => 0,
+            },
+        ),
+        Ok(CompareTarget::Version) => number(
+            |version| version.version,
+            match union {
+                Some(TargetUnion::Version(version)) => *version,
+                _ => 0,
+            },
+        ),
+        Ok(CompareTarget::Lease) => number(
+            |version| version.lease.0,
+            match union {
+                Some(TargetUnion::Lease(lease)) => *lease,
+                _ => 0,
+            },
+        ),
+        // As in etcd an unknown target compares as equal.
+        Err(_) => std::cmp::Ordering::Equal,
+    };
+    match CompareResult::try_from(compare.result) {
+        Ok(CompareResult::Equal) => ordering.is_eq(),
+        Ok(CompareResult::NotEqual) => ordering.is_ne(),
+        Ok(CompareResult::Greater) => ordering.is_gt(),
+        Ok(CompareResult::Less) => ordering.is_lt(),
+        Err(_) => true,
+    }
+}

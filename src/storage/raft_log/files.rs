@@ -1,0 +1,156 @@
+//! The disk as the raft log sees it, and the real one. The log asks for no more than this, so that
+//! a simulated disk can stand in for it and fail at any of these calls.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// One directory of files.
+pub trait Files: Send + Sync {
+    /// The names in the directory, in no particular order.
+    fn list(&self) -> io::Result<Vec<String>>;
+
+    /// Makes an empty file. Fails if the name is taken. The name is durable only after
+    /// [`Files::sync_directory`].
+    fn create(&self, name: &str) -> io::Result<Arc<dyn OpenFile>>;
+
+    /// Opens a file to read and write.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn OpenFile>>;
+
+    /// Takes a name away; handles that are open stay good. Durable only after
+    /// [`Files::sync_directory`].
+    fn unlink(&self, name: &str) -> io::Result<()>;
+
+    /// Makes the names durable.
+    fn sync_directory(&self) -> io::Result<()>;
+
+    /// The file as a person would name it, for errors and the log. An empty name stands for the
+    /// directory.
+    fn describe(&self, name: &str) -> String;
+}
+
+/// An open file.
+pub trait OpenFile: Send + Sync {
+    /// The file's length in bytes.
+    fn bytes(&self) -> io::Result<u64>;
+
+    /// Reads until `buffer` is full or the file ends; answers how many bytes were read.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes all of `bytes`; writing beyond the end makes the file longer.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes what was written durable, and the length with it.
+    fn sync_data(&self) -> io::Result<()>;
+}
+
+/// A real directory: itself of mode 0700, its files of mode 0600, whatever the umask.
+#[derive(Debug, Clone)]
+pub struct RealFiles {
+    directory: PathBuf,
+}
+
+impl RealFiles {
+    /// Uses `directory`, which is made, durably, if it is not there. One that is there keeps its
+    /// mode.
+    ///
+    /// # Errors
+    /// Those of the disk; above all when the parent is missing or may not be written to.
+    pub fn new(directory: impl Into<PathBuf>) -> io::Result<Self> {
+        let directory = directory.into();
+        match DirBuilder::new().mode(0o700).create(&directory) {
+            Ok(()) => {
+                fs::set_permissions(&directory, Permissions::from_mode(0o700))?;
+                let parent = match directory.parent() {
+                    Some(parent) if parent != Path::new("") => parent,
+                    _ => Path::new("."),
+                };
+                File::open(parent)?.sync_all()?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
+            Err(error) => return Err(error),
+        }
+        Ok(Self { directory })
+    }
+}
+
+impl Files for RealFiles {
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            // A name that is not UTF-8 is not one of ours; the lossy form is enough to report it.
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        Ok(names)
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn OpenFile>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(self.directory.join(name))?;
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn OpenFile>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(self.directory.join(name))?;
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn unlink(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.directory.join(name))
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        File::open(&self.directory)?.sync_all()
+    }
+
+    fn describe(&self, name: &str) -> String {
+        let path = if name.is_empty() {
+            self.directory.clone()
+        } else {
+            self.directory.join(name)
+        };
+        path.display().to_string()
+    }
+}
+
+struct RealFile(File);
+
+impl OpenFile for RealFile {
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self
+                .0
+                .read_at(&mut buffer[filled..], offset + filled as u64)
+            {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}

@@ -1,0 +1,139 @@
+//! The segment files of a directory as recovery finds them.
+
+use std::sync::Arc;
+
+use super::Error;
+use super::files::{Files, OpenFile};
+use super::frame::{FORMAT_VERSION, Head, Owner, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKey};
+use super::segment::{self, Remains, Window, io_error, is_zero};
+
+/// A segment file as it was found.
+pub(super) struct Found {
+    pub sequence: u64,
+    pub name: String,
+    pub file: Arc<dyn OpenFile>,
+    pub file_bytes: u64,
+    pub head: Head,
+    pub key: SegmentKey,
+}
+
+/// Refuses a directory in which a segment was ever begun.
+pub(super) fn ensure_unused(files: &dyn Files) -> Result<(), Error> {
+    for (_, name) in segment_names(files)? {
+        let found = files.open(&name).map_err(io_error(files, "open", &name))?;
+        let mut bytes = [0; SEGMENT_HEADER_BYTES as usize];
+        found
+            .read_at(&mut bytes, 0)
+            .map_err(io_error(files, "read", &name))?;
+        if !is_zero(&bytes) {
+            let file = files.describe(&name);
+            return Err(Error::Exists { file });
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn segment_names(files: &dyn Files) -> Result<Vec<(u64, String)>, Error> {
+    let mut names = Vec::new();
+    for name in files.list().map_err(io_error(files, "list", ""))? {
+        match segment::sequence(&name) {
+            Some(sequence) => names.push((sequence, name)),
+            None => tracing::warn!(
+                file = files.describe(&name),
+                "found a file that is not the raft log's"
+            ),
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Opens all segments, in order, and checks that they belong together.
+pub(super) fn survey(files: &dyn Files, owner: Owner) -> Result<Vec<Found>, Error> {
+    let mut found: Vec<Found> = Vec::new();
+    for (sequence, name) in segment_names(files)? {
+        if let Some(before) = found.last()
+            && before.sequence + 1 != sequence
+        {
+            let file = files.describe(&segment::name(before.sequence + 1));
+            return Err(Error::MissingSegment { file });
+        }
+        let segment = examine(files, owner, sequence, name)?;
+        found.push(segment);
+    }
+    Ok(found)
+}
+
+pub(super) fn examine(
+    files: &dyn Files,
+    owner: Owner,
+    sequence: u64,
+    name: String,
+) -> Result<Found, Error> {
+    let file = files.open(&name).map_err(io_error(files, "open", &name))?;
+    let file_bytes = file.bytes().map_err(io_error(files, "examine", &name))?;
+    let mut bytes = [0; SEGMENT_HEADER_BYTES as usize];
+    file.read_at(&mut bytes, 0)
+        .map_err(io_error(files, "read", &name))?;
+    let head = SegmentHeader::decode(&bytes);
+    match head {
+        Head::Newer(needed) => Err(Error::NewerVersion {
+            file: files.describe(&name),
+            needed,
+            supported: FORMAT_VERSION,
+        }),
+        Head::Valid(header) if header.owner != owner => Err(Error::Foreign {
+            file: files.describe(&name),
+            cluster_id: header.owner.cluster_id,
+            member_id: header.owner.member_id,
+            own_cluster_id: owner.cluster_id,
+            own_member_id: owner.member_id,
+        }),
+        Head::Valid(header) if header.sequence != sequence => {
+            let what = format!(
+                "it is named as segment {sequence:x} but is segment {:x}",
+                header.sequence
+            );
+            Err(damaged(files, &name, 0, what))
+        }
+        Head::Valid(_) | Head::Unused | Head::Bad => Ok(Found {
+            key: owner.segment_key(sequence),
+            sequence,
+            name,
+            file,
+            file_bytes,
+            head,
+        }),
+    }
+}
+
+impl Found {
+    pub fn header(&self) -> Option<SegmentHeader> {
+        match self.head {
+            Head::Valid(header) => Some(header),
+            Head::Unused | Head::Bad | Head::Newer(_) => None,
+        }
+    }
+
+    pub fn window<'a>(&'a self, files: &dyn Files) -> Result<Window<'a>, Error> {
+        Window::new(&*self.file).map_err(io_error(files, "examine", &self.name))
+    }
+
+    pub fn remains(&self, files: &dyn Files, from: u64) -> Result<Remains, Error> {
+        let remains = self.window(files)?.remains(self.key, from);
+        remains.map_err(io_error(files, "read", &self.name))
+    }
+}
+
+pub(super) fn damaged(
+    files: &dyn Files,
+    name: &str,
+    offset: u64,
+    what: impl Into<String>,
+) -> Error {
+    Error::Damaged {
+        file: files.describe(name),
+        offset,
+        what: what.into(),
+    }
+}

@@ -1,0 +1,417 @@
+//! A disk in memory that forgets what was not synced, for the simulator and for tests. What a crash
+//! leaves is drawn from a seed: of each file any subset of the sectors written since its last sync,
+//! each as of any write; of the directory any subset of the names made and taken away since it was
+//! synced.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::files::{Files, OpenFile};
+use super::frame::SECTOR_BYTES;
+
+/// The disk. Clones are the same disk.
+#[derive(Clone, Default)]
+pub struct MemoryDisk {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    files: BTreeMap<u64, Stored>,
+    names: BTreeMap<String, u64>,
+    durable_names: BTreeMap<String, u64>,
+    next_file: u64,
+    /// Changes asked for since the disk was made.
+    operations: u64,
+    stop_at: Option<u64>,
+    stopped: bool,
+    fail_sync: bool,
+    /// Counts the crashes; a handle of an earlier life is refused.
+    life: u64,
+}
+
+#[derive(Default, Clone)]
+struct Stored {
+    current: Vec<u8>,
+    durable: Vec<u8>,
+    unsynced: Vec<(u64, Vec<u8>)>,
+}
+
+/// What a crash does to writes that were not synced.
+#[derive(Clone, Copy)]
+enum Fate {
+    Lost,
+    Kept,
+    /// In order, up to some sector.
+    Prefix,
+    /// Each sector for itself.
+    Scattered,
+}
+
+impl MemoryDisk {
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Changes asked for so far: names made or taken away, writes, syncs.
+    #[must_use]
+    pub fn operations(&self) -> u64 {
+        self.state().operations
+    }
+
+    /// The power fails during the change of this number. Whether it takes effect is up to the
+    /// crash; it and all that follow answer an error, until [`MemoryDisk::crash`].
+    pub fn stop_at(&self, operation: u64) {
+        self.state().stop_at = Some(operation);
+    }
+
+    /// Takes the power away and gives it back. Handles opened before are of no use any more.
+    pub fn crash(&self, seed: u64) {
+        let mut state = self.state();
+        let mut random = Random(seed);
+        let names = state.surviving_names(&mut random);
+        let mut files = BTreeMap::new();
+        for id in names.values() {
+            if let Some(stored) = state.files.get(id) {
+                let survivor = stored.after_crash(&mut random);
+                files.insert(*id, survivor);
+            }
+        }
+        *state = State {
+            files,
+            durable_names: names.clone(),
+            names,
+            next_file: state.next_file,
+            operations: state.operations,
+            stop_at: None,
+            stopped: false,
+            fail_sync: false,
+            life: state.life + 1,
+        };
+    }
+
+    /// The process ends, the machine goes on: what was written can be read, and is as little
+    /// durable as before. Handles opened before are of no use any more.
+    pub fn kill(&self) {
+        let mut state = self.state();
+        state.stop_at = None;
+        state.stopped = false;
+        state.life += 1;
+    }
+
+    /// The next sync of a file fails, and with it goes the knowledge that there was something to
+    /// write: what the file holds can be read, but later syncs will not make it durable.
+    pub fn fail_next_sync(&self) {
+        self.state().fail_sync = true;
+    }
+
+    /// Changes bytes behind the log's back, durably.
+    ///
+    /// # Errors
+    /// There is no such file.
+    pub fn tamper(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
+        let mut state = self.state();
+        let id = state.id(name)?;
+        let stored = state.files.get_mut(&id).ok_or(io::ErrorKind::NotFound)?;
+        change(&mut stored.current);
+        stored.durable = stored.current.clone();
+        stored.unsynced.clear();
+        Ok(())
+    }
+
+    /// All files and their bytes, as they read now.
+    #[must_use]
+    pub fn contents(&self) -> BTreeMap<String, Vec<u8>> {
+        let state = self.state();
+        let content = |id| {
+            state
+                .files
+                .get(id)
+                .map(|stored| stored.current.clone())
+                .unwrap_or_default()
+        };
+        state
+            .names
+            .iter()
+            .map(|(name, id)| (name.clone(), content(id)))
+            .collect()
+    }
+
+    /// A disk that holds what this one reads now, all of it durable.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let state = self.state();
+        let settle = |stored: &Stored| Stored {
+            current: stored.current.clone(),
+            durable: stored.current.clone(),
+            unsynced: Vec::new(),
+        };
+        let copy = State {
+            files: state
+                .files
+                .iter()
+                .map(|(id, stored)| (*id, settle(stored)))
+                .collect(),
+            names: state.names.clone(),
+            durable_names: state.names.clone(),
+            next_file: state.next_file,
+            ..State::default()
+        };
+        let state = Arc::new(Mutex::new(copy));
+        Self { state }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handle(&self, id: u64, life: u64) -> Arc<dyn OpenFile> {
+        Arc::new(MemoryFile {
+            disk: self.clone(),
+            id,
+            life,
+        })
+    }
+}
+
+fn no_power() -> io::Error {
+    io::Error::other("the power is gone")
+}
+
+impl State {
+    /// Counts a change; answers whether the power fails during it.
+    fn begin(&mut self) -> io::Result<bool> {
+        self.check_power()?;
+        self.operations += 1;
+        self.stopped = self.stop_at == Some(self.operations);
+        Ok(self.stopped)
+    }
+
+    fn check_power(&self) -> io::Result<()> {
+        if self.stopped {
+            Err(no_power())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn id(&self, name: &str) -> io::Result<u64> {
+        self.names
+            .get(name)
+            .copied()
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn surviving_names(&self, random: &mut Random) -> BTreeMap<String, u64> {
+        let all: BTreeSet<&String> = self.names.keys().chain(self.durable_names.keys()).collect();
+        let mut surviving = BTreeMap::new();
+        for name in all {
+            let from = if random.below(2) == 0 {
+                &self.names
+            } else {
+                &self.durable_names
+            };
+            if let Some(id) = from.get(name) {
+                surviving.insert(name.clone(), *id);
+            }
+        }
+        surviving
+    }
+}
+
+impl Stored {
+    fn after_crash(&self, random: &mut Random) -> Self {
+        let fate = match random.below(6) {
+            0 => Fate::Lost,
+            1 => Fate::Kept,
+            2 => Fate::Prefix,
+            _ => Fate::Scattered,
+        };
+        let mut image = self.durable.clone();
+        image.resize(self.current.len(), 0);
+        let sectors = (self.current.len() as u64).div_ceil(SECTOR_BYTES);
+        let prefix = random.below(sectors + 1);
+        for sector in 0..sectors {
+            let start = sector * SECTOR_BYTES;
+            let end = (start + SECTOR_BYTES).min(image.len() as u64);
+            let writes: Vec<_> = self
+                .unsynced
+                .iter()
+                .filter(|(at, bytes)| *at < end && at + bytes.len() as u64 > start)
+                .collect();
+            let kept = match fate {
+                Fate::Lost => 0,
+                Fate::Kept => writes.len(),
+                Fate::Prefix if sector < prefix => writes.len(),
+                Fate::Prefix => 0,
+                Fate::Scattered => random.below(writes.len() as u64 + 1) as usize,
+            };
+            for (at, bytes) in &writes[..kept] {
+                let (from, to) = (start.max(*at), end.min(at + bytes.len() as u64));
+                image[from as usize..to as usize]
+                    .copy_from_slice(&bytes[(from - at) as usize..(to - at) as usize]);
+            }
+        }
+        let (shortest, longest) = (self.durable.len() as u64, self.current.len() as u64);
+        let length = match fate {
+            Fate::Lost => shortest,
+            Fate::Kept => longest,
+            Fate::Prefix | Fate::Scattered => shortest + random.below(longest - shortest + 1),
+        };
+        image.truncate(length as usize);
+        Self {
+            current: image.clone(),
+            durable: image,
+            unsynced: Vec::new(),
+        }
+    }
+}
+
+impl Files for MemoryDisk {
+    fn list(&self) -> io::Result<Vec<String>> {
+        let state = self.state();
+        state.check_power()?;
+        Ok(state.names.keys().cloned().collect())
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn OpenFile>> {
+        let mut state = self.state();
+        if state.names.contains_key(name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let fails = state.begin()?;
+        let id = state.next_file;
+        state.next_file += 1;
+        state.files.insert(id, Stored::default());
+        state.names.insert(name.to_owned(), id);
+        if fails {
+            Err(no_power())
+        } else {
+            Ok(self.handle(id, state.life))
+        }
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn OpenFile>> {
+        let state = self.state();
+        state.check_power()?;
+        Ok(self.handle(state.id(name)?, state.life))
+    }
+
+    fn unlink(&self, name: &str) -> io::Result<()> {
+        let mut state = self.state();
+        state.id(name)?;
+        let fails = state.begin()?;
+        state.names.remove(name);
+        if fails { Err(no_power()) } else { Ok(()) }
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        let mut state = self.state();
+        if state.begin()? {
+            return Err(no_power());
+        }
+        state.durable_names = state.names.clone();
+        Ok(())
+    }
+
+    fn describe(&self, name: &str) -> String {
+        format!("memory/{name}")
+    }
+}
+
+struct MemoryFile {
+    disk: MemoryDisk,
+    id: u64,
+    life: u64,
+}
+
+impl MemoryFile {
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
+        let mut state = self.disk.state();
+        state.check_power()?;
+        if state.life != self.life {
+            return Err(io::Error::other("the file was opened before a crash"));
+        }
+        act(&mut state)
+    }
+
+    fn stored<'a>(&self, state: &'a mut State) -> io::Result<&'a mut Stored> {
+        state
+            .files
+            .get_mut(&self.id)
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl OpenFile for MemoryFile {
+    fn bytes(&self) -> io::Result<u64> {
+        self.with(|state| Ok(self.stored(state)?.current.len() as u64))
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.with(|state| {
+            let current = &self.stored(state)?.current;
+            let start = current
+                .len()
+                .min(usize::try_from(offset).unwrap_or(usize::MAX));
+            let bytes = &current[start..current.len().min(start + buffer.len())];
+            buffer[..bytes.len()].copy_from_slice(bytes);
+            Ok(bytes.len())
+        })
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.with(|state| {
+            let fails = state.begin()?;
+            let stored = self.stored(state)?;
+            let start = offset as usize;
+            let end = start + bytes.len();
+            if stored.current.len() < end {
+                stored.current.resize(end, 0);
+            }
+            stored.current[start..end].copy_from_slice(bytes);
+            stored.unsynced.push((offset, bytes.to_vec()));
+            if fails { Err(no_power()) } else { Ok(()) }
+        })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.with(|state| {
+            if state.begin()? {
+                return Err(no_power());
+            }
+            let fails = std::mem::take(&mut state.fail_sync);
+            let stored = self.stored(state)?;
+            if fails {
+                stored.unsynced.clear();
+                return Err(io::Error::other("the disk refused a write"));
+            }
+            stored.durable.resize(stored.current.len(), 0);
+            for (offset, bytes) in std::mem::take(&mut stored.unsynced) {
+                let start = offset as usize;
+                stored.durable[start..start + bytes.len()].copy_from_slice(&bytes);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// `SplitMix64`: enough to draw what a crash leaves, and the same on every machine.
+pub(super) struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound`, which is not 0.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}

@@ -1,0 +1,347 @@
+//! The raft log on disk: what a member has promised to remember.
+//!
+//! A batch of entries, with the hard state that belongs to it, is one frame: one write and one
+//! sync. It is there as a whole after a crash, or not at all. To this module an entry is an index,
+//! a term and bytes.
+//!
+//! Frames go into segment files of a fixed size that were filled with zeros, and synced, before
+//! their first use. An append therefore changes data only: no block is allocated, the file does not
+//! grow, and a sync need not commit the file system's journal. A segment that is no longer needed
+//! is deleted, not used again, so that nothing old ever lies behind the tail.
+//!
+//! What always holds:
+//! - `append`, `compact` and `reset` return only when what they did is durable (unless
+//!   `Options::sync` is off).
+//! - At most one write is not yet durable, and what lies behind it is zeros. After an error of the
+//!   disk nothing more is written: only recovery can tell what is there.
+//! - The first frame of a segment repeats the hard state, and a segment is deleted only after the
+//!   compaction that makes it superfluous was written behind it. So those that are left are a log.
+//! - Segments are deleted oldest first, each durably before the next one: they never have a hole.
+//!
+//! The disk is trusted to write a sector of 512 bytes wholly or not at all, and not to harm a
+//! neighbouring one.
+
+mod error;
+mod files;
+mod filler;
+mod found;
+mod frame;
+mod index;
+mod memory;
+mod reader;
+mod recovery;
+mod replay;
+mod segment;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use error::Error;
+pub use files::{Files, OpenFile, RealFiles};
+pub use filler::{Prepare, ZeroFiller};
+pub use memory::MemoryDisk;
+pub use reader::Reader;
+
+use frame::{Content, Owner};
+use index::{Index, Place};
+use reader::Shared;
+use writer::Writer;
+
+/// The size of a segment, as in etcd.
+pub const DEFAULT_SEGMENT_BYTES: u64 = 64_000_000;
+/// An entry. `data` is opaque.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogEntry {
+    pub index: u64,
+    pub term: u64,
+    pub data: Bytes,
+}
+
+/// What is made durable in one step.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Batch<'a> {
+    /// Consecutive entries, the first no later than one after the log's last. They replace all
+    /// entries from the first's index on.
+    pub entries: &'a [LogEntry],
+    /// Replaces the hard state; opaque.
+    pub hard_state: Option<&'a [u8]>,
+}
+
+/// The last entry that is not in the log because it was compacted, or came with a snapshot. Zeros
+/// for none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Mark {
+    pub index: u64,
+    pub term: u64,
+}
+
+/// How a log is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Bytes of a segment; a batch that needs more gets a segment of its own size.
+    pub segment_bytes: u64,
+    pub cluster_id: u64,
+    pub member_id: u64,
+    /// Off: nothing is synced, and a crash of the machine may cost the whole log.
+    pub sync: bool,
+}
+
+impl Options {
+    fn owner(&self) -> Owner {
+        Owner {
+            cluster_id: self.cluster_id,
+            member_id: self.member_id,
+        }
+    }
+}
+
+/// What recovery found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovered {
+    /// The last hard state appended, if ever one was.
+    pub hard_state: Option<Vec<u8>>,
+    pub compacted: Mark,
+    /// Index of the last entry, that of `compacted` if there is none after it.
+    pub last_index: u64,
+    /// A write that was under way when the machine stopped, and was cut off. It was never
+    /// acknowledged.
+    pub torn_tail: Option<TornTail>,
+}
+
+/// A write that did not reach the disk as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TornTail {
+    /// The segment file, as a person would name it.
+    pub segment: String,
+    /// Where the last whole frame ends.
+    pub offset: u64,
+    /// From there to the last byte that was written.
+    pub bytes_cut: u64,
+}
+
+/// Counted since the log was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Syncs of frames; not those that make segments.
+    pub syncs: u64,
+    /// Bytes of frames and segment headers.
+    pub bytes_written: u64,
+}
+
+/// The log, for the one thread that appends to it. Others read through [`RaftLog::reader`].
+pub struct RaftLog {
+    writer: Writer,
+    hard_state: Option<Vec<u8>>,
+}
+
+impl RaftLog {
+    /// Starts a log in a directory that has none. Its first entry will have index 1, unless it is
+    /// reset first.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] if there is a log, whatever its state; [`Error::Io`].
+    pub fn create(files: Arc<dyn Files>, options: Options) -> Result<Self, Error> {
+        found::ensure_unused(&*files)?;
+        let shared = Arc::new(Shared::new(files, options.owner(), Index::default()));
+        let mut log = Self {
+            writer: Writer::create(options, shared)?,
+            hard_state: None,
+        };
+        log.write(Content {
+            mark: Some(Mark::default()),
+            ..Content::default()
+        })?;
+        Ok(log)
+    }
+
+    /// Recovers the log of a directory: cuts off a write that was under way, and makes the rest
+    /// durable once more.
+    ///
+    /// # Errors
+    /// [`Error::Absent`] if no log was ever created here. [`Error::Damaged`], [`Error::Gap`],
+    /// [`Error::MissingSegment`], [`Error::Foreign`] and [`Error::NewerVersion`] if the log must
+    /// not be used: then nothing on disk was changed. [`Error::Io`].
+    pub fn open(files: Arc<dyn Files>, options: Options) -> Result<(Self, Recovered), Error> {
+        let recovery = recovery::recover(&*files, &options)?;
+        let recovered = Recovered {
+            hard_state: recovery.hard_state.clone(),
+            compacted: recovery.index.mark,
+            last_index: recovery.index.last,
+            torn_tail: recovery.torn_tail,
+        };
+        let shared = Arc::new(Shared::new(files, options.owner(), recovery.index));
+        let log = Self {
+            writer: Writer::new(options, shared, recovery.active, recovery.ready),
+            hard_state: recovery.hard_state,
+        };
+        Ok((log, recovered))
+    }
+
+    /// From now on segments are made ahead by `prepare`.
+    #[must_use]
+    pub fn with_prepare(mut self, prepare: Box<dyn Prepare>) -> Self {
+        self.writer.prepare_with(prepare);
+        self
+    }
+
+    /// A reader for other threads.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        Reader {
+            shared: Arc::clone(&self.writer.shared),
+        }
+    }
+
+    /// Makes a batch durable. An empty one costs nothing.
+    ///
+    /// # Errors
+    /// [`Error::NotConsecutive`], [`Error::Compacted`] and [`Error::TooLarge`] for a batch that
+    /// does not fit the log, which is as it was. After [`Error::Io`] and [`Error::Failed`] the
+    /// batch may or may not be there when the log is opened again; this log takes no more.
+    pub fn append(&mut self, batch: Batch<'_>) -> Result<(), Error> {
+        let Batch {
+            entries,
+            hard_state,
+        } = batch;
+        self.check_entries(entries)?;
+        if entries.is_empty() && hard_state.is_none() {
+            return self.writer.check_usable();
+        }
+        let place = self.write(Content {
+            hard_state,
+            entries,
+            ..Content::default()
+        })?;
+        if let Some(first) = entries.first() {
+            let terms = entries.iter().map(|entry| entry.term);
+            self.writer
+                .shared
+                .index_mut()
+                .append(first.index, terms, place);
+        }
+        Ok(())
+    }
+
+    fn check_entries(&self, entries: &[LogEntry]) -> Result<(), Error> {
+        let Some(first) = entries.first() else {
+            return Ok(());
+        };
+        let index = self.writer.shared.index();
+        if first.index <= index.mark.index {
+            return Err(Error::Compacted {
+                index: first.index,
+                first_index: index.mark.index + 1,
+            });
+        }
+        let expected = first.index.min(index.last + 1);
+        for (expected, entry) in (expected..).zip(entries) {
+            if entry.index != expected {
+                let found = entry.index;
+                return Err(Error::NotConsecutive { expected, found });
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up the entries up to `to_index`, durably, then deletes the oldest segments that hold
+    /// no others, a few at a time. Does nothing where that much was compacted before.
+    ///
+    /// # Errors
+    /// [`Error::Beyond`] if the log does not reach `to_index`; [`Error::Io`] and [`Error::Failed`]
+    /// as in [`RaftLog::append`].
+    pub fn compact(&mut self, to_index: u64) -> Result<(), Error> {
+        let mark = {
+            let index = self.writer.shared.index();
+            if to_index <= index.mark.index {
+                return Ok(());
+            }
+            let term = index.term(to_index).ok_or(Error::Beyond {
+                index: to_index,
+                last_index: index.last,
+            })?;
+            let index = to_index;
+            Mark { index, term }
+        };
+        self.write(Content {
+            mark: Some(mark),
+            ..Content::default()
+        })?;
+        self.writer.shared.index_mut().compact(mark);
+        self.writer.unlink_unneeded()
+    }
+
+    /// Empties the log in favour of a snapshot whose last entry is `mark`; the next entry is the
+    /// one after it. The hard state that belongs to the snapshot goes into the same frame: no crash
+    /// separates the two.
+    ///
+    /// # Errors
+    /// [`Error::Compacted`] if the log was compacted beyond the snapshot; [`Error::Io`] and
+    /// [`Error::Failed`] as in [`RaftLog::append`].
+    pub fn reset(&mut self, mark: Mark, hard_state: Option<&[u8]>) -> Result<(), Error> {
+        let first_index = self.first_index();
+        if mark.index + 1 < first_index {
+            let index = mark.index;
+            return Err(Error::Compacted { index, first_index });
+        }
+        self.write(Content {
+            hard_state,
+            mark: Some(mark),
+            reset: true,
+            entries: &[],
+        })?;
+        self.writer.shared.index_mut().reset(mark);
+        self.writer.unlink_unneeded()
+    }
+
+    /// As [`Reader::read`].
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub fn read(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<LogEntry>, Error> {
+        self.reader().read(low, high, max_bytes)
+    }
+
+    /// As [`Reader::term`].
+    #[must_use]
+    pub fn term(&self, index: u64) -> Option<u64> {
+        self.writer.shared.index().term(index)
+    }
+
+    /// As [`Reader::first_index`].
+    #[must_use]
+    pub fn first_index(&self) -> u64 {
+        self.writer.shared.index().mark.index + 1
+    }
+
+    /// As [`Reader::last_index`].
+    #[must_use]
+    pub fn last_index(&self) -> u64 {
+        self.writer.shared.index().last
+    }
+
+    /// What was compacted away.
+    #[must_use]
+    pub fn compacted(&self) -> Mark {
+        self.writer.shared.index().mark
+    }
+
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.writer.stats
+    }
+
+    /// Writes a frame, durably, and remembers its hard state.
+    fn write(&mut self, content: Content<'_>) -> Result<Place, Error> {
+        let place = self.writer.write(content, self.hard_state.as_deref())?;
+        if let Some(hard_state) = content.hard_state {
+            let kept = self.hard_state.get_or_insert_default();
+            kept.clear();
+            kept.extend_from_slice(hard_state);
+        }
+        Ok(place)
+    }
+}

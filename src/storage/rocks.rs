@@ -1,0 +1,358 @@
+//! The engine on RocksDB.
+//!
+//! RocksDB's own write-ahead log is off: what a crash loses comes back from the raft log. Atomic
+//! flush keeps all families at the same entry. Every manual flush names every family, and this
+//! wrapper is the only owner of the handle.
+#![allow(unsafe_code)] // The code that self_cell generates; nothing here is unsafe by itself.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
+    DBRawIterator, FlushOptions, LogLevel, Options, ReadOptions, ReadTier, Snapshot, WriteBatch,
+    WriteBufferManager, WriteOptions,
+};
+
+use super::{Batch, Cursor, Engine, Error, Family, Op, Read, Result, Size};
+
+/// How much memory the engine may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    pub block_cache_bytes: usize,
+    /// Of all memtables together.
+    pub memtable_bytes: usize,
+}
+
+/// The engine on a directory of its own.
+pub struct RocksEngine {
+    db: Arc<DB>,
+    write_options: WriteOptions,
+    unflushed_bytes: AtomicU64,
+}
+
+impl RocksEngine {
+    /// Opens or creates the engine in `dir`.
+    pub fn open(dir: &Path, budget: Budget) -> Result<Self> {
+        let cache = Cache::new_lru_cache(budget.block_cache_bytes);
+        let options = db_options(budget);
+        let families = Family::ALL.map(|family| {
+            ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache, budget))
+        });
+        let default = ColumnFamilyDescriptor::new("default", Options::default());
+        let families = families.into_iter().chain([default]);
+        let db = DB::open_cf_descriptors(&options, dir, families)
+            .map_err(|error| open_error(dir, &error))?;
+        let mut write_options = WriteOptions::default();
+        write_options.disable_wal(true);
+        Ok(Self {
+            db: Arc::new(db),
+            write_options,
+            unflushed_bytes: AtomicU64::new(0),
+        })
+    }
+
+    fn sum_property(&self, name: &str) -> u64 {
+        Family::ALL
+            .iter()
+            .filter_map(|family| {
+                let handle = self.db.cf_handle(family.name())?;
+                self.db.property_int_value_cf(handle, name).ok()?
+            })
+            .sum()
+    }
+}
+
+fn db_options(budget: Budget) -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_atomic_flush(true);
+    options.set_max_background_jobs(2);
+    options.set_max_open_files(1024);
+    options.set_skip_stats_update_on_db_open(true);
+    options.set_avoid_unnecessary_blocking_io(true);
+    options.set_bytes_per_sync(1 << 20);
+    options.set_log_level(LogLevel::Warn);
+    options.set_keep_log_file_num(2);
+    options.set_max_log_file_size(4 << 20);
+    let manager = WriteBufferManager::new_write_buffer_manager(budget.memtable_bytes, false);
+    options.set_write_buffer_manager(&manager);
+    options
+}
+
+fn family_options(family: Family, cache: &Cache, budget: Budget) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_block_size(8 << 10);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_format_version(5);
+    if family == Family::Current {
+        // A put looks for the version before it, and new keys have none.
+        table.set_bloom_filter(10.0, false);
+    }
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table);
+    options.set_write_buffer_size(budget.memtable_bytes / 2);
+    options.set_level_compaction_dynamic_level_bytes(true);
+    options.set_compression_per_level(&[
+        DBCompressionType::None,
+        DBCompressionType::None,
+        DBCompressionType::None,
+        DBCompressionType::Lz4,
+        DBCompressionType::Lz4,
+        DBCompressionType::Lz4,
+        DBCompressionType::Lz4,
+    ]);
+    options
+}
+
+fn open_error(dir: &Path, error: &rocksdb::Error) -> Error {
+    let text = error.to_string();
+    let dir = dir.display();
+    Error::Open(match error.kind() {
+        rocksdb::ErrorKind::Corruption => format!(
+            "the state in {dir} is damaged ({text}); restore this member from a backup or from the other members"
+        ),
+        _ if text.contains("lock") => {
+            format!("the state in {dir} is in use by another process ({text})")
+        }
+        _ => format!("cannot open the state in {dir}: {text}"),
+    })
+}
+
+fn engine_error(error: rocksdb::Error) -> Error {
+    let text = error.to_string();
+    Error::Engine(match error.kind() {
+        rocksdb::ErrorKind::Corruption => format!(
+            "the state on disk is damaged ({text}); restore this member from a backup or from the other members"
+        ),
+        _ => text,
+    })
+}
+
+fn handle(db: &DB, family: Family) -> Result<&ColumnFamily> {
+    db.cf_handle(family.name())
+        .ok_or_else(|| Error::Engine(format!("family {} is missing", family.name())))
+}
+
+fn raw_cursor<'a>(
+    db: &'a DB,
+    mut options: ReadOptions,
+    family: Family,
+    lower: &[u8],
+    upper: Option<&[u8]>,
+) -> Result<Box<dyn Cursor + 'a>> {
+    if upper.is_some_and(|upper| upper <= lower) {
+        return Ok(Box::new(Nothing));
+    }
+    if let Some(upper) = upper {
+        options.set_iterate_upper_bound(upper);
+    }
+    let iterator = db.raw_iterator_cf_opt(handle(db, family)?, options);
+    Ok(Box::new(RocksCursor {
+        iterator,
+        start: Some(lower.to_vec()),
+    }))
+}
+
+impl Read for RocksEngine {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
+        let pinned = self
+            .db
+            .get_pinned_cf(handle(&self.db, family)?, key)
+            .map_err(engine_error)?;
+        Ok(pinned.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn cursor<'a>(
+        &'a self,
+        family: Family,
+        lower: &[u8],
+        upper: Option<&[u8]>,
+    ) -> Result<Box<dyn Cursor + 'a>> {
+        raw_cursor(&self.db, ReadOptions::default(), family, lower, upper)
+    }
+}
+
+self_cell::self_cell!(
+    /// A snapshot that keeps its database open.
+    struct OwnedSnapshot {
+        owner: Arc<DB>,
+        #[covariant]
+        dependent: Snapshot,
+    }
+);
+
+struct RocksView {
+    snapshot: OwnedSnapshot,
+}
+
+impl Read for RocksView {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
+        let db = self.snapshot.borrow_owner();
+        let pinned = self
+            .snapshot
+            .borrow_dependent()
+            .get_pinned_cf(handle(db, family)?, key)
+            .map_err(engine_error)?;
+        Ok(pinned.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn cursor<'a>(
+        &'a self,
+        family: Family,
+        lower: &[u8],
+        upper: Option<&[u8]>,
+    ) -> Result<Box<dyn Cursor + 'a>> {
+        let mut options = ReadOptions::default();
+        options.set_snapshot(self.snapshot.borrow_dependent());
+        raw_cursor(self.snapshot.borrow_owner(), options, family, lower, upper)
+    }
+}
+
+struct RocksCursor<'a> {
+    iterator: DBRawIterator<'a>,
+    /// Where to begin; taken by the first move.
+    start: Option<Vec<u8>>,
+}
+
+impl RocksCursor<'_> {
+    fn valid(&self) -> Result<bool> {
+        if self.iterator.valid() {
+            return Ok(true);
+        }
+        self.iterator.status().map_err(engine_error)?;
+        Ok(false)
+    }
+}
+
+impl Cursor for RocksCursor<'_> {
+    fn next(&mut self) -> Result<bool> {
+        match self.start.take() {
+            Some(start) => self.iterator.seek(start),
+            None if self.iterator.valid() => self.iterator.next(),
+            None => return self.valid(),
+        }
+        self.valid()
+    }
+
+    fn seek(&mut self, key: &[u8]) -> Result<bool> {
+        self.start = None;
+        self.iterator.seek(key);
+        self.valid()
+    }
+
+    fn key(&self) -> &[u8] {
+        self.iterator.key().unwrap_or_default()
+    }
+
+    fn value(&self) -> &[u8] {
+        self.iterator.value().unwrap_or_default()
+    }
+}
+
+/// A cursor over an empty range.
+struct Nothing;
+
+impl Cursor for Nothing {
+    fn next(&mut self) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn seek(&mut self, _key: &[u8]) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn key(&self) -> &[u8] {
+        &[]
+    }
+
+    fn value(&self) -> &[u8] {
+        &[]
+    }
+}
+
+impl Engine for RocksEngine {
+    fn latest(&self) -> &dyn Read {
+        self
+    }
+
+    fn view(&self) -> Box<dyn Read> {
+        Box::new(RocksView {
+            snapshot: OwnedSnapshot::new(self.db.clone(), |db| db.snapshot()),
+        })
+    }
+
+    fn write(&self, batch: &Batch) -> Result<()> {
+        let mut handles = [None; Family::ALL.len()];
+        for family in Family::ALL {
+            handles[family as usize] = Some(handle(&self.db, family)?);
+        }
+        let mut rocks_batch = WriteBatch::with_capacity_bytes(batch.size_bytes() + 256);
+        for op in batch.iter() {
+            let (Op::Put(family, ..) | Op::Delete(family, _)) = op;
+            let Some(handle) = handles[family as usize] else {
+                continue;
+            };
+            match op {
+                Op::Put(_, key, value) => rocks_batch.put_cf(handle, key, value),
+                Op::Delete(_, key) => rocks_batch.delete_cf(handle, key),
+            }
+        }
+        self.unflushed_bytes
+            .fetch_add(batch.size_bytes() as u64, Ordering::Relaxed);
+        self.db
+            .write_opt(rocks_batch, &self.write_options)
+            .map_err(engine_error)
+    }
+
+    fn flush(&self) -> Result<()> {
+        let before = self.unflushed_bytes.load(Ordering::Relaxed);
+        let mut handles = Vec::with_capacity(Family::ALL.len());
+        for family in Family::ALL {
+            handles.push(handle(&self.db, family)?);
+        }
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        self.db
+            .flush_cfs_opt(&handles, &options)
+            .map_err(engine_error)?;
+        self.unflushed_bytes.fetch_sub(before, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn persisted(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        let mut options = ReadOptions::default();
+        options.set_read_tier(ReadTier::Persisted);
+        let pinned = self
+            .db
+            .get_pinned_cf_opt(handle(&self.db, Family::Meta)?, key, &options)
+            .map_err(engine_error)?;
+        Ok(pinned.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn size(&self) -> Size {
+        let memtables = self.sum_property("rocksdb.cur-size-all-mem-tables");
+        Size {
+            total_bytes: self.sum_property("rocksdb.total-sst-files-size") + memtables,
+            in_use_bytes: self.sum_property("rocksdb.estimate-live-data-size") + memtables,
+        }
+    }
+
+    fn unflushed_bytes(&self) -> u64 {
+        self.unflushed_bytes.load(Ordering::Relaxed)
+    }
+
+    fn compact(&self) -> Result<()> {
+        for family in Family::ALL {
+            let handle = handle(&self.db, family)?;
+            self.db
+                .compact_range_cf(handle, None::<&[u8]>, None::<&[u8]>);
+        }
+        Ok(())
+    }
+}

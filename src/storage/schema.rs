@@ -1,0 +1,501 @@
+//! The disk format: every key and value of every family, and nothing else knows them.
+//!
+//! | family | key | value |
+//! |---|---|---|
+//! | current | key | version record |
+//! | undo | escaped key, then the superseding revision | the version record it superseded |
+//! | revisions | revision | kind, revision it superseded, key |
+//! | lease_keys | lease, key | empty |
+//! | meta | see `meta_key` | per key |
+//!
+//! A *version record* is the sub-revision as a varint and then the protobuf fields of
+//! `mvccpb.KeyValue` but the key, with the value last: an answer is the key's field and a copy
+//! of the rest. Integers in keys are big-endian, so that byte order is numeric order.
+//! An escaped key ends in `00 00`, with `00` inside written as `00 ff`: no key is a prefix of
+//! another one's, and order is kept.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};
+
+use super::{Error, Family, Result};
+use crate::proto::{EncodedKv, KeyValue, put_bytes_field, put_varint_field};
+use crate::types::{LeaseId, Revision};
+
+/// Bumped when an older program could misread what a newer one wrote.
+pub const FORMAT_VERSION: u64 = 1;
+
+const KEY_TAG: u32 = 1;
+const CREATE_TAG: u32 = 2;
+const MOD_TAG: u32 = 3;
+const VERSION_TAG: u32 = 4;
+const VALUE_TAG: u32 = 5;
+const LEASE_TAG: u32 = 6;
+
+/// One stored version of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// The revision that created the key.
+    pub create_revision: i64,
+    /// The revision that wrote this version.
+    pub mod_revision: Revision,
+    /// How many times the key was written since it was created, from 1.
+    pub version: i64,
+    pub lease: LeaseId,
+    /// The whole record.
+    record: Bytes,
+    /// Where the value begins in `record`.
+    value_offset: usize,
+}
+
+impl Version {
+    /// Encodes a version.
+    pub fn encode(
+        create_revision: i64,
+        mod_revision: Revision,
+        version: i64,
+        lease: LeaseId,
+        value: &[u8],
+    ) -> Self {
+        let mut buf = BytesMut::with_capacity(48 + value.len());
+        encode_varint(mod_revision.sub as u64, &mut buf);
+        put_varint_field(&mut buf, CREATE_TAG, create_revision);
+        put_varint_field(&mut buf, MOD_TAG, mod_revision.main);
+        put_varint_field(&mut buf, VERSION_TAG, version);
+        put_varint_field(&mut buf, LEASE_TAG, lease.0);
+        if !value.is_empty() {
+            put_bytes_field(&mut buf, VALUE_TAG, value);
+        }
+        let record = buf.freeze();
+        let value_offset = record.len() - value.len();
+        Self {
+            create_revision,
+            mod_revision,
+            version,
+            lease,
+            record,
+            value_offset,
+        }
+    }
+
+    /// Reads a record; `family` and `key` name it in the error.
+    pub fn decode(record: Bytes, family: Family, key: &[u8]) -> Result<Self> {
+        let head = Head::parse(&record).ok_or_else(|| Error::Damaged {
+            family,
+            key: key.to_vec(),
+            reason: "its version record cannot be read",
+        })?;
+        Ok(Self {
+            create_revision: head.create_revision,
+            mod_revision: head.mod_revision,
+            version: head.version,
+            lease: head.lease,
+            value_offset: head.value_offset,
+            record,
+        })
+    }
+
+    pub fn record(&self) -> &Bytes {
+        &self.record
+    }
+
+    pub fn value(&self) -> Bytes {
+        self.record.slice(self.value_offset..)
+    }
+
+    /// The pair as clients see it.
+    pub fn to_kv(&self, key: &[u8]) -> EncodedKv {
+        let fields = record_fields(&self.record);
+        let mut buf = BytesMut::with_capacity(key.len() + fields.len() + 8);
+        put_bytes_field(&mut buf, KEY_TAG, key);
+        buf.put_slice(fields);
+        EncodedKv::from_encoded(buf.freeze())
+    }
+
+    /// The pair spelled out.
+    pub fn to_key_value(&self, key: &[u8]) -> KeyValue {
+        KeyValue {
+            key: Bytes::copy_from_slice(key),
+            create_revision: self.create_revision,
+            mod_revision: self.mod_revision.main,
+            version: self.version,
+            value: self.value(),
+            lease: self.lease.0,
+        }
+    }
+}
+
+/// The numbers at the front of a version record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub create_revision: i64,
+    pub mod_revision: Revision,
+    pub version: i64,
+    pub lease: LeaseId,
+    value_offset: usize,
+}
+
+impl Head {
+    /// Reads the head of a record; `None` where it is not one.
+    pub fn parse(record: &[u8]) -> Option<Self> {
+        let mut rest = record;
+        let sub = decode_varint(&mut rest).ok()? as i64;
+        let mut head = Head {
+            create_revision: 0,
+            mod_revision: Revision::new(0, sub),
+            version: 0,
+            lease: LeaseId::NONE,
+            value_offset: record.len(),
+        };
+        while rest.has_remaining() {
+            let tag = rest.get_u8();
+            let number = decode_varint(&mut rest).ok()?;
+            match u32::from(tag >> 3) {
+                CREATE_TAG => head.create_revision = number as i64,
+                MOD_TAG => head.mod_revision.main = number as i64,
+                VERSION_TAG => head.version = number as i64,
+                LEASE_TAG => head.lease = LeaseId(number as i64),
+                VALUE_TAG => {
+                    if rest.len() as u64 != number {
+                        return None;
+                    }
+                    head.value_offset = record.len() - rest.len();
+                    return Some(head);
+                }
+                _ => return None,
+            }
+        }
+        Some(head)
+    }
+
+    /// The value within `record`, the record that this head was read from.
+    pub fn value<'a>(&self, record: &'a [u8]) -> &'a [u8] {
+        &record[self.value_offset..]
+    }
+}
+
+/// The part of a record that is protobuf: everything behind the sub-revision.
+fn record_fields(record: &[u8]) -> &[u8] {
+    let skip = record.iter().take_while(|byte| **byte >= 0x80).count() + 1;
+    record.get(skip..).unwrap_or_default()
+}
+
+/// Appends a pair to `frames` as one field of a repeated message field `tag`.
+pub fn append_kv_frame(frames: &mut Vec<u8>, tag: u32, key: &[u8], record: &[u8]) {
+    let fields = record_fields(record);
+    append_frame(frames, tag, key, &[fields]);
+}
+
+/// As `append_kv_frame`, without value and lease, as `keys_only` answers.
+pub fn append_key_frame(frames: &mut Vec<u8>, tag: u32, key: &[u8], head: &Head, lease: LeaseId) {
+    let mut numbers = [0u8; 48];
+    let mut rest = &mut numbers[..];
+    put_varint_field(&mut rest, CREATE_TAG, head.create_revision);
+    put_varint_field(&mut rest, MOD_TAG, head.mod_revision.main);
+    put_varint_field(&mut rest, VERSION_TAG, head.version);
+    put_varint_field(&mut rest, LEASE_TAG, lease.0);
+    let unused = rest.len();
+    let used = numbers.len() - unused;
+    append_frame(frames, tag, key, &[&numbers[..used]]);
+}
+
+fn append_frame(frames: &mut Vec<u8>, tag: u32, key: &[u8], parts: &[&[u8]]) {
+    let key_len = 1 + encoded_len_varint(key.len() as u64) + key.len();
+    let len = key_len + parts.iter().map(|part| part.len()).sum::<usize>();
+    frames.reserve(len + 12);
+    encode_varint(u64::from(tag << 3 | 2), frames);
+    encode_varint(len as u64, frames);
+    put_bytes_field(frames, KEY_TAG, key);
+    for part in parts {
+        frames.extend_from_slice(part);
+    }
+}
+
+/// `revision` as sixteen bytes in numeric order.
+pub fn revision_key(revision: Revision) -> [u8; 16] {
+    let mut key = [0u8; 16];
+    key[..8].copy_from_slice(&(revision.main as u64).to_be_bytes());
+    key[8..].copy_from_slice(&(revision.sub as u64).to_be_bytes());
+    key
+}
+
+pub fn decode_revision_key(key: &[u8]) -> Option<Revision> {
+    let main = u64::from_be_bytes(key.get(..8)?.try_into().ok()?);
+    let sub = u64::from_be_bytes(key.get(8..16)?.try_into().ok()?);
+    (key.len() == 16).then_some(Revision::new(main as i64, sub as i64))
+}
+
+/// The first bytes of every undo key of `key`.
+pub fn undo_prefix(key: &[u8]) -> Vec<u8> {
+    let mut escaped = Vec::with_capacity(key.len() + 18);
+    escape(key, &mut escaped);
+    escaped.extend_from_slice(&[0, 0]);
+    escaped
+}
+
+/// Where the undo entries of keys at or above `key` begin.
+pub fn undo_lower_bound(key: &[u8]) -> Vec<u8> {
+    let mut escaped = Vec::with_capacity(key.len() + 2);
+    escape(key, &mut escaped);
+    escaped
+}
+
+fn escape(key: &[u8], out: &mut Vec<u8>) {
+    for byte in key {
+        out.push(*byte);
+        if *byte == 0 {
+            out.push(0xff);
+        }
+    }
+}
+
+pub fn undo_key(key: &[u8], superseding: Revision) -> Vec<u8> {
+    let mut undo = undo_prefix(key);
+    undo.extend_from_slice(&revision_key(superseding));
+    undo
+}
+
+/// The key and the superseding revision of an undo entry.
+pub fn decode_undo_key(undo: &[u8]) -> Result<(Vec<u8>, Revision)> {
+    let damaged = || Error::Damaged {
+        family: Family::Undo,
+        key: undo.to_vec(),
+        reason: "it is not an undo key",
+    };
+    let split = undo.len().checked_sub(18).ok_or_else(damaged)?;
+    let (escaped, tail) = undo.split_at(split);
+    if tail[..2] != [0, 0] {
+        return Err(damaged());
+    }
+    let revision = decode_revision_key(&tail[2..]).ok_or_else(damaged)?;
+    let mut key = Vec::with_capacity(escaped.len());
+    let mut bytes = escaped.iter();
+    while let Some(byte) = bytes.next() {
+        key.push(*byte);
+        if *byte == 0 && bytes.next() != Some(&0xff) {
+            return Err(damaged());
+        }
+    }
+    Ok((key, revision))
+}
+
+/// What a revision did to its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    Put,
+    Delete,
+}
+
+/// A record of the revision log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RevisionRecord<'a> {
+    pub kind: ChangeKind,
+    /// The revision of the version that this change superseded, if the key was there.
+    pub superseded: Option<Revision>,
+    pub key: &'a [u8],
+}
+
+impl<'a> RevisionRecord<'a> {
+    /// The value's bytes in front of the key.
+    pub fn encode_head(kind: ChangeKind, superseded: Option<Revision>) -> Vec<u8> {
+        let mut head = Vec::with_capacity(24);
+        head.push(match kind {
+            ChangeKind::Put => 0,
+            ChangeKind::Delete => 1,
+        });
+        let revision = superseded.unwrap_or_default();
+        encode_varint(revision.main as u64, &mut head);
+        encode_varint(revision.sub as u64, &mut head);
+        head
+    }
+
+    pub fn decode(revision: &[u8], value: &'a [u8]) -> Result<Self> {
+        Self::parse(value).ok_or_else(|| Error::Damaged {
+            family: Family::Revisions,
+            key: revision.to_vec(),
+            reason: "its record cannot be read",
+        })
+    }
+
+    fn parse(value: &'a [u8]) -> Option<Self> {
+        let (kind, mut rest) = value.split_first()?;
+        let kind = match kind {
+            0 => ChangeKind::Put,
+            1 => ChangeKind::Delete,
+            _ => return None,
+        };
+        let main = decode_varint(&mut rest).ok()? as i64;
+        let sub = decode_varint(&mut rest).ok()? as i64;
+        Some(Self {
+            kind,
+            superseded: (main != 0).then_some(Revision::new(main, sub)),
+            key: rest,
+        })
+    }
+}
+
+pub fn lease_key(lease: LeaseId, key: &[u8]) -> Vec<u8> {
+    let mut lease_key = Vec::with_capacity(8 + key.len());
+    lease_key.extend_from_slice(&lease.0.to_be_bytes());
+    lease_key.extend_from_slice(key);
+    lease_key
+}
+
+/// The bounds of all the keys attached to `lease`.
+pub fn lease_bounds(lease: LeaseId) -> (Vec<u8>, Option<Vec<u8>>) {
+    let lower = lease.0.to_be_bytes().to_vec();
+    let upper = prefix_end(&lower);
+    (lower, upper)
+}
+
+/// The attached key of a `lease_keys` entry.
+pub fn decode_lease_key(lease_key: &[u8]) -> &[u8] {
+    lease_key.get(8..).unwrap_or_default()
+}
+
+/// The first key behind all keys that begin with `prefix`; `None` where there is none.
+pub fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
+    let last = prefix.iter().rposition(|byte| *byte != 0xff)?;
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    Some(end)
+}
+
+/// The keys of `Meta`.
+pub mod meta {
+    /// u64: see `FORMAT_VERSION`.
+    pub const FORMAT: &[u8] = b"format";
+    /// u64, u64: cluster and member that the directory belongs to.
+    pub const IDENTITY: &[u8] = b"identity";
+    /// u64, u64: index and term of the last entry applied.
+    pub const APPLIED: &[u8] = b"applied";
+    /// A raft conf state, as raft's own protobuf.
+    pub const CONF_STATE: &[u8] = b"conf_state";
+    /// i64: the newest revision.
+    pub const HEAD: &[u8] = b"head";
+    /// i64: the revision that the history was asked to be compacted to.
+    pub const COMPACTED: &[u8] = b"compacted";
+    /// i64: the revision up to which dead versions were removed.
+    pub const COMPACTION_FINISHED: &[u8] = b"compaction_finished";
+    /// Text: the cluster's version.
+    pub const CLUSTER_VERSION: &[u8] = b"cluster_version";
+    /// Leases: `l/` and the id.
+    pub const LEASES: &[u8] = b"l/";
+    /// Alarms: `a/`, the member and the type.
+    pub const ALARMS: &[u8] = b"a/";
+    /// Members: `m/` and the id.
+    pub const MEMBERS: &[u8] = b"m/";
+}
+
+/// A meta key of a numbered thing below `prefix`.
+pub fn meta_key(prefix: &[u8], numbers: &[u64]) -> Vec<u8> {
+    let mut key = prefix.to_vec();
+    for number in numbers {
+        key.extend_from_slice(&number.to_be_bytes());
+    }
+    key
+}
+
+/// The numbers behind `prefix` in a meta key.
+pub fn meta_numbers<const N: usize>(key: &[u8], prefix: &[u8]) -> Result<[u64; N]> {
+    let rest = key.strip_prefix(prefix).unwrap_or_default();
+    decode_numbers(rest, key)
+}
+
+pub fn encode_numbers(numbers: &[u64]) -> Vec<u8> {
+    meta_key(&[], numbers)
+}
+
+/// Fixed-width numbers; `key` names the record in the error.
+pub fn decode_numbers<const N: usize>(value: &[u8], key: &[u8]) -> Result<[u64; N]> {
+    let mut numbers = [0u64; N];
+    if value.len() != N * 8 {
+        return Err(Error::Damaged {
+            family: Family::Meta,
+            key: key.to_vec(),
+            reason: "it does not hold the numbers it should",
+        });
+    }
+    let mut rest = value;
+    for number in &mut numbers {
+        *number = rest.get_u64();
+    }
+    Ok(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message;
+
+    #[test]
+    fn version_record_is_a_key_value() {
+        for (value, lease) in [(&b"v"[..], 0), (&b""[..], 7), (&[0u8; 300][..], i64::MAX)] {
+            let version =
+                Version::encode(5, Revision::new(9, 300), 3, LeaseId(lease), value);
+            let back = Version::decode(version.record().clone(), Family::Current, b"k")
+                .expect("decodes");
+            assert_eq!(back, version);
+            assert_eq!(back.value().as_ref(), value);
+            let kv = KeyValue::decode(version.to_kv(b"k").encoded().clone()).expect("decodes");
+            assert_eq!(kv, version.to_key_value(b"k"));
+            let mut frames = Vec::new();
+            append_kv_frame(&mut frames, 2, b"k", version.record());
+            let kvs = crate::proto::EncodedKvs::from_frames(frames.into(), 1);
+            assert_eq!(kvs.decoded().expect("decodes"), vec![kv]);
+        }
+    }
+
+    #[test]
+    fn damaged_records_are_refused() {
+        let version = Version::encode(5, Revision::new(9, 0), 3, LeaseId(1), b"value");
+        let record = version.record();
+        for cut in 1..record.len() - 1 {
+            let whole = Head::parse(&record[..cut]);
+            let complete_prefix = whole.is_some_and(|head| head.value_offset == cut);
+            assert!(whole.is_none() || complete_prefix, "cut at {cut}");
+        }
+        assert!(Head::parse(&[]).is_none());
+    }
+
+    #[test]
+    fn undo_keys_keep_the_order_of_keys() {
+        let keys: [&[u8]; 7] = [
+            b"",
+            b"\0",
+            b"\0\0",
+            b"\0\xff",
+            b"\x01",
+            b"a",
+            b"a\0b",
+        ];
+        let mut last = Vec::new();
+        for key in keys {
+            for main in [1, 256] {
+                let undo = undo_key(key, Revision::new(main, 2));
+                assert!(last < undo, "{key:?}");
+                assert!(undo_lower_bound(key) <= undo);
+                let (back, revision) = decode_undo_key(&undo).expect("decodes");
+                assert_eq!((back.as_slice(), revision.main), (key, main));
+                last = undo;
+            }
+        }
+    }
+
+    #[test]
+    fn revision_records_round_trip() {
+        for superseded in [None, Some(Revision::new(1 << 40, 3))] {
+            let mut value = RevisionRecord::encode_head(ChangeKind::Delete, superseded);
+            value.extend_from_slice(b"key");
+            let record = RevisionRecord::decode(b"", &value).expect("decodes");
+            assert_eq!(record.superseded, superseded);
+            assert_eq!((record.kind, record.key), (ChangeKind::Delete, &b"key"[..]));
+        }
+    }
+
+    #[test]
+    fn prefix_end_skips_the_prefix() {
+        assert_eq!(prefix_end(b"ab"), Some(b"ac".to_vec()));
+        assert_eq!(prefix_end(b"a\xff"), Some(b"b".to_vec()));
+        assert_eq!(prefix_end(b"\xff"), None);
+    }
+}

@@ -1,0 +1,339 @@
+//! The watches of one stream that are catching up, and the pages they read.
+//!
+//! A page is read once for all watches whose next revision lies in it. It begins by turns at the
+//! watch that is farthest behind, so that the watches meet and share their pages, and at the one
+//! that is nearest to the head, so that it need not wait for the others.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use super::Limits;
+use super::queue::{Encoded, Wanted, WatchName};
+use super::range_set::{NodeId, RangeSet};
+use crate::mvcc::Change;
+use crate::mvcc::history::{PageLimit, WithPrevious};
+use crate::mvcc::read::Snapshot;
+use crate::proto::EncodedEvent;
+use crate::storage;
+use crate::storage::schema::ChangeKind;
+use crate::types::KeyRange;
+
+/// Pairs of a change and a range that wants it, in one page. Many overlapping ranges over the
+/// same history would else make a page of any size.
+const PAGE_HITS: usize = 1 << 20;
+
+/// How many changes are looked at for one call that finds none to hand out.
+const SERVE_STEPS: usize = 100_000;
+
+/// No revision at all.
+const NEVER: i64 = i64::MAX;
+
+/// What the watches of one range want of a page, all of them taken together.
+struct RangeWants {
+    watches: usize,
+    puts_from: i64,
+    deletes_from: i64,
+    previous_from: i64,
+}
+
+impl Default for RangeWants {
+    fn default() -> Self {
+        Self {
+            watches: 0,
+            puts_from: NEVER,
+            deletes_from: NEVER,
+            previous_from: NEVER,
+        }
+    }
+}
+
+impl RangeWants {
+    fn add(&mut self, wanted: Wanted, next: i64) {
+        for (wants, from) in [
+            (wanted.puts, &mut self.puts_from),
+            (wanted.deletes, &mut self.deletes_from),
+            (wanted.previous, &mut self.previous_from),
+        ] {
+            if wants {
+                *from = next.min(*from);
+            }
+        }
+    }
+
+    fn kind_from(&self, kind: ChangeKind) -> i64 {
+        match kind {
+            ChangeKind::Put => self.puts_from,
+            ChangeKind::Delete => self.deletes_from,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Member {
+    serial: u64,
+    node: NodeId,
+    wanted: Wanted,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct CatchUp {
+    ranges: RangeSet<RangeWants>,
+    /// By next revision and id.
+    members: BTreeMap<(i64, i64), Member>,
+    next_of: HashMap<i64, i64>,
+    newest_turn: bool,
+}
+
+impl CatchUp {
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Adds a watch that was given everything below `next`.
+    pub fn insert(&mut self, watch: WatchName, range: &KeyRange, wanted: Wanted, next: i64) {
+        let node = self.ranges.insert(range);
+        self.ranges.get_mut(node).watches += 1;
+        let member = Member {
+            serial: watch.serial,
+            node,
+            wanted,
+        };
+        self.members.insert((next, watch.id), member);
+        self.next_of.insert(watch.id, next);
+    }
+
+    /// Takes a watch out, where it is in here.
+    pub fn remove(&mut self, id: i64) {
+        let Some(next) = self.next_of.remove(&id) else {
+            return;
+        };
+        if let Some(member) = self.members.remove(&(next, id)) {
+            let wants = self.ranges.get_mut(member.node);
+            wants.watches -= 1;
+            if wants.watches == 0 {
+                self.ranges.remove(member.node);
+            }
+        }
+    }
+
+    /// The next revision and the id of the watch that is farthest behind.
+    pub fn oldest(&self) -> Option<(i64, i64)> {
+        self.members.keys().next().copied()
+    }
+
+    /// The next revision and the id of the watch that is nearest to the head.
+    pub fn newest(&self) -> Option<(i64, i64)> {
+        self.members.keys().next_back().copied()
+    }
+
+    /// Reads a page for the watches that it can bring forward; `None` where `snapshot` holds
+    /// nothing new for any of them. No watch may be behind the compacted revision.
+    pub fn read(
+        &mut self,
+        snapshot: &Snapshot<'_>,
+        limits: &Limits,
+        page_bytes: usize,
+    ) -> storage::Result<Option<Page>> {
+        let Some(from) = self.begin(snapshot.head) else {
+            return Ok(None);
+        };
+        self.sum_up_wants(from);
+        let mut hits = Hits::default();
+        let limit = PageLimit {
+            revisions: limits.page_revisions,
+            records: limits.page_records,
+            bytes: page_bytes,
+        };
+        let page = snapshot.changes(from, limit, &mut |key, kind, revision| {
+            hits.look(&self.ranges, key, kind, revision)
+        })?;
+        let next = hits.cut.unwrap_or(page.next);
+        let mut changes = page.changes;
+        changes.truncate(changes.partition_point(|change| change.revision.main < next));
+        let by_range = hits.by_range(changes.len());
+        let serve = self.move_on(from, next, &by_range);
+        Ok(Some(Page {
+            bytes: changes.iter().map(Change::size_bytes).sum(),
+            changes: changes
+                .into_iter()
+                .map(|change| (change, Encoded::default()))
+                .collect(),
+            by_range,
+            serve,
+            next,
+        }))
+    }
+
+    fn begin(&mut self, head: i64) -> Option<i64> {
+        self.newest_turn = !self.newest_turn;
+        let oldest = self.oldest()?.0;
+        let newest = self.newest()?.0;
+        let from = if self.newest_turn && newest <= head {
+            newest
+        } else {
+            oldest
+        };
+        (from <= head).then_some(from)
+    }
+
+    fn sum_up_wants(&mut self, from: i64) {
+        for wants in self.ranges.values_mut() {
+            *wants = RangeWants {
+                watches: wants.watches,
+                ..Default::default()
+            };
+        }
+        for ((next, _), member) in self.members.range((from, i64::MIN)..) {
+            let wants = self.ranges.get_mut(member.node);
+            wants.add(member.wanted, *next);
+        }
+    }
+
+    /// Puts the watches within a page behind it; returns those that it may hold events for.
+    fn move_on(
+        &mut self,
+        from: i64,
+        page_next: i64,
+        by_range: &BTreeMap<NodeId, Vec<u32>>,
+    ) -> VecDeque<Served> {
+        let mut behind = self.members.split_off(&(from, i64::MIN));
+        let mut ahead = behind.split_off(&(page_next, i64::MIN));
+        let mut serve = VecDeque::new();
+        for ((next, id), member) in behind {
+            if by_range.contains_key(&member.node) {
+                serve.push_back(Served {
+                    watch: WatchName {
+                        id,
+                        serial: member.serial,
+                    },
+                    node: member.node,
+                    wanted: member.wanted,
+                    from: next,
+                });
+            }
+            self.next_of.insert(id, page_next);
+            ahead.insert((page_next, id), member);
+        }
+        self.members.append(&mut ahead);
+        serve
+    }
+}
+
+/// Which ranges want the changes of a page, gathered while it is read.
+#[derive(Default)]
+struct Hits {
+    /// The ranges of each wanted change, change by change.
+    ranges: Vec<NodeId>,
+    /// Where those of each change end.
+    ends: Vec<usize>,
+    matching: Vec<NodeId>,
+    /// The revision of the first wanted change.
+    first: Option<i64>,
+    /// The first revision that is left to the next page.
+    cut: Option<i64>,
+}
+
+impl Hits {
+    fn look(
+        &mut self,
+        ranges: &RangeSet<RangeWants>,
+        key: &[u8],
+        kind: ChangeKind,
+        revision: i64,
+    ) -> Option<WithPrevious> {
+        if self.cut.is_some() {
+            return None;
+        }
+        self.matching.clear();
+        ranges.matching(key, &mut self.matching);
+        self.matching
+            .retain(|node| ranges.get(*node).kind_from(kind) <= revision);
+        if self.matching.is_empty() {
+            return None;
+        }
+        let first = *self.first.get_or_insert(revision);
+        if revision != first && self.ranges.len() + self.matching.len() > PAGE_HITS {
+            self.cut = Some(revision);
+            return None;
+        }
+        self.ranges.extend_from_slice(&self.matching);
+        self.ends.push(self.ranges.len());
+        let previous = self
+            .matching
+            .iter()
+            .any(|node| ranges.get(*node).previous_from <= revision);
+        Some(WithPrevious(previous))
+    }
+
+    /// The changes that each range wants, of the first `changes` ones.
+    fn by_range(&self, changes: usize) -> BTreeMap<NodeId, Vec<u32>> {
+        let mut by_range = BTreeMap::<NodeId, Vec<u32>>::new();
+        let mut begin = 0;
+        for (change, end) in self.ends.iter().take(changes).enumerate() {
+            for node in &self.ranges[begin..*end] {
+                by_range.entry(*node).or_default().push(change as u32);
+            }
+            begin = *end;
+        }
+        by_range
+    }
+}
+
+struct Served {
+    watch: WatchName,
+    node: NodeId,
+    wanted: Wanted,
+    from: i64,
+}
+
+/// A run of history, and the watches that are still to be given their part of it.
+pub(super) struct Page {
+    changes: Vec<(Change, Encoded)>,
+    /// Places in `changes` by range, as the ranges stood when the page was read.
+    by_range: BTreeMap<NodeId, Vec<u32>>,
+    serve: VecDeque<Served>,
+    /// The first revision that it does not cover.
+    pub next: i64,
+    pub bytes: usize,
+}
+
+/// What a page has for the next of its watches.
+pub(super) enum Part {
+    Events(WatchName, Vec<EncodedEvent>),
+    /// Nothing yet, after a good deal of looking.
+    Again,
+    /// All watches were given theirs.
+    Empty,
+}
+
+impl Page {
+    pub fn is_served(&self) -> bool {
+        self.serve.is_empty()
+    }
+
+    /// The part of the next watch that `is_there` says is still wanted.
+    pub fn serve(&mut self, is_there: impl Fn(WatchName) -> bool) -> Part {
+        let mut steps = 0;
+        while let Some(served) = self.serve.pop_front() {
+            if !is_there(served.watch) {
+                continue;
+            }
+            let places = self.by_range.get(&served.node).map_or(&[][..], Vec::as_slice);
+            let mut events = Vec::new();
+            for place in places {
+                let (change, encoded) = &mut self.changes[*place as usize];
+                if change.revision.main >= served.from && served.wanted.kind(change.kind) {
+                    events.push(encoded.get(change, served.wanted.previous).clone());
+                }
+            }
+            if !events.is_empty() {
+                return Part::Events(served.watch, events);
+            }
+            steps += places.len() + 1;
+            if steps > SERVE_STEPS {
+                return Part::Again;
+            }
+        }
+        Part::Empty
+    }
+}

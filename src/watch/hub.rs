@@ -1,0 +1,322 @@
+//! Finds the live watches of each change and fills their queues.
+//!
+//! One lock guards the index of live watches together with the head, the newest revision
+//! published: so a watch enters the index at an exact point of the history. The lock is offered
+//! to others after each revision.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::queue::{Encoded, Events, Pushed, Queue, Wanted, WatchName, event_bytes};
+use super::range_set::{NodeId, RangeSet};
+use super::{Counters, Limits, Stream};
+use crate::mvcc::Change;
+use crate::proto::EncodedEvent;
+use crate::types::KeyRange;
+
+/// All watches of a member.
+pub struct Hub {
+    limits: Limits,
+    counters: Arc<Counters>,
+    serials: AtomicU64,
+    index: Mutex<Index>,
+}
+
+/// A watch in the index.
+pub(super) struct Live {
+    pub watch: WatchName,
+    pub queue: Arc<Queue>,
+    pub wanted: Wanted,
+    /// Revisions below this are not for it.
+    pub from: i64,
+    /// Its place among the `Gathered` of the revision that is being delivered.
+    pub gathered: usize,
+}
+
+/// The live watches of one range, by serial.
+type Members = BTreeMap<u64, Box<Live>>;
+
+/// The live watches, and the history they have been given.
+pub(super) struct Index {
+    /// Every revision up to this has been put into the queues.
+    pub head: i64,
+    ranges: RangeSet<Members>,
+    /// Streams to wake after the next publish.
+    waiting: Vec<Arc<Queue>>,
+    /// Memory of `matching`, kept for the next change.
+    matching: Vec<NodeId>,
+}
+
+/// The events of one revision for one watch, while they are looked for.
+struct Gathered {
+    node: NodeId,
+    serial: u64,
+    events: Vec<EncodedEvent>,
+    bytes: usize,
+    /// They cannot fit any queue and are no longer kept.
+    overflowed: bool,
+}
+
+/// What a publish leaves to be done when its lock is released.
+type Wakes = Vec<Arc<Queue>>;
+
+impl Hub {
+    /// A hub for a keyspace that stands at revision `head`.
+    pub fn new(head: i64, limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            limits,
+            counters: Arc::default(),
+            serials: AtomicU64::new(0),
+            index: Mutex::new(Index {
+                head,
+                ranges: RangeSet::default(),
+                waiting: Vec::new(),
+                matching: Vec::new(),
+            }),
+        })
+    }
+
+    /// Hands `changes`, whole revisions in order, to the live watches; `head` is the newest
+    /// revision now. Only the apply thread calls it, and only when a view taken from now on shows
+    /// all of it. Never waits for a reader.
+    pub fn publish(&self, head: i64, changes: &[Change]) {
+        let mut wakes = Wakes::new();
+        let mut index = self.index.lock();
+        for revision in changes.chunk_by(|a, b| a.revision.main == b.revision.main) {
+            if index.ranges.len() == 0 {
+                break;
+            }
+            let main = revision[0].revision.main;
+            if main > index.head {
+                index.deliver(main, revision, &self.limits, &mut wakes);
+                index.head = main;
+                MutexGuard::bump(&mut index);
+            }
+        }
+        // Where no watch is live nobody missed the rest: the lock was held since the look.
+        index.head = index.head.max(head);
+        Self::wake(index, wakes);
+    }
+
+    /// Makes every live watch catch up: the keyspace was replaced by one at revision `head`.
+    /// Views taken from now on must show the new one.
+    pub fn resync(&self, head: i64) {
+        let mut wakes = Wakes::new();
+        let mut index = self.index.lock();
+        let published = index.head;
+        let all = index.ranges.take_all();
+        for (_, live) in all.into_iter().flatten() {
+            let next = live.from.max(published + 1);
+            if live.queue.spill(live.watch, next) {
+                wakes.push(live.queue);
+            }
+        }
+        index.head = head;
+        Self::wake(index, wakes);
+    }
+
+    fn wake(mut index: MutexGuard<'_, Index>, mut wakes: Wakes) {
+        let waiting = std::mem::take(&mut index.waiting);
+        drop(index);
+        wakes.extend(waiting.into_iter().filter(|queue| queue.rouse()));
+        for queue in wakes {
+            queue.wake();
+        }
+    }
+
+    /// The newest revision published.
+    pub fn head(&self) -> i64 {
+        self.index.lock().head
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// A stream without watches. `wake` is called, from any thread and with no lock held, when
+    /// the stream may have something to say after `Stream::next` returned `None`: once, until it
+    /// does so again.
+    pub fn open(self: &Arc<Self>, wake: Arc<dyn Fn() + Send + Sync>) -> Stream {
+        let queue = Queue::new(self.limits, self.counters.clone(), wake);
+        Stream::new(self.clone(), queue)
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Index> {
+        self.index.lock()
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(super) fn next_serial(&self) -> u64 {
+        self.serials.fetch_add(1, Relaxed)
+    }
+}
+
+impl Index {
+    /// Makes a watch live. `live.from` must be above `head`.
+    pub fn insert(&mut self, range: &KeyRange, live: Live) -> NodeId {
+        debug_assert!(live.from > self.head, "it would miss what is published");
+        let node = self.ranges.insert(range);
+        let members = self.ranges.get_mut(node);
+        members.insert(live.watch.serial, Box::new(live));
+        node
+    }
+
+    /// Takes a watch out; false where the hub did so before.
+    pub fn remove(&mut self, node: NodeId, serial: u64) -> bool {
+        // The place may hold another range by now; the serial tells.
+        let members = self.ranges.get_mut(node);
+        let found = members.remove(&serial).is_some();
+        if found && members.is_empty() {
+            self.ranges.remove(node);
+        }
+        found
+    }
+
+    /// Has the stream woken once more was published.
+    pub fn wait(&mut self, queue: &Arc<Queue>) {
+        if !self.waiting.iter().any(|known| Arc::ptr_eq(known, queue)) {
+            self.waiting.push(queue.clone());
+        }
+    }
+
+    pub fn stop_waiting(&mut self, queue: &Arc<Queue>) {
+        self.waiting.retain(|known| !Arc::ptr_eq(known, queue));
+    }
+
+    fn deliver(&mut self, main: i64, changes: &[Change], limits: &Limits, wakes: &mut Wakes) {
+        let mut matching = std::mem::take(&mut self.matching);
+        let mut spilled = Vec::new();
+        if let [change] = changes {
+            self.deliver_one(main, change, &mut matching, &mut spilled, wakes);
+        } else {
+            let gathered = self.gather(main, changes, &mut matching, limits);
+            self.deliver_gathered(main, gathered, &mut spilled, wakes);
+        }
+        for (node, serial) in spilled {
+            self.remove(node, serial);
+        }
+        self.matching = matching;
+    }
+
+    fn deliver_one(
+        &mut self,
+        main: i64,
+        change: &Change,
+        matching: &mut Vec<NodeId>,
+        spilled: &mut Vec<(NodeId, u64)>,
+        wakes: &mut Wakes,
+    ) {
+        let mut encoded = Encoded::default();
+        matching.clear();
+        self.ranges.matching(&change.key, matching);
+        for node in matching.iter() {
+            for (serial, live) in self.ranges.get_mut(*node) {
+                if main < live.from || !live.wanted.kind(change.kind) {
+                    continue;
+                }
+                let event = encoded.get(change, live.wanted.previous).clone();
+                if live.push(main, Events::One(event), wakes) == Pushed::Spilled {
+                    spilled.push((*node, *serial));
+                }
+            }
+        }
+    }
+
+    /// Collects the events of a revision by watch, so that each gets them whole.
+    fn gather(
+        &mut self,
+        main: i64,
+        changes: &[Change],
+        matching: &mut Vec<NodeId>,
+        limits: &Limits,
+    ) -> Vec<Gathered> {
+        let mut all: Vec<Gathered> = Vec::new();
+        for change in changes {
+            let mut encoded = Encoded::default();
+            matching.clear();
+            self.ranges.matching(&change.key, matching);
+            for node in matching.iter() {
+                for (serial, live) in self.ranges.get_mut(*node) {
+                    if main < live.from || !live.wanted.kind(change.kind) {
+                        continue;
+                    }
+                    let known = all
+                        .get(live.gathered)
+                        .is_some_and(|gathered| gathered.serial == *serial);
+                    if !known {
+                        live.gathered = all.len();
+                        all.push(Gathered::new(*node, *serial));
+                    }
+                    let event = encoded.get(change, live.wanted.previous);
+                    all[live.gathered].add(event, limits);
+                }
+            }
+        }
+        all
+    }
+
+    fn deliver_gathered(
+        &mut self,
+        main: i64,
+        all: Vec<Gathered>,
+        spilled: &mut Vec<(NodeId, u64)>,
+        wakes: &mut Wakes,
+    ) {
+        for gathered in all {
+            let Some(live) = self.ranges.get_mut(gathered.node).get(&gathered.serial) else {
+                continue;
+            };
+            let fits = if gathered.overflowed {
+                if live.queue.spill(live.watch, main) {
+                    wakes.push(live.queue.clone());
+                }
+                Pushed::Spilled
+            } else {
+                live.push(main, Events::Many(gathered.events), wakes)
+            };
+            if fits == Pushed::Spilled {
+                spilled.push((gathered.node, gathered.serial));
+            }
+        }
+    }
+}
+
+impl Live {
+    fn push(&self, main: i64, events: Events, wakes: &mut Wakes) -> Pushed {
+        let (pushed, wake) = self.queue.push_events(self.watch, main, events);
+        if wake {
+            wakes.push(self.queue.clone());
+        }
+        pushed
+    }
+}
+
+impl Gathered {
+    fn new(node: NodeId, serial: u64) -> Self {
+        Self {
+            node,
+            serial,
+            events: Vec::new(),
+            bytes: 0,
+            overflowed: false,
+        }
+    }
+
+    fn add(&mut self, event: &EncodedEvent, limits: &Limits) {
+        self.bytes += event_bytes(event);
+        if self.events.len() >= limits.queue_events || self.bytes > limits.queue_bytes {
+            self.overflowed = true;
+            self.events = Vec::new();
+        }
+        if !self.overflowed {
+            self.events.push(event.clone());
+        }
+    }
+}

@@ -1,0 +1,509 @@
+//! The watches of one client stream, and the order in which their news go out.
+//!
+//! A step hands out, first to last: the rest of a page; news of a compacted watch; the first part
+//! of a new page, where everything that was queued when the last page ended is out; the front of
+//! the queue. So neither live watches nor those that catch up wait for more than one page or one
+//! queue of the others.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::catch_up::{CatchUp, Page, Part};
+use super::hub::{Hub, Index, Live};
+use super::queue::{Item, ProgressOf, Queue, Spilled, Wanted, WatchName};
+use super::range_set::NodeId;
+use super::{ALL_WATCHES, CreateError, Output, Request};
+use crate::mvcc::read::Snapshot;
+use crate::storage;
+use crate::types::KeyRange;
+
+/// Watches that go live in one step: bounds how long the hub's lock is held.
+const JOINS_PER_STEP: usize = 512;
+
+/// Progress requests that are kept until they can be answered.
+const HELD_REQUESTS: usize = 16;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// In the hub's index, or just spilled from it.
+    Live(NodeId),
+    /// Spilled; items of it are still in the queue, or nobody looked yet.
+    Leaving,
+    /// In `CatchUp`.
+    CatchingUp,
+    /// Told that it was compacted.
+    Compacted,
+}
+
+struct Watch {
+    serial: u64,
+    range: KeyRange,
+    start_revision: i64,
+    wanted: Wanted,
+    fragment: bool,
+    progress_notify: bool,
+    /// No event went out since the last tick.
+    quiet: bool,
+    /// It started at what was the newest revision when its client asked, and catches up only
+    /// because more was published since. To the client it counts as live.
+    fresh: bool,
+    state: State,
+}
+
+/// Progress requests that came before the hub had published what their client knew of.
+struct HeldProgress {
+    current: i64,
+    requests: usize,
+}
+
+/// The watches of one client stream, and what they have to say. Dropping it ends them all.
+///
+/// Its owner calls `next` until that returns `None`, waits for the wake-up, and does so again;
+/// after a call of any other method too.
+pub struct Stream {
+    hub: Arc<Hub>,
+    queue: Arc<Queue>,
+    watches: HashMap<i64, Watch>,
+    next_id: i64,
+    /// Watches that wait for their queued items to go out before they catch up.
+    leaving: VecDeque<Spilled>,
+    catch_up: CatchUp,
+    page: Option<Page>,
+    /// Items taken out of the queue.
+    popped: u64,
+    /// How many must be taken out before the next page is read.
+    next_page_at: u64,
+    held_progress: Option<HeldProgress>,
+    /// The newest revision that a page covered; the hub's head may be behind it for a moment.
+    /// Progress never says less.
+    told: i64,
+    /// Watches that began with revisions published before.
+    past_starts: u64,
+}
+
+impl Stream {
+    pub(super) fn new(hub: Arc<Hub>, queue: Arc<Queue>) -> Self {
+        hub.counters().streams.fetch_add(1, Relaxed);
+        Self {
+            hub,
+            queue,
+            watches: HashMap::new(),
+            next_id: 0,
+            leaving: VecDeque::new(),
+            catch_up: CatchUp::default(),
+            page: None,
+            popped: 0,
+            next_page_at: 0,
+            held_progress: None,
+            told: 0,
+            past_starts: 0,
+        }
+    }
+
+    /// Begins a watch and returns its id. `current` is the revision of a view taken just before:
+    /// no event at or below it reaches a watch that starts now, and every one above it does.
+    pub fn create(&mut self, request: Request, current: i64) -> Result<i64, CreateError> {
+        if request.range.is_empty() {
+            return Err(CreateError::EmptyRange);
+        }
+        let id = self.pick_id(request.watch_id)?;
+        let start = request.start_revision;
+        let from_now = start <= 0 || start > current;
+        let next = if from_now {
+            start.max(current + 1)
+        } else {
+            start
+        };
+        let name = WatchName {
+            id,
+            serial: self.hub.next_serial(),
+        };
+        let mut watch = Watch {
+            serial: name.serial,
+            range: request.range,
+            start_revision: start,
+            wanted: Wanted {
+                puts: !request.no_put,
+                deletes: !request.no_delete,
+                previous: request.prev_kv,
+            },
+            fragment: request.fragment,
+            progress_notify: request.progress_notify,
+            quiet: true,
+            fresh: from_now,
+            state: State::CatchingUp,
+        };
+        let mut index = self.hub.lock();
+        if next > index.head {
+            watch.go_live(&mut index, name, &self.queue, next);
+        }
+        drop(index);
+        let counters = self.hub.counters();
+        counters.watches.fetch_add(1, Relaxed);
+        if watch.state == State::CatchingUp {
+            counters.slow_watches.fetch_add(1, Relaxed);
+            self.past_starts += 1;
+            self.catch_up
+                .insert(name, &watch.range, watch.wanted, next);
+        }
+        self.watches.insert(id, watch);
+        Ok(id)
+    }
+
+    /// Picks ids as etcd does: upwards from 0, past those that clients chose.
+    fn pick_id(&mut self, asked: i64) -> Result<i64, CreateError> {
+        if asked != 0 {
+            return match self.watches.contains_key(&asked) {
+                true => Err(CreateError::DuplicateId),
+                false => Ok(asked),
+            };
+        }
+        while self.watches.contains_key(&self.next_id) {
+            self.next_id += 1;
+        }
+        self.next_id += 1;
+        Ok(self.next_id - 1)
+    }
+
+    /// Ends a watch: nothing more comes of it. False where there is none of that id.
+    pub fn cancel(&mut self, watch_id: i64) -> bool {
+        let Some(watch) = self.watches.remove(&watch_id) else {
+            return false;
+        };
+        self.catch_up.remove(watch_id);
+        let mut index = self.hub.lock();
+        watch.end(&mut index, &self.hub);
+        true
+    }
+
+    /// The client asks how far the stream is. The answer, with watch id `ALL_WATCHES`, comes from
+    /// `next` and shows at least `current`, the revision of a view taken just before. There is
+    /// none, as in etcd, where a watch of the stream is catching up, starts in the future, or
+    /// was compacted and not cancelled, or where the stream has no watch.
+    pub fn request_progress(&mut self, current: i64) {
+        let held = self.held_progress.get_or_insert(HeldProgress {
+            current,
+            requests: 0,
+        });
+        held.current = held.current.max(current);
+        held.requests = (held.requests + 1).min(HELD_REQUESTS);
+        self.answer_progress();
+    }
+
+    /// The progress interval passed: watches that asked for it and got no event since the last
+    /// tick say how far they are, if they are live.
+    pub fn progress_tick(&mut self) {
+        let hub = self.hub.clone();
+        let index = hub.lock();
+        self.note_spilled();
+        for (id, watch) in &mut self.watches {
+            if !watch.progress_notify {
+                continue;
+            }
+            let is_live = matches!(watch.state, State::Live(_)) && index.head >= self.told;
+            if watch.quiet && is_live && watch.start_revision <= index.head {
+                let of = ProgressOf::Watch(watch.name(*id));
+                self.queue.push_progress(of, index.head);
+            }
+            watch.quiet = true;
+        }
+    }
+
+    /// Answers the progress requests, drops them, or leaves them for when more is published.
+    fn answer_progress(&mut self) {
+        let Some(held) = &self.held_progress else {
+            return;
+        };
+        let (current, requests) = (held.current.max(self.told), held.requests);
+        let hub = self.hub.clone();
+        let mut index = hub.lock();
+        self.note_spilled();
+        let rev = index.head.max(current);
+        let answerable = !self.watches.is_empty()
+            && self.watches.values().all(|watch| watch.in_step(rev));
+        let is_due = index.head >= current
+            && self
+                .watches
+                .values()
+                .all(|watch| matches!(watch.state, State::Live(_)));
+        if answerable && !is_due {
+            index.wait(&self.queue);
+            return;
+        }
+        self.held_progress = None;
+        if answerable {
+            for _ in 0..requests {
+                let past_starts = self.past_starts;
+                self.queue
+                    .push_progress(ProgressOf::Stream { past_starts }, index.head);
+            }
+        }
+    }
+
+    /// Does one bounded step and hands out what it found. `None`: nothing until the wake-up.
+    /// `snapshot` is a view taken for this call, not one kept from before. Reads storage only
+    /// where `reads_storage` says so.
+    pub fn next(&mut self, snapshot: &Snapshot<'_>) -> storage::Result<Option<Output>> {
+        if let Some(output) = self.serve_page() {
+            return Ok(Some(output));
+        }
+        self.begin_catching_up();
+        self.join();
+        self.answer_progress();
+        if let Some(output) = self.tell_compacted(snapshot) {
+            return Ok(Some(output));
+        }
+        if self.reads_storage() && self.read_page(snapshot)? {
+            self.join();
+            return Ok(Some(self.serve_page().unwrap_or(Output::Again)));
+        }
+        // Spilled watches are noted last, so that `reads_storage` knows of all that `next` knows.
+        self.note_spilled();
+        while let Some(item) = self.queue.pop() {
+            self.popped += 1;
+            if let Some(output) = self.take_item(item) {
+                return Ok(Some(output));
+            }
+        }
+        let idle = self.catch_up.is_empty() && self.leaving.is_empty() && self.queue.sleep();
+        Ok((!idle).then_some(Output::Again))
+    }
+
+    /// Whether the next call of `next` may read storage; it does not where this says false.
+    pub fn reads_storage(&self) -> bool {
+        let begins = |spilled: &Spilled| spilled.after <= self.popped;
+        let behind = !self.catch_up.is_empty() || self.leaving.front().is_some_and(begins);
+        self.page.is_none() && behind && self.popped >= self.next_page_at
+    }
+
+    /// Takes note of the watches that left the index.
+    fn note_spilled(&mut self) {
+        let known = self.leaving.len();
+        self.queue.take_spilled(&mut self.leaving);
+        for spilled in self.leaving.iter().skip(known) {
+            let watch = find(&mut self.watches, spilled.watch);
+            if let Some(watch) = watch {
+                watch.state = State::Leaving;
+                watch.fresh = false;
+            }
+        }
+    }
+
+    /// Lets those catch up whose queued items are out.
+    fn begin_catching_up(&mut self) {
+        while let Some(spilled) = self.leaving.front()
+            && spilled.after <= self.popped
+        {
+            if let Some(watch) = find(&mut self.watches, spilled.watch) {
+                watch.state = State::CatchingUp;
+                self.catch_up
+                    .insert(spilled.watch, &watch.range, watch.wanted, spilled.next);
+            }
+            self.leaving.pop_front();
+        }
+    }
+
+    /// Makes watches live that were given everything published.
+    fn join(&mut self) {
+        if self.catch_up.is_empty() {
+            return;
+        }
+        let mut index = self.hub.lock();
+        for _ in 0..JOINS_PER_STEP {
+            let Some((next, id)) = self.catch_up.newest() else {
+                return;
+            };
+            if next <= index.head {
+                return;
+            }
+            self.catch_up.remove(id);
+            if let Some(watch) = self.watches.get_mut(&id) {
+                let name = watch.name(id);
+                watch.go_live(&mut index, name, &self.queue, next);
+                self.hub.counters().slow_watches.fetch_sub(1, Relaxed);
+            }
+        }
+    }
+
+    fn tell_compacted(&mut self, snapshot: &Snapshot<'_>) -> Option<Output> {
+        let (next, id) = self.catch_up.oldest()?;
+        if next >= snapshot.compacted {
+            return None;
+        }
+        self.catch_up.remove(id);
+        let watch = self.watches.get_mut(&id)?;
+        watch.state = State::Compacted;
+        let counters = self.hub.counters();
+        counters.watches.fetch_sub(1, Relaxed);
+        counters.slow_watches.fetch_sub(1, Relaxed);
+        Some(Output::Compacted {
+            watch_id: id,
+            compact_revision: snapshot.compacted,
+        })
+    }
+
+    /// True where there was something to read.
+    fn read_page(&mut self, snapshot: &Snapshot<'_>) -> storage::Result<bool> {
+        let limits = self.hub.limits();
+        let pending = &self.hub.counters().pending_bytes;
+        let free = limits
+            .total_bytes
+            .saturating_sub(pending.load(Relaxed).max(0) as usize);
+        // An eighth of what is free, so that many streams can read their pages at once.
+        let page_bytes = limits.page_bytes.min(free / 8).max(1);
+        self.page = self.catch_up.read(snapshot, limits, page_bytes)?;
+        if let Some(page) = &self.page {
+            pending.fetch_add(page.bytes as i64, Relaxed);
+            self.told = self.told.max(page.next - 1);
+        }
+        Ok(self.page.is_some())
+    }
+
+    fn serve_page(&mut self) -> Option<Output> {
+        let page = self.page.as_mut()?;
+        let header_revision = page.next - 1;
+        let watches = &mut self.watches;
+        let part = page.serve(|name| {
+            watches
+                .get(&name.id)
+                .is_some_and(|watch| watch.serial == name.serial)
+        });
+        match part {
+            Part::Events(name, events) => {
+                let watch = find(watches, name);
+                let output =
+                    watch.map(|watch| watch.events(&self.hub, name.id, header_revision, events));
+                if page.is_served() {
+                    self.drop_page();
+                }
+                Some(output.unwrap_or(Output::Again))
+            }
+            Part::Again => Some(Output::Again),
+            Part::Empty => {
+                self.drop_page();
+                Some(Output::Again)
+            }
+        }
+    }
+
+    fn drop_page(&mut self) {
+        if let Some(page) = self.page.take() {
+            let pending = &self.hub.counters().pending_bytes;
+            pending.fetch_sub(page.bytes as i64, Relaxed);
+            self.next_page_at = self.queue.pushed();
+        }
+    }
+
+    /// What an item of the queue has to say; nothing where its watch was cancelled.
+    fn take_item(&mut self, item: Item) -> Option<Output> {
+        match item {
+            Item::Events {
+                watch: name,
+                revision,
+                events,
+            } => {
+                let watch = find(&mut self.watches, name)?;
+                Some(watch.events(&self.hub, name.id, revision, events.into_vec()))
+            }
+            Item::Progress { of, revision } => {
+                let watch_id = match of {
+                    ProgressOf::Watch(name) => find(&mut self.watches, name).map(|_| name.id)?,
+                    // A watch that came since may not be as far.
+                    ProgressOf::Stream { past_starts } if past_starts != self.past_starts => {
+                        return None;
+                    }
+                    ProgressOf::Stream { .. } => ALL_WATCHES,
+                };
+                Some(Output::Progress {
+                    watch_id,
+                    header_revision: revision,
+                })
+            }
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.drop_page();
+        let mut index = self.hub.lock();
+        index.stop_waiting(&self.queue);
+        for (_, watch) in self.watches.drain() {
+            watch.end(&mut index, &self.hub);
+        }
+        drop(index);
+        self.queue.clear();
+        self.hub.counters().streams.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The watch of that name, where it was not cancelled since.
+fn find(watches: &mut HashMap<i64, Watch>, name: WatchName) -> Option<&mut Watch> {
+    watches
+        .get_mut(&name.id)
+        .filter(|watch| watch.serial == name.serial)
+}
+
+impl Watch {
+    fn name(&self, id: i64) -> WatchName {
+        WatchName {
+            id,
+            serial: self.serial,
+        }
+    }
+
+    fn go_live(&mut self, index: &mut Index, watch: WatchName, queue: &Arc<Queue>, from: i64) {
+        let live = Live {
+            watch,
+            queue: queue.clone(),
+            wanted: self.wanted,
+            from,
+            gathered: 0,
+        };
+        self.state = State::Live(index.insert(&self.range, live));
+        self.fresh = false;
+    }
+
+    /// Whether etcd would take it for synced at revision `rev`.
+    fn in_step(&self, rev: i64) -> bool {
+        let synced = match self.state {
+            State::Live(_) => true,
+            State::CatchingUp => self.fresh,
+            State::Leaving | State::Compacted => false,
+        };
+        synced && self.start_revision <= rev
+    }
+
+    fn events(
+        &mut self,
+        hub: &Hub,
+        watch_id: i64,
+        header_revision: i64,
+        events: Vec<crate::proto::EncodedEvent>,
+    ) -> Output {
+        self.quiet = false;
+        let count = events.len() as u64;
+        hub.counters().events.fetch_add(count, Relaxed);
+        Output::Events {
+            watch_id,
+            header_revision,
+            events,
+            fragment: self.fragment,
+        }
+    }
+
+    /// Leaves the index and the counts.
+    fn end(&self, index: &mut Index, hub: &Hub) {
+        let counters = hub.counters();
+        let slow = match self.state {
+            State::Compacted => return,
+            State::Live(node) => !index.remove(node, self.serial),
+            State::Leaving | State::CatchingUp => true,
+        };
+        counters.watches.fetch_sub(1, Relaxed);
+        if slow {
+            counters.slow_watches.fetch_sub(1, Relaxed);
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Tests of the whole of `watch` on the engine in memory.
+
+mod bench;
+mod random;
+mod scripts;
+mod threads;
+mod world;
