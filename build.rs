@@ -13,6 +13,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/election.proto",
         "proto/health.proto",
     ];
+    // A prebuilt RocksDB (see scripts/) does not name the C++ library that it needs.
+    println!("cargo:rustc-link-lib=dylib=stdc++");
     for file in protos {
         println!("cargo:rerun-if-changed={file}");
     }
@@ -20,10 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.bytes(["."]);
     config.extern_path(".mvccpb.KeyValue", "crate::proto::EncodedKv");
     config.extern_path(".mvccpb.Event", "crate::proto::EncodedEvent");
-    config.extern_path(
-        ".etcdserverpb.RangeResponse",
-        "crate::proto::RangeResponse",
-    );
+    config.extern_path(".etcdserverpb.RangeResponse", "crate::proto::RangeResponse");
     tonic_prost_build::configure()
         .build_client(false)
         .build_transport(false)

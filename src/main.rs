@@ -31,7 +31,10 @@ fn main() -> ExitCode {
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
-            logging::fatal("discovery failed", &format!("cannot start threads: {error}"));
+            logging::fatal(
+                "discovery failed",
+                &format!("cannot start threads: {error}"),
+            );
             return ExitCode::from(1);
         }
     };
@@ -40,7 +43,12 @@ fn main() -> ExitCode {
         Ok(Stopped::Signal(signal)) => {
             // As a shell sees a process that the signal ended; the first process of a container
             // ends well.
-            let code = if std::process::id() == 1 { 0 } else { 128 + signal as u8 };
+            let code = if std::process::id() == 1 {
+                0
+            } else {
+                128 + signal as u8
+            };
+            logging::flush();
             std::process::exit(i32::from(code));
         }
         Err(server::Error::Failed(reason)) => {

@@ -3,6 +3,7 @@ package cases
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -40,7 +41,7 @@ func TestAlarmTable(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
 	me := p.ok(&pb.MemberListRequest{}).(*pb.MemberListResponse).Members[0].ID
-	for _, kind := range []pb.AlarmType{pb.AlarmType_NONE, pb.AlarmType_NOSPACE, pb.AlarmType_CORRUPT, 9} {
+	for _, kind := range []pb.AlarmType{pb.AlarmType_NONE, pb.AlarmType_NOSPACE, pb.AlarmType_CORRUPT} {
 		for _, member := range []uint64{0, me, 42} {
 			for _, action := range []pb.AlarmRequest_AlarmAction{getAlarms, activate, activate, deactivate, deactivate, activate} {
 				p.do(alarm(action, member, kind), sortedAlarms)
@@ -54,6 +55,21 @@ func TestAlarmTable(t *testing.T) {
 	duoRestart(p)
 	p.do(alarm(getAlarms, 0, pb.AlarmType_NONE), sortedAlarms)
 	p.do(put("a", "1"))
+}
+
+// Etcd ends itself over an action that it does not know and keeps an alarm of
+// a kind that it does not know; etched refuses both and lives on.
+func TestAlarmOfUnknownKind(t *testing.T) {
+	t.Parallel()
+	conn := harness.Start(t, harness.Etched, harness.Options{}).Dial(t)
+	for _, request := range []*pb.AlarmRequest{alarm(9, 0, pb.AlarmType_NOSPACE), alarm(-1, 0, 0), alarm(activate, 0, 9), alarm(deactivate, 0, -1)} {
+		if text := harness.ErrorText(invoke(context.Background(), conn, request).Err); !strings.HasPrefix(text, "InvalidArgument: ") {
+			t.Errorf("%s: %s", describe(request), text)
+		}
+	}
+	if outcome := invoke(context.Background(), conn, put("a", "1")); outcome.Err != nil {
+		t.Error(outcome.Err)
+	}
 }
 
 func healthIs(t *testing.T, server *harness.Server, status int, health string) {
@@ -136,12 +152,20 @@ func TestQuota(t *testing.T) {
 	}
 }
 
+// noise is a value that no compression makes smaller.
+func noise(size int) string {
+	value := make([]byte, size)
+	for i := range value {
+		value[i] = byte(rand.Uint32())
+	}
+	return string(value)
+}
+
 func fillAndFree(t *testing.T, server *harness.Server, quota int) {
 	conn := server.Dial(t)
 	call := func(request proto.Message) harness.Outcome { return invoke(context.Background(), conn, request) }
-	value := strings.Repeat("v", 1<<20)
 	refused := 0
-	for refused < 2*quota>>20 && harness.ErrorText(call(put(fmt.Sprintf("fill/%03d", refused), value+fmt.Sprint(refused))).Err) != noSpace {
+	for refused < 2*quota>>20 && harness.ErrorText(call(put(fmt.Sprintf("fill/%03d", refused), noise(1<<20))).Err) != noSpace {
 		refused++
 	}
 	if stored := refused << 20; stored < quota/4 || stored > 2*quota {
@@ -173,7 +197,7 @@ func fillAndFree(t *testing.T, server *harness.Server, quota int) {
 	// The space is to be had again, if not at once.
 	deadline := time.Now().Add(30 * time.Second)
 	for i := 0; i < refused/2; {
-		switch text := harness.ErrorText(call(put(fmt.Sprintf("again/%03d", i), value)).Err); {
+		switch text := harness.ErrorText(call(put(fmt.Sprintf("again/%03d", i), noise(1<<20))).Err); {
 		case text == "OK":
 			i++
 		case text == noSpace && time.Now().Before(deadline):

@@ -11,8 +11,10 @@ package cases
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -26,6 +28,20 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 )
+
+// Most of a test is waiting, so more of them run at a time than there are
+// processors, unless the command line says how many.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	asked := false
+	flag.Visit(func(one *flag.Flag) { asked = asked || one.Name == "test.parallel" })
+	if !asked {
+		if err := flag.Set("test.parallel", "6"); err != nil {
+			panic(err)
+		}
+	}
+	os.Exit(m.Run())
+}
 
 // callLimit bounds every unary call.
 const callLimit = 20 * time.Second
@@ -62,6 +78,8 @@ type pair struct {
 	t    *testing.T
 	duo  *harness.Duo
 	conn [2]*grpc.ClientConn
+
+	differences int
 }
 
 const (
@@ -136,6 +154,10 @@ func (p *pair) compare(what string, outcomes [2]harness.Outcome, normalisers ...
 	}
 	if diff := harness.DiffOutcome(outcomes[etched], outcomes[etcd]); diff != "" {
 		p.t.Errorf("%s\n(-etched +etcd)\n%s", what, diff)
+		const most = 12
+		if p.differences++; p.differences == most {
+			p.t.Fatalf("%d differences are enough", most)
+		}
 	}
 }
 

@@ -599,7 +599,7 @@ func TestWatchSlowReader(t *testing.T) {
 
 func slowReader(t *testing.T, server *harness.Server) {
 	reader, writer := server.Dial(t), server.Dial(t)
-	stream, err := pb.NewWatchClient(reader).Watch(harness.Context(t, time.Minute))
+	stream, err := pb.NewWatchClient(reader).Watch(harness.Context(t, 3*time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -607,7 +607,7 @@ func slowReader(t *testing.T, server *harness.Server) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const writes = 3000
+	const writes = 1200
 	value := strings.Repeat("v", 8<<10)
 	var slowest time.Duration
 	for i := range writes {

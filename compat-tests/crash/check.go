@@ -272,13 +272,13 @@ func (c *checker) pastWatch(ctx context.Context) {
 	watcher.PrevKV = true
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ended := make(chan error, 1)
-	go func() { ended <- watcher.Follow(ctx, c.connection) }()
+	var following sync.WaitGroup
+	following.Go(func() { watcher.Follow(ctx, c.connection) })
 	if !watcher.Await(head, c.limit()) {
 		c.add(WatchBroken, "a watch from revision %d stands at %d, the head is %d", from, watcher.Next()-1, head)
 	}
 	cancel()
-	<-ended
+	following.Wait()
 	for _, fault := range watcher.Check(c.history, head) {
 		c.add(WatchBroken, "a watch from revision %d: %s", from, fault)
 	}

@@ -33,7 +33,7 @@ func options(t *testing.T) Options {
 	if drawn == 0 {
 		drawn = uint64(time.Now().UnixNano())
 	}
-	return Options{Server: kind, Dir: dir, Seed: drawn, Writers: 8, SnapshotCount: 200, KillFirstStart: kind == harness.Etched}
+	return Options{Server: kind, Dir: dir, Seed: drawn, Writers: 8, SnapshotCount: 20, KillFirstStart: kind == harness.Etched}
 }
 
 // TestKills kills the server again and again and looks for damage.

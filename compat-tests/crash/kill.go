@@ -3,6 +3,8 @@ package crash
 import (
 	"context"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -17,9 +19,9 @@ const (
 	UnderLoad KillMode = iota
 	// AfterAnswer kills as soon as some client has its answer.
 	AfterAnswer
-	// AfterFlush kills shortly after the number of applied entries has passed a
-	// multiple of --snapshot-count, where the state is flushed and the log cut.
-	AfterFlush
+	// DuringFlush kills shortly after a new file has come into the data directory:
+	// the state is being flushed, or the raft log goes on in another file.
+	DuringFlush
 	// DuringCompaction kills shortly after a compaction was asked for.
 	DuringCompaction
 	// KillModes is their number.
@@ -28,7 +30,7 @@ const (
 
 // String names the moment.
 func (m KillMode) String() string {
-	return [...]string{"under load", "right after an answer", "shortly after a flush", "during a compaction"}[m]
+	return [...]string{"under load", "right after an answer", "during a flush", "during a compaction"}[m]
 }
 
 // kill waits for the moment and kills; compactions go on until then.
@@ -42,8 +44,8 @@ func (r *Run) kill(mode KillMode) {
 	case AfterAnswer:
 		floor := r.log.Begin()
 		eventually(requestLimit, func() bool { return r.log.Begin() > floor })
-	case AfterFlush:
-		r.awaitFlush()
+	case DuringFlush:
+		r.awaitNewFile()
 		time.Sleep(pause)
 	case DuringCompaction:
 		ctx, cancel := context.WithTimeout(r.life, requestLimit)
@@ -64,23 +66,29 @@ func (r *Run) kill(mode KillMode) {
 	r.LastKill = fmt.Sprintf("a kill %s, %v into the round", mode, time.Since(began).Round(time.Millisecond))
 }
 
-// awaitFlush waits until the applied index passes a multiple of --snapshot-count.
-func (r *Run) awaitFlush() {
-	client := pb.NewMaintenanceClient(r.raw)
-	count := uint64(r.options.SnapshotCount)
-	var first uint64
+// awaitNewFile waits until a file comes into the data directory.
+func (r *Run) awaitNewFile() {
+	before := files(r.server.DataDir())
 	eventually(requestLimit, func() bool {
-		ctx, cancel := context.WithTimeout(r.life, requestLimit)
-		defer cancel()
-		status, err := client.Status(ctx, &pb.StatusRequest{})
-		if err != nil {
-			return true
+		for path := range files(r.server.DataDir()) {
+			if !before[path] {
+				return true
+			}
 		}
-		if first == 0 {
-			first = status.RaftAppliedIndex
-		}
-		return status.RaftAppliedIndex/count > first/count
+		return false
 	})
+}
+
+func files(directory string) map[string]bool {
+	found := map[string]bool{}
+	// Files come and go meanwhile: what cannot be looked at is not there.
+	_ = filepath.WalkDir(directory, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() {
+			found[path] = true
+		}
+		return nil
+	})
+	return found
 }
 
 // compactEvery lets the given time pass, compacting now and then.

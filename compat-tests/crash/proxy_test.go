@@ -56,7 +56,8 @@ func newProxy(endpoint string, t tamper) (*proxy, error) {
 		return nil, err
 	}
 	backend, err := grpc.NewClient(endpoint, quick, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDisableRetry(), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{}), grpc.WaitForReady(true)))
+		grpc.WithDisableRetry(), grpc.WithDefaultCallOptions(
+			grpc.ForceCodecV2(rawCodec{}), grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(1<<30)))
 	if err != nil {
 		return nil, errors.Join(err, listener.Close())
 	}

@@ -58,7 +58,6 @@ type Run struct {
 	recorder    *Watcher
 	watchers    []*Watcher // the recorder among them
 	standing    *standingWatch
-	faults      Report // of the recorder; guarded by its lock
 
 	life      context.Context // ends when the server is killed
 	killed    context.CancelFunc
@@ -207,17 +206,21 @@ func newClient(endpoint string) (*clientv3.Client, error) {
 	})
 }
 
+// others is the number of clients that are no writers: a reader, a holder of
+// leases, a writer of large values.
+const others = 3
+
 // connect makes the clients for a server that has come up, and resumes every watch.
 func (r *Run) connect() (err error) {
 	r.life, r.killed = context.WithCancel(context.Background())
 	if r.raw, err = grpc.NewClient(r.endpoint, quick, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDisableRetry()); err != nil {
+		grpc.WithDisableRetry(), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30))); err != nil {
 		return err
 	}
 	if r.checking, err = newClient(r.endpoint); err != nil {
 		return err
 	}
-	for range r.options.Writers + 2 {
+	for range r.options.Writers + others {
 		client, err := newClient(r.endpoint)
 		if err != nil {
 			return err
@@ -232,7 +235,7 @@ func (r *Run) connect() (err error) {
 	}
 	for _, watcher := range r.watchers {
 		if watcher != r.standing.watcher {
-			r.followers.Go(func() { _ = watcher.Follow(r.life, r.raw) })
+			r.followers.Go(func() { watcher.Follow(r.life, r.raw) })
 		}
 	}
 	return nil
@@ -303,8 +306,10 @@ func (r *Run) load(mode KillMode) {
 	for _, client := range r.clients[:r.options.Writers] {
 		work(client, (*Client).Write, 0)
 	}
+	const leasePause, bulkPause = 5 * time.Millisecond, 15 * time.Millisecond
 	work(r.clients[r.options.Writers], (*Client).Read, 0)
-	work(r.clients[r.options.Writers+1], (*Client).UseLease, 5*time.Millisecond)
+	work(r.clients[r.options.Writers+1], (*Client).UseLease, leasePause)
+	work(r.clients[r.options.Writers+2], (*Client).WriteBulk, bulkPause)
 	r.kill(mode)
 	close(stopping)
 	running.Wait()
@@ -343,201 +348,6 @@ func (r *Run) restart(kills int) error {
 	}
 	r.startTime = time.Since(began)
 	return nil
-}
-
-// check compares the restarted server with all that is known.
-func (r *Run) check() Report {
-	ctx, cancel := context.WithTimeout(r.life, 3*checkLimit)
-	defer cancel()
-	c := &checker{
-		client: r.checking, connection: r.raw, history: r.history,
-		leases: r.leases, compactions: r.compactions, rng: r.rng,
-	}
-	r.firstRead(ctx, c)
-	fences := r.fences(ctx, c)
-	operations, reads, faults := r.log.Take()
-	c.report.Merge(faults)
-	if fences == nil {
-		return c.report
-	}
-	for _, operation := range operations {
-		r.outcomes[operation.Outcome]++
-	}
-	c.report.Merge(explain(r.history, r.leases, operations, r.explained+1, fences.last))
-	r.explained = fences.last
-	c.reads(reads)
-	for watcher, until := range fences.of {
-		for _, fault := range watcher.Check(r.history, until) {
-			c.add(WatchBroken, "%s: %s", watcher.Name, fault)
-		}
-	}
-	c.hash(ctx)
-	c.keyspace(ctx)
-	c.pins(ctx, r.pinsToRead(operations))
-	c.heldLeases(ctx)
-	c.pastWatch(ctx)
-	c.compactedWatch(ctx)
-	return c.report
-}
-
-// firstRead checks that the server knows at least the highest revision told.
-func (r *Run) firstRead(ctx context.Context, c *checker) {
-	floor := max(r.log.Begin(), r.history.Head())
-	response, err := r.checking.Get(ctx, hotKey)
-	switch {
-	case err != nil:
-		c.add(Unavailable, "first read: %v", err)
-	case response.Header.Revision < floor:
-		c.add(RevisionBack, "the server is at revision %d, %d had been told before the kill", response.Header.Revision, floor)
-	}
-}
-
-// fenceRevisions are, for each watcher, the revision of an event of its own that
-// comes after everything to check.
-type fenceRevisions struct {
-	of   map[*Watcher]int64
-	last int64
-}
-
-// fences writes and deletes a key in each watcher's range and waits until all
-// watchers have passed that; nil where they cannot be written.
-func (r *Run) fences(ctx context.Context, c *checker) *fenceRevisions {
-	client := &Client{log: r.log, history: r.history, leases: r.leases, rng: r.rng, client: r.checking}
-	fences := &fenceRevisions{of: map[*Watcher]int64{}}
-	for _, key := range []string{plainSpace + "~", groupSpace + "~", leaseSpace + "~", hotKey} {
-		word := r.log.Token()
-		put := &Operation{Token: word, Name: "put", Steps: []Step{{Key: key, Value: word}}}
-		drop := &Operation{Token: r.log.Token(), Name: "delete", Steps: []Step{{Delete: Interval{Key: key}}}}
-		for _, operation := range []*Operation{put, drop} {
-			client.Do(ctx, operation)
-			if operation.Outcome != Acknowledged {
-				c.add(Unavailable, "a write after the restart: %s", operation)
-				return nil
-			}
-			for _, watcher := range r.watchers {
-				if watcher.wantsStep(operation.Steps[0]) {
-					fences.of[watcher] = operation.Revision
-				}
-			}
-			fences.last = operation.Revision
-		}
-	}
-	for watcher, until := range fences.of {
-		if !watcher.Await(until, c.limit()) {
-			c.add(WatchBroken, "%s: stands at revision %d, %d was due", watcher.Name, watcher.Next()-1, until)
-		}
-	}
-	if r.history.Head() < fences.last {
-		return nil
-	}
-	return fences
-}
-
-func (w *Watcher) wantsStep(step Step) bool {
-	event := &mvccpb.Event{Type: mvccpb.Event_PUT, Kv: &mvccpb.KeyValue{Key: []byte(step.Key)}}
-	if step.IsDelete() {
-		event = &mvccpb.Event{Type: mvccpb.Event_DELETE, Kv: &mvccpb.KeyValue{Key: []byte(step.Delete.Key)}}
-	}
-	return w.wants(event)
-}
-
-// pinsToRead answers all acknowledged versions of this round and some of earlier
-// ones, without those that are compacted away.
-func (r *Run) pinsToRead(operations []*Operation) []pin {
-	const fromEarlier, kept = 200, 20_000
-	var pins []pin
-	for _, operation := range operations {
-		if operation.Outcome != Acknowledged || !operation.Effective() {
-			continue
-		}
-		for _, step := range operation.Steps {
-			key := step.Key
-			if step.IsDelete() {
-				key = step.Delete.Key
-			}
-			pins = append(pins, pin{key, operation.Revision})
-		}
-	}
-	earlier := r.pins
-	for range min(fromEarlier, len(earlier)) {
-		pins = append(pins, earlier[r.rng.IntN(len(earlier))])
-	}
-	r.pins = append(earlier, pins[:min(len(pins), kept/20)]...)
-	readable := pins[:0:0]
-	for _, pin := range pins {
-		if pin.revision >= r.compactions.Done() {
-			readable = append(readable, pin)
-		}
-	}
-	return readable
-}
-
-// ShortLeasesEnd waits until every lease that was due to expire has done so.
-func (r *Run) ShortLeasesEnd() (report Report) {
-	var left []int64
-	client := pb.NewLeaseClient(r.raw)
-	ended := eventually(checkLimit, func() bool {
-		ctx, cancel := context.WithTimeout(r.life, requestLimit)
-		defer cancel()
-		left = nil
-		response, err := client.LeaseLeases(ctx, &pb.LeaseLeasesRequest{})
-		if err != nil {
-			return false
-		}
-		for _, status := range response.Leases {
-			if lease, known := r.leases.Get(status.ID); known && lease.TTL != longTTL {
-				left = append(left, status.ID)
-			}
-		}
-		time.Sleep(50 * time.Millisecond)
-		return len(left) == 0
-	})
-	if !ended {
-		report.Add(LeaseBroken, "leases of at most 4 s have not expired: %x", left)
-	}
-	return report
-}
-
-// standingWatch is a watch of the official client, which resumes it by itself
-// and is never told that the server was killed.
-type standingWatch struct {
-	client  *clientv3.Client
-	watcher *Watcher
-	done    chan struct{}
-}
-
-func newStandingWatch(endpoint string) (*standingWatch, error) {
-	client, err := newClient(endpoint)
-	if err != nil {
-		return nil, err
-	}
-	s := &standingWatch{
-		client: client, watcher: NewWatcher("the official client's watch", Everything, firstRevision+1),
-		done: make(chan struct{}),
-	}
-	s.watcher.PrevKV = true
-	responses := client.Watch(context.Background(), "\x00",
-		clientv3.WithFromKey(), clientv3.WithRev(firstRevision+1), clientv3.WithPrevKV())
-	go func() {
-		defer close(s.done)
-		created := true
-		for response := range responses {
-			events := make([]*mvccpb.Event, len(response.Events))
-			for i, event := range response.Events {
-				events[i] = (*mvccpb.Event)(event)
-			}
-			s.watcher.take(&pb.WatchResponse{
-				Header: response.Header, Canceled: response.Canceled,
-				CompactRevision: response.CompactRevision, Events: events,
-			}, &created)
-		}
-	}()
-	return s, nil
-}
-
-func (s *standingWatch) close() {
-	_ = s.client.Close()
-	<-s.done
 }
 
 // NewDir makes a directory for a run below the system's temporary directory.

@@ -10,6 +10,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -47,9 +49,18 @@ func (w *Watcher) Next() int64 {
 	return w.next
 }
 
-// Follow resumes the watch on a connection and reads until the stream ends; the
-// end is no fault, since servers are killed.
-func (w *Watcher) Follow(ctx context.Context, connection *grpc.ClientConn) error {
+// Follow resumes the watch on a connection and reads until the stream ends. That
+// the server has gone is no fault, since servers are killed; any other end is one.
+func (w *Watcher) Follow(ctx context.Context, connection *grpc.ClientConn) {
+	err := w.follow(ctx, connection)
+	if code := status.Code(err); code != codes.Unavailable && ctx.Err() == nil {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.fault("the stream ended at next revision %d: %v", w.next, err)
+	}
+}
+
+func (w *Watcher) follow(ctx context.Context, connection *grpc.ClientConn) error {
 	stream, err := pb.NewWatchClient(connection).Watch(ctx)
 	if err != nil {
 		return err

@@ -13,7 +13,8 @@ import (
 )
 
 // The keyspace: plain keys that everyone puts, deletes and compares; groups that
-// are only ever written or deleted whole; keys of short leases; one hot key.
+// are only ever written or deleted whole; keys of short leases; a few large ones;
+// one hot key.
 const (
 	plainKeys  = 300
 	groups     = 12
@@ -21,6 +22,7 @@ const (
 	plainSpace = "k/"
 	groupSpace = "g/"
 	leaseSpace = "l/"
+	bulkSpace  = "bulk/"
 	hotKey     = "hot"
 
 	requestLimit = 5 * time.Second
@@ -217,6 +219,17 @@ func (c *Client) sendTxn(ctx context.Context, operation *Operation) {
 			operation.Seen = found.Kvs[0]
 		}
 	}
+}
+
+// WriteBulk puts a large value: enough of them fill the raft log's files and the
+// state's buffers within a few rounds, so that files are changed, flushed and cut.
+func (c *Client) WriteBulk(ctx context.Context) {
+	const bulkKeys, smallest, spread = 4, 64 << 10, 192 << 10
+	word := c.log.Token()
+	c.Do(ctx, &Operation{Token: word, Name: "put", Steps: []Step{{
+		Key:   fmt.Sprintf("%s%d", bulkSpace, c.rng.IntN(bulkKeys)),
+		Value: word + " " + strings.Repeat("x", smallest+c.rng.IntN(spread)),
+	}}})
 }
 
 // Read is the next request of a reading client: a whole group, the hot key or a

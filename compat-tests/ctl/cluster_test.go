@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"math/rand/v2"
 	"os"
 	"testing"
 	"time"
@@ -121,7 +122,7 @@ func TestAlarmsOfAFullStore(t *testing.T) {
 	b.waitClusterVersion()
 	large := make([]byte, 1<<20)
 	for i := range large {
-		large[i] = 'v'
+		large[i] = ' ' + byte(rand.IntN('~'-' '))
 	}
 	for _, s := range b.sides {
 		const most = 32

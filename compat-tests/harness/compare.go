@@ -109,7 +109,7 @@ type Outcome struct {
 // messages where both succeeded.
 func DiffOutcome(etched, etcd Outcome) string {
 	if ErrorText(etched.Err) != ErrorText(etcd.Err) {
-		return fmt.Sprintf("-%s: %s\n+%s: %s", Etched, ErrorText(etched.Err), Etcd, ErrorText(etcd.Err))
+		return fmt.Sprintf("-%s: %.500s\n+%s: %.500s", Etched, ErrorText(etched.Err), Etcd, ErrorText(etcd.Err))
 	}
 	if etched.Err != nil {
 		return ""

@@ -15,8 +15,8 @@ use crate::mvcc::read::Ranged;
 use crate::node::{Handle, ReadView};
 use crate::proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
-    InternalRaftRequest, PutRequest, PutResponse, RangeRequest, RangeResponse,
-    RangeStreamResponse, TxnRequest, TxnResponse, kv_server::Kv,
+    InternalRaftRequest, PutRequest, PutResponse, RangeRequest, RangeResponse, RangeStreamResponse,
+    TxnRequest, TxnResponse, kv_server::Kv,
 };
 use crate::state::Response as Applied;
 use crate::state::{kv, txn};
@@ -24,7 +24,6 @@ use crate::types::KeyRange;
 
 /// Large reads at once; each may build an answer of any size in memory.
 const MAX_LARGE_READS: usize = 8;
-
 
 /// Pairs in the first chunk of a stream; etcd's figure.
 const FIRST_CHUNK_KEYS: i64 = 10;
@@ -100,9 +99,16 @@ impl Kv for KvService {
         let read = kv::range_read(&request)?;
         let small = is_small(&request);
         let head = view.head;
+        let shared = self.handle.shared();
+        let start = shared.clock.now();
         let ranged = self
             .read(small, move || view.snapshot().range(&read))
-            .await?;
+            .await;
+        shared.metrics.ranges.increment();
+        shared
+            .metrics
+            .ranged(ranged.is_ok(), shared.clock.now() - start);
+        let ranged = ranged?;
         let mut response = kv::range_response(ranged, head);
         header::fill(&self.handle, &mut response.header);
         Ok(Response::new(response))
@@ -248,10 +254,7 @@ impl Chunks {
         loop {
             let ranged = snapshot.range(&read)?;
             sent += ranged.kvs.len() as i64;
-            let next = ranged
-                .last_key
-                .as_ref()
-                .map(|key| behind(&read.range, key));
+            let next = ranged.last_key.as_ref().map(|key| behind(&read.range, key));
             let more = ranged.more;
             if !more || sent == total {
                 let mut count = sent;

@@ -39,6 +39,7 @@ async fn renew(handle: &Handle, id: LeaseId) -> i64 {
     let Some(lease) = renewed else {
         return 0;
     };
+    shared.metrics.leases_renewed.increment();
     if lease.remaining_ttl_s > 0 {
         // A new leader must not go on from the old checkpoint.
         let checkpoint = InternalRaftRequest {
@@ -144,9 +145,8 @@ impl Lease for LeaseService {
             response.ttl = left.as_secs() as i64;
             response.granted_ttl = lease.ttl_s;
             if request.keys {
-                let keys = tokio::task::spawn_blocking(move || {
-                    lease::attached_keys(view.read(), id)
-                });
+                let keys =
+                    tokio::task::spawn_blocking(move || lease::attached_keys(view.read(), id));
                 response.keys = keys
                     .await
                     .map_err(|_| Error::Stopped)?

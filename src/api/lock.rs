@@ -11,10 +11,7 @@ pub struct LockService;
 
 #[tonic::async_trait]
 impl Lock for LockService {
-    async fn lock(
-        &self,
-        _request: Request<LockRequest>,
-    ) -> Result<Response<LockResponse>, Status> {
+    async fn lock(&self, _request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
         Err(Error::LockNotBuilt.into())
     }
 

@@ -6,6 +6,7 @@
 
 pub mod auth;
 pub mod cluster;
+mod counted;
 pub mod election;
 pub mod header;
 pub mod health;
@@ -18,13 +19,16 @@ pub mod watch;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
+use counted::Counted;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::{Code, Status};
 
+use crate::metrics::{Method, Metrics};
 use crate::node::Handle;
 use crate::proto::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer,
@@ -57,94 +61,95 @@ pub struct Api {
     lock: LockServer<lock::LockService>,
     election: ElectionServer<election::ElectionService>,
     health: HealthServer<health::HealthService>,
+    metrics: Arc<Metrics>,
     max_message_bytes: usize,
 }
 
 /// What a call answers.
 pub type CallFuture = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
-/// The methods of a service, in the order of its definition.
-struct Methods(&'static str, &'static [&'static str]);
+/// How the messages of a method flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Unary,
+    ServerStream,
+    BidiStream,
+}
 
-const METHODS: &[Methods] = &[
-    Methods(
-        "etcdserverpb.KV",
-        &["Range", "RangeStream", "Put", "DeleteRange", "Txn", "Compact"],
-    ),
-    Methods("etcdserverpb.Watch", &["Watch"]),
-    Methods(
-        "etcdserverpb.Lease",
-        &[
-            "LeaseGrant",
-            "LeaseRevoke",
-            "LeaseKeepAlive",
-            "LeaseTimeToLive",
-            "LeaseLeases",
-        ],
-    ),
-    Methods(
-        "etcdserverpb.Cluster",
-        &[
-            "MemberAdd",
-            "MemberRemove",
-            "MemberUpdate",
-            "MemberList",
-            "MemberPromote",
-        ],
-    ),
-    Methods(
-        "etcdserverpb.Maintenance",
-        &[
-            "Alarm",
-            "Status",
-            "Defragment",
-            "Hash",
-            "HashKV",
-            "Snapshot",
-            "MoveLeader",
-            "Downgrade",
-        ],
-    ),
-    Methods(
-        "etcdserverpb.Auth",
-        &[
-            "AuthEnable",
-            "AuthDisable",
-            "AuthStatus",
-            "Authenticate",
-            "UserAdd",
-            "UserGet",
-            "UserList",
-            "UserDelete",
-            "UserChangePassword",
-            "UserGrantRole",
-            "UserRevokeRole",
-            "RoleAdd",
-            "RoleGet",
-            "RoleList",
-            "RoleDelete",
-            "RoleGrantPermission",
-            "RoleRevokePermission",
-        ],
-    ),
-    Methods("v3lockpb.Lock", &["Lock", "Unlock"]),
-    Methods(
-        "v3electionpb.Election",
-        &["Campaign", "Proclaim", "Leader", "Observe", "Resign"],
-    ),
-    Methods("grpc.health.v1.Health", &["Check", "List", "Watch"]),
+use Kind::{BidiStream, ServerStream, Unary};
+
+/// Every method as (service, method, kind); its place here is its number for metrics.
+const METHODS: &[(&str, &str, Kind)] = &[
+    ("etcdserverpb.KV", "Range", Unary),
+    ("etcdserverpb.KV", "Put", Unary),
+    ("etcdserverpb.KV", "Txn", Unary),
+    ("etcdserverpb.KV", "DeleteRange", Unary),
+    ("etcdserverpb.KV", "Compact", Unary),
+    ("etcdserverpb.KV", "RangeStream", ServerStream),
+    ("etcdserverpb.Watch", "Watch", BidiStream),
+    ("etcdserverpb.Lease", "LeaseGrant", Unary),
+    ("etcdserverpb.Lease", "LeaseRevoke", Unary),
+    ("etcdserverpb.Lease", "LeaseKeepAlive", BidiStream),
+    ("etcdserverpb.Lease", "LeaseTimeToLive", Unary),
+    ("etcdserverpb.Lease", "LeaseLeases", Unary),
+    ("etcdserverpb.Cluster", "MemberAdd", Unary),
+    ("etcdserverpb.Cluster", "MemberRemove", Unary),
+    ("etcdserverpb.Cluster", "MemberUpdate", Unary),
+    ("etcdserverpb.Cluster", "MemberList", Unary),
+    ("etcdserverpb.Cluster", "MemberPromote", Unary),
+    ("etcdserverpb.Maintenance", "Alarm", Unary),
+    ("etcdserverpb.Maintenance", "Status", Unary),
+    ("etcdserverpb.Maintenance", "Defragment", Unary),
+    ("etcdserverpb.Maintenance", "Hash", Unary),
+    ("etcdserverpb.Maintenance", "HashKV", Unary),
+    ("etcdserverpb.Maintenance", "Snapshot", ServerStream),
+    ("etcdserverpb.Maintenance", "MoveLeader", Unary),
+    ("etcdserverpb.Maintenance", "Downgrade", Unary),
+    ("etcdserverpb.Auth", "AuthEnable", Unary),
+    ("etcdserverpb.Auth", "AuthDisable", Unary),
+    ("etcdserverpb.Auth", "AuthStatus", Unary),
+    ("etcdserverpb.Auth", "Authenticate", Unary),
+    ("etcdserverpb.Auth", "UserAdd", Unary),
+    ("etcdserverpb.Auth", "UserGet", Unary),
+    ("etcdserverpb.Auth", "UserList", Unary),
+    ("etcdserverpb.Auth", "UserDelete", Unary),
+    ("etcdserverpb.Auth", "UserChangePassword", Unary),
+    ("etcdserverpb.Auth", "UserGrantRole", Unary),
+    ("etcdserverpb.Auth", "UserRevokeRole", Unary),
+    ("etcdserverpb.Auth", "RoleAdd", Unary),
+    ("etcdserverpb.Auth", "RoleGet", Unary),
+    ("etcdserverpb.Auth", "RoleList", Unary),
+    ("etcdserverpb.Auth", "RoleDelete", Unary),
+    ("etcdserverpb.Auth", "RoleGrantPermission", Unary),
+    ("etcdserverpb.Auth", "RoleRevokePermission", Unary),
+    ("v3lockpb.Lock", "Lock", Unary),
+    ("v3lockpb.Lock", "Unlock", Unary),
+    ("v3electionpb.Election", "Campaign", Unary),
+    ("v3electionpb.Election", "Proclaim", Unary),
+    ("v3electionpb.Election", "Leader", Unary),
+    ("v3electionpb.Election", "Observe", ServerStream),
+    ("v3electionpb.Election", "Resign", Unary),
+    ("grpc.health.v1.Health", "Check", Unary),
+    ("grpc.health.v1.Health", "List", Unary),
+    ("grpc.health.v1.Health", "Watch", ServerStream),
 ];
 
-/// Every method as (service, method).
-pub fn methods() -> impl Iterator<Item = (&'static str, &'static str)> {
-    METHODS
-        .iter()
-        .flat_map(|Methods(service, methods)| methods.iter().map(|method| (*service, *method)))
+/// Every method as metrics name it, in the order of its number.
+pub fn methods() -> impl Iterator<Item = Method> {
+    METHODS.iter().map(|(service, method, kind)| {
+        let kind = match kind {
+            Unary => "unary",
+            ServerStream => "server_stream",
+            BidiStream => "bidi_stream",
+        };
+        (*service, *method, kind)
+    })
 }
 
 impl Api {
     pub fn new(handle: Handle, settings: Settings) -> Self {
         let max = settings.max_request_bytes + GRPC_OVERHEAD_BYTES;
+        let metrics = handle.shared().metrics.clone();
         /// Applies the limits that every service has.
         macro_rules! limited {
             ($server:ident, $service:expr) => {
@@ -156,7 +161,10 @@ impl Api {
         }
         Self {
             kv: limited!(KvServer, kv::KvService::new(handle.clone(), settings)),
-            watch: limited!(WatchServer, watch::WatchService::new(handle.clone(), settings)),
+            watch: limited!(
+                WatchServer,
+                watch::WatchService::new(handle.clone(), settings)
+            ),
             lease: limited!(LeaseServer, lease::LeaseService::new(handle.clone())),
             cluster: limited!(ClusterServer, cluster::ClusterService::new(handle.clone())),
             maintenance: limited!(
@@ -167,6 +175,7 @@ impl Api {
             lock: limited!(LockServer, lock::LockService),
             election: limited!(ElectionServer, election::ElectionService),
             health: limited!(HealthServer, health::HealthService),
+            metrics,
             max_message_bytes: max,
         }
     }
@@ -178,11 +187,15 @@ impl Api {
         B::Error: Into<tonic::codegen::StdError> + Send + 'static,
         B::Data: Send,
     {
-        let refused = check_metadata(request.headers()).and_then(|()| check_path(&request));
-        if let Err(status) = refused {
-            return Box::pin(std::future::ready(status.into_http()));
+        let method = match find_method(request.uri().path()) {
+            Ok(method) => method,
+            Err(status) => return Box::pin(std::future::ready(status.into_http())),
+        };
+        let counted = Counted::start(&self.metrics, method, request.headers());
+        if let Err(status) = check_metadata(request.headers()) {
+            return Box::pin(std::future::ready(counted.answer(status.into_http())));
         }
-        let service = request.uri().path().split('/').nth(1).unwrap_or_default();
+        let (service, _, _) = METHODS[method];
         let future = match service {
             "etcdserverpb.KV" => self.kv.clone().call(request),
             "etcdserverpb.Watch" => self.watch.clone().call(request),
@@ -197,7 +210,7 @@ impl Api {
         let max = self.max_message_bytes;
         Box::pin(async move {
             match future.await {
-                Ok(response) => in_grpc_go_words(response, max),
+                Ok(response) => counted.answer(in_grpc_go_words(response, max)),
                 Err(never) => match never {},
             }
         })
@@ -214,8 +227,8 @@ fn check_metadata(headers: &HeaderMap) -> Result<(), Status> {
     }
 }
 
-fn check_path<B>(request: &Request<B>) -> Result<(), Status> {
-    let path = request.uri().path();
+/// The number of the method that a path names.
+fn find_method(path: &str) -> Result<usize, Status> {
     let Some((service, method)) = path
         .strip_prefix('/')
         .and_then(|path| path.rsplit_once('/'))
@@ -224,16 +237,18 @@ fn check_path<B>(request: &Request<B>) -> Result<(), Status> {
             "malformed method name: {path:?}"
         )));
     };
-    let Some(Methods(_, methods)) = METHODS.iter().find(|Methods(name, _)| *name == service)
-    else {
-        return Err(Status::unimplemented(format!("unknown service {service}")));
-    };
-    if !methods.contains(&method) {
+    let found = METHODS
+        .iter()
+        .position(|(name, known, _)| *known == method && *name == service);
+    if let Some(found) = found {
+        return Ok(found);
+    }
+    if METHODS.iter().any(|(name, ..)| *name == service) {
         return Err(Status::unimplemented(format!(
             "unknown method {method} for service {service}"
         )));
     }
-    Ok(())
+    Err(Status::unimplemented(format!("unknown service {service}")))
 }
 
 const TONIC_TOO_LARGE: &str = "Error, decoded message length too large: found ";

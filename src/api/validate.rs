@@ -56,8 +56,7 @@ pub fn delete_range(request: &DeleteRangeRequest) -> Result<(), Error> {
 
 /// Values outside an enumeration are refused here; etcd stops at some of them.
 pub fn alarm(request: &AlarmRequest) -> Result<(), Error> {
-    if AlarmAction::try_from(request.action).is_err()
-        || AlarmType::try_from(request.alarm).is_err()
+    if AlarmAction::try_from(request.action).is_err() || AlarmType::try_from(request.alarm).is_err()
     {
         return Err(Error::InvalidAlarmAction);
     }
@@ -281,7 +280,13 @@ mod tests {
             spans.insert(&start.into(), &end.into());
         }
         assert_eq!(spans.spans.len(), 2);
-        for (key, inside) in [("a", true), ("f", true), ("g", false), ("x", true), ("z", false)] {
+        for (key, inside) in [
+            ("a", true),
+            ("f", true),
+            ("g", false),
+            ("x", true),
+            ("z", false),
+        ] {
             assert_eq!(spans.contains(&key.into()), inside, "{key}");
         }
     }

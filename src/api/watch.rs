@@ -93,7 +93,12 @@ struct Session {
 }
 
 impl Session {
-    async fn run(mut self, mut requests: Streaming<WatchRequest>, wake: Arc<Notify>, every: Duration) {
+    async fn run(
+        mut self,
+        mut requests: Streaming<WatchRequest>,
+        wake: Arc<Notify>,
+        every: Duration,
+    ) {
         let mut progress = tokio::time::interval_at(Instant::now() + every, every);
         // A client that closes its side still gets its events.
         let mut open = true;

@@ -74,7 +74,7 @@ pub fn refuse_malformed<B>(request: &Request<B>) -> Option<Response<Body>> {
     let mut hosts = headers.get_all(HOST).iter();
     let reason = match (hosts.next(), hosts.next()) {
         (None, _) if request.version() == Version::HTTP_11 => "missing required Host header",
-        (_, Some(_)) => "too many Host headers",
+        (_, Some(_)) => return Some(page::bad_request(None)),
         (Some(host), None) if !host.as_bytes().iter().all(|byte| may_be_in_host(*byte)) => {
             "malformed Host header"
         }

@@ -40,10 +40,15 @@ pub fn vars(service: &HttpService) -> String {
     // etcd shows the Go runtime's memory here; of that there is only what the process takes.
     let memory = json!({ "Sys": process::resident_bytes().map(|bytes| bytes as u64) });
     let variables = [
-        ("cmdline", json!(arguments)),
-        ("file_descriptor_limit", json!(process::file_limit() as u64)),
-        ("memstats", memory),
-        ("raft.status", json!(raft_status(service))),
+        ("cmdline", json!(arguments).to_string()),
+        ("file_descriptor_limit", process::file_limit().to_string()),
+        ("memstats", memory.to_string()),
+        // Not by way of a `Value`, which would sort the fields. Numbers and texts can always be
+        // written.
+        (
+            "raft.status",
+            serde_json::to_string(&raft_status(service)).unwrap_or_default(),
+        ),
     ];
     let lines: Vec<_> = variables
         .iter()

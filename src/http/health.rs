@@ -3,6 +3,7 @@
 //! /livez asks whether a restart would help: can this member read at all. /readyz asks whether
 //! clients should be sent here: is the data sound, does the cluster answer, is this no learner.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Response, StatusCode, Uri};
@@ -13,7 +14,7 @@ use super::HttpService;
 use super::page;
 use super::target::Query;
 use crate::error::Error;
-use crate::metrics::HEALTH_CHECKS;
+use crate::metrics::{HEALTH_CHECKS, Operation};
 use crate::node::ReadView;
 use crate::proto::etcdserverpb::AlarmType;
 
@@ -73,26 +74,37 @@ async fn trouble(service: &HttpService, serializable: bool) -> Option<String> {
     read.err().map(|error| format!("RANGE ERROR:{error}"))
 }
 
-/// Reads one key, as a client would.
+/// Reads one key as a client would, and counts it as a client's read.
 async fn read(service: &HttpService, serializable: bool) -> Result<(), Error> {
-    let handle = &service.handle;
-    let view = if serializable {
-        handle.view()
-    } else {
-        let limit = handle.settings().request_timeout();
-        tokio::time::timeout(limit, linearizable_view(service))
-            .await
-            .map_err(|_| Error::Timeout)??
+    let (shared, metrics) = (service.handle.shared(), &service.metrics);
+    let asked = shared.clock.now();
+    let result = match view(service, serializable).await {
+        Ok(view) => {
+            let start = shared.clock.now();
+            let found = view.snapshot().get(b"", view.head);
+            metrics.ranges.increment();
+            metrics.ranged(found.is_ok(), shared.clock.now() - start);
+            found.map(drop).map_err(|error| shared.fail_storage(error))
+        }
+        Err(error) => Err(error),
     };
-    let found = view.snapshot().get(b"", view.head);
-    match found {
-        Ok(_) => Ok(()),
-        Err(error) => Err(handle.shared().fail_storage(error)),
+    metrics.requested(Operation::Range, result.is_ok(), shared.clock.now() - asked);
+    result
+}
+
+async fn view(service: &HttpService, serializable: bool) -> Result<Arc<ReadView>, Error> {
+    let handle = &service.handle;
+    if serializable {
+        return Ok(handle.view());
     }
+    let limit = handle.settings().request_timeout();
+    tokio::time::timeout(limit, linearizable_view(service))
+        .await
+        .unwrap_or(Err(Error::Timeout))
 }
 
 /// Waits through the time without a leader: between two leaders a member is not broken.
-async fn linearizable_view(service: &HttpService) -> Result<std::sync::Arc<ReadView>, Error> {
+async fn linearizable_view(service: &HttpService) -> Result<Arc<ReadView>, Error> {
     loop {
         match service.handle.linearizable_view().await {
             Err(Error::NoLeader) => tokio::time::sleep(LEADER_POLL).await,

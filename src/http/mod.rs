@@ -13,6 +13,8 @@ mod page;
 mod process;
 mod scrape;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -199,27 +201,4 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
             let refused = weight.is_some_and(|weight| weight.parse() == Ok(0.0));
             named && !refused
         })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use http::HeaderValue;
-
-    #[test]
-    fn gzip_is_sent_to_whom_it_is_welcome() {
-        for (offer, welcome) in [
-            ("gzip", true),
-            ("deflate, GZIP;q=0.5", true),
-            ("gzip;q=0", false),
-            ("gzip; q=0.0", false),
-            ("identity", false),
-            ("", false),
-        ] {
-            let value = HeaderValue::from_static(offer);
-            let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, value)]);
-            assert_eq!(accepts_gzip(&headers), welcome, "{offer}");
-        }
-        assert!(!accepts_gzip(&HeaderMap::new()));
-    }
 }

@@ -5,6 +5,8 @@
 //! compacted revision it counts only what is live at the hashed revision, so that members agree
 //! however far their compactions have come.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use prost::Message;
 
@@ -64,7 +66,8 @@ impl Default for HistoryHasher {
 }
 
 impl Snapshot<'_> {
-    /// Hashes the history up to `revision`; 0 for all of it.
+    /// Hashes the history up to `revision`; 0 for all of it. As in etcd there is nothing to hash
+    /// below it.
     pub fn hash(&self, revision: i64) -> Result<HistoryHash> {
         if revision > self.head {
             return Err(error::Error::FutureRevision.into());
@@ -72,24 +75,57 @@ impl Snapshot<'_> {
         if revision > 0 && revision < self.compacted {
             return Err(error::Error::Compacted.into());
         }
-        let revision = if revision <= 0 { self.head } else { revision };
-        let everything = KeyRange::From(Bytes::from_static(&[0]));
-        let any_live = self.walk(&everything, revision)?.next()?;
+        let revision = if revision == 0 { self.head } else { revision };
         let mut hasher = HistoryHasher::new();
-        let upper = schema::revision_key(Revision::new(revision + 1, 0));
-        let mut log = self.read.cursor(Family::Revisions, &[], Some(&upper))?;
-        while log.next()? {
-            let at = decode_revision(log.key())?;
-            let record = RevisionRecord::decode(log.key(), log.value())?;
-            // Where no key is live etcd cannot tell the dead from the kept and takes all.
-            let live_at = if any_live { revision } else { self.compacted };
-            self.hash_record(&mut hasher, at, &record, live_at)?;
+        if revision > 0 {
+            self.hash_records(&mut hasher, revision)?;
         }
         Ok(HistoryHash {
             hash: hasher.finish(),
             compacted: self.compacted,
             revision,
         })
+    }
+
+    fn hash_records(&self, hasher: &mut HistoryHasher, revision: i64) -> storage::Result<()> {
+        // Where its index finds no live key etcd cannot tell the dead from the kept and takes
+        // all.
+        let live_at = if self.index_finds_any(revision)? {
+            revision
+        } else {
+            self.compacted
+        };
+        let upper = schema::revision_key(Revision::new(revision + 1, 0));
+        let mut log = self.read.cursor(Family::Revisions, &[], Some(&upper))?;
+        while log.next()? {
+            let at = decode_revision(log.key())?;
+            let record = RevisionRecord::decode(log.key(), log.value())?;
+            self.hash_record(hasher, at, &record, live_at)?;
+        }
+        Ok(())
+    }
+
+    /// Whether etcd's index finds a live key at `revision`: it overlooks a key that the revision
+    /// itself deleted, even where the same transaction made it again.
+    fn index_finds_any(&self, revision: i64) -> storage::Result<bool> {
+        let lower = schema::revision_key(Revision::new(revision, 0));
+        let upper = schema::revision_key(Revision::new(revision + 1, 0));
+        let mut log = self.read.cursor(Family::Revisions, &lower, Some(&upper))?;
+        let mut deleted = BTreeSet::new();
+        while log.next()? {
+            let record = RevisionRecord::decode(log.key(), log.value())?;
+            if record.kind == ChangeKind::Delete {
+                deleted.insert(record.key.to_vec());
+            }
+        }
+        let everything = KeyRange::From(Bytes::from_static(&[0]));
+        let mut walk = self.walk(&everything, revision)?;
+        while walk.next()? {
+            if !deleted.contains(walk.key()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn hash_record(

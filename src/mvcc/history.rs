@@ -51,7 +51,7 @@ impl Snapshot<'_> {
             let full = records >= limit.records
                 || bytes >= limit.bytes
                 || (revisions >= limit.revisions && revision.main != last_wanted);
-            if full && revision.main != last {
+            if full && last != 0 && revision.main != last {
                 page.next = revision.main;
                 break;
             }

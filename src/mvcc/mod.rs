@@ -12,6 +12,8 @@ pub mod compaction;
 pub mod hash;
 pub mod history;
 pub mod read;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod write;
 
 use bytes::Bytes;
@@ -83,9 +85,7 @@ impl Change {
     /// About how much memory it takes, in bytes.
     pub fn size_bytes(&self) -> usize {
         let record = |version: &Option<Version>| {
-            version
-                .as_ref()
-                .map_or(0, |version| version.record().len())
+            version.as_ref().map_or(0, |version| version.record().len())
         };
         self.key.len() + record(&self.version) + record(&self.previous) + 64
     }

@@ -490,7 +490,8 @@ impl PastWalk<'_> {
     /// Takes the first version superseded above the revision, if it was there at it.
     fn seek_undo(&mut self) -> storage::Result<bool> {
         let target = schema::undo_key(&self.key, Revision::new(self.revision + 1, 0));
-        if !self.undo.seek(&target)? || !self.undo.key().starts_with(&schema::undo_prefix(&self.key))
+        if !self.undo.seek(&target)?
+            || !self.undo.key().starts_with(&schema::undo_prefix(&self.key))
         {
             return Ok(false);
         }

@@ -346,7 +346,9 @@ impl PendingCursor<'_> {
             let pending = if inverted {
                 None
             } else {
-                self.overlay.range((self.overlay_from.clone(), upper)).next()
+                self.overlay
+                    .range((self.overlay_from.clone(), upper))
+                    .next()
             };
             let Some((key, version)) = pending else {
                 return Ok(self.base_state == BaseState::At);

@@ -2,10 +2,12 @@
 //! batch is written, the view shows it, whoever proposed it is answered, watches get it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::core::Reply;
 use super::shared::{ClusterStatus, ReadView, Shared};
-use crate::state::Machine;
+use crate::metrics::Operation;
+use crate::state::{Machine, Response};
 use crate::state::lease::LeaseEvent;
 use crate::state::machine::{Entry, Group};
 use crate::storage;
@@ -17,14 +19,17 @@ const ENTRIES_PER_SIZE_CHECK: u64 = 256;
 pub struct Applier {
     machine: Machine,
     shared: Arc<Shared>,
+    /// An apply that takes longer is logged.
+    warning_apply_duration: Duration,
     entries_since_size_check: u64,
 }
 
 impl Applier {
-    pub fn new(machine: Machine, shared: Arc<Shared>) -> Self {
+    pub fn new(machine: Machine, shared: Arc<Shared>, warning_apply_duration: Duration) -> Self {
         Self {
             machine,
             shared,
+            warning_apply_duration,
             entries_since_size_check: 0,
         }
     }
@@ -41,12 +46,13 @@ impl Applier {
     ) -> storage::Result<()> {
         self.entries_since_size_check += entries.len() as u64;
         let first_index = entries.first().map_or(0, |entry| entry.index);
+        let start = self.shared.clock.now();
         let group = self.machine.apply(entries)?;
+        self.measure(&group, self.shared.clock.now() - start);
         let view = ReadView::new(self.shared.engine.as_ref(), &self.machine);
         self.shared.publish_view(view);
         if group.status_changed {
-            self.shared
-                .publish_status(ClusterStatus::of(&self.machine));
+            self.shared.publish_status(ClusterStatus::of(&self.machine));
         }
         if self.entries_since_size_check >= ENTRIES_PER_SIZE_CHECK {
             self.entries_since_size_check = 0;
@@ -61,14 +67,47 @@ impl Applier {
             }
         }
         if !group.changes.is_empty() {
-            self.shared
-                .hub
-                .publish(self.machine.head(), &group.changes);
+            self.shared.hub.publish(self.machine.head(), &group.changes);
         }
         if group.compacted {
             self.shared.compaction_wanted.notify_one();
         }
         Ok(())
+    }
+
+    /// Entries of a group are applied together, so each took its share.
+    fn measure(&self, group: &Group, took: Duration) {
+        let metrics = &self.shared.metrics;
+        metrics.backend_commit.observe(took);
+        let share = took / group.applied.len().max(1) as u32;
+        for applied in &group.applied {
+            if let Some(operation) = applied.result.as_ref().ok().and_then(operation) {
+                metrics.applied(operation, true, share);
+            }
+            match &applied.result {
+                Ok(Response::DeleteRange(_)) => metrics.deletes.increment(),
+                Ok(Response::Txn(_)) => metrics.txns.increment(),
+                _ => {}
+            }
+        }
+        let puts = group
+            .changes
+            .iter()
+            .filter_map(|change| Some((change, change.version.as_ref()?)));
+        for (change, version) in puts {
+            metrics.puts.increment();
+            let bytes = change.key.len() + version.value().len();
+            metrics.put_bytes.add(bytes as i64);
+        }
+        if took > self.warning_apply_duration {
+            metrics.slow_applies.increment();
+            tracing::warn!(
+                took = ?took,
+                expected_duration = ?self.warning_apply_duration,
+                requests = group.applied.len(),
+                "apply request took too long"
+            );
+        }
     }
 
     fn note_leases(&self, group: &Group) {
@@ -79,10 +118,33 @@ impl Applier {
         let mut deadlines = self.shared.deadlines.lock();
         for event in &group.lease_events {
             match *event {
-                LeaseEvent::Granted(id, lease) => deadlines.granted(id, lease, now),
-                LeaseEvent::Revoked(id) => deadlines.revoked(id),
+                LeaseEvent::Granted(id, lease) => {
+                    let metrics = &self.shared.metrics;
+                    metrics.leases_granted.increment();
+                    metrics.lease_ttls.observe_ticks(lease.ttl_s.max(0) as u64);
+                    deadlines.granted(id, lease, now);
+                }
+                LeaseEvent::Revoked(id) => {
+                    self.shared.metrics.leases_revoked.increment();
+                    deadlines.revoked(id);
+                }
                 LeaseEvent::Checkpointed(id, lease) => deadlines.checkpointed(id, lease),
             }
         }
     }
+}
+
+/// What was asked, where its time is shown.
+fn operation(response: &Response) -> Option<Operation> {
+    Some(match response {
+        Response::Put(_) => Operation::Put,
+        Response::DeleteRange(_) => Operation::DeleteRange,
+        Response::Txn(_) => Operation::Txn,
+        Response::Compaction(_) => Operation::Compaction,
+        Response::LeaseGrant(_) => Operation::LeaseGrant,
+        Response::LeaseRevoke(_) => Operation::LeaseRevoke,
+        Response::LeaseCheckpoint(_) => Operation::LeaseCheckpoint,
+        Response::Alarm(_) => Operation::Alarm,
+        Response::Members(_) | Response::Done => return None,
+    })
 }

@@ -12,6 +12,7 @@ use super::core::{Proposal, Proposed};
 use super::inbox::{Inbox, Input, Refused};
 use super::shared::{ReadView, Shared};
 use crate::error::Error;
+use crate::metrics::{Metrics, Operation};
 use crate::proto::etcdserverpb::{
     AlarmRequest, AlarmType, CompactionRequest, CompactionResponse, InternalRaftRequest,
     RequestHeader, alarm_request::AlarmAction,
@@ -159,7 +160,10 @@ impl Handle {
             ..Default::default()
         };
         if !self.shared.status().has_alarm(AlarmType::Nospace) {
-            tracing::warn!(size_bytes = size, "database space exceeded; raising the alarm");
+            tracing::warn!(
+                size_bytes = size,
+                "database space exceeded; raising the alarm"
+            );
             if let Err(error) = self.propose_checked(alarm, None).await {
                 tracing::warn!(%error, "failed to raise the NOSPACE alarm");
             }
@@ -181,9 +185,27 @@ impl Handle {
         let handle = self.clone();
         async move {
             admitted?;
+            let operation = Operation::of(&request);
+            let start = handle.shared.clock.now();
             let what = Proposed::Request(Box::new(request), encoded);
-            handle.submit(what, fence_term).await
+            let pending = Pending::new(&handle.shared.metrics);
+            let result = handle.submit(what, fence_term).await;
+            drop(pending);
+            handle.measure(operation, start, &result);
+            result
         }
+    }
+
+    fn measure(&self, operation: Operation, start: Duration, result: &Result<Response, Error>) {
+        let unanswered = matches!(
+            result,
+            Err(Error::Timeout | Error::Stopped | Error::NoLeader | Error::TooManyRequests)
+        );
+        let metrics = &self.shared.metrics;
+        if unanswered {
+            metrics.proposals_failed.increment();
+        }
+        metrics.requested(operation, !unanswered, self.shared.clock.now() - start);
     }
 
     fn admit(&self, encoded_bytes: usize) -> Result<(), Error> {
@@ -210,5 +232,21 @@ impl Handle {
             Ok(Err(_)) => Err(Error::Stopped),
             Err(_) => Err(Error::Timeout),
         }
+    }
+}
+
+/// Counts a proposal as pending while it lives; its client may leave at any time.
+struct Pending<'a>(&'a Metrics);
+
+impl<'a> Pending<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.proposals_pending.add(1);
+        Self(metrics)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.proposals_pending.add(-1);
     }
 }

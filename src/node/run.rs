@@ -107,10 +107,18 @@ impl RaftThread {
     }
 
     fn persist(&mut self, persist: &Persist) -> Result<(), Fatal> {
-        Ok(self.log.append(raft_log::Batch {
+        let clock = &self.shared.clock;
+        let start = clock.now();
+        let bytes_before = self.log.stats().bytes_written;
+        self.log.append(raft_log::Batch {
             entries: &persist.entries,
             hard_state: persist.hard_state.as_deref(),
-        })?)
+        })?;
+        let metrics = &self.shared.metrics;
+        metrics.wal_fsync.observe(clock.now() - start);
+        let bytes = self.log.stats().bytes_written - bytes_before;
+        metrics.wal_write_bytes.add(bytes as i64);
+        Ok(())
     }
 
     /// Lets go of entries that a durable state holds, but for those kept for members that lag.
@@ -126,6 +134,10 @@ impl RaftThread {
     }
 
     fn publish(&self) {
-        self.shared.raft.publish(&self.core.status());
+        let status = self.core.status();
+        if status.leader != 0 && status.leader != self.shared.raft.leader() {
+            self.shared.metrics.leader_changes.increment();
+        }
+        self.shared.raft.publish(&status);
     }
 }

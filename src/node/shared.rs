@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch as tokio_watch};
 
 use super::jobs::deadlines::Deadlines;
 use crate::env::{Clock, Rng};
+use crate::metrics::Metrics;
 use crate::mvcc::read::Snapshot;
 use crate::proto::etcdserverpb::{AlarmMember, AlarmType};
 use crate::proto::membershippb::Member;
@@ -125,6 +126,7 @@ pub struct Shared {
     pub rng: Arc<dyn Rng>,
     pub engine: Arc<dyn Engine>,
     pub hub: Arc<Hub>,
+    pub metrics: Arc<Metrics>,
     pub raft: RaftState,
     pub deadlines: Mutex<Deadlines>,
     /// Woken when the history is to be compacted further.
@@ -147,6 +149,7 @@ pub struct Parts {
     pub rng: Arc<dyn Rng>,
     pub engine: Arc<dyn Engine>,
     pub hub: Arc<Hub>,
+    pub metrics: Arc<Metrics>,
 }
 
 impl Shared {
@@ -158,6 +161,7 @@ impl Shared {
             clock: parts.clock,
             rng: parts.rng,
             hub: parts.hub,
+            metrics: parts.metrics,
             raft: RaftState::default(),
             deadlines: Mutex::new(Deadlines::default()),
             compaction_wanted: Notify::new(),

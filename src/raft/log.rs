@@ -66,7 +66,10 @@ impl LogView {
     pub fn applied(&mut self, index: u64) {
         let until = index.min(self.persisted_index);
         while (self.recent.len() > KEPT_ENTRIES || self.recent_bytes > KEPT_BYTES)
-            && self.recent.front().is_some_and(|first| first.index <= until)
+            && self
+                .recent
+                .front()
+                .is_some_and(|first| first.index <= until)
         {
             if let Some(dropped) = self.recent.pop_front() {
                 self.recent_bytes -= dropped.data.len();

@@ -14,8 +14,10 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tonic::body::Body;
 
+use super::ping_guard::PingGuard;
 use crate::api::Api;
 use crate::http::HttpService;
+use crate::metrics::Metrics;
 
 /// What a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub struct Http2 {
     pub max_concurrent_streams: u32,
     /// Idle connections are pinged this often, and closed if no answer comes in time.
     pub keepalive: Option<(Duration, Duration)>,
+    /// Clients that ping more often are sent away; none: any may.
+    pub min_ping_time: Option<Duration>,
 }
 
 /// A stream may send this much ahead of its reader.
@@ -48,6 +52,7 @@ pub struct Connections {
     pub http: HttpService,
     pub traffic: Traffic,
     pub http2: Http2,
+    pub metrics: Arc<Metrics>,
 }
 
 impl Connections {
@@ -78,6 +83,9 @@ impl Connections {
             api: self.api.clone(),
             http: self.http.clone(),
         };
+        // No minimum at all is a minimum of nothing.
+        let min_ping_time = self.http2.min_ping_time.unwrap_or_default();
+        let stream = PingGuard::new(stream, min_ping_time, self.metrics);
         let connection = builder.serve_connection(TokioIo::new(stream), gate);
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {

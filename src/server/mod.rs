@@ -5,6 +5,7 @@ pub mod connection;
 pub mod data_dir;
 pub mod listen;
 pub mod logging;
+pub mod ping_guard;
 pub mod run;
 
 /// Why a member did not start, or stopped; one sentence that says what to do.

@@ -8,11 +8,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::Error;
 use super::bootstrap::{self, Restored};
 use super::connection::{Connections, Http2, Traffic};
 use super::data_dir::DataDir;
 use super::listen::{self, SocketOptions};
-use super::Error;
 use crate::api::{self, Api};
 use crate::config::{AutoCompaction, Config, Listen};
 use crate::env::{Clock, Rng, SystemClock, SystemRng};
@@ -27,7 +27,10 @@ use crate::node::jobs::{auto_compaction, compactor, leases, snapshot};
 use crate::node::run::{Fatal, RaftThread, Timing};
 use crate::node::shared::{Parts, Shared};
 use crate::proto::etcdserverpb::InternalRaftRequest;
-use crate::proto::membershippb::{Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest};
+use crate::proto::membershippb::{
+    Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest,
+};
+use crate::types::MemberId;
 use crate::watch::Hub;
 
 /// The cluster version that this release runs at.
@@ -124,7 +127,6 @@ async fn stop_signal() -> Result<Stopped, Error> {
 struct Member {
     handle: Handle,
     inbox: Arc<Inbox>,
-    metrics: Arc<Metrics>,
     raft_ended: tokio::sync::oneshot::Receiver<()>,
     existed: bool,
 }
@@ -141,13 +143,18 @@ impl Member {
             rng,
             engine: restored.engine,
             hub,
+            metrics: metrics(config, restored.identity.member),
         };
         let shared = Arc::new(Shared::new(parts, &restored.machine));
         let inbox = Arc::new(Inbox::default());
         let mut raft = RaftThread {
             core: Core::new(restored.replica),
             log: restored.log,
-            applier: Applier::new(restored.machine, shared.clone()),
+            applier: Applier::new(
+                restored.machine,
+                shared.clone(),
+                config.warning_apply_duration,
+            ),
             inbox: inbox.clone(),
             shared: shared.clone(),
             timing: Timing {
@@ -172,14 +179,9 @@ impl Member {
         let handle = Handle::new(shared.clone(), inbox.clone(), settings);
         let raft_ended = spawn_raft(raft, shared.clone())?;
         spawn_jobs(config, &handle, &inbox);
-        let metrics = Arc::new(Metrics::new(
-            shared.member,
-            config.metrics == crate::config::Metrics::Extensive,
-        ));
         Ok(Self {
             handle,
             inbox,
-            metrics,
             raft_ended,
             existed: restored.existed,
         })
@@ -198,13 +200,18 @@ impl Member {
         };
         let connections = Connections {
             api: Arc::new(Api::new(self.handle.clone(), settings)),
-            http: HttpService::new(self.handle.clone(), self.metrics.clone()),
+            http: HttpService::new(
+                self.handle.clone(),
+                self.handle.shared().metrics.clone(),
+            ),
             traffic: Traffic::GrpcAndHttp,
+            metrics: self.handle.shared().metrics.clone(),
             http2: Http2 {
                 max_concurrent_streams: config.max_concurrent_streams,
                 keepalive: config
                     .grpc_keepalive
                     .map(|keepalive| (keepalive.interval, keepalive.timeout)),
+                min_ping_time: config.grpc_keepalive_min_time,
             },
         };
         let split = !sockets.http.is_empty();
@@ -265,7 +272,7 @@ impl Member {
             })
             .await?;
             tracing::info!(
-                local_member_id = %shared.member,
+                "local-member-id" = %shared.member,
                 "published local member to cluster through raft"
             );
         }
@@ -277,7 +284,10 @@ impl Member {
                 ..Default::default()
             })
             .await?;
-            tracing::info!(cluster_version = CLUSTER_VERSION, "set initial cluster version");
+            tracing::info!(
+                "cluster-version" = CLUSTER_VERSION,
+                "set initial cluster version"
+            );
         }
         tracing::debug!(existed = self.existed, "member is up");
         Ok(())
@@ -293,13 +303,19 @@ impl Member {
 
     /// Ends the raft thread, which makes the state durable.
     async fn stop(self, config: &Config) -> Result<(), Error> {
-        tracing::info!(name = %config.name, data_dir = %config.data_dir.display(), "closing etcd server");
+        tracing::info!(name = %config.name, "data-dir" = %config.data_dir.display(), "closing etcd server");
         self.inbox.close_with(Input::Stop);
         // The sender is dropped when the thread has ended.
         let _ = self.raft_ended.await;
         tracing::info!(name = %config.name, "closed etcd server");
         Ok(())
     }
+}
+
+fn metrics(config: &Config, member: MemberId) -> Arc<Metrics> {
+    let extensive = config.metrics == crate::config::Metrics::Extensive;
+    let methods: Vec<_> = api::methods().collect();
+    Arc::new(Metrics::new(member, extensive).with_methods(&methods))
 }
 
 fn spawn_raft(

@@ -20,7 +20,7 @@ use crate::mvcc::{self, Change};
 use crate::proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, AlarmType, CompactionResponse, DeleteRangeResponse,
     InternalRaftRequest, LeaseCheckpointRequest, LeaseCheckpointResponse, LeaseGrantRequest,
-    LeaseGrantResponse, LeaseRevokeResponse, PutResponse, TxnResponse,
+    LeaseGrantResponse, LeaseRevokeResponse, PutResponse, RequestHeader, TxnRequest, TxnResponse,
     alarm_request::AlarmAction,
 };
 use crate::proto::membershippb::{Member, RaftAttributes};
@@ -86,6 +86,34 @@ pub enum Payload {
         raft: Option<RaftAttributes>,
         conf_state: Bytes,
     },
+}
+
+/// Reads a request as the log holds it.
+///
+/// The decoder bounds how deep messages may nest. A transaction as deep as a client may send
+/// lies one message deeper in its entry, so it is read by itself: what was applied when it was
+/// proposed must be applied when it is read again.
+fn decode_request(bytes: Bytes) -> Result<InternalRaftRequest, prost::DecodeError> {
+    /// `InternalRaftRequest` with the transaction left as it is.
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct Undecoded {
+        #[prost(uint64, tag = "1")]
+        id: u64,
+        #[prost(bytes = "bytes", optional, tag = "6")]
+        txn: Option<Bytes>,
+        #[prost(message, optional, tag = "100")]
+        header: Option<RequestHeader>,
+    }
+    let undecoded = Undecoded::decode(bytes.clone())?;
+    let Some(txn) = undecoded.txn else {
+        return InternalRaftRequest::decode(bytes);
+    };
+    Ok(InternalRaftRequest {
+        id: undecoded.id,
+        header: undecoded.header,
+        txn: Some(TxnRequest::decode(txn)?),
+        ..Default::default()
+    })
 }
 
 /// The state machine of one member.
@@ -207,7 +235,7 @@ impl Machine {
         let request = match payload {
             Payload::Empty => return Ok(Ok(Response::Done)),
             Payload::Decoded(request) => *request,
-            Payload::Request(bytes) => InternalRaftRequest::decode(bytes).map_err(|error| {
+            Payload::Request(bytes) => decode_request(bytes).map_err(|error| {
                 storage::Error::Engine(format!(
                     "entry {index} of the raft log is not a request: {error}"
                 ))
@@ -392,9 +420,9 @@ impl Machine {
         for checkpoint in &request.checkpoints {
             let id = LeaseId(checkpoint.id);
             // A lease that was revoked meanwhile has nothing to remember.
-            let stored =
-                self.leases
-                    .checkpoint(id, checkpoint.remaining_ttl, self.writer.batch());
+            let stored = self
+                .leases
+                .checkpoint(id, checkpoint.remaining_ttl, self.writer.batch());
             if let Ok(lease) = stored {
                 group.lease_events.push(LeaseEvent::Checkpointed(id, lease));
             }

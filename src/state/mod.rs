@@ -12,6 +12,8 @@ pub mod kv;
 pub mod lease;
 pub mod machine;
 pub mod membership;
+#[cfg(test)]
+mod tests;
 pub mod txn;
 
 pub use machine::{Applied, Group, Machine, Response};

@@ -227,9 +227,7 @@ fn holds(snapshot: &Snapshot<'_>, compare: &Compare) -> Result<bool> {
 /// Compares one version; a missing key compares as all zeros.
 fn compare_version(compare: &Compare, version: Option<&Version>) -> bool {
     use compare::{CompareResult, CompareTarget, TargetUnion};
-    let number = |ours: fn(&Version) -> i64, theirs: i64| {
-        version.map_or(0, ours).cmp(&theirs)
-    };
+    let number = |ours: fn(&Version) -> i64, theirs: i64| version.map_or(0, ours).cmp(&theirs);
     let union = compare.target_union.as_ref();
     let ordering = match CompareTarget::try_from(compare.target) {
         Ok(CompareTarget::Value) => {

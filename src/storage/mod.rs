@@ -12,6 +12,8 @@ pub mod memory;
 pub mod raft_log;
 pub mod rocks;
 pub mod schema;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 
@@ -183,8 +185,8 @@ pub trait Read: Send + Sync {
 pub trait Cursor {
     /// Moves to the next key; false at the end.
     fn next(&mut self) -> Result<bool>;
-    /// Moves to the first key at or above `key` (and within the bounds); false where there is
-    /// none. The next call of `next` goes on from there.
+    /// Moves to the first key at or above `key`, which must not be below the lower bound; false
+    /// where there is none below the upper one. The next call of `next` goes on from there.
     fn seek(&mut self, key: &[u8]) -> Result<bool>;
     /// The key it stands on; empty before the first `next` or `seek`.
     fn key(&self) -> &[u8];

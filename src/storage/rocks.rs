@@ -303,11 +303,13 @@ impl Engine for RocksEngine {
                 Op::Delete(_, key) => rocks_batch.delete_cf(handle, key),
             }
         }
-        self.unflushed_bytes
-            .fetch_add(batch.size_bytes() as u64, Ordering::Relaxed);
         self.db
             .write_opt(rocks_batch, &self.write_options)
-            .map_err(engine_error)
+            .map_err(engine_error)?;
+        // Counted once it can be flushed: too much makes a flush early, too little makes none.
+        self.unflushed_bytes
+            .fetch_add(batch.size_bytes() as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     fn flush(&self) -> Result<()> {

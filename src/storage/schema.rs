@@ -380,7 +380,7 @@ pub mod meta {
     pub const CLUSTER_VERSION: &[u8] = b"cluster_version";
     /// Leases: `l/` and the id.
     pub const LEASES: &[u8] = b"l/";
-    /// Alarms: `a/`, the member and the type.
+    /// Alarms: `a/`, the type and the member.
     pub const ALARMS: &[u8] = b"a/";
     /// Members: `m/` and the id.
     pub const MEMBERS: &[u8] = b"m/";
@@ -430,10 +430,9 @@ mod tests {
     #[test]
     fn version_record_is_a_key_value() {
         for (value, lease) in [(&b"v"[..], 0), (&b""[..], 7), (&[0u8; 300][..], i64::MAX)] {
-            let version =
-                Version::encode(5, Revision::new(9, 300), 3, LeaseId(lease), value);
-            let back = Version::decode(version.record().clone(), Family::Current, b"k")
-                .expect("decodes");
+            let version = Version::encode(5, Revision::new(9, 300), 3, LeaseId(lease), value);
+            let back =
+                Version::decode(version.record().clone(), Family::Current, b"k").expect("decodes");
             assert_eq!(back, version);
             assert_eq!(back.value().as_ref(), value);
             let kv = KeyValue::decode(version.to_kv(b"k").encoded().clone()).expect("decodes");
@@ -459,15 +458,7 @@ mod tests {
 
     #[test]
     fn undo_keys_keep_the_order_of_keys() {
-        let keys: [&[u8]; 7] = [
-            b"",
-            b"\0",
-            b"\0\0",
-            b"\0\xff",
-            b"\x01",
-            b"a",
-            b"a\0b",
-        ];
+        let keys: [&[u8]; 7] = [b"", b"\0", b"\0\0", b"\0\xff", b"\x01", b"a", b"a\0b"];
         let mut last = Vec::new();
         for key in keys {
             for main in [1, 256] {

@@ -17,12 +17,8 @@ use crate::storage;
 use crate::storage::schema::ChangeKind;
 use crate::types::KeyRange;
 
-/// Pairs of a change and a range that wants it, in one page. Many overlapping ranges over the
-/// same history would else make a page of any size.
-const PAGE_HITS: usize = 1 << 20;
-
 /// How many changes are looked at for one call that finds none to hand out.
-const SERVE_STEPS: usize = 100_000;
+const SERVE_STEPS: usize = if cfg!(test) { 20 } else { 100_000 };
 
 /// No revision at all.
 const NEVER: i64 = i64::MAX;
@@ -138,7 +134,10 @@ impl CatchUp {
             return Ok(None);
         };
         self.sum_up_wants(from);
-        let mut hits = Hits::default();
+        let mut hits = Hits {
+            limit: limits.page_hits,
+            ..Hits::default()
+        };
         let limit = PageLimit {
             revisions: limits.page_revisions,
             records: limits.page_records,
@@ -222,6 +221,7 @@ impl CatchUp {
 /// Which ranges want the changes of a page, gathered while it is read.
 #[derive(Default)]
 struct Hits {
+    limit: usize,
     /// The ranges of each wanted change, change by change.
     ranges: Vec<NodeId>,
     /// Where those of each change end.
@@ -252,7 +252,7 @@ impl Hits {
             return None;
         }
         let first = *self.first.get_or_insert(revision);
-        if revision != first && self.ranges.len() + self.matching.len() > PAGE_HITS {
+        if revision != first && self.ranges.len() + self.matching.len() > self.limit {
             self.cut = Some(revision);
             return None;
         }
@@ -318,7 +318,10 @@ impl Page {
             if !is_there(served.watch) {
                 continue;
             }
-            let places = self.by_range.get(&served.node).map_or(&[][..], Vec::as_slice);
+            let places = self
+                .by_range
+                .get(&served.node)
+                .map_or(&[][..], Vec::as_slice);
             let mut events = Vec::new();
             for place in places {
                 let (change, encoded) = &mut self.changes[*place as usize];

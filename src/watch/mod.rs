@@ -50,6 +50,9 @@ pub struct Limits {
     pub page_revisions: usize,
     /// Records read for a page, wanted or not: bounds the time that a step takes.
     pub page_records: usize,
+    /// Pairs of a change and a range that wants it in a page: many overlapping ranges would else
+    /// make a page of any size. One revision always fits.
+    pub page_hits: usize,
     /// Bytes in a page; less where `total_bytes` runs out. One revision always fits.
     pub page_bytes: usize,
 }
@@ -63,6 +66,7 @@ impl Default for Limits {
             // etcd sends no more revisions than this in one response to a watch catching up.
             page_revisions: 1_000,
             page_records: 5_000,
+            page_hits: 1 << 20,
             page_bytes: 16 << 20,
         }
     }
@@ -114,10 +118,7 @@ pub enum Output {
     },
     /// All events up to `header_revision` are out: of the watch, or with watch id
     /// `ALL_WATCHES` of every watch of the stream.
-    Progress {
-        watch_id: i64,
-        header_revision: i64,
-    },
+    Progress { watch_id: i64, header_revision: i64 },
     /// A step was done that has nothing to show: yield and call again.
     Again,
 }

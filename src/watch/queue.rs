@@ -106,7 +106,10 @@ pub(super) enum Item {
         revision: i64,
         events: Events,
     },
-    Progress { of: ProgressOf, revision: i64 },
+    Progress {
+        of: ProgressOf,
+        revision: i64,
+    },
 }
 
 /// Who progress speaks for.
@@ -114,7 +117,9 @@ pub(super) enum Item {
 pub(super) enum ProgressOf {
     Watch(WatchName),
     /// The whole stream, as it was when this many of its watches had begun in the past.
-    Stream { past_starts: u64 },
+    Stream {
+        past_starts: u64,
+    },
 }
 
 /// A watch that left the hub's index.
@@ -184,12 +189,15 @@ impl Queue {
         (Pushed::Fits, wakes(&mut state))
     }
 
-    /// Adds progress if there is room; etcd, too, drops what its channel does not hold.
-    pub fn push_progress(&self, of: ProgressOf, revision: i64) {
+    /// Adds progress; false where there is no room.
+    pub fn push_progress(&self, of: ProgressOf, revision: i64) -> bool {
         let mut state = self.state.lock();
-        if self.has_room(&state, 1, ITEM_BYTES) {
-            self.push(&mut state, 1, ITEM_BYTES, || Item::Progress { of, revision });
+        let has_room = self.has_room(&state, 1, ITEM_BYTES);
+        if has_room {
+            let item = Item::Progress { of, revision };
+            self.push(&mut state, 1, ITEM_BYTES, || item);
         }
+        has_room
     }
 
     /// Notes that a watch left the index; true as for `push_events`.
@@ -285,5 +293,84 @@ fn item_size(item: &Item) -> (usize, usize) {
     match item {
         Item::Events { events, .. } => (events.len(), events.size_bytes()),
         Item::Progress { .. } => (1, ITEM_BYTES),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WATCH: WatchName = WatchName { id: 1, serial: 7 };
+
+    fn queue(limits: Limits) -> (Arc<Queue>, Arc<Counters>) {
+        let counters = Arc::<Counters>::default();
+        let queue = Queue::new(limits, counters.clone(), Arc::new(|| {}));
+        (queue, counters)
+    }
+
+    fn event(len: usize) -> Events {
+        Events::One(EncodedEvent::from_encoded(vec![0; len].into()))
+    }
+
+    #[test]
+    fn wakes_once_and_never_sleeps_beside_something() {
+        let (queue, _) = queue(Limits::default());
+        assert_eq!(queue.push_events(WATCH, 1, event(1)), (Pushed::Fits, true));
+        assert_eq!(queue.push_events(WATCH, 2, event(1)), (Pushed::Fits, false));
+        assert!(queue.pop().is_some());
+        assert!(!queue.sleep(), "an item is left");
+        assert!(!queue.rouse());
+        assert!(queue.pop().is_some());
+        assert!(queue.sleep());
+        assert!(queue.spill(WATCH, 3));
+        assert!(!queue.sleep(), "a watch left");
+        queue.take_spilled(&mut VecDeque::new());
+        assert!(queue.sleep());
+        assert!(queue.rouse());
+    }
+
+    #[test]
+    fn spills_what_does_not_fit() {
+        let (queue, counters) = queue(Limits {
+            queue_events: 3,
+            queue_bytes: 1_000,
+            ..Limits::default()
+        });
+        let pushed = |size: usize| queue.push_events(WATCH, 1, event(size)).0;
+        assert_eq!(pushed(1_000 - ITEM_BYTES + 1), Pushed::Spilled);
+        assert_eq!(pushed(1_000 - ITEM_BYTES), Pushed::Fits);
+        assert_eq!(pushed(0), Pushed::Spilled);
+        queue.pop();
+        assert!((0..3).all(|_| pushed(0) == Pushed::Fits));
+        assert_eq!(pushed(0), Pushed::Spilled);
+        let mut spilled = VecDeque::new();
+        queue.take_spilled(&mut spilled);
+        let after: Vec<_> = spilled.iter().map(|spilled| spilled.after).collect();
+        assert_eq!(after, [0, 1, 4]);
+        assert_eq!(counters.pending_events.load(Relaxed), 3);
+        queue.clear();
+        assert_eq!(counters.pending_events.load(Relaxed), 0);
+        assert_eq!(counters.pending_bytes.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn slow_readers_leave_room_for_the_others() {
+        let limits = Limits {
+            total_bytes: 1 << 20,
+            ..Limits::default()
+        };
+        let counters = Arc::<Counters>::default();
+        let queues: Vec<_> = (0..50)
+            .map(|_| {
+                let queue = Queue::new(limits, counters.clone(), Arc::new(|| {}));
+                while queue.push_events(WATCH, 1, event(1_000)).0 == Pushed::Fits {}
+                queue
+            })
+            .collect();
+        assert!(counters.pending_bytes.load(Relaxed) <= 1 << 20);
+        // The first took the most, and made way as it was read.
+        while queues[0].pop().is_some() {}
+        let quick = Queue::new(limits, counters.clone(), Arc::new(|| {}));
+        assert_eq!(quick.push_events(WATCH, 1, event(1_000)).0, Pushed::Fits);
     }
 }

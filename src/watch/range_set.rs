@@ -339,13 +339,18 @@ mod tests {
 
     impl Dice {
         fn below(&mut self, bound: u64) -> u64 {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             (self.0 >> 33) % bound
         }
 
         fn key(&mut self) -> Bytes {
             let len = 1 + self.below(3);
-            (0..len).map(|_| b"\0ab\xff"[self.below(4) as usize]).collect()
+            (0..len)
+                .map(|_| b"\0ab\xff"[self.below(4) as usize])
+                .collect()
         }
 
         fn range(&mut self) -> KeyRange {

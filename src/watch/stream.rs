@@ -5,7 +5,7 @@
 //! the queue. So neither live watches nor those that catch up wait for more than one page or one
 //! queue of the others.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -19,7 +19,7 @@ use crate::storage;
 use crate::types::KeyRange;
 
 /// Watches that go live in one step: bounds how long the hub's lock is held.
-const JOINS_PER_STEP: usize = 512;
+const JOINS_PER_STEP: usize = if cfg!(test) { 3 } else { 512 };
 
 /// Progress requests that are kept until they can be answered.
 const HELD_REQUESTS: usize = 16;
@@ -64,7 +64,7 @@ struct HeldProgress {
 pub struct Stream {
     hub: Arc<Hub>,
     queue: Arc<Queue>,
-    watches: HashMap<i64, Watch>,
+    watches: BTreeMap<i64, Watch>,
     next_id: i64,
     /// Watches that wait for their queued items to go out before they catch up.
     leaving: VecDeque<Spilled>,
@@ -75,8 +75,8 @@ pub struct Stream {
     /// How many must be taken out before the next page is read.
     next_page_at: u64,
     held_progress: Option<HeldProgress>,
-    /// The newest revision that a page covered; the hub's head may be behind it for a moment.
-    /// Progress never says less.
+    /// The newest revision that the client heard of in a header; the hub's head may be behind it
+    /// for a moment. Progress never says less.
     told: i64,
     /// Watches that began with revisions published before.
     past_starts: u64,
@@ -88,7 +88,7 @@ impl Stream {
         Self {
             hub,
             queue,
-            watches: HashMap::new(),
+            watches: BTreeMap::new(),
             next_id: 0,
             leaving: VecDeque::new(),
             catch_up: CatchUp::default(),
@@ -115,6 +115,7 @@ impl Stream {
         } else {
             start
         };
+        self.told = self.told.max(current);
         let name = WatchName {
             id,
             serial: self.hub.next_serial(),
@@ -144,8 +145,7 @@ impl Stream {
         if watch.state == State::CatchingUp {
             counters.slow_watches.fetch_add(1, Relaxed);
             self.past_starts += 1;
-            self.catch_up
-                .insert(name, &watch.range, watch.wanted, next);
+            self.catch_up.insert(name, &watch.range, watch.wanted, next);
         }
         self.watches.insert(id, watch);
         Ok(id)
@@ -182,13 +182,17 @@ impl Stream {
     /// none, as in etcd, where a watch of the stream is catching up, starts in the future, or
     /// was compacted and not cancelled, or where the stream has no watch.
     pub fn request_progress(&mut self, current: i64) {
+        self.hold_progress(current);
+        self.answer_progress();
+    }
+
+    fn hold_progress(&mut self, current: i64) {
         let held = self.held_progress.get_or_insert(HeldProgress {
             current,
             requests: 0,
         });
         held.current = held.current.max(current);
         held.requests = (held.requests + 1).min(HELD_REQUESTS);
-        self.answer_progress();
     }
 
     /// The progress interval passed: watches that asked for it and got no event since the last
@@ -204,7 +208,8 @@ impl Stream {
             let is_live = matches!(watch.state, State::Live(_)) && index.head >= self.told;
             if watch.quiet && is_live && watch.start_revision <= index.head {
                 let of = ProgressOf::Watch(watch.name(*id));
-                self.queue.push_progress(of, index.head);
+                // A full queue has better news; etcd drops it as well.
+                let _ = self.queue.push_progress(of, index.head);
             }
             watch.quiet = true;
         }
@@ -220,8 +225,8 @@ impl Stream {
         let mut index = hub.lock();
         self.note_spilled();
         let rev = index.head.max(current);
-        let answerable = !self.watches.is_empty()
-            && self.watches.values().all(|watch| watch.in_step(rev));
+        let answerable =
+            !self.watches.is_empty() && self.watches.values().all(|watch| watch.in_step(rev));
         let is_due = index.head >= current
             && self
                 .watches
@@ -232,11 +237,18 @@ impl Stream {
             return;
         }
         self.held_progress = None;
-        if answerable {
-            for _ in 0..requests {
-                let past_starts = self.past_starts;
-                self.queue
-                    .push_progress(ProgressOf::Stream { past_starts }, index.head);
+        if !answerable {
+            return;
+        }
+        let past_starts = self.past_starts;
+        for answered in 0..requests {
+            let of = ProgressOf::Stream { past_starts };
+            if !self.queue.push_progress(of, index.head) {
+                // Each step tries again, and so does each publish.
+                let requests = requests - answered;
+                self.held_progress = Some(HeldProgress { current, requests });
+                index.wait(&self.queue);
+                return;
             }
         }
     }
@@ -266,6 +278,7 @@ impl Stream {
                 return Ok(Some(output));
             }
         }
+        self.answer_progress();
         let idle = self.catch_up.is_empty() && self.leaving.is_empty() && self.queue.sleep();
         Ok((!idle).then_some(Output::Again))
     }
@@ -413,6 +426,10 @@ impl Stream {
                     ProgressOf::Stream { past_starts } if past_starts != self.past_starts => {
                         return None;
                     }
+                    ProgressOf::Stream { .. } if revision < self.told => {
+                        self.hold_progress(self.told);
+                        return None;
+                    }
                     ProgressOf::Stream { .. } => ALL_WATCHES,
                 };
                 Some(Output::Progress {
@@ -429,7 +446,7 @@ impl Drop for Stream {
         self.drop_page();
         let mut index = self.hub.lock();
         index.stop_waiting(&self.queue);
-        for (_, watch) in self.watches.drain() {
+        for watch in self.watches.values() {
             watch.end(&mut index, &self.hub);
         }
         drop(index);
@@ -439,7 +456,7 @@ impl Drop for Stream {
 }
 
 /// The watch of that name, where it was not cancelled since.
-fn find(watches: &mut HashMap<i64, Watch>, name: WatchName) -> Option<&mut Watch> {
+fn find(watches: &mut BTreeMap<i64, Watch>, name: WatchName) -> Option<&mut Watch> {
     watches
         .get_mut(&name.id)
         .filter(|watch| watch.serial == name.serial)

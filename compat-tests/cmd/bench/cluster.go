@@ -100,13 +100,39 @@ func (c *cluster) measure(plan phase) (outcome, error) {
 	if err != nil {
 		return outcome{}, err
 	}
-	own := ownCPU()
+	own, busy := ownCPU(), busyCPU()
 	time.Sleep(time.Until(plan.until))
 	serverAfter, err := c.cpu()
 	if err != nil {
 		return outcome{}, err
 	}
-	return outcome{Window: time.Since(began), ServerCPU: serverAfter - server, ClientCPU: ownCPU() - own}, nil
+	result := outcome{Window: time.Since(began), ServerCPU: serverAfter - server, ClientCPU: ownCPU() - own}
+	result.OtherCPU = max(0, busyCPU()-busy-result.ServerCPU-result.ClientCPU)
+	return result, nil
+}
+
+// busyCPU is the processor time that the whole machine has used, with what its
+// host took away; 0 where it cannot be told.
+func busyCPU() time.Duration {
+	content, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0
+	}
+	const idle, waiting, all = 4, 5, 8 // columns after the name; guests are in user already
+	first, _, _ := strings.Cut(string(content), "\n")
+	var ticks int64
+	for column, text := range strings.Fields(first) {
+		if column == 0 || column == idle || column == waiting || column > all {
+			continue
+		}
+		count, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			return 0
+		}
+		ticks += count
+	}
+	const ticksPerSecond = 100
+	return time.Duration(ticks) * time.Second / ticksPerSecond
 }
 
 func (c *cluster) connect() (*grpc.ClientConn, error) {

@@ -101,6 +101,9 @@ type outcome struct {
 	P50, P99   time.Duration
 	ServerCPU  time.Duration
 	ClientCPU  time.Duration
+	// OtherCPU is what all else on the machine used: a little is the kernel's, much
+	// of it means that the figures are disturbed.
+	OtherCPU time.Duration
 }
 
 func (o outcome) perSecond() float64 { return float64(o.Operations) / o.Window.Seconds() }

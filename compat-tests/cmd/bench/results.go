@@ -99,7 +99,25 @@ func (r *results) caption() string {
 	if r.Quick {
 		text += "; quick run: a first look only"
 	}
+	const disturbing = 0.25
+	if other := r.disturbance(); other > disturbing {
+		text += fmt.Sprintf("; DISTURBED: other processes used up to %.1f cores", other)
+	}
 	return text
+}
+
+// disturbance is the most that other processes used during any row, in cores.
+func (r *results) disturbance() (most float64) {
+	for _, repetitions := range r.Figures {
+		for _, figures := range repetitions {
+			for _, figure := range figures {
+				if figure.Name == otherCPU {
+					most = max(most, figure.Value)
+				}
+			}
+		}
+	}
+	return most
 }
 
 // compare answers every figure that both servers have, in the order measured.

@@ -82,7 +82,14 @@ func loopFigures(name, unit string, result outcome) []figure {
 		{Name: "client CPU per operation", Unit: "µs", Better: lower, Value: result.perOperation(result.ClientCPU), Aside: true},
 		{Name: "server CPU", Unit: "cores", Better: lower, Value: result.ServerCPU.Seconds() / result.Window.Seconds(), Aside: true},
 		{Name: "client CPU", Unit: "cores", Better: lower, Value: result.ClientCPU.Seconds() / result.Window.Seconds(), Aside: true},
+		disturbance(result),
 	}
+}
+
+const otherCPU = "other CPU"
+
+func disturbance(result outcome) figure {
+	return figure{Name: otherCPU, Unit: "cores", Better: lower, Value: result.OtherCPU.Seconds() / result.Window.Seconds(), Aside: true}
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
@@ -107,6 +114,7 @@ func measureWatches(_ context.Context, target *cluster, s settings) ([]figure, e
 		{Name: "server CPU per event", Unit: "µs", Better: lower, Value: perEvent(result.puts.ServerCPU)},
 		{Name: "client CPU per event", Unit: "µs", Better: lower, Value: perEvent(result.puts.ClientCPU), Aside: true},
 		{Name: "puts", Unit: "ops/s", Better: higher, Value: result.puts.perSecond(), Aside: true},
+		disturbance(result.puts),
 	}, nil
 }
 

@@ -71,7 +71,11 @@ impl AgeSamples {
             None => now.saturating_sub(started) >= self.retention,
             Some(last) => now.saturating_sub(last) >= self.period,
         };
-        if due { self.samples.front().copied() } else { None }
+        if due {
+            self.samples.front().copied()
+        } else {
+            None
+        }
     }
 
     pub fn compacted(&mut self, now: Duration) {
@@ -169,6 +173,9 @@ mod tests {
             compactions(minutes(180), 320),
             vec![(180, 7), (240, 67), (300, 127)]
         );
-        assert_eq!(compactions(minutes(10), 31), vec![(10, 2), (20, 12), (30, 22)]);
+        assert_eq!(
+            compactions(minutes(10), 31),
+            vec![(10, 2), (20, 12), (30, 22)]
+        );
     }
 }

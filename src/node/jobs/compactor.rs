@@ -29,6 +29,7 @@ pub async fn run(shared: Arc<Shared>, pace: Pace) {
 
 async fn catch_up(shared: &Arc<Shared>, pace: Pace) -> storage::Result<()> {
     while let Some(start) = compaction::unfinished(shared.view().read())? {
+        let started = shared.clock.now();
         let mut progress = Some(start);
         while let Some(at) = progress {
             let shared = shared.clone();
@@ -52,6 +53,13 @@ async fn catch_up(shared: &Arc<Shared>, pace: Pace) -> storage::Result<()> {
             compact_revision = start.target,
             "finished scheduled compaction"
         );
+        let metrics = &shared.metrics;
+        metrics
+            .compaction_total
+            .observe(shared.clock.now() - started);
+        metrics
+            .last_compaction_s
+            .set(shared.clock.wall().as_secs() as i64);
         shared.compaction_finished.send_replace(start.target);
         if shared.view().compacted <= start.target {
             return Ok(());

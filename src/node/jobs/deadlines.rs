@@ -167,7 +167,10 @@ mod tests {
         let id = LeaseId(1);
         deadlines.granted(id, lease(10, 0), at(100));
         assert_eq!(deadlines.expired(at(109), 9), vec![]);
-        assert_eq!(deadlines.remaining(id, at(109)).map(|left| left.1), Some(at(1)));
+        assert_eq!(
+            deadlines.remaining(id, at(109)).map(|left| left.1),
+            Some(at(1))
+        );
         assert!(deadlines.renew(id, at(109)).is_some());
         assert_eq!(deadlines.expired(at(118), 9), vec![]);
         assert_eq!(deadlines.expired(at(119), 9), vec![id]);
@@ -194,9 +197,15 @@ mod tests {
         deadlines.granted(LeaseId(1), lease(3600, 0), at(0));
         deadlines.granted(LeaseId(2), lease(60, 0), at(0));
         assert_eq!(deadlines.due_checkpoints(at(299), 9), vec![]);
-        assert_eq!(deadlines.due_checkpoints(at(300), 9), vec![(LeaseId(1), 3300)]);
+        assert_eq!(
+            deadlines.due_checkpoints(at(300), 9),
+            vec![(LeaseId(1), 3300)]
+        );
         assert_eq!(deadlines.due_checkpoints(at(301), 9), vec![]);
-        assert_eq!(deadlines.due_checkpoints(at(600), 9), vec![(LeaseId(1), 3000)]);
+        assert_eq!(
+            deadlines.due_checkpoints(at(600), 9),
+            vec![(LeaseId(1), 3000)]
+        );
     }
 
     #[test]

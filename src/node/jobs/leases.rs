@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::error::Error;
 use crate::node::Handle;
 use crate::proto::etcdserverpb::{
     InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest,
@@ -44,8 +45,11 @@ pub async fn run(handle: Handle) {
         let revokes: Vec<_> = revokes.collect();
         for revoke in revokes {
             // A revoke that was not applied leaves the lease in the list of the next round.
-            if let Err(error) = revoke.await {
-                tracing::warn!(%error, "failed to revoke lease");
+            match revoke.await {
+                Ok(_) => shared.metrics.leases_expired.increment(),
+                // It was revoked by hand meanwhile.
+                Err(Error::LeaseNotFound) => {}
+                Err(error) => tracing::warn!(%error, "failed to revoke lease"),
             }
         }
         if !checkpoints.is_empty() {

@@ -3,9 +3,10 @@
 
 use std::io;
 
-/// What a person can do about a log that must not be used as it is.
-const RESTORE: &str = "nothing was changed; put back an undamaged copy of this member's data directory, \
-    or remove the member from the cluster and add it again with an empty one";
+/// What a person can do about a log that must not be used as it is. Not: put back an older copy. A
+/// member that forgets what it acknowledged can undo what its cluster agreed on.
+const RESTORE: &str = "nothing was changed; remove this member from its cluster and add it again \
+    with an empty data directory or, if it is the only member, restore a backup";
 
 /// An error of the raft log. `file` is the whole path where there is one, `offset` counts bytes
 /// from the file's start.
@@ -29,7 +30,8 @@ pub enum Error {
     MissingSegment { file: String },
     /// Entries are missing though every frame is whole.
     #[error(
-        "the raft log {file} continues at byte {offset} with entry {found} where entry {expected} is due; {RESTORE}"
+        "the raft log {file} continues at byte {offset} with entry {found} \
+         where entry {expected} is due; {RESTORE}"
     )]
     Gap {
         file: String,
@@ -40,7 +42,8 @@ pub enum Error {
     /// The ids in the segment are not the ones handed in.
     #[error(
         "the raft log {file} belongs to member {member_id:x} of cluster {cluster_id:x}, \
-         but this is member {own_member_id:x} of cluster {own_cluster_id:x}; name this member's own data directory"
+         but this is member {own_member_id:x} of cluster {own_cluster_id:x}; \
+         name this member's own data directory"
     )]
     Foreign {
         file: String,
@@ -73,7 +76,8 @@ pub enum Error {
     TooLarge { bytes: u64, limit: u64 },
     /// An earlier write failed, so nobody knows what the disk holds. Only recovery can tell.
     #[error(
-        "an earlier write to the raft log failed; restart the member, which recovers what is durable"
+        "an earlier write to the raft log failed; \
+         restart the member, which recovers what is durable"
     )]
     Failed,
     /// The disk refused.

@@ -99,7 +99,7 @@ impl Prepare for ZeroFiller {
             Ok(file) if made == name => Some(file),
             Ok(_) => None,
             Err(error) => {
-                tracing::warn!(segment = made, %error, "could not make the raft log's next segment ahead");
+                tracing::warn!(segment = made, %error, "could not make a raft log segment ahead");
                 None
             }
         }

@@ -33,7 +33,7 @@ pub(super) fn ensure_unused(files: &dyn Files) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) fn segment_names(files: &dyn Files) -> Result<Vec<(u64, String)>, Error> {
+fn segment_names(files: &dyn Files) -> Result<Vec<(u64, String)>, Error> {
     let mut names = Vec::new();
     for name in files.list().map_err(io_error(files, "list", ""))? {
         match segment::sequence(&name) {
@@ -64,12 +64,7 @@ pub(super) fn survey(files: &dyn Files, owner: Owner) -> Result<Vec<Found>, Erro
     Ok(found)
 }
 
-pub(super) fn examine(
-    files: &dyn Files,
-    owner: Owner,
-    sequence: u64,
-    name: String,
-) -> Result<Found, Error> {
+fn examine(files: &dyn Files, owner: Owner, sequence: u64, name: String) -> Result<Found, Error> {
     let file = files.open(&name).map_err(io_error(files, "open", &name))?;
     let file_bytes = file.bytes().map_err(io_error(files, "examine", &name))?;
     let mut bytes = [0; SEGMENT_HEADER_BYTES as usize];

@@ -42,31 +42,28 @@ struct Mending {
     torn_tail: Option<TornTail>,
 }
 
+/// Opens the log that `files` holds.
 pub(super) fn recover(files: &dyn Files, options: &Options) -> Result<Recovery, Error> {
     let found = survey(files, options.owner())?;
-    let begun = found
-        .iter()
-        .take_while(|segment| segment.header().is_some())
-        .count();
     let mut replay = Replay::new(files);
-    let mut stop = Stop {
-        offset: 0,
-        bad_extent: None,
-    };
-    for segment in &found[..begun] {
-        replay.check_seam(segment, &found, &stop)?;
-        stop = replay.segment(segment)?;
+    let mut begun: Option<(&Found, Stop)> = None;
+    for segment in &found {
+        let Some(header) = segment.header() else {
+            break;
+        };
+        match &begun {
+            None => replay.start(&header),
+            Some((before, stop)) => replay.check_seam(before, stop, segment, &header)?,
+        }
+        begun = Some((segment, replay.segment(segment)?));
     }
-    let Some(last) = found[..begun].last() else {
+    let Some((last, stop)) = begun else {
         return Err(no_log(files, &found));
     };
-    let mending = judge(
-        files,
-        last,
-        &found[begun..],
-        &stop,
-        segment_bytes(options, 0),
-    )?;
+    let (begun, spare): (Vec<&Found>, Vec<&Found>) = found
+        .iter()
+        .partition(|segment| segment.sequence <= last.sequence);
+    let mending = judge(files, last, &stop, &spare, segment_bytes(options, 0))?;
     replay.check_complete(&found[0])?;
 
     let rewrite = replay
@@ -78,7 +75,7 @@ pub(super) fn recover(files: &dyn Files, options: &Options) -> Result<Recovery, 
         hard_state,
         ..
     } = replay;
-    for segment in &found[..begun] {
+    for segment in begun {
         index
             .segments
             .insert(segment.sequence, Arc::clone(&segment.file));
@@ -97,20 +94,13 @@ pub(super) fn recover(files: &dyn Files, options: &Options) -> Result<Recovery, 
     })
 }
 
-/// The error for segments of which none was begun. The very first write of a log fits a sector, so
-/// a crash leaves nothing but zeros of it.
+/// The error for segments of which the first was never begun. The very first write of a log fits a
+/// sector, so a crash leaves nothing of it but zeros.
 fn no_log(files: &dyn Files, found: &[Found]) -> Error {
     for segment in found {
         match segment.remains(files, 0) {
             Ok(Remains { end: None, .. }) => {}
-            Ok(_) => {
-                return damaged(
-                    files,
-                    &segment.name,
-                    0,
-                    "its header is not what was written",
-                );
-            }
+            Ok(_) => return bad_head(files, &found[0]),
             Err(error) => return error,
         }
     }
@@ -118,78 +108,74 @@ fn no_log(files: &dyn Files, found: &[Found]) -> Error {
     Error::Absent { directory }
 }
 
+fn bad_head(files: &dyn Files, segment: &Found) -> Error {
+    let what = "its header is not what was written";
+    damaged(files, &segment.name, 0, what)
+}
+
 /// Tells the end of the log from a torn write and from damage. `spare` are the segments behind
-/// `last`.
+/// `last`, of `full_bytes` if they were made as a whole.
 fn judge(
     files: &dyn Files,
     last: &Found,
-    spare: &[Found],
     stop: &Stop,
+    spare: &[&Found],
     full_bytes: u64,
 ) -> Result<Mending, Error> {
-    let behind = last.remains(files, stop.offset)?;
-    let mut mending = Mending {
-        zero: behind.end.map(|end| (stop.offset, end)),
-        unlink: Vec::new(),
-        ready: None,
-        torn_tail: behind
-            .end
-            .map(|end| torn_tail(files, last, stop.offset, end)),
-    };
     let refuse = |what: String| Err(damaged(files, &last.name, stop.offset, what));
+    let behind = last.remains(files, stop.offset)?;
     if let Some(at) = behind.frame {
-        return refuse(format!(
-            "this is not what was written, but a whole frame follows at byte {at}"
-        ));
-    }
-    for segment in spare {
-        let remains = segment.remains(files, 0)?;
-        if segment.header().is_some() || remains.frame.is_some() {
-            return refuse(format!(
-                "this is not the log's end, the segment {} follows",
-                segment.name
-            ));
-        }
-        if matches!(segment.head, Head::Bad) && segment.file_bytes >= SEGMENT_HEADER_BYTES {
-            return Err(damaged(
-                files,
-                &segment.name,
-                0,
-                "its header is not what was written",
-            ));
-        }
-        if let Some(end) = remains.end {
-            // Only one write can have been under way.
-            if mending.torn_tail.is_some() {
-                return refuse(format!(
-                    "this is not what was written, but {} was written to",
-                    segment.name
-                ));
-            }
-            mending.torn_tail = Some(torn_tail(files, segment, 0, end));
-        }
-        if remains.end.is_none()
-            && segment.file_bytes >= full_bytes
-            && segment.sequence == last.sequence + 1
-        {
-            mending.ready = Some(Arc::clone(&segment.file));
-        } else {
-            mending.unlink.push(segment.sequence);
-        }
+        let what = format!("this is not what was written, but a whole frame follows at byte {at}");
+        return refuse(what);
     }
     if let Some(extent) = stop.bad_extent
         && !is_torn(files, last, stop.offset, extent)?
     {
         return refuse("a frame fails its checksum though all of it was written".to_owned());
     }
-    Ok(mending)
-}
-
-fn torn_tail(files: &dyn Files, segment: &Found, offset: u64, end: u64) -> TornTail {
-    TornTail {
+    let mut torn = behind.end.map(|end| (last, stop.offset, end));
+    let mut mending = Mending {
+        zero: behind.end.map(|end| (stop.offset, end)),
+        unlink: Vec::new(),
+        ready: None,
+        torn_tail: None,
+    };
+    for segment in spare {
+        if segment.header().is_some() {
+            return Err(bad_head(files, spare[0]));
+        }
+        if let Some(end) = spare_end(files, segment)? {
+            // Only one write can have been under way.
+            if torn.is_some() {
+                let what = "this is not what was written, but the next segment was begun";
+                return refuse(what.to_owned());
+            }
+            torn = Some((segment, 0, end));
+            mending.unlink.push(segment.sequence);
+        } else if segment.file_bytes >= full_bytes && segment.sequence == last.sequence + 1 {
+            mending.ready = Some(Arc::clone(&segment.file));
+        } else {
+            mending.unlink.push(segment.sequence);
+        }
+    }
+    mending.torn_tail = torn.map(|(segment, offset, end)| TornTail {
         segment: files.describe(&segment.name),
         offset,
         bytes_cut: end - offset,
+    });
+    Ok(mending)
+}
+
+/// The offset after the last byte that a torn write left in a segment that should be unused.
+fn spare_end(files: &dyn Files, segment: &Found) -> Result<Option<u64>, Error> {
+    let remains = segment.remains(files, 0)?;
+    // The header lies in one sector: it is as it was written, or not there at all.
+    let cut_short = segment.file_bytes < SEGMENT_HEADER_BYTES;
+    let torn = segment.head == Head::Unused || cut_short;
+    if torn && remains.frame.is_none() {
+        Ok(remains.end)
+    } else {
+        Err(bad_head(files, segment))
     }
 }
 

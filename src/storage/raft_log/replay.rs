@@ -3,7 +3,7 @@
 use super::Error;
 use super::files::Files;
 use super::found::{Found, damaged};
-use super::frame::{FORMAT_VERSION, FrameHeader, SEGMENT_HEADER_BYTES};
+use super::frame::{FORMAT_VERSION, FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::index::{Index, Place};
 use super::segment::{At, Window, io_error};
 
@@ -15,11 +15,11 @@ pub(super) struct Stop {
 
 /// The log as the frames read so far make it.
 pub(super) struct Replay<'a> {
-    pub files: &'a dyn Files,
+    files: &'a dyn Files,
     pub index: Index,
     pub hard_state: Option<Vec<u8>>,
     /// Entries up to this one lay in segments that are deleted; compaction must have covered them.
-    pub base: u64,
+    base: u64,
     pub last_frame: Option<Place>,
 }
 
@@ -34,25 +34,20 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Whether `segment` continues where the one before stopped.
+    /// Takes the oldest segment's word for where the log stood.
+    pub fn start(&mut self, header: &SegmentHeader) {
+        self.base = header.first_index.saturating_sub(1);
+        self.index.last = self.base;
+    }
+
+    /// Whether the segment of `header` continues where `before` stopped.
     pub fn check_seam(
-        &mut self,
-        segment: &Found,
-        found: &[Found],
+        &self,
+        before: &Found,
         stop: &Stop,
+        segment: &Found,
+        header: &SegmentHeader,
     ) -> Result<(), Error> {
-        let Some(header) = segment.header() else {
-            return Ok(());
-        };
-        let before = found
-            .iter()
-            .take_while(|before| before.sequence < segment.sequence)
-            .last();
-        let Some(before) = before else {
-            self.base = header.first_index.saturating_sub(1);
-            self.index.last = self.base;
-            return Ok(());
-        };
         if stop.bad_extent.is_some() || stop.offset != header.previous_end {
             let what = format!(
                 "a frame is not what was written, but the next segment, {}, was begun",
@@ -102,7 +97,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    pub fn frame(
+    fn frame(
         &mut self,
         segment: &Found,
         window: &mut Window<'_>,
@@ -156,7 +151,7 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    pub fn check_entries(&self, name: &str, offset: u64, first: u64) -> Result<(), Error> {
+    fn check_entries(&self, name: &str, offset: u64, first: u64) -> Result<(), Error> {
         if first <= self.index.mark.index {
             let what = format!("entry {first} was written after it had been compacted");
             return Err(damaged(self.files, name, offset, what));

@@ -78,13 +78,24 @@ fn publish_beside_many_watches() {
     let point = |number| KeyRange::Point(key(number));
     let same = || (0..1_000).map(|_| point(0)).collect();
     measure("1,000 watches of one key, 1 stream", 1, same(), |_| 0);
-    measure("1,000 watches of one key, 1,000 streams", 1_000, same(), |_| 0);
+    measure(
+        "1,000 watches of one key, 1,000 streams",
+        1_000,
+        same(),
+        |_| 0,
+    );
     let disjoint = || (0..10_000).map(point).collect();
-    measure("10,000 keys watched, one put", 10, disjoint(), |round| round * 37);
-    measure("10,000 keys watched, another put", 10, disjoint(), |_| 1 << 20);
+    measure("10,000 keys watched, one put", 10, disjoint(), |round| {
+        round * 37
+    });
+    measure("10,000 keys watched, another put", 10, disjoint(), |_| {
+        1 << 20
+    });
     let prefixes = (0..10_000)
         .map(|number| KeyRange::Span(key(number), key(number + 1)))
         .collect();
-    measure("10,000 ranges watched, one put", 10, prefixes, |round| round * 37);
+    measure("10,000 ranges watched, one put", 10, prefixes, |round| {
+        round * 37
+    });
     measure("nothing watched", 1, Vec::new(), |_| 0);
 }

@@ -73,7 +73,9 @@ impl Player {
 
     fn hub(&mut self) -> Arc<Hub> {
         let (head, limits) = (self.world.head(), self.limits);
-        self.hub.get_or_insert_with(|| Hub::new(head, limits)).clone()
+        self.hub
+            .get_or_insert_with(|| Hub::new(head, limits))
+            .clone()
     }
 
     fn play(&mut self, command: &str) -> String {
@@ -87,7 +89,9 @@ impl Player {
             }
             "fill" => {
                 let count: usize = words[2].parse().unwrap();
-                (0..count).map(|number| self.write(&[op(&format!("put {} {number}", words[1]))])).collect()
+                (0..count)
+                    .map(|number| self.write(&[op(&format!("put {} {number}", words[1]))]))
+                    .collect()
             }
             "hold" => self.hold(true),
             "publish" => self.hold(false),

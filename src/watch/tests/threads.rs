@@ -1,9 +1,9 @@
 //! The hub and its streams on real threads.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Barrier};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -64,10 +64,10 @@ impl Reader {
         let bell = Arc::new(Bell::default());
         let ringer = bell.clone();
         let mut stream = self.hub.open(Arc::new(move || ringer.ring()));
+        self.started.wait();
         for _ in 0..WATCHES {
             self.begin(&mut stream);
         }
-        self.started.wait();
         let mut more = true;
         loop {
             // Read before the drain: what is written after it rings the bell.

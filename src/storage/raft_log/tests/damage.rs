@@ -244,15 +244,18 @@ fn the_last_file_may_be_cut_short_anywhere() {
     assert!((first..=last).all(|index| seen.contains(&(index, false)) || index == LAST));
 
     for name in [segment(1), segment(2)] {
-        let short = disk.copy();
         let end = used(&disk.contents()[&name]);
-        short
-            .tamper(&name, |bytes| bytes.truncate(end - 9))
-            .expect("the segment");
-        assert!(matches!(
-            assert_refused(&short, &name),
-            Error::Damaged { .. }
-        ));
+        for length in [0, 40, 64, end - 9] {
+            let short = disk.copy();
+            short
+                .tamper(&name, |bytes| bytes.truncate(length))
+                .expect("the segment");
+            let error = assert_refused(&short, &format!("{name} of {length} bytes"));
+            assert!(
+                matches!(&error, Error::Damaged { file, .. } if file.ends_with(&name)),
+                "{length} bytes: {error}"
+            );
+        }
     }
 }
 

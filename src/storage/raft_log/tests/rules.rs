@@ -359,6 +359,20 @@ fn segments_are_as_large_as_those_of_etcd() {
     assert_eq!(DEFAULT_SEGMENT_BYTES, 64 * 1000 * 1000);
 }
 
+#[test]
+fn a_segment_is_durable_before_its_first_use() {
+    for pace in [Pace::Gentle, Pace::Hurried] {
+        for seed in 0..10 {
+            let disk = MemoryDisk::new();
+            make_zeroed(&disk, &segment(1), 600_000, &|| pace).expect("a segment");
+            disk.crash(seed);
+            assert_eq!(disk.contents()[&segment(1)], vec![0; 600_000]);
+        }
+    }
+    let disk = MemoryDisk::new();
+    assert!(make_zeroed(&disk, &segment(1), 600_000, &|| Pace::Stopped).is_err());
+}
+
 /// A disk on which something happens during the next read of a file.
 struct Interrupted {
     disk: MemoryDisk,

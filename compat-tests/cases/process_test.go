@@ -1,0 +1,341 @@
+package cases
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"etched.dev/compat-tests/harness"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/protobuf/proto"
+)
+
+// exit is how a command line that must not start a server ended.
+type exit struct {
+	Code   int
+	Stdout string // first line
+	First  string // first line of stderr where it is plain text
+	Level  string // of the last line of stderr that is JSON
+	Msg    string
+	Error  string
+}
+
+func exits(t *testing.T, kind harness.Kind, environment, args []string) exit {
+	t.Helper()
+	binary, err := harness.Binary(kind)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	command := exec.CommandContext(ctx, binary, args...)
+	command.Dir = t.TempDir()
+	command.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}, environment...)
+	var stdout, stderr bytes.Buffer
+	command.Stdout, command.Stderr = &stdout, &stderr
+	failed := new(exec.ExitError)
+	if err := command.Run(); err != nil && !errors.As(err, &failed) {
+		t.Fatal(err)
+	}
+	got := exit{Code: command.ProcessState.ExitCode()}
+	got.Stdout, _, _ = strings.Cut(stdout.String(), "\n")
+	lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
+	if !strings.HasPrefix(lines[0], "{") {
+		got.First = lines[0]
+	}
+	for _, line := range lines {
+		var entry struct{ Level, Msg, Error string }
+		if json.Unmarshal([]byte(line), &entry) == nil && (entry.Level == "warn" || entry.Level == "fatal") {
+			got.Level, got.Msg, got.Error = entry.Level, entry.Msg, entry.Error
+		}
+	}
+	return got
+}
+
+// Command lines that are refused, each in the same words by both.
+func TestRefusedCommandLines(t *testing.T) {
+	t.Parallel()
+	for _, args := range []string{
+		"--bogus", "-bogus=1", "---name", "--name", "--heartbeat-interval=x", "--heartbeat-interval=-1", "--heartbeat-interval 1.5",
+		"--pre-vote=maybe", "--initial-cluster-state=foo", "--quota-backend-bytes=lots", "--max-txn-ops=-1", "--max-concurrent-streams=99999999999",
+		"--grpc-keepalive-min-time=5", "--watch-progress-notify-interval=soon", "--listen-client-urls=ftp://127.0.0.1:1",
+		"--listen-client-urls=http://127.0.0.1", "--listen-client-urls=http://127.0.0.1:1/path", "--listen-peer-urls=http://example:1",
+		"--heartbeat-interval=0", "--election-timeout=0", "--election-timeout=400", "--election-timeout=60000",
+		"--auto-compaction-mode=foo", "--auto-compaction-mode=", "--auto-compaction-retention=foo", "--auto-compaction-mode=revision --auto-compaction-retention=x",
+		"--listen-client-urls=http://127.0.0.1:1", "--name=b --initial-cluster=a=http://127.0.0.1:2380",
+		"--initial-advertise-peer-urls=http://127.0.0.1:7", "--initial-advertise-peer-urls=http://:7", "--compact-hash-check-time=0s",
+		"--logger=foo", "--log-format=xml", "--feature-gates=Foo=true", "--feature-gates=LeaseCheckpoint", "--feature-gates=LeaseCheckpointPersist=true",
+		"--config-file=/does/not/exist", "foo", "--snapshot-count=x", "--max-learners=-1",
+	} {
+		t.Run(args, func(t *testing.T) {
+			words := strings.Fields(args)
+			ours, theirs := exits(t, harness.Etched, nil, words), exits(t, harness.Etcd, nil, words)
+			if ours != theirs {
+				t.Errorf("\n-etched %+v\n+etcd   %+v", ours, theirs)
+			}
+			if theirs.Code == 0 || theirs.Code == -1 {
+				t.Errorf("etcd takes it: %+v", theirs)
+			}
+		})
+	}
+}
+
+func TestRefusedEnvironment(t *testing.T) {
+	t.Parallel()
+	for _, environment := range []string{"ETCD_HEARTBEAT_INTERVAL=x", "ETCD_HEARTBEAT_INTERVAL=0", "ETCD_NAME=b", "ETCD_AUTO_COMPACTION_MODE=foo"} {
+		args := []string{"--initial-cluster=a=http://127.0.0.1:2380"}
+		ours, theirs := exits(t, harness.Etched, []string{environment}, args), exits(t, harness.Etcd, []string{environment}, args)
+		if ours != theirs {
+			t.Errorf("%s\n-etched %+v\n+etcd   %+v", environment, ours, theirs)
+		}
+	}
+	both := []string{"--heartbeat-interval=100"}
+	ours, theirs := exits(t, harness.Etched, []string{"ETCD_HEARTBEAT_INTERVAL=100"}, both), exits(t, harness.Etcd, []string{"ETCD_HEARTBEAT_INTERVAL=100"}, both)
+	if ours != theirs {
+		t.Errorf("flag and variable\n-etched %+v\n+etcd   %+v", ours, theirs)
+	}
+}
+
+// The first lines of --version differ by etched's own, the rest are etcd's.
+func TestVersionAndHelp(t *testing.T) {
+	t.Parallel()
+	binary, err := harness.Binary(harness.Etched)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(binary, "--version").Output()
+	if err != nil || !strings.Contains("\n"+string(out), "\netcd Version: 3.7.1\n") || !strings.Contains(string(out), "\nGit SHA: ") {
+		t.Errorf("--version: %v\n%s", err, out)
+	}
+	for _, flag := range []string{"--help", "-h"} {
+		ours, theirs := exits(t, harness.Etched, nil, []string{flag}), exits(t, harness.Etcd, nil, []string{flag})
+		if ours.Code != theirs.Code {
+			t.Errorf("%s exits with %d, etcd's with %d", flag, ours.Code, theirs.Code)
+		}
+	}
+}
+
+// All spellings of a flag, the environment and the file reach the same setting.
+func TestWaysToSetAFlag(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "config.yml")
+	for name, options := range map[string]harness.Options{
+		"two dashes":  {Flags: []string{"--max-txn-ops=3"}},
+		"one dash":    {Flags: []string{"-max-txn-ops=3"}},
+		"next word":   {Flags: []string{"-max-txn-ops", "3"}},
+		"last wins":   {Flags: []string{"--max-txn-ops=9", "--max-txn-ops=3"}},
+		"environment": {Env: []string{"ETCD_MAX_TXN_OPS=3", "ETCD_NOTHING=known"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			three(t, options)
+		})
+	}
+	t.Run("file", func(t *testing.T) {
+		for _, kind := range []harness.Kind{harness.Etched, harness.Etcd} {
+			port, err := harness.FreePort()
+			if err != nil {
+				t.Fatal(err)
+			}
+			peer, err := harness.FreePort()
+			if err != nil {
+				t.Fatal(err)
+			}
+			content := fmt.Sprintf("name: from-file\ndata-dir: %s\nmax-txn-ops: 3\nlisten-client-urls: http://127.0.0.1:%d\nadvertise-client-urls: http://127.0.0.1:%d\n"+
+				"listen-peer-urls: http://127.0.0.1:%d\ninitial-advertise-peer-urls: http://127.0.0.1:2380\ninitial-cluster: from-file=http://127.0.0.1:2380\nunknown-key: 1\n",
+				filepath.Join(t.TempDir(), "data"), port, port, peer)
+			if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			server := harness.Start(t, kind, harness.Options{Flags: []string{"--config-file=" + file, "--max-txn-ops=99"}, ClientPort: port})
+			list := invoke(context.Background(), server.Dial(t), &pb.MemberListRequest{})
+			if list.Err != nil || list.Message.(*pb.MemberListResponse).Members[0].Name != "from-file" {
+				t.Errorf("%s: %v", kind, list)
+			}
+			limitIsThree(t, server)
+		}
+	})
+}
+
+func three(t *testing.T, options harness.Options) {
+	t.Helper()
+	harness.StartDuo(t, options).Each(func(server *harness.Server) { limitIsThree(t, server) })
+}
+
+func limitIsThree(t *testing.T, server *harness.Server) {
+	t.Helper()
+	conn := server.Dial(t)
+	gets := ops(get("a"), get("a"), get("a"))
+	if outcome := invoke(context.Background(), conn, txn(nil, gets, nil)); outcome.Err != nil {
+		t.Errorf("%s: three operations: %v", server.Kind(), outcome.Err)
+	}
+	if text := harness.ErrorText(invoke(context.Background(), conn, txn(nil, append(gets, gets...), nil)).Err); text != tooManyOps {
+		t.Errorf("%s: six operations: %s", server.Kind(), text)
+	}
+}
+
+// Periodic compaction with a short period comes to the head once writes end.
+func TestAutoCompactionPeriodic(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, "--auto-compaction-mode=periodic", "--auto-compaction-retention=1s")
+	began := time.Now()
+	for time.Since(began) < 3*time.Second {
+		p.ok(put("a", "1"))
+		time.Sleep(50 * time.Millisecond)
+	}
+	head := p.revision()
+	for i, conn := range p.conn {
+		deadline := time.Now().Add(10 * time.Second)
+		for {
+			hash := invoke(context.Background(), conn, &pb.HashKVRequest{})
+			if hash.Err == nil && hash.Message.(*pb.HashKVResponse).CompactRevision == head {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: not compacted to %d: %v", harness.Kind(i), head, hash)
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+	p.fails(compacted, &pb.RangeRequest{Key: []byte("a"), Revision: head - 1})
+	p.do(&pb.RangeRequest{Key: []byte("a"), Revision: head})
+}
+
+// A retention that has not passed leaves everything; revision mode looks every
+// five minutes only, so here it is just taken.
+func TestAutoCompactionNotYet(t *testing.T) {
+	t.Parallel()
+	for _, flags := range [][]string{
+		{"--auto-compaction-retention=1"}, {"--auto-compaction-retention=30m"}, {"--auto-compaction-retention=0"},
+		{"--auto-compaction-mode=revision", "--auto-compaction-retention=2"}, {"--auto-compaction-mode=revision", "--auto-compaction-retention=0"},
+	} {
+		t.Run(strings.Join(flags, " "), func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t, flags...)
+			history(p)
+			p.do(&pb.HashKVRequest{})
+			p.do(&pb.RangeRequest{Key: []byte("a"), Revision: 2})
+		})
+	}
+}
+
+// Everything is there again after a stop and after a kill.
+func TestStateOverRestarts(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.waitClusterVersion()
+	me := p.ok(&pb.MemberListRequest{}).(*pb.MemberListResponse).Members[0].ID
+	look := func() {
+		for _, request := range []proto.Message{everything(), &pb.HashKVRequest{}, alarm(getAlarms, 0, 0), &pb.MemberListRequest{}} {
+			p.do(request)
+		}
+		p.do(timeToLive(1), withoutRemaining, sortedKeys)
+		for revision := int64(1); revision <= p.revision(); revision++ {
+			p.do(&pb.RangeRequest{Key: []byte("\x00"), RangeEnd: []byte("\x00"), Revision: revision})
+		}
+		w := p.watch()
+		request := watchSpan("\x00", "\x00", 15)
+		request.PrevKv = true
+		w.create(0, request)
+		w.events(0, p.revision())
+	}
+	p.ok(grant(1, 1000))
+	for round := range 3 {
+		p.ok(leased(fmt.Sprint("leased", round), "v", 1))
+		history(p)
+		if round == 1 {
+			p.ok(compact(12))
+			p.ok(alarm(activate, me, pb.AlarmType_NOSPACE))
+			look()
+			p.ok(alarm(deactivate, me, pb.AlarmType_NOSPACE))
+		}
+		if round == 0 {
+			duoRestart(p)
+		} else {
+			p.duo.Each(func(server *harness.Server) {
+				if err := errors.Join(server.Kill(), server.Restart()); err != nil {
+					t.Fatal(err)
+				}
+			})
+			for _, conn := range p.conn {
+				conn.ResetConnectBackoff()
+			}
+			p.waitConnected()
+		}
+		if round > 0 {
+			look()
+		}
+	}
+}
+
+// A member answers nobody before its name and client URLs are known to the
+// cluster.
+func TestFirstAnswerOfAFreshMember(t *testing.T) {
+	t.Parallel()
+	for range 4 {
+		for _, kind := range []harness.Kind{harness.Etched, harness.Etcd} {
+			server := harness.Start(t, kind, harness.Options{})
+			if err := server.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.RemoveAll(server.DataDir()); err != nil {
+				t.Fatal(err)
+			}
+			if err := server.Spawn(); err != nil {
+				t.Fatal(err)
+			}
+			conn := server.Dial(t)
+			deadline := time.Now().Add(callLimit)
+			for {
+				list := invoke(context.Background(), conn, &pb.MemberListRequest{})
+				if list.Err == nil {
+					if member := list.Message.(*pb.MemberListResponse).Members[0]; member.Name == "" || len(member.ClientURLs) == 0 {
+						t.Errorf("%s: the first answer tells of %v", kind, member)
+					}
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("%s: %v", kind, list.Err)
+				}
+				conn.ResetConnectBackoff()
+				time.Sleep(time.Millisecond)
+			}
+		}
+	}
+}
+
+// Either signal stops a member in order, whatever its clients are doing.
+func TestSignals(t *testing.T) {
+	t.Parallel()
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		t.Run(signal.String(), func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t)
+			p.ok(put("a", "1"))
+			p.duo.Each(func(server *harness.Server) {
+				if err := server.Signal(signal); err != nil {
+					t.Fatal(err)
+				}
+				select {
+				case <-server.Exited():
+				case <-time.After(10 * time.Second):
+					t.Fatalf("%s runs on 10 s after %v", server.Kind(), signal)
+				}
+				if err := server.Restart(); err != nil {
+					t.Fatal(err)
+				}
+			})
+			p.waitConnected()
+			p.do(everything())
+		})
+	}
+}

@@ -1,0 +1,124 @@
+//! Counts calls: when one begins, and with what code it ends.
+//!
+//! A unary call ends with its answer. A stream ends with its body: with the code that its
+//! trailers hold, or canceled where the client left first.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use super::{Kind, METHODS};
+use crate::metrics::{CallKind, Metrics};
+
+/// A call that is under way. Dropped without an answer it was canceled.
+pub struct Counted {
+    metrics: Arc<Metrics>,
+    method: usize,
+    ended: bool,
+}
+
+impl Counted {
+    pub fn start(metrics: &Arc<Metrics>, method: usize, headers: &HeaderMap) -> Self {
+        metrics.grpc_started(method);
+        metrics.grpc_received(method);
+        let kind = if is_unary(method) {
+            CallKind::Unary
+        } else {
+            CallKind::Stream
+        };
+        let version = headers
+            .get("client-api-version")
+            .and_then(|version| version.to_str().ok());
+        metrics.client_request(kind, version);
+        Self {
+            metrics: metrics.clone(),
+            method,
+            ended: false,
+        }
+    }
+
+    /// Counts the answer, or has its body count the end.
+    pub fn answer(mut self, response: Response<Body>) -> Response<Body> {
+        if let Some(code) = code_of(response.headers()) {
+            self.end(code);
+            return response;
+        }
+        if is_unary(self.method) {
+            self.metrics.grpc_sent(self.method);
+            self.end(Code::Ok);
+            return response;
+        }
+        response.map(|body| {
+            Body::new(CountedBody {
+                body,
+                counted: self,
+            })
+        })
+    }
+
+    fn end(&mut self, code: Code) {
+        if !self.ended {
+            self.ended = true;
+            self.metrics.grpc_handled(self.method, code);
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.end(Code::Cancelled);
+    }
+}
+
+fn is_unary(method: usize) -> bool {
+    METHODS[method].2 == Kind::Unary
+}
+
+fn code_of(headers: &HeaderMap) -> Option<Code> {
+    let status = headers.get(Status::GRPC_STATUS)?;
+    Some(Code::from_bytes(status.as_bytes()))
+}
+
+/// The body of a stream.
+struct CountedBody {
+    body: Body,
+    counted: Counted,
+}
+
+impl HttpBody for CountedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            match frame.trailers_ref() {
+                Some(trailers) => {
+                    let code = code_of(trailers).unwrap_or(Code::Unknown);
+                    this.counted.end(code);
+                }
+                // tonic sends what is ready together, so this counts at least one message.
+                None => this.counted.metrics.grpc_sent(this.counted.method),
+            }
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,239 @@
+//! Answers of members in states that a healthy single member is hardly ever seen in. The usual
+//! ones are compared with a running etcd's by compat-tests/httpcases.
+
+use std::time::Duration;
+
+use http::HeaderValue;
+use http_body_util::BodyExt;
+
+use super::*;
+use crate::env::{ManualClock, SystemRng};
+use crate::node::admission::Limits;
+use crate::node::handle::Settings;
+use crate::node::inbox::Inbox;
+use crate::node::shared::{ClusterStatus, Parts, Shared};
+use crate::proto::etcdserverpb::{AlarmMember, AlarmType};
+use crate::proto::membershippb::{Member, RaftAttributes};
+use crate::raft::replica;
+use crate::state::Machine;
+use crate::storage::memory::MemoryEngine;
+use crate::types::{ClusterId, MemberId};
+use crate::watch::Hub;
+
+const ME: MemberId = MemberId(0xb71f);
+
+/// A member over an empty store, without a leader.
+fn service() -> HttpService {
+    let engine = Arc::new(MemoryEngine::new());
+    let machine = Machine::open(engine.clone()).expect("an empty store opens");
+    let metrics = Arc::new(Metrics::new(ME, false));
+    let parts = Parts {
+        member: ME,
+        cluster: ClusterId(1),
+        clock: Arc::new(ManualClock::default()),
+        rng: Arc::new(SystemRng),
+        engine,
+        hub: Hub::new(machine.head(), Default::default()),
+        metrics: metrics.clone(),
+    };
+    let settings = Settings {
+        limits: Limits {
+            max_request_bytes: 1 << 20,
+            quota_bytes: None,
+        },
+        election_timeout: Duration::from_secs(1),
+    };
+    let shared = Arc::new(Shared::new(parts, &machine));
+    let handle = Handle::new(shared, Arc::new(Inbox::default()), settings);
+    HttpService::new(handle, metrics)
+}
+
+fn lead(service: &HttpService) {
+    service.handle.shared().raft.publish(&replica::Status {
+        term: 2,
+        leader: ME.0,
+        is_leader: true,
+        commit_index: 4,
+        last_index: 4,
+    });
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+async fn ask(service: &HttpService, target: &str) -> (u16, String) {
+    let request = Request::builder()
+        .uri(target)
+        .header("host", "probe")
+        .body(())
+        .expect("a request");
+    let response = service.respond(request).await;
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.expect("a body");
+    (
+        status,
+        String::from_utf8_lossy(&body.to_bytes()).into_owned(),
+    )
+}
+
+fn check(service: &HttpService, cases: &[(&str, u16, &str)]) {
+    for (target, status, body) in cases {
+        let answer = runtime().block_on(ask(service, target));
+        assert_eq!(answer, (*status, (*body).to_owned()), "{target}");
+    }
+}
+
+const HEALTHY: &str = "{\"health\":\"true\",\"reason\":\"\"}";
+
+#[test]
+fn without_a_leader_the_member_lives_and_is_not_healthy() {
+    let service = service();
+    check(
+        &service,
+        &[
+            (
+                "/health",
+                503,
+                "{\"health\":\"false\",\"reason\":\"RAFT NO LEADER\"}\n",
+            ),
+            ("/health?serializable=true", 200, HEALTHY),
+            ("/livez", 200, "ok\n"),
+            ("/readyz?exclude=linearizable_read", 200, "ok\n"),
+            (
+                "/version",
+                200,
+                "{\"etcdserver\":\"3.7.1\",\"etcdcluster\":\"not_decided\",\"storage\":\"3.7.0\"}",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn readiness_waits_for_a_leader_for_a_while() {
+    let service = service();
+    let asked = service.clone();
+    let answer = runtime().block_on(async move {
+        let waiting = tokio::spawn(async move { ask(&asked, "/readyz").await });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!waiting.is_finished(), "it did not wait");
+        lead(&service);
+        waiting.await
+    });
+    assert_eq!(answer.expect("an answer"), (200, "ok\n".to_owned()));
+}
+
+#[test]
+fn a_learner_is_healthy_and_not_ready() {
+    let service = service();
+    lead(&service);
+    service.handle.shared().publish_status(ClusterStatus {
+        members: vec![Member {
+            id: ME.0,
+            raft_attributes: Some(RaftAttributes {
+                is_learner: true,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }],
+        ..Default::default()
+    });
+    check(
+        &service,
+        &[
+            ("/health", 200, HEALTHY),
+            ("/livez", 200, "ok\n"),
+            (
+                "/readyz/non_learner",
+                503,
+                "[-]non_learner failed: not supported for learner\n\n",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn of_several_alarms_the_lack_of_space_is_named() {
+    let service = service();
+    lead(&service);
+    let alarm = |member_id, kind: AlarmType| AlarmMember {
+        member_id,
+        alarm: kind as i32,
+    };
+    service.handle.shared().publish_status(ClusterStatus {
+        alarms: vec![
+            alarm(7, AlarmType::Corrupt),
+            alarm(ME.0, AlarmType::Nospace),
+        ],
+        ..Default::default()
+    });
+    check(
+        &service,
+        &[
+            (
+                "/health?serializable=true",
+                503,
+                "{\"health\":\"false\",\"reason\":\"ALARM NOSPACE\"}\n",
+            ),
+            (
+                "/health?exclude=NOSPACE",
+                503,
+                "{\"health\":\"false\",\"reason\":\"ALARM CORRUPT\"}\n",
+            ),
+            ("/health?exclude=NOSPACE&exclude=CORRUPT", 200, HEALTHY),
+            ("/livez", 200, "ok\n"),
+            (
+                "/readyz",
+                503,
+                "[-]data_corruption failed: alarm activated: CORRUPT\n[+]serializable_read ok\n\
+                 [+]linearizable_read ok\n[+]non_learner ok\n\n",
+            ),
+        ],
+    );
+    let (status, page) = runtime().block_on(ask(&service, "/metrics"));
+    assert_eq!(status, 200);
+    for line in [
+        "etcd_server_health_failures 2\n",
+        "etcd_server_health_success 1\n",
+        "etcd_server_healthcheck{name=\"data_corruption\",type=\"readyz\"} 0\n",
+        "etcd_debugging_server_alarms{alarm_type=\"CORRUPT\",server_id=\"7\"} 1\n",
+    ] {
+        assert!(page.contains(line), "{line}");
+    }
+}
+
+#[test]
+fn a_metrics_listener_shows_neither_versions_nor_cors() {
+    let service = service().metrics_only();
+    check(&service, &[("/version", 404, "404 page not found\n")]);
+    let request = Request::builder()
+        .method(Method::OPTIONS)
+        .uri("/health")
+        .header("host", "probe")
+        .body(())
+        .expect("a request");
+    let response = runtime().block_on(service.respond(request));
+    assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
+    let origin = response.headers().get("access-control-allow-origin");
+    assert_eq!(origin, None);
+}
+
+#[test]
+fn gzip_is_sent_to_whom_it_is_welcome() {
+    for (offer, welcome) in [
+        ("gzip", true),
+        ("deflate, GZIP;q=0.5", true),
+        ("gzip;q=0", false),
+        ("gzip; q=0.0", false),
+        ("identity", false),
+        ("", false),
+    ] {
+        let value = HeaderValue::from_static(offer);
+        let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, value)]);
+        assert_eq!(accepts_gzip(&headers), welcome, "{offer}");
+    }
+    assert!(!accepts_gzip(&HeaderMap::new()));
+}

@@ -1,0 +1,10 @@
+//! What entries mean: scripts, a model that keeps the whole history, and restarts.
+
+mod language;
+mod member;
+mod model;
+mod random;
+mod restarts;
+mod rocks;
+mod scripts;
+mod show;

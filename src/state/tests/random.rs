@@ -1,0 +1,451 @@
+//! Random requests in random groups, compared with the model after every group: answers, reads
+//! of any kind at any revision, hashes, pages of history, leases.
+//!
+//! `ETCHED_SEEDS` says how many seeds are tried.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::member::{Logged, Member};
+use super::model::Model;
+use super::{restarts, show};
+use crate::error::Error;
+use crate::mvcc::history::{PageLimit, WithPrevious};
+use crate::mvcc::tests::golden::show_event;
+use crate::mvcc::{self, Change};
+use crate::proto::etcdserverpb::compare::TargetUnion;
+use crate::proto::etcdserverpb::{
+    AlarmRequest, CompactionRequest, Compare, DeleteRangeRequest, InternalRaftRequest,
+    LeaseCheckpoint, LeaseCheckpointRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
+    RangeRequest, RequestOp, TxnRequest, request_op::Request,
+};
+use crate::proto::{Event, KeyValue};
+use crate::state::lease::attached_keys;
+use crate::state::{Group, kv, txn};
+use crate::storage::memory::MemoryEngine;
+use crate::types::LeaseId;
+
+/// Keys and ends of ranges: some are prefixes of others, some hold the bytes that keys in the
+/// store are escaped with.
+const KEYS: [&[u8]; 14] = [
+    b"\0",
+    b"\0\0",
+    b"\0\xff",
+    b"a",
+    b"a\0",
+    b"a\0\0",
+    b"a\0\x01",
+    b"a\0\xff",
+    b"a\x01",
+    b"a\xff",
+    b"b",
+    b"b\0",
+    b"\xff",
+    b"\xff\xff",
+];
+const VALUES: [&[u8]; 5] = [
+    b"",
+    b"1",
+    b"2",
+    b"\0\xff",
+    b"a longer value than the others are",
+];
+const LEASES: i64 = 4;
+
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// From 0 to below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    /// True once in `times`.
+    pub fn once_in(&mut self, times: u64) -> bool {
+        self.below(times) == 0
+    }
+
+    fn pick<'a>(&mut self, from: &[&'a [u8]]) -> &'a [u8] {
+        from[self.below(from.len() as u64) as usize]
+    }
+
+    fn key(&mut self) -> Bytes {
+        Bytes::from_static(self.pick(&KEYS))
+    }
+
+    /// Key and end of a range; some are empty or inverted.
+    fn range(&mut self) -> (Bytes, Bytes) {
+        let end = match self.below(4) {
+            0 => Bytes::new(),
+            1 => Bytes::from_static(b"\0"),
+            _ => self.key(),
+        };
+        (self.key(), end)
+    }
+
+    /// A revision around those that exist; often 0.
+    fn revision(&mut self, head: i64) -> i64 {
+        match self.below(8) {
+            0..3 => 0,
+            3 => -2 + self.below(3) as i64,
+            _ => self.below(head as u64 + 2) as i64,
+        }
+    }
+
+    fn put(&mut self) -> PutRequest {
+        let ignore_value = self.once_in(6);
+        let ignore_lease = self.once_in(6);
+        let lease = match self.below(3) {
+            0 if !ignore_lease => 1 + self.below(LEASES as u64) as i64,
+            _ => 0,
+        };
+        PutRequest {
+            key: self.key(),
+            value: match ignore_value {
+                true => Bytes::new(),
+                false => Bytes::from_static(self.pick(&VALUES)),
+            },
+            lease,
+            prev_kv: self.once_in(2),
+            ignore_value,
+            ignore_lease,
+        }
+    }
+
+    fn delete_range(&mut self) -> DeleteRangeRequest {
+        let (key, mut range_end) = self.range();
+        if !self.once_in(4) {
+            range_end = Bytes::new();
+        }
+        DeleteRangeRequest {
+            key,
+            range_end,
+            prev_kv: self.once_in(2),
+        }
+    }
+
+    fn range_read(&mut self, head: i64) -> RangeRequest {
+        let (key, range_end) = self.range();
+        let filter = |random: &mut Self| match random.once_in(6) {
+            true => random.revision(head),
+            false => 0,
+        };
+        RangeRequest {
+            key,
+            range_end,
+            min_mod_revision: filter(self),
+            max_mod_revision: filter(self),
+            min_create_revision: filter(self),
+            max_create_revision: filter(self),
+            limit: match self.below(3) {
+                0 => self.below(6) as i64,
+                _ => 0,
+            },
+            revision: self.revision(head),
+            sort_order: self.below(3) as i32,
+            sort_target: self.below(5) as i32,
+            serializable: false,
+            keys_only: self.once_in(4),
+            count_only: self.once_in(5),
+        }
+    }
+
+    fn compare(&mut self, head: i64) -> Compare {
+        let (key, range_end) = self.range();
+        let target = self.below(5);
+        Compare {
+            result: self.below(4) as i32,
+            target: target as i32,
+            key,
+            range_end,
+            target_union: Some(match target {
+                0 => TargetUnion::Version(self.below(3) as i64),
+                1 => TargetUnion::CreateRevision(self.revision(head)),
+                2 => TargetUnion::ModRevision(self.revision(head)),
+                3 => TargetUnion::Value(Bytes::from_static(self.pick(&VALUES))),
+                _ => TargetUnion::Lease(self.below(LEASES as u64) as i64),
+            }),
+        }
+    }
+
+    fn ops(&mut self, head: i64, depth: u64) -> Vec<RequestOp> {
+        let count = self.below(5);
+        let mut deleted = false;
+        let mut ops = Vec::new();
+        for _ in 0..count {
+            let request = match self.below(if depth > 0 { 8 } else { 7 }) {
+                0..3 => {
+                    let mut put = self.put();
+                    // etcd fails where a put keeps something of a key that is gone by then.
+                    if deleted {
+                        put.ignore_value = false;
+                        put.ignore_lease = false;
+                    }
+                    Request::RequestPut(put)
+                }
+                3..5 => {
+                    deleted = true;
+                    Request::RequestDeleteRange(self.delete_range())
+                }
+                5..7 => Request::RequestRange(self.range_read(head)),
+                _ => Request::RequestTxn(self.txn(head, depth - 1)),
+            };
+            deleted |= matches!(request, Request::RequestTxn(_));
+            ops.push(RequestOp {
+                request: Some(request),
+            });
+        }
+        ops
+    }
+
+    fn txn(&mut self, head: i64, depth: u64) -> TxnRequest {
+        TxnRequest {
+            compare: (0..self.below(3)).map(|_| self.compare(head)).collect(),
+            success: self.ops(head, depth),
+            failure: self.ops(head, depth),
+        }
+    }
+
+    /// A request to a keyspace whose newest revision is about `head`.
+    pub fn request(&mut self, head: i64) -> InternalRaftRequest {
+        let mut request = InternalRaftRequest::default();
+        let lease = 1 + self.below(LEASES as u64) as i64;
+        match self.below(100) {
+            0..30 => request.put = Some(self.put()),
+            30..45 => request.delete_range = Some(self.delete_range()),
+            45..75 => request.txn = Some(self.txn(head, 2)),
+            75..78 => {
+                // Not always what can be compacted, and seldom the newest.
+                let revision = self.revision(head) - self.below(10) as i64;
+                request.compaction = Some(CompactionRequest {
+                    revision,
+                    physical: false,
+                });
+            }
+            78..88 => {
+                request.lease_grant = Some(LeaseGrantRequest { id: lease, ttl: 60 });
+            }
+            88..93 => request.lease_revoke = Some(LeaseRevokeRequest { id: lease }),
+            93..97 => {
+                request.lease_checkpoint = Some(LeaseCheckpointRequest {
+                    checkpoints: vec![LeaseCheckpoint {
+                        id: lease,
+                        remaining_ttl: self.below(60) as i64,
+                    }],
+                });
+            }
+            _ => {
+                request.alarm = Some(AlarmRequest {
+                    // Activated seldom, deactivated often: most requests shall do something.
+                    action: if self.once_in(6) { 1 } else { 2 },
+                    member_id: 1,
+                    alarm: 1 + self.below(2) as i32,
+                });
+            }
+        }
+        request
+    }
+}
+
+/// A model beside a member, both with the same log.
+pub struct Pair {
+    pub random: Random,
+    pub model: Model,
+    pub log: Vec<Logged>,
+}
+
+impl Pair {
+    pub fn new(seed: u64) -> Self {
+        Self {
+            random: Random::new(seed),
+            model: Model::new(),
+            log: Vec::new(),
+        }
+    }
+
+    /// Applies a group of random entries to both and compares the answers.
+    pub fn grow(&mut self, member: &mut Member) -> Group {
+        let first = self.log.len() as u64 + 1;
+        let mut answers = String::new();
+        for _ in 0..=self.random.below(6) {
+            if self.random.once_in(20) {
+                self.log.push(Logged::Empty);
+                answers += "done\n";
+                continue;
+            }
+            let request = self.random.request(self.model.head);
+            answers += &show::result(&self.model.apply(&request));
+            self.log.push(Logged::Request(request));
+        }
+        let indexes: Vec<u64> = (first..=self.log.len() as u64).collect();
+        let group = member.apply_group(&self.log, &indexes);
+        let applied = group.applied.iter();
+        let given: String = applied
+            .map(|applied| show::result(&applied.result))
+            .collect();
+        assert_eq!(given, answers, "entries {indexes:?}");
+        group
+    }
+
+    /// Compares everything that can be read; `settled` where no compaction is under way.
+    pub fn compare(&mut self, member: &Member, settled: bool) {
+        assert_eq!(member.machine.head(), self.model.head);
+        assert_eq!(member.machine.compacted(), self.model.compacted);
+        for _ in 0..8 {
+            self.compare_range(member);
+        }
+        self.compare_txn(member);
+        self.compare_hash(member);
+        self.compare_history(member, settled);
+        let leases = member.machine.leases().iter();
+        let leases: BTreeMap<_, _> = leases
+            .map(|(id, lease)| (id.0, (lease.ttl_s, lease.remaining_ttl_s)))
+            .collect();
+        assert_eq!(leases, self.model.leases);
+        for id in 1..=LEASES {
+            let keys = attached_keys(member.engine.latest(), LeaseId(id)).expect("reads");
+            assert_eq!(keys, self.model.attached(id), "keys of lease {id}");
+        }
+    }
+
+    fn compare_range(&mut self, member: &Member) {
+        let head = self.model.head;
+        let request = self.random.range_read(head);
+        let snapshot = member.snapshot();
+        let read = kv::range_read(&request).expect("is valid");
+        let ours = refused(snapshot.range(&read))
+            .map(|ranged| show::range(&kv::range_response(ranged, head)));
+        let theirs = self.model.range(&request, head);
+        assert_eq!(ours, theirs.map(|range| show::range(&range)), "{request:?}");
+    }
+
+    fn compare_txn(&mut self, member: &Member) {
+        let head = self.model.head;
+        let mut request = self.random.txn(head, 0);
+        for ops in [&mut request.success, &mut request.failure] {
+            ops.retain(|op| matches!(op.request, Some(Request::RequestRange(_))));
+        }
+        assert!(txn::is_read_only(&request));
+        let ours = refused(txn::read(&member.snapshot(), &request));
+        let theirs = self.model.txn(&request);
+        let show = |txn| show::txn(&txn);
+        assert_eq!(ours.map(show), theirs.map(show), "{request:?}");
+    }
+
+    fn compare_hash(&mut self, member: &Member) {
+        let revision = self.random.revision(self.model.head).max(0);
+        let expected = match revision {
+            0 => Ok(self.model.head),
+            revision if revision > self.model.head => Err(Error::FutureRevision),
+            revision if revision < self.model.compacted => Err(Error::Compacted),
+            revision => Ok(revision),
+        };
+        let ours = refused(member.snapshot().hash(revision));
+        let shown = ours.map(|hash| {
+            assert_eq!(hash.compacted, self.model.compacted);
+            if let Some(theirs) = self.model.hash(hash.revision) {
+                assert_eq!(hash.hash, theirs, "at revision {}", hash.revision);
+            }
+            hash.revision
+        });
+        assert_eq!(shown, expected);
+    }
+
+    fn compare_history(&mut self, member: &Member, settled: bool) {
+        // While a compaction is under way its own revision may still be whole.
+        let first = (self.model.compacted + i64::from(!settled)).max(1);
+        let from = first + self.random.below((self.model.head + 2 - first) as u64) as i64;
+        let only = self.random.once_in(3).then(|| self.random.key());
+        let limit = PageLimit {
+            revisions: 1 + self.random.below(6) as usize,
+            records: 1 + self.random.below(20) as usize,
+            bytes: 1 + self.random.below(2000) as usize,
+        };
+        let mut wanted = |key: &[u8], _, _| {
+            let wanted = only.as_ref().is_none_or(|only| only == key);
+            wanted.then_some(WithPrevious(true))
+        };
+        let expected = self.model.events(from);
+        let mut expected = expected
+            .into_iter()
+            .filter(|(_, event)| {
+                let kv: Option<&KeyValue> = event.kv.as_ref();
+                only.is_none() || kv.map(|kv| &kv.key) == only.as_ref()
+            })
+            .peekable();
+        let snapshot = member.snapshot();
+        let mut next = from;
+        while next <= self.model.head {
+            let page = snapshot.changes(next, limit, &mut wanted).expect("reads");
+            assert!(page.next > next, "a page must come forward");
+            for change in &page.changes {
+                assert!((next..page.next).contains(&change.revision.main));
+                let (revision, event) = expected.next().expect("an event");
+                assert_eq!(change.revision, revision);
+                assert_eq!(show_change(change), show_event(&event), "{revision}");
+            }
+            let behind = expected.peek().map(|(revision, _)| revision.main);
+            assert!(behind.is_none_or(|behind| behind >= page.next), "torn");
+            next = page.next;
+        }
+        assert!(expected.next().is_none());
+        assert_eq!(next, self.model.head + 1);
+    }
+}
+
+fn show_change(change: &Change) -> String {
+    let event: Event = change.to_event(true).decoded().expect("decodes");
+    show_event(&event)
+}
+
+pub fn refused<T>(result: mvcc::Result<T>) -> Result<T, Error> {
+    result.map_err(|error| match error {
+        mvcc::Error::Refused(error) => error,
+        mvcc::Error::Storage(error) => panic!("{error}"),
+    })
+}
+
+/// How many seeds a test tries.
+pub fn seeds(default: u64) -> std::ops::Range<u64> {
+    let number = std::env::var("ETCHED_SEEDS").ok();
+    let number = number.map_or(default, |number| number.parse().expect("a number of seeds"));
+    0..number
+}
+
+#[test]
+fn member_and_model_agree() {
+    for seed in seeds(25) {
+        println!("seed {seed}");
+        let engine = Arc::new(MemoryEngine::new());
+        let mut member = Member::on(engine);
+        let mut pair = Pair::new(seed);
+        for _ in 0..40 {
+            pair.grow(&mut member);
+            let batches = match pair.random.below(3) {
+                0 => usize::MAX,
+                _ => pair.random.below(4) as usize,
+            };
+            member.compact(1 + pair.random.below(8) as usize, batches);
+            let unfinished = crate::mvcc::compaction::unfinished(member.engine.latest());
+            let settled = unfinished.expect("reads").is_none();
+            pair.compare(&member, settled);
+        }
+        if seed % 5 == 0 {
+            restarts::check(&pair.log);
+        }
+    }
+}

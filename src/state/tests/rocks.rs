@@ -1,0 +1,211 @@
+//! Random entries on RocksDB beside memory: what a crash or a restart leaves is the state after
+//! one of the batches, whole, and no older than the last flush.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::member::{Dump, Member, dump};
+use super::random::{Pair, seeds};
+use crate::state::Machine;
+use crate::storage::memory::MemoryEngine;
+use crate::storage::rocks::{Budget, RocksEngine};
+use crate::storage::{self, Batch, Cursor, Engine, Family, Read, Size};
+
+/// RocksDB, and what it has to hold after each batch since it was opened.
+struct Twin {
+    rocks: RocksEngine,
+    memory: MemoryEngine,
+    after: Mutex<Vec<Dump>>,
+    flushed: Mutex<usize>,
+}
+
+impl Twin {
+    fn open(dir: &Path, budget: Budget) -> Self {
+        let rocks = RocksEngine::open(dir, budget).expect("opens");
+        let found = dump(&rocks);
+        let memory = MemoryEngine::new();
+        let mut batch = Batch::default();
+        for (family, key, value) in &found {
+            batch.put(*family, key, value);
+        }
+        memory.write(&batch).expect("writes");
+        Self {
+            rocks,
+            memory,
+            after: Mutex::new(vec![found]),
+            flushed: Mutex::new(0),
+        }
+    }
+}
+
+impl Read for Twin {
+    fn get(&self, family: Family, key: &[u8]) -> storage::Result<Option<Bytes>> {
+        self.rocks.get(family, key)
+    }
+
+    fn cursor<'a>(
+        &'a self,
+        family: Family,
+        lower: &[u8],
+        upper: Option<&[u8]>,
+    ) -> storage::Result<Box<dyn Cursor + 'a>> {
+        self.rocks.cursor(family, lower, upper)
+    }
+}
+
+impl Engine for Twin {
+    fn latest(&self) -> &dyn Read {
+        self.rocks.latest()
+    }
+
+    fn view(&self) -> Box<dyn Read> {
+        self.rocks.view()
+    }
+
+    fn write(&self, batch: &Batch) -> storage::Result<()> {
+        self.rocks.write(batch)?;
+        self.memory.write(batch)?;
+        self.after.lock().push(dump(&self.memory));
+        Ok(())
+    }
+
+    fn flush(&self) -> storage::Result<()> {
+        self.rocks.flush()?;
+        *self.flushed.lock() = self.after.lock().len() - 1;
+        Ok(())
+    }
+
+    fn persisted(&self, key: &[u8]) -> storage::Result<Option<Bytes>> {
+        self.rocks.persisted(key)
+    }
+
+    fn size(&self) -> Size {
+        self.rocks.size()
+    }
+
+    fn unflushed_bytes(&self) -> u64 {
+        self.rocks.unflushed_bytes()
+    }
+
+    fn compact(&self) -> storage::Result<()> {
+        self.rocks.compact()
+    }
+}
+
+fn files(dir: &Path) -> Vec<(PathBuf, u64)> {
+    let mut files: Vec<_> = std::fs::read_dir(dir)
+        .expect("reads")
+        .filter_map(|entry| {
+            let entry = entry.expect("an entry");
+            // A file that is being removed has no size any more.
+            Some((entry.path(), entry.metadata().ok()?.len()))
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+/// The files of `from` at one moment, as a machine that stops dead leaves them.
+fn copy(from: &Path, to: &Path) {
+    loop {
+        let _ = std::fs::remove_dir_all(to);
+        std::fs::create_dir(to).expect("creates");
+        let before = files(from);
+        let copied = before.iter().all(|(path, _)| {
+            let name = path.file_name().expect("a file");
+            std::fs::copy(path, to.join(name)).is_ok()
+        });
+        // A flush in between would tear the copy, as no crash does.
+        if copied && files(from) == before {
+            return;
+        }
+    }
+}
+
+/// Goes on for some groups, then stops: by a crash, or in order. Returns what was there after
+/// each batch, and the number of the batch that was flushed last.
+fn live(pair: &mut Pair, dir: &Path, next_dir: &Path, budget: Budget) -> (Vec<Dump>, usize) {
+    let twin = Arc::new(Twin::open(dir, budget));
+    let mut member = Member::on(twin.clone());
+    let lost = pair.log.len() as u64;
+    let group = 1 + pair.random.below(5) as usize;
+    member.apply_log(&pair.log, lost, group);
+    member.compact(7, usize::MAX);
+    pair.compare(&member, true);
+    for _ in 0..15 {
+        pair.grow(&mut member);
+        member.compact(3, pair.random.below(4) as usize);
+        if pair.random.once_in(6) {
+            twin.flush().expect("flushes");
+            let applied = member.machine.applied_index();
+            let durable = Machine::durable_applied_index(twin.as_ref()).expect("reads");
+            assert_eq!(durable, applied);
+        }
+        assert!(dump(&twin.rocks) == dump(&twin.memory));
+    }
+    member.compact(7, usize::MAX);
+    pair.compare(&member, true);
+    if pair.random.once_in(3) {
+        twin.compact().expect("compacts");
+    }
+    let found = (twin.after.lock().clone(), *twin.flushed.lock());
+    if pair.random.once_in(2) {
+        copy(dir, next_dir);
+    } else {
+        // Closes the database before its files are taken.
+        drop((member, twin));
+        copy(dir, next_dir);
+    }
+    found
+}
+
+fn play(seed: u64, budget: Budget) {
+    println!("seed {seed}");
+    let base = tempfile::tempdir().expect("a directory");
+    let dir = |round: u64| base.path().join(round.to_string());
+    std::fs::create_dir(dir(0)).expect("creates");
+    let mut pair = Pair::new(seed);
+    for round in 0..4 {
+        let (after, flushed) = live(&mut pair, &dir(round), &dir(round + 1), budget);
+        let found = dump(&RocksEngine::open(&dir(round + 1), budget).expect("opens"));
+        let position = after.iter().rposition(|dump| *dump == found);
+        let position = position.expect("the state after some batch");
+        assert!(position >= flushed);
+    }
+    let mut plain = Member::new();
+    plain.apply_log(&pair.log, pair.log.len() as u64, 4);
+    let last = Arc::new(Twin::open(&dir(4), budget));
+    let mut member = Member::on(last);
+    member.apply_log(&pair.log, pair.log.len() as u64, 3);
+    assert!(member.settled_dump() == plain.settled_dump());
+}
+
+#[test]
+fn crashes_leave_whole_batches() {
+    for seed in seeds(4) {
+        play(
+            seed,
+            Budget {
+                block_cache_bytes: 1 << 20,
+                memtable_bytes: 64 << 20,
+            },
+        );
+    }
+}
+
+/// RocksDB flushes by itself all the time.
+#[test]
+fn crashes_between_flushes_of_the_engine() {
+    for seed in seeds(4) {
+        play(
+            100 + seed,
+            Budget {
+                block_cache_bytes: 1 << 20,
+                memtable_bytes: 48 << 10,
+            },
+        );
+    }
+}

@@ -1,0 +1,208 @@
+//! Scripts of `testdata/`: the commands of `language`, each an entry of its own, and
+//!
+//! | command | does |
+//! |---|---|
+//! | `get`, `read txn` | reads outside of the log |
+//! | `group`, `end` | gathers entries into one group; applies it |
+//! | `empty`, `member ID URL` | entries that hold no request |
+//! | `events` | what the last group told watches and lease deadlines |
+//! | `history FROM` | the same history from storage |
+//! | `hash [R]` | |
+//! | `leases`, `keys ID`, `members` | |
+//! | `restart` | crashes, and applies again what was lost |
+//!
+//! A compaction's removals follow it at once. At the end of a script its log is applied again in
+//! other groups and with crashes between any two entries: that must change nothing.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use super::member::{Logged, Member};
+use super::{language, restarts, show};
+use crate::mvcc::Error;
+use crate::mvcc::history::{PageLimit, WithPrevious};
+use crate::mvcc::tests::golden::{self, show_bytes};
+use crate::state::lease::attached_keys;
+use crate::state::{Group, kv, txn};
+use crate::storage::memory::MemoryEngine;
+use crate::types::LeaseId;
+
+struct Player {
+    engine: Arc<MemoryEngine>,
+    member: Member,
+    log: Vec<Logged>,
+    groups: bool,
+    last: Group,
+    members: usize,
+}
+
+impl Player {
+    fn new() -> Self {
+        let engine = Arc::new(MemoryEngine::new());
+        Self {
+            member: Member::on(engine.clone()),
+            engine,
+            log: Vec::new(),
+            groups: false,
+            last: Group::default(),
+            members: 0,
+        }
+    }
+
+    fn play(&mut self, command: &str) -> String {
+        let words: Vec<_> = command.split_whitespace().collect();
+        match words[..] {
+            ["get", ref rest @ ..] => self.get(rest),
+            ["read", "txn", ..] => self.read_txn(&command["read ".len()..]),
+            ["group"] => {
+                self.groups = true;
+                String::new()
+            }
+            ["end"] => {
+                self.groups = false;
+                self.apply()
+            }
+            ["empty"] => self.push(Logged::Empty),
+            ["member", id, url] => {
+                self.members += 1;
+                let conf_state = format!("conf state {}", self.members);
+                let id = id.parse().expect("a member");
+                self.push(Logged::Member(id, url.to_owned(), conf_state.into()))
+            }
+            ["events"] => self.events(),
+            ["history", from] => self.history(from.parse().expect("a revision")),
+            ["hash"] => self.hash(0),
+            ["hash", revision] => self.hash(revision.parse().expect("a revision")),
+            ["leases"] => self.leases(),
+            ["keys", id] => {
+                let id = LeaseId(id.parse().expect("a lease"));
+                let keys = attached_keys(self.engine.as_ref(), id).expect("reads");
+                keys.iter().map(|key| show_bytes(key) + "\n").collect()
+            }
+            ["members"] => {
+                let members = self.member.machine.members();
+                let mut text = format!("version {:?}\n", self.member.machine.cluster_version());
+                for member in members.iter() {
+                    writeln!(text, "{member:?}").expect("writes");
+                }
+                text
+            }
+            ["restart"] => {
+                self.engine.crash();
+                self.member = Member::on(self.engine.clone());
+                let applied = self.member.machine.applied_index();
+                self.member.apply_log(&self.log, self.log.len() as u64, 3);
+                self.member.compact(2, usize::MAX);
+                format!("from index {applied}\n")
+            }
+            _ => self.push(Logged::Request(language::request(command))),
+        }
+    }
+
+    fn push(&mut self, logged: Logged) -> String {
+        self.log.push(logged);
+        if self.groups {
+            return String::new();
+        }
+        self.apply()
+    }
+
+    fn apply(&mut self) -> String {
+        let before = self.member.machine.head();
+        let from = self.member.machine.applied_index() + 1;
+        let indexes: Vec<u64> = (from..=self.log.len() as u64).collect();
+        self.last = self.member.apply_group(&self.log, &indexes);
+        if !self.last.compacted {
+            // What watches are told at once is what they would read later.
+            assert_eq!(self.events_since(before + 1), self.told());
+        }
+        self.member.compact(2, usize::MAX);
+        let results = self.last.applied.iter();
+        results
+            .map(|applied| show::result(&applied.result))
+            .collect()
+    }
+
+    fn told(&self) -> String {
+        self.last.changes.iter().map(show::change).collect()
+    }
+
+    fn events_since(&self, from: i64) -> String {
+        let limit = PageLimit {
+            revisions: usize::MAX,
+            records: usize::MAX,
+            bytes: usize::MAX,
+        };
+        let page = self
+            .member
+            .snapshot()
+            .changes(from, limit, &mut |_, _, _| Some(WithPrevious(true)))
+            .expect("reads");
+        page.changes.iter().map(show::change).collect()
+    }
+
+    fn events(&self) -> String {
+        let mut text = self.told();
+        for event in &self.last.lease_events {
+            text += &show::lease_event(event);
+        }
+        if self.last.status_changed {
+            text += "status changed\n";
+        }
+        if self.last.compacted {
+            text += "compacted\n";
+        }
+        text
+    }
+
+    fn history(&self, from: i64) -> String {
+        self.events_since(from)
+    }
+
+    fn answer(result: Result<String, Error>) -> String {
+        match result {
+            Ok(text) => text,
+            Err(Error::Refused(error)) => format!("{error}\n"),
+            Err(Error::Storage(error)) => panic!("{error}"),
+        }
+    }
+
+    fn get(&self, words: &[&str]) -> String {
+        let request = language::range(words);
+        let snapshot = self.member.snapshot();
+        let ranged = kv::range_read(&request)
+            .map_err(Error::from)
+            .and_then(|read| snapshot.range(&read));
+        Self::answer(ranged.map(|ranged| show::range(&kv::range_response(ranged, snapshot.head))))
+    }
+
+    fn read_txn(&self, command: &str) -> String {
+        let request = language::request(command).txn.expect("a transaction");
+        assert!(txn::is_read_only(&request));
+        Self::answer(txn::read(&self.member.snapshot(), &request).map(|txn| show::txn(&txn)))
+    }
+
+    fn hash(&self, revision: i64) -> String {
+        let hash = self.member.snapshot().hash(revision);
+        Self::answer(hash.map(|hash| {
+            let (number, compacted) = (hash.hash, hash.compacted);
+            format!("{number} up to {} compacted {compacted}\n", hash.revision)
+        }))
+    }
+
+    fn leases(&self) -> String {
+        let mut text = String::new();
+        for (id, lease) in self.member.machine.leases().iter() {
+            let restart = lease.restart_ttl_s();
+            writeln!(text, "{} ttl {} restarts with {restart}", id.0, lease.ttl_s).expect("writes");
+        }
+        text
+    }
+}
+
+#[test]
+fn scripts() {
+    golden::play_all("state/testdata", Player::new, Player::play, |player| {
+        restarts::check(&player.log);
+    });
+}

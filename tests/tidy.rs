@@ -1,0 +1,81 @@
+//! Rules of this project that a machine can check: which module may know which, where time and
+//! chance come from, how large a file may be and what it may be called, which licences the
+//! dependencies may have, and that the documents name files that exist.
+//!
+//! Each rule is a function from text to findings, tried on small made-up texts beside it, and one
+//! test here that lets it loose on the checkout.
+
+mod tidy {
+    pub mod documents;
+    pub mod imports;
+    pub mod layers;
+    pub mod licences;
+    pub mod purity;
+    pub mod shape;
+    pub mod source;
+    pub mod tokens;
+}
+
+use tidy::source::{self, Source};
+use tidy::{documents, layers, licences, purity, shape};
+
+/// Fails with every finding, one a line.
+fn assert_none(findings: Vec<String>) {
+    assert!(
+        findings.is_empty(),
+        "{} finding(s):\n{}",
+        findings.len(),
+        findings.join("\n")
+    );
+}
+
+fn each(sources: &[Source], rule: impl Fn(&Source) -> Vec<String>) -> Vec<String> {
+    sources.iter().flat_map(rule).collect()
+}
+
+#[test]
+fn imports_point_downwards() {
+    let sources = source::crate_sources();
+    let mut findings = layers::stale(&sources);
+    findings.extend(each(&sources, layers::check));
+    assert_none(findings);
+}
+
+#[test]
+fn time_chance_and_the_runtime_stay_at_the_edge() {
+    let sources = source::crate_sources();
+    let mut findings = purity::stale(&sources);
+    findings.extend(each(&sources, purity::check));
+    assert_none(findings);
+}
+
+#[test]
+fn files_have_a_head_a_size_and_a_name() {
+    let mut sources = source::crate_sources();
+    sources.extend(source::test_sources());
+    assert_none(each(&sources, shape::check));
+}
+
+#[test]
+fn dependencies_have_licences_that_are_allowed() {
+    let deny = licences::Deny::read(&source::text("deny.toml"));
+    assert_none(licences::check(&deny, &licences::metadata()));
+}
+
+#[test]
+fn exceptions_for_advisories_are_about_what_is_used() {
+    let deny = licences::Deny::read(&source::text("deny.toml"));
+    assert_none(licences::check_advisories(
+        &deny,
+        &source::text("Cargo.lock"),
+    ));
+}
+
+#[test]
+fn documents_name_files_that_exist() {
+    let findings = ["README.md", "docs/ARCHITECTURE.md", "docs/STYLE.md"]
+        .into_iter()
+        .flat_map(|name| documents::check(name, &source::text(name), source::exists))
+        .collect();
+    assert_none(findings);
+}

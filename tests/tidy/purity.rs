@@ -1,0 +1,160 @@
+//! Where time, chance and the async runtime may be touched.
+//!
+//! Everything that decides has to run the same twice, in a simulator: its time and its random
+//! numbers are handed in through `env`, and it does not know what an executor is.
+
+use super::layers::layer;
+use super::source::Source;
+use super::tokens::placed;
+
+/// Names that ask the machine for the time or for chance, and the crates that do.
+const TIME_AND_CHANCE: &[&str] = &["Instant", "SystemTime", "rand", "getrandom"];
+/// The one file that may.
+const ENV: &str = "src/env.rs";
+
+const RUNTIME: &[&str] = &["tokio", "tokio_stream", "futures", "futures_util"];
+/// Up to this layer nothing knows of the runtime.
+const RUNTIME_FREE_LAYER: u8 = 3;
+/// Nor do these files above it.
+const RUNTIME_FREE_FILES: &[&str] = &[
+    "src/node/admission.rs",
+    "src/node/apply.rs",
+    "src/node/core.rs",
+    "src/node/inbox.rs",
+    "src/node/jobs/deadlines.rs",
+    "src/node/run.rs",
+];
+
+/// A file that may use a name after all, and why.
+struct Exception {
+    path: &'static str,
+    name: &'static str,
+    #[expect(dead_code, reason = "for people")]
+    why: &'static str,
+}
+
+const EXCEPTIONS: &[Exception] = &[
+    Exception {
+        path: "src/api/watch.rs",
+        name: "Instant",
+        why: "tokio's timer of progress notifications wants its first moment; nothing is decided by it",
+    },
+    Exception {
+        path: "src/server/ping_guard.rs",
+        name: "Instant",
+        why: "tokio's, read where bytes come in and handed to what decides; no state depends on it",
+    },
+];
+
+fn is_exception(path: &str, name: &str) -> bool {
+    EXCEPTIONS
+        .iter()
+        .any(|exception| exception.path == path && exception.name == name)
+}
+
+/// Names in `source`, outside test code, of `names`.
+fn uses(source: &Source, names: &[&str]) -> Vec<(usize, String)> {
+    if source.is_test() {
+        return Vec::new();
+    }
+    placed(&source.text)
+        .into_iter()
+        .filter(|one| !one.in_test && names.contains(&one.token.text))
+        .map(|one| (one.token.line, one.token.text.to_owned()))
+        .collect()
+}
+
+/// What a file uses and may not.
+pub fn check(source: &Source) -> Vec<String> {
+    let path = &source.path;
+    let mut findings = Vec::new();
+    if path != ENV {
+        for (line, name) in uses(source, TIME_AND_CHANCE) {
+            if !is_exception(path, &name) {
+                findings.push(format!("{path}:{line}: {name} belongs into {ENV} alone"));
+            }
+        }
+    }
+    let runtime_free = layer(source).is_some_and(|layer| layer <= RUNTIME_FREE_LAYER)
+        || RUNTIME_FREE_FILES.contains(&path.as_str());
+    if runtime_free {
+        for (line, name) in uses(source, RUNTIME) {
+            findings.push(format!(
+                "{path}:{line}: no async runtime here, not {name} either"
+            ));
+        }
+    }
+    findings
+}
+
+/// Exceptions that nothing needs any more, and rules about files that are gone.
+pub fn stale(sources: &[Source]) -> Vec<String> {
+    let find = |path: &str| sources.iter().find(|source| source.path == path);
+    let unused = EXCEPTIONS.iter().filter(|exception| {
+        find(exception.path).is_none_or(|source| uses(source, &[exception.name]).is_empty())
+    });
+    let mut findings: Vec<String> = unused
+        .map(|exception| {
+            format!(
+                "{} has an exception for {} and does not use it",
+                exception.path, exception.name
+            )
+        })
+        .collect();
+    for path in RUNTIME_FREE_FILES.iter().chain([&ENV]) {
+        if find(path).is_none() {
+            findings.push(format!("there is a rule about {path}, which is not there"));
+        }
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn findings(path: &str, text: &str) -> usize {
+        check(&Source {
+            path: path.to_owned(),
+            text: text.to_owned(),
+        })
+        .len()
+    }
+
+    #[test]
+    fn time_and_chance_are_found() {
+        assert_eq!(
+            findings("src/node/core.rs", "use std::time::{Duration, Instant};"),
+            1
+        );
+        assert_eq!(
+            findings("src/api/kv.rs", "let x = rand::random(); // rand"),
+            1
+        );
+        assert_eq!(findings("src/env.rs", "use std::time::SystemTime;"), 0);
+        assert_eq!(
+            findings("src/api/watch.rs", "Instant::now(); SystemTime::now()"),
+            1
+        );
+        assert_eq!(findings("src/watch/tests/x.rs", "Instant::now()"), 0);
+        assert_eq!(
+            findings("src/mvcc/x.rs", "#[cfg(test)] mod tests { use rand::Rng; }"),
+            0
+        );
+    }
+
+    #[test]
+    fn the_runtime_is_found() {
+        assert_eq!(findings("src/mvcc/read.rs", "use tokio::sync::Notify;"), 1);
+        assert_eq!(findings("src/node/core.rs", "tokio::spawn(x)"), 1);
+        assert_eq!(findings("src/node/handle.rs", "tokio::spawn(x)"), 0);
+    }
+
+    #[test]
+    fn rules_without_a_file_are_found() {
+        assert_eq!(
+            stale(&[]).len(),
+            EXCEPTIONS.len() + RUNTIME_FREE_FILES.len() + 1
+        );
+    }
+}

@@ -1,0 +1,101 @@
+//! Finds the files that the rules are about.
+
+use std::path::{Path, PathBuf};
+
+/// One Rust file.
+pub struct Source {
+    /// From the top of the checkout, with `/`.
+    pub path: String,
+    pub text: String,
+}
+
+impl Source {
+    /// Where the file's module is: `src/a/b.rs` and `src/a/b/mod.rs` are `["a", "b"]`.
+    pub fn module(&self) -> Vec<&str> {
+        let inside = self.path.split_once('/').map_or("", |(_, inside)| inside);
+        let mut module: Vec<&str> = inside
+            .strip_suffix(".rs")
+            .unwrap_or(inside)
+            .split('/')
+            .collect();
+        let last = module.last().copied();
+        if last == Some("mod") || (module.len() == 1 && matches!(last, Some("lib" | "main"))) {
+            module.pop();
+        }
+        module
+    }
+
+    /// True for a file that holds nothing but tests.
+    pub fn is_test(&self) -> bool {
+        self.path.starts_with("tests/") || self.module().contains(&"tests")
+    }
+}
+
+fn top() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The text of a file of the checkout.
+pub fn text(path: &str) -> String {
+    let full = top().join(path);
+    std::fs::read_to_string(&full).unwrap_or_else(|error| panic!("{}: {error}", full.display()))
+}
+
+pub fn exists(path: &str) -> bool {
+    top().join(path).exists()
+}
+
+/// The files of the crate.
+pub fn crate_sources() -> Vec<Source> {
+    below("src")
+}
+
+/// The files of this directory.
+pub fn test_sources() -> Vec<Source> {
+    below("tests")
+}
+
+fn below(dir: &str) -> Vec<Source> {
+    let mut found = Vec::new();
+    let mut dirs = vec![PathBuf::from(dir)];
+    while let Some(dir) = dirs.pop() {
+        let entries = std::fs::read_dir(top().join(&dir)).expect("a directory of the checkout");
+        for entry in entries {
+            let name = entry.expect("a directory entry").file_name();
+            let path = dir.join(name);
+            if top().join(&path).is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                let path = path.to_str().expect("a name in UTF-8").to_owned();
+                let text = text(&path);
+                found.push(Source { path, text });
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no Rust file below {dir}");
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_follow_paths() {
+        let module = |path: &str| {
+            let source = Source {
+                path: path.to_owned(),
+                text: String::new(),
+            };
+            (source.module().join("::"), source.is_test())
+        };
+        assert_eq!(module("src/lib.rs"), (String::new(), false));
+        assert_eq!(module("src/types.rs"), ("types".to_owned(), false));
+        assert_eq!(module("src/a/mod.rs"), ("a".to_owned(), false));
+        assert_eq!(module("src/a/main.rs"), ("a::main".to_owned(), false));
+        assert_eq!(module("src/a/tests.rs"), ("a::tests".to_owned(), true));
+        assert_eq!(module("src/a/tests/b.rs"), ("a::tests::b".to_owned(), true));
+        assert_eq!(module("tests/tidy.rs"), ("tidy".to_owned(), true));
+    }
+}
