@@ -13,6 +13,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/election.proto",
         "proto/health.proto",
     ];
+    let rustc = command(
+        &std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into()),
+        &["--version"],
+    );
+    let rustc = rustc.split(' ').nth(1).unwrap_or("unknown").to_owned();
+    println!("cargo:rustc-env=ETCHED_RUST_VERSION={rustc}");
+    println!("cargo:rustc-env=ETCHED_RUSTC_VERSION={rustc}");
+    let commit = command("git", &["rev-parse", "--short", "HEAD"]);
+    println!("cargo:rustc-env=ETCHED_GIT_SHA={commit}");
+    println!("cargo:rerun-if-changed=.git/HEAD");
     // A prebuilt RocksDB (see scripts/) does not name the C++ library that it needs.
     println!("cargo:rustc-link-lib=dylib=stdc++");
     for file in protos {
@@ -28,4 +38,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build_transport(false)
         .compile_with_config(config, &protos, &["proto"])?;
     Ok(())
+}
+
+/// What a command prints; `unknown` where it cannot be run.
+fn command(program: &str, arguments: &[&str]) -> String {
+    std::process::Command::new(program)
+        .args(arguments)
+        .output()
+        .ok()
+        .filter(|output| output.status.success())
+        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        .filter(|text| !text.is_empty())
+        .unwrap_or_else(|| "unknown".to_owned())
 }

@@ -107,7 +107,7 @@ compile_rocksdb() {
     local out
     out=$(ROCKSDB_COMPILE=1 cargo build --release --locked --manifest-path "$root/Cargo.toml" \
         --package librocksdb-sys --message-format json-render-diagnostics |
-        sed -n '/"build-script-executed"/s/.*librocksdb-sys.*"out_dir":"\([^"]*\)".*/\1/p') ||
+        sed -n '/"build-script-executed"/s/.*#librocksdb-sys@.*"out_dir":"\([^"]*\)".*/\1/p') ||
         fail "RocksDB could not be compiled; see above"
     [[ -f $out/librocksdb.a ]] || fail "RocksDB was compiled, but its library is not in '$out'"
     mkdir -p "$1"

@@ -5,6 +5,9 @@ use std::fmt;
 /// The etcd release whose behaviour this server has; clients read and parse it.
 pub const ETCD_VERSION: &str = "3.7.1";
 
+/// The format of etcd's storage that this server's state is equivalent to.
+pub const STORAGE_VERSION: &str = "3.7.0";
+
 /// A point in the history of the keyspace: `main` counts writing transactions, `sub` the changes
 /// within one, from 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

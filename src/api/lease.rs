@@ -5,7 +5,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::header;
+use super::{Settings, broken_stream, header};
 use crate::error::Error;
 use crate::node::Handle;
 use crate::proto::etcdserverpb::{
@@ -23,11 +23,12 @@ const WAITING_ANSWERS: usize = 16;
 
 pub struct LeaseService {
     handle: Handle,
+    settings: Settings,
 }
 
 impl LeaseService {
-    pub fn new(handle: Handle) -> Self {
-        Self { handle }
+    pub fn new(handle: Handle, settings: Settings) -> Self {
+        Self { handle, settings }
     }
 }
 
@@ -105,10 +106,20 @@ impl Lease for LeaseService {
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let mut requests = request.into_inner();
         let handle = self.handle.clone();
+        let max_request_bytes = self.settings.max_request_bytes;
         let (sender, receiver) = mpsc::channel(WAITING_ANSWERS);
         tokio::spawn(async move {
             // Ends with the client's side of the stream, or with its connection.
-            while let Some(Ok(request)) = requests.next().await {
+            while let Some(request) = requests.next().await {
+                let request = match request {
+                    Ok(request) => request,
+                    Err(status) => {
+                        let status = broken_stream(&status, max_request_bytes);
+                        // A client that has gone needs no error.
+                        let _ = sender.send(Err(status)).await;
+                        return;
+                    }
+                };
                 // The header is made first, so that it never shows a revision at which the
                 // lease may already be gone.
                 let header = header::now(&handle);

@@ -18,10 +18,7 @@ use crate::proto::etcdserverpb::{
     SnapshotResponse, StatusRequest, StatusResponse, maintenance_server::Maintenance,
 };
 use crate::state::Response as Applied;
-use crate::types::ETCD_VERSION;
-
-/// The format of etcd's storage that this server's answers are equivalent to.
-const STORAGE_VERSION: &str = "3.7.0";
+use crate::types::{ETCD_VERSION, STORAGE_VERSION};
 
 pub struct MaintenanceService {
     handle: Handle,
@@ -36,6 +33,10 @@ impl MaintenanceService {
     async fn hash_history(&self, revision: i64) -> Result<(HistoryHash, i64), Status> {
         let view = self.handle.view();
         let head = view.head;
+        let kept = self.handle.shared().kept_hash(revision);
+        if let Some(hash) = kept {
+            return Ok((hash, head));
+        }
         let hashed = tokio::task::spawn_blocking(move || view.snapshot().hash(revision)).await;
         match hashed {
             Ok(hashed) => hashed

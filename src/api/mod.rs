@@ -165,7 +165,7 @@ impl Api {
                 WatchServer,
                 watch::WatchService::new(handle.clone(), settings)
             ),
-            lease: limited!(LeaseServer, lease::LeaseService::new(handle.clone())),
+            lease: limited!(LeaseServer, lease::LeaseService::new(handle.clone(), settings)),
             cluster: limited!(ClusterServer, cluster::ClusterService::new(handle.clone())),
             maintenance: limited!(
                 MaintenanceServer,
@@ -251,6 +251,29 @@ fn find_method(path: &str) -> Result<usize, Status> {
     Err(Status::unimplemented(format!("unknown service {service}")))
 }
 
+/// What a stream ends with when a message of its client cannot be taken.
+fn broken_stream(status: &Status, max_request_bytes: usize) -> Status {
+    let max = max_request_bytes + GRPC_OVERHEAD_BYTES;
+    reword(status, max).unwrap_or_else(|| status.clone())
+}
+
+/// What tonic says of a message that it could not decode, as grpc-go says it.
+fn reword(status: &Status, max: usize) -> Option<Status> {
+    let text = status.message();
+    if let Some(rest) = text.strip_prefix(TONIC_TOO_LARGE) {
+        let found = rest.split(' ').next().unwrap_or_default();
+        return Some(Status::new(
+            Code::ResourceExhausted,
+            format!("grpc: received message larger than max ({found} vs. {max})"),
+        ));
+    }
+    let rest = text.strip_prefix(TONIC_MALFORMED)?;
+    Some(Status::new(
+        Code::Internal,
+        format!("grpc: error unmarshalling request: {rest}"),
+    ))
+}
+
 const TONIC_TOO_LARGE: &str = "Error, decoded message length too large: found ";
 const TONIC_MALFORMED: &str = "failed to decode Protobuf message: ";
 
@@ -260,22 +283,8 @@ fn in_grpc_go_words(mut response: Response<Body>, max: usize) -> Response<Body> 
     if !headers.contains_key(Status::GRPC_STATUS) {
         return response;
     }
-    let Some(status) = Status::from_header_map(headers) else {
-        return response;
-    };
-    let text = status.message();
-    let reworded = if let Some(rest) = text.strip_prefix(TONIC_TOO_LARGE) {
-        let found = rest.split(' ').next().unwrap_or_default();
-        Status::new(
-            Code::ResourceExhausted,
-            format!("grpc: received message larger than max ({found} vs. {max})"),
-        )
-    } else if let Some(rest) = text.strip_prefix(TONIC_MALFORMED) {
-        Status::new(
-            Code::Internal,
-            format!("grpc: error unmarshalling request: {rest}"),
-        )
-    } else {
+    let Some(reworded) = Status::from_header_map(headers).and_then(|status| reword(&status, max))
+    else {
         return response;
     };
     let mut trailers = HeaderMap::new();

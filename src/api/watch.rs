@@ -13,7 +13,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{GRPC_OVERHEAD_BYTES, Settings, header};
+use super::{GRPC_OVERHEAD_BYTES, Settings, broken_stream, header};
 use crate::error::{Error, watch_reason};
 use crate::node::Handle;
 use crate::proto::etcdserverpb::{
@@ -67,7 +67,7 @@ impl Watch for WatchService {
             handle: self.handle.clone(),
             stream,
             sender,
-            fragment_bytes: self.settings.max_request_bytes + GRPC_OVERHEAD_BYTES,
+            max_request_bytes: self.settings.max_request_bytes,
         };
         let interval = with_jitter(&self.handle, self.settings.progress_interval);
         tokio::spawn(session.run(requests, wake, interval));
@@ -89,7 +89,7 @@ struct Session {
     handle: Handle,
     stream: Stream,
     sender: mpsc::Sender<Result<WatchResponse, Status>>,
-    fragment_bytes: usize,
+    max_request_bytes: usize,
 }
 
 impl Session {
@@ -107,7 +107,12 @@ impl Session {
                 biased;
                 request = requests.next(), if open => match request {
                     Some(Ok(request)) => self.request(request).await,
-                    Some(Err(_)) => Err(Gone),
+                    Some(Err(status)) => {
+                        let status = broken_stream(&status, self.max_request_bytes);
+                        // A client that has gone needs no error.
+                        let _ = self.sender.send(Err(status)).await;
+                        Err(Gone)
+                    }
                     None => {
                         open = false;
                         Ok(())
@@ -264,7 +269,8 @@ impl Session {
     async fn send_fragments(&mut self, mut response: WatchResponse) -> Result<(), Gone> {
         let events = std::mem::take(&mut response.events);
         let base_bytes = response.encoded_len();
-        let mut parts = watch::fragments(events, base_bytes, self.fragment_bytes)
+        let limit_bytes = self.max_request_bytes + GRPC_OVERHEAD_BYTES;
+        let mut parts = watch::fragments(events, base_bytes, limit_bytes)
             .into_iter()
             .peekable();
         while let Some(events) = parts.next() {

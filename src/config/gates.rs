@@ -85,6 +85,20 @@ impl Gates {
             .any(|(known, _, default)| *known == name && *default)
     }
 
+    /// Every gate: its name, `ALPHA` or `BETA`, and whether it is on.
+    pub fn all(&self) -> Vec<(&'static str, &'static str, bool)> {
+        KNOWN
+            .iter()
+            .map(|(name, stage, _)| {
+                let stage = match stage {
+                    Stage::Alpha => "ALPHA",
+                    Stage::Beta => "BETA",
+                };
+                (*name, stage, self.enabled(name))
+            })
+            .collect()
+    }
+
     /// What was set, as `A=true,B=false`.
     pub fn summary(&self) -> String {
         let set: Vec<String> = self

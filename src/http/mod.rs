@@ -26,12 +26,9 @@ use tonic::body::Body;
 
 use crate::metrics::Metrics;
 use crate::node::Handle;
-use crate::types::ETCD_VERSION;
+use crate::types::{ETCD_VERSION, STORAGE_VERSION};
 pub use access::Access;
 use target::Target;
-
-/// The format of etcd's storage that this server's answers are equivalent to.
-const STORAGE_VERSION: &str = "3.7.0";
 
 /// Answers HTTP requests; cheap to clone.
 #[derive(Clone)]

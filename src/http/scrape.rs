@@ -35,6 +35,7 @@ pub fn scrape(handle: &Handle, is_learner: bool) -> Scrape {
         db_size_in_use_bytes: number(shared.size_in_use_bytes.load(Ordering::Acquire)),
         // Not this holder, but the one that waits for readers.
         open_reads: Some((Arc::strong_count(&view) - 1) as f64),
+        keys: number(view.keys),
         current_revision: number(view.head),
         compact_revision: number(view.compacted),
         watch_streams: number(watches.streams.load(Ordering::Relaxed)),

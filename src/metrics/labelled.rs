@@ -20,7 +20,7 @@ use super::text::{Exposition, Family};
 use crate::types::{ETCD_VERSION, MemberId};
 
 /// What stands where etcd names its Go release.
-const LANGUAGE: &str = match option_env!("ETCHED_RUSTC_VERSION") {
+const LANGUAGE: &str = match option_env!("ETCHED_RUST_VERSION") {
     Some(version) => version,
     None => "rust",
 };

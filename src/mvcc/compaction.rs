@@ -19,16 +19,22 @@ pub struct Progress {
     pub target: i64,
 }
 
+/// The revision that the last finished compaction went to; -1 where there was none.
+pub fn finished(read: &dyn Read) -> storage::Result<i64> {
+    number(read, meta::COMPACTION_FINISHED)
+}
+
+fn number(read: &dyn Read, key: &[u8]) -> storage::Result<i64> {
+    match read.get(Family::Meta, key)? {
+        None => Ok(-1),
+        Some(value) => Ok(schema::decode_numbers::<1>(&value, key)?[0] as i64),
+    }
+}
+
 /// Reads where the last finished compaction ended and where the wanted one shall end.
 pub fn unfinished(read: &dyn Read) -> storage::Result<Option<Progress>> {
-    let number = |key: &[u8]| -> storage::Result<i64> {
-        match read.get(Family::Meta, key)? {
-            None => Ok(-1),
-            Some(value) => Ok(schema::decode_numbers::<1>(&value, key)?[0] as i64),
-        }
-    };
-    let target = number(meta::COMPACTED)?;
-    let finished = number(meta::COMPACTION_FINISHED)?;
+    let target = number(read, meta::COMPACTED)?;
+    let finished = finished(read)?;
     Ok((target > finished).then_some(Progress {
         // Tombstones at the old target were kept for its watches and go now.
         next: Revision::new(finished.max(0), 0),

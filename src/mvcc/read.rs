@@ -290,11 +290,15 @@ impl<'a> Snapshot<'a> {
         for row in &rows {
             frames.push(&row.key, &row.record)?;
         }
+        let last_key = rows
+            .last()
+            .filter(|_| more)
+            .map(|row| Bytes::copy_from_slice(&row.key));
         Ok(Ranged {
             kvs: frames.finish(),
             count,
             more,
-            last_key: None,
+            last_key,
         })
     }
 

@@ -23,25 +23,35 @@ pub struct Writer {
     overlay: Overlay,
     head: i64,
     compacted: i64,
+    keys: i64,
 }
 
 impl Writer {
     /// Takes up the keyspace of `engine` where it stands.
     pub fn open(engine: Arc<dyn Engine>) -> storage::Result<Self> {
-        let head = read_i64(engine.as_ref(), meta::HEAD)?.unwrap_or(FIRST_REVISION);
+        let [head, keys] = match engine.latest().get(Family::Meta, meta::HEAD)? {
+            Some(value) => schema::decode_numbers(&value, meta::HEAD)?,
+            None => [FIRST_REVISION as u64, 0],
+        };
         let compacted = read_i64(engine.as_ref(), meta::COMPACTED)?.unwrap_or(-1);
         Ok(Self {
             engine,
             batch: Batch::default(),
             overlay: Overlay::new(),
-            head,
+            head: head as i64,
             compacted,
+            keys: keys as i64,
         })
     }
 
     /// The newest revision.
     pub fn head(&self) -> i64 {
         self.head
+    }
+
+    /// How many keys there are at the newest revision.
+    pub fn keys(&self) -> i64 {
+        self.keys
     }
 
     /// The revision that the history is compacted to; -1 before the first compaction.
@@ -73,7 +83,7 @@ impl Writer {
     pub fn commit(&mut self, applied_index: u64, applied_term: u64) -> storage::Result<()> {
         let applied = schema::encode_numbers(&[applied_index, applied_term]);
         self.batch.put(Family::Meta, meta::APPLIED, &applied);
-        let head = schema::encode_numbers(&[self.head as u64]);
+        let head = schema::encode_numbers(&[self.head as u64, self.keys as u64]);
         self.batch.put(Family::Meta, meta::HEAD, &head);
         self.engine.write(&self.batch)?;
         self.batch.clear();
@@ -232,6 +242,11 @@ impl Txn<'_> {
             &[&head, key],
         );
         self.writer.overlay.insert(key.clone(), version.clone());
+        self.writer.keys += match (kind, &previous) {
+            (ChangeKind::Put, None) => 1,
+            (ChangeKind::Put, Some(_)) => 0,
+            (ChangeKind::Delete, _) => -1,
+        };
         let previous = match previous {
             // A watch sees the version before the transaction, not one within it.
             Some(old) if old.mod_revision.main == self.main => self

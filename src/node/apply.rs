@@ -2,11 +2,14 @@
 //! batch is written, the view shows it, whoever proposed it is answered, watches get it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::core::Reply;
 use super::shared::{ClusterStatus, ReadView, Shared};
 use crate::metrics::Operation;
+use crate::mvcc::Change;
+use crate::proto::etcdserverpb::{TxnResponse, response_op};
 use crate::state::{Machine, Response};
 use crate::state::lease::LeaseEvent;
 use crate::state::machine::{Entry, Group};
@@ -14,6 +17,8 @@ use crate::storage;
 
 /// The size of the state is looked at after this many entries, for the quota.
 const ENTRIES_PER_SIZE_CHECK: u64 = 256;
+/// And after this many bytes of changes, which count as they are until then.
+const BYTES_PER_SIZE_CHECK: u64 = 1 << 20;
 
 /// See the module.
 pub struct Applier {
@@ -22,6 +27,7 @@ pub struct Applier {
     /// An apply that takes longer is logged.
     warning_apply_duration: Duration,
     entries_since_size_check: u64,
+    bytes_since_size_check: u64,
 }
 
 impl Applier {
@@ -31,6 +37,7 @@ impl Applier {
             shared,
             warning_apply_duration,
             entries_since_size_check: 0,
+            bytes_since_size_check: 0,
         }
     }
 
@@ -54,10 +61,7 @@ impl Applier {
         if group.status_changed {
             self.shared.publish_status(ClusterStatus::of(&self.machine));
         }
-        if self.entries_since_size_check >= ENTRIES_PER_SIZE_CHECK {
-            self.entries_since_size_check = 0;
-            self.shared.refresh_size();
-        }
+        self.watch_size(&group);
         self.note_leases(&group);
         let mut replies = replies;
         for applied in group.applied {
@@ -75,6 +79,23 @@ impl Applier {
         Ok(())
     }
 
+    /// Keeps the size that the quota is held against close to the truth.
+    fn watch_size(&mut self, group: &Group) {
+        let bytes = group.changes.iter().map(Change::size_bytes).sum::<usize>() as u64;
+        self.bytes_since_size_check += bytes;
+        let due = self.entries_since_size_check >= ENTRIES_PER_SIZE_CHECK
+            || self.bytes_since_size_check >= BYTES_PER_SIZE_CHECK;
+        if due {
+            self.entries_since_size_check = 0;
+            self.bytes_since_size_check = 0;
+            self.shared.refresh_size();
+        } else {
+            self.shared
+                .size_bytes
+                .fetch_add(bytes as i64, Ordering::Relaxed);
+        }
+    }
+
     /// Entries of a group are applied together, so each took its share.
     fn measure(&self, group: &Group, took: Duration) {
         let metrics = &self.shared.metrics;
@@ -86,7 +107,10 @@ impl Applier {
             }
             match &applied.result {
                 Ok(Response::DeleteRange(_)) => metrics.deletes.increment(),
-                Ok(Response::Txn(_)) => metrics.txns.increment(),
+                Ok(Response::Txn(txn)) => {
+                    metrics.txns.increment();
+                    metrics.deletes.add(deletes(txn));
+                }
                 _ => {}
             }
         }
@@ -147,4 +171,16 @@ fn operation(response: &Response) -> Option<Operation> {
         Response::Alarm(_) => Operation::Alarm,
         Response::Members(_) | Response::Done => return None,
     })
+}
+
+/// The range deletions within a transaction's answer, nested ones included.
+fn deletes(txn: &TxnResponse) -> u64 {
+    txn.responses
+        .iter()
+        .map(|op| match &op.response {
+            Some(response_op::Response::ResponseDeleteRange(_)) => 1,
+            Some(response_op::Response::ResponseTxn(nested)) => deletes(nested),
+            _ => 0,
+        })
+        .sum()
 }

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, watch as tokio_watch};
 use super::jobs::deadlines::Deadlines;
 use crate::env::{Clock, Rng};
 use crate::metrics::Metrics;
+use crate::mvcc::hash::HistoryHash;
 use crate::mvcc::read::Snapshot;
 use crate::proto::etcdserverpb::{AlarmMember, AlarmType};
 use crate::proto::membershippb::Member;
@@ -24,6 +25,8 @@ pub struct ReadView {
     read: Box<dyn Read>,
     pub head: i64,
     pub compacted: i64,
+    /// How many keys there are at `head`.
+    pub keys: i64,
     pub applied_index: u64,
 }
 
@@ -33,6 +36,7 @@ impl ReadView {
             read: engine.view(),
             head: machine.head(),
             compacted: machine.compacted(),
+            keys: machine.keys(),
             applied_index: machine.applied_index(),
         }
     }
@@ -133,6 +137,8 @@ pub struct Shared {
     pub compaction_wanted: Notify,
     /// The revision up to which compaction has removed what is dead.
     pub compaction_finished: tokio_watch::Sender<i64>,
+    /// Hashes of the history as the newest compactions found it, oldest first.
+    pub compaction_hashes: Mutex<Vec<HistoryHash>>,
     /// Bytes of state, for the quota; refreshed now and then.
     pub size_bytes: AtomicI64,
     pub size_in_use_bytes: AtomicI64,
@@ -166,6 +172,7 @@ impl Shared {
             deadlines: Mutex::new(Deadlines::default()),
             compaction_wanted: Notify::new(),
             compaction_finished: tokio_watch::Sender::new(-1),
+            compaction_hashes: Mutex::default(),
             size_bytes: AtomicI64::new(0),
             size_in_use_bytes: AtomicI64::new(0),
             view: RwLock::new(Arc::new(view)),
@@ -204,6 +211,12 @@ impl Shared {
             .store(size.total_bytes as i64, Ordering::Release);
         self.size_in_use_bytes
             .store(size.in_use_bytes as i64, Ordering::Release);
+    }
+
+    /// The hash that a compaction to this revision kept.
+    pub fn kept_hash(&self, revision: i64) -> Option<HistoryHash> {
+        let hashes = self.compaction_hashes.lock();
+        hashes.iter().find(|hash| hash.revision == revision).copied()
     }
 
     /// Says that the member cannot go on; the first reason counts.

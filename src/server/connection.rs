@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -127,13 +127,33 @@ impl hyper::service::Service<Request<Incoming>> for Gate {
             return Box::pin(async move { Ok(http.respond(request).await) });
         }
         let content_type = request.headers().get(CONTENT_TYPE);
-        if !content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")) {
+        if !content_type.is_some_and(is_grpc) {
             let response = not_grpc(content_type);
+            return Box::pin(std::future::ready(Ok(response)));
+        }
+        if request.method() != Method::POST {
+            let response = not_post(request.method());
             return Box::pin(std::future::ready(Ok(response)));
         }
         let call = self.api.call(request);
         Box::pin(async move { Ok(call.await) })
     }
+}
+
+/// `application/grpc`, alone or with a subtype or parameters.
+fn is_grpc(content_type: &HeaderValue) -> bool {
+    content_type
+        .as_bytes()
+        .strip_prefix(b"application/grpc")
+        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// As grpc-go answers a call with another method.
+fn not_post(method: &Method) -> Response<Body> {
+    let message = format!("Received a HEADERS frame with :method {method:?} which should be POST");
+    let mut response = tonic::Status::internal(message).into_http();
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response
 }
 
 /// As grpc-go answers HTTP/2 that is not gRPC.

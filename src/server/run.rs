@@ -74,8 +74,9 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let restored = bootstrap::restore(&config, &dir)?;
     let member = Member::start(&config, restored)?;
     let (stop, stopping) = watch::channel(false);
-    let serving = member.serve(&config, sockets, &stopping);
+    // Clients are answered only when the member shows its name and URLs.
     member.publish(&config).await?;
+    let serving = member.serve(&config, sockets, &stopping);
     tracing::info!("ready to serve client requests");
     notify_ready();
     let ended = tokio::select! {
@@ -315,7 +316,11 @@ impl Member {
 fn metrics(config: &Config, member: MemberId) -> Arc<Metrics> {
     let extensive = config.metrics == crate::config::Metrics::Extensive;
     let methods: Vec<_> = api::methods().collect();
-    Arc::new(Metrics::new(member, extensive).with_methods(&methods))
+    Arc::new(
+        Metrics::new(member, extensive)
+            .with_methods(&methods)
+            .with_features(config.feature_gates.all()),
+    )
 }
 
 fn spawn_raft(

@@ -180,6 +180,11 @@ impl Machine {
         self.writer.head()
     }
 
+    /// How many keys there are.
+    pub fn keys(&self) -> i64 {
+        self.writer.keys()
+    }
+
     /// The revision that the history is compacted to; -1 before the first compaction.
     pub fn compacted(&self) -> i64 {
         self.writer.compacted()

@@ -87,6 +87,10 @@ struct OpHead {
     value_len: u32,
 }
 
+/// How much memory a cleared batch keeps: one huge transaction must not hold its own for ever.
+const KEPT_BYTES: usize = 4 << 20;
+const KEPT_OPS: usize = 64 << 10;
+
 /// Changes that are written together, in order. Its memory is reused after `clear`.
 #[derive(Default)]
 pub struct Batch {
@@ -141,6 +145,8 @@ impl Batch {
     pub fn clear(&mut self) {
         self.heads.clear();
         self.bytes.clear();
+        self.heads.shrink_to(KEPT_OPS);
+        self.bytes.shrink_to(KEPT_BYTES);
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Op<'_>> {

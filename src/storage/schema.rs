@@ -370,7 +370,7 @@ pub mod meta {
     pub const APPLIED: &[u8] = b"applied";
     /// A raft conf state, as raft's own protobuf.
     pub const CONF_STATE: &[u8] = b"conf_state";
-    /// i64: the newest revision.
+    /// i64, i64: the newest revision and how many keys it has.
     pub const HEAD: &[u8] = b"head";
     /// i64: the revision that the history was asked to be compacted to.
     pub const COMPACTED: &[u8] = b"compacted";

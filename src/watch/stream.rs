@@ -5,24 +5,24 @@
 //! the queue. So neither live watches nor those that catch up wait for more than one page or one
 //! queue of the others.
 
+mod progress;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use self::progress::HeldProgress;
 use super::catch_up::{CatchUp, Page, Part};
 use super::hub::{Hub, Index, Live};
-use super::queue::{Item, ProgressOf, Queue, Spilled, Wanted, WatchName};
+use super::queue::{Item, Queue, Spilled, Wanted, WatchName};
 use super::range_set::NodeId;
-use super::{ALL_WATCHES, CreateError, Output, Request};
+use super::{CreateError, Output, Request};
 use crate::mvcc::read::Snapshot;
 use crate::storage;
 use crate::types::KeyRange;
 
 /// Watches that go live in one step: bounds how long the hub's lock is held.
 const JOINS_PER_STEP: usize = if cfg!(test) { 3 } else { 512 };
-
-/// Progress requests that are kept until they can be answered.
-const HELD_REQUESTS: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -49,12 +49,6 @@ struct Watch {
     /// because more was published since. To the client it counts as live.
     fresh: bool,
     state: State,
-}
-
-/// Progress requests that came before the hub had published what their client knew of.
-struct HeldProgress {
-    current: i64,
-    requests: usize,
 }
 
 /// The watches of one client stream, and what they have to say. Dropping it ends them all.
@@ -175,82 +169,6 @@ impl Stream {
         let mut index = self.hub.lock();
         watch.end(&mut index, &self.hub);
         true
-    }
-
-    /// The client asks how far the stream is. The answer, with watch id `ALL_WATCHES`, comes from
-    /// `next` and shows at least `current`, the revision of a view taken just before. There is
-    /// none, as in etcd, where a watch of the stream is catching up, starts in the future, or
-    /// was compacted and not cancelled, or where the stream has no watch.
-    pub fn request_progress(&mut self, current: i64) {
-        self.hold_progress(current);
-        self.answer_progress();
-    }
-
-    fn hold_progress(&mut self, current: i64) {
-        let held = self.held_progress.get_or_insert(HeldProgress {
-            current,
-            requests: 0,
-        });
-        held.current = held.current.max(current);
-        held.requests = (held.requests + 1).min(HELD_REQUESTS);
-    }
-
-    /// The progress interval passed: watches that asked for it and got no event since the last
-    /// tick say how far they are, if they are live.
-    pub fn progress_tick(&mut self) {
-        let hub = self.hub.clone();
-        let index = hub.lock();
-        self.note_spilled();
-        for (id, watch) in &mut self.watches {
-            if !watch.progress_notify {
-                continue;
-            }
-            let is_live = matches!(watch.state, State::Live(_)) && index.head >= self.told;
-            if watch.quiet && is_live && watch.start_revision <= index.head {
-                let of = ProgressOf::Watch(watch.name(*id));
-                // A full queue has better news; etcd drops it as well.
-                let _ = self.queue.push_progress(of, index.head);
-            }
-            watch.quiet = true;
-        }
-    }
-
-    /// Answers the progress requests, drops them, or leaves them for when more is published.
-    fn answer_progress(&mut self) {
-        let Some(held) = &self.held_progress else {
-            return;
-        };
-        let (current, requests) = (held.current.max(self.told), held.requests);
-        let hub = self.hub.clone();
-        let mut index = hub.lock();
-        self.note_spilled();
-        let rev = index.head.max(current);
-        let answerable =
-            !self.watches.is_empty() && self.watches.values().all(|watch| watch.in_step(rev));
-        let is_due = index.head >= current
-            && self
-                .watches
-                .values()
-                .all(|watch| matches!(watch.state, State::Live(_)));
-        if answerable && !is_due {
-            index.wait(&self.queue);
-            return;
-        }
-        self.held_progress = None;
-        if !answerable {
-            return;
-        }
-        let past_starts = self.past_starts;
-        for answered in 0..requests {
-            let of = ProgressOf::Stream { past_starts };
-            if !self.queue.push_progress(of, index.head) {
-                // Each step tries again, and so does each publish.
-                let requests = requests - answered;
-                self.held_progress = Some(HeldProgress { current, requests });
-                index.wait(&self.queue);
-                return;
-            }
-        }
     }
 
     /// Does one bounded step and hands out what it found. `None`: nothing until the wake-up.
@@ -419,24 +337,7 @@ impl Stream {
                 let watch = find(&mut self.watches, name)?;
                 Some(watch.events(&self.hub, name.id, revision, events.into_vec()))
             }
-            Item::Progress { of, revision } => {
-                let watch_id = match of {
-                    ProgressOf::Watch(name) => find(&mut self.watches, name).map(|_| name.id)?,
-                    // A watch that came since may not be as far.
-                    ProgressOf::Stream { past_starts } if past_starts != self.past_starts => {
-                        return None;
-                    }
-                    ProgressOf::Stream { .. } if revision < self.told => {
-                        self.hold_progress(self.told);
-                        return None;
-                    }
-                    ProgressOf::Stream { .. } => ALL_WATCHES,
-                };
-                Some(Output::Progress {
-                    watch_id,
-                    header_revision: revision,
-                })
-            }
+            Item::Progress { of, revision } => self.take_progress(of, revision),
         }
     }
 }
@@ -480,16 +381,6 @@ impl Watch {
         };
         self.state = State::Live(index.insert(&self.range, live));
         self.fresh = false;
-    }
-
-    /// Whether etcd would take it for synced at revision `rev`.
-    fn in_step(&self, rev: i64) -> bool {
-        let synced = match self.state {
-            State::Live(_) => true,
-            State::CatchingUp => self.fresh,
-            State::Leaving | State::Compacted => false,
-        };
-        synced && self.start_revision <= rev
     }
 
     fn events(

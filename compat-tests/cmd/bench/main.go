@@ -14,9 +14,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	"etched.dev/compat-tests/harness"
@@ -78,6 +80,7 @@ func run() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), o.limit)
 	defer cancel()
+	removeOnSignal(data)
 	results := newResults(o)
 	failed := results.collect(ctx, o, chosen, data)
 	if err := os.RemoveAll(data); err != nil {
@@ -97,6 +100,20 @@ func run() error {
 	fmt.Println(table(comparisons, results.caption()))
 	progress("figures in %s, plot in %s", filepath.Join(o.out, "bench.json"), plot)
 	return nil
+}
+
+// removeOnSignal keeps an interrupted run from leaving gigabytes behind. The
+// servers end with this process.
+func removeOnSignal(data string) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		progress("ended by signal: %v", <-signals)
+		if err := os.RemoveAll(data); err != nil {
+			progress("%v", err)
+		}
+		os.Exit(1)
+	}()
 }
 
 // collect runs all repetitions, each server first in every second one.

@@ -4,9 +4,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::mvcc::compaction;
+use crate::mvcc;
+use crate::mvcc::compaction::{self, Progress};
+use crate::mvcc::read::Snapshot;
 use crate::node::Shared;
 use crate::storage::{self, Batch};
+
+/// Hashes kept; etcd's figure.
+const MAX_KEPT_HASHES: usize = 10;
+/// A hash looks every key up: with more than these it is not worth its time.
+const MAX_HASHED_KEYS: i64 = 200_000;
 
 /// How fast history is removed.
 #[derive(Clone, Copy, Debug)]
@@ -18,8 +25,12 @@ pub struct Pace {
 
 /// Runs until the runtime stops.
 pub async fn run(shared: Arc<Shared>, pace: Pace) {
+    // A compaction that an earlier run began has lost what its hash would need.
+    let mut hashes = false;
     loop {
-        if let Err(error) = catch_up(&shared, pace).await {
+        let caught_up = catch_up(&shared, pace, hashes).await;
+        hashes = true;
+        if let Err(error) = caught_up {
             shared.fail(error.to_string());
             return;
         }
@@ -27,9 +38,43 @@ pub async fn run(shared: Arc<Shared>, pace: Pace) {
     }
 }
 
-async fn catch_up(shared: &Arc<Shared>, pace: Pace) -> storage::Result<()> {
+/// Keeps the hash of the history as this compaction finds it: members that compacted to the
+/// same revision can be compared by it later, when the history itself is gone.
+fn keep_hash(shared: &Shared, progress: Progress) -> storage::Result<()> {
+    let view = shared.view();
+    if view.keys > MAX_HASHED_KEYS {
+        return Ok(());
+    }
+    let before = Snapshot {
+        compacted: compaction::finished(view.read())?,
+        ..view.snapshot()
+    };
+    match before.hash(progress.target) {
+        Ok(hash) => {
+            let mut hashes = shared.compaction_hashes.lock();
+            hashes.push(hash);
+            let surplus = hashes.len().saturating_sub(MAX_KEPT_HASHES);
+            hashes.drain(..surplus);
+            Ok(())
+        }
+        Err(mvcc::Error::Storage(error)) => Err(error),
+        // The target lies between the last compaction and the newest revision.
+        Err(mvcc::Error::Refused(_)) => Ok(()),
+    }
+}
+
+async fn catch_up(shared: &Arc<Shared>, pace: Pace, hashes: bool) -> storage::Result<()> {
     while let Some(start) = compaction::unfinished(shared.view().read())? {
         let started = shared.clock.now();
+        if hashes {
+            let shared = shared.clone();
+            let kept = tokio::task::spawn_blocking(move || keep_hash(&shared, start));
+            match kept.await {
+                Ok(kept) => kept?,
+                // The runtime is going down.
+                Err(_) => return Ok(()),
+            }
+        }
         let mut progress = Some(start);
         while let Some(at) = progress {
             let shared = shared.clone();

@@ -1,3 +1,5 @@
+//! Lines, levels and thinning out, seen from outside.
+
 use parking_lot::Mutex;
 
 use super::*;
