@@ -73,7 +73,7 @@ func TestRefusedCommandLines(t *testing.T) {
 		"--auto-compaction-mode=foo", "--auto-compaction-mode=", "--auto-compaction-retention=foo", "--auto-compaction-mode=revision --auto-compaction-retention=x",
 		"--listen-client-urls=http://127.0.0.1:1", "--name=b --initial-cluster=a=http://127.0.0.1:2380",
 		"--initial-advertise-peer-urls=http://127.0.0.1:7", "--initial-advertise-peer-urls=http://:7", "--compact-hash-check-time=0s",
-		"--logger=foo", "--log-format=xml", "--feature-gates=Foo=true", "--feature-gates=LeaseCheckpoint", "--feature-gates=LeaseCheckpointPersist=true",
+		"--logger=foo", "--log-format=xml", "--feature-gates=Foo=true", "--feature-gates=LeaseCheckpoint",
 		"--config-file=/does/not/exist", "foo", "--snapshot-count=x", "--max-learners=-1",
 	} {
 		t.Run(args, func(t *testing.T) {

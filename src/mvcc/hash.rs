@@ -76,9 +76,21 @@ impl Snapshot<'_> {
             return Err(error::Error::Compacted.into());
         }
         let revision = if revision == 0 { self.head } else { revision };
+        let any_live = revision > 0 && self.index_finds_any(revision)?;
+        Ok(self.hash_up_to(revision, any_live)?)
+    }
+
+    /// Hashes the history up to `revision` as a compaction to it finds it. Other than `hash`,
+    /// etcd's compaction counts a key that is deleted at the very revision as one that it keeps.
+    pub fn hash_for_compaction(&self, revision: i64) -> storage::Result<HistoryHash> {
+        let any_kept = !self.deleted_at(revision)?.is_empty() || self.index_finds_any(revision)?;
+        self.hash_up_to(revision, any_kept)
+    }
+
+    fn hash_up_to(&self, revision: i64, any_kept: bool) -> storage::Result<HistoryHash> {
         let mut hasher = HistoryHasher::new();
         if revision > 0 {
-            self.hash_records(&mut hasher, revision)?;
+            self.hash_records(&mut hasher, revision, any_kept)?;
         }
         Ok(HistoryHash {
             hash: hasher.finish(),
@@ -87,14 +99,14 @@ impl Snapshot<'_> {
         })
     }
 
-    fn hash_records(&self, hasher: &mut HistoryHasher, revision: i64) -> storage::Result<()> {
-        // Where its index finds no live key etcd cannot tell the dead from the kept and takes
-        // all.
-        let live_at = if self.index_finds_any(revision)? {
-            revision
-        } else {
-            self.compacted
-        };
+    fn hash_records(
+        &self,
+        hasher: &mut HistoryHasher,
+        revision: i64,
+        any_kept: bool,
+    ) -> storage::Result<()> {
+        // Where nothing is kept etcd cannot tell the dead from the kept and takes all.
+        let live_at = if any_kept { revision } else { self.compacted };
         let upper = schema::revision_key(Revision::new(revision + 1, 0));
         let mut log = self.read.cursor(Family::Revisions, &[], Some(&upper))?;
         while log.next()? {
@@ -108,6 +120,19 @@ impl Snapshot<'_> {
     /// Whether etcd's index finds a live key at `revision`: it overlooks a key that the revision
     /// itself deleted, even where the same transaction made it again.
     fn index_finds_any(&self, revision: i64) -> storage::Result<bool> {
+        let deleted = self.deleted_at(revision)?;
+        let everything = KeyRange::From(Bytes::from_static(&[0]));
+        let mut walk = self.walk(&everything, revision)?;
+        while walk.next()? {
+            if !deleted.contains(walk.key()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The keys that `revision` deleted.
+    fn deleted_at(&self, revision: i64) -> storage::Result<BTreeSet<Vec<u8>>> {
         let lower = schema::revision_key(Revision::new(revision, 0));
         let upper = schema::revision_key(Revision::new(revision + 1, 0));
         let mut log = self.read.cursor(Family::Revisions, &lower, Some(&upper))?;
@@ -118,14 +143,7 @@ impl Snapshot<'_> {
                 deleted.insert(record.key.to_vec());
             }
         }
-        let everything = KeyRange::From(Bytes::from_static(&[0]));
-        let mut walk = self.walk(&everything, revision)?;
-        while walk.next()? {
-            if !deleted.contains(walk.key()) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        Ok(deleted)
     }
 
     fn hash_record(

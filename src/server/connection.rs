@@ -150,6 +150,7 @@ fn is_grpc(content_type: &HeaderValue) -> bool {
 
 /// As grpc-go answers a call with another method.
 fn not_post(method: &Method) -> Response<Body> {
+    let method = method.as_str();
     let message = format!("Received a HEADERS frame with :method {method:?} which should be POST");
     let mut response = tonic::Status::internal(message).into_http();
     *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;

@@ -140,6 +140,10 @@ func (r *results) collect(ctx context.Context, o options, chosen []row, data str
 			r.add(kind, figures)
 			progress("repetition %d of %d, %s: took %v", repetition+1, o.reps, kind, time.Since(began).Round(time.Second))
 		}
+		// A run that is ended early leaves the repetitions that it has finished.
+		if err := r.write(filepath.Join(o.out, "bench.json"), r.compare()); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::mvcc;
 use crate::mvcc::compaction::{self, Progress};
 use crate::mvcc::read::Snapshot;
 use crate::node::Shared;
@@ -42,25 +41,20 @@ pub async fn run(shared: Arc<Shared>, pace: Pace) {
 /// same revision can be compared by it later, when the history itself is gone.
 fn keep_hash(shared: &Shared, progress: Progress) -> storage::Result<()> {
     let view = shared.view();
-    if view.keys > MAX_HASHED_KEYS {
+    // A compaction to 0 keeps everything, and 0 asks for the newest hash.
+    if view.keys > MAX_HASHED_KEYS || progress.target == 0 {
         return Ok(());
     }
     let before = Snapshot {
         compacted: compaction::finished(view.read())?,
         ..view.snapshot()
     };
-    match before.hash(progress.target) {
-        Ok(hash) => {
-            let mut hashes = shared.compaction_hashes.lock();
-            hashes.push(hash);
-            let surplus = hashes.len().saturating_sub(MAX_KEPT_HASHES);
-            hashes.drain(..surplus);
-            Ok(())
-        }
-        Err(mvcc::Error::Storage(error)) => Err(error),
-        // The target lies between the last compaction and the newest revision.
-        Err(mvcc::Error::Refused(_)) => Ok(()),
-    }
+    let hash = before.hash_for_compaction(progress.target)?;
+    let mut hashes = shared.compaction_hashes.lock();
+    hashes.push(hash);
+    let surplus = hashes.len().saturating_sub(MAX_KEPT_HASHES);
+    hashes.drain(..surplus);
+    Ok(())
 }
 
 async fn catch_up(shared: &Arc<Shared>, pace: Pace, hashes: bool) -> storage::Result<()> {
