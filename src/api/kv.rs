@@ -101,9 +101,7 @@ impl Kv for KvService {
         let head = view.head;
         let shared = self.handle.shared();
         let start = shared.clock.now();
-        let ranged = self
-            .read(small, move || view.snapshot().range(&read))
-            .await;
+        let ranged = self.read(small, move || view.snapshot().range(&read)).await;
         shared.metrics.ranges.increment();
         shared
             .metrics

@@ -165,7 +165,10 @@ impl Api {
                 WatchServer,
                 watch::WatchService::new(handle.clone(), settings)
             ),
-            lease: limited!(LeaseServer, lease::LeaseService::new(handle.clone(), settings)),
+            lease: limited!(
+                LeaseServer,
+                lease::LeaseService::new(handle.clone(), settings)
+            ),
             cluster: limited!(ClusterServer, cluster::ClusterService::new(handle.clone())),
             maintenance: limited!(
                 MaintenanceServer,

@@ -1,8 +1,9 @@
 //! Watch: moves what a stream of the hub hands out to the network, one task a client stream.
 //!
-//! The task takes the hub's next output only when the network has taken the last one, so a slow
-//! client fills nothing but its own bounded queue in the hub.
+//! The task takes the hub's next output only when the network has room for it, so a slow client
+//! fills nothing but its own bounded queue in the hub. Requests are read meanwhile.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +25,13 @@ use crate::types::KeyRange;
 use crate::watch::{self, ALL_WATCHES, Output, Stream};
 
 /// Responses that wait for the network.
-const WAITING_RESPONSES: usize = 16;
+const WAITING_RESPONSES: usize = 32;
+/// A larger one waits until it is the only one, so that a slow client holds no more than that.
+const LARGE_RESPONSE_BYTES: usize = 64 << 10;
+/// Answers to requests that wait behind events; a client that does not read is not read from.
+const MAX_WAITING_ANSWERS: usize = 1024;
+/// Outputs handed on before other things get their turn.
+const OUTPUTS_A_TURN: usize = 64;
 /// The shortest interval of progress notifications; etcd's.
 const MIN_PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -67,6 +74,8 @@ impl Watch for WatchService {
             handle: self.handle.clone(),
             stream,
             sender,
+            waiting: VecDeque::new(),
+            busy: false,
             max_request_bytes: self.settings.max_request_bytes,
         };
         let interval = with_jitter(&self.handle, self.settings.progress_interval);
@@ -89,6 +98,10 @@ struct Session {
     handle: Handle,
     stream: Stream,
     sender: mpsc::Sender<Result<WatchResponse, Status>>,
+    /// What is to be sent next, in order, before anything more of `stream`.
+    waiting: VecDeque<WatchResponse>,
+    /// True while `stream` may have something to say.
+    busy: bool,
     max_request_bytes: usize,
 }
 
@@ -103,10 +116,15 @@ impl Session {
         // A client that closes its side still gets its events.
         let mut open = true;
         loop {
+            let reads = open && self.waiting.len() < MAX_WAITING_ANSWERS;
+            let sends = self.busy || !self.waiting.is_empty();
+            let room = self.waiting.front().map_or(1, room_for);
             let step = tokio::select! {
-                biased;
-                request = requests.next(), if open => match request {
-                    Some(Ok(request)) => self.request(request).await,
+                request = requests.next(), if reads => match request {
+                    Some(Ok(request)) => {
+                        self.request(request);
+                        Ok(())
+                    }
                     Some(Err(status)) => {
                         let status = broken_stream(&status, self.max_request_bytes);
                         // A client that has gone needs no error.
@@ -118,44 +136,47 @@ impl Session {
                         Ok(())
                     }
                 },
-                () = wake.notified() => Ok(()),
+                () = has_room(&self.sender, room), if sends => self.turn(),
+                () = wake.notified() => {
+                    self.busy = true;
+                    Ok(())
+                }
                 _ = progress.tick() => {
                     self.stream.progress_tick();
+                    self.busy = true;
                     Ok(())
                 }
                 () = self.sender.closed() => Err(Gone),
             };
-            if step.is_err() || self.drain().await.is_err() {
+            if step.is_err() {
                 return;
             }
         }
     }
 
-    async fn request(&mut self, request: WatchRequest) -> Result<(), Gone> {
+    fn request(&mut self, request: WatchRequest) {
+        self.busy = true;
         match request.request_union {
-            Some(RequestUnion::CreateRequest(create)) => self.create(create).await,
+            Some(RequestUnion::CreateRequest(create)) => self.create(create),
             Some(RequestUnion::CancelRequest(cancel)) => {
-                if !self.stream.cancel(cancel.watch_id) {
-                    return Ok(());
+                if self.stream.cancel(cancel.watch_id) {
+                    self.waiting.push_back(WatchResponse {
+                        header: Some(header::now(&self.handle)),
+                        watch_id: cancel.watch_id,
+                        canceled: true,
+                        ..Default::default()
+                    });
                 }
-                self.send(WatchResponse {
-                    header: Some(header::now(&self.handle)),
-                    watch_id: cancel.watch_id,
-                    canceled: true,
-                    ..Default::default()
-                })
-                .await
             }
             Some(RequestUnion::ProgressRequest(_)) => {
                 let head = self.handle.view().head;
                 self.stream.request_progress(head);
-                Ok(())
             }
-            None => Ok(()),
+            None => {}
         }
     }
 
-    async fn create(&mut self, create: WatchCreateRequest) -> Result<(), Gone> {
+    fn create(&mut self, create: WatchCreateRequest) {
         let head = self.handle.view().head;
         let created = if create.start_revision < 0 {
             Err(watch_reason::COMPACTED.to_owned())
@@ -177,48 +198,51 @@ impl Session {
                 response.cancel_reason = reason;
             }
         }
-        self.send(response).await
+        self.waiting.push_back(response);
     }
 
-    /// Sends everything that the stream has to say now.
-    async fn drain(&mut self) -> Result<(), Gone> {
-        loop {
-            let output = if self.stream.reads_storage() {
-                self.read_output().await?
-            } else {
-                let view = self.handle.view();
-                match self.stream.next(&view.snapshot()) {
-                    Ok(output) => output,
-                    Err(error) => {
-                        self.handle.shared().fail_storage(error);
-                        return Err(Gone);
-                    }
-                }
+    /// Hands on what there is, up to a bounded number and while the network takes it.
+    fn turn(&mut self) -> Result<(), Gone> {
+        for _ in 0..OUTPUTS_A_TURN {
+            if self.waiting.is_empty() && self.busy {
+                self.step()?;
+            }
+            let Some(response) = self.waiting.front() else {
+                return Ok(());
             };
-            match output {
-                None => return Ok(()),
-                Some(Output::Again) => tokio::task::yield_now().await,
-                Some(output) => self.output(output).await?,
+            if self.sender.capacity() < room_for(response) {
+                return Ok(());
+            }
+            if let Some(response) = self.waiting.pop_front() {
+                self.sender.try_send(Ok(response)).map_err(|_| Gone)?;
             }
         }
+        Ok(())
     }
 
-    /// A step that reads history; done in place, but the runtime is told that it may take long.
-    async fn read_output(&mut self) -> Result<Option<Output>, Gone> {
-        let handle = self.handle.clone();
+    /// Takes the stream's next output.
+    fn step(&mut self) -> Result<(), Gone> {
+        let view = self.handle.view();
         let stream = &mut self.stream;
-        let result = tokio::task::block_in_place(move || {
-            let view = handle.view();
+        let output = if stream.reads_storage() {
+            // The runtime is told that this may take long.
+            tokio::task::block_in_place(|| stream.next(&view.snapshot()))
+        } else {
             stream.next(&view.snapshot())
-        });
-        result.map_err(|error| {
-            self.handle.shared().fail_storage(error);
-            Gone
-        })
+        };
+        match output {
+            Ok(Some(output)) => self.output(output),
+            Ok(None) => self.busy = false,
+            Err(error) => {
+                self.handle.shared().fail_storage(error);
+                return Err(Gone);
+            }
+        }
+        Ok(())
     }
 
-    async fn output(&mut self, output: Output) -> Result<(), Gone> {
-        match output {
+    fn output(&mut self, output: Output) {
+        let response = match output {
             Output::Events {
                 watch_id,
                 header_revision,
@@ -232,41 +256,36 @@ impl Session {
                     ..Default::default()
                 };
                 if fragment {
-                    self.send_fragments(response).await
-                } else {
-                    self.send(response).await
+                    self.push_fragments(response);
+                    return;
                 }
+                response
             }
             Output::Compacted {
                 watch_id,
                 compact_revision,
-            } => {
+            } => WatchResponse {
                 // As in etcd the header of this one shows no revision.
-                let response = WatchResponse {
-                    header: Some(header::at(&self.handle, 0)),
-                    watch_id,
-                    canceled: true,
-                    compact_revision,
-                    ..Default::default()
-                };
-                self.send(response).await
-            }
+                header: Some(header::at(&self.handle, 0)),
+                watch_id,
+                canceled: true,
+                compact_revision,
+                ..Default::default()
+            },
             Output::Progress {
                 watch_id,
                 header_revision,
-            } => {
-                let response = WatchResponse {
-                    header: Some(header::at(&self.handle, header_revision)),
-                    watch_id,
-                    ..Default::default()
-                };
-                self.send(response).await
-            }
-            Output::Again => Ok(()),
-        }
+            } => WatchResponse {
+                header: Some(header::at(&self.handle, header_revision)),
+                watch_id,
+                ..Default::default()
+            },
+            Output::Again => return,
+        };
+        self.waiting.push_back(response);
     }
 
-    async fn send_fragments(&mut self, mut response: WatchResponse) -> Result<(), Gone> {
+    fn push_fragments(&mut self, mut response: WatchResponse) {
         let events = std::mem::take(&mut response.events);
         let base_bytes = response.encoded_len();
         let limit_bytes = self.max_request_bytes + GRPC_OVERHEAD_BYTES;
@@ -274,18 +293,34 @@ impl Session {
             .into_iter()
             .peekable();
         while let Some(events) = parts.next() {
-            let part = WatchResponse {
+            self.waiting.push_back(WatchResponse {
                 events,
                 fragment: parts.peek().is_some(),
                 ..response.clone()
-            };
-            self.send(part).await?;
+            });
         }
-        Ok(())
     }
+}
 
-    async fn send(&mut self, response: WatchResponse) -> Result<(), Gone> {
-        self.sender.send(Ok(response)).await.map_err(|_| Gone)
+/// The places of the queue that have to be free for a response.
+fn room_for(response: &WatchResponse) -> usize {
+    let bytes: usize = response
+        .events
+        .iter()
+        .map(|event| event.encoded().len())
+        .sum();
+    if bytes > LARGE_RESPONSE_BYTES {
+        WAITING_RESPONSES
+    } else {
+        1
+    }
+}
+
+/// Returns when that many places of the queue are free; never where the client has gone, which
+/// shows elsewhere.
+async fn has_room(sender: &mpsc::Sender<Result<WatchResponse, Status>>, places: usize) {
+    if sender.reserve_many(places).await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
 const DEFAULT_SNAPSHOT_COUNT: u64 = 10_000;
 const DEFAULT_QUOTA_BYTES: u64 = 2 << 30;
 const SUGGESTED_QUOTA_BYTES: u64 = 8 << 30;
-const AUTOMATIC_BUDGET_BYTES: u64 = 512 << 20;
+const AUTOMATIC_BUDGET_BYTES: u64 = 256 << 20;
 const LEAST_BUDGET_BYTES: u64 = 16 << 20;
 
 /// Makes the configuration.

@@ -10,9 +10,9 @@ use super::shared::{ClusterStatus, ReadView, Shared};
 use crate::metrics::Operation;
 use crate::mvcc::Change;
 use crate::proto::etcdserverpb::{TxnResponse, response_op};
-use crate::state::{Machine, Response};
 use crate::state::lease::LeaseEvent;
 use crate::state::machine::{Entry, Group};
+use crate::state::{Machine, Response};
 use crate::storage;
 
 /// The size of the state is looked at after this many entries, for the quota.

@@ -216,7 +216,10 @@ impl Shared {
     /// The hash that a compaction to this revision kept.
     pub fn kept_hash(&self, revision: i64) -> Option<HistoryHash> {
         let hashes = self.compaction_hashes.lock();
-        hashes.iter().find(|hash| hash.revision == revision).copied()
+        hashes
+            .iter()
+            .find(|hash| hash.revision == revision)
+            .copied()
     }
 
     /// Says that the member cannot go on; the first reason counts.

@@ -201,10 +201,7 @@ impl Member {
         };
         let connections = Connections {
             api: Arc::new(Api::new(self.handle.clone(), settings)),
-            http: HttpService::new(
-                self.handle.clone(),
-                self.handle.shared().metrics.clone(),
-            ),
+            http: HttpService::new(self.handle.clone(), self.handle.shared().metrics.clone()),
             traffic: Traffic::GrpcAndHttp,
             metrics: self.handle.shared().metrics.clone(),
             http2: Http2 {

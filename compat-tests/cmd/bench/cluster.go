@@ -111,6 +111,21 @@ func (c *cluster) measure(plan phase) (outcome, error) {
 	return result, nil
 }
 
+// awaitQuiet waits until nothing but the members and this process uses the
+// machine's processors, at most for the given time; it answers the time it took.
+func (c *cluster) awaitQuiet(limit time.Duration) time.Duration {
+	const look, quiet = 400 * time.Millisecond, 0.15
+	began := time.Now()
+	for time.Since(began)+look < limit {
+		now := time.Now()
+		result, err := c.measure(phase{from: now, until: now.Add(look)})
+		if err != nil || result.OtherCPU.Seconds() < quiet*result.Window.Seconds() {
+			break
+		}
+	}
+	return time.Since(began)
+}
+
 // busyCPU is the processor time that the whole machine has used, with what its
 // host took away; 0 where it cannot be told.
 func busyCPU() time.Duration {

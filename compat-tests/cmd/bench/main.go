@@ -37,7 +37,9 @@ type options struct {
 	limit     time.Duration
 	quick     bool
 	members   int
-	settings  settings
+	// quiet is how much longer rows may wait for a quiet machine.
+	quiet    *time.Duration
+	settings settings
 }
 
 func parse() options {
@@ -48,6 +50,7 @@ func parse() options {
 	flag.DurationVar(&o.limit, "limit", 30*time.Minute, "time after which the run is given up")
 	flag.BoolVar(&o.quick, "quick", false, "short windows and 100,000 keys where a full run has 1,000,000: for a first look, not for comparing")
 	flag.IntVar(&o.members, "members", 1, "members of each cluster; 1 is all there is yet")
+	o.quiet = flag.Duration("quiet", 3*time.Minute, "how long rows may wait, all together, for other processes to leave the processors alone")
 	connections := flag.Int("connections", 100, "the most connections that the clients of one load share")
 	flag.Parse()
 	o.settings = settings{
@@ -170,7 +173,7 @@ func measureAll(ctx context.Context, kind harness.Kind, o options, chosen []row,
 				return nil, err
 			}
 		}
-		figures, err := measureRow(ctx, row, shared, o.settings)
+		figures, err := measureRow(ctx, row, shared, o)
 		if err != nil {
 			return nil, err
 		}
@@ -200,15 +203,17 @@ func measureLarge(ctx context.Context, row row, kind harness.Kind, o options, da
 	if err != nil {
 		return nil, err
 	}
-	figures, err := measureRow(ctx, row, target, o.settings)
+	figures, err := measureRow(ctx, row, target, o)
 	return figures, errors.Join(err, target.remove())
 }
 
-func measureRow(ctx context.Context, row row, target *cluster, s settings) ([]figure, error) {
+func measureRow(ctx context.Context, row row, target *cluster, o options) ([]figure, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("given up before row %s: %w", row.id, err)
 	}
-	figures, err := row.measure(ctx, target, s)
+	const longest = 20 * time.Second
+	*o.quiet -= target.awaitQuiet(min(longest, *o.quiet))
+	figures, err := row.measure(ctx, target, o.settings)
 	if err != nil {
 		return nil, fmt.Errorf("row %s: %w\n%s", row.id, err, target.members[0].LogTail(5))
 	}
@@ -217,6 +222,8 @@ func measureRow(ctx context.Context, row row, target *cluster, s settings) ([]fi
 		figures[i].Row = row.id
 		if !figures[i].Aside {
 			told = append(told, fmt.Sprintf("%s %s", short(figures[i].Value), figures[i].Unit))
+		} else if figures[i].Name == otherCPU && figures[i].Value > disturbing {
+			told = append(told, fmt.Sprintf("DISTURBED: others used %.1f cores", figures[i].Value))
 		}
 	}
 	progress("  %-7s %-11s %s", target.kind, row.id, strings.Join(told, ", "))

@@ -99,19 +99,22 @@ func (r *results) caption() string {
 	if r.Quick {
 		text += "; quick run: a first look only"
 	}
-	const disturbing = 0.25
-	if other := r.disturbance(); other > disturbing {
+	if other := r.disturbance(""); other > disturbing {
 		text += fmt.Sprintf("; DISTURBED: other processes used up to %.1f cores", other)
 	}
 	return text
 }
 
-// disturbance is the most that other processes used during any row, in cores.
-func (r *results) disturbance() (most float64) {
+// disturbing is what other processes may use, in cores, before a figure is marked.
+const disturbing = 0.25
+
+// disturbance is the most that other processes used during a row, in cores;
+// during any for an empty id.
+func (r *results) disturbance(row string) (most float64) {
 	for _, repetitions := range r.Figures {
 		for _, figures := range repetitions {
 			for _, figure := range figures {
-				if figure.Name == otherCPU {
+				if figure.Name == otherCPU && (row == "" || row == figure.Row) {
 					most = max(most, figure.Value)
 				}
 			}
@@ -125,6 +128,9 @@ func (r *results) compare() []comparison {
 	titles := map[string]string{}
 	for _, row := range rows {
 		titles[row.id] = row.describe(r.settings)
+		if r.disturbance(row.id) > disturbing {
+			titles[row.id] += " (disturbed)"
+		}
 	}
 	var all []comparison
 	for i, figure := range r.Figures[harness.Etcd.String()][0] {

@@ -504,37 +504,46 @@ impl Model {
     /// made again in the very transaction that deleted it, at the compacted revision).
     pub fn hash(&self, revision: i64) -> Option<u32> {
         let mut kept = BTreeSet::new();
-        let mut bucket = BTreeMap::new();
-        for (key, versions) in &self.keys {
+        for versions in self.keys.values() {
             let generations = generations(versions);
             let (generation, at) = compacted_at(&generations, revision);
+            let found = &generations[generation];
             let last = generation + 1 == generations.len();
-            if let Some(at) = at {
-                let found = &generations[generation];
-                if last || at + 1 < found.len() {
-                    kept.insert(found[at].revision);
-                }
-            }
-            let (generation, at) = compacted_at(&generations, self.compacted);
-            let here = at.map(|at| generations[generation][at].revision);
-            let lost = |change: &&Change| {
-                change.revision.main == self.compacted
-                    && here.is_some_and(|at| at < change.revision)
-            };
-            if versions.iter().any(|change| lost(&change)) {
-                return None;
-            }
+            kept.extend(
+                at.filter(|at| last || at + 1 < found.len())
+                    .map(|at| found[at].revision),
+            );
+        }
+        self.hash_of(self.compacted, revision, &kept)
+    }
+
+    /// As `hash`, of the history that a compaction to the compacted revision finds where the one
+    /// before it went to `previous`.
+    pub fn compaction_hash(&self, previous: i64) -> Option<u32> {
+        let front = |versions| Some(front(versions, self.compacted)?.revision);
+        let kept = self.keys.values().filter_map(|versions| front(versions));
+        self.hash_of(previous, self.compacted, &kept.collect())
+    }
+
+    fn hash_of(&self, compacted: i64, revision: i64, kept: &BTreeSet<Revision>) -> Option<u32> {
+        let mut bucket = BTreeMap::new();
+        for (key, versions) in &self.keys {
+            let front = front(versions, compacted).map(|change| change.revision);
             for change in versions {
-                if change.revision.main > self.compacted || here == Some(change.revision) {
-                    bucket.insert(change.revision, (key, change));
+                let at = change.revision;
+                if at.main == compacted && front.is_some_and(|front| front < at) {
+                    return None;
+                }
+                if at.main > compacted || front == Some(at) {
+                    bucket.insert(at, (key, change));
                 }
             }
         }
         let mut bytes = b"key".to_vec();
         for (at, (key, change)) in bucket {
-            let dead = at.main <= self.compacted && !kept.is_empty() && !kept.contains(&at);
+            let dead = at.main <= compacted && !kept.is_empty() && !kept.contains(&at);
             let tombstone = change.kv.is_none();
-            if at.main > revision || dead || (at.main == self.compacted && tombstone) {
+            if at.main > revision || dead || (at.main == compacted && tombstone) {
                 continue;
             }
             bytes.extend(at.main.to_be_bytes());
@@ -550,6 +559,10 @@ impl Model {
             bytes.extend(change.kv.as_ref().unwrap_or(&gone).encode_to_vec());
         }
         Some(crc32c::crc32c(&bytes))
+    }
+
+    pub fn keys(&self) -> i64 {
+        self.pairs(b"\0", b"\0", self.head).len() as i64
     }
 }
 
@@ -596,4 +609,11 @@ fn compacted_at(generations: &[Vec<&Change>], revision: i64) -> (usize, Option<u
         .iter()
         .rposition(|change| change.revision.main <= revision);
     (found, at)
+}
+
+/// The change that a compaction to `revision` leaves at the front of a key's history.
+fn front(versions: &[Change], revision: i64) -> Option<&Change> {
+    let generations = generations(versions);
+    let (generation, at) = compacted_at(&generations, revision);
+    Some(generations[generation][at?])
 }

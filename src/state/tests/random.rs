@@ -13,8 +13,9 @@ use super::model::Model;
 use super::{restarts, show};
 use crate::error::Error;
 use crate::mvcc::history::{PageLimit, WithPrevious};
+use crate::mvcc::read::Snapshot;
 use crate::mvcc::tests::golden::show_event;
-use crate::mvcc::{self, Change};
+use crate::mvcc::{self, Change, compaction};
 use crate::proto::etcdserverpb::compare::TargetUnion;
 use crate::proto::etcdserverpb::{
     AlarmRequest, CompactionRequest, Compare, DeleteRangeRequest, InternalRaftRequest,
@@ -301,10 +302,24 @@ impl Pair {
         group
     }
 
+    /// Compares the hash of a compaction that has not begun yet; `previous` is where the last
+    /// one went to.
+    fn compare_compaction_hash(&self, member: &Member, previous: i64) {
+        let before = Snapshot {
+            compacted: previous,
+            ..member.snapshot()
+        };
+        let ours = before.hash_for_compaction(self.model.compacted);
+        if let Some(theirs) = self.model.compaction_hash(previous) {
+            assert_eq!(ours.expect("reads").hash, theirs, "from {previous}");
+        }
+    }
+
     /// Compares everything that can be read; `settled` where no compaction is under way.
     pub fn compare(&mut self, member: &Member, settled: bool) {
         assert_eq!(member.machine.head(), self.model.head);
         assert_eq!(member.machine.compacted(), self.model.compacted);
+        assert_eq!(member.machine.keys(), self.model.keys());
         for _ in 0..8 {
             self.compare_range(member);
         }
@@ -433,15 +448,20 @@ fn member_and_model_agree() {
         let engine = Arc::new(MemoryEngine::new());
         let mut member = Member::on(engine);
         let mut pair = Pair::new(seed);
+        let mut settled = true;
         for _ in 0..40 {
-            pair.grow(&mut member);
+            let group = pair.grow(&mut member);
+            let previous = compaction::finished(member.engine.latest()).expect("reads");
+            if group.compacted && settled {
+                pair.compare_compaction_hash(&member, previous);
+            }
             let batches = match pair.random.below(3) {
                 0 => usize::MAX,
                 _ => pair.random.below(4) as usize,
             };
             member.compact(1 + pair.random.below(8) as usize, batches);
-            let unfinished = crate::mvcc::compaction::unfinished(member.engine.latest());
-            let settled = unfinished.expect("reads").is_none();
+            let unfinished = compaction::unfinished(member.engine.latest());
+            settled = unfinished.expect("reads").is_none();
             pair.compare(&member, settled);
         }
         if seed % 5 == 0 {

@@ -8,6 +8,7 @@
 //! | `events` | what the last group told watches and lease deadlines |
 //! | `history FROM` | the same history from storage |
 //! | `hash [R]` | |
+//! | `compaction_hash` | the hash of the history as the last compaction found it |
 //! | `leases`, `keys ID`, `members` | |
 //! | `restart` | crashes, and applies again what was lost |
 //!
@@ -19,9 +20,11 @@ use std::sync::Arc;
 
 use super::member::{Logged, Member};
 use super::{language, restarts, show};
-use crate::mvcc::Error;
+use crate::mvcc::hash::HistoryHash;
 use crate::mvcc::history::{PageLimit, WithPrevious};
+use crate::mvcc::read::Snapshot;
 use crate::mvcc::tests::golden::{self, show_bytes};
+use crate::mvcc::{Error, compaction};
 use crate::state::lease::attached_keys;
 use crate::state::{Group, kv, txn};
 use crate::storage::memory::MemoryEngine;
@@ -34,6 +37,7 @@ struct Player {
     groups: bool,
     last: Group,
     members: usize,
+    compaction_hash: Option<HistoryHash>,
 }
 
 impl Player {
@@ -46,6 +50,7 @@ impl Player {
             groups: false,
             last: Group::default(),
             members: 0,
+            compaction_hash: None,
         }
     }
 
@@ -72,6 +77,7 @@ impl Player {
             ["events"] => self.events(),
             ["history", from] => self.history(from.parse().expect("a revision")),
             ["hash"] => self.hash(0),
+            ["compaction_hash"] => show_hash(self.compaction_hash.expect("a compaction")),
             ["hash", revision] => self.hash(revision.parse().expect("a revision")),
             ["leases"] => self.leases(),
             ["keys", id] => {
@@ -115,6 +121,14 @@ impl Player {
         if !self.last.compacted {
             // What watches are told at once is what they would read later.
             assert_eq!(self.events_since(before + 1), self.told());
+        }
+        if self.last.compacted {
+            let before = Snapshot {
+                compacted: compaction::finished(self.engine.as_ref()).expect("reads"),
+                ..self.member.snapshot()
+            };
+            let target = self.member.machine.compacted();
+            self.compaction_hash = Some(before.hash_for_compaction(target).expect("reads"));
         }
         self.member.compact(2, usize::MAX);
         let results = self.last.applied.iter();
@@ -184,10 +198,7 @@ impl Player {
 
     fn hash(&self, revision: i64) -> String {
         let hash = self.member.snapshot().hash(revision);
-        Self::answer(hash.map(|hash| {
-            let (number, compacted) = (hash.hash, hash.compacted);
-            format!("{number} up to {} compacted {compacted}\n", hash.revision)
-        }))
+        Self::answer(hash.map(show_hash))
     }
 
     fn leases(&self) -> String {
@@ -198,6 +209,11 @@ impl Player {
         }
         text
     }
+}
+
+fn show_hash(hash: HistoryHash) -> String {
+    let (number, compacted) = (hash.hash, hash.compacted);
+    format!("{number} up to {} compacted {compacted}\n", hash.revision)
 }
 
 #[test]
