@@ -158,21 +158,23 @@ impl Session {
         self.busy = true;
         match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => self.create(create),
-            Some(RequestUnion::CancelRequest(cancel)) => {
-                if self.stream.cancel(cancel.watch_id) {
-                    self.waiting.push_back(WatchResponse {
-                        header: Some(header::now(&self.handle)),
-                        watch_id: cancel.watch_id,
-                        canceled: true,
-                        ..Default::default()
-                    });
-                }
-            }
+            Some(RequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id),
             Some(RequestUnion::ProgressRequest(_)) => {
                 let head = self.handle.view().head;
                 self.stream.request_progress(head);
             }
             None => {}
+        }
+    }
+
+    fn cancel(&mut self, watch_id: i64) {
+        if self.stream.cancel(watch_id) {
+            self.waiting.push_back(WatchResponse {
+                header: Some(header::now(&self.handle)),
+                watch_id,
+                canceled: true,
+                ..Default::default()
+            });
         }
     }
 

@@ -123,7 +123,7 @@ impl Snapshot<'_> {
         let deleted = self.deleted_at(revision)?;
         let everything = KeyRange::From(Bytes::from_static(&[0]));
         let mut walk = self.walk(&everything, revision)?;
-        while walk.next()? {
+        while walk.advance()? {
             if !deleted.contains(walk.key()) {
                 return Ok(true);
             }

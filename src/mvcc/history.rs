@@ -27,6 +27,9 @@ pub struct Page {
     pub next: i64,
 }
 
+/// Says of a key, what was done to it and the revision whether the change is wanted.
+pub type Wanted<'a> = dyn FnMut(&[u8], ChangeKind, i64) -> Option<WithPrevious> + 'a;
+
 impl Snapshot<'_> {
     /// The changes from revision `from` on that `wanted` asks for, up to the snapshot's head.
     /// `from` must not be compacted. `wanted` says of a key and a kind whether the change is
@@ -35,7 +38,7 @@ impl Snapshot<'_> {
         &self,
         from: i64,
         limit: PageLimit,
-        wanted: &mut dyn FnMut(&[u8], ChangeKind, i64) -> Option<WithPrevious>,
+        wanted: &mut Wanted<'_>,
     ) -> storage::Result<Page> {
         let lower = schema::revision_key(Revision::new(from, 0));
         let mut log = self.read.cursor(Family::Revisions, &lower, None)?;

@@ -237,7 +237,7 @@ impl<'a> Snapshot<'a> {
         let mut frames = Frames::new(request, 4096);
         let mut count = 0;
         let mut last_key = None;
-        while walk.next()? {
+        while walk.advance()? {
             count += 1;
             if request.count_only {
                 continue;
@@ -268,7 +268,7 @@ impl<'a> Snapshot<'a> {
         let mut walk = self.walk(&request.range, revision)?;
         let mut rows = Vec::new();
         let mut count = 0;
-        while walk.next()? {
+        while walk.advance()? {
             count += 1;
             if cut_first && limit > 0 && rows.len() > limit {
                 continue;
@@ -306,7 +306,7 @@ impl<'a> Snapshot<'a> {
     pub fn key_values(&self, range: &KeyRange, revision: i64) -> storage::Result<Vec<KeyValue>> {
         let mut walk = self.walk(range, revision)?;
         let mut pairs = Vec::new();
-        while walk.next()? {
+        while walk.advance()? {
             let record = Bytes::copy_from_slice(walk.record());
             let version = Version::decode(record, Family::Current, walk.key())?;
             pairs.push(version.to_key_value(walk.key()));
@@ -401,10 +401,11 @@ pub enum Walk<'a> {
 }
 
 impl Walk<'_> {
-    pub fn next(&mut self) -> storage::Result<bool> {
+    /// Moves to the next version; false at the end.
+    pub fn advance(&mut self) -> storage::Result<bool> {
         match self {
             Walk::Newest(cursor) => cursor.next(),
-            Walk::Past(past) => past.next(),
+            Walk::Past(past) => past.advance(),
         }
     }
 
@@ -437,7 +438,7 @@ pub struct PastWalk<'a> {
 }
 
 impl PastWalk<'_> {
-    fn next(&mut self) -> storage::Result<bool> {
+    fn advance(&mut self) -> storage::Result<bool> {
         if !self.started {
             self.started = true;
             self.current_at = self.current.next()?;

@@ -213,7 +213,7 @@ fn holds(snapshot: &Snapshot<'_>, compare: &Compare) -> Result<bool> {
     }
     let mut walk = snapshot.walk(&range, snapshot.head)?;
     let mut any = false;
-    while walk.next()? {
+    while walk.advance()? {
         any = true;
         let record = bytes::Bytes::copy_from_slice(walk.record());
         let version = Version::decode(record, Family::Current, walk.key())?;

@@ -15,6 +15,7 @@ use crate::storage::{Batch, Engine, Family, Read};
 
 /// An entry of the log; entries are made anew from it each time they are applied.
 #[derive(Clone)]
+#[allow(clippy::large_enum_variant)] // A test's log is short.
 pub enum Logged {
     Empty,
     Request(InternalRaftRequest),
