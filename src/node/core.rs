@@ -30,6 +30,16 @@ pub struct Proposal {
     pub reply: Reply,
 }
 
+impl Proposal {
+    /// What it takes in the log, about.
+    pub fn encoded_bytes(&self) -> usize {
+        match &self.what {
+            Proposed::Request(_, encoded) => encoded.len(),
+            Proposed::Member(..) => 0,
+        }
+    }
+}
+
 pub enum Proposed {
     /// The request and its encoding.
     Request(Box<InternalRaftRequest>, Vec<u8>),

@@ -9,6 +9,8 @@ use super::core::Proposal;
 
 /// Proposals that may wait; more are refused with `too many requests`.
 pub const MAX_WAITING: usize = 20_000;
+/// The same for the bytes of their encodings.
+pub const MAX_WAITING_BYTES: usize = 128 << 20;
 
 /// What the raft thread is asked to do.
 pub enum Input {
@@ -21,6 +23,7 @@ pub enum Input {
 #[derive(Default)]
 struct State {
     inputs: Vec<Input>,
+    bytes: usize,
     sleeping: bool,
     closed: bool,
 }
@@ -45,8 +48,12 @@ impl Inbox {
         if state.closed {
             return Err(Refused::Closed);
         }
-        if state.inputs.len() >= MAX_WAITING && matches!(input, Input::Propose(_)) {
-            return Err(Refused::Full);
+        if let Input::Propose(proposal) = &input {
+            let bytes = state.bytes + proposal.encoded_bytes();
+            if state.inputs.len() >= MAX_WAITING || bytes > MAX_WAITING_BYTES {
+                return Err(Refused::Full);
+            }
+            state.bytes = bytes;
         }
         state.inputs.push(input);
         if state.sleeping {
@@ -66,6 +73,7 @@ impl Inbox {
             state.sleeping = false;
         }
         std::mem::swap(&mut state.inputs, taken);
+        state.bytes = 0;
     }
 
     /// Takes one last input and refuses everything after it.

@@ -67,8 +67,23 @@ fn bind_all(config: &Config) -> Result<Sockets, Error> {
     })
 }
 
+/// Allows as many open files as the system lets this process have: every client connection is
+/// one, and the usual limit is soon reached.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
 /// Runs until a signal comes or the member cannot go on.
 pub async fn run(config: Config) -> Result<Stopped, Error> {
+    raise_file_limit();
     let sockets = bind_all(&config)?;
     let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;
     let restored = bootstrap::restore(&config, &dir)?;
