@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use prost::Message;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -11,7 +10,7 @@ use tonic::{Request, Response, Status};
 use super::{Settings, header, validate};
 use crate::error::Error;
 use crate::mvcc;
-use crate::mvcc::read::Ranged;
+use crate::mvcc::read::{RangeRead, Ranged};
 use crate::node::{Handle, ReadView};
 use crate::proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
@@ -28,7 +27,7 @@ const MAX_LARGE_READS: usize = 8;
 /// Pairs in the first chunk of a stream; etcd's figure.
 const FIRST_CHUNK_KEYS: i64 = 10;
 /// Chunks of a stream that wait for the network.
-const WAITING_CHUNKS: usize = 2;
+const WAITING_CHUNKS: usize = 1;
 
 pub struct KvService {
     handle: Handle,
@@ -122,13 +121,13 @@ impl Kv for KvService {
         validate::range_stream(&request)?;
         let view = self.view(request.serializable).await?;
         let (sender, receiver) = mpsc::channel(WAITING_CHUNKS);
-        let stream = Chunks {
-            handle: self.handle.clone(),
+        let chunks = Chunks::new(
+            self.handle.clone(),
             view,
-            sender,
-            target_bytes: self.settings.max_request_bytes,
-        };
-        tokio::task::spawn_blocking(move || stream.send_all(request));
+            &request,
+            self.settings.max_request_bytes,
+        )?;
+        tokio::spawn(send_chunks(chunks, sender, self.large_reads.clone()));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -168,7 +167,8 @@ impl Kv for KvService {
         validate::txn(&request, self.settings.max_txn_ops)?;
         let mut response = if txn::is_read_only(&request) {
             let view = self.view(txn::is_serializable(&request)).await?;
-            self.read(false, move || txn::read(&view.snapshot(), &request))
+            let small = txn::reads_points(&request);
+            self.read(small, move || txn::read(&view.snapshot(), &request))
                 .await?
         } else {
             let request = InternalRaftRequest {
@@ -200,84 +200,129 @@ impl Kv for KvService {
     }
 }
 
-/// A range sent in chunks from one view, whose size adapts to what the pairs take.
+/// Reads a chunk when the network has room for it, so that a client that does not read holds
+/// neither a thread nor more than one chunk.
+async fn send_chunks(
+    mut chunks: Chunks,
+    sender: mpsc::Sender<Result<RangeStreamResponse, Status>>,
+    large_reads: Arc<Semaphore>,
+) {
+    loop {
+        let Ok(place) = sender.reserve().await else {
+            return;
+        };
+        let permit = large_reads.clone().acquire_owned().await;
+        let read = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let chunk = chunks.next_chunk();
+            (chunks, chunk)
+        });
+        let Ok((rest, chunk)) = read.await else {
+            return;
+        };
+        chunks = rest;
+        match chunk {
+            Ok(Some(range_response)) => place.send(Ok(RangeStreamResponse {
+                range_response: Some(range_response),
+            })),
+            Ok(None) => return,
+            Err(error) => {
+                place.send(Err(answer(&chunks.handle, error)));
+                return;
+            }
+        }
+    }
+}
+
+/// A range read in chunks from one view; their size adapts to what the pairs take.
 struct Chunks {
     handle: Handle,
     view: Arc<ReadView>,
-    sender: mpsc::Sender<Result<RangeStreamResponse, Status>>,
+    read: RangeRead,
     target_bytes: usize,
+    /// How many pairs at most.
+    total: i64,
+    sent: i64,
+    done: bool,
 }
 
 impl Chunks {
-    fn send_all(self, request: RangeRequest) {
-        if let Err(error) = self.chunks(request) {
-            let status = answer(&self.handle, error);
-            // A client that has gone needs no error.
-            let _ = self.sender.blocking_send(Err(status));
-        }
-    }
-
-    /// False where the client has gone.
-    fn send(&self, range_response: RangeResponse) -> bool {
-        let chunk = RangeStreamResponse {
-            range_response: Some(range_response),
+    fn new(
+        handle: Handle,
+        view: Arc<ReadView>,
+        request: &RangeRequest,
+        target_bytes: usize,
+    ) -> Result<Self, Error> {
+        let total = match request.limit {
+            limit if limit > 0 => limit,
+            _ => i64::MAX,
         };
-        self.sender.blocking_send(Ok(chunk)).is_ok()
+        let mut read = kv::range_read(request)?;
+        if !read.count_only {
+            read.total_count = false;
+            read.limit = FIRST_CHUNK_KEYS.min(total);
+        }
+        Ok(Self {
+            handle,
+            view,
+            read,
+            target_bytes,
+            total,
+            sent: 0,
+            done: false,
+        })
     }
 
-    fn last(&self, ranged: Ranged, count: i64, more: bool) -> RangeResponse {
+    /// The next chunk; `None` behind the last.
+    fn next_chunk(&mut self) -> mvcc::Result<Option<RangeResponse>> {
+        if self.done {
+            return Ok(None);
+        }
+        let view = self.view.clone();
+        let snapshot = view.snapshot();
+        let ranged = snapshot.range(&self.read)?;
+        if self.read.count_only {
+            let count = ranged.count;
+            return Ok(Some(self.last(Ranged::default(), count, false)));
+        }
+        self.sent += ranged.kvs.len() as i64;
+        let more = ranged.more;
+        let rest = ranged
+            .last_key
+            .as_ref()
+            .filter(|_| more)
+            .map(|key| behind(&self.read.range, key));
+        if !more || self.sent == self.total {
+            let mut count = self.sent;
+            if let Some(rest) = rest {
+                let remaining = RangeRead {
+                    count_only: true,
+                    revision: self.read.revision,
+                    ..RangeRead::all(rest)
+                };
+                count += snapshot.range(&remaining)?.count;
+            }
+            return Ok(Some(self.last(ranged, count, more)));
+        }
+        let bytes = ranged.kvs.size_bytes();
+        if let Some(rest) = rest {
+            self.read.range = rest;
+        }
+        self.read.limit =
+            adapted(self.read.limit, bytes, self.target_bytes).min(self.total - self.sent);
+        Ok(Some(RangeResponse {
+            kvs: ranged.kvs,
+            ..Default::default()
+        }))
+    }
+
+    fn last(&mut self, ranged: Ranged, count: i64, more: bool) -> RangeResponse {
+        self.done = true;
         RangeResponse {
             header: Some(header::at(&self.handle, self.view.head)),
             kvs: ranged.kvs,
             more,
             count,
-        }
-    }
-
-    fn chunks(&self, request: RangeRequest) -> mvcc::Result<()> {
-        let snapshot = self.view.snapshot();
-        let mut read = kv::range_read(&request)?;
-        if read.count_only {
-            let count = snapshot.range(&read)?.count;
-            self.send(self.last(Ranged::default(), count, false));
-            return Ok(());
-        }
-        read.total_count = false;
-        let total = match request.limit {
-            limit if limit > 0 => limit,
-            _ => i64::MAX,
-        };
-        read.limit = FIRST_CHUNK_KEYS.min(total);
-        let mut sent = 0;
-        loop {
-            let ranged = snapshot.range(&read)?;
-            sent += ranged.kvs.len() as i64;
-            let next = ranged.last_key.as_ref().map(|key| behind(&read.range, key));
-            let more = ranged.more;
-            if !more || sent == total {
-                let mut count = sent;
-                if let Some(rest) = next.filter(|_| more) {
-                    read.range = rest;
-                    read.count_only = true;
-                    read.limit = 0;
-                    count += snapshot.range(&read)?.count;
-                }
-                self.send(self.last(ranged, count, more));
-                return Ok(());
-            }
-            let bytes = ranged.kvs.size_bytes();
-            let chunk = RangeResponse {
-                kvs: ranged.kvs,
-                ..Default::default()
-            };
-            debug_assert!(chunk.encoded_len() >= bytes);
-            if !self.send(chunk) {
-                return Ok(());
-            }
-            if let Some(rest) = next {
-                read.range = rest;
-            }
-            read.limit = adapted(read.limit, bytes, self.target_bytes).min(total - sent);
         }
     }
 }

@@ -33,12 +33,12 @@ impl LeaseService {
 }
 
 /// Renews a lease; its time to live in seconds, 0 where there is none.
-async fn renew(handle: &Handle, id: LeaseId) -> i64 {
+async fn renew(handle: &Handle, id: LeaseId) -> Result<i64, Error> {
     let shared = handle.shared();
     let now = shared.clock.now();
     let renewed = shared.deadlines.lock().renew(id, now);
     let Some(lease) = renewed else {
-        return 0;
+        return Ok(0);
     };
     shared.metrics.leases_renewed.increment();
     if lease.remaining_ttl_s > 0 {
@@ -53,11 +53,9 @@ async fn renew(handle: &Handle, id: LeaseId) -> i64 {
             ..Default::default()
         };
         let term = shared.raft.term();
-        if let Err(error) = handle.propose_in_term(checkpoint, term).await {
-            tracing::warn!(%error, lease = %id, "failed to clear a lease's checkpoint");
-        }
+        handle.propose_in_term(checkpoint, term).await?;
     }
-    lease.ttl_s
+    Ok(lease.ttl_s)
 }
 
 #[tonic::async_trait]
@@ -123,13 +121,15 @@ impl Lease for LeaseService {
                 // The header is made first, so that it never shows a revision at which the
                 // lease may already be gone.
                 let header = header::now(&handle);
-                let ttl = renew(&handle, LeaseId(request.id)).await;
-                let response = LeaseKeepAliveResponse {
+                let renewed = renew(&handle, LeaseId(request.id)).await;
+                let failed = renewed.is_err();
+                let answer = renewed.map(|ttl| LeaseKeepAliveResponse {
                     header: Some(header),
                     id: request.id,
                     ttl,
-                };
-                if sender.send(Ok(response)).await.is_err() {
+                });
+                let sent = sender.send(answer.map_err(Status::from)).await;
+                if failed || sent.is_err() {
                     return;
                 }
             }

@@ -1,7 +1,10 @@
 //! Maintenance: how the member is, and what an operator does to it.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -20,13 +23,24 @@ use crate::proto::etcdserverpb::{
 use crate::state::Response as Applied;
 use crate::types::{ETCD_VERSION, STORAGE_VERSION};
 
+/// How long a defragmentation is waited for.
+const DEFRAGMENT_WAIT: Duration = Duration::from_secs(3);
+/// Hashes at once: each reads the whole history.
+const MAX_HASHES: usize = 2;
+
 pub struct MaintenanceService {
     handle: Handle,
+    defragmenting: Arc<Semaphore>,
+    hashing: Arc<Semaphore>,
 }
 
 impl MaintenanceService {
     pub fn new(handle: Handle) -> Self {
-        Self { handle }
+        Self {
+            handle,
+            defragmenting: Arc::new(Semaphore::new(1)),
+            hashing: Arc::new(Semaphore::new(MAX_HASHES)),
+        }
     }
 
     /// Hashes the history up to a revision; the newest revision comes with it.
@@ -37,7 +51,12 @@ impl MaintenanceService {
         if let Some(hash) = kept {
             return Ok((hash, head));
         }
-        let hashed = tokio::task::spawn_blocking(move || view.snapshot().hash(revision)).await;
+        let permit = self.hashing.clone().acquire_owned().await;
+        let hashed = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            view.snapshot().hash(revision)
+        })
+        .await;
         match hashed {
             Ok(hashed) => hashed
                 .map(|hash| (hash, head))
@@ -106,18 +125,26 @@ impl Maintenance for MaintenanceService {
     }
 
     /// There is no standstill to have here: space is freed in the background. A compaction of
-    /// the whole store is started, and the answer does not wait for it.
+    /// the whole store is started, one at a time, and the answer waits for it a little: where it
+    /// is done by then, the size that the quota is held against is the new one.
     async fn defragment(
         &self,
         _request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
+        let Ok(running) = self.defragmenting.clone().try_acquire_owned() else {
+            return Ok(Response::new(DefragmentResponse::default()));
+        };
         let shared = self.handle.shared().clone();
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = shared.engine.compact() {
+        let compaction = tokio::task::spawn_blocking(move || {
+            let _running = running;
+            let compacted = shared.engine.flush().and_then(|()| shared.engine.compact());
+            if let Err(error) = compacted {
                 shared.fail(error.to_string());
             }
             shared.refresh_size();
         });
+        // What takes longer goes on by itself.
+        let _ = tokio::time::timeout(DEFRAGMENT_WAIT, compaction).await;
         Ok(Response::new(DefragmentResponse::default()))
     }
 

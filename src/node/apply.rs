@@ -81,7 +81,7 @@ impl Applier {
 
     /// Keeps the size that the quota is held against close to the truth.
     fn watch_size(&mut self, group: &Group) {
-        let bytes = group.changes.iter().map(Change::size_bytes).sum::<usize>() as u64;
+        let bytes = group.changes.iter().map(written_bytes).sum::<usize>() as u64;
         self.bytes_since_size_check += bytes;
         let due = self.entries_since_size_check >= ENTRIES_PER_SIZE_CHECK
             || self.bytes_since_size_check >= BYTES_PER_SIZE_CHECK;
@@ -156,6 +156,12 @@ impl Applier {
             }
         }
     }
+}
+
+/// What a change adds to the state, about.
+fn written_bytes(change: &Change) -> usize {
+    let record = change.version.as_ref().map_or(0, |v| v.record().len());
+    change.key.len() + record + 64
 }
 
 /// What was asked, where its time is shown.

@@ -33,10 +33,7 @@ pub struct Proposal {
 impl Proposal {
     /// What it takes in the log, about.
     pub fn encoded_bytes(&self) -> usize {
-        match &self.what {
-            Proposed::Request(_, encoded) => encoded.len(),
-            Proposed::Member(..) => 0,
-        }
+        self.what.encoded_bytes()
     }
 }
 
@@ -45,6 +42,16 @@ pub enum Proposed {
     Request(Box<InternalRaftRequest>, Vec<u8>),
     /// A member's new peer URLs and role.
     Member(MemberId, RaftAttributes),
+}
+
+impl Proposed {
+    /// What it takes in the log, about.
+    pub fn encoded_bytes(&self) -> usize {
+        match self {
+            Proposed::Request(_, encoded) => encoded.len(),
+            Proposed::Member(..) => 0,
+        }
+    }
 }
 
 struct Waiter {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prost::Message;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::admission::{self, Limits};
 use super::core::{Proposal, Proposed};
@@ -20,6 +20,9 @@ use crate::proto::etcdserverpb::{
 use crate::proto::membershippb::RaftAttributes;
 use crate::state::Response;
 use crate::types::MemberId;
+
+/// Encoded proposals under way at once, in KiB.
+const MAX_PROPOSED_KIB: u32 = 128 << 10;
 
 /// What the member promises and allows.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +51,10 @@ pub struct Handle {
     inbox: Arc<Inbox>,
     settings: Settings,
     next_request_id: Arc<AtomicU64>,
+    /// Room for proposals under way, in KiB.
+    room_kib: Arc<Semaphore>,
+    /// One flush at a time looks whether the quota is really used up.
+    quota_flush: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Handle {
@@ -58,6 +65,8 @@ impl Handle {
             inbox,
             settings,
             next_request_id: Arc::new(AtomicU64::new(first_id)),
+            room_kib: Arc::new(Semaphore::new(MAX_PROPOSED_KIB as usize)),
+            quota_flush: Arc::default(),
         }
     }
 
@@ -147,10 +156,20 @@ impl Handle {
 
     /// Raises the NOSPACE alarm where the request does not fit.
     async fn check_quota(&self, request: &InternalRaftRequest) -> Result<(), Error> {
-        let size = self.shared.size_bytes.load(Ordering::Relaxed);
-        let Err(error) = self.settings.limits.check_quota(request, size) else {
+        let fits = || {
+            let size = self.shared.size_bytes.load(Ordering::Relaxed);
+            self.settings.limits.check_quota(request, size)
+        };
+        if fits().is_ok() {
+            return Ok(());
+        }
+        if !self.shared.status().has_alarm(AlarmType::Nospace) {
+            self.settle_size(&fits).await?;
+        }
+        let Err(error) = fits() else {
             return Ok(());
         };
+        let size = self.shared.size_bytes.load(Ordering::Relaxed);
         let alarm = InternalRaftRequest {
             alarm: Some(AlarmRequest {
                 action: AlarmAction::Activate as i32,
@@ -169,6 +188,25 @@ impl Handle {
             }
         }
         Err(error)
+    }
+
+    /// Has what is in memory written to files, where overwritten versions no longer count.
+    async fn settle_size(&self, fits: &impl Fn() -> Result<(), Error>) -> Result<(), Error> {
+        let _one_at_a_time = self.quota_flush.lock().await;
+        if fits().is_ok() {
+            return Ok(());
+        }
+        let shared = self.shared.clone();
+        let settled = tokio::task::spawn_blocking(move || {
+            shared.engine.flush()?;
+            shared.refresh_size();
+            Ok(())
+        });
+        match settled.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(self.shared.fail_storage(error)),
+            Err(_) => Err(Error::Stopped),
+        }
     }
 
     fn propose_checked(
@@ -215,23 +253,43 @@ impl Handle {
     }
 
     async fn submit(&self, what: Proposed, fence_term: Option<u64>) -> Result<Response, Error> {
+        let answer = self.submit_when_there_is_room(what, fence_term);
+        match tokio::time::timeout(self.settings.request_timeout(), answer).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::Timeout),
+        }
+    }
+
+    /// Too many large requests at once wait for each other, each at its own client's cost.
+    async fn submit_when_there_is_room(
+        &self,
+        what: Proposed,
+        fence_term: Option<u64>,
+    ) -> Result<Response, Error> {
+        let needed_kib = (what.encoded_bytes() / 1024 + 1) as u32;
+        let room = self.room_kib.clone();
+        let Ok(room) = room
+            .acquire_many_owned(needed_kib.min(MAX_PROPOSED_KIB))
+            .await
+        else {
+            return Err(Error::Stopped);
+        };
         let (sender, receiver) = oneshot::channel();
         let proposal = Proposal {
             what,
             fence_term,
-            // Whoever asked may have gone; the entry is applied all the same.
-            reply: Box::new(move |result| drop(sender.send(result))),
+            reply: Box::new(move |result| {
+                drop(room);
+                // Whoever asked may have gone; the entry is applied all the same.
+                let _ = sender.send(result);
+            }),
         };
         match self.inbox.push(Input::Propose(proposal)) {
             Ok(()) => {}
             Err(Refused::Full) => return Err(Error::TooManyRequests),
             Err(Refused::Closed) => return Err(Error::Stopped),
         }
-        match tokio::time::timeout(self.settings.request_timeout(), receiver).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Error::Stopped),
-            Err(_) => Err(Error::Timeout),
-        }
+        receiver.await.unwrap_or(Err(Error::Stopped))
     }
 }
 

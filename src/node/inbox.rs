@@ -10,7 +10,7 @@ use super::core::Proposal;
 /// Proposals that may wait; more are refused with `too many requests`.
 pub const MAX_WAITING: usize = 20_000;
 /// The same for the bytes of their encodings.
-pub const MAX_WAITING_BYTES: usize = 128 << 20;
+pub const MAX_WAITING_BYTES: usize = 256 << 20;
 
 /// What the raft thread is asked to do.
 pub enum Input {

@@ -22,6 +22,9 @@ pub enum Fatal {
     Raft(#[from] raft::Error),
 }
 
+/// Proposals that go to the disk in one write, about.
+const MAX_BATCH_BYTES: usize = 8 << 20;
+
 /// How raft's time passes and how much of its log is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
@@ -70,9 +73,17 @@ impl RaftThread {
                 next_tick = now + self.timing.tick;
             }
             let mut stopping = false;
+            let mut batch_bytes = 0;
             for input in inputs.drain(..) {
                 match input {
-                    Input::Propose(proposal) => self.core.propose(proposal),
+                    Input::Propose(proposal) => {
+                        batch_bytes += proposal.encoded_bytes();
+                        self.core.propose(proposal);
+                        if batch_bytes >= MAX_BATCH_BYTES {
+                            self.carry_out()?;
+                            batch_bytes = 0;
+                        }
+                    }
                     Input::Flushed(index) => self.cut_log(index)?,
                     Input::Stop => stopping = true,
                 }

@@ -226,6 +226,7 @@ impl Shared {
     pub fn fail(&self, reason: String) {
         self.failure.send_if_modified(|failure| {
             let first = failure.is_none();
+            tracing::error!(error = %reason, "the member cannot go on");
             if first {
                 *failure = Some(reason);
             }

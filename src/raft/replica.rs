@@ -164,6 +164,10 @@ impl Replica {
         if self.node.raft.state != StateRole::Leader {
             return Err(Error::NoLeader);
         }
+        if self.node.raft.has_pending_conf() {
+            // raft-rs would put an empty entry in its place.
+            return Err(Error::TooManyRequests);
+        }
         self.node
             .propose_conf_change(Vec::new(), change)
             .map_err(|_| Error::TooManyRequests)

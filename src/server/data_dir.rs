@@ -46,6 +46,7 @@ pub struct DataDir {
     member: PathBuf,
     wal: PathBuf,
     _lock: File,
+    _wal_lock: Option<File>,
 }
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -61,27 +62,23 @@ impl DataDir {
         if member.join("snap").join("db").exists() {
             return Err(Error::Etcd(data_dir.to_owned()));
         }
-        let lock_path = member.join("LOCK");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(io_error("open", &lock_path))?;
-        let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-        match rustix::fs::flock(&lock, exclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::InUse(data_dir.to_owned())),
-            Err(error) => return Err(io_error("lock", &lock_path)(error.into())),
-        }
+        let lock = lock_dir(&member)?;
         let wal = wal_dir.map_or_else(|| member.join("wal"), Path::to_owned);
         make_dir(&wal)?;
         make_dir(&member.join("state"))?;
+        // A power cut must not take a directory whose contents were acknowledged.
+        for path in [&member, data_dir, &wal] {
+            sync_with_parent(path)?;
+        }
+        let wal_lock = match wal_dir {
+            Some(wal) => Some(lock_dir(wal)?),
+            None => None,
+        };
         Ok(Self {
             member,
             wal,
             _lock: lock,
+            _wal_lock: wal_lock,
         })
     }
 
@@ -145,6 +142,36 @@ impl DataDir {
         write_durably(&new, text.as_bytes()).map_err(io_error("write", &new))?;
         std::fs::rename(&new, &path).map_err(io_error("rename", &new))?;
         sync_dir(&self.member).map_err(io_error("sync", &self.member))
+    }
+}
+
+/// Keeps other processes out of a directory while the file is open.
+fn lock_dir(dir: &Path) -> Result<File, Error> {
+    let path = dir.join("LOCK");
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(io_error("open", &path))?;
+    let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    match rustix::fs::flock(&lock, exclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::InUse(dir.to_owned())),
+        Err(error) => Err(io_error("lock", &path)(error.into())),
+    }
+}
+
+/// Makes a directory, and that it is there, durable.
+fn sync_with_parent(path: &Path) -> Result<(), Error> {
+    sync_dir(path).map_err(io_error("sync", path))?;
+    match path.canonicalize() {
+        Ok(whole) => match whole.parent() {
+            Some(parent) => sync_dir(parent).map_err(io_error("sync", parent)),
+            None => Ok(()),
+        },
+        Err(error) => Err(io_error("find", path)(error)),
     }
 }
 

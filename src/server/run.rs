@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::Error;
@@ -24,7 +24,7 @@ use crate::node::core::Core;
 use crate::node::handle::{Handle, Settings};
 use crate::node::inbox::{Inbox, Input};
 use crate::node::jobs::{auto_compaction, compactor, leases, snapshot};
-use crate::node::run::{Fatal, RaftThread, Timing};
+use crate::node::run::{RaftThread, Timing};
 use crate::node::shared::{Parts, Shared};
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::membershippb::{
@@ -35,6 +35,9 @@ use crate::watch::Hub;
 
 /// The cluster version that this release runs at.
 const CLUSTER_VERSION: &str = "3.7.0";
+
+/// How long a stop waits for the disk.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// How a member ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +93,10 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let member = Member::start(&config, restored)?;
     let (stop, stopping) = watch::channel(false);
     // Clients are answered only when the member shows its name and URLs.
-    member.publish(&config).await?;
+    tokio::select! {
+        published = member.publish(&config) => published?,
+        failure = member.handle.shared().failed() => return Err(Error::Failed(failure)),
+    }
     let serving = member.serve(&config, sockets, &stopping);
     tracing::info!("ready to serve client requests");
     notify_ready();
@@ -143,7 +149,7 @@ async fn stop_signal() -> Result<Stopped, Error> {
 struct Member {
     handle: Handle,
     inbox: Arc<Inbox>,
-    raft_ended: tokio::sync::oneshot::Receiver<()>,
+    raft_ended: oneshot::Receiver<Result<(), String>>,
     existed: bool,
 }
 
@@ -318,8 +324,20 @@ impl Member {
     async fn stop(self, config: &Config) -> Result<(), Error> {
         tracing::info!(name = %config.name, "data-dir" = %config.data_dir.display(), "closing etcd server");
         self.inbox.close_with(Input::Stop);
-        // The sender is dropped when the thread has ended.
-        let _ = self.raft_ended.await;
+        match tokio::time::timeout(STOP_LIMIT, self.raft_ended).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(reason))) => return Err(Error::Failed(reason)),
+            Ok(Err(_)) => {
+                let reason = "the raft thread ended without a word".to_owned();
+                return Err(Error::Failed(reason));
+            }
+            Err(_) => {
+                let reason = format!(
+                    "the disk did not take the last writes within {STOP_LIMIT:?}; what was answered is in the raft log"
+                );
+                return Err(Error::Failed(reason));
+            }
+        }
         tracing::info!(name = %config.name, "closed etcd server");
         Ok(())
     }
@@ -338,25 +356,23 @@ fn metrics(config: &Config, member: MemberId) -> Arc<Metrics> {
 fn spawn_raft(
     raft: RaftThread,
     shared: Arc<Shared>,
-) -> Result<tokio::sync::oneshot::Receiver<()>, Error> {
-    let (ended, receiver) = tokio::sync::oneshot::channel();
+) -> Result<oneshot::Receiver<Result<(), String>>, Error> {
+    let (ended, receiver) = oneshot::channel();
     std::thread::Builder::new()
         .name("raft".to_owned())
         .spawn(move || {
-            if let Err(error) = run_raft(raft) {
-                shared.fail(error.to_string());
+            let result = raft.run().map_err(|error| error.to_string());
+            if let Err(reason) = &result {
+                shared.fail(reason.clone());
             }
-            drop(ended);
+            // Nobody waits where the member failed before it was stopped.
+            let _ = ended.send(result);
         })
         .map_err(|error| Error::Os {
             what: "start the raft thread",
             error,
         })?;
     Ok(receiver)
-}
-
-fn run_raft(raft: RaftThread) -> Result<(), Fatal> {
-    raft.run()
 }
 
 fn spawn_jobs(config: &Config, handle: &Handle, inbox: &Arc<Inbox>) {

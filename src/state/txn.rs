@@ -29,6 +29,12 @@ pub fn is_serializable(request: &TxnRequest) -> bool {
         .all(|op| matches!(&op.request, Some(Request::RequestRange(range)) if range.serializable))
 }
 
+/// True where a read-only transaction reads single keys alone.
+pub fn reads_points(request: &TxnRequest) -> bool {
+    let points = |op: &RequestOp| matches!(&op.request, Some(Request::RequestRange(range)) if range.range_end.is_empty());
+    all_ops(request).all(points) && request.compare.iter().all(|c| c.range_end.is_empty())
+}
+
 /// True where a branch of the transaction holds a put.
 pub fn has_put(request: &TxnRequest) -> bool {
     all_ops(request).any(|op| match &op.request {

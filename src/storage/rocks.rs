@@ -323,7 +323,12 @@ impl Engine for RocksEngine {
         self.db
             .flush_cfs_opt(&handles, &options)
             .map_err(engine_error)?;
-        self.unflushed_bytes.fetch_sub(before, Ordering::Relaxed);
+        // Two flushes at once count the same bytes.
+        let _ = self
+            .unflushed_bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |bytes| {
+                Some(bytes.saturating_sub(before))
+            });
         Ok(())
     }
 

@@ -46,7 +46,7 @@ fn keep_hash(shared: &Shared, progress: Progress) -> storage::Result<()> {
         return Ok(());
     }
     let before = Snapshot {
-        compacted: compaction::finished(view.read())?,
+        compacted: compaction::finished(shared.engine.latest())?,
         ..view.snapshot()
     };
     let hash = before.hash_for_compaction(progress.target)?;
@@ -58,7 +58,7 @@ fn keep_hash(shared: &Shared, progress: Progress) -> storage::Result<()> {
 }
 
 async fn catch_up(shared: &Arc<Shared>, pace: Pace, hashes: bool) -> storage::Result<()> {
-    while let Some(start) = compaction::unfinished(shared.view().read())? {
+    while let Some(start) = compaction::unfinished(shared.engine.latest())? {
         let started = shared.clock.now();
         if hashes {
             let shared = shared.clone();
@@ -73,9 +73,9 @@ async fn catch_up(shared: &Arc<Shared>, pace: Pace, hashes: bool) -> storage::Re
         while let Some(at) = progress {
             let shared = shared.clone();
             let stepped = tokio::task::spawn_blocking(move || {
-                let view = shared.view();
+                let view = shared.engine.view();
                 let mut batch = Batch::default();
-                let next = compaction::step(view.read(), at, pace.batch_limit, &mut batch)?;
+                let next = compaction::step(view.as_ref(), at, pace.batch_limit, &mut batch)?;
                 shared.engine.write(&batch)?;
                 Ok::<_, storage::Error>(next)
             });

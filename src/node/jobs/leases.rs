@@ -40,12 +40,19 @@ pub async fn run(handle: Handle) {
                 lease_revoke: Some(LeaseRevokeRequest { id: id.0 }),
                 ..Default::default()
             };
-            handle.propose_in_term(request, term)
+            tokio::spawn(handle.propose_in_term(request, term))
         });
+        // All are under way before the first is waited for, so that they share a sync.
         let revokes: Vec<_> = revokes.collect();
+        if revokes.len() == MAX_REVOKES {
+            interval.reset_immediately();
+        }
         for revoke in revokes {
+            let Ok(revoked) = revoke.await else {
+                return;
+            };
             // A revoke that was not applied leaves the lease in the list of the next round.
-            match revoke.await {
+            match revoked {
                 Ok(_) => shared.metrics.leases_expired.increment(),
                 // It was revoked by hand meanwhile.
                 Err(Error::LeaseNotFound) => {}

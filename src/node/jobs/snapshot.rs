@@ -19,7 +19,13 @@ const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Runs until the runtime stops.
 pub async fn run(shared: Arc<Shared>, inbox: Arc<Inbox>, snapshot_count: u64) {
-    let mut flushed_index = shared.raft.applied_index();
+    let mut flushed_index = match Machine::durable_applied_index(shared.engine.as_ref()) {
+        Ok(index) => index,
+        Err(error) => {
+            shared.fail(error.to_string());
+            return;
+        }
+    };
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
