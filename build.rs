@@ -22,7 +22,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rustc-env=ETCHED_RUSTC_VERSION={rustc}");
     let commit = command("git", &["rev-parse", "--short", "HEAD"]);
     println!("cargo:rustc-env=ETCHED_GIT_SHA={commit}");
-    println!("cargo:rerun-if-changed=.git/HEAD");
+    // A file that is not there would have every build start anew.
+    if std::path::Path::new(".git/HEAD").exists() {
+        println!("cargo:rerun-if-changed=.git/HEAD");
+    }
     // A prebuilt RocksDB (see scripts/) does not name the C++ library that it needs.
     println!("cargo:rustc-link-lib=dylib=stdc++");
     for file in protos {

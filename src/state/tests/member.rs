@@ -90,7 +90,16 @@ impl Member {
             .iter()
             .map(|index| entry(*index, &log[*index as usize - 1]))
             .collect();
-        self.machine.apply(entries).expect("applies")
+        let group = self.machine.apply(entries).expect("applies");
+        if let Some(last) = indexes.last() {
+            let last = entry(*last, &log[*last as usize - 1]);
+            let applied = (self.machine.applied_index(), self.machine.applied_term());
+            assert_eq!(applied, (last.index, last.term));
+            let again = Machine::open(self.engine.clone()).expect("opens");
+            assert_eq!((again.applied_index(), again.applied_term()), applied);
+            assert_eq!(again.head(), self.machine.head());
+        }
+        group
     }
 
     pub fn snapshot(&self) -> Snapshot<'_> {
