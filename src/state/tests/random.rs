@@ -443,7 +443,7 @@ pub fn seeds(default: u64) -> std::ops::Range<u64> {
 
 #[test]
 fn member_and_model_agree() {
-    for seed in seeds(25) {
+    for seed in seeds(50) {
         println!("seed {seed}");
         let engine = Arc::new(MemoryEngine::new());
         let mut member = Member::on(engine);
