@@ -209,7 +209,9 @@ pub trait Engine: Send + Sync + 'static {
     fn write(&self, batch: &Batch) -> Result<()>;
     /// Makes everything written so far durable, over all families at once.
     fn flush(&self) -> Result<()>;
-    /// A value of `Meta` as a crash would leave it now.
+    /// A value of `Meta` as a crash would leave it now, or, for an instant after a flush, as a
+    /// crash would have left it before: RocksDB reports a flush when it is durable and shows it
+    /// a moment later.
     fn persisted(&self, key: &[u8]) -> Result<Option<Bytes>>;
     fn size(&self) -> Size;
     /// Bytes written and not yet in a file.
