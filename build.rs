@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/lock.proto",
         "proto/election.proto",
         "proto/health.proto",
+        "proto/peer.proto",
     ];
     let rustc = command(
         &std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into()),
@@ -37,7 +38,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.extern_path(".mvccpb.Event", "crate::proto::EncodedEvent");
     config.extern_path(".etcdserverpb.RangeResponse", "crate::proto::RangeResponse");
     tonic_prost_build::configure()
-        .build_client(false)
+        // Members call each other, and a discovery service.
+        .build_client(true)
         .build_transport(false)
         .compile_with_config(config, &protos, &["proto"])?;
     Ok(())

@@ -9,6 +9,7 @@
 //! | 1 | [`config`], [`storage`] |
 //! | 2 | [`mvcc`], [`raft`] |
 //! | 3 | [`state`], [`watch`] |
+//! | 4 | [`transport`] |
 //! | 5 | [`node`] |
 //! | 6 | [`api`] |
 //! | 7 | [`http`] |
@@ -30,5 +31,6 @@ pub mod raft;
 pub mod server;
 pub mod state;
 pub mod storage;
+pub mod transport;
 pub mod types;
 pub mod watch;

@@ -21,6 +21,10 @@ pub mod membershippb {
     #![allow(clippy::all, missing_docs)]
     tonic::include_proto!("membershippb");
 }
+pub mod etchedpeer {
+    #![allow(clippy::all, missing_docs)]
+    tonic::include_proto!("etchedpeer");
+}
 pub mod v3lockpb {
     #![allow(clippy::all, missing_docs)]
     tonic::include_proto!("v3lockpb");

@@ -1,0 +1,120 @@
+//! How members reach each other: lanes of messages, snapshots as files, and questions.
+//!
+//! This module decides nothing about consensus. To send never blocks and never fails: a queue is
+//! bounded, what does not fit is dropped, and raft sends it again. What comes in is handed to an
+//! `Inbound`, which the node implements. The simulator brings a `Network` of its own.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::proto::etchedpeer::{Answer, Forwarded, Question};
+use crate::raft::Message;
+use crate::types::MemberId;
+
+/// What one member tells another without waiting for an answer.
+#[derive(Clone, Debug)]
+pub enum PeerMessage {
+    Raft(Message),
+    /// A proposal for the leader.
+    Forwarded(Forwarded),
+    /// A forwarded proposal was not proposed.
+    Refused {
+        request_id: u64,
+        error: Error,
+    },
+}
+
+/// Another member, and where it listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub member: MemberId,
+    pub urls: Vec<String>,
+}
+
+/// A directory that holds the files of a snapshot and goes with the last who needs it.
+#[derive(Debug)]
+pub struct SnapshotDir {
+    path: PathBuf,
+}
+
+impl SnapshotDir {
+    /// Takes over a directory; it is removed when this is dropped.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Leaves the directory where it is.
+    pub fn keep(mut self) -> PathBuf {
+        std::mem::take(&mut self.path)
+    }
+}
+
+impl Drop for SnapshotDir {
+    fn drop(&mut self) {
+        if self.path.as_os_str().is_empty() {
+            return;
+        }
+        if let Err(error) = std::fs::remove_dir_all(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the files of a snapshot");
+        }
+    }
+}
+
+/// A boxed future, for traits that are used as objects.
+pub type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// The way to the other members.
+pub trait Network: Send + Sync + 'static {
+    /// Queues messages for a peer. What cannot be queued is dropped.
+    fn send(&self, to: MemberId, messages: Vec<PeerMessage>);
+
+    /// Sends a snapshot's files and then its message; `Inbound::snapshot_sent` always follows.
+    fn send_snapshot(&self, message: Message, files: std::sync::Arc<SnapshotDir>);
+
+    /// Replaces the set of peers (never this member itself). Connections to those that are gone
+    /// end; those whose URLs changed are made anew.
+    fn set_peers(&self, peers: Vec<Peer>);
+
+    /// Asks a member and waits for its answer, for `limit` at most.
+    fn ask(
+        &self,
+        member: MemberId,
+        question: Question,
+        limit: Duration,
+    ) -> Boxed<Result<Answer, Error>>;
+
+    /// Since when, by the clock handed in, a peer has been connected without a break.
+    fn active_since(&self, member: MemberId) -> Option<Duration>;
+}
+
+/// What the other members want of this one.
+pub trait Inbound: Send + Sync + 'static {
+    /// Messages came. Must not block.
+    fn received(&self, from: MemberId, messages: Vec<PeerMessage>);
+
+    /// Something that was sent to the peer may not have arrived.
+    fn unreachable(&self, peer: MemberId);
+
+    /// A snapshot was taken over by the peer, or was not.
+    fn snapshot_sent(&self, to: MemberId, taken: bool);
+
+    /// All files of a snapshot are in the directory, whole and synced. Resolves when the
+    /// snapshot is in use, or is not wanted.
+    fn snapshot_received(&self, message: Message, files: SnapshotDir) -> Boxed<Result<(), Error>>;
+
+    /// A member asks. `from` is none where one asks that is no member yet.
+    fn asked(&self, from: Option<MemberId>, question: Question) -> Boxed<Result<Answer, Error>>;
+
+    /// True where the member was removed from the cluster for good.
+    fn is_removed(&self, member: MemberId) -> bool;
+
+    /// A peer says that this member was removed from the cluster.
+    fn removed(&self);
+}
