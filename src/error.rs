@@ -54,6 +54,11 @@ errors! {
     LeaseNotFound => NotFound, "etcdserver: requested lease not found";
     MemberNotFound => NotFound, "etcdserver: member not found";
     LeaseExists => FailedPrecondition, "etcdserver: lease already exists";
+    MemberExists => FailedPrecondition, "etcdserver: member ID already exist";
+    MemberNotLearner => FailedPrecondition, "etcdserver: can only promote a learner member";
+    LearnerNotReady => FailedPrecondition, "etcdserver: can only promote a learner member which is in sync with leader";
+    TooManyLearners => FailedPrecondition, "etcdserver: too many learner members in cluster";
+    NotSupportedForLearner => FailedPrecondition, "etcdserver: rpc not supported for learner";
     PeerUrlExists => FailedPrecondition, "etcdserver: Peer URLs already exists";
     NotLeader => FailedPrecondition, "etcdserver: not leader";
     NotCapable => FailedPrecondition, "etcdserver: not capable";
@@ -63,6 +68,11 @@ errors! {
     LeaderChanged => Unavailable, "etcdserver: leader changed";
     Stopped => Unavailable, "etcdserver: server stopped";
     Timeout => Unavailable, "etcdserver: request timed out";
+    TimeoutLeaderFailed => Unavailable, "etcdserver: request timed out, possibly due to previous leader failure";
+    TimeoutConnectionLost => Unavailable, "etcdserver: request timed out, possibly due to connection lost";
+    TimeoutLeaderTransfer => Unavailable, "etcdserver: request timed out, leader transfer took too long";
+    Unhealthy => Unavailable, "etcdserver: unhealthy cluster";
+    NotEnoughStartedMembers => Unknown, "etcdserver: re-configuration failed due to not enough started members";
     Corrupt => DataLoss, "etcdserver: corrupt cluster";
     WatchCanceled => Cancelled, "etcdserver: watch canceled";
     TooManyRequests => Unknown, "etcdserver: too many requests";

@@ -5,13 +5,14 @@ use tonic::{Request, Response, Status};
 use super::header;
 use crate::error::Error;
 use crate::node::Handle;
+use crate::node::members::shown;
 use crate::proto::etcdserverpb::{
-    Member, MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
+    MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
     MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse,
     MemberUpdateRequest, MemberUpdateResponse, ResponseHeader, cluster_server::Cluster,
 };
+use crate::proto::etchedpeer::{Nothing, member_change::Change};
 use crate::proto::membershippb;
-use crate::state::Response as Applied;
 use crate::types::MemberId;
 
 pub struct ClusterService {
@@ -29,19 +30,6 @@ impl ClusterService {
     }
 }
 
-/// A member as this service shows it.
-fn member(member: &membershippb::Member) -> Member {
-    let attributes = member.member_attributes.clone().unwrap_or_default();
-    let raft = member.raft_attributes.clone().unwrap_or_default();
-    Member {
-        id: member.id,
-        name: attributes.name,
-        peer_ur_ls: raft.peer_urls,
-        client_ur_ls: attributes.client_urls,
-        is_learner: raft.is_learner,
-    }
-}
-
 #[tonic::async_trait]
 impl Cluster for ClusterService {
     async fn member_add(
@@ -53,9 +41,15 @@ impl Cluster for ClusterService {
 
     async fn member_remove(
         &self,
-        _request: Request<MemberRemoveRequest>,
+        request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
-        Err(Error::MembershipNotBuilt.into())
+        let id = MemberId(request.into_inner().id);
+        let change = Change::Remove(Nothing {});
+        let members = self.handle.change_members(id, change, 0).await?;
+        Ok(Response::new(MemberRemoveResponse {
+            header: self.header(),
+            members: members.iter().map(shown).collect(),
+        }))
     }
 
     async fn member_update(
@@ -63,26 +57,15 @@ impl Cluster for ClusterService {
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
         let request = request.into_inner();
-        let id = MemberId(request.id);
-        let status = self.handle.shared().status();
-        let current = status
-            .members
-            .iter()
-            .find(|member| member.id == id.0)
-            .ok_or(Error::MemberNotFound)?;
-        let raft = membershippb::RaftAttributes {
+        let change = Change::Update(membershippb::RaftAttributes {
             peer_urls: request.peer_ur_ls,
-            is_learner: current
-                .raft_attributes
-                .as_ref()
-                .is_some_and(|raft| raft.is_learner),
-        };
-        let Applied::Members(members) = self.handle.update_member(id, raft).await? else {
-            return Err(Error::UnknownMethod.into());
-        };
+            is_learner: false,
+        });
+        let id = MemberId(request.id);
+        let members = self.handle.change_members(id, change, 0).await?;
         Ok(Response::new(MemberUpdateResponse {
             header: self.header(),
-            members: members.iter().map(member).collect(),
+            members: members.iter().map(shown).collect(),
         }))
     }
 
@@ -96,7 +79,7 @@ impl Cluster for ClusterService {
         let status = self.handle.shared().status();
         Ok(Response::new(MemberListResponse {
             header: self.header(),
-            members: status.members.iter().map(member).collect(),
+            members: status.members.iter().map(shown).collect(),
         }))
     }
 

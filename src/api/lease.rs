@@ -9,13 +9,12 @@ use super::{Settings, broken_stream, header};
 use crate::error::Error;
 use crate::node::Handle;
 use crate::proto::etcdserverpb::{
-    InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseGrantRequest,
-    LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
-    LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus,
-    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, lease_server::Lease,
+    InternalRaftRequest, LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest,
+    LeaseKeepAliveResponse, LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest,
+    LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+    lease_server::Lease,
 };
 use crate::state::Response as Applied;
-use crate::state::lease;
 use crate::types::LeaseId;
 
 /// Answers of a keep-alive stream that wait for the network.
@@ -30,32 +29,6 @@ impl LeaseService {
     pub fn new(handle: Handle, settings: Settings) -> Self {
         Self { handle, settings }
     }
-}
-
-/// Renews a lease; its time to live in seconds, 0 where there is none.
-async fn renew(handle: &Handle, id: LeaseId) -> Result<i64, Error> {
-    let shared = handle.shared();
-    let now = shared.clock.now();
-    let renewed = shared.deadlines.lock().renew(id, now);
-    let Some(lease) = renewed else {
-        return Ok(0);
-    };
-    shared.metrics.leases_renewed.increment();
-    if lease.remaining_ttl_s > 0 {
-        // A new leader must not go on from the old checkpoint.
-        let checkpoint = InternalRaftRequest {
-            lease_checkpoint: Some(LeaseCheckpointRequest {
-                checkpoints: vec![LeaseCheckpoint {
-                    id: id.0,
-                    remaining_ttl: 0,
-                }],
-            }),
-            ..Default::default()
-        };
-        let term = shared.raft.term();
-        handle.propose_in_term(checkpoint, term).await?;
-    }
-    Ok(lease.ttl_s)
 }
 
 #[tonic::async_trait]
@@ -121,7 +94,7 @@ impl Lease for LeaseService {
                 // The header is made first, so that it never shows a revision at which the
                 // lease may already be gone.
                 let header = header::now(&handle);
-                let renewed = renew(&handle, LeaseId(request.id)).await;
+                let renewed = handle.renew_lease(LeaseId(request.id)).await;
                 let failed = renewed.is_err();
                 let answer = renewed.map(|ttl| LeaseKeepAliveResponse {
                     header: Some(header),
@@ -142,28 +115,14 @@ impl Lease for LeaseService {
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         let request = request.into_inner();
-        let view = self.handle.linearizable_view().await?;
         let id = LeaseId(request.id);
-        let shared = self.handle.shared();
-        let remaining = shared.deadlines.lock().remaining(id, shared.clock.now());
-        let mut response = LeaseTimeToLiveResponse {
-            header: Some(header::at(&self.handle, view.head)),
+        let left = self.handle.lease_left(id, request.keys).await?;
+        let mut response = left.unwrap_or_else(|| LeaseTimeToLiveResponse {
             id: request.id,
             ttl: -1,
             ..Default::default()
-        };
-        if let Some((lease, left)) = remaining {
-            response.ttl = left.as_secs() as i64;
-            response.granted_ttl = lease.ttl_s;
-            if request.keys {
-                let keys =
-                    tokio::task::spawn_blocking(move || lease::attached_keys(view.read(), id));
-                response.keys = keys
-                    .await
-                    .map_err(|_| Error::Stopped)?
-                    .map_err(|error| shared.fail_storage(error))?;
-            }
-        }
+        });
+        response.header = Some(header::now(&self.handle));
         Ok(Response::new(response))
     }
 

@@ -8,11 +8,8 @@ use tokio::sync::Semaphore;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::kv::answer;
 use super::{header, validate};
 use crate::error::Error;
-use crate::mvcc;
-use crate::mvcc::hash::HistoryHash;
 use crate::node::Handle;
 use crate::proto::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse,
@@ -21,17 +18,14 @@ use crate::proto::etcdserverpb::{
     SnapshotResponse, StatusRequest, StatusResponse, maintenance_server::Maintenance,
 };
 use crate::state::Response as Applied;
-use crate::types::{ETCD_VERSION, STORAGE_VERSION};
+use crate::types::{ETCD_VERSION, MemberId, STORAGE_VERSION};
 
 /// How long a defragmentation is waited for.
 const DEFRAGMENT_WAIT: Duration = Duration::from_secs(3);
-/// Hashes at once: each reads the whole history.
-const MAX_HASHES: usize = 2;
 
 pub struct MaintenanceService {
     handle: Handle,
     defragmenting: Arc<Semaphore>,
-    hashing: Arc<Semaphore>,
 }
 
 impl MaintenanceService {
@@ -39,29 +33,6 @@ impl MaintenanceService {
         Self {
             handle,
             defragmenting: Arc::new(Semaphore::new(1)),
-            hashing: Arc::new(Semaphore::new(MAX_HASHES)),
-        }
-    }
-
-    /// Hashes the history up to a revision; the newest revision comes with it.
-    async fn hash_history(&self, revision: i64) -> Result<(HistoryHash, i64), Status> {
-        let view = self.handle.view();
-        let head = view.head;
-        let kept = self.handle.shared().kept_hash(revision);
-        if let Some(hash) = kept {
-            return Ok((hash, head));
-        }
-        let permit = self.hashing.clone().acquire_owned().await;
-        let hashed = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            view.snapshot().hash(revision)
-        })
-        .await;
-        match hashed {
-            Ok(hashed) => hashed
-                .map(|hash| (hash, head))
-                .map_err(|error: mvcc::Error| answer(&self.handle, error)),
-            Err(_) => Err(Error::Stopped.into()),
         }
     }
 }
@@ -117,7 +88,7 @@ impl Maintenance for MaintenanceService {
             raft_applied_index: raft.applied_index(),
             errors,
             db_size_in_use: shared.size_in_use_bytes.load(Ordering::Acquire).max(1),
-            is_learner: false,
+            is_learner: shared.status().is_learner(shared.member),
             storage_version: STORAGE_VERSION.to_owned(),
             db_size_quota: quota.quota_bytes.unwrap_or(-1),
             downgrade_info: Some(DowngradeInfo::default()),
@@ -137,7 +108,8 @@ impl Maintenance for MaintenanceService {
         let shared = self.handle.shared().clone();
         let compaction = tokio::task::spawn_blocking(move || {
             let _running = running;
-            let compacted = shared.engine.flush().and_then(|()| shared.engine.compact());
+            let engine = shared.engine();
+            let compacted = engine.flush().and_then(|()| engine.compact());
             if let Err(error) = compacted {
                 shared.fail(error.to_string());
             }
@@ -149,7 +121,7 @@ impl Maintenance for MaintenanceService {
     }
 
     async fn hash(&self, _request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
-        let (hash, head) = self.hash_history(0).await?;
+        let (hash, head) = self.handle.hash_at(0).await?;
         Ok(Response::new(HashResponse {
             header: Some(header::at(&self.handle, head)),
             hash: hash.hash,
@@ -160,13 +132,8 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
-        let (hash, head) = self.hash_history(request.into_inner().revision).await?;
-        Ok(Response::new(HashKvResponse {
-            header: Some(header::at(&self.handle, head)),
-            hash: hash.hash,
-            compact_revision: hash.compacted,
-            hash_revision: hash.revision,
-        }))
+        let revision = request.into_inner().revision;
+        Ok(Response::new(self.handle.hash_history(revision).await?))
     }
 
     type SnapshotStream = ReceiverStream<Result<SnapshotResponse, Status>>;
@@ -186,18 +153,20 @@ impl Maintenance for MaintenanceService {
         if !shared.raft.is_leader() {
             return Err(Error::NotLeader.into());
         }
-        let target = request.into_inner().target_id;
-        if target == shared.member.0 {
-            // Leadership is where it is asked to be.
-            return Ok(Response::new(MoveLeaderResponse::default()));
+        let target = MemberId(request.into_inner().target_id);
+        if !shared.status().voters().any(|voter| voter.id == target.0) {
+            return Err(Error::BadLeaderTransferee.into());
         }
-        Err(Error::BadLeaderTransferee.into())
+        let limit = self.handle.settings().request_timeout();
+        self.handle.move_leader(target, limit).await?;
+        Ok(Response::new(MoveLeaderResponse::default()))
     }
 
     async fn downgrade(
         &self,
-        _request: Request<DowngradeRequest>,
+        request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
-        Err(Error::DowngradeNotBuilt.into())
+        let response = self.handle.downgrade(request.into_inner()).await?;
+        Ok(Response::new(response))
     }
 }

@@ -1,4 +1,4 @@
-//! Who this member is in a new cluster: its id and the cluster's, computed as etcd computes them,
+//! Who founds a new cluster: the members' ids and the cluster's, computed as etcd computes them,
 //! so that a backup, a client's cache or a monitoring rule that knows the numbers goes on working.
 //!
 //! Only a start without data asks: from then on the numbers come from the data.
@@ -12,13 +12,23 @@ use super::value::{quote, quote_all};
 use super::{ClusterState, Config, Refusal, not_built};
 use crate::types::{ClusterId, MemberId};
 
-/// What a new cluster of one member starts from.
+/// A member that founds a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Founder {
+    pub id: MemberId,
+    pub name: String,
+    /// As the cluster will list them, sorted.
+    pub peer_urls: Vec<String>,
+}
+
+/// What a new cluster starts from; the same on all its founders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bootstrap {
+    /// This member.
     pub member_id: MemberId,
     pub cluster_id: ClusterId,
-    /// The member's peer URLs as the cluster will list them, sorted.
-    pub peer_urls: Vec<String>,
+    /// In the order of their ids.
+    pub founders: Vec<Founder>,
 }
 
 /// Turns `host:port` into `address:port`.
@@ -54,14 +64,21 @@ impl Config {
                 cluster_text(&members)
             )));
         }
-        if members.len() > 1 {
-            return Err(not_built("--initial-cluster with more than one member"));
-        }
-        let member_id = member_id(own, &self.initial_cluster_token);
+        let token = &self.initial_cluster_token;
+        let mut founders: Vec<Founder> = members
+            .iter()
+            .map(|(name, urls)| Founder {
+                id: member_id(urls, token),
+                name: (*name).to_owned(),
+                peer_urls: urls::texts(urls),
+            })
+            .collect();
+        founders.sort_by_key(|founder| founder.id);
+        let ids: Vec<MemberId> = founders.iter().map(|founder| founder.id).collect();
         Ok(Bootstrap {
-            member_id,
-            cluster_id: cluster_id(&[member_id]),
-            peer_urls: urls::texts(own),
+            member_id: member_id(own, token),
+            cluster_id: cluster_id(&ids),
+            founders,
         })
     }
 

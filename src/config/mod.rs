@@ -28,7 +28,7 @@ use std::time::Duration;
 use serde_json::Value as Json;
 
 pub use gates::Gates;
-pub use identity::{Bootstrap, Resolve, cluster_id, member_id};
+pub use identity::{Bootstrap, Founder, Resolve, cluster_id, member_id};
 pub use load::{Exit, Loaded, Note, Refusal, Surroundings, load, os_reason};
 pub use machine::{default_host, memory_bytes};
 pub use urls::Url;

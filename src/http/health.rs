@@ -105,12 +105,10 @@ async fn view(service: &HttpService, serializable: bool) -> Result<Arc<ReadView>
 
 /// Waits through the time without a leader: between two leaders a member is not broken.
 async fn linearizable_view(service: &HttpService) -> Result<Arc<ReadView>, Error> {
-    loop {
-        match service.handle.linearizable_view().await {
-            Err(Error::NoLeader) => tokio::time::sleep(LEADER_POLL).await,
-            other => return other,
-        }
+    while service.handle.shared().raft.leader() == 0 {
+        tokio::time::sleep(LEADER_POLL).await;
     }
+    service.handle.linearizable_view().await
 }
 
 /// Answers the root of an endpoint, `livez` or `readyz`: all its checks but those that the

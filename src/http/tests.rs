@@ -17,6 +17,7 @@ use crate::proto::membershippb::{Member, RaftAttributes};
 use crate::raft::replica;
 use crate::state::Machine;
 use crate::storage::memory::MemoryEngine;
+use crate::transport::NoNetwork;
 use crate::types::{ClusterId, MemberId};
 use crate::watch::Hub;
 
@@ -44,18 +45,21 @@ fn service() -> HttpService {
         election_timeout: Duration::from_secs(1),
     };
     let shared = Arc::new(Shared::new(parts, &machine));
-    let handle = Handle::new(shared, Arc::new(Inbox::default()), settings);
+    let network = Arc::new(NoNetwork);
+    let handle = Handle::new(shared, Arc::new(Inbox::default()), network, settings);
     HttpService::new(handle, metrics)
 }
 
 fn lead(service: &HttpService) {
-    service.handle.shared().raft.publish(&replica::Status {
+    let status = replica::Status {
         term: 2,
         leader: ME.0,
         is_leader: true,
         commit_index: 4,
         last_index: 4,
-    });
+    };
+    let raft = &service.handle.shared().raft;
+    raft.publish(&status, true, std::time::Duration::ZERO);
 }
 
 fn runtime() -> tokio::runtime::Runtime {

@@ -5,25 +5,52 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::core::Reply;
+use super::requests::Reply;
 use super::shared::{ClusterStatus, ReadView, Shared};
+use super::states::{Received, States};
 use crate::metrics::Operation;
 use crate::mvcc::Change;
 use crate::proto::etcdserverpb::{TxnResponse, response_op};
 use crate::state::lease::LeaseEvent;
-use crate::state::machine::{Entry, Group};
+use crate::state::machine::{self, Entry};
 use crate::state::{Machine, Response};
 use crate::storage;
+use crate::transport::Network;
 
 /// The size of the state is looked at after this many entries, for the quota.
 const ENTRIES_PER_SIZE_CHECK: u64 = 256;
 /// And after this many bytes of changes, which count as they are until then.
 const BYTES_PER_SIZE_CHECK: u64 = 1 << 20;
 
+/// What the apply thread is given to do.
+pub enum ApplyJob {
+    Entries {
+        entries: Vec<Entry>,
+        /// Of each entry, whoever waits for it here.
+        replies: Vec<Option<Reply>>,
+        /// They hold the first entry of the term in which this member leads.
+        promoted_in_term: Option<u64>,
+    },
+    /// A state from the leader takes the place of this one.
+    Restore(Received),
+}
+
+/// What raft has to know of a group of applied entries.
+#[derive(Debug)]
+pub struct Group {
+    /// Of the last entry.
+    pub index: u64,
+    /// Indexes of the changes of membership that were made.
+    pub member_changes: Vec<u64>,
+}
+
 /// See the module.
 pub struct Applier {
     machine: Machine,
     shared: Arc<Shared>,
+    network: Arc<dyn Network>,
+    /// What a new leader adds to the life of each lease.
+    election_timeout: Duration,
     /// An apply that takes longer is logged.
     warning_apply_duration: Duration,
     entries_since_size_check: u64,
@@ -31,10 +58,18 @@ pub struct Applier {
 }
 
 impl Applier {
-    pub fn new(machine: Machine, shared: Arc<Shared>, warning_apply_duration: Duration) -> Self {
+    pub fn new(
+        machine: Machine,
+        shared: Arc<Shared>,
+        network: Arc<dyn Network>,
+        election_timeout: Duration,
+        warning_apply_duration: Duration,
+    ) -> Self {
         Self {
             machine,
             shared,
+            network,
+            election_timeout,
             warning_apply_duration,
             entries_since_size_check: 0,
             bytes_since_size_check: 0,
@@ -45,24 +80,38 @@ impl Applier {
         &self.machine
     }
 
+    pub fn carry_out(&mut self, job: ApplyJob, states: &dyn States) -> storage::Result<Group> {
+        match job {
+            ApplyJob::Entries {
+                entries,
+                replies,
+                promoted_in_term,
+            } => self.apply(entries, replies, promoted_in_term),
+            ApplyJob::Restore(received) => self.restore(received, states),
+        }
+    }
+
     /// Applies committed entries and answers those who wait for them.
     pub fn apply(
         &mut self,
         entries: Vec<Entry>,
         replies: Vec<Option<Reply>>,
-    ) -> storage::Result<()> {
+        promoted_in_term: Option<u64>,
+    ) -> storage::Result<Group> {
         self.entries_since_size_check += entries.len() as u64;
         let first_index = entries.first().map_or(0, |entry| entry.index);
         let start = self.shared.clock.now();
         let group = self.machine.apply(entries)?;
         self.measure(&group, self.shared.clock.now() - start);
-        let view = ReadView::new(self.shared.engine.as_ref(), &self.machine);
-        self.shared.publish_view(view);
+        self.publish_view();
         if group.status_changed {
-            self.shared.publish_status(ClusterStatus::of(&self.machine));
+            self.publish_status();
         }
         self.watch_size(&group);
         self.note_leases(&group);
+        if let Some(term) = promoted_in_term {
+            self.take_over_leases(term);
+        }
         let mut replies = replies;
         for applied in group.applied {
             let slot = (applied.index - first_index) as usize;
@@ -70,17 +119,80 @@ impl Applier {
                 reply(applied.result);
             }
         }
+        self.shared
+            .waiting_reads
+            .applied(self.machine.applied_index());
         if !group.changes.is_empty() {
             self.shared.hub.publish(self.machine.head(), &group.changes);
         }
         if group.compacted {
             self.shared.compaction_wanted.notify_one();
         }
-        Ok(())
+        Ok(Group {
+            index: self.machine.applied_index(),
+            member_changes: group.member_changes,
+        })
+    }
+
+    /// Goes on from a state of the leader's, at which the log begins now.
+    fn restore(&mut self, received: Received, states: &dyn States) -> storage::Result<Group> {
+        let start = self.shared.clock.now();
+        let engine = states.adopt(received)?;
+        self.machine = Machine::open(engine.clone())?;
+        self.shared.replace_engine(engine);
+        self.publish_view();
+        self.publish_status();
+        self.shared.refresh_size();
+        let now = self.shared.clock.now();
+        let leases = self.machine.leases().iter();
+        self.shared
+            .deadlines
+            .lock()
+            .restart(leases, now, self.election_timeout);
+        let index = self.machine.applied_index();
+        self.shared.waiting_reads.applied(index);
+        self.shared.hub.resync(self.machine.head());
+        self.shared.compaction_wanted.notify_one();
+        tracing::info!(
+            index,
+            revision = self.machine.head(),
+            took = ?(now - start),
+            "took over a snapshot of the leader"
+        );
+        Ok(Group {
+            index,
+            member_changes: Vec::new(),
+        })
+    }
+
+    fn publish_view(&self) {
+        let engine = self.shared.engine();
+        let view = ReadView::new(engine.as_ref(), &self.machine);
+        self.shared.publish_view(view);
+    }
+
+    fn publish_status(&self) {
+        let status = ClusterStatus::of(&self.machine);
+        let peers = status.peers_of(self.shared.member);
+        let removed = status.is_removed(self.shared.member);
+        self.shared.publish_status(status);
+        self.network.set_peers(peers);
+        if removed {
+            self.shared.note_removed();
+        }
+    }
+
+    /// Starts every lease anew: this member leads now, and its clock decides.
+    fn take_over_leases(&self, term: u64) {
+        let leases = self.machine.leases().iter();
+        let now = self.shared.clock.now();
+        let mut deadlines = self.shared.deadlines.lock();
+        deadlines.restart(leases, now, self.election_timeout);
+        deadlines.set_term(term);
     }
 
     /// Keeps the size that the quota is held against close to the truth.
-    fn watch_size(&mut self, group: &Group) {
+    fn watch_size(&mut self, group: &machine::Group) {
         let bytes = group.changes.iter().map(written_bytes).sum::<usize>() as u64;
         self.bytes_since_size_check += bytes;
         let due = self.entries_since_size_check >= ENTRIES_PER_SIZE_CHECK
@@ -97,7 +209,7 @@ impl Applier {
     }
 
     /// Entries of a group are applied together, so each took its share.
-    fn measure(&self, group: &Group, took: Duration) {
+    fn measure(&self, group: &machine::Group, took: Duration) {
         let metrics = &self.shared.metrics;
         metrics.backend_commit.observe(took);
         let share = took / group.applied.len().max(1) as u32;
@@ -134,7 +246,7 @@ impl Applier {
         }
     }
 
-    fn note_leases(&self, group: &Group) {
+    fn note_leases(&self, group: &machine::Group) {
         if group.lease_events.is_empty() {
             return;
         }

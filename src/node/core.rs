@@ -1,63 +1,46 @@
-//! Routes between raft and the rest, without I/O: proposals in; entries to persist, entries to
-//! apply and replies out.
+//! Routes between raft and the rest, without I/O: proposals and reads in; entries to persist,
+//! entries to apply, messages and replies out.
 //!
-//! A proposal is remembered by the index and term it was proposed at. The entry that is
-//! committed there is the proposal exactly if its term is the same; otherwise another leader
-//! put its own entry in its place.
+//! A proposal that this member makes as leader is remembered by the index and term it was
+//! proposed at: the entry that is committed there is the proposal exactly if its term is the
+//! same. One that goes to another leader is remembered by its request's id, and is only to be
+//! proposed in the term in which it was sent. Either way a committed entry of a later term tells
+//! that it will never be applied: terms in a log only grow. Without a leader proposals wait.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use prost::Message as _;
 
+use super::reads::{ReadReply, Reads};
+use super::requests::{Proposal, Proposed, Reply, request_id};
 use crate::error::Error;
 use crate::proto::etcdserverpb::InternalRaftRequest;
-use crate::proto::membershippb::RaftAttributes;
+use crate::proto::etchedpeer::{Forwarded, MemberChange, forwarded, member_change::Change};
+use crate::raft::replica::Progress;
 use crate::raft::{
-    Committed, CommittedKind, ConfChange, ConfChangeType, Message, Persist, Replica, replica,
+    Committed, CommittedKind, ConfChange, ConfChangeType, Message, Persist, Replica, Snapshot,
+    replica,
 };
-use crate::state::Response;
 use crate::state::machine::{Entry, Payload};
 use crate::types::MemberId;
 
-/// Called once with what became of a proposal; dropped uncalled where nobody knows.
-pub type Reply = Box<dyn FnOnce(Result<Response, Error>) + Send>;
+/// Proposals that wait for a leader, or for another member's.
+const MAX_ELSEWHERE: usize = 20_000;
 
-/// Something to be agreed upon.
-pub struct Proposal {
-    pub what: Proposed,
-    /// Only to be proposed while this member leads in this term.
-    pub fence_term: Option<u64>,
-    pub reply: Reply,
-}
-
-impl Proposal {
-    /// What it takes in the log, about.
-    pub fn encoded_bytes(&self) -> usize {
-        self.what.encoded_bytes()
-    }
-}
-
-pub enum Proposed {
-    /// The request and its encoding.
-    Request(Box<InternalRaftRequest>, Vec<u8>),
-    /// A member's new peer URLs and role.
-    Member(MemberId, RaftAttributes),
-}
-
-impl Proposed {
-    /// What it takes in the log, about.
-    pub fn encoded_bytes(&self) -> usize {
-        match self {
-            Proposed::Request(_, encoded) => encoded.len(),
-            Proposed::Member(..) => 0,
-        }
-    }
-}
-
+/// Waits for an entry that this member proposed.
 struct Waiter {
     index: u64,
     term: u64,
+    expires_at_tick: u64,
     request: Option<Box<InternalRaftRequest>>,
+    reply: Reply,
+}
+
+/// Waits for an entry that another member was asked to propose.
+struct Away {
+    term: u64,
+    expires_at_tick: u64,
+    what: Proposed,
     reply: Reply,
 }
 
@@ -65,28 +48,64 @@ struct Waiter {
 #[derive(Default)]
 pub struct Work {
     pub messages: Vec<Message>,
+    pub forwards: Vec<(MemberId, Forwarded)>,
+    /// To a member: why its proposal was not proposed.
+    pub refusals: Vec<(MemberId, u64, Error)>,
     pub persist: Option<Persist>,
     pub entries: Vec<Entry>,
     /// Of each entry, whoever waits for it here.
     pub replies: Vec<Option<Reply>>,
+    /// The entries hold the first one of the term in which this member leads.
+    pub promoted_in_term: Option<u64>,
+    /// Reads that may be made once the index is applied here.
+    pub reads: Vec<(u64, Vec<ReadReply>)>,
+    /// A member needs a snapshot, and there is none of use.
+    pub snapshot_wanted: bool,
 }
 
 /// See the module.
 pub struct Core {
+    member: MemberId,
     replica: Replica,
+    reads: Reads,
     waiters: VecDeque<Waiter>,
+    away: HashMap<u64, Away>,
+    parked: VecDeque<(Proposal, u64)>,
+    /// Committed changes of membership that are not applied yet.
+    changes: VecDeque<(u64, MemberChange)>,
+    forwards: Vec<(MemberId, Forwarded)>,
+    refusals: Vec<(MemberId, u64, Error)>,
+    tick: u64,
+    /// Ticks that a request may take.
+    limit_ticks: u64,
+    /// Term, leader, and whether this member took proposals, when parked ones were looked at.
+    leadership: (u64, u64, bool),
 }
 
 impl Core {
-    pub fn new(replica: Replica) -> Self {
+    /// `first_question`: see `ReadIndex::new`.
+    pub fn new(member: MemberId, replica: Replica, first_question: u64, limit_ticks: u64) -> Self {
         Self {
+            member,
             replica,
+            reads: Reads::new(member, first_question, limit_ticks),
             waiters: VecDeque::new(),
+            away: HashMap::new(),
+            parked: VecDeque::new(),
+            changes: VecDeque::new(),
+            forwards: Vec::new(),
+            refusals: Vec::new(),
+            tick: 0,
+            limit_ticks,
+            leadership: (0, 0, false),
         }
     }
 
     pub fn tick(&mut self) {
+        self.tick += 1;
         self.replica.tick();
+        self.expire();
+        self.propose_parked();
     }
 
     pub fn campaign(&mut self) -> Result<(), raft::Error> {
@@ -97,7 +116,18 @@ impl Core {
         self.replica.status()
     }
 
-    /// Proposes, or replies why not.
+    pub fn progress(&self) -> Vec<Progress> {
+        self.replica.progress()
+    }
+
+    /// Takes a message of another member. One that raft does not want is none to act upon.
+    pub fn step(&mut self, message: Message) {
+        if let Err(error) = self.replica.step(message) {
+            tracing::debug!(%error, "raft did not take a message");
+        }
+    }
+
+    /// Proposes, has the leader propose, waits for a leader, or replies why not.
     pub fn propose(&mut self, proposal: Proposal) {
         let status = self.replica.status();
         let fenced = proposal
@@ -105,14 +135,22 @@ impl Core {
             .is_some_and(|term| term != status.term || !status.is_leader);
         if fenced {
             (proposal.reply)(Err(Error::NotLeader));
-            return;
+        } else if self.replica.takes_proposals() {
+            self.propose_here(proposal);
+        } else if status.is_leader || status.leader == 0 {
+            self.park(proposal, self.tick + self.limit_ticks);
+        } else {
+            self.forward(MemberId(status.leader), status.term, proposal);
         }
+    }
+
+    fn propose_here(&mut self, proposal: Proposal) {
         let (proposed, request) = match proposal.what {
             Proposed::Request(request, encoded) => {
                 (self.replica.propose(encoded).map(|_| ()), Some(request))
             }
-            Proposed::Member(member, raft) => {
-                let change = member_change(member, &raft);
+            Proposed::Member(change) => {
+                let change = conf_change(&change);
                 (self.replica.propose_conf_change(change), None)
             }
         };
@@ -120,80 +158,251 @@ impl Core {
             (proposal.reply)(Err(error));
             return;
         }
+        let status = self.replica.status();
         self.waiters.push_back(Waiter {
-            index: self.replica.status().last_index,
+            index: status.last_index,
             term: status.term,
+            expires_at_tick: self.tick + self.limit_ticks,
             request,
             reply: proposal.reply,
         });
     }
 
-    /// The next work; `None` when there is none. Must be called again until then.
-    pub fn work(&mut self) -> Result<Option<Work>, raft::Error> {
-        let Some(output) = self.replica.output() else {
-            return Ok(None);
-        };
-        let mut work = Work {
-            messages: output.messages,
-            persist: output.persist,
-            entries: Vec::with_capacity(output.committed.len()),
-            replies: Vec::with_capacity(output.committed.len()),
-        };
-        for committed in output.committed {
-            let waiter = self.take_waiter(committed.index, committed.term);
-            let (request, reply) = match waiter {
-                Some(waiter) => (waiter.request, Some(waiter.reply)),
-                None => (None, None),
-            };
-            work.entries.push(self.entry(committed, request)?);
-            work.replies.push(reply);
+    fn park(&mut self, proposal: Proposal, expires_at_tick: u64) {
+        if self.parked.len() >= MAX_ELSEWHERE {
+            (proposal.reply)(Err(Error::TooManyRequests));
+            return;
         }
-        Ok(Some(work))
+        self.parked.push_back((proposal, expires_at_tick));
     }
 
-    /// Finds who waits for the entry; whoever waits for an earlier one lost its place to
-    /// another leader.
-    fn take_waiter(&mut self, index: u64, term: u64) -> Option<Waiter> {
-        while self.waiters.front()?.index <= index {
-            let waiter = self.waiters.pop_front()?;
-            if waiter.index == index && waiter.term == term {
-                return Some(waiter);
+    fn forward(&mut self, leader: MemberId, term: u64, proposal: Proposal) {
+        if self.away.len() >= MAX_ELSEWHERE {
+            (proposal.reply)(Err(Error::TooManyRequests));
+            return;
+        }
+        let request_id = proposal.what.request_id();
+        let sent = match &proposal.what {
+            Proposed::Request(_, encoded) => forwarded::Proposal::Request(encoded.clone().into()),
+            Proposed::Member(change) => forwarded::Proposal::MemberChange(change.clone()),
+        };
+        let message = Forwarded {
+            request_id,
+            term,
+            proposal: Some(sent),
+        };
+        self.forwards.push((leader, message));
+        self.away.insert(
+            request_id,
+            Away {
+                term,
+                expires_at_tick: self.tick + self.limit_ticks,
+                what: proposal.what,
+                reply: proposal.reply,
+            },
+        );
+    }
+
+    /// Proposes what another member was asked for.
+    pub fn propose_for(&mut self, from: MemberId, message: Forwarded) {
+        let status = self.replica.status();
+        let proposed = if !self.replica.takes_proposals() || message.term != status.term {
+            Err(Error::NotLeader)
+        } else {
+            match message.proposal {
+                Some(forwarded::Proposal::Request(request)) => {
+                    self.replica.propose(request.into()).map(|_| ())
+                }
+                Some(forwarded::Proposal::MemberChange(change)) => {
+                    self.replica.propose_conf_change(conf_change(&change))
+                }
+                None => Err(Error::UnknownMethod),
             }
-            (waiter.reply)(Err(Error::LeaderChanged));
+        };
+        if let Err(error) = proposed {
+            self.refusals.push((from, message.request_id, error));
         }
-        None
     }
 
-    fn entry(
-        &mut self,
-        committed: Committed,
-        request: Option<Box<InternalRaftRequest>>,
-    ) -> Result<Entry, raft::Error> {
+    /// A proposal that was sent to another member was not proposed there.
+    pub fn refused(&mut self, request_id: u64, error: Error) {
+        let Some(away) = self.away.remove(&request_id) else {
+            return;
+        };
+        if error == Error::NotLeader {
+            // It was certainly not proposed, so it may be proposed again.
+            let proposal = Proposal {
+                what: away.what,
+                fence_term: None,
+                reply: away.reply,
+            };
+            self.park(proposal, away.expires_at_tick);
+        } else {
+            (away.reply)(Err(error));
+        }
+    }
+
+    fn propose_parked(&mut self) {
+        for (proposal, expires_at_tick) in std::mem::take(&mut self.parked) {
+            let status = self.replica.status();
+            if self.replica.takes_proposals() {
+                self.propose_here(proposal);
+            } else if status.is_leader || status.leader == 0 {
+                self.park(proposal, expires_at_tick);
+            } else {
+                self.forward(MemberId(status.leader), status.term, proposal);
+            }
+        }
+    }
+
+    /// Replies once this member may read what was written before this call.
+    pub fn read_index(&mut self, reply: ReadReply) {
+        self.reads.push(reply, self.tick);
+    }
+
+    /// Hands leadership over; raft gives up after an election timeout.
+    pub fn transfer_leader(&mut self, to: MemberId) {
+        self.replica.transfer_leader(to);
+    }
+
+    /// Hands leadership over to whoever is furthest; returns whom, if there is anyone.
+    pub fn hand_over(&mut self) -> Option<MemberId> {
+        if !self.status().is_leader || self.replica.is_transferring() {
+            return None;
+        }
+        let fit = |other: &Progress| {
+            other.member != self.member && other.voter && other.active && !other.in_snapshot
+        };
+        let others = self.replica.progress().into_iter().filter(fit);
+        let furthest = others.max_by_key(|other| (other.matched, other.member))?;
+        self.replica.transfer_leader(furthest.member);
+        Some(furthest.member)
+    }
+
+    pub fn report_unreachable(&mut self, member: MemberId) {
+        self.replica.report_unreachable(member);
+    }
+
+    pub fn report_snapshot(&mut self, member: MemberId, taken: bool) {
+        self.replica.report_snapshot(member, taken);
+    }
+
+    pub fn offer_snapshot(&mut self, snapshot: Option<Snapshot>) {
+        self.replica.offer_snapshot(snapshot);
+    }
+
+    /// Takes a snapshot's message, whose files are here. False where raft does not want it.
+    pub fn restore(&mut self, message: Message) -> bool {
+        self.step(message);
+        self.replica.pending_snapshot().is_some()
+    }
+
+    /// The next work; `None` when there is none. Must be called again until then.
+    pub fn work(&mut self) -> Option<Work> {
+        let status = self.replica.status();
+        let leadership = (status.term, status.leader, self.replica.takes_proposals());
+        if leadership != self.leadership {
+            self.leadership = leadership;
+            self.propose_parked();
+        }
+        self.reads.ask(&mut self.replica, self.tick);
+        let mut work = Work {
+            forwards: std::mem::take(&mut self.forwards),
+            refusals: std::mem::take(&mut self.refusals),
+            ..Default::default()
+        };
+        let output = self.replica.output();
+        work.snapshot_wanted = self.replica.take_snapshot_wanted();
+        let Some(output) = output else {
+            let nothing =
+                work.forwards.is_empty() && work.refusals.is_empty() && !work.snapshot_wanted;
+            return (!nothing).then_some(work);
+        };
+        work.messages = output.messages;
+        work.persist = output.persist;
+        work.entries.reserve(output.committed.len());
+        work.replies.reserve(output.committed.len());
+        for committed in output.committed {
+            self.take_committed(committed, &mut work);
+        }
+        for read in output.reads {
+            let replies = self.reads.answered(&read.context);
+            if !replies.is_empty() {
+                work.reads.push((read.index, replies));
+            }
+        }
+        Some(work)
+    }
+
+    fn take_committed(&mut self, committed: Committed, work: &mut Work) {
+        let status = self.replica.status();
+        let first_of_term = matches!(committed.kind, CommittedKind::Empty);
+        if first_of_term && status.is_leader && status.term == committed.term {
+            work.promoted_in_term = Some(committed.term);
+        }
+        let (request, reply) = self.take_waiter(&committed);
         let payload = match (committed.kind, request) {
             (CommittedKind::Empty, _) => Payload::Empty,
             (CommittedKind::Request(_), Some(request)) => Payload::Decoded(request),
             (CommittedKind::Request(bytes), None) => Payload::Request(bytes),
-            (CommittedKind::ConfChange(change), _) => self.membership(&change)?,
+            (CommittedKind::ConfChange(change), _) => {
+                let change = member_change(&change);
+                self.changes.push_back((committed.index, change.clone()));
+                Payload::Membership(change)
+            }
         };
-        Ok(Entry {
+        work.entries.push(Entry {
             index: committed.index,
             term: committed.term,
             payload,
-        })
+        });
+        work.replies.push(reply);
     }
 
-    fn membership(&mut self, change: &ConfChange) -> Result<Payload, raft::Error> {
-        let conf_state = self.replica.apply_conf_change(change)?;
-        let removed = change.change_type == ConfChangeType::RemoveNode as i32;
-        // The context was encoded by `member_change`; one that cannot be read changes no URL.
-        let raft = RaftAttributes::decode(change.context.as_slice())
-            .ok()
-            .filter(|_| !removed);
-        Ok(Payload::Membership {
-            member: MemberId(change.node_id),
-            raft,
-            conf_state: conf_state.into(),
-        })
+    /// Finds who waits for the entry here, and tells those that it shows to wait in vain.
+    fn take_waiter(
+        &mut self,
+        committed: &Committed,
+    ) -> (Option<Box<InternalRaftRequest>>, Option<Reply>) {
+        if !self.away.is_empty() {
+            if let Some(away) = committed_id(committed).and_then(|id| self.away.remove(&id)) {
+                let request = match away.what {
+                    Proposed::Request(request, _) => Some(request),
+                    Proposed::Member(_) => None,
+                };
+                return (request, Some(away.reply));
+            }
+            let passed = |_: &u64, away: &mut Away| away.term < committed.term;
+            for (_, away) in self.away.extract_if(passed) {
+                (away.reply)(Err(Error::LeaderChanged));
+            }
+        }
+        while let Some(waiter) = pop_if(&mut self.waiters, |first| {
+            first.index <= committed.index || first.term < committed.term
+        }) {
+            if waiter.index == committed.index && waiter.term == committed.term {
+                return (waiter.request, Some(waiter.reply));
+            }
+            (waiter.reply)(Err(Error::LeaderChanged));
+        }
+        (None, None)
+    }
+
+    /// Gives up what has waited for too long. It may be applied all the same.
+    fn expire(&mut self) {
+        let tick = self.tick;
+        while let Some(waiter) = pop_if(&mut self.waiters, |first| first.expires_at_tick <= tick) {
+            (waiter.reply)(Err(Error::Timeout));
+        }
+        for (_, away) in self.away.extract_if(|_, away| away.expires_at_tick <= tick) {
+            (away.reply)(Err(Error::Timeout));
+        }
+        while let Some((proposal, _)) = pop_if(&mut self.parked, |first| first.1 <= tick) {
+            (proposal.reply)(Err(Error::Timeout));
+        }
+        for reply in self.reads.expired(tick) {
+            reply(Err(Error::Timeout));
+        }
     }
 
     /// Everything up to the persist `number` is on disk.
@@ -201,35 +410,71 @@ impl Core {
         self.replica.persisted(number);
     }
 
-    /// Entries up to `index` are applied.
-    pub fn applied(&mut self, index: u64) {
+    /// Entries up to `index` are applied, and of the changes of membership among them those
+    /// were made whose indexes are in `made`.
+    pub fn applied(&mut self, index: u64, made: &[u64]) -> Result<(), raft::Error> {
+        while let Some((at, change)) = pop_if(&mut self.changes, |first| first.0 <= index) {
+            if made.contains(&at) && !matches!(change.change, Some(Change::Update(_))) {
+                self.replica.apply_conf_change(&conf_change(&change))?;
+            }
+        }
         self.replica.applied(index);
+        Ok(())
     }
 
     pub fn is_sole_voter(&self) -> bool {
         self.replica.is_sole_voter()
     }
 
+    /// True where there is no other member at all.
+    pub fn is_alone(&self) -> bool {
+        self.replica.is_alone()
+    }
+
     /// Replies to all who wait that the member stops.
     pub fn stop(&mut self) {
-        for waiter in self.waiters.drain(..) {
-            (waiter.reply)(Err(Error::Stopped));
+        let waiters = self.waiters.drain(..).map(|waiter| waiter.reply);
+        let away = self.away.drain().map(|(_, away)| away.reply);
+        let parked = self.parked.drain(..).map(|(proposal, _)| proposal.reply);
+        for reply in waiters.chain(away).chain(parked) {
+            reply(Err(Error::Stopped));
+        }
+        for reply in self.reads.drain() {
+            reply(Err(Error::Stopped));
         }
     }
 }
 
-/// raft-rs has no change that leaves the voters alone: a voter is added again as a voter, a
-/// learner as a learner, which changes nothing for raft; the attributes travel as context.
-fn member_change(member: MemberId, raft: &RaftAttributes) -> ConfChange {
-    let change_type = if raft.is_learner {
-        ConfChangeType::AddLearnerNode
-    } else {
-        ConfChangeType::AddNode
+/// Takes out the first if it is such a one.
+fn pop_if<T>(queue: &mut VecDeque<T>, is_such: impl FnOnce(&T) -> bool) -> Option<T> {
+    let taken = queue.front().is_some_and(is_such);
+    taken.then(|| queue.pop_front()).flatten()
+}
+
+fn committed_id(committed: &Committed) -> Option<u64> {
+    match &committed.kind {
+        CommittedKind::Empty => None,
+        CommittedKind::Request(bytes) => request_id(bytes),
+        CommittedKind::ConfChange(change) => Some(member_change(change).request_id),
+    }
+}
+
+/// The change as raft takes it. New URLs change nothing for raft, and are never enacted there.
+fn conf_change(change: &MemberChange) -> ConfChange {
+    let change_type = match &change.change {
+        Some(Change::Add(raft)) if raft.is_learner => ConfChangeType::AddLearnerNode,
+        Some(Change::Remove(_)) => ConfChangeType::RemoveNode,
+        _ => ConfChangeType::AddNode,
     };
     ConfChange {
         change_type: change_type as i32,
-        node_id: member.0,
-        context: raft.encode_to_vec(),
+        node_id: change.member_id,
+        context: change.encode_to_vec(),
         ..Default::default()
     }
+}
+
+/// The way back. What cannot be read is a change that every member refuses.
+fn member_change(change: &ConfChange) -> MemberChange {
+    MemberChange::decode(change.context.as_slice()).unwrap_or_default()
 }

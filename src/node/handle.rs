@@ -8,17 +8,19 @@ use prost::Message;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::admission::{self, Limits};
-use super::core::{Proposal, Proposed};
 use super::inbox::{Inbox, Input, Refused};
+use super::requests::{Proposal, Proposed};
 use super::shared::{ReadView, Shared};
 use crate::error::Error;
 use crate::metrics::{Metrics, Operation};
 use crate::proto::etcdserverpb::{
-    AlarmRequest, AlarmType, CompactionRequest, CompactionResponse, InternalRaftRequest,
-    RequestHeader, alarm_request::AlarmAction,
+    AlarmRequest, AlarmType, CompactionRequest, CompactionResponse, DowngradeRequest,
+    DowngradeResponse, InternalRaftRequest, RequestHeader, alarm_request::AlarmAction,
 };
-use crate::proto::membershippb::RaftAttributes;
+use crate::proto::etchedpeer::{Answer, MemberChange, Question, member_change::Change};
+use crate::proto::membershippb::Member;
 use crate::state::Response;
+use crate::transport::Network;
 use crate::types::MemberId;
 
 /// Encoded proposals under way at once, in KiB.
@@ -49,24 +51,38 @@ impl Settings {
 pub struct Handle {
     shared: Arc<Shared>,
     inbox: Arc<Inbox>,
+    network: Arc<dyn Network>,
     settings: Settings,
     next_request_id: Arc<AtomicU64>,
     /// Room for proposals under way, in KiB.
     room_kib: Arc<Semaphore>,
     /// One flush at a time looks whether the quota is really used up.
     quota_flush: Arc<tokio::sync::Mutex<()>>,
+    hashing: Arc<Semaphore>,
 }
 
+/// Hashes at once: each reads the whole history.
+const MAX_HASHES: usize = 2;
+
 impl Handle {
-    pub fn new(shared: Arc<Shared>, inbox: Arc<Inbox>, settings: Settings) -> Self {
-        let first_id = shared.rng.next_u64() >> 16;
+    pub fn new(
+        shared: Arc<Shared>,
+        inbox: Arc<Inbox>,
+        network: Arc<dyn Network>,
+        settings: Settings,
+    ) -> Self {
+        // As in etcd: two bytes that tell members apart, then a count that starts anywhere.
+        let member = shared.member.0 << 48;
+        let first_id = member | (shared.rng.next_u64() >> 17);
         Self {
             shared,
             inbox,
+            network,
             settings,
             next_request_id: Arc::new(AtomicU64::new(first_id)),
             room_kib: Arc::new(Semaphore::new(MAX_PROPOSED_KIB as usize)),
             quota_flush: Arc::default(),
+            hashing: Arc::new(Semaphore::new(MAX_HASHES)),
         }
     }
 
@@ -86,12 +102,133 @@ impl Handle {
     /// A state that shows every write answered before this call.
     ///
     /// A member that alone is the quorum answers a write only after its view shows it, so the
-    /// newest view is such a state.
+    /// newest view is such a state. Any other asks the leader, who asks a quorum whether it
+    /// still leads, and waits until what was committed then is applied here.
     pub async fn linearizable_view(&self) -> Result<Arc<ReadView>, Error> {
-        if self.shared.raft.leader() == 0 {
-            return Err(Error::NoLeader);
+        let raft = &self.shared.raft;
+        if raft.is_sole_voter() && raft.is_leader() {
+            return Ok(self.shared.view());
+        }
+        let (sender, receiver) = oneshot::channel();
+        let start = self.shared.clock.now();
+        let reply = Box::new(move |result| {
+            // Whoever asked may have gone.
+            let _ = sender.send(result);
+        });
+        self.push(Input::ReadIndex(reply))?;
+        let limit = self.settings.request_timeout();
+        let result = match tokio::time::timeout(limit, receiver).await {
+            Ok(Ok(Err(Error::Timeout))) | Err(_) => Err(self.timed_out(start)),
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::Stopped),
+        };
+        if let Err(error) = result {
+            self.shared.metrics.read_indexes_failed.increment();
+            return Err(error);
         }
         Ok(self.shared.view())
+    }
+
+    /// True where this member leads now, which a quorum has confirmed.
+    pub async fn ensure_leadership(&self) -> Result<bool, Error> {
+        self.linearizable_view().await?;
+        Ok(self.shared.raft.is_leader())
+    }
+
+    /// What kept a request from being answered in time; etcd's rules.
+    fn timed_out(&self, start: Duration) -> Error {
+        let raft = &self.shared.raft;
+        let two_elections = 2 * self.settings.election_timeout;
+        let elected = raft.leader_since();
+        if start < elected && elected < start + self.settings.request_timeout() + two_elections {
+            return Error::TimeoutLeaderFailed;
+        }
+        let connected = |member: MemberId| {
+            let since = self.network.active_since(member);
+            since.is_some_and(|since| since <= start)
+        };
+        let lost = if raft.is_leader() {
+            let status = self.shared.status();
+            let voters = status.voters().count();
+            let reached = status
+                .voters()
+                .filter(|voter| voter.id == self.shared.member.0 || connected(MemberId(voter.id)));
+            reached.count() < voters / 2 + 1
+        } else {
+            raft.leader() != 0 && !connected(MemberId(raft.leader()))
+        };
+        if lost {
+            return Error::TimeoutConnectionLost;
+        }
+        Error::Timeout
+    }
+
+    fn push(&self, input: Input) -> Result<(), Error> {
+        self.inbox.push(input).map_err(|refused| match refused {
+            Refused::Full => Error::TooManyRequests,
+            Refused::Closed => Error::Stopped,
+        })
+    }
+
+    pub(super) fn hashing(&self) -> Arc<Semaphore> {
+        self.hashing.clone()
+    }
+
+    pub fn network(&self) -> &Arc<dyn Network> {
+        &self.network
+    }
+
+    /// Asks another member.
+    pub async fn ask(&self, member: MemberId, question: Question) -> Result<Answer, Error> {
+        let limit = self.settings.request_timeout();
+        self.network.ask(member, question, limit).await
+    }
+
+    /// Asks the leader, which is another member. Waits for one where there is none.
+    pub async fn ask_leader(&self, question: Question) -> Result<Answer, Error> {
+        let deadline = self.shared.clock.now() + self.settings.request_timeout();
+        let leader = self.leader_until(deadline).await?;
+        let left = deadline.saturating_sub(self.shared.clock.now());
+        self.network.ask(leader, question, left).await
+    }
+
+    async fn leader_until(&self, deadline: Duration) -> Result<MemberId, Error> {
+        loop {
+            match self.shared.raft.leader() {
+                0 if self.shared.clock.now() >= deadline => return Err(Error::NoLeader),
+                0 => tokio::time::sleep(Duration::from_millis(20)).await,
+                leader => return Ok(MemberId(leader)),
+            }
+        }
+    }
+
+    /// Hands leadership to a member and waits until it leads, for `limit` at most.
+    pub async fn move_leader(&self, to: MemberId, limit: Duration) -> Result<(), Error> {
+        self.push(Input::TransferLeader(to))?;
+        self.await_leader(|leader| leader == to.0, limit).await
+    }
+
+    /// Hands leadership to whoever is furthest, where this member leads and there is anyone.
+    pub async fn hand_over(&self, limit: Duration) -> Result<(), Error> {
+        let own = self.shared.member.0;
+        self.push(Input::HandOver)?;
+        self.await_leader(|leader| leader != own && leader != 0, limit)
+            .await
+    }
+
+    async fn await_leader(
+        &self,
+        is_it: impl Fn(u64) -> bool,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        let deadline = self.shared.clock.now() + limit;
+        while !is_it(self.shared.raft.leader()) {
+            if self.shared.clock.now() >= deadline {
+                return Err(Error::TimeoutLeaderTransfer);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
     }
 
     /// The newest state that is applied here.
@@ -115,13 +252,28 @@ impl Handle {
         self.propose_checked(request, Some(term))
     }
 
-    /// Gives a member new peer URLs.
-    pub async fn update_member(
+    /// Has a change of membership agreed upon; returns the members after it.
+    pub async fn change_members(
         &self,
         member: MemberId,
-        raft: RaftAttributes,
-    ) -> Result<Response, Error> {
-        self.submit(Proposed::Member(member, raft), None).await
+        change: Change,
+        max_learners: u32,
+    ) -> Result<Vec<Member>, Error> {
+        let change = MemberChange {
+            member_id: member.0,
+            change: Some(change),
+            max_learners,
+            request_id: self.next_id(),
+        };
+        match self.submit(Proposed::Member(change), None).await? {
+            Response::Members(members) => Ok(members),
+            _ => Err(Error::UnknownMethod),
+        }
+    }
+
+    /// Validates, begins or ends a downgrade.
+    pub async fn downgrade(&self, _request: DowngradeRequest) -> Result<DowngradeResponse, Error> {
+        Err(Error::DowngradeNotBuilt)
     }
 
     /// Compacts the history; `physical` waits until its space is free.
@@ -144,7 +296,7 @@ impl Handle {
                 return Err(Error::Stopped);
             }
             let shared = self.shared.clone();
-            let flushed = tokio::task::spawn_blocking(move || shared.engine.flush()).await;
+            let flushed = tokio::task::spawn_blocking(move || shared.engine().flush()).await;
             match flushed {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Err(self.shared.fail_storage(error)),
@@ -198,7 +350,7 @@ impl Handle {
         }
         let shared = self.shared.clone();
         let settled = tokio::task::spawn_blocking(move || {
-            shared.engine.flush()?;
+            shared.engine().flush()?;
             shared.refresh_size();
             Ok(())
         });
@@ -253,10 +405,11 @@ impl Handle {
     }
 
     async fn submit(&self, what: Proposed, fence_term: Option<u64>) -> Result<Response, Error> {
+        let start = self.shared.clock.now();
         let answer = self.submit_when_there_is_room(what, fence_term);
         match tokio::time::timeout(self.settings.request_timeout(), answer).await {
+            Ok(Err(Error::Timeout)) | Err(_) => Err(self.timed_out(start)),
             Ok(result) => result,
-            Err(_) => Err(Error::Timeout),
         }
     }
 
@@ -284,11 +437,7 @@ impl Handle {
                 let _ = sender.send(result);
             }),
         };
-        match self.inbox.push(Input::Propose(proposal)) {
-            Ok(()) => {}
-            Err(Refused::Full) => return Err(Error::TooManyRequests),
-            Err(Refused::Closed) => return Err(Error::Stopped),
-        }
+        self.push(Input::Propose(proposal))?;
         receiver.await.unwrap_or(Err(Error::Stopped))
     }
 }

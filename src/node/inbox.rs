@@ -5,7 +5,14 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::core::Proposal;
+use super::apply::Group;
+use super::reads::ReadReply;
+use super::requests::Proposal;
+use super::states::{Checkpoint, Received};
+use crate::raft::Message;
+use crate::storage;
+use crate::transport::PeerMessage;
+use crate::types::MemberId;
 
 /// Proposals that may wait; more are refused with `too many requests`.
 pub const MAX_WAITING: usize = 20_000;
@@ -15,6 +22,23 @@ pub const MAX_WAITING_BYTES: usize = 256 << 20;
 /// What the raft thread is asked to do.
 pub enum Input {
     Propose(Proposal),
+    /// Replies once a linearizable read may be made.
+    ReadIndex(ReadReply),
+    /// From another member.
+    Received(MemberId, Vec<PeerMessage>),
+    /// Something that was sent to this member may be lost.
+    Unreachable(MemberId),
+    /// A snapshot was taken over by this member, or was not.
+    SnapshotSent(MemberId, bool),
+    /// A snapshot came whole, with the message that belongs to it.
+    SnapshotReceived(Message, Received),
+    CheckpointMade(storage::Result<Checkpoint>),
+    /// Everything up to this part is in the raft log.
+    Persisted(u64),
+    Applied(Group),
+    TransferLeader(MemberId),
+    /// Leadership goes to whoever is furthest.
+    HandOver,
     /// Entries up to this index are in a durable state of the machine.
     Flushed(u64),
     Stop,
@@ -48,8 +72,8 @@ impl Inbox {
         if state.closed {
             return Err(Refused::Closed);
         }
-        if let Input::Propose(proposal) = &input {
-            let bytes = state.bytes + proposal.encoded_bytes();
+        if let Some(bytes) = bounded_bytes(&input) {
+            let bytes = state.bytes + bytes;
             if state.inputs.len() >= MAX_WAITING || bytes > MAX_WAITING_BYTES {
                 return Err(Refused::Full);
             }
@@ -83,5 +107,16 @@ impl Inbox {
         state.closed = true;
         drop(state);
         self.wake.notify_one();
+    }
+}
+
+/// What an input adds to the queue's bytes; `None` for what this member says to itself, which is
+/// never refused: there is no more of it than of what it answers.
+fn bounded_bytes(input: &Input) -> Option<usize> {
+    match input {
+        Input::Propose(proposal) => Some(proposal.encoded_bytes()),
+        Input::ReadIndex(_) => Some(0),
+        Input::Received(_, messages) => Some(messages.iter().map(PeerMessage::bytes).sum()),
+        _ => None,
     }
 }

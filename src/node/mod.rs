@@ -1,22 +1,29 @@
 //! One member at work: consensus, log, state machine, watches and jobs put together.
 //!
-//! - `core` routes: proposals to raft, what raft says to the log and the machine, answers to
-//!   whoever waits. It is synchronous and does no I/O.
+//! - `core` routes: proposals and reads to raft or to the leader, what raft says to the log and
+//!   the machine, answers to whoever waits. It is synchronous and does no I/O.
 //! - `apply` runs the machine and publishes what it did: the view, the answers, the events.
-//! - `run` owns the threads; `handle` is what the services call; `jobs` work in the background.
-//!
-//! Where this member alone is the quorum a batch runs straight through on the raft thread:
-//! append, sync, apply, answer. There is nobody to send heartbeats to meanwhile, and reads do
-//! not pass through this thread, so a slow disk holds up writes alone.
+//! - `run` owns the threads; `log_thread` writes the raft log, `pipe` is the queue before each.
+//! - `handle` (with `leases`, `members` and `hashes`) is what the services call, `peer` what other members call; `jobs` work in the
+//!   background.
 
 pub mod admission;
 pub mod apply;
 pub mod core;
 pub mod handle;
+pub mod hashes;
 pub mod inbox;
 pub mod jobs;
+pub mod leases;
+pub mod log_thread;
+pub mod members;
+pub mod peer;
+pub mod pipe;
+pub mod reads;
+pub mod requests;
 pub mod run;
 pub mod shared;
+pub mod states;
 
 pub use handle::Handle;
 pub use shared::{ClusterStatus, ReadView, Shared};

@@ -3,20 +3,24 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch as tokio_watch};
 
 use super::jobs::deadlines::Deadlines;
+use super::reads::WaitingReads;
 use crate::env::{Clock, Rng};
 use crate::metrics::Metrics;
 use crate::mvcc::hash::HistoryHash;
 use crate::mvcc::read::Snapshot;
 use crate::proto::etcdserverpb::{AlarmMember, AlarmType};
 use crate::proto::membershippb::Member;
-use crate::raft::replica;
+use crate::raft::replica::{self, Progress};
 use crate::state::Machine;
+use crate::state::membership::is_learner;
 use crate::storage::{self, Engine, Read};
+use crate::transport::Peer;
 use crate::types::{ClusterId, MemberId};
 use crate::watch::Hub;
 
@@ -61,6 +65,7 @@ pub struct ClusterStatus {
     pub alarms: Vec<AlarmMember>,
     pub members: Vec<Member>,
     pub cluster_version: Option<String>,
+    pub removed: Vec<MemberId>,
 }
 
 impl ClusterStatus {
@@ -69,7 +74,38 @@ impl ClusterStatus {
             alarms: machine.alarms().list(AlarmType::None as i32),
             members: machine.members().iter().cloned().collect(),
             cluster_version: machine.cluster_version().map(str::to_owned),
+            removed: machine.members().removed().collect(),
         }
+    }
+
+    pub fn member(&self, id: MemberId) -> Option<&Member> {
+        self.members.iter().find(|member| member.id == id.0)
+    }
+
+    pub fn is_learner(&self, id: MemberId) -> bool {
+        self.member(id).is_some_and(is_learner)
+    }
+
+    pub fn voters(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| !is_learner(member))
+    }
+
+    pub fn is_removed(&self, id: MemberId) -> bool {
+        self.removed.contains(&id)
+    }
+
+    /// The members other than this one, and where they listen.
+    pub fn peers_of(&self, id: MemberId) -> Vec<Peer> {
+        let others = self.members.iter().filter(|member| member.id != id.0);
+        let peers = others.map(|member| Peer {
+            member: MemberId(member.id),
+            urls: member
+                .raft_attributes
+                .as_ref()
+                .map(|raft| raft.peer_urls.clone())
+                .unwrap_or_default(),
+        });
+        peers.collect()
     }
 
     pub fn has_alarm(&self, kind: AlarmType) -> bool {
@@ -83,17 +119,57 @@ pub struct RaftState {
     term: AtomicU64,
     leader: AtomicU64,
     is_leader: AtomicBool,
+    sole_voter: AtomicBool,
     commit_index: AtomicU64,
     applied_index: AtomicU64,
+    /// Since when there has been this leader, or none, by the clock; in nanoseconds.
+    leader_since_ns: AtomicU64,
+    /// Told whenever the leader or the term changes.
+    changed: Notify,
+    /// How far the members are, as this one knew it when it led.
+    progress: Mutex<Vec<Progress>>,
 }
 
 impl RaftState {
-    pub fn publish(&self, status: &replica::Status) {
+    pub fn publish(&self, status: &replica::Status, sole_voter: bool, now: Duration) {
+        let changed = self.leader() != status.leader || self.term() != status.term;
+        if self.leader() != status.leader {
+            let now_ns = now.as_nanos() as u64;
+            self.leader_since_ns.store(now_ns, Ordering::Release);
+        }
+        self.sole_voter.store(sole_voter, Ordering::Release);
         self.term.store(status.term, Ordering::Release);
         self.leader.store(status.leader, Ordering::Release);
         self.is_leader.store(status.is_leader, Ordering::Release);
         self.commit_index
             .store(status.commit_index, Ordering::Release);
+        if changed {
+            self.changed.notify_waiters();
+        }
+    }
+
+    pub fn publish_progress(&self, progress: Vec<Progress>) {
+        *self.progress.lock() = progress;
+    }
+
+    /// How far the members are; worth something while this member leads.
+    pub fn progress(&self) -> Vec<Progress> {
+        self.progress.lock().clone()
+    }
+
+    /// Since when, by the clock, there has been this leader, or none.
+    pub fn leader_since(&self) -> Duration {
+        Duration::from_nanos(self.leader_since_ns.load(Ordering::Acquire))
+    }
+
+    /// True where this member alone decides.
+    pub fn is_sole_voter(&self) -> bool {
+        self.sole_voter.load(Ordering::Acquire)
+    }
+
+    /// Resolves when the leader or the term next changes.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     pub fn term(&self) -> u64 {
@@ -128,10 +204,10 @@ pub struct Shared {
     pub cluster: ClusterId,
     pub clock: Arc<dyn Clock>,
     pub rng: Arc<dyn Rng>,
-    pub engine: Arc<dyn Engine>,
     pub hub: Arc<Hub>,
     pub metrics: Arc<Metrics>,
     pub raft: RaftState,
+    pub waiting_reads: WaitingReads,
     pub deadlines: Mutex<Deadlines>,
     /// Woken when the history is to be compacted further.
     pub compaction_wanted: Notify,
@@ -142,9 +218,12 @@ pub struct Shared {
     /// Bytes of state, for the quota; refreshed now and then.
     pub size_bytes: AtomicI64,
     pub size_in_use_bytes: AtomicI64,
+    /// A snapshot from the leader replaces it: whoever reads and writes takes it once for both.
+    engine: RwLock<Arc<dyn Engine>>,
     view: RwLock<Arc<ReadView>>,
     status: RwLock<Arc<ClusterStatus>>,
     failure: tokio_watch::Sender<Option<String>>,
+    removed: tokio_watch::Sender<bool>,
 }
 
 /// What a member is made of.
@@ -178,10 +257,24 @@ impl Shared {
             view: RwLock::new(Arc::new(view)),
             status: RwLock::new(Arc::new(ClusterStatus::of(machine))),
             failure: tokio_watch::Sender::new(None),
-            engine: parts.engine,
+            removed: tokio_watch::Sender::new(false),
+            waiting_reads: WaitingReads::default(),
+            engine: RwLock::new(parts.engine),
         };
         shared.refresh_size();
         shared
+    }
+
+    /// The engine of now.
+    pub fn engine(&self) -> Arc<dyn Engine> {
+        self.engine.read().clone()
+    }
+
+    /// Goes on with another engine; the old one's files go with its last reader.
+    pub fn replace_engine(&self, engine: Arc<dyn Engine>) {
+        let old = std::mem::replace(&mut *self.engine.write(), engine);
+        old.retire();
+        self.compaction_hashes.lock().clear();
     }
 
     /// The newest state that is applied here.
@@ -206,7 +299,7 @@ impl Shared {
     }
 
     pub fn refresh_size(&self) {
-        let size = self.engine.size();
+        let size = self.engine().size();
         self.size_bytes
             .store(size.total_bytes as i64, Ordering::Release);
         self.size_in_use_bytes
@@ -248,5 +341,17 @@ impl Shared {
             // The sender lives as long as `self`.
             Err(_) => String::new(),
         }
+    }
+
+    /// Says that this member was removed from the cluster for good.
+    pub fn note_removed(&self) {
+        self.removed.send_replace(true);
+    }
+
+    /// Resolves once this member was removed from the cluster for good.
+    pub async fn was_removed(&self) {
+        let mut removed = self.removed.subscribe();
+        // The sender lives as long as `self`.
+        let _ = removed.wait_for(|removed| *removed).await;
     }
 }

@@ -2,14 +2,16 @@
 //!
 //! Entries are held in memory from the moment raft makes them until they are on disk and
 //! applied, and a little longer for followers that lag; older ones are read back from the
-//! segment files.
+//! segment files. What a snapshot from the leader replaced is gone here at once, even while the
+//! files still have it.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use raft_proto::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 
-use crate::storage::raft_log::{LogEntry, Reader};
+use crate::storage::raft_log::{LogEntry, Mark, Reader};
 
 /// Applied entries kept in memory for followers.
 const KEPT_ENTRIES: usize = 1024;
@@ -23,6 +25,12 @@ pub struct LogView {
     persisted_index: u64,
     hard_state: HardState,
     conf_state: ConfState,
+    /// A snapshot took the place of the log, and the files do not say so yet.
+    reset: Option<Mark>,
+    /// What members that are too far behind can be sent.
+    offered: Option<Snapshot>,
+    /// raft asked for a snapshot, and there was none of use.
+    wanted: Cell<bool>,
 }
 
 impl LogView {
@@ -35,7 +43,33 @@ impl LogView {
             recent_bytes: 0,
             hard_state,
             conf_state,
+            reset: None,
+            offered: None,
+            wanted: Cell::new(false),
         }
+    }
+
+    /// The log is empty from now on and goes on behind `mark`.
+    pub fn reset(&mut self, mark: Mark) {
+        self.recent.clear();
+        self.recent_bytes = 0;
+        self.persisted_index = mark.index;
+        self.reset = Some(mark);
+    }
+
+    /// The files say what `reset` said.
+    pub fn reset_persisted(&mut self) {
+        self.reset = None;
+    }
+
+    /// Sets or takes back what members that are too far behind are sent.
+    pub fn offer(&mut self, snapshot: Option<Snapshot>) {
+        self.offered = snapshot;
+    }
+
+    /// True once after raft asked for a snapshot in vain.
+    pub fn take_wanted(&mut self) -> bool {
+        self.wanted.take()
     }
 
     /// Takes new entries; they replace what they conflict with.
@@ -74,6 +108,13 @@ impl LogView {
             if let Some(dropped) = self.recent.pop_front() {
                 self.recent_bytes -= dropped.data.len();
             }
+        }
+    }
+
+    fn first(&self) -> u64 {
+        match self.reset {
+            Some(mark) => mark.index + 1,
+            None => self.reader.first_index(),
         }
     }
 
@@ -127,7 +168,7 @@ impl Storage for LogView {
         _context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
         let max_bytes = max_size.into().unwrap_or(u64::MAX);
-        if low < self.reader.first_index() {
+        if low < self.first() {
             return Err(raft::Error::Store(StorageError::Compacted));
         }
         if let Some(first) = self.recent_first().filter(|first| low >= *first) {
@@ -142,6 +183,9 @@ impl Storage for LogView {
                 first || bytes <= max_bytes
             });
             return Ok(fitting.cloned().collect());
+        }
+        if self.reset.is_some() {
+            return Err(raft::Error::Store(StorageError::Unavailable));
         }
         let on_disk_end = self.recent_first().map_or(high, |first| first.min(high));
         let read = self
@@ -168,8 +212,14 @@ impl Storage for LogView {
                 .map(|entry| entry.term)
                 .ok_or(raft::Error::Store(StorageError::Unavailable));
         }
-        if index + 1 < self.reader.first_index() {
+        if index + 1 < self.first() {
             return Err(raft::Error::Store(StorageError::Compacted));
+        }
+        if let Some(mark) = self.reset {
+            return match index == mark.index {
+                true => Ok(mark.term),
+                false => Err(raft::Error::Store(StorageError::Unavailable)),
+            };
         }
         self.reader
             .term(index)
@@ -177,17 +227,30 @@ impl Storage for LogView {
     }
 
     fn first_index(&self) -> raft::Result<u64> {
-        Ok(self.reader.first_index())
+        Ok(self.first())
     }
 
     fn last_index(&self) -> raft::Result<u64> {
-        Ok(self
-            .recent
-            .back()
-            .map_or_else(|| self.reader.last_index(), |entry| entry.index))
+        Ok(match (self.recent.back(), self.reset) {
+            (Some(entry), _) => entry.index,
+            (None, Some(mark)) => mark.index,
+            (None, None) => self.reader.last_index(),
+        })
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        let usable = self.offered.as_ref().filter(|snapshot| {
+            let metadata = snapshot.get_metadata();
+            let conf = metadata.get_conf_state();
+            // It has to reach the log, and to know the member that it is for.
+            metadata.index >= request_index
+                && metadata.index + 1 >= self.first()
+                && (conf.voters.contains(&to) || conf.learners.contains(&to))
+        });
+        if let Some(snapshot) = usable {
+            return Ok(snapshot.clone());
+        }
+        self.wanted.set(true);
         Err(raft::Error::Store(
             StorageError::SnapshotTemporarilyUnavailable,
         ))

@@ -3,10 +3,13 @@
 //! `replica` takes inputs (proposals, messages, ticks, "this is on disk now") and returns
 //! outputs (what to make durable, what to send, what is committed); it never touches a disk, a
 //! socket or a clock. `log` is what raft-rs reads of the raft log: recent entries in memory,
-//! older ones from the segment files.
+//! older ones from the segment files. `read_index` gathers linearizable reads into rounds.
 
 pub mod log;
+pub mod read_index;
 pub mod replica;
 
-pub use raft_proto::eraftpb::{ConfChange, ConfChangeType, ConfState, Message};
+pub use raft_proto::eraftpb::{
+    ConfChange, ConfChangeType, ConfState, Message, MessageType, Snapshot, SnapshotMetadata,
+};
 pub use replica::{Committed, CommittedKind, Output, Persist, Replica};

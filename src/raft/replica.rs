@@ -4,15 +4,18 @@
 //! and raft goes on; the caller says later how far the disk has come. Entries commit only when
 //! a quorum, this member included where it counts, has said so.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use raft::{RawNode, StateRole};
-use raft_proto::eraftpb::{ConfChange, ConfState, Entry, EntryType, HardState, Message};
+use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
+use raft_proto::eraftpb::{
+    ConfChange, ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot,
+};
 
 use super::log::{LogView, to_disk};
 use crate::error::Error;
-use crate::storage::raft_log::{LogEntry, Reader};
+use crate::storage::raft_log::{LogEntry, Mark, Reader};
 use crate::types::MemberId;
 
 /// Bytes of committed entries handed out at once: bounds the memory of a replay.
@@ -45,6 +48,8 @@ pub struct Restored {
 pub struct Persist {
     /// To be given back to `Replica::persisted`.
     pub number: u64,
+    /// A snapshot takes the place of the whole log first.
+    pub reset: Option<Mark>,
     pub entries: Vec<LogEntry>,
     pub hard_state: Option<Vec<u8>>,
     /// To be sent once this is durable.
@@ -54,8 +59,15 @@ pub struct Persist {
 impl Persist {
     /// True where nothing needs the disk.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.hard_state.is_none()
+        self.entries.is_empty() && self.hard_state.is_none() && self.reset.is_none()
     }
+}
+
+/// No write that was answered before `context` was handed in lies behind `index`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadIndexed {
+    pub context: Vec<u8>,
+    pub index: u64,
 }
 
 /// An entry that a quorum holds.
@@ -80,6 +92,7 @@ pub struct Output {
     pub persist: Option<Persist>,
     pub messages: Vec<Message>,
     pub committed: Vec<Committed>,
+    pub reads: Vec<ReadIndexed>,
 }
 
 /// Where this member stands.
@@ -93,11 +106,32 @@ pub struct Status {
     pub last_index: u64,
 }
 
+/// How far a leader knows another member to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    pub member: MemberId,
+    pub matched: u64,
+    pub voter: bool,
+    /// It answered within the last election timeout.
+    pub active: bool,
+    /// It is being sent a snapshot.
+    pub in_snapshot: bool,
+}
+
+/// A part of raft's output that is not on disk yet.
+struct Unpersisted {
+    number: u64,
+    /// Index of its last entry; 0 for none.
+    last_index: u64,
+    resets: bool,
+    /// There is nothing to wait for but what comes before it.
+    empty: bool,
+}
+
 /// A raft member.
 pub struct Replica {
     node: RawNode<LogView>,
-    /// The part of a ready that is not on disk yet: number and last index.
-    unpersisted: std::collections::VecDeque<(u64, u64)>,
+    unpersisted: VecDeque<Unpersisted>,
     /// A hard state whose only news is a commit index: goes with the next write.
     lazy_hard_state: bool,
 }
@@ -135,6 +169,11 @@ impl Replica {
     }
 
     pub fn tick(&mut self) {
+        // raft-rs expects a sole voter's log to be on disk before it elects itself.
+        let elects_itself = self.is_sole_voter() && self.node.raft.state != StateRole::Leader;
+        if elects_itself && !self.unpersisted.is_empty() {
+            return;
+        }
         self.node.tick();
     }
 
@@ -147,9 +186,15 @@ impl Replica {
         self.node.step(message)
     }
 
+    /// True where a proposal would be taken: this member leads and does not hand over.
+    pub fn takes_proposals(&self) -> bool {
+        let raft = &self.node.raft;
+        raft.state == StateRole::Leader && raft.lead_transferee.is_none()
+    }
+
     /// Proposes a request; only a leader takes one. Returns the term it was proposed in.
     pub fn propose(&mut self, request: Vec<u8>) -> Result<u64, Error> {
-        if self.node.raft.state != StateRole::Leader {
+        if !self.takes_proposals() {
             return Err(Error::NoLeader);
         }
         match self.node.propose(Vec::new(), request) {
@@ -161,7 +206,7 @@ impl Replica {
 
     /// Proposes a change of membership; only a leader takes one.
     pub fn propose_conf_change(&mut self, change: ConfChange) -> Result<(), Error> {
-        if self.node.raft.state != StateRole::Leader {
+        if !self.takes_proposals() {
             return Err(Error::NoLeader);
         }
         if self.node.raft.has_pending_conf() {
@@ -173,10 +218,79 @@ impl Replica {
             .map_err(|_| Error::TooManyRequests)
     }
 
-    /// Enacts a committed change of membership and returns the new conf state, encoded.
-    pub fn apply_conf_change(&mut self, change: &ConfChange) -> Result<Vec<u8>, raft::Error> {
-        let state = self.node.apply_conf_change(change)?;
-        Ok(encode_conf_state(&state))
+    /// Enacts a committed change of membership.
+    pub fn apply_conf_change(&mut self, change: &ConfChange) -> Result<(), raft::Error> {
+        self.node.apply_conf_change(change).map(|_| ())
+    }
+
+    /// True where a read index would be asked for and not silently dropped.
+    pub fn takes_reads(&self) -> bool {
+        let raft = &self.node.raft;
+        match raft.state {
+            StateRole::Leader => raft.commit_to_current_term(),
+            _ => raft.leader_id != 0,
+        }
+    }
+
+    /// Asks for an index that no earlier write lies behind; the answer comes as `ReadIndexed`,
+    /// or never. A context must not be used twice in a cluster.
+    pub fn read_index(&mut self, context: Vec<u8>) {
+        self.node.read_index(context);
+    }
+
+    /// Hands leadership over, if this member leads.
+    pub fn transfer_leader(&mut self, to: MemberId) {
+        self.node.transfer_leader(to.0);
+    }
+
+    /// The leader hands over just now.
+    pub fn is_transferring(&self) -> bool {
+        self.node.raft.lead_transferee.is_some()
+    }
+
+    pub fn report_unreachable(&mut self, member: MemberId) {
+        self.node.report_unreachable(member.0);
+    }
+
+    pub fn report_snapshot(&mut self, member: MemberId, taken: bool) {
+        let status = match taken {
+            true => SnapshotStatus::Finish,
+            false => SnapshotStatus::Failure,
+        };
+        self.node.report_snapshot(member.0, status);
+    }
+
+    /// How far the members are, this one included; known to a leader.
+    pub fn progress(&self) -> Vec<Progress> {
+        let raft = &self.node.raft;
+        let conf = raft.prs().conf().to_conf_state();
+        let progress = raft.prs().iter().map(|(id, progress)| Progress {
+            member: MemberId(*id),
+            matched: progress.matched,
+            voter: conf.voters.contains(id),
+            active: progress.recent_active || *id == raft.id,
+            in_snapshot: progress.state == ProgressState::Snapshot,
+        });
+        progress.collect()
+    }
+
+    /// Sets or takes back the snapshot that members which are too far behind are sent.
+    pub fn offer_snapshot(&mut self, snapshot: Option<Snapshot>) {
+        self.node.mut_store().offer(snapshot);
+    }
+
+    /// True once after a member needed a snapshot and there was none.
+    pub fn take_snapshot_wanted(&mut self) -> bool {
+        self.node.mut_store().take_wanted()
+    }
+
+    /// Index and term of a snapshot that was stepped in and is not in `output` yet.
+    pub fn pending_snapshot(&self) -> Option<Mark> {
+        let metadata = self.node.snap()?.get_metadata();
+        Some(Mark {
+            index: metadata.index,
+            term: metadata.term,
+        })
     }
 
     /// The next thing to do; `None` when there is nothing. Must be called again until then.
@@ -186,18 +300,31 @@ impl Replica {
         }
         let mut ready = self.node.ready();
         let entries = ready.take_entries();
+        let (at_once, after_sync) = ready
+            .take_persisted_messages()
+            .into_iter()
+            .partition(promises_nothing);
+        let metadata = ready.snapshot().get_metadata();
+        let reset = (metadata.index > 0).then_some(Mark {
+            index: metadata.index,
+            term: metadata.term,
+        });
         let mut persist = Persist {
             number: ready.number(),
+            reset,
             entries: entries.iter().map(to_disk).collect(),
             hard_state: None,
-            messages: ready.take_persisted_messages(),
+            messages: after_sync,
         };
         if ready.hs().is_some() {
             self.lazy_hard_state = true;
         }
+        let mut messages = ready.take_messages();
+        messages.extend::<Vec<Message>>(at_once);
         let mut output = Output {
-            messages: ready.take_messages(),
+            messages,
             committed: take_committed(ready.take_committed_entries()),
+            reads: take_reads(&mut ready),
             persist: None,
         };
         if ready.must_sync() && self.lazy_hard_state {
@@ -205,29 +332,54 @@ impl Replica {
             let hard_state = self.node.raft.hard_state();
             persist.hard_state = Some(prost_11::Message::encode_to_vec(&hard_state));
         }
+        if let Some(mark) = reset {
+            self.node.mut_store().reset(mark);
+        }
         self.node.mut_store().append(&entries);
         self.node.advance_append_async(ready);
-        let last = entries.last().map_or(0, |entry| entry.index);
-        self.unpersisted.push_back((persist.number, last));
-        if persist.is_empty() && persist.messages.is_empty() && self.unpersisted.len() == 1 {
-            // Nothing for the disk, and nothing before it that has to come first.
-            self.persisted(persist.number);
+        self.note_unpersisted(&persist);
+        if persist.is_empty() && persist.messages.is_empty() {
+            if self.unpersisted.len() == 1 {
+                // Nothing for the disk, and nothing before it that has to come first.
+                self.persisted(persist.number);
+            }
         } else {
             output.persist = Some(persist);
         }
         Some(output)
     }
 
+    fn note_unpersisted(&mut self, persist: &Persist) {
+        if let Some(first) = persist.entries.first() {
+            // What they replace never counts as being on disk.
+            for earlier in &mut self.unpersisted {
+                earlier.last_index = earlier.last_index.min(first.index - 1);
+            }
+        }
+        self.unpersisted.push_back(Unpersisted {
+            number: persist.number,
+            last_index: persist.entries.last().map_or(0, |entry| entry.index),
+            resets: persist.reset.is_some(),
+            empty: persist.is_empty() && persist.messages.is_empty(),
+        });
+    }
+
     /// Everything up to the persist `number` is on disk.
     pub fn persisted(&mut self, number: u64) {
-        while let Some((first, last_index)) = self.unpersisted.front().copied() {
-            if first > number {
+        let mut until = number;
+        while let Some(first) = self.unpersisted.front() {
+            if first.number > number && !first.empty {
                 break;
             }
+            until = until.max(first.number);
+            let log = self.node.mut_store();
+            if first.resets {
+                log.reset_persisted();
+            }
+            log.persisted(first.last_index);
             self.unpersisted.pop_front();
-            self.node.mut_store().persisted(last_index);
         }
-        self.node.on_persist_ready(number);
+        self.node.on_persist_ready(until);
     }
 
     /// Entries up to `index` are applied.
@@ -253,23 +405,57 @@ impl Replica {
         let conf = self.node.raft.prs().conf().to_conf_state();
         conf.voters == [self.node.raft.id] && conf.voters_outgoing.is_empty()
     }
+
+    /// True where there is no other member, not even a learner.
+    pub fn is_alone(&self) -> bool {
+        self.is_sole_voter() && self.node.raft.prs().conf().learners().is_empty()
+    }
 }
 
-/// A conf state in which `voters` decide.
-pub fn conf_state_of(voters: &[MemberId]) -> ConfState {
+/// True for a follower's messages that claim nothing about its log or its vote: the leader hears
+/// of a member whose disk is slow.
+fn promises_nothing(message: &Message) -> bool {
+    matches!(
+        message.get_msg_type(),
+        MessageType::MsgHeartbeatResponse | MessageType::MsgReadIndex
+    )
+}
+
+/// A conf state of these members.
+pub fn conf_state_of(
+    voters: impl Iterator<Item = MemberId>,
+    learners: impl Iterator<Item = MemberId>,
+) -> ConfState {
     ConfState {
-        voters: voters.iter().map(|member| member.0).collect(),
+        voters: voters.map(|member| member.0).collect(),
+        learners: learners.map(|member| member.0).collect(),
         ..Default::default()
     }
 }
 
-pub fn encode_conf_state(state: &ConfState) -> Vec<u8> {
-    prost_11::Message::encode_to_vec(state)
+/// A hard state in which everything up to `commit` is committed and nobody was voted for.
+pub fn encode_hard_state(term: u64, commit: u64) -> Vec<u8> {
+    prost_11::Message::encode_to_vec(&HardState {
+        term,
+        commit,
+        ..Default::default()
+    })
 }
 
-/// `None` where the bytes are no conf state.
-pub fn decode_conf_state(bytes: &[u8]) -> Option<ConfState> {
-    prost_11::Message::decode(bytes).ok()
+/// Term and commit index of a hard state; `None` where the bytes are none.
+pub fn decode_hard_state(bytes: &[u8]) -> Option<(u64, u64)> {
+    let state: HardState = prost_11::Message::decode(bytes).ok()?;
+    Some((state.term, state.commit))
+}
+
+fn take_reads(ready: &mut raft::Ready) -> Vec<ReadIndexed> {
+    let states = ready.take_read_states().into_iter();
+    states
+        .map(|state| ReadIndexed {
+            context: state.request_ctx,
+            index: state.index,
+        })
+        .collect()
 }
 
 fn take_committed(entries: Vec<Entry>) -> Vec<Committed> {

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use super::Error;
 use super::data_dir::{DataDir, Identity};
+use super::states::received_name;
 use crate::config::Config;
-use crate::proto::membershippb::RaftAttributes;
+use crate::proto::membershippb::{Attributes, Member, RaftAttributes};
 use crate::raft::Replica;
-use crate::raft::replica::{self, conf_state_of, decode_conf_state, encode_conf_state};
+use crate::raft::replica::{self, conf_state_of, encode_hard_state};
 use crate::state::Machine;
 use crate::storage::Engine;
-use crate::storage::raft_log::{self, Files, RaftLog, Recovered, ZeroFiller};
+use crate::storage::raft_log::{self, Files, Mark, RaftLog, Recovered, ZeroFiller};
 use crate::storage::rocks::{Budget, RocksEngine};
 
 /// A member, restored and not yet running.
@@ -26,8 +27,12 @@ pub struct Restored {
     pub existed: bool,
 }
 
+/// A cluster's first state is that after this entry of this term, which no log holds: a member
+/// that joins later gets it as a snapshot, whatever the log still has.
+const FOUNDING_MARK: Mark = Mark { index: 1, term: 1 };
+
 /// The part of the memory budget that memtables may take; the block cache takes the rest.
-fn budget(config: &Config) -> Budget {
+pub fn budget(config: &Config) -> Budget {
     let total = config.memory_budget_bytes as usize;
     let memtable_bytes = total / 2;
     Budget {
@@ -42,10 +47,11 @@ pub fn restore(config: &Config, dir: &DataDir) -> Result<Restored, Error> {
         None => return make(config, dir),
     };
     let (log, recovered) = open_log(config, dir, identity)?;
-    let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(&dir.state(), budget(config))?);
+    let engine = open_state(config, dir, &recovered)?;
+    dir.remove_leftovers()?;
     let machine = Machine::open(engine.clone())?;
     check(&machine, &recovered)?;
-    let replica = restore_replica(config, identity, &log, recovered, &machine, engine.as_ref())?;
+    let replica = restore_replica(config, identity, &log, recovered, &machine)?;
     Ok(Restored {
         identity,
         engine,
@@ -56,6 +62,31 @@ pub fn restore(config: &Config, dir: &DataDir) -> Result<Restored, Error> {
     })
 }
 
+/// Opens the state in use. Where the log was reset for a snapshot's state and a crash kept it
+/// from coming into use, that one is it from now on.
+fn open_state(
+    config: &Config,
+    dir: &DataDir,
+    recovered: &Recovered,
+) -> Result<Arc<dyn Engine>, Error> {
+    let engine = RocksEngine::open(&dir.state(), budget(config))?;
+    let (applied, _) = Machine::applied(engine.latest())?;
+    let reset_to = recovered.compacted.index;
+    let name = received_name(reset_to);
+    let path = dir.member().join(&name);
+    if applied >= reset_to || !path.exists() {
+        return Ok(Arc::new(engine));
+    }
+    drop(engine);
+    let engine = RocksEngine::open(&path, budget(config))?;
+    dir.set_state(&name)?;
+    tracing::info!(
+        index = reset_to,
+        "took over a snapshot that came before the last stop"
+    );
+    Ok(Arc::new(engine))
+}
+
 fn make(config: &Config, dir: &DataDir) -> Result<Restored, Error> {
     let new = config
         .bootstrap(&resolve)
@@ -64,38 +95,23 @@ fn make(config: &Config, dir: &DataDir) -> Result<Restored, Error> {
         cluster: new.cluster_id,
         member: new.member_id,
     };
-    let (log, recovered) = match open_log(config, dir, identity) {
-        // A start that was cut off before it made the identity.
-        Ok((log, recovered)) if recovered.last_index == 0 => (log, recovered),
-        Ok(_) => {
-            return Err(Error::Refused(format!(
-                "the raft log in {} has entries, but the member's IDENTITY file is missing; restore it from a backup, or remove the data directory to start anew",
-                dir.wal().display()
-            )));
-        }
-        Err(Error::RaftLog(raft_log::Error::Absent { .. })) => {
-            let log = RaftLog::create(files(dir)?, log_options(config, identity))?;
-            let log = with_filler(config, dir, log)?;
-            let recovered = Recovered {
-                hard_state: None,
-                compacted: log.compacted(),
-                last_index: 0,
-                torn_tail: None,
-            };
-            (log, recovered)
-        }
-        Err(error) => return Err(error),
-    };
+    let members = new.founders.into_iter().map(|founder| Member {
+        id: founder.id.0,
+        raft_attributes: Some(RaftAttributes {
+            peer_urls: founder.peer_urls,
+            is_learner: false,
+        }),
+        member_attributes: Some(Attributes {
+            name: founder.name,
+            client_urls: Vec::new(),
+        }),
+    });
+    let (log, recovered) = new_log(config, dir, identity, Some(FOUNDING_MARK))?;
     let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(&dir.state(), budget(config))?);
     let mut machine = Machine::open(engine.clone())?;
-    let attributes = RaftAttributes {
-        peer_urls: new.peer_urls,
-        is_learner: false,
-    };
-    let conf_state = encode_conf_state(&conf_state_of(&[identity.member]));
-    machine.bootstrap(vec![(identity.member, attributes)], &conf_state)?;
+    machine.bootstrap(members.collect(), FOUNDING_MARK.index, FOUNDING_MARK.term)?;
     engine.flush()?;
-    let replica = restore_replica(config, identity, &log, recovered, &machine, engine.as_ref())?;
+    let replica = restore_replica(config, identity, &log, recovered, &machine)?;
     dir.set_identity(identity)?;
     Ok(Restored {
         identity,
@@ -105,6 +121,40 @@ fn make(config: &Config, dir: &DataDir) -> Result<Restored, Error> {
         replica,
         existed: false,
     })
+}
+
+/// Makes the raft log of a new member, or goes on with one that a start which was cut off made.
+fn new_log(
+    config: &Config,
+    dir: &DataDir,
+    identity: Identity,
+    mark: Option<Mark>,
+) -> Result<(RaftLog, Recovered), Error> {
+    let mut log = match open_log(config, dir, identity) {
+        Ok((log, recovered)) if recovered.last_index <= FOUNDING_MARK.index => log,
+        Ok(_) => {
+            return Err(Error::Refused(format!(
+                "the raft log in {} has entries, but the member's IDENTITY file is missing; restore it from a backup, or remove the data directory to start anew",
+                dir.wal().display()
+            )));
+        }
+        Err(Error::RaftLog(raft_log::Error::Absent { .. })) => {
+            let log = RaftLog::create(files(dir)?, log_options(config, identity))?;
+            with_filler(config, dir, log)?
+        }
+        Err(error) => return Err(error),
+    };
+    let hard_state = mark.map(|mark| encode_hard_state(mark.term, mark.index));
+    if let Some(mark) = mark {
+        log.reset(mark, hard_state.as_deref())?;
+    }
+    let recovered = Recovered {
+        hard_state,
+        compacted: log.compacted(),
+        last_index: log.last_index(),
+        torn_tail: None,
+    };
+    Ok((log, recovered))
 }
 
 fn resolve(host_port: &str) -> std::io::Result<String> {
@@ -185,26 +235,18 @@ fn restore_replica(
     log: &RaftLog,
     recovered: Recovered,
     machine: &Machine,
-    engine: &dyn Engine,
 ) -> Result<Replica, Error> {
-    let conf_state = Machine::conf_state(engine.latest())?
-        .and_then(|bytes| decode_conf_state(&bytes))
-        .ok_or_else(|| {
-            Error::Refused(
-                "the state says nothing of who votes; restore this member from a backup or from the other members"
-                    .to_owned(),
-            )
-        })?;
     let options = replica::Options {
         member: identity.member,
         election_ticks: config.election_ticks(),
         heartbeat_ticks: 1,
         pre_vote: config.pre_vote,
     };
+    let members = machine.members();
     let restored = replica::Restored {
         reader: log.reader(),
         hard_state: recovered.hard_state.map(Into::into),
-        conf_state,
+        conf_state: conf_state_of(members.voters(), members.learners()),
         applied_index: machine.applied_index(),
     };
     Ok(Replica::new(options, restored)?)

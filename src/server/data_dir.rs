@@ -4,7 +4,7 @@
 //! <data-dir>/member/LOCK      held by the process that uses the directory
 //! <data-dir>/member/IDENTITY  format, cluster and member; written last when a member is made
 //! <data-dir>/member/wal/      the raft log (or --wal-dir)
-//! <data-dir>/member/state/    the engine
+//! <data-dir>/member/state/    the engine; see `states` for those that take its place
 //! ```
 
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -87,9 +87,51 @@ impl DataDir {
         &self.wal
     }
 
-    /// Where the engine is.
+    /// Where everything but the raft log is.
+    pub fn member(&self) -> &Path {
+        &self.member
+    }
+
+    /// Where the state in use is.
     pub fn state(&self) -> PathBuf {
-        self.member.join("state")
+        self.member.join(self.state_name())
+    }
+
+    fn state_name(&self) -> String {
+        // Only this program writes it, durably and whole; without it there is the first one.
+        match std::fs::read_to_string(self.member.join("STATE")) {
+            Ok(name) => name.trim_end().to_owned(),
+            Err(_) => "state".to_owned(),
+        }
+    }
+
+    /// Says which state is in use from now on.
+    pub fn set_state(&self, name: &str) -> Result<(), Error> {
+        self.replace_file("STATE", &format!("{name}\n"))
+    }
+
+    /// Makes what was created, renamed or removed in here durable.
+    pub fn sync(&self) -> Result<(), Error> {
+        sync_dir(&self.member).map_err(io_error("sync", &self.member))
+    }
+
+    /// Removes states that are not in use and snapshots that were on their way.
+    pub fn remove_leftovers(&self) -> Result<(), Error> {
+        let current = self.state_name();
+        let entries = std::fs::read_dir(&self.member).map_err(io_error("read", &self.member))?;
+        for entry in entries {
+            let entry = entry.map_err(io_error("read", &self.member))?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let ours = ["state", "receiving-", "sending-"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix));
+            if ours && name != current.as_str() {
+                let path = entry.path();
+                std::fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
+            }
+        }
+        Ok(())
     }
 
     fn identity_path(&self) -> PathBuf {
@@ -133,15 +175,19 @@ impl DataDir {
 
     /// Says whose directory this is: the last step of making a member.
     pub fn set_identity(&self, identity: Identity) -> Result<(), Error> {
-        let path = self.identity_path();
         let text = format!(
             "format {FORMAT_VERSION}\ncluster {}\nmember {}\n",
             identity.cluster, identity.member
         );
+        self.replace_file("IDENTITY", &text)
+    }
+
+    fn replace_file(&self, name: &str, text: &str) -> Result<(), Error> {
+        let path = self.member.join(name);
         let new = path.with_extension("new");
         write_durably(&new, text.as_bytes()).map_err(io_error("write", &new))?;
         std::fs::rename(&new, &path).map_err(io_error("rename", &new))?;
-        sync_dir(&self.member).map_err(io_error("sync", &self.member))
+        self.sync()
     }
 }
 

@@ -7,6 +7,7 @@ pub mod listen;
 pub mod logging;
 pub mod ping_guard;
 pub mod run;
+pub mod states;
 
 /// Why a member did not start, or stopped; one sentence that says what to do.
 #[derive(Debug, thiserror::Error)]

@@ -13,6 +13,7 @@ use super::bootstrap::{self, Restored};
 use super::connection::{Connections, Http2, Traffic};
 use super::data_dir::DataDir;
 use super::listen::{self, SocketOptions};
+use super::states::StateDirs;
 use crate::api::{self, Api};
 use crate::config::{AutoCompaction, Config, Listen};
 use crate::env::{Clock, Rng, SystemClock, SystemRng};
@@ -24,12 +25,16 @@ use crate::node::core::Core;
 use crate::node::handle::{Handle, Settings};
 use crate::node::inbox::{Inbox, Input};
 use crate::node::jobs::{auto_compaction, compactor, leases, snapshot};
-use crate::node::run::{RaftThread, Timing};
+use crate::node::log_thread::LogWriter;
+use crate::node::peer::PeerService;
+use crate::node::run::{self, RaftThread, Timing};
 use crate::node::shared::{Parts, Shared};
+use crate::node::states::States;
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::membershippb::{
     Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest,
 };
+use crate::transport::NoNetwork;
 use crate::types::MemberId;
 use crate::watch::Hub;
 
@@ -89,8 +94,10 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     raise_file_limit();
     let sockets = bind_all(&config)?;
     let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;
+    let dir = Arc::new(dir);
     let restored = bootstrap::restore(&config, &dir)?;
-    let member = Member::start(&config, restored)?;
+    let states = Arc::new(StateDirs::new(dir.clone(), bootstrap::budget(&config)));
+    let member = Member::start(&config, restored, states)?;
     let (stop, stopping) = watch::channel(false);
     // Clients are answered only when the member shows its name and URLs.
     tokio::select! {
@@ -154,43 +161,23 @@ struct Member {
 }
 
 impl Member {
-    fn start(config: &Config, restored: Restored) -> Result<Self, Error> {
+    fn start(config: &Config, restored: Restored, states: Arc<dyn States>) -> Result<Self, Error> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let rng: Arc<dyn Rng> = Arc::new(SystemRng);
         let hub = Hub::new(restored.machine.head(), crate::watch::Limits::default());
+        let member = restored.identity.member;
         let parts = Parts {
-            member: restored.identity.member,
+            member,
             cluster: restored.identity.cluster,
-            clock: clock.clone(),
-            rng,
+            clock,
+            rng: rng.clone(),
             engine: restored.engine,
             hub,
-            metrics: metrics(config, restored.identity.member),
+            metrics: metrics(config, member),
         };
         let shared = Arc::new(Shared::new(parts, &restored.machine));
         let inbox = Arc::new(Inbox::default());
-        let mut raft = RaftThread {
-            core: Core::new(restored.replica),
-            log: restored.log,
-            applier: Applier::new(
-                restored.machine,
-                shared.clone(),
-                config.warning_apply_duration,
-            ),
-            inbox: inbox.clone(),
-            shared: shared.clone(),
-            timing: Timing {
-                tick: Duration::from_millis(config.heartbeat_interval_ms),
-                catch_up_entries: config.snapshot_catchup_entries,
-            },
-        };
-        raft.recover()?;
         let election_timeout = Duration::from_millis(config.election_timeout_ms);
-        shared.deadlines.lock().restart(
-            raft.applier.machine().leases().iter(),
-            clock.now(),
-            election_timeout,
-        );
         let settings = Settings {
             limits: Limits {
                 max_request_bytes: config.max_request_bytes,
@@ -198,8 +185,33 @@ impl Member {
             },
             election_timeout,
         };
-        let handle = Handle::new(shared.clone(), inbox.clone(), settings);
-        let raft_ended = spawn_raft(raft, shared.clone())?;
+        let network = Arc::new(NoNetwork);
+        let handle = Handle::new(shared.clone(), inbox.clone(), network.clone(), settings);
+        let limit_ticks =
+            settings.request_timeout().as_millis() as u64 / config.heartbeat_interval_ms;
+        let mut raft = RaftThread::new(run::Parts {
+            core: Core::new(member, restored.replica, rng.next_u64(), limit_ticks),
+            log: LogWriter::new(restored.log, shared.clone()),
+            applier: Applier::new(
+                restored.machine,
+                shared.clone(),
+                network.clone(),
+                election_timeout,
+                config.warning_apply_duration,
+            ),
+            inbox: inbox.clone(),
+            shared: shared.clone(),
+            network,
+            states: states.clone(),
+            timing: Timing {
+                tick: Duration::from_millis(config.heartbeat_interval_ms),
+                election_timeout,
+                catch_up_entries: config.snapshot_catchup_entries,
+            },
+        });
+        raft.recover()?;
+        let _peers = PeerService::new(handle.clone(), inbox.clone(), states);
+        let raft_ended = spawn_raft(raft, shared)?;
         spawn_jobs(config, &handle, &inbox);
         Ok(Self {
             handle,

@@ -23,6 +23,7 @@ use crate::proto::etcdserverpb::{
     LeaseGrantResponse, LeaseRevokeResponse, PutResponse, RequestHeader, TxnRequest, TxnResponse,
     alarm_request::AlarmAction,
 };
+use crate::proto::etchedpeer::MemberChange;
 use crate::proto::membershippb::{Member, RaftAttributes};
 use crate::storage::schema::{self, meta};
 use crate::storage::{self, Engine, Family, Read};
@@ -59,6 +60,8 @@ pub struct Group {
     pub applied: Vec<Applied>,
     pub changes: Vec<Change>,
     pub lease_events: Vec<LeaseEvent>,
+    /// The indexes of changes of membership that were made.
+    pub member_changes: Vec<u64>,
     /// True where alarms, members or the cluster version changed.
     pub status_changed: bool,
     /// True where the history was asked to be compacted further.
@@ -80,12 +83,19 @@ pub enum Payload {
     Request(Bytes),
     /// A request that this process proposed itself and still has at hand.
     Decoded(Box<InternalRaftRequest>),
-    /// A change of membership: who, as what (`None`: removed), and raft's resulting conf state.
-    Membership {
-        member: MemberId,
-        raft: Option<RaftAttributes>,
-        conf_state: Bytes,
-    },
+    /// A change of membership; refused where it may not be made.
+    Membership(MemberChange),
+}
+
+impl Entry {
+    /// What it takes in memory, about.
+    pub fn bytes(&self) -> usize {
+        match &self.payload {
+            Payload::Request(bytes) => bytes.len(),
+            Payload::Decoded(request) => request.encoded_len(),
+            Payload::Empty | Payload::Membership(_) => 64,
+        }
+    }
 }
 
 /// Reads a request as the log holds it.
@@ -131,13 +141,7 @@ impl Machine {
     /// Takes up the state that the engine holds.
     pub fn open(engine: Arc<dyn Engine>) -> storage::Result<Self> {
         let read = engine.latest();
-        let (applied_index, applied_term) = match read.get(Family::Meta, meta::APPLIED)? {
-            Some(value) => {
-                let [index, term] = schema::decode_numbers(&value, meta::APPLIED)?;
-                (index, term)
-            }
-            None => (0, 0),
-        };
+        let (applied_index, applied_term) = Self::applied(read)?;
         let cluster_version = read
             .get(Family::Meta, meta::CLUSTER_VERSION)?
             .map(|value| String::from_utf8_lossy(&value).into_owned());
@@ -152,19 +156,42 @@ impl Machine {
         })
     }
 
-    /// Writes the first state of a new member: who belongs to the cluster.
+    /// Writes the first state of a founding member: who belongs to the cluster. It is the state
+    /// after the entry `index`, which no log holds: who joins later gets it as a snapshot.
     pub fn bootstrap(
         &mut self,
-        members: Vec<(MemberId, RaftAttributes)>,
-        conf_state: &[u8],
+        members: Vec<Member>,
+        index: u64,
+        term: u64,
     ) -> storage::Result<()> {
-        for (id, raft) in members {
-            self.members.set(id, raft, self.writer.batch());
+        for member in members {
+            let (id, batch) = (MemberId(member.id), self.writer.batch());
+            let attributes = member.member_attributes.unwrap_or_default();
+            self.members
+                .set(id, member.raft_attributes.unwrap_or_default(), batch);
+            self.members.set_attributes(id, attributes, batch);
         }
-        self.writer
-            .batch()
-            .put(Family::Meta, meta::CONF_STATE, conf_state);
-        self.writer.commit(0, 0)
+        self.applied_index = index;
+        self.applied_term = term;
+        self.writer.commit(index, term)
+    }
+
+    /// Removes all members but one, which then decides alone: for a survivor of a lost quorum.
+    pub fn force_sole_member(
+        &mut self,
+        member: MemberId,
+        raft: RaftAttributes,
+    ) -> storage::Result<()> {
+        let others: Vec<MemberId> = self
+            .members
+            .iter()
+            .map(|other| MemberId(other.id))
+            .collect();
+        for other in others.into_iter().filter(|other| *other != member) {
+            self.members.remove(other, self.writer.batch());
+        }
+        self.members.set(member, raft, self.writer.batch());
+        self.write_pending()
     }
 
     pub fn applied_index(&self) -> u64 {
@@ -245,13 +272,13 @@ impl Machine {
                     "entry {index} of the raft log is not a request: {error}"
                 ))
             })?,
-            Payload::Membership {
-                member,
-                raft,
-                conf_state,
-            } => {
-                self.apply_membership(member, raft, &conf_state);
+            Payload::Membership(change) => {
+                if let Err(error) = self.members.check(&change) {
+                    return Ok(Err(error));
+                }
+                self.members.apply(change, self.writer.batch());
                 group.status_changed = true;
+                group.member_changes.push(index);
                 let members = self.members.iter().cloned().collect();
                 return Ok(Ok(Response::Members(members)));
             }
@@ -261,19 +288,6 @@ impl Machine {
             Err(mvcc::Error::Refused(error)) => Ok(Err(error)),
             Err(mvcc::Error::Storage(error)) => Err(error),
         }
-    }
-
-    fn apply_membership(
-        &mut self,
-        member: MemberId,
-        raft: Option<RaftAttributes>,
-        conf_state: &[u8],
-    ) {
-        let batch = self.writer.batch();
-        if let Some(raft) = raft {
-            self.members.set(member, raft, batch);
-        }
-        batch.put(Family::Meta, meta::CONF_STATE, conf_state);
     }
 
     fn apply_request(
@@ -473,6 +487,17 @@ impl Machine {
         }
     }
 
+    /// Index and term of the last entry that a state holds.
+    pub fn applied(read: &dyn Read) -> storage::Result<(u64, u64)> {
+        match read.get(Family::Meta, meta::APPLIED)? {
+            Some(value) => {
+                let [index, term] = schema::decode_numbers(&value, meta::APPLIED)?;
+                Ok((index, term))
+            }
+            None => Ok((0, 0)),
+        }
+    }
+
     /// The applied index that a crash would go back to.
     pub fn durable_applied_index(engine: &dyn Engine) -> storage::Result<u64> {
         match engine.persisted(meta::APPLIED)? {
@@ -482,10 +507,5 @@ impl Machine {
             }
             None => Ok(0),
         }
-    }
-
-    /// Raft's conf state as of the applied index.
-    pub fn conf_state(read: &dyn Read) -> storage::Result<Option<Bytes>> {
-        read.get(Family::Meta, meta::CONF_STATE)
     }
 }

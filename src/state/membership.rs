@@ -1,19 +1,24 @@
-//! Who the members are and where they can be reached.
+//! Who the members are, where they can be reached, who votes, and who was removed for good.
+//!
+//! Raft's conf state follows from this: those that are no learners vote. It is not stored a
+//! second time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 
 use crate::error::Error;
+use crate::proto::etchedpeer::{MemberChange, member_change::Change};
 use crate::proto::membershippb::{Attributes, Member, RaftAttributes};
 use crate::storage::schema::{self, meta};
 use crate::storage::{self, Batch, Family, Read};
 use crate::types::MemberId;
 
-/// All members, learners included.
+/// All members, learners included, and the ids that may never come back.
 #[derive(Clone, Default, Debug, PartialEq)]
 pub struct Membership {
     members: BTreeMap<MemberId, Member>,
+    removed: BTreeSet<MemberId>,
 }
 
 impl Membership {
@@ -30,7 +35,14 @@ impl Membership {
             })?;
             members.insert(MemberId(id), member);
         }
-        Ok(Self { members })
+        let mut removed = BTreeSet::new();
+        let upper = schema::prefix_end(meta::REMOVED_MEMBERS);
+        let mut cursor = read.cursor(Family::Meta, meta::REMOVED_MEMBERS, upper.as_deref())?;
+        while cursor.next()? {
+            let [id] = schema::meta_numbers(cursor.key(), meta::REMOVED_MEMBERS)?;
+            removed.insert(MemberId(id));
+        }
+        Ok(Self { members, removed })
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Member> {
@@ -39,6 +51,28 @@ impl Membership {
 
     pub fn get(&self, id: MemberId) -> Option<&Member> {
         self.members.get(&id)
+    }
+
+    /// The ids that may never come back.
+    pub fn removed(&self) -> impl Iterator<Item = MemberId> {
+        self.removed.iter().copied()
+    }
+
+    /// Who votes.
+    pub fn voters(&self) -> impl Iterator<Item = MemberId> {
+        self.by_role(false)
+    }
+
+    /// Who gets the log and does not vote.
+    pub fn learners(&self) -> impl Iterator<Item = MemberId> {
+        self.by_role(true)
+    }
+
+    fn by_role(&self, learner: bool) -> impl Iterator<Item = MemberId> {
+        self.members
+            .iter()
+            .filter(move |(_, member)| is_learner(member) == learner)
+            .map(|(id, _)| *id)
     }
 
     /// Adds a member, or replaces its peer URLs and role.
@@ -60,11 +94,48 @@ impl Membership {
         }
     }
 
-    /// Whether a member's peer URLs may become `urls`.
-    pub fn check_update(&self, id: MemberId, urls: &[String]) -> Result<(), Error> {
-        if !self.members.contains_key(&id) {
+    /// Removes a member; its id may not come back.
+    pub fn remove(&mut self, id: MemberId, batch: &mut Batch) {
+        if self.members.remove(&id).is_some() {
+            batch.delete(Family::Meta, &schema::meta_key(meta::MEMBERS, &[id.0]));
+        }
+        self.removed.insert(id);
+        let key = schema::meta_key(meta::REMOVED_MEMBERS, &[id.0]);
+        batch.put(Family::Meta, &key, &[]);
+    }
+
+    /// Whether a change may be made now; etcd's rules, in its order.
+    pub fn check(&self, change: &MemberChange) -> Result<(), Error> {
+        let id = MemberId(change.member_id);
+        if self.removed.contains(&id) {
             return Err(Error::MemberNotFound);
         }
+        let known = self.members.get(&id);
+        match &change.change {
+            Some(Change::Add(raft)) => {
+                if known.is_some() {
+                    return Err(Error::MemberExists);
+                }
+                self.check_urls(id, &raft.peer_urls)?;
+                let learners = self.learners().count() as u64;
+                if raft.is_learner && learners >= u64::from(change.max_learners) {
+                    return Err(Error::TooManyLearners);
+                }
+                Ok(())
+            }
+            Some(Change::Update(raft)) => {
+                known.ok_or(Error::MemberNotFound)?;
+                self.check_urls(id, &raft.peer_urls)
+            }
+            Some(Change::Promote(_)) if is_learner(known.ok_or(Error::MemberNotFound)?) => Ok(()),
+            Some(Change::Promote(_)) => Err(Error::MemberNotLearner),
+            Some(Change::Remove(_)) => known.map(|_| ()).ok_or(Error::MemberNotFound),
+            // A newer leader's change: every member of this version refuses it alike.
+            None => Err(Error::UnknownMethod),
+        }
+    }
+
+    fn check_urls(&self, id: MemberId, urls: &[String]) -> Result<(), Error> {
         let taken = self
             .members
             .iter()
@@ -77,6 +148,42 @@ impl Membership {
         }
         Ok(())
     }
+
+    /// Makes a change that `check` allows.
+    pub fn apply(&mut self, change: MemberChange, batch: &mut Batch) {
+        let id = MemberId(change.member_id);
+        match change.change {
+            Some(Change::Add(raft)) => self.set(id, raft, batch),
+            Some(Change::Update(raft)) => self.change_raft(id, batch, |current| {
+                current.peer_urls = raft.peer_urls;
+            }),
+            Some(Change::Promote(_)) => self.change_raft(id, batch, |current| {
+                current.is_learner = false;
+            }),
+            Some(Change::Remove(_)) => self.remove(id, batch),
+            None => {}
+        }
+    }
+
+    fn change_raft(
+        &mut self,
+        id: MemberId,
+        batch: &mut Batch,
+        change: impl FnOnce(&mut RaftAttributes),
+    ) {
+        if let Some(member) = self.members.get_mut(&id) {
+            change(member.raft_attributes.get_or_insert_default());
+            store(id, member, batch);
+        }
+    }
+}
+
+/// True for a member that does not vote.
+pub fn is_learner(member: &Member) -> bool {
+    member
+        .raft_attributes
+        .as_ref()
+        .is_some_and(|raft| raft.is_learner)
 }
 
 fn store(id: MemberId, member: &Member, batch: &mut Batch) {

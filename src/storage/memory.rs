@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Batch, Cursor, Engine, Family, Op, Read, Result, Size};
+use super::{Batch, Cursor, Engine, Error, Family, Op, Read, Result, Size};
 
 type Map = BTreeMap<Vec<u8>, Bytes>;
 
@@ -187,4 +188,10 @@ impl Engine for MemoryEngine {
     fn compact(&self) -> Result<()> {
         Ok(())
     }
+
+    fn checkpoint(&self, _dir: &Path) -> Result<()> {
+        Err(Error::Engine("a state in memory has no files".to_owned()))
+    }
+
+    fn retire(&self) {}
 }

@@ -15,6 +15,8 @@ pub mod schema;
 #[cfg(test)]
 mod tests;
 
+use std::path::Path;
+
 use bytes::Bytes;
 
 /// The engine failed: the disk, the file system or the data on it.
@@ -218,4 +220,9 @@ pub trait Engine: Send + Sync + 'static {
     fn unflushed_bytes(&self) -> u64;
     /// Frees the space of deleted keys; may take long and never blocks readers or writers.
     fn compact(&self) -> Result<()>;
+    /// Copies the state as of some moment during the call into files in a directory that does
+    /// not exist yet.
+    fn checkpoint(&self, dir: &Path) -> Result<()>;
+    /// This engine is not used any more: its files go with its last reader.
+    fn retire(&self);
 }

@@ -5,11 +5,12 @@
 //! wrapper is the only owner of the handle.
 #![allow(unsafe_code)] // The code that self_cell generates; nothing here is unsafe by itself.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
     DBRawIterator, FlushOptions, LogLevel, Options, ReadOptions, ReadTier, Snapshot, WriteBatch,
@@ -26,9 +27,40 @@ pub struct Budget {
     pub memtable_bytes: usize,
 }
 
+/// Removes a directory that is not used any more.
+struct Directory {
+    path: PathBuf,
+    retired: AtomicBool,
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if !self.retired.load(Ordering::Acquire) {
+            return;
+        }
+        if let Err(error) = std::fs::remove_dir_all(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a state that was replaced");
+        }
+    }
+}
+
+/// An open database; closed before its directory may go.
+struct Opened {
+    db: DB,
+    directory: Directory,
+}
+
+impl std::ops::Deref for Opened {
+    type Target = DB;
+
+    fn deref(&self) -> &DB {
+        &self.db
+    }
+}
+
 /// The engine on a directory of its own.
 pub struct RocksEngine {
-    db: Arc<DB>,
+    db: Arc<Opened>,
     write_options: WriteOptions,
     unflushed_bytes: AtomicU64,
 }
@@ -45,13 +77,29 @@ impl RocksEngine {
         let families = families.into_iter().chain([default]);
         let db = DB::open_cf_descriptors(&options, dir, families)
             .map_err(|error| open_error(dir, &error))?;
+        Ok(Self::over(db, dir))
+    }
+
+    /// Opens files that nobody writes to, such as a checkpoint's, to read them.
+    pub fn open_read_only(dir: &Path) -> Result<Self> {
+        let families = Family::ALL.map(Family::name);
+        let db = DB::open_cf_for_read_only(&Options::default(), dir, families, false)
+            .map_err(|error| open_error(dir, &error))?;
+        Ok(Self::over(db, dir))
+    }
+
+    fn over(db: DB, dir: &Path) -> Self {
         let mut write_options = WriteOptions::default();
         write_options.disable_wal(true);
-        Ok(Self {
-            db: Arc::new(db),
+        let directory = Directory {
+            path: dir.to_owned(),
+            retired: AtomicBool::new(false),
+        };
+        Self {
+            db: Arc::new(Opened { db, directory }),
             write_options,
             unflushed_bytes: AtomicU64::new(0),
-        })
+        }
     }
 
     fn sum_property(&self, name: &str) -> u64 {
@@ -181,7 +229,7 @@ impl Read for RocksEngine {
 self_cell::self_cell!(
     /// A snapshot that keeps its database open.
     struct OwnedSnapshot {
-        owner: Arc<DB>,
+        owner: Arc<Opened>,
         #[covariant]
         dependent: Snapshot,
     }
@@ -361,5 +409,15 @@ impl Engine for RocksEngine {
                 .compact_range_cf(handle, None::<&[u8]>, None::<&[u8]>);
         }
         Ok(())
+    }
+
+    fn checkpoint(&self, dir: &Path) -> Result<()> {
+        Checkpoint::new(&self.db)
+            .and_then(|checkpoint| checkpoint.create_checkpoint(dir))
+            .map_err(engine_error)
+    }
+
+    fn retire(&self) {
+        self.db.directory.retired.store(true, Ordering::Release);
     }
 }

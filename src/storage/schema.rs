@@ -368,8 +368,6 @@ pub mod meta {
     pub const IDENTITY: &[u8] = b"identity";
     /// u64, u64: index and term of the last entry applied.
     pub const APPLIED: &[u8] = b"applied";
-    /// A raft conf state, as raft's own protobuf.
-    pub const CONF_STATE: &[u8] = b"conf_state";
     /// i64, i64: the newest revision and how many keys it has.
     pub const HEAD: &[u8] = b"head";
     /// i64: the revision that the history was asked to be compacted to.
@@ -384,6 +382,8 @@ pub mod meta {
     pub const ALARMS: &[u8] = b"a/";
     /// Members: `m/` and the id.
     pub const MEMBERS: &[u8] = b"m/";
+    /// Members that were removed: `r/` and the id; empty.
+    pub const REMOVED_MEMBERS: &[u8] = b"r/";
 }
 
 /// A meta key of a numbered thing below `prefix`.

@@ -10,12 +10,13 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::proto::etchedpeer::{Answer, Forwarded, Question};
+use crate::proto::etchedpeer::{Answer, Forwarded, Question, forwarded};
 use crate::raft::Message;
 use crate::types::MemberId;
 
-/// What one member tells another without waiting for an answer.
+/// What one member tells another without waiting for an answer. Nearly all are raft's own.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)]
 pub enum PeerMessage {
     Raft(Message),
     /// A proposal for the leader.
@@ -25,6 +26,23 @@ pub enum PeerMessage {
         request_id: u64,
         error: Error,
     },
+}
+
+impl PeerMessage {
+    /// What it takes in memory and on the way, about.
+    pub fn bytes(&self) -> usize {
+        match self {
+            PeerMessage::Raft(message) => {
+                let entries = message.entries.iter();
+                64 + entries.map(|entry| entry.data.len() + 24).sum::<usize>()
+            }
+            PeerMessage::Forwarded(message) => match &message.proposal {
+                Some(forwarded::Proposal::Request(request)) => request.len(),
+                _ => 64,
+            },
+            PeerMessage::Refused { .. } => 32,
+        }
+    }
 }
 
 /// Another member, and where it listens.
@@ -117,4 +135,28 @@ pub trait Inbound: Send + Sync + 'static {
 
     /// A peer says that this member was removed from the cluster.
     fn removed(&self);
+}
+
+/// The network of a member that has no peers.
+pub struct NoNetwork;
+
+impl Network for NoNetwork {
+    fn send(&self, _to: MemberId, _messages: Vec<PeerMessage>) {}
+
+    fn send_snapshot(&self, _message: Message, _files: std::sync::Arc<SnapshotDir>) {}
+
+    fn set_peers(&self, _peers: Vec<Peer>) {}
+
+    fn ask(
+        &self,
+        _member: MemberId,
+        _question: Question,
+        _limit: Duration,
+    ) -> Boxed<Result<Answer, Error>> {
+        Box::pin(std::future::ready(Err(Error::NoLeader)))
+    }
+
+    fn active_since(&self, _member: MemberId) -> Option<Duration> {
+        None
+    }
 }

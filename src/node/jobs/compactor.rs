@@ -40,17 +40,22 @@ pub async fn run(shared: Arc<Shared>, pace: Pace) {
 /// Keeps the hash of the history as this compaction finds it: members that compacted to the
 /// same revision can be compared by it later, when the history itself is gone.
 fn keep_hash(shared: &Shared, progress: Progress) -> storage::Result<()> {
+    let engine = shared.engine();
     let view = shared.view();
     // A compaction to 0 keeps everything, and 0 asks for the newest hash.
     if view.keys > MAX_HASHED_KEYS || progress.target == 0 {
         return Ok(());
     }
     let before = Snapshot {
-        compacted: compaction::finished(shared.engine.latest())?,
+        compacted: compaction::finished(engine.latest())?,
         ..view.snapshot()
     };
     let hash = before.hash_for_compaction(progress.target)?;
     let mut hashes = shared.compaction_hashes.lock();
+    if !Arc::ptr_eq(&engine, &shared.engine()) {
+        // A snapshot took the state's place: what was hashed may be either's.
+        return Ok(());
+    }
     hashes.push(hash);
     let surplus = hashes.len().saturating_sub(MAX_KEPT_HASHES);
     hashes.drain(..surplus);
@@ -58,7 +63,13 @@ fn keep_hash(shared: &Shared, progress: Progress) -> storage::Result<()> {
 }
 
 async fn catch_up(shared: &Arc<Shared>, pace: Pace, hashes: bool) -> storage::Result<()> {
-    while let Some(start) = compaction::unfinished(shared.engine.latest())? {
+    loop {
+        // One engine for all steps: a snapshot may put another in its place meanwhile, and what
+        // is dead in this one may live there.
+        let engine = shared.engine();
+        let Some(start) = compaction::unfinished(engine.latest())? else {
+            return Ok(());
+        };
         let started = shared.clock.now();
         if hashes {
             let shared = shared.clone();
@@ -71,12 +82,12 @@ async fn catch_up(shared: &Arc<Shared>, pace: Pace, hashes: bool) -> storage::Re
         }
         let mut progress = Some(start);
         while let Some(at) = progress {
-            let shared = shared.clone();
+            let engine = engine.clone();
             let stepped = tokio::task::spawn_blocking(move || {
-                let view = shared.engine.view();
+                let view = engine.view();
                 let mut batch = Batch::default();
                 let next = compaction::step(view.as_ref(), at, pace.batch_limit, &mut batch)?;
-                shared.engine.write(&batch)?;
+                engine.write(&batch)?;
                 Ok::<_, storage::Error>(next)
             });
             progress = match stepped.await {
@@ -100,9 +111,5 @@ async fn catch_up(shared: &Arc<Shared>, pace: Pace, hashes: bool) -> storage::Re
             .last_compaction_s
             .set(shared.clock.wall().as_secs() as i64);
         shared.compaction_finished.send_replace(start.target);
-        if shared.view().compacted <= start.target {
-            return Ok(());
-        }
     }
-    Ok(())
 }

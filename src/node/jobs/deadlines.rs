@@ -27,9 +27,33 @@ pub struct Deadlines {
     leases: BTreeMap<LeaseId, Entry>,
     by_deadline: BTreeSet<(Duration, LeaseId)>,
     by_checkpoint: BTreeSet<(Duration, LeaseId)>,
+    /// The term in which this member took the leases over as leader; 0 for none.
+    term: u64,
 }
 
 impl Deadlines {
+    /// This member leads in this term, and all that was applied before is in here.
+    pub fn set_term(&mut self, term: u64) {
+        self.term = term;
+    }
+
+    /// The term for which these deadlines are worth anything.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// Gives every lease the time back for which nobody could renew it.
+    pub fn extend_all(&mut self, by: Duration) {
+        let entries: Vec<_> = self
+            .leases
+            .iter()
+            .map(|(id, entry)| (*id, *entry))
+            .collect();
+        for (id, entry) in entries {
+            self.set(id, entry.lease, entry.deadline + by, entry.checkpoint_at);
+        }
+    }
+
     /// Starts every lease anew, as a new leader does; `extra` makes up for the time without one.
     pub fn restart(
         &mut self,
@@ -206,6 +230,15 @@ mod tests {
             deadlines.due_checkpoints(at(600), 9),
             vec![(LeaseId(1), 3000)]
         );
+    }
+
+    #[test]
+    fn time_that_nobody_had_is_given_back() {
+        let mut deadlines = Deadlines::default();
+        deadlines.granted(LeaseId(1), lease(10, 0), at(100));
+        deadlines.extend_all(at(5));
+        assert_eq!(deadlines.expired(at(114), 9), vec![]);
+        assert_eq!(deadlines.expired(at(115), 9), vec![LeaseId(1)]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Ends leases and stores how long they have left. Leader only: a revoke is proposed under the
 //! term in which the lease was seen to end, and refused if the term is another one by then.
+//!
+//! A member that stood still could not be asked to renew anything: that time is given back.
 
 use std::time::Duration;
 
@@ -20,14 +22,20 @@ const MAX_CHECKPOINTS: usize = 1000;
 pub async fn run(handle: Handle) {
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut looked_at = handle.shared().clock.now();
     loop {
         interval.tick().await;
         let shared = handle.shared();
-        if !shared.raft.is_leader() {
-            continue;
+        let now = shared.clock.now();
+        let stood_still = (now - looked_at).saturating_sub(INTERVAL);
+        looked_at = now;
+        if stood_still > INTERVAL {
+            shared.deadlines.lock().extend_all(stood_still);
         }
         let term = shared.raft.term();
-        let now = shared.clock.now();
+        if !shared.raft.is_leader() || shared.deadlines.lock().term() != term {
+            continue;
+        }
         let (expired, checkpoints) = {
             let mut deadlines = shared.deadlines.lock();
             (

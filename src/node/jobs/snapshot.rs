@@ -19,7 +19,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Runs until the runtime stops.
 pub async fn run(shared: Arc<Shared>, inbox: Arc<Inbox>, snapshot_count: u64) {
-    let mut flushed_index = match Machine::durable_applied_index(shared.engine.as_ref()) {
+    let mut flushed_index = match Machine::durable_applied_index(shared.engine().as_ref()) {
         Ok(index) => index,
         Err(error) => {
             shared.fail(error.to_string());
@@ -33,7 +33,7 @@ pub async fn run(shared: Arc<Shared>, inbox: Arc<Inbox>, snapshot_count: u64) {
         let applied = shared.raft.applied_index();
         let entries = applied.saturating_sub(flushed_index);
         let due = entries >= snapshot_count
-            && (shared.engine.unflushed_bytes() >= MIN_FLUSH_BYTES
+            && (shared.engine().unflushed_bytes() >= MIN_FLUSH_BYTES
                 || entries >= snapshot_count.saturating_mul(MAX_WAIT_FACTOR));
         if !due {
             continue;
@@ -61,7 +61,8 @@ pub async fn run(shared: Arc<Shared>, inbox: Arc<Inbox>, snapshot_count: u64) {
 
 /// Makes everything applied durable; returns the index that a crash would go back to.
 pub fn flush(shared: &Shared) -> storage::Result<u64> {
-    shared.engine.flush()?;
+    let engine = shared.engine();
+    engine.flush()?;
     shared.refresh_size();
-    Machine::durable_applied_index(shared.engine.as_ref())
+    Machine::durable_applied_index(engine.as_ref())
 }

@@ -8,6 +8,7 @@ use prost::Message;
 use crate::mvcc::compaction;
 use crate::mvcc::read::Snapshot;
 use crate::proto::etcdserverpb::InternalRaftRequest;
+use crate::proto::etchedpeer::MemberChange;
 use crate::state::machine::{Entry, Payload};
 use crate::state::{Group, Machine};
 use crate::storage::memory::MemoryEngine;
@@ -19,8 +20,7 @@ use crate::storage::{Batch, Engine, Family, Read};
 pub enum Logged {
     Empty,
     Request(InternalRaftRequest),
-    /// Member, peer URL, conf state.
-    Member(u64, String, Bytes),
+    Member(MemberChange),
 }
 
 /// Every record of every family.
@@ -46,14 +46,7 @@ pub fn entry(index: u64, logged: &Logged) -> Entry {
             Payload::Request(request.encode_to_vec().into())
         }
         Logged::Request(request) => Payload::Decoded(Box::new(request.clone())),
-        Logged::Member(id, url, conf_state) => Payload::Membership {
-            member: crate::types::MemberId(*id),
-            raft: Some(crate::proto::membershippb::RaftAttributes {
-                peer_urls: vec![url.clone()],
-                is_learner: false,
-            }),
-            conf_state: conf_state.clone(),
-        },
+        Logged::Member(change) => Payload::Membership(change.clone()),
     };
     Entry {
         index,

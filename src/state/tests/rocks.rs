@@ -98,6 +98,14 @@ impl Engine for Twin {
     fn compact(&self) -> storage::Result<()> {
         self.rocks.compact()
     }
+
+    fn checkpoint(&self, dir: &Path) -> storage::Result<()> {
+        self.rocks.checkpoint(dir)
+    }
+
+    fn retire(&self) {
+        self.rocks.retire();
+    }
 }
 
 fn files(dir: &Path) -> Vec<(PathBuf, u64)> {

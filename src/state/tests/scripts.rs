@@ -4,12 +4,13 @@
 //! |---|---|
 //! | `get`, `read txn` | reads outside of the log |
 //! | `group`, `end` | gathers entries into one group; applies it |
-//! | `empty`, `member ID URL` | entries that hold no request |
+//! | `empty` | an entry that holds nothing |
+//! | `member …` | a change of membership; see `member_change` |
 //! | `events` | what the last group told watches and lease deadlines |
 //! | `history FROM` | the same history from storage |
 //! | `hash [R]` | |
 //! | `compaction_hash` | the hash of the history as the last compaction found it |
-//! | `leases`, `keys ID`, `members` | |
+//! | `leases`, `keys ID`, `members`, `voters` | |
 //! | `restart` | crashes, and applies again what was lost |
 //!
 //! A compaction's removals follow it at once. At the end of a script its log is applied again in
@@ -25,10 +26,12 @@ use crate::mvcc::history::{PageLimit, WithPrevious};
 use crate::mvcc::read::Snapshot;
 use crate::mvcc::tests::golden::{self, show_bytes};
 use crate::mvcc::{Error, compaction};
+use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
+use crate::proto::membershippb::RaftAttributes;
 use crate::state::lease::attached_keys;
 use crate::state::{Group, kv, txn};
 use crate::storage::memory::MemoryEngine;
-use crate::types::LeaseId;
+use crate::types::{LeaseId, MemberId};
 
 struct Player {
     engine: Arc<MemoryEngine>,
@@ -36,7 +39,6 @@ struct Player {
     log: Vec<Logged>,
     groups: bool,
     last: Group,
-    members: usize,
     compaction_hash: Option<HistoryHash>,
 }
 
@@ -49,7 +51,6 @@ impl Player {
             log: Vec::new(),
             groups: false,
             last: Group::default(),
-            members: 0,
             compaction_hash: None,
         }
     }
@@ -68,11 +69,8 @@ impl Player {
                 self.apply()
             }
             ["empty"] => self.push(Logged::Empty),
-            ["member", id, url] => {
-                self.members += 1;
-                let conf_state = format!("conf state {}", self.members);
-                let id = id.parse().expect("a member");
-                self.push(Logged::Member(id, url.to_owned(), conf_state.into()))
+            ["member", kind, id, ref rest @ ..] => {
+                self.push(Logged::Member(member_change(kind, id, rest)))
             }
             ["events"] => self.events(),
             ["history", from] => self.history(from.parse().expect("a revision")),
@@ -84,6 +82,18 @@ impl Player {
                 let id = LeaseId(id.parse().expect("a lease"));
                 let keys = attached_keys(self.engine.as_ref(), id).expect("reads");
                 keys.iter().map(|key| show_bytes(key) + "\n").collect()
+            }
+            ["voters"] => {
+                let members = self.member.machine.members();
+                let ids = |ids: &mut dyn Iterator<Item = MemberId>| {
+                    ids.map(|id| format!(" {id}")).collect::<String>()
+                };
+                format!(
+                    "voters{}, learners{}, removed{}\n",
+                    ids(&mut members.voters()),
+                    ids(&mut members.learners()),
+                    ids(&mut members.removed())
+                )
             }
             ["members"] => {
                 let members = self.member.machine.members();
@@ -221,4 +231,25 @@ fn scripts() {
     golden::play_all("state/testdata", Player::new, Player::play, |player| {
         restarts::check(&player.log);
     });
+}
+
+/// `add ID URL [learner]`, `update ID URL`, `promote ID`, `remove ID`; one learner is allowed.
+fn member_change(kind: &str, id: &str, rest: &[&str]) -> MemberChange {
+    let raft = || RaftAttributes {
+        peer_urls: vec![rest.first().expect("a URL").to_string()],
+        is_learner: rest.contains(&"learner"),
+    };
+    let change = match kind {
+        "add" => Change::Add(raft()),
+        "update" => Change::Update(raft()),
+        "promote" => Change::Promote(Nothing {}),
+        "remove" => Change::Remove(Nothing {}),
+        other => panic!("no change of membership is called {other}"),
+    };
+    MemberChange {
+        member_id: id.parse().expect("a member"),
+        change: Some(change),
+        max_learners: 1,
+        request_id: 0,
+    }
 }

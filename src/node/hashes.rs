@@ -1,0 +1,48 @@
+//! Hashes of the history, by which members and whole clusters are compared.
+
+use super::handle::Handle;
+use crate::error::Error;
+use crate::mvcc;
+use crate::mvcc::hash::HistoryHash;
+use crate::proto::etcdserverpb::{HashKvResponse, ResponseHeader};
+
+impl Handle {
+    /// Hashes the history up to a revision, 0 for the newest; the newest revision comes with it.
+    pub async fn hash_at(&self, revision: i64) -> Result<(HistoryHash, i64), Error> {
+        let view = self.view();
+        let head = view.head;
+        if let Some(hash) = self.shared().kept_hash(revision) {
+            return Ok((hash, head));
+        }
+        let Ok(permit) = self.hashing().acquire_owned().await else {
+            return Err(Error::Stopped);
+        };
+        let hashed = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            view.snapshot().hash(revision)
+        });
+        match hashed.await {
+            Ok(Ok(hash)) => Ok((hash, head)),
+            Ok(Err(mvcc::Error::Refused(error))) => Err(error),
+            Ok(Err(mvcc::Error::Storage(error))) => Err(self.shared().fail_storage(error)),
+            Err(_) => Err(Error::Stopped),
+        }
+    }
+
+    /// The same as it is told to others.
+    pub async fn hash_history(&self, revision: i64) -> Result<HashKvResponse, Error> {
+        let (hash, head) = self.hash_at(revision).await?;
+        let shared = self.shared();
+        Ok(HashKvResponse {
+            header: Some(ResponseHeader {
+                cluster_id: shared.cluster.0,
+                member_id: shared.member.0,
+                revision: head,
+                raft_term: shared.raft.term(),
+            }),
+            hash: hash.hash,
+            compact_revision: hash.compacted,
+            hash_revision: hash.revision,
+        })
+    }
+}

@@ -1,0 +1,176 @@
+//! Leases as the services see them: the leader's clock decides, so whoever is asked asks the
+//! leader. A renewal needs no entry in the log, but a quorum has to confirm that the leader is
+//! one: a former leader must not promise what its successor has ended.
+
+use std::time::Duration;
+
+use super::handle::Handle;
+use crate::error::Error;
+use crate::proto::etcdserverpb::{
+    InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseKeepAliveRequest,
+    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+};
+use crate::proto::etchedpeer::{Answer, Question, answer, question};
+use crate::state::lease;
+use crate::types::LeaseId;
+
+/// Wait before another leader is looked for.
+const RETRY: Duration = Duration::from_millis(50);
+
+impl Handle {
+    /// Renews a lease; its time to live in seconds, 0 where there is none.
+    pub async fn renew_lease(&self, id: LeaseId) -> Result<i64, Error> {
+        let deadline = self.shared().clock.now() + self.settings().request_timeout();
+        loop {
+            let renewed = if self.shared().raft.is_leader() {
+                self.renew_lease_here(id).await
+            } else {
+                let request = LeaseKeepAliveRequest { id: id.0 };
+                self.ask_for(
+                    question::Question::RenewLease(request),
+                    |answer| match answer {
+                        answer::Answer::LeaseRenewed(renewed) => Some(renewed.ttl),
+                        _ => None,
+                    },
+                )
+                .await
+            };
+            if !self.is_worth_another_try(&renewed, deadline).await {
+                return renewed;
+            }
+        }
+    }
+
+    /// Renews a lease, if this member leads.
+    pub async fn renew_lease_here(&self, id: LeaseId) -> Result<i64, Error> {
+        let term = self.lead_over_leases().await?;
+        let shared = self.shared();
+        let renewed = {
+            let mut deadlines = shared.deadlines.lock();
+            // Looked at again under the lock: leases of another term are another leader's.
+            if deadlines.term() != term {
+                return Err(Error::NotLeader);
+            }
+            deadlines.renew(id, shared.clock.now())
+        };
+        let Some(lease) = renewed else {
+            return Ok(0);
+        };
+        shared.metrics.leases_renewed.increment();
+        if lease.remaining_ttl_s > 0 {
+            // A new leader must not go on from the old checkpoint.
+            let checkpoint = InternalRaftRequest {
+                lease_checkpoint: Some(LeaseCheckpointRequest {
+                    checkpoints: vec![LeaseCheckpoint {
+                        id: id.0,
+                        remaining_ttl: 0,
+                    }],
+                }),
+                ..Default::default()
+            };
+            self.propose_in_term(checkpoint, term).await?;
+        }
+        Ok(lease.ttl_s)
+    }
+
+    /// What is left of a lease, with its keys if they are wanted; `None` where there is none or
+    /// it has ended. The header is left to whoever answers.
+    pub async fn lease_left(
+        &self,
+        id: LeaseId,
+        keys: bool,
+    ) -> Result<Option<LeaseTimeToLiveResponse>, Error> {
+        let deadline = self.shared().clock.now() + self.settings().request_timeout();
+        loop {
+            let left = if self.shared().raft.is_leader() {
+                self.lease_left_here(id, keys).await
+            } else {
+                let request = LeaseTimeToLiveRequest { id: id.0, keys };
+                self.ask_for(
+                    question::Question::LeaseTimeToLive(request),
+                    |answer| match answer {
+                        answer::Answer::LeaseTimeToLive(left) => {
+                            Some((left.ttl >= 0).then_some(left))
+                        }
+                        _ => None,
+                    },
+                )
+                .await
+            };
+            if !self.is_worth_another_try(&left, deadline).await {
+                return left;
+            }
+        }
+    }
+
+    /// As `lease_left`, if this member leads.
+    pub async fn lease_left_here(
+        &self,
+        id: LeaseId,
+        keys: bool,
+    ) -> Result<Option<LeaseTimeToLiveResponse>, Error> {
+        self.lead_over_leases().await?;
+        let shared = self.shared();
+        let remaining = shared.deadlines.lock().remaining(id, shared.clock.now());
+        let Some((lease, left)) = remaining else {
+            return Ok(None);
+        };
+        let mut response = LeaseTimeToLiveResponse {
+            id: id.0,
+            ttl: left.as_secs() as i64,
+            granted_ttl: lease.ttl_s,
+            ..Default::default()
+        };
+        if keys {
+            let view = self.view();
+            let keys = tokio::task::spawn_blocking(move || lease::attached_keys(view.read(), id));
+            response.keys = keys
+                .await
+                .map_err(|_| Error::Stopped)?
+                .map_err(|error| shared.fail_storage(error))?;
+        }
+        Ok(Some(response))
+    }
+
+    /// The term in which this member leads and knows every lease.
+    async fn lead_over_leases(&self) -> Result<u64, Error> {
+        let leads = self.ensure_leadership().await?;
+        let term = self.shared().raft.term();
+        let knows = self.shared().deadlines.lock().term() == term;
+        match leads && knows {
+            true => Ok(term),
+            false => Err(Error::NotLeader),
+        }
+    }
+
+    async fn ask_for<T>(
+        &self,
+        question: question::Question,
+        pick: impl FnOnce(answer::Answer) -> Option<T>,
+    ) -> Result<T, Error> {
+        let question = Question {
+            question: Some(question),
+        };
+        let Answer { answer } = self.ask_leader(question).await?;
+        answer.and_then(pick).ok_or(Error::UnknownMethod)
+    }
+
+    /// Waits a little where the leader was not where it was looked for, and there is time left.
+    async fn is_worth_another_try<T>(&self, result: &Result<T, Error>, deadline: Duration) -> bool {
+        let elsewhere = matches!(
+            result,
+            Err(Error::NotLeader
+                | Error::NoLeader
+                | Error::LeaderChanged
+                | Error::Timeout
+                | Error::TimeoutConnectionLost
+                | Error::TimeoutLeaderFailed
+                | Error::Stopped)
+        );
+        if !elsewhere || self.shared().clock.now() + RETRY >= deadline {
+            return false;
+        }
+        tokio::time::sleep(RETRY).await;
+        true
+    }
+}

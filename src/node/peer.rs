@@ -1,0 +1,141 @@
+//! What other members want of this one: their messages go to the raft thread, their snapshots
+//! to the state directories, their questions to the handle.
+
+use std::sync::Arc;
+
+use super::handle::Handle;
+use super::inbox::{Inbox, Input};
+use super::shared::Shared;
+use super::states::States;
+use crate::error::Error;
+use crate::proto::etcdserverpb::{
+    LeaseKeepAliveResponse, LeaseTimeToLiveResponse, MemberPromoteResponse,
+};
+use crate::proto::etchedpeer::{Answer, Description, Question, answer, question};
+use crate::raft::Message;
+use crate::storage::raft_log::Mark;
+use crate::transport::{Boxed, Inbound, PeerMessage, SnapshotDir};
+use crate::types::{ETCD_VERSION, LeaseId, MemberId};
+
+/// See the module.
+pub struct PeerService {
+    handle: Handle,
+    inbox: Arc<Inbox>,
+    states: Arc<dyn States>,
+}
+
+impl PeerService {
+    pub fn new(handle: Handle, inbox: Arc<Inbox>, states: Arc<dyn States>) -> Self {
+        Self {
+            handle,
+            inbox,
+            states,
+        }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        self.handle.shared()
+    }
+}
+
+/// This member, as one that wants to join or to know its version asks for it.
+fn describe(shared: &Shared) -> Description {
+    let status = shared.status();
+    Description {
+        cluster_id: shared.cluster.0,
+        member_id: shared.member.0,
+        members: status.members.clone(),
+        removed_member_ids: status.removed.iter().map(|id| id.0).collect(),
+        server_version: ETCD_VERSION.to_owned(),
+        cluster_version: status.cluster_version.clone().unwrap_or_default(),
+    }
+}
+
+async fn answer(handle: Handle, question: Question) -> Result<Answer, Error> {
+    use question::Question as Asked;
+    let answer = match question.question.ok_or(Error::UnknownMethod)? {
+        Asked::Describe(_) => answer::Answer::Description(describe(handle.shared())),
+        Asked::RenewLease(request) => {
+            let ttl = handle.renew_lease_here(LeaseId(request.id)).await?;
+            answer::Answer::LeaseRenewed(LeaseKeepAliveResponse {
+                id: request.id,
+                ttl,
+                ..Default::default()
+            })
+        }
+        Asked::LeaseTimeToLive(request) => {
+            let id = LeaseId(request.id);
+            let left = handle.lease_left_here(id, request.keys).await?;
+            let left = left.unwrap_or_else(|| LeaseTimeToLiveResponse {
+                id: id.0,
+                ttl: -1,
+                ..Default::default()
+            });
+            answer::Answer::LeaseTimeToLive(left)
+        }
+        Asked::Promote(request) => {
+            let members = handle.promote_here(MemberId(request.id)).await?;
+            answer::Answer::Promoted(MemberPromoteResponse {
+                members: members.iter().map(super::members::shown).collect(),
+                ..Default::default()
+            })
+        }
+        Asked::HashKv(request) => {
+            answer::Answer::HashKv(handle.hash_history(request.revision).await?)
+        }
+        Asked::Downgrade(request) => answer::Answer::Downgrade(handle.downgrade(request).await?),
+    };
+    Ok(Answer {
+        answer: Some(answer),
+    })
+}
+
+impl Inbound for PeerService {
+    fn received(&self, from: MemberId, messages: Vec<PeerMessage>) {
+        // What a full or closed inbox does not take, its sender sends again or gives up.
+        let _ = self.inbox.push(Input::Received(from, messages));
+    }
+
+    fn unreachable(&self, peer: MemberId) {
+        let _ = self.inbox.push(Input::Unreachable(peer));
+    }
+
+    fn snapshot_sent(&self, to: MemberId, taken: bool) {
+        let _ = self.inbox.push(Input::SnapshotSent(to, taken));
+    }
+
+    fn snapshot_received(&self, message: Message, files: SnapshotDir) -> Boxed<Result<(), Error>> {
+        let metadata = message.get_snapshot().get_metadata();
+        let mark = Mark {
+            index: metadata.index,
+            term: metadata.term,
+        };
+        let (states, inbox) = (self.states.clone(), self.inbox.clone());
+        Box::pin(async move {
+            let looked_at = tokio::task::spawn_blocking(move || states.receive(files, mark));
+            let received = match looked_at.await {
+                Ok(Ok(received)) => received,
+                Ok(Err(reason)) => {
+                    tracing::warn!(index = mark.index, error = %reason, "a snapshot came that cannot be used");
+                    return Err(Error::Corrupt);
+                }
+                Err(_) => return Err(Error::Stopped),
+            };
+            inbox
+                .push(Input::SnapshotReceived(message, received))
+                .map_err(|_| Error::Stopped)
+        })
+    }
+
+    fn asked(&self, _from: Option<MemberId>, question: Question) -> Boxed<Result<Answer, Error>> {
+        Box::pin(answer(self.handle.clone(), question))
+    }
+
+    fn is_removed(&self, member: MemberId) -> bool {
+        self.shared().status().is_removed(member)
+    }
+
+    fn removed(&self) {
+        self.shared().note_removed();
+    }
+}

@@ -1,0 +1,117 @@
+//! The queue in front of a thread that may wait for the disk. The raft thread fills it and never
+//! waits; it sees how much is outstanding and how long the thread has been at its work.
+
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::env::Clock;
+
+struct State<T> {
+    items: Vec<T>,
+    /// Of the items and of what is being worked on.
+    bytes: usize,
+    working_bytes: usize,
+    working_since: Option<Duration>,
+    closed: bool,
+}
+
+/// See the module. It is bounded by whoever fills it: see `outstanding_bytes`.
+pub struct Pipe<T> {
+    state: Mutex<State<T>>,
+    wake: Condvar,
+}
+
+impl<T> Default for Pipe<T> {
+    fn default() -> Self {
+        Self {
+            state: Mutex::new(State {
+                items: Vec::new(),
+                bytes: 0,
+                working_bytes: 0,
+                working_since: None,
+                closed: false,
+            }),
+            wake: Condvar::new(),
+        }
+    }
+}
+
+impl<T> Pipe<T> {
+    pub fn push(&self, item: T, bytes: usize) {
+        let mut state = self.state.lock();
+        state.items.push(item);
+        state.bytes += bytes;
+        let sleeping = state.working_since.is_none();
+        drop(state);
+        if sleeping {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Says that the work taken last is done, waits for more, and takes all of it; `None` once
+    /// the pipe is closed and empty.
+    pub fn take(&self, clock: &dyn Clock) -> Option<Vec<T>> {
+        let mut state = self.state.lock();
+        state.bytes -= std::mem::take(&mut state.working_bytes);
+        state.working_since = None;
+        while state.items.is_empty() {
+            if state.closed {
+                return None;
+            }
+            self.wake.wait(&mut state);
+        }
+        state.working_bytes = state.bytes;
+        state.working_since = Some(clock.now());
+        Some(std::mem::take(&mut state.items))
+    }
+
+    /// Nothing is waiting and nothing is being done.
+    pub fn is_idle(&self) -> bool {
+        let state = self.state.lock();
+        state.items.is_empty() && state.working_since.is_none()
+    }
+
+    /// Bytes waiting or being worked on.
+    pub fn outstanding_bytes(&self) -> usize {
+        self.state.lock().bytes
+    }
+
+    /// For how long the thread has been at its present work.
+    pub fn working_for(&self, now: Duration) -> Duration {
+        let since = self.state.lock().working_since;
+        since.map_or(Duration::ZERO, |since| now.saturating_sub(since))
+    }
+
+    /// What is in it is still done.
+    pub fn close(&self) {
+        self.state.lock().closed = true;
+        self.wake.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::env::ManualClock;
+
+    #[test]
+    fn work_is_taken_whole_and_its_time_is_known() {
+        let (pipe, clock) = (Pipe::default(), ManualClock::default());
+        pipe.push('a', 3);
+        pipe.push('b', 4);
+        assert!(!pipe.is_idle());
+        assert_eq!(pipe.working_for(clock.now()), Duration::ZERO);
+        assert_eq!(pipe.take(&clock), Some(vec!['a', 'b']));
+        pipe.push('c', 5);
+        clock.advance(Duration::from_secs(2));
+        assert_eq!(pipe.working_for(clock.now()), Duration::from_secs(2));
+        assert_eq!(pipe.outstanding_bytes(), 12);
+        assert_eq!(pipe.take(&clock), Some(vec!['c']));
+        assert_eq!(pipe.outstanding_bytes(), 5);
+        pipe.close();
+        assert_eq!(pipe.take(&clock), None);
+        assert!(pipe.is_idle());
+        assert_eq!(pipe.outstanding_bytes(), 0);
+    }
+}

@@ -1,0 +1,87 @@
+//! What is to be agreed upon, and who is told what became of it.
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use crate::error::Error;
+use crate::proto::etcdserverpb::{InternalRaftRequest, RequestHeader};
+use crate::proto::etchedpeer::MemberChange;
+use crate::state::Response;
+
+/// Called once with what became of a proposal; dropped uncalled where nobody knows.
+pub type Reply = Box<dyn FnOnce(Result<Response, Error>) + Send>;
+
+/// Something to be agreed upon.
+pub struct Proposal {
+    pub what: Proposed,
+    /// Only to be proposed while this member leads in this term.
+    pub fence_term: Option<u64>,
+    pub reply: Reply,
+}
+
+impl Proposal {
+    /// What it takes in the log, about.
+    pub fn encoded_bytes(&self) -> usize {
+        self.what.encoded_bytes()
+    }
+}
+
+pub enum Proposed {
+    /// The request and its encoding.
+    Request(Box<InternalRaftRequest>, Vec<u8>),
+    Member(MemberChange),
+}
+
+impl Proposed {
+    /// What it takes in the log, about.
+    pub fn encoded_bytes(&self) -> usize {
+        match self {
+            Proposed::Request(_, encoded) => encoded.len(),
+            Proposed::Member(change) => change.encoded_len(),
+        }
+    }
+
+    /// Unique in the cluster.
+    pub fn request_id(&self) -> u64 {
+        match self {
+            Proposed::Request(request, _) => request.header.as_ref().map_or(0, |header| header.id),
+            Proposed::Member(change) => change.request_id,
+        }
+    }
+}
+
+/// The id in an encoded `InternalRaftRequest`, of which nothing else is decoded.
+pub fn request_id(encoded: &Bytes) -> Option<u64> {
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct Header {
+        #[prost(message, optional, tag = "100")]
+        header: Option<RequestHeader>,
+    }
+    let decoded = Header::decode(encoded.clone()).ok()?;
+    decoded.header.map(|header| header.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::etcdserverpb::PutRequest;
+
+    #[test]
+    fn the_id_is_found_behind_the_request() {
+        let request = InternalRaftRequest {
+            header: Some(RequestHeader {
+                id: 77,
+                ..Default::default()
+            }),
+            put: Some(PutRequest {
+                key: "k".into(),
+                value: vec![100; 1000].into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        assert_eq!(request_id(&request.encode_to_vec().into()), Some(77));
+        assert_eq!(request_id(&Bytes::new()), None);
+        assert_eq!(request_id(&Bytes::from_static(b"\xff")), None);
+    }
+}

@@ -1,0 +1,183 @@
+//! Gathers linearizable reads into rounds: one question to the quorum serves all reads that
+//! waited when it was asked.
+//!
+//! raft-rs drops such a question silently where there is no leader or the leader has not
+//! committed in its term, and mixes up questions of equal contexts. So contexts are unique, and
+//! a round without an answer asks again; an answer to any of its questions will do, since all
+//! its reads were there before the first.
+
+use crate::types::MemberId;
+
+/// Ticks after which a round asks again.
+const RETRY_TICKS: u64 = 2;
+
+struct Waiting<T> {
+    read: T,
+    expires_at_tick: u64,
+}
+
+/// The reads of one round, and the questions asked for them.
+struct Round<T> {
+    questions: Vec<u64>,
+    asked_at_tick: u64,
+    /// The leadership under which it was asked last.
+    term: u64,
+    reads: Vec<Waiting<T>>,
+}
+
+/// See the module.
+pub struct ReadIndex<T> {
+    member: MemberId,
+    next_question: u64,
+    /// Ticks that a read may wait.
+    limit_ticks: u64,
+    waiting: Vec<Waiting<T>>,
+    round: Option<Round<T>>,
+}
+
+impl<T> ReadIndex<T> {
+    /// `first_question` must be one that this member did not use in an earlier life.
+    pub fn new(member: MemberId, first_question: u64, limit_ticks: u64) -> Self {
+        Self {
+            member,
+            next_question: first_question,
+            limit_ticks,
+            waiting: Vec::new(),
+            round: None,
+        }
+    }
+
+    pub fn push(&mut self, read: T, tick: u64) {
+        self.waiting.push(Waiting {
+            read,
+            expires_at_tick: tick + self.limit_ticks,
+        });
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.round.is_none()
+    }
+
+    /// Returns the context of a question that is to be asked now.
+    pub fn ask(&mut self, tick: u64, term: u64) -> Option<Vec<u8>> {
+        match &mut self.round {
+            None if self.waiting.is_empty() => return None,
+            None => {
+                self.round = Some(Round {
+                    questions: Vec::new(),
+                    asked_at_tick: tick,
+                    term,
+                    reads: std::mem::take(&mut self.waiting),
+                });
+            }
+            Some(round) if round.term == term && tick < round.asked_at_tick + RETRY_TICKS => {
+                return None;
+            }
+            Some(_) => {}
+        }
+        let round = self.round.as_mut()?;
+        let question = self.next_question;
+        self.next_question = self.next_question.wrapping_add(1);
+        round.questions.push(question);
+        round.asked_at_tick = tick;
+        round.term = term;
+        let mut context = self.member.0.to_be_bytes().to_vec();
+        context.extend_from_slice(&question.to_be_bytes());
+        Some(context)
+    }
+
+    /// The reads that an answer serves; none where it is another member's or comes too late.
+    pub fn answered(&mut self, context: &[u8]) -> Vec<T> {
+        let Some((member, question)) = context.split_first_chunk::<8>() else {
+            return Vec::new();
+        };
+        let ours = *member == self.member.0.to_be_bytes();
+        let asked = |round: &mut Round<T>| {
+            let mut questions = round.questions.iter();
+            ours && questions.any(|asked| asked.to_be_bytes() == question)
+        };
+        let round = self.round.take_if(asked);
+        let reads = round.map(|round| round.reads).unwrap_or_default();
+        reads.into_iter().map(|waiting| waiting.read).collect()
+    }
+
+    /// Takes out the reads that have waited for too long.
+    pub fn expired(&mut self, tick: u64) -> Vec<T> {
+        let mut expired = Vec::new();
+        let is_expired = |waiting: &mut Waiting<T>| waiting.expires_at_tick <= tick;
+        expired.extend(self.waiting.extract_if(.., is_expired));
+        if let Some(round) = &mut self.round {
+            expired.extend(round.reads.extract_if(.., is_expired));
+            if round.reads.is_empty() {
+                self.round = None;
+            }
+        }
+        expired.into_iter().map(|waiting| waiting.read).collect()
+    }
+
+    /// Takes out all reads.
+    pub fn drain(&mut self) -> Vec<T> {
+        self.expired(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reads() -> ReadIndex<&'static str> {
+        ReadIndex::new(MemberId(7), 100, 50)
+    }
+
+    #[test]
+    fn one_round_serves_all_that_waited() {
+        let mut reads = reads();
+        reads.push("a", 0);
+        reads.push("b", 0);
+        let first = reads.ask(0, 1).expect("a question");
+        reads.push("c", 0);
+        assert_eq!(reads.ask(0, 1), None);
+        assert_eq!(reads.answered(&first), ["a", "b"]);
+        assert_eq!(reads.answered(&first), [""; 0]);
+        let second = reads.ask(0, 1).expect("a question");
+        assert_ne!(first, second);
+        assert_eq!(reads.answered(&second), ["c"]);
+        assert!(reads.is_empty());
+    }
+
+    #[test]
+    fn a_round_asks_again_and_takes_any_answer() {
+        let mut reads = reads();
+        reads.push("a", 0);
+        let first = reads.ask(0, 1).expect("a question");
+        assert_eq!(reads.ask(1, 1), None);
+        let second = reads.ask(2, 1).expect("asked again after a while");
+        let third = reads.ask(2, 2).expect("asked again of another leader");
+        assert!(first != second && second != third && first != third);
+        assert_eq!(reads.answered(&first), ["a"]);
+    }
+
+    #[test]
+    fn answers_for_others_serve_nobody() {
+        let mut reads = reads();
+        reads.push("a", 0);
+        let context = reads.ask(0, 1).expect("a question");
+        let mut other = context.clone();
+        other[7] ^= 1;
+        assert_eq!(reads.answered(&other), [""; 0]);
+        assert_eq!(reads.answered(b"short"), [""; 0]);
+        assert_eq!(reads.answered(&context), ["a"]);
+    }
+
+    #[test]
+    fn reads_that_wait_too_long_are_given_up() {
+        let mut reads = reads();
+        reads.push("a", 0);
+        assert!(reads.ask(0, 1).is_some());
+        reads.push("b", 10);
+        assert_eq!(reads.expired(49), [""; 0]);
+        assert_eq!(reads.expired(50), ["a"]);
+        assert_eq!(reads.drain(), ["b"]);
+        assert!(reads.is_empty());
+    }
+}

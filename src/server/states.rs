@@ -1,0 +1,119 @@
+//! The member's state directories, and how one takes another's place.
+//!
+//! ```text
+//! member/STATE            the name of the state in use; without it: state
+//! member/state            the first state
+//! member/state-<index>    one that came from the leader, whole, as of this entry
+//! member/receiving-*      one that is coming
+//! member/sending-*        a snapshot made for another member
+//! ```
+//!
+//! A received state gets its lasting name only when it is whole, looked at and durable. Then the
+//! log is reset to its index, and only then STATE names it. A crash in between leaves a log that
+//! begins behind what the old state holds: the next start finds the state that fits by its name.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::data_dir::DataDir;
+use crate::node::states::{Checkpoint, Received, States};
+use crate::raft::replica::conf_state_of;
+use crate::raft::{Snapshot, SnapshotMetadata};
+use crate::state::Machine;
+use crate::state::membership::Membership;
+use crate::storage::raft_log::Mark;
+use crate::storage::rocks::{Budget, RocksEngine};
+use crate::storage::{self, Engine};
+use crate::transport::SnapshotDir;
+
+/// See the module.
+pub struct StateDirs {
+    dir: Arc<DataDir>,
+    budget: Budget,
+    next_sending: AtomicU64,
+}
+
+/// The name of a state that came as a snapshot.
+pub fn received_name(index: u64) -> String {
+    format!("state-{index:016x}")
+}
+
+impl StateDirs {
+    pub fn new(dir: Arc<DataDir>, budget: Budget) -> Self {
+        Self {
+            dir,
+            budget,
+            next_sending: AtomicU64::new(1),
+        }
+    }
+}
+
+fn failed(what: &str, path: &Path, error: &std::io::Error) -> String {
+    format!("cannot {what} {}: {error}", path.display())
+}
+
+impl States for StateDirs {
+    fn checkpoint(&self, engine: &dyn Engine) -> storage::Result<Checkpoint> {
+        let number = self.next_sending.fetch_add(1, Ordering::Relaxed);
+        let path = self.dir.member().join(format!("sending-{number}"));
+        let files = SnapshotDir::new(path);
+        engine.checkpoint(files.path())?;
+        let copy = RocksEngine::open_read_only(files.path())?;
+        let mark = mark_of(&copy)?;
+        let members = Membership::load(copy.latest())?;
+        let metadata = SnapshotMetadata {
+            conf_state: Some(conf_state_of(members.voters(), members.learners())),
+            index: mark.index,
+            term: mark.term,
+        };
+        Ok(Checkpoint {
+            snapshot: Snapshot {
+                metadata: Some(metadata),
+                ..Default::default()
+            },
+            files: Arc::new(files),
+        })
+    }
+
+    fn receive(&self, files: SnapshotDir, mark: Mark) -> Result<Received, String> {
+        let found = RocksEngine::open_read_only(files.path())
+            .and_then(|copy| mark_of(&copy))
+            .map_err(|error| error.to_string())?;
+        if found != mark {
+            return Err(format!(
+                "its state is that after entry {} of term {}, not {} of {}",
+                found.index, found.term, mark.index, mark.term
+            ));
+        }
+        let path = self.dir.member().join(received_name(mark.index));
+        if path == self.dir.state() {
+            return Err("this state is already in use".to_owned());
+        }
+        if path.exists() {
+            std::fs::remove_dir_all(&path).map_err(|error| failed("remove", &path, &error))?;
+        }
+        let from = files.keep();
+        std::fs::rename(&from, &path).map_err(|error| {
+            drop(SnapshotDir::new(from.clone()));
+            failed("rename", &from, &error)
+        })?;
+        let files = SnapshotDir::new(path);
+        self.dir.sync().map_err(|error| error.to_string())?;
+        Ok(Received { mark, files })
+    }
+
+    fn adopt(&self, received: Received) -> storage::Result<Arc<dyn Engine>> {
+        let path: PathBuf = received.files.keep();
+        self.dir
+            .set_state(&received_name(received.mark.index))
+            .map_err(|error| storage::Error::Engine(error.to_string()))?;
+        Ok(Arc::new(RocksEngine::open(&path, self.budget)?))
+    }
+}
+
+/// Index and term of the last entry that an engine's state holds.
+fn mark_of(engine: &RocksEngine) -> storage::Result<Mark> {
+    let (index, term) = Machine::applied(engine.latest())?;
+    Ok(Mark { index, term })
+}
