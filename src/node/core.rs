@@ -229,7 +229,7 @@ impl Core {
         let Some(away) = self.away.remove(&request_id) else {
             return;
         };
-        if error == Error::NotLeader {
+        if matches!(error, Error::NotLeader | Error::NoLeader) {
             // It was certainly not proposed, so it may be proposed again.
             let proposal = Proposal {
                 what: away.what,

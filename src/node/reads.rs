@@ -14,6 +14,9 @@ use crate::types::MemberId;
 /// Called once when a read may be made, or why not.
 pub type ReadReply = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
+/// Reads that may wait at once, in each of the two places.
+const MAX_WAITING: usize = 100_000;
+
 /// Reads that ask a quorum.
 pub struct Reads {
     index: ReadIndex<ReadReply>,
@@ -27,7 +30,11 @@ impl Reads {
     }
 
     pub fn push(&mut self, reply: ReadReply, tick: u64) {
-        self.index.push(reply, tick);
+        if self.index.len() >= MAX_WAITING {
+            reply(Err(Error::TooManyRequests));
+        } else {
+            self.index.push(reply, tick);
+        }
     }
 
     /// Has raft ask, where there is something to ask and someone to answer.
@@ -56,35 +63,48 @@ impl Reads {
 /// Reads that wait until an index is applied here.
 #[derive(Default)]
 pub struct WaitingReads {
-    by_index: Mutex<BTreeMap<u64, Vec<ReadReply>>>,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    by_index: BTreeMap<u64, Vec<ReadReply>>,
+    count: usize,
 }
 
 impl WaitingReads {
     /// Replies once `index` is applied, which may be now.
     pub fn wait(&self, index: u64, replies: Vec<ReadReply>, raft: &RaftState) {
-        {
-            let mut by_index = self.by_index.lock();
+        let result = {
+            let mut waiting = self.waiting.lock();
             // Looked at under the lock, so that `applied` does not miss them.
-            if raft.applied_index() < index {
-                by_index.entry(index).or_default().extend(replies);
+            if raft.applied_index() >= index {
+                Ok(())
+            } else if waiting.count >= MAX_WAITING {
+                Err(Error::TooManyRequests)
+            } else {
+                waiting.count += replies.len();
+                waiting.by_index.entry(index).or_default().extend(replies);
                 return;
             }
-        }
+        };
         for reply in replies {
-            reply(Ok(()));
+            reply(result);
         }
     }
 
     /// Entries up to `index` are applied, and the view shows them.
     pub fn applied(&self, index: u64) {
         let ready = {
-            let mut by_index = self.by_index.lock();
-            match by_index.first_key_value() {
+            let mut waiting = self.waiting.lock();
+            match waiting.by_index.first_key_value() {
                 Some((first, _)) if *first <= index => {}
                 _ => return,
             }
-            let later = by_index.split_off(&(index + 1));
-            std::mem::replace(&mut *by_index, later)
+            let later = waiting.by_index.split_off(&(index + 1));
+            let ready = std::mem::replace(&mut waiting.by_index, later);
+            waiting.count -= ready.values().map(Vec::len).sum::<usize>();
+            ready
         };
         for reply in ready.into_values().flatten() {
             reply(Ok(()));

@@ -54,6 +54,12 @@ impl<T> ReadIndex<T> {
         });
     }
 
+    /// Reads that wait.
+    pub fn len(&self) -> usize {
+        let asked = self.round.as_ref().map_or(0, |round| round.reads.len());
+        self.waiting.len() + asked
+    }
+
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.round.is_none()
     }
