@@ -61,7 +61,7 @@ func (r *Run) fence() (int64, error) {
 	defer c.etcd.Close()
 	var last *Operation
 	for range 5 {
-		if last = c.do(context.Background(), &Operation{Action: Put, Key: "fence"}); last.Outcome == crash.Acknowledged {
+		if last = c.do(&Operation{Action: Put, Key: "fence"}); last.Outcome == crash.Acknowledged {
 			return last.Revision, nil
 		}
 	}
@@ -75,7 +75,7 @@ func (r *Run) lastReads() {
 		c := r.newClient(member.Name(), []*harness.Member{member})
 		reading.Go(func() {
 			for n := range hotKeys {
-				if got := c.do(context.Background(), &Operation{Action: Get, Key: fmt.Sprintf("%s%02d", hotSpace, n)}); got.Outcome != crash.Acknowledged {
+				if got := c.do(&Operation{Action: Get, Key: fmt.Sprintf("%s%02d", hotSpace, n)}); got.Outcome != crash.Acknowledged {
 					r.log.fault(crash.Unavailable, "a last read: %s", got)
 				}
 			}

@@ -42,14 +42,18 @@ func (c *client) holdLease(stop context.Context) {
 		return
 	}
 	c.renewed(lease, sent, leaseTTL)
-	c.do(context.Background(), &Operation{Action: Put, Key: lease.Key, Lease: lease.ID})
-	for range 1 + c.rng.IntN(8) {
-		if stop.Err() != nil || !c.renew(lease) {
+	c.do(&Operation{Action: Put, Key: lease.Key, Lease: lease.ID})
+	for n := 1 + c.rng.IntN(8); n > 0 && stop.Err() == nil; n-- {
+		if !c.renew(lease) {
 			return
 		}
-		time.Sleep(500 * time.Millisecond)
+		select {
+		case <-stop.Done():
+		case <-time.After(500 * time.Millisecond):
+		}
 	}
-	if c.rng.IntN(3) == 0 {
+	// When the run ends, nobody is to wait for leases that are forgotten.
+	if stop.Err() != nil || c.rng.IntN(3) == 0 {
 		c.revoke(lease)
 	}
 }

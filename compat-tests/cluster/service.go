@@ -10,17 +10,21 @@ import (
 	"etched.dev/compat-tests/harness"
 )
 
-// prober writes keys of its own, again and again through each of some members,
-// whether or not the writes before were answered: it notices the first moment at
-// which the cluster serves.
+// prober writes keys of its own and reads, again and again through each of some
+// members, whether or not the requests before were answered: it notices the first
+// moment at which the cluster serves, and whether a member ever serves alone.
 type prober struct {
 	run     *Run
 	stop    context.CancelFunc
 	probing sync.WaitGroup
 }
 
-// probeEvery is the time between two probes through a member.
-const probeEvery = 50 * time.Millisecond
+const (
+	// probeEvery is the time between two probes through a member.
+	probeEvery = 50 * time.Millisecond
+	// probeLimit is what a probe is given.
+	probeLimit = 700 * time.Millisecond
+)
 
 // Probe begins to probe through these members, until Done.
 func (r *Run) Probe(through ...*harness.Member) *prober {
@@ -32,7 +36,9 @@ func (r *Run) Probe(through ...*harness.Member) *prober {
 			var open sync.WaitGroup
 			defer open.Wait()
 			for ctx.Err() == nil {
-				open.Go(func() { c.probe() })
+				key := c.key()
+				open.Go(c.probe)
+				open.Go(func() { c.within(probeLimit, &Operation{Action: Get, Key: key}) })
 				time.Sleep(probeEvery)
 			}
 		})
@@ -42,19 +48,8 @@ func (r *Run) Probe(through ...*harness.Member) *prober {
 
 // probe writes a key that nobody else writes.
 func (c *client) probe() {
-	ctx, cancel := context.WithTimeout(context.Background(), electionTimeout)
-	defer cancel()
-	operation := &Operation{Action: Put, Client: c.number, Via: c.via, Value: c.log.token()}
-	operation.Key = probeSpace + operation.Value
-	operation.Call = c.log.now()
-	response, err := c.etcd.Put(ctx, operation.Key, operation.Value)
-	operation.Return = c.log.now()
-	if operation.Outcome = crash.OutcomeOf(err); err == nil {
-		operation.Revision = response.Header.Revision
-	} else {
-		operation.Err = err.Error()
-	}
-	c.log.done(operation)
+	token := c.log.token()
+	c.within(probeLimit, &Operation{Action: Put, Key: probeSpace + token, Value: token})
 }
 
 // Done ends the probing.
@@ -141,10 +136,13 @@ func Writes(o *Operation) bool { return o.Writes() }
 func Reads(o *Operation) bool { return !o.Writes() }
 
 // CheckAlone notes damage where a member without a quorum answered a request that
-// was sent after one moment, before another; some must have been sent.
-func (r *Run) CheckAlone(member *harness.Member, from, until time.Duration) {
+// was sent after a moment, until now; it sends some itself.
+func (r *Run) CheckAlone(member *harness.Member, from time.Duration) {
 	r.Helper()
-	writes, reads := 0, 0
+	p := r.Probe(member)
+	r.Pass(300 * time.Millisecond)
+	p.Done()
+	until, writes, reads := r.Now(), 0, 0
 	for _, o := range r.log.operationsSoFar() {
 		if o.Via != member.Name() || o.Call < from || o.Return > until {
 			continue

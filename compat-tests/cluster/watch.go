@@ -2,7 +2,9 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -56,7 +58,9 @@ func (w *watcher) followMember(ctx context.Context, connection *grpc.ClientConn,
 	}
 	for ctx.Err() == nil {
 		err := w.stream(ctx, connection)
-		if code := status.Code(err); code != codes.Unavailable && ctx.Err() == nil {
+		// etcd ends a stream for want of a leader in one of several ways, by chance.
+		left := requireLeader && (errors.Is(err, io.EOF) || status.Code(err) == codes.Canceled)
+		if status.Code(err) != codes.Unavailable && !left && ctx.Err() == nil {
 			w.fault("the stream ended after revision %d: %v", w.seen(), err)
 		}
 		select {

@@ -41,7 +41,7 @@ type client struct {
 }
 
 // writeNext is the next request of a writer, drawn at random.
-func (c *client) writeNext(ctx context.Context) *Operation {
+func (c *client) writeNext() *Operation {
 	key := c.key()
 	operation := &Operation{Action: Put, Key: key}
 	switch draw := c.rng.IntN(100); {
@@ -52,45 +52,54 @@ func (c *client) writeNext(ctx context.Context) *Operation {
 	default:
 		operation.Action = Delete
 	}
-	return c.do(ctx, operation)
+	return c.do(operation)
 }
 
 // readNext is the next request of a reader.
-func (c *client) readNext(ctx context.Context) *Operation {
-	return c.do(ctx, &Operation{Action: Get, Key: c.key()})
+func (c *client) readNext() *Operation {
+	return c.do(&Operation{Action: Get, Key: c.key()})
 }
 
 // bulkNext writes a large value, so that logs and files grow.
-func (c *client) bulkNext(ctx context.Context) *Operation {
+func (c *client) bulkNext() *Operation {
 	const keys = 4
-	return c.do(ctx, &Operation{Action: Put, Key: fmt.Sprint(bulkSpace, c.rng.IntN(keys))})
+	return c.do(&Operation{Action: Put, Key: fmt.Sprint(bulkSpace, c.rng.IntN(keys))})
 }
 
 func (c *client) key() string { return fmt.Sprintf("%s%02d", hotSpace, c.rng.IntN(hotKeys)) }
 
 // do sends the operation once and records it.
-func (c *client) do(ctx context.Context, operation *Operation) *Operation {
-	ctx, cancel := context.WithTimeout(ctx, requestLimit)
+func (c *client) do(operation *Operation) *Operation {
+	c.within(requestLimit, operation)
+	c.remember(operation)
+	return operation
+}
+
+// within is do with another limit, and for use by several goroutines at once.
+func (c *client) within(limit time.Duration, operation *Operation) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	operation.Client, operation.Via = c.number, c.via
-	if operation.Action == Put || operation.Action == CompareAndSet {
+	if operation.Value == "" && (operation.Action == Put || operation.Action == CompareAndSet) {
 		operation.Value = c.log.token()
 	}
+	filling := 0
+	if operation.Value != "" {
+		filling = c.filling(operation)
+	}
 	operation.Call = c.log.now()
-	err := c.send(ctx, operation)
+	err := c.send(ctx, operation, filling)
 	operation.Return = c.log.now()
 	if operation.Outcome = crash.OutcomeOf(err); err != nil {
 		operation.Err = err.Error()
 	}
 	c.log.done(operation)
-	c.remember(operation)
-	return operation
 }
 
-func (c *client) send(ctx context.Context, operation *Operation) error {
+func (c *client) send(ctx context.Context, operation *Operation, filling int) error {
 	switch operation.Action {
 	case Put:
-		return c.put(ctx, operation)
+		return c.put(ctx, operation, filling)
 	case Delete:
 		response, err := c.etcd.Delete(ctx, operation.Key)
 		if err == nil {
@@ -98,7 +107,7 @@ func (c *client) send(ctx context.Context, operation *Operation) error {
 		}
 		return err
 	case CompareAndSet:
-		return c.compareAndSet(ctx, operation)
+		return c.compareAndSet(ctx, operation, filling)
 	default:
 		response, err := c.etcd.Get(ctx, operation.Key)
 		if err == nil {
@@ -111,21 +120,27 @@ func (c *client) send(ctx context.Context, operation *Operation) error {
 	}
 }
 
-// filled is a token with filling, so that logs and flushes are not all alike.
-func (c *client) filled(operation *Operation) string {
-	length := 1 + c.rng.IntN(200)
-	if strings.HasPrefix(operation.Key, bulkSpace) {
-		length = 32<<10 + c.rng.IntN(64<<10)
+// filling is how long the filling behind a token is to be, so that logs and
+// flushes are not all alike; never 0, since a compare-and-set looks for some.
+func (c *client) filling(operation *Operation) int {
+	switch {
+	case strings.HasPrefix(operation.Key, probeSpace):
+		return 1
+	case strings.HasPrefix(operation.Key, bulkSpace):
+		return 32<<10 + c.rng.IntN(64<<10)
+	default:
+		return 1 + c.rng.IntN(200)
 	}
-	return operation.Value + " " + strings.Repeat("x", length)
 }
 
-func (c *client) put(ctx context.Context, operation *Operation) error {
+func filled(token string, filling int) string { return token + " " + strings.Repeat("x", filling) }
+
+func (c *client) put(ctx context.Context, operation *Operation, filling int) error {
 	options := []clientv3.OpOption{clientv3.WithLease(clientv3.LeaseID(operation.Lease))}
 	if operation.SeesPrevious {
 		options = append(options, clientv3.WithPrevKV())
 	}
-	response, err := c.etcd.Put(ctx, operation.Key, c.filled(operation), options...)
+	response, err := c.etcd.Put(ctx, operation.Key, filled(operation.Value, filling), options...)
 	if err != nil {
 		return err
 	}
@@ -136,9 +151,9 @@ func (c *client) put(ctx context.Context, operation *Operation) error {
 	return nil
 }
 
-// compareAndSet compares by value: a key holds a token, and maybe filling that
-// this client does not know, so the comparison is with the range of all fillings.
-func (c *client) compareAndSet(ctx context.Context, operation *Operation) error {
+// compareAndSet compares by value: a key holds a token and filling that this
+// client does not know, so the comparison is with the range of all fillings.
+func (c *client) compareAndSet(ctx context.Context, operation *Operation, filling int) error {
 	conditions := []clientv3.Cmp{clientv3.Compare(clientv3.Version(operation.Key), "=", 0)}
 	if operation.Expect != "" {
 		conditions = []clientv3.Cmp{
@@ -147,7 +162,7 @@ func (c *client) compareAndSet(ctx context.Context, operation *Operation) error 
 		}
 	}
 	response, err := c.etcd.Txn(ctx).If(conditions...).
-		Then(clientv3.OpPut(operation.Key, c.filled(operation))).
+		Then(clientv3.OpPut(operation.Key, filled(operation.Value, filling))).
 		Else(clientv3.OpGet(operation.Key)).Commit()
 	if err != nil {
 		return err
@@ -178,11 +193,11 @@ func (c *client) remember(operation *Operation) {
 }
 
 // work sends requests until the context ends; the last one is waited for.
-func (c *client) work(stop context.Context, next func(*client, context.Context) *Operation, between time.Duration) {
+func (c *client) work(stop context.Context, next func(*client) *Operation, between time.Duration) {
 	defer c.etcd.Close()
 	for stop.Err() == nil {
 		wait := between
-		if next(c, context.Background()).Outcome == crash.Unknown {
+		if next(c).Outcome == crash.Unknown {
 			wait = max(idle, between)
 		}
 		select {
