@@ -32,6 +32,8 @@ type Options struct {
 	harness.ClusterOptions
 	// Bulk adds a client that writes large values.
 	Bulk bool
+	// Etcd makes the members etcd's, whatever the flags say.
+	Etcd bool
 }
 
 // Run is a cluster under load, from its start to its verdict.
@@ -73,7 +75,11 @@ func Start(tb testing.TB, options Options) *Run {
 		r.seed = uint64(time.Now().UnixNano())
 	}
 	r.rng = rand.New(rand.NewPCG(r.seed, 1))
-	r.Cluster = harness.StartCluster(tb, Kind(), options.ClusterOptions)
+	kind := Kind()
+	if options.Etcd {
+		kind = harness.Etcd
+	}
+	r.Cluster = harness.StartCluster(tb, kind, options.ClusterOptions)
 	r.log.began = time.Now()
 	r.stopped, r.stop = context.WithCancel(context.Background())
 	r.life, r.unfollow = context.WithCancel(context.Background())

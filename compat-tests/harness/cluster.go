@@ -237,6 +237,9 @@ func (m *Member) ID(ctx context.Context) (uint64, error) {
 // Name is --name.
 func (m *Member) Name() string { return m.options.Name }
 
+// Number is the member's, from 0 on, in the order in which members were made.
+func (m *Member) Number() int { return m.node }
+
 // PeerURL is the advertised peer URL: a proxy's.
 func (m *Member) PeerURL() string { return m.options.PeerURL }
 
