@@ -50,7 +50,7 @@ func (c *checker) limit() time.Duration {
 
 // awaitHistory waits until the recording watch has brought a revision.
 func (c *checker) awaitHistory(revision int64) bool {
-	if eventually(c.limit(), func() bool { return c.history.Head() >= revision }) {
+	if Eventually(c.limit(), func() bool { return c.history.Head() >= revision }) {
 		return true
 	}
 	c.add(WatchBroken, "the recording watch stands at revision %d, the server told %d", c.history.Head(), revision)
@@ -64,7 +64,7 @@ func (c *checker) reads(reads []*Read) {
 			c.add(StaleRead, "%q..%q was read at revision %d, though %d had been told before it began",
 				read.Keys.Key, read.Keys.End, read.Revision, read.Floor)
 		}
-		if fault := differentKVs(read.KVs, c.history.Snapshot(read.Keys, read.Revision)); fault != "" {
+		if fault := DifferentKVs(read.KVs, c.history.Snapshot(read.Keys, read.Revision)); fault != "" {
 			kind := WrongRead
 			if mixedTokens(read.KVs) && read.Keys.End != "" {
 				kind = HalfTransaction
@@ -77,7 +77,7 @@ func (c *checker) reads(reads []*Read) {
 // mixedTokens says that keys which are only written whole hold different writes.
 func mixedTokens(kvs []*mvccpb.KeyValue) bool {
 	for _, kv := range kvs {
-		if token(kv.Value) != token(kvs[0].Value) || len(kvs) != groupSize {
+		if TokenOf(kv.Value) != TokenOf(kvs[0].Value) || len(kvs) != groupSize {
 			return true
 		}
 	}
@@ -106,7 +106,7 @@ func (c *checker) keyspace(ctx context.Context) {
 		if !c.awaitHistory(at) {
 			continue
 		}
-		if fault := differentKVs(response.Kvs, c.history.Snapshot(Everything, at)); fault != "" {
+		if fault := DifferentKVs(response.Kvs, c.history.Snapshot(Everything, at)); fault != "" {
 			c.add(LostWrite, "everything at revision %d (asked for %d): %s", at, revision, fault)
 		}
 	}

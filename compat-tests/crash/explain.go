@@ -50,7 +50,7 @@ func (e *explanation) indexTokens() {
 			if event.Type != mvccpb.Event_PUT {
 				continue
 			}
-			word := token(event.Kv.Value)
+			word := TokenOf(event.Kv.Value)
 			if other, known := e.byToken[word]; known && other != revision {
 				e.report.Add(Doubled, "write %s made revision %d and revision %d", word, other, revision)
 			}
@@ -151,7 +151,7 @@ func (e *explanation) samePrevious(operation *Operation) {
 			want = append(want, kv)
 		}
 	}
-	if fault := differentKVs(operation.Prev, want); fault != "" {
+	if fault := DifferentKVs(operation.Prev, want); fault != "" {
 		e.report.Add(WrongRead, "%s: its prev_kvs: %s", operation, fault)
 	}
 }
@@ -230,8 +230,8 @@ func (e *explanation) leaseEnd(revision int64) bool {
 	return true
 }
 
-// differentKVs answers the first difference of two lists, or nothing.
-func differentKVs(got, want []*mvccpb.KeyValue) string {
+// DifferentKVs answers the first difference of two lists, or nothing.
+func DifferentKVs(got, want []*mvccpb.KeyValue) string {
 	for i := range max(len(got), len(want)) {
 		switch {
 		case i >= len(got):

@@ -139,7 +139,7 @@ func (r *Run) pinsToRead(operations []*Operation) []pin {
 func (r *Run) ShortLeasesEnd() (report Report) {
 	var left []int64
 	client := pb.NewLeaseClient(r.raw)
-	ended := eventually(checkLimit, func() bool {
+	ended := Eventually(checkLimit, func() bool {
 		ctx, cancel := context.WithTimeout(r.life, requestLimit)
 		defer cancel()
 		left = nil

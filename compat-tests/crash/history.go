@@ -59,7 +59,7 @@ func (h *History) Append(events []*mvccpb.Event, now time.Time) (faults []string
 		key := string(event.Kv.Key)
 		before := h.latest(key)
 		for _, fault := range eventFaults(event, before, revision) {
-			faults = append(faults, fmt.Sprintf("revision %d, change %d: %s: %s", revision, sub, fault, describeEvent(event)))
+			faults = append(faults, fmt.Sprintf("revision %d, change %d: %s: %s", revision, sub, fault, DescribeEvent(event)))
 		}
 		change := version{main: revision, sub: int64(sub)}
 		if event.Type == mvccpb.Event_PUT {
@@ -255,7 +255,8 @@ func describe(kv *mvccpb.KeyValue) string {
 		kv.Key, value, kv.CreateRevision, kv.ModRevision, kv.Version, kv.Lease)
 }
 
-func describeEvent(event *mvccpb.Event) string {
+// DescribeEvent says in a line what an event did.
+func DescribeEvent(event *mvccpb.Event) string {
 	return event.Type.String() + " " + describe(event.Kv)
 }
 
@@ -269,7 +270,7 @@ func describeEvents(events []*mvccpb.Event) string {
 		if i > 0 {
 			text += "; "
 		}
-		text += describeEvent(event)
+		text += DescribeEvent(event)
 	}
 	return text
 }

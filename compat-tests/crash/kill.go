@@ -43,7 +43,7 @@ func (r *Run) kill(mode KillMode) {
 		time.Sleep(pause)
 	case AfterAnswer:
 		floor := r.log.Begin()
-		eventually(requestLimit, func() bool { return r.log.Begin() > floor })
+		Eventually(requestLimit, func() bool { return r.log.Begin() > floor })
 	case DuringFlush:
 		r.awaitNewFile()
 		time.Sleep(pause)
@@ -69,7 +69,7 @@ func (r *Run) kill(mode KillMode) {
 // awaitNewFile waits until a file comes into the data directory.
 func (r *Run) awaitNewFile() {
 	before := files(r.server.DataDir())
-	eventually(requestLimit, func() bool {
+	Eventually(requestLimit, func() bool {
 		for path := range files(r.server.DataDir()) {
 			if !before[path] {
 				return true
@@ -122,7 +122,7 @@ func (r *Run) compact(ctx context.Context, physical, far bool) {
 	floor := r.log.Begin()
 	r.compactions.Asking(revision)
 	response, err := pb.NewKVClient(r.raw).Compact(ctx, &pb.CompactionRequest{Revision: revision, Physical: physical})
-	switch outcomeOf(err) {
+	switch OutcomeOf(err) {
 	case Acknowledged:
 		r.compactions.Acknowledged(revision)
 		if response.Header.Revision < floor {

@@ -29,10 +29,10 @@ const (
 // String names the outcome in a report.
 func (o Outcome) String() string { return [...]string{"unknown", "acknowledged", "refused"}[o] }
 
-// outcomeOf judges an error. Only codes that etcd gives before it applies
+// OutcomeOf judges an error. Only codes that etcd gives before it applies
 // anything count as a refusal; whatever speaks of a connection, a time limit or
 // the server's state leaves the fate open.
-func outcomeOf(err error) Outcome {
+func OutcomeOf(err error) Outcome {
 	if err == nil {
 		return Acknowledged
 	}
@@ -208,8 +208,8 @@ func (l *Log) Take() ([]*Operation, []*Read, Report) {
 	return operations, reads, faults
 }
 
-// token cuts the operation's token out of a value.
-func token(value []byte) string {
+// TokenOf cuts the operation's token out of a value.
+func TokenOf(value []byte) string {
 	word, _, _ := strings.Cut(string(value), " ")
 	return word
 }

@@ -55,7 +55,7 @@ func newProxy(endpoint string, t tamper) (*proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	backend, err := grpc.NewClient(endpoint, quick, grpc.WithTransportCredentials(insecure.NewCredentials()),
+	backend, err := grpc.NewClient(endpoint, Quick, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDisableRetry(), grpc.WithDefaultCallOptions(
 			grpc.ForceCodecV2(rawCodec{}), grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(1<<30)))
 	if err != nil {

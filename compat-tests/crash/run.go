@@ -191,18 +191,19 @@ func (r *Run) setSlow(slow bool) {
 	r.slow = slow
 }
 
-// quick reconnects fast: the server is meant to be back in moments.
-var quick = grpc.WithConnectParams(grpc.ConnectParams{
+// Quick makes a connection come back fast: a server is meant to be back in moments.
+var Quick = grpc.WithConnectParams(grpc.ConnectParams{
 	Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, MaxDelay: 200 * time.Millisecond},
 	MinConnectTimeout: 2 * time.Second,
 })
 
-func newClient(endpoint string) (*clientv3.Client, error) {
+// NewClient is an official client that sends every request once.
+func NewClient(endpoints ...string) (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{
-		Endpoints: []string{endpoint}, DialTimeout: requestLimit, Logger: zap.NewNop(),
+		Endpoints: endpoints, DialTimeout: requestLimit, Logger: zap.NewNop(),
 		// One attempt: a retry would hide an unknown outcome.
 		MaxUnaryRetries: 1,
-		DialOptions:     []grpc.DialOption{quick, grpc.WithDisableRetry()},
+		DialOptions:     []grpc.DialOption{Quick, grpc.WithDisableRetry()},
 	})
 }
 
@@ -213,15 +214,15 @@ const others = 3
 // connect makes the clients for a server that has come up, and resumes every watch.
 func (r *Run) connect() (err error) {
 	r.life, r.killed = context.WithCancel(context.Background())
-	if r.raw, err = grpc.NewClient(r.endpoint, quick, grpc.WithTransportCredentials(insecure.NewCredentials()),
+	if r.raw, err = grpc.NewClient(r.endpoint, Quick, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDisableRetry(), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30))); err != nil {
 		return err
 	}
-	if r.checking, err = newClient(r.endpoint); err != nil {
+	if r.checking, err = NewClient(r.endpoint); err != nil {
 		return err
 	}
 	for range r.options.Writers + others {
-		client, err := newClient(r.endpoint)
+		client, err := NewClient(r.endpoint)
 		if err != nil {
 			return err
 		}

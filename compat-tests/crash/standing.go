@@ -17,7 +17,7 @@ type standingWatch struct {
 }
 
 func newStandingWatch(endpoint string) (*standingWatch, error) {
-	client, err := newClient(endpoint)
+	client, err := NewClient(endpoint)
 	if err != nil {
 		return nil, err
 	}

@@ -129,7 +129,7 @@ func (w *Watcher) fault(format string, arguments ...any) {
 
 // Await waits until the watch has passed a revision; false after the limit.
 func (w *Watcher) Await(revision int64, limit time.Duration) bool {
-	return eventually(limit, func() bool { return w.Next() > revision })
+	return Eventually(limit, func() bool { return w.Next() > revision })
 }
 
 // Check compares what came since the last check, up to a revision, with the
@@ -151,7 +151,7 @@ func (w *Watcher) Check(history *History, until int64) []string {
 				continue
 			}
 			if len(got) == 0 || got[0].Kv.ModRevision > revision {
-				faults = append(faults, fmt.Sprintf("gap: revision %d is missing: %s", revision, describeEvent(event)))
+				faults = append(faults, fmt.Sprintf("gap: revision %d is missing: %s", revision, DescribeEvent(event)))
 				continue
 			}
 			if fault := w.differs(got[0], event); fault != "" {
@@ -160,7 +160,7 @@ func (w *Watcher) Check(history *History, until int64) []string {
 			got = got[1:]
 		}
 		for len(got) > 0 && got[0].Kv.ModRevision == revision {
-			faults = append(faults, fmt.Sprintf("revision %d: an event too many: %s", revision, describeEvent(got[0])))
+			faults = append(faults, fmt.Sprintf("revision %d: an event too many: %s", revision, DescribeEvent(got[0])))
 			got = got[1:]
 		}
 	}
@@ -181,7 +181,7 @@ func (w *Watcher) wants(event *mvccpb.Event) bool {
 
 func (w *Watcher) differs(got, want *mvccpb.Event) string {
 	if got.Type != want.Type || !proto.Equal(got.Kv, want.Kv) {
-		return fmt.Sprintf("revision %d: %s, the history has %s", want.Kv.ModRevision, describeEvent(got), describeEvent(want))
+		return fmt.Sprintf("revision %d: %s, the history has %s", want.Kv.ModRevision, DescribeEvent(got), DescribeEvent(want))
 	}
 	prev := want.PrevKv
 	if !w.PrevKV {
@@ -189,13 +189,13 @@ func (w *Watcher) differs(got, want *mvccpb.Event) string {
 	}
 	if !proto.Equal(got.PrevKv, prev) {
 		return fmt.Sprintf("revision %d: prev_kv of %s is %s, expected %s",
-			want.Kv.ModRevision, describeEvent(got), describe(got.PrevKv), describe(prev))
+			want.Kv.ModRevision, DescribeEvent(got), describe(got.PrevKv), describe(prev))
 	}
 	return ""
 }
 
-// eventually polls until the condition holds; false after the limit.
-func eventually(limit time.Duration, condition func() bool) bool {
+// Eventually polls until the condition holds; false after the limit.
+func Eventually(limit time.Duration, condition func() bool) bool {
 	for deadline := time.Now().Add(limit); ; time.Sleep(2 * time.Millisecond) {
 		if condition() {
 			return true

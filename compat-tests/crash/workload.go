@@ -143,7 +143,7 @@ func (c *Client) Do(ctx context.Context, operation *Operation) {
 	default:
 		c.sendTxn(ctx, operation)
 	}
-	operation.Outcome = outcomeOf(operation.Err)
+	operation.Outcome = OutcomeOf(operation.Err)
 	c.log.Done(operation)
 	if operation.Outcome == Unknown {
 		time.Sleep(5 * time.Millisecond)
@@ -271,7 +271,7 @@ func (c *Client) UseLease(ctx context.Context) {
 	requestCtx, cancel := context.WithTimeout(ctx, requestLimit)
 	defer cancel()
 	response, err := leases.LeaseGrant(requestCtx, &pb.LeaseGrantRequest{ID: lease.ID, TTL: ttl})
-	c.leases.Granted(lease.ID, outcomeOf(err))
+	c.leases.Granted(lease.ID, OutcomeOf(err))
 	if err != nil {
 		time.Sleep(5 * time.Millisecond)
 		return
@@ -296,8 +296,8 @@ func (c *Client) revoke(ctx context.Context, lease int64) {
 	defer cancel()
 	c.leases.Revoking(lease)
 	response, err := pb.NewLeaseClient(c.client.ActiveConnection()).LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: lease})
-	c.leases.Revoked(lease, outcomeOf(err))
-	switch outcomeOf(err) {
+	c.leases.Revoked(lease, OutcomeOf(err))
+	switch OutcomeOf(err) {
 	case Acknowledged:
 		c.log.Told(response.Header.Revision)
 	case Refused:

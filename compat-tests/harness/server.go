@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -42,12 +43,16 @@ type Options struct {
 	ClientPort int
 	// AdvertiseClientURL is --advertise-client-urls; empty means the URL listened on.
 	AdvertiseClientURL string
+	// PeerURL is --initial-advertise-peer-urls; empty means AdvertisedPeerURL.
+	PeerURL string
+	// InitialCluster is --initial-cluster; empty means this member alone.
+	InitialCluster string
 	// ReadyTimeout limits the wait for the first linearizable read; 0 means 30 s.
 	ReadyTimeout time.Duration
 }
 
 // Server is one process, running or ended. Its methods are not for use from
-// several goroutines at once, save Exited, PID, CPUTime and ResidentBytes.
+// several goroutines at once, save Exited, PID, Running, CPUTime and ResidentBytes.
 type Server struct {
 	kind     Kind
 	options  Options
@@ -57,7 +62,7 @@ type Server struct {
 	logPath  string
 	port     int
 	peerPort int
-	process  *process
+	latest   atomic.Pointer[process]
 }
 
 type process struct {
@@ -69,6 +74,26 @@ type process struct {
 // Launch starts a server and waits until it answers a linearizable read. The
 // caller ends it with Stop or Kill and then calls Remove.
 func Launch(kind Kind, options Options) (*Server, error) {
+	server, err := prepare(kind, options)
+	if err != nil {
+		return nil, err
+	}
+	const attempts = 3
+	for attempt := 1; ; attempt++ {
+		if err = server.choosePorts(); err == nil {
+			err = server.Restart()
+		}
+		if err == nil {
+			return server, nil
+		}
+		if attempt == attempts || !server.lostPort() {
+			return nil, errors.Join(err, server.Remove())
+		}
+	}
+}
+
+// prepare makes a server's directory; it has no ports yet and does not run.
+func prepare(kind Kind, options Options) (*Server, error) {
 	binary, err := Binary(kind)
 	if err != nil {
 		return nil, err
@@ -84,18 +109,7 @@ func Launch(kind Kind, options Options) (*Server, error) {
 	if server.dataDir == "" {
 		server.dataDir = filepath.Join(root, "data")
 	}
-	const attempts = 3
-	for attempt := 1; ; attempt++ {
-		if err = server.choosePorts(); err == nil {
-			err = server.Restart()
-		}
-		if err == nil {
-			return server, nil
-		}
-		if attempt == attempts || !server.lostPort() {
-			return nil, errors.Join(err, server.Remove())
-		}
-	}
+	return server, nil
 }
 
 func (s *Server) choosePorts() (err error) {
@@ -123,14 +137,22 @@ func (s *Server) Args() []string {
 	if advertise == "" {
 		advertise = s.URL()
 	}
+	peerURL := s.options.PeerURL
+	if peerURL == "" {
+		peerURL = AdvertisedPeerURL
+	}
+	cluster := s.options.InitialCluster
+	if cluster == "" {
+		cluster = name + "=" + peerURL
+	}
 	args := []string{
 		"--name=" + name,
 		"--data-dir=" + s.dataDir,
 		"--listen-client-urls=" + s.URL(),
 		"--advertise-client-urls=" + advertise,
 		fmt.Sprintf("--listen-peer-urls=http://127.0.0.1:%d", s.peerPort),
-		"--initial-advertise-peer-urls=" + AdvertisedPeerURL,
-		"--initial-cluster=" + name + "=" + AdvertisedPeerURL,
+		"--initial-advertise-peer-urls=" + peerURL,
+		"--initial-cluster=" + cluster,
 	}
 	args = append(args, s.options.Flags...)
 	if s.kind == Etched {
@@ -173,7 +195,7 @@ func (s *Server) Spawn() error {
 	if err := startLocked(started); err != nil {
 		return err
 	}
-	s.process = started
+	s.latest.Store(started)
 	return nil
 }
 
@@ -200,8 +222,8 @@ func (s *Server) WaitReady(limit time.Duration) error {
 	var last error
 	for time.Now().Before(deadline) {
 		select {
-		case <-s.process.exited:
-			return fmt.Errorf("%s ended before it was ready: %v\n%s", s.kind, s.process.err, s.LogTail(20))
+		case <-s.latest.Load().exited:
+			return fmt.Errorf("%s ended before it was ready: %v\n%s", s.kind, s.latest.Load().err, s.LogTail(20))
 		default:
 		}
 		ctx, cancel := context.WithDeadline(context.Background(), time.Now().Add(time.Second))
@@ -260,18 +282,19 @@ func (s *Server) DataDir() string { return s.dataDir }
 func (s *Server) LogPath() string { return s.logPath }
 
 // PID is the process id of the latest run.
-func (s *Server) PID() int { return s.process.command.Process.Pid }
+func (s *Server) PID() int { return s.latest.Load().command.Process.Pid }
 
 // Exited is closed when the latest run has ended.
-func (s *Server) Exited() <-chan struct{} { return s.process.exited }
+func (s *Server) Exited() <-chan struct{} { return s.latest.Load().exited }
 
 // Running says whether the process has been started and has not ended.
 func (s *Server) Running() bool {
-	if s.process == nil {
+	latest := s.latest.Load()
+	if latest == nil {
 		return false
 	}
 	select {
-	case <-s.process.exited:
+	case <-latest.exited:
 		return false
 	default:
 		return true
@@ -288,16 +311,16 @@ func (s *Server) Stop() error {
 		return err
 	}
 	select {
-	case <-s.process.exited:
+	case <-s.latest.Load().exited:
 	case <-time.After(20 * time.Second):
 		return errors.Join(fmt.Errorf("%s did not stop within 20 s of SIGTERM", s.kind), s.Kill())
 	}
-	status, _ := s.process.command.ProcessState.Sys().(syscall.WaitStatus)
+	status, _ := s.latest.Load().command.ProcessState.Sys().(syscall.WaitStatus)
 	if status.Signaled() && status.Signal() == syscall.SIGTERM {
 		return nil
 	}
 	if code := status.ExitStatus(); code != 0 && code != 128+int(syscall.SIGTERM) {
-		return fmt.Errorf("%s stopped with %v\n%s", s.kind, s.process.err, s.LogTail(20))
+		return fmt.Errorf("%s stopped with %v\n%s", s.kind, s.latest.Load().err, s.LogTail(20))
 	}
 	return nil
 }
@@ -311,7 +334,7 @@ func (s *Server) Kill() error {
 		return err
 	}
 	select {
-	case <-s.process.exited:
+	case <-s.latest.Load().exited:
 		return nil
 	case <-time.After(20 * time.Second):
 		return fmt.Errorf("%s outlived SIGKILL by 20 s", s.kind)
@@ -319,7 +342,9 @@ func (s *Server) Kill() error {
 }
 
 // Signal sends a signal to the running process.
-func (s *Server) Signal(signal os.Signal) error { return s.process.command.Process.Signal(signal) }
+func (s *Server) Signal(signal os.Signal) error {
+	return s.latest.Load().command.Process.Signal(signal)
+}
 
 // Remove deletes logs and a data directory that Launch made. The process must
 // have ended.

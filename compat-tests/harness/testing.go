@@ -57,6 +57,27 @@ func (s *Server) keepLog(tb testing.TB) {
 	tb.Logf("log of %s kept in %s", s.kind, path)
 }
 
+// StartCluster launches a cluster for the length of a test and fails the test
+// where it cannot. Of a failed test the logs are kept and their paths told.
+func StartCluster(tb testing.TB, kind Kind, options ClusterOptions) *Cluster {
+	tb.Helper()
+	cluster, err := LaunchCluster(kind, options)
+	if err != nil {
+		tb.Fatalf("start a cluster of %s: %v", kind, err)
+	}
+	tb.Cleanup(func() {
+		if tb.Failed() {
+			for _, member := range cluster.all() {
+				member.keepLog(tb)
+			}
+		}
+		if err := cluster.Remove(); err != nil {
+			tb.Errorf("end the cluster: %v", err)
+		}
+	})
+	return cluster
+}
+
 // Duo is an etched and an etcd with equal settings.
 type Duo struct {
 	Etched, Etcd *Server
