@@ -87,6 +87,13 @@ errors! {
     ElectionNotBuilt => Unimplemented, "etched: the Election service is not built yet; etcdctl elect and clientv3's concurrency package work without it";
 }
 
+impl Error {
+    /// The error with this text, as another member sends it.
+    pub fn from_text(text: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|error| error.text() == text)
+    }
+}
+
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.text())
@@ -122,5 +129,13 @@ mod tests {
         texts.sort_unstable();
         texts.dedup();
         assert_eq!(texts.len(), Error::ALL.len());
+    }
+
+    #[test]
+    fn texts_lead_back_to_their_errors() {
+        for error in Error::ALL {
+            assert_eq!(Error::from_text(error.text()), Some(*error));
+        }
+        assert_eq!(Error::from_text("etcdserver: no lead"), None);
     }
 }

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::cell::{Counter, Gauge, Histogram};
 use super::grpc::Grpc;
 use super::operation::Operation;
+use super::peer::Peers;
 use super::table::{
     ALARMS, APPLIES, CLIENT_REQUESTS, CLUSTER_VERSION, FEATURE_ENABLED, GO_VERSION, HEALTH_CHECK,
     HEALTH_CHECKS_MADE, KNOWN_PEERS, RANGES, REQUESTS, SCRAPES, SERVER_ID, SERVER_VERSION,
@@ -157,6 +158,7 @@ pub struct Labelled {
     pub extensive: bool,
     pub features: Vec<Feature>,
     pub grpc: Grpc,
+    pub peers: Peers,
     client_versions: [OnceLock<ClientVersion>; MAX_CLIENT_VERSIONS],
     other_client_versions: ClientVersion,
     stream_failures: [Counter; STREAM_FAILURE_LABELS.len()],
@@ -176,6 +178,7 @@ impl Labelled {
             extensive,
             features: Vec::new(),
             grpc: Grpc::default(),
+            peers: Peers::default(),
             client_versions: Default::default(),
             other_client_versions: ClientVersion::new("other"),
             stream_failures: Default::default(),
@@ -241,6 +244,7 @@ impl Labelled {
 
     pub fn expose(&self, scrape: &Scrape, page: &mut Exposition) {
         self.grpc.expose(page);
+        self.peers.expose(&self.server_id.to_string(), page);
         self.expose_identity(scrape, page);
         self.expose_alarms(scrape, page);
         self.expose_health_checks(page);

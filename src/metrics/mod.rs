@@ -3,7 +3,7 @@
 //! Whoever does something counts it in a cell of `Metrics` at once: an atomic addition, no lock,
 //! no text. What the node knows anyway (who leads, how far it is, how large) is read once a
 //! scrape, handed in as a `Scrape`. `table` names every metric; `cell` holds numbers; `grpc`,
-//! `labelled` and `operation` find the right number for labels; `text` writes the page.
+//! `labelled`, `operation` and `peer` find the right number for labels; `text` writes the page.
 //!
 //! Nothing in here reads a clock or the machine: times and figures are handed in.
 
@@ -11,11 +11,13 @@ mod cell;
 mod grpc;
 mod labelled;
 mod operation;
+mod peer;
 mod table;
 #[cfg(test)]
 mod tests;
 mod text;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::Code;
@@ -26,6 +28,7 @@ pub use cell::{Counter, Gauge, Histogram};
 pub use grpc::Method;
 pub use labelled::{CallKind, Feature, HEALTH_CHECKS, StreamFailure};
 pub use operation::Operation;
+pub use peer::{PeerCells, Transfers};
 pub use table::{Metrics, Scrape};
 pub use text::CONTENT_TYPE;
 
@@ -107,6 +110,11 @@ impl Metrics {
     /// The check at this place of `HEALTH_CHECKS` was made.
     pub fn health_checked(&self, check: usize, passed: bool) {
         self.labelled.health_checked(check, passed);
+    }
+
+    /// Where to count what is exchanged with a peer.
+    pub fn peer(&self, peer: MemberId) -> Arc<PeerCells> {
+        self.labelled.peers.cells(peer)
     }
 
     /// The page for Prometheus, of media type `CONTENT_TYPE`.

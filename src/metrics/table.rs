@@ -25,6 +25,8 @@ const STEP: Shape = Shape::seconds(ms(1), 14);
 /// Work inside the state machine.
 const FAST_STEP: Shape = Shape::seconds(us(100), 20);
 const HASH: Shape = Shape::seconds(ms(10), 15);
+/// A snapshot on its way from one member to another.
+const TRANSFER: Shape = Shape::seconds(ms(100), 10);
 /// Prometheus' default bounds.
 const CALL: Shape = Shape::listed_seconds(&[
     5_000_000,
@@ -261,6 +263,21 @@ table! {
         FEATURE_ENABLED: Gauge = "etcd_server_feature_enabled", "1 where a feature gate is on.";
         CLUSTER_VERSION: Gauge = "etcd_cluster_version", "The version that the cluster runs at.";
         KNOWN_PEERS: Gauge = "etcd_network_known_peers", "The members that this one knows.";
+        ACTIVE_PEERS: Gauge = "etcd_network_active_peers", "1 while a peer is connected in both directions.";
+        DISCONNECTED_PEERS: Counter = "etcd_network_disconnected_peers_total", "How often the connection to a peer was lost.";
+        PEER_SENT_BYTES: Counter = "etcd_network_peer_sent_bytes_total", "Bytes of messages sent to a peer.";
+        PEER_RECEIVED_BYTES: Counter = "etcd_network_peer_received_bytes_total", "Bytes of messages received from a peer.";
+        PEER_SEND_FAILURES: Counter = "etcd_network_peer_sent_failures_total", "Messages to a peer that were dropped, and connections that broke.";
+        PEER_RECEIVE_FAILURES: Counter = "etcd_network_peer_received_failures_total", "Messages of a peer that could not be read.";
+        PEER_ROUND_TRIP_TIME: Histogram(Shape::seconds(us(100), 16)) = "etcd_network_peer_round_trip_time_seconds", "Time from a probe of a peer to its answer.";
+        SNAPSHOT_SEND_SUCCESSES: Counter = "etcd_network_snapshot_send_success", "Snapshots that a peer took over.";
+        SNAPSHOT_SEND_FAILURES: Counter = "etcd_network_snapshot_send_failures", "Snapshots that did not reach a peer.";
+        SNAPSHOT_SEND_INFLIGHTS: Gauge = "etcd_network_snapshot_send_inflights_total", "Snapshots on their way to a peer.";
+        SNAPSHOT_SEND_TOTAL_DURATION: Histogram(TRANSFER) = "etcd_network_snapshot_send_total_duration_seconds", "Time from the first byte of a snapshot until the peer has taken it over.";
+        SNAPSHOT_RECEIVE_SUCCESSES: Counter = "etcd_network_snapshot_receive_success", "Snapshots taken over from a peer.";
+        SNAPSHOT_RECEIVE_FAILURES: Counter = "etcd_network_snapshot_receive_failures", "Snapshots of a peer that were cut or refused.";
+        SNAPSHOT_RECEIVE_INFLIGHTS: Gauge = "etcd_network_snapshot_receive_inflights_total", "Snapshots that are coming in from a peer.";
+        SNAPSHOT_RECEIVE_TOTAL_DURATION: Histogram(TRANSFER) = "etcd_network_snapshot_receive_total_duration_seconds", "Time of receiving a snapshot and taking it over.";
         ALARMS: Gauge = "etcd_debugging_server_alarms", "1 while an alarm is active, 0 once it is cleared.";
         SCRAPES: Counter = "promhttp_metric_handler_requests_total", "Scrapes answered, by status.";
     }

@@ -12,11 +12,26 @@ use super::text::Kind;
 use super::*;
 
 /// Shown by etcd after events that a fresh member may not have seen.
-const ONCE_SOMETHING_HAPPENED: [&str; 4] = [
+const ONCE_SOMETHING_HAPPENED: [&str; 19] = [
     "etcd_server_client_requests_total",
     "etcd_network_server_stream_failures_total",
     "etcd_debugging_server_alarms",
     "grpc_server_handling_seconds",
+    "etcd_network_active_peers",
+    "etcd_network_disconnected_peers_total",
+    "etcd_network_peer_sent_bytes_total",
+    "etcd_network_peer_received_bytes_total",
+    "etcd_network_peer_sent_failures_total",
+    "etcd_network_peer_received_failures_total",
+    "etcd_network_peer_round_trip_time_seconds",
+    "etcd_network_snapshot_send_success",
+    "etcd_network_snapshot_send_failures",
+    "etcd_network_snapshot_send_inflights_total",
+    "etcd_network_snapshot_send_total_duration_seconds",
+    "etcd_network_snapshot_receive_success",
+    "etcd_network_snapshot_receive_failures",
+    "etcd_network_snapshot_receive_inflights_total",
+    "etcd_network_snapshot_receive_total_duration_seconds",
 ];
 
 const METHODS: [Method; 3] = [
@@ -104,7 +119,25 @@ fn used() -> Metrics {
         metrics.health_checked(check, check != 1);
     }
     metrics.wal_fsync.observe(Duration::from_micros(1_500));
+    use_peer(&metrics);
     metrics
+}
+
+fn use_peer(metrics: &Metrics) {
+    let peer = metrics.peer(MemberId(0xa1));
+    peer.connections.made.add(2);
+    peer.connections.lost.increment();
+    peer.sent_bytes.add(30);
+    // The cells are found again.
+    metrics.peer(MemberId(0xa1)).received_bytes.add(7);
+    peer.send_failures.increment();
+    peer.receive_failures.increment();
+    peer.round_trip_time.observe(Duration::from_micros(150));
+    for transfers in [&peer.snapshots_sent, &peer.snapshots_received] {
+        transfers.successes.increment();
+        transfers.failures.increment();
+        transfers.took.observe(Duration::from_secs(1));
+    }
 }
 
 fn full_scrape() -> Scrape {
@@ -164,6 +197,25 @@ fn a_page_reads_back() {
             1.0,
         ),
         ("etcd_disk_wal_fsync_duration_seconds_sum", 0.0015),
+        (
+            "etcd_network_active_peers{Local=\"b71f\",Remote=\"a1\"}",
+            1.0,
+        ),
+        (
+            "etcd_network_disconnected_peers_total{Local=\"b71f\",Remote=\"a1\"}",
+            1.0,
+        ),
+        ("etcd_network_peer_sent_bytes_total{To=\"a1\"}", 30.0),
+        ("etcd_network_peer_received_bytes_total{From=\"a1\"}", 7.0),
+        (
+            "etcd_network_peer_round_trip_time_seconds_bucket{To=\"a1\",le=\"0.0002\"}",
+            1.0,
+        ),
+        (
+            "etcd_network_snapshot_receive_total_duration_seconds_sum{From=\"a1\"}",
+            1.0,
+        ),
+        ("etcd_network_snapshot_send_inflights_total{To=\"a1\"}", 0.0),
         (
             "grpc_server_handled_total{grpc_code=\"NotFound\",grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"}",
             1.0,

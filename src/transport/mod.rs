@@ -3,6 +3,29 @@
 //! This module decides nothing about consensus. To send never blocks and never fails: a queue is
 //! bounded, what does not fit is dropped, and raft sends it again. What comes in is handed to an
 //! `Inbound`, which the node implements. The simulator brings a `Network` of its own.
+//!
+//! `GrpcNetwork` is the real one: `lane` keeps the connections that carry messages, `queue` holds
+//! what waits for one and `batch` is how it goes over the wire; `snapshot_out` and `snapshot_in`
+//! carry files; `questions` asks, and `serve` and `service` answer. `identity` says on every call
+//! who calls whom.
+
+mod batch;
+mod context;
+mod dial;
+mod health;
+mod identity;
+mod lane;
+mod network;
+mod pages;
+mod pulse;
+mod questions;
+mod queue;
+mod serve;
+mod service;
+mod snapshot_in;
+mod snapshot_out;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -13,6 +36,11 @@ use crate::error::Error;
 use crate::proto::etchedpeer::{Answer, Forwarded, Question, forwarded};
 use crate::raft::Message;
 use crate::types::MemberId;
+
+pub use context::{Local, Options, Outside};
+pub use network::GrpcNetwork;
+pub use questions::describe;
+pub use queue::Limits;
 
 /// What one member tells another without waiting for an answer. Nearly all are raft's own.
 #[derive(Clone, Debug)]
@@ -90,7 +118,8 @@ pub type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// The way to the other members.
 pub trait Network: Send + Sync + 'static {
-    /// Queues messages for a peer. What cannot be queued is dropped.
+    /// Queues messages for a peer. What cannot be queued is dropped; `Inbound` may be told so
+    /// within this very call.
     fn send(&self, to: MemberId, messages: Vec<PeerMessage>);
 
     /// Sends a snapshot's files and then its message; `Inbound::snapshot_sent` always follows.
@@ -100,7 +129,9 @@ pub trait Network: Send + Sync + 'static {
     /// end; those whose URLs changed are made anew.
     fn set_peers(&self, peers: Vec<Peer>);
 
-    /// Asks a member and waits for its answer, for `limit` at most.
+    /// Asks a member and waits for its answer, for `limit` at most. Beside the member's own
+    /// errors: `NoLeader` where the question certainly did not arrive, `Timeout` where it may
+    /// have.
     fn ask(
         &self,
         member: MemberId,
@@ -114,7 +145,9 @@ pub trait Network: Send + Sync + 'static {
 
 /// What the other members want of this one.
 pub trait Inbound: Send + Sync + 'static {
-    /// Messages came. Must not block.
+    /// Messages came. Must not block. Where a forwarded proposal was certainly not sent, this is
+    /// called with a `Refused` in its receiver's name: `NoLeader` where it is not connected,
+    /// `TooManyRequests` where the queue is full.
     fn received(&self, from: MemberId, messages: Vec<PeerMessage>);
 
     /// Something that was sent to the peer may not have arrived.

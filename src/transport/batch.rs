@@ -1,0 +1,322 @@
+//! Batches of messages: how they are encoded on their way out and read on their way in.
+//!
+//! raft's messages are encoded straight into the connection's buffer: a batch is on the wire what
+//! `etchedpeer.MessageBatch` is, but is never built as one.
+
+use bytes::BufMut;
+use prost::Message as _;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use tonic::Status;
+use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
+use tonic_prost::ProstCodec;
+
+use super::PeerMessage;
+use crate::error::Error;
+use crate::proto::etchedpeer::{self, LaneAnswer, MessageBatch, peer_message};
+use crate::raft::Message;
+
+/// A batch is closed before it grows beyond this; a larger message goes alone.
+const MAX_BATCH_BYTES: usize = 1 << 20;
+/// What tonic encodes before it hands it to the connection.
+const BUFFER_BYTES: usize = 64 << 10;
+
+const MESSAGES_TAG: u32 = 1;
+const PROBE_TAG: u32 = 2;
+const RAFT_TAG: u32 = 1;
+const FORWARDED_TAG: u32 = 2;
+const REFUSED_TAG: u32 = 3;
+
+/// Messages on their way out.
+pub struct Batch {
+    messages: Vec<Outgoing>,
+    probe: u64,
+    /// Of the whole encoding.
+    len: usize,
+}
+
+struct Outgoing {
+    payload: Payload,
+    payload_len: usize,
+}
+
+enum Payload {
+    Raft(Message),
+    Forwarded(etchedpeer::Forwarded),
+    Refused(etchedpeer::Refused),
+}
+
+impl Batch {
+    pub fn new(probe: Option<u64>) -> Self {
+        let probe = probe.unwrap_or_default();
+        let len = match probe {
+            0 => 0,
+            probe => key_len(PROBE_TAG) + encoded_len_varint(probe),
+        };
+        Self {
+            messages: Vec::new(),
+            probe,
+            len,
+        }
+    }
+
+    /// Takes a message in, or gives it back where the batch is full.
+    pub fn add(&mut self, message: PeerMessage) -> Result<(), PeerMessage> {
+        let payload = Payload::from(message);
+        let payload_len = payload.encoded_len();
+        let message_len = framed_len(payload.tag(), payload_len);
+        let len = self.len + framed_len(MESSAGES_TAG, message_len);
+        if len > MAX_BATCH_BYTES && !self.messages.is_empty() {
+            return Err(payload.into());
+        }
+        self.len = len;
+        self.messages.push(Outgoing {
+            payload,
+            payload_len,
+        });
+        Ok(())
+    }
+
+    /// Bytes of the messages themselves, without what frames them.
+    pub fn payload_bytes(&self) -> usize {
+        self.messages
+            .iter()
+            .map(|message| message.payload_len)
+            .sum()
+    }
+
+    fn encode(&self, buffer: &mut impl BufMut) {
+        for Outgoing {
+            payload,
+            payload_len,
+        } in &self.messages
+        {
+            let message_len = framed_len(payload.tag(), *payload_len);
+            encode_key(MESSAGES_TAG, WireType::LengthDelimited, buffer);
+            encode_varint(message_len as u64, buffer);
+            encode_key(payload.tag(), WireType::LengthDelimited, buffer);
+            encode_varint(*payload_len as u64, buffer);
+            payload.encode(buffer);
+        }
+        if self.probe != 0 {
+            encode_key(PROBE_TAG, WireType::Varint, buffer);
+            encode_varint(self.probe, buffer);
+        }
+    }
+}
+
+fn framed_len(tag: u32, len: usize) -> usize {
+    key_len(tag) + encoded_len_varint(len as u64) + len
+}
+
+impl Payload {
+    fn tag(&self) -> u32 {
+        match self {
+            Self::Raft(_) => RAFT_TAG,
+            Self::Forwarded(_) => FORWARDED_TAG,
+            Self::Refused(_) => REFUSED_TAG,
+        }
+    }
+
+    fn encoded_len(&self) -> usize {
+        match self {
+            Self::Raft(message) => prost_11::Message::encoded_len(message),
+            Self::Forwarded(message) => message.encoded_len(),
+            Self::Refused(message) => message.encoded_len(),
+        }
+    }
+
+    fn encode(&self, buffer: &mut impl BufMut) {
+        match self {
+            Self::Raft(message) => prost_11::Message::encode_raw(message, buffer),
+            Self::Forwarded(message) => message.encode_raw(buffer),
+            Self::Refused(message) => message.encode_raw(buffer),
+        }
+    }
+}
+
+impl From<PeerMessage> for Payload {
+    fn from(message: PeerMessage) -> Self {
+        match message {
+            PeerMessage::Raft(message) => Self::Raft(message),
+            PeerMessage::Forwarded(message) => Self::Forwarded(message),
+            PeerMessage::Refused { request_id, error } => Self::Refused(etchedpeer::Refused {
+                request_id,
+                error: error.text().to_owned(),
+            }),
+        }
+    }
+}
+
+impl From<Payload> for PeerMessage {
+    fn from(payload: Payload) -> Self {
+        match payload {
+            Payload::Raft(message) => Self::Raft(message),
+            Payload::Forwarded(message) => Self::Forwarded(message),
+            Payload::Refused(message) => refused(&message),
+        }
+    }
+}
+
+/// A newer member may have errors that this one does not know: the outcome is open then, which
+/// is what a timeout says.
+fn refused(message: &etchedpeer::Refused) -> PeerMessage {
+    PeerMessage::Refused {
+        request_id: message.request_id,
+        error: Error::from_text(&message.error).unwrap_or(Error::Timeout),
+    }
+}
+
+/// Reads the messages of a batch that came in; the error names what is wrong with one.
+pub fn read(batch: MessageBatch) -> Result<Vec<PeerMessage>, String> {
+    let mut messages = Vec::with_capacity(batch.messages.len());
+    for message in batch.messages {
+        // What a newer member says beyond this is not for us.
+        let Some(message) = message.message else {
+            continue;
+        };
+        messages.push(match message {
+            peer_message::Message::Raft(bytes) => PeerMessage::Raft(read_raft(bytes)?),
+            peer_message::Message::Forwarded(message) => PeerMessage::Forwarded(message),
+            peer_message::Message::Refused(message) => refused(&message),
+        });
+    }
+    Ok(messages)
+}
+
+/// Reads a message of raft's.
+pub fn read_raft(bytes: bytes::Bytes) -> Result<Message, String> {
+    prost_11::Message::decode(bytes).map_err(|error| format!("a message of raft's: {error}"))
+}
+
+/// The codec of a lane's caller.
+pub struct LaneCodec;
+
+impl Codec for LaneCodec {
+    type Encode = Batch;
+    type Decode = LaneAnswer;
+    type Encoder = BatchEncoder;
+    type Decoder = <ProstCodec<LaneAnswer, LaneAnswer> as Codec>::Decoder;
+
+    fn encoder(&mut self) -> BatchEncoder {
+        BatchEncoder
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstCodec::<LaneAnswer, LaneAnswer>::default().decoder()
+    }
+}
+
+pub struct BatchEncoder;
+
+impl Encoder for BatchEncoder {
+    type Item = Batch;
+    type Error = Status;
+
+    fn encode(&mut self, batch: Batch, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.reserve(batch.len);
+        batch.encode(buffer);
+        Ok(())
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(BUFFER_BYTES, BUFFER_BYTES)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::etchedpeer::forwarded::Proposal;
+    use raft_proto::eraftpb::Entry;
+
+    fn append(bytes: usize) -> Message {
+        Message {
+            to: 2,
+            term: 9,
+            entries: vec![
+                Entry {
+                    index: 7,
+                    data: vec![3; bytes],
+                    ..Default::default()
+                };
+                2
+            ],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_batch_is_the_message_it_stands_for() {
+        let forwarded = etchedpeer::Forwarded {
+            request_id: 5,
+            term: 3,
+            proposal: Some(Proposal::Request("x".into())),
+        };
+        let mut batch = Batch::new(Some(300));
+        for message in [
+            PeerMessage::Raft(append(1_000)),
+            PeerMessage::Raft(Message::default()),
+            PeerMessage::Forwarded(forwarded.clone()),
+            PeerMessage::Refused {
+                request_id: 8,
+                error: Error::NotLeader,
+            },
+        ] {
+            assert!(batch.add(message).is_ok());
+        }
+        let mut bytes = Vec::new();
+        batch.encode(&mut bytes);
+        assert_eq!(bytes.len(), batch.len);
+        let plain = MessageBatch::decode(bytes.as_slice()).expect("decodes");
+        assert_eq!(plain.probe, 300);
+        assert_eq!(plain.encode_to_vec(), bytes);
+        let messages = read(plain).expect("reads");
+        assert!(matches!(&messages[0], PeerMessage::Raft(found) if *found == append(1_000)));
+        assert!(matches!(&messages[1], PeerMessage::Raft(found) if *found == Message::default()));
+        assert!(matches!(&messages[2], PeerMessage::Forwarded(found) if *found == forwarded));
+        assert!(matches!(
+            messages[3],
+            PeerMessage::Refused {
+                request_id: 8,
+                error: Error::NotLeader
+            }
+        ));
+        assert_eq!(messages.len(), 4);
+    }
+
+    #[test]
+    fn a_large_message_goes_alone_and_small_ones_up_to_the_limit() {
+        let mut batch = Batch::new(None);
+        assert!(batch.add(PeerMessage::Raft(append(10 << 20))).is_ok());
+        assert!(batch.add(PeerMessage::Raft(append(1))).is_err());
+        let mut batch = Batch::new(None);
+        let fitting = (0..100)
+            .take_while(|_| batch.add(PeerMessage::Raft(append(50 << 10))).is_ok())
+            .count();
+        assert_eq!(fitting, 10);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let broken = etchedpeer::PeerMessage {
+            message: Some(peer_message::Message::Raft(vec![0xff; 3].into())),
+        };
+        let batch = MessageBatch {
+            messages: vec![broken],
+            probe: 0,
+        };
+        let error = read(batch).expect_err("no message");
+        assert!(error.starts_with("a message of raft's: "), "{error}");
+        let unknown = etchedpeer::Refused {
+            request_id: 1,
+            error: "of tomorrow".to_owned(),
+        };
+        assert!(matches!(
+            refused(&unknown),
+            PeerMessage::Refused {
+                request_id: 1,
+                error: Error::Timeout
+            }
+        ));
+    }
+}

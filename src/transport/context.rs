@@ -1,0 +1,228 @@
+//! What all connections of a member share: who it is, where what comes in goes, and what is said
+//! about it in the log.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+
+use super::health::Health;
+use super::identity::{self, Refusal};
+use super::queue::Limits;
+use super::{Inbound, PeerMessage};
+use crate::env::{Clock, Rng};
+use crate::error::Error;
+use crate::metrics::Metrics;
+use crate::types::{ClusterId, MemberId};
+
+/// This member, as it tells the others.
+#[derive(Clone, Debug)]
+pub struct Local {
+    pub member: MemberId,
+    pub cluster: ClusterId,
+    /// The version that this program speaks, such as 3.7.1.
+    pub server_version: String,
+}
+
+/// What the machine lends.
+#[derive(Clone)]
+pub struct Outside {
+    pub clock: Arc<dyn Clock>,
+    pub rng: Arc<dyn Rng>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// Bounds, and where snapshots come to.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Snapshots come into directories below this one; made when needed.
+    pub incoming_snapshots: PathBuf,
+    /// The largest batch or answer that is taken from a peer. A raft message can hold a client's
+    /// largest request several times over.
+    pub max_message_bytes: usize,
+    pub urgent: Limits,
+    pub bulk: Limits,
+    /// Snapshots on their way out at once; further ones wait for a while.
+    pub max_snapshots_sent: usize,
+    /// A snapshot of which no byte moves for this long has failed.
+    pub snapshot_silence: Duration,
+    /// A snapshot that went out whole may take this long to be put to use.
+    pub snapshot_install_limit: Duration,
+}
+
+impl Options {
+    pub fn new(incoming_snapshots: PathBuf) -> Self {
+        Self {
+            incoming_snapshots,
+            max_message_bytes: 1 << 30,
+            urgent: Limits {
+                messages: 4_096,
+                bytes: 4 << 20,
+            },
+            bulk: Limits {
+                messages: 16_384,
+                bytes: 64 << 20,
+            },
+            max_snapshots_sent: 4,
+            snapshot_silence: Duration::from_secs(10),
+            snapshot_install_limit: Duration::from_secs(300),
+        }
+    }
+}
+
+/// See the module.
+pub struct Context {
+    pub local: Local,
+    pub options: Options,
+    pub outside: Outside,
+    pub health: Arc<Health>,
+    pub notices: Notices,
+    /// Changes whenever the set of peers does.
+    pub peers_changed: watch::Sender<()>,
+    inbound: RwLock<Option<Arc<dyn Inbound>>>,
+}
+
+impl Context {
+    pub fn new(local: Local, outside: Outside, options: Options) -> Self {
+        Self {
+            health: Arc::new(Health::new(outside.clock.clone(), outside.metrics.clone())),
+            local,
+            options,
+            outside,
+            notices: Notices::default(),
+            peers_changed: watch::Sender::new(()),
+            inbound: RwLock::default(),
+        }
+    }
+
+    pub fn attach(&self, inbound: Option<Arc<dyn Inbound>>) {
+        *self.inbound.write() = inbound;
+    }
+
+    pub fn inbound(&self) -> Option<Arc<dyn Inbound>> {
+        self.inbound.read().clone()
+    }
+
+    /// The inbound, or the answer while there is none: a start or a stop.
+    pub fn serving(&self) -> Result<Arc<dyn Inbound>, Status> {
+        self.inbound()
+            .ok_or_else(|| Status::unavailable("etched: the member is starting or stopping"))
+    }
+
+    /// The caller of a call to this member, or why it is refused.
+    pub fn admit(&self, metadata: &MetadataMap) -> Result<MemberId, Status> {
+        let inbound = self.serving()?;
+        identity::check(metadata, &self.local, |member| inbound.is_removed(member)).map_err(
+            |refusal| {
+                self.note_refusal(&refusal);
+                Status::from(&refusal)
+            },
+        )
+    }
+
+    fn note_refusal(&self, refusal: &Refusal) {
+        let subject = match refusal {
+            Refusal::Removed(member) => member.to_string(),
+            _ => String::new(),
+        };
+        if self.is_news(&format!("{subject} {refusal}")) {
+            match refusal {
+                Refusal::Cluster { local, remote } => tracing::warn!(
+                    local_cluster_id = %local,
+                    remote_cluster_id = %remote,
+                    "refused a peer: cluster ID mismatch"
+                ),
+                Refusal::Removed(member) => {
+                    tracing::warn!(peer = %member, "refused a member that was removed");
+                }
+                _ => tracing::warn!(reason = %refusal, "refused a peer"),
+            }
+        }
+    }
+
+    /// False where the same was said a short while ago.
+    pub fn is_news(&self, text: &str) -> bool {
+        self.notices.is_news(text, self.outside.clock.now())
+    }
+
+    /// Messages that were certainly not sent are dropped: raft is told, and who forwarded a
+    /// proposal learns that nobody has it.
+    pub fn drop_unsent(&self, peer: MemberId, messages: Vec<PeerMessage>, error: Error) {
+        if messages.is_empty() {
+            return;
+        }
+        let cells = self.outside.metrics.peer(peer);
+        cells.send_failures.add(messages.len() as u64);
+        let Some(inbound) = self.inbound() else {
+            return;
+        };
+        if messages
+            .iter()
+            .any(|message| matches!(message, PeerMessage::Raft(_)))
+        {
+            inbound.unreachable(peer);
+        }
+        let refused: Vec<_> = messages
+            .iter()
+            .filter_map(|message| match message {
+                PeerMessage::Forwarded(forwarded) => Some(PeerMessage::Refused {
+                    request_id: forwarded.request_id,
+                    error,
+                }),
+                _ => None,
+            })
+            .collect();
+        if !refused.is_empty() {
+            inbound.received(peer, refused);
+        }
+    }
+}
+
+/// What was said in the log lately: whatever is tried again and again is said once in a while.
+#[derive(Default)]
+pub struct Notices(Mutex<BTreeMap<String, Duration>>);
+
+impl Notices {
+    const PAUSE: Duration = Duration::from_secs(60);
+    /// Beyond this many texts all are forgotten.
+    const MAX: usize = 256;
+
+    fn is_news(&self, text: &str, now: Duration) -> bool {
+        let mut said = self.0.lock();
+        if said
+            .get(text)
+            .is_some_and(|at| now.saturating_sub(*at) < Self::PAUSE)
+        {
+            return false;
+        }
+        if said.len() >= Self::MAX {
+            said.clear();
+        }
+        said.insert(text.to_owned(), now);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_is_said_once_in_a_while() {
+        let notices = Notices::default();
+        let at = Duration::from_secs;
+        assert!(notices.is_news("a", at(0)));
+        assert!(!notices.is_news("a", at(59)));
+        assert!(notices.is_news("b", at(59)));
+        assert!(notices.is_news("a", at(60)));
+        for number in 0..2 * Notices::MAX {
+            assert!(notices.is_news(&number.to_string(), at(61)));
+        }
+        assert!(notices.0.lock().len() <= Notices::MAX);
+    }
+}

@@ -1,0 +1,254 @@
+//! Connections to other members: from a URL to something that carries calls.
+//!
+//! `dial` is the one place where an outgoing socket is made, and `wrap` the one where it would be
+//! wrapped in TLS.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper::rt::Executor;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tonic::body::Body;
+use tonic::codegen::Service;
+
+/// To resolve the name and to connect.
+pub const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// The kernel gives up a connection whose peer acknowledges nothing for this long.
+const UNACKNOWLEDGED_LIMIT_MS: u32 = 5_000;
+/// An answer may be sent this much ahead of its reader.
+const WINDOW_BYTES: u32 = 4 << 20;
+
+/// Pings that find a connection dead which nothing else watches.
+#[derive(Clone, Copy, Debug)]
+pub struct KeepAlive {
+    pub interval: Duration,
+    pub timeout: Duration,
+}
+
+/// Bytes that went over a connection.
+#[derive(Debug, Default)]
+pub struct Moved {
+    read: AtomicU64,
+    written: AtomicU64,
+}
+
+impl Moved {
+    pub fn read_bytes(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// Both ways.
+    pub fn bytes(&self) -> u64 {
+        self.read_bytes() + self.written.load(Ordering::Relaxed)
+    }
+}
+
+/// A connection that carries calls. The connection ends with its last clone.
+#[derive(Clone)]
+pub struct Channel {
+    sender: http2::SendRequest<Body>,
+    origin: Uri,
+    moved: Arc<Moved>,
+    _connection: Arc<Ending>,
+}
+
+/// The tasks that hyper runs a connection with. It leaves them running for as long as a call is
+/// open, even on a link that is dead; here they end at once.
+#[derive(Clone, Default)]
+struct Tasks(Arc<Mutex<JoinSet<()>>>);
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        let mut tasks = self.0.lock();
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+}
+
+struct Ending(Tasks);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.0.lock().abort_all();
+    }
+}
+
+impl Channel {
+    /// The URL that calls are made to.
+    pub fn origin(&self) -> Uri {
+        self.origin.clone()
+    }
+
+    pub fn moved(&self) -> &Moved {
+        &self.moved
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+}
+
+impl Service<http::Request<Body>> for Channel {
+    type Response = http::Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
+        self.sender.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        Box::pin(self.sender.send_request(request))
+    }
+}
+
+/// Connects to one URL; the error says why it did not come about.
+pub async fn dial(url: &str, keep_alive: Option<KeepAlive>) -> Result<Channel, String> {
+    tokio::time::timeout(CONNECT_LIMIT, connect(url, keep_alive))
+        .await
+        .unwrap_or_else(|_| Err("no connection within a second".to_owned()))
+        .map_err(|reason| format!("{url}: {reason}"))
+}
+
+async fn connect(url: &str, keep_alive: Option<KeepAlive>) -> Result<Channel, String> {
+    let origin: Uri = url
+        .parse()
+        .map_err(|error: http::uri::InvalidUri| error.to_string())?;
+    let stream = wrap(&origin).await?;
+    let moved = Arc::new(Moved::default());
+    let metered = Metered {
+        stream,
+        moved: moved.clone(),
+    };
+    let tasks = Tasks::default();
+    let ending = Ending(tasks.clone());
+    let mut builder = http2::Builder::new(tasks.clone());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES);
+    if let Some(keep_alive) = keep_alive {
+        builder
+            .keep_alive_interval(keep_alive.interval)
+            .keep_alive_timeout(keep_alive.timeout);
+    }
+    let (sender, connection) = builder
+        .handshake(TokioIo::new(metered))
+        .await
+        .map_err(|error| error.to_string())?;
+    tasks.execute(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "connection to a peer ended");
+        }
+    });
+    Ok(Channel {
+        sender,
+        origin,
+        moved,
+        _connection: Arc::new(ending),
+    })
+}
+
+/// The socket under a connection to this URL.
+async fn wrap(origin: &Uri) -> Result<TcpStream, String> {
+    if origin.scheme_str() != Some("http") {
+        return Err("only http:// peer URLs can be reached yet".to_owned());
+    }
+    let host = origin.host().unwrap_or_default();
+    // An IPv6 address stands in brackets.
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let port = origin.port_u16().unwrap_or(80);
+    let stream = TcpStream::connect((host, port))
+        .await
+        .map_err(|error| error.to_string())?;
+    tune(&stream);
+    Ok(stream)
+}
+
+/// Small messages must not wait for the next ones, and a peer that went without a word must not
+/// hold what was sent to it for long.
+pub fn tune(stream: &TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_LIMIT_MS)
+    {
+        tracing::debug!(%error, "cannot set TCP_USER_TIMEOUT");
+    }
+}
+
+/// Counts what passes.
+struct Metered<S> {
+    stream: S,
+    moved: Arc<Moved>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let read = buffer.filled().len() - before;
+        self.moved.read.fetch_add(read as u64, Ordering::Relaxed);
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Metered<S> {
+    fn wrote(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = polled {
+            self.moved
+                .written
+                .fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.wrote(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.wrote(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

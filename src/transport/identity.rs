@@ -1,0 +1,165 @@
+//! Who calls, of which cluster, and whom: the metadata of every call between members, and the
+//! refusals that its receiver answers with.
+
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Status};
+
+use super::Local;
+use crate::types::{ClusterId, MemberId};
+
+const CLUSTER: &str = "etched-cluster-id";
+const FROM: &str = "etched-from";
+const TO: &str = "etched-to";
+const VERSION: &str = "etched-version";
+pub const LANE: &str = "etched-lane";
+
+const CLUSTER_TEXT: &str = "etched: cluster ID mismatch";
+const ADDRESSEE_TEXT: &str = "etched: member ID mismatch";
+const REMOVED_TEXT: &str = "etched: the member has been permanently removed from the cluster";
+const NAMELESS_TEXT: &str = "etched: the call does not say who calls whom";
+
+/// Why a call was turned away before it was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("{CLUSTER_TEXT}: here it is {local}, the caller's is {remote}")]
+    Cluster { local: ClusterId, remote: ClusterId },
+    #[error("{ADDRESSEE_TEXT}: here is {local}, the call is from {from} to {to}")]
+    Addressee {
+        local: MemberId,
+        from: MemberId,
+        to: MemberId,
+    },
+    #[error("{REMOVED_TEXT}")]
+    Removed(MemberId),
+    #[error("{NAMELESS_TEXT}")]
+    Nameless,
+}
+
+impl From<&Refusal> for Status {
+    fn from(refusal: &Refusal) -> Self {
+        let code = match refusal {
+            Refusal::Removed(_) => Code::PermissionDenied,
+            _ => Code::FailedPrecondition,
+        };
+        Status::new(code, refusal.to_string())
+    }
+}
+
+/// A refusal as its caller sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// The caller itself is no longer of the cluster.
+    Removed,
+    /// Another cluster, or another member than the one that was to be called.
+    Mismatch,
+}
+
+/// Tells refusals from other failures.
+pub fn recognise(status: &Status) -> Option<Seen> {
+    let text = status.message();
+    match status.code() {
+        Code::PermissionDenied if text == REMOVED_TEXT => Some(Seen::Removed),
+        Code::FailedPrecondition => [CLUSTER_TEXT, ADDRESSEE_TEXT, NAMELESS_TEXT]
+            .iter()
+            .any(|known| text.starts_with(known))
+            .then_some(Seen::Mismatch),
+        _ => None,
+    }
+}
+
+/// Says on a call who calls whom.
+pub fn stamp(metadata: &mut MetadataMap, local: &Local, to: MemberId) {
+    let values = [
+        (CLUSTER, local.cluster.to_string()),
+        (FROM, local.member.to_string()),
+        (TO, to.to_string()),
+        (VERSION, local.server_version.clone()),
+    ];
+    for (key, value) in values {
+        // A version that is no ASCII text would be left out; the ids always go.
+        if let Ok(value) = value.parse() {
+            metadata.insert(key, value);
+        }
+    }
+}
+
+/// The caller, if the call is for this member.
+pub fn check(
+    metadata: &MetadataMap,
+    local: &Local,
+    is_removed: impl Fn(MemberId) -> bool,
+) -> Result<MemberId, Refusal> {
+    let id = |key| {
+        let text = metadata.get(key).and_then(|value| value.to_str().ok());
+        text.and_then(|text| u64::from_str_radix(text, 16).ok())
+            .ok_or(Refusal::Nameless)
+    };
+    let cluster = ClusterId(id(CLUSTER)?);
+    let (from, to) = (MemberId(id(FROM)?), MemberId(id(TO)?));
+    if cluster != local.cluster {
+        return Err(Refusal::Cluster {
+            local: local.cluster,
+            remote: cluster,
+        });
+    }
+    if is_removed(from) {
+        return Err(Refusal::Removed(from));
+    }
+    if to != local.member || from == local.member {
+        return Err(Refusal::Addressee {
+            local: local.member,
+            from,
+            to,
+        });
+    }
+    Ok(from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn local(cluster: u64, member: u64) -> Local {
+        Local {
+            member: MemberId(member),
+            cluster: ClusterId(cluster),
+            server_version: "3.7.1".to_owned(),
+        }
+    }
+
+    /// How a call of member `from` in `cluster` to member `to` fares at member 2 of cluster 7,
+    /// where member 9 was removed.
+    fn called(cluster: u64, from: u64, to: u64) -> Result<MemberId, Refusal> {
+        let mut metadata = MetadataMap::new();
+        stamp(&mut metadata, &local(cluster, from), MemberId(to));
+        check(&metadata, &local(7, 2), |member| member == MemberId(9))
+    }
+
+    #[test]
+    fn a_call_must_be_for_this_member_of_this_cluster() {
+        let high = u64::MAX - 1;
+        assert_eq!(called(7, high, 2), Ok(MemberId(high)));
+        assert!(matches!(called(8, 1, 2), Err(Refusal::Cluster { .. })));
+        assert!(matches!(called(8, 9, 2), Err(Refusal::Cluster { .. })));
+        assert!(matches!(called(7, 1, 3), Err(Refusal::Addressee { .. })));
+        assert!(matches!(called(7, 2, 2), Err(Refusal::Addressee { .. })));
+        assert_eq!(called(7, 9, 2), Err(Refusal::Removed(MemberId(9))));
+        let nobody = check(&MetadataMap::new(), &local(7, 2), |_| false);
+        assert_eq!(nobody, Err(Refusal::Nameless));
+    }
+
+    #[test]
+    fn a_caller_recognises_refusals() {
+        for (refusal, seen) in [
+            (called(8, 1, 2), Seen::Mismatch),
+            (called(7, 1, 3), Seen::Mismatch),
+            (called(7, 9, 2), Seen::Removed),
+            (Err(Refusal::Nameless), Seen::Mismatch),
+        ] {
+            let status = Status::from(&refusal.expect_err("refused"));
+            assert_eq!(recognise(&status), Some(seen));
+        }
+        let other = Status::from(crate::error::Error::NotLeader);
+        assert_eq!(recognise(&other), None);
+    }
+}

@@ -1,0 +1,289 @@
+//! One lane to one peer: keeps a connection, and reports when it has none.
+//!
+//! A peer has two lanes, each over a connection of its own, so that what is urgent never waits
+//! behind a large append: not in a queue, not in HTTP/2's windows and not in the kernel's buffers.
+//! A lane whose connection breaks or cannot be made drops what waits: raft sends it again, and
+//! what is old by then would only be in the way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use raft_proto::eraftpb::MessageType;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tonic::client::Grpc;
+use tonic::{Request, Status, Streaming};
+
+use super::PeerMessage;
+use super::batch::LaneCodec;
+use super::context::Context;
+use super::dial::{self, Channel};
+use super::health::Link;
+use super::identity::{self, Seen};
+use super::pulse::{self, Beat, Pulse};
+use super::queue::Queue;
+use crate::error::Error;
+use crate::proto::etchedpeer::LaneAnswer;
+use crate::types::MemberId;
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneKind {
+    Urgent,
+    Bulk,
+}
+
+impl LaneKind {
+    /// The lane that a message belongs to.
+    pub fn of(message: &PeerMessage) -> Self {
+        use MessageType::*;
+        match message {
+            PeerMessage::Raft(message) => match message.msg_type() {
+                MsgHeartbeat
+                | MsgHeartbeatResponse
+                | MsgRequestVote
+                | MsgRequestVoteResponse
+                | MsgRequestPreVote
+                | MsgRequestPreVoteResponse
+                | MsgReadIndex
+                | MsgReadIndexResp
+                | MsgTimeoutNow => Self::Urgent,
+                _ => Self::Bulk,
+            },
+            PeerMessage::Forwarded(_) => Self::Bulk,
+            PeerMessage::Refused { .. } => Self::Urgent,
+        }
+    }
+
+    /// As the metadata names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Urgent => "urgent",
+            Self::Bulk => "bulk",
+        }
+    }
+
+    fn link(self) -> Link {
+        match self {
+            Self::Urgent => Link::UrgentOut,
+            Self::Bulk => Link::BulkOut,
+        }
+    }
+
+    fn pulse(self) -> pulse::Limits {
+        match self {
+            Self::Urgent => pulse::Limits {
+                between_probes: 2,
+                silent: 6,
+                unanswered: 20,
+            },
+            // What waits in buffers ahead of a probe may take long on a slow link.
+            Self::Bulk => pulse::Limits {
+                between_probes: 2,
+                silent: 8,
+                unanswered: 240,
+            },
+        }
+    }
+}
+
+const MESSAGES_PATH: &str = "/etchedpeer.Peer/Messages";
+const TICK: Duration = Duration::from_millis(250);
+/// From the call to the headers of its answer.
+const ACCEPT_LIMIT: Duration = Duration::from_millis(1_500);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// Nothing changes soon where a peer refuses to talk.
+const REFUSED_PAUSE: Duration = Duration::from_secs(2);
+/// A connection that held for this long was a good one.
+const STEADY: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub struct Lane {
+    pub context: Arc<Context>,
+    pub peer: MemberId,
+    /// Tried in turn.
+    pub urls: Vec<String>,
+    pub kind: LaneKind,
+    pub queue: Arc<Queue>,
+    /// Counts how often the urgent lane found the peer silent: the other lane is no better then.
+    pub silences: Arc<watch::Sender<u64>>,
+}
+
+/// How a connection ended.
+struct End {
+    why: String,
+    refused: Option<Seen>,
+    /// How long it carried messages, if it ever did.
+    held: Option<Duration>,
+}
+
+impl Lane {
+    /// Runs for ever; the lane ends with its task.
+    pub async fn run(self) {
+        let mut pause = FIRST_PAUSE;
+        for url in self.urls.iter().cycle() {
+            let end = self.connect(url).await;
+            if end.held.is_some_and(|held| held >= STEADY) {
+                pause = FIRST_PAUSE;
+            }
+            self.report(url, &end);
+            sleep(match end.refused {
+                Some(_) => REFUSED_PAUSE,
+                None => self.jittered(pause),
+            })
+            .await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        // No URL at all: `send` has nowhere to queue for such a peer.
+    }
+
+    /// Between three and five quarters, so that members do not knock in step.
+    fn jittered(&self, pause: Duration) -> Duration {
+        let eighths = 6 + (self.context.outside.rng.next_u64() % 5) as u32;
+        pause * eighths / 8
+    }
+
+    fn report(&self, url: &str, end: &End) {
+        let (context, peer, lane) = (&self.context, self.peer, self.kind.name());
+        let unsent = self.queue.close();
+        if end.held.is_some() {
+            let cells = context.outside.metrics.peer(peer);
+            cells.send_failures.increment();
+            if let Some(inbound) = context.inbound() {
+                inbound.unreachable(peer);
+            }
+        }
+        context.drop_unsent(peer, unsent, Error::NoLeader);
+        let reason = &end.why;
+        if context.is_news(&format!("{peer} {lane} {reason}")) {
+            match end.held {
+                Some(_) => {
+                    tracing::warn!(%peer, lane, url, reason, "lost the connection to a peer")
+                }
+                None => tracing::warn!(%peer, lane, url, reason, "cannot connect to a peer"),
+            }
+        }
+        if end.refused == Some(Seen::Removed)
+            && let Some(inbound) = context.inbound()
+        {
+            inbound.removed();
+        }
+    }
+
+    async fn connect(&self, url: &str) -> End {
+        match self.call(url).await {
+            Ok((channel, answers)) => self.carry(channel, answers).await,
+            Err(end) => end,
+        }
+    }
+
+    /// Makes the call that the messages travel in.
+    async fn call(&self, url: &str) -> Result<(Channel, Streaming<LaneAnswer>), End> {
+        let failed = |why| End {
+            why,
+            refused: None,
+            held: None,
+        };
+        let channel = dial::dial(url, None).await.map_err(failed)?;
+        let mut grpc = Grpc::with_origin(channel.clone(), channel.origin());
+        let cells = self.context.outside.metrics.peer(self.peer);
+        let mut request = Request::new(self.queue.taker(cells));
+        identity::stamp(request.metadata_mut(), &self.context.local, self.peer);
+        let name = tonic::metadata::MetadataValue::from_static(self.kind.name());
+        request.metadata_mut().insert(identity::LANE, name);
+        let call = async {
+            let ready = grpc.ready().await;
+            ready.map_err(|error| Status::unavailable(error.to_string()))?;
+            let path = PathAndQuery::from_static(MESSAGES_PATH);
+            grpc.streaming(request, path, LaneCodec).await
+        };
+        match timeout(ACCEPT_LIMIT, call).await {
+            Ok(Ok(response)) => Ok((channel, response.into_inner())),
+            Ok(Err(status)) => Err(End {
+                why: why(&status),
+                refused: identity::recognise(&status),
+                held: None,
+            }),
+            Err(_) => Err(failed("the peer does not answer".to_owned())),
+        }
+    }
+
+    /// Watches over an accepted call; its messages go by themselves.
+    async fn carry(&self, channel: Channel, mut answers: Streaming<LaneAnswer>) -> End {
+        let clock = &self.context.outside.clock;
+        let cells = self.context.outside.metrics.peer(self.peer);
+        let begun = clock.now();
+        self.queue.open();
+        let _up = self.context.health.up(self.peer, self.kind.link());
+        let mut silences = self.silences.subscribe();
+        let mut pulse = Pulse::new(self.kind.pulse());
+        let mut probed_at = begun;
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let ended = |why: &str, refused| End {
+            why: why.to_owned(),
+            refused,
+            held: Some(clock.now().saturating_sub(begun)),
+        };
+        loop {
+            tokio::select! {
+                answer = answers.message() => match answer {
+                    Ok(Some(answer)) => {
+                        if pulse.answered(answer.probe) && self.kind == LaneKind::Urgent {
+                            let took = clock.now().saturating_sub(probed_at);
+                            cells.round_trip_time.observe(took);
+                        }
+                    }
+                    Ok(None) => return ended("the peer closed it", None),
+                    Err(status) => {
+                        return ended(&why(&status), identity::recognise(&status));
+                    }
+                },
+                _ = ticks.tick() => {
+                    let moved = match self.kind {
+                        LaneKind::Urgent => channel.moved().read_bytes(),
+                        LaneKind::Bulk => channel.moved().bytes(),
+                    };
+                    match pulse.tick(moved) {
+                        Beat::Rest => {}
+                        Beat::Probe(number) => {
+                            probed_at = clock.now();
+                            self.queue.probe(number);
+                        }
+                        Beat::Dead => {
+                            if self.kind == LaneKind::Urgent {
+                                self.silences.send_modify(|count| *count += 1);
+                            }
+                            return ended("the peer is silent", None);
+                        }
+                    }
+                }
+                Ok(()) = silences.changed(), if self.kind == LaneKind::Bulk => {
+                    return ended("the peer is silent", None);
+                }
+            }
+        }
+    }
+}
+
+/// The text of a status with its causes, each once.
+pub fn why(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    if text.is_empty() {
+        text = status.code().to_string();
+    }
+    text
+}

@@ -1,0 +1,193 @@
+//! The network between real members: a registry of peers with their lanes and questions, and the
+//! implementation of `Network` on top of it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use super::context::{Context, Local, Options, Outside};
+use super::lane::{Lane, LaneKind};
+use super::questions::Questions;
+use super::queue::Queue;
+use super::snapshot_in::{self, Arrivals};
+use super::snapshot_out::Snapshots;
+use super::{Boxed, Inbound, Network, Peer, PeerMessage, SnapshotDir};
+use crate::error::Error;
+use crate::proto::etchedpeer::{Answer, Question};
+use crate::raft::Message;
+use crate::types::MemberId;
+
+/// The way to the other members over TCP, and theirs to this one (see `serve`).
+pub struct GrpcNetwork {
+    pub(super) context: Arc<Context>,
+    pub(super) arrivals: Arc<Arrivals>,
+    runtime: Handle,
+    peers: RwLock<HashMap<MemberId, Arc<Connected>>>,
+    snapshots: Arc<Snapshots>,
+}
+
+/// A peer, and the tasks that keep its lanes; they end with it.
+struct Connected {
+    peer: Peer,
+    urgent: Arc<Queue>,
+    bulk: Arc<Queue>,
+    questions: Arc<Questions>,
+    tasks: [AbortHandle; 2],
+}
+
+impl GrpcNetwork {
+    /// Must be called within the async runtime that is to carry it all. Removes what is left of
+    /// snapshots that an earlier run did not get whole. Until `attach` no call is taken and
+    /// nothing is reported.
+    pub fn start(local: Local, outside: Outside, options: Options) -> Arc<Self> {
+        snapshot_in::remove_leftovers(&options.incoming_snapshots);
+        let snapshots = Snapshots::new(options.max_snapshots_sent);
+        let context = Arc::new(Context::new(local, outside, options));
+        Arc::new(Self {
+            arrivals: Arc::new(Arrivals::new(context.clone())),
+            context,
+            runtime: Handle::current(),
+            peers: RwLock::default(),
+            snapshots: Arc::new(snapshots),
+        })
+    }
+
+    /// Sets who takes what comes in.
+    pub fn attach(&self, inbound: Arc<dyn Inbound>) {
+        self.context.attach(Some(inbound));
+    }
+
+    /// Ends all connections to peers and lets go of the inbound; nothing is reported any more.
+    pub fn stop(&self) {
+        self.context.attach(None);
+        self.set_peers(Vec::new());
+    }
+
+    fn connected(&self, peer: MemberId) -> Option<Arc<Connected>> {
+        self.peers.read().get(&peer).cloned()
+    }
+
+    fn connect(&self, peer: Peer, queues: Option<(Arc<Queue>, Arc<Queue>)>) -> Connected {
+        let options = &self.context.options;
+        let (urgent, bulk) = queues.unwrap_or_else(|| {
+            (
+                Arc::new(Queue::new(options.urgent)),
+                Arc::new(Queue::new(options.bulk)),
+            )
+        });
+        let silences = Arc::new(watch::Sender::new(0));
+        let lane = |kind, queue: &Arc<Queue>| {
+            let lane = Lane {
+                context: self.context.clone(),
+                peer: peer.member,
+                urls: peer.urls.clone(),
+                kind,
+                queue: queue.clone(),
+                silences: silences.clone(),
+            };
+            self.runtime.spawn(lane.run()).abort_handle()
+        };
+        Connected {
+            tasks: [lane(LaneKind::Urgent, &urgent), lane(LaneKind::Bulk, &bulk)],
+            questions: Arc::new(Questions::new(self.context.clone(), peer.clone())),
+            urgent,
+            bulk,
+            peer,
+        }
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Network for GrpcNetwork {
+    fn send(&self, to: MemberId, messages: Vec<PeerMessage>) {
+        let Some(connected) = self.connected(to) else {
+            self.context.drop_unsent(to, messages, Error::NoLeader);
+            return;
+        };
+        let (urgent, bulk): (Vec<_>, Vec<_>) = messages
+            .into_iter()
+            .partition(|message| LaneKind::of(message) == LaneKind::Urgent);
+        for (queue, messages) in [(&connected.urgent, urgent), (&connected.bulk, bulk)] {
+            if !messages.is_empty() {
+                let refused = queue.put(messages);
+                self.context
+                    .drop_unsent(to, refused, Error::TooManyRequests);
+            }
+        }
+    }
+
+    fn send_snapshot(&self, message: Message, files: Arc<SnapshotDir>) {
+        let peer = self.connected(MemberId(message.to));
+        let urls = peer.map(|connected| connected.peer.urls.clone());
+        let sending = self.snapshots.clone().send(
+            self.context.clone(),
+            urls.unwrap_or_default(),
+            message,
+            files,
+        );
+        self.runtime.spawn(sending);
+    }
+
+    fn set_peers(&self, peers: Vec<Peer>) {
+        let mut gone = Vec::new();
+        {
+            let mut connected = self.peers.write();
+            let mut before = std::mem::take(&mut *connected);
+            for peer in peers {
+                let member = peer.member;
+                if member == self.context.local.member {
+                    continue;
+                }
+                let now = match before.remove(&member) {
+                    Some(same) if same.peer == peer => same,
+                    Some(moved) => {
+                        let queues = (moved.urgent.clone(), moved.bulk.clone());
+                        drop(moved);
+                        Arc::new(self.connect(peer, Some(queues)))
+                    }
+                    None => Arc::new(self.connect(peer, None)),
+                };
+                connected.insert(member, now);
+            }
+            gone.extend(before);
+        }
+        for (member, connected) in gone {
+            for queue in [&connected.urgent, &connected.bulk] {
+                self.context
+                    .drop_unsent(member, queue.close(), Error::NoLeader);
+            }
+        }
+        self.context.peers_changed.send_replace(());
+    }
+
+    fn ask(
+        &self,
+        member: MemberId,
+        question: Question,
+        limit: Duration,
+    ) -> Boxed<Result<Answer, Error>> {
+        let connected = self.connected(member);
+        Box::pin(async move {
+            match connected {
+                Some(connected) => connected.questions.ask(question, limit).await,
+                None => Err(Error::NoLeader),
+            }
+        })
+    }
+
+    fn active_since(&self, member: MemberId) -> Option<Duration> {
+        self.context.health.active_since(member)
+    }
+}

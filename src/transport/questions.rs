@@ -1,0 +1,200 @@
+//! Questions to a peer, over one connection that is made when the first is asked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tonic::{Request, Status};
+
+use super::Peer;
+use super::context::Context;
+use super::dial::{self, Channel, KeepAlive};
+use super::identity::{self, Seen};
+use super::lane::why;
+use crate::error::Error;
+use crate::proto::etchedpeer::peer_client::PeerClient;
+use crate::proto::etchedpeer::question::Question as Kind;
+use crate::proto::etchedpeer::{Answer, Description, Nothing, Question, answer};
+
+/// Answers may be long in coming while the connection is fine.
+const KEEP_ALIVE: KeepAlive = KeepAlive {
+    interval: Duration::from_secs(1),
+    timeout: Duration::from_secs(2),
+};
+
+/// See the module.
+pub struct Questions {
+    context: Arc<Context>,
+    peer: Peer,
+    connection: Mutex<Option<Connection>>,
+}
+
+#[derive(Clone)]
+struct Connection {
+    number: u64,
+    channel: Channel,
+}
+
+impl Questions {
+    pub fn new(context: Arc<Context>, peer: Peer) -> Self {
+        Self {
+            context,
+            peer,
+            connection: Mutex::default(),
+        }
+    }
+
+    /// `NoLeader` where the question certainly did not arrive, `Timeout` where it may have; else
+    /// what the peer answers.
+    pub async fn ask(&self, question: Question, limit: Duration) -> Result<Answer, Error> {
+        let mut asked = None;
+        match timeout(limit, self.ask_for_long(question, &mut asked)).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let error = match &asked {
+                    Some(_) => Error::Timeout,
+                    None => Error::NoLeader,
+                };
+                // It may be dead without having been found so.
+                self.forget(asked);
+                Err(error)
+            }
+        }
+    }
+
+    /// `asked` is set before the question goes out.
+    async fn ask_for_long(
+        &self,
+        question: Question,
+        asked: &mut Option<u64>,
+    ) -> Result<Answer, Error> {
+        let connection = self.connection().await.map_err(|reason| {
+            if self.context.is_news(&reason) {
+                tracing::warn!(peer = %self.peer.member, reason, "cannot ask a peer");
+            }
+            Error::NoLeader
+        })?;
+        let mut client = client(&connection.channel, self.context.options.max_message_bytes);
+        let mut request = Request::new(question);
+        identity::stamp(
+            request.metadata_mut(),
+            &self.context.local,
+            self.peer.member,
+        );
+        *asked = Some(connection.number);
+        match client.ask(request).await {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => {
+                if connection.channel.is_closed() {
+                    self.forget(*asked);
+                }
+                Err(self.error(&status))
+            }
+        }
+    }
+
+    fn error(&self, status: &Status) -> Error {
+        if let Some(error) = Error::from_text(status.message()) {
+            return error;
+        }
+        match identity::recognise(status) {
+            Some(seen) => {
+                if seen == Seen::Removed
+                    && let Some(inbound) = self.context.inbound()
+                {
+                    inbound.removed();
+                }
+                Error::NoLeader
+            }
+            None => {
+                tracing::debug!(peer = %self.peer.member, reason = why(status), "a question failed");
+                Error::Timeout
+            }
+        }
+    }
+
+    /// The connection, made where there is none.
+    async fn connection(&self) -> Result<Connection, String> {
+        let mut slot = self.connection.lock().await;
+        if let Some(connection) = slot.as_ref().filter(|found| !found.channel.is_closed()) {
+            return Ok(connection.clone());
+        }
+        let mut reason = "the peer has no URL".to_owned();
+        for url in &self.peer.urls {
+            match dial::dial(url, Some(KEEP_ALIVE)).await {
+                Ok(channel) => {
+                    let connection = Connection {
+                        number: self.context.outside.rng.next_u64(),
+                        channel,
+                    };
+                    *slot = Some(connection.clone());
+                    return Ok(connection);
+                }
+                Err(error) => reason = error,
+            }
+        }
+        Err(reason)
+    }
+
+    /// Has the next question make a new connection, unless that has been done already.
+    fn forget(&self, number: Option<u64>) {
+        // Whoever holds the lock is making a new one.
+        let Ok(mut slot) = self.connection.try_lock() else {
+            return;
+        };
+        if slot
+            .as_ref()
+            .is_some_and(|found| Some(found.number) == number)
+        {
+            *slot = None;
+        }
+    }
+}
+
+fn client(channel: &Channel, max_message_bytes: usize) -> PeerClient<Channel> {
+    PeerClient::with_origin(channel.clone(), channel.origin())
+        .max_decoding_message_size(max_message_bytes)
+}
+
+/// Asks whoever listens at any of these URLs for its description: for a member that knows no ids
+/// yet. The error names what was wrong with each.
+pub async fn describe(urls: &[String], limit: Duration) -> Result<Description, String> {
+    let mut asking = JoinSet::new();
+    for url in urls.iter().cloned() {
+        asking.spawn(async move {
+            timeout(limit, describe_one(&url))
+                .await
+                .unwrap_or_else(|_| Err(format!("{url}: no answer in time")))
+        });
+    }
+    let mut reasons = Vec::new();
+    while let Some(described) = asking.join_next().await {
+        match described {
+            Ok(Ok(description)) => return Ok(description),
+            Ok(Err(reason)) => reasons.push(reason),
+            Err(error) => reasons.push(error.to_string()),
+        }
+    }
+    if reasons.is_empty() {
+        reasons.push("no URL to ask at".to_owned());
+    }
+    reasons.sort();
+    Err(reasons.join("; "))
+}
+
+async fn describe_one(url: &str) -> Result<Description, String> {
+    /// A description is a list of members.
+    const MAX_BYTES: usize = 16 << 20;
+    let channel = dial::dial(url, None).await?;
+    let question = Question {
+        question: Some(Kind::Describe(Nothing {})),
+    };
+    let answer = client(&channel, MAX_BYTES).ask(question).await;
+    let answer = answer.map_err(|status| format!("{url}: {}", why(&status)))?;
+    match answer.into_inner().answer {
+        Some(answer::Answer::Description(description)) => Ok(description),
+        _ => Err(format!("{url}: an answer to something else")),
+    }
+}

@@ -1,0 +1,199 @@
+//! What this member does with the calls of others.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::context::Context;
+use super::health::Link;
+use super::identity::{self, Refusal};
+use super::lane::{LaneKind, why};
+use super::snapshot_in::Arrivals;
+use super::{Inbound, PeerMessage, batch};
+use crate::metrics::PeerCells;
+use crate::proto::etchedpeer::peer_server::Peer;
+use crate::proto::etchedpeer::question::Question as Kind;
+use crate::proto::etchedpeer::{
+    Answer, LaneAnswer, MessageBatch, Question, SnapshotPart, SnapshotTaken, peer_message,
+};
+use crate::types::MemberId;
+
+/// One probe is under way at a time.
+const ANSWERS: usize = 4;
+const TICK: Duration = Duration::from_secs(1);
+/// The urgent lane of a living peer brings a probe at least every second.
+const SILENT_TICKS: u32 = 4;
+
+/// See the module.
+pub struct PeerService {
+    pub context: Arc<Context>,
+    pub arrivals: Arc<Arrivals>,
+    pub stop: watch::Receiver<bool>,
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    type MessagesStream = ReceiverStream<Result<LaneAnswer, Status>>;
+
+    async fn messages(
+        &self,
+        request: Request<Streaming<MessageBatch>>,
+    ) -> Result<Response<Self::MessagesStream>, Status> {
+        let from = self.context.admit(request.metadata())?;
+        let inbound = self.context.serving()?;
+        let urgent = request
+            .metadata()
+            .get(identity::LANE)
+            .is_some_and(|lane| lane == LaneKind::Urgent.name());
+        let (answers, stream) = mpsc::channel(ANSWERS);
+        let lane = IncomingLane {
+            cells: self.context.outside.metrics.peer(from),
+            context: self.context.clone(),
+            inbound,
+            from,
+            urgent,
+            answers,
+        };
+        tokio::spawn(lane.run(request.into_inner(), self.stop.clone()));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<SnapshotPart>>,
+    ) -> Result<Response<SnapshotTaken>, Status> {
+        let from = self.context.admit(request.metadata())?;
+        let inbound = self.context.serving()?;
+        let arrivals = self.arrivals.clone();
+        arrivals.take(from, request.into_inner(), inbound).await?;
+        Ok(Response::new(SnapshotTaken {}))
+    }
+
+    async fn ask(&self, request: Request<Question>) -> Result<Response<Answer>, Status> {
+        let describes = matches!(request.get_ref().question, Some(Kind::Describe(_)));
+        let inbound = self.context.serving()?;
+        let from = if describes {
+            // Anyone may ask who is here.
+            let local = &self.context.local;
+            let is_removed = |member| inbound.is_removed(member);
+            identity::check(request.metadata(), local, is_removed).ok()
+        } else {
+            Some(self.context.admit(request.metadata())?)
+        };
+        let answer = inbound.asked(from, request.into_inner()).await?;
+        Ok(Response::new(answer))
+    }
+}
+
+/// A lane of another member's that comes in.
+struct IncomingLane {
+    context: Arc<Context>,
+    inbound: Arc<dyn Inbound>,
+    cells: Arc<PeerCells>,
+    from: MemberId,
+    urgent: bool,
+    answers: mpsc::Sender<Result<LaneAnswer, Status>>,
+}
+
+impl IncomingLane {
+    async fn run(self, mut batches: Streaming<MessageBatch>, mut stop: watch::Receiver<bool>) {
+        let health = &self.context.health;
+        let _up = self.urgent.then(|| health.up(self.from, Link::UrgentIn));
+        let mut peers_changed = self.context.peers_changed.subscribe();
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut silent_ticks = 0;
+        loop {
+            tokio::select! {
+                batch = batches.message() => {
+                    silent_ticks = 0;
+                    match batch {
+                        Ok(Some(batch)) => if let Err(status) = self.hand_on(batch) {
+                            self.refuse(status);
+                            return;
+                        },
+                        Ok(None) => return,
+                        Err(status) => {
+                            self.cells.receive_failures.increment();
+                            let reason = why(&status);
+                            tracing::debug!(peer = %self.from, reason, "a lane of a peer broke");
+                            return;
+                        }
+                    }
+                }
+                () = self.answers.closed() => return,
+                _ = stop.wait_for(|stop| *stop) => return,
+                Ok(()) = peers_changed.changed() => {
+                    if self.inbound.is_removed(self.from) {
+                        self.refuse(Status::from(&Refusal::Removed(self.from)));
+                        return;
+                    }
+                }
+                _ = ticks.tick() => {
+                    silent_ticks += 1;
+                    if self.urgent && silent_ticks > SILENT_TICKS {
+                        self.refuse(Status::deadline_exceeded("etched: nothing came for seconds"));
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The last thing that the peer hears on this lane.
+    fn refuse(&self, status: Status) {
+        // No room means that the peer does not listen anyway.
+        let _ = self.answers.try_send(Err(status));
+    }
+
+    fn hand_on(&self, batch: MessageBatch) -> Result<(), Status> {
+        let probe = batch.probe;
+        if !batch.messages.is_empty() {
+            self.cells.received_bytes.add(payload_bytes(&batch));
+            let mut messages = batch::read(batch).map_err(|reason| {
+                self.cells.receive_failures.increment();
+                if self.context.is_news(&reason) {
+                    tracing::warn!(peer = %self.from, reason, "cannot read what a peer sent");
+                }
+                Status::invalid_argument(reason)
+            })?;
+            messages.retain(|message| self.is_for_us(message));
+            self.inbound.received(self.from, messages);
+        }
+        if probe != 0 {
+            // No room means that the peer does not wait for it.
+            let _ = self.answers.try_send(Ok(LaneAnswer { probe }));
+        }
+        Ok(())
+    }
+
+    fn is_for_us(&self, message: &PeerMessage) -> bool {
+        let PeerMessage::Raft(message) = message else {
+            return true;
+        };
+        let ours = message.to == self.context.local.member.0;
+        if !ours
+            && self
+                .context
+                .is_news(&format!("{} to {}", self.from, message.to))
+        {
+            let to = MemberId(message.to);
+            tracing::warn!(peer = %self.from, %to, "dropped a message to another member");
+        }
+        ours
+    }
+}
+
+fn payload_bytes(batch: &MessageBatch) -> u64 {
+    let sizes = batch.messages.iter().map(|message| match &message.message {
+        Some(peer_message::Message::Raft(bytes)) => bytes.len(),
+        Some(peer_message::Message::Forwarded(forwarded)) => prost::Message::encoded_len(forwarded),
+        Some(peer_message::Message::Refused(refused)) => prost::Message::encoded_len(refused),
+        None => 0,
+    });
+    sizes.sum::<usize>() as u64
+}

@@ -1,0 +1,371 @@
+//! Snapshots that come in: written into a fresh directory, checked, synced, and only then handed
+//! on. Whatever is cut or wrong is removed again, and harms nothing else.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tonic::{Status, Streaming};
+
+use super::batch::read_raft;
+use super::context::Context;
+use super::lane::why;
+use super::{Inbound, SnapshotDir};
+use crate::error::Error;
+use crate::proto::etchedpeer::snapshot_part::Part;
+use crate::proto::etchedpeer::{SnapshotFile, SnapshotPart};
+use crate::raft::Message;
+use crate::types::MemberId;
+
+const PREFIX: &str = "receiving-";
+/// Parts that wait between the connection and the thread that writes.
+const PARTS_AHEAD: usize = 8;
+/// A name that a file system takes.
+const MAX_NAME_BYTES: usize = 255;
+
+/// Removes directories that an earlier run left.
+pub fn remove_leftovers(incoming: &Path) {
+    // Not there yet: nothing is left.
+    let Ok(entries) = std::fs::read_dir(incoming) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            // Says so itself where it cannot be removed.
+            drop(SnapshotDir::new(entry.path()));
+        }
+    }
+}
+
+/// Why a snapshot was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    #[error("{path}: {error}")]
+    Disk { path: PathBuf, error: io::Error },
+    #[error("{0:?} is no name for a file of a snapshot")]
+    Name(String),
+    #[error("{0} comes twice")]
+    Twice(String),
+    #[error("{name}: {found} bytes instead of {announced}")]
+    Size {
+        name: String,
+        announced: u64,
+        found: u64,
+    },
+    #[error("{0}: the checksum is wrong")]
+    Checksum(String),
+    #[error("its parts are out of order")]
+    Order,
+    #[error("{0}")]
+    Message(String),
+    #[error("the stream ended before the snapshot did")]
+    Cut,
+}
+
+/// A snapshot that is being written.
+struct Intake {
+    dir: SnapshotDir,
+    names: HashSet<String>,
+    open: Option<OpenFile>,
+    size_bytes: u64,
+}
+
+struct OpenFile {
+    file: File,
+    path: PathBuf,
+    name: String,
+    announced: u64,
+    written: u64,
+    crc: u32,
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> Unfit {
+    let path = path.to_owned();
+    |error| Unfit::Disk { path, error }
+}
+
+impl Intake {
+    /// `number` makes the directory's name.
+    fn begin(incoming: &Path, number: u64) -> Result<Self, Unfit> {
+        std::fs::create_dir_all(incoming).map_err(at(incoming))?;
+        let path = incoming.join(format!("{PREFIX}{number:016x}"));
+        std::fs::create_dir(&path).map_err(at(&path))?;
+        Ok(Self {
+            dir: SnapshotDir::new(path),
+            names: HashSet::new(),
+            open: None,
+            size_bytes: 0,
+        })
+    }
+
+    /// Takes the next part; returns the raft message when the snapshot is complete.
+    fn take(&mut self, part: SnapshotPart) -> Result<Option<Message>, Unfit> {
+        match (part.part.ok_or(Unfit::Order)?, &mut self.open) {
+            (Part::File(file), None) => self.create(file)?,
+            (Part::Data(bytes), Some(open)) => open.write(&bytes)?,
+            (Part::FileEnd(crc), open @ Some(_)) => {
+                if let Some(open) = open.take() {
+                    self.size_bytes += open.written;
+                    open.finish(crc)?;
+                }
+            }
+            (Part::Message(bytes), None) => {
+                let path = self.dir.path();
+                let dir = File::open(path).map_err(at(path))?;
+                dir.sync_all().map_err(at(path))?;
+                return read_raft(bytes).map(Some).map_err(Unfit::Message);
+            }
+            _ => return Err(Unfit::Order),
+        }
+        Ok(None)
+    }
+
+    fn create(&mut self, file: SnapshotFile) -> Result<(), Unfit> {
+        let SnapshotFile { name, size_bytes } = file;
+        let named = !matches!(name.as_str(), "" | "." | "..")
+            && !name.contains(['/', '\\', '\0'])
+            && name.len() <= MAX_NAME_BYTES;
+        if !named {
+            return Err(Unfit::Name(name));
+        }
+        if !self.names.insert(name.clone()) {
+            return Err(Unfit::Twice(name));
+        }
+        let path = self.dir.path().join(&name);
+        let file = File::create_new(&path).map_err(at(&path))?;
+        self.open = Some(OpenFile {
+            file,
+            path,
+            name,
+            announced: size_bytes,
+            written: 0,
+            crc: 0,
+        });
+        Ok(())
+    }
+}
+
+impl OpenFile {
+    fn write(&mut self, bytes: &Bytes) -> Result<(), Unfit> {
+        self.written += bytes.len() as u64;
+        if self.written > self.announced {
+            return Err(self.wrong_size());
+        }
+        self.crc = crc32c::crc32c_append(self.crc, bytes);
+        self.file.write_all(bytes).map_err(at(&self.path))
+    }
+
+    fn finish(self, crc: u32) -> Result<(), Unfit> {
+        if self.written != self.announced {
+            return Err(self.wrong_size());
+        }
+        if self.crc != crc {
+            return Err(Unfit::Checksum(self.name));
+        }
+        self.file.sync_all().map_err(at(&self.path))
+    }
+
+    fn wrong_size(&self) -> Unfit {
+        Unfit::Size {
+            name: self.name.clone(),
+            announced: self.announced,
+            found: self.written,
+        }
+    }
+}
+
+/// Who is sending a snapshot to this member.
+pub struct Arrivals {
+    context: Arc<Context>,
+    senders: Mutex<HashSet<MemberId>>,
+}
+
+/// Held until nothing of the snapshot is worked on any more.
+struct Arrival {
+    arrivals: Arc<Arrivals>,
+    from: MemberId,
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        self.arrivals.senders.lock().remove(&self.from);
+    }
+}
+
+/// A snapshot that is whole.
+struct Whole {
+    message: Message,
+    dir: SnapshotDir,
+    size_bytes: u64,
+}
+
+impl Arrivals {
+    pub fn new(context: Arc<Context>) -> Self {
+        Self {
+            context,
+            senders: Mutex::default(),
+        }
+    }
+
+    /// Takes a snapshot over; resolves when it is in use.
+    pub async fn take(
+        self: Arc<Self>,
+        from: MemberId,
+        parts: Streaming<SnapshotPart>,
+        inbound: Arc<dyn Inbound>,
+    ) -> Result<(), Status> {
+        if !self.senders.lock().insert(from) {
+            let text = "etched: a snapshot of this member is coming in already";
+            return Err(Status::resource_exhausted(text));
+        }
+        let arrival = Arc::new(Arrival {
+            arrivals: self.clone(),
+            from,
+        });
+        let counted = Counted::begin(self.context.clone(), from);
+        let received = self.receive(arrival.clone(), parts).await;
+        let whole = match received {
+            Ok(whole) => whole,
+            Err(unfit) => {
+                let reason = unfit.to_string();
+                tracing::warn!(peer = %from, reason, "could not take a snapshot");
+                return Err(status(&unfit));
+            }
+        };
+        // Goes on where the connection breaks now.
+        let installed = tokio::spawn(async move {
+            let size_bytes = whole.size_bytes;
+            tracing::info!(peer = %from, size_bytes, "received a snapshot");
+            let installed = inbound.snapshot_received(whole.message, whole.dir).await;
+            match installed {
+                Ok(()) => counted.succeed(),
+                Err(error) => {
+                    tracing::warn!(peer = %from, %error, "a snapshot was not put to use");
+                }
+            }
+            drop(arrival);
+            installed
+        });
+        match installed.await {
+            Ok(installed) => installed.map_err(Status::from),
+            Err(_) => Err(Status::from(Error::Stopped)),
+        }
+    }
+
+    async fn receive(
+        &self,
+        arrival: Arc<Arrival>,
+        mut parts: Streaming<SnapshotPart>,
+    ) -> Result<Whole, Unfit> {
+        let (to_disk, from_network) = mpsc::channel(PARTS_AHEAD);
+        let incoming = self.context.options.incoming_snapshots.clone();
+        let number = self.context.outside.rng.next_u64();
+        // Ends by itself when `to_disk` goes, with this future at the latest.
+        let written = tokio::task::spawn_blocking(move || {
+            let written = write(&incoming, number, from_network);
+            drop(arrival);
+            written
+        });
+        let broken = loop {
+            match timeout(self.context.options.snapshot_silence, parts.message()).await {
+                Ok(Ok(Some(part))) => {
+                    if to_disk.send(part).await.is_err() {
+                        // The writer says why.
+                        break None;
+                    }
+                }
+                Ok(Ok(None)) => break None,
+                Ok(Err(status)) => break Some(why(&status)),
+                Err(_) => break Some("no byte came for a while".to_owned()),
+            }
+        };
+        drop(to_disk);
+        match (written.await, broken) {
+            (Ok(Err(Unfit::Cut)), Some(reason)) => Err(Unfit::Message(reason)),
+            (Ok(written), _) => {
+                let whole = written?;
+                let (to, from) = (whole.message.to, whole.message.from);
+                let local = self.context.local.member.0;
+                if to != local {
+                    let text = format!("its message is from {from:x} to {to:x}");
+                    return Err(Unfit::Message(text));
+                }
+                Ok(whole)
+            }
+            (Err(error), _) => Err(Unfit::Message(error.to_string())),
+        }
+    }
+}
+
+/// Writes parts as they come.
+fn write(
+    incoming: &Path,
+    number: u64,
+    mut parts: mpsc::Receiver<SnapshotPart>,
+) -> Result<Whole, Unfit> {
+    let mut intake = Intake::begin(incoming, number)?;
+    while let Some(part) = parts.blocking_recv() {
+        if let Some(message) = intake.take(part)? {
+            return Ok(Whole {
+                message,
+                dir: intake.dir,
+                size_bytes: intake.size_bytes,
+            });
+        }
+    }
+    Err(Unfit::Cut)
+}
+
+fn status(unfit: &Unfit) -> Status {
+    let text = format!("etched: the snapshot was not taken: {unfit}");
+    match unfit {
+        Unfit::Disk { .. } => Status::resource_exhausted(text),
+        _ => Status::invalid_argument(text),
+    }
+}
+
+/// Counts a snapshot as failed unless it is told otherwise.
+struct Counted {
+    context: Arc<Context>,
+    from: MemberId,
+    begun: std::time::Duration,
+    succeeded: bool,
+}
+
+impl Counted {
+    fn begin(context: Arc<Context>, from: MemberId) -> Self {
+        let cells = context.outside.metrics.peer(from);
+        cells.snapshots_received.in_flight.add(1);
+        Self {
+            begun: context.outside.clock.now(),
+            context,
+            from,
+            succeeded: false,
+        }
+    }
+
+    fn succeed(mut self) {
+        self.succeeded = true;
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let cells = self.context.outside.metrics.peer(self.from);
+        let transfers = &cells.snapshots_received;
+        transfers.in_flight.add(-1);
+        if self.succeeded {
+            let now = self.context.outside.clock.now();
+            transfers.successes.increment();
+            transfers.took.observe(now.saturating_sub(self.begun));
+        } else {
+            transfers.failures.increment();
+        }
+    }
+}

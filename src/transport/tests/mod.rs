@@ -1,0 +1,273 @@
+//! Members on real sockets of this machine: what they say arrives, and what breaks is noticed.
+
+mod lanes;
+mod ports;
+mod proxy;
+mod questions;
+mod snapshots;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use raft_proto::eraftpb::{Entry, MessageType};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::env::{SystemClock, SystemRng};
+use crate::metrics::{Metrics, PeerCells};
+use crate::proto::etchedpeer::forwarded::Proposal;
+use crate::proto::etchedpeer::question::Question as Kind;
+use crate::proto::etchedpeer::{Description, Nothing, answer};
+use crate::types::ClusterId;
+
+const CLUSTER: ClusterId = ClusterId(0xc1);
+const A: MemberId = MemberId(0xa);
+const B: MemberId = MemberId(0xb);
+/// Far beyond what anything takes on a busy machine.
+const LONG: Duration = Duration::from_secs(20);
+
+/// What became of everything that came in.
+#[derive(Default)]
+struct Recorder {
+    received: Mutex<Vec<PeerMessage>>,
+    unreachable: AtomicU64,
+    snapshots_sent: Mutex<Vec<(MemberId, bool)>>,
+    snapshots: Mutex<Vec<(Message, SnapshotDir)>>,
+    refuses_snapshots: AtomicBool,
+    removed_members: Mutex<BTreeSet<MemberId>>,
+    removed: AtomicBool,
+    asked: AtomicU64,
+}
+
+impl Recorder {
+    /// The requests of forwarded proposals that came back, with why.
+    fn refused(&self) -> Vec<(u64, Error)> {
+        let received = self.received.lock();
+        let refused = received.iter().filter_map(|message| match message {
+            PeerMessage::Refused { request_id, error } => Some((*request_id, *error)),
+            _ => None,
+        });
+        refused.collect()
+    }
+
+    /// The indexes of raft messages of a type, in the order they came.
+    fn indexes(&self, kind: MessageType) -> Vec<u64> {
+        let received = self.received.lock();
+        let indexes = received.iter().filter_map(|message| match message {
+            PeerMessage::Raft(message) if message.msg_type() == kind => Some(message.index),
+            _ => None,
+        });
+        indexes.collect()
+    }
+
+    fn count(&self, kind: MessageType) -> usize {
+        self.indexes(kind).len()
+    }
+
+    fn unreachable_count(&self) -> u64 {
+        self.unreachable.load(Ordering::SeqCst)
+    }
+}
+
+impl Inbound for Recorder {
+    fn received(&self, _: MemberId, messages: Vec<PeerMessage>) {
+        self.received.lock().extend(messages);
+    }
+
+    fn unreachable(&self, _: MemberId) {
+        self.unreachable.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn snapshot_sent(&self, to: MemberId, taken: bool) {
+        self.snapshots_sent.lock().push((to, taken));
+    }
+
+    fn snapshot_received(&self, message: Message, files: SnapshotDir) -> Boxed<Result<(), Error>> {
+        let refuses = self.refuses_snapshots.load(Ordering::SeqCst);
+        if !refuses {
+            self.snapshots.lock().push((message, files));
+        }
+        Box::pin(async move { if refuses { Err(Error::NoSpace) } else { Ok(()) } })
+    }
+
+    fn asked(&self, from: Option<MemberId>, question: Question) -> Boxed<Result<Answer, Error>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        Box::pin(async move {
+            match question.question {
+                // Says who asked where the version belongs.
+                Some(Kind::Describe(_)) => Ok(Answer {
+                    answer: Some(answer::Answer::Description(Description {
+                        cluster_id: CLUSTER.0,
+                        member_id: B.0,
+                        server_version: "3.7.1".to_owned(),
+                        cluster_version: format!("{from:?}"),
+                        members: ports::members(),
+                        ..Default::default()
+                    })),
+                }),
+                Some(Kind::Promote(_)) => Err(Error::NotLeader),
+                _ => std::future::pending().await,
+            }
+        })
+    }
+
+    fn is_removed(&self, member: MemberId) -> bool {
+        self.removed_members.lock().contains(&member)
+    }
+
+    fn removed(&self) {
+        self.removed.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A member with its port.
+struct Site {
+    network: Arc<GrpcNetwork>,
+    inbound: Arc<Recorder>,
+    metrics: Arc<Metrics>,
+    address: String,
+    stop: watch::Sender<bool>,
+    serving: JoinHandle<()>,
+    dir: TempDir,
+}
+
+impl Site {
+    async fn start(member: MemberId) -> Self {
+        Self::start_with(member, CLUSTER, "127.0.0.1:0", |_| {}).await
+    }
+
+    async fn start_with(
+        member: MemberId,
+        cluster: ClusterId,
+        address: &str,
+        change: impl FnOnce(&mut Options),
+    ) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let metrics = Arc::new(Metrics::new(member, false));
+        let local = Local {
+            member,
+            cluster,
+            server_version: "3.7.1".to_owned(),
+        };
+        let outside = Outside {
+            clock: Arc::new(SystemClock::new()),
+            rng: Arc::new(SystemRng),
+            metrics: metrics.clone(),
+        };
+        let mut options = Options::new(dir.path().join("incoming"));
+        change(&mut options);
+        let network = GrpcNetwork::start(local, outside, options);
+        let inbound = Arc::new(Recorder::default());
+        network.attach(inbound.clone());
+        let listener = TcpListener::bind(address).await.expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let (stop, stopped) = watch::channel(false);
+        let serving = tokio::spawn(network.clone().serve(listener, stopped));
+        Self {
+            network,
+            inbound,
+            metrics,
+            address,
+            stop,
+            serving,
+            dir,
+        }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    async fn stop(self) {
+        self.network.stop();
+        self.stop.send_replace(true);
+        tokio::time::timeout(LONG, self.serving)
+            .await
+            .expect("ends")
+            .expect("did not panic");
+    }
+
+    fn knows(&self, member: MemberId, url: &str) {
+        self.network.set_peers(vec![Peer {
+            member,
+            urls: vec![url.to_owned()],
+        }]);
+    }
+
+    fn cells(&self, peer: MemberId) -> Arc<PeerCells> {
+        self.metrics.peer(peer)
+    }
+
+    fn is_active(&self, peer: MemberId) -> bool {
+        self.network.active_since(peer).is_some()
+    }
+
+    fn incoming_count(&self) -> usize {
+        let incoming = self.dir.path().join("incoming");
+        std::fs::read_dir(incoming).map_or(0, Iterator::count)
+    }
+}
+
+/// Two members that know each other.
+async fn pair() -> (Site, Site) {
+    let (a, b) = (Site::start(A).await, Site::start(B).await);
+    a.knows(B, &b.url());
+    b.knows(A, &a.url());
+    (a, b)
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let polling = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LONG, polling)
+        .await
+        .unwrap_or_else(|_| panic!("not in time: {what}"));
+}
+
+fn heartbeat(index: u64) -> PeerMessage {
+    raft(MessageType::MsgHeartbeat, index, 0)
+}
+
+fn append(index: u64, bytes: usize) -> PeerMessage {
+    raft(MessageType::MsgAppend, index, bytes)
+}
+
+fn raft(kind: MessageType, index: u64, bytes: usize) -> PeerMessage {
+    let mut message = Message {
+        from: A.0,
+        to: B.0,
+        index,
+        ..Default::default()
+    };
+    message.set_msg_type(kind);
+    if bytes > 0 {
+        message.entries.push(Entry {
+            data: vec![7; bytes],
+            ..Default::default()
+        });
+    }
+    PeerMessage::Raft(message)
+}
+
+fn forwarded(request_id: u64, bytes: usize) -> PeerMessage {
+    PeerMessage::Forwarded(Forwarded {
+        request_id,
+        term: 1,
+        proposal: Some(Proposal::Request(vec![1; bytes].into())),
+    })
+}
+
+fn describe_question() -> Question {
+    Question {
+        question: Some(Kind::Describe(Nothing {})),
+    }
+}

@@ -1,0 +1,103 @@
+//! Questions to members, and to whoever is there.
+
+use super::proxy::{Mode, Proxy};
+use super::*;
+
+fn promote() -> Question {
+    Question {
+        question: Some(Kind::Promote(Default::default())),
+    }
+}
+
+/// One that is never answered.
+fn endless() -> Question {
+    Question {
+        question: Some(Kind::HashKv(Default::default())),
+    }
+}
+
+fn description(answer: Answer) -> Description {
+    match answer.answer {
+        Some(answer::Answer::Description(description)) => description,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_and_errors_come_back() {
+    let (a, b) = (Site::start(A).await, Site::start(B).await);
+    let proxy = Proxy::to(&b.address).await;
+    a.knows(B, &proxy.url);
+    let answer = a.network.ask(B, describe_question(), LONG).await;
+    let described = description(answer.expect("an answer"));
+    assert_eq!(described.cluster_version, format!("{:?}", Some(A)));
+    for _ in 0..20 {
+        let asked = a.network.ask(B, promote(), LONG).await;
+        assert_eq!(asked, Err(Error::NotLeader));
+    }
+    // Two lanes and one connection for all questions.
+    assert_eq!(proxy.connections.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_without_an_answer_ends_in_time() {
+    let (a, b) = pair().await;
+    let limit = Duration::from_millis(300);
+    let asked = a.network.ask(B, endless(), limit).await;
+    assert_eq!(asked, Err(Error::Timeout));
+    assert_eq!(b.inbound.asked.load(Ordering::SeqCst), 1);
+    let asked = a.network.ask(MemberId(9), endless(), limit).await;
+    assert_eq!(asked, Err(Error::NoLeader));
+    // It may have arrived before the end.
+    let asking = tokio::spawn(a.network.ask(B, endless(), LONG));
+    eventually("the question", || {
+        b.inbound.asked.load(Ordering::SeqCst) == 2
+    })
+    .await;
+    let address = b.address.clone();
+    b.stop().await;
+    assert_eq!(asking.await.expect("no panic"), Err(Error::Timeout));
+    // It certainly has not.
+    let asked = a.network.ask(B, endless(), LONG).await;
+    assert_eq!(asked, Err(Error::NoLeader));
+    let _b = Site::start_with(B, CLUSTER, &address, |_| {}).await;
+    let asked = a.network.ask(B, promote(), LONG).await;
+    assert_eq!(asked, Err(Error::NotLeader));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_link_is_given_up_for_the_next_question() {
+    let (a, b) = (Site::start(A).await, Site::start(B).await);
+    let proxy = Proxy::to(&b.address).await;
+    a.knows(B, &proxy.url);
+    assert!(a.network.ask(B, describe_question(), LONG).await.is_ok());
+    proxy.set(Mode::Frozen);
+    let limit = Duration::from_millis(200);
+    let asked = a.network.ask(B, describe_question(), limit).await;
+    assert_eq!(asked, Err(Error::Timeout));
+    let connections = proxy.connections.load(Ordering::SeqCst);
+    proxy.set(Mode::Open);
+    assert!(a.network.ask(B, describe_question(), LONG).await.is_ok());
+    assert!(proxy.connections.load(Ordering::SeqCst) > connections);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_listens_describes_itself() {
+    let b = Site::start(B).await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let dead = format!("http://{}", closed.local_addr().expect("an address"));
+    drop(closed);
+    let urls = [dead.clone(), b.url()];
+    let described = describe(&urls, LONG).await.expect("an answer");
+    assert_eq!(described.member_id, B.0);
+    assert_eq!(described.cluster_version, "None");
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let silent_url = format!("http://{}", silent.local_addr().expect("an address"));
+    let urls = [dead.clone(), silent_url.clone()];
+    let error = describe(&urls, Duration::from_millis(300)).await;
+    let error = error.expect_err("nobody is there");
+    assert!(error.contains(&format!("{dead}: ")), "{error}");
+    let in_time = format!("{silent_url}: no answer in time");
+    assert!(error.contains(&in_time), "{error}");
+    assert!(describe(&[], LONG).await.is_err());
+}
