@@ -5,7 +5,8 @@
 //! proposed at: the entry that is committed there is the proposal exactly if its term is the
 //! same. One that goes to another leader is remembered by its request's id, and is only to be
 //! proposed in the term in which it was sent. Either way a committed entry of a later term tells
-//! that it will never be applied: terms in a log only grow. Without a leader proposals wait.
+//! that it will never be applied: terms in a log only grow. So it is proposed again, and a client
+//! notices a change of leaders by the time it takes. Without a leader proposals wait.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -32,8 +33,15 @@ struct Waiter {
     index: u64,
     term: u64,
     expires_at_tick: u64,
-    request: Option<Box<InternalRaftRequest>>,
+    what: Awaited,
+    fenced: bool,
     reply: Reply,
+}
+
+/// A proposal whose encoding raft has.
+enum Awaited {
+    Request(Box<InternalRaftRequest>),
+    Member(MemberChange),
 }
 
 /// Waits for an entry that another member was asked to propose.
@@ -73,6 +81,7 @@ pub struct Core {
     parked: VecDeque<(Proposal, u64)>,
     /// Committed changes of membership that are not applied yet.
     changes: VecDeque<(u64, MemberChange)>,
+    applied: u64,
     forwards: Vec<(MemberId, Forwarded)>,
     refusals: Vec<(MemberId, u64, Error)>,
     tick: u64,
@@ -80,6 +89,8 @@ pub struct Core {
     limit_ticks: u64,
     /// Term, leader, and whether this member took proposals, when parked ones were looked at.
     leadership: (u64, u64, bool),
+    /// Something waits that may be proposed at once.
+    parked_again: bool,
 }
 
 impl Core {
@@ -93,11 +104,13 @@ impl Core {
             away: HashMap::new(),
             parked: VecDeque::new(),
             changes: VecDeque::new(),
+            applied: 0,
             forwards: Vec::new(),
             refusals: Vec::new(),
             tick: 0,
             limit_ticks,
             leadership: (0, 0, false),
+            parked_again: false,
         }
     }
 
@@ -145,13 +158,14 @@ impl Core {
     }
 
     fn propose_here(&mut self, proposal: Proposal) {
-        let (proposed, request) = match proposal.what {
+        let (proposed, what) = match proposal.what {
             Proposed::Request(request, encoded) => {
-                (self.replica.propose(encoded).map(|_| ()), Some(request))
+                let proposed = self.replica.propose(encoded);
+                (proposed.map(|_| ()), Awaited::Request(request))
             }
             Proposed::Member(change) => {
-                let change = conf_change(&change);
-                (self.replica.propose_conf_change(change), None)
+                let proposed = self.replica.propose_conf_change(conf_change(&change));
+                (proposed, Awaited::Member(change))
             }
         };
         if let Err(error) = proposed {
@@ -163,9 +177,20 @@ impl Core {
             index: status.last_index,
             term: status.term,
             expires_at_tick: self.tick + self.limit_ticks,
-            request,
+            what,
+            fenced: proposal.fence_term.is_some(),
             reply: proposal.reply,
         });
+    }
+
+    /// Proposes again what will certainly not be applied as it was proposed.
+    fn again(&mut self, what: Proposed, reply: Reply, expires_at_tick: u64) {
+        let proposal = Proposal {
+            what,
+            fence_term: None,
+            reply,
+        };
+        self.park(proposal, expires_at_tick);
     }
 
     fn park(&mut self, proposal: Proposal, expires_at_tick: u64) {
@@ -230,13 +255,8 @@ impl Core {
             return;
         };
         if matches!(error, Error::NotLeader | Error::NoLeader) {
-            // It was certainly not proposed, so it may be proposed again.
-            let proposal = Proposal {
-                what: away.what,
-                fence_term: None,
-                reply: away.reply,
-            };
-            self.park(proposal, away.expires_at_tick);
+            // It was certainly not proposed.
+            self.again(away.what, away.reply, away.expires_at_tick);
         } else {
             (away.reply)(Err(error));
         }
@@ -301,8 +321,9 @@ impl Core {
     pub fn work(&mut self) -> Option<Work> {
         let status = self.replica.status();
         let leadership = (status.term, status.leader, self.replica.takes_proposals());
-        if leadership != self.leadership {
+        if leadership != self.leadership || self.parked_again {
             self.leadership = leadership;
+            self.parked_again = false;
             self.propose_parked();
         }
         self.reads.ask(&mut self.replica, self.tick);
@@ -318,6 +339,9 @@ impl Core {
                 work.forwards.is_empty() && work.refusals.is_empty() && !work.snapshot_wanted;
             return (!nothing).then_some(work);
         };
+        if output.persist.as_ref().is_some_and(|p| p.reset.is_some()) {
+            self.lose_sight();
+        }
         work.messages = output.messages;
         work.persist = output.persist;
         work.entries.reserve(output.committed.len());
@@ -373,19 +397,48 @@ impl Core {
                 return (request, Some(away.reply));
             }
             let passed = |_: &u64, away: &mut Away| away.term < committed.term;
-            for (_, away) in self.away.extract_if(passed) {
-                (away.reply)(Err(Error::LeaderChanged));
+            let passed: Vec<_> = self.away.extract_if(passed).collect();
+            self.parked_again |= !passed.is_empty();
+            for (_, away) in passed {
+                self.again(away.what, away.reply, away.expires_at_tick);
             }
         }
         while let Some(waiter) = pop_if(&mut self.waiters, |first| {
             first.index <= committed.index || first.term < committed.term
         }) {
             if waiter.index == committed.index && waiter.term == committed.term {
-                return (waiter.request, Some(waiter.reply));
+                let request = match waiter.what {
+                    Awaited::Request(request) => Some(request),
+                    Awaited::Member(_) => None,
+                };
+                return (request, Some(waiter.reply));
             }
-            (waiter.reply)(Err(Error::LeaderChanged));
+            if waiter.fenced {
+                (waiter.reply)(Err(Error::LeaderChanged));
+                continue;
+            }
+            self.parked_again = true;
+            let what = match waiter.what {
+                Awaited::Request(request) => {
+                    let encoded = request.encode_to_vec();
+                    Proposed::Request(request, encoded)
+                }
+                Awaited::Member(change) => Proposed::Member(change),
+            };
+            self.again(what, waiter.reply, waiter.expires_at_tick);
         }
         (None, None)
+    }
+
+    /// A snapshot took the place of entries that nobody here will see: whose proposals were
+    /// among them is not known.
+    fn lose_sight(&mut self) {
+        for waiter in self.waiters.drain(..) {
+            (waiter.reply)(Err(Error::Timeout));
+        }
+        for (_, away) in self.away.drain() {
+            (away.reply)(Err(Error::Timeout));
+        }
     }
 
     /// Gives up what has waited for too long. It may be applied all the same.
@@ -418,7 +471,11 @@ impl Core {
                 self.replica.apply_conf_change(&conf_change(&change))?;
             }
         }
-        self.replica.applied(index);
+        // What this thread did by itself may be ahead of what another reports.
+        if index > self.applied {
+            self.applied = index;
+            self.replica.applied(index);
+        }
         Ok(())
     }
 

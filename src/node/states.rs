@@ -20,6 +20,8 @@ pub struct Received {
     /// The last entry that it holds.
     pub mark: Mark,
     pub files: SnapshotDir,
+    /// While it lives no other state of this mark is received. Dropped after the files.
+    pub claim: Arc<()>,
 }
 
 /// The state directories of a member.

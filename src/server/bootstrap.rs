@@ -69,7 +69,7 @@ fn open_state(
     dir: &DataDir,
     recovered: &Recovered,
 ) -> Result<Arc<dyn Engine>, Error> {
-    let engine = RocksEngine::open(&dir.state(), budget(config))?;
+    let engine = RocksEngine::open(&dir.state()?, budget(config))?;
     let (applied, _) = Machine::applied(engine.latest())?;
     let reset_to = recovered.compacted.index;
     let name = received_name(reset_to);
@@ -107,7 +107,7 @@ fn make(config: &Config, dir: &DataDir) -> Result<Restored, Error> {
         }),
     });
     let (log, recovered) = new_log(config, dir, identity, Some(FOUNDING_MARK))?;
-    let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(&dir.state(), budget(config))?);
+    let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(&dir.state()?, budget(config))?);
     let mut machine = Machine::open(engine.clone())?;
     machine.bootstrap(members.collect(), FOUNDING_MARK.index, FOUNDING_MARK.term)?;
     engine.flush()?;

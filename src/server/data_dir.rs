@@ -93,15 +93,20 @@ impl DataDir {
     }
 
     /// Where the state in use is.
-    pub fn state(&self) -> PathBuf {
-        self.member.join(self.state_name())
+    pub fn state(&self) -> Result<PathBuf, Error> {
+        Ok(self.member.join(self.state_name()?))
     }
 
-    fn state_name(&self) -> String {
-        // Only this program writes it, durably and whole; without it there is the first one.
-        match std::fs::read_to_string(self.member.join("STATE")) {
-            Ok(name) => name.trim_end().to_owned(),
-            Err(_) => "state".to_owned(),
+    fn state_name(&self) -> Result<String, Error> {
+        let path = self.member.join("STATE");
+        match std::fs::read_to_string(&path) {
+            Ok(name) if name.starts_with("state") => Ok(name.trim_end().to_owned()),
+            Ok(_) => Err(Error::Damaged {
+                path,
+                reason: "it does not name a state".to_owned(),
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok("state".to_owned()),
+            Err(error) => Err(io_error("read", &path)(error)),
         }
     }
 
@@ -117,7 +122,7 @@ impl DataDir {
 
     /// Removes states that are not in use and snapshots that were on their way.
     pub fn remove_leftovers(&self) -> Result<(), Error> {
-        let current = self.state_name();
+        let current = self.state_name()?;
         let entries = std::fs::read_dir(&self.member).map_err(io_error("read", &self.member))?;
         for entry in entries {
             let entry = entry.map_err(io_error("read", &self.member))?;

@@ -34,8 +34,8 @@ use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::membershippb::{
     Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest,
 };
-use crate::transport::NoNetwork;
-use crate::types::MemberId;
+use crate::transport::{self, GrpcNetwork, Local, Network as _, Outside};
+use crate::types::{ETCD_VERSION, MemberId};
 use crate::watch::Hub;
 
 /// The cluster version that this release runs at.
@@ -53,6 +53,7 @@ pub enum Stopped {
 
 /// The listening sockets of a member.
 struct Sockets {
+    peers: Vec<(Listen, TcpListener)>,
     clients: Vec<(Listen, TcpListener)>,
     http: Vec<(Listen, TcpListener)>,
     metrics: Vec<(Listen, TcpListener)>,
@@ -69,6 +70,7 @@ fn bind_all(config: &Config) -> Result<Sockets, Error> {
             .collect::<Result<Vec<_>, Error>>()
     };
     Ok(Sockets {
+        peers: bind(&config.listen_peer_urls)?,
         clients: bind(&config.listen_client_urls)?,
         http: bind(&config.listen_client_http_urls)?,
         metrics: bind(&config.listen_metrics_urls)?,
@@ -92,13 +94,18 @@ fn raise_file_limit() {
 /// Runs until a signal comes or the member cannot go on.
 pub async fn run(config: Config) -> Result<Stopped, Error> {
     raise_file_limit();
-    let sockets = bind_all(&config)?;
+    let mut sockets = bind_all(&config)?;
     let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;
     let dir = Arc::new(dir);
     let restored = bootstrap::restore(&config, &dir)?;
-    let states = Arc::new(StateDirs::new(dir.clone(), bootstrap::budget(&config)));
-    let member = Member::start(&config, restored, states)?;
+    let member = Member::start(&config, restored, dir.clone())?;
     let (stop, stopping) = watch::channel(false);
+    let mut peers = Vec::new();
+    for (listen, listener) in sockets.peers.drain(..) {
+        tracing::info!(address = %listen.address, "serving peer traffic");
+        let serving = member.network.clone().serve(listener, stopping.clone());
+        peers.push(tokio::spawn(serving));
+    }
     // Clients are answered only when the member shows its name and URLs.
     tokio::select! {
         published = member.publish(&config) => published?,
@@ -116,7 +123,7 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
         // The state may be unsound: nothing more is written.
         return Err(error);
     }
-    for task in serving {
+    for task in serving.into_iter().chain(peers) {
         // A task that panicked has ended as well.
         let _ = task.await;
     }
@@ -155,13 +162,16 @@ async fn stop_signal() -> Result<Stopped, Error> {
 /// A member at work.
 struct Member {
     handle: Handle,
+    network: Arc<GrpcNetwork>,
     inbox: Arc<Inbox>,
     raft_ended: oneshot::Receiver<Result<(), String>>,
     existed: bool,
 }
 
 impl Member {
-    fn start(config: &Config, restored: Restored, states: Arc<dyn States>) -> Result<Self, Error> {
+    fn start(config: &Config, restored: Restored, dir: Arc<DataDir>) -> Result<Self, Error> {
+        let incoming = dir.member().to_owned();
+        let states: Arc<dyn States> = Arc::new(StateDirs::new(dir, bootstrap::budget(config)));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let rng: Arc<dyn Rng> = Arc::new(SystemRng);
         let hub = Hub::new(restored.machine.head(), crate::watch::Limits::default());
@@ -169,12 +179,23 @@ impl Member {
         let parts = Parts {
             member,
             cluster: restored.identity.cluster,
-            clock,
+            clock: clock.clone(),
             rng: rng.clone(),
             engine: restored.engine,
             hub,
             metrics: metrics(config, member),
         };
+        let local = Local {
+            member,
+            cluster: parts.cluster,
+            server_version: ETCD_VERSION.to_owned(),
+        };
+        let outside = Outside {
+            clock,
+            rng: rng.clone(),
+            metrics: parts.metrics.clone(),
+        };
+        let network = GrpcNetwork::start(local, outside, transport::Options::new(incoming));
         let shared = Arc::new(Shared::new(parts, &restored.machine));
         let inbox = Arc::new(Inbox::default());
         let election_timeout = Duration::from_millis(config.election_timeout_ms);
@@ -185,7 +206,6 @@ impl Member {
             },
             election_timeout,
         };
-        let network = Arc::new(NoNetwork);
         let handle = Handle::new(shared.clone(), inbox.clone(), network.clone(), settings);
         let limit_ticks =
             settings.request_timeout().as_millis() as u64 / config.heartbeat_interval_ms;
@@ -201,7 +221,7 @@ impl Member {
             ),
             inbox: inbox.clone(),
             shared: shared.clone(),
-            network,
+            network: network.clone(),
             states: states.clone(),
             timing: Timing {
                 tick: Duration::from_millis(config.heartbeat_interval_ms),
@@ -210,11 +230,17 @@ impl Member {
             },
         });
         raft.recover()?;
-        let _peers = PeerService::new(handle.clone(), inbox.clone(), states);
+        network.attach(Arc::new(PeerService::new(
+            handle.clone(),
+            inbox.clone(),
+            states,
+        )));
+        network.set_peers(shared.status().peers_of(member));
         let raft_ended = spawn_raft(raft, shared)?;
         spawn_jobs(config, &handle, &inbox);
         Ok(Self {
             handle,
+            network,
             inbox,
             raft_ended,
             existed: restored.existed,
@@ -336,6 +362,7 @@ impl Member {
     async fn stop(self, config: &Config) -> Result<(), Error> {
         tracing::info!(name = %config.name, "data-dir" = %config.data_dir.display(), "closing etcd server");
         self.inbox.close_with(Input::Stop);
+        self.network.stop();
         match tokio::time::timeout(STOP_LIMIT, self.raft_ended).await {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(reason))) => return Err(Error::Failed(reason)),

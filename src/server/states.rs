@@ -12,9 +12,11 @@
 //! log is reset to its index, and only then STATE names it. A crash in between leaves a log that
 //! begins behind what the old state holds: the next start finds the state that fits by its name.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
 
 use super::data_dir::DataDir;
 use crate::node::states::{Checkpoint, Received, States};
@@ -32,6 +34,8 @@ pub struct StateDirs {
     dir: Arc<DataDir>,
     budget: Budget,
     next_sending: AtomicU64,
+    /// Index and claim of the state that was received last.
+    claimed: Mutex<(u64, Weak<()>)>,
 }
 
 /// The name of a state that came as a snapshot.
@@ -45,6 +49,7 @@ impl StateDirs {
             dir,
             budget,
             next_sending: AtomicU64::new(1),
+            claimed: Mutex::new((0, Weak::new())),
         }
     }
 }
@@ -86,8 +91,12 @@ impl States for StateDirs {
                 found.index, found.term, mark.index, mark.term
             ));
         }
+        let mut claimed = self.claimed.lock();
+        if claimed.0 == mark.index && claimed.1.strong_count() > 0 {
+            return Err("the same state came before and is about to be used".to_owned());
+        }
         let path = self.dir.member().join(received_name(mark.index));
-        if path == self.dir.state() {
+        if path == self.dir.state().map_err(|error| error.to_string())? {
             return Err("this state is already in use".to_owned());
         }
         if path.exists() {
@@ -100,11 +109,13 @@ impl States for StateDirs {
         })?;
         let files = SnapshotDir::new(path);
         self.dir.sync().map_err(|error| error.to_string())?;
-        Ok(Received { mark, files })
+        let claim = Arc::new(());
+        *claimed = (mark.index, Arc::downgrade(&claim));
+        Ok(Received { mark, files, claim })
     }
 
     fn adopt(&self, received: Received) -> storage::Result<Arc<dyn Engine>> {
-        let path: PathBuf = received.files.keep();
+        let path = received.files.keep();
         self.dir
             .set_state(&received_name(received.mark.index))
             .map_err(|error| storage::Error::Engine(error.to_string()))?;
