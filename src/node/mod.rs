@@ -24,6 +24,8 @@ pub mod requests;
 pub mod run;
 pub mod shared;
 pub mod states;
+#[cfg(test)]
+mod tests;
 
 pub use handle::Handle;
 pub use shared::{ClusterStatus, ReadView, Shared};
