@@ -15,8 +15,6 @@ use crate::error::Error;
 use crate::proto::etchedpeer::{self, LaneAnswer, MessageBatch, peer_message};
 use crate::raft::Message;
 
-/// A batch is closed before it grows beyond this; a larger message goes alone.
-const MAX_BATCH_BYTES: usize = 1 << 20;
 /// What tonic encodes before it hands it to the connection.
 const BUFFER_BYTES: usize = 64 << 10;
 
@@ -39,6 +37,7 @@ struct Outgoing {
     payload_len: usize,
 }
 
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are raft's")]
 enum Payload {
     Raft(Message),
     Forwarded(etchedpeer::Forwarded),
@@ -46,34 +45,27 @@ enum Payload {
 }
 
 impl Batch {
-    pub fn new(probe: Option<u64>) -> Self {
+    pub fn new(messages: Vec<PeerMessage>, probe: Option<u64>) -> Self {
         let probe = probe.unwrap_or_default();
-        let len = match probe {
+        let mut len = match probe {
             0 => 0,
             probe => key_len(PROBE_TAG) + encoded_len_varint(probe),
         };
+        let mut outgoing = Vec::with_capacity(messages.len());
+        for message in messages {
+            let payload = Payload::from(message);
+            let payload_len = payload.encoded_len();
+            len += framed_len(MESSAGES_TAG, framed_len(payload.tag(), payload_len));
+            outgoing.push(Outgoing {
+                payload,
+                payload_len,
+            });
+        }
         Self {
-            messages: Vec::new(),
+            messages: outgoing,
             probe,
             len,
         }
-    }
-
-    /// Takes a message in, or gives it back where the batch is full.
-    pub fn add(&mut self, message: PeerMessage) -> Result<(), PeerMessage> {
-        let payload = Payload::from(message);
-        let payload_len = payload.encoded_len();
-        let message_len = framed_len(payload.tag(), payload_len);
-        let len = self.len + framed_len(MESSAGES_TAG, message_len);
-        if len > MAX_BATCH_BYTES && !self.messages.is_empty() {
-            return Err(payload.into());
-        }
-        self.len = len;
-        self.messages.push(Outgoing {
-            payload,
-            payload_len,
-        });
-        Ok(())
     }
 
     /// Bytes of the messages themselves, without what frames them.
@@ -143,16 +135,6 @@ impl From<PeerMessage> for Payload {
                 request_id,
                 error: error.text().to_owned(),
             }),
-        }
-    }
-}
-
-impl From<Payload> for PeerMessage {
-    fn from(payload: Payload) -> Self {
-        match payload {
-            Payload::Raft(message) => Self::Raft(message),
-            Payload::Forwarded(message) => Self::Forwarded(message),
-            Payload::Refused(message) => refused(&message),
         }
     }
 }
@@ -252,8 +234,7 @@ mod tests {
             term: 3,
             proposal: Some(Proposal::Request("x".into())),
         };
-        let mut batch = Batch::new(Some(300));
-        for message in [
+        let messages = vec![
             PeerMessage::Raft(append(1_000)),
             PeerMessage::Raft(Message::default()),
             PeerMessage::Forwarded(forwarded.clone()),
@@ -261,9 +242,8 @@ mod tests {
                 request_id: 8,
                 error: Error::NotLeader,
             },
-        ] {
-            assert!(batch.add(message).is_ok());
-        }
+        ];
+        let batch = Batch::new(messages, Some(300));
         let mut bytes = Vec::new();
         batch.encode(&mut bytes);
         assert_eq!(bytes.len(), batch.len);
@@ -282,18 +262,6 @@ mod tests {
             }
         ));
         assert_eq!(messages.len(), 4);
-    }
-
-    #[test]
-    fn a_large_message_goes_alone_and_small_ones_up_to_the_limit() {
-        let mut batch = Batch::new(None);
-        assert!(batch.add(PeerMessage::Raft(append(10 << 20))).is_ok());
-        assert!(batch.add(PeerMessage::Raft(append(1))).is_err());
-        let mut batch = Batch::new(None);
-        let fitting = (0..100)
-            .take_while(|_| batch.add(PeerMessage::Raft(append(50 << 10))).is_ok())
-            .count();
-        assert_eq!(fitting, 10);
     }
 
     #[test]

@@ -44,7 +44,10 @@ pub use queue::Limits;
 
 /// What one member tells another without waiting for an answer. Nearly all are raft's own.
 #[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all of them are raft's, and a box would be an allocation each"
+)]
 pub enum PeerMessage {
     Raft(Message),
     /// A proposal for the leader.
@@ -59,17 +62,26 @@ pub enum PeerMessage {
 impl PeerMessage {
     /// What it takes in memory and on the way, about.
     pub fn bytes(&self) -> usize {
-        match self {
-            PeerMessage::Raft(message) => {
-                let entries = message.entries.iter();
-                64 + entries.map(|entry| entry.data.len() + 24).sum::<usize>()
+        const FIXED: usize = 64;
+        const ENTRY: usize = 24;
+        FIXED
+            + match self {
+                PeerMessage::Raft(message) => {
+                    let entries = message.entries.iter();
+                    let entries =
+                        entries.map(|entry| ENTRY + entry.data.len() + entry.context.len());
+                    let snapshot = message
+                        .snapshot
+                        .as_ref()
+                        .map_or(0, |found| found.data.len());
+                    entries.sum::<usize>() + message.context.len() + snapshot
+                }
+                PeerMessage::Forwarded(message) => match &message.proposal {
+                    Some(forwarded::Proposal::Request(request)) => request.len(),
+                    _ => 0,
+                },
+                PeerMessage::Refused { .. } => 0,
             }
-            PeerMessage::Forwarded(message) => match &message.proposal {
-                Some(forwarded::Proposal::Request(request)) => request.len(),
-                _ => 64,
-            },
-            PeerMessage::Refused { .. } => 32,
-        }
     }
 }
 

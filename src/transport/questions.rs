@@ -162,7 +162,8 @@ fn client(channel: &Channel, max_message_bytes: usize) -> PeerClient<Channel> {
 /// yet. The error names what was wrong with each.
 pub async fn describe(urls: &[String], limit: Duration) -> Result<Description, String> {
     let mut asking = JoinSet::new();
-    for url in urls.iter().cloned() {
+    for url in urls {
+        let url = url.clone();
         asking.spawn(async move {
             timeout(limit, describe_one(&url))
                 .await

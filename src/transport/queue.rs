@@ -18,6 +18,9 @@ use super::PeerMessage;
 use super::batch::Batch;
 use crate::metrics::PeerCells;
 
+/// A batch has about so many bytes at most; a larger message goes alone.
+const MAX_BATCH_BYTES: usize = 1 << 20;
+
 /// How much may wait.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -34,13 +37,18 @@ pub struct Queue {
 
 #[derive(Default)]
 struct State {
-    waiting: VecDeque<PeerMessage>,
+    waiting: VecDeque<Waiting>,
     weight_bytes: usize,
     probe: Option<u64>,
     /// Who may take; 0 for nobody.
     taker: u64,
     takers_so_far: u64,
     waker: Option<Waker>,
+}
+
+struct Waiting {
+    message: PeerMessage,
+    weight_bytes: usize,
 }
 
 impl Queue {
@@ -57,12 +65,15 @@ impl Queue {
         let waker = {
             let mut state = self.state.lock();
             for message in messages {
-                let weight = weight_bytes(&message);
+                let weight_bytes = message.bytes();
                 let fits = state.waiting.len() < self.limits.messages
-                    && state.weight_bytes + weight <= self.limits.bytes;
+                    && state.weight_bytes + weight_bytes <= self.limits.bytes;
                 if fits || state.waiting.is_empty() {
-                    state.weight_bytes += weight;
-                    state.waiting.push_back(message);
+                    state.weight_bytes += weight_bytes;
+                    state.waiting.push_back(Waiting {
+                        message,
+                        weight_bytes,
+                    });
                 } else {
                     refused.push(message);
                 }
@@ -121,7 +132,8 @@ impl Queue {
         if let Some(waker) = state.waker.take() {
             waker.wake();
         }
-        std::mem::take(&mut state.waiting).into()
+        let unsent = state.waiting.drain(..);
+        unsent.map(|waiting| waiting.message).collect()
     }
 }
 
@@ -136,42 +148,120 @@ impl Stream for Taker {
     type Item = Batch;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Batch>> {
-        let mut state = self.queue.state.lock();
-        if self.number != state.takers_so_far {
-            return Poll::Ready(None);
-        }
-        let idle = state.waiting.is_empty() && state.probe.is_none();
-        if idle || state.taker != self.number {
-            state.waker = Some(context.waker().clone());
-            return Poll::Pending;
-        }
-        let mut batch = Batch::new(state.probe.take());
-        while let Some(message) = state.waiting.pop_front() {
-            let weight = weight_bytes(&message);
-            if let Err(message) = batch.add(message) {
-                state.waiting.push_front(message);
-                break;
+        let (messages, probe) = {
+            let mut state = self.queue.state.lock();
+            if self.number != state.takers_so_far {
+                return Poll::Ready(None);
             }
-            state.weight_bytes = state.weight_bytes.saturating_sub(weight);
-        }
+            let idle = state.waiting.is_empty() && state.probe.is_none();
+            if idle || state.taker != self.number {
+                state.waker = Some(context.waker().clone());
+                return Poll::Pending;
+            }
+            (state.take(MAX_BATCH_BYTES), state.probe.take())
+        };
+        let batch = Batch::new(messages, probe);
         self.cells.sent_bytes.add(batch.payload_bytes() as u64);
         Poll::Ready(Some(batch))
     }
 }
 
-/// About what a message takes in memory and on the wire, without walking through its encoding.
-fn weight_bytes(message: &PeerMessage) -> usize {
-    const FIXED: usize = 64;
-    const ENTRY: usize = 24;
-    FIXED
-        + match message {
-            PeerMessage::Raft(raft) => {
-                let entries = raft.entries.iter();
-                let entries = entries.map(|entry| ENTRY + entry.data.len() + entry.context.len());
-                let snapshot = raft.snapshot.as_ref().map_or(0, |found| found.data.len());
-                entries.sum::<usize>() + raft.context.len() + snapshot
-            }
-            PeerMessage::Forwarded(forwarded) => prost::Message::encoded_len(forwarded),
-            PeerMessage::Refused { .. } => 0,
+impl State {
+    /// Takes what goes into one batch: at least one message, where any waits.
+    fn take(&mut self, max_bytes: usize) -> Vec<PeerMessage> {
+        let mut taken_bytes = 0;
+        let count = self.waiting.iter().position(|waiting| {
+            taken_bytes += waiting.weight_bytes;
+            taken_bytes > max_bytes
+        });
+        let count = count.map_or(self.waiting.len(), |count| count.max(1));
+        let taken = self.waiting.drain(..count);
+        let mut weight_bytes = 0;
+        let messages = taken
+            .map(|waiting| {
+                weight_bytes += waiting.weight_bytes;
+                waiting.message
+            })
+            .collect();
+        self.weight_bytes = self.weight_bytes.saturating_sub(weight_bytes);
+        messages
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::Message;
+    use raft_proto::eraftpb::Entry;
+
+    fn append(index: u64, bytes: usize) -> PeerMessage {
+        PeerMessage::Raft(Message {
+            index,
+            entries: vec![Entry {
+                data: vec![0; bytes],
+                ..Default::default()
+            }],
+            ..Default::default()
+        })
+    }
+
+    fn queue() -> Arc<Queue> {
+        Arc::new(Queue::new(Limits {
+            messages: 100,
+            bytes: 4 << 20,
+        }))
+    }
+
+    /// Payload bytes of the next batch; none where there is none yet.
+    fn poll(taker: &mut Taker) -> Poll<Option<usize>> {
+        let mut context = Context::from_waker(Waker::noop());
+        let polled = Pin::new(taker).poll_next(&mut context);
+        polled.map(|batch| batch.map(|batch| batch.payload_bytes()))
+    }
+
+    #[test]
+    fn only_the_newest_taker_takes_and_only_once_it_is_let_in() {
+        let queue = queue();
+        let mut first = queue.taker(Arc::default());
+        queue.put([append(1, 0)]);
+        assert_eq!(poll(&mut first), Poll::Pending);
+        queue.open();
+        assert!(matches!(poll(&mut first), Poll::Ready(Some(1..))));
+        assert_eq!(poll(&mut first), Poll::Pending);
+        queue.probe(3);
+        assert_eq!(poll(&mut first), Poll::Ready(Some(0)));
+        let mut second = queue.taker(Arc::default());
+        queue.put([append(1, 0), append(2, 0)]);
+        assert_eq!(poll(&mut first), Poll::Ready(None));
+        assert_eq!(poll(&mut second), Poll::Pending);
+        assert_eq!(queue.close().len(), 2);
+        // Too late for one that was never let in.
+        queue.open();
+        queue.put([append(1, 0)]);
+        assert_eq!(poll(&mut second), Poll::Ready(None));
+    }
+
+    #[test]
+    fn batches_and_the_queue_are_bounded() {
+        let queue = queue();
+        let mut taker = queue.taker(Arc::default());
+        queue.open();
+        let small = (0..10).map(|index| append(index, 300 << 10));
+        assert_eq!(queue.put(small).len(), 0);
+        // One that is alone may be larger than everything else together.
+        assert_eq!(queue.put([append(10, 8 << 20)]).len(), 1);
+        for messages in [3, 3, 3, 1] {
+            let Poll::Ready(Some(bytes)) = poll(&mut taker) else {
+                panic!("no batch");
+            };
+            assert_eq!(bytes / (300 << 10), messages);
         }
+        assert_eq!(queue.put([append(10, 8 << 20)]).len(), 0);
+        assert_eq!(queue.put([append(11, 1)]).len(), 1);
+        assert!(matches!(poll(&mut taker), Poll::Ready(Some(bytes)) if bytes > 8 << 20));
+        let many = (0..101).map(|index| append(index, 1));
+        assert_eq!(queue.put(many).len(), 1);
+        assert_eq!(queue.close().len(), 100);
+        assert_eq!(queue.state.lock().weight_bytes, 0);
+    }
 }

@@ -38,6 +38,7 @@ const KEEP_ALIVE: dial::KeepAlive = dial::KeepAlive {
     interval: Duration::from_secs(5),
     timeout: Duration::from_secs(20),
 };
+/// From a connection to its first byte, and to the end of a request's head.
 const HEADERS_LIMIT: Duration = Duration::from_secs(10);
 /// After this a connection that does not end by itself is cut.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
@@ -89,6 +90,11 @@ struct Connection {
 impl Connection {
     async fn serve(self, stream: TcpStream, mut stop: watch::Receiver<bool>) {
         dial::tune(&stream);
+        // Who says nothing at all is not waited for.
+        let spoke = tokio::time::timeout(HEADERS_LIMIT, stream.readable()).await;
+        if spoke.is_err() {
+            return;
+        }
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()

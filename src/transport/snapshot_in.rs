@@ -369,3 +369,103 @@ impl Drop for Counted {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str, size_bytes: u64) -> Part {
+        let name = name.to_owned();
+        Part::File(SnapshotFile { name, size_bytes })
+    }
+
+    fn data(text: &'static str) -> Part {
+        Part::Data(Bytes::from_static(text.as_bytes()))
+    }
+
+    fn end(text: &str) -> Part {
+        Part::FileEnd(crc32c::crc32c(text.as_bytes()))
+    }
+
+    fn message() -> Part {
+        Part::Message(Bytes::new())
+    }
+
+    /// What becomes of these parts: the number of files, or what is wrong.
+    fn taken(parts: Vec<Part>) -> Result<usize, String> {
+        let incoming = tempfile::tempdir().expect("a directory");
+        let (to_disk, from_network) = mpsc::channel(16);
+        for part in parts {
+            let part = SnapshotPart { part: Some(part) };
+            to_disk.try_send(part).expect("room");
+        }
+        drop(to_disk);
+        let written = write(incoming.path(), 7, from_network);
+        let written = written.map(|whole| {
+            let count = std::fs::read_dir(whole.dir.path()).map_or(0, Iterator::count);
+            let bytes = std::fs::read(whole.dir.path().join("a")).expect("a file");
+            assert_eq!(bytes.len() as u64, whole.size_bytes);
+            count
+        });
+        let left = std::fs::read_dir(incoming.path()).map_or(0, Iterator::count);
+        assert_eq!(left, 0, "nothing is left");
+        written.map_err(|unfit| unfit.to_string())
+    }
+
+    #[test]
+    fn only_a_whole_snapshot_is_taken() {
+        let whole = vec![file("a", 3), data("x"), data("yz"), end("xyz"), message()];
+        assert_eq!(taken(whole), Ok(1));
+        let empty = [file("b", 0), end(""), message()];
+        let two = vec![file("a", 1), data("x"), end("x")];
+        assert_eq!(taken(two.into_iter().chain(empty).collect()), Ok(2));
+        let order = "its parts are out of order";
+        let cut = "the stream ended before the snapshot did";
+        for (parts, expected) in [
+            (vec![], cut),
+            (vec![file("a", 1), data("x"), end("x")], cut),
+            (vec![file("a", 1), message()], order),
+            (vec![data("x")], order),
+            (vec![end("")], order),
+            (vec![file("a", 1), file("b", 1)], order),
+            (vec![file("a", 1), data("xy")], "a: 2 bytes instead of 1"),
+            (
+                vec![file("a", 2), data("x"), end("x")],
+                "a: 1 bytes instead of 2",
+            ),
+            (
+                vec![file("a", 1), data("x"), end("y")],
+                "a: the checksum is wrong",
+            ),
+            (vec![file("a", 0), end(""), file("a", 0)], "a comes twice"),
+        ] {
+            assert_eq!(taken(parts), Err(expected.to_owned()));
+        }
+        let broken = Part::Message(Bytes::from_static(&[0xff]));
+        assert!(taken(vec![broken]).is_err());
+    }
+
+    #[test]
+    fn files_stay_in_their_directory() {
+        let long = "x".repeat(MAX_NAME_BYTES + 1);
+        for name in [
+            "", ".", "..", "../a", "a/b", "/etc/x", "a\0b", "a\\b", &long,
+        ] {
+            let expected = format!("{name:?} is no name for a file of a snapshot");
+            assert_eq!(taken(vec![file(name, 0)]), Err(expected));
+        }
+    }
+
+    #[test]
+    fn leftovers_are_removed_and_nothing_else() {
+        let incoming = tempfile::tempdir().expect("a directory");
+        for name in ["receiving-1", "receiving-00ff", "kept"] {
+            std::fs::create_dir(incoming.path().join(name)).expect("a directory");
+        }
+        remove_leftovers(incoming.path());
+        remove_leftovers(&incoming.path().join("nowhere"));
+        let left = std::fs::read_dir(incoming.path()).expect("a directory");
+        let left: Vec<_> = left.flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(left, ["kept"]);
+    }
+}

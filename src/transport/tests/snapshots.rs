@@ -4,6 +4,9 @@ use std::path::Path;
 
 use super::proxy::{Mode, Proxy};
 use super::*;
+use crate::proto::etchedpeer::peer_client::PeerClient;
+use crate::proto::etchedpeer::snapshot_part::Part;
+use crate::proto::etchedpeer::{SnapshotFile, SnapshotPart};
 
 const FILES: [(&str, usize); 4] = [
     ("000012.sst", 3 << 20),
@@ -144,6 +147,55 @@ async fn a_disk_that_takes_nothing_breaks_nothing_else() {
     reported(&a, &[false]).await;
     a.network.send(B, vec![append(1, 1), heartbeat(1)]);
     eventually("messages", || b.inbound.received.lock().len() == 2).await;
+}
+
+/// Sends parts by hand, as member A.
+async fn send_parts(b: &Site, parts: Vec<Part>) -> Result<(), tonic::Status> {
+    let channel = dial::dial(&b.url(), None).await.expect("connects");
+    let mut client = PeerClient::with_origin(channel.clone(), channel.origin());
+    let parts = parts
+        .into_iter()
+        .map(|part| SnapshotPart { part: Some(part) });
+    let mut request = tonic::Request::new(tokio_stream::iter(parts));
+    let local = Local {
+        member: A,
+        cluster: CLUSTER,
+        server_version: "3.7.1".to_owned(),
+    };
+    identity::stamp(request.metadata_mut(), &local, B);
+    client.snapshot(request).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_with_a_wrong_byte_is_refused() {
+    let b = Site::start(B).await;
+    let parts = |crc| {
+        let name = "a".to_owned();
+        let size_bytes = 1;
+        let message = prost_11::Message::encode_to_vec(&message());
+        vec![
+            Part::File(SnapshotFile { name, size_bytes }),
+            Part::Data("x".into()),
+            Part::FileEnd(crc),
+            Part::Message(message.into()),
+        ]
+    };
+    let right = crc32c::crc32c(b"x");
+    let refused = send_parts(&b, parts(right ^ 1)).await;
+    let refused = refused.expect_err("a wrong checksum");
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    assert!(refused.message().contains("checksum"), "{refused}");
+    assert_eq!(b.inbound.snapshots.lock().len(), 0);
+    assert_eq!(b.incoming_count(), 0);
+    send_parts(&b, parts(right)).await.expect("taken");
+    assert_eq!(b.inbound.snapshots.lock().len(), 1);
+    // To somebody else.
+    let mut lost = message();
+    lost.to = 99;
+    let lost = prost_11::Message::encode_to_vec(&lost);
+    let refused = send_parts(&b, vec![Part::Message(lost.into())]).await;
+    assert!(refused.is_err());
+    assert_eq!(b.incoming_count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
