@@ -37,6 +37,7 @@ func (p *pair) waitClusterVersion() {
 }
 
 func TestStatus(t *testing.T) {
+	harness.OfLoneServers(t)
 	t.Parallel()
 	p := newPair(t)
 	p.waitClusterVersion()
@@ -61,6 +62,7 @@ func TestStatusQuota(t *testing.T) {
 }
 
 func TestMembers(t *testing.T) {
+	harness.OfLoneServers(t)
 	t.Parallel()
 	p := newPair(t)
 	list := func() *pb.MemberListResponse {
@@ -110,6 +112,7 @@ func TestIDs(t *testing.T) {
 }
 
 func TestMoveLeader(t *testing.T) {
+	harness.OfLoneServers(t)
 	t.Parallel()
 	p := newPair(t)
 	me := p.ok(&pb.MemberListRequest{}).(*pb.MemberListResponse).Members[0].ID

@@ -22,11 +22,8 @@ import (
 	"etched.dev/compat-tests/harness"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/reflect/protoregistry"
 )
 
 // Most of a test is waiting, so more of them run at a time than there are
@@ -42,36 +39,6 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(m.Run())
 }
-
-// callLimit bounds every unary call.
-const callLimit = 20 * time.Second
-
-type method struct {
-	path     string
-	response protoreflect.MessageType
-}
-
-// unary knows the method of each request message that belongs to just one.
-var unary = sync.OnceValue(func() map[protoreflect.FullName]method {
-	found := map[protoreflect.FullName]method{}
-	for _, file := range []protoreflect.FileDescriptor{pb.File_rpc_proto, healthpb.File_grpc_health_v1_health_proto} {
-		for i := range file.Services().Len() {
-			service := file.Services().Get(i)
-			for j := range service.Methods().Len() {
-				one := service.Methods().Get(j)
-				if one.IsStreamingClient() || one.IsStreamingServer() {
-					continue
-				}
-				response, err := protoregistry.GlobalTypes.FindMessageByName(one.Output().FullName())
-				if err != nil {
-					panic(err)
-				}
-				found[one.Input().FullName()] = method{fmt.Sprintf("/%s/%s", service.FullName(), one.Name()), response}
-			}
-		}
-	}
-	return found
-})
 
 // pair is an etched and an etcd with a raw connection to each.
 type pair struct {
@@ -102,17 +69,12 @@ func (p *pair) run(name string, body func(*pair)) {
 	p.t.Run(name, func(t *testing.T) { body(p.on(t)) })
 }
 
+// callLimit bounds every call.
+const callLimit = harness.CallLimit
+
 // invoke makes one unary call on one side.
 func invoke(ctx context.Context, conn *grpc.ClientConn, request proto.Message, options ...grpc.CallOption) harness.Outcome {
-	called, ok := unary()[request.ProtoReflect().Descriptor().FullName()]
-	if !ok {
-		return harness.Outcome{Err: fmt.Errorf("no unary method takes %T", request)}
-	}
-	ctx, cancel := context.WithTimeout(ctx, callLimit)
-	defer cancel()
-	response := called.response.New().Interface()
-	err := conn.Invoke(ctx, called.path, request, response, options...)
-	return harness.Outcome{Message: response, Err: err}
+	return harness.Invoke(ctx, conn, request, options...)
 }
 
 // both makes the call on both sides at once and compares nothing.

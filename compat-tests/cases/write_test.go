@@ -257,6 +257,7 @@ func duoRestart(p *pair) {
 	if p.t.Failed() {
 		p.t.FailNow()
 	}
+	p.duo.Settle(p.t)
 	for side := range p.conn {
 		p.conn[side].ResetConnectBackoff()
 	}

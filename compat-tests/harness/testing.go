@@ -65,28 +65,35 @@ func StartCluster(tb testing.TB, kind Kind, options ClusterOptions) *Cluster {
 	if err != nil {
 		tb.Fatalf("start a cluster of %s: %v", kind, err)
 	}
-	tb.Cleanup(func() {
-		if tb.Failed() {
-			for _, member := range cluster.all() {
-				member.keepLog(tb)
-			}
-		}
-		if err := cluster.Remove(); err != nil {
-			tb.Errorf("end the cluster: %v", err)
-		}
-	})
+	tb.Cleanup(func() { cluster.finish(tb) })
 	return cluster
+}
+
+func (c *Cluster) finish(tb testing.TB) {
+	if tb.Failed() {
+		for _, member := range c.all() {
+			member.keepLog(tb)
+		}
+	}
+	if err := c.Remove(); err != nil {
+		tb.Errorf("end the cluster: %v", err)
+	}
 }
 
 // Duo is an etched and an etcd with equal settings.
 type Duo struct {
 	Etched, Etcd *Server
+	clusters     *Clusters
 }
 
 // StartDuo starts both servers at once; see Start. Unless options say
-// otherwise, both advertise the same client URL.
+// otherwise, both advertise the same client URL. With COMPAT_MEMBERS=3 both are
+// members of a cluster each: the leaders, or followers with COMPAT_VIA=follower.
 func StartDuo(tb testing.TB, options Options) *Duo {
 	tb.Helper()
+	if members, asked := clusterWanted(tb); members > 0 {
+		return startClusterDuo(tb, options, members, asked)
+	}
 	if options.AdvertiseClientURL == "" {
 		options.AdvertiseClientURL = "http://127.0.0.1:2379"
 	}
