@@ -10,6 +10,7 @@
 pub mod admission;
 pub mod apply;
 pub mod core;
+pub mod downgrade;
 pub mod handle;
 pub mod hashes;
 pub mod inbox;
@@ -24,6 +25,7 @@ pub mod requests;
 pub mod run;
 pub mod shared;
 pub mod states;
+pub mod version;
 
 pub use handle::Handle;
 pub use shared::{ClusterStatus, ReadView, Shared};

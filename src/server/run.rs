@@ -26,6 +26,7 @@ use crate::node::handle::{Handle, Settings};
 use crate::node::inbox::{Inbox, Input};
 use crate::node::jobs::{auto_compaction, compactor, leases, snapshot};
 use crate::node::log_thread::LogWriter;
+use crate::node::members::Rules;
 use crate::node::peer::PeerService;
 use crate::node::run::{self, RaftThread, Timing};
 use crate::node::shared::{Parts, Shared};
@@ -203,6 +204,10 @@ impl Member {
             limits: Limits {
                 max_request_bytes: config.max_request_bytes,
                 quota_bytes: config.quota_bytes.map(|quota| quota as i64),
+            },
+            rules: Rules {
+                strict: config.strict_reconfig_check,
+                max_learners: config.max_learners,
             },
             election_timeout,
         };
