@@ -460,7 +460,8 @@ mod tests {
             // One that nobody knows is refused later.
             ("s", 9, false, Ok(())),
             ("s s", 2, false, Ok(())),
-            ("s sc", 2, true, UNHEALTHY),
+            ("s sc", 2, true, Ok(())),
+            ("s s", 2, true, UNHEALTHY),
             ("s -", 1, true, NOT_STARTED),
             ("s sc sc", 3, true, Ok(())),
             ("s sc sc", 1, true, Ok(())),
