@@ -46,6 +46,8 @@ errors! {
     InvalidSortOption => InvalidArgument, "etcdserver: invalid sort option";
     MemberBadUrls => InvalidArgument, "etcdserver: given member URLs are invalid";
     RequestTooLarge => InvalidArgument, "etcdserver: request is too large";
+    WrongDowngradeFormat => InvalidArgument, "etcdserver: wrong downgrade target version format";
+    InvalidDowngradeTarget => InvalidArgument, "etcdserver: invalid downgrade target version";
     InvalidAlarmAction => InvalidArgument, "etcdserver: unknown alarm action";
     Compacted => OutOfRange, "etcdserver: mvcc: required revision has been compacted";
     FutureRevision => OutOfRange, "etcdserver: mvcc: required revision is a future revision";
@@ -64,13 +66,16 @@ errors! {
     NotCapable => FailedPrecondition, "etcdserver: not capable";
     BadLeaderTransferee => FailedPrecondition, "etcdserver: bad leader transferee";
     AuthNotEnabled => FailedPrecondition, "etcdserver: authentication is not enabled";
+    ClusterVersionUnavailable => FailedPrecondition, "etcdserver: cluster version not found during downgrade";
+    DowngradeInProgress => FailedPrecondition, "etcdserver: cluster has a downgrade job in progress";
+    NoDowngrade => FailedPrecondition, "etcdserver: no inflight downgrade job";
     NoLeader => Unavailable, "etcdserver: no leader";
     LeaderChanged => Unavailable, "etcdserver: leader changed";
     Stopped => Unavailable, "etcdserver: server stopped";
     Timeout => Unavailable, "etcdserver: request timed out";
     TimeoutLeaderFailed => Unavailable, "etcdserver: request timed out, possibly due to previous leader failure";
     TimeoutConnectionLost => Unavailable, "etcdserver: request timed out, possibly due to connection lost";
-    TimeoutLeaderTransfer => Unavailable, "etcdserver: request timed out, leader transfer took too long";
+    TimeoutLeaderTransfer => Unknown, "etcdserver: request timed out, leader transfer took too long";
     Unhealthy => Unavailable, "etcdserver: unhealthy cluster";
     NotEnoughStartedMembers => Unknown, "etcdserver: re-configuration failed due to not enough started members";
     Corrupt => DataLoss, "etcdserver: corrupt cluster";
@@ -80,8 +85,6 @@ errors! {
     RangeStreamSort => Unimplemented, "RangeStream does not support custom sort orders";
     RangeStreamFilters => Unimplemented, "RangeStream does not support revision filters";
     SnapshotNotBuilt => Unimplemented, "etched: Snapshot is not built yet; stop the member and copy its data directory to back it up";
-    MembershipNotBuilt => Unimplemented, "etched: a cluster of more than one member is not built yet";
-    DowngradeNotBuilt => Unimplemented, "etched: Downgrade is not built yet";
     AuthNotBuilt => Unimplemented, "etched: authentication is not built yet";
     LockNotBuilt => Unimplemented, "etched: the Lock service is not built yet; etcdctl lock and clientv3's concurrency package work without it";
     ElectionNotBuilt => Unimplemented, "etched: the Election service is not built yet; etcdctl elect and clientv3's concurrency package work without it";

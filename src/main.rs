@@ -51,6 +51,10 @@ fn main() -> ExitCode {
             logging::flush();
             std::process::exit(i32::from(code));
         }
+        Ok(Stopped::Removed) => {
+            logging::flush();
+            std::process::exit(0);
+        }
         Err(server::Error::Failed(reason)) => {
             logging::fatal("stopped: the member cannot go on", &reason);
             std::process::exit(1);

@@ -3,7 +3,6 @@
 use tonic::{Request, Response, Status};
 
 use super::header;
-use crate::error::Error;
 use crate::node::Handle;
 use crate::node::members::shown;
 use crate::proto::etcdserverpb::{
@@ -11,8 +10,6 @@ use crate::proto::etcdserverpb::{
     MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse,
     MemberUpdateRequest, MemberUpdateResponse, ResponseHeader, cluster_server::Cluster,
 };
-use crate::proto::etchedpeer::{Nothing, member_change::Change};
-use crate::proto::membershippb;
 use crate::types::MemberId;
 
 pub struct ClusterService {
@@ -34,9 +31,18 @@ impl ClusterService {
 impl Cluster for ClusterService {
     async fn member_add(
         &self,
-        _request: Request<MemberAddRequest>,
+        request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
-        Err(Error::MembershipNotBuilt.into())
+        let request = request.into_inner();
+        let (member, members) = self
+            .handle
+            .add_member(&request.peer_ur_ls, request.is_learner)
+            .await?;
+        Ok(Response::new(MemberAddResponse {
+            header: self.header(),
+            member: Some(member),
+            members,
+        }))
     }
 
     async fn member_remove(
@@ -44,11 +50,10 @@ impl Cluster for ClusterService {
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
         let id = MemberId(request.into_inner().id);
-        let change = Change::Remove(Nothing {});
-        let members = self.handle.change_members(id, change, 0).await?;
+        let members = self.handle.remove_member(id).await?;
         Ok(Response::new(MemberRemoveResponse {
             header: self.header(),
-            members: members.iter().map(shown).collect(),
+            members,
         }))
     }
 
@@ -57,15 +62,11 @@ impl Cluster for ClusterService {
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
         let request = request.into_inner();
-        let change = Change::Update(membershippb::RaftAttributes {
-            peer_urls: request.peer_ur_ls,
-            is_learner: false,
-        });
         let id = MemberId(request.id);
-        let members = self.handle.change_members(id, change, 0).await?;
+        let members = self.handle.update_member(id, request.peer_ur_ls).await?;
         Ok(Response::new(MemberUpdateResponse {
             header: self.header(),
-            members: members.iter().map(shown).collect(),
+            members,
         }))
     }
 
@@ -85,8 +86,13 @@ impl Cluster for ClusterService {
 
     async fn member_promote(
         &self,
-        _request: Request<MemberPromoteRequest>,
+        request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
-        Err(Error::MembershipNotBuilt.into())
+        let id = MemberId(request.into_inner().id);
+        let members = self.handle.promote_member(id).await?;
+        Ok(Response::new(MemberPromoteResponse {
+            header: self.header(),
+            members,
+        }))
     }
 }

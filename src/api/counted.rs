@@ -14,7 +14,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use super::{Kind, METHODS};
-use crate::metrics::{CallKind, Metrics};
+use crate::metrics::Metrics;
 
 /// A call that is under way. Dropped without an answer it was canceled.
 pub struct Counted {
@@ -24,18 +24,9 @@ pub struct Counted {
 }
 
 impl Counted {
-    pub fn start(metrics: &Arc<Metrics>, method: usize, headers: &HeaderMap) -> Self {
+    pub fn start(metrics: &Arc<Metrics>, method: usize) -> Self {
         metrics.grpc_started(method);
         metrics.grpc_received(method);
-        let kind = if is_unary(method) {
-            CallKind::Unary
-        } else {
-            CallKind::Stream
-        };
-        let version = headers
-            .get("client-api-version")
-            .and_then(|version| version.to_str().ok());
-        metrics.client_request(kind, version);
         Self {
             metrics: metrics.clone(),
             method,

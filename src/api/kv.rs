@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::gate::AskedOfLearner;
 use super::{Settings, header, validate};
 use crate::error::Error;
 use crate::mvcc;
@@ -92,7 +93,11 @@ impl Kv for KvService {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<RangeResponse>, Status> {
+        let of_learner = request.extensions().get::<AskedOfLearner>().copied();
         let request = request.into_inner();
+        if let Some(asked) = of_learner {
+            asked.allows(request.serializable)?;
+        }
         validate::range(&request)?;
         let view = self.view(request.serializable).await?;
         let read = kv::range_read(&request)?;

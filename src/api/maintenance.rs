@@ -18,7 +18,7 @@ use crate::proto::etcdserverpb::{
     SnapshotResponse, StatusRequest, StatusResponse, maintenance_server::Maintenance,
 };
 use crate::state::Response as Applied;
-use crate::types::{ETCD_VERSION, MemberId, STORAGE_VERSION};
+use crate::types::{ETCD_VERSION, MemberId};
 
 /// How long a defragmentation is waited for.
 const DEFRAGMENT_WAIT: Duration = Duration::from_secs(3);
@@ -76,7 +76,8 @@ impl Maintenance for MaintenanceService {
         if raft.leader() == 0 {
             errors.push(Error::NoLeader.text().to_owned());
         }
-        errors.extend(shared.status().alarms.iter().map(alarm_text));
+        let status = shared.status();
+        errors.extend(status.alarms.iter().map(alarm_text));
         let quota = self.handle.settings().limits;
         Ok(Response::new(StatusResponse {
             header: Some(header::now(&self.handle)),
@@ -88,10 +89,13 @@ impl Maintenance for MaintenanceService {
             raft_applied_index: raft.applied_index(),
             errors,
             db_size_in_use: shared.size_in_use_bytes.load(Ordering::Acquire).max(1),
-            is_learner: shared.status().is_learner(shared.member),
-            storage_version: STORAGE_VERSION.to_owned(),
+            is_learner: status.is_learner(shared.member),
+            storage_version: status.storage_version().to_owned(),
             db_size_quota: quota.quota_bytes.unwrap_or(-1),
-            downgrade_info: Some(DowngradeInfo::default()),
+            downgrade_info: Some(DowngradeInfo {
+                enabled: status.downgrade_target.is_some(),
+                target_version: status.downgrade_target.clone().unwrap_or_default(),
+            }),
         }))
     }
 
@@ -166,7 +170,8 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
-        let response = self.handle.downgrade(request.into_inner()).await?;
+        let mut response = self.handle.downgrade(request.into_inner()).await?;
+        header::fill(&self.handle, &mut response.header);
         Ok(Response::new(response))
     }
 }

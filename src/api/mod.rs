@@ -8,6 +8,7 @@ pub mod auth;
 pub mod cluster;
 mod counted;
 pub mod election;
+mod gate;
 pub mod header;
 pub mod health;
 pub mod kv;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use counted::Counted;
+use gate::{Gate, Passed};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use tonic::body::Body;
 use tonic::codegen::Service;
@@ -61,6 +63,7 @@ pub struct Api {
     lock: LockServer<lock::LockService>,
     election: ElectionServer<election::ElectionService>,
     health: HealthServer<health::HealthService>,
+    gate: Gate,
     metrics: Arc<Metrics>,
     max_message_bytes: usize,
 }
@@ -150,6 +153,7 @@ impl Api {
     pub fn new(handle: Handle, settings: Settings) -> Self {
         let max = settings.max_request_bytes + GRPC_OVERHEAD_BYTES;
         let metrics = handle.shared().metrics.clone();
+        let gate = Gate::new(&handle);
         /// Applies the limits that every service has.
         macro_rules! limited {
             ($server:ident, $service:expr) => {
@@ -178,13 +182,14 @@ impl Api {
             lock: limited!(LockServer, lock::LockService),
             election: limited!(ElectionServer, election::ElectionService),
             health: limited!(HealthServer, health::HealthService),
+            gate,
             metrics,
             max_message_bytes: max,
         }
     }
 
     /// Answers a gRPC call.
-    pub fn call<B>(&self, request: Request<B>) -> CallFuture
+    pub fn call<B>(&self, mut request: Request<B>) -> CallFuture
     where
         B: http_body::Body + Send + 'static,
         B::Error: Into<tonic::codegen::StdError> + Send + 'static,
@@ -194,9 +199,21 @@ impl Api {
             Ok(method) => method,
             Err(status) => return Box::pin(std::future::ready(status.into_http())),
         };
-        let counted = Counted::start(&self.metrics, method, request.headers());
-        if let Err(status) = check_metadata(request.headers()) {
-            return Box::pin(std::future::ready(counted.answer(status.into_http())));
+        let counted = Counted::start(&self.metrics, method);
+        let passed = match self.gate.pass(method, request.headers()) {
+            Ok(passed) => passed,
+            Err(error) => {
+                let response = Status::from(error).into_http();
+                return Box::pin(std::future::ready(counted.answer(response)));
+            }
+        };
+        let mut gate = None;
+        match passed {
+            Passed::Call => {}
+            Passed::Range(asked) => {
+                request.extensions_mut().insert(asked);
+            }
+            Passed::NeedsLeader => gate = Some(self.gate.clone()),
         }
         let (service, _, _) = METHODS[method];
         let future = match service {
@@ -213,20 +230,16 @@ impl Api {
         let max = self.max_message_bytes;
         Box::pin(async move {
             match future.await {
-                Ok(response) => counted.answer(in_grpc_go_words(response, max)),
+                Ok(response) => {
+                    let response = in_grpc_go_words(response, max);
+                    counted.answer(match gate {
+                        Some(gate) => gate.cut(response),
+                        None => response,
+                    })
+                }
                 Err(never) => match never {},
             }
         })
-    }
-}
-
-/// etcd refuses a client version that is no text.
-fn check_metadata(headers: &HeaderMap) -> Result<(), Status> {
-    match headers.get("client-api-version") {
-        Some(version) if version.to_str().is_err() => {
-            Err(crate::error::Error::InvalidClientApiVersion.into())
-        }
-        _ => Ok(()),
     }
 }
 

@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{GRPC_OVERHEAD_BYTES, Settings, broken_stream, header};
-use crate::error::{Error, watch_reason};
+use crate::error::watch_reason;
 use crate::node::Handle;
 use crate::proto::etcdserverpb::{
     WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType,
@@ -54,13 +54,6 @@ impl Watch for WatchService {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let needs_leader = request
-            .metadata()
-            .get("hasleader")
-            .is_some_and(|value| value == "true");
-        if needs_leader && self.handle.shared().raft.leader() == 0 {
-            return Err(Error::NoLeader.into());
-        }
         let requests = request.into_inner();
         let (sender, receiver) = mpsc::channel(WAITING_RESPONSES);
         let wake = Arc::new(Notify::new());

@@ -26,7 +26,7 @@ use tonic::body::Body;
 
 use crate::metrics::Metrics;
 use crate::node::Handle;
-use crate::types::{ETCD_VERSION, STORAGE_VERSION};
+use crate::types::ETCD_VERSION;
 pub use access::Access;
 use target::Target;
 
@@ -138,7 +138,7 @@ impl HttpService {
         let versions = Versions {
             etcdserver: ETCD_VERSION,
             etcdcluster: status.cluster_version.as_deref().unwrap_or("not_decided"),
-            storage: STORAGE_VERSION,
+            storage: status.storage_version(),
         };
         // Three strings can always be written.
         page::json(serde_json::to_string(&versions).unwrap_or_default())
@@ -167,13 +167,7 @@ impl HttpService {
 
     fn is_learner(&self) -> bool {
         let shared = self.handle.shared();
-        let status = shared.status();
-        let me = status
-            .members
-            .iter()
-            .find(|member| member.id == shared.member.0);
-        me.and_then(|member| member.raft_attributes.as_ref())
-            .is_some_and(|raft| raft.is_learner)
+        shared.status().is_learner(shared.member)
     }
 }
 

@@ -51,6 +51,7 @@ pub fn scrape(handle: &Handle, is_learner: bool) -> Scrape {
             .iter()
             .map(|member| MemberId(member.id))
             .collect(),
+        removed: status.removed.clone(),
         ..Default::default()
     };
     scrape

@@ -11,6 +11,7 @@ use crate::env::{ManualClock, SystemRng};
 use crate::node::admission::Limits;
 use crate::node::handle::Settings;
 use crate::node::inbox::Inbox;
+use crate::node::members::Rules;
 use crate::node::shared::{ClusterStatus, Parts, Shared};
 use crate::proto::etcdserverpb::{AlarmMember, AlarmType};
 use crate::proto::membershippb::{Member, RaftAttributes};
@@ -41,6 +42,10 @@ fn service() -> HttpService {
         limits: Limits {
             max_request_bytes: 1 << 20,
             quota_bytes: None,
+        },
+        rules: Rules {
+            strict: true,
+            max_learners: 1,
         },
         election_timeout: Duration::from_secs(1),
     };

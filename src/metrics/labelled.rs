@@ -2,7 +2,7 @@
 //!
 //! A series that no event has brought about is not shown, as in etcd.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use super::operation::Operation;
 use super::peer::Peers;
 use super::table::{
     ALARMS, APPLIES, CLIENT_REQUESTS, CLUSTER_VERSION, FEATURE_ENABLED, GO_VERSION, HEALTH_CHECK,
-    HEALTH_CHECKS_MADE, KNOWN_PEERS, RANGES, REQUESTS, SCRAPES, SERVER_ID, SERVER_VERSION,
-    STREAM_FAILURES, Scrape,
+    HEALTH_CHECKS_MADE, KNOWN_PEERS, LEARNER_PROMOTE_FAILURES, RANGES, REQUESTS, SCRAPES,
+    SERVER_ID, SERVER_VERSION, STREAM_FAILURES, Scrape,
 };
 use super::text::{Exposition, Family};
 use crate::types::{ETCD_VERSION, MemberId};
@@ -168,6 +168,10 @@ pub struct Labelled {
     health_checks: [HealthCheck; HEALTH_CHECKS.len()],
     /// Touched by scrapes alone.
     alarms_seen: Mutex<BTreeSet<(MemberId, &'static str)>>,
+    /// The cluster's versions so far; touched by scrapes alone.
+    versions_seen: Mutex<BTreeSet<String>>,
+    /// By reason; touched by an operator's requests alone.
+    promote_failures: Mutex<BTreeMap<&'static str, u64>>,
     scrapes: Counter,
 }
 
@@ -187,6 +191,8 @@ impl Labelled {
             ranges: Outcomes::of(&RANGES),
             health_checks: Default::default(),
             alarms_seen: Mutex::default(),
+            versions_seen: Mutex::default(),
+            promote_failures: Mutex::default(),
             scrapes: Counter::default(),
         }
     }
@@ -214,6 +220,10 @@ impl Labelled {
 
     pub fn stream_failed(&self, failure: StreamFailure) {
         self.stream_failures[failure as usize].increment();
+    }
+
+    pub fn learner_promotion_failed(&self, reason: &'static str) {
+        *self.promote_failures.lock().entry(reason).or_default() += 1;
     }
 
     pub fn requested(&self, operation: Operation, success: bool, took: Duration) {
@@ -280,15 +290,31 @@ impl Labelled {
             let labels = [("name", *name), ("stage", *stage)];
             page.number(&FEATURE_ENABLED, &labels, f64::from(u8::from(*on)));
         }
-        if let Some(version) = &scrape.cluster_version {
-            // The label has no patch level.
-            let parts: Vec<_> = version.splitn(3, '.').take(2).collect();
-            let version = parts.join(".");
-            page.number(&CLUSTER_VERSION, &[("cluster_version", &version)], 1.0);
-        }
-        for member in &scrape.members {
+        self.expose_cluster_version(scrape, page);
+        let known = scrape.members.iter().map(|member| (member, 1.0));
+        let removed = scrape.removed.iter().map(|member| (member, 0.0));
+        for (member, value) in known.chain(removed) {
             let labels = [("Local", me.as_str()), ("Remote", &member.to_string())];
-            page.number(&KNOWN_PEERS, &labels, 1.0);
+            page.number(&KNOWN_PEERS, &labels, value);
+        }
+        for (reason, count) in self.promote_failures.lock().iter() {
+            let labels = [("Reason", *reason)];
+            page.number(&LEARNER_PROMOTE_FAILURES, &labels, *count as f64);
+        }
+    }
+
+    fn expose_cluster_version(&self, scrape: &Scrape, page: &mut Exposition) {
+        let Some(version) = &scrape.cluster_version else {
+            return;
+        };
+        // The label has no patch level.
+        let parts: Vec<_> = version.splitn(3, '.').take(2).collect();
+        let current = parts.join(".");
+        let mut seen = self.versions_seen.lock();
+        seen.insert(current.clone());
+        for version in seen.iter() {
+            let value = f64::from(u8::from(*version == current));
+            page.number(&CLUSTER_VERSION, &[("cluster_version", version)], value);
         }
     }
 

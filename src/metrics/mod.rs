@@ -91,6 +91,11 @@ impl Metrics {
         self.labelled.stream_failed(failure);
     }
 
+    /// This member leads and did not promote a learner.
+    pub fn learner_promotion_failed(&self, reason: &'static str) {
+        self.labelled.learner_promotion_failed(reason);
+    }
+
     /// A proposal or a read was answered; an error of the state machine is a success here, as in
     /// etcd.
     pub fn requested(&self, operation: Operation, success: bool, took: Duration) {

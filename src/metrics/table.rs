@@ -105,6 +105,8 @@ macro_rules! table {
             pub cluster_version: Option<String>,
             /// The members, this one included.
             pub members: Vec<MemberId>,
+            /// Those that were removed.
+            pub removed: Vec<MemberId>,
             /// The alarms that are active: whose, and their kind in etcd's words.
             pub alarms: Vec<(MemberId, &'static str)>,
         }
@@ -262,7 +264,7 @@ table! {
         SERVER_ID: Gauge = "etcd_server_id", "This member.";
         FEATURE_ENABLED: Gauge = "etcd_server_feature_enabled", "1 where a feature gate is on.";
         CLUSTER_VERSION: Gauge = "etcd_cluster_version", "The version that the cluster runs at.";
-        KNOWN_PEERS: Gauge = "etcd_network_known_peers", "The members that this one knows.";
+        KNOWN_PEERS: Gauge = "etcd_network_known_peers", "1 for the members that this one knows, 0 for those that were removed.";
         ACTIVE_PEERS: Gauge = "etcd_network_active_peers", "1 while a peer is connected in both directions.";
         DISCONNECTED_PEERS: Counter = "etcd_network_disconnected_peers_total", "How often the connection to a peer was lost.";
         PEER_SENT_BYTES: Counter = "etcd_network_peer_sent_bytes_total", "Bytes of messages sent to a peer.";
@@ -278,6 +280,7 @@ table! {
         SNAPSHOT_RECEIVE_FAILURES: Counter = "etcd_network_snapshot_receive_failures", "Snapshots of a peer that were cut or refused.";
         SNAPSHOT_RECEIVE_INFLIGHTS: Gauge = "etcd_network_snapshot_receive_inflights_total", "Snapshots that are coming in from a peer.";
         SNAPSHOT_RECEIVE_TOTAL_DURATION: Histogram(TRANSFER) = "etcd_network_snapshot_receive_total_duration_seconds", "Time of receiving a snapshot and taking it over.";
+        LEARNER_PROMOTE_FAILURES: Counter = "etcd_server_learner_promote_failures", "Learners that this member as leader refused to promote, by reason.";
         ALARMS: Gauge = "etcd_debugging_server_alarms", "1 while an alarm is active, 0 once it is cleared.";
         SCRAPES: Counter = "promhttp_metric_handler_requests_total", "Scrapes answered, by status.";
     }

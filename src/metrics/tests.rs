@@ -12,7 +12,8 @@ use super::text::Kind;
 use super::*;
 
 /// Shown by etcd after events that a fresh member may not have seen.
-const ONCE_SOMETHING_HAPPENED: [&str; 19] = [
+const ONCE_SOMETHING_HAPPENED: [&str; 20] = [
+    "etcd_server_learner_promote_failures",
     "etcd_server_client_requests_total",
     "etcd_network_server_stream_failures_total",
     "etcd_debugging_server_alarms",
@@ -112,6 +113,7 @@ fn used() -> Metrics {
     metrics.client_request(CallKind::Unary, None);
     metrics.client_request(CallKind::Stream, Some("3.7\"\\"));
     metrics.stream_failed(StreamFailure::KeepAliveSend);
+    metrics.learner_promotion_failed("membership: ID not found");
     metrics.requested(Operation::Put, true, Duration::from_millis(3));
     metrics.applied(Operation::Txn, false, Duration::from_micros(150));
     metrics.ranged(true, Duration::from_micros(1));
@@ -318,6 +320,27 @@ fn an_alarm_stays_in_sight_once_cleared() {
     assert_eq!(page.series.get(series), Some(&0.0));
     let scrapes = "promhttp_metric_handler_requests_total{code=\"200\"}";
     assert_eq!(page.series.get(scrapes), Some(&1.0));
+}
+
+#[test]
+fn what_is_past_shows_zero() {
+    let metrics = Metrics::new(MemberId(1), false);
+    metrics.render(&full_scrape());
+    let scrape = Scrape {
+        cluster_version: Some("3.6.0".to_owned()),
+        members: vec![MemberId(1)],
+        removed: vec![MemberId(2)],
+        ..Default::default()
+    };
+    let page = parse(&metrics.render(&scrape));
+    for (series, value) in [
+        ("etcd_cluster_version{cluster_version=\"3.7\"}", 0.0),
+        ("etcd_cluster_version{cluster_version=\"3.6\"}", 1.0),
+        ("etcd_network_known_peers{Local=\"1\",Remote=\"1\"}", 1.0),
+        ("etcd_network_known_peers{Local=\"1\",Remote=\"2\"}", 0.0),
+    ] {
+        assert_eq!(page.series.get(series), Some(&value), "{series}");
+    }
 }
 
 /// A client can send any version: those beyond a number share one series.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::members::log_changes;
 use super::requests::Reply;
 use super::shared::{ClusterStatus, ReadView, Shared};
 use super::states::{Received, States};
@@ -175,6 +176,7 @@ impl Applier {
         let status = ClusterStatus::of(&self.machine);
         let peers = status.peers_of(self.shared.member);
         let removed = status.is_removed(self.shared.member);
+        log_changes(&self.shared, &self.shared.status(), &status);
         self.shared.publish_status(status);
         self.network.set_peers(peers);
         if removed {

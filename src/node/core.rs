@@ -148,13 +148,32 @@ impl Core {
             .is_some_and(|term| term != status.term || !status.is_leader);
         if fenced {
             (proposal.reply)(Err(Error::NotLeader));
-        } else if self.replica.takes_proposals() {
+        } else {
+            self.route(proposal, self.tick + self.limit_ticks);
+        }
+    }
+
+    fn route(&mut self, proposal: Proposal, expires_at_tick: u64) {
+        let leaves = match &proposal.what {
+            Proposed::Member(change) => self.steps_aside_for(change),
+            Proposed::Request(..) => false,
+        };
+        let status = self.replica.status();
+        if self.replica.takes_proposals() && !leaves {
             self.propose_here(proposal);
         } else if status.is_leader || status.leader == 0 {
-            self.park(proposal, self.tick + self.limit_ticks);
+            self.park(proposal, expires_at_tick);
         } else {
             self.forward(MemberId(status.leader), status.term, proposal);
         }
+    }
+
+    /// A removed leader would go on leading, to raft: where this one is to be removed and
+    /// another member can lead, that one is to propose it.
+    fn steps_aside_for(&mut self, change: &MemberChange) -> bool {
+        let removes_self =
+            change.member_id == self.member.0 && matches!(change.change, Some(Change::Remove(_)));
+        removes_self && self.hand_over().is_some()
     }
 
     fn propose_here(&mut self, proposal: Proposal) {
@@ -230,8 +249,13 @@ impl Core {
 
     /// Proposes what another member was asked for.
     pub fn propose_for(&mut self, from: MemberId, message: Forwarded) {
+        let leaves = match &message.proposal {
+            Some(forwarded::Proposal::MemberChange(change)) => self.steps_aside_for(change),
+            _ => false,
+        };
         let status = self.replica.status();
-        let proposed = if !self.replica.takes_proposals() || message.term != status.term {
+        let takes = self.replica.takes_proposals() && !leaves;
+        let proposed = if !takes || message.term != status.term {
             Err(Error::NotLeader)
         } else {
             match message.proposal {
@@ -264,14 +288,7 @@ impl Core {
 
     fn propose_parked(&mut self) {
         for (proposal, expires_at_tick) in std::mem::take(&mut self.parked) {
-            let status = self.replica.status();
-            if self.replica.takes_proposals() {
-                self.propose_here(proposal);
-            } else if status.is_leader || status.leader == 0 {
-                self.park(proposal, expires_at_tick);
-            } else {
-                self.forward(MemberId(status.leader), status.term, proposal);
-            }
+            self.route(proposal, expires_at_tick);
         }
     }
 

@@ -9,13 +9,14 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::admission::{self, Limits};
 use super::inbox::{Inbox, Input, Refused};
+use super::members::Rules;
 use super::requests::{Proposal, Proposed};
 use super::shared::{ReadView, Shared};
 use crate::error::Error;
 use crate::metrics::{Metrics, Operation};
 use crate::proto::etcdserverpb::{
-    AlarmRequest, AlarmType, CompactionRequest, CompactionResponse, DowngradeRequest,
-    DowngradeResponse, InternalRaftRequest, RequestHeader, alarm_request::AlarmAction,
+    AlarmRequest, AlarmType, CompactionRequest, CompactionResponse, InternalRaftRequest,
+    RequestHeader, alarm_request::AlarmAction,
 };
 use crate::proto::etchedpeer::{Answer, MemberChange, Question, member_change::Change};
 use crate::proto::membershippb::Member;
@@ -30,6 +31,7 @@ const MAX_PROPOSED_KIB: u32 = 128 << 10;
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     pub limits: Limits,
+    pub rules: Rules,
     pub election_timeout: Duration,
 }
 
@@ -269,11 +271,6 @@ impl Handle {
             Response::Members(members) => Ok(members),
             _ => Err(Error::UnknownMethod),
         }
-    }
-
-    /// Validates, begins or ends a downgrade.
-    pub async fn downgrade(&self, _request: DowngradeRequest) -> Result<DowngradeResponse, Error> {
-        Err(Error::DowngradeNotBuilt)
     }
 
     /// Compacts the history; `physical` waits until its space is free.

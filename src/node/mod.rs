@@ -10,6 +10,7 @@
 pub mod admission;
 pub mod apply;
 pub mod core;
+pub mod downgrade;
 pub mod handle;
 pub mod hashes;
 pub mod inbox;
@@ -26,6 +27,7 @@ pub mod shared;
 pub mod states;
 #[cfg(test)]
 mod tests;
+pub mod version;
 
 pub use handle::Handle;
 pub use shared::{ClusterStatus, ReadView, Shared};

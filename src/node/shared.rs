@@ -21,7 +21,7 @@ use crate::state::Machine;
 use crate::state::membership::is_learner;
 use crate::storage::{self, Engine, Read};
 use crate::transport::Peer;
-use crate::types::{ClusterId, MemberId};
+use crate::types::{ClusterId, MemberId, STORAGE_VERSION};
 use crate::watch::Hub;
 
 /// The state after one group of entries; never changes.
@@ -65,6 +65,8 @@ pub struct ClusterStatus {
     pub alarms: Vec<AlarmMember>,
     pub members: Vec<Member>,
     pub cluster_version: Option<String>,
+    /// Where a downgrade that was begun goes to.
+    pub downgrade_target: Option<String>,
     pub removed: Vec<MemberId>,
 }
 
@@ -73,7 +75,8 @@ impl ClusterStatus {
         Self {
             alarms: machine.alarms().list(AlarmType::None as i32),
             members: machine.members().iter().cloned().collect(),
-            cluster_version: machine.cluster_version().map(str::to_owned),
+            cluster_version: machine.versions().cluster().map(str::to_owned),
+            downgrade_target: machine.versions().downgrade_target().map(str::to_owned),
             removed: machine.members().removed().collect(),
         }
     }
@@ -88,6 +91,16 @@ impl ClusterStatus {
 
     pub fn voters(&self) -> impl Iterator<Item = &Member> {
         self.members.iter().filter(|member| !is_learner(member))
+    }
+
+    /// The format that the state counts as, for those who plan a downgrade: as in etcd it follows
+    /// the cluster's version. etched's own format is always the same.
+    pub fn storage_version(&self) -> &str {
+        let decided = self.cluster_version.as_deref();
+        let least = super::version::LEAST.to_string();
+        decided
+            .filter(|version| *version != least)
+            .unwrap_or(STORAGE_VERSION)
     }
 
     pub fn is_removed(&self, id: MemberId) -> bool {

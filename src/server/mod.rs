@@ -3,9 +3,11 @@
 pub mod bootstrap;
 pub mod connection;
 pub mod data_dir;
+pub mod leave;
 pub mod listen;
 pub mod logging;
 pub mod ping_guard;
+pub mod publish;
 pub mod run;
 pub mod states;
 

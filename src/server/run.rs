@@ -12,7 +12,9 @@ use super::Error;
 use super::bootstrap::{self, Restored};
 use super::connection::{Connections, Http2, Traffic};
 use super::data_dir::DataDir;
+use super::leave;
 use super::listen::{self, SocketOptions};
+use super::publish::publish;
 use super::states::StateDirs;
 use crate::api::{self, Api};
 use crate::config::{AutoCompaction, Config, Listen};
@@ -24,22 +26,16 @@ use crate::node::apply::Applier;
 use crate::node::core::Core;
 use crate::node::handle::{Handle, Settings};
 use crate::node::inbox::{Inbox, Input};
-use crate::node::jobs::{auto_compaction, compactor, leases, snapshot};
+use crate::node::jobs::{auto_compaction, compactor, leases, snapshot, version};
 use crate::node::log_thread::LogWriter;
+use crate::node::members::Rules;
 use crate::node::peer::PeerService;
 use crate::node::run::{self, RaftThread, Timing};
 use crate::node::shared::{Parts, Shared};
 use crate::node::states::States;
-use crate::proto::etcdserverpb::InternalRaftRequest;
-use crate::proto::membershippb::{
-    Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest,
-};
 use crate::transport::{self, GrpcNetwork, Local, Network as _, Outside};
 use crate::types::{ETCD_VERSION, MemberId};
 use crate::watch::Hub;
-
-/// The cluster version that this release runs at.
-const CLUSTER_VERSION: &str = "3.7.0";
 
 /// How long a stop waits for the disk.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -49,6 +45,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 pub enum Stopped {
     /// By this signal.
     Signal(i32),
+    /// By itself: it was removed from the cluster.
+    Removed,
 }
 
 /// The listening sockets of a member.
@@ -106,18 +104,24 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
         let serving = member.network.clone().serve(listener, stopping.clone());
         peers.push(tokio::spawn(serving));
     }
-    // Clients are answered only when the member shows its name and URLs.
-    tokio::select! {
-        published = member.publish(&config) => published?,
-        failure = member.handle.shared().failed() => return Err(Error::Failed(failure)),
-    }
-    let serving = member.serve(&config, sockets, &stopping);
-    tracing::info!("ready to serve client requests");
-    notify_ready();
-    let ended = tokio::select! {
-        signal = stop_signal() => Ok(signal?),
-        failure = member.handle.shared().failed() => Err(Error::Failed(failure)),
+    let mut serving = Vec::new();
+    let work = async {
+        publish(&member.handle, &config).await;
+        serving = member.serve(&config, sockets, &stopping);
+        tracing::info!("ready to serve client requests");
+        notify_ready();
+        stop_signal().await
     };
+    let shared = member.handle.shared();
+    let ended = tokio::select! {
+        signal = work => signal,
+        () = leave::removed(shared) => Ok(Stopped::Removed),
+        failure = shared.failed() => Err(Error::Failed(failure)),
+    };
+    if let Ok(Stopped::Signal(_)) = ended {
+        tracing::info!(name = %config.name, "data-dir" = %config.data_dir.display(), "closing etcd server");
+        leave::hand_over(&member.handle).await;
+    }
     stop.send_replace(true);
     if let Err(error) = ended {
         // The state may be unsound: nothing more is written.
@@ -165,7 +169,6 @@ struct Member {
     network: Arc<GrpcNetwork>,
     inbox: Arc<Inbox>,
     raft_ended: oneshot::Receiver<Result<(), String>>,
-    existed: bool,
 }
 
 impl Member {
@@ -203,6 +206,10 @@ impl Member {
             limits: Limits {
                 max_request_bytes: config.max_request_bytes,
                 quota_bytes: config.quota_bytes.map(|quota| quota as i64),
+            },
+            rules: Rules {
+                strict: config.strict_reconfig_check,
+                max_learners: config.max_learners,
             },
             election_timeout,
         };
@@ -243,7 +250,6 @@ impl Member {
             network,
             inbox,
             raft_ended,
-            existed: restored.existed,
         })
     }
 
@@ -302,65 +308,8 @@ impl Member {
         tasks
     }
 
-    /// Tells the cluster what it does not know of this member yet.
-    async fn publish(&self, config: &Config) -> Result<(), Error> {
-        let shared = self.handle.shared();
-        let status = shared.status();
-        let attributes = Attributes {
-            name: config.name.clone(),
-            client_urls: config
-                .advertise_client_urls
-                .iter()
-                .map(|url| url.as_str().to_owned())
-                .collect(),
-        };
-        let known = status
-            .members
-            .iter()
-            .find(|member| member.id == shared.member.0)
-            .and_then(|member| member.member_attributes.as_ref());
-        if known != Some(&attributes) {
-            self.agree(InternalRaftRequest {
-                cluster_member_attr_set: Some(ClusterMemberAttrSetRequest {
-                    member_id: shared.member.0,
-                    member_attributes: Some(attributes),
-                }),
-                ..Default::default()
-            })
-            .await?;
-            tracing::info!(
-                "local-member-id" = %shared.member,
-                "published local member to cluster through raft"
-            );
-        }
-        if status.cluster_version.as_deref() != Some(CLUSTER_VERSION) {
-            self.agree(InternalRaftRequest {
-                cluster_version_set: Some(ClusterVersionSetRequest {
-                    ver: CLUSTER_VERSION.to_owned(),
-                }),
-                ..Default::default()
-            })
-            .await?;
-            tracing::info!(
-                "cluster-version" = CLUSTER_VERSION,
-                "set initial cluster version"
-            );
-        }
-        tracing::debug!(existed = self.existed, "member is up");
-        Ok(())
-    }
-
-    async fn agree(&self, request: InternalRaftRequest) -> Result<(), Error> {
-        self.handle
-            .propose(request)
-            .await
-            .map(|_| ())
-            .map_err(|error| Error::Failed(error.to_string()))
-    }
-
     /// Ends the raft thread, which makes the state durable.
     async fn stop(self, config: &Config) -> Result<(), Error> {
-        tracing::info!(name = %config.name, "data-dir" = %config.data_dir.display(), "closing etcd server");
         self.inbox.close_with(Input::Stop);
         self.network.stop();
         match tokio::time::timeout(STOP_LIMIT, self.raft_ended).await {
@@ -427,6 +376,7 @@ fn spawn_jobs(config: &Config, handle: &Handle, inbox: &Arc<Inbox>) {
     };
     tokio::spawn(compactor::run(shared, pace));
     tokio::spawn(leases::run(handle.clone()));
+    tokio::spawn(version::run(handle.clone()));
     let retention = match config.auto_compaction {
         AutoCompaction::Off => auto_compaction::Retention::Off,
         AutoCompaction::Periodic(age) => auto_compaction::Retention::Age(age),

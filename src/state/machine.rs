@@ -13,6 +13,7 @@ use prost::Message;
 use super::alarm::Alarms;
 use super::lease::{self, LeaseEvent, Leases};
 use super::membership::Membership;
+use super::version::Versions;
 use super::{kv, txn};
 use crate::error::Error;
 use crate::mvcc::write::Writer;
@@ -62,7 +63,7 @@ pub struct Group {
     pub lease_events: Vec<LeaseEvent>,
     /// The indexes of changes of membership that were made.
     pub member_changes: Vec<u64>,
-    /// True where alarms, members or the cluster version changed.
+    /// True where alarms, members, the cluster's version or its downgrade changed.
     pub status_changed: bool,
     /// True where the history was asked to be compacted further.
     pub compacted: bool,
@@ -132,7 +133,7 @@ pub struct Machine {
     leases: Leases,
     alarms: Alarms,
     members: Membership,
-    cluster_version: Option<String>,
+    versions: Versions,
     applied_index: u64,
     applied_term: u64,
 }
@@ -142,14 +143,11 @@ impl Machine {
     pub fn open(engine: Arc<dyn Engine>) -> storage::Result<Self> {
         let read = engine.latest();
         let (applied_index, applied_term) = Self::applied(read)?;
-        let cluster_version = read
-            .get(Family::Meta, meta::CLUSTER_VERSION)?
-            .map(|value| String::from_utf8_lossy(&value).into_owned());
         Ok(Self {
             leases: Leases::load(read)?,
             alarms: Alarms::load(read)?,
             members: Membership::load(read)?,
-            cluster_version,
+            versions: Versions::load(read)?,
             applied_index,
             applied_term,
             writer: Writer::open(engine.clone())?,
@@ -229,8 +227,8 @@ impl Machine {
         &self.members
     }
 
-    pub fn cluster_version(&self) -> Option<&str> {
-        self.cluster_version.as_deref()
+    pub fn versions(&self) -> &Versions {
+        &self.versions
     }
 
     /// Applies entries in order and writes them. An error is fatal: the state on disk is as
@@ -330,10 +328,16 @@ impl Machine {
         }
         if let Some(version) = request.cluster_version_set {
             group.status_changed = true;
-            self.writer
-                .batch()
-                .put(Family::Meta, meta::CLUSTER_VERSION, version.ver.as_bytes());
-            self.cluster_version = Some(version.ver);
+            self.versions.set_cluster(version, self.writer.batch());
+            return Ok(Response::Done);
+        }
+        if let Some(downgrade) = request.downgrade_info_set {
+            group.status_changed = true;
+            self.versions.set_downgrade(downgrade, self.writer.batch());
+            return Ok(Response::Done);
+        }
+        if request.downgrade_version_test.is_some() {
+            // etcd's tests put it into the log; it does nothing there either.
             return Ok(Response::Done);
         }
         if let Some(set) = request.cluster_member_attr_set {

@@ -129,7 +129,15 @@ impl Membership {
             }
             Some(Change::Promote(_)) if is_learner(known.ok_or(Error::MemberNotFound)?) => Ok(()),
             Some(Change::Promote(_)) => Err(Error::MemberNotLearner),
-            Some(Change::Remove(_)) => known.map(|_| ()).ok_or(Error::MemberNotFound),
+            Some(Change::Remove(_)) => {
+                let removed = known.ok_or(Error::MemberNotFound)?;
+                if !is_learner(removed) && self.voters().count() == 1 {
+                    // Nobody would be left to decide anything. Unlike etcd, which panics where
+                    // it does not check what is proposed.
+                    return Err(Error::NotEnoughStartedMembers);
+                }
+                Ok(())
+            }
             // A newer leader's change: every member of this version refuses it alike.
             None => Err(Error::UnknownMethod),
         }

@@ -15,5 +15,6 @@ pub mod membership;
 #[cfg(test)]
 mod tests;
 pub mod txn;
+pub mod version;
 
 pub use machine::{Applied, Group, Machine, Response};

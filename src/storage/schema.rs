@@ -376,6 +376,8 @@ pub mod meta {
     pub const COMPACTION_FINISHED: &[u8] = b"compaction_finished";
     /// Text: the cluster's version.
     pub const CLUSTER_VERSION: &[u8] = b"cluster_version";
+    /// An encoded `DowngradeInfoSetRequest`: the downgrade that was begun; absent without one.
+    pub const DOWNGRADE: &[u8] = b"downgrade";
     /// Leases: `l/` and the id.
     pub const LEASES: &[u8] = b"l/";
     /// Alarms: `a/`, the type and the member.

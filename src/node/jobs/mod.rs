@@ -5,3 +5,4 @@ pub mod compactor;
 pub mod deadlines;
 pub mod leases;
 pub mod snapshot;
+pub mod version;

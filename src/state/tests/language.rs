@@ -9,6 +9,7 @@
 //! | `compact N` | |
 //! | `grant ID TTL`, `revoke ID`, `checkpoint ID SECONDS` | |
 //! | `alarm ACTION KIND MEMBER` | |
+//! | `downgrade TARGET`, `downgrade cancel`, `downgrade test` | the last does nothing |
 //! | `version TEXT`, `attributes MEMBER NAME URL` | the cluster's version, what a member says of itself |
 
 use crate::mvcc::tests::golden::{bytes, number};
@@ -16,12 +17,13 @@ use crate::proto::etcdserverpb::alarm_request::AlarmAction;
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::{
-    AlarmRequest, AlarmType, CompactionRequest, Compare, DeleteRangeRequest, InternalRaftRequest,
-    LeaseCheckpoint, LeaseCheckpointRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
-    RangeRequest, RequestOp, TxnRequest, request_op::Request,
+    AlarmRequest, AlarmType, CompactionRequest, Compare, DeleteRangeRequest,
+    DowngradeVersionTestRequest, InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest,
+    LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    request_op::Request,
 };
 use crate::proto::membershippb::{
-    Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest,
+    Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest, DowngradeInfoSetRequest,
 };
 use bytes::Bytes;
 
@@ -232,6 +234,16 @@ pub fn request(command: &str) -> InternalRaftRequest {
         "alarm" => request.alarm = Some(alarm(&rest)),
         "version" => {
             request.cluster_version_set = Some(ClusterVersionSetRequest {
+                ver: rest[0].to_owned(),
+            });
+        }
+        "downgrade" if rest[0] == "test" => {
+            request.downgrade_version_test = Some(DowngradeVersionTestRequest::default());
+        }
+        "downgrade" => {
+            let enabled = rest[0] != "cancel";
+            request.downgrade_info_set = Some(DowngradeInfoSetRequest {
+                enabled,
                 ver: rest[0].to_owned(),
             });
         }

@@ -97,7 +97,12 @@ impl Player {
             }
             ["members"] => {
                 let members = self.member.machine.members();
-                let mut text = format!("version {:?}\n", self.member.machine.cluster_version());
+                let versions = self.member.machine.versions();
+                let mut text = format!("version {:?}", versions.cluster());
+                if let Some(target) = versions.downgrade_target() {
+                    write!(text, " going down to {target}").expect("writes");
+                }
+                text += "\n";
                 for member in members.iter() {
                     writeln!(text, "{member:?}").expect("writes");
                 }

@@ -1,0 +1,201 @@
+//! What every call has to pass before its service sees it, in etcd's order: the cluster's version
+//! is one that this server knows, this member is no learner, the client's version is a text, and
+//! there is a leader where the client wants one.
+//!
+//! A stream whose client wants a leader is cut once there has been none for three election
+//! timeouts: to connect anew costs much more than to wait a little.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::sync::watch;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::{Kind, METHODS};
+use crate::error::Error;
+use crate::metrics::CallKind;
+use crate::node::version::{LEAST, NEWEST, Version};
+use crate::node::{Handle, Shared};
+
+/// Looks without a leader, an election timeout apart, after which streams are cut; etcd's figure.
+const LOOKS_WITHOUT_LEADER: u32 = 3;
+
+/// A range asked of a learner: it is allowed where it is serializable, and then has the rest of
+/// the gate to pass. Only its service sees what it is.
+#[derive(Clone, Copy, Debug)]
+pub struct AskedOfLearner(Result<(), Error>);
+
+impl AskedOfLearner {
+    pub fn allows(self, serializable: bool) -> Result<(), Error> {
+        match serializable {
+            true => self.0,
+            false => Err(Error::NotSupportedForLearner),
+        }
+    }
+}
+
+/// What the gate lets pass.
+pub enum Passed {
+    Call,
+    /// See `AskedOfLearner`.
+    Range(AskedOfLearner),
+    /// A stream that needs a leader; see `Gate::cut`.
+    NeedsLeader,
+}
+
+/// See the module.
+#[derive(Clone)]
+pub struct Gate {
+    shared: Arc<Shared>,
+    /// How often all streams that need a leader were cut.
+    cuts: watch::Receiver<u64>,
+}
+
+impl Gate {
+    /// Begins to look for a leader, until the runtime stops.
+    pub fn new(handle: &Handle) -> Self {
+        let (sender, cuts) = watch::channel(0);
+        tokio::spawn(look_for_leader(handle.clone(), sender));
+        Self {
+            shared: handle.shared().clone(),
+            cuts,
+        }
+    }
+
+    /// Whether a call may go to its service.
+    pub fn pass(&self, method: usize, headers: &HeaderMap) -> Result<Passed, Error> {
+        let (service, name, kind) = METHODS[method];
+        let status = self.shared.status();
+        check_capability(status.cluster_version.as_deref())?;
+        let learner = status.is_learner(self.shared.member);
+        let wants_leader = wants_leader(headers);
+        match (learner, service, name) {
+            (true, "etcdserverpb.KV", "Range") => {
+                return Ok(Passed::Range(AskedOfLearner(
+                    self.check_metadata(kind, headers),
+                )));
+            }
+            (false, ..) | (true, "etcdserverpb.Maintenance", "Status" | "Snapshot") => {}
+            (true, ..) => return Err(Error::NotSupportedForLearner),
+        }
+        self.check_metadata(kind, headers)?;
+        match kind {
+            Kind::ServerStream | Kind::BidiStream if wants_leader => Ok(Passed::NeedsLeader),
+            _ => Ok(Passed::Call),
+        }
+    }
+
+    fn check_metadata(&self, kind: Kind, headers: &HeaderMap) -> Result<(), Error> {
+        let version = headers.get("client-api-version");
+        let version = version.map(|version| version.to_str().ok());
+        if version == Some(None) {
+            return Err(Error::InvalidClientApiVersion);
+        }
+        let kind = match kind {
+            Kind::Unary => CallKind::Unary,
+            Kind::ServerStream | Kind::BidiStream => CallKind::Stream,
+        };
+        self.shared.metrics.client_request(kind, version.flatten());
+        if wants_leader(headers) && self.shared.raft.leader() == 0 {
+            return Err(Error::NoLeader);
+        }
+        Ok(())
+    }
+
+    /// Has a stream end once there has been no leader for too long.
+    pub fn cut(&self, response: Response<Body>) -> Response<Body> {
+        let mut cuts = self.cuts.clone();
+        cuts.mark_unchanged();
+        let cut = Box::pin(async move {
+            if cuts.changed().await.is_err() {
+                // The runtime is going down, and with it the stream.
+                std::future::pending::<()>().await;
+            }
+        });
+        response.map(|body| {
+            Body::new(CutBody {
+                body: Some(body),
+                cut,
+            })
+        })
+    }
+}
+
+fn wants_leader(headers: &HeaderMap) -> bool {
+    headers
+        .get("hasleader")
+        .is_some_and(|value| value == "true")
+}
+
+/// A cluster may have been taken to a version that this server does not know.
+fn check_capability(cluster: Option<&str>) -> Result<(), Error> {
+    let Some(version) = cluster else {
+        return Ok(());
+    };
+    let known = Version::parse(version).is_some_and(|v| (LEAST..=NEWEST).contains(&v));
+    match known {
+        true => Ok(()),
+        false => Err(Error::NotCapable),
+    }
+}
+
+async fn look_for_leader(handle: Handle, cuts: watch::Sender<u64>) {
+    let election_timeout = handle.settings().election_timeout;
+    let mut without = 0;
+    loop {
+        tokio::time::sleep(election_timeout).await;
+        match handle.shared().raft.leader() {
+            0 => without += 1,
+            _ => without = 0,
+        }
+        if without >= LOOKS_WITHOUT_LEADER {
+            cuts.send_modify(|count| *count += 1);
+        }
+        if cuts.is_closed() {
+            return;
+        }
+    }
+}
+
+/// The body of a stream that needs a leader.
+struct CutBody {
+    /// None once it was cut.
+    body: Option<Body>,
+    cut: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl HttpBody for CutBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        let Some(body) = &mut this.body else {
+            return Poll::Ready(None);
+        };
+        if this.cut.as_mut().poll(context).is_ready() {
+            this.body = None;
+            let mut trailers = HeaderMap::new();
+            let status = Status::from(Error::NoLeader);
+            let ended = status.add_header(&mut trailers);
+            return Poll::Ready(Some(ended.map(|()| Frame::trailers(trailers))));
+        }
+        Pin::new(body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}

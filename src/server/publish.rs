@@ -1,0 +1,72 @@
+//! What a member does before it serves clients: it tells the cluster its name and where clients
+//! reach it, for as long as that takes. Clients are served by members alone that the cluster
+//! knows, as in etcd.
+
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::node::Handle;
+use crate::node::jobs::version;
+use crate::proto::etcdserverpb::InternalRaftRequest;
+use crate::proto::membershippb::{Attributes, ClusterMemberAttrSetRequest};
+
+/// Wait before the next try; each try itself waits for a leader.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Resolves once the cluster shows this member as it is. A member that alone decides also
+/// settles the cluster's version; others leave that to the leader's job.
+pub async fn publish(handle: &Handle, config: &Config) {
+    let shared = handle.shared();
+    let attributes = Attributes {
+        name: config.name.clone(),
+        client_urls: config
+            .advertise_client_urls
+            .iter()
+            .map(|url| url.as_str().to_owned())
+            .collect(),
+    };
+    let alone = shared.raft.is_sole_voter() && shared.raft.is_leader();
+    let status = shared.status();
+    let member = status.member(shared.member);
+    let known = member.and_then(|member| member.member_attributes.as_ref());
+    // Among others the write also shows that there is a quorum and that this member follows it.
+    if !alone || known != Some(&attributes) {
+        publish_attributes(handle, attributes).await;
+    }
+    while alone && shared.status().cluster_version.is_none() {
+        if let Err(error) = version::update(handle).await {
+            tracing::warn!(%error, "failed to update cluster version");
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+async fn publish_attributes(handle: &Handle, attributes: Attributes) {
+    let shared = handle.shared();
+    loop {
+        let request = InternalRaftRequest {
+            cluster_member_attr_set: Some(ClusterMemberAttrSetRequest {
+                member_id: shared.member.0,
+                member_attributes: Some(attributes.clone()),
+            }),
+            ..Default::default()
+        };
+        match handle.propose(request).await {
+            Ok(_) => break,
+            Err(error) => {
+                tracing::warn!(
+                    "local-member-id" = %shared.member,
+                    %error,
+                    "failed to publish local member to cluster through raft"
+                );
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+    tracing::info!(
+        "local-member-id" = %shared.member,
+        "local-member-attributes" = ?attributes,
+        "cluster-id" = %shared.cluster,
+        "published local member to cluster through raft"
+    );
+}
