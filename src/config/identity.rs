@@ -4,12 +4,14 @@
 //! Only a start without data asks: from then on the numbers come from the data.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
 
 use sha1::{Digest, Sha1};
 
 use super::urls::{self, Url};
 use super::value::{quote, quote_all};
-use super::{ClusterState, Config, Refusal, not_built};
+use super::{Config, Refusal};
 use crate::types::{ClusterId, MemberId};
 
 /// A member that founds a cluster.
@@ -34,52 +36,146 @@ pub struct Bootstrap {
 /// Turns `host:port` into `address:port`.
 pub type Resolve<'a> = &'a dyn Fn(&str) -> std::io::Result<String>;
 
-impl Config {
-    /// Checks `--initial-cluster` against this member and computes the identities.
-    ///
-    /// `resolve` is asked only if the two URL lists differ in their texts.
+/// The members that a flag, DNS or a discovery service names, and the token of their ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InitialCluster {
+    /// Each with its URLs, sorted.
+    members: BTreeMap<String, Vec<Url>>,
+    token: String,
+}
+
+impl InitialCluster {
+    /// Reads `NAME=URL,NAME=URL,…`; a name may come more than once.
     ///
     /// # Errors
-    /// etcd's texts for a cluster that this member is no part of, and what is not built yet.
-    pub fn bootstrap(&self, resolve: Resolve<'_>) -> Result<Bootstrap, Refusal> {
-        let members = members_of(&self.initial_cluster)
-            .map_err(|e| Refusal::Start(format!("error setting up initial cluster: {e}")))?;
-        let Some(own) = members.get(self.name.as_str()) else {
-            return Err(Refusal::Start(format!(
-                "couldn't find local name {} in the initial cluster configuration",
-                quote(&self.name)
-            )));
-        };
-        if self.initial_cluster_state == ClusterState::Existing {
-            return Err(not_built("--initial-cluster-state=existing"));
+    /// etcd's text for the first URL that is none.
+    pub fn parse(text: &str, token: &str) -> Result<Self, String> {
+        let mut members: BTreeMap<String, Vec<Url>> = BTreeMap::new();
+        for item in text.split(',').filter(|item| !item.is_empty()) {
+            let (name, url) = item.split_once('=').unwrap_or((item, ""));
+            let urls = members.entry(name.to_owned()).or_default();
+            urls.push(Url::parse(url)?);
         }
-        self.match_advertised(own, resolve)?;
-        let mut all: Vec<&str> = members.values().flatten().map(Url::as_str).collect();
-        let count = all.len();
-        all.sort_unstable();
-        all.dedup();
-        if all.len() != count {
-            return Err(Refusal::Start(format!(
-                "initial cluster {} has duplicate url",
-                cluster_text(&members)
-            )));
+        for urls in members.values_mut() {
+            urls.sort_by(|a, b| a.as_str().cmp(b.as_str()));
         }
-        let token = &self.initial_cluster_token;
-        let mut founders: Vec<Founder> = members
+        let token = token.to_owned();
+        Ok(Self { members, token })
+    }
+
+    /// One member alone.
+    pub fn of_one(name: &str, urls: &[Url], token: &str) -> Self {
+        Self {
+            members: [(name.to_owned(), urls.to_vec())].into(),
+            token: token.to_owned(),
+        }
+    }
+
+    /// The names and the texts of the URLs.
+    pub fn members(&self) -> impl Iterator<Item = (&str, Vec<String>)> {
+        let members = self.members.iter();
+        members.map(|(name, urls)| (name.as_str(), urls::texts(urls)))
+    }
+
+    /// The URLs of all members but one, sorted.
+    pub fn urls_beside(&self, name: &str) -> Vec<String> {
+        let others = self.members().filter(|(other, _)| *other != name);
+        let mut urls: Vec<String> = others.flat_map(|(_, urls)| urls).collect();
+        urls.sort();
+        urls
+    }
+
+    /// The cluster that these members found; `None` where `name` is none of them.
+    pub fn founded_by(&self, name: &str) -> Option<Bootstrap> {
+        let own = self.members.get(name)?;
+        let mut founders: Vec<Founder> = self
+            .members
             .iter()
             .map(|(name, urls)| Founder {
-                id: member_id(urls, token),
-                name: (*name).to_owned(),
+                id: member_id(urls, &self.token),
+                name: name.clone(),
                 peer_urls: urls::texts(urls),
             })
             .collect();
         founders.sort_by_key(|founder| founder.id);
         let ids: Vec<MemberId> = founders.iter().map(|founder| founder.id).collect();
-        Ok(Bootstrap {
-            member_id: member_id(own, token),
+        Some(Bootstrap {
+            member_id: member_id(own, &self.token),
             cluster_id: cluster_id(&ids),
             founders,
         })
+    }
+
+    /// True where two members, or one twice, have the same URL.
+    pub fn has_duplicate_url(&self) -> bool {
+        let mut all: Vec<&str> = self.members.values().flatten().map(Url::as_str).collect();
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        all.len() != count
+    }
+}
+
+/// As `--initial-cluster` would have it, sorted.
+impl fmt::Display for InitialCluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut pairs: Vec<String> = self
+            .members
+            .iter()
+            .flat_map(|(name, urls)| urls.iter().map(move |url| format!("{name}={url}")))
+            .collect();
+        pairs.sort();
+        f.write_str(&pairs.join(","))
+    }
+}
+
+impl Config {
+    /// The members that `--initial-cluster` lists.
+    ///
+    /// # Errors
+    /// A URL that is none.
+    pub fn listed_cluster(&self) -> Result<InitialCluster, Refusal> {
+        InitialCluster::parse(&self.initial_cluster, &self.initial_cluster_token)
+            .map_err(|e| Refusal::Start(format!("error setting up initial cluster: {e}")))
+    }
+
+    /// Checks that this member may found the cluster, and computes the identities.
+    ///
+    /// `resolve` is asked only if the two URL lists differ in their texts.
+    ///
+    /// # Errors
+    /// etcd's texts for a cluster that this member is no part of.
+    pub fn found(
+        &self,
+        cluster: &InitialCluster,
+        resolve: Resolve<'_>,
+    ) -> Result<Bootstrap, Refusal> {
+        let Some(own) = cluster.members.get(&self.name) else {
+            return Err(self.not_listed());
+        };
+        self.match_advertised(own, resolve)?;
+        check_duplicates(cluster)?;
+        cluster
+            .founded_by(&self.name)
+            .ok_or_else(|| self.not_listed())
+    }
+
+    /// Checks that this member may ask to join the cluster.
+    ///
+    /// # Errors
+    /// etcd's texts for a cluster that this member is no part of.
+    pub fn check_joining(&self, cluster: &InitialCluster) -> Result<(), Refusal> {
+        if !cluster.members.contains_key(&self.name) {
+            return Err(self.not_listed());
+        }
+        check_duplicates(cluster)
+    }
+
+    fn not_listed(&self) -> Refusal {
+        Refusal::Start(format!(
+            "couldn't find local name {} in the initial cluster configuration",
+            quote(&self.name)
+        ))
     }
 
     fn match_advertised(&self, own: &[Url], resolve: Resolve<'_>) -> Result<(), Refusal> {
@@ -114,6 +210,24 @@ impl Config {
     }
 }
 
+/// Whether two members' peer URLs mean the same addresses, in whatever order; else why not.
+///
+/// `resolve` is asked only if the lists differ in their texts.
+///
+/// # Errors
+/// etcd's texts.
+pub fn same_peer_urls(a: &[String], b: &[String], resolve: Resolve<'_>) -> Result<(), String> {
+    let parsed = |list: &[String]| -> Result<Vec<Url>, String> {
+        let mut urls = list
+            .iter()
+            .map(|text| Url::parse(text))
+            .collect::<Result<Vec<_>, _>>()?;
+        urls.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+        Ok(urls)
+    };
+    same_urls(&parsed(a)?, &parsed(b)?, resolve)
+}
+
 /// Whether two sorted lists mean the same addresses; else why not.
 fn same_urls(a: &[Url], b: &[Url], resolve: Resolve<'_>) -> Result<(), String> {
     if a.len() != b.len() {
@@ -123,7 +237,7 @@ fn same_urls(a: &[Url], b: &[Url], resolve: Resolve<'_>) -> Result<(), String> {
             quote_all(&urls::texts(b))
         ));
     }
-    if a == b {
+    if a.iter().zip(b).all(|(a, b)| same_address(a, b)) {
         return Ok(());
     }
     let resolved = |list: &[Url]| -> Result<Vec<String>, String> {
@@ -147,26 +261,29 @@ fn same_urls(a: &[Url], b: &[Url], resolve: Resolve<'_>) -> Result<(), String> {
     }
 }
 
-/// Reads `NAME=URL,NAME=URL,…`; a name may come more than once.
-fn members_of(text: &str) -> Result<BTreeMap<&str, Vec<Url>>, String> {
-    let mut members: BTreeMap<&str, Vec<Url>> = BTreeMap::new();
-    for item in text.split(',').filter(|item| !item.is_empty()) {
-        let (name, url) = item.split_once('=').unwrap_or((item, ""));
-        members.entry(name).or_default().push(Url::parse(url)?);
+/// Whether two URLs are the same without asking what their names stand for.
+fn same_address(a: &Url, b: &Url) -> bool {
+    /// An address has several spellings, one IPv4 in IPv6 among them.
+    fn address(host: &str) -> Option<IpAddr> {
+        host.parse().ok().map(|ip: IpAddr| ip.to_canonical())
     }
-    for urls in members.values_mut() {
-        urls.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+    let same_host = match (address(&a.host), address(&b.host)) {
+        (Some(a), Some(b)) => a == b,
+        _ => a.host == b.host,
+    };
+    match a.scheme.is_socket_file() {
+        true => a == b,
+        false => a.scheme == b.scheme && same_host && a.port == b.port,
     }
-    Ok(members)
 }
 
-fn cluster_text(members: &BTreeMap<&str, Vec<Url>>) -> String {
-    let mut pairs: Vec<String> = members
-        .iter()
-        .flat_map(|(name, urls)| urls.iter().map(move |url| format!("{name}={url}")))
-        .collect();
-    pairs.sort();
-    pairs.join(",")
+fn check_duplicates(cluster: &InitialCluster) -> Result<(), Refusal> {
+    match cluster.has_duplicate_url() {
+        true => Err(Refusal::Start(format!(
+            "initial cluster {cluster} has duplicate url"
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// A founding member's id: a hash over its sorted peer URLs and the cluster's token.

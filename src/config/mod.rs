@@ -4,6 +4,7 @@
 //! `flags` is the table of every flag; `parse`, `env` and `file` read values for it, `validate`
 //! checks them, `settle` makes the [`Config`] of them, and [`load`] puts these in their order.
 
+mod discovery;
 pub mod duration;
 mod env;
 mod file;
@@ -27,13 +28,14 @@ use std::time::Duration;
 
 use serde_json::Value as Json;
 
+pub use discovery::{Credentials, Discovery, DiscoveryService, DnsDiscovery};
 pub use gates::Gates;
-pub use identity::{Bootstrap, Founder, Resolve, cluster_id, member_id};
+pub use identity::{
+    Bootstrap, Founder, InitialCluster, Resolve, cluster_id, member_id, same_peer_urls,
+};
 pub use load::{Exit, Loaded, Note, Refusal, Surroundings, load, os_reason};
 pub use machine::{default_host, memory_bytes};
 pub use urls::Url;
-
-use load::not_built;
 
 /// This program's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -79,12 +81,14 @@ pub struct Config {
     pub socket_reuse_port: bool,
     pub socket_reuse_address: bool,
 
-    /// Unchecked; [`Config::bootstrap`] checks it, and only a start without data needs that.
+    /// Unchecked; [`Config::listed_cluster`] reads it, and only a start without data needs that.
     pub initial_cluster: String,
+    pub discovery: Discovery,
     pub initial_cluster_state: ClusterState,
     pub initial_cluster_token: String,
     pub strict_reconfig_check: bool,
     pub max_learners: u32,
+    pub force_new_cluster: bool,
 
     /// Bytes of the keyspace after which it is full; none: never.
     pub quota_bytes: Option<u64>,
@@ -175,6 +179,10 @@ impl Config {
                 "initial-cluster-token",
                 self.initial_cluster_token.as_str().into(),
             ),
+            ("discovery-srv", self.discovery.domain().into()),
+            ("discovery-token", self.discovery.token().into()),
+            ("discovery-endpoints", self.discovery.endpoints().into()),
+            ("force-new-cluster", self.force_new_cluster.into()),
             (
                 "quota-backend-bytes",
                 self.quota_bytes.map_or(Json::from(-1), Json::from),

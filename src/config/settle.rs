@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::discovery;
 use super::flags;
-use super::load::{Note, Refusal, Surroundings};
+use super::load::{Note, Refusal, Source, Surroundings};
 use super::urls::{Scheme, Url};
 use super::validate::bind_address;
 use super::value::{Values, quote};
@@ -28,6 +29,7 @@ pub fn settle(
     values: &Values,
     log: LogConfig,
     initial_cluster_state: ClusterState,
+    from: Source,
     around: &Surroundings<'_>,
     notes: &mut Vec<Note>,
 ) -> Result<Config, Refusal> {
@@ -56,7 +58,9 @@ pub fn settle(
         advertise_client_urls: values.urls("advertise-client-urls").to_vec(),
         socket_reuse_port: values.bool("socket-reuse-port"),
         socket_reuse_address: values.bool("socket-reuse-address"),
-        initial_cluster: values.text("initial-cluster").to_owned(),
+        initial_cluster: discovery::initial_cluster(values, from).to_owned(),
+        discovery: discovery::settle(values)?,
+        force_new_cluster: values.bool("force-new-cluster"),
         initial_cluster_state,
         initial_cluster_token: values.text("initial-cluster-token").to_owned(),
         strict_reconfig_check: values.bool("strict-reconfig-check"),
@@ -250,7 +254,10 @@ fn use_default_host(
     if let Some(host) = host {
         notes.push(Note::info("detected default host for advertise").with("host", host));
     }
-    if config.name != "default" && untouched("initial-cluster") {
+    if config.name != "default"
+        && untouched("initial-cluster")
+        && !config.initial_cluster.is_empty()
+    {
         let name = match config.name.as_str() {
             "" => "default",
             name => name,
@@ -269,7 +276,7 @@ fn size(values: &Values, name: &str) -> usize {
 }
 
 /// A duration above zero, else none.
-fn positive(values: &Values, name: &str) -> Option<Duration> {
+pub fn positive(values: &Values, name: &str) -> Option<Duration> {
     let ns = u64::try_from(values.duration_ns(name)).ok()?;
     (ns > 0).then(|| Duration::from_nanos(ns))
 }

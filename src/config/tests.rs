@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 
-use super::{Exit, Loaded, Refusal, Surroundings, VERSION, load};
+use super::{Bootstrap, Config, Exit, Loaded, Refusal, Surroundings, VERSION, load};
 
 #[derive(Default)]
 struct Case {
@@ -108,6 +108,12 @@ fn resolve(address: &str) -> io::Result<String> {
     }
 }
 
+/// What a start without data makes of the flags, as far as they alone decide.
+fn start(config: &Config) -> Result<Bootstrap, Refusal> {
+    let cluster = config.listed_cluster()?;
+    config.found(&cluster, &resolve)
+}
+
 /// What a case came to, in the words of the expectation, so that a difference reads well.
 fn found(expected: &str, outcome: &Result<Loaded, Box<Exit>>) -> String {
     let loaded = match outcome {
@@ -140,13 +146,21 @@ fn found(expected: &str, outcome: &Result<Loaded, Box<Exit>>) -> String {
                 false => notes.join("; "),
             }
         }
-        "ids" | "start" => match config.bootstrap(&resolve) {
+        "ids" | "start" => match start(config) {
             Ok(found) => format!("ids {} {}", found.member_id.0, found.cluster_id.0),
             Err(Refusal::Start(text) | Refusal::Verify(text)) => {
                 format!("start {text}").trim_end().to_owned()
             }
             Err(other) => format!("{other:?}"),
         },
+        "joins" => match config.listed_cluster().and_then(|cluster| {
+            config.check_joining(&cluster)?;
+            Ok(cluster.urls_beside(&config.name).join(" "))
+        }) {
+            Ok(urls) => format!("joins {urls}").trim_end().to_owned(),
+            Err(refusal) => format!("joins not: {refusal}").trim_end().to_owned(),
+        },
+        "discovery" => format!("discovery {:?}", config.discovery),
         _ => format!("accepted as {config:?}"),
     }
 }

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use super::discovery;
 use super::flags::{self, State};
 use super::load::{Note, Refusal, Source, Surroundings, not_built};
 use super::settle::settle;
@@ -44,6 +45,7 @@ pub fn validate(
     let log = log_config(values)?;
     check_urls(values)?;
     let initial_cluster_state = cluster_state(values)?;
+    discovery::check(values, from)?;
     check_raft_times(values)?;
     if from == Source::CommandLine
         && values.is_given("listen-client-urls")
@@ -62,7 +64,7 @@ pub fn validate(
     }
     check_not_built(values, notes)?;
     remark(values, notes);
-    let config = settle(values, log, initial_cluster_state, around, notes)?;
+    let config = settle(values, log, initial_cluster_state, from, around, notes)?;
     check_shared_addresses(&config)?;
     Ok(config)
 }

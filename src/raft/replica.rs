@@ -458,6 +458,12 @@ fn take_reads(ready: &mut raft::Ready) -> Vec<ReadIndexed> {
         .collect()
 }
 
+/// An entry of the log as one that is committed; `None` where it cannot be read.
+pub fn committed(logged: &LogEntry) -> Option<Committed> {
+    let entry = super::log::from_disk(logged)?;
+    take_committed(vec![entry]).pop()
+}
+
 fn take_committed(entries: Vec<Entry>) -> Vec<Committed> {
     entries
         .into_iter()

@@ -3,6 +3,7 @@
 //! ```text
 //! <data-dir>/member/LOCK      held by the process that uses the directory
 //! <data-dir>/member/IDENTITY  format, cluster and member; written last when a member is made
+//! <data-dir>/member/PEERS     whom a member that joined can reach until it knows the members itself
 //! <data-dir>/member/wal/      the raft log (or --wal-dir)
 //! <data-dir>/member/state/    the engine; see `states` for those that take its place
 //! ```
@@ -13,6 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::storage::schema::FORMAT_VERSION;
+use crate::transport::Peer;
 use crate::types::{ClusterId, MemberId};
 
 /// Why the directory cannot be used.
@@ -185,6 +187,38 @@ impl DataDir {
             identity.cluster, identity.member
         );
         self.replace_file("IDENTITY", &text)
+    }
+
+    /// The other members, as a member that joins was told of them: of use only until it has
+    /// their list in its state.
+    pub fn set_first_peers(&self, peers: &[Peer]) -> Result<(), Error> {
+        let lines = peers
+            .iter()
+            .map(|peer| format!("{} {}\n", peer.member, peer.urls.join(" ")));
+        self.replace_file("PEERS", &lines.collect::<String>())
+    }
+
+    /// What `set_first_peers` left; empty where nothing did.
+    pub fn first_peers(&self) -> Result<Vec<Peer>, Error> {
+        let path = self.member.join("PEERS");
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(io_error("read", &path)(error)),
+        };
+        let peer = |line: &str| {
+            let mut words = line.split(' ');
+            let id = u64::from_str_radix(words.next()?, 16).ok()?;
+            Some(Peer {
+                member: MemberId(id),
+                urls: words.map(str::to_owned).collect(),
+            })
+        };
+        let peers: Option<Vec<Peer>> = text.lines().map(peer).collect();
+        peers.ok_or_else(|| Error::Damaged {
+            path,
+            reason: "an id is no number".to_owned(),
+        })
     }
 
     fn replace_file(&self, name: &str, text: &str) -> Result<(), Error> {

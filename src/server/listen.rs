@@ -18,13 +18,37 @@ pub struct SocketOptions {
     pub reuse_address: bool,
 }
 
+/// An address that is bound and refuses connections.
+pub struct Held {
+    socket: TcpSocket,
+    address: SocketAddr,
+}
+
+impl Held {
+    /// Takes connections from now on.
+    pub fn listen(self) -> Result<TcpListener, Error> {
+        self.socket
+            .listen(BACKLOG)
+            .map_err(|error| failed(self.address, &error))
+    }
+}
+
+fn failed(address: SocketAddr, error: &std::io::Error) -> Error {
+    Error::Listen {
+        address,
+        reason: reason(error),
+    }
+}
+
 /// Binds an address. Done before anything else of a start, so that a port that is taken costs
 /// nothing.
 pub fn bind(address: SocketAddr, options: SocketOptions) -> Result<TcpListener, Error> {
-    let failed = |error: std::io::Error| Error::Listen {
-        address,
-        reason: reason(&error),
-    };
+    hold(address, options)?.listen()
+}
+
+/// Binds an address whose connections nobody takes yet.
+pub fn hold(address: SocketAddr, options: SocketOptions) -> Result<Held, Error> {
+    let failed = |error: std::io::Error| failed(address, &error);
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
@@ -37,7 +61,7 @@ pub fn bind(address: SocketAddr, options: SocketOptions) -> Result<TcpListener, 
         socket.set_reuseport(true).map_err(failed)?;
     }
     socket.bind(address).map_err(failed)?;
-    socket.listen(BACKLOG).map_err(failed)
+    Ok(Held { socket, address })
 }
 
 /// The error in the words that operators grep for.

@@ -3,6 +3,7 @@
 pub mod bootstrap;
 pub mod connection;
 pub mod data_dir;
+pub mod discovery;
 pub mod leave;
 pub mod listen;
 pub mod logging;
@@ -23,6 +24,12 @@ pub enum Error {
     },
     #[error("{0}")]
     Refused(String),
+    #[error("failed to join discovery cluster ({reason})")]
+    Discovery {
+        token: String,
+        endpoints: Vec<String>,
+        reason: String,
+    },
     #[error(transparent)]
     Storage(#[from] crate::storage::Error),
     #[error("{0}")]

@@ -9,6 +9,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::Error;
+use super::bootstrap::world::RealWorld;
 use super::bootstrap::{self, Restored};
 use super::connection::{Connections, Http2, Traffic};
 use super::data_dir::DataDir;
@@ -51,7 +52,8 @@ pub enum Stopped {
 
 /// The listening sockets of a member.
 struct Sockets {
-    peers: Vec<(Listen, TcpListener)>,
+    /// A member that asks this one before it can answer is refused, and does not wait.
+    peers: Vec<(Listen, listen::Held)>,
     clients: Vec<(Listen, TcpListener)>,
     http: Vec<(Listen, TcpListener)>,
     metrics: Vec<(Listen, TcpListener)>,
@@ -67,8 +69,10 @@ fn bind_all(config: &Config) -> Result<Sockets, Error> {
             .map(|listen| Ok((listen.clone(), listen::bind(listen.address, options)?)))
             .collect::<Result<Vec<_>, Error>>()
     };
+    let hold = |listen: &Listen| Ok((listen.clone(), listen::hold(listen.address, options)?));
+    let peers: Result<Vec<_>, Error> = config.listen_peer_urls.iter().map(hold).collect();
     Ok(Sockets {
-        peers: bind(&config.listen_peer_urls)?,
+        peers: peers?,
         clients: bind(&config.listen_client_urls)?,
         http: bind(&config.listen_client_http_urls)?,
         metrics: bind(&config.listen_metrics_urls)?,
@@ -95,11 +99,12 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let mut sockets = bind_all(&config)?;
     let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;
     let dir = Arc::new(dir);
-    let restored = bootstrap::restore(&config, &dir)?;
+    let restored = bootstrap::restore(&config, &dir, &RealWorld::new()).await?;
     let member = Member::start(&config, restored, dir.clone())?;
     let (stop, stopping) = watch::channel(false);
     let mut peers = Vec::new();
-    for (listen, listener) in sockets.peers.drain(..) {
+    for (listen, held) in sockets.peers.drain(..) {
+        let listener = held.listen()?;
         tracing::info!(address = %listen.address, "serving peer traffic");
         let serving = member.network.clone().serve(listener, stopping.clone());
         peers.push(tokio::spawn(serving));
@@ -179,6 +184,7 @@ impl Member {
         let rng: Arc<dyn Rng> = Arc::new(SystemRng);
         let hub = Hub::new(restored.machine.head(), crate::watch::Limits::default());
         let member = restored.identity.member;
+        let first_peers = restored.peers;
         let parts = Parts {
             member,
             cluster: restored.identity.cluster,
@@ -242,7 +248,7 @@ impl Member {
             inbox.clone(),
             states,
         )));
-        network.set_peers(shared.status().peers_of(member));
+        network.set_peers(first_peers);
         let raft_ended = spawn_raft(raft, shared)?;
         spawn_jobs(config, &handle, &inbox);
         Ok(Self {

@@ -188,6 +188,7 @@ impl Machine {
         for other in others.into_iter().filter(|other| *other != member) {
             self.members.remove(other, self.writer.batch());
         }
+        self.members.readmit(member, self.writer.batch());
         self.members.set(member, raft, self.writer.batch());
         self.write_pending()
     }

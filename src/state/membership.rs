@@ -104,6 +104,14 @@ impl Membership {
         batch.put(Family::Meta, &key, &[]);
     }
 
+    /// Takes a removed id back; only a survivor that goes on alone may.
+    pub fn readmit(&mut self, id: MemberId, batch: &mut Batch) {
+        if self.removed.remove(&id) {
+            let key = schema::meta_key(meta::REMOVED_MEMBERS, &[id.0]);
+            batch.delete(Family::Meta, &key);
+        }
+    }
+
     /// Whether a change may be made now; etcd's rules, in its order.
     pub fn check(&self, change: &MemberChange) -> Result<(), Error> {
         let id = MemberId(change.member_id);

@@ -1,13 +1,22 @@
 //! Takes up the member that the data directory holds, or makes a new one in an empty directory.
 //!
-//! A new member is there once its identity file is: everything before can be done again.
+//! `found` says who founds a new cluster, `join` who this member is in one that is there; both
+//! ask the world through `world`. `force` makes a member a cluster of its own. A new member is
+//! there once its identity file is: everything before can be done again.
+
+pub mod force;
+mod found;
+mod join;
+#[cfg(test)]
+mod tests;
+pub mod world;
 
 use std::sync::Arc;
 
 use super::Error;
 use super::data_dir::{DataDir, Identity};
 use super::states::received_name;
-use crate::config::Config;
+use crate::config::{Bootstrap, ClusterState, Config};
 use crate::proto::membershippb::{Attributes, Member, RaftAttributes};
 use crate::raft::Replica;
 use crate::raft::replica::{self, conf_state_of, encode_hard_state};
@@ -15,6 +24,11 @@ use crate::state::Machine;
 use crate::storage::Engine;
 use crate::storage::raft_log::{self, Files, Mark, RaftLog, Recovered, ZeroFiller};
 use crate::storage::rocks::{Budget, RocksEngine};
+use crate::transport::Peer;
+use crate::types::MemberId;
+
+use join::Joining;
+use world::World;
 
 /// A member, restored and not yet running.
 pub struct Restored {
@@ -23,6 +37,9 @@ pub struct Restored {
     pub machine: Machine,
     pub log: RaftLog,
     pub replica: Replica,
+    /// The other members, as far as this one knows them: whom to dial at first. One that joins
+    /// hears of changes only once it is reached.
+    pub peers: Vec<Peer>,
     /// False for a member that was made just now.
     pub existed: bool,
 }
@@ -41,25 +58,60 @@ pub fn budget(config: &Config) -> Budget {
     }
 }
 
-pub fn restore(config: &Config, dir: &DataDir) -> Result<Restored, Error> {
-    let identity = match dir.identity()? {
-        Some(identity) => identity,
-        None => return make(config, dir),
-    };
-    let (log, recovered) = open_log(config, dir, identity)?;
+/// Takes up the member of a directory, or makes one. Only the latter asks the world.
+pub async fn restore(config: &Config, dir: &DataDir, world: &dyn World) -> Result<Restored, Error> {
+    if let Some(identity) = dir.identity()? {
+        return restart(config, dir, identity);
+    }
+    match config.initial_cluster_state {
+        ClusterState::New => {
+            let new = found::founders(config, world).await?;
+            make_founder(config, dir, new)
+        }
+        ClusterState::Existing => {
+            let joining = join::ask(config, world).await?;
+            make_joiner(config, dir, joining)
+        }
+    }
+}
+
+fn restart(config: &Config, dir: &DataDir, identity: Identity) -> Result<Restored, Error> {
+    let (mut log, mut recovered) = open_log(config, dir, identity)?;
+    if config.force_new_cluster {
+        recovered = force::force(config, dir, identity, &mut log, recovered)?;
+    }
     let engine = open_state(config, dir, &recovered)?;
     dir.remove_leftovers()?;
     let machine = Machine::open(engine.clone())?;
     check(&machine, &recovered)?;
     let replica = restore_replica(config, identity, &log, recovered, &machine)?;
+    let peers = match machine.members().iter().next() {
+        Some(_) => peers_in(machine.members().iter(), identity.member),
+        // It joined, and nothing has come yet.
+        None => dir.first_peers()?,
+    };
     Ok(Restored {
         identity,
         engine,
         machine,
         log,
         replica,
+        peers,
         existed: true,
     })
+}
+
+fn peers_in<'a>(members: impl Iterator<Item = &'a Member>, own: MemberId) -> Vec<Peer> {
+    let others = members.filter(|member| member.id != own.0);
+    let peers = others.map(|member| Peer {
+        member: MemberId(member.id),
+        urls: member
+            .raft_attributes
+            .as_ref()
+            .map(|raft| raft.peer_urls.clone())
+            .unwrap_or_default(),
+    });
+    peers.collect()
 }
 
 /// Opens the state in use. Where the log was reset for a snapshot's state and a crash kept it
@@ -87,10 +139,7 @@ fn open_state(
     Ok(Arc::new(engine))
 }
 
-fn make(config: &Config, dir: &DataDir) -> Result<Restored, Error> {
-    let new = config
-        .bootstrap(&resolve)
-        .map_err(|refusal| Error::Refused(refusal.to_string()))?;
+fn make_founder(config: &Config, dir: &DataDir, new: Bootstrap) -> Result<Restored, Error> {
     let identity = Identity {
         cluster: new.cluster_id,
         member: new.member_id,
@@ -108,6 +157,7 @@ fn make(config: &Config, dir: &DataDir) -> Result<Restored, Error> {
     });
     let (log, recovered) = new_log(config, dir, identity, Some(FOUNDING_MARK))?;
     let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(&dir.state()?, budget(config))?);
+    check_unused(dir, engine.as_ref(), FOUNDING_MARK.index)?;
     let mut machine = Machine::open(engine.clone())?;
     machine.bootstrap(members.collect(), FOUNDING_MARK.index, FOUNDING_MARK.term)?;
     engine.flush()?;
@@ -116,11 +166,56 @@ fn make(config: &Config, dir: &DataDir) -> Result<Restored, Error> {
     Ok(Restored {
         identity,
         engine,
+        peers: peers_in(machine.members().iter(), identity.member),
         machine,
         log,
         replica,
         existed: false,
     })
+}
+
+/// Makes a member that has nothing: no entries, no members, no vote. The leader sends it all.
+fn make_joiner(config: &Config, dir: &DataDir, joining: Joining) -> Result<Restored, Error> {
+    let Joining { identity, peers } = joining;
+    let (log, recovered) = new_log(config, dir, identity, None)?;
+    let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(&dir.state()?, budget(config))?);
+    check_unused(dir, engine.as_ref(), 0)?;
+    let machine = Machine::open(engine.clone())?;
+    engine.flush()?;
+    let replica = restore_replica(config, identity, &log, recovered, &machine)?;
+    dir.set_first_peers(&peers)?;
+    dir.set_identity(identity)?;
+    tracing::info!(
+        "local-member-id" = %identity.member,
+        "cluster-id" = %identity.cluster,
+        peers = peers.len(),
+        "joining a cluster"
+    );
+    Ok(Restored {
+        identity,
+        engine,
+        machine,
+        log,
+        replica,
+        peers,
+        existed: false,
+    })
+}
+
+/// Refuses a state that holds more than a start which was cut off left behind.
+fn check_unused(dir: &DataDir, engine: &dyn Engine, most: u64) -> Result<(), Error> {
+    let (applied, _) = Machine::applied(engine.latest())?;
+    match applied <= most {
+        true => Ok(()),
+        false => Err(nameless(&dir.state()?)),
+    }
+}
+
+fn nameless(path: &std::path::Path) -> Error {
+    Error::Refused(format!(
+        "{} holds data, but the member's IDENTITY file is missing; restore it from a backup, or remove the data directory to start anew",
+        path.display()
+    ))
 }
 
 /// Makes the raft log of a new member, or goes on with one that a start which was cut off made.
@@ -130,14 +225,10 @@ fn new_log(
     identity: Identity,
     mark: Option<Mark>,
 ) -> Result<(RaftLog, Recovered), Error> {
+    let last = mark.unwrap_or_default().index;
     let mut log = match open_log(config, dir, identity) {
-        Ok((log, recovered)) if recovered.last_index <= FOUNDING_MARK.index => log,
-        Ok(_) => {
-            return Err(Error::Refused(format!(
-                "the raft log in {} has entries, but the member's IDENTITY file is missing; restore it from a backup, or remove the data directory to start anew",
-                dir.wal().display()
-            )));
-        }
+        Ok((log, recovered)) if recovered.last_index <= last => log,
+        Ok(_) => return Err(nameless(dir.wal())),
         Err(Error::RaftLog(raft_log::Error::Absent { .. })) => {
             let log = RaftLog::create(files(dir)?, log_options(config, identity))?;
             with_filler(config, dir, log)?
@@ -155,15 +246,6 @@ fn new_log(
         torn_tail: None,
     };
     Ok((log, recovered))
-}
-
-fn resolve(host_port: &str) -> std::io::Result<String> {
-    use std::net::ToSocketAddrs;
-    host_port
-        .to_socket_addrs()?
-        .next()
-        .map(|address| address.to_string())
-        .ok_or_else(|| std::io::Error::other("the name has no address"))
 }
 
 fn files(dir: &DataDir) -> Result<Arc<dyn Files>, Error> {

@@ -1,0 +1,189 @@
+//! How the members of a new cluster find each other where no flag lists them: by DNS or by a
+//! discovery service. Here are the flags alone; the asking is the server's.
+
+use std::time::Duration;
+
+use super::flags;
+use super::load::{Refusal, Source};
+use super::settle::positive;
+use super::value::Values;
+use super::{Keepalive, VERSION};
+
+/// Where a start without data learns who founds the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Discovery {
+    /// From `--initial-cluster`.
+    Static,
+    Dns(DnsDiscovery),
+    Service(DiscoveryService),
+}
+
+impl Discovery {
+    /// The domain of the SRV records; empty for none.
+    pub fn domain(&self) -> &str {
+        match self {
+            Discovery::Dns(dns) => &dns.domain,
+            _ => "",
+        }
+    }
+
+    /// The discovery service's token; empty for none.
+    pub fn token(&self) -> &str {
+        match self {
+            Discovery::Service(service) => &service.token,
+            _ => "",
+        }
+    }
+
+    /// The discovery service's endpoints, with commas between them.
+    pub fn endpoints(&self) -> String {
+        match self {
+            Discovery::Service(service) => service.endpoints.join(","),
+            _ => String::new(),
+        }
+    }
+}
+
+/// SRV records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsDiscovery {
+    pub domain: String,
+    /// Follows the services' names, behind a dash; may be empty.
+    pub suffix: String,
+}
+
+/// A cluster that serves the etcd v3 API, in which founders leave their names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiscoveryService {
+    /// As given, sorted; never empty, nor is one of them.
+    pub endpoints: Vec<String>,
+    /// Names the new cluster there, and takes the place of `--initial-cluster-token`.
+    pub token: String,
+    pub dial_timeout: Duration,
+    pub request_timeout: Duration,
+    pub keepalive: Option<Keepalive>,
+    pub credentials: Option<Credentials>,
+}
+
+/// What to log in with.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    pub user: String,
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A password belongs into no log.
+        f.debug_struct("Credentials")
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `--initial-cluster`, unless its default gives way to a discovery.
+pub fn initial_cluster(values: &Values, from: Source) -> &str {
+    let text = values.text("initial-cluster");
+    let dns = !values.text("discovery-srv").is_empty();
+    let service = !values.words("discovery-endpoints").is_empty();
+    let gives_way = match from {
+        Source::CommandLine => {
+            let named = !values.text("discovery-srv-name").is_empty();
+            (dns || service || named) && !values.is_given("initial-cluster")
+        }
+        // A file cannot tell what it leaves out from what it repeats.
+        Source::File => {
+            let default = flags::find("initial-cluster").map(|flag| flag.default);
+            (dns || service) && default == Some(text)
+        }
+    };
+    if gives_way { "" } else { text }
+}
+
+/// Checks the flags against each other.
+///
+/// # Errors
+/// etcd's texts.
+pub fn check(values: &Values, from: Source) -> Result<(), Refusal> {
+    let endpoints = values.words("discovery-endpoints");
+    let ways = [
+        !initial_cluster(values, from).is_empty(),
+        !values.text("discovery-srv").is_empty(),
+        !endpoints.is_empty(),
+    ];
+    let refuse = |text: &str| Err(Refusal::Verify(text.to_owned()));
+    if ways.iter().filter(|way| **way).count() > 1 {
+        return refuse(
+            "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \"discovery-endpoints\" or \"discovery-srv\"",
+        );
+    }
+    if values.text("discovery-token").is_empty() != endpoints.is_empty() {
+        return refuse("both --discovery-token and --discovery-endpoints must be set");
+    }
+    if endpoints.iter().any(|endpoint| endpoint.trim().is_empty()) {
+        return refuse("--discovery-endpoints must not contain empty endpoints");
+    }
+    Ok(())
+}
+
+/// The way that the flags, which `check` let pass, ask for.
+///
+/// # Errors
+/// An endpoint that cannot be reached yet.
+pub fn settle(values: &Values) -> Result<Discovery, Refusal> {
+    let endpoints = values.words("discovery-endpoints");
+    if !endpoints.is_empty() {
+        return service(values, endpoints).map(Discovery::Service);
+    }
+    let domain = values.text("discovery-srv");
+    if domain.is_empty() {
+        return Ok(Discovery::Static);
+    }
+    Ok(Discovery::Dns(DnsDiscovery {
+        domain: domain.to_owned(),
+        suffix: values.text("discovery-srv-name").to_owned(),
+    }))
+}
+
+fn service(values: &Values, endpoints: &[String]) -> Result<DiscoveryService, Refusal> {
+    for endpoint in endpoints {
+        if let Some((scheme, _)) = endpoint.split_once("://")
+            && scheme != "http"
+        {
+            return Err(Refusal::Verify(format!(
+                "--discovery-endpoints with {scheme} is not built yet in etched {VERSION}; use http"
+            )));
+        }
+    }
+    let (user, password) = (
+        values.text("discovery-user"),
+        values.text("discovery-password"),
+    );
+    // As in etcd, one without the other is no login.
+    let credentials = (!user.is_empty() && !password.is_empty()).then(|| Credentials {
+        user: user.to_owned(),
+        password: password.to_owned(),
+    });
+    let keepalive = positive(values, "discovery-keepalive-time")
+        .zip(positive(values, "discovery-keepalive-timeout"))
+        .map(|(interval, timeout)| Keepalive { interval, timeout });
+    Ok(DiscoveryService {
+        endpoints: endpoints.to_vec(),
+        token: values.text("discovery-token").to_owned(),
+        dial_timeout: or_default(values, "discovery-dial-timeout"),
+        request_timeout: or_default(values, "discovery-request-timeout"),
+        keepalive,
+        credentials,
+    })
+}
+
+/// A time that is none would leave no time at all, so it stands for the default.
+fn or_default(values: &Values, name: &str) -> Duration {
+    let default = || {
+        let flag = flags::find(name)?;
+        super::duration::parse_ns(flag.default).ok()
+    };
+    positive(values, name)
+        .or_else(|| u64::try_from(default()?).ok().map(Duration::from_nanos))
+        .unwrap_or(Duration::from_secs(5))
+}

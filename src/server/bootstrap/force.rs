@@ -1,0 +1,218 @@
+//! `--force-new-cluster`: a member whose cluster lost its quorum for good goes on alone, with all
+//! that it has, under its own ids.
+//!
+//! The forced state is made aside, as one that comes in a snapshot: a copy of the state in use,
+//! to which the rest of the log is applied, and in which this member is the only one. It counts
+//! as the state after one entry more than the log has. The one step that counts is that the log
+//! is reset to that entry. A cut before it leaves the member as it was; a cut after it leaves a
+//! log that begins behind the old state, and the next start, forced or not, takes over the state
+//! that fits.
+//!
+//! Entries beyond the commit index are applied too, where etcd drops them. The index on disk lags
+//! behind the true one: behind it may lie writes that were acknowledged. To keep them all is what
+//! this member would do had its peers elected it; what nobody was told of may come out either way.
+//! Changes of membership among them are left out: nothing hangs on them any more.
+
+use prost::Message;
+
+use super::{Identity, budget, check, open_state};
+use crate::config::{Config, urls};
+use crate::proto::etchedpeer::MemberChange;
+use crate::proto::membershippb::RaftAttributes;
+use crate::raft::replica::{committed, decode_hard_state, encode_hard_state};
+use crate::raft::{Committed, CommittedKind};
+use crate::server::Error;
+use crate::server::data_dir::DataDir;
+use crate::server::states::received_name;
+use crate::state::Machine;
+use crate::state::machine::{Entry, Payload};
+use crate::storage::Engine;
+use crate::storage::raft_log::{LogEntry, Mark, RaftLog, Recovered};
+use crate::storage::rocks::RocksEngine;
+
+/// Where the forced state is made; a start that finds it there removes it.
+const ASIDE: &str = "receiving-forced";
+/// Bytes of entries that are applied at once.
+const GROUP_BYTES: u64 = 8 << 20;
+
+/// Makes the member a cluster of its own; answers what the log holds from then on.
+pub fn force(
+    config: &Config,
+    dir: &DataDir,
+    identity: Identity,
+    log: &mut RaftLog,
+    recovered: Recovered,
+) -> Result<Recovered, Error> {
+    let mark = prepare(config, dir, identity, log, &recovered)?;
+    let hard_state = encode_hard_state(mark.term, mark.index);
+    log.reset(mark, Some(&hard_state))?;
+    Ok(Recovered {
+        hard_state: Some(hard_state),
+        compacted: mark,
+        last_index: mark.index,
+        torn_tail: None,
+    })
+}
+
+/// Makes the forced state, durable and under its lasting name; answers the entry that it ends
+/// with.
+pub(super) fn prepare(
+    config: &Config,
+    dir: &DataDir,
+    identity: Identity,
+    log: &RaftLog,
+    recovered: &Recovered,
+) -> Result<Mark, Error> {
+    let aside = dir.member().join(ASIDE);
+    remove(&aside)?;
+    let engine = open_state(config, dir, recovered)?;
+    engine.checkpoint(&aside)?;
+    drop(engine);
+    let engine: std::sync::Arc<dyn Engine> =
+        std::sync::Arc::new(RocksEngine::open(&aside, budget(config))?);
+    let mut machine = Machine::open(engine.clone())?;
+    check(&machine, recovered)?;
+    let (term, commit_index) = hard_state(recovered)?;
+    let commit_index = commit_index.max(machine.applied_index());
+    tracing::info!(
+        "cluster-id" = %identity.cluster,
+        "local-member-id" = %identity.member,
+        "wal-commit-index" = commit_index,
+        "commit-index" = recovered.last_index,
+        "forcing restart member"
+    );
+    apply_log(&mut machine, log, recovered.last_index, commit_index)?;
+    let mark = Mark {
+        index: recovered.last_index + 1,
+        term: term.max(machine.applied_term()).max(1),
+    };
+    stay_alone(&mut machine, config, identity, mark)?;
+    engine.flush()?;
+    drop(machine);
+    drop(engine);
+    let lasting = dir.member().join(received_name(mark.index));
+    remove(&lasting)?;
+    std::fs::rename(&aside, &lasting).map_err(|error| Error::Os {
+        what: "rename the forced state",
+        error,
+    })?;
+    dir.sync()?;
+    Ok(mark)
+}
+
+fn remove(path: &std::path::Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::Os {
+            what: "remove what an earlier start left of a forced state",
+            error,
+        }),
+    }
+}
+
+/// Term and commit index; zeros for a member that never had any.
+fn hard_state(recovered: &Recovered) -> Result<(u64, u64), Error> {
+    let Some(bytes) = &recovered.hard_state else {
+        return Ok((0, 0));
+    };
+    decode_hard_state(bytes)
+        .ok_or_else(|| Error::Refused("the raft log's hard state cannot be read".to_owned()))
+}
+
+/// Applies all that the log holds, but changes of membership only up to `commit_index`.
+fn apply_log(
+    machine: &mut Machine,
+    log: &RaftLog,
+    last_index: u64,
+    commit_index: u64,
+) -> Result<(), Error> {
+    let mut left_out = 0_u64;
+    while machine.applied_index() < last_index {
+        let next = machine.applied_index() + 1;
+        let group = log.read(next, last_index + 1, GROUP_BYTES)?;
+        let mut entries = Vec::with_capacity(group.len());
+        for logged in &group {
+            let (entry, dropped) = readable(logged, commit_index)?;
+            left_out += u64::from(dropped);
+            entries.push(entry);
+        }
+        machine.apply(entries)?;
+    }
+    let uncommitted = last_index.saturating_sub(commit_index);
+    if uncommitted > 0 {
+        tracing::warn!(
+            entries = uncommitted,
+            "kept entries of the raft log that were not known to be committed"
+        );
+    }
+    if left_out > 0 {
+        tracing::warn!(
+            changes = left_out,
+            "discarded changes of membership that were not known to be committed"
+        );
+    }
+    Ok(())
+}
+
+/// The entry as the machine takes it, and whether a change was left out of it.
+fn readable(logged: &LogEntry, commit_index: u64) -> Result<(Entry, bool), Error> {
+    let index = logged.index;
+    let Some(Committed { kind, term, .. }) = committed(logged) else {
+        return Err(Error::Refused(format!(
+            "entry {index} of the raft log cannot be read; restore this member from a backup"
+        )));
+    };
+    let (payload, dropped) = match kind {
+        CommittedKind::Empty => (Payload::Empty, false),
+        CommittedKind::Request(bytes) => (Payload::Request(bytes), false),
+        CommittedKind::ConfChange(_) if index > commit_index => (Payload::Empty, true),
+        CommittedKind::ConfChange(change) => {
+            let change = MemberChange::decode(change.context.as_slice());
+            // What cannot be read is a change that every member refuses.
+            (Payload::Membership(change.unwrap_or_default()), false)
+        }
+    };
+    let entry = Entry {
+        index,
+        term,
+        payload,
+    };
+    Ok((entry, dropped))
+}
+
+/// Leaves this member alone, as a voter, in the state after the entry `mark`.
+fn stay_alone(
+    machine: &mut Machine,
+    config: &Config,
+    identity: Identity,
+    mark: Mark,
+) -> Result<(), Error> {
+    machine.apply(vec![Entry {
+        index: mark.index,
+        term: mark.term,
+        payload: Payload::Empty,
+    }])?;
+    for other in machine.members().iter() {
+        if other.id != identity.member.0 {
+            let raft = other.raft_attributes.clone().unwrap_or_default();
+            tracing::warn!(
+                "removed-member-id" = format!("{:x}", other.id),
+                "removed-peer-urls" = raft.peer_urls.join(","),
+                "removed a member from the forced cluster"
+            );
+        }
+    }
+    let known = machine.members().get(identity.member);
+    let known = known.and_then(|member| member.raft_attributes.clone());
+    let peer_urls = match known {
+        Some(raft) => raft.peer_urls,
+        // It was removed, or never heard that it was added.
+        None => urls::texts(&config.initial_advertise_peer_urls),
+    };
+    let raft = RaftAttributes {
+        peer_urls,
+        is_learner: false,
+    };
+    Ok(machine.force_sole_member(identity.member, raft)?)
+}

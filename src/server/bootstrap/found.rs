@@ -1,0 +1,137 @@
+//! A new cluster: who founds it, and whether this member may.
+//!
+//! A founder that lost its data and founds again under its old id could vote a second time in a
+//! term and forget entries that it acknowledged. The other founders know whether it ran before.
+
+use std::time::Duration;
+
+use super::world::{Patience, World, ask_all};
+use crate::config::{Bootstrap, Config, Discovery, InitialCluster};
+use crate::proto::etchedpeer::Description;
+use crate::server::Error;
+use crate::server::discovery;
+use crate::types::{ClusterId, MemberId};
+
+/// As long as etcd waits; a first start loses it only to peers that neither answer nor refuse.
+const PATIENCE: Patience = Patience {
+    limit: Duration::from_secs(1),
+    grace: Duration::from_millis(300),
+};
+
+/// Finds out who founds the cluster, and that this member may be one of them.
+pub async fn founders(config: &Config, world: &dyn World) -> Result<Bootstrap, Error> {
+    let cluster = initial_cluster(config).await?;
+    let refused = |refusal: crate::config::Refusal| Error::Refused(refusal.to_string());
+    let mut new = config
+        .found(&cluster, &|name| world.resolve(name))
+        .map_err(refused)?;
+    check_never_ran(config, &cluster, &new, world).await?;
+    match &config.discovery {
+        Discovery::Static => {}
+        // Every founder has other names for the others; they publish theirs when they run.
+        Discovery::Dns(_) => new
+            .founders
+            .iter_mut()
+            .for_each(|founder| founder.name.clear()),
+        Discovery::Service(service) => {
+            let own = cluster.to_string();
+            let found = discovery::service::join(service, new.member_id, &own).await?;
+            new = founded_with(config, &found, new.member_id, &service.token)?;
+        }
+    }
+    Ok(new)
+}
+
+/// The members that the flags or the DNS name; for a discovery service this one alone.
+pub async fn initial_cluster(config: &Config) -> Result<InitialCluster, Error> {
+    match &config.discovery {
+        Discovery::Static => config
+            .listed_cluster()
+            .map_err(|refusal| Error::Refused(refusal.to_string())),
+        Discovery::Dns(dns) => discovery::srv::cluster(config, dns).await,
+        Discovery::Service(service) => Ok(InitialCluster::of_one(
+            &config.name,
+            &config.initial_advertise_peer_urls,
+            &service.token,
+        )),
+    }
+}
+
+/// The cluster that a discovery service gathered.
+fn founded_with(
+    config: &Config,
+    found: &str,
+    own: MemberId,
+    token: &str,
+) -> Result<Bootstrap, Error> {
+    let cluster = InitialCluster::parse(found, token).map_err(Error::Refused)?;
+    if cluster.has_duplicate_url() {
+        return Err(Error::Refused(format!(
+            "discovery cluster {cluster} has duplicate url"
+        )));
+    }
+    let new = cluster.founded_by(&config.name);
+    // Another member of the same name takes this one's URLs for its own.
+    new.filter(|new| new.member_id == own).ok_or_else(|| {
+        Error::Refused(format!(
+            "discovery cluster {cluster} has another member with the name of this one; give every member its own --name"
+        ))
+    })
+}
+
+async fn check_never_ran(
+    config: &Config,
+    cluster: &InitialCluster,
+    new: &Bootstrap,
+    world: &dyn World,
+) -> Result<(), Error> {
+    let urls = cluster.urls_beside(&config.name);
+    if urls.is_empty() {
+        return Ok(());
+    }
+    let asked = ask_all(world, &urls, PATIENCE).await;
+    let answers: Vec<Description> = asked
+        .into_iter()
+        .filter_map(|(_, answer)| answer.ok())
+        .collect();
+    may_found(new.member_id, new.cluster_id, &answers)
+}
+
+/// Whether what peers answered allows this member to found the cluster.
+fn may_found(member: MemberId, cluster: ClusterId, answers: &[Description]) -> Result<(), Error> {
+    let same = |answer: &&Description| answer.cluster_id == cluster.0;
+    if answers
+        .iter()
+        .filter(same)
+        .any(|answer| has_run(answer, member))
+    {
+        return Err(Error::Refused(format!(
+            "member {member} has already been bootstrapped"
+        )));
+    }
+    if let Some(removed) = answers.iter().filter(same).find(|answer| {
+        let mut removed = answer.removed_member_ids.iter();
+        removed.any(|id| *id == member.0)
+    }) {
+        return Err(Error::Refused(format!(
+            "member {member} was removed from cluster {}; add it again and start it with --initial-cluster-state=existing",
+            ClusterId(removed.cluster_id)
+        )));
+    }
+    match answers.first() {
+        Some(other) if !answers.iter().any(|answer| same(&answer)) => Err(Error::Refused(format!(
+            "cluster ID mismatch: the peers in --initial-cluster belong to cluster {}, and these flags found cluster {cluster}; check --initial-cluster and --initial-cluster-token",
+            ClusterId(other.cluster_id)
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// True where a member told the cluster where it serves clients: it was up, so it has voted and
+/// acknowledged entries.
+pub fn has_run(answer: &Description, member: MemberId) -> bool {
+    let known = answer.members.iter().find(|known| known.id == member.0);
+    known
+        .and_then(|known| known.member_attributes.as_ref())
+        .is_some_and(|attributes| !attributes.client_urls.is_empty())
+}
