@@ -52,13 +52,21 @@ struct Away {
     reply: Reply,
 }
 
+/// To a member: why its proposal was not proposed.
+pub struct Refusal {
+    pub to: MemberId,
+    pub request_id: u64,
+    /// That of the proposal.
+    pub term: u64,
+    pub error: Error,
+}
+
 /// What has to be done now, in this order.
 #[derive(Default)]
 pub struct Work {
     pub messages: Vec<Message>,
     pub forwards: Vec<(MemberId, Forwarded)>,
-    /// To a member: why its proposal was not proposed.
-    pub refusals: Vec<(MemberId, u64, Error)>,
+    pub refusals: Vec<Refusal>,
     pub persist: Option<Persist>,
     pub entries: Vec<Entry>,
     /// Of each entry, whoever waits for it here.
@@ -83,7 +91,7 @@ pub struct Core {
     changes: VecDeque<(u64, MemberChange)>,
     applied: u64,
     forwards: Vec<(MemberId, Forwarded)>,
-    refusals: Vec<(MemberId, u64, Error)>,
+    refusals: Vec<Refusal>,
     tick: u64,
     /// Ticks that a request may take.
     limit_ticks: u64,
@@ -269,12 +277,22 @@ impl Core {
             }
         };
         if let Err(error) = proposed {
-            self.refusals.push((from, message.request_id, error));
+            self.refusals.push(Refusal {
+                to: from,
+                request_id: message.request_id,
+                term: message.term,
+                error,
+            });
         }
     }
 
-    /// A proposal that was sent to another member was not proposed there.
-    pub fn refused(&mut self, request_id: u64, error: Error) {
+    /// A proposal that was sent to another member in this term was not proposed there.
+    pub fn refused(&mut self, request_id: u64, term: u64, error: Error) {
+        // It may have been sent to another leader since, who may well have proposed it.
+        let sent_then = |away: &Away| away.term == term;
+        if !self.away.get(&request_id).is_some_and(sent_then) {
+            return;
+        }
         let Some(away) = self.away.remove(&request_id) else {
             return;
         };

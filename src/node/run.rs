@@ -225,9 +225,11 @@ impl RaftThread {
                 PeerMessage::Raft(message) if full && is_append(&message) => {}
                 PeerMessage::Raft(message) => self.core.step(message),
                 PeerMessage::Forwarded(message) => self.core.propose_for(from, message),
-                PeerMessage::Refused { request_id, error } => {
-                    self.core.refused(request_id, error);
-                }
+                PeerMessage::Refused {
+                    request_id,
+                    term,
+                    error,
+                } => self.core.refused(request_id, term, error),
             }
         }
     }
@@ -318,9 +320,13 @@ impl RaftThread {
         for (to, message) in work.forwards.drain(..) {
             self.network.send(to, vec![PeerMessage::Forwarded(message)]);
         }
-        for (to, request_id, error) in work.refusals.drain(..) {
-            let refused = PeerMessage::Refused { request_id, error };
-            self.network.send(to, vec![refused]);
+        for refusal in work.refusals.drain(..) {
+            let refused = PeerMessage::Refused {
+                request_id: refusal.request_id,
+                term: refusal.term,
+                error: refusal.error,
+            };
+            self.network.send(refusal.to, vec![refused]);
         }
         if work.snapshot_wanted && !self.making_checkpoint {
             self.make_checkpoint();

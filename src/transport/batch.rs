@@ -131,8 +131,13 @@ impl From<PeerMessage> for Payload {
         match message {
             PeerMessage::Raft(message) => Self::Raft(message),
             PeerMessage::Forwarded(message) => Self::Forwarded(message),
-            PeerMessage::Refused { request_id, error } => Self::Refused(etchedpeer::Refused {
+            PeerMessage::Refused {
                 request_id,
+                term,
+                error,
+            } => Self::Refused(etchedpeer::Refused {
+                request_id,
+                term,
                 error: error.text().to_owned(),
             }),
         }
@@ -144,6 +149,7 @@ impl From<PeerMessage> for Payload {
 fn refused(message: &etchedpeer::Refused) -> PeerMessage {
     PeerMessage::Refused {
         request_id: message.request_id,
+        term: message.term,
         error: Error::from_text(&message.error).unwrap_or(Error::Timeout),
     }
 }
@@ -240,6 +246,7 @@ mod tests {
             PeerMessage::Forwarded(forwarded.clone()),
             PeerMessage::Refused {
                 request_id: 8,
+                term: 5,
                 error: Error::NotLeader,
             },
         ];
@@ -258,6 +265,7 @@ mod tests {
             messages[3],
             PeerMessage::Refused {
                 request_id: 8,
+                term: 5,
                 error: Error::NotLeader
             }
         ));
@@ -277,12 +285,14 @@ mod tests {
         assert!(error.starts_with("a message of raft's: "), "{error}");
         let unknown = etchedpeer::Refused {
             request_id: 1,
+            term: 2,
             error: "of tomorrow".to_owned(),
         };
         assert!(matches!(
             refused(&unknown),
             PeerMessage::Refused {
                 request_id: 1,
+                term: 2,
                 error: Error::Timeout
             }
         ));

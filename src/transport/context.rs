@@ -172,6 +172,7 @@ impl Context {
             .filter_map(|message| match message {
                 PeerMessage::Forwarded(forwarded) => Some(PeerMessage::Refused {
                     request_id: forwarded.request_id,
+                    term: forwarded.term,
                     error,
                 }),
                 _ => None,

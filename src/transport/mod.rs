@@ -55,6 +55,8 @@ pub enum PeerMessage {
     /// A forwarded proposal was not proposed.
     Refused {
         request_id: u64,
+        /// That of the proposal: a later one may be on its way under the same id.
+        term: u64,
         error: Error,
     },
 }

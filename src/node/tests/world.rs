@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use prost::Message as _;
 
 use crate::error::Error;
-use crate::node::core::Core;
+use crate::node::core::{Core, Refusal};
 use crate::node::requests::{Proposal, Proposed, Reply};
 use crate::proto::etcdserverpb::{InternalRaftRequest, PutRequest, RequestHeader};
 use crate::proto::etchedpeer::Forwarded;
@@ -26,7 +26,7 @@ const LIMIT_TICKS: u64 = 70;
 enum Sent {
     Raft(Message),
     Forwarded(Forwarded),
-    Refused(u64, Error),
+    Refused(Refusal),
 }
 
 struct Job {
@@ -244,7 +244,8 @@ impl World {
             if let (Sent::Forwarded(message), Some(life), 0) =
                 (&sent, &mut self.nodes[from].life, self.random % 2)
             {
-                life.core.refused(message.request_id, Error::NoLeader);
+                life.core
+                    .refused(message.request_id, message.term, Error::NoLeader);
             }
             return;
         }
@@ -253,7 +254,10 @@ impl World {
             match sent {
                 Sent::Raft(message) => life.core.step(message),
                 Sent::Forwarded(message) => life.core.propose_for(from, message),
-                Sent::Refused(request_id, error) => life.core.refused(request_id, error),
+                Sent::Refused(refusal) => {
+                    life.core
+                        .refused(refusal.request_id, refusal.term, refusal.error);
+                }
             }
         }
         self.work(to);
@@ -318,9 +322,9 @@ impl World {
                 self.flying
                     .push((at, index(to.0), Sent::Forwarded(message)));
             }
-            for (to, id, error) in work.refusals {
-                self.flying
-                    .push((at, index(to.0), Sent::Refused(id, error)));
+            for refusal in work.refusals {
+                let to = index(refusal.to.0);
+                self.flying.push((at, to, Sent::Refused(refusal)));
             }
             life.persists.extend(work.persist);
             if !work.entries.is_empty() {

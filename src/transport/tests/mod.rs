@@ -50,7 +50,9 @@ impl Recorder {
     fn refused(&self) -> Vec<(u64, Error)> {
         let received = self.received.lock();
         let refused = received.iter().filter_map(|message| match message {
-            PeerMessage::Refused { request_id, error } => Some((*request_id, *error)),
+            PeerMessage::Refused {
+                request_id, error, ..
+            } => Some((*request_id, *error)),
             _ => None,
         });
         refused.collect()
