@@ -17,7 +17,6 @@ import (
 	"os"
 	"sync"
 	"testing"
-	"time"
 
 	"etched.dev/compat-tests/harness"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -41,6 +42,9 @@ const commandLimit = 30 * time.Second
 type side struct {
 	server *harness.Server
 	leases []string
+	// members are those of a cluster; added are the ids of members that were added.
+	members []*harness.Member
+	added   []string
 }
 
 // bench runs the same command lines against both servers.
@@ -67,7 +71,8 @@ type result struct {
 }
 
 // line splits a command line at blanks; a word ” stands for an empty one, and
-// $1 for the first lease that was granted.
+// $1 for the first lease that was granted, ENDPOINT1 for the first member's address,
+// MEMBER1 for the id of the first member that was added.
 func (s *side) line(text string) []string {
 	var words []string
 	for _, word := range strings.Fields(text) {
@@ -77,13 +82,22 @@ func (s *side) line(text string) []string {
 		for i, lease := range s.leases {
 			word = strings.ReplaceAll(word, fmt.Sprint("$", i+1), lease)
 		}
+		for i, member := range s.members {
+			word = strings.ReplaceAll(word, fmt.Sprint("ENDPOINT", i+1), member.Endpoint())
+		}
+		for i, id := range s.added {
+			word = strings.ReplaceAll(word, fmt.Sprint("MEMBER", i+1), id)
+		}
 		words = append(words, word)
 	}
 	return words
 }
 
 func (b *bench) command(ctx context.Context, s *side, args []string) *exec.Cmd {
-	command := exec.CommandContext(ctx, b.etcdctl, append([]string{"--endpoints=" + s.server.Endpoint()}, args...)...)
+	if !slices.ContainsFunc(args, func(word string) bool { return strings.HasPrefix(word, "--endpoints=") }) {
+		args = append([]string{"--endpoints=" + s.server.Endpoint()}, args...)
+	}
+	command := exec.CommandContext(ctx, b.etcdctl, args...)
 	for _, entry := range os.Environ() {
 		if !strings.HasPrefix(entry, "ETCDCTL_") {
 			command.Env = append(command.Env, entry)
@@ -162,10 +176,13 @@ func (b *bench) compare(text string, results [2]result, more ...normaliser) {
 
 var granted = regexp.MustCompile(`lease ([0-9a-f]+) granted`)
 
-// learn keeps the ids of leases granted.
+// learn keeps the ids of leases granted and of members added.
 func (s *side) learn(stdout string) {
 	for _, match := range granted.FindAllStringSubmatch(stdout, -1) {
 		s.leases = append(s.leases, match[1])
+	}
+	for _, match := range addedMember.FindAllStringSubmatch(stdout, -1) {
+		s.added = append(s.added, match[1])
 	}
 }
 
@@ -193,6 +210,12 @@ var everywhere = []normaliser{
 }
 
 func (s *side) normal(text string) string {
+	for i, member := range s.members {
+		text = strings.ReplaceAll(text, member.Endpoint(), fmt.Sprint("ENDPOINT", i+1))
+	}
+	for i, id := range s.added {
+		text = strings.ReplaceAll(text, id, fmt.Sprint("MEMBER", i+1))
+	}
 	text = strings.ReplaceAll(text, s.server.Endpoint(), "ENDPOINT")
 	for i, lease := range s.leases {
 		text = strings.ReplaceAll(text, lease, fmt.Sprint("LEASE", i+1))

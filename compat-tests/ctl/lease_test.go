@@ -13,6 +13,7 @@ var (
 )
 
 func TestLeases(t *testing.T) {
+	harness.OfLoneServers(t)
 	t.Parallel()
 	b := newBench(t, harness.Options{})
 	b.ok("lease list")

@@ -32,6 +32,9 @@ type ClusterOptions struct {
 	// Network, where set, is shared with another cluster, and with it the peer URLs
 	// and ids; the caller closes it.
 	Network *Network
+	// Direct leaves out the network: members find each other without proxies between
+	// them, whose time a measurement would count. Links cannot be set then.
+	Direct bool
 	// DataDir, Env and AdvertiseClientURL, where set, are asked for each member, by
 	// its number from 0 on; see Options.
 	DataDir            func(member int) string
@@ -50,6 +53,7 @@ type Cluster struct {
 	ownNetwork bool
 
 	mu      sync.Mutex
+	ports   []int     // of peers, by node, where there is no network
 	members []*Member // every one there ever was, by node
 	gone    map[*Member]bool
 }
@@ -81,12 +85,12 @@ func LaunchCluster(kind Kind, options ClusterOptions) (*Cluster, error) {
 }
 
 func (c *Cluster) launch() error {
-	if err := c.network.grow(c.options.Members); err != nil {
+	if err := c.grow(c.options.Members); err != nil {
 		return err
 	}
 	var named []string
 	for node := range c.options.Members {
-		named = append(named, memberName(node)+"="+c.network.url(node))
+		named = append(named, memberName(node)+"="+c.peerURL(node))
 	}
 	for node := range c.options.Members {
 		member, err := c.prepare(node, strings.Join(named, ","), "new")
@@ -104,12 +108,39 @@ func (c *Cluster) launch() error {
 	return c.WaitHealthy(limit)
 }
 
+// grow makes addresses for so many nodes.
+func (c *Cluster) grow(nodes int) error {
+	if !c.options.Direct {
+		return c.network.grow(nodes)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(c.ports) < nodes {
+		port, err := FreePort()
+		if err != nil {
+			return err
+		}
+		c.ports = append(c.ports, port)
+	}
+	return nil
+}
+
+// peerURL is what the member of a node advertises.
+func (c *Cluster) peerURL(node int) string {
+	if !c.options.Direct {
+		return c.network.url(node)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return fmt.Sprintf("http://127.0.0.1:%d", c.ports[node])
+}
+
 func memberName(node int) string { return fmt.Sprintf("m%d", node+1) }
 
 // prepare makes the member of a node, not started yet.
 func (c *Cluster) prepare(node int, initial, state string) (*Member, error) {
 	options := Options{
-		Name: memberName(node), PeerURL: c.network.url(node), InitialCluster: initial,
+		Name: memberName(node), PeerURL: c.peerURL(node), InitialCluster: initial,
 		ParentDir: c.options.ParentDir, EtchedFlags: c.options.EtchedFlags, EtcdFlags: c.options.EtcdFlags,
 		Flags: append([]string{"--initial-cluster-state=" + state}, c.options.Flags...),
 	}
@@ -128,6 +159,9 @@ func (c *Cluster) prepare(node int, initial, state string) (*Member, error) {
 	}
 	if err := server.choosePorts(); err != nil {
 		return nil, errors.Join(err, server.Remove())
+	}
+	if c.options.Direct {
+		server.peerPort = c.ports[node]
 	}
 	member := &Member{Server: server, cluster: c, node: node}
 	member.connect = sync.OnceValues(func() (*grpc.ClientConn, error) {
@@ -405,7 +439,7 @@ func (c *Cluster) Add(ctx context.Context, through *Member, learner bool) (*Memb
 	c.mu.Lock()
 	node := len(c.members)
 	c.mu.Unlock()
-	if err := c.network.grow(node + 1); err != nil {
+	if err := c.grow(node + 1); err != nil {
 		return nil, err
 	}
 	connection, err := through.connect()
@@ -415,7 +449,7 @@ func (c *Cluster) Add(ctx context.Context, through *Member, learner bool) (*Memb
 	var response *pb.MemberAddResponse
 	err = untilSettled(ctx, func() (err error) {
 		response, err = pb.NewClusterClient(connection).MemberAdd(ctx, &pb.MemberAddRequest{
-			PeerURLs: []string{c.network.url(node)}, IsLearner: learner,
+			PeerURLs: []string{c.peerURL(node)}, IsLearner: learner,
 		})
 		return err
 	})

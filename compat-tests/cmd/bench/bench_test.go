@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -117,5 +118,24 @@ func TestDraw(t *testing.T) {
 	}
 	if strings.Contains(plot, "hidden") {
 		t.Error("the plot shows a figure that is aside")
+	}
+}
+
+// Rows for one member and rows for more do not mix.
+func TestRowsFitTheMembers(t *testing.T) {
+	for members, known := range map[int]string{1: "million", 3: "failover"} {
+		chosen, err := choose("", members)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, other := range []string{"million", "failover", "put-100"} {
+			found := slices.ContainsFunc(chosen, func(r row) bool { return r.id == other })
+			if found != (other == known || other == "put-100") {
+				t.Errorf("%d members, row %s: %t", members, other, found)
+			}
+		}
+	}
+	if _, err := choose("million", 3); err == nil {
+		t.Error("a row for one member is taken for three")
 	}
 }

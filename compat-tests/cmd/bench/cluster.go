@@ -24,6 +24,10 @@ import (
 type cluster struct {
 	kind    harness.Kind
 	members []*harness.Server
+	// asked are those that loads go to.
+	asked []*harness.Server
+	// whole is what the members belong to, nil for a lone one.
+	whole *harness.Cluster
 }
 
 // quota keeps a server from refusing puts in the middle of a run.
@@ -31,21 +35,36 @@ const quota = "--quota-backend-bytes=8589934592"
 
 // startCluster starts fresh members with their data below parent.
 func startCluster(kind harness.Kind, members int, parent string) (*cluster, error) {
-	if members != 1 {
-		return nil, fmt.Errorf("clusters of %d members cannot be started yet", members)
+	if members > 1 {
+		whole, err := harness.LaunchCluster(kind, harness.ClusterOptions{
+			Members: members, ParentDir: parent, Flags: []string{quota}, Direct: true,
+		})
+		if err != nil {
+			return nil, err
+		}
+		c := &cluster{kind: kind, whole: whole}
+		for _, member := range whole.Members() {
+			c.members = append(c.members, member.Server)
+		}
+		c.asked = c.members
+		return c, nil
 	}
 	server, err := harness.Launch(kind, harness.Options{ParentDir: parent, Flags: []string{quota}})
 	if err != nil {
 		return nil, err
 	}
-	return &cluster{kind: kind, members: []*harness.Server{server}}, nil
+	alone := []*harness.Server{server}
+	return &cluster{kind: kind, members: alone, asked: alone}, nil
 }
 
 // endpoint is the address that the i-th connection of a load goes to.
-func (c *cluster) endpoint(i int) string { return c.members[i%len(c.members)].Endpoint() }
+func (c *cluster) endpoint(i int) string { return c.asked[i%len(c.asked)].Endpoint() }
 
 // remove ends all members and deletes their data.
 func (c *cluster) remove() error {
+	if c.whole != nil {
+		return c.whole.Remove()
+	}
 	var failures []error
 	for _, member := range c.members {
 		failures = append(failures, member.Kill(), member.Remove())

@@ -49,7 +49,7 @@ func parse() options {
 	flag.IntVar(&o.reps, "reps", 3, "repetitions, each with both servers")
 	flag.DurationVar(&o.limit, "limit", 30*time.Minute, "time after which the run is given up")
 	flag.BoolVar(&o.quick, "quick", false, "short windows and 100,000 keys where a full run has 1,000,000: for a first look, not for comparing")
-	flag.IntVar(&o.members, "members", 1, "members of each cluster; 1 is all there is yet")
+	flag.IntVar(&o.members, "members", 1, "members of each cluster; more than one have rows of their own")
 	o.quiet = flag.Duration("quiet", 3*time.Minute, "how long rows may wait, all together, for other processes to leave the processors alone")
 	connections := flag.Int("connections", 100, "the most connections that the clients of one load share")
 	flag.Parse()
@@ -57,10 +57,12 @@ func parse() options {
 		connections: max(1, *connections),
 		warmUp:      time.Second, window: 6 * time.Second,
 		keys: 100_000, rangeKeys: 10_000, million: 1_000_000,
+		failovers: 20, joinBytes: 1 << 30,
 	}
 	if o.quick {
 		o.settings.warmUp, o.settings.window = 500*time.Millisecond, 2*time.Second
 		o.settings.million = 100_000
+		o.settings.failovers, o.settings.joinBytes = 5, 64<<20
 	}
 	return o
 }
@@ -70,7 +72,7 @@ func run() error {
 	if flag.NArg() > 0 {
 		return fmt.Errorf("%q is not a flag", flag.Arg(0))
 	}
-	chosen, err := choose(o.rows)
+	chosen, err := choose(o.rows, o.members)
 	if err != nil {
 		return err
 	}

@@ -33,6 +33,9 @@ type settings struct {
 	// keys are there for the rows on one key at a time; million is the number of
 	// keys of the row on large stores.
 	keys, rangeKeys, million int
+	// failovers is how often a leader is killed, joinBytes the size of the values
+	// that a new member has to get.
+	failovers, joinBytes int
 	// connections is the most that the clients of a load share.
 	connections int
 }
@@ -40,6 +43,8 @@ type settings struct {
 // row is one thing measured; it gives one or more figures.
 type row struct {
 	id, title string
+	// lone rows are for one member, many for more than one.
+	lone, many bool
 	// large rows run on a fresh server of their own; the others share one that
 	// holds settings.keys keys.
 	large   bool
@@ -47,23 +52,44 @@ type row struct {
 }
 
 var rows = []row{
-	loopRow("put-1", "put, 1 client", put, 1),
+	only(lone, loopRow("put-1", "put, 1 client", put, 1)),
+	only(many, askedRow("put-1-leader", "put, 1 client of the leader", put, 1, leading)),
+	only(many, askedRow("put-1-follower", "put, 1 client of a follower", put, 1, following)),
 	loopRow("put-100", "put, 100 clients", put, 100),
 	loopRow("put-1000", "put, 1,000 clients", put, 1000),
-	loopRow("range-1", "linearizable range of 1 key, 1 client", get, 1),
-	loopRow("range-100", "linearizable range of 1 key, 100 clients", get, 100),
-	loopRow("range-1000", "linearizable range of 1 key, 1,000 clients", get, 1000),
-	{id: "range-10k", title: "linearizable range of 10,000 keys, 1 client", measure: measureLongRange},
-	{id: "watch-1000", title: "1,000 watches of one key, 1 client puts it", measure: measureWatches},
-	{id: "million", title: "1,000,000 keys", large: true, measure: measureLargeStore},
+	only(lone, loopRow("range-1", "linearizable range of 1 key, 1 client", get, 1)),
+	only(lone, loopRow("range-100", "linearizable range of 1 key, 100 clients", get, 100)),
+	only(many, askedRow("range-leader", "linearizable range of 1 key, 100 clients of the leader", get, 100, leading)),
+	only(many, askedRow("range-follower", "linearizable range of 1 key, 100 clients of a follower", get, 100, following)),
+	only(lone, loopRow("range-1000", "linearizable range of 1 key, 1,000 clients", get, 1000)),
+	{id: "range-10k", title: "linearizable range of 10,000 keys, 1 client", lone: true, measure: measureLongRange},
+	{id: "watch-1000", title: "1,000 watches of one key, 1 client puts it", lone: true, measure: measureWatches},
+	{id: "million", title: "1,000,000 keys", large: true, lone: true, measure: measureLargeStore},
+	{id: "failover", title: "the leader is killed", large: true, many: true, measure: measureFailover},
+	{id: "join", title: "a new member", large: true, many: true, measure: measureJoin},
 }
 
-// describe titles a row; the large store has fewer keys in a quick run.
+// lone and many mark a row for one member or for more.
+func lone(r *row) { r.lone = true }
+func many(r *row) { r.many = true }
+
+func only(mark func(*row), r row) row {
+	mark(&r)
+	return r
+}
+
+// describe titles a row; some are smaller in a quick run.
 func (r row) describe(s settings) string {
-	if r.large {
+	switch r.id {
+	case "million":
 		return fmt.Sprintf("%s keys", thousands(s.million))
+	case "failover":
+		return fmt.Sprintf("the leader is killed, %d times", s.failovers)
+	case "join":
+		return fmt.Sprintf("a new member, %d MB to catch up with", s.joinBytes>>20)
+	default:
+		return r.title
 	}
-	return r.title
 }
 
 func loopRow(id, title string, kind func(keys int) request, clients int) row {
@@ -157,10 +183,11 @@ func measureLargeStore(ctx context.Context, target *cluster, s settings) ([]figu
 	}, nil
 }
 
-// choose answers the rows named in a comma-separated list, all for an empty one.
-func choose(names string) ([]row, error) {
+// choose answers the rows named in a comma-separated list, all that fit the
+// number of members for an empty one.
+func choose(names string, members int) ([]row, error) {
 	if names == "" {
-		return rows, nil
+		return slices.DeleteFunc(slices.Clone(rows), func(r row) bool { return !r.fits(members) }), nil
 	}
 	var chosen []row
 	for name := range strings.SplitSeq(names, ",") {
@@ -172,10 +199,15 @@ func choose(names string) ([]row, error) {
 			}
 			return nil, fmt.Errorf("no row %q; there are %s", name, strings.Join(known, ", "))
 		}
+		if !rows[at].fits(members) {
+			return nil, fmt.Errorf("row %s is not for %d members", name, members)
+		}
 		chosen = append(chosen, rows[at])
 	}
 	return chosen, nil
 }
+
+func (r row) fits(members int) bool { return !(r.lone && members > 1) && !(r.many && members == 1) }
 
 func thousands(n int) string {
 	text := fmt.Sprint(n)
