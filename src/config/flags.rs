@@ -233,9 +233,9 @@ pub static SECTIONS: &[Section] = &[
         flag("compaction-batch-limit", Int, "0", "Revisions that a compaction removes in one step; 0: 1000."),
         flag("compaction-sleep-interval", Duration, "0s", "Pause between these steps; 0: 10ms."),
         flag("watch-progress-notify-interval", Duration, "0s", "Time between progress notifications of a quiet watch; 0: 10m."),
-        flag("downgrade-check-time", Duration, "5s", "Time between looks for a downgrade.").no_effect("this version of etched knows no downgrade"),
-        later("corrupt-check-time", Duration, "0s", "Time between comparisons of the members' data; 0: none."),
-        later("compact-hash-check-time", Duration, "1m", "Time between comparisons of compaction hashes."),
+        flag("downgrade-check-time", Duration, "5s", "Time between looks for a downgrade.").no_effect("a member of etched never runs the release that a downgrade leads to, so none ends by itself"),
+        flag("corrupt-check-time", Duration, "0s", "Time between comparisons of the members' data; 0: none."),
+        flag("compact-hash-check-time", Duration, "1m", "Time between comparisons of compaction hashes."),
     ]},
     Section { title: "Unsafe", flags: &[
         flag("unsafe-no-fsync", Bool, "false", "Do not wait for the disk: a crash loses acknowledged writes."),

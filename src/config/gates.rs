@@ -1,6 +1,8 @@
-//! Feature gates, read as etcd reads them. One default differs: etched keeps the remaining time of
-//! leases over restarts and leader changes, so `LeaseCheckpoint` is on, and
-//! `LeaseCheckpointPersist` follows it unless it is named.
+//! Feature gates, read as etcd reads them. Some defaults differ: etched keeps the remaining time
+//! of leases over restarts and leader changes, so `LeaseCheckpoint` is on, and
+//! `LeaseCheckpointPersist` follows it unless it is named. It compares the members' data where
+//! that costs little, so `InitialCorruptCheck` and `CompactHashCheck` are on; the first looks at
+//! large stores only where it is named.
 
 use std::collections::BTreeMap;
 
@@ -16,9 +18,9 @@ enum Stage {
 const KNOWN: &[(&str, Stage, bool)] = &[
     ("AllAlpha", Stage::Alpha, false),
     ("AllBeta", Stage::Beta, false),
-    ("CompactHashCheck", Stage::Alpha, false),
+    ("CompactHashCheck", Stage::Alpha, true),
     ("FastLeaseKeepAlive", Stage::Beta, true),
-    ("InitialCorruptCheck", Stage::Alpha, false),
+    ("InitialCorruptCheck", Stage::Alpha, true),
     ("LeaseCheckpoint", Stage::Alpha, true),
     ("LeaseCheckpointPersist", Stage::Alpha, true),
     ("PriorityRequest", Stage::Alpha, false),
@@ -83,6 +85,11 @@ impl Gates {
         KNOWN
             .iter()
             .any(|(known, _, default)| *known == name && *default)
+    }
+
+    /// Whether somebody set a gate, by itself or with its stage.
+    pub fn is_named(&self, name: &str) -> bool {
+        self.named.contains_key(name)
     }
 
     /// Every gate: its name, `ALPHA` or `BETA`, and whether it is on.

@@ -107,6 +107,10 @@ pub struct Config {
     pub compaction_sleep_interval: Duration,
     /// At least 100 ms.
     pub watch_progress_notify_interval: Duration,
+    /// Between comparisons of all members' data; none: they are not made.
+    pub corrupt_check_time: Option<Duration>,
+    /// Between comparisons of the hashes kept at compactions.
+    pub compact_hash_check_time: Duration,
     pub warning_apply_duration: Duration,
     pub warning_unary_request_duration: Duration,
 

@@ -86,6 +86,8 @@ pub fn settle(
         watch_progress_notify_interval: positive(values, "watch-progress-notify-interval")
             .unwrap_or(Duration::from_secs(600))
             .max(Duration::from_millis(100)),
+        corrupt_check_time: positive(values, "corrupt-check-time"),
+        compact_hash_check_time: positive(values, "compact-hash-check-time").unwrap_or_default(),
         warning_apply_duration: positive(values, "warning-apply-duration").unwrap_or_default(),
         warning_unary_request_duration: match values.duration_ns("warning-unary-request-duration") {
             0 => Duration::from_millis(300),

@@ -62,6 +62,14 @@ pub fn validate(
             duration::format_ns(check_ns)
         )));
     }
+    let check_ns = values.duration_ns("corrupt-check-time");
+    if check_ns < 0 {
+        // etcd starts, and panics when it first looks at it.
+        return Err(Refusal::Verify(format!(
+            "--corrupt-check-time must be >=0 (set to {})",
+            duration::format_ns(check_ns)
+        )));
+    }
     check_not_built(values, notes)?;
     remark(values, notes);
     let config = settle(values, log, initial_cluster_state, from, around, notes)?;

@@ -1,14 +1,29 @@
 //! What a member does before it serves clients: it tells the cluster its name and where clients
 //! reach it, for as long as that takes. Clients are served by members alone that the cluster
-//! knows, as in etcd.
+//! knows, as in etcd. Before that a restarted one makes sure that its data is that of the others.
 
 use std::time::Duration;
 
+use super::Error;
 use crate::config::Config;
 use crate::node::Handle;
-use crate::node::jobs::version;
+use crate::node::jobs::{corruption, version};
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::membershippb::{Attributes, ClusterMemberAttrSetRequest};
+
+/// Compares a restarted member's data with its peers'. One that diverged must not serve.
+pub async fn check_data(handle: &Handle, config: &Config) -> Result<(), Error> {
+    let gates = &config.feature_gates;
+    let gate = "InitialCorruptCheck";
+    let when = match (gates.enabled(gate), gates.is_named(gate)) {
+        (false, _) => corruption::AtStart::Never,
+        (true, false) => corruption::AtStart::Cheaply,
+        (true, true) => corruption::AtStart::Always,
+    };
+    corruption::check_at_start(handle, when)
+        .await
+        .map_err(Error::Refused)
+}
 
 /// Wait before the next try; each try itself waits for a leader.
 const RETRY: Duration = Duration::from_millis(100);

@@ -15,7 +15,7 @@ use super::connection::{Connections, Http2, Traffic};
 use super::data_dir::DataDir;
 use super::leave;
 use super::listen::{self, SocketOptions};
-use super::publish::publish;
+use super::publish::{check_data, publish};
 use super::states::StateDirs;
 use crate::api::{self, Api};
 use crate::config::{AutoCompaction, Config, Listen};
@@ -27,7 +27,7 @@ use crate::node::apply::Applier;
 use crate::node::core::Core;
 use crate::node::handle::{Handle, Settings};
 use crate::node::inbox::{Inbox, Input};
-use crate::node::jobs::{auto_compaction, compactor, leases, snapshot, version};
+use crate::node::jobs::{auto_compaction, compactor, corruption, leases, snapshot, version};
 use crate::node::log_thread::LogWriter;
 use crate::node::members::Rules;
 use crate::node::peer::PeerService;
@@ -100,6 +100,7 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;
     let dir = Arc::new(dir);
     let restored = bootstrap::restore(&config, &dir, &RealWorld::new()).await?;
+    let existed = restored.existed;
     let member = Member::start(&config, restored, dir.clone())?;
     let (stop, stopping) = watch::channel(false);
     let mut peers = Vec::new();
@@ -111,6 +112,9 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     }
     let mut serving = Vec::new();
     let work = async {
+        if existed {
+            check_data(&member.handle, &config).await?;
+        }
         publish(&member.handle, &config).await;
         serving = member.serve(&config, sockets, &stopping);
         tracing::info!("ready to serve client requests");
@@ -383,6 +387,12 @@ fn spawn_jobs(config: &Config, handle: &Handle, inbox: &Arc<Inbox>) {
     tokio::spawn(compactor::run(shared, pace));
     tokio::spawn(leases::run(handle.clone()));
     tokio::spawn(version::run(handle.clone()));
+    let compacted = config.feature_gates.enabled("CompactHashCheck");
+    let pace = corruption::Pace {
+        all: config.corrupt_check_time,
+        compacted: compacted.then_some(config.compact_hash_check_time),
+    };
+    tokio::spawn(corruption::run(handle.clone(), pace));
     let retention = match config.auto_compaction {
         AutoCompaction::Off => auto_compaction::Retention::Off,
         AutoCompaction::Periodic(age) => auto_compaction::Retention::Age(age),

@@ -1,13 +1,13 @@
 //! Removes compacted history in small steps with pauses between them, so that requests hardly
 //! notice. A step can be repeated: after a restart it goes on from the last finished compaction.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::mvcc::compaction::{self, Progress};
 use crate::mvcc::read::Snapshot;
 use crate::node::Shared;
-use crate::storage::{self, Batch};
+use crate::storage::{self, Batch, Engine};
 
 /// Hashes kept; etcd's figure.
 const MAX_KEPT_HASHES: usize = 10;
@@ -24,11 +24,9 @@ pub struct Pace {
 
 /// Runs until the runtime stops.
 pub async fn run(shared: Arc<Shared>, pace: Pace) {
-    // A compaction that an earlier run began has lost what its hash would need.
-    let mut hashes = false;
+    let mut seen = None;
     loop {
-        let caught_up = catch_up(&shared, pace, hashes).await;
-        hashes = true;
+        let caught_up = catch_up(&shared, pace, &mut seen).await;
         if let Err(error) = caught_up {
             shared.fail(error.to_string());
             return;
@@ -62,11 +60,20 @@ fn keep_hash(shared: &Shared, progress: Progress) -> storage::Result<()> {
     Ok(())
 }
 
-async fn catch_up(shared: &Arc<Shared>, pace: Pace, hashes: bool) -> storage::Result<()> {
+/// `seen` is the engine that this run has looked at before: a compaction that is found begun in
+/// another one, an earlier run's or the leader's, has lost what its hash would need.
+async fn catch_up(
+    shared: &Arc<Shared>,
+    pace: Pace,
+    seen: &mut Option<Weak<dyn Engine>>,
+) -> storage::Result<()> {
     loop {
         // One engine for all steps: a snapshot may put another in its place meanwhile, and what
         // is dead in this one may live there.
         let engine = shared.engine();
+        let current = Arc::downgrade(&engine);
+        let hashes = seen.as_ref().is_some_and(|seen| seen.ptr_eq(&current));
+        *seen = Some(current);
         let Some(start) = compaction::unfinished(engine.latest())? else {
             return Ok(());
         };

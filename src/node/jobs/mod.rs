@@ -2,6 +2,7 @@
 
 pub mod auto_compaction;
 pub mod compactor;
+pub mod corruption;
 pub mod deadlines;
 pub mod leases;
 pub mod snapshot;
