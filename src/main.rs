@@ -55,6 +55,15 @@ fn main() -> ExitCode {
             logging::flush();
             std::process::exit(0);
         }
+        Err(server::Error::Discovery {
+            token,
+            endpoints,
+            reason,
+        }) => {
+            logging::notes(&server::discovery::refusal(&token, &endpoints, &reason));
+            logging::flush();
+            std::process::exit(1);
+        }
         Err(server::Error::Failed(reason)) => {
             logging::fatal("stopped: the member cannot go on", &reason);
             std::process::exit(1);

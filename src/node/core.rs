@@ -25,6 +25,8 @@ use crate::raft::{
 use crate::state::machine::{Entry, Payload};
 use crate::types::MemberId;
 
+/// A leader whose connection broke and who is silent for so many ticks is taken for dead.
+const DOUBT_TICKS: u64 = 3;
 /// Proposals that wait for a leader, or for another member's.
 const MAX_ELSEWHERE: usize = 20_000;
 
@@ -93,6 +95,8 @@ pub struct Core {
     forwards: Vec<(MemberId, Forwarded)>,
     refusals: Vec<Refusal>,
     tick: u64,
+    /// Since when, in ticks, the leader was not heard of after its connection broke.
+    doubts: Option<u64>,
     /// Ticks that a request may take.
     limit_ticks: u64,
     /// Term, leader, and whether this member took proposals, when parked ones were looked at.
@@ -116,6 +120,7 @@ impl Core {
             forwards: Vec::new(),
             refusals: Vec::new(),
             tick: 0,
+            doubts: None,
             limit_ticks,
             leadership: (0, 0, false),
             parked_again: false,
@@ -125,6 +130,13 @@ impl Core {
     pub fn tick(&mut self) {
         self.tick += 1;
         self.replica.tick();
+        if self
+            .doubts
+            .take_if(|at| *at + DOUBT_TICKS <= self.tick)
+            .is_some()
+        {
+            self.replica.give_up_leader();
+        }
         self.expire();
         self.propose_parked();
     }
@@ -143,6 +155,9 @@ impl Core {
 
     /// Takes a message of another member. One that raft does not want is none to act upon.
     pub fn step(&mut self, message: Message) {
+        if message.from == self.replica.status().leader {
+            self.doubts = None;
+        }
         if let Err(error) = self.replica.step(message) {
             tracing::debug!(%error, "raft did not take a message");
         }
@@ -334,8 +349,14 @@ impl Core {
         Some(furthest.member)
     }
 
+    /// Something that was sent to the member may be lost. A leader of whom nothing is heard
+    /// after that for a while is given up before its time: a process that died breaks its
+    /// connections at once.
     pub fn report_unreachable(&mut self, member: MemberId) {
         self.replica.report_unreachable(member);
+        if member.0 == self.replica.status().leader && self.doubts.is_none() {
+            self.doubts = Some(self.tick);
+        }
     }
 
     pub fn report_snapshot(&mut self, member: MemberId, taken: bool) {
@@ -343,6 +364,10 @@ impl Core {
     }
 
     pub fn offer_snapshot(&mut self, snapshot: Option<Snapshot>) {
+        if snapshot.is_some() {
+            // Whoever needs it is sent it with the answer to a heartbeat.
+            self.replica.ping();
+        }
         self.replica.offer_snapshot(snapshot);
     }
 

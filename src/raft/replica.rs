@@ -177,6 +177,21 @@ impl Replica {
         self.node.tick();
     }
 
+    /// Takes the leader for dead, as if it had been silent for an election timeout. The random
+    /// part of the timeout, which keeps members from standing all at once, is still waited for,
+    /// and before an election the others are asked whether they miss the leader too.
+    pub fn give_up_leader(&mut self) {
+        let raft = &mut self.node.raft;
+        if raft.state == StateRole::Follower {
+            raft.election_elapsed = raft.election_elapsed.max(raft.election_timeout());
+        }
+    }
+
+    /// Has a leader send heartbeats now.
+    pub fn ping(&mut self) {
+        self.node.raft.ping();
+    }
+
     /// Stands for election now.
     pub fn campaign(&mut self) -> Result<(), raft::Error> {
         self.node.campaign()

@@ -116,9 +116,18 @@ impl Service<http::Request<Body>> for Channel {
 
 /// Connects to one URL; the error says why it did not come about.
 pub async fn dial(url: &str, keep_alive: Option<KeepAlive>) -> Result<Channel, String> {
-    tokio::time::timeout(CONNECT_LIMIT, connect(url, keep_alive))
+    dial_within(CONNECT_LIMIT, url, keep_alive).await
+}
+
+/// As `dial`, with a limit of the caller's.
+pub async fn dial_within(
+    limit: Duration,
+    url: &str,
+    keep_alive: Option<KeepAlive>,
+) -> Result<Channel, String> {
+    tokio::time::timeout(limit, connect(url, keep_alive))
         .await
-        .unwrap_or_else(|_| Err("no connection within a second".to_owned()))
+        .unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
         .map_err(|reason| format!("{url}: {reason}"))
 }
 
