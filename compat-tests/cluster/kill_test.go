@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -104,19 +105,19 @@ func TestRollingRestart(t *testing.T) {
 // A member misses more than the log keeps, while it lives and is watched, and so
 // is sent a snapshot under load.
 func TestMemberBehindTheLog(t *testing.T) {
-	const kept, more = 50, 20
+	const kept, more = 20, 5
 	r := Start(t, Options{ClusterOptions: harness.ClusterOptions{
-		Flags: []string{"--snapshot-count=50", "--snapshot-catchup-entries=20"},
+		Flags: []string{fmt.Sprint("--snapshot-count=", kept), fmt.Sprint("--snapshot-catchup-entries=", more)},
 	}})
 	leader := r.Leader()
 	behind := r.Others(leader)[0]
 	before, err := behind.Status(t.Context())
 	r.Must(err)
 	r.SetLinks(behind, r.Others(behind), harness.Link{Cut: true})
-	reached := crash.Eventually(20*time.Second, func() bool {
+	reached := crash.Eventually(30*time.Second, func() bool {
 		time.Sleep(50 * time.Millisecond)
 		status, err := r.Leader().Status(t.Context())
-		return err == nil && status.RaftIndex > before.RaftIndex+6*(kept+more)
+		return err == nil && status.RaftIndex > before.RaftIndex+8*(kept+more)
 	})
 	if !reached {
 		t.Fatal("the log did not grow past what it keeps")

@@ -42,7 +42,8 @@ func TestMembersAddedPromotedAndRemoved(t *testing.T) {
 	r.Finish()
 }
 
-// promote asks the leader until the learner has caught up.
+// promote asks the leader until the learner has caught up, and waits until that
+// knows that it is none any more.
 func promote(ctx context.Context, r *Run, learner *harness.Member) error {
 	id, err := learner.ID(ctx)
 	if err != nil {
@@ -51,7 +52,10 @@ func promote(ctx context.Context, r *Run, learner *harness.Member) error {
 	client := pb.NewClusterClient(r.dial(r.Leader()))
 	for {
 		_, err = client.MemberPromote(ctx, &pb.MemberPromoteRequest{ID: id})
-		if err == nil || ctx.Err() != nil {
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
 			return err
 		}
 		if harness.ErrorText(err) != "FailedPrecondition: etcdserver: can only promote a learner member which is in sync with leader" &&
@@ -60,4 +64,11 @@ func promote(ctx context.Context, r *Run, learner *harness.Member) error {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+	for ctx.Err() == nil {
+		if status, err := learner.Status(ctx); err == nil && !status.IsLearner {
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return fmt.Errorf("%s is a learner though it was promoted", learner.Name())
 }
