@@ -92,7 +92,7 @@ impl Gate {
 
     fn check_metadata(&self, kind: Kind, headers: &HeaderMap) -> Result<(), Error> {
         let version = headers.get("client-api-version");
-        let version = version.map(|version| version.to_str().ok());
+        let version = version.map(|version| std::str::from_utf8(version.as_bytes()).ok());
         if version == Some(None) {
             return Err(Error::InvalidClientApiVersion);
         }
@@ -197,5 +197,197 @@ impl HttpBody for CutBody {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::node::ClusterStatus;
+    use crate::node::stand_in::{self, ME};
+    use crate::types::MemberId;
+
+    fn gate(handle: &Handle) -> (Gate, watch::Sender<u64>) {
+        let (sender, cuts) = watch::channel(0);
+        let shared = handle.shared().clone();
+        (Gate { shared, cuts }, sender)
+    }
+
+    fn headers(text: &str) -> HeaderMap {
+        let pairs = text
+            .split_whitespace()
+            .filter_map(|pair| pair.split_once('='));
+        let parsed = pairs.map(|(name, value)| {
+            let name = http::HeaderName::from_bytes(name.as_bytes()).expect("a name");
+            let value = match value {
+                "no-text" => b"\xff",
+                value => value.as_bytes(),
+            };
+            (name, http::HeaderValue::from_bytes(value).expect("a value"))
+        });
+        parsed.collect()
+    }
+
+    /// What becomes of a call `service/method header=value ...`.
+    fn pass(gate: &Gate, call: &str) -> Result<&'static str, Error> {
+        let (method, rest) = call.split_once(' ').unwrap_or((call, ""));
+        let number = super::super::find_method(&format!("/{method}")).expect("a method");
+        Ok(match gate.pass(number, &headers(rest))? {
+            Passed::Call => "call",
+            Passed::NeedsLeader => "needs a leader",
+            Passed::Range(asked) => match (asked.allows(true), asked.allows(false)) {
+                (Ok(()), Err(Error::NotSupportedForLearner)) => "serializable",
+                (Err(error), Err(Error::NotSupportedForLearner)) => return Err(error),
+                other => panic!("{other:?}"),
+            },
+        })
+    }
+
+    #[test]
+    fn learners_serve_little_and_nobody_serves_whom_only_a_leader_can() {
+        let handle = stand_in::alone();
+        let (gate, _cuts) = gate(&handle);
+        let no_leader = Err(Error::NoLeader);
+        let learner = Err(Error::NotSupportedForLearner);
+        // The call, and what becomes of it: of a voter and a learner with a leader, and of both
+        // without one.
+        for (call, expected) in [
+            (
+                "etcdserverpb.KV/Range",
+                [
+                    Ok("call"),
+                    Ok("serializable"),
+                    Ok("call"),
+                    Ok("serializable"),
+                ],
+            ),
+            (
+                "etcdserverpb.KV/Range hasleader=true",
+                [Ok("call"), Ok("serializable"), no_leader, no_leader],
+            ),
+            (
+                "etcdserverpb.KV/Range hasleader=True",
+                [
+                    Ok("call"),
+                    Ok("serializable"),
+                    Ok("call"),
+                    Ok("serializable"),
+                ],
+            ),
+            (
+                "etcdserverpb.KV/Put",
+                [Ok("call"), learner, Ok("call"), learner],
+            ),
+            (
+                "etcdserverpb.KV/RangeStream",
+                [Ok("call"), learner, Ok("call"), learner],
+            ),
+            (
+                "etcdserverpb.Watch/Watch",
+                [Ok("call"), learner, Ok("call"), learner],
+            ),
+            (
+                "etcdserverpb.Watch/Watch hasleader=true",
+                [Ok("needs a leader"), learner, no_leader, learner],
+            ),
+            (
+                "etcdserverpb.Lease/LeaseKeepAlive hasleader=true",
+                [Ok("needs a leader"), learner, no_leader, learner],
+            ),
+            (
+                "etcdserverpb.Cluster/MemberList",
+                [Ok("call"), learner, Ok("call"), learner],
+            ),
+            ("etcdserverpb.Maintenance/Status", [Ok("call"); 4]),
+            (
+                "etcdserverpb.Maintenance/Status hasleader=true",
+                [Ok("call"), Ok("call"), no_leader, no_leader],
+            ),
+            ("etcdserverpb.Maintenance/Snapshot", [Ok("call"); 4]),
+            (
+                "etcdserverpb.Maintenance/HashKV",
+                [Ok("call"), learner, Ok("call"), learner],
+            ),
+            (
+                "grpc.health.v1.Health/Check",
+                [Ok("call"), learner, Ok("call"), learner],
+            ),
+            (
+                "etcdserverpb.KV/Put client-api-version=no-text",
+                [
+                    Err(Error::InvalidClientApiVersion),
+                    learner,
+                    Err(Error::InvalidClientApiVersion),
+                    learner,
+                ],
+            ),
+        ] {
+            let states = [
+                (ME, false),
+                (ME, true),
+                (MemberId(0), false),
+                (MemberId(0), true),
+            ];
+            for ((leader, is_learner), expected) in states.into_iter().zip(expected) {
+                stand_in::set_leader(&handle, leader);
+                stand_in::set_members(&handle, &[(ME, is_learner)]);
+                let passed = pass(&gate, call);
+                assert_eq!(
+                    passed, expected,
+                    "{call}, leader {leader}, learner {is_learner}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_cluster_of_an_unknown_version_is_not_served() {
+        let handle = stand_in::alone();
+        let (gate, _cuts) = gate(&handle);
+        for (version, expected) in [
+            (None, Ok("call")),
+            (Some("3.0.0"), Ok("call")),
+            (Some("3.7.0"), Ok("call")),
+            (Some("3.8.0"), Err(Error::NotCapable)),
+        ] {
+            handle.shared().publish_status(ClusterStatus {
+                cluster_version: version.map(str::to_owned),
+                ..Default::default()
+            });
+            assert_eq!(pass(&gate, "etcdserverpb.KV/Put"), expected, "{version:?}");
+        }
+    }
+
+    #[test]
+    fn a_stream_is_cut_with_the_status_of_no_leader() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let handle = stand_in::alone();
+            let (gate, cuts) = gate(&handle);
+            let silent = http_body_util::StreamBody::new(tokio_stream::pending::<
+                Result<Frame<Bytes>, Status>,
+            >());
+            // What was cut before this stream began is no matter of it.
+            cuts.send_modify(|count| *count += 1);
+            let mut body = gate.cut(Response::new(Body::new(silent))).into_body();
+            let waits = tokio::time::timeout(Duration::from_millis(20), body.frame()).await;
+            assert!(waits.is_err());
+            cuts.send_modify(|count| *count += 1);
+            let frame = body.frame().await.expect("a frame").expect("no error");
+            let trailers = frame.into_trailers().expect("trailers");
+            let status = Status::from_header_map(&trailers).expect("a status");
+            assert_eq!(
+                (status.code(), status.message()),
+                (Error::NoLeader.code(), Error::NoLeader.text())
+            );
+            assert!(body.frame().await.is_none());
+        });
     }
 }

@@ -162,7 +162,21 @@ impl Maintenance for MaintenanceService {
             return Err(Error::BadLeaderTransferee.into());
         }
         let limit = self.handle.settings().request_timeout();
+        let (own, started) = (shared.member, shared.clock.now());
+        tracing::info!(
+            "local-member-id" = %own,
+            "current-leader-member-id" = %own,
+            "transferee-member-id" = %target,
+            "leadership transfer starting"
+        );
         self.handle.move_leader(target, limit).await?;
+        tracing::info!(
+            "local-member-id" = %own,
+            "old-leader-member-id" = %own,
+            "new-leader-member-id" = %target,
+            took = ?(shared.clock.now() - started),
+            "leadership transfer finished"
+        );
         Ok(Response::new(MoveLeaderResponse::default()))
     }
 

@@ -7,64 +7,19 @@ use http::HeaderValue;
 use http_body_util::BodyExt;
 
 use super::*;
-use crate::env::{ManualClock, SystemRng};
-use crate::node::admission::Limits;
-use crate::node::handle::Settings;
-use crate::node::inbox::Inbox;
-use crate::node::members::Rules;
-use crate::node::shared::{ClusterStatus, Parts, Shared};
+use crate::node::shared::ClusterStatus;
+use crate::node::stand_in::{self, ME};
 use crate::proto::etcdserverpb::{AlarmMember, AlarmType};
-use crate::proto::membershippb::{Member, RaftAttributes};
-use crate::raft::replica;
-use crate::state::Machine;
-use crate::storage::memory::MemoryEngine;
-use crate::transport::NoNetwork;
-use crate::types::{ClusterId, MemberId};
-use crate::watch::Hub;
-
-const ME: MemberId = MemberId(0xb71f);
 
 /// A member over an empty store, without a leader.
 fn service() -> HttpService {
-    let engine = Arc::new(MemoryEngine::new());
-    let machine = Machine::open(engine.clone()).expect("an empty store opens");
-    let metrics = Arc::new(Metrics::new(ME, false));
-    let parts = Parts {
-        member: ME,
-        cluster: ClusterId(1),
-        clock: Arc::new(ManualClock::default()),
-        rng: Arc::new(SystemRng),
-        engine,
-        hub: Hub::new(machine.head(), Default::default()),
-        metrics: metrics.clone(),
-    };
-    let settings = Settings {
-        limits: Limits {
-            max_request_bytes: 1 << 20,
-            quota_bytes: None,
-        },
-        rules: Rules {
-            strict: true,
-            max_learners: 1,
-        },
-        election_timeout: Duration::from_secs(1),
-    };
-    let shared = Arc::new(Shared::new(parts, &machine));
-    let network = Arc::new(NoNetwork);
-    let handle = Handle::new(shared, Arc::new(Inbox::default()), network, settings);
+    let handle = stand_in::alone();
+    let metrics = handle.shared().metrics.clone();
     HttpService::new(handle, metrics)
 }
 
 fn lead(service: &HttpService) {
-    let status = replica::Status {
-        term: 2,
-        leader: ME.0,
-        is_leader: true,
-        commit_index: 4,
-        last_index: 4,
-    };
-    let raft = &service.handle.shared().raft;
-    raft.publish(&status, true, std::time::Duration::ZERO);
+    stand_in::set_leader(&service.handle, ME);
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -139,17 +94,7 @@ fn readiness_waits_for_a_leader_for_a_while() {
 fn a_learner_is_healthy_and_not_ready() {
     let service = service();
     lead(&service);
-    service.handle.shared().publish_status(ClusterStatus {
-        members: vec![Member {
-            id: ME.0,
-            raft_attributes: Some(RaftAttributes {
-                is_learner: true,
-                ..Default::default()
-            }),
-            ..Default::default()
-        }],
-        ..Default::default()
-    });
+    stand_in::set_members(&service.handle, &[(ME, true)]);
     check(
         &service,
         &[

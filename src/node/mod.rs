@@ -24,6 +24,8 @@ pub mod reads;
 pub mod requests;
 pub mod run;
 pub mod shared;
+#[cfg(test)]
+pub mod stand_in;
 pub mod states;
 #[cfg(test)]
 mod tests;

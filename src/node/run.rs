@@ -145,6 +145,7 @@ impl RaftThread {
             if now >= next_tick {
                 // After a stall one tick, not all that were missed: a stalled leader must not
                 // take its own silence for that of the others.
+                self.note_lateness(now - next_tick);
                 self.tick(now);
                 next_tick = now + self.timing.tick;
             }
@@ -189,6 +190,18 @@ impl RaftThread {
             Input::Stop => {}
         }
         Ok(())
+    }
+
+    /// Counts a heartbeat that this leader sends more than an interval late.
+    fn note_lateness(&self, late: Duration) {
+        if late > self.timing.tick && self.core.status().is_leader && !self.core.is_alone() {
+            self.shared.metrics.heartbeat_send_failures.increment();
+            tracing::warn!(
+                "heartbeat-interval" = ?self.timing.tick,
+                exceeded = ?late,
+                "leader failed to send out heartbeat on time; took too long, leader is overloaded likely from slow disk"
+            );
+        }
     }
 
     fn tick(&mut self, now: Duration) {

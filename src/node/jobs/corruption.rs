@@ -404,8 +404,16 @@ async fn raise_alarm(handle: &Handle, term: u64, member: MemberId) -> Result<(),
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::node::inbox::{Inbox, Input};
+    use crate::node::requests::Proposed;
+    use crate::node::stand_in;
     use crate::proto::etcdserverpb::ResponseHeader;
+    use crate::proto::etchedpeer::Answer;
+    use crate::raft::Message;
+    use crate::transport::{self, Boxed, Network, PeerMessage, SnapshotDir};
 
     const LEADER: MemberId = MemberId(1);
 
@@ -498,6 +506,112 @@ mod tests {
                 expected,
                 "{given:?}"
             );
+        }
+    }
+
+    /// A network of one peer, which always gives the same answer.
+    struct Peer(Result<HashKvResponse, Error>);
+
+    impl Network for Peer {
+        fn send(&self, _: MemberId, _: Vec<PeerMessage>) {}
+
+        fn send_snapshot(&self, _: Message, _: Arc<SnapshotDir>) {}
+
+        fn set_peers(&self, _: Vec<transport::Peer>) {}
+
+        fn ask(&self, _: MemberId, _: Question, _: Duration) -> Boxed<Result<Answer, Error>> {
+            let answer = self.0.clone().map(|hash| Answer {
+                answer: Some(answer::Answer::HashKv(hash)),
+            });
+            Box::pin(std::future::ready(answer))
+        }
+
+        fn active_since(&self, _: MemberId) -> Option<Duration> {
+            None
+        }
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime")
+    }
+
+    /// This member and one peer; the latter's hash differs by `difference` from the empty
+    /// store's.
+    fn pair(difference: Option<u32>) -> (Handle, Arc<Inbox>) {
+        let own = runtime().block_on(stand_in::alone().hash_history(0));
+        let theirs = difference
+            .zip(own.ok())
+            .map(|(difference, own)| HashKvResponse {
+                hash: own.hash.wrapping_add(difference),
+                ..own
+            });
+        let peer = Peer(theirs.ok_or(Error::Timeout));
+        let (handle, inbox) = stand_in::with_network(Arc::new(peer));
+        stand_in::set_members(&handle, &[(stand_in::ME, false), (MemberId(9), false)]);
+        (handle, inbox)
+    }
+
+    #[test]
+    fn a_member_that_diverged_does_not_start() {
+        for (difference, when, starts) in [
+            (Some(0), AtStart::Cheaply, true),
+            (Some(1), AtStart::Cheaply, false),
+            (Some(1), AtStart::Always, false),
+            (Some(1), AtStart::Never, true),
+            (None, AtStart::Always, true),
+        ] {
+            let (handle, _inbox) = pair(difference);
+            let checked = runtime().block_on(check_at_start(&handle, when));
+            assert_eq!(checked.is_ok(), starts, "{difference:?} {when:?}");
+            let named = |reason: &String| {
+                reason.starts_with("b71f found data inconsistency with peers 9 at revision 1")
+            };
+            assert!(checked.as_ref().err().is_none_or(named), "{checked:?}");
+        }
+    }
+
+    #[test]
+    fn divergence_raises_the_alarm() {
+        for (difference, compacted, alarm) in [
+            (Some(0), false, None),
+            (Some(1), false, Some(9)),
+            (None, false, None),
+            (Some(0), true, None),
+            // Of two members neither is most.
+            (Some(1), true, Some(0)),
+        ] {
+            let (handle, inbox) = pair(difference);
+            stand_in::set_leader(&handle, stand_in::ME);
+            runtime().block_on(async {
+                let own = handle.hash_at(0).await.expect("hashes").0;
+                handle.shared().compaction_hashes.lock().push(own);
+                let comparison = async {
+                    match compacted {
+                        true => compare_compacted(&handle, -1).await.map(drop),
+                        false => compare_all(&handle).await,
+                    }
+                };
+                // What is proposed is never answered here.
+                let _ = tokio::time::timeout(Duration::from_millis(100), comparison).await;
+            });
+            let mut inputs = Vec::new();
+            inbox.take(Duration::ZERO, &mut inputs);
+            let raised = inputs.into_iter().find_map(|input| match input {
+                Input::Propose(proposal) => match proposal.what {
+                    Proposed::Request(request, _) => request.alarm,
+                    Proposed::Member(_) => None,
+                },
+                _ => None,
+            });
+            let corrupt = |member_id| AlarmRequest {
+                action: AlarmAction::Activate as i32,
+                member_id,
+                alarm: AlarmType::Corrupt as i32,
+            };
+            assert_eq!(raised, alarm.map(corrupt), "{difference:?} {compacted}");
         }
     }
 }
