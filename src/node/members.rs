@@ -219,10 +219,7 @@ impl Handle {
         loop {
             let promoted = match self.promote_here(id).await {
                 Err(Error::NotLeader) => self.promote_at_leader(id).await,
-                promoted => {
-                    count_promotion(shared, promoted.as_ref().err().copied());
-                    promoted.map(|members| shown_all(&members))
-                }
+                promoted => promoted.map(|members| shown_all(&members)),
             };
             let elsewhere = matches!(
                 promoted,
@@ -260,10 +257,16 @@ impl Handle {
 
     /// Makes a learner a voter, if this member leads and the learner has caught up.
     pub async fn promote_here(&self, id: MemberId) -> Result<Vec<Member>, Error> {
-        let shared = self.shared();
-        if !shared.raft.is_leader() {
+        if !self.shared().raft.is_leader() {
             return Err(Error::NotLeader);
         }
+        let promoted = self.promote_as_leader(id).await;
+        count_promotion(self.shared(), promoted.as_ref().err().copied());
+        promoted
+    }
+
+    async fn promote_as_leader(&self, id: MemberId) -> Result<Vec<Member>, Error> {
+        let shared = self.shared();
         let progress = shared.raft.progress();
         let status = shared.status();
         check_caught_up(id, shared.member, &status, &progress).inspect_err(|error| {

@@ -357,7 +357,8 @@ fn judge_compacted(leader: MemberId, own: &HistoryHash, answered: &Answered) -> 
             false => Judged::Unknown,
         };
     }
-    let quorum = (answered.len() + 1) / 2 + 1;
+    let members = answered.len() + 1;
+    let quorum = members / 2 + 1;
     if !by_hash.values().any(|members| members.len() >= quorum) {
         return Judged::Diverged(vec![MemberId(0)]);
     }
@@ -520,7 +521,7 @@ mod tests {
         fn set_peers(&self, _: Vec<transport::Peer>) {}
 
         fn ask(&self, _: MemberId, _: Question, _: Duration) -> Boxed<Result<Answer, Error>> {
-            let answer = self.0.clone().map(|hash| Answer {
+            let answer = self.0.map(|hash| Answer {
                 answer: Some(answer::Answer::HashKv(hash)),
             });
             Box::pin(std::future::ready(answer))
