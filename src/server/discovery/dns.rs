@@ -77,7 +77,8 @@ impl Servers {
     /// # Errors
     /// Go's text for a name that cannot be looked up.
     pub async fn srv(&self, name: &str) -> Result<Vec<Target>, String> {
-        let mut failure = None;
+        // A server in trouble says more than a guess at the name that does not exist.
+        let mut failure: Option<(Option<SocketAddr>, Failure)> = None;
         for full in self.candidates(name) {
             match self.ask_all(&full).await {
                 Ok(mut targets) => {
@@ -87,7 +88,10 @@ impl Servers {
                     });
                     return Ok(targets);
                 }
-                Err(found) => failure = Some(found),
+                Err(found) => {
+                    let in_trouble = |(_, failure): &(_, Failure)| *failure != Failure::NoSuchHost;
+                    failure = failure.filter(in_trouble).or(Some(found));
+                }
             }
         }
         let (server, failure) = failure.unwrap_or((None, Failure::NoSuchHost));

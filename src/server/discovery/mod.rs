@@ -6,6 +6,8 @@ mod dns;
 mod registry;
 pub mod service;
 pub mod srv;
+#[cfg(test)]
+mod tests;
 
 use crate::config::Note;
 

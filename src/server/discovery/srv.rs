@@ -34,7 +34,7 @@ fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
         .ok_or_else(|| io::Error::other("no such host"))
 }
 
-async fn members(
+pub(super) async fn members(
     config: &Config,
     dns: &DnsDiscovery,
     servers: &Servers,
