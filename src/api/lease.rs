@@ -130,10 +130,10 @@ impl Lease for LeaseService {
         &self,
         _request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
-        let view = self.handle.linearizable_view().await?;
+        // etcd lists what this member knows, without asking a quorum.
         let ids = self.handle.shared().deadlines.lock().ids();
         Ok(Response::new(LeaseLeasesResponse {
-            header: Some(header::at(&self.handle, view.head)),
+            header: Some(header::now(&self.handle)),
             leases: ids.into_iter().map(|id| LeaseStatus { id: id.0 }).collect(),
         }))
     }

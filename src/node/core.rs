@@ -511,7 +511,7 @@ impl Core {
             (away.reply)(Err(Error::Timeout));
         }
         while let Some((proposal, _)) = pop_if(&mut self.parked, |first| first.1 <= tick) {
-            (proposal.reply)(Err(Error::Timeout));
+            (proposal.reply)(Err(Error::NeverProposed));
         }
         for reply in self.reads.expired(tick) {
             reply(Err(Error::Timeout));

@@ -63,6 +63,8 @@ pub struct Handle {
     hashing: Arc<Semaphore>,
 }
 
+/// How much later a request is given up here than where it waits.
+const TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
 /// Hashes at once: each reads the whole history.
 const MAX_HASHES: usize = 2;
 
@@ -404,7 +406,9 @@ impl Handle {
     async fn submit(&self, what: Proposed, fence_term: Option<u64>) -> Result<Response, Error> {
         let start = self.shared.clock.now();
         let answer = self.submit_when_there_is_room(what, fence_term);
-        match tokio::time::timeout(self.settings.request_timeout(), answer).await {
+        // The raft thread gives up first, and knows better why.
+        let limit = self.settings.request_timeout() + TIMEOUT_MARGIN;
+        match tokio::time::timeout(limit, answer).await {
             Ok(Err(Error::Timeout)) | Err(_) => Err(self.timed_out(start)),
             Ok(result) => result,
         }

@@ -233,7 +233,10 @@ impl Handle {
                 return promoted;
             }
             if shared.clock.now() + RETRY >= deadline {
-                return Err(Error::Timeout);
+                return match shared.raft.leader() {
+                    0 => Err(Error::NoLeader),
+                    _ => Err(Error::Timeout),
+                };
             }
             tokio::time::sleep(RETRY).await;
         }

@@ -84,6 +84,8 @@ pub struct Context {
     pub notices: Notices,
     /// Changes whenever the set of peers does.
     pub peers_changed: watch::Sender<()>,
+    /// The peer that called last: it is up, so it can be called too.
+    pub called: watch::Sender<MemberId>,
     inbound: RwLock<Option<Arc<dyn Inbound>>>,
 }
 
@@ -96,6 +98,7 @@ impl Context {
             outside,
             notices: Notices::default(),
             peers_changed: watch::Sender::new(()),
+            called: watch::Sender::new(MemberId(0)),
             inbound: RwLock::default(),
         }
     }

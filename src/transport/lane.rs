@@ -129,14 +129,27 @@ impl Lane {
                 pause = FIRST_PAUSE;
             }
             self.report(url, &end);
-            sleep(match end.refused {
-                Some(_) => REFUSED_PAUSE,
-                None => self.jittered(pause),
-            })
-            .await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            if end.refused.is_some() {
+                sleep(REFUSED_PAUSE).await;
+                continue;
+            }
+            tokio::select! {
+                () = sleep(self.jittered(pause)) => pause = (pause * 2).min(LONGEST_PAUSE),
+                () = self.called() => pause = FIRST_PAUSE,
+            }
         }
         // No URL at all: `send` has nowhere to queue for such a peer.
+    }
+
+    /// Resolves when the peer calls this member.
+    async fn called(&self) {
+        let mut called = self.context.called.subscribe();
+        loop {
+            // The sender lives as long as the context.
+            if called.changed().await.is_err() || *called.borrow_and_update() == self.peer {
+                return;
+            }
+        }
     }
 
     /// Between three and five quarters, so that members do not knock in step.

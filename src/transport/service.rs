@@ -49,6 +49,7 @@ impl Peer for PeerService {
             .metadata()
             .get(identity::LANE)
             .is_some_and(|lane| lane == LaneKind::Urgent.name());
+        self.context.called.send_replace(from);
         let (answers, stream) = mpsc::channel(ANSWERS);
         let lane = IncomingLane {
             cells: self.context.outside.metrics.peer(from),
