@@ -23,6 +23,7 @@ use crate::types::MemberId;
 const MARK: Mark = Mark { index: 1, term: 1 };
 const LIMIT_TICKS: u64 = 70;
 
+#[allow(clippy::large_enum_variant)] // A test has few messages under way.
 enum Sent {
     Raft(Message),
     Forwarded(Forwarded),
