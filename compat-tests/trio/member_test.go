@@ -210,7 +210,7 @@ func (r *trio) statuses() {
 // learnersStreams compares how a learner ends watches and keepalives.
 func (r *trio) learnersStreams(learner int) {
 	r.t.Helper()
-	var watches, keepAlives, snapshots [2]harness.Outcome
+	var watches, keepAlives [2]harness.Outcome
 	r.both(func(side int) {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
@@ -230,13 +230,8 @@ func (r *trio) learnersStreams(learner int) {
 			_, err = keepAlive.Recv()
 		}
 		keepAlives[side].Err = err
-		snapshot, err := pb.NewMaintenanceClient(r.conns[side][learner]).Snapshot(ctx, &pb.SnapshotRequest{})
-		if err == nil {
-			_, err = snapshot.Recv()
-		}
-		snapshots[side].Err = err
 	})
-	for what, outcomes := range map[string][2]harness.Outcome{"watch": watches, "keepalive": keepAlives, "snapshot": snapshots} {
+	for what, outcomes := range map[string][2]harness.Outcome{"watch": watches, "keepalive": keepAlives} {
 		for side := range outcomes {
 			outcomes[side].Message = &pb.ResponseHeader{}
 		}
