@@ -203,7 +203,10 @@ impl Handle {
         id: MemberId,
         urls: Vec<String>,
     ) -> Result<Vec<etcdserverpb::Member>, Error> {
-        peer_urls(&urls)?;
+        // An unknown member is the first thing to be said, as in etcd.
+        if self.shared().status().member(id).is_some() {
+            peer_urls(&urls)?;
+        }
         let change = Change::Update(RaftAttributes {
             peer_urls: urls,
             is_learner: false,
