@@ -93,7 +93,7 @@ pub fn find(name: &str) -> Option<&'static Flag> {
 }
 
 const NO_BBOLT: &str = "etched keeps its data in RocksDB, not in bbolt";
-const NO_PEERS: &str = "this version of etched talks to no peers";
+const NO_PEERS: &str = "etched notices by itself that a peer is silent";
 const STATES: &[&str] = &["new", "existing"];
 const FALLBACKS: &[&str] = &["exit", "proxy"];
 const V2_STAGES: &[&str] = &[

@@ -166,9 +166,10 @@ impl Core {
     /// Proposes, has the leader propose, waits for a leader, or replies why not.
     pub fn propose(&mut self, proposal: Proposal) {
         let status = self.replica.status();
+        // What is fenced is proposed here and now, or never: it must not wait for another leader.
         let fenced = proposal
             .fence_term
-            .is_some_and(|term| term != status.term || !status.is_leader);
+            .is_some_and(|term| term != status.term || !self.replica.takes_proposals());
         if fenced {
             (proposal.reply)(Err(Error::NotLeader));
         } else {
@@ -183,11 +184,11 @@ impl Core {
         };
         let status = self.replica.status();
         if self.replica.takes_proposals() && !leaves {
-            self.propose_here(proposal);
+            self.propose_here(proposal, expires_at_tick);
         } else if status.is_leader || status.leader == 0 {
             self.park(proposal, expires_at_tick);
         } else {
-            self.forward(MemberId(status.leader), status.term, proposal);
+            self.forward(proposal, expires_at_tick);
         }
     }
 
@@ -199,7 +200,7 @@ impl Core {
         removes_self && self.hand_over().is_some()
     }
 
-    fn propose_here(&mut self, proposal: Proposal) {
+    fn propose_here(&mut self, proposal: Proposal, expires_at_tick: u64) {
         let (proposed, what) = match proposal.what {
             Proposed::Request(request, encoded) => {
                 let proposed = self.replica.propose(encoded);
@@ -218,7 +219,7 @@ impl Core {
         self.waiters.push_back(Waiter {
             index: status.last_index,
             term: status.term,
-            expires_at_tick: self.tick + self.limit_ticks,
+            expires_at_tick,
             what,
             fenced: proposal.fence_term.is_some(),
             reply: proposal.reply,
@@ -243,7 +244,9 @@ impl Core {
         self.parked.push_back((proposal, expires_at_tick));
     }
 
-    fn forward(&mut self, leader: MemberId, term: u64, proposal: Proposal) {
+    /// Sends a proposal to the leader, which is another member.
+    fn forward(&mut self, proposal: Proposal, expires_at_tick: u64) {
+        let replica::Status { leader, term, .. } = self.replica.status();
         if self.away.len() >= MAX_ELSEWHERE {
             (proposal.reply)(Err(Error::TooManyRequests));
             return;
@@ -258,12 +261,12 @@ impl Core {
             term,
             proposal: Some(sent),
         };
-        self.forwards.push((leader, message));
+        self.forwards.push((MemberId(leader), message));
         self.away.insert(
             request_id,
             Away {
                 term,
-                expires_at_tick: self.tick + self.limit_ticks,
+                expires_at_tick,
                 what: proposal.what,
                 reply: proposal.reply,
             },
