@@ -66,6 +66,12 @@ impl Applier {
         election_timeout: Duration,
         warning_apply_duration: Duration,
     ) -> Self {
+        let now = shared.clock.now();
+        // Of no term yet: they are listed, and a leader starts them anew.
+        shared
+            .deadlines
+            .lock()
+            .restart(machine.leases().iter(), now, election_timeout);
         Self {
             machine,
             shared,
