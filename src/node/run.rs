@@ -179,7 +179,7 @@ impl RaftThread {
             Input::Unreachable(member) => self.core.report_unreachable(member),
             Input::SnapshotSent(member, taken) => self.core.report_snapshot(member, taken),
             Input::SnapshotReceived(message, received) => self.restore(message, received),
-            Input::CheckpointMade(made) => self.offer(made)?,
+            Input::CheckpointMade(made) => self.offer(made),
             Input::Persisted(number) => self.core.persisted(number),
             Input::Applied(group) => self.core.applied(group.index, &group.member_changes)?,
             Input::Flushed(index) => self.cut_log(index)?,
@@ -257,15 +257,21 @@ impl RaftThread {
         }
     }
 
-    fn offer(&mut self, made: storage::Result<Checkpoint>) -> Result<(), Fatal> {
+    fn offer(&mut self, made: storage::Result<Checkpoint>) {
         self.making_checkpoint = false;
-        let checkpoint = made?;
+        let checkpoint = match made {
+            Ok(checkpoint) => checkpoint,
+            Err(error) => {
+                // No harm to this member; it is tried again when raft next wants one.
+                tracing::warn!(%error, "cannot make a snapshot for another member");
+                return;
+            }
+        };
         self.core.offer_snapshot(Some(checkpoint.snapshot.clone()));
         self.offered = Some(Offered {
             checkpoint,
             used_at: self.shared.clock.now(),
         });
-        Ok(())
     }
 
     /// Does everything that there is to do. `here`: on this thread, whoever else is there.

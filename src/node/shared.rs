@@ -109,21 +109,26 @@ impl ClusterStatus {
 
     /// The members other than this one, and where they listen.
     pub fn peers_of(&self, id: MemberId) -> Vec<Peer> {
-        let others = self.members.iter().filter(|member| member.id != id.0);
-        let peers = others.map(|member| Peer {
-            member: MemberId(member.id),
-            urls: member
-                .raft_attributes
-                .as_ref()
-                .map(|raft| raft.peer_urls.clone())
-                .unwrap_or_default(),
-        });
-        peers.collect()
+        peers_in(self.members.iter(), id)
     }
 
     pub fn has_alarm(&self, kind: AlarmType) -> bool {
         self.alarms.iter().any(|alarm| alarm.alarm == kind as i32)
     }
+}
+
+/// The members other than `own`, and where they listen.
+pub fn peers_in<'a>(members: impl Iterator<Item = &'a Member>, own: MemberId) -> Vec<Peer> {
+    let others = members.filter(|member| member.id != own.0);
+    let peers = others.map(|member| Peer {
+        member: MemberId(member.id),
+        urls: member
+            .raft_attributes
+            .as_ref()
+            .map(|raft| raft.peer_urls.clone())
+            .unwrap_or_default(),
+    });
+    peers.collect()
 }
 
 /// Where raft stands, to be read without a lock.

@@ -17,6 +17,7 @@ use super::Error;
 use super::data_dir::{DataDir, Identity};
 use super::states::received_name;
 use crate::config::{Bootstrap, ClusterState, Config};
+use crate::node::shared::peers_in;
 use crate::proto::membershippb::{Attributes, Member, RaftAttributes};
 use crate::raft::Replica;
 use crate::raft::replica::{self, conf_state_of, encode_hard_state};
@@ -25,7 +26,6 @@ use crate::storage::Engine;
 use crate::storage::raft_log::{self, Files, Mark, RaftLog, Recovered, ZeroFiller};
 use crate::storage::rocks::{Budget, RocksEngine};
 use crate::transport::Peer;
-use crate::types::MemberId;
 
 use join::Joining;
 use world::World;
@@ -99,19 +99,6 @@ fn restart(config: &Config, dir: &DataDir, identity: Identity) -> Result<Restore
         peers,
         existed: true,
     })
-}
-
-fn peers_in<'a>(members: impl Iterator<Item = &'a Member>, own: MemberId) -> Vec<Peer> {
-    let others = members.filter(|member| member.id != own.0);
-    let peers = others.map(|member| Peer {
-        member: MemberId(member.id),
-        urls: member
-            .raft_attributes
-            .as_ref()
-            .map(|raft| raft.peer_urls.clone())
-            .unwrap_or_default(),
-    });
-    peers.collect()
 }
 
 /// Opens the state in use. Where the log was reset for a snapshot's state and a crash kept it
