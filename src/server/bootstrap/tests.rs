@@ -17,7 +17,7 @@ use crate::raft::{ConfChange, ConfChangeType};
 use crate::state::machine;
 use crate::storage::raft_log::{Batch, LogEntry};
 use crate::transport::Boxed;
-use crate::types::ClusterId;
+use crate::types::{ClusterId, MemberId};
 
 /// What each URL answers; one that is absent refuses the connection.
 #[derive(Default)]
