@@ -1,10 +1,12 @@
 package harness
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -280,10 +282,43 @@ func (m *Member) PeerURL() string { return m.options.PeerURL }
 // Serving says that the process runs and is not paused.
 func (m *Member) Serving() bool { return m.Running() && !m.paused.Load() }
 
-// Pause stops the process in its tracks; Continue lets it go on.
+// Pause stops the process in its tracks and waits until every thread of it has
+// stopped: on another core one may run on after the signal was sent. Continue lets it
+// go on.
 func (m *Member) Pause() error {
 	m.paused.Store(true)
-	return m.Signal(syscall.SIGSTOP)
+	if err := m.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		stopped, err := m.stopped()
+		if stopped || err != nil {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s runs on 5 s after SIGSTOP", m.Name())
+		}
+	}
+}
+
+// stopped says whether every thread of the process is stopped.
+func (m *Member) stopped() (bool, error) {
+	states, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", m.PID()))
+	if err != nil {
+		return false, err
+	}
+	for _, path := range states {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return false, err
+		}
+		// The state follows the name, which is in parentheses and may hold some itself.
+		_, state, _ := strings.Cut(string(content[bytes.LastIndexByte(content, ')'):]), " ")
+		if !strings.HasPrefix(state, "T") {
+			return false, nil
+		}
+	}
+	return len(states) > 0, nil
 }
 
 // Continue ends a pause.
