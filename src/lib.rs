@@ -5,7 +5,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | [`types`], [`error`], [`env`], [`proto`], [`metrics`] |
+//! | 0 | [`types`], [`error`], [`env`], [`proto`], [`metrics`], [`probe`] |
 //! | 1 | [`config`], [`storage`] |
 //! | 2 | [`mvcc`], [`raft`] |
 //! | 3 | [`state`], [`watch`] |
@@ -13,7 +13,7 @@
 //! | 5 | [`node`] |
 //! | 6 | [`api`] |
 //! | 7 | [`http`] |
-//! | 8 | [`server`] |
+//! | 8 | [`server`], and `sim`, which no release holds |
 //!
 //! `docs/ARCHITECTURE.md` tells what each part promises and follows a request through them.
 #![deny(unsafe_code)]
@@ -26,9 +26,12 @@ pub mod http;
 pub mod metrics;
 pub mod mvcc;
 pub mod node;
+pub mod probe;
 pub mod proto;
 pub mod raft;
 pub mod server;
+#[cfg(any(test, feature = "simulation"))]
+pub mod sim;
 pub mod state;
 pub mod storage;
 pub mod transport;

@@ -27,11 +27,10 @@ mod snapshot_out;
 #[cfg(test)]
 mod tests;
 
-use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::time::Duration;
 
+pub use crate::env::Boxed;
 use crate::error::Error;
 use crate::proto::etchedpeer::{Answer, Forwarded, Question, forwarded};
 use crate::raft::Message;
@@ -95,16 +94,27 @@ pub struct Peer {
     pub urls: Vec<String>,
 }
 
+/// Removes a directory with what it holds.
+pub type Remove = Box<dyn FnOnce(&Path) + Send + Sync>;
+
 /// A directory that holds the files of a snapshot and goes with the last who needs it.
-#[derive(Debug)]
 pub struct SnapshotDir {
     path: PathBuf,
+    remove: Option<Remove>,
 }
 
 impl SnapshotDir {
     /// Takes over a directory; it is removed when this is dropped.
     pub fn new(path: PathBuf) -> Self {
-        Self { path }
+        Self::of(path, Box::new(remove_files))
+    }
+
+    /// The same for one that is not on a disk of this machine.
+    pub fn of(path: PathBuf, remove: Remove) -> Self {
+        Self {
+            path,
+            remove: Some(remove),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -113,23 +123,24 @@ impl SnapshotDir {
 
     /// Leaves the directory where it is.
     pub fn keep(mut self) -> PathBuf {
+        self.remove = None;
         std::mem::take(&mut self.path)
     }
 }
 
 impl Drop for SnapshotDir {
     fn drop(&mut self) {
-        if self.path.as_os_str().is_empty() {
-            return;
-        }
-        if let Err(error) = std::fs::remove_dir_all(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the files of a snapshot");
+        if let Some(remove) = self.remove.take() {
+            remove(&self.path);
         }
     }
 }
 
-/// A boxed future, for traits that are used as objects.
-pub type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+fn remove_files(path: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(path) {
+        tracing::warn!(path = %path.display(), %error, "cannot remove the files of a snapshot");
+    }
+}
 
 /// The way to the other members.
 pub trait Network: Send + Sync + 'static {

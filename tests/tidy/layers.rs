@@ -23,6 +23,7 @@ const MODULES: &[Module] = &[
     module("env", 0, &[]),
     module("proto", 0, &[]),
     module("metrics", 0, &[]),
+    module("probe", 0, &[]),
     module("config", 1, &[]),
     module("storage", 1, &[]),
     module("mvcc", 2, &["storage"]),
@@ -59,6 +60,20 @@ const MODULES: &[Module] = &[
             "raft",
             "storage",
             "config",
+        ],
+    ),
+    module(
+        "sim",
+        8,
+        &[
+            "api",
+            "node",
+            "transport",
+            "state",
+            "watch",
+            "mvcc",
+            "raft",
+            "storage",
         ],
     ),
 ];

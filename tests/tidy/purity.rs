@@ -9,7 +9,7 @@ use super::tokens::placed;
 
 /// Names that ask the machine for the time or for chance, and the crates that do.
 const TIME_AND_CHANCE: &[&str] = &["Instant", "SystemTime", "rand", "getrandom"];
-/// The one file that may.
+/// The one file that may; it hands the runtime on as well.
 const ENV: &str = "src/env.rs";
 
 const RUNTIME: &[&str] = &["tokio", "tokio_stream", "futures", "futures_util"];
@@ -77,7 +77,7 @@ pub fn check(source: &Source) -> Vec<String> {
     }
     let runtime_free = layer(source).is_some_and(|layer| layer <= RUNTIME_FREE_LAYER)
         || RUNTIME_FREE_FILES.contains(&path.as_str());
-    if runtime_free {
+    if runtime_free && path != ENV {
         for (line, name) in uses(source, RUNTIME) {
             findings.push(format!(
                 "{path}:{line}: no async runtime here, not {name} either"

@@ -1,0 +1,1 @@
+//! Judges what happened in a world.

@@ -1,0 +1,144 @@
+//! What happened in a world, as those saw it who can judge it: the clients their requests and
+//! answers, the scheduler the entries that members applied. The checkers read nothing else.
+//!
+//! Moments are nanoseconds of the world's own time, which no member's clock shows exactly.
+
+use bytes::Bytes;
+
+use crate::proto::etcdserverpb::{
+    AlarmResponse, CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
+    LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse,
+    PutRequest, PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
+    WatchCreateRequest, WatchResponse,
+};
+use crate::proto::etchedpeer::MemberChange;
+use crate::types::MemberId;
+
+/// A moment, in nanoseconds since the world began.
+pub type Moment = u64;
+
+/// Something that a client asked of a member. A value that is put is put once in a world: it
+/// tells which request wrote it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Asked {
+    Range(RangeRequest),
+    Put(PutRequest),
+    DeleteRange(DeleteRangeRequest),
+    Txn(TxnRequest),
+    Compaction(CompactionRequest),
+    LeaseGrant(LeaseGrantRequest),
+    LeaseRevoke {
+        id: i64,
+    },
+    LeaseKeepAlive {
+        id: i64,
+    },
+    LeaseTimeToLive {
+        id: i64,
+        keys: bool,
+    },
+    /// Disarms an alarm.
+    AlarmDisarm {
+        member: MemberId,
+        alarm: i32,
+    },
+    /// Adds, removes, promotes or updates a member.
+    Member(MemberChange),
+}
+
+/// An answer that is no error.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    Range(RangeResponse),
+    Put(PutResponse),
+    DeleteRange(DeleteRangeResponse),
+    Txn(TxnResponse),
+    Compaction(CompactionResponse),
+    LeaseGrant(LeaseGrantResponse),
+    LeaseRevoke(LeaseRevokeResponse),
+    /// What it was renewed for, in seconds; 0 where there is no such lease.
+    LeaseKeepAlive {
+        ttl: i64,
+    },
+    LeaseTimeToLive(LeaseTimeToLiveResponse),
+    Alarm(AlarmResponse),
+    /// The ids of the members after the change.
+    Member(Vec<u64>),
+}
+
+/// What became of a request, as far as its client knows.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    Answered(Answer),
+    /// The member said that it was not done, and never will be: the text of the error.
+    Refused(String),
+    /// The member did not answer, or could not say: it may have been done, or be done yet.
+    Unknown,
+}
+
+/// One request of a client.
+#[derive(Clone, Debug)]
+pub struct Operation {
+    /// A client has one request under way at a time.
+    pub client: u32,
+    /// Whom it asked.
+    pub member: MemberId,
+    pub asked: Asked,
+    pub called_at: Moment,
+    pub returned_at: Moment,
+    pub outcome: Outcome,
+}
+
+/// One watch on one stream, from its creation to its end.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    pub client: u32,
+    pub member: MemberId,
+    pub create: WatchCreateRequest,
+    pub created_at: Moment,
+    /// In the order in which they came, each with its moment; the first one is the creation's.
+    pub responses: Vec<(Moment, WatchResponse)>,
+    /// The client was still there, and the stream whole, when the world came to rest: nothing may
+    /// be missing at its end.
+    pub to_the_end: bool,
+}
+
+/// What an entry of the raft log holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Payload {
+    Empty,
+    /// An encoded `InternalRaftRequest`.
+    Request(Bytes),
+    Member(MemberChange),
+}
+
+/// An entry, as a member applied it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied {
+    pub index: u64,
+    pub term: u64,
+    pub payload: Payload,
+}
+
+/// All that a world did.
+#[derive(Default)]
+pub struct History {
+    /// In the order of their returns.
+    pub operations: Vec<Operation>,
+    pub watches: Vec<Watched>,
+    /// Every entry once, in order, as the member that was first to apply it had it, and when that
+    /// was. The world itself compares them with what the other members apply.
+    pub entries: Vec<(Moment, Applied)>,
+    /// When there was no fault at all, as far as the scheduler knows: no member down or paused,
+    /// no link cut, no disk stalled. In order, not overlapping.
+    pub calm: Vec<(Moment, Moment)>,
+}
+
+/// Something that must not be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Which promise is broken: "a read is stale".
+    pub what: &'static str,
+    /// Who, when and what exactly, for people.
+    pub details: String,
+}
