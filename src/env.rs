@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -38,28 +39,27 @@ pub async fn timeout<T>(
     .await
 }
 
-/// Moments that lie an interval apart. One that is missed is made up for by none.
+/// Moments that lie an interval apart. One that is seen late moves those after it.
 pub struct Interval {
+    clock: Arc<dyn Clock>,
     every: Duration,
-    next: Duration,
+    next: Boxed<()>,
 }
 
 impl Interval {
     /// The first moment is `every` from now.
-    pub fn new(clock: &dyn Clock, every: Duration) -> Self {
+    pub fn new(clock: &Arc<dyn Clock>, every: Duration) -> Self {
         Self {
+            clock: clock.clone(),
             every,
-            next: clock.now() + every,
+            next: clock.sleep(every),
         }
     }
 
     /// Resolves at the next moment. It may be dropped and asked for again.
-    pub async fn tick(&mut self, clock: &dyn Clock) {
-        let wait = self.next.saturating_sub(clock.now());
-        if wait > Duration::ZERO {
-            clock.sleep(wait).await;
-        }
-        self.next = clock.now() + self.every;
+    pub async fn tick(&mut self) {
+        self.next.as_mut().await;
+        self.next = self.clock.sleep(self.every);
     }
 }
 

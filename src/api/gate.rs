@@ -60,7 +60,7 @@ impl Gate {
     /// Begins to look for a leader, until the runtime stops.
     pub fn new(handle: &Handle) -> Self {
         let (sender, cuts) = watch::channel(0);
-        tokio::spawn(look_for_leader(handle.clone(), sender));
+        handle.spawn(look_for_leader(handle.clone(), sender));
         Self {
             shared: handle.shared().clone(),
             cuts,
@@ -148,7 +148,7 @@ async fn look_for_leader(handle: Handle, cuts: watch::Sender<u64>) {
     let election_timeout = handle.settings().election_timeout;
     let mut without = 0;
     loop {
-        tokio::time::sleep(election_timeout).await;
+        handle.shared().clock.sleep(election_timeout).await;
         match handle.shared().raft.leader() {
             0 => without += 1,
             _ => without = 0,

@@ -67,9 +67,8 @@ impl KvService {
                 let _permit = permit;
                 read()
             };
-            tokio::task::spawn_blocking(work)
-                .await
-                .map_err(|_| Error::Stopped)?
+            let done = self.handle.blocking(work);
+            done.await.map_err(|_| Error::Stopped)?
         };
         result.map_err(|error| answer(&self.handle, error))
     }
@@ -132,7 +131,8 @@ impl Kv for KvService {
             &request,
             self.settings.max_request_bytes,
         )?;
-        tokio::spawn(send_chunks(chunks, sender, self.large_reads.clone()));
+        let sending = send_chunks(chunks, sender, self.large_reads.clone());
+        self.handle.spawn(sending);
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -217,7 +217,8 @@ async fn send_chunks(
             return;
         };
         let permit = large_reads.clone().acquire_owned().await;
-        let read = tokio::task::spawn_blocking(move || {
+        let handle = chunks.handle.clone();
+        let read = handle.blocking(move || {
             let _permit = permit;
             let chunk = chunks.next_chunk();
             (chunks, chunk)

@@ -79,7 +79,8 @@ impl Lease for LeaseService {
         let handle = self.handle.clone();
         let max_request_bytes = self.settings.max_request_bytes;
         let (sender, receiver) = mpsc::channel(WAITING_ANSWERS);
-        tokio::spawn(async move {
+        let spawner = self.handle.clone();
+        spawner.spawn(async move {
             // Ends with the client's side of the stream, or with its connection.
             while let Some(request) = requests.next().await {
                 let request = match request {

@@ -9,6 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{header, validate};
+use crate::env;
 use crate::error::Error;
 use crate::node::Handle;
 use crate::proto::etcdserverpb::{
@@ -110,7 +111,7 @@ impl Maintenance for MaintenanceService {
             return Ok(Response::new(DefragmentResponse::default()));
         };
         let shared = self.handle.shared().clone();
-        let compaction = tokio::task::spawn_blocking(move || {
+        let compaction = self.handle.blocking(move || {
             let _running = running;
             let engine = shared.engine();
             let compacted = engine.flush().and_then(|()| engine.compact());
@@ -120,7 +121,8 @@ impl Maintenance for MaintenanceService {
             shared.refresh_size();
         });
         // What takes longer goes on by itself.
-        let _ = tokio::time::timeout(DEFRAGMENT_WAIT, compaction).await;
+        let clock = self.handle.shared().clock.as_ref();
+        let _ = env::timeout(clock, DEFRAGMENT_WAIT, compaction).await;
         Ok(Response::new(DefragmentResponse::default()))
     }
 

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use prost::Message;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::Instant;
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream as TokioStream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{GRPC_OVERHEAD_BYTES, Settings, broken_stream, header};
+use crate::env::Interval;
 use crate::error::watch_reason;
 use crate::node::Handle;
 use crate::proto::etcdserverpb::{
@@ -54,7 +54,16 @@ impl Watch for WatchService {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let requests = request.into_inner();
+        Ok(Response::new(self.open(request.into_inner())))
+    }
+}
+
+impl WatchService {
+    /// Answers the requests of a client stream.
+    pub fn open<R>(&self, requests: R) -> ReceiverStream<Result<WatchResponse, Status>>
+    where
+        R: TokioStream<Item = Result<WatchRequest, Status>> + Send + Unpin + 'static,
+    {
         let (sender, receiver) = mpsc::channel(WAITING_RESPONSES);
         let wake = Arc::new(Notify::new());
         let waker = wake.clone();
@@ -72,8 +81,8 @@ impl Watch for WatchService {
             max_request_bytes: self.settings.max_request_bytes,
         };
         let interval = with_jitter(&self.handle, self.settings.progress_interval);
-        tokio::spawn(session.run(requests, wake, interval));
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        self.handle.spawn(session.run(requests, wake, interval));
+        ReceiverStream::new(receiver)
     }
 }
 
@@ -101,20 +110,36 @@ struct Session {
 impl Session {
     async fn run(
         mut self,
-        mut requests: Streaming<WatchRequest>,
+        mut requests: impl TokioStream<Item = Result<WatchRequest, Status>> + Unpin,
         wake: Arc<Notify>,
         every: Duration,
     ) {
-        let mut progress = tokio::time::interval_at(Instant::now() + every, every);
+        let mut progress = Interval::new(&self.handle.shared().clock, every);
         // A client that closes its side still gets its events.
         let mut open = true;
+        // Requests and events take turns where there is no end of both.
+        let mut was_request = false;
         loop {
-            let reads = open && self.waiting.len() < MAX_WAITING_ANSWERS;
             let sends = self.busy || !self.waiting.is_empty();
+            let reads = open && self.waiting.len() < MAX_WAITING_ANSWERS;
             let room = self.waiting.front().map_or(1, room_for);
+            let last_was_request = std::mem::take(&mut was_request);
             let step = tokio::select! {
+                biased;
+                () = self.sender.closed() => Err(Gone),
+                () = wake.notified(), if !self.busy => {
+                    self.busy = true;
+                    Ok(())
+                }
+                () = progress.tick() => {
+                    self.stream.progress_tick();
+                    self.busy = true;
+                    Ok(())
+                }
+                () = has_room(&self.sender, room), if sends && last_was_request => self.turn(),
                 request = requests.next(), if reads => match request {
                     Some(Ok(request)) => {
+                        was_request = true;
                         self.request(request);
                         Ok(())
                     }
@@ -130,16 +155,6 @@ impl Session {
                     }
                 },
                 () = has_room(&self.sender, room), if sends => self.turn(),
-                () = wake.notified() => {
-                    self.busy = true;
-                    Ok(())
-                }
-                _ = progress.tick() => {
-                    self.stream.progress_tick();
-                    self.busy = true;
-                    Ok(())
-                }
-                () = self.sender.closed() => Err(Gone),
             };
             if step.is_err() {
                 return;
@@ -221,7 +236,10 @@ impl Session {
         let stream = &mut self.stream;
         let output = if stream.reads_storage() {
             // The runtime is told that this may take long.
-            tokio::task::block_in_place(|| stream.next(&view.snapshot()))
+            let mut output = Ok(None);
+            let executor = self.handle.shared().executor.as_ref();
+            executor.block_in_place(&mut || output = stream.next(&view.snapshot()));
+            output
         } else {
             stream.next(&view.snapshot())
         };

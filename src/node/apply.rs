@@ -5,7 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
+use super::inbox::{Inbox, Input};
 use super::members::log_changes;
+use super::pipe::Pipe;
 use super::requests::Reply;
 use super::shared::{ClusterStatus, ReadView, Shared};
 use super::states::{Received, States};
@@ -43,6 +47,27 @@ pub struct Group {
     pub index: u64,
     /// Indexes of the changes of membership that were made.
     pub member_changes: Vec<u64>,
+}
+
+/// What the apply thread works with.
+pub struct ApplyThread {
+    pub(super) applier: Arc<Mutex<Applier>>,
+    pub jobs: Arc<Pipe<ApplyJob>>,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) states: Arc<dyn States>,
+}
+
+impl ApplyThread {
+    /// Does the jobs and tells the raft thread how far it is.
+    pub fn carry_out(&self, jobs: Vec<ApplyJob>) -> storage::Result<()> {
+        let mut applier = self.applier.lock();
+        for job in jobs {
+            let group = applier.carry_out(job, self.states.as_ref())?;
+            // A closed inbox means that the member is stopping.
+            let _ = self.inbox.push(Input::Applied(group));
+        }
+        Ok(())
+    }
 }
 
 /// See the module.

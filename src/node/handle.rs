@@ -12,6 +12,7 @@ use super::inbox::{Inbox, Input, Refused};
 use super::members::Rules;
 use super::requests::{Proposal, Proposed};
 use super::shared::{ReadView, Shared};
+use crate::env;
 use crate::error::Error;
 use crate::metrics::{Metrics, Operation};
 use crate::proto::etcdserverpb::{
@@ -121,10 +122,11 @@ impl Handle {
         });
         self.push(Input::ReadIndex(reply))?;
         let limit = self.settings.request_timeout();
-        let result = match tokio::time::timeout(limit, receiver).await {
-            Ok(Ok(Err(Error::Timeout))) | Err(_) => Err(self.timed_out(start)),
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Error::Stopped),
+        let clock = self.shared.clock.as_ref();
+        let result = match env::timeout(clock, limit, receiver).await {
+            Some(Ok(Err(Error::Timeout))) | None => Err(self.timed_out(start)),
+            Some(Ok(result)) => result,
+            Some(Err(_)) => Err(Error::Stopped),
         };
         if let Err(error) = result {
             self.shared.metrics.read_indexes_failed.increment();
@@ -174,6 +176,19 @@ impl Handle {
         })
     }
 
+    /// Runs work that may take long or wait for the disk, away from the network's threads.
+    pub fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> impl Future<Output = Result<T, env::Abandoned>> {
+        env::blocking(self.shared.executor.as_ref(), work)
+    }
+
+    /// Runs a task that waits for others, never for the disk.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.shared.executor.spawn(Box::pin(task));
+    }
+
     pub(super) fn hashing(&self) -> Arc<Semaphore> {
         self.hashing.clone()
     }
@@ -200,7 +215,7 @@ impl Handle {
         loop {
             match self.shared.raft.leader() {
                 0 if self.shared.clock.now() >= deadline => return Err(Error::NoLeader),
-                0 => tokio::time::sleep(Duration::from_millis(20)).await,
+                0 => self.shared.clock.sleep(Duration::from_millis(20)).await,
                 leader => return Ok(MemberId(leader)),
             }
         }
@@ -230,7 +245,7 @@ impl Handle {
             if self.shared.clock.now() >= deadline {
                 return Err(Error::TimeoutLeaderTransfer);
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            self.shared.clock.sleep(Duration::from_millis(10)).await;
         }
         Ok(())
     }
@@ -295,8 +310,8 @@ impl Handle {
                 return Err(Error::Stopped);
             }
             let shared = self.shared.clone();
-            let flushed = tokio::task::spawn_blocking(move || shared.engine().flush()).await;
-            match flushed {
+            let flushed = self.blocking(move || shared.engine().flush());
+            match flushed.await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Err(self.shared.fail_storage(error)),
                 Err(_) => return Err(Error::Stopped),
@@ -348,7 +363,7 @@ impl Handle {
             return Ok(());
         }
         let shared = self.shared.clone();
-        let settled = tokio::task::spawn_blocking(move || {
+        let settled = self.blocking(move || {
             shared.engine().flush()?;
             shared.refresh_size();
             Ok(())
@@ -408,9 +423,9 @@ impl Handle {
         let answer = self.submit_when_there_is_room(what, fence_term);
         // The raft thread gives up first, and knows better why.
         let limit = self.settings.request_timeout() + TIMEOUT_MARGIN;
-        match tokio::time::timeout(limit, answer).await {
-            Ok(Err(Error::Timeout)) | Err(_) => Err(self.timed_out(start)),
-            Ok(result) => result,
+        match env::timeout(self.shared.clock.as_ref(), limit, answer).await {
+            Some(Err(Error::Timeout)) | None => Err(self.timed_out(start)),
+            Some(result) => result,
         }
     }
 

@@ -17,7 +17,7 @@ impl Handle {
         let Ok(permit) = self.hashing().acquire_owned().await else {
             return Err(Error::Stopped);
         };
-        let hashed = tokio::task::spawn_blocking(move || {
+        let hashed = self.blocking(move || {
             let _permit = permit;
             view.snapshot().hash(revision)
         });

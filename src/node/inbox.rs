@@ -100,6 +100,12 @@ impl Inbox {
         state.bytes = 0;
     }
 
+    /// How many inputs wait, and the bytes of those that are bounded by them.
+    pub fn waiting(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.inputs.len(), state.bytes)
+    }
+
     /// Takes one last input and refuses everything after it.
     pub fn close_with(&self, last: Input) {
         let mut state = self.state.lock();

@@ -123,7 +123,7 @@ impl Handle {
         };
         if keys {
             let view = self.view();
-            let keys = tokio::task::spawn_blocking(move || lease::attached_keys(view.read(), id));
+            let keys = self.blocking(move || lease::attached_keys(view.read(), id));
             response.keys = keys
                 .await
                 .map_err(|_| Error::Stopped)?
@@ -170,7 +170,7 @@ impl Handle {
         if !elsewhere || self.shared().clock.now() + RETRY >= deadline {
             return false;
         }
-        tokio::time::sleep(RETRY).await;
+        self.shared().clock.sleep(RETRY).await;
         true
     }
 }

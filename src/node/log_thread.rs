@@ -5,11 +5,16 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::apply::ApplyJob;
+use super::inbox::{Inbox, Input};
+use super::pipe::Pipe;
+use super::raft_thread::send_grouped;
 use super::run::Fatal;
 use super::shared::Shared;
 use super::states::Received;
 use crate::raft::{Message, Persist};
 use crate::storage::raft_log::{self, LogEntry, Mark, RaftLog};
+use crate::transport::Network;
 
 /// Parts that go to the disk in one write, about.
 const MAX_WRITE_BYTES: usize = 8 << 20;
@@ -28,6 +33,30 @@ pub struct Done {
     pub number: u64,
     pub messages: Vec<Message>,
     pub received: Option<Received>,
+}
+
+/// What the log thread works with.
+pub struct LogThread {
+    pub(super) writer: Arc<Mutex<LogWriter>>,
+    pub jobs: Arc<Pipe<LogJob>>,
+    pub(super) apply_jobs: Arc<Pipe<ApplyJob>>,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) network: Arc<dyn Network>,
+}
+
+impl LogThread {
+    /// Does the jobs and tells who has to know.
+    pub fn carry_out(&self, jobs: Vec<LogJob>) -> Result<(), Fatal> {
+        LogWriter::carry_out(&self.writer, jobs, |done| {
+            if let Some(received) = done.received {
+                self.apply_jobs.push(ApplyJob::Restore(received), 0);
+            }
+            // Before the messages: raft must know of it when their answers come.
+            // A closed inbox means that the member is stopping.
+            let _ = self.inbox.push(Input::Persisted(done.number));
+            send_grouped(self.network.as_ref(), done.messages);
+        })
+    }
 }
 
 /// The log, and where its times are counted.

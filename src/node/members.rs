@@ -241,7 +241,7 @@ impl Handle {
                     _ => Err(Error::Timeout),
                 };
             }
-            tokio::time::sleep(RETRY).await;
+            shared.clock.sleep(RETRY).await;
         }
     }
 
@@ -328,7 +328,7 @@ impl Handle {
             if !waits || shared.clock.now() + RETRY >= deadline {
                 return changed;
             }
-            tokio::time::sleep(RETRY).await;
+            shared.clock.sleep(RETRY).await;
         }
     }
 }

@@ -7,6 +7,7 @@ use super::handle::Handle;
 use super::inbox::{Inbox, Input};
 use super::shared::Shared;
 use super::states::States;
+use crate::env;
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
     LeaseKeepAliveResponse, LeaseTimeToLiveResponse, MemberPromoteResponse,
@@ -111,8 +112,9 @@ impl Inbound for PeerService {
             term: metadata.term,
         };
         let (states, inbox) = (self.states.clone(), self.inbox.clone());
+        let executor = self.shared().executor.clone();
         Box::pin(async move {
-            let looked_at = tokio::task::spawn_blocking(move || states.receive(files, mark));
+            let looked_at = env::blocking(executor.as_ref(), move || states.receive(files, mark));
             let received = match looked_at.await {
                 Ok(Ok(received)) => received,
                 Ok(Err(reason)) => {

@@ -16,6 +16,19 @@ struct State<T> {
     closed: bool,
 }
 
+impl<T> State<T> {
+    fn finish(&mut self) {
+        self.bytes -= std::mem::take(&mut self.working_bytes);
+        self.working_since = None;
+    }
+
+    fn begin(&mut self, clock: &dyn Clock) -> Vec<T> {
+        self.working_bytes = self.bytes;
+        self.working_since = Some(clock.now());
+        std::mem::take(&mut self.items)
+    }
+}
+
 /// See the module. It is bounded by whoever fills it: see `outstanding_bytes`.
 pub struct Pipe<T> {
     state: Mutex<State<T>>,
@@ -53,17 +66,29 @@ impl<T> Pipe<T> {
     /// the pipe is closed and empty.
     pub fn take(&self, clock: &dyn Clock) -> Option<Vec<T>> {
         let mut state = self.state.lock();
-        state.bytes -= std::mem::take(&mut state.working_bytes);
-        state.working_since = None;
+        state.finish();
         while state.items.is_empty() {
             if state.closed {
                 return None;
             }
             self.wake.wait(&mut state);
         }
-        state.working_bytes = state.bytes;
-        state.working_since = Some(clock.now());
-        Some(std::mem::take(&mut state.items))
+        Some(state.begin(clock))
+    }
+
+    /// The same without waiting: nothing where there is nothing.
+    pub fn try_take(&self, clock: &dyn Clock) -> Vec<T> {
+        let mut state = self.state.lock();
+        state.finish();
+        match state.items.is_empty() {
+            true => Vec::new(),
+            false => state.begin(clock),
+        }
+    }
+
+    /// Something is waiting to be taken.
+    pub fn has_items(&self) -> bool {
+        !self.state.lock().items.is_empty()
     }
 
     /// Nothing is waiting and nothing is being done.

@@ -1,30 +1,15 @@
-//! The raft thread: takes what came, lets `core` decide, and carries it out.
-//!
-//! It never waits for the disk. What is to be made durable goes to the log thread, what is
-//! committed to the apply thread, and both tell the inbox how far they are: heartbeats and
-//! elections go on however slow the disk is, and a leader whose disk stalls hands over. Only a
-//! member that is alone, which has nobody to keep waiting, does both by itself: each hop to
-//! another thread would cost its writes 10 to 30 µs.
+//! The threads of a member: raft, log and apply. Nothing is decided here; each takes what waits
+//! for it and does a turn of its work.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread::{Builder, JoinHandle};
 
-use parking_lot::Mutex;
-
-use super::apply::{Applier, ApplyJob};
-use super::core::{Core, Work};
-use super::inbox::{Inbox, Input};
-use super::log_thread::{LogJob, LogWriter};
-use super::pipe::Pipe;
+use super::raft_thread::RaftThread;
 use super::shared::Shared;
-use super::states::{Checkpoint, Received, States};
-use crate::raft::{Message, MessageType};
 use crate::storage;
 use crate::storage::raft_log;
-use crate::transport::{Network, PeerMessage};
-use crate::types::MemberId;
 
-/// Why the raft thread ended before it was asked to.
+/// Why a thread ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum Fatal {
     #[error("raft log: {0}")]
@@ -37,452 +22,61 @@ pub enum Fatal {
     Thread(&'static str, std::io::Error),
 }
 
-/// Proposals that go to the disk in one write, about.
-const MAX_BATCH_BYTES: usize = 8 << 20;
-/// Appends of a leader are refused while this much waits for the disk or to be applied.
-const MAX_OUTSTANDING_BYTES: usize = 64 << 20;
-/// A snapshot that nobody is being sent is let go after this.
-const CHECKPOINT_LIFE: Duration = Duration::from_secs(30);
-
-/// How raft's time passes and how much of its log is kept.
-#[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    pub tick: Duration,
-    pub election_timeout: Duration,
-    /// Entries kept behind the newest for members that lag.
-    pub catch_up_entries: u64,
-}
-
-/// A snapshot that is offered to members which are too far behind.
-struct Offered {
-    checkpoint: Checkpoint,
-    used_at: Duration,
-}
-
-/// Everything that the raft thread needs.
-pub struct Parts {
-    pub core: Core,
-    pub log: LogWriter,
-    pub applier: Applier,
-    pub inbox: Arc<Inbox>,
-    pub shared: Arc<Shared>,
-    pub network: Arc<dyn Network>,
-    pub states: Arc<dyn States>,
-    pub timing: Timing,
-}
-
-/// See the module.
-pub struct RaftThread {
-    core: Core,
-    log: Arc<Mutex<LogWriter>>,
-    log_jobs: Arc<Pipe<LogJob>>,
-    applier: Arc<Mutex<Applier>>,
-    apply_jobs: Arc<Pipe<ApplyJob>>,
-    inbox: Arc<Inbox>,
-    shared: Arc<Shared>,
-    network: Arc<dyn Network>,
-    states: Arc<dyn States>,
-    timing: Timing,
-    offered: Option<Offered>,
-    making_checkpoint: bool,
-    /// What the next reset of the log makes room for.
-    received: Option<Received>,
-}
-
-impl RaftThread {
-    pub fn new(parts: Parts) -> Self {
-        Self {
-            core: parts.core,
-            log: Arc::new(Mutex::new(parts.log)),
-            log_jobs: Arc::default(),
-            applier: Arc::new(Mutex::new(parts.applier)),
-            apply_jobs: Arc::default(),
-            inbox: parts.inbox,
-            shared: parts.shared,
-            network: parts.network,
-            states: parts.states,
-            timing: parts.timing,
-            offered: None,
-            making_checkpoint: false,
-            received: None,
-        }
-    }
-
-    /// Brings the machine up to what the log says is committed, and takes the lead where this
-    /// member alone decides. Must be done before the first tick: raft looks for changes of
-    /// membership that are not applied yet when it campaigns.
-    pub fn recover(&mut self) -> Result<(), Fatal> {
-        self.carry_out(true)?;
-        if self.core.is_sole_voter() {
-            self.core.campaign()?;
-            self.carry_out(true)?;
-        }
-        self.publish();
-        Ok(())
-    }
-
-    /// Runs until it is told to stop, then makes the state durable.
-    pub fn run(mut self) -> Result<(), Fatal> {
-        let threads = [self.start_log_thread()?, self.start_apply_thread()?];
-        let result = self.serve();
-        self.log_jobs.close();
-        self.apply_jobs.close();
-        for thread in threads {
-            // A thread that panicked has ended the process, or said why it failed.
-            let _ = thread.join();
-        }
-        result?;
-        Ok(self.shared.engine().flush()?)
-    }
-
-    fn serve(&mut self) -> Result<(), Fatal> {
-        let mut inputs = Vec::new();
-        let mut next_tick = self.shared.clock.now() + self.timing.tick;
-        loop {
-            let wait = next_tick.saturating_sub(self.shared.clock.now());
-            self.inbox.take(wait, &mut inputs);
-            let now = self.shared.clock.now();
-            if now >= next_tick {
-                // After a stall one tick, not all that were missed: a stalled leader must not
-                // take its own silence for that of the others.
-                self.note_lateness(now - next_tick);
-                self.tick(now);
-                next_tick = now + self.timing.tick;
-            }
-            let mut stopping = false;
-            let mut batch_bytes = 0;
-            for input in inputs.drain(..) {
-                if let Input::Propose(proposal) = &input {
-                    batch_bytes += proposal.encoded_bytes();
-                }
-                stopping |= matches!(input, Input::Stop);
-                self.take(input)?;
-                if batch_bytes >= MAX_BATCH_BYTES {
-                    self.carry_out(false)?;
-                    batch_bytes = 0;
-                }
-            }
-            self.carry_out(false)?;
-            self.publish();
-            if stopping {
-                self.core.stop();
-                return Ok(());
-            }
-        }
-    }
-
-    fn take(&mut self, input: Input) -> Result<(), Fatal> {
-        match input {
-            Input::Propose(proposal) => self.core.propose(proposal),
-            Input::ReadIndex(reply) => self.core.read_index(reply),
-            Input::Received(from, messages) => self.receive(from, messages),
-            Input::Unreachable(member) => self.core.report_unreachable(member),
-            Input::SnapshotSent(member, taken) => self.core.report_snapshot(member, taken),
-            Input::SnapshotReceived(message, received) => self.restore(message, received),
-            Input::CheckpointMade(made) => self.offer(made),
-            Input::Persisted(number) => self.core.persisted(number),
-            Input::Applied(group) => self.core.applied(group.index, &group.member_changes)?,
-            Input::Flushed(index) => self.cut_log(index)?,
-            Input::TransferLeader(to) => self.core.transfer_leader(to),
-            Input::HandOver => {
-                self.core.hand_over();
-            }
-            Input::Stop => {}
+/// Runs until it is told to stop, then makes the state durable.
+pub fn run(mut raft: RaftThread) -> Result<(), Fatal> {
+    let shared = raft.shared().clone();
+    let (log, apply) = (raft.log_thread(), raft.apply_thread());
+    let (log_jobs, apply_jobs) = (log.jobs.clone(), apply.jobs.clone());
+    let clock = shared.clock.clone();
+    let log = start(&shared, "log", move || {
+        while let Some(jobs) = log.jobs.take(clock.as_ref()) {
+            log.carry_out(jobs)?;
         }
         Ok(())
-    }
-
-    /// Counts a heartbeat that this leader sends more than an interval late.
-    fn note_lateness(&self, late: Duration) {
-        if late > self.timing.tick && self.core.status().is_leader && !self.core.is_alone() {
-            self.shared.metrics.heartbeat_send_failures.increment();
-            tracing::warn!(
-                "heartbeat-interval" = ?self.timing.tick,
-                exceeded = ?late,
-                "leader failed to send out heartbeat on time; took too long, leader is overloaded likely from slow disk"
-            );
-        }
-    }
-
-    fn tick(&mut self, now: Duration) {
-        self.core.tick();
-        if self.core.status().is_leader {
-            self.shared.raft.publish_progress(self.core.progress());
-            let busy = self.log_jobs.working_for(now);
-            let busy = busy.max(self.apply_jobs.working_for(now));
-            if busy > self.timing.election_timeout
-                && let Some(to) = self.core.hand_over()
-            {
-                tracing::warn!(
-                    stalled_for = ?busy,
-                    transferee = %to,
-                    "the disk does not take what this leader writes; handing leadership over"
-                );
-            }
-        }
-        let unused = |offered: &mut Offered| {
-            Arc::strong_count(&offered.checkpoint.files) == 1
-                && now > offered.used_at + CHECKPOINT_LIFE
-        };
-        if self.offered.take_if(unused).is_some() {
-            self.core.offer_snapshot(None);
-        }
-    }
-
-    fn receive(&mut self, from: MemberId, messages: Vec<PeerMessage>) {
-        let waiting = self.log_jobs.outstanding_bytes() + self.apply_jobs.outstanding_bytes();
-        let full = waiting > MAX_OUTSTANDING_BYTES;
-        for message in messages {
-            match message {
-                // The leader sends it again.
-                PeerMessage::Raft(message) if full && is_append(&message) => {}
-                PeerMessage::Raft(message) => self.core.step(message),
-                PeerMessage::Forwarded(message) => self.core.propose_for(from, message),
-                PeerMessage::Refused {
-                    request_id,
-                    term,
-                    error,
-                } => self.core.refused(request_id, term, error),
-            }
-        }
-    }
-
-    fn restore(&mut self, message: Message, received: Received) {
-        let mark = received.mark;
-        if self.core.restore(message) {
-            tracing::info!(index = mark.index, "taking over a snapshot of the leader");
-            self.received = Some(received);
-        } else {
-            tracing::info!(index = mark.index, "a snapshot came that is not needed");
-        }
-    }
-
-    fn offer(&mut self, made: storage::Result<Checkpoint>) {
-        self.making_checkpoint = false;
-        let checkpoint = match made {
-            Ok(checkpoint) => checkpoint,
-            Err(error) => {
-                // No harm to this member; it is tried again when raft next wants one.
-                tracing::warn!(%error, "cannot make a snapshot for another member");
-                return;
-            }
-        };
-        self.core.offer_snapshot(Some(checkpoint.snapshot.clone()));
-        self.offered = Some(Offered {
-            checkpoint,
-            used_at: self.shared.clock.now(),
-        });
-    }
-
-    /// Does everything that there is to do. `here`: on this thread, whoever else is there.
-    fn carry_out(&mut self, here: bool) -> Result<(), Fatal> {
-        while let Some(mut work) = self.core.work() {
-            self.send(&mut work);
-            let here = here
-                || (self.core.is_alone()
-                    && self.received.is_none()
-                    && self.log_jobs.is_idle()
-                    && self.apply_jobs.is_idle());
-            match here {
-                true => self.do_here(work)?,
-                false => self.hand_out(work),
-            }
+    })?;
+    let clock = shared.clock.clone();
+    let apply = start(&shared, "apply", move || {
+        while let Some(jobs) = apply.jobs.take(clock.as_ref()) {
+            apply.carry_out(jobs)?;
         }
         Ok(())
+    })?;
+    let result = take_turns(&mut raft);
+    log_jobs.close();
+    apply_jobs.close();
+    for thread in [log, apply] {
+        // A thread that panicked has ended the process, or said why it failed.
+        let _ = thread.join();
     }
+    result?;
+    Ok(shared.engine().flush()?)
+}
 
-    fn do_here(&mut self, work: Work) -> Result<(), Fatal> {
-        if let Some(persist) = work.persist {
-            let number = persist.number;
-            let messages = self.log.lock().persist(vec![persist])?;
-            self.core.persisted(number);
-            self.send_raft(messages);
+fn take_turns(raft: &mut RaftThread) -> Result<(), Fatal> {
+    let (inbox, clock) = (raft.inbox().clone(), raft.shared().clock.clone());
+    let mut inputs = Vec::new();
+    loop {
+        let wait = raft.next_tick().saturating_sub(clock.now());
+        inbox.take(wait, &mut inputs);
+        if !raft.turn(&mut inputs)? {
+            return Ok(());
         }
-        if !work.entries.is_empty() {
-            let mut applier = self.applier.lock();
-            let group = applier.apply(work.entries, work.replies, work.promoted_in_term)?;
-            self.core.applied(group.index, &group.member_changes)?;
-        }
-        self.reply_reads(work.reads);
-        Ok(())
-    }
-
-    fn hand_out(&mut self, work: Work) {
-        if let Some(persist) = work.persist {
-            let bytes = persist.entries.iter().map(|entry| entry.data.len()).sum();
-            let received = persist.reset.and_then(|_| self.received.take());
-            self.log_jobs
-                .push(LogJob::Persist(persist, received), bytes);
-        }
-        if !work.entries.is_empty() {
-            let bytes = work.entries.iter().map(|entry| entry.bytes()).sum();
-            let job = ApplyJob::Entries {
-                entries: work.entries,
-                replies: work.replies,
-                promoted_in_term: work.promoted_in_term,
-            };
-            self.apply_jobs.push(job, bytes);
-        }
-        self.reply_reads(work.reads);
-    }
-
-    fn reply_reads(&self, reads: Vec<(u64, Vec<super::reads::ReadReply>)>) {
-        for (index, replies) in reads {
-            let shared = &self.shared;
-            shared.waiting_reads.wait(index, replies, &shared.raft);
-        }
-    }
-
-    /// Sends what need not wait for the disk.
-    fn send(&mut self, work: &mut Work) {
-        self.send_raft(std::mem::take(&mut work.messages));
-        for (to, message) in work.forwards.drain(..) {
-            self.network.send(to, vec![PeerMessage::Forwarded(message)]);
-        }
-        for refusal in work.refusals.drain(..) {
-            let refused = PeerMessage::Refused {
-                request_id: refusal.request_id,
-                term: refusal.term,
-                error: refusal.error,
-            };
-            self.network.send(refusal.to, vec![refused]);
-        }
-        if work.snapshot_wanted && !self.making_checkpoint {
-            self.make_checkpoint();
-        }
-    }
-
-    fn send_raft(&mut self, messages: Vec<Message>) {
-        let (snapshots, messages) = messages
-            .into_iter()
-            .partition::<Vec<_>, _>(|m| m.get_msg_type() == MessageType::MsgSnapshot);
-        send_grouped(self.network.as_ref(), messages);
-        for message in snapshots {
-            match &mut self.offered {
-                Some(offered) => {
-                    offered.used_at = self.shared.clock.now();
-                    let files = offered.checkpoint.files.clone();
-                    self.network.send_snapshot(message, files);
-                }
-                None => self.core.report_snapshot(MemberId(message.to), false),
-            }
-        }
-    }
-
-    fn make_checkpoint(&mut self) {
-        let (states, shared) = (self.states.clone(), self.shared.clone());
-        let inbox = self.inbox.clone();
-        let make = move || {
-            let made = states.checkpoint(shared.engine().as_ref());
-            // A closed inbox means that the member is stopping.
-            let _ = inbox.push(Input::CheckpointMade(made));
-        };
-        let thread = std::thread::Builder::new().name("checkpoint".to_owned());
-        match thread.spawn(make) {
-            Ok(_) => self.making_checkpoint = true,
-            // It is wanted again when raft next tries.
-            Err(error) => tracing::warn!(%error, "cannot start a thread to make a snapshot"),
-        }
-    }
-
-    /// Lets go of entries that a durable state holds, but for those kept for members that lag.
-    fn cut_log(&mut self, durable_index: u64) -> Result<(), Fatal> {
-        let applied = self.shared.raft.applied_index();
-        let kept = applied.saturating_sub(self.timing.catch_up_entries);
-        let offered = self.offered.as_ref();
-        let offered = offered.map_or(u64::MAX, |offered| {
-            offered.checkpoint.snapshot.get_metadata().index
-        });
-        let cut = durable_index.min(kept).min(offered);
-        if self.core.is_alone() && self.log_jobs.is_idle() {
-            return Ok(self.log.lock().cut(cut)?);
-        }
-        self.log_jobs.push(LogJob::Cut(cut), 0);
-        Ok(())
-    }
-
-    fn publish(&self) {
-        let status = self.core.status();
-        if status.leader != 0 && status.leader != self.shared.raft.leader() {
-            self.shared.metrics.leader_changes.increment();
-        }
-        let sole_voter = self.core.is_sole_voter();
-        let now = self.shared.clock.now();
-        self.shared.raft.publish(&status, sole_voter, now);
-    }
-
-    fn start_log_thread(&self) -> Result<std::thread::JoinHandle<()>, Fatal> {
-        let (log, jobs) = (self.log.clone(), self.log_jobs.clone());
-        let (inbox, shared) = (self.inbox.clone(), self.shared.clone());
-        let (network, apply_jobs) = (self.network.clone(), self.apply_jobs.clone());
-        self.start_thread("log", move || {
-            while let Some(jobs) = jobs.take(shared.clock.as_ref()) {
-                LogWriter::carry_out(&log, jobs, |done| {
-                    if let Some(received) = done.received {
-                        apply_jobs.push(ApplyJob::Restore(received), 0);
-                    }
-                    // Before the messages: raft must know of it when their answers come.
-                    // A closed inbox means that the member is stopping.
-                    let _ = inbox.push(Input::Persisted(done.number));
-                    send_grouped(network.as_ref(), done.messages);
-                })?;
-            }
-            Ok(())
-        })
-    }
-
-    fn start_apply_thread(&self) -> Result<std::thread::JoinHandle<()>, Fatal> {
-        let (applier, jobs) = (self.applier.clone(), self.apply_jobs.clone());
-        let (inbox, shared) = (self.inbox.clone(), self.shared.clone());
-        let states = self.states.clone();
-        self.start_thread("apply", move || {
-            while let Some(jobs) = jobs.take(shared.clock.as_ref()) {
-                let mut applier = applier.lock();
-                for job in jobs {
-                    let group = applier.carry_out(job, states.as_ref())?;
-                    // A closed inbox means that the member is stopping.
-                    let _ = inbox.push(Input::Applied(group));
-                }
-            }
-            Ok(())
-        })
-    }
-
-    fn start_thread(
-        &self,
-        name: &'static str,
-        body: impl FnOnce() -> Result<(), Fatal> + Send + 'static,
-    ) -> Result<std::thread::JoinHandle<()>, Fatal> {
-        let shared = self.shared.clone();
-        let run = move || {
-            if let Err(error) = body() {
-                shared.fail(error.to_string());
-            }
-        };
-        std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(run)
-            .map_err(|error| Fatal::Thread(name, error))
     }
 }
 
-/// Kept small: an append that has entries is one.
-fn is_append(message: &Message) -> bool {
-    message.get_msg_type() == MessageType::MsgAppend && !message.entries.is_empty()
-}
-
-/// Sends messages, those for one member together.
-fn send_grouped(network: &dyn Network, messages: Vec<Message>) {
-    let mut groups: Vec<(u64, Vec<PeerMessage>)> = Vec::new();
-    for message in messages {
-        let to = message.to;
-        let message = PeerMessage::Raft(message);
-        match groups.iter_mut().find(|(member, _)| *member == to) {
-            Some((_, group)) => group.push(message),
-            None => groups.push((to, vec![message])),
+fn start(
+    shared: &Arc<Shared>,
+    name: &'static str,
+    body: impl FnOnce() -> Result<(), Fatal> + Send + 'static,
+) -> Result<JoinHandle<()>, Fatal> {
+    let shared = shared.clone();
+    let run = move || {
+        if let Err(error) = body() {
+            shared.fail(error.to_string());
         }
-    }
-    for (to, group) in groups {
-        network.send(MemberId(to), group);
-    }
+    };
+    Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map_err(|error| Fatal::Thread(name, error))
 }

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, watch as tokio_watch};
 
 use super::jobs::deadlines::Deadlines;
 use super::reads::WaitingReads;
-use crate::env::{Clock, Rng};
+use crate::env::{Clock, Executor, Rng};
 use crate::metrics::Metrics;
 use crate::mvcc::hash::HistoryHash;
 use crate::mvcc::read::Snapshot;
@@ -222,6 +222,7 @@ pub struct Shared {
     pub cluster: ClusterId,
     pub clock: Arc<dyn Clock>,
     pub rng: Arc<dyn Rng>,
+    pub executor: Arc<dyn Executor>,
     pub hub: Arc<Hub>,
     pub metrics: Arc<Metrics>,
     pub raft: RaftState,
@@ -250,6 +251,7 @@ pub struct Parts {
     pub cluster: ClusterId,
     pub clock: Arc<dyn Clock>,
     pub rng: Arc<dyn Rng>,
+    pub executor: Arc<dyn Executor>,
     pub engine: Arc<dyn Engine>,
     pub hub: Arc<Hub>,
     pub metrics: Arc<Metrics>,
@@ -263,6 +265,7 @@ impl Shared {
             cluster: parts.cluster,
             clock: parts.clock,
             rng: parts.rng,
+            executor: parts.executor,
             hub: parts.hub,
             metrics: parts.metrics,
             raft: RaftState::default(),

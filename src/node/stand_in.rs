@@ -9,7 +9,7 @@ use super::handle::{Handle, Settings};
 use super::inbox::Inbox;
 use super::members::Rules;
 use super::shared::{ClusterStatus, Parts, Shared};
-use crate::env::{ManualClock, SystemRng};
+use crate::env::{ManualClock, SystemRng, TokioExecutor};
 use crate::metrics::Metrics;
 use crate::proto::membershippb::{Member, RaftAttributes};
 use crate::raft::replica;
@@ -35,6 +35,7 @@ pub fn with_network(network: Arc<dyn Network>) -> (Handle, Arc<Inbox>) {
         cluster: ClusterId(1),
         clock: Arc::new(ManualClock::default()),
         rng: Arc::new(SystemRng),
+        executor: Arc::new(TokioExecutor),
         engine,
         hub: Hub::new(machine.head(), Default::default()),
         metrics: Arc::new(Metrics::new(ME, false)),

@@ -19,24 +19,20 @@ use super::publish::{check_data, publish};
 use super::states::StateDirs;
 use crate::api::{self, Api};
 use crate::config::{AutoCompaction, Config, Listen};
-use crate::env::{Clock, Rng, SystemClock, SystemRng};
+use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
 use crate::http::HttpService;
 use crate::metrics::Metrics;
 use crate::node::admission::Limits;
-use crate::node::apply::Applier;
-use crate::node::core::Core;
 use crate::node::handle::{Handle, Settings};
 use crate::node::inbox::{Inbox, Input};
-use crate::node::jobs::{auto_compaction, compactor, corruption, leases, snapshot, version};
-use crate::node::log_thread::LogWriter;
+use crate::node::jobs::{self, auto_compaction, compactor, corruption};
+use crate::node::member;
 use crate::node::members::Rules;
-use crate::node::peer::PeerService;
-use crate::node::run::{self, RaftThread, Timing};
-use crate::node::shared::{Parts, Shared};
-use crate::node::states::States;
+use crate::node::raft_thread::{RaftThread, Timing};
+use crate::node::run;
+use crate::node::shared::Shared;
 use crate::transport::{self, GrpcNetwork, Local, Network as _, Outside};
 use crate::types::{ETCD_VERSION, MemberId};
-use crate::watch::Hub;
 
 /// How long a stop waits for the disk.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -182,78 +178,57 @@ struct Member {
 
 impl Member {
     fn start(config: &Config, restored: Restored, dir: Arc<DataDir>) -> Result<Self, Error> {
+        let options = options(config);
         let incoming = dir.member().to_owned();
-        let states: Arc<dyn States> = Arc::new(StateDirs::new(dir, bootstrap::budget(config)));
+        let states = StateDirs::new(dir, bootstrap::budget(config));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let rng: Arc<dyn Rng> = Arc::new(SystemRng);
-        let hub = Hub::new(restored.machine.head(), crate::watch::Limits::default());
-        let member = restored.identity.member;
-        let first_peers = restored.peers;
-        let parts = Parts {
-            member,
-            cluster: restored.identity.cluster,
-            clock: clock.clone(),
-            rng: rng.clone(),
-            engine: restored.engine,
-            hub,
-            metrics: metrics(config, member),
-        };
+        let Restored {
+            identity,
+            engine,
+            machine,
+            log,
+            replica,
+            peers,
+            ..
+        } = restored;
         let local = Local {
-            member,
-            cluster: parts.cluster,
+            member: identity.member,
+            cluster: identity.cluster,
             server_version: ETCD_VERSION.to_owned(),
         };
+        let metrics = metrics(config, identity.member);
         let outside = Outside {
-            clock,
+            clock: clock.clone(),
             rng: rng.clone(),
-            metrics: parts.metrics.clone(),
+            metrics: metrics.clone(),
         };
         let network = GrpcNetwork::start(local, outside, transport::Options::new(incoming));
-        let shared = Arc::new(Shared::new(parts, &restored.machine));
-        let inbox = Arc::new(Inbox::default());
-        let election_timeout = Duration::from_millis(config.election_timeout_ms);
-        let settings = Settings {
-            limits: Limits {
-                max_request_bytes: config.max_request_bytes,
-                quota_bytes: config.quota_bytes.map(|quota| quota as i64),
-            },
-            rules: Rules {
-                strict: config.strict_reconfig_check,
-                max_learners: config.max_learners,
-            },
-            election_timeout,
-        };
-        let handle = Handle::new(shared.clone(), inbox.clone(), network.clone(), settings);
-        let limit_ticks =
-            settings.request_timeout().as_millis() as u64 / config.heartbeat_interval_ms;
-        let mut raft = RaftThread::new(run::Parts {
-            core: Core::new(member, restored.replica, rng.next_u64(), limit_ticks),
-            log: LogWriter::new(restored.log, shared.clone()),
-            applier: Applier::new(
-                restored.machine,
-                shared.clone(),
-                network.clone(),
-                election_timeout,
-                config.warning_apply_duration,
-            ),
-            inbox: inbox.clone(),
-            shared: shared.clone(),
+        let outside = member::Outside {
+            clock,
+            rng,
+            executor: Arc::new(TokioExecutor),
             network: network.clone(),
-            states: states.clone(),
-            timing: Timing {
-                tick: Duration::from_millis(config.heartbeat_interval_ms),
-                election_timeout,
-                catch_up_entries: config.snapshot_catchup_entries,
-            },
-        });
-        raft.recover()?;
-        network.attach(Arc::new(PeerService::new(
-            handle.clone(),
-            inbox.clone(),
-            states,
-        )));
-        network.set_peers(first_peers);
-        let raft_ended = spawn_raft(raft, shared)?;
+            states: Arc::new(states),
+            metrics,
+        };
+        let restored = member::Restored {
+            member: identity.member,
+            cluster: identity.cluster,
+            engine,
+            machine,
+            log,
+            replica,
+        };
+        let member::Member {
+            handle,
+            inbox,
+            raft,
+            service,
+        } = member::Member::new(outside, restored, options)?;
+        network.attach(service);
+        network.set_peers(peers);
+        let raft_ended = spawn_raft(raft, handle.shared().clone())?;
         spawn_jobs(config, &handle, &inbox);
         Ok(Self {
             handle,
@@ -341,6 +316,30 @@ impl Member {
     }
 }
 
+fn options(config: &Config) -> member::Options {
+    let election_timeout = Duration::from_millis(config.election_timeout_ms);
+    member::Options {
+        settings: Settings {
+            limits: Limits {
+                max_request_bytes: config.max_request_bytes,
+                quota_bytes: config.quota_bytes.map(|quota| quota as i64),
+            },
+            rules: Rules {
+                strict: config.strict_reconfig_check,
+                max_learners: config.max_learners,
+            },
+            election_timeout,
+        },
+        timing: Timing {
+            tick: Duration::from_millis(config.heartbeat_interval_ms),
+            election_timeout,
+            catch_up_entries: config.snapshot_catchup_entries,
+        },
+        watch_limits: crate::watch::Limits::default(),
+        warning_apply_duration: config.warning_apply_duration,
+    }
+}
+
 fn metrics(config: &Config, member: MemberId) -> Arc<Metrics> {
     let extensive = config.metrics == crate::config::Metrics::Extensive;
     let methods: Vec<_> = api::methods().collect();
@@ -356,10 +355,13 @@ fn spawn_raft(
     shared: Arc<Shared>,
 ) -> Result<oneshot::Receiver<Result<(), String>>, Error> {
     let (ended, receiver) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
     std::thread::Builder::new()
         .name("raft".to_owned())
         .spawn(move || {
-            let result = raft.run().map_err(|error| error.to_string());
+            // What it hands to others runs in the same runtime.
+            let _runtime = runtime.enter();
+            let result = run::run(raft).map_err(|error| error.to_string());
             if let Err(reason) = &result {
                 shared.fail(reason.clone());
             }
@@ -374,29 +376,22 @@ fn spawn_raft(
 }
 
 fn spawn_jobs(config: &Config, handle: &Handle, inbox: &Arc<Inbox>) {
-    let shared = handle.shared().clone();
-    tokio::spawn(snapshot::run(
-        shared.clone(),
-        inbox.clone(),
-        config.snapshot_count,
-    ));
-    let pace = compactor::Pace {
-        batch_limit: config.compaction_batch_limit,
-        sleep: config.compaction_sleep_interval,
-    };
-    tokio::spawn(compactor::run(shared, pace));
-    tokio::spawn(leases::run(handle.clone()));
-    tokio::spawn(version::run(handle.clone()));
     let compacted = config.feature_gates.enabled("CompactHashCheck");
-    let pace = corruption::Pace {
-        all: config.corrupt_check_time,
-        compacted: compacted.then_some(config.compact_hash_check_time),
+    let settings = jobs::Settings {
+        snapshot_count: config.snapshot_count,
+        compaction: compactor::Pace {
+            batch_limit: config.compaction_batch_limit,
+            sleep: config.compaction_sleep_interval,
+        },
+        corruption: corruption::Pace {
+            all: config.corrupt_check_time,
+            compacted: compacted.then_some(config.compact_hash_check_time),
+        },
+        retention: match config.auto_compaction {
+            AutoCompaction::Off => auto_compaction::Retention::Off,
+            AutoCompaction::Periodic(age) => auto_compaction::Retention::Age(age),
+            AutoCompaction::Revision(count) => auto_compaction::Retention::Revisions(count),
+        },
     };
-    tokio::spawn(corruption::run(handle.clone(), pace));
-    let retention = match config.auto_compaction {
-        AutoCompaction::Off => auto_compaction::Retention::Off,
-        AutoCompaction::Periodic(age) => auto_compaction::Retention::Age(age),
-        AutoCompaction::Revision(count) => auto_compaction::Retention::Revisions(count),
-    };
-    tokio::spawn(auto_compaction::run(handle.clone(), retention));
+    jobs::spawn(handle, inbox, settings);
 }

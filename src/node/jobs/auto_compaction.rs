@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::env::Interval;
 use crate::error::Error;
 use crate::node::Handle;
 
@@ -94,10 +95,8 @@ pub async fn run(handle: Handle, retention: Retention) {
 
 async fn by_age(handle: Handle, retention: Duration) {
     let mut samples = AgeSamples::new(retention);
-    let mut interval = tokio::time::interval(samples.interval());
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut interval = Interval::new(&handle.shared().clock, samples.interval());
     loop {
-        interval.tick().await;
         let now = handle.shared().clock.now();
         let head = handle.shared().view().head;
         if let Some(revision) = samples.sample(head, now)
@@ -105,14 +104,12 @@ async fn by_age(handle: Handle, retention: Duration) {
         {
             samples.compacted(now);
         }
+        interval.tick().await;
     }
 }
 
 async fn by_count(handle: Handle, retention: i64) {
-    let mut interval = tokio::time::interval(REVISION_INTERVAL);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // The first tick comes at once; etcd waits an interval.
-    interval.tick().await;
+    let mut interval = Interval::new(&handle.shared().clock, REVISION_INTERVAL);
     let mut last = 0;
     loop {
         interval.tick().await;

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use crate::env::blocking;
 use crate::mvcc::compaction::{self, Progress};
 use crate::mvcc::read::Snapshot;
 use crate::node::Shared;
@@ -79,8 +80,8 @@ async fn catch_up(
         };
         let started = shared.clock.now();
         if hashes {
-            let shared = shared.clone();
-            let kept = tokio::task::spawn_blocking(move || keep_hash(&shared, start));
+            let hashing = shared.clone();
+            let kept = blocking(shared.executor.as_ref(), move || keep_hash(&hashing, start));
             match kept.await {
                 Ok(kept) => kept?,
                 // The runtime is going down.
@@ -90,7 +91,7 @@ async fn catch_up(
         let mut progress = Some(start);
         while let Some(at) = progress {
             let engine = engine.clone();
-            let stepped = tokio::task::spawn_blocking(move || {
+            let stepped = blocking(shared.executor.as_ref(), move || {
                 let view = engine.view();
                 let mut batch = Batch::default();
                 let next = compaction::step(view.as_ref(), at, pace.batch_limit, &mut batch)?;
@@ -103,7 +104,7 @@ async fn catch_up(
                 Err(_) => return Ok(()),
             };
             if progress.is_some() {
-                tokio::time::sleep(pace.sleep).await;
+                shared.clock.sleep(pace.sleep).await;
             }
         }
         tracing::info!(

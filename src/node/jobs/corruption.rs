@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use futures_util::future::join_all;
 
 use crate::error::Error;
 use crate::mvcc::hash::HistoryHash;
@@ -148,7 +148,7 @@ async fn run_all(handle: &Handle, every: Option<Duration>) {
     let member = handle.shared().member;
     tracing::info!("local-member-id" = %member, interval = ?every, "enabled corruption checking");
     loop {
-        tokio::time::sleep(every).await;
+        handle.shared().clock.sleep(every).await;
         if handle.shared().raft.is_leader()
             && let Err(error) = compare_all(handle).await
         {
@@ -209,7 +209,7 @@ async fn catch_up(handle: &Handle, answered: &Answered) -> Result<(), Error> {
         if caught_up || clock.now() >= deadline {
             return Ok(());
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        clock.sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -266,7 +266,7 @@ async fn run_compacted(handle: &Handle, every: Option<Duration>) {
     // The newest revision at which all members were found to agree.
     let mut agreed = -1;
     loop {
-        tokio::time::sleep(every).await;
+        handle.shared().clock.sleep(every).await;
         if !handle.shared().raft.is_leader() {
             continue;
         }
@@ -369,24 +369,27 @@ fn judge_compacted(leader: MemberId, own: &HistoryHash, answered: &Answered) -> 
 /// Asks all peers for their hash at a revision, each for `limit` at most.
 async fn ask_peers(handle: &Handle, revision: i64, limit: Duration) -> Answered {
     let shared = handle.shared();
-    let mut asked = JoinSet::new();
-    for peer in shared.status().peers_of(shared.member) {
-        let question = Question {
-            question: Some(question::Question::HashKv(HashKvRequest { revision })),
-        };
-        let answer = handle.network().ask(peer.member, question, limit);
-        asked.spawn(async move {
-            let hash = match answer.await {
-                Ok(answer) => match answer.answer {
-                    Some(answer::Answer::HashKv(hash)) => Ok(hash),
-                    _ => Err(Error::UnknownMethod),
-                },
-                Err(error) => Err(error),
+    let asked = shared
+        .status()
+        .peers_of(shared.member)
+        .into_iter()
+        .map(|peer| {
+            let question = Question {
+                question: Some(question::Question::HashKv(HashKvRequest { revision })),
             };
-            (peer.member, hash)
+            let answer = handle.network().ask(peer.member, question, limit);
+            async move {
+                let hash = match answer.await {
+                    Ok(answer) => match answer.answer {
+                        Some(answer::Answer::HashKv(hash)) => Ok(hash),
+                        _ => Err(Error::UnknownMethod),
+                    },
+                    Err(error) => Err(error),
+                };
+                (peer.member, hash)
+            }
         });
-    }
-    let mut answered = asked.join_all().await;
+    let mut answered = join_all(asked).await;
     answered.sort_by_key(|(member, _)| *member);
     answered
 }

@@ -5,6 +5,9 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
+use crate::env::Interval;
 use crate::error::Error;
 use crate::node::Handle;
 use crate::proto::etcdserverpb::{
@@ -20,11 +23,13 @@ const MAX_CHECKPOINTS: usize = 1000;
 
 /// Runs until the runtime stops.
 pub async fn run(handle: Handle) {
-    let mut interval = tokio::time::interval(INTERVAL);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut interval = Interval::new(&handle.shared().clock, INTERVAL);
     let mut looked_at = handle.shared().clock.now();
+    let mut more = false;
     loop {
-        interval.tick().await;
+        if !std::mem::take(&mut more) {
+            interval.tick().await;
+        }
         let shared = handle.shared();
         let now = shared.clock.now();
         let stood_still = (now - looked_at).saturating_sub(INTERVAL);
@@ -48,17 +53,12 @@ pub async fn run(handle: Handle) {
                 lease_revoke: Some(LeaseRevokeRequest { id: id.0 }),
                 ..Default::default()
             };
-            tokio::spawn(handle.propose_in_term(request, term))
+            handle.propose_in_term(request, term)
         });
         // All are under way before the first is waited for, so that they share a sync.
-        let revokes: Vec<_> = revokes.collect();
-        if revokes.len() == MAX_REVOKES {
-            interval.reset_immediately();
-        }
-        for revoke in revokes {
-            let Ok(revoked) = revoke.await else {
-                return;
-            };
+        let revokes = join_all(revokes).await;
+        more = revokes.len() == MAX_REVOKES;
+        for revoked in revokes {
             // A revoke that was not applied leaves the lease in the list of the next round.
             match revoked {
                 Ok(_) => shared.metrics.leases_expired.increment(),

@@ -7,3 +7,30 @@ pub mod deadlines;
 pub mod leases;
 pub mod snapshot;
 pub mod version;
+
+use std::sync::Arc;
+
+use super::handle::Handle;
+use super::inbox::Inbox;
+
+/// How often and how much.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Entries after which the state is made durable.
+    pub snapshot_count: u64,
+    pub compaction: compactor::Pace,
+    pub corruption: corruption::Pace,
+    pub retention: auto_compaction::Retention,
+}
+
+/// Starts all of it. It ends with the runtime.
+pub fn spawn(handle: &Handle, inbox: &Arc<Inbox>, settings: Settings) {
+    let shared = handle.shared().clone();
+    let flushing = snapshot::run(shared.clone(), inbox.clone(), settings.snapshot_count);
+    handle.spawn(flushing);
+    handle.spawn(compactor::run(shared, settings.compaction));
+    handle.spawn(leases::run(handle.clone()));
+    handle.spawn(version::run(handle.clone()));
+    handle.spawn(corruption::run(handle.clone(), settings.corruption));
+    handle.spawn(auto_compaction::run(handle.clone(), settings.retention));
+}

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::env::{Interval, blocking};
 use crate::node::Shared;
 use crate::node::inbox::{Inbox, Input};
 use crate::state::Machine;
@@ -26,8 +27,7 @@ pub async fn run(shared: Arc<Shared>, inbox: Arc<Inbox>, snapshot_count: u64) {
             return;
         }
     };
-    let mut interval = tokio::time::interval(INTERVAL);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut interval = Interval::new(&shared.clock, INTERVAL);
     loop {
         interval.tick().await;
         let applied = shared.raft.applied_index();
@@ -39,8 +39,8 @@ pub async fn run(shared: Arc<Shared>, inbox: Arc<Inbox>, snapshot_count: u64) {
             continue;
         }
         let flushing = shared.clone();
-        let flushed = tokio::task::spawn_blocking(move || flush(&flushing)).await;
-        match flushed {
+        let flushed = blocking(shared.executor.as_ref(), move || flush(&flushing));
+        match flushed.await {
             Ok(Ok(durable_index)) => {
                 flushed_index = durable_index;
                 tracing::info!(snapshot_index = durable_index, "saved snapshot");

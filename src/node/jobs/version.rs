@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use futures_util::future::join_all;
 
 use crate::error::Error;
 use crate::node::Handle;
@@ -26,9 +26,10 @@ pub async fn run(handle: Handle) {
     let raft = &handle.shared().raft;
     loop {
         tokio::select! {
+            biased;
             // A new leader looks at once.
             () = raft.changed() => {}
-            () = tokio::time::sleep(INTERVAL) => {}
+            () = handle.shared().clock.sleep(INTERVAL) => {}
         }
         if raft.is_leader()
             && let Err(error) = update(&handle).await
@@ -90,17 +91,19 @@ pub async fn update(handle: &Handle) -> Result<(), Error> {
 /// The lowest release of all members; none where one of them does not say.
 async fn lowest_version(handle: &Handle) -> Option<Version> {
     let shared = handle.shared();
-    let mut asked = JoinSet::new();
-    for peer in shared.status().peers_of(shared.member) {
-        let question = Question {
-            question: Some(question::Question::Describe(Nothing {})),
-        };
-        let answer = handle.network().ask(peer.member, question, ANSWER_LIMIT);
-        asked.spawn(async move { (peer.member, answer.await) });
-    }
+    let asked = shared
+        .status()
+        .peers_of(shared.member)
+        .into_iter()
+        .map(|peer| {
+            let question = Question {
+                question: Some(question::Question::Describe(Nothing {})),
+            };
+            let answer = handle.network().ask(peer.member, question, ANSWER_LIMIT);
+            async move { (peer.member, answer.await) }
+        });
     let mut lowest = Version::parse(ETCD_VERSION);
-    while let Some(answered) = asked.join_next().await {
-        let (member, answer) = answered.ok()?;
+    for (member, answer) in join_all(asked).await {
         let theirs = release_of(member, answer);
         // All are waited for, so that each that is silent is named.
         lowest = lowest.and_then(|lowest| theirs.map(|theirs| lowest.min(theirs)));

@@ -17,6 +17,7 @@ use super::Error;
 use super::data_dir::{DataDir, Identity};
 use super::states::received_name;
 use crate::config::{Bootstrap, ClusterState, Config};
+use crate::node::member::FOUNDING_MARK;
 use crate::node::shared::peers_in;
 use crate::proto::membershippb::{Attributes, Member, RaftAttributes};
 use crate::raft::Replica;
@@ -43,10 +44,6 @@ pub struct Restored {
     /// False for a member that was made just now.
     pub existed: bool,
 }
-
-/// A cluster's first state is that after this entry of this term, which no log holds: a member
-/// that joins later gets it as a snapshot, whatever the log still has.
-const FOUNDING_MARK: Mark = Mark { index: 1, term: 1 };
 
 /// The part of the memory budget that memtables may take; the block cache takes the rest.
 pub fn budget(config: &Config) -> Budget {

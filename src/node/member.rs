@@ -1,0 +1,127 @@
+//! Puts a member together from what a start found, for threads or for a simulator to run.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::apply::Applier;
+use super::core::Core;
+use super::handle::{Handle, Settings};
+use super::inbox::Inbox;
+use super::log_thread::LogWriter;
+use super::peer::PeerService;
+use super::raft_thread::{self, RaftThread, Timing};
+use super::run::Fatal;
+use super::shared::{self, Shared};
+use super::states::States;
+use crate::env::{Clock, Executor, Rng};
+use crate::metrics::Metrics;
+use crate::raft::Replica;
+use crate::state::Machine;
+use crate::storage::Engine;
+use crate::storage::raft_log::{Mark, RaftLog};
+use crate::transport::Network;
+use crate::types::{ClusterId, MemberId};
+use crate::watch::{self, Hub};
+
+/// A cluster's first state is that after this entry of this term, which no log holds: a member
+/// that joins later gets it as a snapshot, whatever the log still has.
+pub const FOUNDING_MARK: Mark = Mark { index: 1, term: 1 };
+
+/// What the world gives a member.
+pub struct Outside {
+    pub clock: Arc<dyn Clock>,
+    pub rng: Arc<dyn Rng>,
+    pub executor: Arc<dyn Executor>,
+    pub network: Arc<dyn Network>,
+    pub states: Arc<dyn States>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// What it held when it stopped.
+pub struct Restored {
+    pub member: MemberId,
+    pub cluster: ClusterId,
+    pub engine: Arc<dyn Engine>,
+    pub machine: Machine,
+    pub log: RaftLog,
+    pub replica: Replica,
+}
+
+/// How it behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub settings: Settings,
+    pub timing: Timing,
+    pub watch_limits: watch::Limits,
+    pub warning_apply_duration: Duration,
+}
+
+/// A member whose state is that of its log, and which does nothing yet.
+pub struct Member {
+    pub handle: Handle,
+    pub inbox: Arc<Inbox>,
+    pub raft: RaftThread,
+    /// What other members talk to.
+    pub service: Arc<PeerService>,
+}
+
+impl Member {
+    /// Applies what the log says is committed.
+    pub fn new(outside: Outside, restored: Restored, options: Options) -> Result<Self, Fatal> {
+        let Outside {
+            clock,
+            rng,
+            executor,
+            network,
+            states,
+            metrics,
+        } = outside;
+        let Options {
+            settings, timing, ..
+        } = options;
+        let parts = shared::Parts {
+            member: restored.member,
+            cluster: restored.cluster,
+            clock,
+            rng: rng.clone(),
+            executor,
+            engine: restored.engine,
+            hub: Hub::new(restored.machine.head(), options.watch_limits),
+            metrics,
+        };
+        let shared = Arc::new(Shared::new(parts, &restored.machine));
+        let inbox = Arc::new(Inbox::default());
+        let handle = Handle::new(shared.clone(), inbox.clone(), network.clone(), settings);
+        let limit_ms = settings.request_timeout().as_millis();
+        let limit_ticks = (limit_ms / timing.tick.as_millis().max(1)) as u64;
+        let mut raft = RaftThread::new(raft_thread::Parts {
+            core: Core::new(
+                restored.member,
+                restored.replica,
+                rng.next_u64(),
+                limit_ticks,
+            ),
+            log: LogWriter::new(restored.log, shared.clone()),
+            applier: Applier::new(
+                restored.machine,
+                shared.clone(),
+                network.clone(),
+                timing.election_timeout,
+                options.warning_apply_duration,
+            ),
+            inbox: inbox.clone(),
+            shared,
+            network,
+            states: states.clone(),
+            timing,
+        });
+        raft.recover()?;
+        let service = PeerService::new(handle.clone(), inbox.clone(), states);
+        Ok(Self {
+            handle,
+            inbox,
+            raft,
+            service: Arc::new(service),
+        })
+    }
+}
