@@ -9,6 +9,7 @@
 //! notices a change of leaders by the time it takes. Without a leader proposals wait.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, DefaultHasher};
 
 use prost::Message as _;
 
@@ -46,7 +47,8 @@ enum Awaited {
     Member(MemberChange),
 }
 
-/// Waits for an entry that another member was asked to propose.
+/// Waits for an entry that another member was asked to propose. Their order, by a hasher without
+/// chance in it, is the same in every run of a simulation.
 struct Away {
     term: u64,
     expires_at_tick: u64,
@@ -87,7 +89,7 @@ pub struct Core {
     replica: Replica,
     reads: Reads,
     waiters: VecDeque<Waiter>,
-    away: HashMap<u64, Away>,
+    away: HashMap<u64, Away, BuildHasherDefault<DefaultHasher>>,
     parked: VecDeque<(Proposal, u64)>,
     /// Committed changes of membership that are not applied yet.
     changes: VecDeque<(u64, MemberChange)>,
@@ -113,7 +115,7 @@ impl Core {
             replica,
             reads: Reads::new(member, first_question, limit_ticks),
             waiters: VecDeque::new(),
-            away: HashMap::new(),
+            away: HashMap::default(),
             parked: VecDeque::new(),
             changes: VecDeque::new(),
             applied: 0,

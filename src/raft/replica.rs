@@ -32,6 +32,8 @@ pub struct Options {
     pub election_ticks: usize,
     pub heartbeat_ticks: usize,
     pub pre_vote: bool,
+    /// Election timeouts follow from this, the member and the term, and from nothing else.
+    pub election_seed: u64,
 }
 
 /// What the log and the state machine held when the member stopped.
@@ -134,6 +136,7 @@ pub struct Replica {
     unpersisted: VecDeque<Unpersisted>,
     /// A hard state whose only news is a commit index: goes with the next write.
     lazy_hard_state: bool,
+    election_seed: u64,
 }
 
 impl Replica {
@@ -161,11 +164,14 @@ impl Replica {
         };
         let log = LogView::new(restored.reader, hard_state, restored.conf_state);
         let logger = slog::Logger::root(TracingDrain, slog::o!());
-        Ok(Self {
+        let mut replica = Self {
             node: RawNode::new(&config, log, &logger)?,
             unpersisted: Default::default(),
             lazy_hard_state: false,
-        })
+            election_seed: options.election_seed,
+        };
+        replica.draw_election_timeout();
+        Ok(replica)
     }
 
     pub fn tick(&mut self) {
@@ -175,6 +181,16 @@ impl Replica {
             return;
         }
         self.node.tick();
+        self.draw_election_timeout();
+    }
+
+    /// Puts a timeout of ours in the place of the one that raft-rs draws, from a generator of its
+    /// own, whenever it starts to wait anew.
+    fn draw_election_timeout(&mut self) {
+        let raft = &mut self.node.raft;
+        let shortest = raft.election_timeout();
+        let drawn = scatter(self.election_seed ^ raft.id.rotate_left(32), raft.term);
+        raft.set_randomized_election_timeout(shortest + (drawn % shortest as u64) as usize);
     }
 
     /// Takes the leader for dead, as if it had been silent for an election timeout. The random
@@ -194,11 +210,15 @@ impl Replica {
 
     /// Stands for election now.
     pub fn campaign(&mut self) -> Result<(), raft::Error> {
-        self.node.campaign()
+        let result = self.node.campaign();
+        self.draw_election_timeout();
+        result
     }
 
     pub fn step(&mut self, message: Message) -> Result<(), raft::Error> {
-        self.node.step(message)
+        let result = self.node.step(message);
+        self.draw_election_timeout();
+        result
     }
 
     /// True where a proposal would be taken: this member leads and does not hand over.
@@ -425,6 +445,14 @@ impl Replica {
     pub fn is_alone(&self) -> bool {
         self.is_sole_voter() && self.node.raft.prs().conf().learners().is_empty()
     }
+}
+
+/// A number that follows from both, and looks like chance.
+fn scatter(seed: u64, number: u64) -> u64 {
+    let mut mixed = seed.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
 
 /// True for a follower's messages that claim nothing about its log or its vote: the leader hears

@@ -152,6 +152,7 @@ impl World {
             election_ticks: 10,
             heartbeat_ticks: 1,
             pre_vote: true,
+            election_seed: question,
         };
         let replica = Replica::new(options, restored).expect("a replica");
         node.life = Some(Life {

@@ -17,6 +17,7 @@ use super::Error;
 use super::data_dir::{DataDir, Identity};
 use super::states::received_name;
 use crate::config::{Bootstrap, ClusterState, Config};
+use crate::env::{Rng, SystemRng};
 use crate::node::member::FOUNDING_MARK;
 use crate::node::shared::peers_in;
 use crate::proto::membershippb::{Attributes, Member, RaftAttributes};
@@ -307,6 +308,7 @@ fn restore_replica(
         election_ticks: config.election_ticks(),
         heartbeat_ticks: 1,
         pre_vote: config.pre_vote,
+        election_seed: SystemRng.next_u64(),
     };
     let members = machine.members();
     let restored = replica::Restored {
