@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use prost::Message as _;
 
 use super::inbox::{Inbox, Input};
 use super::members::log_changes;
@@ -15,12 +16,14 @@ use super::shared::{ClusterStatus, ReadView, Shared};
 use super::states::{Received, States};
 use crate::metrics::Operation;
 use crate::mvcc::Change;
+use crate::probe;
 use crate::proto::etcdserverpb::{TxnResponse, response_op};
 use crate::state::lease::LeaseEvent;
-use crate::state::machine::{self, Entry};
+use crate::state::machine::{self, Entry, Payload};
 use crate::state::{Machine, Response};
 use crate::storage;
 use crate::transport::Network;
+use crate::types::MemberId;
 
 /// The size of the state is looked at after this many entries, for the quota.
 const ENTRIES_PER_SIZE_CHECK: u64 = 256;
@@ -133,6 +136,13 @@ impl Applier {
         self.entries_since_size_check += entries.len() as u64;
         let first_index = entries.first().map_or(0, |entry| entry.index);
         let start = self.shared.clock.now();
+        let member = self.shared.member;
+        probe::applied(|| {
+            entries
+                .iter()
+                .map(|entry| applied_entry(member, entry))
+                .collect()
+        });
         let group = self.machine.apply(entries)?;
         self.measure(&group, self.shared.clock.now() - start);
         self.publish_view();
@@ -300,6 +310,21 @@ impl Applier {
                 LeaseEvent::Checkpointed(id, lease) => deadlines.checkpointed(id, lease),
             }
         }
+    }
+}
+
+fn applied_entry(member: MemberId, entry: &Entry) -> probe::Applied {
+    let payload = match &entry.payload {
+        Payload::Empty => probe::Payload::Empty,
+        Payload::Request(bytes) => probe::Payload::Request(bytes.clone()),
+        Payload::Decoded(request) => probe::Payload::Request(request.encode_to_vec().into()),
+        Payload::Membership(change) => probe::Payload::Member(change.encode_to_vec().into()),
+    };
+    probe::Applied {
+        member: member.0,
+        index: entry.index,
+        term: entry.term,
+        payload,
     }
 }
 
