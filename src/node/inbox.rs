@@ -91,7 +91,7 @@ impl Inbox {
     /// Waits up to `timeout` for inputs and takes them all into `taken`, which must be empty.
     pub fn take(&self, timeout: Duration, taken: &mut Vec<Input>) {
         let mut state = self.state.lock();
-        if state.inputs.is_empty() {
+        if state.inputs.is_empty() && !timeout.is_zero() {
             state.sleeping = true;
             self.wake.wait_for(&mut state, timeout);
             state.sleeping = false;

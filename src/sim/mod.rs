@@ -4,6 +4,3 @@
 //! The production code of raft, log, state machine, MVCC, watches, leases and membership runs
 //! unchanged; what is replaced are the engine, the disk, the clock, the network and the scheduler.
 //! Whatever happens is drawn from the seed: the same seed gives the same trace, byte for byte.
-
-pub mod check;
-pub mod history;

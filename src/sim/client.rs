@@ -1,0 +1,256 @@
+//! How clients call members, and how what becomes of it is recorded. A call travels to a member,
+//! runs among its tasks, and travels back; a member that dies takes it along.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tonic::{Code, Request, Response, Status};
+
+use super::clock::{MemberClock, Time};
+use super::executor::Tasks;
+use super::history::{Answer, Asked, Operation, Outcome, Watched};
+use super::member::Services;
+use super::random::Random;
+use super::trace::Trace;
+use crate::env::{self, Clock, Executor};
+use crate::error::Error;
+use crate::proto::etcdserverpb::alarm_request::AlarmAction;
+use crate::proto::etcdserverpb::kv_server::Kv;
+use crate::proto::etcdserverpb::lease_server::Lease;
+use crate::proto::etcdserverpb::maintenance_server::Maintenance;
+use crate::proto::etcdserverpb::{AlarmRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest};
+use crate::types::{LeaseId, MemberId};
+
+/// As long as a client waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a client reaches of a member that runs.
+#[derive(Clone)]
+pub struct Door {
+    pub tasks: Arc<Tasks>,
+    pub services: Arc<Services>,
+}
+
+/// What all clients of a world share.
+pub struct Clients {
+    pub time: Arc<Time>,
+    pub clock: MemberClock,
+    pub tasks: Arc<Tasks>,
+    pub trace: Arc<Trace>,
+    doors: Mutex<BTreeMap<MemberId, Door>>,
+    pub operations: Mutex<Vec<Operation>>,
+    pub watches: Mutex<Vec<Watched>>,
+    stopping: AtomicBool,
+}
+
+impl Clients {
+    pub fn new(time: Arc<Time>, trace: Arc<Trace>) -> Arc<Self> {
+        Arc::new(Self {
+            clock: MemberClock::new(time.clone(), 0, Arc::default()),
+            time,
+            tasks: Tasks::new(),
+            trace,
+            doors: Mutex::default(),
+            operations: Mutex::default(),
+            watches: Mutex::default(),
+            stopping: AtomicBool::new(false),
+        })
+    }
+
+    pub fn open(&self, member: MemberId, door: Door) {
+        self.doors.lock().insert(member, door);
+    }
+
+    pub fn close(&self, member: MemberId) {
+        self.doors.lock().remove(&member);
+    }
+
+    pub fn door(&self, member: MemberId) -> Option<Door> {
+        self.doors.lock().get(&member).cloned()
+    }
+
+    /// The members that run, in order.
+    pub fn open_doors(&self) -> Vec<MemberId> {
+        self.doors.lock().keys().copied().collect()
+    }
+
+    /// Has the clients end what they are at and do nothing more.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+    }
+
+    pub fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+}
+
+/// One client, which has one request under way at a time.
+pub struct Client {
+    pub number: u32,
+    pub clients: Arc<Clients>,
+    pub random: Random,
+    /// Whom it asks.
+    pub member: MemberId,
+    values: u64,
+}
+
+impl Client {
+    pub fn new(number: u32, clients: Arc<Clients>, random: Random) -> Self {
+        Self {
+            number,
+            clients,
+            random,
+            member: MemberId(0),
+            values: 0,
+        }
+    }
+
+    /// A value that nobody else in this world puts.
+    pub fn unique_value(&mut self) -> bytes::Bytes {
+        self.values += 1;
+        format!("{}-{}", self.number, self.values).into()
+    }
+
+    pub async fn sleep(&self, duration: Duration) {
+        self.clients.clock.sleep(duration).await;
+    }
+
+    /// Waits a while drawn from the range, in microseconds.
+    pub async fn pause(&mut self, low_us: u64, high_us: u64) {
+        let us = self.random.between(low_us, high_us);
+        self.sleep(Duration::from_micros(us)).await;
+    }
+
+    /// A member that runs; often the one asked last.
+    pub async fn find(&mut self) -> Option<Door> {
+        if self.random.chance(30) {
+            self.member = MemberId(0);
+        }
+        if let Some(door) = self.clients.door(self.member) {
+            return Some(door);
+        }
+        let open = self.clients.open_doors();
+        if open.is_empty() {
+            self.pause(10_000, 200_000).await;
+            return None;
+        }
+        self.member = *self.random.pick(&open);
+        self.clients.door(self.member)
+    }
+
+    /// Asks a member and records it; `None` where nobody was there to be asked.
+    pub async fn call(&mut self, asked: Asked) -> Option<Outcome> {
+        let door = self.find().await?;
+        Some(self.call_at(door, asked).await)
+    }
+
+    /// Asks the member that is behind the door.
+    pub async fn call_at(&mut self, door: Door, asked: Asked) -> Outcome {
+        let called_at = self.clients.time.now_ns();
+        self.pause(20, 400).await;
+        let (sender, receiver) = oneshot::channel();
+        let (services, request) = (door.services.clone(), asked.clone());
+        door.tasks.spawn(Box::pin(async move {
+            // A client that gave up does not hear of it.
+            let _ = sender.send(serve(&services, request).await);
+        }));
+        let answered = env::timeout(&self.clients.clock, PATIENCE, receiver).await;
+        let outcome = match answered {
+            Some(Ok(outcome)) => outcome,
+            // The member died, or was too slow.
+            Some(Err(_)) | None => Outcome::Unknown,
+        };
+        self.pause(20, 400).await;
+        let operation = Operation {
+            client: self.number,
+            member: self.member,
+            asked,
+            called_at,
+            returned_at: self.clients.time.now_ns(),
+            outcome: outcome.clone(),
+        };
+        self.clients.trace.operation(&operation);
+        self.clients.operations.lock().push(operation);
+        outcome
+    }
+}
+
+fn outcome<T>(result: Result<Response<T>, Status>, answer: fn(T) -> Answer) -> Outcome {
+    match result {
+        Ok(response) => Outcome::Answered(answer(response.into_inner())),
+        Err(status) => failed(&status),
+    }
+}
+
+/// What a client may conclude from an error.
+fn failed(status: &Status) -> Outcome {
+    let refused = match Error::from_text(status.message()) {
+        Some(Error::TooManyRequests) => true,
+        // It was turned into a proposal that may have been forwarded.
+        Some(Error::NeverProposed) => false,
+        _ => !matches!(
+            status.code(),
+            Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Cancelled
+        ),
+    };
+    match refused {
+        true => Outcome::Refused(status.message().to_owned()),
+        false => Outcome::Unknown,
+    }
+}
+
+/// Carries a request out, among the tasks of the member.
+async fn serve(services: &Services, asked: Asked) -> Outcome {
+    match asked {
+        Asked::Range(range) => outcome(services.kv.range(Request::new(range)).await, Answer::Range),
+        Asked::Put(put) => outcome(services.kv.put(Request::new(put)).await, Answer::Put),
+        Asked::DeleteRange(delete) => outcome(
+            services.kv.delete_range(Request::new(delete)).await,
+            Answer::DeleteRange,
+        ),
+        Asked::Txn(txn) => outcome(services.kv.txn(Request::new(txn)).await, Answer::Txn),
+        Asked::Compaction(compaction) => outcome(
+            services.kv.compact(Request::new(compaction)).await,
+            Answer::Compaction,
+        ),
+        Asked::LeaseGrant(grant) => outcome(
+            services.lease.lease_grant(Request::new(grant)).await,
+            Answer::LeaseGrant,
+        ),
+        Asked::LeaseRevoke { id } => outcome(
+            services
+                .lease
+                .lease_revoke(Request::new(LeaseRevokeRequest { id }))
+                .await,
+            Answer::LeaseRevoke,
+        ),
+        Asked::LeaseKeepAlive { id } => match services.handle.renew_lease(LeaseId(id)).await {
+            Ok(ttl) => Outcome::Answered(Answer::LeaseKeepAlive { ttl }),
+            Err(error) => failed(&error.into()),
+        },
+        Asked::LeaseTimeToLive { id, keys } => outcome(
+            services
+                .lease
+                .lease_time_to_live(Request::new(LeaseTimeToLiveRequest { id, keys }))
+                .await,
+            Answer::LeaseTimeToLive,
+        ),
+        Asked::AlarmDisarm { member, alarm } => {
+            let request = AlarmRequest {
+                action: AlarmAction::Deactivate as i32,
+                member_id: member.0,
+                alarm,
+            };
+            outcome(
+                services.maintenance.alarm(Request::new(request)).await,
+                Answer::Alarm,
+            )
+        }
+        // The world itself changes members.
+        Asked::Member(_) => Outcome::Refused("not a client's business".to_owned()),
+    }
+}

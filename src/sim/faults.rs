@@ -1,0 +1,457 @@
+//! What befalls a world, and when it ends again. Each world has some of the kinds, so that each
+//! kind is also seen without the others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+
+use super::history::Moment;
+use super::random::Random;
+use super::world::World;
+use crate::env::Executor;
+use crate::node::inbox::Input;
+use crate::node::shared::{ClusterStatus, peers_in};
+use crate::types::MemberId;
+
+const MS: u64 = 1_000_000;
+const SECOND: u64 = 1_000 * MS;
+/// How often it is looked whether the cluster has members that are not there yet.
+const CENSUS_NS: u64 = 150 * MS;
+/// A fault is over for the clients so long after it ended.
+const AFTERMATH_NS: u64 = 4 * SECOND;
+/// Members that a cluster may grow to.
+const MAX_MEMBERS: usize = 6;
+
+/// What can befall a world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A process is killed.
+    Kill,
+    /// A machine loses its power.
+    PowerLoss,
+    /// All machines do, at once.
+    PowerLossOfAll,
+    /// A process stands still.
+    Pause,
+    /// A member is cut off from all others.
+    Isolation,
+    /// The members fall into two groups.
+    Partition,
+    /// What a member sends, or what it is sent, is lost.
+    OneWay,
+    /// Messages are lost, doubled and late.
+    Weather,
+    /// A disk takes nothing for a while.
+    DiskStall,
+    /// A disk refuses to sync.
+    SyncFailure,
+    /// A disk is full.
+    DiskFull,
+    /// A wall clock jumps.
+    ClockJump,
+    /// Leadership is handed on.
+    Transfer,
+    /// A member is added, promoted or removed.
+    Membership,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 14] = [
+        Kind::Kill,
+        Kind::PowerLoss,
+        Kind::PowerLossOfAll,
+        Kind::Pause,
+        Kind::Isolation,
+        Kind::Partition,
+        Kind::OneWay,
+        Kind::Weather,
+        Kind::DiskStall,
+        Kind::SyncFailure,
+        Kind::DiskFull,
+        Kind::ClockJump,
+        Kind::Transfer,
+        Kind::Membership,
+    ];
+}
+
+/// What happens at a moment that was drawn before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Event {
+    Strike,
+    Census,
+    Restart(MemberId),
+    Continue(MemberId),
+    Heal(Vec<(MemberId, MemberId)>),
+    GoodWeather,
+    FreeDisk(MemberId),
+}
+
+/// See the module.
+pub struct Faults {
+    random: Random,
+    kinds: Vec<Kind>,
+    agenda: BTreeMap<(Moment, u64), Event>,
+    planned: u64,
+    /// No fault begins after it.
+    until: Moment,
+    /// The longest wait between two faults.
+    interval_ns: u64,
+    busy_until: Moment,
+    pub calm: Vec<(Moment, Moment)>,
+    pub counts: BTreeMap<Kind, u64>,
+    /// Members that are to be removed from the outside if they do not leave by themselves.
+    pub removed: BTreeSet<MemberId>,
+}
+
+impl Faults {
+    pub fn new(mut random: Random) -> Self {
+        let mut kinds: Vec<Kind> = Kind::ALL
+            .into_iter()
+            .filter(|_| random.chance(600))
+            .collect();
+        if random.chance(50) {
+            kinds.clear();
+        }
+        let interval_ns = random.between(SECOND, 6 * SECOND);
+        Self {
+            random,
+            kinds,
+            agenda: BTreeMap::new(),
+            planned: 0,
+            until: 0,
+            interval_ns,
+            busy_until: 0,
+            calm: Vec::new(),
+            counts: BTreeMap::new(),
+            removed: BTreeSet::new(),
+        }
+    }
+
+    /// Faults begin until that moment.
+    pub fn begin(&mut self, now: Moment, until: Moment) {
+        self.until = until;
+        self.busy_until = now + AFTERMATH_NS;
+        self.plan(now + CENSUS_NS, Event::Census);
+        if !self.kinds.is_empty() {
+            self.plan(now + 2 * SECOND, Event::Strike);
+        }
+    }
+
+    fn plan(&mut self, at: Moment, event: Event) {
+        self.planned += 1;
+        self.agenda.insert((at, self.planned), event);
+    }
+
+    /// When something is to happen next.
+    pub fn next(&self) -> Option<Moment> {
+        self.agenda.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// Has a member that ended started again in a while.
+    pub fn restart_soon(&mut self, id: MemberId, now: Moment) {
+        let at = now + self.random.between(30 * MS, 3 * SECOND);
+        self.disturbed(at);
+        self.plan(at, Event::Restart(id));
+    }
+
+    fn disturbed(&mut self, until: Moment) {
+        self.busy_until = self.busy_until.max(until + AFTERMATH_NS);
+    }
+
+    /// There was nothing wrong from the end of the last fault until now.
+    fn note_calm(&mut self, now: Moment) {
+        if now > self.busy_until {
+            self.calm.push((self.busy_until, now));
+            self.busy_until = now;
+        }
+    }
+}
+
+/// Does what is due.
+pub fn strike(world: &mut World) {
+    let now = world.time.now_ns();
+    let Some(entry) = world.faults.agenda.first_entry() else {
+        return;
+    };
+    if entry.key().0 > now {
+        return;
+    }
+    match entry.remove() {
+        Event::Strike => {
+            let faults = &mut world.faults;
+            let next = now + faults.random.between(100 * MS, faults.interval_ns);
+            if now < faults.until {
+                faults.plan(next, Event::Strike);
+                let kinds = faults.kinds.clone();
+                let kind = *faults.random.pick(&kinds);
+                begin(world, kind, now);
+            }
+        }
+        Event::Census => {
+            world.faults.plan(now + CENSUS_NS, Event::Census);
+            take_census(world);
+        }
+        Event::Restart(id) => restart(world, id),
+        Event::Continue(id) => go_on(world, id),
+        Event::Heal(links) => {
+            world.trace.note(format_args!("links heal: {links:?}"));
+            for (from, to) in links {
+                world.wires.heal(from, to);
+            }
+        }
+        Event::GoodWeather => world.wires.set_weather(0, 0, false),
+        Event::FreeDisk(id) => {
+            if let Some(node) = world.nodes.get(&id) {
+                node.drive.disk().fill(None);
+            }
+        }
+    }
+}
+
+fn restart(world: &mut World, id: MemberId) {
+    let gone = world.conditions.get(&id).is_none_or(|c| c.gone);
+    if gone || world.is_alive(id) {
+        return;
+    }
+    world.start(id);
+    if !world.is_alive(id) {
+        let now = world.time.now_ns();
+        world.faults.restart_soon(id, now);
+    } else if let Some(condition) = world.conditions.get_mut(&id) {
+        condition.may_fail = false;
+    }
+}
+
+fn go_on(world: &mut World, id: MemberId) {
+    if let Some(condition) = world.conditions.get_mut(&id) {
+        condition.paused = false;
+    }
+    world.wires.hold(id, false);
+}
+
+fn begin(world: &mut World, kind: Kind, now: Moment) {
+    let alive = world.alive();
+    if alive.is_empty() {
+        return;
+    }
+    world.faults.note_calm(now);
+    let random = &mut world.faults.random;
+    let id = *random.pick(&alive);
+    let soon = now + random.between(30 * MS, 2 * SECOND);
+    let later = now + random.between(200 * MS, 7 * SECOND);
+    *world.faults.counts.entry(kind).or_default() += 1;
+    world.faults.disturbed(later);
+    world.trace.note(format_args!("fault: {kind:?} {id}"));
+    match kind {
+        Kind::Kill | Kind::PowerLoss => {
+            world.die(id, kind == Kind::Kill);
+            world.faults.plan(later, Event::Restart(id));
+        }
+        Kind::PowerLossOfAll => {
+            for id in alive {
+                world.die(id, false);
+                world.faults.restart_soon(id, now);
+            }
+        }
+        Kind::Pause => {
+            if let Some(condition) = world.conditions.get_mut(&id) {
+                condition.paused = true;
+            }
+            world.wires.hold(id, true);
+            world.faults.plan(later, Event::Continue(id));
+        }
+        Kind::Isolation | Kind::Partition | Kind::OneWay => {
+            let links = links_to_cut(world, kind, id);
+            for (from, to) in &links {
+                world.wires.cut(*from, *to);
+            }
+            world.faults.plan(later, Event::Heal(links));
+        }
+        Kind::Weather => {
+            let random = &mut world.faults.random;
+            let loss = random.between(5, 250) as u32;
+            let doubled = random.between(0, 250) as u32;
+            let slow = random.chance(500);
+            world.wires.set_weather(loss, doubled, slow);
+            world.faults.plan(later, Event::GoodWeather);
+        }
+        Kind::DiskStall => {
+            if let Some(condition) = world.conditions.get_mut(&id) {
+                condition.stalled_until = later;
+            }
+        }
+        Kind::SyncFailure | Kind::DiskFull => break_disk(world, kind, id, soon),
+        Kind::ClockJump => {
+            let hours = world.faults.random.between(0, 48) as i64 - 24;
+            if let Some(node) = world.nodes.get(&id) {
+                let jump = hours * 3_600 * SECOND as i64;
+                node.wall_offset_ns.fetch_add(jump, Ordering::SeqCst);
+            }
+        }
+        Kind::Transfer => transfer(world, id),
+        Kind::Membership => change_members(world, id),
+    }
+}
+
+fn links_to_cut(world: &mut World, kind: Kind, id: MemberId) -> Vec<(MemberId, MemberId)> {
+    let random = &mut world.faults.random;
+    let all: Vec<MemberId> = world.nodes.keys().copied().collect();
+    let side: BTreeSet<MemberId> = match kind {
+        Kind::Partition => all.iter().copied().filter(|_| random.chance(500)).collect(),
+        _ => BTreeSet::from([id]),
+    };
+    let (out, back) = match kind {
+        Kind::OneWay => {
+            let out = random.chance(500);
+            (out, !out)
+        }
+        _ => (true, true),
+    };
+    let mut links = Vec::new();
+    for a in side.iter().copied() {
+        for b in all.iter().copied().filter(|b| !side.contains(b)) {
+            if out {
+                links.push((a, b));
+            }
+            if back {
+                links.push((b, a));
+            }
+        }
+    }
+    links
+}
+
+fn break_disk(world: &mut World, kind: Kind, id: MemberId, until: Moment) {
+    let free = world.faults.random.below(4_096);
+    if let Some(condition) = world.conditions.get_mut(&id) {
+        condition.may_fail = true;
+    }
+    let Some(node) = world.nodes.get(&id) else {
+        return;
+    };
+    match kind {
+        Kind::DiskFull => {
+            node.drive.disk().fill(Some(free));
+            world.faults.plan(until, Event::FreeDisk(id));
+        }
+        _ => node.drive.disk().fail_next_sync(),
+    }
+}
+
+fn transfer(world: &mut World, to: MemberId) {
+    let leader = world
+        .nodes
+        .values()
+        .filter_map(|node| node.life.as_ref())
+        .find(|life| life.raft.status().is_leader);
+    if let Some(life) = leader {
+        let input = match to == life.handle.shared().member {
+            true => Input::HandOver,
+            false => Input::TransferLeader(to),
+        };
+        // A full inbox has other worries.
+        let _ = life.raft.inbox().push(input);
+    }
+}
+
+/// What the member that has applied most says about the cluster.
+fn newest_status(world: &World) -> Option<(u64, std::sync::Arc<ClusterStatus>)> {
+    let lives = world.nodes.values().filter_map(|node| node.life.as_ref());
+    lives
+        .map(|life| {
+            let shared = life.handle.shared();
+            (shared.raft.applied_index(), shared.status())
+        })
+        .max_by_key(|(applied, _)| *applied)
+}
+
+fn change_members(world: &mut World, via: MemberId) {
+    let Some((_, status)) = newest_status(world) else {
+        return;
+    };
+    let url = world.new_url();
+    let random = &mut world.faults.random;
+    let learner = status.members.iter().find(|m| status.is_learner(MemberId(m.id)));
+    let learner = learner.map(|member| MemberId(member.id));
+    let as_learner = random.chance(750);
+    let members: Vec<MemberId> = status.members.iter().map(|m| MemberId(m.id)).collect();
+    let target = match members.is_empty() {
+        true => via,
+        false => *random.pick(&members),
+    };
+    let remove = members.len() >= MAX_MEMBERS || members.len() > 3 && random.chance(400);
+    let promote = random.chance(700);
+    let Some(life) = world.life(via) else {
+        return;
+    };
+    let handle = life.handle.clone();
+    let trace = world.trace.clone();
+    let task = async move {
+        let (what, done) = match learner {
+            Some(id) if promote => (
+                format!("promote {id}"),
+                handle.promote_member(id).await.map(drop),
+            ),
+            _ if remove => (
+                format!("remove {target}"),
+                handle.remove_member(target).await.map(drop),
+            ),
+            _ => (
+                format!("add {url}"),
+                handle.add_member(&[url], as_learner).await.map(drop),
+            ),
+        };
+        trace.note(format_args!("membership via {via}: {what}: {done:?}"));
+    };
+    life.tasks.spawn(Box::pin(task));
+}
+
+/// Gives members that the cluster has added a machine, and takes those away that it has removed
+/// and that could not hear of it.
+fn take_census(world: &mut World) {
+    let now = world.time.now_ns();
+    let Some((_, status)) = newest_status(world) else {
+        return;
+    };
+    for member in &status.members {
+        let id = MemberId(member.id);
+        if !world.nodes.contains_key(&id) {
+            let peers = peers_in(status.members.iter(), id);
+            world.add_joiner(id, peers);
+            world.faults.restart_soon(id, now);
+        }
+    }
+    for id in &status.removed {
+        if world.nodes.contains_key(id) && world.faults.removed.insert(*id) {
+            world.trace.note(format_args!("{id} was removed"));
+        }
+    }
+}
+
+/// Ends every fault, and starts whoever is down.
+pub fn heal(world: &mut World) {
+    let now = world.time.now_ns();
+    world.trace.note(format_args!("everything heals"));
+    world.faults.until = 0;
+    let census = |event: &Event| *event == Event::Census;
+    world.faults.agenda.retain(|_, event| census(event));
+    world.wires.heal_all();
+    world.wires.set_weather(0, 0, false);
+    let ids: Vec<MemberId> = world.nodes.keys().copied().collect();
+    for id in ids {
+        go_on(world, id);
+        if let Some(condition) = world.conditions.get_mut(&id) {
+            condition.stalled_until = 0;
+        }
+        if let Some(node) = world.nodes.get(&id) {
+            node.drive.disk().fill(None);
+        }
+        restart(world, id);
+    }
+    world.faults.busy_until = now + AFTERMATH_NS;
+}
+
+/// The end of the world: what was calm until now is noted.
+pub fn close(world: &mut World) {
+    let now = world.time.now_ns();
+    world.faults.note_calm(now);
+}

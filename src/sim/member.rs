@@ -1,0 +1,353 @@
+//! A member of a world: its drive and its clock's offset, which outlive it, and its life, which
+//! runs the production code. What its threads would do is done a turn at a time, when the
+//! scheduler says so; a turn of the log or of the apply thread takes as long as the disk does.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::clock::{MemberClock, Time};
+use super::executor::Tasks;
+use super::random::{MemberRng, Random};
+use super::states::{Drive, SimStates};
+use super::wires::Wires;
+use crate::api::{Settings as ApiSettings, cluster, kv, lease, maintenance, watch};
+use crate::env::Clock;
+use crate::metrics::Metrics;
+use crate::node::admission::Limits;
+use crate::node::apply::{ApplyJob, ApplyThread};
+use crate::node::handle::{Handle, Settings};
+use crate::node::jobs::{self, auto_compaction, compactor, corruption};
+use crate::node::log_thread::{LogJob, LogThread};
+use crate::node::member::{FOUNDING_MARK, Member, Options, Outside, Restored};
+use crate::node::members::Rules;
+use crate::node::raft_thread::{RaftThread, Timing};
+use crate::node::shared::peers_in;
+use crate::proto::membershippb;
+use crate::raft::Replica;
+use crate::raft::replica::{self, conf_state_of, encode_hard_state};
+use crate::state::Machine;
+use crate::storage::Engine;
+use crate::storage::raft_log::{self, RaftLog};
+use crate::transport::{Network as _, Peer};
+use crate::types::{ClusterId, MemberId};
+
+pub const CLUSTER: ClusterId = ClusterId(0xc1);
+/// A heartbeat, and with it the unit of raft's time.
+pub const TICK: Duration = Duration::from_millis(100);
+pub const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How the members of a world behave; drawn from its seed, the same for all of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// Entries kept for members that lag.
+    pub catch_up_entries: u64,
+    /// Entries after which the state is flushed; ten times as many with small ones.
+    pub snapshot_count: u64,
+    pub quota_bytes: Option<i64>,
+    pub compaction_batch: usize,
+    pub segment_bytes: u64,
+    pub watch_limits: crate::watch::Limits,
+    pub retention: auto_compaction::Retention,
+    pub check_all: Option<Duration>,
+}
+
+/// What a member loses when it dies.
+pub struct Life {
+    pub handle: Handle,
+    pub raft: RaftThread,
+    pub log: LogThread,
+    pub apply: ApplyThread,
+    pub tasks: Arc<Tasks>,
+    pub clock: Arc<MemberClock>,
+    pub services: Arc<Services>,
+    /// What the two threads are at.
+    pub log_jobs: Option<Vec<LogJob>>,
+    pub apply_jobs: Option<Vec<ApplyJob>>,
+    /// Set by the member itself: why it cannot go on, or that it was removed.
+    pub end: Arc<Mutex<Option<End>>>,
+}
+
+/// Why a member ended by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    Failed(String),
+    Removed,
+}
+
+/// What clients call.
+pub struct Services {
+    pub kv: kv::KvService,
+    pub lease: lease::LeaseService,
+    pub watch: watch::WatchService,
+    pub cluster: cluster::ClusterService,
+    pub maintenance: maintenance::MaintenanceService,
+    pub handle: Handle,
+}
+
+/// A member, alive or not.
+pub struct Node {
+    pub id: MemberId,
+    pub drive: Arc<Drive>,
+    pub life: Option<Life>,
+    pub wall_offset_ns: Arc<AtomicI64>,
+    drift_ppm: i64,
+    /// Whom one that joins dials first.
+    first_peers: Vec<Peer>,
+}
+
+/// What surrounds the members.
+pub struct Around<'a> {
+    pub time: &'a Arc<Time>,
+    pub wires: &'a Arc<Wires>,
+    pub manner: Manner,
+}
+
+fn log_options(id: MemberId, manner: &Manner) -> raft_log::Options {
+    raft_log::Options {
+        segment_bytes: manner.segment_bytes,
+        cluster_id: CLUSTER.0,
+        member_id: id.0,
+        sync: true,
+    }
+}
+
+impl Node {
+    /// A founder's drive holds the first state of the cluster.
+    pub fn founder(
+        id: MemberId,
+        drive: Arc<Drive>,
+        drift_ppm: i64,
+        founders: &[membershippb::Member],
+        manner: &Manner,
+    ) -> Self {
+        let node = Self::new(id, drive, drift_ppm, Vec::new());
+        let hard_state = encode_hard_state(FOUNDING_MARK.term, FOUNDING_MARK.index);
+        let mut log =
+            RaftLog::create(node.drive.files(), log_options(id, manner)).expect("a new log");
+        log.reset(FOUNDING_MARK, Some(&hard_state))
+            .expect("the disk is sound");
+        let engine = node.drive.open_state(0);
+        let mut machine = Machine::open(engine.clone()).expect("an empty state opens");
+        machine
+            .bootstrap(founders.to_vec(), FOUNDING_MARK.index, FOUNDING_MARK.term)
+            .expect("the engine is sound");
+        engine.flush().expect("the engine is sound");
+        node
+    }
+
+    /// A member that has nothing yet.
+    pub fn joiner(
+        id: MemberId,
+        drive: Arc<Drive>,
+        drift_ppm: i64,
+        first_peers: Vec<Peer>,
+        manner: &Manner,
+    ) -> Self {
+        let node = Self::new(id, drive, drift_ppm, first_peers);
+        RaftLog::create(node.drive.files(), log_options(id, manner)).expect("a new log");
+        node
+    }
+
+    fn new(id: MemberId, drive: Arc<Drive>, drift_ppm: i64, first_peers: Vec<Peer>) -> Self {
+        Self {
+            id,
+            drive,
+            life: None,
+            wall_offset_ns: Arc::default(),
+            drift_ppm,
+            first_peers,
+        }
+    }
+
+    /// Starts the member from what is on its drive, as `server` does.
+    pub fn start(&mut self, around: &Around<'_>, mut random: Random) -> Result<(), String> {
+        let tasks = Tasks::new();
+        let clock = Arc::new(MemberClock::new(
+            around.time.clone(),
+            self.drift_ppm,
+            self.wall_offset_ns.clone(),
+        ));
+        let manner = around.manner;
+        let opened = RaftLog::open(self.drive.files(), log_options(self.id, &manner));
+        let (log, recovered) = opened.map_err(|error| format!("the raft log: {error}"))?;
+        let engine: Arc<dyn Engine> = self.drive.open_state(recovered.compacted.index);
+        let machine = Machine::open(engine.clone()).map_err(|error| error.to_string())?;
+        crate::node::states::check(&machine, &recovered)?;
+        let members = machine.members();
+        let options = replica::Options {
+            member: self.id,
+            election_ticks: 10,
+            heartbeat_ticks: 1,
+            pre_vote: true,
+            election_seed: random.next(),
+        };
+        let restored = replica::Restored {
+            reader: log.reader(),
+            hard_state: recovered.hard_state.map(Into::into),
+            conf_state: conf_state_of(members.voters(), members.learners()),
+            applied_index: machine.applied_index(),
+        };
+        let replica = Replica::new(options, restored).map_err(|error| error.to_string())?;
+        let peers = match members.iter().next() {
+            Some(_) => peers_in(members.iter(), self.id),
+            None => self.first_peers.clone(),
+        };
+        let network = around.wires.network(self.id, clock.clone());
+        let outside = Outside {
+            clock: clock.clone(),
+            rng: Arc::new(MemberRng::new(random.fork(1))),
+            executor: tasks.clone(),
+            network: network.clone(),
+            states: Arc::new(SimStates::new(self.drive.clone())),
+            metrics: Arc::new(Metrics::new(self.id, false)),
+        };
+        let restored = Restored {
+            member: self.id,
+            cluster: CLUSTER,
+            engine,
+            machine,
+            log,
+            replica,
+        };
+        let member = Member::new(outside, restored, options_of(&manner))
+            .map_err(|error| error.to_string())?;
+        around
+            .wires
+            .attach(self.id, member.service.clone(), tasks.clone());
+        network.set_peers(peers);
+        jobs::spawn(&member.handle, &member.inbox, jobs_of(&manner));
+        self.life = Some(Life::new(member, tasks, clock));
+        Ok(())
+    }
+}
+
+fn options_of(manner: &Manner) -> Options {
+    Options {
+        settings: Settings {
+            limits: Limits {
+                max_request_bytes: 1 << 20,
+                quota_bytes: manner.quota_bytes,
+            },
+            rules: Rules {
+                strict: true,
+                max_learners: 1,
+            },
+            election_timeout: ELECTION_TIMEOUT,
+        },
+        timing: Timing {
+            tick: TICK,
+            election_timeout: ELECTION_TIMEOUT,
+            catch_up_entries: manner.catch_up_entries,
+        },
+        watch_limits: manner.watch_limits,
+        warning_apply_duration: Duration::from_millis(100),
+    }
+}
+
+fn jobs_of(manner: &Manner) -> jobs::Settings {
+    jobs::Settings {
+        snapshot_count: manner.snapshot_count,
+        compaction: compactor::Pace {
+            batch_limit: manner.compaction_batch,
+            sleep: Duration::from_millis(10),
+        },
+        corruption: corruption::Pace {
+            all: manner.check_all,
+            compacted: Some(Duration::from_secs(60)),
+        },
+        retention: manner.retention,
+    }
+}
+
+impl Life {
+    fn new(member: Member, tasks: Arc<Tasks>, clock: Arc<MemberClock>) -> Self {
+        let handle = member.handle;
+        let settings = ApiSettings {
+            max_txn_ops: 128,
+            max_request_bytes: 1 << 20,
+            progress_interval: Duration::from_secs(5),
+        };
+        let services = Services {
+            kv: kv::KvService::new(handle.clone(), settings),
+            lease: lease::LeaseService::new(handle.clone(), settings),
+            watch: watch::WatchService::new(handle.clone(), settings),
+            cluster: cluster::ClusterService::new(handle.clone()),
+            maintenance: maintenance::MaintenanceService::new(handle.clone()),
+            handle: handle.clone(),
+        };
+        let end = Arc::new(Mutex::new(None));
+        let (shared, ended) = (handle.shared().clone(), end.clone());
+        handle.spawn(async move {
+            let reason = shared.failed().await;
+            ended.lock().get_or_insert(End::Failed(reason));
+        });
+        let (shared, ended) = (handle.shared().clone(), end.clone());
+        handle.spawn(async move {
+            shared.was_removed().await;
+            ended.lock().get_or_insert(End::Removed);
+        });
+        Self {
+            log: member.raft.log_thread(),
+            apply: member.raft.apply_thread(),
+            raft: member.raft,
+            handle,
+            tasks,
+            clock,
+            services: Arc::new(services),
+            log_jobs: None,
+            apply_jobs: None,
+            end,
+        }
+    }
+
+    /// True where the raft thread has something to do now.
+    pub fn raft_is_due(&self) -> bool {
+        self.raft.inbox().waiting().0 > 0 || self.clock.now() >= self.raft.next_tick()
+    }
+
+    /// When the raft thread ticks next, in the world's time.
+    pub fn next_tick_ns(&self) -> u64 {
+        self.clock.world_at(self.raft.next_tick())
+    }
+
+    /// A turn of the raft thread.
+    pub fn raft_turn(&mut self) -> Result<(), String> {
+        let mut inputs = Vec::new();
+        self.raft.inbox().take(Duration::ZERO, &mut inputs);
+        let turned = self.raft.turn(&mut inputs);
+        turned.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// The log thread takes what waits; it is done when `finish_log` is called.
+    pub fn begin_log(&mut self) -> bool {
+        let jobs = self.log.jobs.try_take(self.clock.as_ref());
+        self.log_jobs = (!jobs.is_empty()).then_some(jobs);
+        self.log_jobs.is_some()
+    }
+
+    pub fn finish_log(&mut self) -> Result<(), String> {
+        let jobs = self.log_jobs.take().unwrap_or_default();
+        self.log.carry_out(jobs).map_err(|error| error.to_string())
+    }
+
+    pub fn begin_apply(&mut self) -> bool {
+        let jobs = self.apply.jobs.try_take(self.clock.as_ref());
+        self.apply_jobs = (!jobs.is_empty()).then_some(jobs);
+        self.apply_jobs.is_some()
+    }
+
+    pub fn finish_apply(&mut self) -> Result<(), String> {
+        let jobs = self.apply_jobs.take().unwrap_or_default();
+        self.apply
+            .carry_out(jobs)
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// Requests of a client on a watch stream.
+pub type WatchRequests =
+    ReceiverStream<Result<crate::proto::etcdserverpb::WatchRequest, tonic::Status>>;

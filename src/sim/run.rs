@@ -1,0 +1,258 @@
+//! One seed from its beginning to its judgement: a world is founded, clients work while faults
+//! befall it, everything heals, the cluster has to serve again, and the history is checked.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::check;
+use super::client::Client;
+use super::faults::{self, Kind};
+use super::history::{Asked, Finding, History, Outcome};
+use super::member::Manner;
+use super::random::Random;
+use super::watcher;
+use super::wires;
+use super::workload::{self, Load, put};
+use super::world::World;
+use crate::node::jobs::auto_compaction::Retention;
+use crate::probe;
+use crate::types::MemberId;
+use crate::watch;
+
+const SECOND: u64 = 1_000_000_000;
+/// After the last fault a write through every member succeeds within this.
+const SERVES_AGAIN_NS: u64 = 15 * SECOND;
+/// Clients end what they are at within this.
+const CLIENTS_END_NS: u64 = 60 * SECOND;
+/// Members come to rest within this.
+const REST_NS: u64 = 30 * SECOND;
+
+/// What a seed is run with.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// For how long clients work and faults befall, in virtual seconds.
+    pub seconds: u64,
+    /// Prints the trace.
+    pub print: bool,
+}
+
+/// What came of a seed.
+pub struct Report {
+    pub findings: Vec<Finding>,
+    /// Lines of the trace, and a hash of them.
+    pub trace: (u64, u64),
+    pub last_lines: Vec<String>,
+    pub virtual_ns: u64,
+    pub steps: u64,
+    pub operations: u64,
+    pub unknown: u64,
+    pub watch_events: u64,
+    pub entries: u64,
+    pub faults: BTreeMap<Kind, u64>,
+    pub wires: wires::Counters,
+    pub paths: BTreeMap<probe::Path, u64>,
+}
+
+fn manner(random: &mut Random) -> Manner {
+    let small_queues = random.chance(600);
+    let limits = watch::Limits::default();
+    Manner {
+        catch_up_entries: *random.pick(&[5, 50, 500]),
+        snapshot_count: *random.pick(&[2, 10, 60]),
+        quota_bytes: random.chance(200).then_some(24 << 10),
+        compaction_batch: random.between(1, 60) as usize,
+        segment_bytes: *random.pick(&[16 << 10, 64 << 10]),
+        watch_limits: match small_queues {
+            true => watch::Limits {
+                queue_events: random.between(2, 40) as usize,
+                queue_bytes: random.between(200, 8_000) as usize,
+                page_revisions: random.between(1, 20) as usize,
+                page_records: random.between(2, 40) as usize,
+                page_bytes: random.between(100, 10_000) as usize,
+                ..limits
+            },
+            false => limits,
+        },
+        retention: match random.below(8) {
+            0 => Retention::Age(Duration::from_secs(10)),
+            _ => Retention::Off,
+        },
+        check_all: random.chance(500).then_some(Duration::from_secs(7)),
+    }
+}
+
+/// Runs a seed.
+pub fn run(seed: u64, options: Options) -> Report {
+    let _ = probe::take_reached();
+    let mut random = Random::new(seed);
+    let members = *random.pick(&[1, 3, 3, 3, 3, 5, 5]);
+    let manner = manner(&mut random);
+    let mut world = World::new(random.fork(1), members, manner, options.print);
+    world
+        .trace
+        .note(format_args!("seed {seed}: {members} members, {manner:?}"));
+    live(&mut world, &mut random, options);
+    if world.findings.is_empty() {
+        come_to_rest(&mut world);
+    }
+    faults::close(&mut world);
+    judge(world)
+}
+
+/// Clients work and faults befall the world; then it heals.
+fn live(world: &mut World, random: &mut Random, options: Options) {
+    let ids: Vec<MemberId> = world.nodes.keys().copied().collect();
+    for id in ids {
+        world.start(id);
+    }
+    let load = Load {
+        think_ms: *random.pick(&[40, 150, 600]),
+        value_bytes: *random.pick(&[0, 200, 3_000]),
+    };
+    let working = random.between(3, 14) as u32;
+    for number in 0..working {
+        workload::start(&world.clients, number, load, random.fork(u64::from(number)));
+    }
+    let watching = random.between(1, 5) as u32;
+    for number in working..working + watching {
+        watcher::start(&world.clients, number, random.fork(u64::from(number)));
+    }
+    let end = options.seconds * SECOND;
+    world.faults.begin(0, end);
+    world.run_until(end);
+}
+
+fn come_to_rest(world: &mut World) {
+    faults::heal(world);
+    serve_again(world);
+    world.clients.stop();
+    wait_for(world, CLIENTS_END_NS, "clients wait for ever", |world| {
+        world.busy_clients() == 0
+    });
+    wait_for(world, REST_NS, "members do not come to rest", |world| {
+        world.is_even() && world.removed_are_gone()
+    });
+    compare_histories(world);
+}
+
+/// Lets the world go on until something is true; finds fault if it never is.
+fn wait_for(
+    world: &mut World,
+    limit_ns: u64,
+    what: &'static str,
+    mut is_so: impl FnMut(&World) -> bool,
+) {
+    let deadline = world.time.now_ns() + limit_ns;
+    while world.findings.is_empty() && !is_so(world) {
+        let now = world.time.now_ns();
+        if now >= deadline {
+            let state = world.describe();
+            world.find(what, state);
+            return;
+        }
+        world.run_until(now + SECOND / 20);
+    }
+}
+
+/// Nothing is wrong any more: every member has a write agreed upon, soon.
+fn serve_again(world: &mut World) {
+    let done: Arc<Mutex<BTreeMap<MemberId, bool>>> = Arc::default();
+    let ids = world.serving_members();
+    for (number, id) in ids.iter().copied().enumerate() {
+        let random = world.random.fork(id.0);
+        let mut client = Client::new(1_000 + number as u32, world.clients.clone(), random);
+        let done = done.clone();
+        let work = async move {
+            loop {
+                client.member = id;
+                let value = client.unique_value();
+                let asked = Asked::Put(put(format!("probe/{}", client.number), value));
+                if let Some(door) = client.clients.door(id)
+                    && let Outcome::Answered(_) | Outcome::Refused(_) =
+                        client.call_at(door, asked).await
+                {
+                    done.lock().insert(id, true);
+                    return;
+                }
+                client.pause(10_000, 50_000).await;
+                if client.clients.stopping() {
+                    return;
+                }
+            }
+        };
+        crate::env::Executor::spawn(world.clients.tasks.as_ref(), Box::pin(work));
+    }
+    wait_for(
+        world,
+        SERVES_AGAIN_NS,
+        "the cluster does not serve again after the last fault",
+        |world| {
+            let done = done.lock();
+            // A member that was removed meanwhile serves nobody.
+            ids.iter()
+                .all(|id| done.contains_key(id) || !world.serving_members().contains(id))
+        },
+    );
+}
+
+/// At rest all members' histories have one hash.
+fn compare_histories(world: &mut World) {
+    if !world.findings.is_empty() {
+        return;
+    }
+    let mut hashes = BTreeMap::new();
+    for id in world.alive() {
+        if let Some(life) = world.life(id) {
+            let view = life.handle.view();
+            let hash = view.snapshot().hash(0);
+            hashes.insert(id, hash.map(|hash| (hash.hash, hash.compacted, hash.revision)));
+        }
+    }
+    let broken = hashes.values().any(Result::is_err);
+    let mut values = hashes.values().filter_map(|hash| hash.as_ref().ok());
+    let first = values.next();
+    if broken || values.any(|hash| Some(hash) != first) {
+        let details = format!("{hashes:?}");
+        world.find("members at rest have different histories", details);
+    }
+}
+
+fn judge(world: World) -> Report {
+    let history = History {
+        operations: std::mem::take(&mut *world.clients.operations.lock()),
+        watches: std::mem::take(&mut *world.clients.watches.lock()),
+        entries: world.entries,
+        calm: world.faults.calm.clone(),
+    };
+    let mut findings = world.findings;
+    if findings.is_empty() {
+        findings = check::check(&history);
+    }
+    let events = history.watches.iter().flat_map(|watched| &watched.responses);
+    let unknown = |operation: &&super::history::Operation| operation.outcome == Outcome::Unknown;
+    let report = Report {
+        trace: world.trace.digest(),
+        last_lines: world.trace.last(),
+        virtual_ns: world.time.now_ns(),
+        steps: world.steps,
+        operations: history.operations.len() as u64,
+        unknown: history.operations.iter().filter(unknown).count() as u64,
+        watch_events: events.map(|(_, response)| response.events.len() as u64).sum(),
+        entries: history.entries.len() as u64,
+        faults: world.faults.counts.clone(),
+        wires: world.wires.counters(),
+        paths: probe::take_reached(),
+        findings,
+    };
+    // Those who are still there end with the world.
+    for node in world.nodes.into_values() {
+        if let Some(life) = node.life {
+            life.tasks.clear();
+        }
+    }
+    world.clients.tasks.clear();
+    report
+}

@@ -1,0 +1,245 @@
+//! Clients that watch: several watches on a stream, read quickly or slowly, from now on or from
+//! history, taken up again where they were cut.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::client::{Client, Clients};
+use super::history::Watched;
+use super::random::Random;
+use crate::env;
+use crate::proto::etcdserverpb::watch_create_request::FilterType;
+use crate::proto::etcdserverpb::watch_request::RequestUnion;
+use crate::proto::etcdserverpb::{
+    WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+};
+use crate::watch::ALL_WATCHES;
+
+/// A stream that is silent for so long at the end has nothing more to say.
+const QUIET: Duration = Duration::from_secs(12);
+/// Progress is told at least so often, so that this long a silence is a stream that is dead.
+const WAIT: Duration = Duration::from_secs(2);
+
+/// A watch of a stream, and what was made of it.
+struct Open {
+    /// Its place in the world's list.
+    place: usize,
+    next_revision: i64,
+    create: WatchCreateRequest,
+    ended: bool,
+}
+
+struct Streamed {
+    requests: mpsc::Sender<Result<WatchRequest, Status>>,
+    responses: ReceiverStream<Result<WatchResponse, Status>>,
+    open: BTreeMap<i64, Open>,
+}
+
+/// Starts a client that watches.
+pub fn start(clients: &Arc<Clients>, number: u32, random: Random) {
+    let mut client = Client::new(number, clients.clone(), random);
+    let work = async move {
+        let mut resumed = Vec::new();
+        while !client.clients.stopping() {
+            client.pause(1_000, 300_000).await;
+            resumed = watch(&mut client, resumed).await.unwrap_or_default();
+        }
+    };
+    env::Executor::spawn(clients.tasks.as_ref(), Box::pin(work));
+}
+
+fn random_create(random: &mut Random, head: i64) -> WatchCreateRequest {
+    let (key, range_end): (&str, &str) = *random.pick(&[
+        ("\0", "\0"),
+        ("\0", "\0"),
+        ("a", ""),
+        ("a", "b"),
+        ("b/", "b0"),
+        ("r", "s"),
+        ("r1", ""),
+        ("l", "m"),
+        ("d", ""),
+    ]);
+    WatchCreateRequest {
+        key: key.into(),
+        range_end: range_end.into(),
+        start_revision: match random.below(4) {
+            0 => (head - random.below(100) as i64).max(1),
+            1 => head + random.below(20) as i64,
+            _ => 0,
+        },
+        progress_notify: random.chance(300),
+        filters: match random.below(8) {
+            0 => vec![FilterType::Noput as i32],
+            1 => vec![FilterType::Nodelete as i32],
+            _ => Vec::new(),
+        },
+        prev_kv: random.chance(400),
+        fragment: random.chance(200),
+        ..Default::default()
+    }
+}
+
+/// Opens a stream, reads from it until it breaks, it is enough or the world ends; what is to be
+/// taken up again comes back.
+async fn watch(client: &mut Client, resumed: Vec<WatchCreateRequest>) -> Option<Vec<WatchCreateRequest>> {
+    let Some(door) = client.find().await else {
+        return Some(resumed);
+    };
+    let (sender, receiver) = mpsc::channel(64);
+    let responses = door.services.watch.open(ReceiverStream::new(receiver));
+    let head = door.services.handle.view().head;
+    let mut streamed = Streamed {
+        requests: sender,
+        responses,
+        open: BTreeMap::new(),
+    };
+    let mut creates = resumed;
+    for _ in 0..client.random.below(4) {
+        creates.push(random_create(&mut client.random, head));
+    }
+    creates.truncate(6);
+    for (number, create) in creates.into_iter().enumerate() {
+        let create = WatchCreateRequest {
+            watch_id: number as i64 + 1,
+            ..create
+        };
+        streamed.create(client, create).await?;
+    }
+    let slow = client.random.chance(250);
+    let life = client.random.between(50, 3_000);
+    let broken = streamed.read(client, slow, life).await;
+    let goes_on = client.random.chance(700) || broken;
+    goes_on.then(|| streamed.resumed())
+}
+
+impl Streamed {
+    async fn create(&mut self, client: &Client, create: WatchCreateRequest) -> Option<()> {
+        let watched = Watched {
+            client: client.number,
+            member: client.member,
+            create: create.clone(),
+            created_at: client.clients.time.now_ns(),
+            responses: Vec::new(),
+            to_the_end: false,
+        };
+        let place = {
+            let mut watches = client.clients.watches.lock();
+            watches.push(watched);
+            watches.len() - 1
+        };
+        let request = RequestUnion::CreateRequest(create.clone());
+        self.open.insert(
+            create.watch_id,
+            Open {
+                place,
+                next_revision: create.start_revision,
+                create,
+                ended: false,
+            },
+        );
+        self.ask(request).await
+    }
+
+    async fn ask(&self, request: RequestUnion) -> Option<()> {
+        let request = WatchRequest {
+            request_union: Some(request),
+        };
+        self.requests.send(Ok(request)).await.ok()
+    }
+
+    /// True where the stream broke.
+    async fn read(&mut self, client: &mut Client, slow: bool, life: u64) -> bool {
+        let mut quiet = Duration::ZERO;
+        let mut read = 0;
+        loop {
+            if slow && client.random.chance(300) && !client.clients.stopping() {
+                client.pause(100_000, 3_000_000).await;
+            }
+            let clock = &client.clients.clock;
+            match env::timeout(clock, WAIT, self.responses.next()).await {
+                Some(Some(Ok(response))) => {
+                    quiet = Duration::ZERO;
+                    read += 1;
+                    self.record(client, response);
+                }
+                Some(Some(Err(_)) | None) => return true,
+                None => quiet += WAIT,
+            }
+            let stopping = client.clients.stopping();
+            if stopping && quiet >= QUIET {
+                self.end(client);
+                return false;
+            }
+            if !stopping && read >= life {
+                return false;
+            }
+            if !stopping && client.random.chance(20) {
+                let id = client.random.below(6) as i64 + 1;
+                let request = match client.random.chance(600) {
+                    true => RequestUnion::ProgressRequest(WatchProgressRequest {}),
+                    false => {
+                        RequestUnion::CancelRequest(WatchCancelRequest { watch_id: id })
+                    }
+                };
+                if self.ask(request).await.is_none() {
+                    return true;
+                }
+            }
+        }
+    }
+
+    fn record(&mut self, client: &Client, response: WatchResponse) {
+        let now = client.clients.time.now_ns();
+        client.clients.trace.note(format_args!(
+            "client {} watches at {}: {} events of {} at revision {}{}",
+            client.number,
+            client.member,
+            response.events.len(),
+            response.watch_id,
+            response.header.as_ref().map_or(0, |header| header.revision),
+            if response.canceled { ", canceled" } else { "" },
+        ));
+        let mut watches = client.clients.watches.lock();
+        for (id, open) in &mut self.open {
+            let for_all = response.watch_id == ALL_WATCHES && !response.canceled;
+            if *id != response.watch_id && !for_all || open.ended {
+                continue;
+            }
+            open.ended |= response.canceled;
+            let revision = response.header.as_ref().map_or(0, |header| header.revision);
+            let said_all = !response.fragment;
+            if response.created && open.next_revision <= 0 {
+                open.next_revision = revision + 1;
+            } else if !response.created && !response.canceled && said_all {
+                open.next_revision = open.next_revision.max(revision + 1);
+            }
+            let watched = &mut watches[open.place];
+            watched.responses.push((now, response.clone()));
+        }
+    }
+
+    /// Nothing more is to come on these.
+    fn end(&self, client: &Client) {
+        let mut watches = client.clients.watches.lock();
+        for open in self.open.values().filter(|open| !open.ended) {
+            watches[open.place].to_the_end = true;
+        }
+    }
+
+    /// The same watches, from where they are.
+    fn resumed(&self) -> Vec<WatchCreateRequest> {
+        let open = self.open.values().filter(|open| !open.ended);
+        open.map(|open| WatchCreateRequest {
+            start_revision: open.next_revision,
+            ..open.create.clone()
+        })
+        .collect()
+    }
+}

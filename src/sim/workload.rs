@@ -1,0 +1,392 @@
+//! What clients do: registers changed by compare-and-set, keys of all kinds, nested transactions,
+//! compactions, leases. Each is a loop that ends when the world says so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::client::{Client, Clients};
+use super::history::{Answer, Asked, Outcome};
+use super::random::Random;
+use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
+use crate::proto::etcdserverpb::request_op::Request;
+use crate::proto::etcdserverpb::{
+    AlarmType, CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest,
+    RangeRequest, RequestOp, TxnRequest,
+};
+use crate::types::MemberId;
+
+/// Keys of the mixed clients; some are prefixes of others.
+const KEYS: [&str; 10] = ["a", "aa", "ab", "b", "b/1", "b/2", "b/3", "c", "ca", "d"];
+/// Registers.
+const REGISTERS: u64 = 4;
+
+/// How busy a world's clients are.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// The longest wait between two requests of a client, in milliseconds.
+    pub think_ms: u64,
+    /// Bytes that some values have beside what makes them unique.
+    pub value_bytes: u64,
+}
+
+/// Starts a client of a kind that its number says.
+pub fn start(clients: &Arc<Clients>, number: u32, load: Load, random: Random) {
+    let client = Client::new(number, clients.clone(), random);
+    let work = async move {
+        match number % 8 {
+            0 | 1 => registers(client, load).await,
+            2..=4 => mixed(client, load).await,
+            5 => leases(client, load).await,
+            6 => nested(client, load).await,
+            _ => compactions(client).await,
+        }
+    };
+    crate::env::Executor::spawn(clients.tasks.as_ref(), Box::pin(work));
+}
+
+async fn think(client: &mut Client, load: Load) {
+    let us = load.think_ms * 1_000;
+    client.pause(us / 20, us).await;
+}
+
+pub fn put(key: impl Into<Bytes>, value: Bytes) -> PutRequest {
+    PutRequest {
+        key: key.into(),
+        value,
+        ..Default::default()
+    }
+}
+
+fn get(key: impl Into<Bytes>) -> RangeRequest {
+    RangeRequest {
+        key: key.into(),
+        ..Default::default()
+    }
+}
+
+fn op(request: Request) -> RequestOp {
+    RequestOp {
+        request: Some(request),
+    }
+}
+
+fn compare(
+    key: impl Into<Bytes>,
+    result: CompareResult,
+    target: CompareTarget,
+    union: TargetUnion,
+) -> Compare {
+    Compare {
+        key: key.into(),
+        result: result as i32,
+        target: target as i32,
+        target_union: Some(union),
+        ..Default::default()
+    }
+}
+
+/// Reads a register and writes it if it is still what was read.
+async fn registers(mut client: Client, load: Load) {
+    while !client.clients.stopping() {
+        think(&mut client, load).await;
+        let key = format!("r{}", client.random.below(REGISTERS));
+        let Some(Outcome::Answered(Answer::Range(read))) =
+            client.call(Asked::Range(get(key.clone()))).await
+        else {
+            continue;
+        };
+        let mod_revision = read.kvs.first().map_or(0, |kv| kv.mod_revision);
+        let value = client.unique_value();
+        let txn = TxnRequest {
+            compare: vec![compare(
+                key.clone(),
+                CompareResult::Equal,
+                CompareTarget::Mod,
+                TargetUnion::ModRevision(mod_revision),
+            )],
+            success: vec![op(Request::RequestPut(put(key.clone(), value)))],
+            failure: vec![op(Request::RequestRange(get(key)))],
+        };
+        client.call(Asked::Txn(txn)).await;
+    }
+}
+
+fn random_value(client: &mut Client, load: Load) -> Bytes {
+    let unique = client.unique_value();
+    if load.value_bytes == 0 || client.random.chance(700) {
+        return unique;
+    }
+    let mut value = unique.to_vec();
+    let extra = client.random.below(load.value_bytes) as usize;
+    value.resize(value.len() + 1 + extra, b'.');
+    value.into()
+}
+
+/// A range of keys: one, some, or all.
+fn random_range(random: &mut Random) -> (Bytes, Bytes) {
+    let key = *random.pick(&KEYS);
+    let end: Bytes = match random.below(5) {
+        0 => Bytes::from_static(b"\0"),
+        1 => (*random.pick(&KEYS)).into(),
+        2 => {
+            // A prefix.
+            let mut end = key.as_bytes().to_vec();
+            if let Some(last) = end.last_mut() {
+                *last += 1;
+            }
+            end.into()
+        }
+        _ => Bytes::new(),
+    };
+    (key.into(), end)
+}
+
+fn random_read(random: &mut Random, head: i64) -> RangeRequest {
+    let (key, range_end) = random_range(random);
+    let revision = match random.below(6) {
+        0 => (head - random.below(50) as i64).max(0),
+        _ => 0,
+    };
+    let sorts = random.chance(200);
+    RangeRequest {
+        key,
+        range_end,
+        limit: match random.below(4) {
+            0 => random.between(1, 4) as i64,
+            _ => 0,
+        },
+        revision,
+        sort_order: match sorts {
+            true => SortOrder::Descend as i32,
+            false => SortOrder::None as i32,
+        },
+        sort_target: match sorts {
+            true => SortTarget::Mod as i32,
+            false => SortTarget::Key as i32,
+        },
+        serializable: random.chance(200),
+        keys_only: random.chance(100),
+        count_only: random.chance(100),
+        ..Default::default()
+    }
+}
+
+fn random_put(client: &mut Client, load: Load, key: &str) -> PutRequest {
+    PutRequest {
+        prev_kv: client.random.chance(300),
+        ..put(key.to_owned(), random_value(client, load))
+    }
+}
+
+fn random_delete(random: &mut Random) -> DeleteRangeRequest {
+    let (key, range_end) = match random.chance(600) {
+        true => ((*random.pick(&KEYS)).into(), Bytes::new()),
+        false => random_range(random),
+    };
+    DeleteRangeRequest {
+        key,
+        range_end,
+        prev_kv: random.chance(300),
+    }
+}
+
+/// The newest revision that the answer tells of.
+fn head_of(outcome: Option<&Outcome>, head: i64) -> i64 {
+    let header = match outcome {
+        Some(Outcome::Answered(answer)) => match answer {
+            Answer::Range(response) => response.header.as_ref(),
+            Answer::Put(response) => response.header.as_ref(),
+            Answer::DeleteRange(response) => response.header.as_ref(),
+            Answer::Txn(response) => response.header.as_ref(),
+            _ => None,
+        },
+        _ => None,
+    };
+    header.map_or(head, |header| header.revision.max(head))
+}
+
+/// Reads, puts and deletes; frees space where the quota is used up.
+async fn mixed(mut client: Client, load: Load) {
+    let mut head = 1;
+    while !client.clients.stopping() {
+        think(&mut client, load).await;
+        let key = *client.random.pick(&KEYS);
+        let asked = match client.random.below(10) {
+            0..4 => Asked::Put(random_put(&mut client, load, key)),
+            4 => Asked::DeleteRange(random_delete(&mut client.random)),
+            _ => Asked::Range(random_read(&mut client.random, head)),
+        };
+        let outcome = client.call(asked).await;
+        head = head_of(outcome.as_ref(), head);
+        let full = crate::error::Error::NoSpace.text();
+        if matches!(outcome, Some(Outcome::Refused(text)) if text == full) {
+            free_space(&mut client, head).await;
+        }
+    }
+}
+
+async fn free_space(client: &mut Client, head: i64) {
+    let all = DeleteRangeRequest {
+        key: Bytes::from_static(b"\0"),
+        range_end: Bytes::from_static(b"\0"),
+        ..Default::default()
+    };
+    client.call(Asked::DeleteRange(all)).await;
+    client
+        .call(Asked::Compaction(CompactionRequest {
+            revision: head,
+            physical: true,
+        }))
+        .await;
+    client
+        .call(Asked::AlarmDisarm {
+            member: MemberId(0),
+            alarm: AlarmType::Nospace as i32,
+        })
+        .await;
+}
+
+fn random_compare(random: &mut Random, head: i64) -> Compare {
+    let key = *random.pick(&KEYS);
+    let result = *random.pick(&[
+        CompareResult::Equal,
+        CompareResult::Greater,
+        CompareResult::Less,
+        CompareResult::NotEqual,
+    ]);
+    let near = (head - random.below(30) as i64).max(0);
+    let (target, union) = match random.below(4) {
+        0 => (
+            CompareTarget::Version,
+            TargetUnion::Version(random.below(4) as i64),
+        ),
+        1 => (CompareTarget::Create, TargetUnion::CreateRevision(near)),
+        2 => (CompareTarget::Mod, TargetUnion::ModRevision(near)),
+        _ => (CompareTarget::Lease, TargetUnion::Lease(0)),
+    };
+    let mut compare = compare(key, result, target, union);
+    if random.chance(150) {
+        compare.range_end = Bytes::from_static(b"\0");
+    }
+    compare
+}
+
+/// Operations of a transaction; each key is put by one of them at most.
+fn random_ops(client: &mut Client, load: Load, keys: &[&str], depth: u32, head: i64) -> Vec<RequestOp> {
+    let mut ops = Vec::new();
+    for (number, key) in keys.iter().enumerate() {
+        let request = match client.random.below(6) {
+            0 | 1 => Request::RequestPut(random_put(client, load, key)),
+            2 if number == 0 => Request::RequestDeleteRange(DeleteRangeRequest {
+                key: (*key).into(),
+                prev_kv: client.random.chance(300),
+                ..Default::default()
+            }),
+            3 if depth > 0 && keys.len() > 1 => {
+                let rest = &keys[number..];
+                let txn = random_txn(client, load, rest, depth - 1, head);
+                ops.push(op(Request::RequestTxn(txn)));
+                return ops;
+            }
+            _ => {
+                let mut read = random_read(&mut client.random, head);
+                read.revision = 0;
+                read.serializable = false;
+                Request::RequestRange(read)
+            }
+        };
+        ops.push(op(request));
+    }
+    ops
+}
+
+fn random_txn(client: &mut Client, load: Load, keys: &[&str], depth: u32, head: i64) -> TxnRequest {
+    let compares = client.random.below(3);
+    TxnRequest {
+        compare: (0..compares)
+            .map(|_| random_compare(&mut client.random, head))
+            .collect(),
+        success: random_ops(client, load, keys, depth, head),
+        failure: random_ops(client, load, keys, depth, head),
+    }
+}
+
+/// Transactions within transactions.
+async fn nested(mut client: Client, load: Load) {
+    let mut head = 1;
+    while !client.clients.stopping() {
+        think(&mut client, load).await;
+        let first = client.random.below(KEYS.len() as u64 - 4) as usize;
+        let count = client.random.between(1, 4) as usize;
+        let keys = &KEYS[first..first + count];
+        let txn = random_txn(&mut client, load, keys, 2, head);
+        let outcome = client.call(Asked::Txn(txn)).await;
+        head = head_of(outcome.as_ref(), head);
+    }
+}
+
+/// Lets go of history now and then.
+async fn compactions(mut client: Client) {
+    while !client.clients.stopping() {
+        client.pause(500_000, 4_000_000).await;
+        let Some(Outcome::Answered(Answer::Range(read))) =
+            client.call(Asked::Range(get("compactor"))).await
+        else {
+            continue;
+        };
+        let head = read.header.map_or(0, |header| header.revision);
+        let kept = client.random.below(40) as i64;
+        let revision = match client.random.below(12) {
+            // Refused.
+            0 => head + 1_000,
+            _ => head - kept,
+        };
+        if revision > 0 {
+            let physical = client.random.chance(300);
+            client
+                .call(Asked::Compaction(CompactionRequest { revision, physical }))
+                .await;
+        }
+    }
+}
+
+/// Grants leases, attaches keys, renews for a while, and revokes or lets them end.
+async fn leases(mut client: Client, load: Load) {
+    let mut granted = 0i64;
+    while !client.clients.stopping() {
+        think(&mut client, load).await;
+        granted += 1;
+        let id = (i64::from(client.number) + 1) << 20 | granted;
+        let ttl = client.random.between(2, 8) as i64;
+        let grant = LeaseGrantRequest { ttl, id };
+        let outcome = client.call(Asked::LeaseGrant(grant)).await;
+        if !matches!(outcome, Some(Outcome::Answered(_))) {
+            continue;
+        }
+        for _ in 0..client.random.below(3) {
+            let key = format!("l{}/{}", client.number, client.random.below(4));
+            let value = client.unique_value();
+            let attached = PutRequest {
+                lease: id,
+                ..put(key, value)
+            };
+            client.call(Asked::Put(attached)).await;
+        }
+        let renewals = client.random.below(6);
+        for _ in 0..renewals {
+            let third = Duration::from_millis(ttl as u64 * 1000 / 3);
+            client.sleep(third).await;
+            client.call(Asked::LeaseKeepAlive { id }).await;
+            if client.random.chance(250) {
+                let keys = client.random.chance(500);
+                client.call(Asked::LeaseTimeToLive { id, keys }).await;
+            }
+        }
+        if client.random.chance(400) {
+            client.call(Asked::LeaseRevoke { id }).await;
+        }
+    }
+}

@@ -1,0 +1,599 @@
+//! A world: members, clients and what is between them, on one thread in virtual time.
+//!
+//! The scheduler knows what could happen next - a turn of a thread of a member, a task that is
+//! ready, a message that arrives, a timer, a fault - and when, and always does the earliest. How
+//! long each takes is drawn from the seed, and with it the order in which they happen.
+//!
+//! What must hold at every moment is looked at here, as it happens: one leader a term, equal
+//! entries at equal indexes, equal states at equal indexes, bounded queues. What needs the whole
+//! history is left to `check`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::client::{Clients, Door};
+use super::clock::Time;
+use super::executor::Tasks;
+use super::faults::Faults;
+use super::history::{Applied, Finding, Moment, Payload};
+use super::member::{Around, CLUSTER, End, Life, Manner, Node};
+use super::random::Random;
+use super::states::{Drive, Shelf};
+use super::trace::Trace;
+use super::wires::Wires;
+use crate::probe;
+use crate::proto::etchedpeer::MemberChange;
+use crate::proto::membershippb::{Member, RaftAttributes};
+use crate::transport::Peer;
+use crate::types::MemberId;
+
+/// What can happen next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Next {
+    Fault,
+    Delivery,
+    Timer,
+    ClientTask,
+    Raft(MemberId),
+    Log(MemberId),
+    Apply(MemberId),
+    Task(MemberId),
+    Blocking(MemberId),
+}
+
+/// When the parts of a member that have something to do will do it.
+#[derive(Default)]
+struct Agenda {
+    raft: Option<Moment>,
+    log: Option<Moment>,
+    apply: Option<Moment>,
+    task: Option<Moment>,
+    blocking: Option<Moment>,
+}
+
+/// What a member's drive and process are like just now.
+#[derive(Default)]
+pub struct Condition {
+    /// The process stands still.
+    pub paused: bool,
+    /// The disk takes nothing until then.
+    pub stalled_until: Moment,
+    /// It was removed from the cluster, or its data is gone: it never comes back.
+    pub gone: bool,
+    /// A fault was put on its disk: it may end by itself.
+    pub may_fail: bool,
+}
+
+/// See the module.
+pub struct World {
+    pub random: Random,
+    pub time: Arc<Time>,
+    pub wires: Arc<Wires>,
+    pub shelf: Arc<Shelf>,
+    pub clients: Arc<Clients>,
+    pub trace: Arc<Trace>,
+    pub manner: Manner,
+    pub nodes: BTreeMap<MemberId, Node>,
+    pub conditions: BTreeMap<MemberId, Condition>,
+    pub faults: Faults,
+    pub findings: Vec<Finding>,
+    pub entries: Vec<(Moment, Applied)>,
+    pub steps: u64,
+    agendas: BTreeMap<MemberId, Agenda>,
+    leaders: BTreeMap<u64, MemberId>,
+    hashes: BTreeMap<u64, (u64, MemberId)>,
+    urls: u64,
+}
+
+/// Where the log of a cluster begins: see `FOUNDING_MARK`.
+const FIRST_INDEX: u64 = 2;
+/// Bounds of queues are looked at after so many steps.
+const STEPS_PER_LOOK: u64 = 256;
+
+impl World {
+    /// A cluster that has just been founded, with nobody started.
+    pub fn new(mut random: Random, members: u64, manner: Manner, print: bool) -> Self {
+        // Entries of an earlier world on this thread are none of ours.
+        let _ = probe::take_applied();
+        let time = Time::new();
+        let trace = Trace::new(time.clone(), print);
+        let wires = Wires::new(time.clone(), random.fork(1));
+        let mut world = Self {
+            faults: Faults::new(random.fork(2)),
+            clients: Clients::new(time.clone(), trace.clone()),
+            shelf: Shelf::new(),
+            random,
+            time,
+            wires,
+            trace,
+            manner,
+            nodes: BTreeMap::new(),
+            conditions: BTreeMap::new(),
+            findings: Vec::new(),
+            entries: Vec::new(),
+            steps: 0,
+            agendas: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            hashes: BTreeMap::new(),
+            urls: 0,
+        };
+        let founders: Vec<Member> = (1..=members)
+            .map(|number| Member {
+                id: 0xb0 + number,
+                raft_attributes: Some(RaftAttributes {
+                    peer_urls: vec![world.new_url()],
+                    is_learner: false,
+                }),
+                ..Default::default()
+            })
+            .collect();
+        for founder in &founders {
+            let id = MemberId(founder.id);
+            let drive = world.new_drive(id);
+            let drift_ppm = world.random_drift();
+            let node = Node::founder(id, drive, drift_ppm, &founders, &world.manner);
+            world.add(node);
+        }
+        world
+    }
+
+    /// The address of a member to be.
+    pub fn new_url(&mut self) -> String {
+        self.urls += 1;
+        format!("http://10.0.0.{}:2380", self.urls)
+    }
+
+    fn new_drive(&mut self, id: MemberId) -> Arc<Drive> {
+        Drive::new(self.shelf.clone(), id)
+    }
+
+    fn random_drift(&mut self) -> i64 {
+        self.random.between(0, 20_000) as i64 - 10_000
+    }
+
+    fn add(&mut self, node: Node) {
+        self.conditions.insert(node.id, Condition::default());
+        self.agendas.insert(node.id, Agenda::default());
+        self.nodes.insert(node.id, node);
+    }
+
+    /// Makes a member that joins, with nothing on its drive.
+    pub fn add_joiner(&mut self, id: MemberId, first_peers: Vec<Peer>) {
+        let drive = self.new_drive(id);
+        let drift_ppm = self.random_drift();
+        let node = Node::joiner(id, drive, drift_ppm, first_peers, &self.manner);
+        self.add(node);
+    }
+
+    pub fn find(&mut self, what: &'static str, details: String) {
+        self.trace.note(format_args!("FOUND: {what}: {details}"));
+        if self.findings.len() < 20 {
+            self.findings.push(Finding { what, details });
+        }
+    }
+
+    pub fn is_alive(&self, id: MemberId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.life.is_some())
+    }
+
+    pub fn alive(&self) -> Vec<MemberId> {
+        let alive = self.nodes.values().filter(|node| node.life.is_some());
+        alive.map(|node| node.id).collect()
+    }
+
+    pub fn life(&self, id: MemberId) -> Option<&Life> {
+        self.nodes.get(&id)?.life.as_ref()
+    }
+
+    /// Starts a member that is down.
+    pub fn start(&mut self, id: MemberId) {
+        let random = self.random.fork(id.0);
+        let around = Around {
+            time: &self.time,
+            wires: &self.wires,
+            manner: self.manner,
+        };
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        if node.life.is_some() {
+            return;
+        }
+        let started = node.start(&around, random);
+        self.trace.note(format_args!("{id} starts: {started:?}"));
+        self.note_applied();
+        match started {
+            Ok(()) => self.open_door(id),
+            Err(reason) => {
+                let may_fail = self.conditions.get(&id).is_some_and(|c| c.may_fail);
+                self.wires.detach(id);
+                if !may_fail {
+                    self.find("a member does not start", format!("{id}: {reason}"));
+                }
+            }
+        }
+    }
+
+    fn open_door(&mut self, id: MemberId) {
+        if let Some(life) = self.life(id) {
+            let door = Door {
+                tasks: life.tasks.clone(),
+                services: life.services.clone(),
+            };
+            self.clients.open(id, door);
+        }
+    }
+
+    /// Ends a member's process at once. Without power its disk forgets what was not synced.
+    pub fn die(&mut self, id: MemberId, power: bool) {
+        self.clients.close(id);
+        let seed = self.random.next();
+        let mid_write = self.random.chance(500);
+        let after = self.random.below(8);
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        let Some(mut life) = node.life.take() else {
+            return;
+        };
+        if mid_write && life.log_jobs.is_some() {
+            // The end comes while the log is being written.
+            node.drive.stop_after(after);
+            // What it says no longer matters.
+            let _ = life.finish_log();
+        }
+        life.tasks.clear();
+        self.wires.detach(id);
+        drop(life);
+        match power {
+            true => node.drive.kill(),
+            false => node.drive.crash(seed),
+        }
+        if let Some(agenda) = self.agendas.get_mut(&id) {
+            *agenda = Agenda::default();
+        }
+        if let Some(condition) = self.conditions.get_mut(&id) {
+            condition.paused = false;
+            self.wires.hold(id, false);
+        }
+        self.trace
+            .note(format_args!("{id} dies, power {power}"));
+    }
+
+    /// Lets the world go on until a moment.
+    pub fn run_until(&mut self, end: Moment) {
+        while let Some((at, next)) = self.next() {
+            if at > end || !self.findings.is_empty() {
+                break;
+            }
+            self.time.advance_to(at);
+            self.step(next);
+        }
+        if self.findings.is_empty() {
+            self.time.advance_to(end);
+        }
+    }
+
+    /// What happens next, and when.
+    fn next(&mut self) -> Option<(Moment, Next)> {
+        let now = self.time.now_ns();
+        let mut next: Option<(Moment, Next)> = None;
+        let mut consider = |at: Option<Moment>, what: Next| {
+            if let Some(at) = at {
+                let at = at.max(now);
+                if next.is_none_or(|(first, _)| at < first) {
+                    next = Some((at, what));
+                }
+            }
+        };
+        consider(self.faults.next(), Next::Fault);
+        consider(self.wires.next_delivery(), Next::Delivery);
+        consider(self.time.next_timer(), Next::Timer);
+        if self.clients.tasks.ready() > 0 {
+            consider(Some(now), Next::ClientTask);
+        }
+        for (id, node) in &mut self.nodes {
+            let (Some(life), Some(agenda), Some(condition)) = (
+                node.life.as_mut(),
+                self.agendas.get_mut(id),
+                self.conditions.get(id),
+            ) else {
+                continue;
+            };
+            if condition.paused {
+                continue;
+            }
+            agenda.plan(life, now, condition, &mut self.random);
+            let tick = life.next_tick_ns();
+            consider(Some(agenda.raft.map_or(tick, |at| at.min(tick))), Next::Raft(*id));
+            consider(agenda.log, Next::Log(*id));
+            consider(agenda.apply, Next::Apply(*id));
+            consider(agenda.task, Next::Task(*id));
+            consider(agenda.blocking, Next::Blocking(*id));
+        }
+        next
+    }
+
+    fn step(&mut self, next: Next) {
+        self.steps += 1;
+        let now = self.time.now_ns();
+        match next {
+            Next::Fault => super::faults::strike(self),
+            Next::Delivery => self.wires.deliver_due(now, &mut self.random),
+            // Moving the time has fired it.
+            Next::Timer => {}
+            Next::ClientTask => {
+                self.clients.tasks.poll_one(&mut self.random);
+            }
+            Next::Raft(id) => self.turn(id, |life, _| life.raft_turn(), |agenda| &mut agenda.raft),
+            Next::Log(id) => self.turn(id, |life, _| life.finish_log(), |agenda| &mut agenda.log),
+            Next::Apply(id) => {
+                self.turn(id, |life, _| life.finish_apply(), |agenda| &mut agenda.apply);
+            }
+            Next::Task(id) => self.turn(
+                id,
+                |life, random| {
+                    for _ in 0..random.between(1, 4) {
+                        life.tasks.poll_one(random);
+                    }
+                    Ok(())
+                },
+                |agenda| &mut agenda.task,
+            ),
+            Next::Blocking(id) => self.turn(
+                id,
+                |life, random| {
+                    life.tasks.run_blocking_one(random);
+                    Ok(())
+                },
+                |agenda| &mut agenda.blocking,
+            ),
+        }
+        if self.steps.is_multiple_of(STEPS_PER_LOOK) {
+            self.look_at_queues();
+        }
+    }
+
+    fn turn(
+        &mut self,
+        id: MemberId,
+        act: impl FnOnce(&mut Life, &mut Random) -> Result<(), String>,
+        planned: impl FnOnce(&mut Agenda) -> &mut Option<Moment>,
+    ) {
+        if let Some(agenda) = self.agendas.get_mut(&id) {
+            *planned(agenda) = None;
+        }
+        let Some(life) = self.nodes.get_mut(&id).and_then(|node| node.life.as_mut()) else {
+            return;
+        };
+        let result = act(life, &mut self.random);
+        let status = life.raft.status();
+        let end = life.end.lock().clone();
+        self.note_applied();
+        if status.is_leader {
+            self.note_leader(id, status.term);
+        }
+        self.compare_state(id);
+        match (result, end) {
+            (Err(reason), _) => self.failed(id, &reason),
+            (Ok(()), Some(End::Failed(reason))) => self.failed(id, &reason),
+            (Ok(()), Some(End::Removed)) => {
+                probe::reached(probe::Path::MemberRemoved);
+                self.die(id, true);
+                if let Some(condition) = self.conditions.get_mut(&id) {
+                    condition.gone = true;
+                }
+            }
+            (Ok(()), None) => {}
+        }
+    }
+
+    /// A member ended by itself.
+    fn failed(&mut self, id: MemberId, reason: &str) {
+        self.trace.note(format_args!("{id} cannot go on: {reason}"));
+        let expected = self.conditions.get(&id).is_some_and(|c| c.may_fail);
+        self.die(id, true);
+        if !expected {
+            self.find("a member ended by itself", format!("{id}: {reason}"));
+        }
+        self.faults.restart_soon(id, self.time.now_ns());
+    }
+
+    fn note_leader(&mut self, id: MemberId, term: u64) {
+        let leader = *self.leaders.entry(term).or_insert(id);
+        if leader != id {
+            self.find(
+                "two leaders in one term",
+                format!("{leader} and {id} in term {term}"),
+            );
+        }
+    }
+
+    /// Takes what was applied since the last look, and compares it with what others applied.
+    fn note_applied(&mut self) {
+        let now = self.time.now_ns();
+        for applied in probe::take_applied() {
+            let member = MemberId(applied.member);
+            let payload = match applied.payload {
+                probe::Payload::Empty => Payload::Empty,
+                probe::Payload::Request(bytes) => Payload::Request(bytes),
+                probe::Payload::Member(bytes) => {
+                    let change = prost::Message::decode(bytes);
+                    Payload::Member(change.unwrap_or_else(|_| MemberChange::default()))
+                }
+            };
+            let entry = Applied {
+                index: applied.index,
+                term: applied.term,
+                payload,
+            };
+            let place = (entry.index - FIRST_INDEX) as usize;
+            match self.entries.get(place) {
+                Some((_, known)) if *known == entry => {}
+                Some((_, known)) => {
+                    let details = format!("{member} applied {entry:?}, before it was {known:?}");
+                    self.find("two members applied different entries", details);
+                }
+                None if place == self.entries.len() => {
+                    self.trace.note(format_args!(
+                        "entry {} of term {} is applied first by {member}",
+                        entry.index, entry.term
+                    ));
+                    self.entries.push((now, entry));
+                }
+                None => {
+                    let details = format!("{member} applied entry {} out of order", entry.index);
+                    self.find("an entry was left out", details);
+                }
+            }
+        }
+    }
+
+    /// Members that applied the same entries have the same state.
+    fn compare_state(&mut self, id: MemberId) {
+        let Some(node) = self.nodes.get(&id) else {
+            return;
+        };
+        let Some(life) = &node.life else {
+            return;
+        };
+        let index = life.handle.shared().raft.applied_index();
+        let hash = node.drive.content_hash();
+        let (known, by) = *self.hashes.entry(index).or_insert((hash, id));
+        if known != hash {
+            self.find(
+                "two members differ at one index",
+                format!("{by} and {id} after entry {index}"),
+            );
+        }
+    }
+
+    /// No queue may grow beyond its bound.
+    fn look_at_queues(&mut self) {
+        use crate::node::inbox::{MAX_WAITING, MAX_WAITING_BYTES};
+        let mut over = Vec::new();
+        for (id, node) in &self.nodes {
+            let Some(life) = &node.life else {
+                continue;
+            };
+            let (inputs, bytes) = life.raft.inbox().waiting();
+            // What a member says to itself is not counted.
+            if inputs > MAX_WAITING + 4_096 || bytes > MAX_WAITING_BYTES {
+                over.push(format!("inbox of {id}: {inputs} inputs, {bytes} bytes"));
+            }
+            let counters = life.handle.shared().hub.counters();
+            let bytes = counters
+                .pending_bytes
+                .load(std::sync::atomic::Ordering::Relaxed);
+            let limit = self.manner.watch_limits.total_bytes as i64 + (4 << 20);
+            if bytes > limit {
+                over.push(format!("watch events of {id}: {bytes} bytes"));
+            }
+        }
+        for details in over {
+            self.find("a queue is over its bound", details);
+        }
+    }
+
+    /// Everything that the members have agreed upon is applied by all that run.
+    pub fn is_even(&self) -> bool {
+        let mut indexes = self.nodes.values().filter_map(|node| {
+            let life = node.life.as_ref()?;
+            let raft = &life.handle.shared().raft;
+            Some((raft.applied_index(), raft.commit_index()))
+        });
+        let Some((applied, commit)) = indexes.next() else {
+            return true;
+        };
+        applied == commit && indexes.all(|(a, c)| a == applied && c == commit)
+    }
+
+    /// The members of the cluster that run, learners left out.
+    pub fn serving_members(&self) -> Vec<MemberId> {
+        let lives = self.nodes.values().filter_map(|node| node.life.as_ref());
+        let newest = lives.max_by_key(|life| life.handle.shared().raft.applied_index());
+        let Some(newest) = newest else {
+            return Vec::new();
+        };
+        let status = newest.handle.shared().status();
+        let voters = status.voters().map(|member| MemberId(member.id));
+        voters.filter(|id| self.is_alive(*id)).collect()
+    }
+
+    /// Members that were removed from the cluster have ended.
+    pub fn removed_are_gone(&self) -> bool {
+        let removed = self.faults.removed.iter();
+        removed.copied().all(|id| !self.is_alive(id))
+    }
+
+    /// Where each member stands, for people.
+    pub fn describe(&self) -> String {
+        let mut text = format!("{} client tasks;", self.busy_clients());
+        for node in self.nodes.values() {
+            let Some(life) = &node.life else {
+                text.push_str(&format!(" {}: down;", node.id));
+                continue;
+            };
+            let (status, shared) = (life.raft.status(), life.handle.shared());
+            text.push_str(&format!(
+                " {}: term {}, leader {:x}, last {}, committed {}, applied {};",
+                node.id,
+                status.term,
+                status.leader,
+                status.last_index,
+                status.commit_index,
+                shared.raft.applied_index()
+            ));
+        }
+        text
+    }
+
+    /// The tasks of clients that are not done.
+    pub fn busy_clients(&self) -> usize {
+        self.clients.tasks.len()
+    }
+
+    pub fn cluster(&self) -> crate::types::ClusterId {
+        CLUSTER
+    }
+
+    pub fn tasks_of(&self, id: MemberId) -> Option<Arc<Tasks>> {
+        self.life(id).map(|life| life.tasks.clone())
+    }
+}
+
+impl Agenda {
+    /// Draws when what has become due will be done.
+    fn plan(&mut self, life: &mut Life, now: Moment, condition: &Condition, random: &mut Random) {
+        if self.raft.is_none() && life.raft.inbox().waiting().0 > 0 {
+            self.raft = Some(now + random.between(1_000, 60_000));
+        }
+        if self.log.is_none() && life.begin_log() {
+            let done = now + write_ns(random);
+            self.log = Some(done.max(condition.stalled_until));
+        }
+        if self.apply.is_none() && life.begin_apply() {
+            let slow = random.chance(20);
+            let most = if slow { 30_000_000 } else { 200_000 };
+            self.apply = Some(now + random.between(5_000, most));
+        }
+        if self.task.is_none() && life.tasks.ready() > 0 {
+            self.task = Some(now + random.between(1_000, 40_000));
+        }
+        if self.blocking.is_none() && life.tasks.blocking() > 0 {
+            let slow = random.chance(50);
+            let most = if slow { 200_000_000 } else { 1_000_000 };
+            let done = now + random.between(20_000, most);
+            self.blocking = Some(done);
+        }
+    }
+}
+
+/// How long a write with its sync takes.
+fn write_ns(random: &mut Random) -> u64 {
+    match random.below(100) {
+        0 => random.between(5_000_000, 80_000_000),
+        1..10 => random.between(1_000_000, 8_000_000),
+        _ => random.between(80_000, 1_500_000),
+    }
+}
