@@ -6,4 +6,8 @@
 //! Whatever happens is drawn from the seed: the same seed gives the same trace, byte for byte.
 
 pub mod check;
+pub mod clock;
+pub mod executor;
 pub mod history;
+pub mod random;
+pub mod states;
