@@ -13,17 +13,13 @@
 //! begins behind what the old state holds: the next start finds the state that fits by its name.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
 use super::data_dir::DataDir;
-use crate::node::states::{Checkpoint, Received, States};
-use crate::raft::replica::conf_state_of;
-use crate::raft::{Snapshot, SnapshotMetadata};
-use crate::state::Machine;
-use crate::state::membership::Membership;
+use crate::node::states::{Checkpoint, Claimed, Received, States, received_name, snapshot_of};
 use crate::storage::raft_log::Mark;
 use crate::storage::rocks::{Budget, RocksEngine};
 use crate::storage::{self, Engine};
@@ -34,13 +30,7 @@ pub struct StateDirs {
     dir: Arc<DataDir>,
     budget: Budget,
     next_sending: AtomicU64,
-    /// Index and claim of the state that was received last.
-    claimed: Mutex<(u64, Weak<()>)>,
-}
-
-/// The name of a state that came as a snapshot.
-pub fn received_name(index: u64) -> String {
-    format!("state-{index:016x}")
+    claimed: Mutex<Claimed>,
 }
 
 impl StateDirs {
@@ -49,7 +39,7 @@ impl StateDirs {
             dir,
             budget,
             next_sending: AtomicU64::new(1),
-            claimed: Mutex::new((0, Weak::new())),
+            claimed: Mutex::default(),
         }
     }
 }
@@ -65,36 +55,17 @@ impl States for StateDirs {
         let files = SnapshotDir::new(path);
         engine.checkpoint(files.path())?;
         let copy = RocksEngine::open_read_only(files.path())?;
-        let mark = mark_of(&copy)?;
-        let members = Membership::load(copy.latest())?;
-        let metadata = SnapshotMetadata {
-            conf_state: Some(conf_state_of(members.voters(), members.learners())),
-            index: mark.index,
-            term: mark.term,
-        };
         Ok(Checkpoint {
-            snapshot: Snapshot {
-                metadata: Some(metadata),
-                ..Default::default()
-            },
+            snapshot: snapshot_of(&copy)?,
             files: Arc::new(files),
         })
     }
 
     fn receive(&self, files: SnapshotDir, mark: Mark) -> Result<Received, String> {
-        let found = RocksEngine::open_read_only(files.path())
-            .and_then(|copy| mark_of(&copy))
-            .map_err(|error| error.to_string())?;
-        if found != mark {
-            return Err(format!(
-                "its state is that after entry {} of term {}, not {} of {}",
-                found.index, found.term, mark.index, mark.term
-            ));
-        }
+        let copy = RocksEngine::open_read_only(files.path()).map_err(|error| error.to_string())?;
         let mut claimed = self.claimed.lock();
-        if claimed.0 == mark.index && claimed.1.strong_count() > 0 {
-            return Err("the same state came before and is about to be used".to_owned());
-        }
+        claimed.check(&copy, mark)?;
+        drop(copy);
         let path = self.dir.member().join(received_name(mark.index));
         if path == self.dir.state().map_err(|error| error.to_string())? {
             return Err("this state is already in use".to_owned());
@@ -109,8 +80,7 @@ impl States for StateDirs {
         })?;
         let files = SnapshotDir::new(path);
         self.dir.sync().map_err(|error| error.to_string())?;
-        let claim = Arc::new(());
-        *claimed = (mark.index, Arc::downgrade(&claim));
+        let claim = claimed.claim(mark.index);
         Ok(Received { mark, files, claim })
     }
 
@@ -121,10 +91,4 @@ impl States for StateDirs {
             .map_err(|error| storage::Error::Engine(error.to_string()))?;
         Ok(Arc::new(RocksEngine::open(&path, self.budget)?))
     }
-}
-
-/// Index and term of the last entry that an engine's state holds.
-fn mark_of(engine: &RocksEngine) -> storage::Result<Mark> {
-    let (index, term) = Machine::applied(engine.latest())?;
-    Ok(Mark { index, term })
 }

@@ -4,3 +4,19 @@
 //! The production code of raft, log, state machine, MVCC, watches, leases and membership runs
 //! unchanged; what is replaced are the engine, the disk, the clock, the network and the scheduler.
 //! Whatever happens is drawn from the seed: the same seed gives the same trace, byte for byte.
+
+pub mod check;
+pub mod client;
+pub mod clock;
+pub mod executor;
+pub mod faults;
+pub mod history;
+pub mod member;
+pub mod random;
+pub mod run;
+pub mod states;
+pub mod trace;
+pub mod watcher;
+pub mod wires;
+pub mod workload;
+pub mod world;

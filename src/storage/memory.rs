@@ -1,23 +1,68 @@
 //! An engine in memory for tests and the simulator. `crash` forgets what was not flushed, as a
 //! machine that loses its power does.
 
+mod sorted;
+
 use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use self::sorted::{Place, Sorted};
+use super::schema::meta;
 use super::{Batch, Cursor, Engine, Error, Family, Op, Read, Result, Size};
 
-type Map = BTreeMap<Vec<u8>, Bytes>;
-
-/// All families at one moment; cheap to share, copied when it is written to while shared.
+/// All families at one moment; cheap to copy and to change.
 #[derive(Clone, Default)]
 struct State {
-    families: BTreeMap<Family, Arc<Map>>,
-    bytes: u64,
+    families: BTreeMap<Family, Sorted>,
+    /// Of all keys and values that can be read.
+    live_bytes: u64,
+    /// Of those that were replaced or deleted since `compact`.
+    dead_bytes: u64,
+    /// Of all that was ever written.
+    written_bytes: u64,
+    content: Content,
+}
+
+/// A hash over what members must agree on: a sum over keys and values, so that any order of
+/// writes leads to it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Content(u64);
+
+impl Content {
+    /// What a member's own pace of compaction changes, and what names the member, is left out.
+    fn covers(family: Family, key: &[u8]) -> bool {
+        match family {
+            Family::Current | Family::LeaseKeys => true,
+            Family::Undo | Family::Revisions => false,
+            Family::Meta => {
+                key != meta::COMPACTION_FINISHED && key != meta::FORMAT && key != meta::IDENTITY
+            }
+        }
+    }
+
+    fn of(family: Family, key: &[u8], value: &[u8]) -> u64 {
+        // The same in every process: it has no key.
+        let mut hasher = DefaultHasher::new();
+        (family, key, value).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    fn add(&mut self, family: Family, key: &[u8], value: &[u8]) {
+        if Self::covers(family, key) {
+            self.0 = self.0.wrapping_add(Self::of(family, key, value));
+        }
+    }
+
+    fn take(&mut self, family: Family, key: &[u8], value: &[u8]) {
+        if Self::covers(family, key) {
+            self.0 = self.0.wrapping_sub(Self::of(family, key, value));
+        }
+    }
 }
 
 impl State {
@@ -25,24 +70,43 @@ impl State {
         for op in batch.iter() {
             match op {
                 Op::Put(family, key, value) => {
-                    self.bytes += (key.len() + value.len()) as u64;
-                    Arc::make_mut(self.families.entry(family).or_default())
-                        .insert(key.to_vec(), Bytes::copy_from_slice(value));
+                    let map = self.families.entry(family).or_default();
+                    let stored = Bytes::copy_from_slice(value);
+                    let before = map.insert(Bytes::copy_from_slice(key), stored);
+                    self.forget(family, key, before);
+                    let bytes = (key.len() + value.len()) as u64;
+                    self.live_bytes += bytes;
+                    self.written_bytes += bytes;
+                    self.content.add(family, key, value);
                 }
                 Op::Delete(family, key) => {
-                    Arc::make_mut(self.families.entry(family).or_default()).remove(key);
+                    let map = self.families.entry(family).or_default();
+                    let before = map.remove(key);
+                    self.forget(family, key, before);
+                    self.written_bytes += key.len() as u64;
                 }
             }
         }
+    }
+
+    fn forget(&mut self, family: Family, key: &[u8], before: Option<Bytes>) {
+        if let Some(value) = before {
+            let bytes = (key.len() + value.len()) as u64;
+            self.live_bytes -= bytes;
+            self.dead_bytes += bytes;
+            self.content.take(family, key, &value);
+        }
+    }
+
+    fn family(&self, family: Family) -> Sorted {
+        self.families.get(&family).cloned().unwrap_or_default()
     }
 }
 
 impl Read for State {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
-        Ok(self
-            .families
-            .get(&family)
-            .and_then(|map| map.get(key).cloned()))
+        let map = self.families.get(&family);
+        Ok(map.and_then(|map| map.get(key).cloned()))
     }
 
     fn cursor<'a>(
@@ -51,40 +115,46 @@ impl Read for State {
         lower: &[u8],
         upper: Option<&[u8]>,
     ) -> Result<Box<dyn Cursor + 'a>> {
-        let map = self.families.get(&family).cloned().unwrap_or_default();
-        Ok(Box::new(MapCursor {
-            map,
-            from: Bound::Included(lower.to_vec()),
-            upper: upper.map(<[u8]>::to_vec),
-            entry: (Vec::new(), Bytes::new()),
-        }))
+        Ok(Box::new(MapCursor::new(self.family(family), lower, upper)))
     }
 }
 
 struct MapCursor {
-    map: Arc<Map>,
-    from: Bound<Vec<u8>>,
+    map: Sorted,
+    /// Where the next entry is.
+    next: Place,
     upper: Option<Vec<u8>>,
-    entry: (Vec<u8>, Bytes),
+    entry: (Bytes, Bytes),
+}
+
+impl MapCursor {
+    fn new(map: Sorted, lower: &[u8], upper: Option<&[u8]>) -> Self {
+        Self {
+            next: map.lower_bound(lower),
+            map,
+            upper: upper.map(<[u8]>::to_vec),
+            entry: (Bytes::new(), Bytes::new()),
+        }
+    }
 }
 
 impl Cursor for MapCursor {
     fn next(&mut self) -> Result<bool> {
+        let upper = self.upper.as_deref();
         let next = self
             .map
-            .range((self.from.clone(), Bound::Unbounded))
-            .next()
-            .filter(|(key, _)| self.upper.as_ref().is_none_or(|upper| *key < upper));
-        let Some((key, value)) = next else {
+            .at(self.next)
+            .filter(|(_, key, _)| upper.is_none_or(|upper| key.as_ref() < upper));
+        let Some((place, key, value)) = next else {
             return Ok(false);
         };
         self.entry = (key.clone(), value.clone());
-        self.from = Bound::Excluded(key.clone());
+        self.next = Sorted::after(place);
         Ok(true)
     }
 
     fn seek(&mut self, key: &[u8]) -> Result<bool> {
-        self.from = Bound::Included(key.to_vec());
+        self.next = self.map.lower_bound(key);
         self.next()
     }
 
@@ -97,6 +167,12 @@ impl Cursor for MapCursor {
     }
 }
 
+/// Where checkpoints of engines in memory are kept.
+pub trait Checkpoints: Send + Sync {
+    /// Keeps a copy of an engine's state in the place of files in `dir`, which must not be there.
+    fn keep(&self, dir: &Path, copy: MemoryEngine) -> Result<()>;
+}
+
 /// The engine; clones share their state.
 #[derive(Clone, Default)]
 pub struct MemoryEngine {
@@ -107,6 +183,8 @@ pub struct MemoryEngine {
 struct Shared {
     live: Mutex<State>,
     durable: Mutex<State>,
+    /// Weak, for what keeps checkpoints keeps engines.
+    checkpoints: Option<Weak<dyn Checkpoints>>,
 }
 
 impl MemoryEngine {
@@ -114,9 +192,45 @@ impl MemoryEngine {
         Self::default()
     }
 
+    /// An empty engine that can make checkpoints.
+    pub fn on(checkpoints: Weak<dyn Checkpoints>) -> Self {
+        Self::holding(State::default(), Some(checkpoints))
+    }
+
+    fn holding(state: State, checkpoints: Option<Weak<dyn Checkpoints>>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                live: Mutex::new(state.clone()),
+                durable: Mutex::new(state),
+                checkpoints,
+            }),
+        }
+    }
+
     /// Goes back to the state of the last flush.
     pub fn crash(&self) {
         *self.shared.live.lock() = self.shared.durable.lock().clone();
+    }
+
+    /// An engine of its own with the state as of now, all of it durable.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let state = self.shared.live.lock().clone();
+        Self::holding(state, self.shared.checkpoints.clone())
+    }
+
+    /// An engine of its own with the state of the last flush: who holds this one reaches the
+    /// other no more.
+    #[must_use]
+    pub fn survivor(&self) -> Self {
+        let state = self.shared.durable.lock().clone();
+        Self::holding(state, self.shared.checkpoints.clone())
+    }
+
+    /// A hash of all that members agree on when they have applied the same entries: what differs
+    /// with the pace at which each removes what was compacted is left out.
+    pub fn content_hash(&self) -> u64 {
+        self.shared.live.lock().content.0
     }
 }
 
@@ -132,20 +246,8 @@ impl Read for MemoryEngine {
         lower: &[u8],
         upper: Option<&[u8]>,
     ) -> Result<Box<dyn Cursor + 'a>> {
-        let map = self
-            .shared
-            .live
-            .lock()
-            .families
-            .get(&family)
-            .cloned()
-            .unwrap_or_default();
-        Ok(Box::new(MapCursor {
-            map,
-            from: Bound::Included(lower.to_vec()),
-            upper: upper.map(<[u8]>::to_vec),
-            entry: (Vec::new(), Bytes::new()),
-        }))
+        let map = self.shared.live.lock().family(family);
+        Ok(Box::new(MapCursor::new(map, lower, upper)))
     }
 }
 
@@ -173,24 +275,29 @@ impl Engine for MemoryEngine {
     }
 
     fn size(&self) -> Size {
-        let bytes = self.shared.live.lock().bytes;
+        let live = self.shared.live.lock();
         Size {
-            total_bytes: bytes,
-            in_use_bytes: bytes,
+            total_bytes: live.live_bytes + live.dead_bytes,
+            in_use_bytes: live.live_bytes,
         }
     }
 
     fn unflushed_bytes(&self) -> u64 {
-        let live = self.shared.live.lock().bytes;
-        live - self.shared.durable.lock().bytes
+        let written = self.shared.live.lock().written_bytes;
+        written - self.shared.durable.lock().written_bytes
     }
 
     fn compact(&self) -> Result<()> {
+        self.shared.live.lock().dead_bytes = 0;
         Ok(())
     }
 
-    fn checkpoint(&self, _dir: &Path) -> Result<()> {
-        Err(Error::Engine("a state in memory has no files".to_owned()))
+    fn checkpoint(&self, dir: &Path) -> Result<()> {
+        let kept = self.shared.checkpoints.as_ref().and_then(Weak::upgrade);
+        match kept {
+            Some(checkpoints) => checkpoints.keep(dir, self.copy()),
+            None => Err(Error::Engine("a state in memory has no files".to_owned())),
+        }
     }
 
     fn retire(&self) {}

@@ -138,3 +138,66 @@ fn a_crash_forgets_what_was_not_flushed() {
         Some("2".into())
     );
 }
+
+/// What an engine holds after these puts (`true`) and deletes.
+fn holding(changes: &[(bool, Family, &[u8], &[u8])]) -> MemoryEngine {
+    let engine = MemoryEngine::new();
+    for (put, family, key, value) in changes {
+        let mut batch = Batch::default();
+        match put {
+            true => batch.put(*family, key, value),
+            false => batch.delete(*family, key),
+        }
+        engine.write(&batch).expect("writes");
+    }
+    engine
+}
+
+#[test]
+fn the_content_hash_is_that_of_what_members_agree_on() {
+    use super::schema::meta;
+    use Family::{Current, Meta, Revisions, Undo};
+    let once = holding(&[(true, Current, b"a", b"1"), (true, Meta, b"b", b"2")]);
+    let detour = holding(&[
+        (true, Meta, b"b", b"2"),
+        (true, Current, b"a", b"0"),
+        (true, Current, b"c", b"3"),
+        (true, Undo, b"a", b"0"),
+        (true, Revisions, b"1", b"a"),
+        (true, Meta, meta::COMPACTION_FINISHED, b"7"),
+        (true, Current, b"a", b"1"),
+        (false, Current, b"c", b""),
+        (false, Current, b"d", b""),
+    ]);
+    assert_eq!(once.content_hash(), detour.content_hash());
+    assert_eq!(once.copy().content_hash(), once.content_hash());
+    assert_eq!(once.survivor().content_hash(), holding(&[]).content_hash());
+    for other in [
+        holding(&[(true, Current, b"a", b"1"), (true, Meta, b"b", b"3")]),
+        holding(&[(true, Meta, b"a", b"1"), (true, Current, b"b", b"2")]),
+        holding(&[(true, Current, b"a", b"1")]),
+        holding(&[(true, Current, b"a", b"1"), (true, Meta, b"b2", b"")]),
+    ] {
+        assert_ne!(once.content_hash(), other.content_hash());
+    }
+}
+
+#[test]
+fn an_engine_in_memory_has_a_size() {
+    let engine = holding(&[
+        (true, Family::Current, b"a", b"12345"),
+        (true, Family::Current, b"a", b"1"),
+        (true, Family::Current, b"bb", b"2"),
+        (false, Family::Current, b"bb", b""),
+    ]);
+    let sizes = |engine: &MemoryEngine| {
+        let size = engine.size();
+        (size.total_bytes, size.in_use_bytes)
+    };
+    assert_eq!(sizes(&engine), (11, 2));
+    engine.compact().expect("compacts");
+    assert_eq!(sizes(&engine), (2, 2));
+    assert!(engine.unflushed_bytes() > 0);
+    engine.flush().expect("flushes");
+    assert_eq!(engine.unflushed_bytes(), 0);
+}

@@ -17,13 +17,13 @@ use prost::Message;
 
 use super::{Identity, budget, check, open_state};
 use crate::config::{Config, urls};
+use crate::node::states::received_name;
 use crate::proto::etchedpeer::MemberChange;
 use crate::proto::membershippb::RaftAttributes;
 use crate::raft::replica::{committed, decode_hard_state, encode_hard_state};
 use crate::raft::{Committed, CommittedKind};
 use crate::server::Error;
 use crate::server::data_dir::DataDir;
-use crate::server::states::received_name;
 use crate::state::Machine;
 use crate::state::machine::{Entry, Payload};
 use crate::storage::Engine;

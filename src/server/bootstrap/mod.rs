@@ -15,11 +15,11 @@ use std::sync::Arc;
 
 use super::Error;
 use super::data_dir::{DataDir, Identity};
-use super::states::received_name;
 use crate::config::{Bootstrap, ClusterState, Config};
 use crate::env::{Rng, SystemRng};
 use crate::node::member::FOUNDING_MARK;
 use crate::node::shared::peers_in;
+use crate::node::states::{check_together, received_name, takes_over};
 use crate::proto::membershippb::{Attributes, Member, RaftAttributes};
 use crate::raft::Replica;
 use crate::raft::replica::{self, conf_state_of, encode_hard_state};
@@ -111,7 +111,7 @@ fn open_state(
     let reset_to = recovered.compacted.index;
     let name = received_name(reset_to);
     let path = dir.member().join(&name);
-    if applied >= reset_to || !path.exists() {
+    if !takes_over(applied, reset_to, path.exists()) {
         return Ok(Arc::new(engine));
     }
     drop(engine);
@@ -280,20 +280,12 @@ fn with_filler(_config: &Config, dir: &DataDir, log: RaftLog) -> Result<RaftLog,
 
 /// Refuses a log and a state that do not belong together.
 fn check(machine: &Machine, recovered: &Recovered) -> Result<(), Error> {
-    let applied = machine.applied_index();
-    if applied > recovered.last_index {
-        return Err(Error::Refused(format!(
-            "the raft log ends at entry {}, but entry {applied} was applied: a part of the log is missing; restore this member from a backup or from the other members",
-            recovered.last_index
-        )));
-    }
-    if applied < recovered.compacted.index {
-        return Err(Error::Refused(format!(
-            "the raft log begins behind entry {}, but only entry {applied} was applied: a part of the state is missing; restore this member from a backup or from the other members",
-            recovered.compacted.index
-        )));
-    }
-    Ok(())
+    check_together(
+        machine.applied_index(),
+        recovered.compacted.index,
+        recovered.last_index,
+    )
+    .map_err(|mismatch| Error::Refused(mismatch.to_string()))
 }
 
 fn restore_replica(
