@@ -96,6 +96,12 @@ impl MemberClock {
         }
     }
 
+    /// When the clock shows so much, in the world's time.
+    pub fn world_at(&self, now: Duration) -> u64 {
+        let shown = now.saturating_sub(Duration::from_nanos(FIRST_NOW_NS));
+        self.world_ns(shown.as_nanos() as u64)
+    }
+
     fn rate(&self) -> i128 {
         MILLION + i128::from(self.drift_ppm)
     }

@@ -55,6 +55,26 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// As reports call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Kill => "process killed",
+            Kind::PowerLoss => "power lost",
+            Kind::PowerLossOfAll => "power lost everywhere",
+            Kind::Pause => "process paused",
+            Kind::Isolation => "member isolated",
+            Kind::Partition => "network parted",
+            Kind::OneWay => "link cut one way",
+            Kind::Weather => "messages lost, doubled and late",
+            Kind::DiskStall => "disk stalled",
+            Kind::SyncFailure => "sync failed",
+            Kind::DiskFull => "disk full",
+            Kind::ClockJump => "wall clock jumped",
+            Kind::Transfer => "leadership transferred",
+            Kind::Membership => "membership changed",
+        }
+    }
+
     pub const ALL: [Kind; 14] = [
         Kind::Kill,
         Kind::PowerLoss,
@@ -198,10 +218,10 @@ pub fn strike(world: &mut World) {
                 world.wires.heal(from, to);
             }
         }
-        Event::GoodWeather => world.wires.set_weather(0, 0, false),
+        Event::GoodWeather => world.wires.set_weather(0, 0, 0),
         Event::FreeDisk(id) => {
             if let Some(node) = world.nodes.get(&id) {
-                node.drive.disk().fill(None);
+                node.drive.log().fill(None);
             }
         }
     }
@@ -270,7 +290,7 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
             let random = &mut world.faults.random;
             let loss = random.between(5, 250) as u32;
             let doubled = random.between(0, 250) as u32;
-            let slow = random.chance(500);
+            let slow = random.between(0, 200) as u32;
             world.wires.set_weather(loss, doubled, slow);
             world.faults.plan(later, Event::GoodWeather);
         }
@@ -330,10 +350,10 @@ fn break_disk(world: &mut World, kind: Kind, id: MemberId, until: Moment) {
     };
     match kind {
         Kind::DiskFull => {
-            node.drive.disk().fill(Some(free));
+            node.drive.log().fill(Some(free));
             world.faults.plan(until, Event::FreeDisk(id));
         }
-        _ => node.drive.disk().fail_next_sync(),
+        _ => node.drive.log().fail_next_sync(),
     }
 }
 
@@ -370,7 +390,10 @@ fn change_members(world: &mut World, via: MemberId) {
     };
     let url = world.new_url();
     let random = &mut world.faults.random;
-    let learner = status.members.iter().find(|m| status.is_learner(MemberId(m.id)));
+    let learner = status
+        .members
+        .iter()
+        .find(|m| status.is_learner(MemberId(m.id)));
     let learner = learner.map(|member| MemberId(member.id));
     let as_learner = random.chance(750);
     let members: Vec<MemberId> = status.members.iter().map(|m| MemberId(m.id)).collect();
@@ -435,7 +458,7 @@ pub fn heal(world: &mut World) {
     let census = |event: &Event| *event == Event::Census;
     world.faults.agenda.retain(|_, event| census(event));
     world.wires.heal_all();
-    world.wires.set_weather(0, 0, false);
+    world.wires.set_weather(0, 0, 0);
     let ids: Vec<MemberId> = world.nodes.keys().copied().collect();
     for id in ids {
         go_on(world, id);
@@ -443,7 +466,7 @@ pub fn heal(world: &mut World) {
             condition.stalled_until = 0;
         }
         if let Some(node) = world.nodes.get(&id) {
-            node.drive.disk().fill(None);
+            node.drive.log().fill(None);
         }
         restart(world, id);
     }

@@ -7,12 +7,11 @@ use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio_stream::wrappers::ReceiverStream;
 
 use super::clock::{MemberClock, Time};
 use super::executor::Tasks;
 use super::random::{MemberRng, Random};
-use super::states::{Drive, SimStates};
+use super::states::Drive;
 use super::wires::Wires;
 use crate::api::{Settings as ApiSettings, cluster, kv, lease, maintenance, watch};
 use crate::env::Clock;
@@ -26,6 +25,7 @@ use crate::node::member::{FOUNDING_MARK, Member, Options, Outside, Restored};
 use crate::node::members::Rules;
 use crate::node::raft_thread::{RaftThread, Timing};
 use crate::node::shared::peers_in;
+use crate::node::states::check_together;
 use crate::proto::membershippb;
 use crate::raft::Replica;
 use crate::raft::replica::{self, conf_state_of, encode_hard_state};
@@ -127,10 +127,10 @@ impl Node {
         let node = Self::new(id, drive, drift_ppm, Vec::new());
         let hard_state = encode_hard_state(FOUNDING_MARK.term, FOUNDING_MARK.index);
         let mut log =
-            RaftLog::create(node.drive.files(), log_options(id, manner)).expect("a new log");
+            RaftLog::create(node.drive.log(), log_options(id, manner)).expect("a new log");
         log.reset(FOUNDING_MARK, Some(&hard_state))
             .expect("the disk is sound");
-        let engine = node.drive.open_state(0);
+        let engine = node.drive.open_state(0).expect("an empty drive");
         let mut machine = Machine::open(engine.clone()).expect("an empty state opens");
         machine
             .bootstrap(founders.to_vec(), FOUNDING_MARK.index, FOUNDING_MARK.term)
@@ -148,7 +148,7 @@ impl Node {
         manner: &Manner,
     ) -> Self {
         let node = Self::new(id, drive, drift_ppm, first_peers);
-        RaftLog::create(node.drive.files(), log_options(id, manner)).expect("a new log");
+        RaftLog::create(node.drive.log(), log_options(id, manner)).expect("a new log");
         node
     }
 
@@ -172,11 +172,14 @@ impl Node {
             self.wall_offset_ns.clone(),
         ));
         let manner = around.manner;
-        let opened = RaftLog::open(self.drive.files(), log_options(self.id, &manner));
+        let opened = RaftLog::open(self.drive.log(), log_options(self.id, &manner));
         let (log, recovered) = opened.map_err(|error| format!("the raft log: {error}"))?;
-        let engine: Arc<dyn Engine> = self.drive.open_state(recovered.compacted.index);
+        let begins_behind = recovered.compacted.index;
+        let opened = self.drive.open_state(begins_behind);
+        let engine: Arc<dyn Engine> = opened.map_err(|error| error.to_string())?;
         let machine = Machine::open(engine.clone()).map_err(|error| error.to_string())?;
-        crate::node::states::check(&machine, &recovered)?;
+        check_together(machine.applied_index(), begins_behind, recovered.last_index)
+            .map_err(|error| error.to_string())?;
         let members = machine.members();
         let options = replica::Options {
             member: self.id,
@@ -202,7 +205,7 @@ impl Node {
             rng: Arc::new(MemberRng::new(random.fork(1))),
             executor: tasks.clone(),
             network: network.clone(),
-            states: Arc::new(SimStates::new(self.drive.clone())),
+            states: self.drive.states(),
             metrics: Arc::new(Metrics::new(self.id, false)),
         };
         let restored = Restored {
@@ -347,7 +350,3 @@ impl Life {
             .map_err(|error| error.to_string())
     }
 }
-
-/// Requests of a client on a watch stream.
-pub type WatchRequests =
-    ReceiverStream<Result<crate::proto::etcdserverpb::WatchRequest, tonic::Status>>;

@@ -8,6 +8,7 @@
 pub mod check;
 pub mod client;
 pub mod clock;
+pub mod command;
 pub mod executor;
 pub mod faults;
 pub mod history;

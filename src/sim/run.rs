@@ -52,7 +52,7 @@ pub struct Report {
     pub watch_events: u64,
     pub entries: u64,
     pub faults: BTreeMap<Kind, u64>,
-    pub wires: wires::Counters,
+    pub wires: wires::Counts,
     pub paths: BTreeMap<probe::Path, u64>,
 }
 
@@ -208,7 +208,10 @@ fn compare_histories(world: &mut World) {
         if let Some(life) = world.life(id) {
             let view = life.handle.view();
             let hash = view.snapshot().hash(0);
-            hashes.insert(id, hash.map(|hash| (hash.hash, hash.compacted, hash.revision)));
+            hashes.insert(
+                id,
+                hash.map(|hash| (hash.hash, hash.compacted, hash.revision)),
+            );
         }
     }
     let broken = hashes.values().any(Result::is_err);
@@ -231,7 +234,10 @@ fn judge(world: World) -> Report {
     if findings.is_empty() {
         findings = check::check(&history);
     }
-    let events = history.watches.iter().flat_map(|watched| &watched.responses);
+    let events = history
+        .watches
+        .iter()
+        .flat_map(|watched| &watched.responses);
     let unknown = |operation: &&super::history::Operation| operation.outcome == Outcome::Unknown;
     let report = Report {
         trace: world.trace.digest(),
@@ -240,10 +246,12 @@ fn judge(world: World) -> Report {
         steps: world.steps,
         operations: history.operations.len() as u64,
         unknown: history.operations.iter().filter(unknown).count() as u64,
-        watch_events: events.map(|(_, response)| response.events.len() as u64).sum(),
+        watch_events: events
+            .map(|(_, response)| response.events.len() as u64)
+            .sum(),
         entries: history.entries.len() as u64,
         faults: world.faults.counts.clone(),
-        wires: world.wires.counters(),
+        wires: world.wires.counts(),
         paths: probe::take_reached(),
         findings,
     };

@@ -88,7 +88,10 @@ fn random_create(random: &mut Random, head: i64) -> WatchCreateRequest {
 
 /// Opens a stream, reads from it until it breaks, it is enough or the world ends; what is to be
 /// taken up again comes back.
-async fn watch(client: &mut Client, resumed: Vec<WatchCreateRequest>) -> Option<Vec<WatchCreateRequest>> {
+async fn watch(
+    client: &mut Client,
+    resumed: Vec<WatchCreateRequest>,
+) -> Option<Vec<WatchCreateRequest>> {
     let Some(door) = client.find().await else {
         return Some(resumed);
     };
@@ -184,9 +187,7 @@ impl Streamed {
                 let id = client.random.below(6) as i64 + 1;
                 let request = match client.random.chance(600) {
                     true => RequestUnion::ProgressRequest(WatchProgressRequest {}),
-                    false => {
-                        RequestUnion::CancelRequest(WatchCancelRequest { watch_id: id })
-                    }
+                    false => RequestUnion::CancelRequest(WatchCancelRequest { watch_id: id }),
                 };
                 if self.ask(request).await.is_none() {
                     return true;

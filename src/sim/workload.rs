@@ -98,7 +98,8 @@ async fn registers(mut client: Client, load: Load) {
         else {
             continue;
         };
-        let mod_revision = read.kvs.first().map_or(0, |kv| kv.mod_revision);
+        let found = read.kvs.decoded().unwrap_or_default();
+        let mod_revision = found.first().map_or(0, |kv| kv.mod_revision);
         let value = client.unique_value();
         let txn = TxnRequest {
             compare: vec![compare(
@@ -275,13 +276,19 @@ fn random_compare(random: &mut Random, head: i64) -> Compare {
 }
 
 /// Operations of a transaction; each key is put by one of them at most.
-fn random_ops(client: &mut Client, load: Load, keys: &[&str], depth: u32, head: i64) -> Vec<RequestOp> {
+fn random_ops(
+    client: &mut Client,
+    load: Load,
+    keys: &[&str],
+    depth: u32,
+    head: i64,
+) -> Vec<RequestOp> {
     let mut ops = Vec::new();
     for (number, key) in keys.iter().enumerate() {
         let request = match client.random.below(6) {
             0 | 1 => Request::RequestPut(random_put(client, load, key)),
             2 if number == 0 => Request::RequestDeleteRange(DeleteRangeRequest {
-                key: (*key).into(),
+                key: Bytes::copy_from_slice(key.as_bytes()),
                 prev_kv: client.random.chance(300),
                 ..Default::default()
             }),

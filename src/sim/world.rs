@@ -97,11 +97,12 @@ impl World {
         let _ = probe::take_applied();
         let time = Time::new();
         let trace = Trace::new(time.clone(), print);
-        let wires = Wires::new(time.clone(), random.fork(1));
+        let shelf = Shelf::new();
+        let wires = Wires::new(time.clone(), shelf.clone(), random.fork(1));
         let mut world = Self {
             faults: Faults::new(random.fork(2)),
             clients: Clients::new(time.clone(), trace.clone()),
-            shelf: Shelf::new(),
+            shelf,
             random,
             time,
             wires,
@@ -238,7 +239,10 @@ impl World {
         };
         if mid_write && life.log_jobs.is_some() {
             // The end comes while the log is being written.
-            node.drive.stop_after(after);
+            {
+                let disk = node.drive.log();
+                disk.stop_at(disk.operations() + after);
+            };
             // What it says no longer matters.
             let _ = life.finish_log();
         }
@@ -256,8 +260,7 @@ impl World {
             condition.paused = false;
             self.wires.hold(id, false);
         }
-        self.trace
-            .note(format_args!("{id} dies, power {power}"));
+        self.trace.note(format_args!("{id} dies, power {power}"));
     }
 
     /// Lets the world go on until a moment.
@@ -305,7 +308,10 @@ impl World {
             }
             agenda.plan(life, now, condition, &mut self.random);
             let tick = life.next_tick_ns();
-            consider(Some(agenda.raft.map_or(tick, |at| at.min(tick))), Next::Raft(*id));
+            consider(
+                Some(agenda.raft.map_or(tick, |at| at.min(tick))),
+                Next::Raft(*id),
+            );
             consider(agenda.log, Next::Log(*id));
             consider(agenda.apply, Next::Apply(*id));
             consider(agenda.task, Next::Task(*id));
@@ -328,7 +334,11 @@ impl World {
             Next::Raft(id) => self.turn(id, |life, _| life.raft_turn(), |agenda| &mut agenda.raft),
             Next::Log(id) => self.turn(id, |life, _| life.finish_log(), |agenda| &mut agenda.log),
             Next::Apply(id) => {
-                self.turn(id, |life, _| life.finish_apply(), |agenda| &mut agenda.apply);
+                self.turn(
+                    id,
+                    |life, _| life.finish_apply(),
+                    |agenda| &mut agenda.apply,
+                );
             }
             Next::Task(id) => self.turn(
                 id,
@@ -458,7 +468,7 @@ impl World {
             return;
         };
         let index = life.handle.shared().raft.applied_index();
-        let hash = node.drive.content_hash();
+        let hash = node.drive.state().content_hash();
         let (known, by) = *self.hashes.entry(index).or_insert((hash, id));
         if known != hash {
             self.find(

@@ -1,0 +1,315 @@
+//! What `scripts/simulate` does: runs many seeds on several threads, adds up what they report, and
+//! tells how to run one that failed again.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::faults::Kind;
+use super::run::{Options, Report, run};
+use super::wires::Counts;
+use crate::env::{Clock, SystemClock};
+use crate::probe::{self, Defect, Path};
+
+const USAGE: &str =
+    "usage: scripts/simulate [--seeds N] [--from S] [--minutes M] [--seconds V] [--threads T]
+                        [--seed S [--trace]] [--defect NAME] [--defects]
+
+  --seeds N      run N seeds (200)
+  --from S       begin with seed S (1)
+  --minutes M    begin no seed after M minutes
+  --seconds V    let faults befall a world for V virtual seconds (40)
+  --threads T    worlds side by side (as many as there are processors)
+  --seed S       run one seed
+  --trace        print what happens in it, line by line
+  --defect NAME  put a deliberate defect into the server
+  --defects      try every deliberate defect, and say in how many seeds each is found
+  --any-paths    do not ask for every rare path to have been taken";
+
+/// Seeds that each deliberate defect is looked for in.
+const SEEDS_PER_DEFECT: u64 = 40;
+
+#[derive(Clone, Debug)]
+struct Arguments {
+    seeds: Option<u64>,
+    from: u64,
+    minutes: Option<u64>,
+    seconds: u64,
+    threads: usize,
+    trace: bool,
+    one: bool,
+    defect: Option<Defect>,
+    defects: bool,
+    any_paths: bool,
+}
+
+fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
+    let mut arguments = Arguments {
+        seeds: None,
+        from: 1,
+        minutes: None,
+        seconds: 40,
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        trace: false,
+        one: false,
+        defect: None,
+        defects: false,
+        any_paths: false,
+    };
+    while let Some(word) = words.next() {
+        let mut number = || {
+            let value = words.next().unwrap_or_default();
+            value
+                .parse::<u64>()
+                .map_err(|_| format!("{word} needs a number, not '{value}'"))
+        };
+        match word.as_str() {
+            "--seeds" => arguments.seeds = Some(number()?),
+            "--from" => arguments.from = number()?,
+            "--minutes" => arguments.minutes = Some(number()?),
+            "--seconds" => arguments.seconds = number()?,
+            "--threads" => arguments.threads = number()?.max(1) as usize,
+            "--seed" => {
+                arguments.from = number()?;
+                arguments.seeds = Some(1);
+                arguments.one = true;
+            }
+            "--trace" => arguments.trace = true,
+            "--defects" => arguments.defects = true,
+            "--any-paths" => arguments.any_paths = true,
+            "--defect" => {
+                let name = words.next().unwrap_or_default();
+                let found = Defect::ALL.iter().find(|defect| defect.name() == name);
+                let names: Vec<_> = Defect::ALL.iter().map(|defect| defect.name()).collect();
+                arguments.defect = Some(*found.ok_or_else(|| {
+                    format!(
+                        "there is no defect '{name}'; there are {}",
+                        names.join(", ")
+                    )
+                })?);
+            }
+            _ => return Err(format!("there is no option '{word}'\n{USAGE}")),
+        }
+    }
+    Ok(arguments)
+}
+
+/// All seeds together.
+#[derive(Default)]
+struct Sum {
+    seeds: u64,
+    virtual_ns: u64,
+    steps: u64,
+    operations: u64,
+    unknown: u64,
+    watch_events: u64,
+    entries: u64,
+    faults: BTreeMap<Kind, u64>,
+    wires: Counts,
+    paths: BTreeMap<Path, u64>,
+    failed: Vec<(u64, Vec<String>)>,
+}
+
+impl Sum {
+    fn add(&mut self, seed: u64, report: Report) {
+        self.seeds += 1;
+        self.virtual_ns += report.virtual_ns;
+        self.steps += report.steps;
+        self.operations += report.operations;
+        self.unknown += report.unknown;
+        self.watch_events += report.watch_events;
+        self.entries += report.entries;
+        for (kind, count) in report.faults {
+            *self.faults.entry(kind).or_default() += count;
+        }
+        self.wires.add(&report.wires);
+        for (path, count) in report.paths {
+            *self.paths.entry(path).or_default() += count;
+        }
+        if !report.findings.is_empty() {
+            let findings = report.findings.iter();
+            let findings = findings.map(|finding| format!("{}: {}", finding.what, finding.details));
+            self.failed.push((seed, findings.collect()));
+        }
+    }
+}
+
+/// Runs the seeds; calls `ended` after each, on the thread that ran it, with a lock held.
+fn run_seeds(arguments: &Arguments, ended: impl Fn(u64, &Report) + Sync) -> Sum {
+    let seeds = arguments.seeds.unwrap_or(match arguments.minutes {
+        Some(_) => u64::MAX - arguments.from,
+        None => 200,
+    });
+    let next = AtomicU64::new(arguments.from);
+    let end = arguments.from + seeds;
+    let clock = SystemClock::new();
+    let limit = arguments
+        .minutes
+        .map(|minutes| Duration::from_secs(60 * minutes));
+    let sum = Mutex::new(Sum::default());
+    let options = Options {
+        seconds: arguments.seconds,
+        print: arguments.trace,
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..arguments.threads.min(seeds as usize) {
+            scope.spawn(|| {
+                probe::inject(arguments.defect);
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end || limit.is_some_and(|limit| clock.now() > limit) {
+                        return;
+                    }
+                    let report = run(seed, options);
+                    if let Ok(mut sum) = sum.lock() {
+                        ended(seed, &report);
+                        sum.add(seed, report);
+                    }
+                }
+            });
+        }
+    });
+    let mut sum = sum.into_inner().unwrap_or_default();
+    sum.failed.sort();
+    sum
+}
+
+/// Runs what the words say; see `USAGE`.
+pub fn main(words: impl Iterator<Item = String>) -> ExitCode {
+    let arguments = match parse(words) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(2);
+        }
+    };
+    if arguments.defects {
+        return try_defects(&arguments);
+    }
+    let clock = SystemClock::new();
+    let sum = run_seeds(&arguments, |seed, report| tell(&arguments, seed, report));
+    print_sum(&sum, clock.now());
+    let missed: Vec<&str> = Path::ALL
+        .iter()
+        .filter(|path| !sum.paths.contains_key(path))
+        .map(|path| path.name())
+        .collect();
+    let standard = !arguments.any_paths && !arguments.one && arguments.defect.is_none();
+    if standard && !missed.is_empty() {
+        println!("paths that no seed took: {}", missed.join(", "));
+    }
+    match sum.failed.is_empty() && (missed.is_empty() || !standard) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+fn tell(arguments: &Arguments, seed: u64, report: &Report) {
+    if report.findings.is_empty() {
+        if arguments.one {
+            println!(
+                "seed {seed}: {} lines, hash {:016x}",
+                report.trace.0, report.trace.1
+            );
+        }
+        return;
+    }
+    println!("seed {seed} failed; its last events:");
+    for line in report.last_lines.iter().rev().take(25).rev() {
+        let short: String = line.chars().take(300).collect();
+        println!("    {short}");
+    }
+    for finding in &report.findings {
+        println!("  {}: {}", finding.what, finding.details);
+    }
+    let defect = arguments
+        .defect
+        .map(|defect| format!(" --defect {}", defect.name()));
+    println!(
+        "run it again: scripts/simulate --seed {seed} --seconds {}{} --trace",
+        arguments.seconds,
+        defect.unwrap_or_default()
+    );
+}
+
+fn print_sum(sum: &Sum, took: Duration) {
+    let hours = sum.virtual_ns as f64 / 3.6e12;
+    println!(
+        "{} seeds in {:.0} s: {hours:.2} virtual hours, {} steps, {} entries, {} requests ({} of unknown outcome), {} watch events",
+        sum.seeds,
+        took.as_secs_f64(),
+        sum.steps,
+        sum.entries,
+        sum.operations,
+        sum.unknown,
+        sum.watch_events
+    );
+    println!("faults:");
+    for kind in Kind::ALL {
+        let count = sum.faults.get(&kind).copied().unwrap_or_default();
+        println!("  {count:9} {}", kind.name());
+    }
+    println!("network: {:?}", sum.wires);
+    println!("rare paths:");
+    for path in Path::ALL {
+        let count = sum.paths.get(path).copied().unwrap_or_default();
+        println!("  {count:9} {}", path.name());
+    }
+    let seeds: Vec<String> = sum
+        .failed
+        .iter()
+        .map(|(seed, _)| seed.to_string())
+        .collect();
+    match seeds.is_empty() {
+        true => println!("every seed passed"),
+        false => println!("{} seeds failed: {}", seeds.len(), seeds.join(" ")),
+    }
+}
+
+/// Prints a table of the deliberate defects and in how many seeds each is found.
+fn try_defects(arguments: &Arguments) -> ExitCode {
+    let seeds = arguments.seeds.unwrap_or(SEEDS_PER_DEFECT);
+    println!("| defect | found in | of seeds | first | as |");
+    println!("|---|---|---|---|---|");
+    let mut survived = Vec::new();
+    for defect in Defect::ALL {
+        let arguments = Arguments {
+            seeds: Some(seeds),
+            defect: Some(*defect),
+            ..arguments.clone()
+        };
+        let sum = run_seeds(&arguments, |_, _| {});
+        let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
+        for (_, findings) in &sum.failed {
+            if let Some((what, _)) = findings.first().and_then(|one| one.split_once(": ")) {
+                *kinds.entry(what).or_default() += 1;
+            }
+        }
+        let mut kinds: Vec<_> = kinds.into_iter().collect();
+        kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let kinds: Vec<_> = kinds
+            .iter()
+            .map(|(what, count)| format!("{what} ({count})"))
+            .collect();
+        let first = sum.failed.first().map_or(0, |(seed, _)| *seed);
+        println!(
+            "| {} | {} | {} | {first} | {} |",
+            defect.name(),
+            sum.failed.len(),
+            sum.seeds,
+            kinds.join("; ")
+        );
+        if sum.failed.is_empty() {
+            survived.push(defect.name());
+        }
+    }
+    match survived.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => {
+            println!("not found: {}", survived.join(", "));
+            ExitCode::FAILURE
+        }
+    }
+}
