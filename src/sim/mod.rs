@@ -11,3 +11,4 @@ pub mod executor;
 pub mod history;
 pub mod random;
 pub mod states;
+pub mod wires;
