@@ -1,0 +1,283 @@
+//! The members of a world as the network sees them, and what lies between them.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::flight::{Cargo, Delay, Flight, Life};
+use super::{Counts, MAX_ON_A_LINK, Weather};
+use crate::env::Clock;
+use crate::error::Error;
+use crate::sim::executor::Tasks;
+use crate::sim::random::Random;
+use crate::transport::{Inbound, PeerMessage};
+use crate::types::MemberId;
+
+/// From whom to whom.
+pub type Link = (MemberId, MemberId);
+
+/// Who takes what comes to a member.
+#[derive(Clone)]
+pub struct Attached {
+    pub inbound: Arc<dyn Inbound>,
+    pub tasks: Arc<Tasks>,
+}
+
+/// One life of a member.
+pub struct Station {
+    pub life: u64,
+    pub clock: Arc<dyn Clock>,
+    pub peers: BTreeSet<MemberId>,
+    pub attached: Option<Attached>,
+    /// What came while the member was held.
+    pub waiting: VecDeque<Flight>,
+    /// Since when, by its clock, a peer has been connected.
+    pub connected: BTreeMap<MemberId, Duration>,
+}
+
+impl Station {
+    pub fn new(life: u64, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            life,
+            clock,
+            peers: BTreeSet::new(),
+            attached: None,
+            waiting: VecDeque::new(),
+            connected: BTreeMap::new(),
+        }
+    }
+}
+
+/// All that is behind the lock.
+pub struct Air {
+    pub random: Random,
+    pub weather: Weather,
+    /// What each link loses of a thousand, once it was used in this weather.
+    pub losses: BTreeMap<Link, u32>,
+    pub cut: BTreeSet<Link>,
+    pub stations: BTreeMap<MemberId, Station>,
+    /// Members that stand still, each since some number.
+    pub held: BTreeMap<MemberId, u64>,
+    /// Those of them that were found silent.
+    pub silent: BTreeSet<MemberId>,
+    /// By the moment at which they are due, and then in the order in which they began.
+    pub flying: BTreeMap<(u64, u64), Flight>,
+    on_link: BTreeMap<Link, usize>,
+    /// Snapshots of which the sender has not heard yet.
+    pub transfers: BTreeMap<Link, u64>,
+    last_number: u64,
+    pub most_in_flight: usize,
+    pub counts: Counts,
+}
+
+impl Air {
+    pub fn new(random: Random) -> Self {
+        Self {
+            random,
+            weather: Weather::default(),
+            losses: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            stations: BTreeMap::new(),
+            held: BTreeMap::new(),
+            silent: BTreeSet::new(),
+            flying: BTreeMap::new(),
+            on_link: BTreeMap::new(),
+            transfers: BTreeMap::new(),
+            last_number: 0,
+            most_in_flight: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    /// A number that was never given before.
+    pub fn new_life(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    /// The member as it lives now; a life of number 0 where it does not.
+    pub fn life(&self, member: MemberId) -> Life {
+        let number = self.stations.get(&member).map_or(0, |one| one.life);
+        Life { member, number }
+    }
+
+    pub fn lives(&self, life: Life) -> bool {
+        self.stations
+            .get(&life.member)
+            .is_some_and(|station| station.life == life.number)
+    }
+
+    /// Who takes what comes to this life, if it is there and takes anything.
+    pub fn attached(&self, life: Life) -> Option<&Attached> {
+        let station = self.stations.get(&life.member)?;
+        let attached = station.attached.as_ref()?;
+        (station.life == life.number).then_some(attached)
+    }
+
+    pub fn is_whole(&self, one: MemberId, other: MemberId) -> bool {
+        !self.cut.contains(&(one, other)) && !self.cut.contains(&(other, one))
+    }
+
+    /// Whether the link loses what passes it now.
+    pub fn loses(&mut self, link: Link) -> bool {
+        let most = u64::from(self.weather.loss_per_mille) * 2;
+        let Self { losses, random, .. } = self;
+        let loss = losses
+            .entry(link)
+            .or_insert_with(|| random.between(0, most).min(1_000) as u32);
+        random.chance(*loss)
+    }
+
+    /// How long a message takes now.
+    pub fn message_delay(&mut self) -> u64 {
+        let slow = self.random.chance(self.weather.slow_per_mille);
+        self.counts.delayed_long += u64::from(slow);
+        let delay = if slow { Delay::Slow } else { Delay::Usual };
+        delay.draw(&mut self.random)
+    }
+
+    pub fn launch(&mut self, due_ns: u64, flight: Flight) {
+        if flight.is_on_a_link() {
+            let link = (flight.from.member, flight.to.member);
+            *self.on_link.entry(link).or_default() += 1;
+        }
+        self.relaunch(due_ns, flight);
+        self.most_in_flight = self.most_in_flight.max(self.in_flight());
+    }
+
+    /// Launches what is counted on its link already.
+    pub fn relaunch(&mut self, due_ns: u64, flight: Flight) {
+        let number = self.new_life();
+        self.flying.insert((due_ns, number), flight);
+    }
+
+    /// Takes a flight off its link.
+    pub fn landed(&mut self, flight: &Flight) {
+        let link = (flight.from.member, flight.to.member);
+        if flight.is_on_a_link()
+            && let Some(count) = self.on_link.get_mut(&link)
+        {
+            *count = count.saturating_sub(1);
+        }
+    }
+
+    pub fn is_full(&self, link: Link) -> bool {
+        self.on_link
+            .get(&link)
+            .is_some_and(|count| *count >= MAX_ON_A_LINK)
+    }
+
+    pub fn in_flight(&self) -> usize {
+        let waiting = self.stations.values().map(|one| one.waiting.len());
+        self.flying.len() + waiting.sum::<usize>()
+    }
+
+    /// Has a member's own network tell it something, after a moment.
+    pub fn tell(&mut self, member: MemberId, cargo: Cargo, now_ns: u64) {
+        let to = self.life(member);
+        let due_ns = now_ns + Delay::Notice.draw(&mut self.random);
+        let from = to;
+        self.launch(due_ns, Flight { from, to, cargo });
+    }
+
+    /// Has some of a member's peers hear that it is gone.
+    pub fn spread_unreachable(&mut self, member: MemberId, now_ns: u64, per_mille: u32) {
+        let knowing = self.stations.iter();
+        let knowing = knowing.filter(|(_, station)| station.peers.contains(&member));
+        let knowing: Vec<MemberId> = knowing.map(|(peer, _)| *peer).collect();
+        for peer in knowing {
+            if self.random.chance(per_mille) {
+                self.tell(peer, Cargo::Unreachable(member), now_ns);
+            }
+        }
+    }
+
+    /// What was sent did not arrive, and will not: its sender may hear so.
+    pub fn lost(&mut self, from: Life, to: MemberId, messages: Vec<PeerMessage>, now_ns: u64) {
+        self.counts.lost += messages.len() as u64;
+        if !self.lives(from) {
+            return;
+        }
+        let refused = refusals(&messages, Error::NoLeader);
+        if !refused.is_empty() && self.random.chance(500) {
+            self.counts.refused += refused.len() as u64;
+            let (peer, messages) = (to, refused);
+            self.tell(from.member, Cargo::Refused { peer, messages }, now_ns);
+        }
+        if self.random.chance(150) {
+            self.tell(from.member, Cargo::Unreachable(to), now_ns);
+        }
+    }
+
+    /// Breaks off the snapshots that a member sends. What is returned is to be dropped without
+    /// the lock.
+    pub fn ground_snapshots(&mut self, member: MemberId) -> Vec<Flight> {
+        let sent = |flight: &Flight| {
+            flight.from.member == member && matches!(flight.cargo, Cargo::Snapshot { .. })
+        };
+        let keys: Vec<_> = self
+            .flying
+            .iter()
+            .filter(|(_, flight)| sent(flight))
+            .map(|(key, _)| *key)
+            .collect();
+        let mut fallen: Vec<Flight> = Vec::new();
+        for key in keys {
+            fallen.extend(self.flying.remove(&key));
+        }
+        for station in self.stations.values_mut() {
+            let (sent, kept): (VecDeque<_>, VecDeque<_>) =
+                station.waiting.drain(..).partition(|flight| sent(flight));
+            station.waiting = kept;
+            fallen.extend(sent);
+        }
+        for flight in &fallen {
+            self.landed(flight);
+        }
+        self.counts.snapshots_cut += fallen.len() as u64;
+        self.transfers.retain(|(from, _), _| *from != member);
+        fallen
+    }
+
+    /// Finds anew who is connected with whom.
+    pub fn reconnect(&mut self) {
+        let here = |member: &MemberId| {
+            let station = self.stations.get(member)?;
+            let there = station.attached.is_some() && !self.silent.contains(member);
+            there.then_some(station)
+        };
+        let mut connected = Vec::new();
+        for member in self.stations.keys() {
+            let Some(station) = here(member) else {
+                continue;
+            };
+            let peers = station.peers.iter().filter(|peer| {
+                here(peer).is_some_and(|other| other.peers.contains(member))
+                    && self.is_whole(*member, **peer)
+            });
+            connected.push((*member, peers.copied().collect::<BTreeSet<_>>()));
+        }
+        let mut connected: BTreeMap<_, _> = connected.into_iter().collect();
+        for (member, station) in &mut self.stations {
+            let peers = connected.remove(member).unwrap_or_default();
+            station.connected.retain(|peer, _| peers.contains(peer));
+            let now = station.clock.now();
+            for peer in peers {
+                station.connected.entry(peer).or_insert(now);
+            }
+        }
+    }
+}
+
+/// What those who forwarded these are told.
+pub fn refusals(messages: &[PeerMessage], error: Error) -> Vec<PeerMessage> {
+    let refusal = |message: &PeerMessage| match message {
+        PeerMessage::Forwarded(forwarded) => Some(PeerMessage::Refused {
+            request_id: forwarded.request_id,
+            term: forwarded.term,
+            error,
+        }),
+        _ => None,
+    };
+    messages.iter().filter_map(refusal).collect()
+}

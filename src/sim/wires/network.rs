@@ -1,0 +1,289 @@
+//! The network as one life of a member sees it, and how what it says begins to fly.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::flight::{Cargo, Delay, Flight, Life};
+use super::line::{Air, refusals};
+use super::{Attached, Wires};
+use crate::env::{Boxed, Clock, timeout};
+use crate::error::Error;
+use crate::proto::etchedpeer::{Answer, Question};
+use crate::raft::Message;
+use crate::transport::{Network, Peer, PeerMessage, SnapshotDir};
+use crate::types::MemberId;
+
+/// What breaks of the snapshots on their way even in fine weather, of a thousand.
+const BREAKS_PER_MILLE: u32 = 20;
+
+/// See the module.
+pub struct SimNetwork {
+    wires: Weak<Wires>,
+    life: Life,
+    clock: Arc<dyn Clock>,
+}
+
+impl SimNetwork {
+    pub(super) fn new(
+        wires: Weak<Wires>,
+        member: MemberId,
+        number: u64,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            wires,
+            life: Life { member, number },
+            clock,
+        }
+    }
+}
+
+impl Network for SimNetwork {
+    fn send(&self, to: MemberId, messages: Vec<PeerMessage>) {
+        if let Some(wires) = self.wires.upgrade() {
+            wires.send(self.life, to, messages);
+        }
+    }
+
+    fn send_snapshot(&self, message: Message, files: Arc<SnapshotDir>) {
+        if let Some(wires) = self.wires.upgrade() {
+            wires.send_snapshot(self.life, message, files);
+        }
+    }
+
+    fn set_peers(&self, peers: Vec<Peer>) {
+        let Some(wires) = self.wires.upgrade() else {
+            return;
+        };
+        let mut air = wires.air.lock();
+        if air.lives(self.life)
+            && let Some(station) = air.stations.get_mut(&self.life.member)
+        {
+            let members = peers.iter().map(|peer| peer.member);
+            station.peers = members.filter(|peer| *peer != self.life.member).collect();
+            air.reconnect();
+        }
+    }
+
+    fn ask(
+        &self,
+        member: MemberId,
+        question: Question,
+        limit: Duration,
+    ) -> Boxed<Result<Answer, Error>> {
+        let (wires, life, clock) = (self.wires.clone(), self.life, self.clock.clone());
+        Box::pin(async move {
+            let fate = match wires.upgrade() {
+                Some(wires) => wires.ask(life, member, question),
+                None => Fate::NotConnected,
+            };
+            let (answer, patient) = match fate {
+                Fate::NotConnected => return Err(Error::NoLeader),
+                Fate::Silent(error) => {
+                    clock.sleep(limit).await;
+                    return Err(error);
+                }
+                Fate::Asked { answer, patient } => (answer, patient),
+            };
+            let answered = async {
+                match answer.await {
+                    Ok(answer) => answer,
+                    Err(_) if patient => std::future::pending().await,
+                    Err(_) => Err(Error::Timeout),
+                }
+            };
+            let answered = timeout(clock.as_ref(), limit, answered).await;
+            answered.unwrap_or(Err(Error::Timeout))
+        })
+    }
+
+    fn active_since(&self, member: MemberId) -> Option<Duration> {
+        let wires = self.wires.upgrade()?;
+        let air = wires.air.lock();
+        let station = air.stations.get(&self.life.member)?;
+        let connected = station.connected.get(&member).copied();
+        connected.filter(|_| station.life == self.life.number)
+    }
+}
+
+/// What becomes of a question.
+enum Fate {
+    NotConnected,
+    /// Nothing is heard until the limit, and then this.
+    Silent(Error),
+    Asked {
+        /// Closed where no answer will come.
+        answer: oneshot::Receiver<Result<Answer, Error>>,
+        /// Whoever asks does not notice a broken connection.
+        patient: bool,
+    },
+}
+
+/// What a member hears of messages within the very call that sends them.
+struct Unsent {
+    attached: Option<Attached>,
+    to: MemberId,
+    messages: Vec<PeerMessage>,
+    error: Error,
+}
+
+impl Unsent {
+    fn report(self) {
+        let Some(Attached { inbound, .. }) = self.attached else {
+            return;
+        };
+        let raft = |message: &PeerMessage| matches!(message, PeerMessage::Raft(_));
+        if self.messages.iter().any(raft) {
+            inbound.unreachable(self.to);
+        }
+        let refused = refusals(&self.messages, self.error);
+        if !refused.is_empty() {
+            inbound.received(self.to, refused);
+        }
+    }
+}
+
+impl Wires {
+    fn send(&self, from: Life, to: MemberId, messages: Vec<PeerMessage>) {
+        let now_ns = self.time.now_ns();
+        let mut air = self.air.lock();
+        if !air.lives(from) || messages.is_empty() {
+            return;
+        }
+        let mut unsent = Unsent {
+            attached: air.attached(from).cloned(),
+            to,
+            messages: Vec::new(),
+            error: Error::NoLeader,
+        };
+        let peers = air.stations.get(&from.member).map(|one| &one.peers);
+        if peers.is_none_or(|peers| !peers.contains(&to)) {
+            unsent.messages = messages;
+        } else {
+            unsent.error = Error::TooManyRequests;
+            // A batch stays together, or each of its messages goes its own way.
+            let together = air.random.chance(500);
+            let groups = match together {
+                true => vec![messages],
+                false => messages.into_iter().map(|one| vec![one]).collect(),
+            };
+            for group in groups {
+                unsent
+                    .messages
+                    .extend(air.send_group(from, to, group, now_ns));
+            }
+        }
+        drop(air);
+        unsent.report();
+    }
+
+    fn send_snapshot(&self, from: Life, message: Message, files: Arc<SnapshotDir>) {
+        let now_ns = self.time.now_ns();
+        let mut air = self.air.lock();
+        if !air.lives(from) {
+            return;
+        }
+        air.counts.snapshots_sent += 1;
+        let to = air.life(MemberId(message.to));
+        let link = (from.member, to.member);
+        let known = air.stations.get(&from.member);
+        let known = known.is_some_and(|one| one.peers.contains(&to.member));
+        let reachable = known && air.attached(to).is_some() && air.is_whole(link.0, link.1);
+        if !reachable || air.transfers.contains_key(&link) {
+            air.counts.snapshots_cut += 1;
+            let cargo = Cargo::SnapshotSent {
+                to: to.member,
+                number: 0,
+                taken: false,
+            };
+            air.tell(from.member, cargo, now_ns);
+            return;
+        }
+        let number = air.new_life();
+        air.transfers.insert(link, number);
+        let breaks = BREAKS_PER_MILLE + 4 * air.weather.loss_per_mille;
+        let breaks = air.random.chance(breaks.min(800));
+        let due_ns = now_ns + Delay::Transfer.draw(&mut air.random);
+        let cargo = Cargo::Snapshot {
+            message,
+            files,
+            number,
+            breaks,
+        };
+        air.launch(due_ns, Flight { from, to, cargo });
+    }
+
+    fn ask(&self, from: Life, to: MemberId, question: Question) -> Fate {
+        let now_ns = self.time.now_ns();
+        let mut air = self.air.lock();
+        air.counts.questions += 1;
+        let station = air.stations.get(&from.member);
+        let known = station.is_some_and(|one| one.life == from.number && one.peers.contains(&to));
+        if !known {
+            return Fate::NotConnected;
+        }
+        let link = (from.member, to);
+        let to = air.life(to);
+        if air.attached(to).is_none() || !air.is_whole(link.0, link.1) {
+            air.counts.questions_lost += 1;
+            return match air.random.below(3) {
+                0 => Fate::NotConnected,
+                // No connection could be made in time, or one was there that is dead.
+                1 => Fate::Silent(Error::NoLeader),
+                _ => Fate::Silent(Error::Timeout),
+            };
+        }
+        let (answer_to, answer) = oneshot::channel();
+        let patient = air.random.chance(500);
+        if air.is_full(link) || air.loses(link) {
+            air.counts.questions_lost += 1;
+        } else {
+            let due_ns = now_ns + air.message_delay();
+            let cargo = Cargo::Question {
+                question,
+                answer_to,
+            };
+            air.launch(due_ns, Flight { from, to, cargo });
+        }
+        Fate::Asked { answer, patient }
+    }
+}
+
+impl Air {
+    /// Returns what found no room.
+    fn send_group(
+        &mut self,
+        from: Life,
+        to: MemberId,
+        messages: Vec<PeerMessage>,
+        now_ns: u64,
+    ) -> Vec<PeerMessage> {
+        let link = (from.member, to);
+        if self.is_full(link) {
+            self.counts.overflowed += messages.len() as u64;
+            return messages;
+        }
+        let to = self.life(to);
+        let nobody = self.attached(to).is_none() || self.cut.contains(&link);
+        if nobody || self.loses(link) {
+            self.lost(from, to.member, messages, now_ns);
+            return Vec::new();
+        }
+        let duplicates = self.weather.duplicates_per_mille;
+        for message in &messages {
+            // What else there is travels on a stream, which repeats nothing.
+            if matches!(message, PeerMessage::Raft(_)) && self.random.chance(duplicates) {
+                self.counts.duplicated += 1;
+                let due_ns = now_ns + self.message_delay();
+                let cargo = Cargo::Messages(vec![message.clone()]);
+                self.launch(due_ns, Flight { from, to, cargo });
+            }
+        }
+        let due_ns = now_ns + self.message_delay();
+        let cargo = Cargo::Messages(messages);
+        self.launch(due_ns, Flight { from, to, cargo });
+        Vec::new()
+    }
+}
