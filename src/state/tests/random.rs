@@ -9,7 +9,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::member::{Logged, Member};
-use super::model::Model;
 use super::{restarts, show};
 use crate::error::Error;
 use crate::mvcc::history::{PageLimit, WithPrevious};
@@ -24,6 +23,7 @@ use crate::proto::etcdserverpb::{
 };
 use crate::proto::{Event, KeyValue};
 use crate::state::lease::attached_keys;
+use crate::state::model::Model;
 use crate::state::{Group, kv, txn};
 use crate::storage::memory::MemoryEngine;
 use crate::types::LeaseId;
@@ -333,7 +333,11 @@ impl Pair {
         assert_eq!(leases, self.model.leases);
         for id in 1..=LEASES {
             let keys = attached_keys(member.engine.latest(), LeaseId(id)).expect("reads");
-            assert_eq!(keys, self.model.attached(id), "keys of lease {id}");
+            assert_eq!(
+                keys,
+                self.model.attached(id, self.model.head),
+                "keys of lease {id}"
+            );
         }
     }
 
@@ -344,7 +348,7 @@ impl Pair {
         let read = kv::range_read(&request).expect("is valid");
         let ours = refused(snapshot.range(&read))
             .map(|ranged| show::range(&kv::range_response(ranged, head)));
-        let theirs = self.model.range(&request, head);
+        let theirs = self.model.range(&request, self.model.now());
         assert_eq!(ours, theirs.map(|range| show::range(&range)), "{request:?}");
     }
 
@@ -356,7 +360,7 @@ impl Pair {
         }
         assert!(txn::is_read_only(&request));
         let ours = refused(txn::read(&member.snapshot(), &request));
-        let theirs = self.model.txn(&request);
+        let theirs = self.model.read_txn(&request, self.model.now());
         let show = |txn| show::txn(&txn);
         assert_eq!(ours.map(show), theirs.map(show), "{request:?}");
     }
