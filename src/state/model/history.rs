@@ -17,13 +17,6 @@ pub struct Changed {
 }
 
 impl Changed {
-    /// Whether a compaction to that revision takes the change out of the history. A delete at
-    /// the compacted revision itself stays.
-    pub fn is_gone(&self, compacted: i64) -> bool {
-        let superseded = self.superseded_at.is_some_and(|next| next <= compacted);
-        self.revision.main < compacted || (self.event.r#type == 0 && superseded)
-    }
-
     /// Whether the pair before it can still be shown after a compaction to that revision.
     pub fn shows_previous(&self, compacted: i64) -> bool {
         self.revision.main > compacted

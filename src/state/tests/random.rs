@@ -346,10 +346,11 @@ impl Pair {
         let request = self.random.range_read(head);
         let snapshot = member.snapshot();
         let read = kv::range_read(&request).expect("is valid");
-        let ours = refused(snapshot.range(&read))
-            .map(|ranged| show::range(&kv::range_response(ranged, head)));
+        let ours = refused(snapshot.range(&read)).map(|ranged| kv::range_response(ranged, head));
         let theirs = self.model.range(&request, self.model.now());
-        assert_eq!(ours, theirs.map(|range| show::range(&range)), "{request:?}");
+        let shown = |range: &Result<_, _>| range.as_ref().map(show::range).map_err(|e| *e);
+        assert_eq!(shown(&ours), shown(&theirs), "{request:?}");
+        assert_eq!(ours, theirs, "the encodings of {request:?}");
     }
 
     fn compare_txn(&mut self, member: &Member) {
@@ -361,8 +362,9 @@ impl Pair {
         assert!(txn::is_read_only(&request));
         let ours = refused(txn::read(&member.snapshot(), &request));
         let theirs = self.model.read_txn(&request, self.model.now());
-        let show = |txn| show::txn(&txn);
-        assert_eq!(ours.map(show), theirs.map(show), "{request:?}");
+        let shown = |txn: &Result<_, _>| txn.as_ref().map(show::txn).map_err(|e| *e);
+        assert_eq!(shown(&ours), shown(&theirs), "{request:?}");
+        assert_eq!(ours, theirs, "the encodings of {request:?}");
     }
 
     fn compare_hash(&mut self, member: &Member) {
