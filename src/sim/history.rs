@@ -123,6 +123,10 @@ pub struct Applied {
 /// All that a world did.
 #[derive(Default)]
 pub struct History {
+    /// The members that founded the cluster, all of them voters.
+    pub founders: Vec<MemberId>,
+    /// Members compact by themselves: a compaction need not come from a client.
+    pub auto_compaction: bool,
     /// In the order of their returns.
     pub operations: Vec<Operation>,
     pub watches: Vec<Watched>,

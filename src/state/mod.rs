@@ -12,6 +12,8 @@ pub mod kv;
 pub mod lease;
 pub mod machine;
 pub mod membership;
+#[cfg(any(test, feature = "simulation"))]
+pub mod model;
 #[cfg(test)]
 mod tests;
 pub mod txn;

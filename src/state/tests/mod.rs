@@ -2,7 +2,6 @@
 
 mod language;
 mod member;
-mod model;
 mod random;
 mod restarts;
 mod rocks;

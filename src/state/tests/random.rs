@@ -9,7 +9,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::member::{Logged, Member};
-use super::model::Model;
 use super::{restarts, show};
 use crate::error::Error;
 use crate::mvcc::history::{PageLimit, WithPrevious};
@@ -24,6 +23,7 @@ use crate::proto::etcdserverpb::{
 };
 use crate::proto::{Event, KeyValue};
 use crate::state::lease::attached_keys;
+use crate::state::model::Model;
 use crate::state::{Group, kv, txn};
 use crate::storage::memory::MemoryEngine;
 use crate::types::LeaseId;
@@ -333,7 +333,11 @@ impl Pair {
         assert_eq!(leases, self.model.leases);
         for id in 1..=LEASES {
             let keys = attached_keys(member.engine.latest(), LeaseId(id)).expect("reads");
-            assert_eq!(keys, self.model.attached(id), "keys of lease {id}");
+            assert_eq!(
+                keys,
+                self.model.attached(id, self.model.head),
+                "keys of lease {id}"
+            );
         }
     }
 
@@ -342,10 +346,11 @@ impl Pair {
         let request = self.random.range_read(head);
         let snapshot = member.snapshot();
         let read = kv::range_read(&request).expect("is valid");
-        let ours = refused(snapshot.range(&read))
-            .map(|ranged| show::range(&kv::range_response(ranged, head)));
-        let theirs = self.model.range(&request, head);
-        assert_eq!(ours, theirs.map(|range| show::range(&range)), "{request:?}");
+        let ours = refused(snapshot.range(&read)).map(|ranged| kv::range_response(ranged, head));
+        let theirs = self.model.range(&request, self.model.now());
+        let shown = |range: &Result<_, _>| range.as_ref().map(show::range).map_err(|e| *e);
+        assert_eq!(shown(&ours), shown(&theirs), "{request:?}");
+        assert_eq!(ours, theirs, "the encodings of {request:?}");
     }
 
     fn compare_txn(&mut self, member: &Member) {
@@ -356,9 +361,10 @@ impl Pair {
         }
         assert!(txn::is_read_only(&request));
         let ours = refused(txn::read(&member.snapshot(), &request));
-        let theirs = self.model.txn(&request);
-        let show = |txn| show::txn(&txn);
-        assert_eq!(ours.map(show), theirs.map(show), "{request:?}");
+        let theirs = self.model.read_txn(&request, self.model.now());
+        let shown = |txn: &Result<_, _>| txn.as_ref().map(show::txn).map_err(|e| *e);
+        assert_eq!(shown(&ours), shown(&theirs), "{request:?}");
+        assert_eq!(ours, theirs, "the encodings of {request:?}");
     }
 
     fn compare_hash(&mut self, member: &Member) {

@@ -1,0 +1,207 @@
+//! What leases promise about time: none ends early, and none is kept for long.
+//!
+//! The leader's clock decides when a lease ends, and it may run fast or slow a little. A renewal
+//! counts from the moment when its client called, since the leader may have done it at once; for
+//! how long a lease may be kept it counts until it was answered, or given up.
+
+use std::collections::BTreeMap;
+
+use super::findings::{self, Findings, moment};
+use super::reads::Order;
+use super::replay::{Life, Place, Replay};
+use super::writes::Origins;
+use crate::sim::history::{Answer, Asked, History, Moment, Operation, Outcome};
+
+/// How much faster than the world's time a member's clock may run, in millionths.
+pub const MAX_DRIFT_PPM: u64 = 10_000;
+/// How much later than twice its time to live a lease is gone, in nanoseconds, while nothing is
+/// amiss: a request that its client gave up may still renew it, and the leader looks at leases
+/// now and then.
+pub const KEPT_SLACK: Moment = 10 * SECOND;
+
+const SECOND: Moment = 1_000_000_000;
+
+pub fn check(
+    history: &History,
+    replay: &Replay,
+    origins: &Origins,
+    order: &Order,
+    findings: &mut Findings,
+) {
+    let leaders = new_leaders(replay);
+    let asks = asks_by_lease(history);
+    for life in replay.lives.values().flatten() {
+        let none = Vec::new();
+        let asked = asks.get(&life.id).unwrap_or(&none);
+        let lease = Lease {
+            history,
+            replay,
+            life,
+            asked,
+        };
+        lease.check_revoke(origins, findings);
+        lease.check_denials(order, findings);
+        lease.check_kept(&leaders, findings);
+    }
+}
+
+/// The moments at which leaders may have started all leases anew.
+fn new_leaders(replay: &Replay) -> Vec<Moment> {
+    let pairs = replay.steps.windows(2);
+    let changes = pairs.filter(|pair| pair[0].term != pair[1].term);
+    changes.map(|pair| pair[1].at).collect()
+}
+
+/// The renewals and questions about each lease, by number, in the order of their returns.
+fn asks_by_lease(history: &History) -> BTreeMap<i64, Vec<usize>> {
+    let mut asks = BTreeMap::<i64, Vec<usize>>::new();
+    for (number, operation) in history.operations.iter().enumerate() {
+        if let Asked::LeaseKeepAlive { id } | Asked::LeaseTimeToLive { id, .. } = operation.asked {
+            asks.entry(id).or_default().push(number);
+        }
+    }
+    asks
+}
+
+struct Lease<'a> {
+    history: &'a History,
+    replay: &'a Replay,
+    life: &'a Life,
+    /// The operations that asked about it.
+    asked: &'a [usize],
+}
+
+impl<'a> Lease<'a> {
+    fn operations(&self) -> impl Iterator<Item = (usize, &'a Operation)> + use<'a> {
+        let operations = &self.history.operations;
+        let asked = self.asked.iter();
+        asked.map(|number| (*number, &operations[*number]))
+    }
+
+    /// When it was granted, at the earliest.
+    fn granted_at(&self) -> Moment {
+        self.replay.moment(self.life.from)
+    }
+
+    /// The moment before which it cannot have ended, where it was last renewed at `renewed`.
+    fn lives_until(&self, renewed: Moment) -> Moment {
+        let mut ttl = seconds(self.life.ttl_s);
+        ttl -= ttl / 1_000_000 * MAX_DRIFT_PPM;
+        if self.life.checkpointed {
+            ttl = ttl.saturating_sub(SECOND);
+        }
+        renewed.saturating_add(ttl)
+    }
+
+    /// The last call of an acknowledged renewal among those that `counts` says count, or the
+    /// grant.
+    fn last_renewal(&self, counts: impl Fn(&Operation) -> bool) -> Moment {
+        let renewals = self.operations().map(|(_, operation)| operation);
+        let renewals = renewals.filter(|operation| renews(operation) == Some(true));
+        let calls = renewals
+            .filter(|operation| counts(operation))
+            .map(|operation| operation.called_at);
+        calls.fold(self.granted_at(), Moment::max)
+    }
+
+    fn check_revoke(&self, origins: &Origins, findings: &mut Findings) {
+        let Some(until) = self.life.until else {
+            return;
+        };
+        if origins.asked_by[until - 1].is_some() {
+            return;
+        }
+        let revoked_at = self.replay.moment(until);
+        let renewed = self.last_renewal(|operation| operation.called_at < revoked_at);
+        let lives_until = self.lives_until(renewed);
+        if revoked_at < lives_until {
+            findings.add("a lease was revoked early", || {
+                format!(
+                    "lease {:x} of {} s, last renewed at {}, was revoked at {}",
+                    self.life.id,
+                    self.life.ttl_s,
+                    moment(renewed),
+                    moment(revoked_at)
+                )
+            });
+        }
+    }
+
+    /// Looks at answers that say that there is no such lease.
+    fn check_denials(&self, order: &Order, findings: &mut Findings) {
+        for (number, operation) in self.operations() {
+            let denies = match &operation.outcome {
+                Outcome::Answered(Answer::LeaseKeepAlive { ttl }) => *ttl <= 0,
+                Outcome::Answered(Answer::LeaseTimeToLive(left)) => left.ttl < 0,
+                _ => false,
+            };
+            let there = self.is_there(order.lower[number], operation.returned_at);
+            if !denies || !there {
+                continue;
+            }
+            let renewed = self.last_renewal(|other| other.returned_at < operation.called_at);
+            if operation.returned_at < self.lives_until(renewed) {
+                findings.add("a lease was denied while it lived", || {
+                    let operation = findings::operation(operation);
+                    format!("{operation}; last renewed at {}", moment(renewed))
+                });
+            }
+        }
+    }
+
+    /// Whether it was there in every state from `from` to the newest at a moment.
+    fn is_there(&self, from: Place, moment: Moment) -> bool {
+        let last = self.replay.until(moment);
+        self.life.from <= from && self.life.until.is_none_or(|until| last < until)
+    }
+
+    /// Looks for a calm time in which nobody renewed it and it stayed.
+    fn check_kept(&self, leaders: &[Moment], findings: &mut Findings) {
+        let limit = seconds(self.life.ttl_s)
+            .saturating_mul(2)
+            .saturating_add(KEPT_SLACK);
+        let gone = self.life.until.map(|until| self.replay.moment(until));
+        let mut renewals: Vec<(Moment, Moment)> = self
+            .operations()
+            .filter(|(_, operation)| renews(operation) != Some(false))
+            .map(|(_, operation)| (operation.called_at, operation.returned_at))
+            .chain(leaders.iter().map(|at| (*at, *at)))
+            .collect();
+        renewals.sort_unstable();
+        for (calm_from, calm_to) in &self.history.calm {
+            let end = gone.map_or(*calm_to, |gone| gone.min(*calm_to));
+            let mut from = self.granted_at().max(*calm_from);
+            for (called_at, returned_at) in renewals.iter().copied().chain([(end, end)]) {
+                let to = called_at.min(end);
+                if to > from && to - from > limit {
+                    findings.add("a lease was kept for too long", || {
+                        format!(
+                            "lease {:x} of {} s was there from {} to {}",
+                            self.life.id,
+                            self.life.ttl_s,
+                            moment(from),
+                            moment(to)
+                        )
+                    });
+                    return;
+                }
+                from = from.max(returned_at);
+            }
+        }
+    }
+}
+
+/// Whether an operation renewed the lease; `None` where nobody knows.
+fn renews(operation: &Operation) -> Option<bool> {
+    match (&operation.asked, &operation.outcome) {
+        (Asked::LeaseKeepAlive { .. }, Outcome::Unknown) => None,
+        (Asked::LeaseKeepAlive { .. }, Outcome::Answered(Answer::LeaseKeepAlive { ttl })) => {
+            Some(*ttl > 0)
+        }
+        _ => Some(false),
+    }
+}
+
+fn seconds(ttl_s: i64) -> Moment {
+    (ttl_s.max(0) as u64).saturating_mul(SECOND)
+}

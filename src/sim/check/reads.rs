@@ -1,0 +1,300 @@
+//! Finds the state that every answer shows, and holds them all against real time.
+//!
+//! Whoever asks for a linearizable answer gets one from a state that is no older than any that
+//! was shown to anybody, in an answer or by a watch, before it asked. Operations are looked at in
+//! the order of their calls, and each is given the oldest state that could have answered it: so
+//! no choice made early rules out a later answer that another choice would allow.
+
+use std::collections::BTreeMap;
+
+use super::answers::{self, revision};
+use super::findings::{self, Findings};
+use super::replay::{Place, Replay};
+use super::writes::Origins;
+use crate::error::Error;
+use crate::proto::etcdserverpb::{LeaseTimeToLiveResponse, RangeRequest, TxnRequest};
+use crate::sim::history::{Answer, Asked, History, Moment, Operation, Outcome};
+use crate::state::model::At;
+use crate::state::txn::{is_read_only, is_serializable};
+
+/// How operations stand to the states.
+pub struct Order {
+    /// By operation: the newest state that was shown to anybody before it was called.
+    pub lower: Vec<Place>,
+}
+
+/// What is wrong with an answer.
+type Judged<T> = Result<T, &'static str>;
+
+pub fn check(
+    history: &History,
+    replay: &Replay,
+    origins: &Origins,
+    findings: &mut Findings,
+) -> Order {
+    let operations = &history.operations;
+    let mut calls: Vec<usize> = (0..operations.len()).collect();
+    calls.sort_by_key(|operation| operations[*operation].called_at);
+    let mut shown = Shown::by_watches(history, replay);
+    let mut order = Order {
+        lower: vec![0; operations.len()],
+    };
+    for number in calls {
+        let operation = &operations[number];
+        let lower = shown.before(operation);
+        order.lower[number] = lower;
+        let upper = replay.until(operation.returned_at);
+        let read = Read {
+            operation,
+            replay,
+            lower,
+            upper,
+        };
+        let place = match origins.place_of[number] {
+            Some(place) => Some(place).filter(|place| *place <= upper),
+            None => read.place().unwrap_or_else(|what| {
+                findings.add(what, || {
+                    let (from, to) = (replay.state(lower), replay.state(upper.max(lower)));
+                    let operation = findings::operation(operation);
+                    format!(
+                        "{operation}; states {lower} to {upper} at revisions {} to {} could answer",
+                        from.head, to.head
+                    )
+                });
+                None
+            }),
+        };
+        if let Some(place) = place.filter(|_| operation.outcome != Outcome::Unknown) {
+            shown.note(operation, place);
+        }
+    }
+    order
+}
+
+/// The states that were shown, and when.
+struct Shown {
+    /// Newest state first, so that the next to come is at the end.
+    by_watches: Vec<(Moment, Place)>,
+    /// By the moment of the return; the newest of each.
+    by_answers: BTreeMap<Moment, Place>,
+    of_client: BTreeMap<u32, Place>,
+    newest: Place,
+}
+
+impl Shown {
+    fn by_watches(history: &History, replay: &Replay) -> Self {
+        let mut by_watches = Vec::new();
+        for watched in &history.watches {
+            for (at, response) in &watched.responses {
+                let last = response.events.last();
+                let event = last.and_then(|event| event.decoded().ok()?.kv);
+                let revision = match event {
+                    Some(kv) => kv.mod_revision,
+                    None => revision(response.header.as_ref()),
+                };
+                let place = replay.first_with(revision);
+                if place <= replay.until(*at) {
+                    by_watches.push((*at, place));
+                }
+            }
+        }
+        by_watches.sort_unstable_by(|a, b| b.cmp(a));
+        Self {
+            by_watches,
+            by_answers: BTreeMap::new(),
+            of_client: BTreeMap::new(),
+            newest: 0,
+        }
+    }
+
+    /// The newest state that was shown before the operation was called, or to its client; calls
+    /// come in order.
+    fn before(&mut self, operation: &Operation) -> Place {
+        while let Some((at, place)) = self.by_watches.last()
+            && *at < operation.called_at
+        {
+            self.newest = self.newest.max(*place);
+            self.by_watches.pop();
+        }
+        while let Some(first) = self.by_answers.first_entry()
+            && *first.key() < operation.called_at
+        {
+            self.newest = self.newest.max(first.remove());
+        }
+        let own = self.of_client.get(&operation.client);
+        self.newest.max(own.copied().unwrap_or(0))
+    }
+
+    fn note(&mut self, operation: &Operation, place: Place) {
+        let newest = self.by_answers.entry(operation.returned_at).or_default();
+        *newest = place.max(*newest);
+        let own = self.of_client.entry(operation.client).or_default();
+        *own = place.max(*own);
+    }
+}
+
+/// An operation that no entry belongs to.
+struct Read<'a> {
+    operation: &'a Operation,
+    replay: &'a Replay,
+    /// The oldest state that may answer it, if it is linearizable.
+    lower: Place,
+    /// The newest state there was when it was answered.
+    upper: Place,
+}
+
+impl Read<'_> {
+    /// The oldest state that can have given the answer; `None` where it shows none.
+    fn place(&self) -> Judged<Option<Place>> {
+        let model = &self.replay.model;
+        match (&self.operation.asked, &self.operation.outcome) {
+            (_, Outcome::Unknown) => Ok(None),
+            (Asked::Range(request), Outcome::Answered(Answer::Range(ours))) => {
+                let at = revision(ours.header.as_ref());
+                self.answered(at, request.serializable, |state| {
+                    let theirs = model.range(request, state)?;
+                    Ok(answers::same_range(ours, &theirs))
+                })
+            }
+            (Asked::Txn(request), Outcome::Answered(Answer::Txn(ours)))
+                if is_read_only(request) =>
+            {
+                let at = revision(ours.header.as_ref());
+                self.answered(at, is_serializable(request), |state| {
+                    let theirs = model.read_txn(request, state)?;
+                    Ok(answers::same_txn(ours, &theirs))
+                })
+            }
+            (Asked::Range(request), Outcome::Refused(text)) => self.range_refused(request, text),
+            (Asked::Txn(request), Outcome::Refused(text)) if is_read_only(request) => {
+                self.txn_refused(request, text)
+            }
+            (
+                Asked::LeaseTimeToLive { id, keys },
+                Outcome::Answered(Answer::LeaseTimeToLive(ours)),
+            ) => match ours.ttl {
+                // Whether it may have ended without being revoked is a question of time.
+                ..0 => Ok(self.replay.no_lease_in(*id, self.lower, self.upper)),
+                _ => self.lease(*id, *keys, ours).map(Some),
+            },
+            (Asked::LeaseKeepAlive { id }, Outcome::Answered(Answer::LeaseKeepAlive { ttl })) => {
+                match ttl {
+                    ..=0 => Ok(self.replay.no_lease_in(*id, self.lower, self.upper)),
+                    ttl => self.renewed(*id, *ttl).map(Some),
+                }
+            }
+            // Writes that have no entry were judged with the others.
+            (_, Outcome::Refused(_)) => Ok(None),
+            (Asked::Range(_) | Asked::Txn(_), Outcome::Answered(_))
+            | (Asked::LeaseTimeToLive { .. }, Outcome::Answered(_))
+            | (Asked::LeaseKeepAlive { .. }, Outcome::Answered(_)) => {
+                Err("an answer is of another kind")
+            }
+            (_, Outcome::Answered(_)) => Ok(None),
+        }
+    }
+
+    /// Finds the state with newest revision `at` that gives the answer.
+    fn answered(
+        &self,
+        at: i64,
+        serializable: bool,
+        is_same: impl Fn(At) -> Result<bool, Error>,
+    ) -> Judged<Option<Place>> {
+        let first = self.replay.first_with(at);
+        if first > self.upper {
+            return Err("a read shows what was not done yet");
+        }
+        let lower = if serializable { 0 } else { self.lower };
+        if self.replay.state(lower).head > at {
+            return Err("a read is stale");
+        }
+        let mut seen = None;
+        for place in first.max(lower)..=self.upper {
+            let state = self.replay.state(place);
+            if state.head != at {
+                break;
+            }
+            if seen.replace(state) == Some(state) {
+                continue;
+            }
+            match is_same(state) {
+                Ok(true) => return Ok(Some(place)),
+                // No state of one revision shows anything else.
+                Ok(false) => return Err("a read's answer is wrong"),
+                Err(_) => {}
+            }
+        }
+        Err("a read shows what it may not")
+    }
+
+    fn range_refused(&self, request: &RangeRequest, text: &str) -> Judged<Option<Place>> {
+        let wanted = request.revision;
+        match Error::from_text(text) {
+            Some(Error::Compacted) => self.refused(request.serializable, |state| {
+                wanted > 0 && wanted < state.compacted
+            }),
+            Some(Error::FutureRevision) => {
+                self.refused(request.serializable, |state| wanted > state.head)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn txn_refused(&self, request: &TxnRequest, text: &str) -> Judged<Option<Place>> {
+        let Some(error @ (Error::Compacted | Error::FutureRevision)) = Error::from_text(text)
+        else {
+            return Ok(None);
+        };
+        let model = &self.replay.model;
+        self.refused(is_serializable(request), |state| {
+            model.read_txn(request, state) == Err(error)
+        })
+    }
+
+    /// Finds the first state in which a reason holds.
+    fn refused(&self, serializable: bool, holds: impl Fn(At) -> bool) -> Judged<Option<Place>> {
+        let lower = if serializable { 0 } else { self.lower };
+        let mut seen = None;
+        for place in lower..=self.upper {
+            let state = self.replay.state(place);
+            if seen.replace(state) != Some(state) && holds(state) {
+                return Ok(Some(place));
+            }
+        }
+        Err("a read was refused without reason")
+    }
+
+    fn renewed(&self, id: i64, ttl: i64) -> Judged<Place> {
+        let found = self.replay.lease_in(id, self.lower, self.upper);
+        let (place, life) = found.ok_or("a lease was renewed that was not there")?;
+        match life.ttl_s == ttl {
+            true => Ok(place),
+            false => Err("a lease's time to live is wrong"),
+        }
+    }
+
+    fn lease(&self, id: i64, keys: bool, ours: &LeaseTimeToLiveResponse) -> Judged<Place> {
+        let found = self.replay.lease_in(id, self.lower, self.upper);
+        let (place, life) = found.ok_or("a lease was shown that was not there")?;
+        if (ours.id, ours.granted_ttl) != (id, life.ttl_s) {
+            return Err("a lease's time to live is wrong");
+        }
+        let mut shown = ours.keys.clone();
+        shown.sort_unstable();
+        if !keys {
+            return match shown.is_empty() {
+                true => Ok(place),
+                false => Err("a lease's keys are wrong"),
+            };
+        }
+        let mut seen = None;
+        for place in place..=self.upper {
+            let head = self.replay.state(place).head;
+            if seen.replace(head) != Some(head) && self.replay.model.attached(id, head) == shown {
+                return Ok(place);
+            }
+        }
+        Err("a lease's keys are wrong")
+    }
+}

@@ -1,0 +1,252 @@
+//! The log done once more on the model.
+//!
+//! A *place* is a number of entries: state `n` is the one after the first `n` of them. The
+//! newest state that anybody can have seen at a moment follows from when the entries were first
+//! applied.
+
+use std::collections::BTreeMap;
+
+use super::findings::{self, Findings};
+use crate::error::Error;
+use crate::proto::etcdserverpb::{AlarmType, InternalRaftRequest};
+use crate::proto::etchedpeer::MemberChange;
+use crate::sim::history::{Applied, History, Moment, Payload};
+use crate::state::Response;
+use crate::state::machine::decode_request;
+use crate::state::model::{At, Changed, Members, Model};
+
+/// How many entries a state is behind the beginning.
+pub type Place = usize;
+
+/// What an entry asks for.
+#[derive(Clone, Debug)]
+pub enum Content {
+    Empty,
+    Request(Box<InternalRaftRequest>),
+    Member(MemberChange),
+    Unreadable,
+}
+
+/// What an entry means according to the model.
+#[derive(Clone, Debug)]
+pub enum Meant {
+    Response(Response),
+    /// The ids of the members after a change.
+    Members(Vec<u64>),
+}
+
+/// An entry, and what the model made of it.
+#[derive(Debug)]
+pub struct Step {
+    /// When it was first applied.
+    pub at: Moment,
+    pub index: u64,
+    pub term: u64,
+    pub content: Content,
+    pub result: Result<Meant, Error>,
+}
+
+/// The life of a lease.
+#[derive(Clone, Debug)]
+pub struct Life {
+    pub id: i64,
+    /// What it was granted for, in seconds.
+    pub ttl_s: i64,
+    /// The first place at which it is there.
+    pub from: Place,
+    /// The first place at which it is gone; `None` where it was not revoked.
+    pub until: Option<Place>,
+    /// What was left of it was stored, in whole seconds.
+    pub checkpointed: bool,
+}
+
+/// See the module.
+pub struct Replay {
+    /// After the last entry; it can be asked about any state before.
+    pub model: Model,
+    pub steps: Vec<Step>,
+    /// Every change of a key, in order.
+    pub changes: Vec<Changed>,
+    /// By id, each in order.
+    pub lives: BTreeMap<i64, Vec<Life>>,
+    /// One more than there are steps.
+    states: Vec<At>,
+    /// Whether the NOSPACE alarm is up, by place.
+    no_space: Vec<bool>,
+    /// The moments of the steps, never going back.
+    moments: Vec<Moment>,
+}
+
+impl Replay {
+    pub fn of(history: &History, findings: &mut Findings) -> Self {
+        let model = Model::new();
+        let mut replay = Self {
+            states: vec![model.now()],
+            no_space: vec![false],
+            model,
+            steps: Vec::with_capacity(history.entries.len()),
+            changes: Vec::new(),
+            lives: BTreeMap::new(),
+            moments: Vec::with_capacity(history.entries.len()),
+        };
+        let founders = history.founders.iter().map(|member| member.0);
+        let mut members = Members::founders(founders);
+        for (at, entry) in &history.entries {
+            let step = replay.take(*at, entry, &mut members);
+            replay.compare_with_last(&step, findings);
+            let last = replay.moments.last().copied().unwrap_or(0);
+            replay.moments.push(last.max(step.at));
+            replay.steps.push(step);
+        }
+        replay.changes = replay.model.changes();
+        replay
+    }
+
+    fn take(&mut self, at: Moment, entry: &Applied, members: &mut Members) -> Step {
+        let content = match &entry.payload {
+            Payload::Empty => Content::Empty,
+            Payload::Member(change) => Content::Member(change.clone()),
+            Payload::Request(bytes) => match decode_request(bytes.clone()) {
+                Ok(request) => Content::Request(Box::new(request)),
+                Err(_) => Content::Unreadable,
+            },
+        };
+        let result = match &content {
+            Content::Empty | Content::Unreadable => Ok(Meant::Response(Response::Done)),
+            Content::Request(request) => self.model.apply(request).map(Meant::Response),
+            Content::Member(change) => members
+                .apply(change)
+                .map(|()| Meant::Members(members.ids())),
+        };
+        self.states.push(self.model.now());
+        self.no_space.push(self.model.has_alarm(AlarmType::Nospace));
+        if let (Content::Request(request), Ok(_)) = (&content, &result) {
+            self.note_lease(request);
+        }
+        Step {
+            at,
+            index: entry.index,
+            term: entry.term,
+            content,
+            result,
+        }
+    }
+
+    /// Takes note of what a request that was just done did to leases.
+    fn note_lease(&mut self, request: &InternalRaftRequest) {
+        let place = self.states.len() - 1;
+        if let Some(grant) = &request.lease_grant {
+            self.lives.entry(grant.id).or_default().push(Life {
+                id: grant.id,
+                ttl_s: grant.ttl,
+                from: place,
+                until: None,
+                checkpointed: false,
+            });
+        }
+        let revoked = request.lease_revoke.as_ref().map(|revoke| revoke.id);
+        if let Some(life) = revoked.and_then(|id| self.lives.get_mut(&id)?.last_mut()) {
+            life.until = Some(place);
+        }
+        for checkpoint in request
+            .lease_checkpoint
+            .iter()
+            .flat_map(|all| &all.checkpoints)
+        {
+            if let Some(life) = self
+                .lives
+                .get_mut(&checkpoint.id)
+                .and_then(|lives| lives.last_mut())
+            {
+                life.checkpointed = true;
+            }
+        }
+    }
+
+    fn compare_with_last(&self, step: &Step, findings: &mut Findings) {
+        if matches!(step.content, Content::Unreadable) {
+            findings.add("an entry cannot be read", || findings::step(step));
+        }
+        let Some(last) = self.steps.last() else {
+            return;
+        };
+        let both = || format!("{}; behind {}", findings::step(step), findings::step(last));
+        if step.index != last.index + 1 {
+            findings.add("the log has a gap", both);
+        } else if step.term < last.term {
+            findings.add("the terms of the log go back", both);
+        } else if step.at < last.at {
+            findings.add("an entry was applied before the one before it", both);
+        }
+    }
+
+    /// The state after so many entries.
+    pub fn state(&self, place: Place) -> At {
+        self.states[place]
+    }
+
+    /// The last state there is.
+    pub fn end(&self) -> Place {
+        self.steps.len()
+    }
+
+    pub fn has_no_space(&self, place: Place) -> bool {
+        self.no_space[place]
+    }
+
+    /// The entry that ends in that state; `None` for the first one.
+    pub fn step(&self, place: Place) -> Option<&Step> {
+        self.steps.get(place.checked_sub(1)?)
+    }
+
+    /// The newest state that was there at a moment.
+    pub fn until(&self, moment: Moment) -> Place {
+        self.moments.partition_point(|at| *at <= moment)
+    }
+
+    /// The first state whose newest revision is `revision` or more; one behind the last where
+    /// there is none.
+    pub fn first_with(&self, revision: i64) -> Place {
+        self.states.partition_point(|state| state.head < revision)
+    }
+
+    /// Whether the history had been compacted to exactly that revision by a moment.
+    pub fn was_compacted_to(&self, revision: i64, by: Moment) -> bool {
+        let first = self
+            .states
+            .partition_point(|state| state.compacted < revision);
+        first <= self.until(by) && self.states[first].compacted == revision
+    }
+
+    /// When a state was first there.
+    pub fn moment(&self, place: Place) -> Moment {
+        match place {
+            0 => 0,
+            place => self.moments[place - 1],
+        }
+    }
+
+    /// The first place from `from` to `to` at which the lease is there, and its life.
+    pub fn lease_in(&self, id: i64, from: Place, to: Place) -> Option<(Place, &Life)> {
+        let lives = self.lives.get(&id)?;
+        lives.iter().find_map(|life| {
+            let first = life.from.max(from);
+            let there = first <= to && life.until.is_none_or(|until| first < until);
+            there.then_some((first, life))
+        })
+    }
+
+    /// The first place from `from` to `to` at which there is no such lease.
+    pub fn no_lease_in(&self, id: i64, from: Place, to: Place) -> Option<Place> {
+        let mut place = from;
+        for life in self.lives.get(&id).into_iter().flatten() {
+            if place < life.from {
+                break;
+            }
+            if life.until.is_none_or(|until| place < until) {
+                place = life.until?;
+            }
+        }
+        (place <= to).then_some(place)
+    }
+}

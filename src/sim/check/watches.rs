@@ -1,0 +1,331 @@
+//! Holds what watches were told against the changes: every event of the range from the start
+//! revision on, once, in order, no revision torn; or the truth that its history was compacted.
+//!
+//! Of each watch only the first broken promise is told: the rest mostly follows from it.
+
+use super::answers::revision;
+use super::findings::{self, Findings, moment};
+use super::replay::Replay;
+use crate::proto::Event;
+use crate::proto::etcdserverpb::WatchResponse;
+use crate::proto::etcdserverpb::watch_create_request::FilterType;
+use crate::sim::history::{History, Moment, Watched};
+use crate::state::model::Changed;
+
+pub fn check(history: &History, replay: &Replay, findings: &mut Findings) {
+    for watched in &history.watches {
+        if let Err((what, details)) = Watch::new(watched, replay).run() {
+            findings.add(what, || {
+                format!(
+                    "client {} watched member {} from {} on with {}: {details}",
+                    watched.client,
+                    watched.member,
+                    moment(watched.created_at),
+                    findings::shortened(&watched.create),
+                )
+            });
+        }
+    }
+}
+
+/// Which promise is broken, and how.
+type Broken = (&'static str, String);
+
+/// A watch, as far as its responses have been looked at.
+struct Watch<'a> {
+    watched: &'a Watched,
+    replay: &'a Replay,
+    /// What it has to be given, in order.
+    expected: Vec<&'a Changed>,
+    /// How many of them it was given.
+    given: usize,
+    /// The revision up to which it was told to have everything.
+    told: i64,
+    last_header: i64,
+    cancelled: bool,
+}
+
+impl<'a> Watch<'a> {
+    fn new(watched: &'a Watched, replay: &'a Replay) -> Self {
+        let created = watched.responses.first();
+        let head = created.map_or(0, |(_, created)| revision(created.header.as_ref()));
+        let first = match watched.create.start_revision {
+            ..=0 => head + 1,
+            start => start,
+        };
+        let behind = replay
+            .changes
+            .partition_point(|change| change.revision.main < first);
+        let changes = replay.changes[behind..].iter();
+        Self {
+            watched,
+            replay,
+            expected: changes
+                .filter(|change| is_wanted(watched, &change.event))
+                .collect(),
+            given: 0,
+            told: first - 1,
+            last_header: 0,
+            cancelled: false,
+        }
+    }
+
+    fn run(mut self) -> Result<(), Broken> {
+        let Some((at, created)) = self.watched.responses.first() else {
+            return match self.watched.to_the_end {
+                true => Err(("a watch was never answered", String::new())),
+                false => Ok(()),
+            };
+        };
+        if !created.created {
+            return Err(("a watch was never answered", shown(*at, created)));
+        }
+        if created.canceled {
+            return match may_be_refused(self.watched) {
+                true => Ok(()),
+                false => Err(("a watch was refused without reason", shown(*at, created))),
+            };
+        }
+        self.check_header(*at, created)?;
+        for number in 1..self.watched.responses.len() {
+            self.take(number)?;
+        }
+        let end = self.replay.state(self.replay.end()).compacted;
+        match self.next_certain(end) {
+            Some(missing) if self.watched.to_the_end && !self.cancelled => Err((
+                "a watch did not get its last events",
+                format!("at revision {}, {:?}", missing.revision, missing.event),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_header(&self, at: Moment, response: &WatchResponse) -> Result<(), Broken> {
+        let newest = self.replay.state(self.replay.until(at)).head;
+        match revision(response.header.as_ref()) > newest {
+            true => Err((
+                "a watch's header is ahead of the log",
+                format!(
+                    "{}, and revision {newest} is the newest",
+                    shown(at, response)
+                ),
+            )),
+            false => Ok(()),
+        }
+    }
+
+    fn take(&mut self, number: usize) -> Result<(), Broken> {
+        let (at, response) = &self.watched.responses[number];
+        let broken = |what| Err((what, shown(*at, response)));
+        if response.created {
+            return broken("a watch was created twice");
+        }
+        if self.cancelled && !response.events.is_empty() {
+            return broken("a cancelled watch went on");
+        }
+        if response.canceled {
+            self.cancelled = true;
+            return self.check_cancelled(*at, response);
+        }
+        self.check_header(*at, response)?;
+        let header = revision(response.header.as_ref());
+        if header < self.last_header {
+            return broken("a watch's revisions go back");
+        }
+        self.last_header = header;
+        for (place, event) in response.events.iter().enumerate() {
+            let Ok(event) = event.decoded() else {
+                return broken("an event cannot be read");
+            };
+            self.take_event(&event, header, (number, place))
+                .map_err(|what| (what, format!("{event:?} in {}", shown(*at, response))))?;
+        }
+        if response.fragment {
+            return match self.watched.create.fragment {
+                true => Ok(()),
+                false => broken("a response is split and was not to be"),
+            };
+        }
+        self.check_complete(number, header)?;
+        self.told = self.told.max(header);
+        Ok(())
+    }
+
+    /// The compacted revision when a response came.
+    fn compacted(&self, at: Moment) -> i64 {
+        self.replay.state(self.replay.until(at)).compacted
+    }
+
+    /// The next event that it must get. A change that a later one of the same transaction undid
+    /// goes with a compaction to the very revision.
+    fn next_certain(&self, compacted: i64) -> Option<&'a Changed> {
+        let mut left = self.expected[self.given..].iter();
+        left.find(|change| !is_lost(change, compacted)).copied()
+    }
+
+    fn take_event(
+        &mut self,
+        event: &Event,
+        header: i64,
+        (number, place): (usize, usize),
+    ) -> Result<(), &'static str> {
+        let at = self.watched.responses[number].0;
+        let compacted = self.compacted(at);
+        let left = &self.expected[self.given..];
+        let skipped = left
+            .iter()
+            .take_while(|change| is_lost(change, compacted) && !is_of(event, change));
+        let next = self.given + skipped.count();
+        let change = self.expected.get(next);
+        let Some(change) = change.filter(|change| is_of(event, change)) else {
+            return Err(self.judge_unexpected(event, (number, place)));
+        };
+        if change.revision.main > header {
+            return Err("an event is ahead of its header");
+        }
+        if event.kv != change.event.kv {
+            return Err("an event's pair is wrong");
+        }
+        let previous = change.event.prev_kv.as_ref();
+        let may_lack = !change.shows_previous(compacted);
+        let is_right = match &event.prev_kv {
+            _ if !self.watched.create.prev_kv => event.prev_kv.is_none(),
+            None => previous.is_none() || may_lack,
+            some => some.as_ref() == previous,
+        };
+        if !is_right {
+            return Err("an event's previous pair is wrong");
+        }
+        self.given = next + 1;
+        Ok(())
+    }
+
+    /// What is wrong with an event that is not the next one.
+    fn judge_unexpected(&self, event: &Event, from: (usize, usize)) -> &'static str {
+        let (given, left) = self.expected.split_at(self.given);
+        if given.iter().any(|change| is_of(event, change)) {
+            return "an event came twice";
+        }
+        if left.iter().any(|change| is_of(event, change)) {
+            return match left
+                .first()
+                .is_some_and(|next| self.comes_later(next, from))
+            {
+                true => "events are out of order",
+                false => "a watch missed an event",
+            };
+        }
+        match self
+            .replay
+            .changes
+            .iter()
+            .any(|change| is_of(event, change))
+        {
+            true => "an event is not for its watch",
+            false => "an event of nothing that was done",
+        }
+    }
+
+    /// Whether a change is told behind the event `place` of response `number`.
+    fn comes_later(&self, change: &Changed, (number, place): (usize, usize)) -> bool {
+        let responses = self.watched.responses.iter().enumerate().skip(number);
+        let mut events = responses.flat_map(|(other, (_, response))| {
+            let first = if other == number { place + 1 } else { 0 };
+            response.events.iter().skip(first)
+        });
+        events.any(|event| event.decoded().is_ok_and(|event| is_of(&event, change)))
+    }
+
+    /// Holds the header of a whole response against what was given with it and before.
+    fn check_complete(&self, number: usize, header: i64) -> Result<(), Broken> {
+        let (at, response) = &self.watched.responses[number];
+        let missing = self.next_certain(self.compacted(*at));
+        let Some(missing) = missing.filter(|missing| missing.revision.main <= header) else {
+            return Ok(());
+        };
+        let last = response.events.last();
+        let last = last.and_then(|event| event.decoded().ok()?.kv);
+        let main = missing.revision.main;
+        let is_torn = last.is_some_and(|kv| kv.mod_revision == main)
+            && self.comes_later(missing, (number, response.events.len()));
+        let what = match response.events.is_empty() {
+            _ if is_torn => "a revision is torn",
+            true => "progress was told ahead of an event",
+            false => "a watch missed an event",
+        };
+        Err((
+            what,
+            format!(
+                "{:?} is not there with {}",
+                missing.event,
+                shown(*at, response)
+            ),
+        ))
+    }
+
+    fn check_cancelled(&self, at: Moment, response: &WatchResponse) -> Result<(), Broken> {
+        let compacted = response.compact_revision;
+        let what = if compacted == 0 {
+            // A client that cancels its watch does not see it to the end.
+            match self.watched.to_the_end {
+                true => "a watch was cancelled without reason",
+                false => return Ok(()),
+            }
+        } else if !self.replay.was_compacted_to(compacted, at) {
+            "a watch was cancelled without a compaction"
+        } else if self.told + 1 >= compacted {
+            "a watch was cancelled though nothing of it was compacted"
+        } else {
+            return Ok(());
+        };
+        Err((what, shown(at, response)))
+    }
+}
+
+fn shown(at: Moment, response: &WatchResponse) -> String {
+    format!("at {} {}", moment(at), findings::shortened(response))
+}
+
+/// Whether an event tells of a change; what it tells is another question.
+fn is_of(event: &Event, change: &Changed) -> bool {
+    let (Some(ours), Some(theirs)) = (&event.kv, &change.event.kv) else {
+        return false;
+    };
+    event.r#type == change.event.r#type
+        && ours.mod_revision == change.revision.main
+        && ours.key == theirs.key
+}
+
+/// Whether a compaction may have taken the change away from a watch that starts right there: a
+/// later one of the same transaction undid it.
+fn is_lost(change: &Changed, compacted: i64) -> bool {
+    let main = change.revision.main;
+    change.event.r#type == 0 && change.superseded_at == Some(main) && main <= compacted
+}
+
+fn is_wanted(watched: &Watched, event: &Event) -> bool {
+    let create = &watched.create;
+    let filter = match event.r#type {
+        0 => FilterType::Noput,
+        _ => FilterType::Nodelete,
+    };
+    let key = event.kv.as_ref().map_or(&[][..], |kv| &kv.key);
+    let from: &[u8] = match create.key.is_empty() {
+        true => &[0],
+        false => &create.key,
+    };
+    let is_inside = match create.range_end.as_ref() {
+        [] => key == from,
+        [0] => from <= key,
+        end => from <= key && key < end,
+    };
+    is_inside && !create.filters.contains(&(filter as i32))
+}
+
+/// Whether a watch can be refused: for a start that never was, an empty range, or an id that is
+/// taken.
+fn may_be_refused(watched: &Watched) -> bool {
+    let create = &watched.create;
+    let is_empty = !matches!(create.range_end.as_ref(), [] | [0]) && create.range_end <= create.key;
+    create.start_revision < 0 || is_empty || create.watch_id != 0
+}

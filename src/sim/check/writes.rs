@@ -1,0 +1,334 @@
+//! Finds the request of every entry, and the entry of every answer.
+//!
+//! Entries carry no name that clients know, so they are told apart by what they ask for. Most
+//! requests are unlike any other, since a value is put once in a world. Where several are equal,
+//! each entry goes to the one that fits it (by answer and by time) and returned first; one whose
+//! outcome is unknown comes last, as it fits everything. No other choice leaves less unexplained.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use prost::Message;
+
+use super::answers;
+use super::findings::{self, Findings};
+use super::replay::{Content, Place, Replay};
+use crate::error::Error;
+use crate::proto::etcdserverpb::{
+    AlarmRequest, InternalRaftRequest, LeaseGrantRequest, LeaseRevokeRequest,
+    alarm_request::AlarmAction,
+};
+use crate::proto::etchedpeer::{MemberChange, member_change::Change};
+use crate::sim::history::{Asked, History, Moment, Outcome};
+use crate::state::txn::is_read_only;
+
+/// How far behind a member may be that refuses for want of space, in nanoseconds.
+const ALARM_LAG: Moment = 10_000_000_000;
+
+/// Which entry belongs to which operation.
+pub struct Origins {
+    /// By operation: the state that its entry made.
+    pub place_of: Vec<Option<Place>>,
+    /// By entry.
+    pub asked_by: Vec<Option<usize>>,
+}
+
+/// What is asked for, as an entry shows it and without what the member adds.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Request(Vec<u8>),
+    Member(Vec<u8>),
+}
+
+/// Equal requests, and the entries that ask for the same, both by their numbers.
+#[derive(Default)]
+struct Group {
+    /// In the order of their returns.
+    operations: Vec<usize>,
+    /// In order.
+    places: Vec<Place>,
+}
+
+pub fn check(history: &History, replay: &Replay, findings: &mut Findings) -> Origins {
+    let mut groups = BTreeMap::<Key, Group>::new();
+    let mut by_return: Vec<usize> = (0..history.operations.len()).collect();
+    by_return.sort_by_key(|operation| history.operations[*operation].returned_at);
+    for operation in by_return {
+        if let Some(key) = key_of_asked(&history.operations[operation].asked) {
+            groups.entry(key).or_default().operations.push(operation);
+        }
+    }
+    let mut request_ids = BTreeSet::new();
+    for (before, step) in replay.steps.iter().enumerate() {
+        let Some((key, request_id)) = key_of_entry(&step.content) else {
+            continue;
+        };
+        if request_id != 0 && !request_ids.insert(request_id) {
+            findings.add("a request was done twice", || {
+                format!("{}, and before under the same id", findings::step(step))
+            });
+            continue;
+        }
+        groups.entry(key).or_default().places.push(before + 1);
+    }
+    let mut matching = Matching {
+        history,
+        replay,
+        findings,
+        origins: Origins {
+            place_of: vec![None; history.operations.len()],
+            asked_by: vec![None; replay.steps.len()],
+        },
+    };
+    for group in groups.values() {
+        matching.run(group);
+    }
+    matching.origins
+}
+
+fn key_of_asked(asked: &Asked) -> Option<Key> {
+    let mut request = InternalRaftRequest::default();
+    match asked {
+        Asked::Put(put) => request.put = Some(put.clone()),
+        Asked::DeleteRange(delete) => request.delete_range = Some(delete.clone()),
+        Asked::Txn(txn) if !is_read_only(txn) => request.txn = Some(txn.clone()),
+        Asked::Compaction(compaction) => request.compaction = Some(*compaction),
+        Asked::LeaseGrant(grant) => request.lease_grant = Some(*grant),
+        Asked::LeaseRevoke { id } => request.lease_revoke = Some(LeaseRevokeRequest { id: *id }),
+        Asked::AlarmDisarm { member, alarm } => {
+            request.alarm = Some(AlarmRequest {
+                action: AlarmAction::Deactivate as i32,
+                member_id: member.0,
+                alarm: *alarm,
+            });
+        }
+        Asked::Member(change) => return Some(key_of_member(change)),
+        Asked::Txn(_)
+        | Asked::Range(_)
+        | Asked::LeaseKeepAlive { .. }
+        | Asked::LeaseTimeToLive { .. } => return None,
+    }
+    Some(key_of_request(request))
+}
+
+/// The key and the id under which the request was proposed; 0 for none.
+fn key_of_entry(content: &Content) -> Option<(Key, u64)> {
+    match content {
+        Content::Empty | Content::Unreadable => None,
+        Content::Request(request) => {
+            let id = request.header.as_ref().map_or(0, |header| header.id);
+            Some((key_of_request(request.as_ref().clone()), id))
+        }
+        Content::Member(change) => Some((key_of_member(change), change.request_id)),
+    }
+}
+
+fn key_of_request(mut request: InternalRaftRequest) -> Key {
+    request.header = None;
+    request.id = 0;
+    // The member raises a short time to live, and clients choose the ids.
+    if let Some(grant) = &mut request.lease_grant {
+        *grant = LeaseGrantRequest {
+            id: grant.id,
+            ttl: 0,
+        };
+    }
+    Key::Request(request.encode_to_vec())
+}
+
+fn key_of_member(change: &MemberChange) -> Key {
+    let mut change = change.clone();
+    change.request_id = 0;
+    change.max_learners = 0;
+    if let Some(Change::Add(raft) | Change::Update(raft)) = &mut change.change {
+        raft.peer_urls.sort();
+    }
+    Key::Member(change.encode_to_vec())
+}
+
+struct Matching<'a> {
+    history: &'a History,
+    replay: &'a Replay,
+    findings: &'a mut Findings,
+    origins: Origins,
+}
+
+impl Matching<'_> {
+    fn run(&mut self, group: &Group) {
+        let mut left = Vec::new();
+        for place in &group.places {
+            match self.choose(group, *place) {
+                Some(operation) => self.join(operation, *place),
+                None => left.push(*place),
+            }
+        }
+        for place in left {
+            self.explain(group, place);
+        }
+        for operation in &group.operations {
+            if self.is_free(*operation) {
+                self.miss(*operation);
+            }
+        }
+    }
+
+    fn is_free(&self, operation: usize) -> bool {
+        self.origins.place_of[operation].is_none()
+    }
+
+    fn join(&mut self, operation: usize, place: Place) {
+        self.origins.place_of[operation] = Some(place);
+        self.origins.asked_by[place - 1] = Some(operation);
+    }
+
+    fn free<'a>(
+        &'a self,
+        group: &'a Group,
+        wanted: impl Fn(&Outcome) -> bool + 'a,
+    ) -> impl Iterator<Item = usize> + 'a {
+        let all = group.operations.iter().copied();
+        all.filter(move |operation| {
+            self.is_free(*operation) && wanted(&self.history.operations[*operation].outcome)
+        })
+    }
+
+    /// Whether the entry was first applied while the operation was under way.
+    fn is_in_time(&self, operation: usize, place: Place) -> bool {
+        let operation = &self.history.operations[operation];
+        let at = self.replay.moment(place);
+        let late = operation.outcome != Outcome::Unknown && at > operation.returned_at;
+        operation.called_at <= at && !late
+    }
+
+    fn fits(&self, operation: usize, place: Place) -> bool {
+        let operation = &self.history.operations[operation];
+        let step = self.replay.step(place);
+        step.is_some_and(|step| answers::fits(operation, step, place, self.replay))
+    }
+
+    fn choose(&self, group: &Group, place: Place) -> Option<usize> {
+        let good =
+            |operation: &usize| self.is_in_time(*operation, place) && self.fits(*operation, place);
+        let known = self.free(group, |outcome| *outcome != Outcome::Unknown);
+        let mut unknown = self.free(group, |outcome| *outcome == Outcome::Unknown);
+        known.into_iter().find(good).or_else(|| unknown.find(good))
+    }
+
+    /// Finds the kindest reason for an entry that no operation fits.
+    fn explain(&mut self, group: &Group, place: Place) {
+        let Some(step) = self.replay.step(place) else {
+            return;
+        };
+        let in_time = |operation: &usize| self.is_in_time(*operation, place);
+        let answered = |outcome: &Outcome| matches!(outcome, Outcome::Answered(_));
+        let is_job = self.is_a_jobs(&step.content);
+        let of_answered = self
+            .free(group, answered)
+            .find(in_time)
+            .or_else(|| self.free(group, answered).next().filter(|_| !is_job));
+        let refused = |outcome: &Outcome| matches!(outcome, Outcome::Refused(_));
+        let of_refused = self.free(group, refused).find(in_time);
+        let of_later = self.free(group, |_| true).next();
+        let (what, operation) = if let Some(operation) = of_answered {
+            let at = self.replay.moment(place);
+            let asked = &self.history.operations[operation];
+            let what = if at < asked.called_at {
+                "a request was done before it was asked for"
+            } else if at > asked.returned_at {
+                "a request was answered before it was done"
+            } else {
+                "an answer is not what was done"
+            };
+            (what, Some(operation))
+        } else if is_job {
+            return;
+        } else if let Some(operation) = of_refused {
+            (self.judge_refused(operation, place), Some(operation))
+        } else if let Some(operation) = of_later {
+            let what =
+                match self.replay.moment(place) < self.history.operations[operation].called_at {
+                    true => "a request was done before it was asked for",
+                    false => "a refused request was done",
+                };
+            (what, Some(operation))
+        } else if group.operations.is_empty() {
+            ("an entry that nobody asked for", None)
+        } else {
+            ("a request was done twice", None)
+        };
+        let asked = operation.map(|operation| &self.history.operations[operation]);
+        if !what.is_empty() {
+            self.findings.add(what, || match asked {
+                Some(asked) => format!("{}; {}", findings::operation(asked), findings::step(step)),
+                None => findings::step(step),
+            });
+        }
+        if let Some(operation) = operation {
+            self.join(operation, place);
+        }
+    }
+
+    /// What is wrong with an entry of a refused request; nothing where it did nothing, unless
+    /// the client was told another reason.
+    fn judge_refused(&self, operation: usize, place: Place) -> &'static str {
+        let step = self.replay.step(place);
+        let done = step.is_some_and(|step| step.result.is_ok());
+        let reason = match &self.history.operations[operation].outcome {
+            Outcome::Refused(text) => Error::from_text(text),
+            _ => None,
+        };
+        if done {
+            "a refused request was done"
+        } else if reason.is_some_and(answers::is_decided_by_the_log) {
+            "a refusal is not what the log says"
+        } else {
+            ""
+        }
+    }
+
+    /// Whether members propose this by themselves.
+    fn is_a_jobs(&self, content: &Content) -> bool {
+        let Content::Request(request) = content else {
+            return false;
+        };
+        let raised = |alarm: &AlarmRequest| alarm.action == AlarmAction::Activate as i32;
+        request.lease_revoke.is_some()
+            || request.lease_checkpoint.is_some()
+            || request.alarm.as_ref().is_some_and(raised)
+            || request.cluster_version_set.is_some()
+            || request.cluster_member_attr_set.is_some()
+            || request.downgrade_info_set.is_some()
+            || (request.compaction.is_some() && self.history.auto_compaction)
+    }
+
+    /// Judges an operation that may write and has no entry.
+    fn miss(&mut self, operation: usize) {
+        let operation = &self.history.operations[operation];
+        let what = match &operation.outcome {
+            Outcome::Unknown => return,
+            Outcome::Answered(_) => "an acknowledged request is not in the log",
+            Outcome::Refused(text) => match Error::from_text(text) {
+                Some(Error::NoSpace) if !self.had_no_space(operation.called_at) => {
+                    "a request was refused for want of space without an alarm"
+                }
+                Some(Error::DuplicateKey) if !may_be_duplicate(&operation.asked) => {
+                    "a request was refused without reason"
+                }
+                Some(error) if answers::is_decided_by_the_log(error) => {
+                    "a request was refused without reason"
+                }
+                _ => return,
+            },
+        };
+        self.findings.add(what, || findings::operation(operation));
+    }
+
+    /// Whether the alarm is up, or was shortly before, or is raised yet.
+    fn had_no_space(&self, called_at: Moment) -> bool {
+        let from = self.replay.until(called_at.saturating_sub(ALARM_LAG));
+        (from..=self.replay.end()).any(|place| self.replay.has_no_space(place))
+    }
+}
+
+fn may_be_duplicate(asked: &Asked) -> bool {
+    matches!(asked, Asked::Txn(txn) if answers::has_duplicates(txn))
+}
