@@ -282,6 +282,9 @@ impl Shared {
             waiting_reads: WaitingReads::default(),
             engine: RwLock::new(parts.engine),
         };
+        // Reads and admissions count from what the state held when it was opened: nothing may be
+        // left to apply.
+        shared.raft.set_applied_index(machine.applied_index());
         shared.refresh_size();
         shared
     }

@@ -225,6 +225,8 @@ fn compare_histories(world: &mut World) {
 
 fn judge(world: World) -> Report {
     let history = History {
+        founders: world.founders.clone(),
+        auto_compaction: world.manner.retention != Retention::Off,
         operations: std::mem::take(&mut *world.clients.operations.lock()),
         watches: std::mem::take(&mut *world.clients.watches.lock()),
         entries: world.entries,

@@ -13,7 +13,7 @@ use tonic::Status;
 use super::client::{Client, Clients};
 use super::history::Watched;
 use super::random::Random;
-use crate::env;
+use crate::env::{self, Clock as _};
 use crate::proto::etcdserverpb::watch_create_request::FilterType;
 use crate::proto::etcdserverpb::watch_request::RequestUnion;
 use crate::proto::etcdserverpb::{
@@ -159,7 +159,7 @@ impl Streamed {
 
     /// True where the stream broke.
     async fn read(&mut self, client: &mut Client, slow: bool, life: u64) -> bool {
-        let mut quiet = Duration::ZERO;
+        let mut last_event = client.clients.clock.now();
         let mut read = 0;
         loop {
             if slow && client.random.chance(300) && !client.clients.stopping() {
@@ -168,14 +168,17 @@ impl Streamed {
             let clock = &client.clients.clock;
             match env::timeout(clock, WAIT, self.responses.next()).await {
                 Some(Some(Ok(response))) => {
-                    quiet = Duration::ZERO;
+                    if !response.events.is_empty() {
+                        last_event = client.clients.clock.now();
+                    }
                     read += 1;
                     self.record(client, response);
                 }
                 Some(Some(Err(_)) | None) => return true,
-                None => quiet += WAIT,
+                None => {}
             }
             let stopping = client.clients.stopping();
+            let quiet = client.clients.clock.now() - last_event;
             if stopping && quiet >= QUIET {
                 self.end(client);
                 return false;

@@ -79,6 +79,7 @@ pub struct World {
     pub findings: Vec<Finding>,
     pub entries: Vec<(Moment, Applied)>,
     pub steps: u64,
+    pub founders: Vec<MemberId>,
     agendas: BTreeMap<MemberId, Agenda>,
     leaders: BTreeMap<u64, MemberId>,
     hashes: BTreeMap<u64, (u64, MemberId)>,
@@ -113,6 +114,7 @@ impl World {
             findings: Vec::new(),
             entries: Vec::new(),
             steps: 0,
+            founders: Vec::new(),
             agendas: BTreeMap::new(),
             leaders: BTreeMap::new(),
             hashes: BTreeMap::new(),
@@ -128,6 +130,7 @@ impl World {
                 ..Default::default()
             })
             .collect();
+        world.founders = founders.iter().map(|member| MemberId(member.id)).collect();
         for founder in &founders {
             let id = MemberId(founder.id);
             let drive = world.new_drive(id);

@@ -12,8 +12,7 @@ mod txn;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use bytes::Bytes;
-use prost::Message;
+use bytes::{Bytes, BytesMut};
 
 use super::Response;
 use super::lease::MAX_TTL_S;
@@ -26,7 +25,7 @@ use crate::proto::etcdserverpb::{
     LeaseGrantResponse, LeaseRevokeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse,
     ResponseHeader,
 };
-use crate::proto::{EncodedKv, EncodedKvs, KeyValue, put_bytes_field};
+use crate::proto::{EncodedKv, EncodedKvs, KeyValue, put_bytes_field, put_varint_field};
 use crate::types::Revision;
 
 pub use history::Changed;
@@ -81,8 +80,22 @@ fn header(revision: i64) -> Option<ResponseHeader> {
     })
 }
 
+/// The fields in the order in which the server sends them: the value, which is long, comes last.
+fn encode(kv: &KeyValue) -> Bytes {
+    let mut bytes = BytesMut::new();
+    put_bytes_field(&mut bytes, 1, &kv.key);
+    put_varint_field(&mut bytes, 2, kv.create_revision);
+    put_varint_field(&mut bytes, 3, kv.mod_revision);
+    put_varint_field(&mut bytes, 4, kv.version);
+    put_varint_field(&mut bytes, 6, kv.lease);
+    if !kv.value.is_empty() {
+        put_bytes_field(&mut bytes, 5, &kv.value);
+    }
+    bytes.freeze()
+}
+
 fn encoded(kv: &KeyValue) -> EncodedKv {
-    EncodedKv::from(kv)
+    EncodedKv::from_encoded(encode(kv))
 }
 
 impl Model {
@@ -176,9 +189,9 @@ impl Model {
                 if target != SortTarget::Value {
                     kv.lease = 0;
                 }
-                put_bytes_field(&mut frames, 2, &kv.encode_to_vec());
+                put_bytes_field(&mut frames, 2, &encode(&kv));
             } else {
-                put_bytes_field(&mut frames, 2, &kv.encode_to_vec());
+                put_bytes_field(&mut frames, 2, &encode(kv));
             }
         }
         Ok(RangeResponse {
