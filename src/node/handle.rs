@@ -106,12 +106,13 @@ impl Handle {
 
     /// A state that shows every write answered before this call.
     ///
-    /// A member that alone is the quorum answers a write only after its view shows it, so the
-    /// newest view is such a state. Any other asks the leader, who asks a quorum whether it
+    /// A member that has no other beside it answers a write only after its view shows it, so the
+    /// newest view is such a state. A learner would be enough to make that wrong: it answers what
+    /// it was asked when it has applied it, which may be before its leader has. Any other asks the leader, who asks a quorum whether it
     /// still leads, and waits until what was committed then is applied here.
     pub async fn linearizable_view(&self) -> Result<Arc<ReadView>, Error> {
         let raft = &self.shared.raft;
-        if raft.is_sole_voter() && raft.is_leader() {
+        if raft.is_alone() && raft.is_leader() {
             return Ok(self.shared.view());
         }
         let (sender, receiver) = oneshot::channel();

@@ -19,7 +19,7 @@ use crate::raft::Replica;
 use crate::state::Machine;
 use crate::storage::Engine;
 use crate::storage::raft_log::{Mark, RaftLog};
-use crate::transport::Network;
+use crate::transport::{Network, Peer};
 use crate::types::{ClusterId, MemberId};
 use crate::watch::{self, Hub};
 
@@ -45,6 +45,8 @@ pub struct Restored {
     pub machine: Machine,
     pub log: RaftLog,
     pub replica: Replica,
+    /// Whom a member dials that joined and knows of no members yet.
+    pub first_peers: Vec<Peer>,
 }
 
 /// How it behaves.
@@ -63,6 +65,8 @@ pub struct Member {
     pub raft: RaftThread,
     /// What other members talk to.
     pub service: Arc<PeerService>,
+    /// The other members, as of the last entry that is known to be committed.
+    pub peers: Vec<Peer>,
 }
 
 impl Member {
@@ -116,12 +120,18 @@ impl Member {
             timing,
         });
         raft.recover()?;
+        let status = handle.shared().status();
+        let peers = match status.members.is_empty() {
+            true => restored.first_peers,
+            false => status.peers_of(restored.member),
+        };
         let service = PeerService::new(handle.clone(), inbox.clone(), states);
         Ok(Self {
             handle,
             inbox,
             raft,
             service: Arc::new(service),
+            peers,
         })
     }
 }

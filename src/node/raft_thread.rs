@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::apply::{Applier, ApplyJob, ApplyThread};
+use super::apply::{Applier, ApplyJob, ApplyThread, Group};
 use super::core::{Core, Work};
 use super::inbox::{Inbox, Input};
 use super::log_thread::{LogJob, LogThread, LogWriter};
@@ -191,7 +191,7 @@ impl RaftThread {
             Input::SnapshotReceived(message, received) => self.restore(message, received),
             Input::CheckpointMade(made) => self.offer(made),
             Input::Persisted(number) => self.core.persisted(number),
-            Input::Applied(group) => self.core.applied(group.index, &group.member_changes)?,
+            Input::Applied(group) => self.applied(&group)?,
             Input::Flushed(index) => self.cut_log(index)?,
             Input::TransferLeader(to) => self.core.transfer_leader(to),
             Input::HandOver => {
@@ -311,9 +311,19 @@ impl RaftThread {
         if !work.entries.is_empty() {
             let mut applier = self.applier.lock();
             let group = applier.apply(work.entries, work.replies, work.promoted_in_term)?;
-            self.core.applied(group.index, &group.member_changes)?;
+            drop(applier);
+            self.applied(&group)?;
         }
         self.reply_reads(work.reads);
+        Ok(())
+    }
+
+    fn applied(&mut self, group: &Group) -> Result<(), Fatal> {
+        self.core.applied(group.index, &group.member_changes)?;
+        if !group.member_changes.is_empty() {
+            // Before anything is sent to a new member: see `Handle::linearizable_view`.
+            self.shared.raft.set_alone(self.core.is_alone());
+        }
         Ok(())
     }
 
@@ -411,9 +421,9 @@ impl RaftThread {
         if status.leader != 0 && status.leader != self.shared.raft.leader() {
             self.shared.metrics.leader_changes.increment();
         }
-        let sole_voter = self.core.is_sole_voter();
+        let alone = self.core.is_alone();
         let now = self.shared.clock.now();
-        self.shared.raft.publish(&status, sole_voter, now);
+        self.shared.raft.publish(&status, alone, now);
     }
 }
 

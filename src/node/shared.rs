@@ -137,7 +137,7 @@ pub struct RaftState {
     term: AtomicU64,
     leader: AtomicU64,
     is_leader: AtomicBool,
-    sole_voter: AtomicBool,
+    alone: AtomicBool,
     commit_index: AtomicU64,
     applied_index: AtomicU64,
     /// Since when there has been this leader, or none, by the clock; in nanoseconds.
@@ -149,13 +149,13 @@ pub struct RaftState {
 }
 
 impl RaftState {
-    pub fn publish(&self, status: &replica::Status, sole_voter: bool, now: Duration) {
+    pub fn publish(&self, status: &replica::Status, alone: bool, now: Duration) {
         let changed = self.leader() != status.leader || self.term() != status.term;
         if self.leader() != status.leader {
             let now_ns = now.as_nanos() as u64;
             self.leader_since_ns.store(now_ns, Ordering::Release);
         }
-        self.sole_voter.store(sole_voter, Ordering::Release);
+        self.set_alone(alone);
         self.term.store(status.term, Ordering::Release);
         self.leader.store(status.leader, Ordering::Release);
         self.is_leader.store(status.is_leader, Ordering::Release);
@@ -180,9 +180,13 @@ impl RaftState {
         Duration::from_nanos(self.leader_since_ns.load(Ordering::Acquire))
     }
 
-    /// True where this member alone decides.
-    pub fn is_sole_voter(&self) -> bool {
-        self.sole_voter.load(Ordering::Acquire)
+    /// True where there is no other member, not even a learner.
+    pub fn is_alone(&self) -> bool {
+        self.alone.load(Ordering::Acquire)
+    }
+
+    pub fn set_alone(&self, alone: bool) {
+        self.alone.store(alone, Ordering::Release);
     }
 
     /// Resolves when the leader or the term next changes.

@@ -35,7 +35,7 @@ pub async fn hand_over(handle: &Handle) {
         );
         return;
     }
-    if shared.raft.is_sole_voter() {
+    if shared.status().voters().count() == 1 {
         tracing::info!(
             "local-member-id" = %own,
             "current-leader-member-id" = %leader,

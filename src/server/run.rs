@@ -219,12 +219,14 @@ impl Member {
             machine,
             log,
             replica,
+            first_peers: peers,
         };
         let member::Member {
             handle,
             inbox,
             raft,
             service,
+            peers,
         } = member::Member::new(outside, restored, options)?;
         network.attach(service);
         network.set_peers(peers);

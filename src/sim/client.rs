@@ -23,6 +23,7 @@ use crate::proto::etcdserverpb::kv_server::Kv;
 use crate::proto::etcdserverpb::lease_server::Lease;
 use crate::proto::etcdserverpb::maintenance_server::Maintenance;
 use crate::proto::etcdserverpb::{AlarmRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest};
+use crate::proto::etchedpeer::{MemberChange, member_change::Change};
 use crate::types::{LeaseId, MemberId};
 
 /// As long as a client waits for an answer.
@@ -203,6 +204,28 @@ fn failed(status: &Status) -> Outcome {
     }
 }
 
+/// As an operator asks for it.
+async fn change_members(services: &Services, change: MemberChange) -> Outcome {
+    let id = MemberId(change.member_id);
+    let handle = &services.handle;
+    let changed = match change.change {
+        Some(Change::Add(raft)) => {
+            let added = handle.add_member(&raft.peer_urls, raft.is_learner).await;
+            added.map(|(_, members)| members)
+        }
+        Some(Change::Update(raft)) => handle.update_member(id, raft.peer_urls).await,
+        Some(Change::Promote(_)) => handle.promote_member(id).await,
+        Some(Change::Remove(_)) => handle.remove_member(id).await,
+        None => Err(Error::UnknownMethod),
+    };
+    match changed {
+        Ok(members) => Outcome::Answered(Answer::Member(
+            members.iter().map(|member| member.id).collect(),
+        )),
+        Err(error) => failed(&error.into()),
+    }
+}
+
 /// Carries a request out, among the tasks of the member.
 async fn serve(services: &Services, asked: Asked) -> Outcome {
     match asked {
@@ -250,7 +273,6 @@ async fn serve(services: &Services, asked: Asked) -> Outcome {
                 Answer::Alarm,
             )
         }
-        // The world itself changes members.
-        Asked::Member(_) => Outcome::Refused("not a client's business".to_owned()),
+        Asked::Member(change) => change_members(services, change).await,
     }
 }

@@ -4,12 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
-use super::history::Moment;
+use super::client::Client;
+use super::history::{Asked, Moment};
 use super::random::Random;
 use super::world::World;
 use crate::env::Executor;
 use crate::node::inbox::Input;
 use crate::node::shared::{ClusterStatus, peers_in};
+use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
+use crate::proto::membershippb::RaftAttributes;
 use crate::types::MemberId;
 
 const MS: u64 = 1_000_000;
@@ -18,6 +21,8 @@ const SECOND: u64 = 1_000 * MS;
 const CENSUS_NS: u64 = 150 * MS;
 /// A fault is over for the clients so long after it ended.
 const AFTERMATH_NS: u64 = 4 * SECOND;
+/// Whoever changes the membership is a client of a number above this.
+const FIRST_OPERATOR: u32 = 10_000;
 /// Members that a cluster may grow to.
 const MAX_MEMBERS: usize = 6;
 
@@ -118,7 +123,8 @@ pub struct Faults {
     busy_until: Moment,
     pub calm: Vec<(Moment, Moment)>,
     pub counts: BTreeMap<Kind, u64>,
-    /// Members that are to be removed from the outside if they do not leave by themselves.
+    operators: u32,
+    /// Members that the cluster has removed.
     pub removed: BTreeSet<MemberId>,
 }
 
@@ -142,6 +148,7 @@ impl Faults {
             busy_until: 0,
             calm: Vec::new(),
             counts: BTreeMap::new(),
+            operators: 0,
             removed: BTreeSet::new(),
         }
     }
@@ -403,33 +410,38 @@ fn change_members(world: &mut World, via: MemberId) {
     };
     let remove = members.len() >= MAX_MEMBERS || members.len() > 3 && random.chance(400);
     let promote = random.chance(700);
-    let Some(life) = world.life(via) else {
-        return;
+    let (member, change) = match learner {
+        Some(id) if promote => (id, Change::Promote(Nothing {})),
+        _ if remove => (target, Change::Remove(Nothing {})),
+        _ => {
+            let raft = RaftAttributes {
+                peer_urls: vec![url],
+                is_learner: as_learner,
+            };
+            // Its id is the server's to choose.
+            (MemberId(0), Change::Add(raft))
+        }
     };
-    let handle = life.handle.clone();
-    let trace = world.trace.clone();
-    let task = async move {
-        let (what, done) = match learner {
-            Some(id) if promote => (
-                format!("promote {id}"),
-                handle.promote_member(id).await.map(drop),
-            ),
-            _ if remove => (
-                format!("remove {target}"),
-                handle.remove_member(target).await.map(drop),
-            ),
-            _ => (
-                format!("add {url}"),
-                handle.add_member(&[url], as_learner).await.map(drop),
-            ),
-        };
-        trace.note(format_args!("membership via {via}: {what}: {done:?}"));
+    world.faults.operators += 1;
+    let number = FIRST_OPERATOR + world.faults.operators;
+    let random = world.faults.random.fork(u64::from(number));
+    let mut operator = Client::new(number, world.clients.clone(), random);
+    let work = async move {
+        operator.member = via;
+        if let Some(door) = operator.clients.door(via) {
+            let change = MemberChange {
+                member_id: member.0,
+                change: Some(change),
+                ..Default::default()
+            };
+            operator.call_at(door, Asked::Member(change)).await;
+        }
     };
-    life.tasks.spawn(Box::pin(task));
+    world.clients.tasks.spawn(Box::pin(work));
 }
 
-/// Gives members that the cluster has added a machine, and takes those away that it has removed
-/// and that could not hear of it.
+/// Gives members that the cluster has added a machine. Those that it has removed learn of it when
+/// they dial another, even if they have nothing to say.
 fn take_census(world: &mut World) {
     let now = world.time.now_ns();
     let Some((_, status)) = newest_status(world) else {
@@ -446,6 +458,22 @@ fn take_census(world: &mut World) {
     for id in &status.removed {
         if world.nodes.contains_key(id) && world.faults.removed.insert(*id) {
             world.trace.note(format_args!("{id} was removed"));
+        }
+    }
+    for id in world.faults.removed.clone() {
+        let reaches = |other: &MemberId| {
+            *other != id && !world.wires.is_cut(id, *other) && !world.wires.is_cut(*other, id)
+        };
+        let knows = |other: &MemberId| {
+            let life = world.life(*other);
+            life.is_some_and(|life| life.handle.shared().status().is_removed(id))
+        };
+        let told = world
+            .alive()
+            .into_iter()
+            .any(|other| reaches(&other) && knows(&other));
+        if let (true, Some(life)) = (told, world.life(id)) {
+            life.handle.shared().note_removed();
         }
     }
 }

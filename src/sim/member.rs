@@ -24,7 +24,6 @@ use crate::node::log_thread::{LogJob, LogThread};
 use crate::node::member::{FOUNDING_MARK, Member, Options, Outside, Restored};
 use crate::node::members::Rules;
 use crate::node::raft_thread::{RaftThread, Timing};
-use crate::node::shared::peers_in;
 use crate::node::states::check_together;
 use crate::proto::membershippb;
 use crate::raft::Replica;
@@ -195,10 +194,6 @@ impl Node {
             applied_index: machine.applied_index(),
         };
         let replica = Replica::new(options, restored).map_err(|error| error.to_string())?;
-        let peers = match members.iter().next() {
-            Some(_) => peers_in(members.iter(), self.id),
-            None => self.first_peers.clone(),
-        };
         let network = around.wires.network(self.id, clock.clone());
         let outside = Outside {
             clock: clock.clone(),
@@ -215,13 +210,14 @@ impl Node {
             machine,
             log,
             replica,
+            first_peers: self.first_peers.clone(),
         };
         let member = Member::new(outside, restored, options_of(&manner))
             .map_err(|error| error.to_string())?;
         around
             .wires
             .attach(self.id, member.service.clone(), tasks.clone());
-        network.set_peers(peers);
+        network.set_peers(member.peers.clone());
         jobs::spawn(&member.handle, &member.inbox, jobs_of(&manner));
         self.life = Some(Life::new(member, tasks, clock));
         Ok(())

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::check;
 use super::client::Client;
 use super::faults::{self, Kind};
-use super::history::{Asked, Finding, History, Outcome};
+use super::history::{Applied, Asked, Finding, History, Operation, Outcome, Payload};
 use super::member::Manner;
 use super::random::Random;
 use super::watcher;
@@ -223,7 +223,25 @@ fn compare_histories(world: &mut World) {
     }
 }
 
+/// What a server chose that its client was not told: the id of a member that it added.
+fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, Applied)]) {
+    for operation in operations {
+        let Asked::Member(asked) = &mut operation.asked else {
+            continue;
+        };
+        let added = entries.iter().find_map(|(_, entry)| match &entry.payload {
+            // Nobody else has its URLs.
+            Payload::Member(change) if change.change == asked.change => Some(change.member_id),
+            _ => None,
+        });
+        if asked.member_id == 0 {
+            asked.member_id = added.unwrap_or_default();
+        }
+    }
+}
+
 fn judge(world: World) -> Report {
+    fill_in_ids(&mut world.clients.operations.lock(), &world.entries);
     let history = History {
         founders: world.founders.clone(),
         auto_compaction: world.manner.retention != Retention::Off,
@@ -240,7 +258,7 @@ fn judge(world: World) -> Report {
         .watches
         .iter()
         .flat_map(|watched| &watched.responses);
-    let unknown = |operation: &&super::history::Operation| operation.outcome == Outcome::Unknown;
+    let unknown = |operation: &&Operation| operation.outcome == Outcome::Unknown;
     let report = Report {
         trace: world.trace.digest(),
         last_lines: world.trace.last(),

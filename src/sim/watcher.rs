@@ -21,8 +21,9 @@ use crate::proto::etcdserverpb::{
 };
 use crate::watch::ALL_WATCHES;
 
-/// A stream that is silent for so long at the end has nothing more to say.
-const QUIET: Duration = Duration::from_secs(12);
+/// A stream that brings no event for so long at the end has nothing more to say: longer than the
+/// longest lease lives.
+const QUIET: Duration = Duration::from_secs(20);
 /// Progress is told at least so often, so that this long a silence is a stream that is dead.
 const WAIT: Duration = Duration::from_secs(2);
 
@@ -178,6 +179,10 @@ impl Streamed {
                 None => {}
             }
             let stopping = client.clients.stopping();
+            if !stopping {
+                // What happened before counts as something: leases end later than their clients.
+                last_event = client.clients.clock.now();
+            }
             let quiet = client.clients.clock.now() - last_event;
             if stopping && quiet >= QUIET {
                 self.end(client);

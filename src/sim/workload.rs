@@ -384,6 +384,9 @@ async fn leases(mut client: Client, load: Load) {
         }
         let renewals = client.random.below(6);
         for _ in 0..renewals {
+            if client.clients.stopping() {
+                return;
+            }
             let third = Duration::from_millis(ttl as u64 * 1000 / 3);
             client.sleep(third).await;
             client.call(Asked::LeaseKeepAlive { id }).await;
