@@ -37,7 +37,7 @@ pub const MAX_ON_A_LINK: usize = 2_048;
 /// How things go between all members that are not cut off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Weather {
-    /// Each link loses between nothing and twice as much.
+    /// Each link loses between nothing and twice as much; all of them everything at 1000.
     pub loss_per_mille: u32,
     pub duplicates_per_mille: u32,
     /// What takes far longer than usual.
