@@ -464,6 +464,7 @@ fn a_link_holds_only_so_much() {
 fn a_member_that_stands_still_gets_it_all_when_it_goes_on() {
     let mut world = World::new(7, 2);
     world.wires.hold(id(2), true);
+    world.wires.hold(id(2), true);
     for index in 0..50 {
         world.send(1, 2, vec![raft(2, index)]);
     }
@@ -625,7 +626,7 @@ fn a_snapshot_that_fails_is_reported_once() {
         |world| {
             // It arrives, and its receiver dies with it.
             let mut next = world.wires.next_delivery();
-            while let Some(at) = next.filter(|_| world.lives[2].tasks.len() == 0) {
+            while let Some(at) = next.filter(|_| world.lives[2].tasks.is_empty()) {
                 world.time.advance_to(at);
                 world.wires.deliver_due(at, &mut world.random);
                 next = world.wires.next_delivery();
