@@ -327,15 +327,14 @@ mod tests {
     #[test]
     fn what_is_built_on_waits_works() {
         let time = Time::new();
-        let clock = Arc::new(clock(&time, 0));
-        let limited = clock.clone();
+        let clock: Arc<dyn Clock> = Arc::new(clock(&time, 0));
         let mut late: Boxed<()> = Box::pin(async move {
             let never = std::future::pending::<()>();
             let limit = Duration::from_secs(1);
-            assert_eq!(timeout(limited.as_ref(), limit, never).await, None);
-            let mut ticks = Interval::new(limited.as_ref(), limit);
-            ticks.tick(limited.as_ref()).await;
-            ticks.tick(limited.as_ref()).await;
+            assert_eq!(timeout(clock.as_ref(), limit, never).await, None);
+            let mut ticks = Interval::new(&clock, limit);
+            ticks.tick().await;
+            ticks.tick().await;
         });
         let mut fired = Vec::new();
         while !poll(&mut late, Waker::noop()) {

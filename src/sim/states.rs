@@ -2,8 +2,8 @@
 //! takes another's place, by the rules of the real ones (`node::states`).
 //!
 //! A `Drive` outlives the lives of its member. What a process that died would never have done, its
-//! destructors must not do here: a `SimStates` of an earlier life removes nothing. So a drive has
-//! to be told of a death before what lived on it is dropped.
+//! destructors must not do here: a directory that is dropped is removed when its life next does
+//! something, for only then was it not the end that dropped it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -118,6 +118,8 @@ pub struct Drive {
     shelf: Arc<Shelf>,
     root: PathBuf,
     life: AtomicU64,
+    /// Directories that this life has dropped.
+    dropped: Mutex<Vec<PathBuf>>,
     content: Mutex<Content>,
 }
 
@@ -143,6 +145,7 @@ impl Drive {
             root: Shelf::root(member),
             shelf,
             life: AtomicU64::new(1),
+            dropped: Mutex::default(),
             content: Mutex::new(Content::new()),
         };
         drive.wipe();
@@ -210,6 +213,7 @@ impl Drive {
 
     fn end_life(&self) {
         self.life.fetch_add(1, Ordering::SeqCst);
+        self.dropped.lock().clear();
         for path in self.shelf.list(&self.root) {
             if let Some(state) = self.shelf.get(&path) {
                 self.shelf.put(path, state.survivor());
@@ -253,30 +257,35 @@ pub struct SimStates {
 }
 
 impl SimStates {
-    /// A directory that is removed when what is returned is dropped, but not by the dead.
+    /// A directory that is removed after what is returned was dropped, but not by the dead.
     fn lend(&self, path: PathBuf) -> SnapshotDir {
         let (drive, life) = (Arc::downgrade(&self.drive), self.life);
         let remove = move |path: &Path| {
             if let Some(drive) = drive.upgrade()
                 && drive.is_alive(life)
             {
-                drive.shelf.remove(path);
+                drive.dropped.lock().push(path.to_owned());
             }
         };
         SnapshotDir::of(path, Box::new(remove))
     }
 
-    fn check_alive(&self) -> Result<(), String> {
-        match self.drive.is_alive(self.life) {
-            true => Ok(()),
-            false => Err("the process that asks is dead".to_owned()),
+    /// Removes what this life has dropped; an error where it has ended.
+    fn live(&self) -> Result<(), String> {
+        if !self.drive.is_alive(self.life) {
+            return Err("the process that asks is dead".to_owned());
         }
+        let dropped = std::mem::take(&mut *self.drive.dropped.lock());
+        for path in dropped {
+            self.drive.shelf.remove(&path);
+        }
+        Ok(())
     }
 }
 
 impl States for SimStates {
     fn checkpoint(&self, engine: &dyn Engine) -> storage::Result<Checkpoint> {
-        self.check_alive().map_err(storage::Error::Engine)?;
+        self.live().map_err(storage::Error::Engine)?;
         let number = self.next_sending.fetch_add(1, Ordering::Relaxed);
         let files = self.lend(self.drive.path(&format!("sending-{number}")));
         engine.checkpoint(files.path())?;
@@ -288,7 +297,7 @@ impl States for SimStates {
     }
 
     fn receive(&self, files: SnapshotDir, mark: Mark) -> Result<Received, String> {
-        self.check_alive()?;
+        self.live()?;
         let shelf = &self.drive.shelf;
         let copy = shelf.get(files.path());
         let copy = copy.ok_or_else(|| format!("{} is not there", files.path().display()))?;
@@ -311,7 +320,7 @@ impl States for SimStates {
     }
 
     fn adopt(&self, received: Received) -> storage::Result<Arc<dyn Engine>> {
-        self.check_alive().map_err(storage::Error::Engine)?;
+        self.live().map_err(storage::Error::Engine)?;
         let path = received.files.keep();
         let Some(engine) = self.drive.shelf.get(&path) else {
             let text = format!("{} is not there", path.display());
@@ -404,7 +413,9 @@ mod tests {
         let second = states.checkpoint(engine.as_ref()).expect("another");
         assert_ne!(second.files.path(), made.files.path());
         drop(made);
-        assert_eq!(names(&shelf), ["sending-2", "state"]);
+        let third = states.checkpoint(engine.as_ref());
+        assert!(third.is_ok());
+        assert_eq!(names(&shelf), ["sending-2", "sending-3", "state"]);
         let alone = MemoryEngine::new();
         assert!(states.checkpoint(&alone).is_err());
     }
@@ -442,19 +453,32 @@ mod tests {
         let text = "the same state came before and is about to be used";
         assert_eq!(twice.as_deref(), Some(text));
         drop(received);
-        assert_eq!(names(&shelf), ["state"]);
-        assert!(states.receive(incoming(&shelf, 8), mark(8)).is_ok());
+        let again = states.receive(incoming(&shelf, 8), mark(8));
+        assert_eq!(again.map(|received| received.mark), Ok(mark(8)));
+        assert!(states.receive(incoming(&shelf, 9), mark(9)).is_ok());
+        assert_eq!(names(&shelf), ["state".to_owned(), received_name(9)]);
     }
 
     #[test]
     fn a_start_takes_over_what_the_log_was_reset_for() {
-        for (reset_to, expected) in [(0, 3), (3, 3), (8, 8)] {
+        let cases = [(0, 3), (3, 3), (8, 8)];
+        let cases = cases
+            .into_iter()
+            .flat_map(|case| [(case, true), (case, false)]);
+        for ((reset_to, expected), dropped_first) in cases {
             let shelf = Shelf::new();
             let drive = drive(&shelf, 3);
             let received = drive.states().receive(incoming(&shelf, 8), mark(8));
-            // The process dies; what its destructors would do, the dead do not.
-            drive.kill();
-            drop(received.expect("fits"));
+            let received = received.expect("fits");
+            // The process dies; what its destructors would do, the dead do not, whenever the
+            // drive hears of it.
+            if dropped_first {
+                drop(received);
+                drive.kill();
+            } else {
+                drive.kill();
+                drop(received);
+            }
             let state = drive.open_state(reset_to).expect("opens");
             assert_eq!(applied(&state), expected, "reset to {reset_to}");
             assert_eq!(names(&shelf).len(), 1, "the others are gone");
