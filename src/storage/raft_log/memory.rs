@@ -115,9 +115,6 @@ impl MemoryDisk {
         };
     }
 
-    /// TEMPORARY
-    pub fn fill(&self, _: Option<u64>) {}
-
     /// The process ends, the machine goes on: what was written can be read, and is as little
     /// durable as before. Handles opened before are of no use any more.
     pub fn kill(&self) {
