@@ -115,7 +115,13 @@ impl Tasks {
         };
         match future.as_mut().poll(&mut Context::from_waker(&waker)) {
             Poll::Ready(()) => {
-                let ended = self.queue.state.lock().tasks.remove(&number);
+                let mut state = self.queue.state.lock();
+                let ended = state.tasks.remove(&number);
+                if ended.as_ref().is_some_and(|task| task.is_ready) {
+                    // It was woken while it ran to its end.
+                    state.ready.retain(|ready| *ready != number);
+                }
+                drop(state);
                 drop(ended);
             }
             Poll::Pending => {
@@ -233,8 +239,7 @@ mod tests {
         assert_eq!((tasks.ready(), tasks.len()), (10, 10));
         assert_eq!(run(&tasks, &mut Random::new(seed)), 10);
         assert!(tasks.is_empty());
-        let order = notes.lock().clone();
-        order
+        notes.lock().clone()
     }
 
     #[test]
@@ -288,6 +293,17 @@ mod tests {
         })));
         assert_eq!(run(&tasks, &mut random), 3);
         assert_eq!(notes.lock().iter().sum::<u64>(), 3);
+    }
+
+    #[test]
+    fn a_task_that_ended_is_not_ready() {
+        let (tasks, mut random) = (Tasks::new(), Random::new(1));
+        tasks.spawn(Box::pin(std::future::poll_fn(|context| {
+            context.waker().wake_by_ref();
+            Poll::Ready(())
+        })));
+        assert!(tasks.poll_one(&mut random));
+        assert_eq!((tasks.ready(), tasks.len()), (0, 0));
     }
 
     #[test]

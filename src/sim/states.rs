@@ -2,8 +2,8 @@
 //! takes another's place, by the rules of the real ones (`node::states`).
 //!
 //! A `Drive` outlives the lives of its member. What a process that died would never have done, its
-//! destructors must not do here: a `SimStates` of an earlier life removes nothing. So a drive has
-//! to be told of a death before what lived on it is dropped.
+//! destructors must not do here: a directory that is dropped is removed when its life next does
+//! something, for only then was it not the end that dropped it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -118,6 +118,8 @@ pub struct Drive {
     shelf: Arc<Shelf>,
     root: PathBuf,
     life: AtomicU64,
+    /// Directories that this life has dropped.
+    dropped: Mutex<Vec<PathBuf>>,
     content: Mutex<Content>,
 }
 
@@ -143,6 +145,7 @@ impl Drive {
             root: Shelf::root(member),
             shelf,
             life: AtomicU64::new(1),
+            dropped: Mutex::default(),
             content: Mutex::new(Content::new()),
         };
         drive.wipe();
@@ -210,6 +213,7 @@ impl Drive {
 
     fn end_life(&self) {
         self.life.fetch_add(1, Ordering::SeqCst);
+        self.dropped.lock().clear();
         for path in self.shelf.list(&self.root) {
             if let Some(state) = self.shelf.get(&path) {
                 self.shelf.put(path, state.survivor());
@@ -253,30 +257,35 @@ pub struct SimStates {
 }
 
 impl SimStates {
-    /// A directory that is removed when what is returned is dropped, but not by the dead.
+    /// A directory that is removed after what is returned was dropped, but not by the dead.
     fn lend(&self, path: PathBuf) -> SnapshotDir {
         let (drive, life) = (Arc::downgrade(&self.drive), self.life);
         let remove = move |path: &Path| {
             if let Some(drive) = drive.upgrade()
                 && drive.is_alive(life)
             {
-                drive.shelf.remove(path);
+                drive.dropped.lock().push(path.to_owned());
             }
         };
         SnapshotDir::of(path, Box::new(remove))
     }
 
-    fn check_alive(&self) -> Result<(), String> {
-        match self.drive.is_alive(self.life) {
-            true => Ok(()),
-            false => Err("the process that asks is dead".to_owned()),
+    /// Removes what this life has dropped; an error where it has ended.
+    fn live(&self) -> Result<(), String> {
+        if !self.drive.is_alive(self.life) {
+            return Err("the process that asks is dead".to_owned());
         }
+        let dropped = std::mem::take(&mut *self.drive.dropped.lock());
+        for path in dropped {
+            self.drive.shelf.remove(&path);
+        }
+        Ok(())
     }
 }
 
 impl States for SimStates {
     fn checkpoint(&self, engine: &dyn Engine) -> storage::Result<Checkpoint> {
-        self.check_alive().map_err(storage::Error::Engine)?;
+        self.live().map_err(storage::Error::Engine)?;
         let number = self.next_sending.fetch_add(1, Ordering::Relaxed);
         let files = self.lend(self.drive.path(&format!("sending-{number}")));
         engine.checkpoint(files.path())?;
@@ -288,7 +297,7 @@ impl States for SimStates {
     }
 
     fn receive(&self, files: SnapshotDir, mark: Mark) -> Result<Received, String> {
-        self.check_alive()?;
+        self.live()?;
         let shelf = &self.drive.shelf;
         let copy = shelf.get(files.path());
         let copy = copy.ok_or_else(|| format!("{} is not there", files.path().display()))?;
@@ -311,7 +320,7 @@ impl States for SimStates {
     }
 
     fn adopt(&self, received: Received) -> storage::Result<Arc<dyn Engine>> {
-        self.check_alive().map_err(storage::Error::Engine)?;
+        self.live().map_err(storage::Error::Engine)?;
         let path = received.files.keep();
         let Some(engine) = self.drive.shelf.get(&path) else {
             let text = format!("{} is not there", path.display());
@@ -323,5 +332,233 @@ impl States for SimStates {
         // Nobody opens it again; who reads it holds it.
         self.drive.shelf.remove(&self.drive.path(&before));
         Ok(Arc::new(engine))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::states::check_together;
+    use crate::proto::membershippb::{Member, RaftAttributes};
+    use crate::state::Machine;
+    use crate::state::machine::{Entry, Payload};
+    use crate::storage::raft_log::Files;
+
+    const MEMBER: MemberId = MemberId(0xa);
+
+    /// A machine on the drive that has applied entries up to `index`, in term 1.
+    fn grow(engine: &Arc<MemoryEngine>, index: u64) {
+        let mut machine = Machine::open(engine.clone()).expect("opens");
+        if machine.applied_index() == 0 {
+            let founder = Member {
+                id: MEMBER.0,
+                raft_attributes: Some(RaftAttributes::default()),
+                ..Default::default()
+            };
+            machine.bootstrap(vec![founder], 1, 1).expect("writes");
+        }
+        let entries = (machine.applied_index() + 1..=index).map(|index| Entry {
+            index,
+            term: 1,
+            payload: Payload::Empty,
+        });
+        machine.apply(entries.collect()).expect("applies");
+    }
+
+    fn applied(state: &MemoryEngine) -> u64 {
+        mark_of(state.latest()).expect("reads").index
+    }
+
+    /// A drive whose state in use has applied up to `index`, durably.
+    fn drive(shelf: &Arc<Shelf>, index: u64) -> Arc<Drive> {
+        let drive = Drive::new(shelf.clone(), MEMBER);
+        let engine = drive.open_state(0).expect("opens");
+        grow(&engine, index);
+        engine.flush().expect("flushes");
+        drive
+    }
+
+    /// A snapshot's files as they come, of a state that has applied up to `index`.
+    fn incoming(shelf: &Arc<Shelf>, index: u64) -> SnapshotDir {
+        let engine = Arc::new(shelf.empty());
+        grow(&engine, index);
+        let path = Shelf::root(MEMBER).join(format!("receiving-{index}"));
+        engine.checkpoint(&path).expect("a checkpoint");
+        shelf.lend(path)
+    }
+
+    fn mark(index: u64) -> Mark {
+        Mark { index, term: 1 }
+    }
+
+    fn names(shelf: &Shelf) -> Vec<String> {
+        let paths = shelf.list(Path::new(""));
+        let name = |path: &PathBuf| path.file_name().map(|name| name.to_owned());
+        let names = paths.iter().filter_map(name);
+        names.filter_map(|name| name.into_string().ok()).collect()
+    }
+
+    #[test]
+    fn a_checkpoint_is_a_copy_as_of_its_moment() {
+        let shelf = Shelf::new();
+        let drive = drive(&shelf, 5);
+        let (states, engine) = (drive.states(), drive.open_state(0).expect("opens"));
+        let made = states.checkpoint(engine.as_ref()).expect("a checkpoint");
+        grow(&engine, 9);
+        let metadata = made.snapshot.get_metadata();
+        assert_eq!((metadata.index, metadata.term), (5, 1));
+        assert_eq!(metadata.get_conf_state().voters, [MEMBER.0]);
+        let copy = shelf.get(made.files.path()).expect("a directory");
+        assert_eq!((applied(&copy), applied(&drive.state())), (5, 9));
+        let second = states.checkpoint(engine.as_ref()).expect("another");
+        assert_ne!(second.files.path(), made.files.path());
+        drop(made);
+        let third = states.checkpoint(engine.as_ref());
+        assert!(third.is_ok());
+        assert_eq!(names(&shelf), ["sending-2", "sending-3", "state"]);
+        let alone = MemoryEngine::new();
+        assert!(states.checkpoint(&alone).is_err());
+    }
+
+    #[test]
+    fn a_received_state_takes_the_place_of_the_old_one() {
+        let shelf = Shelf::new();
+        let drive = drive(&shelf, 3);
+        let states = drive.states();
+        let received = states.receive(incoming(&shelf, 8), mark(8)).expect("fits");
+        assert_eq!((received.mark, names(&shelf).len()), (mark(8), 2));
+        assert_eq!(applied(&drive.state()), 3);
+        let engine = states.adopt(received).expect("adopts");
+        assert_eq!(mark_of(engine.latest()).expect("reads"), mark(8));
+        assert_eq!(applied(&drive.state()), 8);
+        assert_eq!(names(&shelf), [received_name(8)]);
+        drive.kill();
+        assert_eq!(applied(&drive.open_state(8).expect("opens")), 8);
+        // The same once more is not wanted.
+        let again = drive.states().receive(incoming(&shelf, 8), mark(8));
+        assert_eq!(again.err(), Some("this state is already in use".to_owned()));
+        assert_eq!(names(&shelf), [received_name(8)]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_removed() {
+        let shelf = Shelf::new();
+        let drive = drive(&shelf, 3);
+        let states = drive.states();
+        let wrong = states.receive(incoming(&shelf, 8), mark(9)).err();
+        let text = "its state is that after entry 8 of term 1, not 9 of 1";
+        assert_eq!(wrong.as_deref(), Some(text));
+        let received = states.receive(incoming(&shelf, 8), mark(8)).expect("fits");
+        let twice = states.receive(incoming(&shelf, 8), mark(8)).err();
+        let text = "the same state came before and is about to be used";
+        assert_eq!(twice.as_deref(), Some(text));
+        drop(received);
+        let again = states.receive(incoming(&shelf, 8), mark(8));
+        assert_eq!(again.map(|received| received.mark), Ok(mark(8)));
+        assert!(states.receive(incoming(&shelf, 9), mark(9)).is_ok());
+        assert_eq!(names(&shelf), ["state".to_owned(), received_name(9)]);
+    }
+
+    #[test]
+    fn a_start_takes_over_what_the_log_was_reset_for() {
+        let cases = [(0, 3), (3, 3), (8, 8)];
+        let cases = cases
+            .into_iter()
+            .flat_map(|case| [(case, true), (case, false)]);
+        for ((reset_to, expected), dropped_first) in cases {
+            let shelf = Shelf::new();
+            let drive = drive(&shelf, 3);
+            let received = drive.states().receive(incoming(&shelf, 8), mark(8));
+            let received = received.expect("fits");
+            // The process dies; what its destructors would do, the dead do not, whenever the
+            // drive hears of it.
+            if dropped_first {
+                drop(received);
+                drive.kill();
+            } else {
+                drive.kill();
+                drop(received);
+            }
+            let state = drive.open_state(reset_to).expect("opens");
+            assert_eq!(applied(&state), expected, "reset to {reset_to}");
+            assert_eq!(names(&shelf).len(), 1, "the others are gone");
+            assert_eq!(check_together(expected, reset_to, 9), Ok(()));
+            drive.crash(1);
+            assert_eq!(
+                applied(&drive.open_state(reset_to).expect("opens")),
+                expected
+            );
+        }
+        // It was reset for a state that is not there: the caller finds that it lacks a part.
+        let shelf = Shelf::new();
+        let drive = drive(&shelf, 3);
+        assert_eq!(applied(&drive.open_state(8).expect("opens")), 3);
+        assert!(check_together(3, 8, 9).is_err());
+    }
+
+    #[test]
+    fn what_was_not_flushed_dies_with_the_process() {
+        let shelf = Shelf::new();
+        let drive = drive(&shelf, 3);
+        let engine = drive.open_state(0).expect("opens");
+        grow(&engine, 7);
+        drive.kill();
+        assert_eq!(applied(&drive.state()), 3);
+        // The dead write into what nobody reads.
+        grow(&engine, 9);
+        engine.flush().expect("flushes");
+        assert_eq!(applied(&drive.open_state(0).expect("opens")), 3);
+    }
+
+    #[test]
+    fn the_dead_neither_make_nor_take_states() {
+        let shelf = Shelf::new();
+        let drive = drive(&shelf, 3);
+        let (states, engine) = (drive.states(), drive.open_state(0).expect("opens"));
+        let made = states.checkpoint(engine.as_ref()).expect("a checkpoint");
+        let received = states.receive(incoming(&shelf, 8), mark(8)).expect("fits");
+        drive.kill();
+        assert!(states.adopt(received).is_err());
+        assert!(states.checkpoint(engine.as_ref()).is_err());
+        assert!(states.receive(incoming(&shelf, 9), mark(9)).is_err());
+        // Leftovers stay until a start removes them, and then no dead hand reaches the new ones.
+        assert!(names(&shelf).contains(&"sending-1".to_owned()));
+        let engine = drive.open_state(0).expect("opens");
+        assert_eq!(names(&shelf), ["state"]);
+        let anew = drive.states().checkpoint(engine.as_ref());
+        assert_eq!(
+            anew.as_ref().map(|made| made.files.path().exists()).ok(),
+            Some(false)
+        );
+        drop(made);
+        assert_eq!(names(&shelf), ["sending-1", "state"]);
+    }
+
+    #[test]
+    fn a_wiped_drive_is_a_new_one() {
+        let shelf = Shelf::new();
+        let drive = drive(&shelf, 3);
+        drive.log().create("a").expect("a file");
+        let log = drive.log();
+        drive.wipe();
+        assert_eq!(
+            (log.list().expect("a list").len(), applied(&drive.state())),
+            (1, 0)
+        );
+        assert_eq!(drive.log().list().expect("a list").len(), 0);
+        assert_eq!(names(&shelf), ["state"]);
+        let states = drive.states();
+        let engine = drive.open_state(0).expect("opens");
+        grow(&engine, 2);
+        assert!(states.checkpoint(engine.as_ref()).is_ok());
+    }
+
+    #[test]
+    fn a_shelf_keeps_nobody_alive() {
+        let shelf = Shelf::new();
+        let drive = drive(&shelf, 3);
+        let weak = Arc::downgrade(&shelf);
+        drop((shelf, drive));
+        assert_eq!(weak.strong_count(), 0);
     }
 }

@@ -37,7 +37,7 @@ pub const MAX_ON_A_LINK: usize = 2_048;
 /// How things go between all members that are not cut off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Weather {
-    /// Each link loses between nothing and twice as much.
+    /// Each link loses between nothing and twice as much; all of them everything at 1000.
     pub loss_per_mille: u32,
     pub duplicates_per_mille: u32,
     /// What takes far longer than usual.
@@ -203,29 +203,22 @@ impl Wires {
     pub fn hold(&self, member: MemberId, held: bool) {
         let now_ns = self.time.now_ns();
         let mut air = self.air.lock();
-        match held {
-            true => {
-                let number = air.new_life();
-                if air.held.insert(member, number).is_none() {
-                    let silence = Cargo::Silence { member, number };
-                    let due_ns = now_ns + Delay::Silence.draw(&mut air.random);
-                    let nobody = Flight::to_nobody(silence);
-                    air.launch(due_ns, nobody);
-                } else {
-                    air.held.insert(member, number);
-                }
+        if held && !air.held.contains_key(&member) {
+            let number = air.new_life();
+            air.held.insert(member, number);
+            let silence = Flight::to_nobody(Cargo::Silence { member, number });
+            let due_ns = now_ns + Delay::Silence.draw(&mut air.random);
+            air.launch(due_ns, silence);
+        }
+        if !held && air.held.remove(&member).is_some() {
+            air.silent.remove(&member);
+            let waiting = air.stations.get_mut(&member);
+            let waiting = waiting.map(|station| std::mem::take(&mut station.waiting));
+            for flight in waiting.unwrap_or_default() {
+                let due_ns = now_ns + air.random.between(1, 10_000);
+                air.relaunch(due_ns, flight);
             }
-            false => {
-                air.held.remove(&member);
-                air.silent.remove(&member);
-                let waiting = air.stations.get_mut(&member);
-                let waiting = waiting.map(|station| std::mem::take(&mut station.waiting));
-                for flight in waiting.unwrap_or_default() {
-                    let due_ns = now_ns + air.random.between(1, 10_000);
-                    air.relaunch(due_ns, flight);
-                }
-                air.reconnect();
-            }
+            air.reconnect();
         }
     }
 

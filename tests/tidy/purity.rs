@@ -1,11 +1,12 @@
 //! Where time, chance and the async runtime may be touched.
 //!
 //! Everything that decides has to run the same twice, in a simulator: its time and its random
-//! numbers are handed in through `env`, and it does not know what an executor is.
+//! numbers are handed in through `env`, and it does not know what an executor is. The simulator
+//! itself has nothing of the machine at all, and no order that a seed does not name.
 
 use super::layers::layer;
 use super::source::Source;
-use super::tokens::placed;
+use super::tokens::{Placed, placed};
 
 /// Names that ask the machine for the time or for chance, and the crates that do.
 const TIME_AND_CHANCE: &[&str] = &["Instant", "SystemTime", "rand", "getrandom"];
@@ -24,6 +25,18 @@ const RUNTIME_FREE_FILES: &[&str] = &[
     "src/node/jobs/deadlines.rs",
     "src/node/raft_thread.rs",
     "src/node/run.rs",
+];
+
+/// Where one seed has to be one trace.
+const SEEDED: &str = "src/sim";
+/// The part of it that no world sees: it gives each world a thread, and is a command.
+const BESIDE_WORLDS: &str = "src/sim/command.rs";
+/// Their order differs from run to run.
+const UNORDERED: &[&str] = &["HashMap", "HashSet"];
+/// What is the machine's, or runs beside the scheduler.
+const MACHINE: &[(&str, &[&str])] = &[
+    ("std", &["thread", "net", "fs", "process"]),
+    ("tokio", &["net", "time", "spawn", "task", "fs", "runtime"]),
 ];
 
 /// A file that may use a name after all, and why.
@@ -58,6 +71,53 @@ fn uses(source: &Source, names: &[&str]) -> Vec<(usize, String)> {
         .collect()
 }
 
+/// The first names of the paths behind `tokens[at]`, which is the name of a crate; none where it
+/// is not.
+fn first_names<'a>(tokens: &[Placed<'a>], at: usize) -> Vec<&'a str> {
+    let text = |at: usize| tokens.get(at).map_or("", |one| one.token.text);
+    // A leading `::` is the root of all paths; behind a name it is within one.
+    let is_within =
+        at > 1 && text(at - 1) == "::" && (tokens[at - 2].token.is_ident() || text(at - 2) == ">");
+    if text(at + 1) != "::" || is_within {
+        return Vec::new();
+    }
+    if text(at + 2) != "{" {
+        return vec![text(at + 2)];
+    }
+    let mut names = Vec::new();
+    let mut depth = 0;
+    for behind in at + 2..tokens.len() {
+        match text(behind) {
+            "{" => depth += 1,
+            "}" => depth -= 1,
+            name if depth == 1 && matches!(text(behind - 1), "{" | ",") => names.push(name),
+            _ => {}
+        }
+        if depth == 0 {
+            break;
+        }
+    }
+    names
+}
+
+/// What of the machine's a file names, its tests too.
+fn machine_uses(source: &Source) -> Vec<(usize, String)> {
+    let tokens = placed(&source.text);
+    let mut found = Vec::new();
+    for (at, one) in tokens.iter().enumerate() {
+        let text = one.token.text;
+        if UNORDERED.contains(&text) {
+            found.push((one.token.line, text.to_owned()));
+        }
+        for (root, forbidden) in MACHINE.iter().filter(|(root, _)| *root == text) {
+            let names = first_names(&tokens, at);
+            let names = names.into_iter().filter(|name| forbidden.contains(name));
+            found.extend(names.map(|name| (one.token.line, format!("{root}::{name}"))));
+        }
+    }
+    found
+}
+
 /// What a file uses and may not.
 pub fn check(source: &Source) -> Vec<String> {
     let path = &source.path;
@@ -78,6 +138,13 @@ pub fn check(source: &Source) -> Vec<String> {
             ));
         }
     }
+    if path.starts_with(SEEDED) && path != BESIDE_WORLDS {
+        for (line, name) in machine_uses(source) {
+            findings.push(format!(
+                "{path}:{line}: no {name} here: a seed names one trace, on every machine"
+            ));
+        }
+    }
     findings
 }
 
@@ -95,10 +162,15 @@ pub fn stale(sources: &[Source]) -> Vec<String> {
             )
         })
         .collect();
-    for path in RUNTIME_FREE_FILES.iter().chain([&ENV]) {
+    for path in RUNTIME_FREE_FILES.iter().chain([&ENV, &BESIDE_WORLDS]) {
         if find(path).is_none() {
             findings.push(format!("there is a rule about {path}, which is not there"));
         }
+    }
+    if !sources.iter().any(|source| source.path.starts_with(SEEDED)) {
+        findings.push(format!(
+            "there is a rule about {SEEDED}, which is not there"
+        ));
     }
     findings
 }
@@ -148,10 +220,37 @@ mod tests {
     }
 
     #[test]
+    fn the_machine_is_found_in_the_simulator() {
+        for (text, expected) in [
+            ("use std::thread;", 1),
+            (
+                "use std::{fs::File, net::{IpAddr, TcpStream}, sync::Arc};",
+                2,
+            ),
+            ("std::thread::spawn(x); ::std::net::x()", 2),
+            ("use std::collections::{BTreeMap, HashMap};", 1),
+            ("HashSet::<u64>::new()", 1),
+            ("use tokio::sync::oneshot; tokio::spawn(x)", 1),
+            ("use tokio::{sync::{mpsc, time}, time::sleep};", 1),
+            ("#[cfg(test)] mod tests { use std::thread; }", 1),
+            (
+                "use super::net; time.std(); crate::tokio::time(); self.spawn(x)",
+                0,
+            ),
+            ("// std::thread\nlet x = \"std::net\";", 0),
+        ] {
+            assert_eq!(findings("src/sim/x.rs", text), expected, "{text}");
+            for path in ["src/api/x.rs", BESIDE_WORLDS] {
+                assert_eq!(findings(path, text), 0, "{text}");
+            }
+        }
+    }
+
+    #[test]
     fn rules_without_a_file_are_found() {
         assert_eq!(
             stale(&[]).len(),
-            EXCEPTIONS.len() + RUNTIME_FREE_FILES.len() + 1
+            EXCEPTIONS.len() + RUNTIME_FREE_FILES.len() + 3
         );
     }
 }

@@ -120,6 +120,9 @@ impl Air {
 
     /// Whether the link loses what passes it now.
     pub fn loses(&mut self, link: Link) -> bool {
+        if self.weather.loss_per_mille >= 1_000 {
+            return true;
+        }
         let most = u64::from(self.weather.loss_per_mille) * 2;
         let Self { losses, random, .. } = self;
         let loss = losses
