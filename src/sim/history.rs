@@ -121,7 +121,7 @@ pub struct Applied {
 }
 
 /// All that a world did.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct History {
     /// The members that founded the cluster, all of them voters.
     pub founders: Vec<MemberId>,

@@ -48,7 +48,7 @@ struct Change {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Model {
     keys: BTreeMap<Bytes, Vec<Change>>,
     pub head: i64,

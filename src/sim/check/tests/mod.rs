@@ -1,1 +1,96 @@
-//! Tests.
+//! Blameless histories in which nothing may be found, and damaged ones in which exactly the
+//! damage must be.
+//!
+//! `ETCHED_SEEDS` says how many seeds are tried.
+
+mod cluster;
+mod damage;
+mod damaged_streams;
+mod requests;
+mod streams;
+
+use std::collections::BTreeSet;
+
+use cluster::Trick;
+use requests::Random;
+
+use super::check;
+use crate::sim::history::History;
+
+fn seeds(default: u64) -> std::ops::Range<u64> {
+    let number = std::env::var("ETCHED_SEEDS").ok();
+    0..number.map_or(default, |number| number.parse().expect("a number of seeds"))
+}
+
+#[test]
+fn nothing_is_found_where_nothing_is_wrong() {
+    for seed in seeds(200) {
+        let made = cluster::make(seed, Trick::None);
+        let findings = check(&made.history);
+        assert!(findings.is_empty(), "seed {seed}: {findings:#?}");
+    }
+}
+
+/// What was found in a history, each kind once.
+fn kinds(history: &History) -> BTreeSet<&'static str> {
+    check(history).iter().map(|finding| finding.what).collect()
+}
+
+#[test]
+fn broken_promises_are_found() {
+    let table = [
+        (
+            Trick::LoseWrite,
+            "an acknowledged request is not in the log",
+        ),
+        (Trick::Phantom, "an entry that nobody asked for"),
+        (Trick::ApplyTwice, "a request was done twice"),
+        (Trick::ProposeTwice, "a request was done twice"),
+        (Trick::RefuseDone, "a refused request was done"),
+        (Trick::RevokeEarly, "a lease was revoked early"),
+        (Trick::KeepLease, "a lease was kept for too long"),
+        (Trick::DenyLease, "a lease was denied while it lived"),
+    ];
+    let mut wrong = Vec::new();
+    for (trick, what) in table {
+        let mut played = 0;
+        for seed in seeds(40) {
+            let made = cluster::make(seed, trick);
+            played += u64::from(made.played);
+            let expected: BTreeSet<_> = made.played.then_some(what).into_iter().collect();
+            let found = kinds(&made.history);
+            if found != expected {
+                wrong.push(format!("{trick:?}, seed {seed}: {found:?}"));
+            }
+        }
+        if played < 10 {
+            wrong.push(format!("{trick:?} had {played} occasions"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn damage_is_found() {
+    let blameless = seeds(40).map(|seed| cluster::make(seed, Trick::None));
+    let blameless: Vec<_> = blameless.collect();
+    let mut wrong = Vec::new();
+    for (name, damage, what) in damage::TABLE.iter().chain(damaged_streams::TABLE) {
+        let mut damaged = 0;
+        for (seed, made) in blameless.iter().enumerate() {
+            let mut made = made.clone();
+            if damage(&mut made, &mut Random::new(seed as u64)).is_none() {
+                continue;
+            }
+            damaged += 1;
+            let found = kinds(&made.history);
+            if found != [*what].into() {
+                wrong.push(format!("{name}, seed {seed}: {found:?}"));
+            }
+        }
+        if damaged < 5 {
+            wrong.push(format!("{name} had {damaged} occasions"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
