@@ -168,12 +168,10 @@ impl Cluster {
                     Client::Done(at, asked, Outcome::Unknown)
                 }
                 choice => {
-                    let outcome = self.perform(&asked);
-                    let outcome = if choice == 2 {
-                        Outcome::Unknown
-                    } else {
-                        outcome
-                    };
+                    self.heard = choice != 2;
+                    let done = self.perform(&asked);
+                    let outcome = if self.heard { done } else { Outcome::Unknown };
+                    self.heard = true;
                     Client::Done(at, asked, outcome)
                 }
             },

@@ -331,6 +331,7 @@ fn cancel_late(made: &mut Made, random: &mut Random) -> Option<()> {
         return None;
     }
     push(made, last, cancelled(compacted));
+    made.history.watches[last.0].responses[last.1 + 1].0 = made.history.calm[0].1;
     Some(())
 }
 

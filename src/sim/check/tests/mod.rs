@@ -38,6 +38,7 @@ fn kinds(history: &History) -> BTreeSet<&'static str> {
 
 #[test]
 fn broken_promises_are_found() {
+    // A lease may be denied to a client that cannot know of it.
     let table = [
         (
             Trick::LoseWrite,
@@ -53,18 +54,19 @@ fn broken_promises_are_found() {
     ];
     let mut wrong = Vec::new();
     for (trick, what) in table {
-        let mut played = 0;
+        let mut caught = 0;
         for seed in seeds(40) {
             let made = cluster::make(seed, trick);
-            played += u64::from(made.played);
             let expected: BTreeSet<_> = made.played.then_some(what).into_iter().collect();
             let found = kinds(&made.history);
-            if found != expected {
+            let unsure = trick == Trick::DenyLease && found.is_empty();
+            caught += u64::from(found == [what].into());
+            if found != expected && !unsure {
                 wrong.push(format!("{trick:?}, seed {seed}: {found:?}"));
             }
         }
-        if played < 10 {
-            wrong.push(format!("{trick:?} had {played} occasions"));
+        if caught < 10 {
+            wrong.push(format!("{trick:?} was caught in {caught} worlds"));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
