@@ -252,17 +252,25 @@ impl Read<'_> {
         })
     }
 
-    /// Finds the first state in which a reason holds.
+    /// Finds the first state in which a reason holds. Where the state may be of any age, the
+    /// newest are looked at first, and which one it was tells nothing.
     fn refused(&self, serializable: bool, holds: impl Fn(At) -> bool) -> Judged<Option<Place>> {
-        let lower = if serializable { 0 } else { self.lower };
         let mut seen = None;
-        for place in lower..=self.upper {
-            let state = self.replay.state(place);
-            if seen.replace(state) != Some(state) && holds(state) {
-                return Ok(Some(place));
+        let mut is_it = |place: &Place| {
+            let state = self.replay.state(*place);
+            seen.replace(state) != Some(state) && holds(state)
+        };
+        let (found, place) = match serializable {
+            true => ((0..=self.upper).rev().any(|place| is_it(&place)), None),
+            false => {
+                let place = (self.lower..=self.upper).find(is_it);
+                (place.is_some(), place)
             }
+        };
+        match found {
+            true => Ok(place),
+            false => Err("a read was refused without reason"),
         }
-        Err("a read was refused without reason")
     }
 
     fn renewed(&self, id: i64, ttl: i64) -> Judged<Place> {

@@ -142,7 +142,21 @@ fn key_of_member(change: &MemberChange) -> Key {
     if let Some(Change::Add(raft) | Change::Update(raft)) = &mut change.change {
         raft.peer_urls.sort();
     }
+    // Whoever is asked chooses the id of a new member; no two share their URLs.
+    if matches!(change.change, Some(Change::Add(_))) {
+        change.member_id = 0;
+    }
     Key::Member(change.encode_to_vec())
+}
+
+/// Who may have asked for an entry.
+enum Suspect {
+    Operation(usize),
+    /// A member by itself.
+    Job,
+    /// Somebody whose request has its entry already.
+    Somebody,
+    Nobody,
 }
 
 struct Matching<'a> {
@@ -218,77 +232,82 @@ impl Matching<'_> {
         let Some(step) = self.replay.step(place) else {
             return;
         };
-        let in_time = |operation: &usize| self.is_in_time(*operation, place);
-        let answered = |outcome: &Outcome| matches!(outcome, Outcome::Answered(_));
-        let is_job = self.is_a_jobs(&step.content);
-        let of_answered = self
-            .free(group, answered)
-            .find(in_time)
-            .or_else(|| self.free(group, answered).next().filter(|_| !is_job));
-        let refused = |outcome: &Outcome| matches!(outcome, Outcome::Refused(_));
-        let of_refused = self.free(group, refused).find(in_time);
-        let of_later = self.free(group, |_| true).next();
-        let (what, operation) = if let Some(operation) = of_answered {
-            let at = self.replay.moment(place);
-            let asked = &self.history.operations[operation];
-            let what = if at < asked.called_at {
-                "a request was done before it was asked for"
-            } else if at > asked.returned_at {
-                "a request was answered before it was done"
-            } else {
-                "an answer is not what was done"
-            };
-            (what, Some(operation))
-        } else if is_job {
-            return;
-        } else if let Some(operation) = of_refused {
-            (self.judge_refused(operation, place), Some(operation))
-        } else if let Some(operation) = of_later {
-            let what =
-                match self.replay.moment(place) < self.history.operations[operation].called_at {
-                    true => "a request was done before it was asked for",
-                    false => "a refused request was done",
-                };
-            (what, Some(operation))
-        } else if group.operations.is_empty() {
-            ("an entry that nobody asked for", None)
-        } else {
-            ("a request was done twice", None)
+        let (what, operation) = match self.suspect(group, place) {
+            Suspect::Job => return,
+            Suspect::Operation(operation) => (self.accuse(operation, place), Some(operation)),
+            Suspect::Somebody => ("a request was done twice", None),
+            Suspect::Nobody => ("an entry that nobody asked for", None),
         };
         let asked = operation.map(|operation| &self.history.operations[operation]);
+        if let Some(operation) = operation {
+            self.join(operation, place);
+        }
         if !what.is_empty() {
             self.findings.add(what, || match asked {
                 Some(asked) => format!("{}; {}", findings::operation(asked), findings::step(step)),
                 None => findings::step(step),
             });
         }
-        if let Some(operation) = operation {
-            self.join(operation, place);
+    }
+
+    /// Who may have asked for an entry that no operation fits.
+    fn suspect(&self, group: &Group, place: Place) -> Suspect {
+        let in_time = |operation: &usize| self.is_in_time(*operation, place);
+        let answered = |outcome: &Outcome| matches!(outcome, Outcome::Answered(_));
+        if let Some(operation) = self.free(group, answered).find(in_time) {
+            return Suspect::Operation(operation);
+        }
+        if self.is_a_jobs(place) {
+            return Suspect::Job;
+        }
+        let answered = self.free(group, answered).next();
+        let refused = |outcome: &Outcome| matches!(outcome, Outcome::Refused(_));
+        let free = answered
+            .or_else(|| self.free(group, refused).find(in_time))
+            .or_else(|| self.free(group, |_| true).next());
+        match free {
+            Some(operation) => Suspect::Operation(operation),
+            None if group.operations.is_empty() => Suspect::Nobody,
+            None => Suspect::Somebody,
         }
     }
 
-    /// What is wrong with an entry of a refused request; nothing where it did nothing, unless
-    /// the client was told another reason.
-    fn judge_refused(&self, operation: usize, place: Place) -> &'static str {
+    /// What is wrong where an operation asked for an entry that does not fit it; nothing where
+    /// that did no harm.
+    fn accuse(&self, operation: usize, place: Place) -> &'static str {
+        let at = self.replay.moment(place);
+        let asked = &self.history.operations[operation];
+        match &asked.outcome {
+            _ if at < asked.called_at => "a request was done before it was asked for",
+            Outcome::Answered(_) if at > asked.returned_at => {
+                "a request was answered before it was done"
+            }
+            Outcome::Answered(_) => "an answer is not what was done",
+            Outcome::Refused(text) => self.accuse_refused(text, place),
+            Outcome::Unknown => "",
+        }
+    }
+
+    /// As `accuse`, of a request that was refused.
+    fn accuse_refused(&self, text: &str, place: Place) -> &'static str {
         let step = self.replay.step(place);
-        let done = step.is_some_and(|step| step.result.is_ok());
-        let reason = match &self.history.operations[operation].outcome {
-            Outcome::Refused(text) => Error::from_text(text),
-            _ => None,
-        };
-        if done {
+        if step.is_some_and(|step| step.result.is_ok()) {
             "a refused request was done"
-        } else if reason.is_some_and(answers::is_decided_by_the_log) {
+        } else if Error::from_text(text).is_some_and(answers::is_decided_by_the_log) {
             "a refusal is not what the log says"
         } else {
             ""
         }
     }
 
-    /// Whether members propose this by themselves.
-    fn is_a_jobs(&self, content: &Content) -> bool {
-        let Content::Request(request) = content else {
-            return false;
+    /// Whether members propose the entry by themselves.
+    fn is_a_jobs(&self, place: Place) -> bool {
+        let step = self.replay.step(place);
+        let request = match step.map(|step| (&step.content, &step.result)) {
+            Some((Content::Request(request), _)) => request,
+            // A promotion is proposed again where nobody knows what became of it.
+            Some((Content::Member(_), Err(_))) => return true,
+            _ => return false,
         };
         let raised = |alarm: &AlarmRequest| alarm.action == AlarmAction::Activate as i32;
         request.lease_revoke.is_some()

@@ -4,6 +4,8 @@
 //! `ETCHED_SEEDS` says how many seeds are tried.
 
 mod cluster;
+mod corners;
+mod coverage;
 mod damage;
 mod damaged_streams;
 mod requests;
