@@ -10,7 +10,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::mem::{self, Discriminant};
 
+use bytes::Bytes;
 use prost::Message as _;
 
 use super::reads::{ReadReply, Reads};
@@ -18,12 +20,13 @@ use super::requests::{Proposal, Proposed, Reply, request_id};
 use crate::error::Error;
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::etchedpeer::{Forwarded, MemberChange, forwarded, member_change::Change};
-use crate::raft::replica::Progress;
+use crate::raft::replica::{NotStepped, Progress};
 use crate::raft::{
-    Committed, CommittedKind, ConfChange, ConfChangeType, Message, Persist, Replica, Snapshot,
-    replica,
+    Committed, CommittedKind, ConfChange, ConfChangeType, Malformed, Message, MessageType, Persist,
+    Replica, Snapshot, replica,
 };
-use crate::state::machine::{Entry, Payload};
+use crate::state::machine::{self, Entry, Payload};
+use crate::storage::raft_log::Mark;
 use crate::types::MemberId;
 
 /// A leader whose connection broke and who is silent for so many ticks is taken for dead.
@@ -105,6 +108,8 @@ pub struct Core {
     leadership: (u64, u64, bool),
     /// Something waits that may be proposed at once.
     parked_again: bool,
+    /// What was wrong with the last message that was refused, to say it once.
+    refused_for: Option<Discriminant<Malformed>>,
 }
 
 impl Core {
@@ -126,6 +131,7 @@ impl Core {
             limit_ticks,
             leadership: (0, 0, false),
             parked_again: false,
+            refused_for: None,
         }
     }
 
@@ -157,11 +163,36 @@ impl Core {
 
     /// Takes a message of another member. One that raft does not want is none to act upon.
     pub fn step(&mut self, message: Message) {
-        if message.from == self.replica.status().leader {
-            self.doubts = None;
+        if is_snapshot(&message) {
+            // Without its files it would empty the log of a state that is not there: those come
+            // another way, see `restore`.
+            self.refuse(message.from, message.msg_type, Malformed::Snapshot);
+            return;
         }
-        if let Err(error) = self.replica.step(message) {
-            tracing::debug!(%error, "raft did not take a message");
+        self.step_any(message);
+    }
+
+    fn step_any(&mut self, message: Message) {
+        let (from, kind) = (message.from, message.msg_type);
+        let of_leader = from == self.replica.status().leader;
+        match self.replica.step(message) {
+            Ok(()) if of_leader => self.doubts = None,
+            Ok(()) => {}
+            Err(NotStepped::Malformed(reason)) => self.refuse(from, kind, reason),
+            Err(NotStepped::Raft(error)) => {
+                tracing::debug!(%error, "raft did not take a message");
+            }
+        }
+    }
+
+    /// The first of a kind is told of: the rest would fill the log at the pace of the network.
+    fn refuse(&mut self, from: u64, kind: i32, reason: Malformed) {
+        let from = MemberId(from);
+        let news = self.refused_for.replace(mem::discriminant(&reason));
+        if news == self.refused_for {
+            tracing::debug!(%from, kind, %reason, "refused a message of a member");
+        } else {
+            tracing::error!(%from, kind, %reason, "refused a message of a member");
         }
     }
 
@@ -287,6 +318,10 @@ impl Core {
             Err(Error::NotLeader)
         } else {
             match message.proposal {
+                // Once it is in the log, every member stops at what cannot be read.
+                Some(forwarded::Proposal::Request(request)) if !is_request(&request) => {
+                    Err(Error::UnknownMethod)
+                }
                 Some(forwarded::Proposal::Request(request)) => {
                     self.replica.propose(request.into()).map(|_| ())
                 }
@@ -378,8 +413,17 @@ impl Core {
 
     /// Takes a snapshot's message, whose files are here. False where raft does not want it.
     pub fn restore(&mut self, message: Message) -> bool {
-        self.step(message);
-        self.replica.pending_snapshot().is_some()
+        if !is_snapshot(&message) {
+            self.refuse(message.from, message.msg_type, Malformed::Snapshot);
+            return false;
+        }
+        let metadata = message.get_snapshot().get_metadata();
+        let wanted = Mark {
+            index: metadata.index,
+            term: metadata.term,
+        };
+        self.step_any(message);
+        self.replica.pending_snapshot() == Some(wanted)
     }
 
     /// The next work; `None` when there is none. Must be called again until then.
@@ -565,6 +609,15 @@ impl Core {
             reply(Err(Error::Stopped));
         }
     }
+}
+
+/// An entry without a byte is a leader's first one.
+fn is_request(encoded: &Bytes) -> bool {
+    !encoded.is_empty() && machine::decode_request(encoded.clone()).is_ok()
+}
+
+fn is_snapshot(message: &Message) -> bool {
+    message.msg_type == MessageType::MsgSnapshot as i32
 }
 
 /// Takes out the first if it is such a one.

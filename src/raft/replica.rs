@@ -13,6 +13,7 @@ use raft_proto::eraftpb::{
     ConfChange, ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot,
 };
 
+use super::admit::{self, Malformed};
 use super::log::{LogView, to_disk};
 use crate::error::Error;
 use crate::storage::raft_log::{LogEntry, Mark, Reader};
@@ -95,6 +96,16 @@ pub struct Output {
     pub messages: Vec<Message>,
     pub committed: Vec<Committed>,
     pub reads: Vec<ReadIndexed>,
+}
+
+/// Why a message was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum NotStepped {
+    /// No member that works sends it; raft did not see it.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error(transparent)]
+    Raft(#[from] raft::Error),
 }
 
 /// Where this member stands.
@@ -215,10 +226,15 @@ impl Replica {
         result
     }
 
-    pub fn step(&mut self, message: Message) -> Result<(), raft::Error> {
+    /// Takes a message of another member.
+    ///
+    /// # Errors
+    /// The message changed nothing.
+    pub fn step(&mut self, message: Message) -> Result<(), NotStepped> {
+        admit::check(&message, &self.node.raft)?;
         let result = self.node.step(message);
         self.draw_election_timeout();
-        result
+        Ok(result?)
     }
 
     /// True where a proposal would be taken: this member leads and does not hand over.

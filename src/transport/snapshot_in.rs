@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::{Status, Streaming};
 
-use super::batch::read_raft;
+use super::batch::read_snapshot;
 use super::context::Context;
 use super::lane::why;
 use super::{Inbound, SnapshotDir};
@@ -119,7 +119,7 @@ impl Intake {
                 let path = self.dir.path();
                 let dir = File::open(path).map_err(at(path))?;
                 dir.sync_all().map_err(at(path))?;
-                return read_raft(bytes).map(Some).map_err(Unfit::Message);
+                return read_snapshot(bytes).map(Some).map_err(Unfit::Message);
             }
             _ => return Err(Unfit::Order),
         }
@@ -373,6 +373,9 @@ impl Drop for Counted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::raft::MessageType;
+    use crate::transport::PeerMessage;
+    use crate::transport::tests::raft;
 
     fn file(name: &str, size_bytes: u64) -> Part {
         let name = name.to_owned();
@@ -388,7 +391,11 @@ mod tests {
     }
 
     fn message() -> Part {
-        Part::Message(Bytes::new())
+        let message = match raft(MessageType::MsgSnapshot, 42, 0) {
+            PeerMessage::Raft(message) => message,
+            other => panic!("{other:?}"),
+        };
+        Part::Message(prost_11::Message::encode_to_vec(&message).into())
     }
 
     /// What becomes of these parts: the number of files, or what is wrong.
@@ -441,8 +448,15 @@ mod tests {
         ] {
             assert_eq!(taken(parts), Err(expected.to_owned()));
         }
-        let broken = Part::Message(Bytes::from_static(&[0xff]));
-        assert!(taken(vec![broken]).is_err());
+        let heartbeat = prost_11::Message::encode_to_vec(&Message {
+            msg_type: MessageType::MsgHeartbeat as i32,
+            from: 1,
+            term: 1,
+            ..Default::default()
+        });
+        for broken in [vec![0xff], vec![], heartbeat] {
+            assert!(taken(vec![Part::Message(broken.into())]).is_err());
+        }
     }
 
     #[test]
