@@ -144,6 +144,14 @@ impl From<PeerMessage> for Payload {
     }
 }
 
+/// A batch as it is on the wire.
+pub fn encoded(messages: Vec<PeerMessage>, probe: Option<u64>) -> Vec<u8> {
+    let batch = Batch::new(messages, probe);
+    let mut bytes = Vec::with_capacity(batch.len);
+    batch.encode(&mut bytes);
+    bytes
+}
+
 /// A newer member may have errors that this one does not know: the outcome is open then, which
 /// is what a timeout says.
 fn refused(message: &etchedpeer::Refused) -> PeerMessage {
@@ -281,9 +289,8 @@ mod tests {
                 error: Error::NotLeader,
             },
         ];
-        let batch = Batch::new(messages, Some(300));
-        let mut bytes = Vec::new();
-        batch.encode(&mut bytes);
+        let batch = Batch::new(messages.clone(), Some(300));
+        let bytes = encoded(messages, Some(300));
         assert_eq!(bytes.len(), batch.len);
         let plain = MessageBatch::decode(bytes.as_slice()).expect("decodes");
         assert_eq!(plain.probe, 300);

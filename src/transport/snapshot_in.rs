@@ -199,10 +199,12 @@ impl Drop for Arrival {
 }
 
 /// A snapshot that is whole.
-struct Whole {
-    message: Message,
-    dir: SnapshotDir,
-    size_bytes: u64,
+#[derive(Debug)]
+pub struct Whole {
+    pub message: Message,
+    pub dir: SnapshotDir,
+    /// Of all its files.
+    pub size_bytes: u64,
 }
 
 impl Arrivals {
@@ -263,12 +265,13 @@ impl Arrivals {
         arrival: Arc<Arrival>,
         mut parts: Streaming<SnapshotPart>,
     ) -> Result<Whole, Unfit> {
-        let (to_disk, from_network) = mpsc::channel(PARTS_AHEAD);
+        let (to_disk, mut from_network) = mpsc::channel(PARTS_AHEAD);
         let incoming = self.context.options.incoming_snapshots.clone();
         let number = self.context.outside.rng.next_u64();
         // Ends by itself when `to_disk` goes, with this future at the latest.
         let written = tokio::task::spawn_blocking(move || {
-            let written = write(&incoming, number, from_network);
+            let parts = std::iter::from_fn(|| from_network.blocking_recv());
+            let written = write(&incoming, number, parts);
             drop(arrival);
             written
         });
@@ -303,14 +306,18 @@ impl Arrivals {
     }
 }
 
-/// Writes parts as they come.
-fn write(
+/// Writes parts as they come. `number` makes the name of a directory below `incoming`, which goes
+/// where this fails.
+///
+/// # Errors
+/// The snapshot is not whole, or cannot be written.
+pub fn write(
     incoming: &Path,
     number: u64,
-    mut parts: mpsc::Receiver<SnapshotPart>,
+    parts: impl Iterator<Item = SnapshotPart>,
 ) -> Result<Whole, Unfit> {
     let mut intake = Intake::begin(incoming, number)?;
-    while let Some(part) = parts.blocking_recv() {
+    for part in parts {
         if let Some(message) = intake.take(part)? {
             return Ok(Whole {
                 message,
@@ -401,13 +408,9 @@ mod tests {
     /// What becomes of these parts: the number of files, or what is wrong.
     fn taken(parts: Vec<Part>) -> Result<usize, String> {
         let incoming = tempfile::tempdir().expect("a directory");
-        let (to_disk, from_network) = mpsc::channel(16);
-        for part in parts {
-            let part = SnapshotPart { part: Some(part) };
-            to_disk.try_send(part).expect("room");
-        }
-        drop(to_disk);
-        let written = write(incoming.path(), 7, from_network);
+        let parts = parts.into_iter();
+        let parts = parts.map(|part| SnapshotPart { part: Some(part) });
+        let written = write(incoming.path(), 7, parts);
         let written = written.map(|whole| {
             let count = std::fs::read_dir(whole.dir.path()).map_or(0, Iterator::count);
             let bytes = std::fs::read(whole.dir.path().join("a")).expect("a file");
