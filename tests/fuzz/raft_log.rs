@@ -261,7 +261,10 @@ pub fn open(bytes: &[u8]) {
     let disk = MemoryDisk::new();
     let (mut last, mut previous_end) = (0, 0);
     let mut sequence = 1;
-    while !input.is_empty() && sequence <= 4 {
+    for _ in 0..4 {
+        if input.is_empty() {
+            break;
+        }
         let bytes = segment(&mut input, sequence, &mut last, previous_end);
         previous_end = bytes.len() as u64;
         // Mostly of the usual size; else just as long as what is in it, or cut short.
@@ -272,10 +275,15 @@ pub fn open(bytes: &[u8]) {
         };
         let mut bytes = bytes;
         bytes.resize(bytes_kept, 0);
-        write(&disk, &format!("{sequence:016x}.raftlog"), &bytes);
+        let name = format!("{sequence:016x}.raftlog");
+        if disk.contents().contains_key(&name) {
+            break;
+        }
+        write(&disk, &name, &bytes);
         sequence = match input.u8() {
-            0xff => sequence + 2,
-            _ => sequence + 1,
+            0xff => sequence.wrapping_add(2),
+            0xfe => u64::MAX,
+            _ => sequence.wrapping_add(1),
         };
     }
     if let Some((content, mut log)) = recover(&disk)
@@ -341,6 +349,15 @@ pub fn open_seeds() -> Vec<Seed> {
     let second = number(number(written(some(first())), 4), 64 + 56 + 96);
     let second = entries(second.u8(ENTRIES as u8), 4, 1, b"next");
     seeds.push(Seed::new("two-segments", written(second).0));
+    let last_name = |script: Script| number(number(script.u8(END).u8(0).u8(0xfe), 1), 0);
+    seeds.push(Seed::new(
+        "last-name",
+        written(last_name(Script::default())).0,
+    ));
+    seeds.push(Seed::new(
+        "last-names",
+        written(last_name(last_name(first()))).0,
+    ));
     seeds
 }
 
