@@ -218,3 +218,141 @@ fn agrees<T: Storage>(log: &RaftLog<T>, message: &Message) -> Result<(), Malform
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use raft_proto::eraftpb::{ConfState, Snapshot};
+
+    /// A message of each kind that members send, from member 2 of term 5.
+    fn sound(kind: MessageType) -> Message {
+        let entry = |index| Entry {
+            index,
+            term: 5,
+            ..Default::default()
+        };
+        let mut message = Message {
+            msg_type: kind as i32,
+            from: 2,
+            term: 5,
+            index: 8,
+            log_term: 4,
+            commit: 7,
+            ..Default::default()
+        };
+        match kind {
+            MessageType::MsgAppend => message.entries = vec![entry(9), entry(10)],
+            MessageType::MsgReadIndex => {
+                message.term = 0;
+                message.entries = vec![Entry::default()];
+            }
+            MessageType::MsgReadIndexResp => message.entries = vec![Entry::default()],
+            MessageType::MsgSnapshot => message.snapshot = Some(snapshot(&[1, 2], &[3])),
+            _ => {}
+        }
+        message
+    }
+
+    fn snapshot(voters: &[u64], learners: &[u64]) -> Snapshot {
+        let conf_state = ConfState {
+            voters: voters.to_vec(),
+            learners: learners.to_vec(),
+            ..Default::default()
+        };
+        Snapshot {
+            metadata: Some(SnapshotMetadata {
+                conf_state: Some(conf_state),
+                index: 30,
+                term: 5,
+            }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_members_send_is_taken() {
+        use MessageType::*;
+        for kind in MessageType::values() {
+            let of_members = !matches!(
+                kind,
+                MsgHup | MsgBeat | MsgUnreachable | MsgSnapStatus | MsgCheckQuorum | MsgPropose
+            );
+            assert_eq!(check_form(&sound(*kind)).is_ok(), of_members, "{kind:?}");
+        }
+    }
+
+    /// What is said of a sound message that something was changed in.
+    fn changed(kind: MessageType, change: impl FnOnce(&mut Message)) -> Malformed {
+        let mut message = sound(kind);
+        change(&mut message);
+        check_form(&message).expect_err("refused")
+    }
+
+    #[test]
+    fn what_no_member_sends_is_refused() {
+        use MessageType::*;
+        assert_eq!(changed(MsgAppend, |m| m.msg_type = 99), Malformed::Kind(99));
+        assert_eq!(changed(MsgHeartbeat, |m| m.from = 0), Malformed::Nameless);
+        assert_eq!(changed(MsgHeartbeat, |m| m.term = 0), Malformed::Term(0));
+        assert_eq!(changed(MsgReadIndex, |m| m.term = 5), Malformed::Term(5));
+        let far = Malformed::Number(MAX_NUMBER);
+        assert_eq!(changed(MsgRequestVote, |m| m.term = MAX_NUMBER), far);
+        assert_eq!(changed(MsgAppendResponse, |m| m.index = MAX_NUMBER), far);
+        assert_eq!(
+            changed(MsgAppendResponse, |m| m.request_snapshot = 1),
+            Malformed::AsksForSnapshot
+        );
+        assert_eq!(
+            changed(MsgHeartbeat, |m| m.context = vec![0; 65]),
+            Malformed::Context(65)
+        );
+        assert_eq!(
+            changed(MsgReadIndex, |m| m.entries.clear()),
+            Malformed::Questions(0)
+        );
+        assert_eq!(
+            changed(MsgAppend, |m| m.log_term = 0),
+            Malformed::Base { index: 8 }
+        );
+    }
+
+    #[test]
+    fn entries_follow_each_other() {
+        let entry =
+            |change: fn(&mut Entry)| changed(MessageType::MsgAppend, |m| change(&mut m.entries[1]));
+        let wrong = |index| Malformed::Entry { index };
+        assert_eq!(entry(|e| e.index = 11), wrong(11));
+        assert_eq!(entry(|e| e.index = 9), wrong(9));
+        assert_eq!(entry(|e| e.term = 4), wrong(10));
+        assert_eq!(entry(|e| e.term = 6), wrong(10));
+        assert_eq!(entry(|e| e.entry_type = 2), wrong(10));
+        assert_eq!(entry(|e| e.entry_type = 256), wrong(10));
+        assert_eq!(entry(|e| e.context = vec![1]), wrong(10));
+    }
+
+    #[test]
+    fn snapshots_are_of_a_whole_cluster() {
+        let with = |snapshot| {
+            let mut message = sound(MessageType::MsgSnapshot);
+            message.snapshot = snapshot;
+            check_form(&message)
+        };
+        assert_eq!(with(Some(snapshot(&[1], &[]))), Ok(()));
+        let refused = Err(Malformed::Snapshot);
+        for found in [
+            snapshot(&[], &[1]),
+            snapshot(&[1, 1], &[]),
+            snapshot(&[1, 2], &[2]),
+            snapshot(&[0, 1], &[]),
+            Snapshot::default(),
+        ] {
+            assert_eq!(with(Some(found)), refused);
+        }
+        assert_eq!(with(None), refused);
+        let mut joint = snapshot(&[1], &[]);
+        if let Some(conf) = &mut joint.mut_metadata().conf_state {
+            conf.voters_outgoing = vec![1];
+        }
+        assert_eq!(with(Some(joint)), refused);
+    }
+}
