@@ -43,8 +43,6 @@ pub enum Malformed {
     Snapshot,
     #[error("it speaks of entry {index}, but the log ends with entry {last_index}")]
     BeyondLog { index: u64, last_index: u64 },
-    #[error("its entry {index} contradicts one that is committed; one of the two logs is damaged")]
-    ContradictsCommitted { index: u64 },
     #[error("only a leader hands over, and this member does not lead")]
     NotLeader,
     #[error("it answers or orders an election before this member's log is on disk")]
@@ -186,7 +184,6 @@ pub fn check<T: Storage>(message: &Message, raft: &raft::Raft<T>) -> Result<(), 
         Some(MsgAppendResponse) if raft.state == StateRole::Leader && !message.reject => {
             reaches(log, message.index)
         }
-        Some(MsgAppend) => agrees(log, message),
         Some(MsgTransferLeader) if raft.state != StateRole::Leader => Err(Malformed::NotLeader),
         // raft expects of whoever becomes leader that its log is on disk; it asks for votes and
         // acknowledges entries only then.
@@ -202,20 +199,6 @@ fn reaches<T: Storage>(log: &RaftLog<T>, index: u64) -> Result<(), Malformed> {
     match index <= last_index {
         true => Ok(()),
         false => Err(Malformed::BeyondLog { index, last_index }),
-    }
-}
-
-/// Entries up to the commit index are what they are.
-fn agrees<T: Storage>(log: &RaftLog<T>, message: &Message) -> Result<(), Malformed> {
-    if message.index < log.committed || !log.match_term(message.index, message.log_term) {
-        // Answered with the log's own state, and not taken.
-        return Ok(());
-    }
-    let committed = |entry: &&Entry| entry.index <= log.committed;
-    let mut known = message.entries.iter().take_while(committed);
-    match known.find(|entry| !log.match_term(entry.index, entry.term)) {
-        Some(entry) => Err(Malformed::ContradictsCommitted { index: entry.index }),
-        None => Ok(()),
     }
 }
 

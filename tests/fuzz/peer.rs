@@ -701,13 +701,76 @@ pub fn snapshot_seeds() -> Vec<Seed> {
     ]
 }
 
+fn raw(script: Script, message: &Message) -> Script {
+    script.u8(RAW).block(&raft_bytes(message))
+}
+
+/// What raft itself would stop the process at, given a log and a role for it.
+fn impossible_seeds() -> Vec<Seed> {
+    let follower = || Script::default().u8(0);
+    let beyond = Message {
+        commit: MARK.index + 9,
+        ..raft(MessageType::MsgHeartbeat)
+    };
+    // A leader's entries are here, but not on disk.
+    let append = raft(MessageType::MsgAppend);
+    let vote = Message {
+        term: 4,
+        ..raft(MessageType::MsgRequestVoteResponse)
+    };
+    let timeout = raft(MessageType::MsgTimeoutNow);
+    let elected = raw(raw(raw(follower(), &append), &timeout), &vote);
+    let alone = raw(raw(Script::default().u8(5), &append), &timeout);
+    let behind_nothing = Message {
+        index: MARK.index + 20,
+        log_term: 0,
+        ..raft(MessageType::MsgAppend)
+    };
+    let mut hole = raft(MessageType::MsgAppend);
+    hole.entries[0].index += 1;
+    let mut unknown = raft(MessageType::MsgAppend);
+    unknown.entries[0].entry_type = 77;
+    let no_question = Message {
+        entries: Vec::new(),
+        ..raft(MessageType::MsgReadIndex)
+    };
+    let of_no_term = Message {
+        term: 0,
+        ..raft(MessageType::MsgHeartbeat)
+    };
+    let passed_on = raw(follower(), &raft(MessageType::MsgHeartbeat));
+    let mut snapshot = raft(MessageType::MsgSnapshot);
+    if let Some(conf) = &mut snapshot.mut_snapshot().mut_metadata().conf_state {
+        conf.voters = vec![1, 1];
+    }
+    [
+        ("beyond-the-log", raw(follower(), &beyond)),
+        ("elected-before-disk", elected),
+        ("alone-before-disk", alone),
+        ("behind-nothing", raw(follower(), &behind_nothing)),
+        ("hole", raw(follower(), &hole)),
+        ("unknown-entry", raw(follower(), &unknown)),
+        ("no-question", raw(passed_on, &no_question)),
+        ("of-no-term", raw(follower().u8(CAMPAIGN), &of_no_term)),
+        (
+            "passed-on",
+            raw(
+                raw(follower(), &raft(MessageType::MsgHeartbeat)),
+                &raft(MessageType::MsgTransferLeader),
+            ),
+        ),
+        ("members-twice", raw(follower(), &snapshot)),
+    ]
+    .map(|(name, script)| Seed::new(format!("impossible-{name}"), script.0))
+    .into()
+}
+
 pub fn step_seeds() -> Vec<Seed> {
     let message = |script: Script, kind: MessageType, from: u8| {
         let script = script.u8(MESSAGE + kind as u8).u8(from);
         // As far as this member is itself.
         script.u8(0).u8(0).u8(0).u8(0).u8(0)
     };
-    let raw = |script: Script, message: &Message| script.u8(RAW).block(&raft_bytes(message));
     let settled = |mut script: Script| {
         for _ in 0..3 {
             script = script.u8(PERSIST).u8(APPLY);
@@ -769,6 +832,7 @@ pub fn step_seeds() -> Vec<Seed> {
         forward(&requested("")),
     ));
     seeds.push(Seed::new("leader-forwarded-change", forward(&change())));
+    seeds.extend(impossible_seeds());
     let alone = settled(Script::default().u8(5).u8(CAMPAIGN)).u8(PROPOSE);
     seeds.push(Seed::new("alone", settled(alone).u8(READ).u8(TICK).0));
     let restored = Script::default().u8(0).u8(RESTORE).u8(2);
