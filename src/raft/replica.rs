@@ -136,7 +136,7 @@ struct Unpersisted {
     number: u64,
     /// Index of its last entry; 0 for none.
     last_index: u64,
-    resets: bool,
+    reset: Option<Mark>,
     /// There is nothing to wait for but what comes before it.
     empty: bool,
 }
@@ -401,16 +401,16 @@ impl Replica {
     }
 
     fn note_unpersisted(&mut self, persist: &Persist) {
-        if let Some(first) = persist.entries.first() {
-            // What they replace never counts as being on disk.
-            for earlier in &mut self.unpersisted {
-                earlier.last_index = earlier.last_index.min(first.index - 1);
-            }
+        // What entries replace, or a snapshot, never counts as being on disk.
+        let kept = persist.entries.first().map(|first| first.index - 1);
+        let kept = kept.or(persist.reset.map(|mark| mark.index));
+        for earlier in &mut self.unpersisted {
+            earlier.last_index = earlier.last_index.min(kept.unwrap_or(u64::MAX));
         }
         self.unpersisted.push_back(Unpersisted {
             number: persist.number,
             last_index: persist.entries.last().map_or(0, |entry| entry.index),
-            resets: persist.reset.is_some(),
+            reset: persist.reset,
             empty: persist.is_empty() && persist.messages.is_empty(),
         });
     }
@@ -424,8 +424,8 @@ impl Replica {
             }
             until = until.max(first.number);
             let log = self.node.mut_store();
-            if first.resets {
-                log.reset_persisted();
+            if let Some(mark) = first.reset {
+                log.reset_persisted(mark);
             }
             log.persisted(first.last_index);
             self.unpersisted.pop_front();
