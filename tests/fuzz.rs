@@ -4,7 +4,7 @@
 #[path = "fuzz/targets.rs"]
 mod targets;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
@@ -192,6 +192,34 @@ fn the_corpus_begins_with_the_seeds() {
             );
         }
     }
+}
+
+/// Name and version of each package of a lock file.
+fn packages(lock: &str) -> BTreeSet<(String, String)> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(lock);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let field = |entry: &str, key: &str| {
+        let value = entry.lines().find_map(|line| line.strip_prefix(key));
+        value.unwrap_or_default().to_owned()
+    };
+    let entries = text.split("[[package]]").skip(1);
+    let packages = entries.map(|entry| (field(entry, "name = "), field(entry, "version = ")));
+    packages.collect()
+}
+
+/// libFuzzer is to try what is shipped.
+#[test]
+fn the_fuzz_workspace_has_the_same_dependencies() {
+    const OWN: [&str; 3] = ["\"arbitrary\"", "\"etched-fuzz\"", "\"libfuzzer-sys\""];
+    let (ours, theirs) = (packages("Cargo.lock"), packages("fuzz/Cargo.lock"));
+    let other = theirs.difference(&ours);
+    let other: Vec<_> = other
+        .filter(|(name, _)| !OWN.contains(&name.as_str()))
+        .collect();
+    assert!(
+        other.is_empty() && theirs.len() > 100,
+        "copy Cargo.lock over fuzz/Cargo.lock and build there: {other:?}"
+    );
 }
 
 #[test]

@@ -192,7 +192,7 @@ impl Core {
         if news == self.refused_for {
             tracing::debug!(%from, kind, %reason, "refused a message of a member");
         } else {
-            tracing::error!(%from, kind, %reason, "refused a message of a member");
+            tracing::warn!(%from, kind, %reason, "refused a message of a member");
         }
     }
 

@@ -45,8 +45,8 @@ pub enum Malformed {
     BeyondLog { index: u64, last_index: u64 },
     #[error("only a leader hands over, and this member does not lead")]
     NotLeader,
-    #[error("it answers or orders an election before this member's log is on disk")]
-    BeforeDisk,
+    #[error("it answers or orders an election before this member's log and state are in place")]
+    Early,
 }
 
 /// Looks at a message by itself.
@@ -188,10 +188,18 @@ pub fn check<T: Storage>(message: &Message, raft: &raft::Raft<T>) -> Result<(), 
         // raft expects of whoever becomes leader that its log is on disk; it asks for votes and
         // acknowledges entries only then.
         Some(MsgRequestVoteResponse | MsgTimeoutNow) if log.persisted != log.last_index() => {
-            Err(Malformed::BeforeDisk)
+            Err(Malformed::Early)
         }
+        Some(MsgTimeoutNow) if lacks_state(raft) => Err(Malformed::Early),
         _ => Ok(()),
     }
+}
+
+/// True while the state of a snapshot is on its way that raft has taken the log of. Whoever stands
+/// for election looks through what is not applied yet, and raft stops where the log does not have
+/// it.
+pub fn lacks_state<T: Storage>(raft: &raft::Raft<T>) -> bool {
+    raft.raft_log.applied() + 1 < raft.raft_log.first_index()
 }
 
 fn reaches<T: Storage>(log: &RaftLog<T>, index: u64) -> Result<(), Malformed> {

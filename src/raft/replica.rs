@@ -191,6 +191,12 @@ impl Replica {
         if elects_itself && !self.unpersisted.is_empty() {
             return;
         }
+        if admit::lacks_state(&self.node.raft) {
+            // As long without a leader as it is, so that it votes for others; but it does not
+            // stand itself.
+            self.node.raft.election_elapsed += 1;
+            return;
+        }
         self.node.tick();
         self.draw_election_timeout();
     }
@@ -219,8 +225,11 @@ impl Replica {
         self.node.raft.ping();
     }
 
-    /// Stands for election now.
+    /// Stands for election now, unless the state of a snapshot is still on its way.
     pub fn campaign(&mut self) -> Result<(), raft::Error> {
+        if admit::lacks_state(&self.node.raft) {
+            return Ok(());
+        }
         let result = self.node.campaign();
         self.draw_election_timeout();
         result
