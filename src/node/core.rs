@@ -10,23 +10,19 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, DefaultHasher};
-use std::mem::{self, Discriminant};
 
-use bytes::Bytes;
 use prost::Message as _;
 
 use super::reads::{ReadReply, Reads};
-use super::requests::{Proposal, Proposed, Reply, request_id};
+use super::requests::{
+    Proposal, Proposed, Reply, committed_id, conf_change, is_request, member_change,
+};
 use crate::error::Error;
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::etchedpeer::{Forwarded, MemberChange, forwarded, member_change::Change};
-use crate::raft::replica::{NotStepped, Progress};
-use crate::raft::{
-    Committed, CommittedKind, ConfChange, ConfChangeType, Malformed, Message, MessageType, Persist,
-    Replica, Snapshot, replica,
-};
-use crate::state::machine::{self, Entry, Payload};
-use crate::storage::raft_log::Mark;
+use crate::raft::replica::Progress;
+use crate::raft::{Committed, CommittedKind, Message, Persist, Replica, Snapshot, replica};
+use crate::state::machine::{Entry, Payload};
 use crate::types::MemberId;
 
 /// A leader whose connection broke and who is silent for so many ticks is taken for dead.
@@ -108,8 +104,6 @@ pub struct Core {
     leadership: (u64, u64, bool),
     /// Something waits that may be proposed at once.
     parked_again: bool,
-    /// What was wrong with the last message that was refused, to say it once.
-    refused_for: Option<Discriminant<Malformed>>,
 }
 
 impl Core {
@@ -131,7 +125,6 @@ impl Core {
             limit_ticks,
             leadership: (0, 0, false),
             parked_again: false,
-            refused_for: None,
         }
     }
 
@@ -163,36 +156,9 @@ impl Core {
 
     /// Takes a message of another member. One that raft does not want is none to act upon.
     pub fn step(&mut self, message: Message) {
-        if is_snapshot(&message) {
-            // Without its files it would empty the log of a state that is not there: those come
-            // another way, see `restore`.
-            self.refuse(message.from, message.msg_type, Malformed::Snapshot);
-            return;
-        }
-        self.step_any(message);
-    }
-
-    fn step_any(&mut self, message: Message) {
-        let (from, kind) = (message.from, message.msg_type);
-        let of_leader = from == self.replica.status().leader;
-        match self.replica.step(message) {
-            Ok(()) if of_leader => self.doubts = None,
-            Ok(()) => {}
-            Err(NotStepped::Malformed(reason)) => self.refuse(from, kind, reason),
-            Err(NotStepped::Raft(error)) => {
-                tracing::debug!(%error, "raft did not take a message");
-            }
-        }
-    }
-
-    /// The first of a kind is told of: the rest would fill the log at the pace of the network.
-    fn refuse(&mut self, from: u64, kind: i32, reason: Malformed) {
-        let from = MemberId(from);
-        let news = self.refused_for.replace(mem::discriminant(&reason));
-        if news == self.refused_for {
-            tracing::debug!(%from, kind, %reason, "refused a message of a member");
-        } else {
-            tracing::warn!(%from, kind, %reason, "refused a message of a member");
+        let of_leader = message.from == self.replica.status().leader;
+        if self.replica.step(message) && of_leader {
+            self.doubts = None;
         }
     }
 
@@ -413,17 +379,7 @@ impl Core {
 
     /// Takes a snapshot's message, whose files are here. False where raft does not want it.
     pub fn restore(&mut self, message: Message) -> bool {
-        if !is_snapshot(&message) {
-            self.refuse(message.from, message.msg_type, Malformed::Snapshot);
-            return false;
-        }
-        let metadata = message.get_snapshot().get_metadata();
-        let wanted = Mark {
-            index: metadata.index,
-            term: metadata.term,
-        };
-        self.step_any(message);
-        self.replica.pending_snapshot() == Some(wanted)
+        self.replica.restore(message)
     }
 
     /// The next work; `None` when there is none. Must be called again until then.
@@ -611,45 +567,8 @@ impl Core {
     }
 }
 
-/// An entry without a byte is a leader's first one.
-fn is_request(encoded: &Bytes) -> bool {
-    !encoded.is_empty() && machine::decode_request(encoded.clone()).is_ok()
-}
-
-fn is_snapshot(message: &Message) -> bool {
-    message.msg_type == MessageType::MsgSnapshot as i32
-}
-
 /// Takes out the first if it is such a one.
 fn pop_if<T>(queue: &mut VecDeque<T>, is_such: impl FnOnce(&T) -> bool) -> Option<T> {
     let taken = queue.front().is_some_and(is_such);
     taken.then(|| queue.pop_front()).flatten()
-}
-
-fn committed_id(committed: &Committed) -> Option<u64> {
-    match &committed.kind {
-        CommittedKind::Empty => None,
-        CommittedKind::Request(bytes) => request_id(bytes),
-        CommittedKind::ConfChange(change) => Some(member_change(change).request_id),
-    }
-}
-
-/// The change as raft takes it. New URLs change nothing for raft, and are never enacted there.
-fn conf_change(change: &MemberChange) -> ConfChange {
-    let change_type = match &change.change {
-        Some(Change::Add(raft)) if raft.is_learner => ConfChangeType::AddLearnerNode,
-        Some(Change::Remove(_)) => ConfChangeType::RemoveNode,
-        _ => ConfChangeType::AddNode,
-    };
-    ConfChange {
-        change_type: change_type as i32,
-        node_id: change.member_id,
-        context: change.encode_to_vec(),
-        ..Default::default()
-    }
-}
-
-/// The way back. What cannot be read is a change that every member refuses.
-fn member_change(change: &ConfChange) -> MemberChange {
-    MemberChange::decode(change.context.as_slice()).unwrap_or_default()
 }

@@ -7,6 +7,7 @@
 //! `admit` keeps from raft what no member that works would send.
 
 pub mod admit;
+mod drain;
 pub mod log;
 pub mod read_index;
 pub mod replica;

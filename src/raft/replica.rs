@@ -5,15 +5,17 @@
 //! a quorum, this member included where it counts, has said so.
 
 use std::collections::VecDeque;
-use std::fmt::Write as _;
+use std::mem::{self, Discriminant};
 
 use bytes::Bytes;
 use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
 use raft_proto::eraftpb::{
     ConfChange, ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot,
+    SnapshotMetadata,
 };
 
 use super::admit::{self, Malformed};
+use super::drain::TracingDrain;
 use super::log::{LogView, to_disk};
 use crate::error::Error;
 use crate::storage::raft_log::{LogEntry, Mark, Reader};
@@ -98,16 +100,6 @@ pub struct Output {
     pub reads: Vec<ReadIndexed>,
 }
 
-/// Why a message was not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum NotStepped {
-    /// No member that works sends it; raft did not see it.
-    #[error(transparent)]
-    Malformed(#[from] Malformed),
-    #[error(transparent)]
-    Raft(#[from] raft::Error),
-}
-
 /// Where this member stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Status {
@@ -148,6 +140,8 @@ pub struct Replica {
     /// A hard state whose only news is a commit index: goes with the next write.
     lazy_hard_state: bool,
     election_seed: u64,
+    /// What was wrong with the last message that was refused, to say it once.
+    refused_for: Option<Discriminant<Malformed>>,
 }
 
 impl Replica {
@@ -180,6 +174,7 @@ impl Replica {
             unpersisted: Default::default(),
             lazy_hard_state: false,
             election_seed: options.election_seed,
+            refused_for: None,
         };
         replica.draw_election_timeout();
         Ok(replica)
@@ -235,15 +230,49 @@ impl Replica {
         result
     }
 
-    /// Takes a message of another member.
-    ///
-    /// # Errors
-    /// The message changed nothing.
-    pub fn step(&mut self, message: Message) -> Result<(), NotStepped> {
-        admit::check(&message, &self.node.raft)?;
-        let result = self.node.step(message);
+    /// Takes a message of another member; false where it changed nothing.
+    pub fn step(&mut self, message: Message) -> bool {
+        if is_snapshot(&message) {
+            // Without its files it would empty the log of a state that is not there.
+            self.refuse(&message, Malformed::Snapshot);
+            return false;
+        }
+        self.step_any(message)
+    }
+
+    /// Takes a snapshot's message, whose files are here. False where raft does not want it.
+    pub fn restore(&mut self, message: Message) -> bool {
+        if !is_snapshot(&message) {
+            self.refuse(&message, Malformed::Snapshot);
+            return false;
+        }
+        let metadata = message.get_snapshot().get_metadata();
+        let mark = mark_of(metadata);
+        self.step_any(message) && self.pending_snapshot() == Some(mark)
+    }
+
+    fn step_any(&mut self, message: Message) -> bool {
+        if let Err(fault) = admit::check(&message, &self.node.raft) {
+            self.refuse(&message, fault);
+            return false;
+        }
+        let stepped = self.node.step(message);
         self.draw_election_timeout();
-        Ok(result?)
+        if let Err(error) = &stepped {
+            tracing::debug!(%error, "raft did not take a message");
+        }
+        stepped.is_ok()
+    }
+
+    /// The first of a kind is told of: the rest would fill the log at the pace of the network.
+    fn refuse(&mut self, message: &Message, fault: Malformed) {
+        let (from, kind) = (MemberId(message.from), message.msg_type);
+        let before = self.refused_for.replace(mem::discriminant(&fault));
+        if before == self.refused_for {
+            tracing::debug!(%from, kind, reason = %fault, "refused a message of a member");
+        } else {
+            tracing::warn!(%from, kind, reason = %fault, "refused a message of a member");
+        }
     }
 
     /// True where a proposal would be taken: this member leads and does not hand over.
@@ -346,11 +375,7 @@ impl Replica {
 
     /// Index and term of a snapshot that was stepped in and is not in `output` yet.
     pub fn pending_snapshot(&self) -> Option<Mark> {
-        let metadata = self.node.snap()?.get_metadata();
-        Some(Mark {
-            index: metadata.index,
-            term: metadata.term,
-        })
+        Some(mark_of(self.node.snap()?.get_metadata()))
     }
 
     /// The next thing to do; `None` when there is nothing. Must be called again until then.
@@ -365,10 +390,7 @@ impl Replica {
             .into_iter()
             .partition(promises_nothing);
         let metadata = ready.snapshot().get_metadata();
-        let reset = (metadata.index > 0).then_some(Mark {
-            index: metadata.index,
-            term: metadata.term,
-        });
+        let reset = (metadata.index > 0).then(|| mark_of(metadata));
         let mut persist = Persist {
             number: ready.number(),
             reset,
@@ -489,6 +511,17 @@ fn promises_nothing(message: &Message) -> bool {
     )
 }
 
+fn is_snapshot(message: &Message) -> bool {
+    message.msg_type == MessageType::MsgSnapshot as i32
+}
+
+fn mark_of(metadata: &SnapshotMetadata) -> Mark {
+    Mark {
+        index: metadata.index,
+        term: metadata.term,
+    }
+}
+
 /// A conf state of these members.
 pub fn conf_state_of(
     voters: impl Iterator<Item = MemberId>,
@@ -552,43 +585,5 @@ fn committed_kind(entry: Entry) -> CommittedKind {
             Ok(change) => CommittedKind::ConfChange(change),
             Err(_) => CommittedKind::Empty,
         },
-    }
-}
-
-/// raft-rs logs through slog; its lines go to the same place as ours.
-struct TracingDrain;
-
-impl slog::Drain for TracingDrain {
-    type Ok = ();
-    type Err = slog::Never;
-
-    fn log(
-        &self,
-        record: &slog::Record<'_>,
-        values: &slog::OwnedKVList,
-    ) -> Result<(), slog::Never> {
-        let mut text = Fields(record.msg().to_string());
-        // Writing to a string cannot fail.
-        let _ = slog::KV::serialize(&record.kv(), record, &mut text);
-        let _ = slog::KV::serialize(values, record, &mut text);
-        let text = text.0;
-        match record.level() {
-            slog::Level::Critical | slog::Level::Error => {
-                tracing::error!(logger = "raft", "{text}")
-            }
-            slog::Level::Warning => tracing::warn!(logger = "raft", "{text}"),
-            slog::Level::Info => tracing::info!(logger = "raft", "{text}"),
-            slog::Level::Debug | slog::Level::Trace => tracing::trace!(logger = "raft", "{text}"),
-        }
-        Ok(())
-    }
-}
-
-struct Fields(String);
-
-impl slog::Serializer for Fields {
-    fn emit_arguments(&mut self, key: slog::Key, value: &std::fmt::Arguments<'_>) -> slog::Result {
-        let _ = write!(self.0, " {key}={value}");
-        Ok(())
     }
 }

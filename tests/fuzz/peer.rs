@@ -230,6 +230,7 @@ impl Member {
             election_ticks: 10,
             heartbeat_ticks: 1,
             pre_vote: true,
+            election_seed: 7,
         };
         let replica = Replica::new(options, restored).expect("a replica");
         Self {
