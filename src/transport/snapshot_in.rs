@@ -199,7 +199,6 @@ impl Drop for Arrival {
 }
 
 /// A snapshot that is whole.
-#[derive(Debug)]
 pub struct Whole {
     pub message: Message,
     pub dir: SnapshotDir,
