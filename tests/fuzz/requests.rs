@@ -130,9 +130,12 @@ fn entry(bytes: &[u8]) {
     }
 }
 
+/// The name of a message, and what is done with its bytes.
+type Decoder = (&'static str, fn(&[u8]));
+
 /// Every message that a client or the log brings, by the first byte of the input; new ones go to
 /// the end, so that the corpus keeps its meaning.
-const DECODERS: &[(&str, fn(&[u8]))] = &[
+const DECODERS: &[Decoder] = &[
     ("range", range),
     ("put", put),
     ("delete_range", delete_range),
