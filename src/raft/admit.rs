@@ -179,6 +179,7 @@ pub fn check<T: Storage>(message: &Message, raft: &raft::Raft<T>) -> Result<(), 
         return Ok(());
     }
     let log = &raft.raft_log;
+    let on_disk = log.persisted == log.last_index();
     match kind {
         Some(MsgHeartbeat) => reaches(log, message.commit),
         Some(MsgAppendResponse) if raft.state == StateRole::Leader && !message.reject => {
@@ -187,9 +188,11 @@ pub fn check<T: Storage>(message: &Message, raft: &raft::Raft<T>) -> Result<(), 
         Some(MsgTransferLeader) if raft.state != StateRole::Leader => Err(Malformed::NotLeader),
         // raft expects of whoever becomes leader that its log is on disk; it asks for votes and
         // acknowledges entries only then.
-        Some(MsgRequestVoteResponse | MsgTimeoutNow) if log.persisted != log.last_index() => {
+        Some(MsgRequestVoteResponse) if raft.state == StateRole::Candidate && !on_disk => {
             Err(Malformed::Early)
         }
+        // A sole voter would be elected at once.
+        Some(MsgTimeoutNow) if !on_disk && raft.prs().is_singleton() => Err(Malformed::Early),
         Some(MsgTimeoutNow) if lacks_state(raft) => Err(Malformed::Early),
         _ => Ok(()),
     }
