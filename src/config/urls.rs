@@ -275,11 +275,12 @@ fn check_escape(text: &str, at: usize) -> Result<(), String> {
     Err(format!("invalid URL escape {}", quote(&shown)))
 }
 
-/// Escapes what is not ASCII, as Go does when it prints a host.
+/// Escapes what is not ASCII, as Go does when it prints a host, and control characters, which only
+/// a fragment can have here.
 fn ascii(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        match c.is_ascii() {
+        match c.is_ascii() && !c.is_ascii_control() {
             true => out.push(c),
             false => {
                 for byte in c.encode_utf8(&mut [0; 4]).bytes() {
