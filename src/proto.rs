@@ -231,7 +231,8 @@ impl prost::Message for RangeResponse {
             RANGE_KVS_TAG => {
                 let mut pair = Bytes::new();
                 encoding::bytes::merge(wire_type, &mut pair, buf, ctx)?;
-                let mut frames = BytesMut::from(self.kvs.frames.as_ref());
+                // Not copied: nobody else holds them.
+                let mut frames = BytesMut::from(std::mem::take(&mut self.kvs.frames));
                 put_bytes_field(&mut frames, RANGE_KVS_TAG, &pair);
                 self.kvs = EncodedKvs::from_frames(frames.freeze(), self.kvs.len + 1);
                 Ok(())

@@ -5,9 +5,10 @@
 //! default, and durations are nanoseconds. Unlike etcd, keys that mean nothing are named in one
 //! warning: a misspelled key is the commonest mistake in such a file.
 
+use std::cell::Cell;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::Value as Json;
 
 use super::flags::{self, Flag, Key};
@@ -63,7 +64,8 @@ fn document(text: &str) -> Result<Node, Refusal> {
     let Some(document) = serde_yaml_ng::Deserializer::from_str(text).next() else {
         return Ok(Node::Null);
     };
-    Node::deserialize(document).map_err(|error| {
+    let room = Room(Cell::new(FREE_BYTES + TIMES_LONGER * text.len()));
+    room.deserialize(document).map_err(|error| {
         // etcd puts the place before the reason, the crate after it.
         let place = error
             .location()
@@ -326,15 +328,35 @@ fn is_old_number(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_digit()) && (text.starts_with('0') || text.contains('_'))
 }
 
-impl<'de> Deserialize<'de> for Node {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Node, D::Error> {
-        deserializer.deserialize_any(NodeVisitor)
+/// What a document may become, for each of its own bytes and beside that: each node counts as a
+/// byte, and its text. Without aliases none comes near it; with them, a few hundred bytes can name
+/// more than fits the memory.
+const TIMES_LONGER: usize = 8;
+const FREE_BYTES: usize = 16 << 10;
+
+/// Reads nodes as long as there is room for them.
+struct Room(Cell<usize>);
+
+impl Room {
+    fn take<E: Error>(&self, bytes: usize) -> Result<(), E> {
+        let left = self.0.get().checked_sub(bytes);
+        // As etcd's parser words it.
+        let left = left.ok_or_else(|| E::custom("document contains excessive aliasing"))?;
+        self.0.set(left);
+        Ok(())
     }
 }
 
-struct NodeVisitor;
+impl<'de> DeserializeSeed<'de> for &Room {
+    type Value = Node;
 
-impl<'de> Visitor<'de> for NodeVisitor {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
+        self.take(1)?;
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &Room {
     type Value = Node;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -350,7 +372,7 @@ impl<'de> Visitor<'de> for NodeVisitor {
     }
 
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
-        Node::deserialize(deserializer)
+        self.deserialize(deserializer)
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
@@ -377,13 +399,14 @@ impl<'de> Visitor<'de> for NodeVisitor {
         Ok(Node::Float(value))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Node, E> {
+    fn visit_str<E: Error>(self, value: &str) -> Result<Node, E> {
+        self.take(value.len())?;
         Ok(Node::Text(value.to_owned()))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Node, A::Error> {
         let mut list = Vec::new();
-        while let Some(item) = items.next_element()? {
+        while let Some(item) = items.next_element_seed(self)? {
             list.push(item);
         }
         Ok(Node::List(list))
@@ -391,7 +414,7 @@ impl<'de> Visitor<'de> for NodeVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Node, A::Error> {
         let mut map = Vec::new();
-        while let Some((key, value)) = entries.next_entry::<Node, Node>()? {
+        while let Some((key, value)) = entries.next_entry_seed(self, self)? {
             let key = match key {
                 Node::Text(key) => key,
                 Node::Null => "null".to_owned(),
@@ -400,7 +423,7 @@ impl<'de> Visitor<'de> for NodeVisitor {
                 Node::Uint(key) => key.to_string(),
                 Node::Float(key) => key.to_string(),
                 Node::List(_) | Node::Map(_) => {
-                    return Err(serde::de::Error::custom("invalid map key"));
+                    return Err(A::Error::custom("invalid map key"));
                 }
             };
             map.push((key, value));

@@ -33,7 +33,7 @@ impl Scheme {
     }
 }
 
-/// One URL. `host` has no brackets around an IPv6 address and may be empty; `port` is digits, or
+/// One URL. `host` has no brackets around an IPv6 address, no escapes, and may be empty; `port` is digits, or
 /// empty, and not yet known to be a port number. Both are empty for the unix schemes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
@@ -81,7 +81,7 @@ impl Url {
         if !parts.path.is_empty() {
             return Err(format!("URL must not contain a path: {input}"));
         }
-        let (host, port) = (host.to_owned(), port.to_owned());
+        let (host, port) = (unescaped(host), port.to_owned());
         Ok(Url {
             text,
             scheme,
@@ -275,11 +275,12 @@ fn check_escape(text: &str, at: usize) -> Result<(), String> {
     Err(format!("invalid URL escape {}", quote(&shown)))
 }
 
-/// Escapes what is not ASCII, as Go does when it prints a host.
+/// Escapes what is not ASCII, as Go does when it prints a host, and control characters, which only
+/// a fragment can have here.
 fn ascii(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        match c.is_ascii() {
+        match c.is_ascii() && !c.is_ascii_control() {
             true => out.push(c),
             false => {
                 for byte in c.encode_utf8(&mut [0; 4]).bytes() {
@@ -289,6 +290,22 @@ fn ascii(text: &str) -> String {
         }
     }
     out
+}
+
+/// A host without the escapes that `check_host` allows: the same name or zone, however it is
+/// written. What is no UTF-8 without them is no name, and stays as it is.
+fn unescaped(host: &str) -> String {
+    let mut out = Vec::with_capacity(host.len());
+    let mut bytes = host.bytes();
+    while let Some(byte) = bytes.next() {
+        let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
+        let escape = match byte {
+            b'%' => digit(bytes.next()).zip(digit(bytes.next())),
+            _ => None,
+        };
+        out.push(escape.map_or(byte, |(high, low)| (high << 4 | low) as u8));
+    }
+    String::from_utf8(out).unwrap_or_else(|_| host.to_owned())
 }
 
 #[cfg(test)]
@@ -388,5 +405,16 @@ mod tests {
         let url = Url::parse("http://[fe80::1]:70").unwrap();
         assert_eq!((url.host.as_str(), url.port.as_str()), ("fe80::1", "70"));
         assert_eq!(url.host_port(), "[fe80::1]:70");
+        for (text, host_port) in [
+            ("http://[fe80::1%25eth0]:70", "[fe80::1%eth0]:70"),
+            ("http://h\u{f6}st:70", "h\u{f6}st:70"),
+            ("http://h%C3%B6st:70", "h\u{f6}st:70"),
+            ("http://h%FFst:70", "h%FFst:70"),
+        ] {
+            assert_eq!(
+                Url::parse(text).map(|url| url.host_port()).as_deref(),
+                Ok(host_port)
+            );
+        }
     }
 }

@@ -14,15 +14,14 @@ use std::hash::{BuildHasherDefault, DefaultHasher};
 use prost::Message as _;
 
 use super::reads::{ReadReply, Reads};
-use super::requests::{Proposal, Proposed, Reply, request_id};
+use super::requests::{
+    Proposal, Proposed, Reply, committed_id, conf_change, is_request, member_change,
+};
 use crate::error::Error;
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::etchedpeer::{Forwarded, MemberChange, forwarded, member_change::Change};
 use crate::raft::replica::Progress;
-use crate::raft::{
-    Committed, CommittedKind, ConfChange, ConfChangeType, Message, Persist, Replica, Snapshot,
-    replica,
-};
+use crate::raft::{Committed, CommittedKind, Message, Persist, Replica, Snapshot, replica};
 use crate::state::machine::{Entry, Payload};
 use crate::types::MemberId;
 
@@ -157,11 +156,9 @@ impl Core {
 
     /// Takes a message of another member. One that raft does not want is none to act upon.
     pub fn step(&mut self, message: Message) {
-        if message.from == self.replica.status().leader {
+        let of_leader = message.from == self.replica.status().leader;
+        if self.replica.step(message) && of_leader {
             self.doubts = None;
-        }
-        if let Err(error) = self.replica.step(message) {
-            tracing::debug!(%error, "raft did not take a message");
         }
     }
 
@@ -287,6 +284,10 @@ impl Core {
             Err(Error::NotLeader)
         } else {
             match message.proposal {
+                // Once it is in the log, every member stops at what cannot be read.
+                Some(forwarded::Proposal::Request(request)) if !is_request(&request) => {
+                    Err(Error::UnknownMethod)
+                }
                 Some(forwarded::Proposal::Request(request)) => {
                     self.replica.propose(request.into()).map(|_| ())
                 }
@@ -378,8 +379,7 @@ impl Core {
 
     /// Takes a snapshot's message, whose files are here. False where raft does not want it.
     pub fn restore(&mut self, message: Message) -> bool {
-        self.step(message);
-        self.replica.pending_snapshot().is_some()
+        self.replica.restore(message)
     }
 
     /// The next work; `None` when there is none. Must be called again until then.
@@ -571,32 +571,4 @@ impl Core {
 fn pop_if<T>(queue: &mut VecDeque<T>, is_such: impl FnOnce(&T) -> bool) -> Option<T> {
     let taken = queue.front().is_some_and(is_such);
     taken.then(|| queue.pop_front()).flatten()
-}
-
-fn committed_id(committed: &Committed) -> Option<u64> {
-    match &committed.kind {
-        CommittedKind::Empty => None,
-        CommittedKind::Request(bytes) => request_id(bytes),
-        CommittedKind::ConfChange(change) => Some(member_change(change).request_id),
-    }
-}
-
-/// The change as raft takes it. New URLs change nothing for raft, and are never enacted there.
-fn conf_change(change: &MemberChange) -> ConfChange {
-    let change_type = match &change.change {
-        Some(Change::Add(raft)) if raft.is_learner => ConfChangeType::AddLearnerNode,
-        Some(Change::Remove(_)) => ConfChangeType::RemoveNode,
-        _ => ConfChangeType::AddNode,
-    };
-    ConfChange {
-        change_type: change_type as i32,
-        node_id: change.member_id,
-        context: change.encode_to_vec(),
-        ..Default::default()
-    }
-}
-
-/// The way back. What cannot be read is a change that every member refuses.
-fn member_change(change: &ConfChange) -> MemberChange {
-    MemberChange::decode(change.context.as_slice()).unwrap_or_default()
 }

@@ -1,12 +1,13 @@
-//! What is to be agreed upon, and who is told what became of it.
+//! What is to be agreed upon, how raft carries it, and who is told what became of it.
 
 use bytes::Bytes;
 use prost::Message as _;
 
 use crate::error::Error;
 use crate::proto::etcdserverpb::{InternalRaftRequest, RequestHeader};
-use crate::proto::etchedpeer::MemberChange;
-use crate::state::Response;
+use crate::proto::etchedpeer::{MemberChange, member_change::Change};
+use crate::raft::{Committed, CommittedKind, ConfChange, ConfChangeType};
+use crate::state::{Response, machine};
 
 /// Called once with what became of a proposal; dropped uncalled where nobody knows.
 pub type Reply = Box<dyn FnOnce(Result<Response, Error>) + Send>;
@@ -59,6 +60,40 @@ pub fn request_id(encoded: &Bytes) -> Option<u64> {
     }
     let decoded = Header::decode(encoded.clone()).ok()?;
     decoded.header.map(|header| header.id)
+}
+
+/// An entry without a byte is a leader's first one.
+pub fn is_request(encoded: &Bytes) -> bool {
+    !encoded.is_empty() && machine::decode_request(encoded.clone()).is_ok()
+}
+
+/// The id of what is committed, where it is a proposal.
+pub fn committed_id(committed: &Committed) -> Option<u64> {
+    match &committed.kind {
+        CommittedKind::Empty => None,
+        CommittedKind::Request(bytes) => request_id(bytes),
+        CommittedKind::ConfChange(change) => Some(member_change(change).request_id),
+    }
+}
+
+/// The change as raft takes it. New URLs change nothing for raft, and are never enacted there.
+pub fn conf_change(change: &MemberChange) -> ConfChange {
+    let change_type = match &change.change {
+        Some(Change::Add(raft)) if raft.is_learner => ConfChangeType::AddLearnerNode,
+        Some(Change::Remove(_)) => ConfChangeType::RemoveNode,
+        _ => ConfChangeType::AddNode,
+    };
+    ConfChange {
+        change_type: change_type as i32,
+        node_id: change.member_id,
+        context: change.encode_to_vec(),
+        ..Default::default()
+    }
+}
+
+/// The way back. What cannot be read is a change that every member refuses.
+pub fn member_change(change: &ConfChange) -> MemberChange {
+    MemberChange::decode(change.context.as_slice()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -57,9 +57,10 @@ impl LogView {
         self.reset = Some(mark);
     }
 
-    /// The files say what `reset` said.
-    pub fn reset_persisted(&mut self) {
-        self.reset = None;
+    /// The files say what `reset` said of this mark. A later snapshot may have come since, of
+    /// which they do not know yet.
+    pub fn reset_persisted(&mut self, mark: Mark) {
+        self.reset.take_if(|reset| *reset == mark);
     }
 
     /// Sets or takes back what members that are too far behind are sent.

@@ -4,11 +4,15 @@
 //! outputs (what to make durable, what to send, what is committed); it never touches a disk, a
 //! socket or a clock. `log` is what raft-rs reads of the raft log: recent entries in memory,
 //! older ones from the segment files. `read_index` gathers linearizable reads into rounds.
+//! `admit` keeps from raft what no member that works would send.
 
+pub mod admit;
+mod drain;
 pub mod log;
 pub mod read_index;
 pub mod replica;
 
+pub use admit::Malformed;
 pub use raft_proto::eraftpb::{
     ConfChange, ConfChangeType, ConfState, Message, MessageType, Snapshot, SnapshotMetadata,
 };

@@ -5,14 +5,17 @@
 //! a quorum, this member included where it counts, has said so.
 
 use std::collections::VecDeque;
-use std::fmt::Write as _;
+use std::mem::{self, Discriminant};
 
 use bytes::Bytes;
 use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
 use raft_proto::eraftpb::{
     ConfChange, ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot,
+    SnapshotMetadata,
 };
 
+use super::admit::{self, Malformed};
+use super::drain::TracingDrain;
 use super::log::{LogView, to_disk};
 use crate::error::Error;
 use crate::storage::raft_log::{LogEntry, Mark, Reader};
@@ -125,7 +128,7 @@ struct Unpersisted {
     number: u64,
     /// Index of its last entry; 0 for none.
     last_index: u64,
-    resets: bool,
+    reset: Option<Mark>,
     /// There is nothing to wait for but what comes before it.
     empty: bool,
 }
@@ -137,6 +140,8 @@ pub struct Replica {
     /// A hard state whose only news is a commit index: goes with the next write.
     lazy_hard_state: bool,
     election_seed: u64,
+    /// What was wrong with the last message that was refused, to say it once.
+    refused_for: Option<Discriminant<Malformed>>,
 }
 
 impl Replica {
@@ -169,6 +174,7 @@ impl Replica {
             unpersisted: Default::default(),
             lazy_hard_state: false,
             election_seed: options.election_seed,
+            refused_for: None,
         };
         replica.draw_election_timeout();
         Ok(replica)
@@ -178,6 +184,12 @@ impl Replica {
         // raft-rs expects a sole voter's log to be on disk before it elects itself.
         let elects_itself = self.is_sole_voter() && self.node.raft.state != StateRole::Leader;
         if elects_itself && !self.unpersisted.is_empty() {
+            return;
+        }
+        if admit::lacks_state(&self.node.raft) {
+            // As long without a leader as it is, so that it votes for others; but it does not
+            // stand itself.
+            self.node.raft.election_elapsed += 1;
             return;
         }
         self.node.tick();
@@ -208,17 +220,59 @@ impl Replica {
         self.node.raft.ping();
     }
 
-    /// Stands for election now.
+    /// Stands for election now, unless the state of a snapshot is still on its way.
     pub fn campaign(&mut self) -> Result<(), raft::Error> {
+        if admit::lacks_state(&self.node.raft) {
+            return Ok(());
+        }
         let result = self.node.campaign();
         self.draw_election_timeout();
         result
     }
 
-    pub fn step(&mut self, message: Message) -> Result<(), raft::Error> {
-        let result = self.node.step(message);
+    /// Takes a message of another member; false where it changed nothing.
+    pub fn step(&mut self, message: Message) -> bool {
+        if is_snapshot(&message) {
+            // Without its files it would empty the log of a state that is not there.
+            self.refuse(&message, Malformed::Snapshot);
+            return false;
+        }
+        self.step_any(message)
+    }
+
+    /// Takes a snapshot's message, whose files are here. False where raft does not want it.
+    pub fn restore(&mut self, message: Message) -> bool {
+        if !is_snapshot(&message) {
+            self.refuse(&message, Malformed::Snapshot);
+            return false;
+        }
+        let metadata = message.get_snapshot().get_metadata();
+        let mark = mark_of(metadata);
+        self.step_any(message) && self.pending_snapshot() == Some(mark)
+    }
+
+    fn step_any(&mut self, message: Message) -> bool {
+        if let Err(fault) = admit::check(&message, &self.node.raft) {
+            self.refuse(&message, fault);
+            return false;
+        }
+        let stepped = self.node.step(message);
         self.draw_election_timeout();
-        result
+        if let Err(error) = &stepped {
+            tracing::debug!(%error, "raft did not take a message");
+        }
+        stepped.is_ok()
+    }
+
+    /// The first of a kind is told of: the rest would fill the log at the pace of the network.
+    fn refuse(&mut self, message: &Message, fault: Malformed) {
+        let (from, kind) = (MemberId(message.from), message.msg_type);
+        let before = self.refused_for.replace(mem::discriminant(&fault));
+        if before == self.refused_for {
+            tracing::debug!(%from, kind, reason = %fault, "refused a message of a member");
+        } else {
+            tracing::warn!(%from, kind, reason = %fault, "refused a message of a member");
+        }
     }
 
     /// True where a proposal would be taken: this member leads and does not hand over.
@@ -321,11 +375,7 @@ impl Replica {
 
     /// Index and term of a snapshot that was stepped in and is not in `output` yet.
     pub fn pending_snapshot(&self) -> Option<Mark> {
-        let metadata = self.node.snap()?.get_metadata();
-        Some(Mark {
-            index: metadata.index,
-            term: metadata.term,
-        })
+        Some(mark_of(self.node.snap()?.get_metadata()))
     }
 
     /// The next thing to do; `None` when there is nothing. Must be called again until then.
@@ -340,10 +390,7 @@ impl Replica {
             .into_iter()
             .partition(promises_nothing);
         let metadata = ready.snapshot().get_metadata();
-        let reset = (metadata.index > 0).then_some(Mark {
-            index: metadata.index,
-            term: metadata.term,
-        });
+        let reset = (metadata.index > 0).then(|| mark_of(metadata));
         let mut persist = Persist {
             number: ready.number(),
             reset,
@@ -385,16 +432,16 @@ impl Replica {
     }
 
     fn note_unpersisted(&mut self, persist: &Persist) {
-        if let Some(first) = persist.entries.first() {
-            // What they replace never counts as being on disk.
-            for earlier in &mut self.unpersisted {
-                earlier.last_index = earlier.last_index.min(first.index - 1);
-            }
+        // What entries replace, or a snapshot, never counts as being on disk.
+        let kept = persist.entries.first().map(|first| first.index - 1);
+        let kept = kept.or(persist.reset.map(|mark| mark.index));
+        for earlier in &mut self.unpersisted {
+            earlier.last_index = earlier.last_index.min(kept.unwrap_or(u64::MAX));
         }
         self.unpersisted.push_back(Unpersisted {
             number: persist.number,
             last_index: persist.entries.last().map_or(0, |entry| entry.index),
-            resets: persist.reset.is_some(),
+            reset: persist.reset,
             empty: persist.is_empty() && persist.messages.is_empty(),
         });
     }
@@ -408,8 +455,8 @@ impl Replica {
             }
             until = until.max(first.number);
             let log = self.node.mut_store();
-            if first.resets {
-                log.reset_persisted();
+            if let Some(mark) = first.reset {
+                log.reset_persisted(mark);
             }
             log.persisted(first.last_index);
             self.unpersisted.pop_front();
@@ -462,6 +509,17 @@ fn promises_nothing(message: &Message) -> bool {
         message.get_msg_type(),
         MessageType::MsgHeartbeatResponse | MessageType::MsgReadIndex
     )
+}
+
+fn is_snapshot(message: &Message) -> bool {
+    message.msg_type == MessageType::MsgSnapshot as i32
+}
+
+fn mark_of(metadata: &SnapshotMetadata) -> Mark {
+    Mark {
+        index: metadata.index,
+        term: metadata.term,
+    }
 }
 
 /// A conf state of these members.
@@ -527,43 +585,5 @@ fn committed_kind(entry: Entry) -> CommittedKind {
             Ok(change) => CommittedKind::ConfChange(change),
             Err(_) => CommittedKind::Empty,
         },
-    }
-}
-
-/// raft-rs logs through slog; its lines go to the same place as ours.
-struct TracingDrain;
-
-impl slog::Drain for TracingDrain {
-    type Ok = ();
-    type Err = slog::Never;
-
-    fn log(
-        &self,
-        record: &slog::Record<'_>,
-        values: &slog::OwnedKVList,
-    ) -> Result<(), slog::Never> {
-        let mut text = Fields(record.msg().to_string());
-        // Writing to a string cannot fail.
-        let _ = slog::KV::serialize(&record.kv(), record, &mut text);
-        let _ = slog::KV::serialize(values, record, &mut text);
-        let text = text.0;
-        match record.level() {
-            slog::Level::Critical | slog::Level::Error => {
-                tracing::error!(logger = "raft", "{text}")
-            }
-            slog::Level::Warning => tracing::warn!(logger = "raft", "{text}"),
-            slog::Level::Info => tracing::info!(logger = "raft", "{text}"),
-            slog::Level::Debug | slog::Level::Trace => tracing::trace!(logger = "raft", "{text}"),
-        }
-        Ok(())
-    }
-}
-
-struct Fields(String);
-
-impl slog::Serializer for Fields {
-    fn emit_arguments(&mut self, key: slog::Key, value: &std::fmt::Arguments<'_>) -> slog::Result {
-        let _ = write!(self.0, " {key}={value}");
-        Ok(())
     }
 }

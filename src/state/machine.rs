@@ -104,7 +104,10 @@ impl Entry {
 /// The decoder bounds how deep messages may nest. A transaction as deep as a client may send
 /// lies one message deeper in its entry, so it is read by itself: what was applied when it was
 /// proposed must be applied when it is read again.
-pub(crate) fn decode_request(bytes: Bytes) -> Result<InternalRaftRequest, prost::DecodeError> {
+///
+/// # Errors
+/// The bytes are no request; no member can apply an entry that holds them.
+pub fn decode_request(bytes: Bytes) -> Result<InternalRaftRequest, prost::DecodeError> {
     /// `InternalRaftRequest` with the transaction left as it is.
     #[derive(Clone, PartialEq, prost::Message)]
     struct Undecoded {

@@ -115,7 +115,8 @@ impl Membership {
     /// Whether a change may be made now; etcd's rules, in its order.
     pub fn check(&self, change: &MemberChange) -> Result<(), Error> {
         let id = MemberId(change.member_id);
-        if self.removed.contains(&id) {
+        // To raft, 0 is nobody.
+        if id.0 == 0 || self.removed.contains(&id) {
             return Err(Error::MemberNotFound);
         }
         let known = self.members.get(&id);

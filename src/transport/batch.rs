@@ -13,7 +13,7 @@ use tonic_prost::ProstCodec;
 use super::PeerMessage;
 use crate::error::Error;
 use crate::proto::etchedpeer::{self, LaneAnswer, MessageBatch, peer_message};
-use crate::raft::Message;
+use crate::raft::{Malformed, Message, MessageType, admit};
 
 /// What tonic encodes before it hands it to the connection.
 const BUFFER_BYTES: usize = 64 << 10;
@@ -144,6 +144,14 @@ impl From<PeerMessage> for Payload {
     }
 }
 
+/// A batch as it is on the wire.
+pub fn encoded(messages: Vec<PeerMessage>, probe: Option<u64>) -> Vec<u8> {
+    let batch = Batch::new(messages, probe);
+    let mut bytes = Vec::with_capacity(batch.len);
+    batch.encode(&mut bytes);
+    bytes
+}
+
 /// A newer member may have errors that this one does not know: the outcome is open then, which
 /// is what a timeout says.
 fn refused(message: &etchedpeer::Refused) -> PeerMessage {
@@ -154,26 +162,52 @@ fn refused(message: &etchedpeer::Refused) -> PeerMessage {
     }
 }
 
+/// A batch that came in.
+#[derive(Debug, Default)]
+pub struct Incoming {
+    pub messages: Vec<PeerMessage>,
+    /// Of messages that are not for raft to see, and are left out, the last one's fault.
+    pub malformed: Option<Malformed>,
+}
+
 /// Reads the messages of a batch that came in; the error names what is wrong with one.
-pub fn read(batch: MessageBatch) -> Result<Vec<PeerMessage>, String> {
-    let mut messages = Vec::with_capacity(batch.messages.len());
+pub fn read(batch: MessageBatch) -> Result<Incoming, String> {
+    // Not with room for all: a message without anything in it takes two bytes on the way.
+    let mut incoming = Incoming::default();
     for message in batch.messages {
         // What a newer member says beyond this is not for us.
         let Some(message) = message.message else {
             continue;
         };
-        messages.push(match message {
-            peer_message::Message::Raft(bytes) => PeerMessage::Raft(read_raft(bytes)?),
+        incoming.messages.push(match message {
+            peer_message::Message::Raft(bytes) => {
+                let message = read_raft(bytes)?;
+                if let Err(fault) = admit::check_form(&message) {
+                    incoming.malformed = Some(fault);
+                    continue;
+                }
+                PeerMessage::Raft(message)
+            }
             peer_message::Message::Forwarded(message) => PeerMessage::Forwarded(message),
             peer_message::Message::Refused(message) => refused(&message),
         });
     }
-    Ok(messages)
+    Ok(incoming)
 }
 
-/// Reads a message of raft's.
-pub fn read_raft(bytes: bytes::Bytes) -> Result<Message, String> {
+/// Reads a message of raft's, which may be malformed.
+fn read_raft(bytes: bytes::Bytes) -> Result<Message, String> {
     prost_11::Message::decode(bytes).map_err(|error| format!("a message of raft's: {error}"))
+}
+
+/// Reads the message that belongs to a snapshot.
+pub fn read_snapshot(bytes: bytes::Bytes) -> Result<Message, String> {
+    let message = read_raft(bytes)?;
+    admit::check_form(&message).map_err(|fault| format!("a message of raft's: {fault}"))?;
+    if message.msg_type != MessageType::MsgSnapshot as i32 {
+        return Err("a message of raft's that belongs to no snapshot".to_owned());
+    }
+    Ok(message)
 }
 
 /// The codec of a lane's caller.
@@ -219,16 +253,20 @@ mod tests {
 
     fn append(bytes: usize) -> Message {
         Message {
+            msg_type: MessageType::MsgAppend as i32,
+            from: 1,
             to: 2,
             term: 9,
-            entries: vec![
-                Entry {
-                    index: 7,
+            index: 6,
+            log_term: 9,
+            entries: (7..=8)
+                .map(|index| Entry {
+                    index,
+                    term: 9,
                     data: vec![3; bytes],
                     ..Default::default()
-                };
-                2
-            ],
+                })
+                .collect(),
             ..Default::default()
         }
     }
@@ -243,6 +281,7 @@ mod tests {
         let messages = vec![
             PeerMessage::Raft(append(1_000)),
             PeerMessage::Raft(Message::default()),
+            PeerMessage::Raft(append(0)),
             PeerMessage::Forwarded(forwarded.clone()),
             PeerMessage::Refused {
                 request_id: 8,
@@ -250,16 +289,19 @@ mod tests {
                 error: Error::NotLeader,
             },
         ];
-        let batch = Batch::new(messages, Some(300));
-        let mut bytes = Vec::new();
-        batch.encode(&mut bytes);
+        let batch = Batch::new(messages.clone(), Some(300));
+        let bytes = encoded(messages, Some(300));
         assert_eq!(bytes.len(), batch.len);
         let plain = MessageBatch::decode(bytes.as_slice()).expect("decodes");
         assert_eq!(plain.probe, 300);
         assert_eq!(plain.encode_to_vec(), bytes);
-        let messages = read(plain).expect("reads");
+        let Incoming {
+            messages,
+            malformed,
+        } = read(plain).expect("reads");
+        assert_eq!(malformed, Some(Malformed::Kind(0)));
         assert!(matches!(&messages[0], PeerMessage::Raft(found) if *found == append(1_000)));
-        assert!(matches!(&messages[1], PeerMessage::Raft(found) if *found == Message::default()));
+        assert!(matches!(&messages[1], PeerMessage::Raft(found) if *found == append(0)));
         assert!(matches!(&messages[2], PeerMessage::Forwarded(found) if *found == forwarded));
         assert!(matches!(
             messages[3],

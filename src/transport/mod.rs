@@ -42,6 +42,13 @@ pub use network::GrpcNetwork;
 pub use questions::describe;
 pub use queue::Limits;
 
+/// What reads the bytes of other members, by itself: for fuzzing.
+#[doc(hidden)]
+pub mod edges {
+    pub use super::batch::{Incoming, encoded, read};
+    pub use super::snapshot_in::{Unfit, Whole, write};
+}
+
 /// What one member tells another without waiting for an answer. Nearly all are raft's own.
 #[derive(Clone, Debug)]
 #[expect(

@@ -20,6 +20,7 @@ use crate::proto::etchedpeer::question::Question as Kind;
 use crate::proto::etchedpeer::{
     Answer, LaneAnswer, MessageBatch, Question, SnapshotPart, SnapshotTaken, peer_message,
 };
+use crate::raft::MessageType;
 use crate::types::MemberId;
 
 /// One probe is under way at a time.
@@ -155,13 +156,23 @@ impl IncomingLane {
         let probe = batch.probe;
         if !batch.messages.is_empty() {
             self.cells.received_bytes.add(payload_bytes(&batch));
-            let mut messages = batch::read(batch).map_err(|reason| {
+            let batch::Incoming {
+                mut messages,
+                malformed,
+            } = batch::read(batch).map_err(|reason| {
                 self.cells.receive_failures.increment();
                 if self.context.is_news(&reason) {
                     tracing::warn!(peer = %self.from, reason, "cannot read what a peer sent");
                 }
                 Status::invalid_argument(reason)
             })?;
+            if let Some(fault) = malformed {
+                self.cells.receive_failures.increment();
+                let reason = fault.to_string();
+                if self.context.is_news(&reason) {
+                    tracing::warn!(peer = %self.from, reason, "refused a message of a peer");
+                }
+            }
             messages.retain(|message| self.is_for_us(message));
             self.inbound.received(self.from, messages);
         }
@@ -176,14 +187,21 @@ impl IncomingLane {
         let PeerMessage::Raft(message) = message else {
             return true;
         };
-        let ours = message.to == self.context.local.member.0;
-        if !ours
-            && self
-                .context
-                .is_news(&format!("{} to {}", self.from, message.to))
-        {
-            let to = MemberId(message.to);
-            tracing::warn!(peer = %self.from, %to, "dropped a message to another member");
+        // A question keeps the name of who asked it when it is passed on, and an order to hand
+        // over is in the name of whom leadership is to go to.
+        let passed_on = matches!(
+            message.msg_type(),
+            MessageType::MsgReadIndex | MessageType::MsgTransferLeader
+        );
+        let of_peer = passed_on || message.from == self.from.0;
+        let ours = message.to == self.context.local.member.0 && of_peer;
+        let (from, to) = (MemberId(message.from), MemberId(message.to));
+        let news = || {
+            self.context
+                .is_news(&format!("{}: {from} to {to}", self.from))
+        };
+        if !ours && news() {
+            tracing::warn!(peer = %self.from, %from, %to, "dropped a message between other members");
         }
         ours
     }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::{Status, Streaming};
 
-use super::batch::read_raft;
+use super::batch::read_snapshot;
 use super::context::Context;
 use super::lane::why;
 use super::{Inbound, SnapshotDir};
@@ -119,7 +119,7 @@ impl Intake {
                 let path = self.dir.path();
                 let dir = File::open(path).map_err(at(path))?;
                 dir.sync_all().map_err(at(path))?;
-                return read_raft(bytes).map(Some).map_err(Unfit::Message);
+                return read_snapshot(bytes).map(Some).map_err(Unfit::Message);
             }
             _ => return Err(Unfit::Order),
         }
@@ -199,10 +199,11 @@ impl Drop for Arrival {
 }
 
 /// A snapshot that is whole.
-struct Whole {
-    message: Message,
-    dir: SnapshotDir,
-    size_bytes: u64,
+pub struct Whole {
+    pub message: Message,
+    pub dir: SnapshotDir,
+    /// Of all its files.
+    pub size_bytes: u64,
 }
 
 impl Arrivals {
@@ -263,12 +264,13 @@ impl Arrivals {
         arrival: Arc<Arrival>,
         mut parts: Streaming<SnapshotPart>,
     ) -> Result<Whole, Unfit> {
-        let (to_disk, from_network) = mpsc::channel(PARTS_AHEAD);
+        let (to_disk, mut from_network) = mpsc::channel(PARTS_AHEAD);
         let incoming = self.context.options.incoming_snapshots.clone();
         let number = self.context.outside.rng.next_u64();
         // Ends by itself when `to_disk` goes, with this future at the latest.
         let written = tokio::task::spawn_blocking(move || {
-            let written = write(&incoming, number, from_network);
+            let parts = std::iter::from_fn(|| from_network.blocking_recv());
+            let written = write(&incoming, number, parts);
             drop(arrival);
             written
         });
@@ -303,14 +305,18 @@ impl Arrivals {
     }
 }
 
-/// Writes parts as they come.
-fn write(
+/// Writes parts as they come. `number` makes the name of a directory below `incoming`, which goes
+/// where this fails.
+///
+/// # Errors
+/// The snapshot is not whole, or cannot be written.
+pub fn write(
     incoming: &Path,
     number: u64,
-    mut parts: mpsc::Receiver<SnapshotPart>,
+    parts: impl Iterator<Item = SnapshotPart>,
 ) -> Result<Whole, Unfit> {
     let mut intake = Intake::begin(incoming, number)?;
-    while let Some(part) = parts.blocking_recv() {
+    for part in parts {
         if let Some(message) = intake.take(part)? {
             return Ok(Whole {
                 message,
@@ -373,6 +379,9 @@ impl Drop for Counted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::raft::MessageType;
+    use crate::transport::PeerMessage;
+    use crate::transport::tests::raft;
 
     fn file(name: &str, size_bytes: u64) -> Part {
         let name = name.to_owned();
@@ -388,19 +397,19 @@ mod tests {
     }
 
     fn message() -> Part {
-        Part::Message(Bytes::new())
+        let message = match raft(MessageType::MsgSnapshot, 42, 0) {
+            PeerMessage::Raft(message) => message,
+            other => panic!("{other:?}"),
+        };
+        Part::Message(prost_11::Message::encode_to_vec(&message).into())
     }
 
     /// What becomes of these parts: the number of files, or what is wrong.
     fn taken(parts: Vec<Part>) -> Result<usize, String> {
         let incoming = tempfile::tempdir().expect("a directory");
-        let (to_disk, from_network) = mpsc::channel(16);
-        for part in parts {
-            let part = SnapshotPart { part: Some(part) };
-            to_disk.try_send(part).expect("room");
-        }
-        drop(to_disk);
-        let written = write(incoming.path(), 7, from_network);
+        let parts = parts.into_iter();
+        let parts = parts.map(|part| SnapshotPart { part: Some(part) });
+        let written = write(incoming.path(), 7, parts);
         let written = written.map(|whole| {
             let count = std::fs::read_dir(whole.dir.path()).map_or(0, Iterator::count);
             let bytes = std::fs::read(whole.dir.path().join("a")).expect("a file");
@@ -441,8 +450,15 @@ mod tests {
         ] {
             assert_eq!(taken(parts), Err(expected.to_owned()));
         }
-        let broken = Part::Message(Bytes::from_static(&[0xff]));
-        assert!(taken(vec![broken]).is_err());
+        let heartbeat = prost_11::Message::encode_to_vec(&Message {
+            msg_type: MessageType::MsgHeartbeat as i32,
+            from: 1,
+            term: 1,
+            ..Default::default()
+        });
+        for broken in [vec![0xff], vec![], heartbeat] {
+            assert!(taken(vec![Part::Message(broken.into())]).is_err());
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ const TOPS: &[&str] = &[
     "compat-tests/",
     "proto/",
     "benches/",
+    "fuzz/",
     ".ci/",
 ];
 

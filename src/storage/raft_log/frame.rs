@@ -55,6 +55,9 @@ pub(super) const ALIGNMENT: u64 = 8;
 /// Bounds what recovery has to hold in memory for one frame.
 pub(super) const MAX_PAYLOAD_BYTES: u64 = 1 << 30;
 
+/// Further than any log goes; what lies behind it was not written. So no sum of indexes overflows.
+const MAX_INDEX: u64 = u64::MAX / 2;
+
 const SEGMENT_MAGIC: &[u8; 8] = b"etchedRL";
 const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"eRLf");
 
@@ -167,6 +170,7 @@ impl SegmentHeader {
             return None;
         }
         Some(match u32_at(bytes, 8)? {
+            FORMAT_VERSION if !(1..=MAX_INDEX).contains(&u64_at(bytes, 40)?) => Head::Bad,
             FORMAT_VERSION => Head::Valid(Self {
                 owner: Owner {
                     cluster_id: u64_at(bytes, 16)?,
@@ -417,10 +421,9 @@ impl FrameHeader {
         }
         let mut mark = None;
         if self.flags & MARK != 0 {
-            mark = Some(Mark {
-                index: u64_at(payload, at)?,
-                term: u64_at(payload, at + 8)?,
-            });
+            let index = u64_at(payload, at).filter(|index| *index <= MAX_INDEX)?;
+            let term = u64_at(payload, at + 8)?;
+            mark = Some(Mark { index, term });
             at += MARK_BYTES as usize;
         } else if self.is_reset() {
             return None;
@@ -429,7 +432,7 @@ impl FrameHeader {
         if let Some((first, last)) = self.entries() {
             // Bounded by the payload, whatever the header claims.
             let count = last.checked_sub(first)?.checked_add(1)?;
-            if first == 0 || count > payload.len() as u64 / ENTRY_PREFIX_BYTES {
+            if first == 0 || last > MAX_INDEX || count > payload.len() as u64 / ENTRY_PREFIX_BYTES {
                 return None;
             }
             entries.reserve_exact(count as usize);

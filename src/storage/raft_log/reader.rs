@@ -121,13 +121,14 @@ impl Reader {
     ) -> Result<Part, Error> {
         let place = extent.place;
         let name = segment::name(place.sequence);
+        // What a file cut short has lost of it reads as zeros, as it does in recovery: the padding
+        // of a frame may be gone, anything else fails the checksum.
         let mut block = vec![0; place.bytes as usize];
-        let read = file.read_at(&mut block, place.offset).map_err(io_error(
+        file.read_at(&mut block, place.offset).map_err(io_error(
             &*self.shared.files,
             "read",
             &name,
         ))?;
-        block.truncate(read);
         let frames = Frames {
             key: self.shared.owner.segment_key(place.sequence),
             start: place.offset,

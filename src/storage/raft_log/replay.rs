@@ -1,11 +1,11 @@
 //! Reads a log's frames in order and keeps what they make of it. Writes nothing.
 
-use super::Error;
 use super::files::Files;
 use super::found::{Found, damaged};
 use super::frame::{FORMAT_VERSION, FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::index::{Index, Place};
 use super::segment::{At, Window, io_error};
+use super::{Error, Mark};
 
 /// Where the frames of a segment end, and how far the bad one reaches if one is the reason.
 pub(super) struct Stop {
@@ -132,6 +132,9 @@ impl<'a> Replay<'a> {
         if let Some(range) = payload.hard_state {
             self.hard_state = Some(plain[range].to_vec());
         }
+        if let Some(mark) = payload.mark {
+            self.check_mark(name, offset, mark, header.is_reset())?;
+        }
         match payload.mark {
             Some(mark) if header.is_reset() => {
                 self.index.reset(mark);
@@ -148,6 +151,20 @@ impl<'a> Replay<'a> {
             self.base = self.base.min(first - 1);
         }
         self.last_frame = Some(place);
+        Ok(())
+    }
+
+    /// A log is compacted forwards, and in agreement with its entries.
+    fn check_mark(&self, name: &str, offset: u64, mark: Mark, resets: bool) -> Result<(), Error> {
+        let before = self.index.mark;
+        let known = self.index.term(mark.index).filter(|_| !resets);
+        if mark.index < before.index || known.is_some_and(|term| term != mark.term) {
+            let what = format!(
+                "it was compacted to entry {} of term {}, which contradicts what is before",
+                mark.index, mark.term
+            );
+            return Err(damaged(self.files, name, offset, what));
+        }
         Ok(())
     }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::Error;
 use super::files::{Files, OpenFile};
 use super::frame::{
-    ALIGNMENT, FRAME_HEADER_BYTES, FrameHeader, SEGMENT_HEADER_BYTES, SegmentKey, begins_frame,
+    ALIGNMENT, FRAME_HEADER_BYTES, FrameHeader, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentKey,
+    begins_frame,
 };
 
 const SUFFIX: &str = ".raftlog";
@@ -174,6 +175,11 @@ impl<'a> Window<'a> {
             return Ok(At::Bad { extent });
         };
         let extent = header.frame_bytes();
+        // No sector of a frame is empty: one that reaches into a sector behind the file's end was
+        // not written as a whole. Nor is memory taken for all that a header promises.
+        if offset + extent > self.file_bytes.next_multiple_of(SECTOR_BYTES) {
+            return Ok(At::Bad { extent });
+        }
         let stored = self.payload(&header, offset)?;
         if header.matches(key, offset, stored) {
             Ok(At::Frame(header))

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use raft_proto::eraftpb::{Entry, MessageType};
+use raft_proto::eraftpb::{Entry, MessageType, Snapshot, SnapshotMetadata};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -24,6 +24,7 @@ use crate::metrics::{Metrics, PeerCells};
 use crate::proto::etchedpeer::forwarded::Proposal;
 use crate::proto::etchedpeer::question::Question as Kind;
 use crate::proto::etchedpeer::{Description, Nothing, answer};
+use crate::raft::replica::conf_state_of;
 use crate::types::ClusterId;
 
 const CLUSTER: ClusterId = ClusterId(0xc1);
@@ -243,16 +244,30 @@ fn append(index: u64, bytes: usize) -> PeerMessage {
     raft(MessageType::MsgAppend, index, bytes)
 }
 
-fn raft(kind: MessageType, index: u64, bytes: usize) -> PeerMessage {
+pub fn raft(kind: MessageType, index: u64, bytes: usize) -> PeerMessage {
     let mut message = Message {
         from: A.0,
         to: B.0,
+        term: 1,
+        log_term: u64::from(index > 0),
         index,
         ..Default::default()
     };
+    if kind == MessageType::MsgSnapshot {
+        message.set_snapshot(Snapshot {
+            metadata: Some(SnapshotMetadata {
+                conf_state: Some(conf_state_of([A, B].into_iter(), [].into_iter())),
+                index,
+                term: 1,
+            }),
+            ..Default::default()
+        });
+    }
     message.set_msg_type(kind);
     if bytes > 0 {
         message.entries.push(Entry {
+            index: index + 1,
+            term: 1,
             data: vec![7; bytes],
             ..Default::default()
         });

@@ -1,0 +1,8 @@
+//! `request_decode` of `tests/fuzz/targets.rs` under libFuzzer.
+#![no_main]
+
+#[allow(dead_code)]
+#[path = "../../tests/fuzz/targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::requests::decode(data));

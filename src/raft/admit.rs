@@ -1,0 +1,352 @@
+//! What a message of another member must be before raft sees it.
+//!
+//! raft-rs trusts its peers: a kind of message that it does not know, a commit index beyond the
+//! end of the log, entries with a hole and a dozen other things make it panic, and some it takes
+//! without a word (a term of 0, an entry that is acknowledged and was never sent). No member
+//! that works sends any of them, but bytes come over a network and from programs of any version.
+//! So they are looked at here, once as they are decoded and once against the log they are for,
+//! and refused with a reason. raft loses nothing by it: to it, the message got lost.
+
+use raft::{RaftLog, StateRole, Storage};
+use raft_proto::eraftpb::{Entry, EntryType, Message, MessageType, SnapshotMetadata};
+
+/// Terms and indexes stay below this, so that no sum of them overflows. A member that proposed a
+/// million entries a second would get there in 100,000 years.
+const MAX_NUMBER: u64 = 1 << 62;
+/// What raft carries for a question after the commit index; etched's own are 16 bytes.
+const MAX_CONTEXT_BYTES: usize = 64;
+
+/// Why a message was kept from raft.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    #[error("{0} is no kind of message that members send each other")]
+    Kind(i32),
+    #[error("it does not say who sends it")]
+    Nameless,
+    #[error("this member itself is its sender")]
+    FromSelf,
+    #[error("term {0} cannot be that of such a message")]
+    Term(u64),
+    #[error("{0} is no index or term that a log reaches")]
+    Number(u64),
+    #[error("it asks for a snapshot, which is not for a follower to ask for")]
+    AsksForSnapshot,
+    #[error("its entry {index} is not what the log can hold there")]
+    Entry { index: u64 },
+    #[error("it asks or answers {0} questions instead of one")]
+    Questions(usize),
+    #[error("a context of {0} bytes is longer than any that is sent")]
+    Context(usize),
+    #[error("it goes on behind entry {index} of term 0, which no log holds")]
+    Base { index: u64 },
+    #[error("it has no snapshot, or one that no state machine makes")]
+    Snapshot,
+    #[error("it speaks of entry {index}, but the log ends with entry {last_index}")]
+    BeyondLog { index: u64, last_index: u64 },
+    #[error("only a leader hands over, and this member does not lead")]
+    NotLeader,
+    #[error("it answers or orders an election before this member's log and state are in place")]
+    Early,
+}
+
+/// Looks at a message by itself.
+///
+/// # Errors
+/// What no member sends, whatever the logs hold.
+pub fn check_form(message: &Message) -> Result<(), Malformed> {
+    use MessageType::*;
+    let kind = MessageType::from_i32(message.msg_type);
+    let kind = kind.ok_or(Malformed::Kind(message.msg_type))?;
+    match kind {
+        // What raft says to itself; and proposals, which etched forwards in a way of its own.
+        MsgHup | MsgBeat | MsgUnreachable | MsgSnapStatus | MsgCheckQuorum | MsgPropose => {
+            return Err(Malformed::Kind(message.msg_type));
+        }
+        // Passed on by whoever does not lead; raft stops where it has a term.
+        MsgReadIndex if message.term != 0 => return Err(Malformed::Term(message.term)),
+        MsgReadIndex => {}
+        // Anything else without a term would pass for this member's own.
+        _ if message.term == 0 => return Err(Malformed::Term(0)),
+        _ => {}
+    }
+    if message.from == 0 {
+        return Err(Malformed::Nameless);
+    }
+    check_numbers(message)?;
+    if message.request_snapshot != 0 {
+        return Err(Malformed::AsksForSnapshot);
+    }
+    if message.context.len() > MAX_CONTEXT_BYTES {
+        return Err(Malformed::Context(message.context.len()));
+    }
+    match kind {
+        MsgAppend => check_append(message),
+        MsgReadIndex | MsgReadIndexResp => match message.entries.as_slice() {
+            [entry] if entry.data.len() > MAX_CONTEXT_BYTES => {
+                Err(Malformed::Context(entry.data.len()))
+            }
+            [_] => Ok(()),
+            entries => Err(Malformed::Questions(entries.len())),
+        },
+        MsgSnapshot => {
+            let metadata = message.snapshot.as_ref().and_then(|s| s.metadata.as_ref());
+            let sound = |metadata: &&SnapshotMetadata| is_sound(metadata, message.term);
+            metadata
+                .filter(sound)
+                .map_or(Err(Malformed::Snapshot), |_| Ok(()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_numbers(message: &Message) -> Result<(), Malformed> {
+    let numbers = [
+        message.term,
+        message.log_term,
+        message.index,
+        message.commit,
+        message.commit_term,
+        message.reject_hint,
+    ];
+    match numbers.into_iter().find(|number| *number >= MAX_NUMBER) {
+        Some(number) => Err(Malformed::Number(number)),
+        None => Ok(()),
+    }
+}
+
+/// Entries follow each other, and the one they go on behind, without a hole.
+fn check_append(message: &Message) -> Result<(), Malformed> {
+    if message.log_term == 0 && message.index != 0 {
+        let index = message.index;
+        return Err(Malformed::Base { index });
+    }
+    let mut before = (message.index, message.log_term);
+    for entry in &message.entries {
+        let follows = entry.index == before.0 + 1
+            && (before.1.max(1)..=message.term).contains(&entry.term)
+            && can_be_logged(entry);
+        if !follows {
+            let index = entry.index;
+            return Err(Malformed::Entry { index });
+        }
+        before = (entry.index, entry.term);
+    }
+    Ok(())
+}
+
+/// The log keeps an entry's kind and data; etched changes its members one by one.
+fn can_be_logged(entry: &Entry) -> bool {
+    let kind = EntryType::from_i32(entry.entry_type);
+    matches!(
+        kind,
+        Some(EntryType::EntryNormal | EntryType::EntryConfChange)
+    ) && entry.context.is_empty()
+}
+
+/// Some voter, nobody twice, and no change under way: raft stops where it cannot enact this.
+fn is_sound(metadata: &SnapshotMetadata, term: u64) -> bool {
+    let Some(conf) = &metadata.conf_state else {
+        return false;
+    };
+    let mut members = [conf.voters.as_slice(), &conf.learners].concat();
+    let count = members.len();
+    members.sort_unstable();
+    members.dedup();
+    (1..MAX_NUMBER).contains(&metadata.index)
+        && (1..=term).contains(&metadata.term)
+        && !conf.voters.is_empty()
+        && members.len() == count
+        && members.first() != Some(&0)
+        && conf.voters_outgoing.is_empty()
+        && conf.learners_next.is_empty()
+        && !conf.auto_leave
+}
+
+/// Looks at a message as the member `raft` would take it.
+///
+/// # Errors
+/// What no member sends to one whose log and role are such.
+pub fn check<T: Storage>(message: &Message, raft: &raft::Raft<T>) -> Result<(), Malformed> {
+    use MessageType::*;
+    check_form(message)?;
+    let kind = MessageType::from_i32(message.msg_type);
+    // A question may come back to who asked it, after the leader moved.
+    if message.from == raft.id && kind != Some(MsgReadIndex) {
+        return Err(Malformed::FromSelf);
+    }
+    // raft does not look at what is older than its term.
+    if message.term < raft.term {
+        return Ok(());
+    }
+    let log = &raft.raft_log;
+    let on_disk = log.persisted == log.last_index();
+    match kind {
+        Some(MsgHeartbeat) => reaches(log, message.commit),
+        Some(MsgAppendResponse) if raft.state == StateRole::Leader && !message.reject => {
+            reaches(log, message.index)
+        }
+        Some(MsgTransferLeader) if raft.state != StateRole::Leader => Err(Malformed::NotLeader),
+        // raft expects of whoever becomes leader that its log is on disk; it asks for votes and
+        // acknowledges entries only then.
+        Some(MsgRequestVoteResponse) if raft.state == StateRole::Candidate && !on_disk => {
+            Err(Malformed::Early)
+        }
+        // A sole voter would be elected at once.
+        Some(MsgTimeoutNow) if !on_disk && raft.prs().is_singleton() => Err(Malformed::Early),
+        Some(MsgTimeoutNow) if lacks_state(raft) => Err(Malformed::Early),
+        _ => Ok(()),
+    }
+}
+
+/// True while the state of a snapshot is on its way that raft has taken the log of. Whoever stands
+/// for election looks through what is not applied yet, and raft stops where the log does not have
+/// it.
+pub fn lacks_state<T: Storage>(raft: &raft::Raft<T>) -> bool {
+    raft.raft_log.applied() + 1 < raft.raft_log.first_index()
+}
+
+fn reaches<T: Storage>(log: &RaftLog<T>, index: u64) -> Result<(), Malformed> {
+    let last_index = log.last_index();
+    match index <= last_index {
+        true => Ok(()),
+        false => Err(Malformed::BeyondLog { index, last_index }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use raft_proto::eraftpb::{ConfState, Snapshot};
+
+    /// A message of each kind that members send, from member 2 of term 5.
+    fn sound(kind: MessageType) -> Message {
+        let entry = |index| Entry {
+            index,
+            term: 5,
+            ..Default::default()
+        };
+        let mut message = Message {
+            msg_type: kind as i32,
+            from: 2,
+            term: 5,
+            index: 8,
+            log_term: 4,
+            commit: 7,
+            ..Default::default()
+        };
+        match kind {
+            MessageType::MsgAppend => message.entries = vec![entry(9), entry(10)],
+            MessageType::MsgReadIndex => {
+                message.term = 0;
+                message.entries = vec![Entry::default()];
+            }
+            MessageType::MsgReadIndexResp => message.entries = vec![Entry::default()],
+            MessageType::MsgSnapshot => message.snapshot = Some(snapshot(&[1, 2], &[3])),
+            _ => {}
+        }
+        message
+    }
+
+    fn snapshot(voters: &[u64], learners: &[u64]) -> Snapshot {
+        let conf_state = ConfState {
+            voters: voters.to_vec(),
+            learners: learners.to_vec(),
+            ..Default::default()
+        };
+        Snapshot {
+            metadata: Some(SnapshotMetadata {
+                conf_state: Some(conf_state),
+                index: 30,
+                term: 5,
+            }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_members_send_is_taken() {
+        use MessageType::*;
+        for kind in MessageType::values() {
+            let of_members = !matches!(
+                kind,
+                MsgHup | MsgBeat | MsgUnreachable | MsgSnapStatus | MsgCheckQuorum | MsgPropose
+            );
+            assert_eq!(check_form(&sound(*kind)).is_ok(), of_members, "{kind:?}");
+        }
+    }
+
+    /// What is said of a sound message that something was changed in.
+    fn changed(kind: MessageType, change: impl FnOnce(&mut Message)) -> Malformed {
+        let mut message = sound(kind);
+        change(&mut message);
+        check_form(&message).expect_err("refused")
+    }
+
+    #[test]
+    fn what_no_member_sends_is_refused() {
+        use MessageType::*;
+        assert_eq!(changed(MsgAppend, |m| m.msg_type = 99), Malformed::Kind(99));
+        assert_eq!(changed(MsgHeartbeat, |m| m.from = 0), Malformed::Nameless);
+        assert_eq!(changed(MsgHeartbeat, |m| m.term = 0), Malformed::Term(0));
+        assert_eq!(changed(MsgReadIndex, |m| m.term = 5), Malformed::Term(5));
+        let far = Malformed::Number(MAX_NUMBER);
+        assert_eq!(changed(MsgRequestVote, |m| m.term = MAX_NUMBER), far);
+        assert_eq!(changed(MsgAppendResponse, |m| m.index = MAX_NUMBER), far);
+        assert_eq!(
+            changed(MsgAppendResponse, |m| m.request_snapshot = 1),
+            Malformed::AsksForSnapshot
+        );
+        assert_eq!(
+            changed(MsgHeartbeat, |m| m.context = vec![0; 65]),
+            Malformed::Context(65)
+        );
+        assert_eq!(
+            changed(MsgReadIndex, |m| m.entries.clear()),
+            Malformed::Questions(0)
+        );
+        assert_eq!(
+            changed(MsgAppend, |m| m.log_term = 0),
+            Malformed::Base { index: 8 }
+        );
+    }
+
+    #[test]
+    fn entries_follow_each_other() {
+        let entry =
+            |change: fn(&mut Entry)| changed(MessageType::MsgAppend, |m| change(&mut m.entries[1]));
+        let wrong = |index| Malformed::Entry { index };
+        assert_eq!(entry(|e| e.index = 11), wrong(11));
+        assert_eq!(entry(|e| e.index = 9), wrong(9));
+        assert_eq!(entry(|e| e.term = 4), wrong(10));
+        assert_eq!(entry(|e| e.term = 6), wrong(10));
+        assert_eq!(entry(|e| e.entry_type = 2), wrong(10));
+        assert_eq!(entry(|e| e.entry_type = 256), wrong(10));
+        assert_eq!(entry(|e| e.context = vec![1]), wrong(10));
+    }
+
+    #[test]
+    fn snapshots_are_of_a_whole_cluster() {
+        let with = |snapshot| {
+            let mut message = sound(MessageType::MsgSnapshot);
+            message.snapshot = snapshot;
+            check_form(&message)
+        };
+        assert_eq!(with(Some(snapshot(&[1], &[]))), Ok(()));
+        let refused = Err(Malformed::Snapshot);
+        for found in [
+            snapshot(&[], &[1]),
+            snapshot(&[1, 1], &[]),
+            snapshot(&[1, 2], &[2]),
+            snapshot(&[0, 1], &[]),
+            Snapshot::default(),
+        ] {
+            assert_eq!(with(Some(found)), refused);
+        }
+        assert_eq!(with(None), refused);
+        let mut joint = snapshot(&[1], &[]);
+        if let Some(conf) = &mut joint.mut_metadata().conf_state {
+            conf.voters_outgoing = vec![1];
+        }
+        assert_eq!(with(Some(joint)), refused);
+    }
+}
