@@ -19,6 +19,8 @@ const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MS;
 /// How often it is looked whether the cluster has members that are not there yet.
 const CENSUS_NS: u64 = 150 * MS;
+/// A disk that refused something is found out within this.
+const BROKEN_NS: u64 = 10 * SECOND;
 /// A fault is over for the clients so long after it ended.
 const AFTERMATH_NS: u64 = 4 * SECOND;
 /// Whoever changes the membership is a client of a number above this.
@@ -243,8 +245,6 @@ fn restart(world: &mut World, id: MemberId) {
     if !world.is_alive(id) {
         let now = world.time.now_ns();
         world.faults.restart_soon(id, now);
-    } else if let Some(condition) = world.conditions.get_mut(&id) {
-        condition.may_fail = false;
     }
 }
 
@@ -350,7 +350,8 @@ fn links_to_cut(world: &mut World, kind: Kind, id: MemberId) -> Vec<(MemberId, M
 fn break_disk(world: &mut World, kind: Kind, id: MemberId, until: Moment) {
     let free = world.faults.random.below(4_096);
     if let Some(condition) = world.conditions.get_mut(&id) {
-        condition.may_fail = true;
+        let since = condition.may_fail_until;
+        condition.may_fail_until = since.max(until + BROKEN_NS);
     }
     let Some(node) = world.nodes.get(&id) else {
         return;

@@ -60,8 +60,8 @@ pub struct Condition {
     pub stalled_until: Moment,
     /// It was removed from the cluster, or its data is gone: it never comes back.
     pub gone: bool,
-    /// A fault was put on its disk: it may end by itself.
-    pub may_fail: bool,
+    /// A fault was put on its disk: it may end by itself until then.
+    pub may_fail_until: Moment,
 }
 
 /// See the module.
@@ -209,7 +209,7 @@ impl World {
         match started {
             Ok(()) => self.open_door(id),
             Err(reason) => {
-                let may_fail = self.conditions.get(&id).is_some_and(|c| c.may_fail);
+                let may_fail = self.may_fail(id);
                 self.wires.detach(id);
                 if !may_fail {
                     self.find("a member does not start", format!("{id}: {reason}"));
@@ -401,10 +401,15 @@ impl World {
         }
     }
 
+    fn may_fail(&self, id: MemberId) -> bool {
+        let condition = self.conditions.get(&id);
+        condition.is_some_and(|condition| self.time.now_ns() <= condition.may_fail_until)
+    }
+
     /// A member ended by itself.
     fn failed(&mut self, id: MemberId, reason: &str) {
         self.trace.note(format_args!("{id} cannot go on: {reason}"));
-        let expected = self.conditions.get(&id).is_some_and(|c| c.may_fail);
+        let expected = self.may_fail(id);
         self.die(id, true);
         if !expected {
             self.find("a member ended by itself", format!("{id}: {reason}"));
