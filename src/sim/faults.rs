@@ -351,7 +351,11 @@ fn break_disk(world: &mut World, kind: Kind, id: MemberId, until: Moment) {
     let free = world.faults.random.below(4_096);
     if let Some(condition) = world.conditions.get_mut(&id) {
         let since = condition.may_fail_until;
-        condition.may_fail_until = since.max(until + BROKEN_NS);
+        condition.may_fail_until = match kind {
+            // It may not sync for long.
+            Kind::SyncFailure => Moment::MAX,
+            _ => since.max(until + BROKEN_NS),
+        };
     }
     let Some(node) = world.nodes.get(&id) else {
         return;

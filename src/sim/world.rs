@@ -88,6 +88,8 @@ pub struct World {
 
 /// Where the log of a cluster begins: see `FOUNDING_MARK`.
 const FIRST_INDEX: u64 = 2;
+/// What broke a disk may break it again for so long.
+const SETTLED_NS: u64 = 10_000_000_000;
 /// Bounds of queues are looked at after so many steps.
 const STEPS_PER_LOOK: u64 = 256;
 
@@ -410,6 +412,10 @@ impl World {
     fn failed(&mut self, id: MemberId, reason: &str) {
         self.trace.note(format_args!("{id} cannot go on: {reason}"));
         let expected = self.may_fail(id);
+        if let Some(condition) = self.conditions.get_mut(&id) {
+            let now = self.time.now_ns();
+            condition.may_fail_until = condition.may_fail_until.min(now + SETTLED_NS);
+        }
         self.die(id, true);
         if !expected {
             self.find("a member ended by itself", format!("{id}: {reason}"));
