@@ -98,6 +98,12 @@ fn encoded(kv: &KeyValue) -> EncodedKv {
     EncodedKv::from_encoded(encode(kv))
 }
 
+impl Default for Model {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Model {
     pub fn new() -> Self {
         Self {
