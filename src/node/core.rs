@@ -382,6 +382,11 @@ impl Core {
         self.replica.restore(message)
     }
 
+    /// Takes the message of a snapshot whose state is applied here.
+    pub fn decline(&mut self, message: Message) {
+        self.replica.decline(message);
+    }
+
     /// The next work; `None` when there is none. Must be called again until then.
     pub fn work(&mut self) -> Option<Work> {
         let status = self.replica.status();

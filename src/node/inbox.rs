@@ -32,6 +32,8 @@ pub enum Input {
     SnapshotSent(MemberId, bool),
     /// A snapshot came whole, with the message that belongs to it.
     SnapshotReceived(Message, Received),
+    /// One came whose state is applied here.
+    SnapshotDeclined(Message),
     CheckpointMade(storage::Result<Checkpoint>),
     /// Everything up to this part is in the raft log.
     Persisted(u64),

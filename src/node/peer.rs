@@ -9,6 +9,7 @@ use super::shared::Shared;
 use super::states::States;
 use crate::env;
 use crate::error::Error;
+use crate::probe;
 use crate::proto::etcdserverpb::{
     LeaseKeepAliveResponse, LeaseTimeToLiveResponse, MemberPromoteResponse,
 };
@@ -112,8 +113,17 @@ impl Inbound for PeerService {
             term: metadata.term,
         };
         let (states, inbox) = (self.states.clone(), self.inbox.clone());
-        let executor = self.shared().executor.clone();
+        let shared = self.shared().clone();
         Box::pin(async move {
+            if mark.index <= shared.raft.applied_index() {
+                // The leader did not hear that it came before. It has to be told how far this
+                // member is, or it would send the same state for ever.
+                probe::reached(probe::Path::SnapshotUnwanted);
+                return inbox
+                    .push(Input::SnapshotDeclined(message))
+                    .map_err(|_| Error::Stopped);
+            }
+            let executor = shared.executor.clone();
             let looked_at = env::blocking(executor.as_ref(), move || states.receive(files, mark));
             let received = match looked_at.await {
                 Ok(Ok(received)) => received,

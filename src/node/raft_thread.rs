@@ -189,6 +189,7 @@ impl RaftThread {
             Input::Unreachable(member) => self.core.report_unreachable(member),
             Input::SnapshotSent(member, taken) => self.core.report_snapshot(member, taken),
             Input::SnapshotReceived(message, received) => self.restore(message, received),
+            Input::SnapshotDeclined(message) => self.core.decline(message),
             Input::CheckpointMade(made) => self.offer(made),
             Input::Persisted(number) => self.core.persisted(number),
             Input::Applied(group) => self.applied(&group)?,

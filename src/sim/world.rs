@@ -568,6 +568,12 @@ impl World {
                 status.commit_index,
                 shared.raft.applied_index()
             ));
+            if status.is_leader {
+                text.push_str(&format!(" {:?};", shared.raft.progress()));
+            }
+            if life.log_jobs.is_some() || life.apply_jobs.is_some() {
+                text.push_str(" at work;");
+            }
         }
         text
     }
