@@ -12,10 +12,13 @@ pub mod command;
 pub mod executor;
 pub mod faults;
 pub mod history;
+mod look;
 pub mod member;
 pub mod random;
 pub mod run;
 pub mod states;
+#[cfg(test)]
+mod tests;
 pub mod trace;
 pub mod watcher;
 pub mod wires;

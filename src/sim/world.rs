@@ -4,8 +4,7 @@
 //! ready, a message that arrives, a timer, a fault - and when, and always does the earliest. How
 //! long each takes is drawn from the seed, and with it the order in which they happen.
 //!
-//! What must hold at every moment is looked at here, as it happens: one leader a term, equal
-//! entries at equal indexes, equal states at equal indexes, bounded queues. What needs the whole
+//! What must hold at every moment is looked at as it happens, in `look`. What needs the whole
 //! history is left to `check`.
 
 use std::collections::BTreeMap;
@@ -13,16 +12,14 @@ use std::sync::Arc;
 
 use super::client::{Clients, Door};
 use super::clock::Time;
-use super::executor::Tasks;
 use super::faults::Faults;
-use super::history::{Applied, Finding, Moment, Payload};
-use super::member::{Around, CLUSTER, End, Life, Manner, Node};
+use super::history::{Applied, Finding, Moment};
+use super::member::{Around, End, Life, Manner, Node};
 use super::random::Random;
 use super::states::{Drive, Shelf};
 use super::trace::Trace;
 use super::wires::Wires;
 use crate::probe;
-use crate::proto::etchedpeer::MemberChange;
 use crate::proto::membershippb::{Member, RaftAttributes};
 use crate::transport::Peer;
 use crate::types::MemberId;
@@ -81,13 +78,11 @@ pub struct World {
     pub steps: u64,
     pub founders: Vec<MemberId>,
     agendas: BTreeMap<MemberId, Agenda>,
-    leaders: BTreeMap<u64, MemberId>,
-    hashes: BTreeMap<u64, (u64, MemberId)>,
+    pub(super) leaders: BTreeMap<u64, MemberId>,
+    pub(super) hashes: BTreeMap<u64, (u64, MemberId)>,
     urls: u64,
 }
 
-/// Where the log of a cluster begins: see `FOUNDING_MARK`.
-const FIRST_INDEX: u64 = 2;
 /// What broke a disk may break it again for so long.
 const SETTLED_NS: u64 = 10_000_000_000;
 /// Bounds of queues are looked at after so many steps.
@@ -421,174 +416,6 @@ impl World {
             self.find("a member ended by itself", format!("{id}: {reason}"));
         }
         self.faults.restart_soon(id, self.time.now_ns());
-    }
-
-    fn note_leader(&mut self, id: MemberId, term: u64) {
-        let leader = *self.leaders.entry(term).or_insert(id);
-        if leader != id {
-            self.find(
-                "two leaders in one term",
-                format!("{leader} and {id} in term {term}"),
-            );
-        }
-    }
-
-    /// Takes what was applied since the last look, and compares it with what others applied.
-    fn note_applied(&mut self) {
-        let now = self.time.now_ns();
-        for applied in probe::take_applied() {
-            let member = MemberId(applied.member);
-            let payload = match applied.payload {
-                probe::Payload::Empty => Payload::Empty,
-                probe::Payload::Request(bytes) => Payload::Request(bytes),
-                probe::Payload::Member(bytes) => {
-                    let change = prost::Message::decode(bytes);
-                    Payload::Member(change.unwrap_or_else(|_| MemberChange::default()))
-                }
-            };
-            let entry = Applied {
-                index: applied.index,
-                term: applied.term,
-                payload,
-            };
-            let place = (entry.index - FIRST_INDEX) as usize;
-            match self.entries.get(place) {
-                Some((_, known)) if *known == entry => {}
-                Some((_, known)) => {
-                    let details = format!("{member} applied {entry:?}, before it was {known:?}");
-                    self.find("two members applied different entries", details);
-                }
-                None if place == self.entries.len() => {
-                    self.trace.note(format_args!(
-                        "entry {} of term {} is applied first by {member}",
-                        entry.index, entry.term
-                    ));
-                    self.entries.push((now, entry));
-                }
-                None => {
-                    let details = format!("{member} applied entry {} out of order", entry.index);
-                    self.find("an entry was left out", details);
-                }
-            }
-        }
-    }
-
-    /// Members that applied the same entries have the same state.
-    fn compare_state(&mut self, id: MemberId) {
-        let Some(node) = self.nodes.get(&id) else {
-            return;
-        };
-        let Some(life) = &node.life else {
-            return;
-        };
-        let index = life.handle.shared().raft.applied_index();
-        let hash = node.drive.state().content_hash();
-        let (known, by) = *self.hashes.entry(index).or_insert((hash, id));
-        if known != hash {
-            self.find(
-                "two members differ at one index",
-                format!("{by} and {id} after entry {index}"),
-            );
-        }
-    }
-
-    /// No queue may grow beyond its bound.
-    fn look_at_queues(&mut self) {
-        use crate::node::inbox::{MAX_WAITING, MAX_WAITING_BYTES};
-        let mut over = Vec::new();
-        for (id, node) in &self.nodes {
-            let Some(life) = &node.life else {
-                continue;
-            };
-            let (inputs, bytes) = life.raft.inbox().waiting();
-            // What a member says to itself is not counted.
-            if inputs > MAX_WAITING + 4_096 || bytes > MAX_WAITING_BYTES {
-                over.push(format!("inbox of {id}: {inputs} inputs, {bytes} bytes"));
-            }
-            let counters = life.handle.shared().hub.counters();
-            let bytes = counters
-                .pending_bytes
-                .load(std::sync::atomic::Ordering::Relaxed);
-            let limit = self.manner.watch_limits.total_bytes as i64 + (4 << 20);
-            if bytes > limit {
-                over.push(format!("watch events of {id}: {bytes} bytes"));
-            }
-        }
-        for details in over {
-            self.find("a queue is over its bound", details);
-        }
-    }
-
-    /// Everything that the members have agreed upon is applied by all that run.
-    pub fn is_even(&self) -> bool {
-        let mut indexes = self.nodes.values().filter_map(|node| {
-            let life = node.life.as_ref()?;
-            let raft = &life.handle.shared().raft;
-            Some((raft.applied_index(), raft.commit_index()))
-        });
-        let Some((applied, commit)) = indexes.next() else {
-            return true;
-        };
-        applied == commit && indexes.all(|(a, c)| a == applied && c == commit)
-    }
-
-    /// The members of the cluster that run, learners left out.
-    pub fn serving_members(&self) -> Vec<MemberId> {
-        let lives = self.nodes.values().filter_map(|node| node.life.as_ref());
-        let newest = lives.max_by_key(|life| life.handle.shared().raft.applied_index());
-        let Some(newest) = newest else {
-            return Vec::new();
-        };
-        let status = newest.handle.shared().status();
-        let voters = status.voters().map(|member| MemberId(member.id));
-        voters.filter(|id| self.is_alive(*id)).collect()
-    }
-
-    /// Members that were removed from the cluster have ended.
-    pub fn removed_are_gone(&self) -> bool {
-        let removed = self.faults.removed.iter();
-        removed.copied().all(|id| !self.is_alive(id))
-    }
-
-    /// Where each member stands, for people.
-    pub fn describe(&self) -> String {
-        let mut text = format!("{} client tasks;", self.busy_clients());
-        for node in self.nodes.values() {
-            let Some(life) = &node.life else {
-                text.push_str(&format!(" {}: down;", node.id));
-                continue;
-            };
-            let (status, shared) = (life.raft.status(), life.handle.shared());
-            text.push_str(&format!(
-                " {}: term {}, leader {:x}, last {}, committed {}, applied {};",
-                node.id,
-                status.term,
-                status.leader,
-                status.last_index,
-                status.commit_index,
-                shared.raft.applied_index()
-            ));
-            if status.is_leader {
-                text.push_str(&format!(" {:?};", shared.raft.progress()));
-            }
-            if life.log_jobs.is_some() || life.apply_jobs.is_some() {
-                text.push_str(" at work;");
-            }
-        }
-        text
-    }
-
-    /// The tasks of clients that are not done.
-    pub fn busy_clients(&self) -> usize {
-        self.clients.tasks.len()
-    }
-
-    pub fn cluster(&self) -> crate::types::ClusterId {
-        CLUSTER
-    }
-
-    pub fn tasks_of(&self, id: MemberId) -> Option<Arc<Tasks>> {
-        self.life(id).map(|life| life.tasks.clone())
     }
 }
 
