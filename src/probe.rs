@@ -36,40 +36,128 @@ named! {
     Path {
         SnapshotInstalled => "snapshot installed",
         SnapshotUnwanted => "snapshot unwanted",
+        SnapshotOvertaken => "second snapshot before the first was in place",
+        SnapshotTwice => "snapshot received again while it is taken up",
+        StateTakenUpAfterCrash => "received state taken up after a crash",
+        ProposalsLostFromSight => "proposals lost from sight by a snapshot",
         ConflictTruncated => "log conflict truncated",
         LogCut => "log cut",
+        SegmentDeleted => "log segment deleted",
         TailTorn => "torn tail cut at a start",
-        StateTakenUpAfterCrash => "received state taken up after a crash",
+        AppendDropped => "append dropped while the disk lags",
+        MessageRefused => "message refused that the log does not bear out",
         LearnerPromoted => "learner promoted",
         MemberRemoved => "member removed itself",
+        ChangeRefused => "membership change refused when applied",
+        ChangeWaited => "membership change waited for another",
         LeaderHandedOver => "leader handed over",
+        LeaderSteppedAside => "leader stepped aside for its removal",
         LeaderHandedOverForDisk => "leader handed over for its disk",
         LeaderGivenUp => "silent leader given up early",
+        SoleVoterElected => "sole voter elected itself at its start",
         ProposalParked => "proposal waited for a leader",
         ProposalForwarded => "proposal forwarded",
         ProposalRefused => "forwarded proposal refused",
+        RefusalStale => "refusal of an earlier term ignored",
         ProposedAgain => "void proposal proposed again",
+        ForwardedAgain => "void forwarded proposal proposed again",
         LeaseFenced => "fenced proposal refused",
+        LeaseFencedInVain => "fenced proposal lost with its leader",
         LeaseCheckpointed => "lease checkpointed",
+        LeaseCheckpointReset => "lease checkpoint taken back by a renewal",
         LeaseExpired => "lease expired",
         LeasesTakenOver => "leases taken over by a new leader",
+        LeaseTimeGivenBack => "lease time given back after a standstill",
         ReadAskedAgain => "read index asked again",
+        ReadWaited => "read waited for entries to be applied",
         WatchFellBack => "watch fell behind and catches up",
         WatchCaughtUp => "watch caught up",
         WatchCompacted => "watch cut by compaction",
         WatchResynced => "watches resumed over a snapshot",
+        RevisionOverflowed => "revision larger than a watch queue",
         CompactionResumed => "compaction resumed after a restart",
+        CompactionOfSnapshot => "compaction resumed in a received state",
         QuotaRaised => "alarm for space raised",
-        AppendDropped => "append dropped while the disk lags",
-        RequestDropped => "request refused for too many",
     }
 }
 
 named! {
-    /// Deliberate defects.
+    /// Deliberate defects, each a mistake that could be made.
     Defect {
-        /// A part of the log counts as durable before the disk has it.
+        /// The leader counts its own part of the log as durable before the disk has it.
         AnswerBeforeSync => "answer-before-sync",
+        /// A follower acknowledges entries before the disk has them.
+        AcknowledgeBeforeSync => "acknowledge-before-sync",
+        /// The log is written and never synced.
+        LogUnsynced => "log-unsynced",
+        /// A restart forgets whom the member voted for.
+        VoteForgotten => "vote-forgotten",
+        /// Entries that conflict with the leader's stay in the log that raft reads.
+        ConflictKept => "conflict-kept",
+        /// The log lets go of entries that only the memory's state holds.
+        CutBeyondDurable => "cut-beyond-durable",
+        /// The applied index does not go into the batch.
+        AppliedIndexLeftOut => "applied-index-left-out",
+        /// A restarted member does not know how much it had applied.
+        AppliedIndexUnknown => "applied-index-unknown",
+        /// A received state comes into use before the log is reset for it.
+        AdoptBeforeReset => "adopt-before-reset",
+        /// Clients are answered while reads still see the state before the write.
+        ViewBeforeWrite => "view-before-write",
+        /// A leader reads without asking whether it still leads.
+        ReadWithoutQuorum => "read-without-quorum",
+        /// A sole voter reads at once although it has a learner.
+        LearnerOverlooked => "learner-overlooked",
+        /// A read joins a question that was asked before it came.
+        ReadJoinsRound => "read-joins-round",
+        /// A read does not wait until what the leader named is applied.
+        ReadBeforeApplied => "read-before-applied",
+        /// A refusal counts whatever the term that it is about.
+        RefusalUnchecked => "refusal-unchecked",
+        /// A forwarded proposal is sent again when its leader is lost, though it may be applied yet.
+        ForwardedTwice => "forwarded-twice",
+        /// The term fence of a revoke is skipped.
+        RevokeUnfenced => "revoke-unfenced",
+        /// A new leader does not start the leases anew.
+        LeasesNotRestarted => "leases-not-restarted",
+        /// A new leader does not take note that the leases are its own.
+        LeasesNotOwned => "leases-not-owned",
+        /// A leader renews leases without asking whether it still leads.
+        RenewalWithoutQuorum => "renewal-without-quorum",
+        /// A renewal leaves the checkpoint of the lease as it is.
+        CheckpointKept => "checkpoint-kept",
+        /// A leader that stood still counts that time against the leases.
+        StandstillForgotten => "standstill-forgotten",
+        /// A key that is put under another lease stays with the old one too.
+        KeyStaysAttached => "key-stays-attached",
+        /// A revoke misses the keys that its own batch attached.
+        RevokeMissesBatch => "revoke-misses-batch",
+        /// A transaction compares with the state before its batch.
+        CompareMissesBatch => "compare-misses-batch",
+        /// A read of the past within a transaction misses its batch.
+        PastReadMissesBatch => "past-read-misses-batch",
+        /// A compaction is not held against the one before.
+        CompactionUnordered => "compaction-unordered",
+        /// Compaction removes what is live at its revision.
+        CompactionTooFar => "compaction-too-far",
+        /// Compaction removes the tombstones of its own revision.
+        TombstoneTakenEarly => "tombstone-taken-early",
+        /// Compaction leaves tombstones for ever.
+        TombstoneForgotten => "tombstone-forgotten",
+        /// A page of the catch-up ends within a revision.
+        PageTorn => "page-torn",
+        /// Live watches get the first change of a revision alone.
+        DeliveryTorn => "delivery-torn",
+        /// Events that find a full queue are dropped.
+        EventsDropped => "events-dropped",
+        /// A watch that fell back catches up before its queue is read.
+        PageBeforeQueue => "page-before-queue",
+        /// Watches go on over a snapshot as if nothing had happened.
+        ResyncSkipped => "resync-skipped",
+        /// A watch that catches up is told the pair before the one before.
+        PreviousTooOld => "previous-too-old",
+        /// Progress is told for watches that still catch up.
+        ProgressTooEarly => "progress-too-early",
     }
 }
 

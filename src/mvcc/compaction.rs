@@ -6,6 +6,7 @@
 //! be repeated, so a crash in the middle costs nothing but the work.
 
 use super::history::decode_revision;
+use crate::probe::{self, Defect};
 use crate::storage::schema::{self, ChangeKind, RevisionRecord, meta};
 use crate::storage::{self, Batch, Family, Read};
 use crate::types::Revision;
@@ -51,7 +52,8 @@ pub fn step(
     batch: &mut Batch,
 ) -> storage::Result<Option<Progress>> {
     let lower = schema::revision_key(progress.next);
-    let upper = schema::revision_key(Revision::new(progress.target + 1, 0));
+    let too_far = i64::from(probe::injected(Defect::CompactionTooFar));
+    let upper = schema::revision_key(Revision::new(progress.target + 1 + too_far, 0));
     let mut log = read.cursor(Family::Revisions, &lower, Some(&upper))?;
     let mut seen = 0;
     while log.next()? {
@@ -68,7 +70,10 @@ pub fn step(
             batch.delete(Family::Undo, &schema::undo_key(record.key, revision));
             batch.delete(Family::Revisions, &schema::revision_key(superseded));
         }
-        if record.kind == ChangeKind::Delete && revision.main < progress.target {
+        let hides = revision.main >= progress.target
+            && !probe::injected(Defect::TombstoneTakenEarly)
+            || probe::injected(Defect::TombstoneForgotten);
+        if record.kind == ChangeKind::Delete && !hides {
             batch.delete(Family::Revisions, log.key());
         }
     }

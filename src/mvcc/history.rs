@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::Change;
 use super::read::Snapshot;
+use crate::probe::{self, Defect};
 use crate::storage::schema::{self, ChangeKind, RevisionRecord, Version};
 use crate::storage::{self, Family};
 use crate::types::Revision;
@@ -54,8 +55,9 @@ impl Snapshot<'_> {
             let full = records >= limit.records
                 || bytes >= limit.bytes
                 || (revisions >= limit.revisions && revision.main != last_wanted);
-            if full && last != 0 && revision.main != last {
-                page.next = revision.main;
+            let torn = probe::injected(Defect::PageTorn);
+            if full && last != 0 && (revision.main != last || torn) {
+                page.next = revision.main + i64::from(revision.main == last);
                 break;
             }
             records += 1;
@@ -85,7 +87,7 @@ impl Snapshot<'_> {
             ChangeKind::Put => Some(self.version_at(record.key, revision)?),
             ChangeKind::Delete => None,
         };
-        let before = revision.main - 1;
+        let before = revision.main - 1 - i64::from(probe::injected(Defect::PreviousTooOld));
         // What is compacted away cannot be shown; etcd leaves it out as well.
         let previous = match (previous, record.superseded) {
             (WithPrevious(true), Some(_)) if before >= self.compacted => {

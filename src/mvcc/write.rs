@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Change, Result};
+use crate::probe::{self, Defect};
 use crate::storage::schema::{self, ChangeKind, RevisionRecord, Version, meta};
 use crate::storage::{self, Batch, Cursor, Engine, Family, Read};
 use crate::types::{FIRST_REVISION, KeyRange, LeaseId, Revision};
@@ -82,7 +83,9 @@ impl Writer {
     /// Writes the group: what it changed and the entry that it ends with, in one batch.
     pub fn commit(&mut self, applied_index: u64, applied_term: u64) -> storage::Result<()> {
         let applied = schema::encode_numbers(&[applied_index, applied_term]);
-        self.batch.put(Family::Meta, meta::APPLIED, &applied);
+        if !probe::injected(Defect::AppliedIndexLeftOut) {
+            self.batch.put(Family::Meta, meta::APPLIED, &applied);
+        }
         let head = schema::encode_numbers(&[self.head as u64, self.keys as u64]);
         self.batch.put(Family::Meta, meta::HEAD, &head);
         self.engine.write(&self.batch)?;

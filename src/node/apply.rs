@@ -16,7 +16,7 @@ use super::shared::{ClusterStatus, ReadView, Shared};
 use super::states::{Received, States};
 use crate::metrics::Operation;
 use crate::mvcc::Change;
-use crate::probe;
+use crate::probe::{self, Defect, Path};
 use crate::proto::etcdserverpb::{TxnResponse, response_op};
 use crate::state::lease::LeaseEvent;
 use crate::state::machine::{self, Entry, Payload};
@@ -143,9 +143,18 @@ impl Applier {
                 .map(|entry| applied_entry(member, entry))
                 .collect()
         });
+        if probe::injected(Defect::ViewBeforeWrite) {
+            self.publish_view();
+        }
         let group = self.machine.apply(entries)?;
         self.measure(&group, self.shared.clock.now() - start);
-        self.publish_view();
+        match probe::injected(Defect::ViewBeforeWrite) {
+            true => self
+                .shared
+                .raft
+                .set_applied_index(self.machine.applied_index()),
+            false => self.publish_view(),
+        }
         if group.status_changed {
             self.publish_status();
         }
@@ -185,6 +194,7 @@ impl Applier {
         self.publish_view();
         self.publish_status();
         self.shared.refresh_size();
+        probe::reached(Path::SnapshotInstalled);
         let now = self.shared.clock.now();
         let leases = self.machine.leases().iter();
         self.shared
@@ -230,8 +240,13 @@ impl Applier {
         let leases = self.machine.leases().iter();
         let now = self.shared.clock.now();
         let mut deadlines = self.shared.deadlines.lock();
-        deadlines.restart(leases, now, self.election_timeout);
-        deadlines.set_term(term);
+        probe::reached(Path::LeasesTakenOver);
+        if !probe::injected(Defect::LeasesNotRestarted) {
+            deadlines.restart(leases, now, self.election_timeout);
+        }
+        if !probe::injected(Defect::LeasesNotOwned) {
+            deadlines.set_term(term);
+        }
     }
 
     /// Keeps the size that the quota is held against close to the truth.

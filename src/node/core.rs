@@ -8,6 +8,7 @@
 //! that it will never be applied: terms in a log only grow. So it is proposed again, and a client
 //! notices a change of leaders by the time it takes. Without a leader proposals wait.
 
+use std::collections::hash_map::Entry as Place;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
@@ -18,6 +19,7 @@ use super::requests::{
     Proposal, Proposed, Reply, committed_id, conf_change, is_request, member_change,
 };
 use crate::error::Error;
+use crate::probe::{self, Defect, Path};
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::etchedpeer::{Forwarded, MemberChange, forwarded, member_change::Change};
 use crate::raft::replica::Progress;
@@ -136,6 +138,7 @@ impl Core {
             .take_if(|at| *at + DOUBT_TICKS <= self.tick)
             .is_some()
         {
+            probe::reached(Path::LeaderGivenUp);
             self.replica.give_up_leader();
         }
         self.expire();
@@ -163,13 +166,17 @@ impl Core {
     }
 
     /// Proposes, has the leader propose, waits for a leader, or replies why not.
-    pub fn propose(&mut self, proposal: Proposal) {
+    pub fn propose(&mut self, mut proposal: Proposal) {
+        if probe::injected(Defect::RevokeUnfenced) {
+            proposal.fence_term = None;
+        }
         let status = self.replica.status();
         // What is fenced is proposed here and now, or never: it must not wait for another leader.
         let fenced = proposal
             .fence_term
             .is_some_and(|term| term != status.term || !self.replica.takes_proposals());
         if fenced {
+            probe::reached(Path::LeaseFenced);
             (proposal.reply)(Err(Error::NotLeader));
         } else {
             self.route(proposal, self.tick + self.limit_ticks);
@@ -196,7 +203,11 @@ impl Core {
     fn steps_aside_for(&mut self, change: &MemberChange) -> bool {
         let removes_self =
             change.member_id == self.member.0 && matches!(change.change, Some(Change::Remove(_)));
-        removes_self && self.hand_over().is_some()
+        let aside = removes_self && self.hand_over().is_some();
+        if aside {
+            probe::reached(Path::LeaderSteppedAside);
+        }
+        aside
     }
 
     fn propose_here(&mut self, proposal: Proposal, expires_at_tick: u64) {
@@ -240,6 +251,7 @@ impl Core {
             (proposal.reply)(Err(Error::TooManyRequests));
             return;
         }
+        probe::reached(Path::ProposalParked);
         self.parked.push_back((proposal, expires_at_tick));
     }
 
@@ -250,6 +262,7 @@ impl Core {
             (proposal.reply)(Err(Error::TooManyRequests));
             return;
         }
+        probe::reached(Path::ProposalForwarded);
         let request_id = proposal.what.request_id();
         let sent = match &proposal.what {
             Proposed::Request(_, encoded) => forwarded::Proposal::Request(encoded.clone().into()),
@@ -311,13 +324,16 @@ impl Core {
     pub fn refused(&mut self, request_id: u64, term: u64, error: Error) {
         // It may have been sent to another leader since, who may well have proposed it.
         let sent_then = |away: &Away| away.term == term;
-        if !self.away.get(&request_id).is_some_and(sent_then) {
-            return;
-        }
-        let Some(away) = self.away.remove(&request_id) else {
+        let unchecked = probe::injected(Defect::RefusalUnchecked);
+        let Place::Occupied(away) = self.away.entry(request_id) else {
             return;
         };
+        if !sent_then(away.get()) && !unchecked {
+            return probe::reached(Path::RefusalStale);
+        }
+        let away = away.remove();
         if matches!(error, Error::NotLeader | Error::NoLeader) {
+            probe::reached(Path::ProposalRefused);
             // It was certainly not proposed.
             self.again(away.what, away.reply, away.expires_at_tick);
         } else {
@@ -351,6 +367,7 @@ impl Core {
         };
         let others = self.replica.progress().into_iter().filter(fit);
         let furthest = others.max_by_key(|other| (other.matched, other.member))?;
+        probe::reached(Path::LeaderHandedOver);
         self.replica.transfer_leader(furthest.member);
         Some(furthest.member)
     }
@@ -466,10 +483,13 @@ impl Core {
                 };
                 return (request, Some(away.reply));
             }
-            let passed = |_: &u64, away: &mut Away| away.term < committed.term;
+            // Those of its own term may be applied yet.
+            let term = committed.term + u64::from(probe::injected(Defect::ForwardedTwice));
+            let passed = |_: &u64, away: &mut Away| away.term < term;
             let passed: Vec<_> = self.away.extract_if(passed).collect();
             self.parked_again |= !passed.is_empty();
             for (_, away) in passed {
+                probe::reached(Path::ForwardedAgain);
                 self.again(away.what, away.reply, away.expires_at_tick);
             }
         }
@@ -484,10 +504,12 @@ impl Core {
                 return (request, Some(waiter.reply));
             }
             if waiter.fenced {
+                probe::reached(Path::LeaseFencedInVain);
                 (waiter.reply)(Err(Error::LeaderChanged));
                 continue;
             }
             self.parked_again = true;
+            probe::reached(Path::ProposedAgain);
             let what = match waiter.what {
                 Awaited::Request(request) => {
                     let encoded = request.encode_to_vec();
@@ -503,6 +525,9 @@ impl Core {
     /// A snapshot took the place of entries that nobody here will see: whose proposals were
     /// among them is not known.
     fn lose_sight(&mut self) {
+        if !self.waiters.is_empty() || !self.away.is_empty() {
+            probe::reached(Path::ProposalsLostFromSight);
+        }
         for waiter in self.waiters.drain(..) {
             (waiter.reply)(Err(Error::Timeout));
         }

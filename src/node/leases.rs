@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::handle::Handle;
 use crate::error::Error;
+use crate::probe::{self, Defect, Path};
 use crate::proto::etcdserverpb::{
     InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseKeepAliveRequest,
     LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
@@ -57,7 +58,8 @@ impl Handle {
             return Ok(0);
         };
         shared.metrics.leases_renewed.increment();
-        if lease.remaining_ttl_s > 0 {
+        if lease.remaining_ttl_s > 0 && !probe::injected(Defect::CheckpointKept) {
+            probe::reached(Path::LeaseCheckpointReset);
             // A new leader must not go on from the old checkpoint.
             let checkpoint = InternalRaftRequest {
                 lease_checkpoint: Some(LeaseCheckpointRequest {
@@ -134,7 +136,10 @@ impl Handle {
 
     /// The term in which this member leads and knows every lease.
     async fn lead_over_leases(&self) -> Result<u64, Error> {
-        let leads = self.ensure_leadership().await?;
+        let leads = match probe::injected(Defect::RenewalWithoutQuorum) {
+            true => self.shared().raft.is_leader(),
+            false => self.ensure_leadership().await?,
+        };
         let term = self.shared().raft.term();
         let knows = self.shared().deadlines.lock().term() == term;
         match leads && knows {

@@ -12,6 +12,7 @@ use super::raft_thread::send_grouped;
 use super::run::Fatal;
 use super::shared::Shared;
 use super::states::Received;
+use crate::probe::{self, Path};
 use crate::raft::{Message, Persist};
 use crate::storage::raft_log::{self, LogEntry, Mark, RaftLog};
 use crate::transport::Network;
@@ -176,6 +177,7 @@ impl LogWriter {
         let index = index.min(self.log.last_index());
         if index + 1 > self.log.first_index() {
             self.log.compact(index)?;
+            probe::reached(Path::LogCut);
             tracing::info!(compact_index = index, "compacted raft log");
         }
         Ok(())

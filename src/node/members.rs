@@ -11,6 +11,7 @@ use super::handle::Handle;
 use super::shared::{ClusterStatus, Shared};
 use crate::config::{self, Url, urls};
 use crate::error::Error;
+use crate::probe::{self, Path};
 use crate::proto::etcdserverpb::{self, MemberPromoteRequest};
 use crate::proto::etchedpeer::{Nothing, Question, answer, member_change::Change, question};
 use crate::proto::membershippb::{Member, RaftAttributes};
@@ -328,6 +329,7 @@ impl Handle {
             if !waits || shared.clock.now() + RETRY >= deadline {
                 return changed;
             }
+            probe::reached(Path::ChangeWaited);
             shared.clock.sleep(RETRY).await;
         }
     }
@@ -372,6 +374,7 @@ pub fn log_changes(shared: &Shared, old: &ClusterStatus, new: &ClusterStatus) {
             Some(before) => {
                 let before = before.raft_attributes.clone().unwrap_or_default();
                 if before.is_learner && !raft.is_learner {
+                    probe::reached(Path::LearnerPromoted);
                     tracing::info!("cluster-id" = %cluster, "local-member-id" = %own, "promoted-member-id" = %id, "promote member");
                 }
                 if before.peer_urls != raft.peer_urls {

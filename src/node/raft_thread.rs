@@ -20,6 +20,7 @@ use super::pipe::Pipe;
 use super::run::Fatal;
 use super::shared::Shared;
 use super::states::{Checkpoint, Received, States};
+use crate::probe::{self, Defect, Path};
 use crate::raft::replica::Status;
 use crate::raft::{Message, MessageType};
 use crate::storage;
@@ -28,8 +29,8 @@ use crate::types::MemberId;
 
 /// Proposals that go to the disk in one write, about.
 const MAX_BATCH_BYTES: usize = 8 << 20;
-/// Appends of a leader are refused while this much waits for the disk or to be applied.
-const MAX_OUTSTANDING_BYTES: usize = 64 << 20;
+/// What may be outstanding in a server: see `Timing`.
+pub const MAX_OUTSTANDING_BYTES: usize = 64 << 20;
 /// A snapshot that nobody is being sent is let go after this.
 const CHECKPOINT_LIFE: Duration = Duration::from_secs(30);
 
@@ -40,6 +41,8 @@ pub struct Timing {
     pub election_timeout: Duration,
     /// Entries kept behind the newest for members that lag.
     pub catch_up_entries: u64,
+    /// Appends of a leader are refused while this much waits for the disk or to be applied.
+    pub max_outstanding_bytes: usize,
 }
 
 /// A snapshot that is offered to members which are too far behind.
@@ -105,6 +108,7 @@ impl RaftThread {
     pub fn recover(&mut self) -> Result<(), Fatal> {
         self.carry_out(true)?;
         if self.core.is_sole_voter() {
+            probe::reached(Path::SoleVoterElected);
             self.core.campaign()?;
             self.carry_out(true)?;
         }
@@ -224,6 +228,7 @@ impl RaftThread {
             if busy > self.timing.election_timeout
                 && let Some(to) = self.core.hand_over()
             {
+                probe::reached(Path::LeaderHandedOverForDisk);
                 tracing::warn!(
                     stalled_for = ?busy,
                     transferee = %to,
@@ -242,11 +247,13 @@ impl RaftThread {
 
     fn receive(&mut self, from: MemberId, messages: Vec<PeerMessage>) {
         let waiting = self.log_jobs.outstanding_bytes() + self.apply_jobs.outstanding_bytes();
-        let full = waiting > MAX_OUTSTANDING_BYTES;
+        let full = waiting > self.timing.max_outstanding_bytes;
         for message in messages {
             match message {
                 // The leader sends it again.
-                PeerMessage::Raft(message) if full && is_append(&message) => {}
+                PeerMessage::Raft(message) if full && is_append(&message) => {
+                    probe::reached(Path::AppendDropped);
+                }
                 PeerMessage::Raft(message) => self.core.step(message),
                 PeerMessage::Forwarded(message) => self.core.propose_for(from, message),
                 PeerMessage::Refused {
@@ -264,6 +271,7 @@ impl RaftThread {
             tracing::info!(index = mark.index, "taking over a snapshot of the leader");
             self.received = Some(received);
         } else {
+            probe::reached(Path::SnapshotUnwanted);
             tracing::info!(index = mark.index, "a snapshot came that is not needed");
         }
     }
@@ -323,15 +331,26 @@ impl RaftThread {
         self.core.applied(group.index, &group.member_changes)?;
         if !group.member_changes.is_empty() {
             // Before anything is sent to a new member: see `Handle::linearizable_view`.
-            self.shared.raft.set_alone(self.core.is_alone());
+            self.shared.raft.set_alone(self.reads_alone());
         }
         Ok(())
     }
 
     fn hand_out(&mut self, work: Work) {
-        if let Some(persist) = work.persist {
+        if let Some(mut persist) = work.persist {
             let bytes = persist.entries.iter().map(|entry| entry.data.len()).sum();
-            let received = persist.reset.and_then(|_| self.received.take());
+            let mut received = persist.reset.and_then(|_| self.received.take());
+            if probe::injected(Defect::AdoptBeforeReset)
+                && let Some(received) = received.take()
+            {
+                self.apply_jobs.push(ApplyJob::Restore(received), 0);
+            }
+            if probe::injected(Defect::AnswerBeforeSync) && persist.reset.is_none() {
+                self.core.persisted(persist.number);
+            }
+            if probe::injected(Defect::AcknowledgeBeforeSync) {
+                self.send_raft(std::mem::take(&mut persist.messages));
+            }
             self.log_jobs
                 .push(LogJob::Persist(persist, received), bytes);
         }
@@ -417,12 +436,18 @@ impl RaftThread {
         Ok(())
     }
 
+    /// True where nobody else can know of a write before this member does.
+    fn reads_alone(&self) -> bool {
+        let overlooks = probe::injected(Defect::LearnerOverlooked);
+        self.core.is_alone() || overlooks && self.core.is_sole_voter()
+    }
+
     fn publish(&self) {
         let status = self.core.status();
         if status.leader != 0 && status.leader != self.shared.raft.leader() {
             self.shared.metrics.leader_changes.increment();
         }
-        let alone = self.core.is_alone();
+        let alone = self.reads_alone();
         let now = self.shared.clock.now();
         self.shared.raft.publish(&status, alone, now);
     }

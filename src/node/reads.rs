@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use super::shared::RaftState;
 use crate::error::Error;
+use crate::probe::{self, Defect, Path};
 use crate::raft::Replica;
 use crate::raft::read_index::ReadIndex;
 use crate::types::MemberId;
@@ -78,11 +79,12 @@ impl WaitingReads {
         let result = {
             let mut waiting = self.waiting.lock();
             // Looked at under the lock, so that `applied` does not miss them.
-            if raft.applied_index() >= index {
+            if raft.applied_index() >= index || probe::injected(Defect::ReadBeforeApplied) {
                 Ok(())
             } else if waiting.count >= MAX_WAITING {
                 Err(Error::TooManyRequests)
             } else {
+                probe::reached(Path::ReadWaited);
                 waiting.count += replies.len();
                 waiting.by_index.entry(index).or_default().extend(replies);
                 return;

@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, Weak};
 
+use crate::probe::{self, Path};
 use crate::raft::replica::conf_state_of;
 use crate::raft::{Snapshot, SnapshotMetadata};
 use crate::state::Machine;
@@ -88,6 +89,7 @@ impl Claimed {
             ));
         }
         if self.index == announced.index && self.claim.strong_count() > 0 {
+            probe::reached(Path::SnapshotTwice);
             return Err("the same state came before and is about to be used".to_owned());
         }
         Ok(())
@@ -107,7 +109,11 @@ impl Claimed {
 /// Whether a start takes over the received state as of the entry that the log begins behind: the
 /// log was reset for it, and a crash kept it from coming into use.
 pub fn takes_over(applied_index: u64, log_begins_behind: u64, received_is_there: bool) -> bool {
-    applied_index < log_begins_behind && received_is_there
+    let takes_over = applied_index < log_begins_behind && received_is_there;
+    if takes_over {
+        probe::reached(Path::StateTakenUpAfterCrash);
+    }
+    takes_over
 }
 
 /// A log and a state that do not belong together.

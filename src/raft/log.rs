@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use raft_proto::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 
+use crate::probe::{self, Defect, Path};
 use crate::storage::raft_log::{LogEntry, Mark, Reader};
 
 /// Applied entries kept in memory for followers.
@@ -54,7 +55,9 @@ impl LogView {
         self.recent.clear();
         self.recent_bytes = 0;
         self.persisted_index = mark.index;
-        self.reset = Some(mark);
+        if self.reset.replace(mark).is_some() {
+            probe::reached(Path::SnapshotOvertaken);
+        }
     }
 
     /// The files say what `reset` said of this mark. A later snapshot may have come since, of
@@ -78,6 +81,12 @@ impl LogView {
         let Some(first) = entries.first() else {
             return;
         };
+        if self.last_index().is_ok_and(|last| last >= first.index) {
+            probe::reached(Path::ConflictTruncated);
+            if probe::injected(Defect::ConflictKept) {
+                return;
+            }
+        }
         while self
             .recent
             .back()

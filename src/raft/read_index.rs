@@ -6,6 +6,7 @@
 //! a round without an answer asks again; an answer to any of its questions will do, since all
 //! its reads were there before the first.
 
+use crate::probe::{self, Defect, Path};
 use crate::types::MemberId;
 
 /// Ticks after which a round asks again.
@@ -48,10 +49,14 @@ impl<T> ReadIndex<T> {
     }
 
     pub fn push(&mut self, read: T, tick: u64) {
-        self.waiting.push(Waiting {
+        let waiting = Waiting {
             read,
             expires_at_tick: tick + self.limit_ticks,
-        });
+        };
+        match &mut self.round {
+            Some(round) if probe::injected(Defect::ReadJoinsRound) => round.reads.push(waiting),
+            _ => self.waiting.push(waiting),
+        }
     }
 
     /// Reads that wait.
@@ -79,7 +84,7 @@ impl<T> ReadIndex<T> {
             Some(round) if round.term == term && tick < round.asked_at_tick + RETRY_TICKS => {
                 return None;
             }
-            Some(_) => {}
+            Some(_) => probe::reached(Path::ReadAskedAgain),
         }
         let round = self.round.as_mut()?;
         let question = self.next_question;

@@ -18,6 +18,7 @@ use super::admit::{self, Malformed};
 use super::drain::TracingDrain;
 use super::log::{LogView, to_disk};
 use crate::error::Error;
+use crate::probe::{self, Defect, Path};
 use crate::storage::raft_log::{LogEntry, Mark, Reader};
 use crate::types::MemberId;
 
@@ -275,6 +276,7 @@ impl Replica {
 
     /// The first of a kind is told of: the rest would fill the log at the pace of the network.
     fn refuse(&mut self, message: &Message, fault: Malformed) {
+        probe::reached(Path::MessageRefused);
         let (from, kind) = (MemberId(message.from), message.msg_type);
         let before = self.refused_for.replace(mem::discriminant(&fault));
         if before == self.refused_for {
@@ -420,7 +422,10 @@ impl Replica {
         };
         if ready.must_sync() && self.lazy_hard_state {
             self.lazy_hard_state = false;
-            let hard_state = self.node.raft.hard_state();
+            let mut hard_state = self.node.raft.hard_state();
+            if probe::injected(Defect::VoteForgotten) {
+                hard_state.vote = 0;
+            }
             persist.hard_state = Some(prost_11::Message::encode_to_vec(&hard_state));
         }
         if let Some(mark) = reset {

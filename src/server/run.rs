@@ -336,6 +336,7 @@ fn options(config: &Config) -> member::Options {
             tick: Duration::from_millis(config.heartbeat_interval_ms),
             election_timeout,
             catch_up_entries: config.snapshot_catchup_entries,
+            max_outstanding_bytes: crate::node::raft_thread::MAX_OUTSTANDING_BYTES,
         },
         watch_limits: crate::watch::Limits::default(),
         warning_apply_duration: config.warning_apply_duration,
@@ -394,6 +395,7 @@ fn spawn_jobs(config: &Config, handle: &Handle, inbox: &Arc<Inbox>) {
             AutoCompaction::Periodic(age) => auto_compaction::Retention::Age(age),
             AutoCompaction::Revision(count) => auto_compaction::Retention::Revisions(count),
         },
+        lease_checkpoint_interval: jobs::deadlines::CHECKPOINT_INTERVAL,
     };
     jobs::spawn(handle, inbox, settings);
 }

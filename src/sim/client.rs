@@ -1,7 +1,7 @@
 //! How clients call members, and how what becomes of it is recorded. A call travels to a member,
 //! runs among its tasks, and travels back; a member that dies takes it along.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -28,6 +28,8 @@ use crate::types::{LeaseId, MemberId};
 
 /// As long as a client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Leases that clients know of each other's.
+const KNOWN_LEASES: usize = 4;
 
 /// What a client reaches of a member that runs.
 #[derive(Clone)]
@@ -46,6 +48,8 @@ pub struct Clients {
     pub operations: Mutex<Vec<Operation>>,
     pub watches: Mutex<Vec<Watched>>,
     stopping: AtomicBool,
+    /// Those that were granted last.
+    leases: Mutex<VecDeque<i64>>,
 }
 
 impl Clients {
@@ -59,6 +63,7 @@ impl Clients {
             operations: Mutex::default(),
             watches: Mutex::default(),
             stopping: AtomicBool::new(false),
+            leases: Mutex::default(),
         })
     }
 
@@ -77,6 +82,22 @@ impl Clients {
     /// The members that run, in order.
     pub fn open_doors(&self) -> Vec<MemberId> {
         self.doors.lock().keys().copied().collect()
+    }
+
+    /// Lets other clients know of a lease.
+    pub fn tell_of_lease(&self, id: i64) {
+        let mut leases = self.leases.lock();
+        leases.push_back(id);
+        if leases.len() > KNOWN_LEASES {
+            leases.pop_front();
+        }
+    }
+
+    /// A lease that was granted of late.
+    pub fn some_lease(&self, random: &mut Random) -> Option<i64> {
+        let leases = self.leases.lock();
+        let number = random.below(leases.len().max(1) as u64);
+        leases.get(number as usize).copied()
     }
 
     /// Has the clients end what they are at and do nothing more.

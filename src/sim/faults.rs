@@ -37,6 +37,8 @@ pub enum Kind {
     PowerLoss,
     /// All machines do, at once.
     PowerLossOfAll,
+    /// Members die and come back, one after the other, for a while.
+    Turmoil,
     /// A process stands still.
     Pause,
     /// A member is cut off from all others.
@@ -68,6 +70,7 @@ impl Kind {
             Kind::Kill => "process killed",
             Kind::PowerLoss => "power lost",
             Kind::PowerLossOfAll => "power lost everywhere",
+            Kind::Turmoil => "members restarted again and again",
             Kind::Pause => "process paused",
             Kind::Isolation => "member isolated",
             Kind::Partition => "network parted",
@@ -82,10 +85,11 @@ impl Kind {
         }
     }
 
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 15] = [
         Kind::Kill,
         Kind::PowerLoss,
         Kind::PowerLossOfAll,
+        Kind::Turmoil,
         Kind::Pause,
         Kind::Isolation,
         Kind::Partition,
@@ -105,6 +109,7 @@ impl Kind {
 enum Event {
     Strike,
     Census,
+    Die(MemberId),
     Restart(MemberId),
     Continue(MemberId),
     Heal(Vec<(MemberId, MemberId)>),
@@ -124,6 +129,8 @@ pub struct Faults {
     interval_ns: u64,
     busy_until: Moment,
     pub calm: Vec<(Moment, Moment)>,
+    /// When members stood still and went on.
+    pub stood_still: Vec<(Moment, Moment)>,
     pub counts: BTreeMap<Kind, u64>,
     operators: u32,
     /// Members that the cluster has removed.
@@ -149,6 +156,7 @@ impl Faults {
             interval_ns,
             busy_until: 0,
             calm: Vec::new(),
+            stood_still: Vec::new(),
             counts: BTreeMap::new(),
             operators: 0,
             removed: BTreeSet::new(),
@@ -219,6 +227,12 @@ pub fn strike(world: &mut World) {
             world.faults.plan(now + CENSUS_NS, Event::Census);
             take_census(world);
         }
+        Event::Die(id) => {
+            if world.is_alive(id) {
+                world.die(id, false);
+                world.faults.restart_soon(id, now);
+            }
+        }
         Event::Restart(id) => restart(world, id),
         Event::Continue(id) => go_on(world, id),
         Event::Heal(links) => {
@@ -249,8 +263,11 @@ fn restart(world: &mut World, id: MemberId) {
 }
 
 fn go_on(world: &mut World, id: MemberId) {
-    if let Some(condition) = world.conditions.get_mut(&id) {
-        condition.paused = false;
+    if let Some(condition) = world.conditions.get_mut(&id)
+        && std::mem::take(&mut condition.paused)
+    {
+        let now = world.time.now_ns();
+        world.faults.stood_still.push((condition.paused_since, now));
     }
     world.wires.hold(id, false);
 }
@@ -261,8 +278,17 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
         return;
     }
     world.faults.note_calm(now);
+    let is_leader = |id: &MemberId| {
+        let life = world.life(*id);
+        life.is_some_and(|life| life.raft.status().is_leader)
+    };
+    let leader = alive.iter().copied().find(is_leader);
     let random = &mut world.faults.random;
-    let id = *random.pick(&alive);
+    let id = match leader {
+        // What befalls a leader has the most to show.
+        Some(leader) if random.chance(250) => leader,
+        _ => *random.pick(&alive),
+    };
     let soon = now + random.between(30 * MS, 2 * SECOND);
     let later = now + random.between(200 * MS, 7 * SECOND);
     *world.faults.counts.entry(kind).or_default() += 1;
@@ -279,8 +305,21 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
                 world.faults.restart_soon(id, now);
             }
         }
+        Kind::Turmoil => {
+            let mut at = now;
+            for _ in 0..world.faults.random.between(5, 20) {
+                let random = &mut world.faults.random;
+                at += random.between(100 * MS, 1_000 * MS);
+                let id = *random.pick(&alive);
+                world.faults.plan(at, Event::Die(id));
+            }
+            world.faults.disturbed(at);
+        }
         Kind::Pause => {
             if let Some(condition) = world.conditions.get_mut(&id) {
+                if !condition.paused {
+                    condition.paused_since = now;
+                }
                 condition.paused = true;
             }
             world.wires.hold(id, true);
@@ -290,6 +329,14 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
             let links = links_to_cut(world, kind, id);
             for (from, to) in &links {
                 world.wires.cut(*from, *to);
+            }
+            if world.faults.random.chance(250) {
+                // It has much to catch up with, and a disk that is not up to it.
+                let slow_until = later + world.faults.random.between(300 * MS, 4 * SECOND);
+                if let Some(condition) = world.conditions.get_mut(&id) {
+                    condition.stalled_until = slow_until;
+                }
+                world.faults.disturbed(slow_until);
             }
             world.faults.plan(later, Event::Heal(links));
         }

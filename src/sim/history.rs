@@ -12,7 +12,7 @@ use crate::proto::etcdserverpb::{
     WatchCreateRequest, WatchResponse,
 };
 use crate::proto::etchedpeer::MemberChange;
-use crate::types::MemberId;
+use crate::types::{MemberId, Revision};
 
 /// A moment, in nanoseconds since the world began.
 pub type Moment = u64;
@@ -136,6 +136,23 @@ pub struct History {
     /// When there was no fault at all, as far as the scheduler knows: no member down or paused,
     /// no link cut, no disk stalled. In order, not overlapping.
     pub calm: Vec<(Moment, Moment)>,
+    /// When the only member there ever was stood still, from when to when. In order; nothing
+    /// where there were others.
+    pub stood_still: Vec<(Moment, Moment)>,
+    /// What the members' histories hold at the end, when all compactions are done.
+    pub kept: Vec<Kept>,
+}
+
+/// What is left of a member's history.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    pub member: MemberId,
+    /// The revision that it is compacted to; -1 for none.
+    pub compacted: i64,
+    /// Every change that is there, in order.
+    pub revisions: Vec<Revision>,
+    /// Versions that a later one superseded.
+    pub superseded: usize,
 }
 
 /// Something that must not be.

@@ -3,6 +3,7 @@
 
 use super::history::{Applied, Payload};
 use super::world::World;
+use crate::mvcc::compaction;
 use crate::probe;
 use crate::proto::etchedpeer::MemberChange;
 use crate::types::MemberId;
@@ -136,6 +137,13 @@ impl World {
     pub fn removed_are_gone(&self) -> bool {
         let removed = self.faults.removed.iter();
         removed.copied().all(|id| !self.is_alive(id))
+    }
+
+    /// Nobody has history left to remove.
+    pub fn compactions_are_done(&self) -> bool {
+        let lives = self.nodes.values().filter_map(|node| node.life.as_ref());
+        let mut engines = lives.map(|life| life.handle.shared().engine());
+        engines.all(|engine| compaction::unfinished(engine.latest()).is_ok_and(|left| left.is_none()))
     }
 
     /// Where each member stands, for people.

@@ -52,6 +52,11 @@ pub struct Manner {
     pub watch_limits: crate::watch::Limits,
     pub retention: auto_compaction::Retention,
     pub check_all: Option<Duration>,
+    pub pre_vote: bool,
+    /// Between two checkpoints of a lease.
+    pub lease_checkpoint_interval: Duration,
+    /// See `Timing`.
+    pub max_outstanding_bytes: usize,
 }
 
 /// What a member loses when it dies.
@@ -184,7 +189,7 @@ impl Node {
             member: self.id,
             election_ticks: 10,
             heartbeat_ticks: 1,
-            pre_vote: true,
+            pre_vote: manner.pre_vote,
             election_seed: random.next(),
         };
         let restored = replica::Restored {
@@ -241,6 +246,7 @@ fn options_of(manner: &Manner) -> Options {
             tick: TICK,
             election_timeout: ELECTION_TIMEOUT,
             catch_up_entries: manner.catch_up_entries,
+            max_outstanding_bytes: manner.max_outstanding_bytes,
         },
         watch_limits: manner.watch_limits,
         warning_apply_duration: Duration::from_millis(100),
@@ -259,6 +265,7 @@ fn jobs_of(manner: &Manner) -> jobs::Settings {
             compacted: Some(Duration::from_secs(60)),
         },
         retention: manner.retention,
+        lease_checkpoint_interval: manner.lease_checkpoint_interval,
     }
 }
 

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::check;
 use super::client::Client;
 use super::faults::{self, Kind};
-use super::history::{Applied, Asked, Finding, History, Operation, Outcome, Payload};
+use super::history::{Applied, Asked, Finding, History, Kept, Operation, Outcome, Payload};
 use super::member::Manner;
 use super::random::Random;
 use super::watcher;
@@ -18,7 +18,10 @@ use super::wires;
 use super::workload::{self, Load, put};
 use super::world::World;
 use crate::node::jobs::auto_compaction::Retention;
+use crate::node::shared::ReadView;
 use crate::probe;
+use crate::storage::schema;
+use crate::storage::{self, Family};
 use crate::types::MemberId;
 use crate::watch;
 
@@ -40,6 +43,7 @@ pub struct Options {
 }
 
 /// What came of a seed.
+#[derive(Default)]
 pub struct Report {
     pub findings: Vec<Finding>,
     /// Lines of the trace, and a hash of them.
@@ -81,11 +85,28 @@ fn manner(random: &mut Random) -> Manner {
             _ => Retention::Off,
         },
         check_all: random.chance(500).then_some(Duration::from_secs(7)),
+        pre_vote: random.chance(800),
+        lease_checkpoint_interval: Duration::from_secs(*random.pick(&[1, 2, 300])),
+        max_outstanding_bytes: *random.pick(&[2 << 10, 64 << 20, 64 << 20]),
     }
 }
 
-/// Runs a seed.
+/// Runs a seed. A thread of a member that panics ends the world: in a server it ends the process.
 pub fn run(seed: u64, options: Options) -> Report {
+    std::panic::catch_unwind(|| run_world(seed, options)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
+        Report {
+            findings: vec![Finding {
+                what: "a member panicked",
+                details: text.unwrap_or_default(),
+            }],
+            ..Default::default()
+        }
+    })
+}
+
+fn run_world(seed: u64, options: Options) -> Report {
     let _ = probe::take_reached();
     let mut random = Random::new(seed);
     let members = *random.pick(&[1, 3, 3, 3, 3, 5, 5]);
@@ -113,8 +134,10 @@ fn live(world: &mut World, random: &mut Random, options: Options) {
         value_bytes: *random.pick(&[0, 200, 3_000]),
     };
     let working = random.between(3, 14) as u32;
+    let first_kind = random.below(10) as u32;
     for number in 0..working {
-        workload::start(&world.clients, number, load, random.fork(u64::from(number)));
+        let random = random.fork(u64::from(number));
+        workload::start(&world.clients, number, first_kind + number, load, random);
     }
     let watching = random.between(1, 5) as u32;
     for number in working..working + watching {
@@ -133,7 +156,7 @@ fn come_to_rest(world: &mut World) {
         world.busy_clients() == 0
     });
     wait_for(world, REST_NS, "members do not come to rest", |world| {
-        world.is_even() && world.removed_are_gone()
+        world.is_even() && world.removed_are_gone() && world.compactions_are_done()
     });
     compare_histories(world);
 }
@@ -204,9 +227,11 @@ fn compare_histories(world: &mut World) {
         return;
     }
     let mut hashes = BTreeMap::new();
+    let mut kept = Vec::new();
     for id in world.alive() {
         if let Some(life) = world.life(id) {
             let view = life.handle.view();
+            kept.push((id, view.clone()));
             let hash = view.snapshot().hash(0);
             hashes.insert(
                 id,
@@ -221,6 +246,33 @@ fn compare_histories(world: &mut World) {
         let details = format!("{hashes:?}");
         world.find("members at rest have different histories", details);
     }
+    for (member, view) in kept {
+        match kept_by(member, &view) {
+            Ok(kept) => world.kept.push(kept),
+            Err(error) => world.find("a history cannot be read", format!("{member}: {error}")),
+        }
+    }
+}
+
+/// What is left of a member's history.
+fn kept_by(member: MemberId, view: &ReadView) -> storage::Result<Kept> {
+    let read = view.read();
+    let mut revisions = Vec::new();
+    let mut log = read.cursor(Family::Revisions, &[], None)?;
+    while log.next()? {
+        revisions.extend(schema::decode_revision_key(log.key()));
+    }
+    let mut superseded = 0;
+    let mut undo = read.cursor(Family::Undo, &[], None)?;
+    while undo.next()? {
+        superseded += 1;
+    }
+    Ok(Kept {
+        member,
+        compacted: view.compacted,
+        revisions,
+        superseded,
+    })
 }
 
 /// What a server chose that its client was not told: the id of a member that it added.
@@ -240,8 +292,18 @@ fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, Applied)]) {
     }
 }
 
-fn judge(world: World) -> Report {
+/// When the only member there ever was stood still; nothing where there were others.
+fn stood_still(world: &World) -> Vec<(u64, u64)> {
+    let changes = |(_, entry): &(u64, Applied)| matches!(entry.payload, Payload::Member(_));
+    match world.founders.len() > 1 || world.entries.iter().any(changes) {
+        true => Vec::new(),
+        false => world.faults.stood_still.clone(),
+    }
+}
+
+fn judge(mut world: World) -> Report {
     fill_in_ids(&mut world.clients.operations.lock(), &world.entries);
+    let stood_still = stood_still(&world);
     let history = History {
         founders: world.founders.clone(),
         auto_compaction: world.manner.retention != Retention::Off,
@@ -249,6 +311,8 @@ fn judge(world: World) -> Report {
         watches: std::mem::take(&mut *world.clients.watches.lock()),
         entries: world.entries,
         calm: world.faults.calm.clone(),
+        stood_still,
+        kept: std::mem::take(&mut world.kept),
     };
     let mut findings = world.findings;
     if findings.is_empty() {

@@ -55,7 +55,7 @@ pub fn start(clients: &Arc<Clients>, number: u32, random: Random) {
     env::Executor::spawn(clients.tasks.as_ref(), Box::pin(work));
 }
 
-fn random_create(random: &mut Random, head: i64) -> WatchCreateRequest {
+fn random_create(random: &mut Random, head: i64, compacted: i64) -> WatchCreateRequest {
     let (key, range_end): (&str, &str) = *random.pick(&[
         ("\0", "\0"),
         ("\0", "\0"),
@@ -70,7 +70,8 @@ fn random_create(random: &mut Random, head: i64) -> WatchCreateRequest {
     WatchCreateRequest {
         key: key.into(),
         range_end: range_end.into(),
-        start_revision: match random.below(4) {
+        start_revision: match random.below(5) {
+            4 => compacted.max(1),
             0 => (head - random.below(100) as i64).max(1),
             1 => head + random.below(20) as i64,
             _ => 0,
@@ -98,7 +99,8 @@ async fn watch(
     };
     let (sender, receiver) = mpsc::channel(64);
     let responses = door.services.watch.open(ReceiverStream::new(receiver));
-    let head = door.services.handle.view().head;
+    let view = door.services.handle.view();
+    let (head, compacted) = (view.head, view.compacted);
     let mut streamed = Streamed {
         requests: sender,
         responses,
@@ -106,7 +108,7 @@ async fn watch(
     };
     let mut creates = resumed;
     for _ in 0..client.random.below(4) {
-        creates.push(random_create(&mut client.random, head));
+        creates.push(random_create(&mut client.random, head, compacted));
     }
     creates.truncate(6);
     for (number, create) in creates.into_iter().enumerate() {

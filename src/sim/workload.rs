@@ -32,15 +32,16 @@ pub struct Load {
     pub value_bytes: u64,
 }
 
-/// Starts a client of a kind that its number says.
-pub fn start(clients: &Arc<Clients>, number: u32, load: Load, random: Random) {
+/// Starts a client of a kind; kinds are numbers that go round.
+pub fn start(clients: &Arc<Clients>, number: u32, kind: u32, load: Load, random: Random) {
     let client = Client::new(number, clients.clone(), random);
     let work = async move {
-        match number % 8 {
+        match kind % 10 {
             0 | 1 => registers(client, load).await,
             2..=4 => mixed(client, load).await,
-            5 => leases(client, load).await,
-            6 => nested(client, load).await,
+            5 | 6 => leases(client, load).await,
+            7 => sharers(client, load).await,
+            8 => nested(client, load).await,
             _ => compactions(client).await,
         }
     };
@@ -300,7 +301,9 @@ fn random_ops(
             }
             _ => {
                 let mut read = random_read(&mut client.random, head);
-                read.revision = 0;
+                if client.random.chance(600) {
+                    read.revision = 0;
+                }
                 read.serializable = false;
                 Request::RequestRange(read)
             }
@@ -373,6 +376,7 @@ async fn leases(mut client: Client, load: Load) {
         if !matches!(outcome, Some(Outcome::Answered(_))) {
             continue;
         }
+        client.clients.tell_of_lease(id);
         for _ in 0..client.random.below(3) {
             let key = format!("l{}/{}", client.number, client.random.below(4));
             let value = client.unique_value();
@@ -398,5 +402,29 @@ async fn leases(mut client: Client, load: Load) {
         if client.random.chance(400) {
             client.call(Asked::LeaseRevoke { id }).await;
         }
+    }
+}
+
+/// Renews and uses the leases of others, and now and then ends one.
+async fn sharers(mut client: Client, load: Load) {
+    while !client.clients.stopping() {
+        think(&mut client, load).await;
+        let Some(id) = client.clients.clone().some_lease(&mut client.random) else {
+            continue;
+        };
+        let asked = match client.random.below(12) {
+            0 => Asked::LeaseRevoke { id },
+            1 | 2 => Asked::LeaseTimeToLive { id, keys: true },
+            3..=5 => {
+                let key = format!("l{}/{}", client.number % 2, client.random.below(4));
+                let value = client.unique_value();
+                Asked::Put(PutRequest {
+                    lease: id,
+                    ..put(key, value)
+                })
+            }
+            _ => Asked::LeaseKeepAlive { id },
+        };
+        client.call(asked).await;
     }
 }

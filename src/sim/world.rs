@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::client::{Clients, Door};
 use super::clock::Time;
 use super::faults::Faults;
-use super::history::{Applied, Finding, Moment};
+use super::history::{Applied, Finding, Kept, Moment};
 use super::member::{Around, End, Life, Manner, Node};
 use super::random::Random;
 use super::states::{Drive, Shelf};
@@ -53,6 +53,7 @@ struct Agenda {
 pub struct Condition {
     /// The process stands still.
     pub paused: bool,
+    pub paused_since: Moment,
     /// The disk takes nothing until then.
     pub stalled_until: Moment,
     /// It was removed from the cluster, or its data is gone: it never comes back.
@@ -75,6 +76,7 @@ pub struct World {
     pub faults: Faults,
     pub findings: Vec<Finding>,
     pub entries: Vec<(Moment, Applied)>,
+    pub kept: Vec<Kept>,
     pub steps: u64,
     pub founders: Vec<MemberId>,
     agendas: BTreeMap<MemberId, Agenda>,
@@ -110,6 +112,7 @@ impl World {
             conditions: BTreeMap::new(),
             findings: Vec::new(),
             entries: Vec::new(),
+            kept: Vec::new(),
             steps: 0,
             founders: Vec::new(),
             agendas: BTreeMap::new(),
@@ -230,7 +233,7 @@ impl World {
         self.clients.close(id);
         let seed = self.random.next();
         let mid_write = self.random.chance(500);
-        let after = self.random.below(8);
+        let after = self.random.between(1, 3);
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::error::Error;
+use crate::probe::{self, Defect};
 use crate::storage::schema::{self, meta};
 use crate::storage::{self, Batch, Family, Read};
 use crate::types::LeaseId;
@@ -141,7 +142,8 @@ pub fn move_key(from: LeaseId, to: LeaseId, key: &[u8], batch: &mut Batch) {
     if from == to {
         return;
     }
-    if from.is_some() {
+    let stays = to.is_some() && probe::injected(Defect::KeyStaysAttached);
+    if from.is_some() && !stays {
         batch.delete(Family::LeaseKeys, &schema::lease_key(from, key));
     }
     if to.is_some() {

@@ -18,6 +18,7 @@ use super::{kv, txn};
 use crate::error::Error;
 use crate::mvcc::write::Writer;
 use crate::mvcc::{self, Change};
+use crate::probe::{self, Defect, Path};
 use crate::proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, AlarmType, CompactionResponse, DeleteRangeResponse,
     InternalRaftRequest, LeaseCheckpointRequest, LeaseCheckpointResponse, LeaseGrantRequest,
@@ -276,6 +277,7 @@ impl Machine {
             })?,
             Payload::Membership(change) => {
                 if let Err(error) = self.members.check(&change) {
+                    probe::reached(Path::ChangeRefused);
                     return Ok(Err(error));
                 }
                 self.members.apply(change, self.writer.batch());
@@ -393,7 +395,8 @@ impl Machine {
         request: &crate::proto::etcdserverpb::TxnRequest,
         group: &mut Group,
     ) -> mvcc::Result<TxnResponse> {
-        if self.writer.has_pending_keys() && txn::reads_past(request) {
+        let misses = probe::injected(Defect::PastReadMissesBatch);
+        if self.writer.has_pending_keys() && txn::reads_past(request) && !misses {
             self.write_pending()?;
         }
         let mut txn = self.writer.begin();
@@ -427,7 +430,9 @@ impl Machine {
             return Err(Error::LeaseNotFound.into());
         }
         // Attachments of this group are still on their way to the engine.
-        self.write_pending()?;
+        if !probe::injected(Defect::RevokeMissesBatch) {
+            self.write_pending()?;
+        }
         let keys = lease::attached_keys(self.writer.engine().latest(), id)?;
         let mut txn = self.writer.begin();
         kv::delete_attached(&mut txn, &keys)?;
@@ -460,7 +465,8 @@ impl Machine {
     }
 
     fn compact(&mut self, revision: i64, group: &mut Group) -> mvcc::Result<Response> {
-        if revision <= self.writer.compacted() {
+        let unordered = probe::injected(Defect::CompactionUnordered);
+        if revision <= self.writer.compacted() && !unordered {
             return Err(Error::Compacted.into());
         }
         if revision > self.writer.head() {

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::mvcc::read::Snapshot;
 use crate::mvcc::write::Txn;
 use crate::mvcc::{Error as MvccError, Result};
+use crate::probe::{self, Defect};
 use crate::proto::etcdserverpb::{
     Compare, PutRequest, RangeRequest, RequestOp, ResponseOp, TxnRequest, TxnResponse, compare,
     request_op::Request, response_op::Response,
@@ -149,7 +150,10 @@ pub fn write(txn: &mut Txn<'_>, request: &TxnRequest, leases: &Leases) -> Result
     let path = {
         let pending = txn.pending();
         let snapshot = Snapshot {
-            read: &pending,
+            read: match probe::injected(Defect::CompareMissesBatch) {
+                true => txn.base(),
+                false => &pending,
+            },
             head: txn.revision(),
             compacted: txn.compacted(),
         };

@@ -15,6 +15,7 @@ use super::queue::{Encoded, Events, Pushed, Queue, Wanted, WatchName, event_byte
 use super::range_set::{NodeId, RangeSet};
 use super::{Counters, Limits, Stream};
 use crate::mvcc::Change;
+use crate::probe::{self, Defect, Path};
 use crate::proto::EncodedEvent;
 use crate::types::KeyRange;
 
@@ -86,7 +87,8 @@ impl Hub {
     pub fn publish(&self, head: i64, changes: &[Change]) {
         let mut wakes = Wakes::new();
         let mut index = self.index.lock();
-        for revision in changes.chunk_by(|a, b| a.revision.main == b.revision.main) {
+        let torn = probe::injected(Defect::DeliveryTorn);
+        for revision in changes.chunk_by(|a, b| a.revision.main == b.revision.main && !torn) {
             if index.ranges.len() == 0 {
                 break;
             }
@@ -108,8 +110,12 @@ impl Hub {
         let mut wakes = Wakes::new();
         let mut index = self.index.lock();
         let published = index.head;
-        let all = index.ranges.take_all();
+        let all = match probe::injected(Defect::ResyncSkipped) {
+            true => Vec::new(),
+            false => index.ranges.take_all(),
+        };
         for (_, live) in all.into_iter().flatten() {
+            probe::reached(Path::WatchResynced);
             let next = live.from.max(published + 1);
             if live.queue.spill(live.watch, next) {
                 wakes.push(live.queue);
@@ -312,6 +318,7 @@ impl Gathered {
     fn add(&mut self, event: &EncodedEvent, limits: &Limits) {
         self.bytes += event_bytes(event);
         if self.events.len() >= limits.queue_events || self.bytes > limits.queue_bytes {
+            probe::reached(Path::RevisionOverflowed);
             self.overflowed = true;
             self.events = Vec::new();
         }

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::{Counters, Limits};
 use crate::mvcc::Change;
+use crate::probe::{self, Defect, Path};
 use crate::proto::EncodedEvent;
 use crate::storage::schema::ChangeKind;
 
@@ -178,6 +179,10 @@ impl Queue {
         let (len, bytes) = (events.len(), events.size_bytes());
         let mut state = self.state.lock();
         if !self.has_room(&state, len, bytes) {
+            if probe::injected(Defect::EventsDropped) {
+                return (Pushed::Fits, false);
+            }
+            probe::reached(Path::WatchFellBack);
             self.note_spilled(&mut state, watch, revision);
             return (Pushed::Spilled, wakes(&mut state));
         }

@@ -18,6 +18,7 @@ use super::queue::{Item, Queue, Spilled, Wanted, WatchName};
 use super::range_set::NodeId;
 use super::{CreateError, Output, Request};
 use crate::mvcc::read::Snapshot;
+use crate::probe::{self, Defect, Path};
 use crate::storage;
 use crate::types::KeyRange;
 
@@ -223,8 +224,9 @@ impl Stream {
 
     /// Lets those catch up whose queued items are out.
     fn begin_catching_up(&mut self) {
+        let early = probe::injected(Defect::PageBeforeQueue);
         while let Some(spilled) = self.leaving.front()
-            && spilled.after <= self.popped
+            && (spilled.after <= self.popped || early)
         {
             if let Some(watch) = find(&mut self.watches, spilled.watch) {
                 watch.state = State::CatchingUp;
@@ -250,6 +252,7 @@ impl Stream {
             }
             self.catch_up.remove(id);
             if let Some(watch) = self.watches.get_mut(&id) {
+                probe::reached(Path::WatchCaughtUp);
                 let name = watch.name(id);
                 watch.go_live(&mut index, name, &self.queue, next);
                 self.hub.counters().slow_watches.fetch_sub(1, Relaxed);
@@ -265,6 +268,7 @@ impl Stream {
         self.catch_up.remove(id);
         let watch = self.watches.get_mut(&id)?;
         watch.state = State::Compacted;
+        probe::reached(Path::WatchCompacted);
         let counters = self.hub.counters();
         counters.watches.fetch_sub(1, Relaxed);
         counters.slow_watches.fetch_sub(1, Relaxed);

@@ -8,6 +8,7 @@ use crate::env::blocking;
 use crate::mvcc::compaction::{self, Progress};
 use crate::mvcc::read::Snapshot;
 use crate::node::Shared;
+use crate::probe::{self, Path};
 use crate::storage::{self, Batch, Engine};
 
 /// Hashes kept; etcd's figure.
@@ -74,11 +75,16 @@ async fn catch_up(
         let engine = shared.engine();
         let current = Arc::downgrade(&engine);
         let hashes = seen.as_ref().is_some_and(|seen| seen.ptr_eq(&current));
-        *seen = Some(current);
+        let first = seen.replace(current).is_none();
         let Some(start) = compaction::unfinished(engine.latest())? else {
             return Ok(());
         };
         let started = shared.clock.now();
+        match (hashes, first) {
+            (true, _) => {}
+            (false, true) => probe::reached(Path::CompactionResumed),
+            (false, false) => probe::reached(Path::CompactionOfSnapshot),
+        }
         if hashes {
             let hashing = shared.clone();
             let kept = blocking(shared.executor.as_ref(), move || keep_hash(&hashing, start));

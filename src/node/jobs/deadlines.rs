@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::state::lease::Lease;
 use crate::types::LeaseId;
 
-/// A lease is checkpointed after each such span of its life, as in etcd.
+/// A lease is checkpointed after each such span of its life, if nobody says otherwise; as in etcd.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
 /// The longest span that is added to a clock: a lease of three centuries need not end on time.
 const MAX_TTL: Duration = Duration::from_secs(9_000_000_000);
@@ -22,16 +22,33 @@ struct Entry {
 }
 
 /// See the module.
-#[derive(Default)]
 pub struct Deadlines {
     leases: BTreeMap<LeaseId, Entry>,
     by_deadline: BTreeSet<(Duration, LeaseId)>,
     by_checkpoint: BTreeSet<(Duration, LeaseId)>,
     /// The term in which this member took the leases over as leader; 0 for none.
     term: u64,
+    checkpoint_interval: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            leases: BTreeMap::new(),
+            by_deadline: BTreeSet::new(),
+            by_checkpoint: BTreeSet::new(),
+            term: 0,
+            checkpoint_interval: CHECKPOINT_INTERVAL,
+        }
+    }
 }
 
 impl Deadlines {
+    /// How long a lease lives between two checkpoints, from its next renewal on.
+    pub fn checkpoint_every(&mut self, interval: Duration) {
+        self.checkpoint_interval = interval;
+    }
+
     /// This member leads in this term, and all that was applied before is in here.
     pub fn set_term(&mut self, term: u64) {
         self.term = term;
@@ -61,16 +78,19 @@ impl Deadlines {
         now: Duration,
         extra: Duration,
     ) {
-        *self = Self::default();
+        *self = Self {
+            checkpoint_interval: self.checkpoint_interval,
+            ..Self::default()
+        };
         for (id, lease) in leases {
             let ttl = seconds(lease.restart_ttl_s()) + extra;
-            self.set(id, lease, now + ttl, now + CHECKPOINT_INTERVAL);
+            self.set(id, lease, now + ttl, now + self.checkpoint_interval);
         }
     }
 
     pub fn granted(&mut self, id: LeaseId, lease: Lease, now: Duration) {
         let deadline = now + seconds(lease.ttl_s);
-        self.set(id, lease, deadline, now + CHECKPOINT_INTERVAL);
+        self.set(id, lease, deadline, now + self.checkpoint_interval);
     }
 
     pub fn revoked(&mut self, id: LeaseId) {
@@ -95,7 +115,7 @@ impl Deadlines {
             return None;
         }
         let deadline = now + seconds(entry.lease.ttl_s);
-        self.set(id, entry.lease, deadline, now + CHECKPOINT_INTERVAL);
+        self.set(id, entry.lease, deadline, now + self.checkpoint_interval);
         Some(entry.lease)
     }
 
@@ -141,7 +161,12 @@ impl Deadlines {
             let Some(entry) = self.leases.get(&id).copied() else {
                 continue;
             };
-            self.set(id, entry.lease, entry.deadline, now + CHECKPOINT_INTERVAL);
+            self.set(
+                id,
+                entry.lease,
+                entry.deadline,
+                now + self.checkpoint_interval,
+            );
             let left = entry.deadline.saturating_sub(now).as_secs() as i64;
             // A shorter life than the interval is not worth an entry.
             if left > 0 && left < entry.lease.ttl_s {

@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use crate::env::Interval;
 use crate::error::Error;
 use crate::node::Handle;
+use crate::probe::{self, Defect, Path};
 use crate::proto::etcdserverpb::{
     InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest,
 };
@@ -21,8 +22,10 @@ const MAX_REVOKES: usize = 500;
 /// Checkpoints of one entry, as in etcd.
 const MAX_CHECKPOINTS: usize = 1000;
 
-/// Runs until the runtime stops.
-pub async fn run(handle: Handle) {
+/// Runs until the runtime stops. `checkpoint_interval`: see `Deadlines`.
+pub async fn run(handle: Handle, checkpoint_interval: Duration) {
+    let deadlines = &handle.shared().deadlines;
+    deadlines.lock().checkpoint_every(checkpoint_interval);
     let mut interval = Interval::new(&handle.shared().clock, INTERVAL);
     let mut looked_at = handle.shared().clock.now();
     let mut more = false;
@@ -34,7 +37,8 @@ pub async fn run(handle: Handle) {
         let now = shared.clock.now();
         let stood_still = (now - looked_at).saturating_sub(INTERVAL);
         looked_at = now;
-        if stood_still > INTERVAL {
+        if stood_still > INTERVAL && !probe::injected(Defect::StandstillForgotten) {
+            probe::reached(Path::LeaseTimeGivenBack);
             shared.deadlines.lock().extend_all(stood_still);
         }
         let term = shared.raft.term();
@@ -61,13 +65,17 @@ pub async fn run(handle: Handle) {
         for revoked in revokes {
             // A revoke that was not applied leaves the lease in the list of the next round.
             match revoked {
-                Ok(_) => shared.metrics.leases_expired.increment(),
+                Ok(_) => {
+                    probe::reached(Path::LeaseExpired);
+                    shared.metrics.leases_expired.increment();
+                }
                 // It was revoked by hand meanwhile.
                 Err(Error::LeaseNotFound) => {}
                 Err(error) => tracing::warn!(%error, "failed to revoke lease"),
             }
         }
         if !checkpoints.is_empty() {
+            probe::reached(Path::LeaseCheckpointed);
             store(&handle, term, checkpoints).await;
         }
     }

@@ -9,6 +9,7 @@ pub mod snapshot;
 pub mod version;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::handle::Handle;
 use super::inbox::Inbox;
@@ -21,6 +22,8 @@ pub struct Settings {
     pub compaction: compactor::Pace,
     pub corruption: corruption::Pace,
     pub retention: auto_compaction::Retention,
+    /// See `Deadlines`.
+    pub lease_checkpoint_interval: Duration,
 }
 
 /// Starts all of it. It ends with the runtime.
@@ -29,7 +32,10 @@ pub fn spawn(handle: &Handle, inbox: &Arc<Inbox>, settings: Settings) {
     let flushing = snapshot::run(shared.clone(), inbox.clone(), settings.snapshot_count);
     handle.spawn(flushing);
     handle.spawn(compactor::run(shared, settings.compaction));
-    handle.spawn(leases::run(handle.clone()));
+    handle.spawn(leases::run(
+        handle.clone(),
+        settings.lease_checkpoint_interval,
+    ));
     handle.spawn(version::run(handle.clone()));
     handle.spawn(corruption::run(handle.clone(), settings.corruption));
     handle.spawn(auto_compaction::run(handle.clone(), settings.retention));

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::env::{Interval, blocking};
 use crate::node::Shared;
 use crate::node::inbox::{Inbox, Input};
+use crate::probe::{self, Defect};
 use crate::state::Machine;
 use crate::storage;
 
@@ -62,6 +63,9 @@ pub async fn run(shared: Arc<Shared>, inbox: Arc<Inbox>, snapshot_count: u64) {
 /// Makes everything applied durable; returns the index that a crash would go back to.
 pub fn flush(shared: &Shared) -> storage::Result<u64> {
     let engine = shared.engine();
+    if probe::injected(Defect::CutBeyondDurable) {
+        return Ok(shared.raft.applied_index());
+    }
     engine.flush()?;
     shared.refresh_size();
     Machine::durable_applied_index(engine.as_ref())

@@ -93,6 +93,16 @@ impl<'a> Lease<'a> {
         renewed.saturating_add(ttl)
     }
 
+    /// What a member that decides alone gives back of the time in which it stood still: it looks
+    /// at its clock now and then, and a short while counts for nothing.
+    fn given_back(&self, from: Moment, to: Moment) -> Moment {
+        let inside = |(begin, end): &&(Moment, Moment)| *begin >= from && *end <= to;
+        let still = self.history.stood_still.iter().filter(inside);
+        let parts = still.map(|(begin, end)| (end - begin).saturating_sub(SECOND));
+        let given_back: Moment = parts.sum();
+        given_back - given_back / 1_000_000 * MAX_DRIFT_PPM
+    }
+
     /// The last call of an acknowledged renewal among those that `counts` says count, or the
     /// grant.
     fn last_renewal(&self, counts: impl Fn(&Operation) -> bool) -> Moment {
@@ -114,14 +124,16 @@ impl<'a> Lease<'a> {
         let revoked_at = self.replay.moment(until);
         let renewed = self.last_renewal(|operation| operation.called_at < revoked_at);
         let lives_until = self.lives_until(renewed);
-        if revoked_at < lives_until {
+        let given_back = self.given_back(renewed, revoked_at);
+        if revoked_at < lives_until.saturating_add(given_back) {
             findings.add("a lease was revoked early", || {
                 format!(
-                    "lease {:x} of {} s, last renewed at {}, was revoked at {}",
+                    "lease {:x} of {} s, last renewed at {}, was revoked at {}; {} s were to be given back",
                     self.life.id,
                     self.life.ttl_s,
                     moment(renewed),
-                    moment(revoked_at)
+                    moment(revoked_at),
+                    moment(given_back)
                 )
             });
         }

@@ -5,7 +5,7 @@
 //! between which it was the newest. Then `writes` finds the request of each entry, and the entry
 //! of each answer; `reads` finds the state that each answer shows and holds all of them against
 //! real time; `watches` compares streams of events with the changes; `leases` looks at what
-//! leases promise about time.
+//! leases promise about time, `kept` at what compactions left.
 //!
 //! A finding is a broken promise for sure: where the history leaves open what happened, the
 //! kindest reading counts. All of it takes time linear in the history, but for requests that
@@ -13,6 +13,7 @@
 
 mod answers;
 mod findings;
+mod kept;
 mod leases;
 mod reads;
 mod replay;
@@ -34,5 +35,6 @@ pub fn check(history: &History) -> Vec<Finding> {
     let order = reads::check(history, &replay, &origins, &mut findings);
     watches::check(history, &replay, &mut findings);
     leases::check(history, &replay, &origins, &order, &mut findings);
+    kept::check(history, &replay, &mut findings);
     findings.into_list()
 }

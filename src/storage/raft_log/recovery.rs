@@ -22,6 +22,7 @@ use super::replay::{Replay, Stop};
 use super::segment::{Pace, Remains, Window, fill, io_error, is_zero};
 use super::writer::{Active, segment_bytes, unlink};
 use super::{Error, Options, TornTail};
+use crate::probe::{self, Path};
 
 /// A log that can be appended to.
 pub(super) struct Recovery {
@@ -158,10 +159,13 @@ fn judge(
             mending.unlink.push(segment.sequence);
         }
     }
-    mending.torn_tail = torn.map(|(segment, offset, end)| TornTail {
-        segment: files.describe(&segment.name),
-        offset,
-        bytes_cut: end - offset,
+    mending.torn_tail = torn.map(|(segment, offset, end)| {
+        probe::reached(Path::TailTorn);
+        TornTail {
+            segment: files.describe(&segment.name),
+            offset,
+            bytes_cut: end - offset,
+        }
     });
     Ok(mending)
 }

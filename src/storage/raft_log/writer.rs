@@ -11,6 +11,7 @@ use super::index::Place;
 use super::reader::Shared;
 use super::segment::{self, Pace, io_error, make_zeroed};
 use super::{Error, Options, Stats};
+use crate::probe::{self, Defect, Path};
 
 /// Bounds the work of one compaction; the next one deletes what is left.
 const MAX_UNLINKS: usize = 8;
@@ -190,7 +191,7 @@ impl Writer {
             |action, error| io_error(&*self.shared.files, action, &segment::name(sequence))(error);
         file.write_at(&self.buffer, offset)
             .map_err(|error| failed("write to", error))?;
-        if self.options.sync {
+        if self.options.sync && !probe::injected(Defect::LogUnsynced) {
             file.sync_data().map_err(|error| failed("sync", error))?;
             self.stats.syncs += 1;
         }
@@ -258,6 +259,7 @@ impl Writer {
             self.failed = true;
             unlink(&*self.shared.files, sequence)?;
             self.failed = false;
+            probe::reached(Path::SegmentDeleted);
             self.shared.index_mut().segments.remove(&sequence);
         }
         Ok(())

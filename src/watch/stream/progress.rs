@@ -5,6 +5,7 @@
 //! at once, never needs to.
 
 use super::{State, Stream, Watch, find};
+use crate::probe::{self, Defect};
 use crate::watch::queue::ProgressOf;
 use crate::watch::{ALL_WATCHES, Output};
 
@@ -46,7 +47,8 @@ impl Stream {
             if !watch.progress_notify {
                 continue;
             }
-            let is_live = matches!(watch.state, State::Live(_)) && index.head >= self.told;
+            let is_live = matches!(watch.state, State::Live(_)) && index.head >= self.told
+                || probe::injected(Defect::ProgressTooEarly);
             if watch.quiet && is_live && watch.start_revision <= index.head {
                 let of = ProgressOf::Watch(watch.name(*id));
                 // A full queue has better news; etcd drops it as well.
