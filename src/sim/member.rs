@@ -25,6 +25,7 @@ use crate::node::member::{FOUNDING_MARK, Member, Options, Outside, Restored};
 use crate::node::members::Rules;
 use crate::node::raft_thread::{RaftThread, Timing};
 use crate::node::states::check_together;
+use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::membershippb;
 use crate::raft::Replica;
 use crate::raft::replica::{self, conf_state_of, encode_hard_state};
@@ -224,8 +225,39 @@ impl Node {
             .attach(self.id, member.service.clone(), tasks.clone());
         network.set_peers(member.peers.clone());
         jobs::spawn(&member.handle, &member.inbox, jobs_of(&manner));
+        member.handle.spawn(publish(member.handle.clone()));
         self.life = Some(Life::new(member, tasks, clock));
         Ok(())
+    }
+}
+
+/// Has the cluster know that the member was started, as `server` does.
+async fn publish(handle: Handle) {
+    let member = handle.shared().member;
+    let attributes = membershippb::Attributes {
+        name: format!("member {member}"),
+        ..Default::default()
+    };
+    let known = |handle: &Handle| {
+        let status = handle.shared().status();
+        let shown = status.member(member)?.member_attributes.clone();
+        Some(shown.as_ref() == Some(&attributes))
+    };
+    while known(&handle) != Some(true) {
+        // One that joins does not know of itself until it has the log.
+        if known(&handle).is_some() {
+            let set = membershippb::ClusterMemberAttrSetRequest {
+                member_id: member.0,
+                member_attributes: Some(attributes.clone()),
+            };
+            let request = InternalRaftRequest {
+                cluster_member_attr_set: Some(set),
+                ..Default::default()
+            };
+            // It is tried again until it is known.
+            let _ = handle.propose(request).await;
+        }
+        handle.shared().clock.sleep(TICK).await;
     }
 }
 

@@ -17,11 +17,11 @@ use super::watcher;
 use super::wires;
 use super::workload::{self, Load, put};
 use super::world::World;
+use crate::mvcc::compaction;
 use crate::node::jobs::auto_compaction::Retention;
-use crate::node::shared::ReadView;
 use crate::probe;
 use crate::storage::schema;
-use crate::storage::{self, Family};
+use crate::storage::{self, Family, Read};
 use crate::types::MemberId;
 use crate::watch;
 
@@ -231,7 +231,7 @@ fn compare_histories(world: &mut World) {
     for id in world.alive() {
         if let Some(life) = world.life(id) {
             let view = life.handle.view();
-            kept.push((id, view.clone()));
+            kept.push((id, life.handle.shared().engine()));
             let hash = view.snapshot().hash(0);
             hashes.insert(
                 id,
@@ -246,8 +246,8 @@ fn compare_histories(world: &mut World) {
         let details = format!("{hashes:?}");
         world.find("members at rest have different histories", details);
     }
-    for (member, view) in kept {
-        match kept_by(member, &view) {
+    for (member, engine) in kept {
+        match kept_by(member, engine.latest()) {
             Ok(kept) => world.kept.push(kept),
             Err(error) => world.find("a history cannot be read", format!("{member}: {error}")),
         }
@@ -255,8 +255,7 @@ fn compare_histories(world: &mut World) {
 }
 
 /// What is left of a member's history.
-fn kept_by(member: MemberId, view: &ReadView) -> storage::Result<Kept> {
-    let read = view.read();
+fn kept_by(member: MemberId, read: &dyn Read) -> storage::Result<Kept> {
     let mut revisions = Vec::new();
     let mut log = read.cursor(Family::Revisions, &[], None)?;
     while log.next()? {
@@ -269,7 +268,7 @@ fn kept_by(member: MemberId, view: &ReadView) -> storage::Result<Kept> {
     }
     Ok(Kept {
         member,
-        compacted: view.compacted,
+        compacted: compaction::finished(read)?,
         revisions,
         superseded,
     })
