@@ -16,7 +16,7 @@ use prost::Message as _;
 
 use super::reads::{ReadReply, Reads};
 use super::requests::{
-    Proposal, Proposed, Reply, committed_id, conf_change, is_request, member_change,
+    Proposal, Proposed, Refusal, Reply, committed_id, conf_change, is_request, member_change,
 };
 use crate::error::Error;
 use crate::probe::{self, Defect, Path};
@@ -55,15 +55,6 @@ struct Away {
     expires_at_tick: u64,
     what: Proposed,
     reply: Reply,
-}
-
-/// To a member: why its proposal was not proposed.
-pub struct Refusal {
-    pub to: MemberId,
-    pub request_id: u64,
-    /// That of the proposal.
-    pub term: u64,
-    pub error: Error,
 }
 
 /// What has to be done now, in this order.

@@ -299,7 +299,6 @@ impl Handle {
         revision: i64,
         physical: bool,
     ) -> Result<CompactionResponse, Error> {
-        let mut finished = self.shared.compaction_finished.subscribe();
         let request = InternalRaftRequest {
             compaction: Some(CompactionRequest { revision, physical }),
             ..Default::default()
@@ -309,9 +308,7 @@ impl Handle {
         };
         if physical {
             // Unlike the request itself this may take as long as the history is large.
-            if finished.wait_for(|done| *done >= revision).await.is_err() {
-                return Err(Error::Stopped);
-            }
+            self.shared.compaction_finished.reached(revision).await;
             let shared = self.shared.clone();
             let flushed = self.blocking(move || shared.engine().flush());
             match flushed.await {

@@ -15,6 +15,7 @@ use super::shared::{self, Shared};
 use super::states::States;
 use crate::env::{Clock, Executor, Rng};
 use crate::metrics::Metrics;
+use crate::probe;
 use crate::raft::Replica;
 use crate::state::Machine;
 use crate::storage::Engine;
@@ -119,8 +120,11 @@ impl Member {
             states: states.clone(),
             timing,
         });
+        let mut status = handle.shared().status();
         raft.recover()?;
-        let status = handle.shared().status();
+        if !probe::injected(probe::Defect::MembersBeforeReplay) {
+            status = handle.shared().status();
+        }
         let peers = match status.members.is_empty() {
             true => restored.first_peers,
             false => status.peers_of(restored.member),

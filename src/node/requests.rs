@@ -8,6 +8,7 @@ use crate::proto::etcdserverpb::{InternalRaftRequest, RequestHeader};
 use crate::proto::etchedpeer::{MemberChange, member_change::Change};
 use crate::raft::{Committed, CommittedKind, ConfChange, ConfChangeType};
 use crate::state::{Response, machine};
+use crate::types::MemberId;
 
 /// Called once with what became of a proposal; dropped uncalled where nobody knows.
 pub type Reply = Box<dyn FnOnce(Result<Response, Error>) + Send>;
@@ -25,6 +26,15 @@ impl Proposal {
     pub fn encoded_bytes(&self) -> usize {
         self.what.encoded_bytes()
     }
+}
+
+/// To a member: why its proposal was not proposed.
+pub struct Refusal {
+    pub to: MemberId,
+    pub request_id: u64,
+    /// That of the proposal.
+    pub term: u64,
+    pub error: Error,
 }
 
 pub enum Proposed {

@@ -221,6 +221,41 @@ impl RaftState {
     }
 }
 
+/// A revision that grows, and those who wait for it. They go on in the order in which they came,
+/// which a channel of the runtime's would leave to chance.
+pub struct Finished {
+    revision: AtomicI64,
+    grown: Notify,
+}
+
+impl Default for Finished {
+    fn default() -> Self {
+        Self {
+            revision: AtomicI64::new(-1),
+            grown: Notify::new(),
+        }
+    }
+}
+
+impl Finished {
+    pub fn set(&self, revision: i64) {
+        self.revision.store(revision, Ordering::Release);
+        self.grown.notify_waiters();
+    }
+
+    /// Resolves once it is that far.
+    pub async fn reached(&self, revision: i64) {
+        loop {
+            let grown = self.grown.notified();
+            // Made before the look: what is set after it is not missed.
+            if self.revision.load(Ordering::Acquire) >= revision {
+                return;
+            }
+            grown.await;
+        }
+    }
+}
+
 /// See the module.
 pub struct Shared {
     pub member: MemberId,
@@ -236,7 +271,7 @@ pub struct Shared {
     /// Woken when the history is to be compacted further.
     pub compaction_wanted: Notify,
     /// The revision up to which compaction has removed what is dead.
-    pub compaction_finished: tokio_watch::Sender<i64>,
+    pub compaction_finished: Finished,
     /// Hashes of the history as the newest compactions found it, oldest first.
     pub compaction_hashes: Mutex<Vec<HistoryHash>>,
     /// Bytes of state, for the quota; refreshed now and then.
@@ -276,7 +311,7 @@ impl Shared {
             raft: RaftState::default(),
             deadlines: Mutex::new(Deadlines::default()),
             compaction_wanted: Notify::new(),
-            compaction_finished: tokio_watch::Sender::new(-1),
+            compaction_finished: Finished::default(),
             compaction_hashes: Mutex::default(),
             size_bytes: AtomicI64::new(0),
             size_in_use_bytes: AtomicI64::new(0),

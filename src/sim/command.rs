@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::faults::Kind;
+use super::history::Finding;
 use super::run::{Options, Report, run};
 use super::wires::Counts;
 use crate::env::{Clock, SystemClock};
@@ -28,6 +29,8 @@ const USAGE: &str =
   --defects      try every deliberate defect, and say in how many seeds each is found
   --any-paths    do not ask for every rare path to have been taken";
 
+/// Every so many seeds one is run twice, and has to do the same.
+const SEEDS_PER_REPETITION: u64 = 10;
 /// Seeds that each deliberate defect is looked for in.
 const SEEDS_PER_DEFECT: u64 = 40;
 
@@ -162,7 +165,10 @@ fn run_seeds(arguments: &Arguments, ended: impl Fn(u64, &Report) + Sync) -> Sum 
                     if seed >= end || limit.is_some_and(|limit| clock.now() > limit) {
                         return;
                     }
-                    let report = run(seed, options);
+                    let mut report = run(seed, options);
+                    if seed.is_multiple_of(SEEDS_PER_REPETITION) && !arguments.one {
+                        compare(&mut report, &run(seed, options));
+                    }
                     if let Ok(mut sum) = sum.lock() {
                         ended(seed, &report);
                         sum.add(seed, report);
@@ -174,6 +180,21 @@ fn run_seeds(arguments: &Arguments, ended: impl Fn(u64, &Report) + Sync) -> Sum 
     let mut sum = sum.into_inner().unwrap_or_default();
     sum.failed.sort();
     sum
+}
+
+/// The same seed gives the same trace.
+fn compare(report: &mut Report, again: &Report) {
+    if report.trace != again.trace {
+        let parted = report.last_lines.iter().zip(&again.last_lines);
+        let parted = parted.into_iter().find(|(one, other)| one != other);
+        report.findings.push(Finding {
+            what: "a seed does not give the same trace",
+            details: format!(
+                "{:?} and {:?}, at last {parted:?}",
+                report.trace, again.trace
+            ),
+        });
+    }
 }
 
 /// Runs what the words say; see `USAGE`.

@@ -13,6 +13,7 @@ use crate::node::inbox::Input;
 use crate::node::shared::{ClusterStatus, peers_in};
 use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
 use crate::proto::membershippb::RaftAttributes;
+use crate::storage::Engine as _;
 use crate::types::MemberId;
 
 const MS: u64 = 1_000_000;
@@ -35,6 +36,10 @@ pub enum Kind {
     Kill,
     /// A machine loses its power.
     PowerLoss,
+    /// A process is told to stop, and does it in order.
+    Stop,
+    /// An engine makes its state durable by itself.
+    Flush,
     /// All machines do, at once.
     PowerLossOfAll,
     /// Members die and come back, one after the other, for a while.
@@ -69,6 +74,8 @@ impl Kind {
         match self {
             Kind::Kill => "process killed",
             Kind::PowerLoss => "power lost",
+            Kind::Stop => "member stopped in order",
+            Kind::Flush => "state flushed by its engine",
             Kind::PowerLossOfAll => "power lost everywhere",
             Kind::Turmoil => "members restarted again and again",
             Kind::Pause => "process paused",
@@ -85,9 +92,11 @@ impl Kind {
         }
     }
 
-    pub const ALL: [Kind; 15] = [
+    pub const ALL: [Kind; 17] = [
         Kind::Kill,
         Kind::PowerLoss,
+        Kind::Stop,
+        Kind::Flush,
         Kind::PowerLossOfAll,
         Kind::Turmoil,
         Kind::Pause,
@@ -111,6 +120,7 @@ enum Event {
     Census,
     Die(MemberId),
     Restart(MemberId),
+    Stop(MemberId),
     Continue(MemberId),
     Heal(Vec<(MemberId, MemberId)>),
     GoodWeather,
@@ -234,6 +244,10 @@ pub fn strike(world: &mut World) {
             }
         }
         Event::Restart(id) => restart(world, id),
+        Event::Stop(id) => {
+            world.stop(id);
+            world.faults.restart_soon(id, now);
+        }
         Event::Continue(id) => go_on(world, id),
         Event::Heal(links) => {
             world.trace.note(format_args!("links heal: {links:?}"));
@@ -298,6 +312,20 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
         Kind::Kill | Kind::PowerLoss => {
             world.die(id, kind == Kind::Kill);
             world.faults.plan(later, Event::Restart(id));
+        }
+        Kind::Stop => {
+            // As a server does when it is told to: first it hands over.
+            if let Some(life) = world.life(id) {
+                // A full inbox has other worries.
+                let _ = life.raft.inbox().push(Input::HandOver);
+            }
+            world.faults.disturbed(soon);
+            world.faults.plan(soon, Event::Stop(id));
+        }
+        Kind::Flush => {
+            if let Some(node) = world.nodes.get(&id) {
+                node.drive.state().flush().expect("memory takes it");
+            }
         }
         Kind::PowerLossOfAll => {
             for id in alive {

@@ -143,7 +143,8 @@ impl World {
     pub fn compactions_are_done(&self) -> bool {
         let lives = self.nodes.values().filter_map(|node| node.life.as_ref());
         let mut engines = lives.map(|life| life.handle.shared().engine());
-        engines.all(|engine| compaction::unfinished(engine.latest()).is_ok_and(|left| left.is_none()))
+        engines
+            .all(|engine| compaction::unfinished(engine.latest()).is_ok_and(|left| left.is_none()))
     }
 
     /// Where each member stands, for people.

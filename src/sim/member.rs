@@ -19,6 +19,7 @@ use crate::metrics::Metrics;
 use crate::node::admission::Limits;
 use crate::node::apply::{ApplyJob, ApplyThread};
 use crate::node::handle::{Handle, Settings};
+use crate::node::inbox::Input;
 use crate::node::jobs::{self, auto_compaction, compactor, corruption};
 use crate::node::log_thread::{LogJob, LogThread};
 use crate::node::member::{FOUNDING_MARK, Member, Options, Outside, Restored};
@@ -358,6 +359,21 @@ impl Life {
         self.raft.inbox().take(Duration::ZERO, &mut inputs);
         let turned = self.raft.turn(&mut inputs);
         turned.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// All that is left to do once it is told to stop, as in `node::run`.
+    pub fn stop(&mut self) -> Result<(), String> {
+        self.raft.inbox().close_with(Input::Stop);
+        self.raft_turn()?;
+        loop {
+            self.finish_log()?;
+            self.finish_apply()?;
+            if !self.begin_log() & !self.begin_apply() {
+                break;
+            }
+        }
+        let flushed = self.handle.shared().engine().flush();
+        flushed.map_err(|error| error.to_string())
     }
 
     /// The log thread takes what waits; it is done when `finish_log` is called.

@@ -266,6 +266,24 @@ impl World {
         self.trace.note(format_args!("{id} dies, power {power}"));
     }
 
+    /// Ends a member's process in order: the threads do what they were given, and the state is
+    /// made durable.
+    pub fn stop(&mut self, id: MemberId) {
+        let paused = self.conditions.get(&id).is_some_and(|c| c.paused);
+        let Some(node) = self.nodes.get_mut(&id).filter(|_| !paused) else {
+            return;
+        };
+        let Some(life) = &mut node.life else {
+            return;
+        };
+        let stopped = life.stop();
+        self.note_applied();
+        match stopped {
+            Ok(()) => self.die(id, true),
+            Err(reason) => self.failed(id, &reason),
+        }
+    }
+
     /// Lets the world go on until a moment.
     pub fn run_until(&mut self, end: Moment) {
         while let Some((at, next)) = self.next() {

@@ -124,6 +124,6 @@ async fn catch_up(
         metrics
             .last_compaction_s
             .set(shared.clock.wall().as_secs() as i64);
-        shared.compaction_finished.send_replace(start.target);
+        shared.compaction_finished.set(start.target);
     }
 }

@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 use prost::Message as _;
 
 use crate::error::Error;
-use crate::node::core::{Core, Refusal};
-use crate::node::requests::{Proposal, Proposed, Reply};
+use crate::node::core::Core;
+use crate::node::requests::{Proposal, Proposed, Refusal, Reply};
 use crate::proto::etcdserverpb::{InternalRaftRequest, PutRequest, RequestHeader};
 use crate::proto::etchedpeer::Forwarded;
 use crate::proto::membershippb::{Member, RaftAttributes};
