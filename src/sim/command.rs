@@ -26,13 +26,15 @@ const USAGE: &str =
   --seed S       run one seed
   --trace        print what happens in it, line by line
   --defect NAME  put a deliberate defect into the server
-  --defects      try every deliberate defect, and say in how many seeds each is found
+  --defects      try every deliberate defect until a seed finds it
+  --count        with --defects: run all seeds, and say in how many each is found
   --any-paths    do not ask for every rare path to have been taken";
 
 /// Every so many seeds one is run twice, and has to do the same.
 const SEEDS_PER_REPETITION: u64 = 10;
-/// Seeds that each deliberate defect is looked for in.
-const SEEDS_PER_DEFECT: u64 = 40;
+/// Seeds that each deliberate defect is looked for in, where one will do and where all count.
+const SEEDS_UNTIL_FOUND: u64 = 600;
+const SEEDS_COUNTED: u64 = 60;
 
 #[derive(Clone, Debug)]
 struct Arguments {
@@ -45,6 +47,7 @@ struct Arguments {
     one: bool,
     defect: Option<Defect>,
     defects: bool,
+    count: bool,
     any_paths: bool,
 }
 
@@ -59,6 +62,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
         one: false,
         defect: None,
         defects: false,
+        count: false,
         any_paths: false,
     };
     while let Some(word) = words.next() {
@@ -81,6 +85,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             }
             "--trace" => arguments.trace = true,
             "--defects" => arguments.defects = true,
+            "--count" => arguments.count = true,
             "--any-paths" => arguments.any_paths = true,
             "--defect" => {
                 let name = words.next().unwrap_or_default();
@@ -162,7 +167,10 @@ fn run_seeds(arguments: &Arguments, ended: impl Fn(u64, &Report) + Sync) -> Sum 
                 probe::inject(arguments.defect);
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= end || limit.is_some_and(|limit| clock.now() > limit) {
+                    let enough = arguments.defects
+                        && !arguments.count
+                        && sum.lock().is_ok_and(|sum| !sum.failed.is_empty());
+                    if seed >= end || enough || limit.is_some_and(|limit| clock.now() > limit) {
                         return;
                     }
                     let mut report = run(seed, options);
@@ -291,7 +299,11 @@ fn print_sum(sum: &Sum, took: Duration) {
 
 /// Prints a table of the deliberate defects and in how many seeds each is found.
 fn try_defects(arguments: &Arguments) -> ExitCode {
-    let seeds = arguments.seeds.unwrap_or(SEEDS_PER_DEFECT);
+    let clock = SystemClock::new();
+    let seeds = arguments.seeds.unwrap_or(match arguments.count {
+        true => SEEDS_COUNTED,
+        false => SEEDS_UNTIL_FOUND,
+    });
     // A member that panics is a way of finding a defect, and nothing to be told of.
     std::panic::set_hook(Box::new(|_| {}));
     println!("| defect | found in | of seeds | first | as |");
@@ -328,6 +340,11 @@ fn try_defects(arguments: &Arguments) -> ExitCode {
             survived.push(defect.name());
         }
     }
+    println!(
+        "{} defects in {:.0} s",
+        Defect::ALL.len(),
+        clock.now().as_secs_f64()
+    );
     match survived.is_empty() {
         true => ExitCode::SUCCESS,
         false => {
