@@ -84,8 +84,6 @@ named! {
 named! {
     /// Deliberate defects, each a mistake that could be made.
     Defect {
-        /// A snapshot whose state is here already is refused.
-        SnapshotRefused => "snapshot-refused",
         /// A start dials the members that its state names, whatever its log says of them.
         MembersBeforeReplay => "members-before-replay",
         /// The leader counts its own part of the log as durable before the disk has it.

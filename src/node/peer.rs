@@ -115,8 +115,7 @@ impl Inbound for PeerService {
         let (states, inbox) = (self.states.clone(), self.inbox.clone());
         let shared = self.shared().clone();
         Box::pin(async move {
-            let known = mark.index <= shared.raft.applied_index();
-            if known && !probe::injected(probe::Defect::SnapshotRefused) {
+            if mark.index <= shared.raft.applied_index() {
                 // The leader did not hear that it came before. It has to be told how far this
                 // member is, or it would send the same state for ever.
                 probe::reached(probe::Path::SnapshotUnwanted);
@@ -150,5 +149,60 @@ impl Inbound for PeerService {
 
     fn removed(&self) {
         self.shared().note_removed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::node::stand_in;
+    use crate::node::states::{Checkpoint, Received};
+    use crate::raft::{Snapshot, SnapshotMetadata};
+    use crate::storage::{self, Engine};
+
+    /// Has nothing to do with what it is given.
+    struct NoStates;
+
+    impl States for NoStates {
+        fn checkpoint(&self, _: &dyn Engine) -> storage::Result<Checkpoint> {
+            Err(storage::Error::Engine("no states".to_owned()))
+        }
+
+        fn receive(&self, _: SnapshotDir, _: Mark) -> Result<Received, String> {
+            Err("this state is already in use".to_owned())
+        }
+
+        fn adopt(&self, _: Received) -> storage::Result<Arc<dyn Engine>> {
+            Err(storage::Error::Engine("no states".to_owned()))
+        }
+    }
+
+    /// A leader whose snapshot came and whose answer was lost sends it again; it has to hear how
+    /// far the member is, or it does so for ever.
+    #[tokio::test]
+    async fn a_state_that_is_here_is_declined_and_not_refused() {
+        let (handle, inbox) = stand_in::with_network(Arc::new(crate::transport::NoNetwork));
+        handle.shared().raft.set_applied_index(9);
+        let service = PeerService::new(handle, inbox.clone(), Arc::new(NoStates));
+        let snapshot = |index| Message {
+            snapshot: Some(Snapshot {
+                metadata: Some(SnapshotMetadata {
+                    index,
+                    term: 2,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let files = || SnapshotDir::of("nowhere".into(), Box::new(|_| {}));
+        assert_eq!(service.snapshot_received(snapshot(9), files()).await, Ok(()));
+        let mut inputs = Vec::new();
+        inbox.take(Duration::ZERO, &mut inputs);
+        assert!(matches!(inputs[..], [Input::SnapshotDeclined(_)]));
+        let refused = service.snapshot_received(snapshot(10), files()).await;
+        assert_eq!(refused, Err(Error::Corrupt));
     }
 }

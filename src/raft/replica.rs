@@ -252,8 +252,7 @@ impl Replica {
         self.step_any(message) && self.pending_snapshot() == Some(mark)
     }
 
-    /// Takes the message of a snapshot whose state this member has: the leader learns how far it
-    /// is. What the log does not reach is left alone, for there are no files to go with it.
+    /// Takes the message of a snapshot whose state is here; there are no files to go with it.
     pub fn decline(&mut self, message: Message) {
         let index = message.get_snapshot().get_metadata().index;
         if is_snapshot(&message) && index <= self.node.raft.raft_log.committed {

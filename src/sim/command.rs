@@ -2,7 +2,6 @@
 //! tells how to run one that failed again.
 
 use std::collections::BTreeMap;
-use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -205,13 +204,23 @@ fn compare(report: &mut Report, again: &Report) {
     }
 }
 
+/// What the process ends with.
+const SUCCESS: i32 = 0;
+const FAILURE: i32 = 1;
+const MISUSED: i32 = 2;
+
+/// Runs what the words say and ends the process.
+pub fn start(words: impl Iterator<Item = String>) -> ! {
+    std::process::exit(main(words))
+}
+
 /// Runs what the words say; see `USAGE`.
-pub fn main(words: impl Iterator<Item = String>) -> ExitCode {
+fn main(words: impl Iterator<Item = String>) -> i32 {
     let arguments = match parse(words) {
         Ok(arguments) => arguments,
         Err(error) => {
             eprintln!("{error}");
-            return ExitCode::from(2);
+            return MISUSED;
         }
     };
     if arguments.defects {
@@ -230,8 +239,8 @@ pub fn main(words: impl Iterator<Item = String>) -> ExitCode {
         println!("paths that no seed took: {}", missed.join(", "));
     }
     match sum.failed.is_empty() && (missed.is_empty() || !standard) {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+        true => SUCCESS,
+        false => FAILURE,
     }
 }
 
@@ -298,7 +307,7 @@ fn print_sum(sum: &Sum, took: Duration) {
 }
 
 /// Prints a table of the deliberate defects and in how many seeds each is found.
-fn try_defects(arguments: &Arguments) -> ExitCode {
+fn try_defects(arguments: &Arguments) -> i32 {
     let clock = SystemClock::new();
     let seeds = arguments.seeds.unwrap_or(match arguments.count {
         true => SEEDS_COUNTED,
@@ -346,10 +355,10 @@ fn try_defects(arguments: &Arguments) -> ExitCode {
         clock.now().as_secs_f64()
     );
     match survived.is_empty() {
-        true => ExitCode::SUCCESS,
+        true => SUCCESS,
         false => {
             println!("not found: {}", survived.join(", "));
-            ExitCode::FAILURE
+            FAILURE
         }
     }
 }

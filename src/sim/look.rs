@@ -11,6 +11,9 @@ use crate::types::MemberId;
 /// Where the log of a cluster begins: see `FOUNDING_MARK`.
 const FIRST_INDEX: u64 = 2;
 
+/// A state may come to a member again where its answer was lost.
+const MAX_ARRIVALS: u64 = 12;
+
 impl World {
     pub(super) fn note_leader(&mut self, id: MemberId, term: u64) {
         let leader = *self.leaders.entry(term).or_insert(id);
@@ -105,6 +108,11 @@ impl World {
         }
         for details in over {
             self.find("a queue is over its bound", details);
+        }
+        let arrivals = self.wires.most_arrivals();
+        if arrivals > MAX_ARRIVALS {
+            let details = format!("{arrivals} times");
+            self.find("a member is sent a state that it has", details);
         }
     }
 

@@ -238,6 +238,18 @@ impl Wires {
         self.air.lock().most_in_flight
     }
 
+    /// How often one state came whole to one life, at most. A few times where what it answered
+    /// was lost.
+    pub fn most_arrivals(&self) -> u64 {
+        self.air
+            .lock()
+            .arrivals
+            .values()
+            .copied()
+            .max()
+            .unwrap_or(0)
+    }
+
     pub fn counts(&self) -> Counts {
         self.air.lock().counts
     }

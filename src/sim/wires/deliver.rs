@@ -125,7 +125,12 @@ impl Wires {
         if message.to != to.member.0 || !self.shelf.copy(files.path(), &path) {
             return;
         }
-        self.air.lock().counts.snapshots_arrived += 1;
+        {
+            let index = message.get_snapshot().get_metadata().index;
+            let mut air = self.air.lock();
+            air.counts.snapshots_arrived += 1;
+            *air.arrivals.entry((to.number, index)).or_default() += 1;
+        }
         let received = self.shelf.lend(path);
         let take = async move {
             let taken = inbound.snapshot_received(message, received).await;

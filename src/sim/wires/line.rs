@@ -67,6 +67,8 @@ pub struct Air {
     pub transfers: BTreeMap<Link, u64>,
     last_number: u64,
     pub most_in_flight: usize,
+    /// How often a state, by its index, came whole to a life.
+    pub arrivals: BTreeMap<(u64, u64), u64>,
     pub counts: Counts,
 }
 
@@ -85,6 +87,7 @@ impl Air {
             transfers: BTreeMap::new(),
             last_number: 0,
             most_in_flight: 0,
+            arrivals: BTreeMap::new(),
             counts: Counts::default(),
         }
     }
