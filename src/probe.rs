@@ -45,7 +45,6 @@ named! {
         SegmentDeleted => "log segment deleted",
         TailTorn => "torn tail cut at a start",
         AppendDropped => "append dropped while the disk lags",
-        MessageRefused => "message refused that the log does not bear out",
         LearnerPromoted => "learner promoted",
         MemberRemoved => "member removed itself",
         ChangeRefused => "membership change refused when applied",
@@ -104,8 +103,8 @@ named! {
         AppliedIndexUnknown => "applied-index-unknown",
         /// A received state comes into use before the log is reset for it.
         AdoptBeforeReset => "adopt-before-reset",
-        /// Clients are answered while reads still see the state before the write.
-        ViewBeforeWrite => "view-before-write",
+        /// Reads see a group of writes, long answered, only with the next one.
+        ViewPublishedLate => "view-published-late",
         /// A leader reads without asking whether it still leads.
         ReadWithoutQuorum => "read-without-quorum",
         /// A sole voter reads at once although it has a learner.

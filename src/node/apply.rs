@@ -143,12 +143,10 @@ impl Applier {
                 .map(|entry| applied_entry(member, entry))
                 .collect()
         });
-        if probe::injected(Defect::ViewBeforeWrite) {
-            self.publish_view();
-        }
+        let late = probe::injected(Defect::ViewPublishedLate) && entries.len() > 1;
         let group = self.machine.apply(entries)?;
         self.measure(&group, self.shared.clock.now() - start);
-        match probe::injected(Defect::ViewBeforeWrite) {
+        match late {
             true => self
                 .shared
                 .raft

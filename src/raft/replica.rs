@@ -18,7 +18,7 @@ use super::admit::{self, Malformed};
 use super::drain::TracingDrain;
 use super::log::{LogView, to_disk};
 use crate::error::Error;
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, Defect};
 use crate::storage::raft_log::{LogEntry, Mark, Reader};
 use crate::types::MemberId;
 
@@ -275,7 +275,6 @@ impl Replica {
 
     /// The first of a kind is told of: the rest would fill the log at the pace of the network.
     fn refuse(&mut self, message: &Message, fault: Malformed) {
-        probe::reached(Path::MessageRefused);
         let (from, kind) = (MemberId(message.from), message.msg_type);
         let before = self.refused_for.replace(mem::discriminant(&fault));
         if before == self.refused_for {

@@ -118,8 +118,10 @@ impl Kind {
 enum Event {
     Strike,
     Census,
-    Die(MemberId),
+    /// The one that leads where it is none.
+    Die(Option<MemberId>),
     Restart(MemberId),
+    Transfer(MemberId),
     Stop(MemberId),
     Continue(MemberId),
     Heal(Vec<(MemberId, MemberId)>),
@@ -153,8 +155,11 @@ impl Faults {
             .into_iter()
             .filter(|_| random.chance(600))
             .collect();
-        if random.chance(50) {
-            kinds.clear();
+        match random.below(20) {
+            0 => kinds.clear(),
+            // Elections, and members that restart while they are held.
+            1 | 2 => kinds = vec![Kind::Turmoil],
+            _ => {}
         }
         let interval_ns = random.between(SECOND, 6 * SECOND);
         Self {
@@ -238,11 +243,15 @@ pub fn strike(world: &mut World) {
             take_census(world);
         }
         Event::Die(id) => {
-            if world.is_alive(id) {
+            let id = id.or_else(|| leader(world));
+            if let Some(id) = id.filter(|id| world.is_alive(*id)) {
                 world.die(id, false);
-                world.faults.restart_soon(id, now);
+                let at = now + world.faults.random.between(30 * MS, 1_500 * MS);
+                world.faults.disturbed(at);
+                world.faults.plan(at, Event::Restart(id));
             }
         }
+        Event::Transfer(to) => transfer(world, to),
         Event::Restart(id) => restart(world, id),
         Event::Stop(id) => {
             world.stop(id);
@@ -286,17 +295,22 @@ fn go_on(world: &mut World, id: MemberId) {
     world.wires.hold(id, false);
 }
 
+/// One that leads, or takes itself for the leader.
+fn leader(world: &World) -> Option<MemberId> {
+    let is_leader = |id: &MemberId| {
+        let life = world.life(*id);
+        life.is_some_and(|life| life.raft.status().is_leader)
+    };
+    world.alive().into_iter().find(is_leader)
+}
+
 fn begin(world: &mut World, kind: Kind, now: Moment) {
     let alive = world.alive();
     if alive.is_empty() {
         return;
     }
     world.faults.note_calm(now);
-    let is_leader = |id: &MemberId| {
-        let life = world.life(*id);
-        life.is_some_and(|life| life.raft.status().is_leader)
-    };
-    let leader = alive.iter().copied().find(is_leader);
+    let leader = leader(world);
     let random = &mut world.faults.random;
     let id = match leader {
         // What befalls a leader has the most to show.
@@ -337,8 +351,12 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
             let mut at = now;
             for _ in 0..world.faults.random.between(5, 20) {
                 let random = &mut world.faults.random;
-                at += random.between(100 * MS, 1_000 * MS);
-                let id = *random.pick(&alive);
+                at += random.between(200 * MS, 1_500 * MS);
+                // Often the one that leads by then.
+                let id = match random.chance(400) {
+                    true => None,
+                    false => Some(*random.pick(&alive)),
+                };
                 world.faults.plan(at, Event::Die(id));
             }
             world.faults.disturbed(at);
@@ -363,6 +381,15 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
                 let slow_until = later + world.faults.random.between(300 * MS, 4 * SECOND);
                 if let Some(condition) = world.conditions.get_mut(&id) {
                     condition.stalled_until = slow_until;
+                }
+                if world.faults.random.chance(500) {
+                    // What it is sent meanwhile comes from another leader.
+                    world
+                        .faults
+                        .plan((later + slow_until) / 2, Event::Die(None));
+                } else {
+                    world.wires.set_weather(200, 0, 0);
+                    world.faults.plan(slow_until, Event::GoodWeather);
                 }
                 world.faults.disturbed(slow_until);
             }
@@ -389,7 +416,22 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
                 node.wall_offset_ns.fetch_add(jump, Ordering::SeqCst);
             }
         }
-        Kind::Transfer => transfer(world, id),
+        Kind::Transfer => {
+            transfer(world, id);
+            let mut at = now;
+            // From hand to hand, with messages of the past about.
+            for _ in 0..world.faults.random.below(6) {
+                let random = &mut world.faults.random;
+                at += random.between(20 * MS, 400 * MS);
+                let to = *random.pick(&alive);
+                world.faults.plan(at, Event::Transfer(to));
+            }
+            if world.faults.random.chance(300) {
+                world.wires.set_weather(0, 0, 200);
+                world.faults.plan(later.max(at), Event::GoodWeather);
+            }
+            world.faults.disturbed(later.max(at));
+        }
         Kind::Membership => change_members(world, id),
     }
 }

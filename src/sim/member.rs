@@ -55,6 +55,10 @@ pub struct Manner {
     pub retention: auto_compaction::Retention,
     pub check_all: Option<Duration>,
     pub pre_vote: bool,
+    /// Between two tellings of progress to a watch.
+    pub progress_interval: Duration,
+    /// How often applying takes long, of a thousand times.
+    pub slow_apply_per_mille: u32,
     /// Between two checkpoints of a lease.
     pub lease_checkpoint_interval: Duration,
     /// See `Timing`.
@@ -227,7 +231,7 @@ impl Node {
         network.set_peers(member.peers.clone());
         jobs::spawn(&member.handle, &member.inbox, jobs_of(&manner));
         member.handle.spawn(publish(member.handle.clone()));
-        self.life = Some(Life::new(member, tasks, clock));
+        self.life = Some(Life::new(member, tasks, clock, &manner));
         Ok(())
     }
 }
@@ -303,12 +307,12 @@ fn jobs_of(manner: &Manner) -> jobs::Settings {
 }
 
 impl Life {
-    fn new(member: Member, tasks: Arc<Tasks>, clock: Arc<MemberClock>) -> Self {
+    fn new(member: Member, tasks: Arc<Tasks>, clock: Arc<MemberClock>, manner: &Manner) -> Self {
         let handle = member.handle;
         let settings = ApiSettings {
             max_txn_ops: 128,
             max_request_bytes: 1 << 20,
-            progress_interval: Duration::from_secs(5),
+            progress_interval: manner.progress_interval,
         };
         let services = Services {
             kv: kv::KvService::new(handle.clone(), settings),

@@ -86,6 +86,8 @@ fn manner(random: &mut Random) -> Manner {
         },
         check_all: random.chance(500).then_some(Duration::from_secs(7)),
         pre_vote: random.chance(800),
+        progress_interval: Duration::from_millis(*random.pick(&[100, 700, 5_000])),
+        slow_apply_per_mille: *random.pick(&[20, 20, 300]),
         lease_checkpoint_interval: Duration::from_secs(*random.pick(&[1, 2, 300])),
         max_outstanding_bytes: *random.pick(&[2 << 10, 64 << 20, 64 << 20]),
     }
@@ -135,9 +137,14 @@ fn live(world: &mut World, random: &mut Random, options: Options) {
     };
     let working = random.between(3, 14) as u32;
     let first_kind = random.below(10) as u32;
+    let many_leases = random.chance(250);
     for number in 0..working {
         let random = random.fork(u64::from(number));
-        workload::start(&world.clients, number, first_kind + number, load, random);
+        let kind = match many_leases {
+            true => workload::MANY_LEASES[number as usize % workload::MANY_LEASES.len()],
+            false => first_kind + number,
+        };
+        workload::start(&world.clients, number, kind, load, random);
     }
     let watching = random.between(1, 5) as u32;
     for number in working..working + watching {

@@ -23,6 +23,9 @@ const KEYS: [&str; 10] = ["a", "aa", "ab", "b", "b/1", "b/2", "b/3", "c", "ca", 
 /// Registers.
 const REGISTERS: u64 = 4;
 
+/// Kinds of clients of a world in which leases matter most.
+pub const MANY_LEASES: [u32; 6] = [5, 7, 7, 6, 7, 0];
+
 /// How busy a world's clients are.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
@@ -301,9 +304,11 @@ fn random_ops(
             }
             _ => {
                 let mut read = random_read(&mut client.random, head);
-                if client.random.chance(600) {
-                    read.revision = 0;
-                }
+                read.revision = match client.random.chance(150) {
+                    // Where the newest is by now, about.
+                    true => (head + client.random.below(10) as i64 - 3).max(0),
+                    false => 0,
+                };
                 read.serializable = false;
                 Request::RequestRange(read)
             }
@@ -370,7 +375,7 @@ async fn leases(mut client: Client, load: Load) {
         think(&mut client, load).await;
         granted += 1;
         let id = (i64::from(client.number) + 1) << 20 | granted;
-        let ttl = client.random.between(2, 8) as i64;
+        let ttl = client.random.between(2, 10) as i64;
         let grant = LeaseGrantRequest { ttl, id };
         let outcome = client.call(Asked::LeaseGrant(grant)).await;
         if !matches!(outcome, Some(Outcome::Answered(_))) {
@@ -391,8 +396,9 @@ async fn leases(mut client: Client, load: Load) {
             if client.clients.stopping() {
                 return;
             }
-            let third = Duration::from_millis(ttl as u64 * 1000 / 3);
-            client.sleep(third).await;
+            // A third is usual; some wait for long.
+            let part = *client.random.pick(&[330, 330, 600, 850]);
+            client.sleep(Duration::from_millis(ttl as u64 * part)).await;
             client.call(Asked::LeaseKeepAlive { id }).await;
             if client.random.chance(250) {
                 let keys = client.random.chance(500);

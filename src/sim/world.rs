@@ -87,6 +87,8 @@ pub struct World {
 
 /// What broke a disk may break it again for so long.
 const SETTLED_NS: u64 = 10_000_000_000;
+/// No world needs nearly as many steps.
+const MAX_STEPS: u64 = 3_000_000;
 /// Bounds of queues are looked at after so many steps.
 const STEPS_PER_LOOK: u64 = 256;
 
@@ -327,7 +329,7 @@ impl World {
             if condition.paused {
                 continue;
             }
-            agenda.plan(life, now, condition, &mut self.random);
+            agenda.plan(life, now, condition, &self.manner, &mut self.random);
             let tick = life.next_tick_ns();
             consider(
                 Some(agenda.raft.map_or(tick, |at| at.min(tick))),
@@ -343,6 +345,10 @@ impl World {
 
     fn step(&mut self, next: Next) {
         self.steps += 1;
+        if self.steps == MAX_STEPS {
+            let state = self.describe();
+            self.find("members are busy without end", state);
+        }
         let now = self.time.now_ns();
         match next {
             Next::Fault => super::faults::strike(self),
@@ -442,7 +448,14 @@ impl World {
 
 impl Agenda {
     /// Draws when what has become due will be done.
-    fn plan(&mut self, life: &mut Life, now: Moment, condition: &Condition, random: &mut Random) {
+    fn plan(
+        &mut self,
+        life: &mut Life,
+        now: Moment,
+        condition: &Condition,
+        manner: &Manner,
+        random: &mut Random,
+    ) {
         if self.raft.is_none() && life.raft.inbox().waiting().0 > 0 {
             self.raft = Some(now + random.between(1_000, 60_000));
         }
@@ -451,7 +464,7 @@ impl Agenda {
             self.log = Some(done.max(condition.stalled_until));
         }
         if self.apply.is_none() && life.begin_apply() {
-            let slow = random.chance(20);
+            let slow = random.chance(manner.slow_apply_per_mille);
             let most = if slow { 30_000_000 } else { 200_000 };
             self.apply = Some(now + random.between(5_000, most));
         }
