@@ -37,7 +37,6 @@ named! {
         SnapshotInstalled => "snapshot installed",
         SnapshotUnwanted => "snapshot unwanted",
         SnapshotOvertaken => "second snapshot before the first was in place",
-        SnapshotTwice => "snapshot received again while it is taken up",
         StateTakenUpAfterCrash => "received state taken up after a crash",
         ProposalsLostFromSight => "proposals lost from sight by a snapshot",
         ConflictTruncated => "log conflict truncated",

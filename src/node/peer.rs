@@ -198,7 +198,10 @@ mod tests {
             ..Default::default()
         };
         let files = || SnapshotDir::of("nowhere".into(), Box::new(|_| {}));
-        assert_eq!(service.snapshot_received(snapshot(9), files()).await, Ok(()));
+        assert_eq!(
+            service.snapshot_received(snapshot(9), files()).await,
+            Ok(())
+        );
         let mut inputs = Vec::new();
         inbox.take(Duration::ZERO, &mut inputs);
         assert!(matches!(inputs[..], [Input::SnapshotDeclined(_)]));

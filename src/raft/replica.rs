@@ -247,8 +247,7 @@ impl Replica {
             self.refuse(&message, Malformed::Snapshot);
             return false;
         }
-        let metadata = message.get_snapshot().get_metadata();
-        let mark = mark_of(metadata);
+        let mark = mark_of(message.get_snapshot().get_metadata());
         self.step_any(message) && self.pending_snapshot() == Some(mark)
     }
 

@@ -502,6 +502,20 @@ fn transfer(world: &mut World, to: MemberId) {
     }
 }
 
+/// Ends a member that is taking over a snapshot.
+pub fn cut_short(world: &mut World, id: MemberId) {
+    let now = world.time.now_ns();
+    if now < world.faults.until {
+        world.faults.note_calm(now);
+        let power = world.faults.random.chance(500);
+        world
+            .trace
+            .note(format_args!("{id} ends while it takes over a snapshot"));
+        world.die(id, power);
+        world.faults.restart_soon(id, now);
+    }
+}
+
 /// What the member that has applied most says about the cluster.
 fn newest_status(world: &World) -> Option<(u64, std::sync::Arc<ClusterStatus>)> {
     let lives = world.nodes.values().filter_map(|node| node.life.as_ref());

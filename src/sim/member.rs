@@ -387,6 +387,12 @@ impl Life {
         self.log_jobs.is_some()
     }
 
+    /// What is being written makes room for a snapshot's state.
+    pub fn log_resets(&self) -> bool {
+        let resets = |job: &LogJob| matches!(job, LogJob::Persist(_, Some(_)));
+        self.log_jobs.iter().flatten().any(resets)
+    }
+
     pub fn finish_log(&mut self) -> Result<(), String> {
         let jobs = self.log_jobs.take().unwrap_or_default();
         self.log.carry_out(jobs).map_err(|error| error.to_string())

@@ -359,7 +359,14 @@ impl World {
                 self.clients.tasks.poll_one(&mut self.random);
             }
             Next::Raft(id) => self.turn(id, |life, _| life.raft_turn(), |agenda| &mut agenda.raft),
-            Next::Log(id) => self.turn(id, |life, _| life.finish_log(), |agenda| &mut agenda.log),
+            Next::Log(id) => {
+                let resets = self.life(id).is_some_and(Life::log_resets);
+                self.turn(id, |life, _| life.finish_log(), |agenda| &mut agenda.log);
+                // The log is the new one and the state the old: a moment that seldom lasts.
+                if resets && self.random.chance(100) {
+                    super::faults::cut_short(self, id);
+                }
+            }
             Next::Apply(id) => {
                 self.turn(
                     id,
