@@ -11,6 +11,8 @@ use crate::types::MemberId;
 /// Where the log of a cluster begins: see `FOUNDING_MARK`.
 const FIRST_INDEX: u64 = 2;
 
+/// A busy world takes some ten thousand.
+const MAX_STEPS_A_SECOND: u64 = 40_000;
 /// A state may come to a member again where its answer was lost.
 const MAX_ARRIVALS: u64 = 12;
 
@@ -81,6 +83,17 @@ impl World {
                 "two members differ at one index",
                 format!("{by} and {id} after entry {index}"),
             );
+        }
+    }
+
+    /// Whoever has nothing to do does nothing.
+    pub(super) fn look_for_spin(&mut self, now: u64) {
+        let second = now / 1_000_000_000;
+        if self.second.0 != second {
+            self.second = (second, self.steps);
+        } else if self.steps - self.second.1 > MAX_STEPS_A_SECOND {
+            let details = format!("{MAX_STEPS_A_SECOND} steps in second {second}");
+            self.find("a member works without end", details);
         }
     }
 

@@ -78,6 +78,8 @@ pub struct World {
     pub entries: Vec<(Moment, Applied)>,
     pub kept: Vec<Kept>,
     pub steps: u64,
+    /// The second that it is, and how many steps there were before it.
+    pub(super) second: (u64, u64),
     pub founders: Vec<MemberId>,
     agendas: BTreeMap<MemberId, Agenda>,
     pub(super) leaders: BTreeMap<u64, MemberId>,
@@ -116,6 +118,7 @@ impl World {
             entries: Vec::new(),
             kept: Vec::new(),
             steps: 0,
+            second: (0, 0),
             founders: Vec::new(),
             agendas: BTreeMap::new(),
             leaders: BTreeMap::new(),
@@ -345,6 +348,7 @@ impl World {
 
     fn step(&mut self, next: Next) {
         self.steps += 1;
+        self.look_for_spin(self.time.now_ns());
         if self.steps == MAX_STEPS {
             let state = self.describe();
             self.find("members are busy without end", state);
