@@ -102,8 +102,6 @@ named! {
         AppliedIndexUnknown => "applied-index-unknown",
         /// A received state comes into use before the log is reset for it.
         AdoptBeforeReset => "adopt-before-reset",
-        /// Reads see a group of writes, long answered, only with the next one.
-        ViewPublishedLate => "view-published-late",
         /// A leader reads without asking whether it still leads.
         ReadWithoutQuorum => "read-without-quorum",
         /// A sole voter reads at once although it has a learner.

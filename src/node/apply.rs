@@ -143,16 +143,9 @@ impl Applier {
                 .map(|entry| applied_entry(member, entry))
                 .collect()
         });
-        let late = probe::injected(Defect::ViewPublishedLate) && entries.len() > 1;
         let group = self.machine.apply(entries)?;
         self.measure(&group, self.shared.clock.now() - start);
-        match late {
-            true => self
-                .shared
-                .raft
-                .set_applied_index(self.machine.applied_index()),
-            false => self.publish_view(),
-        }
+        self.publish_view();
         if group.status_changed {
             self.publish_status();
         }
