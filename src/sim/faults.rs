@@ -1,5 +1,7 @@
 //! What befalls a world, and when it ends again. Each world has some of the kinds, so that each
 //! kind is also seen without the others.
+//!
+//! Long because what begins and ends each kind stands together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
