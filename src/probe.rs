@@ -102,6 +102,8 @@ named! {
         AppliedIndexUnknown => "applied-index-unknown",
         /// A received state comes into use before the log is reset for it.
         AdoptBeforeReset => "adopt-before-reset",
+        /// A read takes its view before it asks how new that has to be.
+        ViewTakenEarly => "view-taken-early",
         /// A leader reads without asking whether it still leads.
         ReadWithoutQuorum => "read-without-quorum",
         /// A sole voter reads at once although it has a learner.

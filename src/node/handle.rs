@@ -117,6 +117,7 @@ impl Handle {
         if alone && raft.is_leader() {
             return Ok(self.shared.view());
         }
+        let early = probe::injected(Defect::ViewTakenEarly).then(|| self.shared.view());
         let (sender, receiver) = oneshot::channel();
         let start = self.shared.clock.now();
         let reply = Box::new(move |result| {
@@ -135,7 +136,7 @@ impl Handle {
             self.shared.metrics.read_indexes_failed.increment();
             return Err(error);
         }
-        Ok(self.shared.view())
+        Ok(early.unwrap_or_else(|| self.shared.view()))
     }
 
     /// True where this member leads now, which a quorum has confirmed.

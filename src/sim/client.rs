@@ -29,7 +29,7 @@ use crate::types::{LeaseId, MemberId};
 /// As long as a client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Leases that clients know of each other's.
-const KNOWN_LEASES: usize = 4;
+const KNOWN_LEASES: usize = 8;
 
 /// What a client reaches of a member that runs.
 #[derive(Clone)]

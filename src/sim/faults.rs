@@ -1,20 +1,16 @@
 //! What befalls a world, and when it ends again. Each world has some of the kinds, so that each
 //! kind is also seen without the others.
-//!
-//! Long because what begins and ends each kind stands together.
+
+mod elections;
+mod membership;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
-use super::client::Client;
-use super::history::{Asked, Moment};
+use super::history::Moment;
 use super::random::Random;
 use super::world::World;
-use crate::env::Executor;
 use crate::node::inbox::Input;
-use crate::node::shared::{ClusterStatus, peers_in};
-use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
-use crate::proto::membershippb::RaftAttributes;
 use crate::storage::Engine as _;
 use crate::types::MemberId;
 
@@ -46,6 +42,8 @@ pub enum Kind {
     PowerLossOfAll,
     /// Members die and come back, one after the other, for a while.
     Turmoil,
+    /// A leader is cut off the moment it is elected, and those that elected it lose their power.
+    Coup,
     /// A process stands still.
     Pause,
     /// A member is cut off from all others.
@@ -80,6 +78,7 @@ impl Kind {
             Kind::Flush => "state flushed by its engine",
             Kind::PowerLossOfAll => "power lost everywhere",
             Kind::Turmoil => "members restarted again and again",
+            Kind::Coup => "new leader cut off from its voters",
             Kind::Pause => "process paused",
             Kind::Isolation => "member isolated",
             Kind::Partition => "network parted",
@@ -94,13 +93,14 @@ impl Kind {
         }
     }
 
-    pub const ALL: [Kind; 17] = [
+    pub const ALL: [Kind; 18] = [
         Kind::Kill,
         Kind::PowerLoss,
         Kind::Stop,
         Kind::Flush,
         Kind::PowerLossOfAll,
         Kind::Turmoil,
+        Kind::Coup,
         Kind::Pause,
         Kind::Isolation,
         Kind::Partition,
@@ -124,6 +124,8 @@ enum Event {
     Die(Option<MemberId>),
     Restart(MemberId),
     Transfer(MemberId),
+    /// This one was just elected.
+    Coup(MemberId),
     Stop(MemberId),
     Continue(MemberId),
     Heal(Vec<(MemberId, MemberId)>),
@@ -147,6 +149,8 @@ pub struct Faults {
     pub stood_still: Vec<(Moment, Moment)>,
     pub counts: BTreeMap<Kind, u64>,
     operators: u32,
+    /// The next leader is cut off if it is elected by then; this one was cut off before.
+    coup: Option<(Moment, MemberId)>,
     /// Members that the cluster has removed.
     pub removed: BTreeSet<MemberId>,
 }
@@ -160,7 +164,8 @@ impl Faults {
         match random.below(20) {
             0 => kinds.clear(),
             // Elections, and members that restart while they are held.
-            1 | 2 => kinds = vec![Kind::Turmoil],
+            1 => kinds = vec![Kind::Turmoil],
+            2 => kinds = vec![Kind::Coup],
             _ => {}
         }
         let interval_ns = random.between(SECOND, 6 * SECOND);
@@ -176,6 +181,7 @@ impl Faults {
             stood_still: Vec::new(),
             counts: BTreeMap::new(),
             operators: 0,
+            coup: None,
             removed: BTreeSet::new(),
         }
     }
@@ -198,6 +204,20 @@ impl Faults {
     /// When something is to happen next.
     pub fn next(&self) -> Option<Moment> {
         self.agenda.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// Has as much of a kind as of all others together.
+    pub fn prefer(&mut self, kind: Kind) {
+        let others = self.kinds.len().max(1);
+        self.kinds.extend(std::iter::repeat_n(kind, others));
+    }
+
+    /// Somebody leads for the first time in a term.
+    pub fn note_elected(&mut self, id: MemberId, now: Moment) {
+        let is_due = |coup: &mut (Moment, MemberId)| coup.0 >= now && coup.1 != id;
+        if self.coup.take_if(is_due).is_some() {
+            self.plan(now, Event::Coup(id));
+        }
     }
 
     /// Has a member that ended started again in a while.
@@ -242,7 +262,7 @@ pub fn strike(world: &mut World) {
         }
         Event::Census => {
             world.faults.plan(now + CENSUS_NS, Event::Census);
-            take_census(world);
+            membership::take_census(world);
         }
         Event::Die(id) => {
             let id = id.or_else(|| leader(world));
@@ -253,7 +273,8 @@ pub fn strike(world: &mut World) {
                 world.faults.plan(at, Event::Restart(id));
             }
         }
-        Event::Transfer(to) => transfer(world, to),
+        Event::Transfer(to) => elections::transfer(world, to),
+        Event::Coup(id) => elections::coup(world, id),
         Event::Restart(id) => restart(world, id),
         Event::Stop(id) => {
             world.stop(id);
@@ -349,20 +370,8 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
                 world.faults.restart_soon(id, now);
             }
         }
-        Kind::Turmoil => {
-            let mut at = now;
-            for _ in 0..world.faults.random.between(5, 20) {
-                let random = &mut world.faults.random;
-                at += random.between(200 * MS, 1_500 * MS);
-                // Often the one that leads by then.
-                let id = match random.chance(400) {
-                    true => None,
-                    false => Some(*random.pick(&alive)),
-                };
-                world.faults.plan(at, Event::Die(id));
-            }
-            world.faults.disturbed(at);
-        }
+        Kind::Turmoil => elections::turmoil(world, &alive, now),
+        Kind::Coup => elections::prepare_coup(world, id, now),
         Kind::Pause => {
             if let Some(condition) = world.conditions.get_mut(&id) {
                 if !condition.paused {
@@ -378,22 +387,8 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
             for (from, to) in &links {
                 world.wires.cut(*from, *to);
             }
-            if world.faults.random.chance(250) {
-                // It has much to catch up with, and a disk that is not up to it.
-                let slow_until = later + world.faults.random.between(300 * MS, 4 * SECOND);
-                if let Some(condition) = world.conditions.get_mut(&id) {
-                    condition.stalled_until = slow_until;
-                }
-                if world.faults.random.chance(500) {
-                    // What it is sent meanwhile comes from another leader.
-                    world
-                        .faults
-                        .plan((later + slow_until) / 2, Event::Die(None));
-                } else {
-                    world.wires.set_weather(200, 0, 0);
-                    world.faults.plan(slow_until, Event::GoodWeather);
-                }
-                world.faults.disturbed(slow_until);
+            if world.faults.random.chance(400) {
+                elections::come_back_slow(world, id, later);
             }
             world.faults.plan(later, Event::Heal(links));
         }
@@ -418,23 +413,8 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
                 node.wall_offset_ns.fetch_add(jump, Ordering::SeqCst);
             }
         }
-        Kind::Transfer => {
-            transfer(world, id);
-            let mut at = now;
-            // From hand to hand, with messages of the past about.
-            for _ in 0..world.faults.random.below(6) {
-                let random = &mut world.faults.random;
-                at += random.between(20 * MS, 400 * MS);
-                let to = *random.pick(&alive);
-                world.faults.plan(at, Event::Transfer(to));
-            }
-            if world.faults.random.chance(300) {
-                world.wires.set_weather(0, 0, 200);
-                world.faults.plan(later.max(at), Event::GoodWeather);
-            }
-            world.faults.disturbed(later.max(at));
-        }
-        Kind::Membership => change_members(world, id),
+        Kind::Transfer => elections::hand_round(world, id, &alive, later),
+        Kind::Membership => membership::change(world, id),
     }
 }
 
@@ -488,22 +468,6 @@ fn break_disk(world: &mut World, kind: Kind, id: MemberId, until: Moment) {
     }
 }
 
-fn transfer(world: &mut World, to: MemberId) {
-    let leader = world
-        .nodes
-        .values()
-        .filter_map(|node| node.life.as_ref())
-        .find(|life| life.raft.status().is_leader);
-    if let Some(life) = leader {
-        let input = match to == life.handle.shared().member {
-            true => Input::HandOver,
-            false => Input::TransferLeader(to),
-        };
-        // A full inbox has other worries.
-        let _ = life.raft.inbox().push(input);
-    }
-}
-
 /// Ends a member that is taking over a snapshot.
 pub fn cut_short(world: &mut World, id: MemberId) {
     let now = world.time.now_ns();
@@ -515,104 +479,6 @@ pub fn cut_short(world: &mut World, id: MemberId) {
             .note(format_args!("{id} ends while it takes over a snapshot"));
         world.die(id, power);
         world.faults.restart_soon(id, now);
-    }
-}
-
-/// What the member that has applied most says about the cluster.
-fn newest_status(world: &World) -> Option<(u64, std::sync::Arc<ClusterStatus>)> {
-    let lives = world.nodes.values().filter_map(|node| node.life.as_ref());
-    lives
-        .map(|life| {
-            let shared = life.handle.shared();
-            (shared.raft.applied_index(), shared.status())
-        })
-        .max_by_key(|(applied, _)| *applied)
-}
-
-fn change_members(world: &mut World, via: MemberId) {
-    let Some((_, status)) = newest_status(world) else {
-        return;
-    };
-    let url = world.new_url();
-    let random = &mut world.faults.random;
-    let learner = status
-        .members
-        .iter()
-        .find(|m| status.is_learner(MemberId(m.id)));
-    let learner = learner.map(|member| MemberId(member.id));
-    let as_learner = random.chance(750);
-    let members: Vec<MemberId> = status.members.iter().map(|m| MemberId(m.id)).collect();
-    let target = match members.is_empty() {
-        true => via,
-        false => *random.pick(&members),
-    };
-    let remove = members.len() >= MAX_MEMBERS || members.len() > 3 && random.chance(400);
-    let promote = random.chance(700);
-    let (member, change) = match learner {
-        Some(id) if promote => (id, Change::Promote(Nothing {})),
-        _ if remove => (target, Change::Remove(Nothing {})),
-        _ => {
-            let raft = RaftAttributes {
-                peer_urls: vec![url],
-                is_learner: as_learner,
-            };
-            // Its id is the server's to choose.
-            (MemberId(0), Change::Add(raft))
-        }
-    };
-    world.faults.operators += 1;
-    let number = FIRST_OPERATOR + world.faults.operators;
-    let random = world.faults.random.fork(u64::from(number));
-    let mut operator = Client::new(number, world.clients.clone(), random);
-    let work = async move {
-        operator.member = via;
-        if let Some(door) = operator.clients.door(via) {
-            let change = MemberChange {
-                member_id: member.0,
-                change: Some(change),
-                ..Default::default()
-            };
-            operator.call_at(door, Asked::Member(change)).await;
-        }
-    };
-    world.clients.tasks.spawn(Box::pin(work));
-}
-
-/// Gives members that the cluster has added a machine. Those that it has removed learn of it when
-/// they dial another, even if they have nothing to say.
-fn take_census(world: &mut World) {
-    let now = world.time.now_ns();
-    let Some((_, status)) = newest_status(world) else {
-        return;
-    };
-    for member in &status.members {
-        let id = MemberId(member.id);
-        if !world.nodes.contains_key(&id) {
-            let peers = peers_in(status.members.iter(), id);
-            world.add_joiner(id, peers);
-            world.faults.restart_soon(id, now);
-        }
-    }
-    for id in &status.removed {
-        if world.nodes.contains_key(id) && world.faults.removed.insert(*id) {
-            world.trace.note(format_args!("{id} was removed"));
-        }
-    }
-    for id in world.faults.removed.clone() {
-        let reaches = |other: &MemberId| {
-            *other != id && !world.wires.is_cut(id, *other) && !world.wires.is_cut(*other, id)
-        };
-        let knows = |other: &MemberId| {
-            let life = world.life(*other);
-            life.is_some_and(|life| life.handle.shared().status().is_removed(id))
-        };
-        let told = world
-            .alive()
-            .into_iter()
-            .any(|other| reaches(&other) && knows(&other));
-        if let (true, Some(life)) = (told, world.life(id)) {
-            life.handle.shared().note_removed();
-        }
     }
 }
 

@@ -18,6 +18,9 @@ const MAX_ARRIVALS: u64 = 12;
 
 impl World {
     pub(super) fn note_leader(&mut self, id: MemberId, term: u64) {
+        if !self.leaders.contains_key(&term) {
+            self.faults.note_elected(id, self.time.now_ns());
+        }
         let leader = *self.leaders.entry(term).or_insert(id);
         if leader != id {
             self.find(

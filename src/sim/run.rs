@@ -138,6 +138,14 @@ fn live(world: &mut World, random: &mut Random, options: Options) {
     let working = random.between(3, 14) as u32;
     let first_kind = random.below(10) as u32;
     let many_leases = random.chance(250);
+    if many_leases {
+        world.faults.prefer(Kind::Isolation);
+    }
+    if world.founders.len() == 1 && random.chance(600) {
+        world.faults.prefer(Kind::Membership);
+    }
+    let distance_ns = *random.pick(&[0, 0, 0, 4, 25]) * SECOND / 1_000;
+    world.wires.set_distance(distance_ns);
     for number in 0..working {
         let random = random.fork(u64::from(number));
         let kind = match many_leases {

@@ -184,6 +184,11 @@ impl Wires {
     }
 
     /// Changes how things go from now on.
+    /// Sets how long any message takes at least.
+    pub fn set_distance(&self, ns: u64) {
+        self.air.lock().distance_ns = ns;
+    }
+
     pub fn set_weather(&self, loss_per_mille: u32, duplicates_per_mille: u32, slow_per_mille: u32) {
         let mut air = self.air.lock();
         air.weather = Weather {

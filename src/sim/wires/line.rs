@@ -52,6 +52,8 @@ impl Station {
 pub struct Air {
     pub random: Random,
     pub weather: Weather,
+    /// What any message takes at least.
+    pub distance_ns: u64,
     /// What each link loses of a thousand, once it was used in this weather.
     pub losses: BTreeMap<Link, u32>,
     pub cut: BTreeSet<Link>,
@@ -77,6 +79,7 @@ impl Air {
         Self {
             random,
             weather: Weather::default(),
+            distance_ns: 0,
             losses: BTreeMap::new(),
             cut: BTreeSet::new(),
             stations: BTreeMap::new(),
@@ -139,7 +142,7 @@ impl Air {
         let slow = self.random.chance(self.weather.slow_per_mille);
         self.counts.delayed_long += u64::from(slow);
         let delay = if slow { Delay::Slow } else { Delay::Usual };
-        delay.draw(&mut self.random)
+        delay.draw(&mut self.random) + self.distance_ns
     }
 
     pub fn launch(&mut self, due_ns: u64, flight: Flight) {

@@ -1,0 +1,124 @@
+//! Changes of membership: operators ask for them, and somebody has to start who was added.
+
+use std::sync::Arc;
+
+use super::{FIRST_OPERATOR, MAX_MEMBERS, leader};
+use crate::env::Executor;
+use crate::node::shared::{ClusterStatus, peers_in};
+use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
+use crate::proto::membershippb::RaftAttributes;
+use crate::sim::client::Client;
+use crate::sim::history::Asked;
+use crate::sim::world::World;
+use crate::types::MemberId;
+
+/// What the member that has applied most says about the cluster.
+fn newest_status(world: &World) -> Option<(u64, Arc<ClusterStatus>)> {
+    let lives = world.nodes.values().filter_map(|node| node.life.as_ref());
+    lives
+        .map(|life| {
+            let shared = life.handle.shared();
+            (shared.raft.applied_index(), shared.status())
+        })
+        .max_by_key(|(applied, _)| *applied)
+}
+
+pub(super) fn change(world: &mut World, via: MemberId) {
+    let Some((_, status)) = newest_status(world) else {
+        return;
+    };
+    let url = world.new_url();
+    let leader = leader(world);
+    let random = &mut world.faults.random;
+    let learner = status
+        .members
+        .iter()
+        .find(|m| status.is_learner(MemberId(m.id)));
+    let learner = learner.map(|member| MemberId(member.id));
+    let as_learner = random.chance(750);
+    let members: Vec<MemberId> = status.members.iter().map(|m| MemberId(m.id)).collect();
+    let target = match (leader, members.is_empty()) {
+        (_, true) => via,
+        // A leader has to step aside first.
+        (Some(leader), _) if random.chance(300) => leader,
+        _ => *random.pick(&members),
+    };
+    let remove = members.len() >= MAX_MEMBERS || members.len() > 3 && random.chance(400);
+    let promote = random.chance(700);
+    let (member, change) = match learner {
+        Some(id) if promote => (id, Change::Promote(Nothing {})),
+        _ if remove => (target, Change::Remove(Nothing {})),
+        _ => {
+            let raft = RaftAttributes {
+                peer_urls: vec![url],
+                is_learner: as_learner,
+            };
+            // Its id is the server's to choose.
+            (MemberId(0), Change::Add(raft))
+        }
+    };
+    operate(world, via, member, change.clone());
+    // Somebody else may have the same idea, or be impatient. An address is one member's alone.
+    let again = world.faults.random.chance(300) && !matches!(change, Change::Add(_));
+    if again {
+        operate(world, via, member, change);
+    }
+}
+
+/// Has an operator ask for a change.
+fn operate(world: &mut World, via: MemberId, member: MemberId, change: Change) {
+    world.faults.operators += 1;
+    let number = FIRST_OPERATOR + world.faults.operators;
+    let random = world.faults.random.fork(u64::from(number));
+    let mut operator = Client::new(number, world.clients.clone(), random);
+    let work = async move {
+        operator.member = via;
+        if let Some(door) = operator.clients.door(via) {
+            let change = MemberChange {
+                member_id: member.0,
+                change: Some(change),
+                ..Default::default()
+            };
+            operator.call_at(door, Asked::Member(change)).await;
+        }
+    };
+    world.clients.tasks.spawn(Box::pin(work));
+}
+
+/// Gives members that the cluster has added a machine. Those that it has removed learn of it when
+/// they dial another, even if they have nothing to say.
+pub(super) fn take_census(world: &mut World) {
+    let now = world.time.now_ns();
+    let Some((_, status)) = newest_status(world) else {
+        return;
+    };
+    for member in &status.members {
+        let id = MemberId(member.id);
+        if !world.nodes.contains_key(&id) {
+            let peers = peers_in(status.members.iter(), id);
+            world.add_joiner(id, peers);
+            world.faults.restart_soon(id, now);
+        }
+    }
+    for id in &status.removed {
+        if world.nodes.contains_key(id) && world.faults.removed.insert(*id) {
+            world.trace.note(format_args!("{id} was removed"));
+        }
+    }
+    for id in world.faults.removed.clone() {
+        let reaches = |other: &MemberId| {
+            *other != id && !world.wires.is_cut(id, *other) && !world.wires.is_cut(*other, id)
+        };
+        let knows = |other: &MemberId| {
+            let life = world.life(*other);
+            life.is_some_and(|life| life.handle.shared().status().is_removed(id))
+        };
+        let told = world
+            .alive()
+            .into_iter()
+            .any(|other| reaches(&other) && knows(&other));
+        if let (true, Some(life)) = (told, world.life(id)) {
+            life.handle.shared().note_removed();
+        }
+    }
+}
