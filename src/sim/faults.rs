@@ -161,11 +161,12 @@ impl Faults {
             .into_iter()
             .filter(|_| random.chance(600))
             .collect();
-        match random.below(20) {
+        match random.below(24) {
             0 => kinds.clear(),
             // Elections, and members that restart while they are held.
             1 => kinds = vec![Kind::Turmoil],
             2 => kinds = vec![Kind::Coup],
+            3 => kinds = vec![Kind::Transfer, Kind::Weather],
             _ => {}
         }
         let interval_ns = random.between(SECOND, 6 * SECOND);
@@ -387,7 +388,7 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
             for (from, to) in &links {
                 world.wires.cut(*from, *to);
             }
-            if world.faults.random.chance(400) {
+            if world.faults.random.chance(500) {
                 elections::come_back_slow(world, id, later);
             }
             world.faults.plan(later, Event::Heal(links));

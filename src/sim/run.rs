@@ -64,7 +64,7 @@ fn manner(random: &mut Random) -> Manner {
     let small_queues = random.chance(600);
     let limits = watch::Limits::default();
     Manner {
-        catch_up_entries: *random.pick(&[5, 50, 500]),
+        catch_up_entries: *random.pick(&[5, 5, 50, 500]),
         snapshot_count: *random.pick(&[2, 10, 60]),
         quota_bytes: random.chance(200).then_some(24 << 10),
         compaction_batch: random.between(1, 60) as usize,
@@ -88,7 +88,7 @@ fn manner(random: &mut Random) -> Manner {
         pre_vote: random.chance(800),
         progress_interval: Duration::from_millis(*random.pick(&[100, 700, 5_000])),
         slow_apply_per_mille: *random.pick(&[20, 20, 300]),
-        lease_checkpoint_interval: Duration::from_secs(*random.pick(&[1, 2, 300])),
+        lease_checkpoint_interval: Duration::from_secs(*random.pick(&[1, 3, 5, 300])),
         max_outstanding_bytes: *random.pick(&[2 << 10, 64 << 20, 64 << 20]),
     }
 }
@@ -111,7 +111,7 @@ pub fn run(seed: u64, options: Options) -> Report {
 fn run_world(seed: u64, options: Options) -> Report {
     let _ = probe::take_reached();
     let mut random = Random::new(seed);
-    let members = *random.pick(&[1, 3, 3, 3, 3, 5, 5]);
+    let members = *random.pick(&[1, 1, 3, 3, 3, 3, 3, 5, 5]);
     let manner = manner(&mut random);
     let mut world = World::new(random.fork(1), members, manner, options.print);
     world
@@ -139,9 +139,9 @@ fn live(world: &mut World, random: &mut Random, options: Options) {
     let first_kind = random.below(10) as u32;
     let many_leases = random.chance(250);
     if many_leases {
-        world.faults.prefer(Kind::Isolation);
-    }
-    if world.founders.len() == 1 && random.chance(600) {
+        let kind = *random.pick(&[Kind::Isolation, Kind::Transfer, Kind::Pause]);
+        world.faults.prefer(kind);
+    } else if world.founders.len() == 1 && random.chance(500) {
         world.faults.prefer(Kind::Membership);
     }
     let distance_ns = *random.pick(&[0, 0, 0, 4, 25]) * SECOND / 1_000;

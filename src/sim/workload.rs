@@ -375,7 +375,8 @@ async fn leases(mut client: Client, load: Load) {
         think(&mut client, load).await;
         granted += 1;
         let id = (i64::from(client.number) + 1) << 20 | granted;
-        let ttl = client.random.between(2, 10) as i64;
+        let most = *client.random.pick(&[2, 4, 10]);
+        let ttl = client.random.between(2, most) as i64;
         let grant = LeaseGrantRequest { ttl, id };
         let outcome = client.call(Asked::LeaseGrant(grant)).await;
         if !matches!(outcome, Some(Outcome::Answered(_))) {

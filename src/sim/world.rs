@@ -237,8 +237,8 @@ impl World {
     pub fn die(&mut self, id: MemberId, power: bool) {
         self.clients.close(id);
         let seed = self.random.next();
-        let mid_write = self.random.chance(500);
-        let after = self.random.between(1, 3);
+        let mid_write = self.random.chance(800);
+        let after = self.random.between(1, 5);
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };

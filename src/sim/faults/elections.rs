@@ -30,14 +30,14 @@ pub(super) fn come_back_slow(world: &mut World, id: MemberId, heals_at: Moment) 
         condition.stalled_until = slow_until;
     }
     let faults = &mut world.faults;
-    match faults.random.below(3) {
+    match faults.random.below(4) {
         // What it is sent meanwhile comes from another leader.
         0 => faults.plan((heals_at + slow_until) / 2, Event::Die(None)),
         // It dies over it.
         1 => faults.plan(slow_until - 1, Event::Die(Some(id))),
         // It cannot say what it has.
         _ => {
-            world.wires.set_weather(150, 0, 0);
+            world.wires.set_weather(100, 0, 0);
             faults.plan(slow_until, Event::GoodWeather);
         }
     }
@@ -55,7 +55,7 @@ pub(super) fn hand_round(world: &mut World, to: MemberId, alive: &[MemberId], la
         let to = *random.pick(alive);
         world.faults.plan(at, Event::Transfer(to));
     }
-    if world.faults.random.chance(300) {
+    if world.faults.random.chance(600) {
         world.wires.set_weather(0, 0, 200);
         world.faults.plan(later.max(at), Event::GoodWeather);
     }
