@@ -36,7 +36,6 @@ named! {
     Path {
         SnapshotInstalled => "snapshot installed",
         SnapshotUnwanted => "snapshot unwanted",
-        SnapshotOvertaken => "second snapshot before the first was in place",
         StateTakenUpAfterCrash => "received state taken up after a crash",
         ProposalsLostFromSight => "proposals lost from sight by a snapshot",
         ConflictTruncated => "log conflict truncated",

@@ -55,9 +55,7 @@ impl LogView {
         self.recent.clear();
         self.recent_bytes = 0;
         self.persisted_index = mark.index;
-        if self.reset.replace(mark).is_some() {
-            probe::reached(Path::SnapshotOvertaken);
-        }
+        self.reset = Some(mark);
     }
 
     /// The files say what `reset` said of this mark. A later snapshot may have come since, of

@@ -167,6 +167,8 @@ impl Faults {
             1 => kinds = vec![Kind::Turmoil],
             2 => kinds = vec![Kind::Coup],
             3 => kinds = vec![Kind::Transfer, Kind::Weather],
+            // Members that fall behind, and come back to a snapshot.
+            4 | 5 => kinds = vec![Kind::Isolation],
             _ => {}
         }
         let interval_ns = random.between(SECOND, 6 * SECOND);
@@ -388,7 +390,8 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
             for (from, to) in &links {
                 world.wires.cut(*from, *to);
             }
-            if world.faults.random.chance(500) {
+            let laggards = world.faults.kinds == [Kind::Isolation];
+            if laggards || world.faults.random.chance(500) {
                 elections::come_back_slow(world, id, later);
             }
             world.faults.plan(later, Event::Heal(links));

@@ -136,8 +136,7 @@ pub struct History {
     /// When there was no fault at all, as far as the scheduler knows: no member down or paused,
     /// no link cut, no disk stalled. In order, not overlapping.
     pub calm: Vec<(Moment, Moment)>,
-    /// When the only member there ever was stood still, from when to when. In order; nothing
-    /// where there were others.
+    /// When the only member stood still, from when to when, until there were others. In order.
     pub stood_still: Vec<(Moment, Moment)>,
     /// What the members' histories hold at the end, when all compactions are done.
     pub kept: Vec<Kept>,

@@ -139,7 +139,12 @@ fn live(world: &mut World, random: &mut Random, options: Options) {
     let first_kind = random.below(10) as u32;
     let many_leases = random.chance(250);
     if many_leases {
-        let kind = *random.pick(&[Kind::Isolation, Kind::Transfer, Kind::Pause]);
+        let kind = *random.pick(&[
+            Kind::Isolation,
+            Kind::Isolation,
+            Kind::Transfer,
+            Kind::Pause,
+        ]);
         world.faults.prefer(kind);
     } else if world.founders.len() == 1 && random.chance(500) {
         world.faults.prefer(Kind::Membership);
@@ -306,13 +311,17 @@ fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, Applied)]) {
     }
 }
 
-/// When the only member there ever was stood still; nothing where there were others.
+/// When the only member stood still, until there were others.
 fn stood_still(world: &World) -> Vec<(u64, u64)> {
-    let changes = |(_, entry): &(u64, Applied)| matches!(entry.payload, Payload::Member(_));
-    match world.founders.len() > 1 || world.entries.iter().any(changes) {
-        true => Vec::new(),
-        false => world.faults.stood_still.clone(),
-    }
+    let changes = |(_, entry): &&(u64, Applied)| matches!(entry.payload, Payload::Member(_));
+    let first = world.entries.iter().find(changes);
+    let alone_until = match world.founders.len() {
+        1 => first.map_or(u64::MAX, |(at, _)| *at),
+        _ => 0,
+    };
+    let mut stood_still = world.faults.stood_still.clone();
+    stood_still.retain(|(_, end)| *end < alone_until);
+    stood_still
 }
 
 fn judge(mut world: World) -> Report {

@@ -44,7 +44,11 @@ pub(super) fn change(world: &mut World, via: MemberId) {
         _ => *random.pick(&members),
     };
     let remove = members.len() >= MAX_MEMBERS || members.len() > 3 && random.chance(400);
-    let promote = random.chance(700);
+    // With a learner beside it a sole voter is a case of its own.
+    let promote = random.chance(match status.voters().count() {
+        1 => 250,
+        _ => 700,
+    });
     let (member, change) = match learner {
         Some(id) if promote => (id, Change::Promote(Nothing {})),
         _ if remove => (target, Change::Remove(Nothing {})),
