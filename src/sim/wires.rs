@@ -183,12 +183,12 @@ impl Wires {
         self.air.lock().cut.contains(&(from, to))
     }
 
-    /// Changes how things go from now on.
     /// Sets how long any message takes at least.
     pub fn set_distance(&self, ns: u64) {
         self.air.lock().distance_ns = ns;
     }
 
+    /// Changes how things go from now on.
     pub fn set_weather(&self, loss_per_mille: u32, duplicates_per_mille: u32, slow_per_mille: u32) {
         let mut air = self.air.lock();
         air.weather = Weather {
