@@ -34,6 +34,7 @@ macro_rules! named {
 named! {
     /// Paths that are seldom taken.
     Path {
+        StrangerAnswered => "caller answered that was not known",
         SnapshotInstalled => "snapshot installed",
         SnapshotUnwanted => "snapshot unwanted",
         StateTakenUpAfterCrash => "received state taken up after a crash",
@@ -83,6 +84,8 @@ named! {
     Defect {
         /// A start dials the members that its state names, whatever its log says of them.
         MembersBeforeReplay => "members-before-replay",
+        /// A caller that the state does not name is not answered.
+        StrangerUnanswered => "stranger-unanswered",
         /// The leader counts its own part of the log as durable before the disk has it.
         AnswerBeforeSync => "answer-before-sync",
         /// A follower acknowledges entries before the disk has them.
@@ -101,6 +104,10 @@ named! {
         AppliedIndexUnknown => "applied-index-unknown",
         /// A received state comes into use before the log is reset for it.
         AdoptBeforeReset => "adopt-before-reset",
+        /// Whoever proposed is answered before the batch is written.
+        AnswerBeforeWrite => "answer-before-write",
+        /// The view is taken before the batch is written.
+        ViewBeforeWrite => "view-before-write",
         /// A read takes its view before it asks how new that has to be.
         ViewTakenEarly => "view-taken-early",
         /// A leader reads without asking whether it still leads.

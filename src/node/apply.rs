@@ -52,6 +52,28 @@ pub struct Group {
     pub member_changes: Vec<u64>,
 }
 
+/// How far a job is. Whoever reads may come in between any two stages.
+pub enum Stage {
+    Given(ApplyJob),
+    /// The batch is written.
+    Written(Outcome),
+    /// The view shows it.
+    Shown(Outcome),
+    /// Whoever proposed or waits to read has the answer.
+    Answered(Outcome),
+    /// Watches have it.
+    Done(Group),
+}
+
+/// What came of entries, until everyone has been told.
+pub struct Outcome {
+    group: machine::Group,
+    replies: Vec<Option<Reply>>,
+    promoted_in_term: Option<u64>,
+    /// Of the first entry, whose reply is the first.
+    first_index: u64,
+}
+
 /// What the apply thread works with.
 pub struct ApplyThread {
     pub(super) applier: Arc<Mutex<Applier>>,
@@ -63,13 +85,26 @@ pub struct ApplyThread {
 impl ApplyThread {
     /// Does the jobs and tells the raft thread how far it is.
     pub fn carry_out(&self, jobs: Vec<ApplyJob>) -> storage::Result<()> {
-        let mut applier = self.applier.lock();
         for job in jobs {
-            let group = applier.carry_out(job, self.states.as_ref())?;
-            // A closed inbox means that the member is stopping.
-            let _ = self.inbox.push(Input::Applied(group));
+            let mut stage = Some(Stage::Given(job));
+            while let Some(next) = stage {
+                stage = self.proceed(next)?;
+            }
         }
         Ok(())
+    }
+
+    /// Goes on with a job; nothing is left of it once the raft thread was told.
+    pub fn proceed(&self, stage: Stage) -> storage::Result<Option<Stage>> {
+        let stage = self.applier.lock().proceed(stage, self.states.as_ref())?;
+        match stage {
+            Stage::Done(group) => {
+                // A closed inbox means that the member is stopping.
+                let _ = self.inbox.push(Input::Applied(group));
+                Ok(None)
+            }
+            stage => Ok(Some(stage)),
+        }
     }
 }
 
@@ -115,17 +150,6 @@ impl Applier {
         &self.machine
     }
 
-    pub fn carry_out(&mut self, job: ApplyJob, states: &dyn States) -> storage::Result<Group> {
-        match job {
-            ApplyJob::Entries {
-                entries,
-                replies,
-                promoted_in_term,
-            } => self.apply(entries, replies, promoted_in_term),
-            ApplyJob::Restore(received) => self.restore(received, states),
-        }
-    }
-
     /// Applies committed entries and answers those who wait for them.
     pub fn apply(
         &mut self,
@@ -133,6 +157,48 @@ impl Applier {
         replies: Vec<Option<Reply>>,
         promoted_in_term: Option<u64>,
     ) -> storage::Result<Group> {
+        let written = self.write(entries, replies, promoted_in_term)?;
+        self.show(&written.group);
+        let answered = self.answer(written);
+        Ok(self.tell_watches(answered))
+    }
+
+    /// Goes from one stage to the next.
+    pub fn proceed(&mut self, stage: Stage, states: &dyn States) -> storage::Result<Stage> {
+        Ok(match stage {
+            Stage::Given(ApplyJob::Entries {
+                entries,
+                replies,
+                promoted_in_term,
+            }) => Stage::Written(self.write(entries, replies, promoted_in_term)?),
+            Stage::Given(ApplyJob::Restore(received)) => {
+                Stage::Done(self.restore(received, states)?)
+            }
+            Stage::Written(outcome) if probe::injected(Defect::AnswerBeforeWrite) => {
+                Stage::Shown(outcome)
+            }
+            Stage::Written(outcome) => {
+                self.show(&outcome.group);
+                Stage::Shown(outcome)
+            }
+            Stage::Shown(outcome) => Stage::Answered(self.answer(outcome)),
+            Stage::Answered(outcome) => {
+                if probe::injected(Defect::AnswerBeforeWrite) {
+                    self.machine.commit()?;
+                    self.show(&outcome.group);
+                }
+                Stage::Done(self.tell_watches(outcome))
+            }
+            Stage::Done(group) => Stage::Done(group),
+        })
+    }
+
+    fn write(
+        &mut self,
+        entries: Vec<Entry>,
+        replies: Vec<Option<Reply>>,
+        promoted_in_term: Option<u64>,
+    ) -> storage::Result<Outcome> {
         self.entries_since_size_check += entries.len() as u64;
         let first_index = entries.first().map_or(0, |entry| entry.index);
         let start = self.shared.clock.now();
@@ -143,37 +209,63 @@ impl Applier {
                 .map(|entry| applied_entry(member, entry))
                 .collect()
         });
-        let group = self.machine.apply(entries)?;
+        let group = self.machine.stage(entries)?;
+        if probe::injected(Defect::ViewBeforeWrite) {
+            self.publish_view();
+        }
+        if !probe::injected(Defect::AnswerBeforeWrite) {
+            self.machine.commit()?;
+        }
         self.measure(&group, self.shared.clock.now() - start);
-        self.publish_view();
+        Ok(Outcome {
+            group,
+            replies,
+            promoted_in_term,
+            first_index,
+        })
+    }
+
+    fn show(&mut self, group: &machine::Group) {
+        if !probe::injected(Defect::ViewBeforeWrite) {
+            self.publish_view();
+        }
         if group.status_changed {
             self.publish_status();
         }
-        self.watch_size(&group);
-        self.note_leases(&group);
-        if let Some(term) = promoted_in_term {
+        self.watch_size(group);
+        self.note_leases(group);
+    }
+
+    fn answer(&self, mut outcome: Outcome) -> Outcome {
+        if let Some(term) = outcome.promoted_in_term {
             self.take_over_leases(term);
         }
-        let mut replies = replies;
-        for applied in group.applied {
+        let applied = std::mem::take(&mut outcome.group.applied);
+        let first_index = outcome.first_index;
+        for applied in applied {
             let slot = (applied.index - first_index) as usize;
-            if let Some(reply) = replies.get_mut(slot).and_then(Option::take) {
+            if let Some(reply) = outcome.replies.get_mut(slot).and_then(Option::take) {
                 reply(applied.result);
             }
         }
         self.shared
             .waiting_reads
             .applied(self.machine.applied_index());
+        outcome
+    }
+
+    fn tell_watches(&self, outcome: Outcome) -> Group {
+        let group = outcome.group;
         if !group.changes.is_empty() {
             self.shared.hub.publish(self.machine.head(), &group.changes);
         }
         if group.compacted {
             self.shared.compaction_wanted.notify_one();
         }
-        Ok(Group {
+        Group {
             index: self.machine.applied_index(),
             member_changes: group.member_changes,
-        })
+        }
     }
 
     /// Goes on from a state of the leader's, at which the log begins now.
@@ -216,11 +308,11 @@ impl Applier {
 
     fn publish_status(&self) {
         let status = ClusterStatus::of(&self.machine);
-        let peers = status.peers_of(self.shared.member);
+        let members = status.addresses();
         let removed = status.is_removed(self.shared.member);
         log_changes(&self.shared, &self.shared.status(), &status);
         self.shared.publish_status(status);
-        self.network.set_peers(peers);
+        self.network.set_peers(members);
         if removed {
             self.shared.note_removed();
         }

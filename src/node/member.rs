@@ -127,7 +127,7 @@ impl Member {
         }
         let peers = match status.members.is_empty() {
             true => restored.first_peers,
-            false => status.peers_of(restored.member),
+            false => status.addresses(),
         };
         let service = PeerService::new(handle.clone(), inbox.clone(), states);
         Ok(Self {

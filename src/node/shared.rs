@@ -109,6 +109,11 @@ impl ClusterStatus {
     }
 
     /// The members other than this one, and where they listen.
+    /// All members, and where they listen.
+    pub fn addresses(&self) -> Vec<Peer> {
+        self.members.iter().map(address).collect()
+    }
+
     pub fn peers_of(&self, id: MemberId) -> Vec<Peer> {
         peers_in(self.members.iter(), id)
     }
@@ -121,15 +126,18 @@ impl ClusterStatus {
 /// The members other than `own`, and where they listen.
 pub fn peers_in<'a>(members: impl Iterator<Item = &'a Member>, own: MemberId) -> Vec<Peer> {
     let others = members.filter(|member| member.id != own.0);
-    let peers = others.map(|member| Peer {
+    others.map(address).collect()
+}
+
+fn address(member: &Member) -> Peer {
+    Peer {
         member: MemberId(member.id),
         urls: member
             .raft_attributes
             .as_ref()
             .map(|raft| raft.peer_urls.clone())
             .unwrap_or_default(),
-    });
-    peers.collect()
+    }
 }
 
 /// Where raft stands, to be read without a lock.

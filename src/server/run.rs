@@ -18,7 +18,7 @@ use super::listen::{self, SocketOptions};
 use super::publish::{check_data, publish};
 use super::states::StateDirs;
 use crate::api::{self, Api};
-use crate::config::{AutoCompaction, Config, Listen};
+use crate::config::{AutoCompaction, Config, Listen, urls};
 use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
 use crate::http::HttpService;
 use crate::metrics::Metrics;
@@ -196,6 +196,7 @@ impl Member {
             member: identity.member,
             cluster: identity.cluster,
             server_version: ETCD_VERSION.to_owned(),
+            peer_urls: urls::texts(&config.initial_advertise_peer_urls),
         };
         let metrics = metrics(config, identity.member);
         let outside = Outside {

@@ -4,6 +4,7 @@
 use super::history::{Applied, Payload};
 use super::world::World;
 use crate::mvcc::compaction;
+use crate::node::states::mark_of;
 use crate::probe;
 use crate::proto::etchedpeer::MemberChange;
 use crate::types::MemberId;
@@ -75,11 +76,15 @@ impl World {
         let Some(node) = self.nodes.get(&id) else {
             return;
         };
-        let Some(life) = &node.life else {
+        if node.life.is_none() {
+            return;
+        }
+        let state = node.drive.state();
+        // A state that cannot be read ends the member, which is told of.
+        let Ok(mark) = mark_of(&state) else {
             return;
         };
-        let index = life.handle.shared().raft.applied_index();
-        let hash = node.drive.state().content_hash();
+        let (index, hash) = (mark.index, state.content_hash());
         let (known, by) = *self.hashes.entry(index).or_insert((hash, id));
         if known != hash {
             self.find(
@@ -192,7 +197,7 @@ impl World {
             if status.is_leader {
                 text.push_str(&format!(" {:?};", shared.raft.progress()));
             }
-            if life.log_jobs.is_some() || life.apply_jobs.is_some() {
+            if life.log_jobs.is_some() || life.is_applying() {
                 text.push_str(" at work;");
             }
         }

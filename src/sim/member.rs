@@ -2,6 +2,7 @@
 //! runs the production code. What its threads would do is done a turn at a time, when the
 //! scheduler says so; a turn of the log or of the apply thread takes as long as the disk does.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::api::{Settings as ApiSettings, cluster, kv, lease, maintenance, watch
 use crate::env::Clock;
 use crate::metrics::Metrics;
 use crate::node::admission::Limits;
-use crate::node::apply::{ApplyJob, ApplyThread};
+use crate::node::apply::{ApplyJob, ApplyThread, Stage};
 use crate::node::handle::{Handle, Settings};
 use crate::node::inbox::Input;
 use crate::node::jobs::{self, auto_compaction, compactor, corruption};
@@ -76,7 +77,9 @@ pub struct Life {
     pub services: Arc<Services>,
     /// What the two threads are at.
     pub log_jobs: Option<Vec<LogJob>>,
-    pub apply_jobs: Option<Vec<ApplyJob>>,
+    pub apply_jobs: VecDeque<ApplyJob>,
+    /// How far the apply thread is with the job that was the first of them.
+    pub applying: Option<Stage>,
     /// Set by the member itself: why it cannot go on, or that it was removed.
     pub end: Arc<Mutex<Option<End>>>,
 }
@@ -342,7 +345,8 @@ impl Life {
             clock,
             services: Arc::new(services),
             log_jobs: None,
-            apply_jobs: None,
+            apply_jobs: VecDeque::new(),
+            applying: None,
             end,
         }
     }
@@ -398,16 +402,32 @@ impl Life {
         self.log.carry_out(jobs).map_err(|error| error.to_string())
     }
 
+    /// True where the apply thread is at work.
+    pub fn is_applying(&self) -> bool {
+        self.applying.is_some() || !self.apply_jobs.is_empty()
+    }
+
+    /// The apply thread takes what waits; it is done when `proceed_apply` has nothing left.
     pub fn begin_apply(&mut self) -> bool {
-        let jobs = self.apply.jobs.try_take(self.clock.as_ref());
-        self.apply_jobs = (!jobs.is_empty()).then_some(jobs);
-        self.apply_jobs.is_some()
+        self.apply_jobs = self.apply.jobs.try_take(self.clock.as_ref()).into();
+        self.is_applying()
+    }
+
+    /// The apply thread does one thing more.
+    pub fn proceed_apply(&mut self) -> Result<(), String> {
+        let next = self.applying.take();
+        let Some(stage) = next.or_else(|| self.apply_jobs.pop_front().map(Stage::Given)) else {
+            return Ok(());
+        };
+        let proceeded = self.apply.proceed(stage);
+        self.applying = proceeded.map_err(|error| error.to_string())?;
+        Ok(())
     }
 
     pub fn finish_apply(&mut self) -> Result<(), String> {
-        let jobs = self.apply_jobs.take().unwrap_or_default();
-        self.apply
-            .carry_out(jobs)
-            .map_err(|error| error.to_string())
+        while self.is_applying() {
+            self.proceed_apply()?;
+        }
+        Ok(())
     }
 }

@@ -109,7 +109,7 @@ impl Wires {
         self.detach(member);
         let mut air = self.air.lock();
         let life = air.new_life();
-        let station = Station::new(life, clock.clone());
+        let station = Station::new(member, life, clock.clone());
         let before = air.stations.insert(member, station);
         drop(air);
         drop(before);

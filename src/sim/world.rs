@@ -21,6 +21,7 @@ use super::trace::Trace;
 use super::wires::Wires;
 use crate::probe;
 use crate::proto::membershippb::{Member, RaftAttributes};
+use crate::storage::memory;
 use crate::transport::Peer;
 use crate::types::MemberId;
 
@@ -91,6 +92,8 @@ pub struct World {
 const SETTLED_NS: u64 = 10_000_000_000;
 /// No world needs nearly as many steps.
 const MAX_STEPS: u64 = 3_000_000;
+/// Nor does one step need nearly as many reads of an engine.
+const MAX_READS_A_STEP: u64 = 1_000_000;
 /// Bounds of queues are looked at after so many steps.
 const STEPS_PER_LOOK: u64 = 256;
 
@@ -348,6 +351,7 @@ impl World {
 
     fn step(&mut self, next: Next) {
         self.steps += 1;
+        memory::allow_reads(MAX_READS_A_STEP);
         self.look_for_spin(self.time.now_ns());
         if self.steps == MAX_STEPS {
             let state = self.describe();
@@ -374,7 +378,7 @@ impl World {
             Next::Apply(id) => {
                 self.turn(
                     id,
-                    |life, _| life.finish_apply(),
+                    |life, _| life.proceed_apply(),
                     |agenda| &mut agenda.apply,
                 );
             }
@@ -474,7 +478,9 @@ impl Agenda {
             let done = now + write_ns(random);
             self.log = Some(done.max(condition.stalled_until));
         }
-        if self.apply.is_none() && life.begin_apply() {
+        if self.apply.is_none() && life.applying.is_some() {
+            self.apply = Some(now + random.between(200, 40_000));
+        } else if self.apply.is_none() && (life.is_applying() || life.begin_apply()) {
             let slow = random.chance(manner.slow_apply_per_mille);
             let most = if slow { 30_000_000 } else { 200_000 };
             self.apply = Some(now + random.between(5_000, most));

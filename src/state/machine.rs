@@ -194,7 +194,7 @@ impl Machine {
         }
         self.members.readmit(member, self.writer.batch());
         self.members.set(member, raft, self.writer.batch());
-        self.write_pending()
+        self.commit()
     }
 
     pub fn applied_index(&self) -> u64 {
@@ -239,6 +239,13 @@ impl Machine {
     /// Applies entries in order and writes them. An error is fatal: the state on disk is as
     /// before the group or after a part of it that ends with a whole entry.
     pub fn apply(&mut self, entries: Vec<Entry>) -> storage::Result<Group> {
+        let group = self.stage(entries)?;
+        self.commit()?;
+        Ok(group)
+    }
+
+    /// Applies entries in order. Nobody may be told of them before `commit` has written them.
+    pub fn stage(&mut self, entries: Vec<Entry>) -> storage::Result<Group> {
         let mut group = Group::default();
         for entry in entries {
             // An entry that the state already holds comes again after a restart.
@@ -253,11 +260,11 @@ impl Machine {
             self.applied_index = entry.index;
             self.applied_term = entry.term;
         }
-        self.write_pending()?;
         Ok(group)
     }
 
-    fn write_pending(&mut self) -> storage::Result<()> {
+    /// Writes what `stage` did, all that is left of it in one batch.
+    pub fn commit(&mut self) -> storage::Result<()> {
         self.writer.commit(self.applied_index, self.applied_term)
     }
 
@@ -397,7 +404,7 @@ impl Machine {
     ) -> mvcc::Result<TxnResponse> {
         let misses = probe::injected(Defect::PastReadMissesBatch);
         if self.writer.has_pending_keys() && txn::reads_past(request) && !misses {
-            self.write_pending()?;
+            self.commit()?;
         }
         let mut txn = self.writer.begin();
         let response = txn::write(&mut txn, request, &self.leases)?;
@@ -431,7 +438,7 @@ impl Machine {
         }
         // Attachments of this group are still on their way to the engine.
         if !probe::injected(Defect::RevokeMissesBatch) {
-            self.write_pending()?;
+            self.commit()?;
         }
         let keys = lease::attached_keys(self.writer.engine().latest(), id)?;
         let mut txn = self.writer.begin();

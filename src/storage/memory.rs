@@ -3,6 +3,7 @@
 
 mod sorted;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
@@ -14,6 +15,21 @@ use parking_lot::Mutex;
 use self::sorted::{Place, Sorted};
 use super::schema::meta;
 use super::{Batch, Cursor, Engine, Error, Family, Op, Read, Result, Size};
+
+thread_local! {
+    static READS_LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
+}
+
+/// Lets this thread read so often from now on: one read more is a panic, for whoever reads
+/// without end would keep a world from ending.
+pub fn allow_reads(reads: u64) {
+    READS_LEFT.set(reads);
+}
+
+fn count_read() {
+    let left = READS_LEFT.get().checked_sub(1);
+    READS_LEFT.set(left.expect("someone reads without end"));
+}
 
 /// All families at one moment; cheap to copy and to change.
 #[derive(Clone, Default)]
@@ -105,6 +121,7 @@ impl State {
 
 impl Read for State {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
+        count_read();
         let map = self.families.get(&family);
         Ok(map.and_then(|map| map.get(key).cloned()))
     }
@@ -129,6 +146,7 @@ struct MapCursor {
 
 impl MapCursor {
     fn new(map: Sorted, lower: &[u8], upper: Option<&[u8]>) -> Self {
+        count_read();
         Self {
             next: map.lower_bound(lower),
             map,

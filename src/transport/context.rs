@@ -27,6 +27,8 @@ pub struct Local {
     pub cluster: ClusterId,
     /// The version that this program speaks, such as 3.7.1.
     pub server_version: String,
+    /// Where it listens for the others, as long as its state does not say so.
+    pub peer_urls: Vec<String>,
 }
 
 /// What the machine lends.
@@ -86,6 +88,8 @@ pub struct Context {
     pub peers_changed: watch::Sender<()>,
     /// The peer that called last: it is up, so it can be called too.
     pub called: watch::Sender<MemberId>,
+    /// Where this member listens, told on every call.
+    pub own_urls: RwLock<Vec<String>>,
     inbound: RwLock<Option<Arc<dyn Inbound>>>,
 }
 
@@ -93,6 +97,7 @@ impl Context {
     pub fn new(local: Local, outside: Outside, options: Options) -> Self {
         Self {
             health: Arc::new(Health::new(outside.clock.clone(), outside.metrics.clone())),
+            own_urls: RwLock::new(local.peer_urls.clone()),
             local,
             options,
             outside,

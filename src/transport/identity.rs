@@ -11,6 +11,8 @@ const CLUSTER: &str = "etched-cluster-id";
 const FROM: &str = "etched-from";
 const TO: &str = "etched-to";
 const VERSION: &str = "etched-version";
+/// Where the caller listens; separated by commas.
+const URLS: &str = "etched-peer-urls";
 pub const LANE: &str = "etched-lane";
 
 const CLUSTER_TEXT: &str = "etched: cluster ID mismatch";
@@ -83,6 +85,25 @@ pub fn stamp(metadata: &mut MetadataMap, local: &Local, to: MemberId) {
     }
 }
 
+/// Says on a call where the caller listens.
+pub fn stamp_urls(metadata: &mut MetadataMap, urls: &[String]) {
+    // URLs that are no ASCII text cannot be told.
+    if let Ok(value) = urls.join(",").parse() {
+        metadata.insert(URLS, value);
+    }
+}
+
+/// Where the caller says that it listens.
+pub fn urls(metadata: &MetadataMap) -> Vec<String> {
+    let text = metadata.get(URLS).and_then(|value| value.to_str().ok());
+    let urls = text.unwrap_or_default().split(',');
+    let urls = urls.filter(|url| {
+        let uri = url.parse::<http::Uri>();
+        uri.is_ok_and(|uri| uri.scheme().is_some() && uri.host().is_some())
+    });
+    urls.map(str::to_owned).collect()
+}
+
 /// The caller, if the call is for this member.
 pub fn check(
     metadata: &MetadataMap,
@@ -124,6 +145,7 @@ mod tests {
             member: MemberId(member),
             cluster: ClusterId(cluster),
             server_version: "3.7.1".to_owned(),
+            peer_urls: Vec::new(),
         }
     }
 
@@ -146,6 +168,17 @@ mod tests {
         assert_eq!(called(7, 9, 2), Err(Refusal::Removed(MemberId(9))));
         let nobody = check(&MetadataMap::new(), &local(7, 2), |_| false);
         assert_eq!(nobody, Err(Refusal::Nameless));
+    }
+
+    #[test]
+    fn a_caller_says_where_it_listens() {
+        let mut metadata = MetadataMap::new();
+        assert_eq!(urls(&metadata), Vec::<String>::new());
+        let told = ["http://a:1", "nonsense", "https://[::1]:2"].map(str::to_owned);
+        stamp_urls(&mut metadata, &told);
+        assert_eq!(urls(&metadata), ["http://a:1", "https://[::1]:2"]);
+        stamp_urls(&mut metadata, &[]);
+        assert_eq!(urls(&metadata), Vec::<String>::new());
     }
 
     #[test]

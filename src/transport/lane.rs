@@ -204,6 +204,7 @@ impl Lane {
         let cells = self.context.outside.metrics.peer(self.peer);
         let mut request = Request::new(self.queue.taker(cells));
         identity::stamp(request.metadata_mut(), &self.context.local, self.peer);
+        identity::stamp_urls(request.metadata_mut(), &self.context.own_urls.read());
         let name = tonic::metadata::MetadataValue::from_static(self.kind.name());
         request.metadata_mut().insert(identity::LANE, name);
         let call = async {

@@ -20,6 +20,7 @@ mod pages;
 mod pulse;
 mod questions;
 mod queue;
+mod roster;
 mod serve;
 mod service;
 mod snapshot_in;
@@ -41,6 +42,7 @@ pub use dial::{Channel, KeepAlive, dial_within};
 pub use network::GrpcNetwork;
 pub use questions::describe;
 pub use queue::Limits;
+pub use roster::Roster;
 
 /// What reads the bytes of other members, by itself: for fuzzing.
 #[doc(hidden)]
@@ -158,8 +160,8 @@ pub trait Network: Send + Sync + 'static {
     /// Sends a snapshot's files and then its message; `Inbound::snapshot_sent` always follows.
     fn send_snapshot(&self, message: Message, files: std::sync::Arc<SnapshotDir>);
 
-    /// Replaces the set of peers (never this member itself). Connections to those that are gone
-    /// end; those whose URLs changed are made anew.
+    /// Replaces the set of members, this one among them if it is one. Connections to those that
+    /// are gone end; those whose URLs changed are made anew. See `Roster` for who else is a peer.
     fn set_peers(&self, peers: Vec<Peer>);
 
     /// Asks a member and waits for its answer, for `limit` at most. Beside the member's own

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -14,6 +14,7 @@ use super::context::{Context, Local, Options, Outside};
 use super::lane::{Lane, LaneKind};
 use super::questions::Questions;
 use super::queue::Queue;
+use super::roster::Roster;
 use super::snapshot_in::{self, Arrivals};
 use super::snapshot_out::Snapshots;
 use super::{Boxed, Inbound, Network, Peer, PeerMessage, SnapshotDir};
@@ -27,6 +28,8 @@ pub struct GrpcNetwork {
     pub(super) context: Arc<Context>,
     pub(super) arrivals: Arc<Arrivals>,
     runtime: Handle,
+    /// Held while `peers` follows it.
+    roster: Mutex<Roster>,
     peers: RwLock<HashMap<MemberId, Arc<Connected>>>,
     snapshots: Arc<Snapshots>,
 }
@@ -47,11 +50,13 @@ impl GrpcNetwork {
     pub fn start(local: Local, outside: Outside, options: Options) -> Arc<Self> {
         snapshot_in::remove_leftovers(&options.incoming_snapshots);
         let snapshots = Snapshots::new(options.max_snapshots_sent);
+        let roster = Roster::new(local.member, local.peer_urls.clone());
         let context = Arc::new(Context::new(local, outside, options));
         Arc::new(Self {
             arrivals: Arc::new(Arrivals::new(context.clone())),
             context,
             runtime: Handle::current(),
+            roster: Mutex::new(roster),
             peers: RwLock::default(),
             snapshots: Arc::new(snapshots),
         })
@@ -65,7 +70,56 @@ impl GrpcNetwork {
     /// Ends all connections to peers and lets go of the inbound; nothing is reported any more.
     pub fn stop(&self) {
         self.context.attach(None);
-        self.set_peers(Vec::new());
+        let mut roster = self.roster.lock();
+        roster.clear();
+        self.follow(&roster, false);
+    }
+
+    #[cfg(test)]
+    pub(super) fn roster_is_empty(&self) -> bool {
+        self.roster.lock().peers().is_empty()
+    }
+
+    /// A member that called said where it listens.
+    pub(super) fn told(&self, caller: MemberId, urls: &[String]) {
+        let mut roster = self.roster.lock();
+        if roster.told(caller, urls) {
+            if self.connected(caller).is_none() {
+                tracing::info!(peer = %caller, ?urls, "a member called that is not known yet");
+            }
+            self.follow(&roster, false);
+        }
+    }
+
+    /// Connects to all peers as the roster has them; to all of them `anew` or to those that
+    /// changed.
+    fn follow(&self, roster: &Roster, anew: bool) {
+        let mut gone = Vec::new();
+        {
+            let mut connected = self.peers.write();
+            let mut before = std::mem::take(&mut *connected);
+            for peer in roster.peers() {
+                let member = peer.member;
+                let now = match before.remove(&member) {
+                    Some(same) if same.peer == peer && !anew => same,
+                    Some(moved) => {
+                        let queues = (moved.urgent.clone(), moved.bulk.clone());
+                        drop(moved);
+                        Arc::new(self.connect(peer, Some(queues)))
+                    }
+                    None => Arc::new(self.connect(peer, None)),
+                };
+                connected.insert(member, now);
+            }
+            gone.extend(before);
+        }
+        for (member, connected) in gone {
+            for queue in [&connected.urgent, &connected.bulk] {
+                self.context
+                    .drop_unsent(member, queue.close(), Error::NoLeader);
+            }
+        }
+        self.context.peers_changed.send_replace(());
     }
 
     fn connected(&self, peer: MemberId) -> Option<Arc<Connected>> {
@@ -141,35 +195,16 @@ impl Network for GrpcNetwork {
     }
 
     fn set_peers(&self, peers: Vec<Peer>) {
-        let mut gone = Vec::new();
-        {
-            let mut connected = self.peers.write();
-            let mut before = std::mem::take(&mut *connected);
-            for peer in peers {
-                let member = peer.member;
-                if member == self.context.local.member {
-                    continue;
-                }
-                let now = match before.remove(&member) {
-                    Some(same) if same.peer == peer => same,
-                    Some(moved) => {
-                        let queues = (moved.urgent.clone(), moved.bulk.clone());
-                        drop(moved);
-                        Arc::new(self.connect(peer, Some(queues)))
-                    }
-                    None => Arc::new(self.connect(peer, None)),
-                };
-                connected.insert(member, now);
-            }
-            gone.extend(before);
+        let inbound = self.context.inbound();
+        let mut roster = self.roster.lock();
+        let is_removed = |member| matches!(&inbound, Some(inbound) if inbound.is_removed(member));
+        roster.list(peers, is_removed);
+        let moved = *self.context.own_urls.read() != roster.own_urls();
+        if moved {
+            // What is connected was told the old ones.
+            *self.context.own_urls.write() = roster.own_urls().to_vec();
         }
-        for (member, connected) in gone {
-            for queue in [&connected.urgent, &connected.bulk] {
-                self.context
-                    .drop_unsent(member, queue.close(), Error::NoLeader);
-            }
-        }
-        self.context.peers_changed.send_replace(());
+        self.follow(&roster, moved);
     }
 
     fn ask(

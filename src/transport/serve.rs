@@ -49,6 +49,7 @@ impl GrpcNetwork {
     pub async fn serve(self: Arc<Self>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
         let service = PeerService {
             context: self.context.clone(),
+            network: self.clone(),
             arrivals: self.arrivals.clone(),
             stop: stop.clone(),
         };

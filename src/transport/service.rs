@@ -12,6 +12,7 @@ use super::context::Context;
 use super::health::Link;
 use super::identity::{self, Refusal};
 use super::lane::{LaneKind, why};
+use super::network::GrpcNetwork;
 use super::snapshot_in::Arrivals;
 use super::{Inbound, PeerMessage, batch};
 use crate::metrics::PeerCells;
@@ -32,6 +33,7 @@ const SILENT_TICKS: u32 = 4;
 /// See the module.
 pub struct PeerService {
     pub context: Arc<Context>,
+    pub network: Arc<GrpcNetwork>,
     pub arrivals: Arc<Arrivals>,
     pub stop: watch::Receiver<bool>,
 }
@@ -46,6 +48,7 @@ impl Peer for PeerService {
     ) -> Result<Response<Self::MessagesStream>, Status> {
         let from = self.context.admit(request.metadata())?;
         let inbound = self.context.serving()?;
+        self.network.told(from, &identity::urls(request.metadata()));
         let urgent = request
             .metadata()
             .get(identity::LANE)

@@ -104,7 +104,11 @@ impl Wires {
             PeerMessage::Raft(message) => message.to == to.member.0,
             _ => true,
         });
-        self.air.lock().counts.delivered += messages.len() as u64;
+        {
+            let mut air = self.air.lock();
+            air.counts.delivered += messages.len() as u64;
+            air.told(to.member, from.member);
+        }
         inbound.received(from.member, messages);
     }
 

@@ -8,9 +8,10 @@ use super::flight::{Cargo, Delay, Flight, Life};
 use super::{Counts, MAX_ON_A_LINK, Weather};
 use crate::env::Clock;
 use crate::error::Error;
+use crate::probe::{self, Defect, Path};
 use crate::sim::executor::Tasks;
 use crate::sim::random::Random;
-use crate::transport::{Inbound, PeerMessage};
+use crate::transport::{Inbound, PeerMessage, Roster};
 use crate::types::MemberId;
 
 /// From whom to whom.
@@ -27,7 +28,7 @@ pub struct Attached {
 pub struct Station {
     pub life: u64,
     pub clock: Arc<dyn Clock>,
-    pub peers: BTreeSet<MemberId>,
+    pub roster: Roster,
     pub attached: Option<Attached>,
     /// What came while the member was held.
     pub waiting: VecDeque<Flight>,
@@ -36,11 +37,11 @@ pub struct Station {
 }
 
 impl Station {
-    pub fn new(life: u64, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(member: MemberId, life: u64, clock: Arc<dyn Clock>) -> Self {
         Self {
             life,
             clock,
-            peers: BTreeSet::new(),
+            roster: Roster::new(member, vec![format!("http://{member}")]),
             attached: None,
             waiting: VecDeque::new(),
             connected: BTreeMap::new(),
@@ -192,7 +193,7 @@ impl Air {
     /// Has some of a member's peers hear that it is gone.
     pub fn spread_unreachable(&mut self, member: MemberId, now_ns: u64, per_mille: u32) {
         let knowing = self.stations.iter();
-        let knowing = knowing.filter(|(_, station)| station.peers.contains(&member));
+        let knowing = knowing.filter(|(_, station)| station.roster.knows(member));
         let knowing: Vec<MemberId> = knowing.map(|(peer, _)| *peer).collect();
         for peer in knowing {
             if self.random.chance(per_mille) {
@@ -248,6 +249,27 @@ impl Air {
         fallen
     }
 
+    /// True where a member knows how to reach the other.
+    pub fn knows(&self, member: MemberId, peer: MemberId) -> bool {
+        let station = self.stations.get(&member);
+        station.is_some_and(|station| station.roster.knows(peer))
+    }
+
+    /// A call says where its caller listens.
+    pub fn told(&mut self, member: MemberId, caller: MemberId) {
+        if self.knows(member, caller) || probe::injected(Defect::StrangerUnanswered) {
+            return;
+        }
+        let urls = self.stations.get(&caller).map(|one| one.roster.own_urls());
+        let urls = urls.unwrap_or_default().to_vec();
+        if let Some(station) = self.stations.get_mut(&member)
+            && station.roster.told(caller, &urls)
+        {
+            probe::reached(Path::StrangerAnswered);
+            self.reconnect();
+        }
+    }
+
     /// Finds anew who is connected with whom.
     pub fn reconnect(&mut self) {
         let here = |member: &MemberId| {
@@ -260,11 +282,12 @@ impl Air {
             let Some(station) = here(member) else {
                 continue;
             };
-            let peers = station.peers.iter().filter(|peer| {
-                here(peer).is_some_and(|other| other.peers.contains(member))
-                    && self.is_whole(*member, **peer)
+            let peers = station.roster.peers().into_iter().map(|peer| peer.member);
+            let peers = peers.filter(|peer| {
+                here(peer).is_some_and(|other| other.roster.knows(*member))
+                    && self.is_whole(*member, *peer)
             });
-            connected.push((*member, peers.copied().collect::<BTreeSet<_>>()));
+            connected.push((*member, peers.collect::<BTreeSet<_>>()));
         }
         let mut connected: BTreeMap<_, _> = connected.into_iter().collect();
         for (member, station) in &mut self.stations {

@@ -61,8 +61,10 @@ impl Network for SimNetwork {
         if air.lives(self.life)
             && let Some(station) = air.stations.get_mut(&self.life.member)
         {
-            let members = peers.iter().map(|peer| peer.member);
-            station.peers = members.filter(|peer| *peer != self.life.member).collect();
+            let inbound = station.attached.as_ref().map(|one| one.inbound.clone());
+            let is_removed =
+                |member| matches!(&inbound, Some(inbound) if inbound.is_removed(member));
+            station.roster.list(peers, is_removed);
             air.reconnect();
         }
     }
@@ -158,8 +160,7 @@ impl Wires {
             messages: Vec::new(),
             error: Error::NoLeader,
         };
-        let peers = air.stations.get(&from.member).map(|one| &one.peers);
-        if peers.is_none_or(|peers| !peers.contains(&to)) {
+        if !air.knows(from.member, to) {
             unsent.messages = messages;
         } else {
             unsent.error = Error::TooManyRequests;
@@ -188,9 +189,8 @@ impl Wires {
         air.counts.snapshots_sent += 1;
         let to = air.life(MemberId(message.to));
         let link = (from.member, to.member);
-        let known = air.stations.get(&from.member);
-        let known = known.is_some_and(|one| one.peers.contains(&to.member));
-        let reachable = known && air.attached(to).is_some() && air.is_whole(link.0, link.1);
+        let reachable =
+            air.knows(link.0, link.1) && air.attached(to).is_some() && air.is_whole(link.0, link.1);
         if !reachable || air.transfers.contains_key(&link) {
             air.counts.snapshots_cut += 1;
             let cargo = Cargo::SnapshotSent {
@@ -220,7 +220,7 @@ impl Wires {
         let mut air = self.air.lock();
         air.counts.questions += 1;
         let station = air.stations.get(&from.member);
-        let known = station.is_some_and(|one| one.life == from.number && one.peers.contains(&to));
+        let known = station.is_some_and(|one| one.life == from.number && one.roster.knows(to));
         if !known {
             return Fate::NotConnected;
         }

@@ -3,7 +3,7 @@
 use super::proxy::{Mode, Proxy};
 use super::*;
 
-use raft_proto::eraftpb::MessageType::{MsgAppend, MsgHeartbeat};
+use raft_proto::eraftpb::MessageType::{MsgAppend, MsgAppendResponse, MsgHeartbeat};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_arrive_whole_and_in_order() {
@@ -223,6 +223,44 @@ async fn a_peer_moves_to_another_url() {
     })
     .await;
     assert!(!a.is_active(B));
+}
+
+/// A member that calls from where it is not known is answered.
+async fn answered(known_at: Option<&str>) {
+    let (a, b) = (Site::start(A).await, Site::start(B).await);
+    if let Some(url) = known_at {
+        b.knows(A, url);
+    }
+    let at = |member, url| Peer {
+        member,
+        urls: vec![url],
+    };
+    a.network.set_peers(vec![at(A, a.url()), at(B, b.url())]);
+    eventually("active", || a.is_active(B)).await;
+    eventually("active the other way", || b.is_active(A)).await;
+    let mut answer = Message::default();
+    answer.set_msg_type(MsgAppendResponse);
+    (answer.from, answer.to, answer.term) = (B.0, A.0, 1);
+    b.network.send(A, vec![PeerMessage::Raft(answer)]);
+    eventually("the answer", || a.inbound.count(MsgAppendResponse) == 1).await;
+    // Removed for good: nobody to call any more.
+    b.inbound.removed_members.lock().insert(A);
+    b.network.set_peers(Vec::new());
+    eventually("the removal", || a.inbound.removed.load(Ordering::SeqCst)).await;
+    assert!(b.network.roster_is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_is_not_known_is_answered() {
+    answered(None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_moved_is_answered() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let dead = format!("http://{}", closed.local_addr().expect("an address"));
+    drop(closed);
+    answered(Some(&dead)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -157,6 +157,7 @@ impl Site {
             member,
             cluster,
             server_version: "3.7.1".to_owned(),
+            peer_urls: Vec::new(),
         };
         let outside = Outside {
             clock: Arc::new(SystemClock::new()),

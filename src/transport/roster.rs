@@ -1,0 +1,186 @@
+//! Whom this member can reach: those whom the state names, and those who called.
+//!
+//! A member that was away may be called by a leader that joined in its absence. Its state does
+//! not name the leader before it has the leader's entries, and those come only where it answers.
+//! So a caller says where it listens, and is answered there until the state knows better.
+
+use std::collections::BTreeMap;
+
+use super::Peer;
+use crate::types::MemberId;
+
+/// So many callers are known that the state does not name.
+const MAX_STRANGERS: usize = 64;
+/// So many URLs are taken from a caller.
+const MAX_TOLD_URLS: usize = 16;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Roster {
+    own: MemberId,
+    own_urls: Vec<String>,
+    listed: BTreeMap<MemberId, Vec<String>>,
+    told: BTreeMap<MemberId, Vec<String>>,
+}
+
+impl Roster {
+    /// Of a member that listens at these URLs, as far as it knows.
+    pub fn new(own: MemberId, own_urls: Vec<String>) -> Self {
+        Self {
+            own,
+            own_urls,
+            listed: BTreeMap::new(),
+            told: BTreeMap::new(),
+        }
+    }
+
+    /// Takes the members of the state, this one among them or not. Whoever is no longer one is
+    /// forgotten; a caller that never was one is kept unless it is removed for good.
+    pub fn list(&mut self, members: Vec<Peer>, is_removed: impl Fn(MemberId) -> bool) {
+        let now: BTreeMap<_, _> = members
+            .into_iter()
+            .map(|peer| (peer.member, peer.urls))
+            .collect();
+        let before = std::mem::replace(&mut self.listed, now);
+        if let Some(urls) = self.listed.remove(&self.own) {
+            self.own_urls = urls;
+        }
+        let listed = &self.listed;
+        self.told.retain(|member, _| {
+            let left = before.contains_key(member) && !listed.contains_key(member);
+            !left && !is_removed(*member)
+        });
+    }
+
+    /// Forgets everyone.
+    pub fn clear(&mut self) {
+        self.listed.clear();
+        self.told.clear();
+    }
+
+    /// A member called and said where it listens. True where it can be reached otherwise than
+    /// before.
+    pub fn told(&mut self, caller: MemberId, urls: &[String]) -> bool {
+        let urls = &urls[..urls.len().min(MAX_TOLD_URLS)];
+        let known = self.listed.get(&caller);
+        let known = known.is_some_and(|listed| urls.iter().all(|url| listed.contains(url)));
+        if known || urls.is_empty() || caller == self.own {
+            // What it said before is not true any more.
+            return !urls.is_empty() && self.told.remove(&caller).is_some();
+        }
+        if self.told.get(&caller).is_some_and(|told| told == urls) {
+            return false;
+        }
+        let strange = !self.listed.contains_key(&caller) && !self.told.contains_key(&caller);
+        if strange && self.told.len() >= MAX_STRANGERS {
+            return false;
+        }
+        self.told.insert(caller, urls.to_vec());
+        true
+    }
+
+    /// Everyone who can be reached. The URLs of the state come first.
+    pub fn peers(&self) -> Vec<Peer> {
+        let mut peers = self.listed.clone();
+        for (member, told) in &self.told {
+            let urls = peers.entry(*member).or_default();
+            for url in told {
+                if !urls.contains(url) {
+                    urls.push(url.clone());
+                }
+            }
+        }
+        let peers = peers.into_iter();
+        peers.map(|(member, urls)| Peer { member, urls }).collect()
+    }
+
+    /// True where the member can be reached.
+    pub fn knows(&self, member: MemberId) -> bool {
+        self.listed.contains_key(&member) || self.told.contains_key(&member)
+    }
+
+    /// Where this member listens, as its state says once it is named there.
+    pub fn own_urls(&self) -> &[String] {
+        &self.own_urls
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn urls(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// "2 a b, 3 c": member 2 at a and b, member 3 at c.
+    fn members(text: &str) -> Vec<Peer> {
+        let peers = text.split(", ").filter(|peer| !peer.is_empty());
+        let peer = |text: &str| {
+            let (id, rest) = text.split_once(' ').unwrap_or((text, ""));
+            Peer {
+                member: MemberId(id.parse().expect("an id")),
+                urls: urls(rest),
+            }
+        };
+        peers.map(peer).collect()
+    }
+
+    fn roster(listed: &str) -> Roster {
+        let mut roster = Roster::new(MemberId(1), urls("own"));
+        roster.list(members(listed), |_| false);
+        roster
+    }
+
+    #[test]
+    fn a_caller_that_the_state_does_not_name_is_reached_where_it_says() {
+        let mut roster = roster("1 here, 2 a");
+        assert_eq!(roster.own_urls(), urls("here"));
+        assert!(!roster.knows(MemberId(3)));
+        assert!(roster.told(MemberId(3), &urls("c")));
+        assert!(!roster.told(MemberId(3), &urls("c")));
+        assert_eq!(roster.peers(), members("2 a, 3 c"));
+        // A change of others leaves it.
+        roster.list(members("1 here, 2 a, 4 d"), |_| false);
+        assert_eq!(roster.peers(), members("2 a, 3 c, 4 d"));
+        // The state names it, then no longer.
+        roster.list(members("2 a, 3 c"), |_| false);
+        assert_eq!(roster.peers(), members("2 a, 3 c"));
+        roster.list(members("2 a"), |_| false);
+        assert_eq!(roster.peers(), members("2 a"));
+    }
+
+    #[test]
+    fn a_caller_that_moved_is_tried_at_both_places() {
+        let mut roster = roster("2 a");
+        assert!(!roster.told(MemberId(2), &urls("a")));
+        assert!(roster.told(MemberId(2), &urls("b a")));
+        assert_eq!(roster.peers(), members("2 a b"));
+        assert!(roster.told(MemberId(2), &urls("a")));
+        assert_eq!(roster.peers(), members("2 a"));
+    }
+
+    #[test]
+    fn those_who_are_removed_or_say_nothing_are_nobody() {
+        let mut roster = roster("2 a");
+        assert!(!roster.told(MemberId(3), &[]));
+        assert!(!roster.told(MemberId(1), &urls("x")));
+        assert!(roster.told(MemberId(4), &urls("d")));
+        roster.list(members("2 a"), |member| member == MemberId(4));
+        assert_eq!(roster.peers(), members("2 a"));
+        assert_eq!(roster.own_urls(), urls("own"));
+        roster.clear();
+        assert_eq!(roster.peers(), []);
+    }
+
+    #[test]
+    fn strangers_have_a_bound() {
+        let mut roster = roster("2 a");
+        for id in 10..10 + 2 * MAX_STRANGERS as u64 {
+            roster.told(MemberId(id), &vec![format!("{id}"); 2 * MAX_TOLD_URLS]);
+        }
+        assert_eq!(roster.peers().len(), 1 + MAX_STRANGERS);
+        // Members of the state are none.
+        assert!(roster.told(MemberId(2), &urls("b")));
+    }
+}
