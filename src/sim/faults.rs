@@ -66,6 +66,8 @@ pub enum Kind {
     Transfer,
     /// A member is added, promoted or removed.
     Membership,
+    /// A member joins and leads while another is away.
+    Newcomer,
 }
 
 impl Kind {
@@ -90,10 +92,11 @@ impl Kind {
             Kind::ClockJump => "wall clock jumped",
             Kind::Transfer => "leadership transferred",
             Kind::Membership => "membership changed",
+            Kind::Newcomer => "newcomer led while another was away",
         }
     }
 
-    pub const ALL: [Kind; 18] = [
+    pub const ALL: [Kind; 19] = [
         Kind::Kill,
         Kind::PowerLoss,
         Kind::Stop,
@@ -112,6 +115,7 @@ impl Kind {
         Kind::ClockJump,
         Kind::Transfer,
         Kind::Membership,
+        Kind::Newcomer,
     ];
 }
 
@@ -126,6 +130,8 @@ enum Event {
     Transfer(MemberId),
     /// This one was just elected.
     Coup(MemberId),
+    /// The member that joined last is to lead.
+    Enthrone,
     Stop(MemberId),
     Continue(MemberId),
     Heal(Vec<(MemberId, MemberId)>),
@@ -151,6 +157,8 @@ pub struct Faults {
     operators: u32,
     /// The next leader is cut off if it is elected by then; this one was cut off before.
     coup: Option<(Moment, MemberId)>,
+    /// Who joined last.
+    newest: Option<MemberId>,
     /// Members that the cluster has removed.
     pub removed: BTreeSet<MemberId>,
 }
@@ -169,6 +177,7 @@ impl Faults {
             3 => kinds = vec![Kind::Transfer, Kind::Weather],
             // Members that fall behind, and come back to a snapshot.
             4 | 5 => kinds = vec![Kind::Isolation],
+            6 | 7 => kinds = vec![Kind::Newcomer, Kind::Membership],
             _ => {}
         }
         let interval_ns = random.between(SECOND, 6 * SECOND);
@@ -185,6 +194,7 @@ impl Faults {
             counts: BTreeMap::new(),
             operators: 0,
             coup: None,
+            newest: None,
             removed: BTreeSet::new(),
         }
     }
@@ -278,6 +288,11 @@ pub fn strike(world: &mut World) {
         }
         Event::Transfer(to) => elections::transfer(world, to),
         Event::Coup(id) => elections::coup(world, id),
+        Event::Enthrone => {
+            if let Some(id) = world.faults.newest {
+                elections::transfer(world, id);
+            }
+        }
         Event::Restart(id) => restart(world, id),
         Event::Stop(id) => {
             world.stop(id);
@@ -419,6 +434,7 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
         }
         Kind::Transfer => elections::hand_round(world, id, &alive, later),
         Kind::Membership => membership::change(world, id),
+        Kind::Newcomer => membership::newcomer(world, id, now),
     }
 }
 

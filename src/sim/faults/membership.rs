@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{FIRST_OPERATOR, MAX_MEMBERS, leader};
+use super::{Event, FIRST_OPERATOR, MAX_MEMBERS, MS, SECOND, leader};
 use crate::env::Executor;
 use crate::node::shared::{ClusterStatus, peers_in};
 use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
 use crate::proto::membershippb::RaftAttributes;
 use crate::sim::client::Client;
-use crate::sim::history::Asked;
+use crate::sim::history::{Asked, Moment};
 use crate::sim::world::World;
 use crate::types::MemberId;
 
@@ -69,6 +69,34 @@ pub(super) fn change(world: &mut World, via: MemberId) {
     }
 }
 
+/// Adds a member and has it lead, while the disk of another takes nothing, which then dies: it
+/// comes back to a leader that its state does not name. (Were it cut off, nobody could be added.)
+pub(super) fn newcomer(world: &mut World, away: MemberId, now: Moment) {
+    let others: Vec<MemberId> = world.alive().into_iter().filter(|id| *id != away).collect();
+    let full = newest_status(world).is_none_or(|(_, status)| status.members.len() >= MAX_MEMBERS);
+    if others.len() < 2 || full {
+        return;
+    }
+    let raft = RaftAttributes {
+        peer_urls: vec![world.new_url()],
+        is_learner: false,
+    };
+    let via = *world.faults.random.pick(&others);
+    operate(world, via, MemberId(0), Change::Add(raft));
+    let faults = &mut world.faults;
+    let back_at = now + faults.random.between(4 * SECOND, 7 * SECOND);
+    if let Some(condition) = world.conditions.get_mut(&away) {
+        condition.stalled_until = back_at + SECOND;
+    }
+    let mut at = now + SECOND;
+    while at < back_at + SECOND {
+        faults.plan(at, Event::Enthrone);
+        at += 400 * MS;
+    }
+    faults.plan(back_at, Event::Die(Some(away)));
+    faults.disturbed(back_at + SECOND);
+}
+
 /// Has an operator ask for a change.
 fn operate(world: &mut World, via: MemberId, member: MemberId, change: Change) {
     world.faults.operators += 1;
@@ -101,6 +129,7 @@ pub(super) fn take_census(world: &mut World) {
         if !world.nodes.contains_key(&id) {
             let peers = peers_in(status.members.iter(), id);
             world.add_joiner(id, peers);
+            world.faults.newest = Some(id);
             world.faults.restart_soon(id, now);
         }
     }
