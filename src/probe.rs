@@ -122,6 +122,8 @@ named! {
         RefusalUnchecked => "refusal-unchecked",
         /// A forwarded proposal is sent again when its leader is lost, though it may be applied yet.
         ForwardedTwice => "forwarded-twice",
+        /// A forwarded proposal that got lost is waited for without end.
+        ForwardedKept => "forwarded-kept",
         /// The term fence of a revoke is skipped.
         RevokeUnfenced => "revoke-unfenced",
         /// A new leader does not start the leases anew.

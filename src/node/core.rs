@@ -18,12 +18,13 @@ use super::reads::{ReadReply, Reads};
 use super::requests::{
     Proposal, Proposed, Refusal, Reply, committed_id, conf_change, is_request, member_change,
 };
+use super::work::{Waiting, Work};
 use crate::error::Error;
 use crate::probe::{self, Defect, Path};
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::etchedpeer::{Forwarded, MemberChange, forwarded, member_change::Change};
 use crate::raft::replica::Progress;
-use crate::raft::{Committed, CommittedKind, Message, Persist, Replica, Snapshot, replica};
+use crate::raft::{Committed, CommittedKind, Lost, Message, Replica, Snapshot, replica};
 use crate::state::machine::{Entry, Payload};
 use crate::types::MemberId;
 
@@ -55,24 +56,6 @@ struct Away {
     expires_at_tick: u64,
     what: Proposed,
     reply: Reply,
-}
-
-/// What has to be done now, in this order.
-#[derive(Default)]
-pub struct Work {
-    pub messages: Vec<Message>,
-    pub forwards: Vec<(MemberId, Forwarded)>,
-    pub refusals: Vec<Refusal>,
-    pub persist: Option<Persist>,
-    pub entries: Vec<Entry>,
-    /// Of each entry, whoever waits for it here.
-    pub replies: Vec<Option<Reply>>,
-    /// The entries hold the first one of the term in which this member leads.
-    pub promoted_in_term: Option<u64>,
-    /// Reads that may be made once the index is applied here.
-    pub reads: Vec<(u64, Vec<ReadReply>)>,
-    /// A member needs a snapshot, and there is none of use.
-    pub snapshot_wanted: bool,
 }
 
 /// See the module.
@@ -144,8 +127,25 @@ impl Core {
         self.replica.status()
     }
 
+    /// Who waits for what here.
+    pub fn waiting(&self) -> Waiting {
+        Waiting {
+            proposed: self.waiters.len(),
+            forwarded: self.away.len(),
+            without_leader: self.parked.len(),
+            changes: self.changes.len(),
+            reads: self.reads.count(),
+        }
+    }
+
     pub fn progress(&self) -> Vec<Progress> {
         self.replica.progress()
+    }
+
+    /// # Errors
+    /// A message has shown that this member's log is not what it was.
+    pub fn check_log(&self) -> Result<(), Lost> {
+        self.replica.check_log()
     }
 
     /// Takes a message of another member. One that raft does not want is none to act upon.
@@ -533,7 +533,9 @@ impl Core {
         while let Some(waiter) = pop_if(&mut self.waiters, |first| first.expires_at_tick <= tick) {
             (waiter.reply)(Err(Error::Timeout));
         }
-        for (_, away) in self.away.extract_if(|_, away| away.expires_at_tick <= tick) {
+        let kept = probe::injected(Defect::ForwardedKept);
+        let expired = |_: &u64, away: &mut Away| away.expires_at_tick <= tick && !kept;
+        for (_, away) in self.away.extract_if(expired) {
             (away.reply)(Err(Error::Timeout));
         }
         while let Some((proposal, _)) = pop_if(&mut self.parked, |first| first.1 <= tick) {

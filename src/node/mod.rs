@@ -32,6 +32,7 @@ pub mod states;
 #[cfg(test)]
 mod tests;
 pub mod version;
+pub mod work;
 
 pub use handle::Handle;
 pub use shared::{ClusterStatus, ReadView, Shared};

@@ -13,13 +13,14 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::apply::{Applier, ApplyJob, ApplyThread, Group};
-use super::core::{Core, Work};
+use super::core::Core;
 use super::inbox::{Inbox, Input};
 use super::log_thread::{LogJob, LogThread, LogWriter};
 use super::pipe::Pipe;
 use super::run::Fatal;
 use super::shared::Shared;
 use super::states::{Checkpoint, Received, States};
+use super::work::{Waiting, Work};
 use crate::probe::{self, Defect, Path};
 use crate::raft::replica::Status;
 use crate::raft::{Message, MessageType};
@@ -144,6 +145,7 @@ impl RaftThread {
                 batch_bytes = 0;
             }
         }
+        self.core.check_log()?;
         self.carry_out(false)?;
         self.publish();
         if stopping {
@@ -171,6 +173,12 @@ impl RaftThread {
             inbox: self.inbox.clone(),
             states: self.states.clone(),
         }
+    }
+
+    /// Who waits for what in the core, and the bytes that wait for the log and the apply thread.
+    pub fn waiting(&self) -> (Waiting, usize) {
+        let bytes = self.log_jobs.outstanding_bytes() + self.apply_jobs.outstanding_bytes();
+        (self.core.waiting(), bytes)
     }
 
     pub fn inbox(&self) -> &Arc<Inbox> {

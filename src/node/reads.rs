@@ -56,6 +56,11 @@ impl Reads {
         self.index.expired(tick)
     }
 
+    /// How many wait.
+    pub fn count(&self) -> usize {
+        self.index.len()
+    }
+
     pub fn drain(&mut self) -> Vec<ReadReply> {
         self.index.drain()
     }
@@ -93,6 +98,11 @@ impl WaitingReads {
         for reply in replies {
             reply(result);
         }
+    }
+
+    /// How many wait.
+    pub fn count(&self) -> usize {
+        self.waiting.lock().count
     }
 
     /// Entries up to `index` are applied, and the view shows them.

@@ -16,6 +16,8 @@ pub enum Fatal {
     Log(#[from] raft_log::Error),
     #[error(transparent)]
     Storage(#[from] storage::Error),
+    #[error(transparent)]
+    Lost(#[from] crate::raft::Lost),
     #[error("raft: {0}")]
     Raft(#[from] raft::Error),
     #[error("cannot start the {0} thread: {1}")]

@@ -6,9 +6,17 @@
 //! that works sends any of them, but bytes come over a network and from programs of any version.
 //! So they are looked at here, once as they are decoded and once against the log they are for,
 //! and refused with a reason. raft loses nothing by it: to it, the message got lost.
+//!
+//! One of them says something about this member: a heartbeat commits what its sender knows to be
+//! here. Where the log ends before that, it has lost what was acknowledged, and a vote of this
+//! member's could make others forget it too.
+
+use std::mem::{self, Discriminant};
 
 use raft::{RaftLog, StateRole, Storage};
 use raft_proto::eraftpb::{Entry, EntryType, Message, MessageType, SnapshotMetadata};
+
+use crate::types::MemberId;
 
 /// Terms and indexes stay below this, so that no sum of them overflows. A member that proposed a
 /// million entries a second would get there in 100,000 years.
@@ -47,6 +55,52 @@ pub enum Malformed {
     NotLeader,
     #[error("it answers or orders an election before this member's log and state are in place")]
     Early,
+}
+
+/// The log ends before what the member has acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the raft log ends with entry {last_index}, but this member has acknowledged entries up to \
+     {acknowledged_index} to the leader: the disk or somebody has taken entries away. Remove the \
+     member from the cluster and add it again with an empty data directory"
+)]
+pub struct Lost {
+    pub acknowledged_index: u64,
+    pub last_index: u64,
+}
+
+/// What was refused.
+#[derive(Debug, Default)]
+pub struct Refused {
+    /// What was wrong with the last one.
+    last: Option<Discriminant<Malformed>>,
+    lost: Option<Lost>,
+}
+
+impl Refused {
+    /// The first of a kind is told of: the rest would fill the log at the pace of the network.
+    pub fn note(&mut self, message: &Message, fault: Malformed) {
+        let (from, kind) = (MemberId(message.from), message.msg_type);
+        let before = self.last.replace(mem::discriminant(&fault));
+        if before == self.last {
+            tracing::debug!(%from, kind, reason = %fault, "refused a message of a member");
+        } else {
+            tracing::warn!(%from, kind, reason = %fault, "refused a message of a member");
+        }
+        if let Malformed::BeyondLog { index, last_index } = fault
+            && kind == MessageType::MsgHeartbeat as i32
+        {
+            self.lost = Some(Lost {
+                acknowledged_index: index,
+                last_index,
+            });
+        }
+    }
+
+    /// What a refused message says about this member's log.
+    pub fn lost(&self) -> Option<Lost> {
+        self.lost
+    }
 }
 
 /// Looks at a message by itself.
@@ -322,6 +376,24 @@ mod tests {
         assert_eq!(entry(|e| e.entry_type = 2), wrong(10));
         assert_eq!(entry(|e| e.entry_type = 256), wrong(10));
         assert_eq!(entry(|e| e.context = vec![1]), wrong(10));
+    }
+
+    #[test]
+    fn a_heartbeat_beyond_the_log_tells_of_a_loss() {
+        let fault = Malformed::BeyondLog {
+            index: 9,
+            last_index: 7,
+        };
+        let mut refused = Refused::default();
+        refused.note(&sound(MessageType::MsgAppendResponse), fault);
+        refused.note(&sound(MessageType::MsgHeartbeat), Malformed::FromSelf);
+        assert_eq!(refused.lost(), None);
+        refused.note(&sound(MessageType::MsgHeartbeat), fault);
+        let lost = Lost {
+            acknowledged_index: 9,
+            last_index: 7,
+        };
+        assert_eq!(refused.lost(), Some(lost));
     }
 
     #[test]

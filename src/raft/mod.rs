@@ -12,7 +12,7 @@ pub mod log;
 pub mod read_index;
 pub mod replica;
 
-pub use admit::Malformed;
+pub use admit::{Lost, Malformed};
 pub use raft_proto::eraftpb::{
     ConfChange, ConfChangeType, ConfState, Message, MessageType, Snapshot, SnapshotMetadata,
 };

@@ -5,7 +5,6 @@
 //! a quorum, this member included where it counts, has said so.
 
 use std::collections::VecDeque;
-use std::mem::{self, Discriminant};
 
 use bytes::Bytes;
 use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
@@ -14,7 +13,7 @@ use raft_proto::eraftpb::{
     SnapshotMetadata,
 };
 
-use super::admit::{self, Malformed};
+use super::admit::{self, Lost, Malformed, Refused};
 use super::drain::TracingDrain;
 use super::log::{LogView, to_disk};
 use crate::error::Error;
@@ -141,8 +140,7 @@ pub struct Replica {
     /// A hard state whose only news is a commit index: goes with the next write.
     lazy_hard_state: bool,
     election_seed: u64,
-    /// What was wrong with the last message that was refused, to say it once.
-    refused_for: Option<Discriminant<Malformed>>,
+    refused: Refused,
 }
 
 impl Replica {
@@ -175,7 +173,7 @@ impl Replica {
             unpersisted: Default::default(),
             lazy_hard_state: false,
             election_seed: options.election_seed,
-            refused_for: None,
+            refused: Refused::default(),
         };
         replica.draw_election_timeout();
         Ok(replica)
@@ -235,7 +233,7 @@ impl Replica {
     pub fn step(&mut self, message: Message) -> bool {
         if is_snapshot(&message) {
             // Without its files it would empty the log of a state that is not there.
-            self.refuse(&message, Malformed::Snapshot);
+            self.refused.note(&message, Malformed::Snapshot);
             return false;
         }
         self.step_any(message)
@@ -244,7 +242,7 @@ impl Replica {
     /// Takes a snapshot's message, whose files are here. False where raft does not want it.
     pub fn restore(&mut self, message: Message) -> bool {
         if !is_snapshot(&message) {
-            self.refuse(&message, Malformed::Snapshot);
+            self.refused.note(&message, Malformed::Snapshot);
             return false;
         }
         let mark = mark_of(message.get_snapshot().get_metadata());
@@ -261,7 +259,7 @@ impl Replica {
 
     fn step_any(&mut self, message: Message) -> bool {
         if let Err(fault) = admit::check(&message, &self.node.raft) {
-            self.refuse(&message, fault);
+            self.refused.note(&message, fault);
             return false;
         }
         let stepped = self.node.step(message);
@@ -272,15 +270,10 @@ impl Replica {
         stepped.is_ok()
     }
 
-    /// The first of a kind is told of: the rest would fill the log at the pace of the network.
-    fn refuse(&mut self, message: &Message, fault: Malformed) {
-        let (from, kind) = (MemberId(message.from), message.msg_type);
-        let before = self.refused_for.replace(mem::discriminant(&fault));
-        if before == self.refused_for {
-            tracing::debug!(%from, kind, reason = %fault, "refused a message of a member");
-        } else {
-            tracing::warn!(%from, kind, reason = %fault, "refused a message of a member");
-        }
+    /// # Errors
+    /// This member's log has lost what it had acknowledged. It must not go on.
+    pub fn check_log(&self) -> Result<(), Lost> {
+        self.refused.lost().map_or(Ok(()), Err)
     }
 
     /// True where a proposal would be taken: this member leads and does not hand over.

@@ -14,6 +14,11 @@ const FIRST_INDEX: u64 = 2;
 
 /// A busy world takes some ten thousand.
 const MAX_STEPS_A_SECOND: u64 = 40_000;
+/// A world has a few dozen clients, each with one request at a time.
+const MAX_PENDING: usize = 400;
+/// Beyond its limit a member takes what it has begun with: a leader its own proposals, a
+/// follower one append.
+const MAX_OVERSHOOT_BYTES: usize = 1 << 20;
 /// A state may come to a member again where its answer was lost.
 const MAX_ARRIVALS: u64 = 12;
 
@@ -126,6 +131,13 @@ impl World {
             if bytes > limit {
                 over.push(format!("watch events of {id}: {bytes} bytes"));
             }
+            let (waiting, bytes) = life.raft.waiting();
+            if waiting.sum() > MAX_PENDING {
+                over.push(format!("those who wait for {id}: {waiting:?}"));
+            }
+            if bytes > self.manner.max_outstanding_bytes + MAX_OVERSHOOT_BYTES {
+                over.push(format!("the threads of {id}: {bytes} bytes"));
+            }
         }
         for details in over {
             self.find("a queue is over its bound", details);
@@ -148,6 +160,16 @@ impl World {
             return true;
         };
         applied == commit && indexes.all(|(a, c)| a == applied && c == commit)
+    }
+
+    /// Nobody waits for anything, and nothing waits for a thread.
+    pub fn nobody_waits(&self) -> bool {
+        let mut lives = self.nodes.values().filter_map(|node| node.life.as_ref());
+        lives.all(|life| {
+            let (waiting, bytes) = life.raft.waiting();
+            let reads = life.handle.shared().waiting_reads.count();
+            waiting.sum() == 0 && bytes == 0 && reads == 0
+        })
     }
 
     /// The members of the cluster that run, learners left out.
@@ -197,6 +219,7 @@ impl World {
             if status.is_leader {
                 text.push_str(&format!(" {:?};", shared.raft.progress()));
             }
+            text.push_str(&format!(" {:?};", life.raft.waiting()));
             if life.log_jobs.is_some() || life.is_applying() {
                 text.push_str(" at work;");
             }

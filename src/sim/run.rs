@@ -177,7 +177,10 @@ fn come_to_rest(world: &mut World) {
         world.busy_clients() == 0
     });
     wait_for(world, REST_NS, "members do not come to rest", |world| {
-        world.is_even() && world.removed_are_gone() && world.compactions_are_done()
+        world.is_even()
+            && world.nobody_waits()
+            && world.removed_are_gone()
+            && world.compactions_are_done()
     });
     compare_histories(world);
 }

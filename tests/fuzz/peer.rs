@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use etched::error::Error;
-use etched::node::core::{Core, Work};
+use etched::node::core::Core;
 use etched::node::requests::{Proposal, Proposed};
+use etched::node::work::Work;
 use etched::proto::etcdserverpb::{InternalRaftRequest, PutRequest, RequestHeader};
 use etched::proto::etchedpeer::forwarded;
 use etched::proto::etchedpeer::snapshot_part::Part;
