@@ -565,6 +565,11 @@ impl Core {
         Ok(())
     }
 
+    /// How many proposals and reads wait for something here.
+    pub fn waiting(&self) -> usize {
+        self.waiters.len() + self.away.len() + self.parked.len() + self.reads.len()
+    }
+
     pub fn is_sole_voter(&self) -> bool {
         self.replica.is_sole_voter()
     }

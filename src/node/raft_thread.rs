@@ -21,7 +21,7 @@ use super::run::Fatal;
 use super::shared::Shared;
 use super::states::{Checkpoint, Received, States};
 use crate::probe::{self, Defect, Path};
-use crate::raft::replica::Status;
+use crate::raft::replica::{Progress, Status};
 use crate::raft::{Message, MessageType};
 use crate::storage;
 use crate::transport::{Network, PeerMessage};
@@ -183,6 +183,16 @@ impl RaftThread {
 
     pub fn status(&self) -> Status {
         self.core.status()
+    }
+
+    /// The members as raft knows them.
+    pub fn progress(&self) -> Vec<Progress> {
+        self.core.progress()
+    }
+
+    /// How many proposals and reads wait for raft, or for entries to be applied.
+    pub fn waiting(&self) -> usize {
+        self.core.waiting() + self.shared.waiting_reads.len()
     }
 
     fn take(&mut self, input: Input) -> Result<(), Fatal> {

@@ -52,6 +52,10 @@ impl Reads {
         self.index.answered(context)
     }
 
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
     pub fn expired(&mut self, tick: u64) -> Vec<ReadReply> {
         self.index.expired(tick)
     }
@@ -93,6 +97,10 @@ impl WaitingReads {
         for reply in replies {
             reply(result);
         }
+    }
+
+    pub fn len(&self) -> usize {
+        self.waiting.lock().count
     }
 
     /// Entries up to `index` are applied, and the view shows them.

@@ -1,12 +1,17 @@
 //! What must hold in a world at every moment, and what can be seen of it from outside: one leader
 //! a term, equal entries at equal indexes, equal states at equal indexes, bounded queues.
 
+use std::collections::BTreeMap;
+
 use super::history::{Applied, Payload};
 use super::world::World;
 use crate::mvcc::compaction;
 use crate::node::states::mark_of;
 use crate::probe;
+use crate::proto::etcdserverpb::AlarmType;
 use crate::proto::etchedpeer::MemberChange;
+use crate::proto::membershippb::Member;
+use crate::state::membership::is_learner;
 use crate::types::MemberId;
 
 /// Where the log of a cluster begins: see `FOUNDING_MARK`.
@@ -137,6 +142,48 @@ impl World {
         }
     }
 
+    /// Nobody's data is damaged in any world, so nobody may be called corrupt: the cluster would
+    /// take no more writes.
+    pub(super) fn look_for_false_alarms(&mut self) {
+        let accused = self.nodes.values().find_map(|node| {
+            let status = node.life.as_ref()?.handle.shared().status();
+            let mut alarms = status.alarms.iter();
+            let corrupt = alarms.find(|alarm| alarm.alarm == AlarmType::Corrupt as i32)?;
+            Some(MemberId(corrupt.member_id))
+        });
+        if let Some(accused) = accused {
+            self.find("a sound member is called corrupt", format!("{accused}"));
+        }
+    }
+
+    /// At rest raft counts on the members that the state names, and on nobody else.
+    pub fn compare_members(&mut self) {
+        let mut differing = Vec::new();
+        for node in self.nodes.values() {
+            let Some(life) = &node.life else {
+                continue;
+            };
+            let status = life.handle.shared().status();
+            let roles = |member: &Member| (MemberId(member.id), !is_learner(member));
+            let stored: BTreeMap<MemberId, bool> = status.members.iter().map(roles).collect();
+            let progress = life.raft.progress().into_iter();
+            let counted: BTreeMap<_, _> = progress.map(|p| (p.member, p.voter)).collect();
+            if stored != counted {
+                differing.push(format!("{}: {stored:?} and {counted:?}", node.id));
+            }
+        }
+        for details in differing {
+            self.find("raft's members are not those of the state", details);
+        }
+    }
+
+    /// No request is left at any member, given up by its client or not.
+    pub fn nothing_waits(&self) -> bool {
+        let mut lives = self.nodes.values().filter_map(|node| node.life.as_ref());
+        self.clients.served() == 0
+            && lives.all(|life| life.raft.waiting() == 0 && life.handle.is_idle())
+    }
+
     /// Everything that the members have agreed upon is applied by all that run.
     pub fn is_even(&self) -> bool {
         let mut indexes = self.nodes.values().filter_map(|node| {
@@ -178,7 +225,8 @@ impl World {
 
     /// Where each member stands, for people.
     pub fn describe(&self) -> String {
-        let mut text = format!("{} client tasks;", self.busy_clients());
+        let (clients, served) = (self.busy_clients(), self.clients.served());
+        let mut text = format!("{clients} client tasks, {served} requests;");
         for node in self.nodes.values() {
             let Some(life) = &node.life else {
                 text.push_str(&format!(" {}: down;", node.id));
@@ -196,6 +244,9 @@ impl World {
             ));
             if status.is_leader {
                 text.push_str(&format!(" {:?};", shared.raft.progress()));
+            }
+            if life.raft.waiting() > 0 || !life.handle.is_idle() {
+                text.push_str(&format!(" {} wait;", life.raft.waiting()));
             }
             if life.log_jobs.is_some() || life.is_applying() {
                 text.push_str(" at work;");
