@@ -173,6 +173,11 @@ impl Handle {
         Error::Timeout
     }
 
+    /// True while no proposal of this member's is under way.
+    pub fn is_idle(&self) -> bool {
+        self.room_kib.available_permits() == MAX_PROPOSED_KIB as usize
+    }
+
     fn push(&self, input: Input) -> Result<(), Error> {
         self.inbox.push(input).map_err(|refused| match refused {
             Refused::Full => Error::TooManyRequests,

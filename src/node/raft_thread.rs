@@ -22,7 +22,7 @@ use super::shared::Shared;
 use super::states::{Checkpoint, Received, States};
 use super::work::{Waiting, Work};
 use crate::probe::{self, Defect, Path};
-use crate::raft::replica::Status;
+use crate::raft::replica::{Progress, Status};
 use crate::raft::{Message, MessageType};
 use crate::storage;
 use crate::transport::{Network, PeerMessage};
@@ -191,6 +191,11 @@ impl RaftThread {
 
     pub fn status(&self) -> Status {
         self.core.status()
+    }
+
+    /// The members as raft knows them.
+    pub fn progress(&self) -> Vec<Progress> {
+        self.core.progress()
     }
 
     fn take(&mut self, input: Input) -> Result<(), Fatal> {

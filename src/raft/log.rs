@@ -15,7 +15,7 @@ use crate::probe::{self, Defect, Path};
 use crate::storage::raft_log::{LogEntry, Mark, Reader};
 
 /// Applied entries kept in memory for followers.
-const KEPT_ENTRIES: usize = 1024;
+pub const RECENT_ENTRIES: usize = 1024;
 const KEPT_BYTES: usize = 4 << 20;
 
 /// raft-rs's view of the log.
@@ -23,6 +23,7 @@ pub struct LogView {
     reader: Reader,
     recent: VecDeque<Entry>,
     recent_bytes: usize,
+    kept_entries: usize,
     persisted_index: u64,
     hard_state: HardState,
     conf_state: ConfState,
@@ -35,13 +36,19 @@ pub struct LogView {
 }
 
 impl LogView {
-    /// The log as it was found on disk.
-    pub fn new(reader: Reader, hard_state: HardState, conf_state: ConfState) -> Self {
+    /// The log as it was found on disk; `kept_entries` stay in memory once they are applied.
+    pub fn new(
+        reader: Reader,
+        hard_state: HardState,
+        conf_state: ConfState,
+        kept_entries: usize,
+    ) -> Self {
         Self {
             persisted_index: reader.last_index(),
             reader,
             recent: VecDeque::new(),
             recent_bytes: 0,
+            kept_entries,
             hard_state,
             conf_state,
             reset: None,
@@ -107,7 +114,7 @@ impl LogView {
     /// Entries up to `index` are applied: what is on disk too may leave the memory.
     pub fn applied(&mut self, index: u64) {
         let until = index.min(self.persisted_index);
-        while (self.recent.len() > KEPT_ENTRIES || self.recent_bytes > KEPT_BYTES)
+        while (self.recent.len() > self.kept_entries || self.recent_bytes > KEPT_BYTES)
             && self
                 .recent
                 .front()

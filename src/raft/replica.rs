@@ -37,6 +37,8 @@ pub struct Options {
     pub pre_vote: bool,
     /// Election timeouts follow from this, the member and the term, and from nothing else.
     pub election_seed: u64,
+    /// Applied entries kept in memory for followers that lag, `log::RECENT_ENTRIES` in a server.
+    pub recent_entries: usize,
 }
 
 /// What the log and the state machine held when the member stopped.
@@ -166,7 +168,12 @@ impl Replica {
             max_committed_size_per_ready: MAX_COMMITTED_BYTES,
             ..Default::default()
         };
-        let log = LogView::new(restored.reader, hard_state, restored.conf_state);
+        let log = LogView::new(
+            restored.reader,
+            hard_state,
+            restored.conf_state,
+            options.recent_entries,
+        );
         let logger = slog::Logger::root(TracingDrain, slog::o!());
         let mut replica = Self {
             node: RawNode::new(&config, log, &logger)?,

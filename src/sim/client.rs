@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -48,6 +48,8 @@ pub struct Clients {
     pub operations: Mutex<Vec<Operation>>,
     pub watches: Mutex<Vec<Watched>>,
     stopping: AtomicBool,
+    /// Requests that members are at, whether or not their clients still wait.
+    served: Arc<AtomicUsize>,
     /// Those that were granted last.
     leases: Mutex<VecDeque<i64>>,
 }
@@ -63,6 +65,7 @@ impl Clients {
             operations: Mutex::default(),
             watches: Mutex::default(),
             stopping: AtomicBool::new(false),
+            served: Arc::default(),
             leases: Mutex::default(),
         })
     }
@@ -105,8 +108,29 @@ impl Clients {
         self.stopping.store(true, Ordering::SeqCst);
     }
 
+    /// How many requests members are at; some of them may have been given up.
+    pub fn served(&self) -> usize {
+        self.served.load(Ordering::SeqCst)
+    }
+
     pub fn stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
+    }
+}
+
+/// A request that a member is at. It ends with the member's task.
+struct Served(Arc<AtomicUsize>);
+
+impl Served {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -176,7 +200,9 @@ impl Client {
         self.pause(20, 400).await;
         let (sender, receiver) = oneshot::channel();
         let (services, request) = (door.services.clone(), asked.clone());
+        let served = Served::new(&self.clients.served);
         door.tasks.spawn(Box::pin(async move {
+            let _served = served;
             // A client that gave up does not hear of it.
             let _ = sender.send(serve(&services, request).await);
         }));

@@ -1,12 +1,18 @@
 //! What must hold in a world at every moment, and what can be seen of it from outside: one leader
 //! a term, equal entries at equal indexes, equal states at equal indexes, bounded queues.
 
+use std::collections::BTreeMap;
+
 use super::history::{Applied, Payload};
+use super::member::Life;
 use super::world::World;
 use crate::mvcc::compaction;
 use crate::node::states::mark_of;
 use crate::probe;
+use crate::proto::etcdserverpb::AlarmType;
 use crate::proto::etchedpeer::MemberChange;
+use crate::proto::membershippb::Member;
+use crate::state::membership::is_learner;
 use crate::types::MemberId;
 
 /// Where the log of a cluster begins: see `FOUNDING_MARK`.
@@ -149,6 +155,53 @@ impl World {
         }
     }
 
+    /// Nobody's data is damaged in any world, so nobody may be called corrupt: the cluster would
+    /// take no more writes.
+    pub(super) fn look_for_false_alarms(&mut self) {
+        let accused = self.nodes.values().find_map(|node| {
+            let status = node.life.as_ref()?.handle.shared().status();
+            let mut alarms = status.alarms.iter();
+            let corrupt = alarms.find(|alarm| alarm.alarm == AlarmType::Corrupt as i32)?;
+            Some(MemberId(corrupt.member_id))
+        });
+        if let Some(accused) = accused {
+            self.find("a sound member is called corrupt", format!("{accused}"));
+        }
+    }
+
+    /// At rest raft counts on the members that the state names, and on nobody else.
+    pub fn compare_members(&mut self) {
+        let mut differing = Vec::new();
+        for node in self.nodes.values() {
+            let Some(life) = &node.life else {
+                continue;
+            };
+            let status = life.handle.shared().status();
+            let roles = |member: &Member| (MemberId(member.id), !is_learner(member));
+            let stored: BTreeMap<MemberId, bool> = status.members.iter().map(roles).collect();
+            let progress = life.raft.progress().into_iter();
+            let counted: BTreeMap<_, _> = progress.map(|p| (p.member, p.voter)).collect();
+            if stored != counted {
+                differing.push(format!("{}: {stored:?} and {counted:?}", node.id));
+            }
+        }
+        for details in differing {
+            self.find("raft's members are not those of the state", details);
+        }
+    }
+
+    /// No request is left at any member, given up by its client or not, and nothing waits for a
+    /// thread.
+    pub fn nothing_waits(&self) -> bool {
+        let mut lives = self.nodes.values().filter_map(|node| node.life.as_ref());
+        let nothing = |life: &Life| {
+            let (waiting, bytes) = life.raft.waiting();
+            let reads = life.handle.shared().waiting_reads.count();
+            waiting.sum() == 0 && bytes == 0 && reads == 0 && life.handle.is_idle()
+        };
+        self.clients.served() == 0 && lives.all(nothing)
+    }
+
     /// Everything that the members have agreed upon is applied by all that run.
     pub fn is_even(&self) -> bool {
         let mut indexes = self.nodes.values().filter_map(|node| {
@@ -160,16 +213,6 @@ impl World {
             return true;
         };
         applied == commit && indexes.all(|(a, c)| a == applied && c == commit)
-    }
-
-    /// Nobody waits for anything, and nothing waits for a thread.
-    pub fn nobody_waits(&self) -> bool {
-        let mut lives = self.nodes.values().filter_map(|node| node.life.as_ref());
-        lives.all(|life| {
-            let (waiting, bytes) = life.raft.waiting();
-            let reads = life.handle.shared().waiting_reads.count();
-            waiting.sum() == 0 && bytes == 0 && reads == 0
-        })
     }
 
     /// The members of the cluster that run, learners left out.
@@ -200,7 +243,8 @@ impl World {
 
     /// Where each member stands, for people.
     pub fn describe(&self) -> String {
-        let mut text = format!("{} client tasks;", self.busy_clients());
+        let (clients, served) = (self.busy_clients(), self.clients.served());
+        let mut text = format!("{clients} client tasks, {served} requests;");
         for node in self.nodes.values() {
             let Some(life) = &node.life else {
                 text.push_str(&format!(" {}: down;", node.id));

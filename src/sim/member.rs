@@ -50,11 +50,15 @@ pub struct Manner {
     /// Entries after which the state is flushed; ten times as many with small ones.
     pub snapshot_count: u64,
     pub quota_bytes: Option<i64>,
+    /// Entries of the log in memory once they are applied; others are read from the files.
+    pub recent_entries: usize,
     pub compaction_batch: usize,
     pub segment_bytes: u64,
     pub watch_limits: crate::watch::Limits,
     pub retention: auto_compaction::Retention,
     pub check_all: Option<Duration>,
+    /// Between two comparisons of the hashes that compactions keep.
+    pub check_compacted: Duration,
     pub pre_vote: bool,
     /// Between two tellings of progress to a watch.
     pub progress_interval: Duration,
@@ -200,6 +204,7 @@ impl Node {
             heartbeat_ticks: 1,
             pre_vote: manner.pre_vote,
             election_seed: random.next(),
+            recent_entries: manner.recent_entries,
         };
         let restored = replica::Restored {
             reader: log.reader(),
@@ -302,7 +307,7 @@ fn jobs_of(manner: &Manner) -> jobs::Settings {
         },
         corruption: corruption::Pace {
             all: manner.check_all,
-            compacted: Some(Duration::from_secs(60)),
+            compacted: Some(manner.check_compacted),
         },
         retention: manner.retention,
         lease_checkpoint_interval: manner.lease_checkpoint_interval,

@@ -67,6 +67,7 @@ fn manner(random: &mut Random) -> Manner {
         catch_up_entries: *random.pick(&[5, 5, 50, 500]),
         snapshot_count: *random.pick(&[2, 10, 60]),
         quota_bytes: random.chance(200).then_some(24 << 10),
+        recent_entries: *random.pick(&[1, 10, 1024]),
         compaction_batch: random.between(1, 60) as usize,
         segment_bytes: *random.pick(&[16 << 10, 64 << 10]),
         watch_limits: match small_queues {
@@ -85,6 +86,7 @@ fn manner(random: &mut Random) -> Manner {
             _ => Retention::Off,
         },
         check_all: random.chance(500).then_some(Duration::from_secs(7)),
+        check_compacted: Duration::from_secs(*random.pick(&[4, 10, 60])),
         pre_vote: random.chance(800),
         progress_interval: Duration::from_millis(*random.pick(&[100, 700, 5_000])),
         slow_apply_per_mille: *random.pick(&[20, 20, 300]),
@@ -177,11 +179,15 @@ fn come_to_rest(world: &mut World) {
         world.busy_clients() == 0
     });
     wait_for(world, REST_NS, "members do not come to rest", |world| {
-        world.is_even()
-            && world.nobody_waits()
-            && world.removed_are_gone()
-            && world.compactions_are_done()
+        world.is_even() && world.removed_are_gone() && world.compactions_are_done()
     });
+    wait_for(
+        world,
+        REST_NS,
+        "a request is never answered",
+        World::nothing_waits,
+    );
+    world.compare_members();
     compare_histories(world);
 }
 

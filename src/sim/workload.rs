@@ -18,8 +18,11 @@ use crate::proto::etcdserverpb::{
 };
 use crate::types::MemberId;
 
-/// Keys of the mixed clients; some are prefixes of others.
-const KEYS: [&str; 10] = ["a", "aa", "ab", "b", "b/1", "b/2", "b/3", "c", "ca", "d"];
+/// Keys of the mixed clients; some are prefixes of others, and one has a byte that the engine's
+/// keys have to escape.
+const KEYS: [&str; 10] = [
+    "a", "aa", "a\0", "b", "b/1", "b/2", "b/3", "c", "c\0\0", "d",
+];
 /// Registers.
 const REGISTERS: u64 = 4;
 
@@ -180,10 +183,33 @@ fn random_read(random: &mut Random, head: i64) -> RangeRequest {
 }
 
 fn random_put(client: &mut Client, load: Load, key: &str) -> PutRequest {
-    PutRequest {
+    let request = PutRequest {
         prev_kv: client.random.chance(300),
         ..put(key.to_owned(), random_value(client, load))
+    };
+    match client.random.below(20) {
+        0 => PutRequest {
+            ignore_value: true,
+            value: Bytes::new(),
+            lease: some_lease(client),
+            ..request
+        },
+        1 => PutRequest {
+            ignore_lease: true,
+            ..request
+        },
+        2 => PutRequest {
+            lease: some_lease(client),
+            ..request
+        },
+        _ => request,
     }
+}
+
+/// A lease that somebody granted of late; 0 where there is none.
+fn some_lease(client: &mut Client) -> i64 {
+    let lease = client.clients.some_lease(&mut client.random);
+    lease.unwrap_or_default()
 }
 
 fn random_delete(random: &mut Random) -> DeleteRangeRequest {

@@ -403,6 +403,7 @@ impl World {
         }
         if self.steps.is_multiple_of(STEPS_PER_LOOK) {
             self.look_at_queues();
+            self.look_for_false_alarms();
         }
     }
 

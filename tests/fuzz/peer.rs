@@ -232,6 +232,7 @@ impl Member {
             heartbeat_ticks: 1,
             pre_vote: true,
             election_seed: 7,
+            recent_entries: etched::raft::log::RECENT_ENTRIES,
         };
         let replica = Replica::new(options, restored).expect("a replica");
         Self {

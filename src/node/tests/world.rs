@@ -153,6 +153,7 @@ impl World {
             heartbeat_ticks: 1,
             pre_vote: true,
             election_seed: question,
+            recent_entries: crate::raft::log::RECENT_ENTRIES,
         };
         let replica = Replica::new(options, restored).expect("a replica");
         node.life = Some(Life {

@@ -301,6 +301,7 @@ fn restore_replica(
         heartbeat_ticks: 1,
         pre_vote: config.pre_vote,
         election_seed: SystemRng.next_u64(),
+        recent_entries: crate::raft::log::RECENT_ENTRIES,
     };
     let members = machine.members();
     let restored = replica::Restored {
