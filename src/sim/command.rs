@@ -1,9 +1,10 @@
 //! What `scripts/simulate` does: runs many seeds on several threads, adds up what they report, and
-//! tells how to run one that failed again.
+//! tells how to run one that failed again. A run of seeds begins with those of `seeds.txt`, which
+//! found something once.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::faults::Kind;
@@ -31,9 +32,11 @@ const USAGE: &str =
 
 /// Every so many seeds one is run twice, and has to do the same.
 const SEEDS_PER_REPETITION: u64 = 10;
+/// Numbers at the beginning of lines.
+const KNOWN_SEEDS: &str = include_str!("seeds.txt");
 /// Seeds that each deliberate defect is looked for in, where one will do and where all count.
-const SEEDS_UNTIL_FOUND: u64 = 600;
-const SEEDS_COUNTED: u64 = 60;
+const SEEDS_UNTIL_FOUND: u64 = 800;
+const SEEDS_COUNTED: u64 = 100;
 
 #[derive(Clone, Debug)]
 struct Arguments {
@@ -149,8 +152,8 @@ fn run_seeds(arguments: &Arguments, ended: impl Fn(u64, &Report) + Sync) -> Sum 
         Some(_) => u64::MAX - arguments.from,
         None => 200,
     });
-    let next = AtomicU64::new(arguments.from);
-    let end = arguments.from + seeds;
+    let known = known_seeds(arguments, seeds);
+    let next = AtomicUsize::new(0);
     let clock = SystemClock::new();
     let limit = arguments
         .minutes
@@ -161,15 +164,24 @@ fn run_seeds(arguments: &Arguments, ended: impl Fn(u64, &Report) + Sync) -> Sum 
         print: arguments.trace,
     };
     std::thread::scope(|scope| {
-        for _ in 0..arguments.threads.min(seeds as usize) {
+        for _ in 0..arguments
+            .threads
+            .min(known.len().saturating_add(seeds as usize))
+        {
             scope.spawn(|| {
                 probe::inject(arguments.defect);
                 loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    let place = next.fetch_add(1, Ordering::Relaxed);
+                    let further = place.checked_sub(known.len()).map(|place| place as u64);
+                    let seed = match further {
+                        None => known[place],
+                        Some(further) => arguments.from + further,
+                    };
+                    let over = further.is_some_and(|further| further >= seeds);
                     let enough = arguments.defects
                         && !arguments.count
                         && sum.lock().is_ok_and(|sum| !sum.failed.is_empty());
-                    if seed >= end || enough || limit.is_some_and(|limit| clock.now() > limit) {
+                    if over || enough || limit.is_some_and(|limit| clock.now() > limit) {
                         return;
                     }
                     let mut report = run(seed, options);
@@ -187,6 +199,21 @@ fn run_seeds(arguments: &Arguments, ended: impl Fn(u64, &Report) + Sync) -> Sum 
     let mut sum = sum.into_inner().unwrap_or_default();
     sum.failed.sort();
     sum
+}
+
+/// Those of the list that would not be run anyway, unless one seed or a defect was asked for.
+fn known_seeds(arguments: &Arguments, seeds: u64) -> Vec<u64> {
+    if arguments.one || arguments.defects || arguments.defect.is_some() {
+        return Vec::new();
+    }
+    let first_word = |line: &str| line.split_whitespace().next()?.parse().ok();
+    let known = KNOWN_SEEDS.lines().filter_map(first_word);
+    known
+        .filter(|seed| {
+            seed.checked_sub(arguments.from)
+                .is_none_or(|place| place >= seeds)
+        })
+        .collect()
 }
 
 /// The same seed gives the same trace.

@@ -31,7 +31,7 @@ const SERVES_AGAIN_NS: u64 = 15 * SECOND;
 /// Clients end what they are at within this.
 const CLIENTS_END_NS: u64 = 60 * SECOND;
 /// Members come to rest within this.
-const REST_NS: u64 = 30 * SECOND;
+const REST_NS: u64 = 90 * SECOND;
 
 /// What a seed is run with.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +68,7 @@ fn manner(random: &mut Random) -> Manner {
         snapshot_count: *random.pick(&[2, 10, 60]),
         quota_bytes: random.chance(200).then_some(24 << 10),
         recent_entries: *random.pick(&[1, 10, 1024]),
-        compaction_batch: random.between(1, 60) as usize,
+        compaction_batch: random.between(2, 60) as usize,
         segment_bytes: *random.pick(&[16 << 10, 64 << 10]),
         watch_limits: match small_queues {
             true => watch::Limits {
