@@ -94,6 +94,10 @@ named! {
         LogUnsynced => "log-unsynced",
         /// A restart forgets whom the member voted for.
         VoteForgotten => "vote-forgotten",
+        /// A part of a write that has no hard state takes that of the part before it away.
+        HardStateDropped => "hard-state-dropped",
+        /// The last frame that a start finds is not made durable before it is counted on.
+        FoundUnsynced => "found-unsynced",
         /// Entries that conflict with the leader's stay in the log that raft reads.
         ConflictKept => "conflict-kept",
         /// The log lets go of entries that only the memory's state holds.
@@ -116,8 +120,14 @@ named! {
         LearnerOverlooked => "learner-overlooked",
         /// A read joins a question that was asked before it came.
         ReadJoinsRound => "read-joins-round",
+        /// An answer to an earlier question counts for the round of now.
+        AnswerOfEarlierRound => "answer-of-earlier-round",
+        /// A read that waits for an entry goes on with the one after it.
+        ReadWakesLate => "read-wakes-late",
         /// A read does not wait until what the leader named is applied.
         ReadBeforeApplied => "read-before-applied",
+        /// Raft makes a change of membership that was refused when it was applied.
+        RefusedChangeMade => "refused-change-made",
         /// A refusal counts whatever the term that it is about.
         RefusalUnchecked => "refusal-unchecked",
         /// A forwarded proposal is sent again when its leader is lost, though it may be applied yet.
@@ -150,6 +160,10 @@ named! {
         CompactionTooFar => "compaction-too-far",
         /// Compaction removes the tombstones of its own revision.
         TombstoneTakenEarly => "tombstone-taken-early",
+        /// Whoever waits for a compaction is not told of its end.
+        CompactionUntold => "compaction-untold",
+        /// A compaction that began earlier, or elsewhere, keeps a hash of what is left.
+        HashTooLate => "hash-too-late",
         /// Compaction leaves tombstones for ever.
         TombstoneForgotten => "tombstone-forgotten",
         /// A page of the catch-up ends within a revision.
@@ -164,6 +178,10 @@ named! {
         ResyncSkipped => "resync-skipped",
         /// A watch that catches up is told the pair before the one before.
         PreviousTooOld => "previous-too-old",
+        /// A watch goes live that lacks what was published while it was created.
+        LiveTooEarly => "live-too-early",
+        /// Watches of a stream that ended stay in the hub.
+        WatchesLeftBehind => "watches-left-behind",
         /// Progress is told for watches that still catch up.
         ProgressTooEarly => "progress-too-early",
     }

@@ -555,7 +555,8 @@ impl Core {
     /// were made whose indexes are in `made`.
     pub fn applied(&mut self, index: u64, made: &[u64]) -> Result<(), raft::Error> {
         while let Some((at, change)) = pop_if(&mut self.changes, |first| first.0 <= index) {
-            if made.contains(&at) && !matches!(change.change, Some(Change::Update(_))) {
+            let made = made.contains(&at) || probe::injected(Defect::RefusedChangeMade);
+            if made && !matches!(change.change, Some(Change::Update(_))) {
                 self.replica.apply_conf_change(&conf_change(&change))?;
             }
         }

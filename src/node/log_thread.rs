@@ -12,7 +12,7 @@ use super::raft_thread::send_grouped;
 use super::run::Fatal;
 use super::shared::Shared;
 use super::states::Received;
-use crate::probe::{self, Path};
+use crate::probe::{self, Defect, Path};
 use crate::raft::{Message, Persist};
 use crate::storage::raft_log::{self, LogEntry, Mark, RaftLog};
 use crate::transport::Network;
@@ -88,7 +88,7 @@ impl Gathered {
         }
         self.bytes += persist.entries.iter().map(|e| e.data.len()).sum::<usize>();
         self.entries.extend(persist.entries);
-        if persist.hard_state.is_some() {
+        if persist.hard_state.is_some() || probe::injected(Defect::HardStateDropped) {
             self.hard_state = persist.hard_state;
         }
         self.reset = persist.reset;

@@ -113,7 +113,8 @@ impl WaitingReads {
                 Some((first, _)) if *first <= index => {}
                 _ => return,
             }
-            let later = waiting.by_index.split_off(&(index + 1));
+            let behind = index + u64::from(!probe::injected(Defect::ReadWakesLate));
+            let later = waiting.by_index.split_off(&behind);
             let ready = std::mem::replace(&mut waiting.by_index, later);
             waiting.count -= ready.values().map(Vec::len).sum::<usize>();
             ready

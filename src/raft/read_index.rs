@@ -105,7 +105,8 @@ impl<T> ReadIndex<T> {
         let ours = *member == self.member.0.to_be_bytes();
         let asked = |round: &mut Round<T>| {
             let mut questions = round.questions.iter();
-            ours && questions.any(|asked| asked.to_be_bytes() == question)
+            let any = probe::injected(Defect::AnswerOfEarlierRound);
+            ours && (any || questions.any(|asked| asked.to_be_bytes() == question))
         };
         let round = self.round.take_if(asked);
         let reads = round.map(|round| round.reads).unwrap_or_default();

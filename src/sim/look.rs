@@ -2,6 +2,7 @@
 //! a term, equal entries at equal indexes, equal states at equal indexes, bounded queues.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::history::{Applied, Payload};
 use super::member::Life;
@@ -155,6 +156,14 @@ impl World {
         }
     }
 
+    /// Nobody votes twice in a term.
+    pub(super) fn look_at_votes(&mut self) {
+        let broken = self.wires.promises().take_broken();
+        if let Some(details) = broken {
+            self.find("a member voted twice in one term", details);
+        }
+    }
+
     /// Nobody's data is damaged in any world, so nobody may be called corrupt: the cluster would
     /// take no more writes.
     pub(super) fn look_for_false_alarms(&mut self) {
@@ -167,6 +176,23 @@ impl World {
         if let Some(accused) = accused {
             self.find("a sound member is called corrupt", format!("{accused}"));
         }
+    }
+
+    /// Once all streams are gone nothing is left of their watches.
+    pub fn watches_are_gone(&self) -> bool {
+        let mut lives = self.nodes.values().filter_map(|node| node.life.as_ref());
+        lives.all(|life| {
+            let hub = &life.handle.shared().hub;
+            let counters = hub.counters();
+            let counts = [
+                &counters.streams,
+                &counters.watches,
+                &counters.slow_watches,
+                &counters.pending_events,
+                &counters.pending_bytes,
+            ];
+            hub.is_idle() && counts.iter().all(|count| count.load(Relaxed) == 0)
+        })
     }
 
     /// At rest raft counts on the members that the state names, and on nobody else.

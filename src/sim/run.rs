@@ -15,11 +15,12 @@ use super::member::Manner;
 use super::random::Random;
 use super::watcher;
 use super::wires;
-use super::workload::{self, Load, put};
+use super::workload::{self, Load, get, put};
 use super::world::World;
 use crate::mvcc::compaction;
 use crate::node::jobs::auto_compaction::Retention;
 use crate::probe;
+use crate::proto::etcdserverpb::DeleteRangeRequest;
 use crate::storage::schema;
 use crate::storage::{self, Family, Read, memory};
 use crate::types::MemberId;
@@ -30,6 +31,8 @@ const SECOND: u64 = 1_000_000_000;
 const SERVES_AGAIN_NS: u64 = 15 * SECOND;
 /// Clients end what they are at within this.
 const CLIENTS_END_NS: u64 = 60 * SECOND;
+/// Where nobody else asks for anything, requests are answered within this.
+const QUIET_ANSWERS_NS: u64 = 5 * SECOND;
 /// Members come to rest within this.
 const REST_NS: u64 = 90 * SECOND;
 
@@ -68,7 +71,7 @@ fn manner(random: &mut Random) -> Manner {
         snapshot_count: *random.pick(&[2, 10, 60]),
         quota_bytes: random.chance(200).then_some(24 << 10),
         recent_entries: *random.pick(&[1, 10, 1024]),
-        compaction_batch: random.between(2, 60) as usize,
+        compaction_batch: random.between(4, 60) as usize,
         segment_bytes: *random.pick(&[16 << 10, 64 << 10]),
         watch_limits: match small_queues {
             true => watch::Limits {
@@ -178,6 +181,7 @@ fn come_to_rest(world: &mut World) {
     wait_for(world, CLIENTS_END_NS, "clients wait for ever", |world| {
         world.busy_clients() == 0
     });
+    answer_in_quiet(world);
     wait_for(world, REST_NS, "members do not come to rest", |world| {
         world.is_even() && world.removed_are_gone() && world.compactions_are_done()
     });
@@ -186,6 +190,12 @@ fn come_to_rest(world: &mut World) {
         REST_NS,
         "a request is never answered",
         World::nothing_waits,
+    );
+    wait_for(
+        world,
+        REST_NS,
+        "something is left of watches that ended",
+        World::watches_are_gone,
     );
     world.compare_members();
     compare_histories(world);
@@ -248,6 +258,47 @@ fn serve_again(world: &mut World) {
             ids.iter()
                 .all(|id| done.contains_key(id) || !world.serving_members().contains(id))
         },
+    );
+}
+
+/// Nobody else asks for anything: who writes and who reads elsewhere meanwhile has an answer, though
+/// no later entry comes to wake it up.
+fn answer_in_quiet(world: &mut World) {
+    let ids = world.serving_members();
+    let answered: Arc<Mutex<u64>> = Arc::default();
+    let mut asked = 0;
+    for (number, id) in ids.iter().copied().chain(ids.iter().copied()).enumerate() {
+        let random = world.random.fork(number as u64);
+        let mut client = Client::new(2_000 + number as u32, world.clients.clone(), random);
+        let writes = number == 0;
+        asked += 1;
+        let answered = answered.clone();
+        let work = async move {
+            client.member = id;
+            client.pause(0, 3_000).await;
+            let key = format!("quiet/{}", client.number);
+            let request = match writes {
+                // An entry that no watch hears of: there is no such key.
+                true => Asked::DeleteRange(DeleteRangeRequest {
+                    key: key.into(),
+                    ..Default::default()
+                }),
+                false => Asked::Range(get(key)),
+            };
+            let Some(door) = client.clients.door(id) else {
+                return;
+            };
+            if client.call_at(door, request).await != Outcome::Unknown {
+                *answered.lock() += 1;
+            }
+        };
+        crate::env::Executor::spawn(world.clients.tasks.as_ref(), Box::pin(work));
+    }
+    wait_for(
+        world,
+        QUIET_ANSWERS_NS,
+        "a request is not answered in quiet",
+        |world| *answered.lock() == asked || world.serving_members() != ids,
     );
 }
 

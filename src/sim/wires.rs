@@ -7,22 +7,24 @@
 //! and no lock is held while a member is called or anything of it is dropped.
 //!
 //! `line` holds the members and what lies between them, `flight` what flies, `deliver` how it
-//! arrives, `network` is what a member sees.
+//! arrives, `network` is what a member sees, `promises` what it may not forget.
 
 mod deliver;
 mod flight;
 mod line;
 mod network;
+mod promises;
 #[cfg(test)]
 mod tests;
 
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use self::flight::{Cargo, Delay, Flight};
 use self::line::{Air, Attached, Station};
 pub use self::network::SimNetwork;
+use self::promises::Promises;
 use super::clock::Time;
 use super::executor::Tasks;
 use super::random::Random;
@@ -91,6 +93,7 @@ pub struct Wires {
     time: Arc<Time>,
     shelf: Arc<Shelf>,
     air: Mutex<Air>,
+    promises: Mutex<Promises>,
 }
 
 impl Wires {
@@ -100,6 +103,7 @@ impl Wires {
             time,
             shelf,
             air: Mutex::new(Air::new(random)),
+            promises: Mutex::default(),
         })
     }
 
@@ -253,6 +257,11 @@ impl Wires {
             .copied()
             .max()
             .unwrap_or(0)
+    }
+
+    /// What members told others of terms and votes.
+    pub fn promises(&self) -> MutexGuard<'_, Promises> {
+        self.promises.lock()
     }
 
     pub fn counts(&self) -> Counts {

@@ -67,7 +67,7 @@ pub fn put(key: impl Into<Bytes>, value: Bytes) -> PutRequest {
     }
 }
 
-fn get(key: impl Into<Bytes>) -> RangeRequest {
+pub fn get(key: impl Into<Bytes>) -> RangeRequest {
     RangeRequest {
         key: key.into(),
         ..Default::default()

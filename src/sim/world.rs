@@ -215,7 +215,14 @@ impl World {
         self.trace.note(format_args!("{id} starts: {started:?}"));
         self.note_applied();
         match started {
-            Ok(()) => self.open_door(id),
+            Ok(()) => {
+                let term = self.life(id).map_or(0, |life| life.raft.status().term);
+                let forgotten = self.wires.promises().started(id, term);
+                if let Some(forgotten) = forgotten {
+                    self.find("a member forgot its term", forgotten);
+                }
+                self.open_door(id);
+            }
             Err(reason) => {
                 let may_fail = self.may_fail(id);
                 self.wires.detach(id);
@@ -404,6 +411,7 @@ impl World {
         if self.steps.is_multiple_of(STEPS_PER_LOOK) {
             self.look_at_queues();
             self.look_for_false_alarms();
+            self.look_at_votes();
         }
     }
 

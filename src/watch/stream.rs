@@ -131,7 +131,8 @@ impl Stream {
             state: State::CatchingUp,
         };
         let mut index = self.hub.lock();
-        if next > index.head {
+        let behind = next <= index.head && !probe::injected(Defect::LiveTooEarly);
+        if !behind {
             watch.go_live(&mut index, name, &self.queue, next);
         }
         drop(index);
@@ -351,7 +352,8 @@ impl Drop for Stream {
         self.drop_page();
         let mut index = self.hub.lock();
         index.stop_waiting(&self.queue);
-        for watch in self.watches.values() {
+        let left_behind = probe::injected(Defect::WatchesLeftBehind);
+        for watch in self.watches.values().filter(|_| !left_behind) {
             watch.end(&mut index, &self.hub);
         }
         drop(index);

@@ -8,7 +8,7 @@ use crate::env::blocking;
 use crate::mvcc::compaction::{self, Progress};
 use crate::mvcc::read::Snapshot;
 use crate::node::Shared;
-use crate::probe::{self, Path};
+use crate::probe::{self, Defect, Path};
 use crate::storage::{self, Batch, Engine};
 
 /// Hashes kept; etcd's figure.
@@ -85,7 +85,7 @@ async fn catch_up(
             (false, true) => probe::reached(Path::CompactionResumed),
             (false, false) => probe::reached(Path::CompactionOfSnapshot),
         }
-        if hashes {
+        if hashes || probe::injected(Defect::HashTooLate) {
             let hashing = shared.clone();
             let kept = blocking(shared.executor.as_ref(), move || keep_hash(&hashing, start));
             match kept.await {
@@ -124,6 +124,8 @@ async fn catch_up(
         metrics
             .last_compaction_s
             .set(shared.clock.wall().as_secs() as i64);
-        shared.compaction_finished.set(start.target);
+        if !probe::injected(Defect::CompactionUntold) {
+            shared.compaction_finished.set(start.target);
+        }
     }
 }

@@ -154,6 +154,13 @@ impl Wires {
         if !air.lives(from) || messages.is_empty() {
             return;
         }
+        let mut promises = self.promises();
+        for message in &messages {
+            if let PeerMessage::Raft(message) = message {
+                promises.note(from.member, message);
+            }
+        }
+        drop(promises);
         let mut unsent = Unsent {
             attached: air.attached(from).cloned(),
             to,

@@ -22,7 +22,7 @@ use super::replay::{Replay, Stop};
 use super::segment::{Pace, Remains, Window, fill, io_error, is_zero};
 use super::writer::{Active, segment_bytes, unlink};
 use super::{Error, Options, TornTail};
-use crate::probe::{self, Path};
+use crate::probe::{self, Defect, Path};
 
 /// A log that can be appended to.
 pub(super) struct Recovery {
@@ -217,7 +217,7 @@ fn mend(
             &last.name,
         ))?;
     }
-    if !sync {
+    if !sync || probe::injected(Defect::FoundUnsynced) {
         return Ok(());
     }
     let (from, end) = match last_frame {

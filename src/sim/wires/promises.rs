@@ -1,0 +1,66 @@
+//! What members tell each other of terms and votes. It has to be on their disks by then: whoever
+//! forgets it in a crash may vote, or lead, in a term a second time.
+//!
+//! Looked at where it leaves a member: that two leaders or two histories come of it takes another
+//! crash at the right moment, and is seldom seen.
+
+use std::collections::BTreeMap;
+
+use crate::raft::{Message, MessageType};
+use crate::types::MemberId;
+
+/// What a member told others, in all its lives.
+#[derive(Default)]
+struct Told {
+    term: u64,
+    /// Whom it voted for, by term.
+    votes: BTreeMap<u64, u64>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Promises {
+    told: BTreeMap<MemberId, Told>,
+    broken: Option<String>,
+}
+
+impl Promises {
+    /// Takes note of a message that leaves a member.
+    pub fn note(&mut self, from: MemberId, message: &Message) {
+        let counts = match message.get_msg_type() {
+            MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgRequestVote => {
+                true
+            }
+            MessageType::MsgAppendResponse | MessageType::MsgRequestVoteResponse => !message.reject,
+            _ => false,
+        };
+        if !counts {
+            return;
+        }
+        let told = self.told.entry(from).or_default();
+        told.term = told.term.max(message.term);
+        let vote = match message.get_msg_type() {
+            MessageType::MsgRequestVote => from.0,
+            MessageType::MsgRequestVoteResponse => message.to,
+            _ => return,
+        };
+        let before = *told.votes.entry(message.term).or_insert(vote);
+        if before != vote {
+            let term = message.term;
+            self.broken = Some(format!(
+                "{from} voted for {before:x} and for {vote:x} in term {term}"
+            ));
+        }
+    }
+
+    /// A member starts in a term. Says what is wrong with that.
+    pub fn started(&self, member: MemberId, term: u64) -> Option<String> {
+        let told = self.told.get(&member)?.term;
+        (term < told).then(|| format!("{member} starts in term {term} and was in term {told}"))
+    }
+
+    /// Two votes of one member in one term.
+    pub fn take_broken(&mut self) -> Option<String> {
+        self.broken.take()
+    }
+}
