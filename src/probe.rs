@@ -35,6 +35,7 @@ named! {
     /// Paths that are seldom taken.
     Path {
         StrangerAnswered => "caller answered that was not known",
+        LeaderUnheard => "leader that waited for its term to be on disk",
         SnapshotInstalled => "snapshot installed",
         SnapshotUnwanted => "snapshot unwanted",
         StateTakenUpAfterCrash => "received state taken up after a crash",
@@ -76,12 +77,16 @@ named! {
         CompactionResumed => "compaction resumed after a restart",
         CompactionOfSnapshot => "compaction resumed in a received state",
         QuotaRaised => "alarm for space raised",
+        CompactionHashMet => "hash of a compaction met one of the same history",
+        ResponseSplit => "watch response split",
     }
 }
 
 named! {
     /// Deliberate defects, each a mistake that could be made.
     Defect {
+        /// A sole voter sends in a term that is not on disk.
+        LeaderHeardEarly => "leader-heard-early",
         /// A start dials the members that its state names, whatever its log says of them.
         MembersBeforeReplay => "members-before-replay",
         /// A caller that the state does not name is not answered.
@@ -166,6 +171,10 @@ named! {
         HashTooLate => "hash-too-late",
         /// Compaction leaves tombstones for ever.
         TombstoneForgotten => "tombstone-forgotten",
+        /// The hash of a compaction and one of the same history made later have to be equal.
+        CompactionHashAlone => "compaction-hash-alone",
+        /// A flush that failed counts as done.
+        FlushFailureMissed => "flush-failure-missed",
         /// A page of the catch-up ends within a revision.
         PageTorn => "page-torn",
         /// Live watches get the first change of a revision alone.

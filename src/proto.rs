@@ -169,6 +169,11 @@ impl EncodedKvs {
         self.len
     }
 
+    /// The pairs as `from_frames` takes them.
+    pub fn frames(&self) -> &[u8] {
+        &self.frames
+    }
+
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

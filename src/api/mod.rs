@@ -48,6 +48,8 @@ pub const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
 pub struct Settings {
     pub max_txn_ops: usize,
     pub max_request_bytes: usize,
+    /// Where a watch's response is split, if its client allows it, in bytes.
+    pub fragment_bytes: usize,
     pub progress_interval: Duration,
 }
 

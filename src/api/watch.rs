@@ -13,10 +13,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream as TokioStream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{GRPC_OVERHEAD_BYTES, Settings, broken_stream, header};
+use super::{Settings, broken_stream, header};
 use crate::env::Interval;
 use crate::error::watch_reason;
 use crate::node::Handle;
+use crate::probe::{self, Path};
 use crate::proto::etcdserverpb::{
     WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType,
     watch_request::RequestUnion, watch_server::Watch,
@@ -79,6 +80,7 @@ impl WatchService {
             waiting: VecDeque::new(),
             busy: false,
             max_request_bytes: self.settings.max_request_bytes,
+            fragment_bytes: self.settings.fragment_bytes,
         };
         let interval = with_jitter(&self.handle, self.settings.progress_interval);
         self.handle.spawn(session.run(requests, wake, interval));
@@ -105,6 +107,7 @@ struct Session {
     /// True while `stream` may have something to say.
     busy: bool,
     max_request_bytes: usize,
+    fragment_bytes: usize,
 }
 
 impl Session {
@@ -301,10 +304,12 @@ impl Session {
     fn push_fragments(&mut self, mut response: WatchResponse) {
         let events = std::mem::take(&mut response.events);
         let base_bytes = response.encoded_len();
-        let limit_bytes = self.max_request_bytes + GRPC_OVERHEAD_BYTES;
-        let mut parts = watch::fragments(events, base_bytes, limit_bytes)
+        let mut parts = watch::fragments(events, base_bytes, self.fragment_bytes)
             .into_iter()
             .peekable();
+        if parts.len() > 1 {
+            probe::reached(Path::ResponseSplit);
+        }
         while let Some(events) = parts.next() {
             self.waiting.push_back(WatchResponse {
                 events,

@@ -14,6 +14,7 @@ use super::Result;
 use super::history::decode_revision;
 use super::read::Snapshot;
 use crate::error;
+use crate::probe::{self, Defect, Path};
 use crate::proto::KeyValue;
 use crate::storage::schema::{self, ChangeKind, RevisionRecord};
 use crate::storage::{self, Family};
@@ -26,6 +27,24 @@ pub struct HistoryHash {
     pub compacted: i64,
     /// The newest revision in it.
     pub revision: i64,
+    /// What etcd's other way of hashing makes of the same history: `hash` and
+    /// `hash_for_compaction` differ where the newest revision deleted all that was left.
+    pub otherwise: u32,
+}
+
+impl HistoryHash {
+    /// Whether a hash that somebody else has can be of the same history, compacted alike. Who
+    /// has compacted to the revision tells the hash of that, and others hash what they have.
+    pub fn agrees_with(&self, hash: u32) -> bool {
+        if hash == self.hash {
+            return true;
+        }
+        let agrees = hash == self.otherwise && !probe::injected(Defect::CompactionHashAlone);
+        if agrees {
+            probe::reached(Path::CompactionHashMet);
+        }
+        agrees
+    }
 }
 
 /// CRC-32C over etcd's encoding of the history.
@@ -76,35 +95,48 @@ impl Snapshot<'_> {
             return Err(error::Error::Compacted.into());
         }
         let revision = if revision == 0 { self.head } else { revision };
-        let any_live = revision > 0 && self.index_finds_any(revision)?;
-        Ok(self.hash_up_to(revision, any_live)?)
+        let (any_live, any_kept) = self.finds_any(revision)?;
+        Ok(self.hash_up_to(revision, any_live, any_kept)?)
     }
 
     /// Hashes the history up to `revision` as a compaction to it finds it. Other than `hash`,
     /// etcd's compaction counts a key that is deleted at the very revision as one that it keeps.
     pub fn hash_for_compaction(&self, revision: i64) -> storage::Result<HistoryHash> {
-        let any_kept = !self.deleted_at(revision)?.is_empty() || self.index_finds_any(revision)?;
-        self.hash_up_to(revision, any_kept)
+        let (any_live, any_kept) = self.finds_any(revision)?;
+        self.hash_up_to(revision, any_kept, any_live)
     }
 
-    fn hash_up_to(&self, revision: i64, any_kept: bool) -> storage::Result<HistoryHash> {
-        let mut hasher = HistoryHasher::new();
-        if revision > 0 {
-            self.hash_records(&mut hasher, revision, any_kept)?;
-        }
+    /// Whether etcd's index finds a live key at `revision`, and whether its compaction to it
+    /// would keep one.
+    fn finds_any(&self, revision: i64) -> storage::Result<(bool, bool)> {
+        let any_live = revision > 0 && self.index_finds_any(revision)?;
+        Ok((any_live, any_live || !self.deleted_at(revision)?.is_empty()))
+    }
+
+    /// `otherwise`: what the other way has for `any_kept`.
+    fn hash_up_to(
+        &self,
+        revision: i64,
+        any_kept: bool,
+        otherwise: bool,
+    ) -> storage::Result<HistoryHash> {
+        let hash = self.hash_records(revision, any_kept)?;
         Ok(HistoryHash {
-            hash: hasher.finish(),
+            hash,
             compacted: self.compacted,
             revision,
+            otherwise: match otherwise == any_kept {
+                true => hash,
+                false => self.hash_records(revision, otherwise)?,
+            },
         })
     }
 
-    fn hash_records(
-        &self,
-        hasher: &mut HistoryHasher,
-        revision: i64,
-        any_kept: bool,
-    ) -> storage::Result<()> {
+    fn hash_records(&self, revision: i64, any_kept: bool) -> storage::Result<u32> {
+        let mut hasher = HistoryHasher::new();
+        if revision <= 0 {
+            return Ok(hasher.finish());
+        }
         // Where nothing is kept etcd cannot tell the dead from the kept and takes all.
         let live_at = if any_kept { revision } else { self.compacted };
         let upper = schema::revision_key(Revision::new(revision + 1, 0));
@@ -112,9 +144,9 @@ impl Snapshot<'_> {
         while log.next()? {
             let at = decode_revision(log.key())?;
             let record = RevisionRecord::decode(log.key(), log.value())?;
-            self.hash_record(hasher, at, &record, live_at)?;
+            self.hash_record(&mut hasher, at, &record, live_at)?;
         }
-        Ok(())
+        Ok(hasher.finish())
     }
 
     /// Whether etcd's index finds a live key at `revision`: it overlooks a key that the revision

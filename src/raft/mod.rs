@@ -9,11 +9,13 @@
 pub mod admit;
 mod drain;
 pub mod log;
+pub mod output;
 pub mod read_index;
 pub mod replica;
 
 pub use admit::{Lost, Malformed};
+pub use output::{Committed, CommittedKind, Output, Persist};
 pub use raft_proto::eraftpb::{
     ConfChange, ConfChangeType, ConfState, Message, MessageType, Snapshot, SnapshotMetadata,
 };
-pub use replica::{Committed, CommittedKind, Output, Persist, Replica};
+pub use replica::Replica;

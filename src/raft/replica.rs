@@ -9,16 +9,16 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
 use raft_proto::eraftpb::{
-    ConfChange, ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot,
-    SnapshotMetadata,
+    ConfChange, ConfState, HardState, Message, MessageType, Snapshot, SnapshotMetadata,
 };
 
 use super::admit::{self, Lost, Malformed, Refused};
 use super::drain::TracingDrain;
 use super::log::{LogView, to_disk};
+use super::output::{Output, Persist, promises_nothing, take_committed, take_reads};
 use crate::error::Error;
-use crate::probe::{self, Defect};
-use crate::storage::raft_log::{LogEntry, Mark, Reader};
+use crate::probe::{self, Defect, Path};
+use crate::storage::raft_log::{Mark, Reader};
 use crate::types::MemberId;
 
 /// Bytes of committed entries handed out at once: bounds the memory of a replay.
@@ -50,58 +50,6 @@ pub struct Restored {
     pub applied_index: u64,
 }
 
-/// To be made durable, in order, in one step.
-#[derive(Debug, Default)]
-pub struct Persist {
-    /// To be given back to `Replica::persisted`.
-    pub number: u64,
-    /// A snapshot takes the place of the whole log first.
-    pub reset: Option<Mark>,
-    pub entries: Vec<LogEntry>,
-    pub hard_state: Option<Vec<u8>>,
-    /// To be sent once this is durable.
-    pub messages: Vec<Message>,
-}
-
-impl Persist {
-    /// True where nothing needs the disk.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.hard_state.is_none() && self.reset.is_none()
-    }
-}
-
-/// No write that was answered before `context` was handed in lies behind `index`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReadIndexed {
-    pub context: Vec<u8>,
-    pub index: u64,
-}
-
-/// An entry that a quorum holds.
-#[derive(Debug)]
-pub struct Committed {
-    pub index: u64,
-    pub term: u64,
-    pub kind: CommittedKind,
-}
-
-#[derive(Debug)]
-pub enum CommittedKind {
-    /// A leader's first entry.
-    Empty,
-    Request(Bytes),
-    ConfChange(ConfChange),
-}
-
-/// What has to be done now.
-#[derive(Debug, Default)]
-pub struct Output {
-    pub persist: Option<Persist>,
-    pub messages: Vec<Message>,
-    pub committed: Vec<Committed>,
-    pub reads: Vec<ReadIndexed>,
-}
-
 /// Where this member stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Status {
@@ -131,6 +79,8 @@ struct Unpersisted {
     /// Index of its last entry; 0 for none.
     last_index: u64,
     reset: Option<Mark>,
+    /// Of the hard state in it.
+    term: Option<u64>,
     /// There is nothing to wait for but what comes before it.
     empty: bool,
 }
@@ -142,6 +92,8 @@ pub struct Replica {
     /// A hard state whose only news is a commit index: goes with the next write.
     lazy_hard_state: bool,
     election_seed: u64,
+    /// The term on disk.
+    durable_term: u64,
     refused: Refused,
 }
 
@@ -155,6 +107,7 @@ impl Replica {
         };
         // The commit index on disk may lag; whatever was applied was committed.
         hard_state.commit = hard_state.commit.max(restored.applied_index);
+        let hard_state_term = hard_state.term;
         let config = raft::Config {
             id: options.member.0,
             election_tick: options.election_ticks,
@@ -180,6 +133,7 @@ impl Replica {
             unpersisted: Default::default(),
             lazy_hard_state: false,
             election_seed: options.election_seed,
+            durable_term: hard_state_term,
             refused: Refused::default(),
         };
         replica.draw_election_timeout();
@@ -411,6 +365,15 @@ impl Replica {
         }
         let mut messages = ready.take_messages();
         messages.extend::<Vec<Message>>(at_once);
+        if self.node.raft.term > self.durable_term && self.node.raft.state == StateRole::Leader {
+            // A sole voter leads before its term is on disk. Whoever hears of a term that is
+            // forgotten again could get two entries for one place in it. (No snapshot is among
+            // them: its receiver has answered in the term.)
+            probe::reached(Path::LeaderUnheard);
+            if !probe::injected(Defect::LeaderHeardEarly) {
+                persist.messages.append(&mut messages);
+            }
+        }
         let mut output = Output {
             messages,
             committed: take_committed(ready.take_committed_entries()),
@@ -453,6 +416,7 @@ impl Replica {
             number: persist.number,
             last_index: persist.entries.last().map_or(0, |entry| entry.index),
             reset: persist.reset,
+            term: persist.hard_state.as_ref().map(|_| self.node.raft.term),
             empty: persist.is_empty() && persist.messages.is_empty(),
         });
     }
@@ -470,6 +434,7 @@ impl Replica {
                 log.reset_persisted(mark);
             }
             log.persisted(first.last_index);
+            self.durable_term = first.term.unwrap_or(self.durable_term);
             self.unpersisted.pop_front();
         }
         self.node.on_persist_ready(until);
@@ -513,15 +478,6 @@ fn scatter(seed: u64, number: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// True for a follower's messages that claim nothing about its log or its vote: the leader hears
-/// of a member whose disk is slow.
-fn promises_nothing(message: &Message) -> bool {
-    matches!(
-        message.get_msg_type(),
-        MessageType::MsgHeartbeatResponse | MessageType::MsgReadIndex
-    )
-}
-
 fn is_snapshot(message: &Message) -> bool {
     message.msg_type == MessageType::MsgSnapshot as i32
 }
@@ -558,43 +514,4 @@ pub fn encode_hard_state(term: u64, commit: u64) -> Vec<u8> {
 pub fn decode_hard_state(bytes: &[u8]) -> Option<(u64, u64)> {
     let state: HardState = prost_11::Message::decode(bytes).ok()?;
     Some((state.term, state.commit))
-}
-
-fn take_reads(ready: &mut raft::Ready) -> Vec<ReadIndexed> {
-    let states = ready.take_read_states().into_iter();
-    states
-        .map(|state| ReadIndexed {
-            context: state.request_ctx,
-            index: state.index,
-        })
-        .collect()
-}
-
-/// An entry of the log as one that is committed; `None` where it cannot be read.
-pub fn committed(logged: &LogEntry) -> Option<Committed> {
-    let entry = super::log::from_disk(logged)?;
-    take_committed(vec![entry]).pop()
-}
-
-fn take_committed(entries: Vec<Entry>) -> Vec<Committed> {
-    entries
-        .into_iter()
-        .map(|entry| Committed {
-            index: entry.index,
-            term: entry.term,
-            kind: committed_kind(entry),
-        })
-        .collect()
-}
-
-fn committed_kind(entry: Entry) -> CommittedKind {
-    match EntryType::from_i32(entry.entry_type) {
-        Some(EntryType::EntryNormal) if entry.data.is_empty() => CommittedKind::Empty,
-        Some(EntryType::EntryNormal) => CommittedKind::Request(entry.data.into()),
-        // Only changes that this program encoded get here; one that cannot be read is none.
-        _ => match prost_11::Message::decode(entry.data.as_slice()) {
-            Ok(change) => CommittedKind::ConfChange(change),
-            Err(_) => CommittedKind::Empty,
-        },
-    }
 }

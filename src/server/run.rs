@@ -250,6 +250,7 @@ impl Member {
         let settings = api::Settings {
             max_txn_ops: config.max_txn_ops,
             max_request_bytes: config.max_request_bytes,
+            fragment_bytes: config.max_request_bytes + api::GRPC_OVERHEAD_BYTES,
             progress_interval: config.watch_progress_notify_interval,
         };
         let connections = Connections {

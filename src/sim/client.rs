@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio_stream::StreamExt;
 use tonic::{Code, Request, Response, Status};
 
 use super::clock::{MemberClock, Time};
@@ -18,11 +19,16 @@ use super::random::Random;
 use super::trace::Trace;
 use crate::env::{self, Clock, Executor};
 use crate::error::Error;
-use crate::proto::etcdserverpb::alarm_request::AlarmAction;
+use crate::proto::EncodedKvs;
+use crate::proto::etcdserverpb::cluster_server::Cluster;
 use crate::proto::etcdserverpb::kv_server::Kv;
 use crate::proto::etcdserverpb::lease_server::Lease;
 use crate::proto::etcdserverpb::maintenance_server::Maintenance;
-use crate::proto::etcdserverpb::{AlarmRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest};
+use crate::proto::etcdserverpb::{
+    DefragmentRequest, HashKvRequest, LeaseLeasesRequest, LeaseRevokeRequest,
+    LeaseTimeToLiveRequest, MemberListRequest, MoveLeaderRequest, RangeRequest, RangeResponse,
+    StatusRequest,
+};
 use crate::proto::etchedpeer::{MemberChange, member_change::Change};
 use crate::types::{LeaseId, MemberId};
 
@@ -309,17 +315,77 @@ async fn serve(services: &Services, asked: Asked) -> Outcome {
                 .await,
             Answer::LeaseTimeToLive,
         ),
-        Asked::AlarmDisarm { member, alarm } => {
-            let request = AlarmRequest {
-                action: AlarmAction::Deactivate as i32,
-                member_id: member.0,
-                alarm,
-            };
-            outcome(
-                services.maintenance.alarm(Request::new(request)).await,
-                Answer::Alarm,
-            )
-        }
         Asked::Member(change) => change_members(services, change).await,
+        Asked::RangeStream(range) => range_stream(services, range).await,
+        Asked::LeaseLeases => {
+            let request = Request::new(LeaseLeasesRequest {});
+            outcome(services.lease.lease_leases(request).await, |listed| {
+                Answer::Leases(listed.leases.iter().map(|lease| lease.id).collect())
+            })
+        }
+        operated => operate(services, operated).await,
     }
+}
+
+/// What operators ask for.
+async fn operate(services: &Services, asked: Asked) -> Outcome {
+    let maintenance = &services.maintenance;
+    match asked {
+        Asked::Alarm(request) => outcome(
+            maintenance.alarm(Request::new(request)).await,
+            Answer::Alarm,
+        ),
+        Asked::HashKv { revision } => {
+            let request = Request::new(HashKvRequest { revision });
+            outcome(maintenance.hash_kv(request).await, Answer::HashKv)
+        }
+        Asked::MemberList { linearizable } => {
+            let request = Request::new(MemberListRequest { linearizable });
+            outcome(services.cluster.member_list(request).await, |listed| {
+                Answer::MemberList(listed.members.iter().map(|member| member.id).collect())
+            })
+        }
+        Asked::MoveLeader { to } => {
+            let request = Request::new(MoveLeaderRequest { target_id: to.0 });
+            outcome(maintenance.move_leader(request).await, |_| Answer::Done)
+        }
+        Asked::Downgrade(request) => {
+            let request = Request::new(request);
+            outcome(maintenance.downgrade(request).await, |_| Answer::Done)
+        }
+        Asked::Defragment => {
+            let request = Request::new(DefragmentRequest {});
+            outcome(maintenance.defragment(request).await, |_| Answer::Done)
+        }
+        Asked::Status => {
+            let request = Request::new(StatusRequest {});
+            outcome(maintenance.status(request).await, |_| Answer::Done)
+        }
+        _ => Outcome::Refused(Error::UnknownMethod.text().to_owned()),
+    }
+}
+
+/// Puts the pieces together: the answer is that of the range as a whole.
+async fn range_stream(services: &Services, range: RangeRequest) -> Outcome {
+    let mut pieces = match services.kv.range_stream(Request::new(range)).await {
+        Ok(pieces) => pieces.into_inner(),
+        Err(status) => return failed(&status),
+    };
+    let (mut frames, mut pairs) = (Vec::new(), 0);
+    while let Some(piece) = pieces.next().await {
+        let piece = match piece {
+            Ok(piece) => piece.range_response.unwrap_or_default(),
+            Err(status) => return failed(&status),
+        };
+        pairs += piece.kvs.len();
+        frames.extend_from_slice(piece.kvs.frames());
+        // The last one says what is true of all.
+        if piece.header.is_some() {
+            return Outcome::Answered(Answer::Range(RangeResponse {
+                kvs: EncodedKvs::from_frames(frames.into(), pairs),
+                ..piece
+            }));
+        }
+    }
+    Outcome::Unknown
 }

@@ -206,7 +206,7 @@ fn known_seeds(arguments: &Arguments, seeds: u64) -> Vec<u64> {
     if arguments.one || arguments.defects || arguments.defect.is_some() {
         return Vec::new();
     }
-    let first_word = |line: &str| line.split_whitespace().next()?.parse().ok();
+    let first_word = |line: &str| line.split_whitespace().next()?.parse::<u64>().ok();
     let known = KNOWN_SEEDS.lines().filter_map(first_word);
     known
         .filter(|seed| {

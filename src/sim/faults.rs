@@ -12,6 +12,7 @@ use super::random::Random;
 use super::world::World;
 use crate::node::inbox::Input;
 use crate::storage::Engine as _;
+use crate::storage::memory::Refuses;
 use crate::types::MemberId;
 
 const MS: u64 = 1_000_000;
@@ -60,11 +61,13 @@ pub enum Kind {
     SyncFailure,
     /// A disk is full.
     DiskFull,
+    /// A disk refuses what the engine writes, until the member is started again.
+    EngineFailure,
     /// A wall clock jumps.
     ClockJump,
     /// Leadership is handed on.
     Transfer,
-    /// A member is added, promoted or removed.
+    /// A member is added, promoted, removed or gets another address.
     Membership,
     /// A member joins and leads while another is away.
     Newcomer,
@@ -89,6 +92,7 @@ impl Kind {
             Kind::DiskStall => "disk stalled",
             Kind::SyncFailure => "sync failed",
             Kind::DiskFull => "disk full",
+            Kind::EngineFailure => "state not written",
             Kind::ClockJump => "wall clock jumped",
             Kind::Transfer => "leadership transferred",
             Kind::Membership => "membership changed",
@@ -96,7 +100,7 @@ impl Kind {
         }
     }
 
-    pub const ALL: [Kind; 19] = [
+    pub const ALL: [Kind; 20] = [
         Kind::Kill,
         Kind::PowerLoss,
         Kind::Stop,
@@ -112,6 +116,7 @@ impl Kind {
         Kind::DiskStall,
         Kind::SyncFailure,
         Kind::DiskFull,
+        Kind::EngineFailure,
         Kind::ClockJump,
         Kind::Transfer,
         Kind::Membership,
@@ -379,7 +384,8 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
         }
         Kind::Flush => {
             if let Some(node) = world.nodes.get(&id) {
-                node.drive.state().flush().expect("memory takes it");
+                // One that refuses is noticed by its member.
+                let _ = node.drive.state().flush();
             }
         }
         Kind::PowerLossOfAll => {
@@ -424,7 +430,9 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
                 condition.stalled_until = later;
             }
         }
-        Kind::SyncFailure | Kind::DiskFull => break_disk(world, kind, id, soon),
+        Kind::SyncFailure | Kind::DiskFull | Kind::EngineFailure => {
+            break_disk(world, kind, id, soon);
+        }
         Kind::ClockJump => {
             let hours = world.faults.random.between(0, 48) as i64 - 24;
             if let Some(node) = world.nodes.get(&id) {
@@ -471,8 +479,8 @@ fn break_disk(world: &mut World, kind: Kind, id: MemberId, until: Moment) {
     if let Some(condition) = world.conditions.get_mut(&id) {
         let since = condition.may_fail_until;
         condition.may_fail_until = match kind {
-            // It may not sync for long.
-            Kind::SyncFailure => Moment::MAX,
+            // It may not sync, or write, for long.
+            Kind::SyncFailure | Kind::EngineFailure => Moment::MAX,
             _ => since.max(until + BROKEN_NS),
         };
     }
@@ -483,6 +491,13 @@ fn break_disk(world: &mut World, kind: Kind, id: MemberId, until: Moment) {
         Kind::DiskFull => {
             node.drive.log().fill(Some(free));
             world.faults.plan(until, Event::FreeDisk(id));
+        }
+        Kind::EngineFailure => {
+            let random = &mut world.faults.random;
+            node.drive.state().refuse(match random.chance(500) {
+                true => Refuses::Flushes,
+                false => Refuses::AllAfter(random.below(40)),
+            });
         }
         _ => node.drive.log().fail_next_sync(),
     }
@@ -519,6 +534,7 @@ pub fn heal(world: &mut World) {
         }
         if let Some(node) = world.nodes.get(&id) {
             node.drive.log().fill(None);
+            node.drive.state().refuse(Refuses::Nothing);
         }
         restart(world, id);
     }

@@ -6,10 +6,10 @@
 use bytes::Bytes;
 
 use crate::proto::etcdserverpb::{
-    AlarmResponse, CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
-    LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse,
-    PutRequest, PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
-    WatchCreateRequest, WatchResponse,
+    AlarmRequest, AlarmResponse, CompactionRequest, CompactionResponse, DeleteRangeRequest,
+    DeleteRangeResponse, DowngradeRequest, HashKvResponse, LeaseGrantRequest, LeaseGrantResponse,
+    LeaseRevokeResponse, LeaseTimeToLiveResponse, PutRequest, PutResponse, RangeRequest,
+    RangeResponse, TxnRequest, TxnResponse, WatchCreateRequest, WatchResponse,
 };
 use crate::proto::etchedpeer::MemberChange;
 use crate::types::{MemberId, Revision};
@@ -37,11 +37,24 @@ pub enum Asked {
         id: i64,
         keys: bool,
     },
-    /// Disarms an alarm.
-    AlarmDisarm {
-        member: MemberId,
-        alarm: i32,
+    /// As `Range`, of an order and without filters, in pieces.
+    RangeStream(RangeRequest),
+    /// What leases there are, as far as that member knows.
+    LeaseLeases,
+    /// Raises, disarms or lists alarms.
+    Alarm(AlarmRequest),
+    HashKv {
+        revision: i64,
     },
+    MemberList {
+        linearizable: bool,
+    },
+    MoveLeader {
+        to: MemberId,
+    },
+    Downgrade(DowngradeRequest),
+    Defragment,
+    Status,
     /// Adds, removes, promotes or updates a member.
     Member(MemberChange),
 }
@@ -61,7 +74,14 @@ pub enum Answer {
         ttl: i64,
     },
     LeaseTimeToLive(LeaseTimeToLiveResponse),
+    /// The ids.
+    Leases(Vec<i64>),
     Alarm(AlarmResponse),
+    HashKv(HashKvResponse),
+    /// The ids of the members.
+    MemberList(Vec<u64>),
+    /// Nothing that could be held against anything.
+    Done,
     /// The ids of the members after the change.
     Member(Vec<u64>),
 }

@@ -43,6 +43,13 @@ impl World {
         }
     }
 
+    /// Tells of terms as members come to them: who is first stands for election.
+    pub(super) fn note_term(&mut self, id: MemberId, term: u64) {
+        if self.terms.insert(id, term) != Some(term) {
+            self.trace.note(format_args!("{id} is in term {term}"));
+        }
+    }
+
     /// Takes what was applied since the last look, and compares it with what others applied.
     pub(super) fn note_applied(&mut self) {
         let now = self.time.now_ns();
@@ -170,7 +177,11 @@ impl World {
         let accused = self.nodes.values().find_map(|node| {
             let status = node.life.as_ref()?.handle.shared().status();
             let mut alarms = status.alarms.iter();
-            let corrupt = alarms.find(|alarm| alarm.alarm == AlarmType::Corrupt as i32)?;
+            let corrupt = alarms.find(|alarm| {
+                // Operators name members that there never were.
+                let is_member = self.nodes.contains_key(&MemberId(alarm.member_id));
+                alarm.alarm == AlarmType::Corrupt as i32 && is_member
+            })?;
             Some(MemberId(corrupt.member_id))
         });
         if let Some(accused) = accused {

@@ -21,6 +21,7 @@ use crate::node::admission::Limits;
 use crate::node::apply::{ApplyJob, ApplyThread, Stage};
 use crate::node::handle::{Handle, Settings};
 use crate::node::inbox::Input;
+use crate::node::jobs::corruption::AtStart;
 use crate::node::jobs::{self, auto_compaction, compactor, corruption};
 use crate::node::log_thread::{LogJob, LogThread};
 use crate::node::member::{FOUNDING_MARK, Member, Options, Outside, Restored};
@@ -57,8 +58,10 @@ pub struct Manner {
     pub watch_limits: crate::watch::Limits,
     pub retention: auto_compaction::Retention,
     pub check_all: Option<Duration>,
-    /// Between two comparisons of the hashes that compactions keep.
+    /// Between two comparisons of the hashes that compactions kept.
     pub check_compacted: Duration,
+    /// A member that was restarted compares its data with that of the others.
+    pub check_at_start: bool,
     pub pre_vote: bool,
     /// Between two tellings of progress to a watch.
     pub progress_interval: Duration,
@@ -66,6 +69,8 @@ pub struct Manner {
     pub slow_apply_per_mille: u32,
     /// Between two checkpoints of a lease.
     pub lease_checkpoint_interval: Duration,
+    /// Where answers that come in parts are split, about.
+    pub answer_bytes: usize,
     /// See `Timing`.
     pub max_outstanding_bytes: usize,
 }
@@ -206,6 +211,7 @@ impl Node {
             election_seed: random.next(),
             recent_entries: manner.recent_entries,
         };
+        let existed = machine.applied_index() > 0;
         let restored = replica::Restored {
             reader: log.reader(),
             hard_state: recovered.hard_state.map(Into::into),
@@ -238,13 +244,25 @@ impl Node {
             .attach(self.id, member.service.clone(), tasks.clone());
         network.set_peers(member.peers.clone());
         jobs::spawn(&member.handle, &member.inbox, jobs_of(&manner));
-        member.handle.spawn(publish(member.handle.clone()));
+        let checks = existed && manner.check_at_start;
+        member
+            .handle
+            .spawn(introduce(member.handle.clone(), checks));
         self.life = Some(Life::new(member, tasks, clock, &manner));
         Ok(())
     }
 }
 
-/// Has the cluster know that the member was started, as `server` does.
+/// Compares the data with that of the others and has the cluster know that the member was
+/// started, as `server` does. Clients of a world do not wait for it.
+async fn introduce(handle: Handle, checks: bool) {
+    if checks && let Err(reason) = corruption::check_at_start(&handle, AtStart::Always).await {
+        handle.shared().fail(reason);
+        return;
+    }
+    publish(handle).await;
+}
+
 async fn publish(handle: Handle) {
     let member = handle.shared().member;
     let attributes = membershippb::Attributes {
@@ -319,7 +337,8 @@ impl Life {
         let handle = member.handle;
         let settings = ApiSettings {
             max_txn_ops: 128,
-            max_request_bytes: 1 << 20,
+            max_request_bytes: manner.answer_bytes,
+            fragment_bytes: manner.answer_bytes,
             progress_interval: manner.progress_interval,
         };
         let services = Services {

@@ -21,6 +21,7 @@ use crate::mvcc::compaction;
 use crate::node::jobs::auto_compaction::Retention;
 use crate::probe;
 use crate::proto::etcdserverpb::DeleteRangeRequest;
+use crate::state::machine::decode_request;
 use crate::storage::schema;
 use crate::storage::{self, Family, Read, memory};
 use crate::types::MemberId;
@@ -29,6 +30,9 @@ use crate::watch;
 const SECOND: u64 = 1_000_000_000;
 /// After the last fault a write through every member succeeds within this.
 const SERVES_AGAIN_NS: u64 = 15 * SECOND;
+/// As long where members do not ask before they stand: each time one whose log is too short does,
+/// which it wins nothing by, the others wait anew.
+const SERVES_AGAIN_UNASKED_NS: u64 = 40 * SECOND;
 /// Clients end what they are at within this.
 const CLIENTS_END_NS: u64 = 60 * SECOND;
 /// Where nobody else asks for anything, requests are answered within this.
@@ -88,12 +92,18 @@ fn manner(random: &mut Random) -> Manner {
             0 => Retention::Age(Duration::from_secs(10)),
             _ => Retention::Off,
         },
-        check_all: random.chance(500).then_some(Duration::from_secs(7)),
-        check_compacted: Duration::from_secs(*random.pick(&[4, 10, 60])),
+        check_all: match random.below(12) {
+            0..6 => None,
+            6..11 => Some(Duration::from_secs(7)),
+            _ => Some(Duration::from_millis(700)),
+        },
+        check_compacted: Duration::from_millis(*random.pick(&[2_000, 7_000, 60_000])),
+        check_at_start: random.chance(500),
         pre_vote: random.chance(800),
         progress_interval: Duration::from_millis(*random.pick(&[100, 700, 5_000])),
         slow_apply_per_mille: *random.pick(&[20, 20, 300]),
         lease_checkpoint_interval: Duration::from_secs(*random.pick(&[1, 3, 5, 300])),
+        answer_bytes: *random.pick(&[300, 3_000, 1 << 20]),
         max_outstanding_bytes: *random.pick(&[2 << 10, 64 << 20, 64 << 20]),
     }
 }
@@ -142,7 +152,7 @@ fn live(world: &mut World, random: &mut Random, options: Options) {
         value_bytes: *random.pick(&[0, 200, 3_000]),
     };
     let working = random.between(3, 14) as u32;
-    let first_kind = random.below(10) as u32;
+    let first_kind = random.below(11) as u32;
     let many_leases = random.chance(250);
     if many_leases {
         let kind = *random.pick(&[
@@ -248,9 +258,13 @@ fn serve_again(world: &mut World) {
         };
         crate::env::Executor::spawn(world.clients.tasks.as_ref(), Box::pin(work));
     }
+    let limit_ns = match world.manner.pre_vote {
+        true => SERVES_AGAIN_NS,
+        false => SERVES_AGAIN_UNASKED_NS,
+    };
     wait_for(
         world,
-        SERVES_AGAIN_NS,
+        limit_ns,
         "the cluster does not serve again after the last fault",
         |world| {
             let done = done.lock();
@@ -355,9 +369,24 @@ fn kept_by(member: MemberId, read: &dyn Read) -> storage::Result<Kept> {
     })
 }
 
-/// What a server chose that its client was not told: the id of a member that it added.
+/// What a server chose that its client was not told: the id of a member that it added, or of a
+/// lease.
 fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, Applied)]) {
+    let granted: BTreeMap<i64, i64> = entries
+        .iter()
+        .filter_map(|(_, entry)| match &entry.payload {
+            Payload::Request(bytes) => decode_request(bytes.clone()).ok()?.lease_grant,
+            _ => None,
+        })
+        .map(|grant| (grant.ttl, grant.id))
+        .collect();
     for operation in operations {
+        if let Asked::LeaseGrant(grant) = &mut operation.asked
+            && grant.id == 0
+        {
+            // No other has its time to live.
+            grant.id = granted.get(&grant.ttl).copied().unwrap_or_default();
+        }
         let Asked::Member(asked) = &mut operation.asked else {
             continue;
         };

@@ -1,7 +1,7 @@
 //! Clients that watch: several watches on a stream, read quickly or slowly, from now on or from
 //! history, taken up again where they were cut.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,8 +37,12 @@ struct Open {
 }
 
 struct Streamed {
-    requests: mpsc::Sender<Result<WatchRequest, Status>>,
+    /// None where the client has closed its side, which ends nothing.
+    requests: Option<mpsc::Sender<Result<WatchRequest, Status>>>,
     responses: ReceiverStream<Result<WatchResponse, Status>>,
+    /// Created and not answered yet, in order.
+    asked_for: VecDeque<Open>,
+    /// By id.
     open: BTreeMap<i64, Open>,
 }
 
@@ -58,7 +62,7 @@ pub fn start(clients: &Arc<Clients>, number: u32, random: Random) {
 fn random_create(random: &mut Random, head: i64, compacted: i64) -> WatchCreateRequest {
     let (key, range_end): (&str, &str) = *random.pick(&[
         ("\0", "\0"),
-        ("\0", "\0"),
+        ("", "\0"),
         ("a", ""),
         ("a", "b"),
         ("b/", "b0"),
@@ -66,11 +70,14 @@ fn random_create(random: &mut Random, head: i64, compacted: i64) -> WatchCreateR
         ("r1", ""),
         ("l", "m"),
         ("d", ""),
+        // Empty.
+        ("d", "a"),
     ]);
     WatchCreateRequest {
         key: key.into(),
         range_end: range_end.into(),
-        start_revision: match random.below(5) {
+        start_revision: match random.below(6) {
+            5 if random.chance(100) => -1,
             4 => compacted.max(1),
             0 => (head - random.below(100) as i64).max(1),
             1 => head + random.below(20) as i64,
@@ -102,8 +109,9 @@ async fn watch(
     let view = door.services.handle.view();
     let (head, compacted) = (view.head, view.compacted);
     let mut streamed = Streamed {
-        requests: sender,
+        requests: Some(sender),
         responses,
+        asked_for: VecDeque::new(),
         open: BTreeMap::new(),
     };
     let mut creates = resumed;
@@ -113,10 +121,19 @@ async fn watch(
     creates.truncate(6);
     for (number, create) in creates.into_iter().enumerate() {
         let create = WatchCreateRequest {
-            watch_id: number as i64 + 1,
+            watch_id: match client.random.below(8) {
+                // The server's to choose.
+                0 => 0,
+                // Taken, where it is not the first.
+                1 if number > 0 => number as i64,
+                _ => number as i64 + 1,
+            },
             ..create
         };
         streamed.create(client, create).await?;
+    }
+    if client.random.chance(50) {
+        streamed.requests = None;
     }
     let slow = client.random.chance(250);
     let life = client.random.between(50, 3_000);
@@ -141,15 +158,12 @@ impl Streamed {
             watches.len() - 1
         };
         let request = RequestUnion::CreateRequest(create.clone());
-        self.open.insert(
-            create.watch_id,
-            Open {
-                place,
-                next_revision: create.start_revision,
-                create,
-                ended: false,
-            },
-        );
+        self.asked_for.push_back(Open {
+            place,
+            next_revision: create.start_revision,
+            create,
+            ended: false,
+        });
         self.ask(request).await
     }
 
@@ -157,7 +171,10 @@ impl Streamed {
         let request = WatchRequest {
             request_union: Some(request),
         };
-        self.requests.send(Ok(request)).await.ok()
+        match &self.requests {
+            Some(requests) => requests.send(Ok(request)).await.ok(),
+            None => Some(()),
+        }
     }
 
     /// True where the stream broke.
@@ -218,6 +235,16 @@ impl Streamed {
             if response.canceled { ", canceled" } else { "" },
         ));
         let mut watches = client.clients.watches.lock();
+        if response.created
+            && let Some(answered) = self.asked_for.pop_front()
+        {
+            if response.canceled {
+                let watched = &mut watches[answered.place];
+                watched.responses.push((now, response));
+                return;
+            }
+            self.open.insert(response.watch_id, answered);
+        }
         for (id, open) in &mut self.open {
             let for_all = response.watch_id == ALL_WATCHES && !response.canceled;
             if *id != response.watch_id && !for_all || open.ended {
@@ -239,7 +266,8 @@ impl Streamed {
     /// Nothing more is to come on these.
     fn end(&self, client: &Client) {
         let mut watches = client.clients.watches.lock();
-        for open in self.open.values().filter(|open| !open.ended) {
+        let answered = self.open.values().filter(|open| !open.ended);
+        for open in answered.chain(&self.asked_for) {
             watches[open.place].to_the_end = true;
         }
     }

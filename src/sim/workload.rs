@@ -1,5 +1,5 @@
 //! What clients do: registers changed by compare-and-set, keys of all kinds, nested transactions,
-//! compactions, leases. Each is a loop that ends when the world says so.
+//! compactions, leases, and what operators do. Each is a loop that ends when the world says so.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,14 +9,15 @@ use bytes::Bytes;
 use super::client::{Client, Clients};
 use super::history::{Answer, Asked, Outcome};
 use super::random::Random;
+use crate::proto::etcdserverpb::alarm_request::AlarmAction;
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use crate::proto::etcdserverpb::downgrade_request::DowngradeAction;
 use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::{
-    AlarmType, CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest,
-    RangeRequest, RequestOp, TxnRequest,
+    AlarmRequest, AlarmType, CompactionRequest, Compare, DeleteRangeRequest, DowngradeRequest,
+    LeaseGrantRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
 };
-use crate::types::MemberId;
 
 /// Keys of the mixed clients; some are prefixes of others, and one has a byte that the engine's
 /// keys have to escape.
@@ -42,13 +43,14 @@ pub struct Load {
 pub fn start(clients: &Arc<Clients>, number: u32, kind: u32, load: Load, random: Random) {
     let client = Client::new(number, clients.clone(), random);
     let work = async move {
-        match kind % 10 {
+        match kind % 11 {
             0 | 1 => registers(client, load).await,
             2..=4 => mixed(client, load).await,
             5 | 6 => leases(client, load).await,
             7 => sharers(client, load).await,
             8 => nested(client, load).await,
-            _ => compactions(client).await,
+            9 => compactions(client).await,
+            _ => operator(client).await,
         }
     };
     crate::env::Executor::spawn(clients.tasks.as_ref(), Box::pin(work));
@@ -152,13 +154,46 @@ fn random_range(random: &mut Random) -> (Bytes, Bytes) {
     (key.into(), end)
 }
 
+/// How pairs can be ordered.
+const ORDERS: [SortOrder; 3] = [SortOrder::None, SortOrder::Ascend, SortOrder::Descend];
+const TARGETS: [SortTarget; 5] = [
+    SortTarget::Key,
+    SortTarget::Version,
+    SortTarget::Create,
+    SortTarget::Mod,
+    SortTarget::Value,
+];
+
+/// Revisions that pairs are to be of.
+fn random_filters(random: &mut Random, head: i64, read: &mut RangeRequest) {
+    let mut near = || match random.chance(500) {
+        true => (head - random.below(60) as i64).max(0),
+        false => 0,
+    };
+    read.min_mod_revision = near();
+    read.max_mod_revision = near();
+    read.min_create_revision = near();
+    read.max_create_revision = near();
+}
+
 fn random_read(random: &mut Random, head: i64) -> RangeRequest {
+    let mut read = plain_read(random, head);
+    if random.chance(200) {
+        read.sort_order = *random.pick(&ORDERS) as i32;
+        read.sort_target = *random.pick(&TARGETS) as i32;
+    }
+    if random.chance(100) {
+        random_filters(random, head, &mut read);
+    }
+    read
+}
+
+fn plain_read(random: &mut Random, head: i64) -> RangeRequest {
     let (key, range_end) = random_range(random);
     let revision = match random.below(6) {
         0 => (head - random.below(50) as i64).max(0),
         _ => 0,
     };
-    let sorts = random.chance(200);
     RangeRequest {
         key,
         range_end,
@@ -167,14 +202,6 @@ fn random_read(random: &mut Random, head: i64) -> RangeRequest {
             _ => 0,
         },
         revision,
-        sort_order: match sorts {
-            true => SortOrder::Descend as i32,
-            false => SortOrder::None as i32,
-        },
-        sort_target: match sorts {
-            true => SortTarget::Mod as i32,
-            false => SortTarget::Key as i32,
-        },
         serializable: random.chance(200),
         keys_only: random.chance(100),
         count_only: random.chance(100),
@@ -183,32 +210,30 @@ fn random_read(random: &mut Random, head: i64) -> RangeRequest {
 }
 
 fn random_put(client: &mut Client, load: Load, key: &str) -> PutRequest {
-    let request = PutRequest {
+    let mut request = PutRequest {
         prev_kv: client.random.chance(300),
         ..put(key.to_owned(), random_value(client, load))
     };
-    match client.random.below(20) {
-        0 => PutRequest {
-            ignore_value: true,
-            value: Bytes::new(),
-            lease: some_lease(client),
-            ..request
-        },
-        1 => PutRequest {
-            ignore_lease: true,
-            ..request
-        },
-        2 => PutRequest {
-            lease: some_lease(client),
-            ..request
-        },
-        _ => request,
+    if client.random.chance(100) {
+        request.lease = some_lease(client);
     }
+    match client.random.below(20) {
+        0 => {
+            request.ignore_value = true;
+            request.value = Bytes::new();
+        }
+        1 => {
+            request.ignore_lease = true;
+            request.lease = 0;
+        }
+        _ => {}
+    }
+    request
 }
 
-/// A lease that somebody granted of late; 0 where there is none.
+/// A lease that was granted of late, which may have ended; 0 for none.
 fn some_lease(client: &mut Client) -> i64 {
-    let lease = client.clients.some_lease(&mut client.random);
+    let lease = client.clients.clone().some_lease(&mut client.random);
     lease.unwrap_or_default()
 }
 
@@ -248,6 +273,9 @@ async fn mixed(mut client: Client, load: Load) {
         let asked = match client.random.below(10) {
             0..4 => Asked::Put(random_put(&mut client, load, key)),
             4 => Asked::DeleteRange(random_delete(&mut client.random)),
+            5 if client.random.chance(300) => {
+                Asked::RangeStream(plain_read(&mut client.random, head))
+            }
             _ => Asked::Range(random_read(&mut client.random, head)),
         };
         let outcome = client.call(asked).await;
@@ -260,12 +288,7 @@ async fn mixed(mut client: Client, load: Load) {
 }
 
 async fn free_space(client: &mut Client, head: i64) {
-    let all = DeleteRangeRequest {
-        key: Bytes::from_static(b"\0"),
-        range_end: Bytes::from_static(b"\0"),
-        ..Default::default()
-    };
-    client.call(Asked::DeleteRange(all)).await;
+    client.call(Asked::DeleteRange(everything())).await;
     client
         .call(Asked::Compaction(CompactionRequest {
             revision: head,
@@ -273,14 +296,93 @@ async fn free_space(client: &mut Client, head: i64) {
         }))
         .await;
     client
-        .call(Asked::AlarmDisarm {
-            member: MemberId(0),
-            alarm: AlarmType::Nospace as i32,
-        })
+        .call(alarm(AlarmAction::Deactivate, AlarmType::Nospace, 0))
         .await;
 }
 
-fn random_compare(random: &mut Random, head: i64) -> Compare {
+fn alarm(action: AlarmAction, kind: AlarmType, member: u64) -> Asked {
+    Asked::Alarm(AlarmRequest {
+        action: action as i32,
+        member_id: member,
+        alarm: kind as i32,
+    })
+}
+
+/// Looks after the cluster: asks how it is, and does to it what only operators do.
+async fn operator(mut client: Client) {
+    while !client.clients.stopping() {
+        client.pause(100_000, 2_000_000).await;
+        let asked = match client.random.below(14) {
+            0 => Asked::HashKv { revision: 0 },
+            1 => {
+                let view = client.find().await.map(|door| door.services.handle.view());
+                let head = view.map_or(1, |view| view.head);
+                let back = client.random.below(30) as i64;
+                Asked::HashKv {
+                    revision: (head - back).max(0),
+                }
+            }
+            2 | 3 => Asked::LeaseLeases,
+            4 | 5 => Asked::MemberList {
+                linearizable: client.random.chance(500),
+            },
+            6 => Asked::Status,
+            7 => Asked::Defragment,
+            8 => {
+                let open = client.clients.open_doors();
+                match open.is_empty() {
+                    true => continue,
+                    false => Asked::MoveLeader {
+                        to: *client.random.pick(&open),
+                    },
+                }
+            }
+            9 => {
+                let action = *client.random.pick(&[
+                    DowngradeAction::Validate,
+                    DowngradeAction::Enable,
+                    DowngradeAction::Cancel,
+                ]);
+                Asked::Downgrade(DowngradeRequest {
+                    action: action as i32,
+                    version: "3.6.0".to_owned(),
+                })
+            }
+            10 | 11 => alarm(AlarmAction::Get, AlarmType::None, 0),
+            _ => {
+                let kind = *client
+                    .random
+                    .pick(&[AlarmType::Nospace, AlarmType::Corrupt]);
+                raise_for_a_while(&mut client, kind).await;
+                continue;
+            }
+        };
+        client.call(asked).await;
+    }
+}
+
+/// Raises an alarm by hand, and disarms it whatever became of that.
+async fn raise_for_a_while(client: &mut Client, kind: AlarmType) {
+    // Nobody else raises or disarms it for this member.
+    let member = 1_000_000 + u64::from(client.number);
+    client
+        .call(alarm(AlarmAction::Activate, kind, member))
+        .await;
+    client.pause(100_000, 3_000_000).await;
+    loop {
+        let disarm = alarm(AlarmAction::Deactivate, kind, member);
+        let disarmed = client.call(disarm).await;
+        if matches!(disarmed, Some(Outcome::Answered(_))) || client.clients.stopping() {
+            return;
+        }
+        client.pause(10_000, 200_000).await;
+    }
+}
+
+fn random_compare(client: &mut Client, head: i64) -> Compare {
+    let lease = some_lease(client);
+    let number = client.random.below(u64::from(client.number) + 1);
+    let random = &mut client.random;
     let key = *random.pick(&KEYS);
     let result = *random.pick(&[
         CompareResult::Equal,
@@ -289,19 +391,30 @@ fn random_compare(random: &mut Random, head: i64) -> Compare {
         CompareResult::NotEqual,
     ]);
     let near = (head - random.below(30) as i64).max(0);
-    let (target, union) = match random.below(4) {
+    let (target, union) = match random.below(5) {
         0 => (
             CompareTarget::Version,
             TargetUnion::Version(random.below(4) as i64),
         ),
         1 => (CompareTarget::Create, TargetUnion::CreateRevision(near)),
         2 => (CompareTarget::Mod, TargetUnion::ModRevision(near)),
-        _ => (CompareTarget::Lease, TargetUnion::Lease(0)),
+        3 => {
+            // About where the values of that client are.
+            let value = format!("{number}-{}", random.below(100));
+            (CompareTarget::Value, TargetUnion::Value(value.into()))
+        }
+        _ => {
+            let lease = if random.chance(300) { lease } else { 0 };
+            (CompareTarget::Lease, TargetUnion::Lease(lease))
+        }
     };
     let mut compare = compare(key, result, target, union);
-    if random.chance(150) {
-        compare.range_end = Bytes::from_static(b"\0");
-    }
+    compare.range_end = match random.below(12) {
+        0 => Bytes::from_static(b"\0"),
+        // Empty where it is not behind the key.
+        1 => (*random.pick(&KEYS)).into(),
+        _ => Bytes::new(),
+    };
     compare
 }
 
@@ -348,7 +461,7 @@ fn random_txn(client: &mut Client, load: Load, keys: &[&str], depth: u32, head: 
     let compares = client.random.below(3);
     TxnRequest {
         compare: (0..compares)
-            .map(|_| random_compare(&mut client.random, head))
+            .map(|_| random_compare(client, head))
             .collect(),
         success: random_ops(client, load, keys, depth, head),
         failure: random_ops(client, load, keys, depth, head),
@@ -369,10 +482,31 @@ async fn nested(mut client: Client, load: Load) {
     }
 }
 
-/// Lets go of history now and then.
+/// Every key there is.
+fn everything() -> DeleteRangeRequest {
+    DeleteRangeRequest {
+        key: Bytes::from_static(b"\0"),
+        range_end: Bytes::from_static(b"\0"),
+        ..Default::default()
+    }
+}
+
+/// Lets go of history now and then, and sometimes of all keys before.
 async fn compactions(mut client: Client) {
     while !client.clients.stopping() {
         client.pause(500_000, 4_000_000).await;
+        if client.random.chance(100) {
+            let emptied = client.call(Asked::DeleteRange(everything())).await;
+            let revision = head_of(emptied.as_ref(), 0);
+            let physical = client.random.chance(300);
+            // Others may look at what is left before it is compacted.
+            client.pause(1_000, 400_000).await;
+            if revision > 0 {
+                let compaction = CompactionRequest { revision, physical };
+                client.call(Asked::Compaction(compaction)).await;
+            }
+            continue;
+        }
         let Some(Outcome::Answered(Answer::Range(read))) =
             client.call(Asked::Range(get("compactor"))).await
         else {
@@ -403,6 +537,10 @@ async fn leases(mut client: Client, load: Load) {
         let id = (i64::from(client.number) + 1) << 20 | granted;
         let most = *client.random.pick(&[2, 4, 10]);
         let ttl = client.random.between(2, most) as i64;
+        if client.random.chance(80) {
+            odd_lease(&mut client, granted).await;
+            continue;
+        }
         let grant = LeaseGrantRequest { ttl, id };
         let outcome = client.call(Asked::LeaseGrant(grant)).await;
         if !matches!(outcome, Some(Outcome::Answered(_))) {
@@ -439,6 +577,35 @@ async fn leases(mut client: Client, load: Load) {
         if client.random.chance(400) {
             client.call(Asked::LeaseRevoke { id }).await;
         }
+    }
+}
+
+/// Asks for a lease whose id is the server's to choose, or for one that cannot be had.
+async fn odd_lease(client: &mut Client, number: i64) {
+    let grant = match client.random.below(4) {
+        0 => LeaseGrantRequest {
+            id: some_lease(client),
+            ttl: 5,
+        },
+        1 => LeaseGrantRequest {
+            id: 7,
+            ttl: i64::MAX,
+        },
+        _ => LeaseGrantRequest {
+            id: 0,
+            // It shows which one this is.
+            ttl: 100_000 + (i64::from(client.number) << 20) + number,
+        },
+    };
+    if grant.id == 0 && grant.ttl < 100_000 {
+        return;
+    }
+    let granted = client.call(Asked::LeaseGrant(grant)).await;
+    if let Some(Outcome::Answered(Answer::LeaseGrant(granted))) = granted {
+        client.clients.tell_of_lease(granted.id);
+        client.pause(100_000, 2_000_000).await;
+        // Nobody else would, and some live for long.
+        client.call(Asked::LeaseRevoke { id: granted.id }).await;
     }
 }
 

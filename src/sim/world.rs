@@ -84,6 +84,8 @@ pub struct World {
     pub founders: Vec<MemberId>,
     agendas: BTreeMap<MemberId, Agenda>,
     pub(super) leaders: BTreeMap<u64, MemberId>,
+    /// In which term each member was last seen.
+    pub(super) terms: BTreeMap<MemberId, u64>,
     pub(super) hashes: BTreeMap<u64, (u64, MemberId)>,
     urls: u64,
 }
@@ -125,6 +127,7 @@ impl World {
             founders: Vec::new(),
             agendas: BTreeMap::new(),
             leaders: BTreeMap::new(),
+            terms: BTreeMap::new(),
             hashes: BTreeMap::new(),
             urls: 0,
         };
@@ -434,6 +437,7 @@ impl World {
         if status.is_leader {
             self.note_leader(id, status.term);
         }
+        self.note_term(id, status.term);
         self.compare_state(id);
         match (result, end) {
             (Err(reason), _) => self.failed(id, &reason),

@@ -1,5 +1,6 @@
 //! An engine in memory for tests and the simulator. `crash` forgets what was not flushed, as a
-//! machine that loses its power does.
+//! machine that loses its power does; `refuse` has it refuse what would go to a disk, as
+//! `RocksDB` does from the first write that its disk refused until it is opened anew.
 
 mod sorted;
 
@@ -203,6 +204,34 @@ struct Shared {
     durable: Mutex<State>,
     /// Weak, for what keeps checkpoints keeps engines.
     checkpoints: Option<Weak<dyn Checkpoints>>,
+    refuses: Mutex<Refuses>,
+}
+
+/// What an engine refuses.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Refuses {
+    #[default]
+    Nothing,
+    /// Flushes and checkpoints; memory still takes what is written.
+    Flushes,
+    /// Everything once so many more writes, flushes and checkpoints are done.
+    AllAfter(u64),
+}
+
+impl Shared {
+    /// Counts a write, or what goes to the disk, that is about to be done.
+    fn take(&self, to_disk: bool) -> Result<()> {
+        let mut refuses = self.refuses.lock();
+        match &mut *refuses {
+            Refuses::AllAfter(left) if *left > 0 => *left -= 1,
+            Refuses::Flushes if !to_disk => {}
+            Refuses::Nothing => {}
+            Refuses::Flushes | Refuses::AllAfter(_) => {
+                return Err(Error::Engine("the disk takes nothing".to_owned()));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl MemoryEngine {
@@ -221,6 +250,7 @@ impl MemoryEngine {
                 live: Mutex::new(state.clone()),
                 durable: Mutex::new(state),
                 checkpoints,
+                refuses: Mutex::default(),
             }),
         }
     }
@@ -228,6 +258,11 @@ impl MemoryEngine {
     /// Goes back to the state of the last flush.
     pub fn crash(&self) {
         *self.shared.live.lock() = self.shared.durable.lock().clone();
+    }
+
+    /// From now on refuses that; what `survivor` and `copy` make refuses nothing.
+    pub fn refuse(&self, refuses: Refuses) {
+        *self.shared.refuses.lock() = refuses;
     }
 
     /// An engine of its own with the state as of now, all of it durable.
@@ -279,11 +314,13 @@ impl Engine for MemoryEngine {
     }
 
     fn write(&self, batch: &Batch) -> Result<()> {
+        self.shared.take(false)?;
         self.shared.live.lock().apply(batch);
         Ok(())
     }
 
     fn flush(&self) -> Result<()> {
+        self.shared.take(true)?;
         *self.shared.durable.lock() = self.shared.live.lock().clone();
         Ok(())
     }
@@ -311,6 +348,7 @@ impl Engine for MemoryEngine {
     }
 
     fn checkpoint(&self, dir: &Path) -> Result<()> {
+        self.shared.take(true)?;
         let kept = self.shared.checkpoints.as_ref().and_then(Weak::upgrade);
         match kept {
             Some(checkpoints) => checkpoints.keep(dir, self.copy()),

@@ -62,6 +62,14 @@ fn keep_hash(shared: &Shared, progress: Progress) -> storage::Result<()> {
     Ok(())
 }
 
+fn tell_finished(shared: &Shared, engine: &dyn Engine) -> storage::Result<()> {
+    let finished = compaction::finished(engine.latest())?;
+    if !probe::injected(Defect::CompactionUntold) {
+        shared.compaction_finished.set(finished);
+    }
+    Ok(())
+}
+
 /// `seen` is the engine that this run has looked at before: a compaction that is found begun in
 /// another one, an earlier run's or the leader's, has lost what its hash would need.
 async fn catch_up(
@@ -77,8 +85,15 @@ async fn catch_up(
         let hashes = seen.as_ref().is_some_and(|seen| seen.ptr_eq(&current));
         let first = seen.replace(current).is_none();
         let Some(start) = compaction::unfinished(engine.latest())? else {
-            return Ok(());
+            // A state of the leader's may have brought it: somebody may wait for it here.
+            return tell_finished(shared, engine.as_ref());
         };
+        if shared.view().compacted < start.target {
+            // A batch is written before the view shows it, and a hash of the view would lack the
+            // last revisions. The job is woken once they are shown.
+            *seen = Some(Arc::downgrade(&engine));
+            return Ok(());
+        }
         let started = shared.clock.now();
         match (hashes, first) {
             (true, _) => {}
@@ -124,8 +139,6 @@ async fn catch_up(
         metrics
             .last_compaction_s
             .set(shared.clock.wall().as_secs() as i64);
-        if !probe::injected(Defect::CompactionUntold) {
-            shared.compaction_finished.set(start.target);
-        }
+        tell_finished(shared, engine.as_ref())?;
     }
 }

@@ -6,6 +6,9 @@
 //! kept of the same compaction, which cost next to nothing. What is concluded is a pure function
 //! of the hashes, here called `Judged`; asking and raising the alarm are apart from it.
 //!
+//! Members of one history may tell of two hashes, that of a compaction and one made just now:
+//! `HistoryHash::agrees_with` knows both.
+//!
 //! A hash reads the whole history. What is on by default is therefore bounded: the first
 //! comparison is left out where there are many keys, unless it was asked for by name, and
 //! compactions of large stores keep no hash.
@@ -94,7 +97,7 @@ pub async fn check_at_start(handle: &Handle, when: AtStart) -> Result<(), String
 /// The peers whose data is another one. Only hashes with the same compaction can be compared.
 fn differing_at_start(own: &HistoryHash, answered: &Answered) -> Vec<MemberId> {
     let differs = |answer: &HashKvResponse| {
-        answer.hash != own.hash && answer.compact_revision == own.compacted
+        !own.agrees_with(answer.hash) && answer.compact_revision == own.compacted
     };
     let found = answered
         .iter()
@@ -109,7 +112,7 @@ fn log_at_start(
     answer: &Result<HashKvResponse, Error>,
 ) {
     let what = match answer {
-        Ok(theirs) if theirs.hash == own.hash => return,
+        Ok(theirs) if own.agrees_with(theirs.hash) => return,
         Ok(theirs) if theirs.compact_revision == own.compacted => {
             "found different hash values from remote peer"
         }
@@ -252,7 +255,7 @@ fn judge_all(
                 "compact revision from follower must be less than or equal to leader's",
             );
         }
-        if answer.compact_revision == before.compacted && answer.hash != before.hash {
+        if answer.compact_revision == before.compacted && !before.agrees_with(answer.hash) {
             note(*peer, "same compact revision then hashes must match");
         }
     }
@@ -346,7 +349,11 @@ fn judge_compacted(leader: MemberId, own: &HistoryHash, answered: &Answered) -> 
         match answer {
             Ok(answer) if answer.compact_revision == own.compacted => {
                 compared += 1;
-                by_hash.entry(answer.hash).or_default().push(*peer);
+                let hash = match own.agrees_with(answer.hash) {
+                    true => own.hash,
+                    false => answer.hash,
+                };
+                by_hash.entry(hash).or_default().push(*peer);
             }
             _ => {}
         }
@@ -426,6 +433,7 @@ mod tests {
             hash,
             compacted,
             revision,
+            otherwise: hash + 100,
         }
     }
 
@@ -456,6 +464,8 @@ mod tests {
             (&[Some((8, 4, 9)), None], vec![]),
             (&[None, None], vec![]),
             (&[Some((8, 3, 9)), Some((8, 3, 9))], vec![2, 3]),
+            // It has compacted to the very revision, and what it deleted was all.
+            (&[Some((107, 3, 9))], vec![]),
         ] {
             let found = differing_at_start(&own, &answers(given));
             let expected: Vec<_> = expected.into_iter().map(MemberId).collect();
@@ -475,6 +485,7 @@ mod tests {
             (&[Some((7, 3, 13))], after, vec![2]),
             (&[Some((8, 6, 12)), Some((8, 3, 12))], after, vec![2, 3]),
             (&[None, Some((8, 3, 99))], after, vec![3, 3]),
+            (&[Some((107, 3, 9))], after, vec![]),
             // The leader itself.
             (&[Some((7, 3, 9))], hash(8, 3, 9), vec![1]),
         ] {
@@ -493,6 +504,7 @@ mod tests {
         let (third, elsewhere) = (Some((9, 3, 9)), Some((8, 2, 9)));
         for (given, expected) in [
             (&[same, same][..], Judged::Agreed),
+            (&[same, Some((107, 3, 9))], Judged::Agreed),
             (&[same, None], Judged::Unknown),
             (&[same, elsewhere], Judged::Unknown),
             (&[elsewhere, None], Judged::Unknown),

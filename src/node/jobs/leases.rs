@@ -61,7 +61,9 @@ pub async fn run(handle: Handle, checkpoint_interval: Duration) {
         });
         // All are under way before the first is waited for, so that they share a sync.
         let revokes = join_all(revokes).await;
-        more = revokes.len() == MAX_REVOKES;
+        // Where none could be ended, as under a CORRUPT alarm, the next round is soon enough.
+        let ended = |revoked: &Result<_, _>| matches!(revoked, Ok(_) | Err(Error::LeaseNotFound));
+        more = revokes.len() == MAX_REVOKES && revokes.iter().any(ended);
         for revoked in revokes {
             // A revoke that was not applied leaves the lease in the list of the next round.
             match revoked {
@@ -95,5 +97,57 @@ async fn store(handle: &Handle, term: u64, checkpoints: Vec<(crate::types::Lease
     };
     if let Err(error) = handle.propose_in_term(request, term).await {
         tracing::warn!(%error, "failed to checkpoint leases");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::node::inbox::Input;
+    use crate::node::stand_in;
+    use crate::state::lease::Lease;
+    use crate::transport::NoNetwork;
+    use crate::types::LeaseId;
+
+    #[test]
+    fn leases_that_cannot_be_ended_are_tried_once_a_round() {
+        let (handle, inbox) = stand_in::with_network(Arc::new(NoNetwork));
+        stand_in::set_leader(&handle, stand_in::ME);
+        {
+            let mut deadlines = handle.shared().deadlines.lock();
+            deadlines.set_term(handle.shared().raft.term());
+            for id in 1..=MAX_REVOKES as i64 {
+                let ended = Lease {
+                    ttl_s: 0,
+                    remaining_ttl_s: 0,
+                };
+                deadlines.granted(LeaseId(id), ended, Duration::ZERO);
+            }
+        }
+        let mut refused = 0;
+        let refuse_all = async {
+            let mut inputs = Vec::new();
+            loop {
+                inbox.take(Duration::ZERO, &mut inputs);
+                for input in inputs.drain(..) {
+                    if let Input::Propose(proposal) = input {
+                        refused += 1;
+                        (proposal.reply)(Err(Error::Corrupt));
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let both = async { tokio::join!(run(handle, Duration::from_secs(300)), refuse_all) };
+            let _ = tokio::time::timeout(INTERVAL + INTERVAL / 2, both).await;
+        });
+        assert_eq!(refused, MAX_REVOKES);
     }
 }

@@ -29,6 +29,7 @@ pub fn check(
     findings: &mut Findings,
 ) {
     let leaders = new_leaders(replay);
+    let corrupt = replay.corrupt_times();
     let asks = asks_by_lease(history);
     for life in replay.lives.values().flatten() {
         let none = Vec::new();
@@ -41,7 +42,7 @@ pub fn check(
         };
         lease.check_revoke(origins, findings);
         lease.check_denials(order, findings);
-        lease.check_kept(&leaders, findings);
+        lease.check_kept(&leaders, &corrupt, findings);
     }
 }
 
@@ -168,7 +169,12 @@ impl<'a> Lease<'a> {
     }
 
     /// Looks for a calm time in which nobody renewed it and it stayed.
-    fn check_kept(&self, leaders: &[Moment], findings: &mut Findings) {
+    fn check_kept(
+        &self,
+        leaders: &[Moment],
+        corrupt: &[(Moment, Moment)],
+        findings: &mut Findings,
+    ) {
         let limit = seconds(self.life.ttl_s)
             .saturating_mul(2)
             .saturating_add(KEPT_SLACK);
@@ -178,6 +184,7 @@ impl<'a> Lease<'a> {
             .filter(|(_, operation)| renews(operation) != Some(false))
             .map(|(_, operation)| (operation.called_at, operation.returned_at))
             .chain(leaders.iter().map(|at| (*at, *at)))
+            .chain(corrupt.iter().copied())
             .collect();
         renewals.sort_unstable();
         for (calm_from, calm_to) in &self.history.calm {

@@ -9,10 +9,12 @@ use std::collections::BTreeMap;
 
 use super::answers::{self, revision};
 use super::findings::{self, Findings};
-use super::replay::{Place, Replay};
+use super::replay::{self, Place, Replay};
 use super::writes::Origins;
 use crate::error::Error;
-use crate::proto::etcdserverpb::{LeaseTimeToLiveResponse, RangeRequest, TxnRequest};
+use crate::proto::etcdserverpb::{
+    HashKvResponse, LeaseTimeToLiveResponse, RangeRequest, TxnRequest,
+};
 use crate::sim::history::{Answer, Asked, History, Moment, Operation, Outcome};
 use crate::state::model::At;
 use crate::state::txn::{is_read_only, is_serializable};
@@ -149,7 +151,10 @@ impl Read<'_> {
         let model = &self.replay.model;
         match (&self.operation.asked, &self.operation.outcome) {
             (_, Outcome::Unknown) => Ok(None),
-            (Asked::Range(request), Outcome::Answered(Answer::Range(ours))) => {
+            (
+                Asked::Range(request) | Asked::RangeStream(request),
+                Outcome::Answered(Answer::Range(ours)),
+            ) => {
                 let at = revision(ours.header.as_ref());
                 self.answered(at, request.serializable, |state| {
                     let theirs = model.range(request, state)?;
@@ -165,7 +170,18 @@ impl Read<'_> {
                     Ok(answers::same_txn(ours, &theirs))
                 })
             }
-            (Asked::Range(request), Outcome::Refused(text)) => self.range_refused(request, text),
+            (Asked::Range(request) | Asked::RangeStream(request), Outcome::Refused(text)) => {
+                self.range_refused(request, text)
+            }
+            (Asked::LeaseLeases, Outcome::Answered(Answer::Leases(ours))) => {
+                self.listed_leases(ours)
+            }
+            (Asked::MemberList { linearizable }, Outcome::Answered(Answer::MemberList(ours))) => {
+                self.listed_members(ours, *linearizable)
+            }
+            (Asked::HashKv { revision }, Outcome::Answered(Answer::HashKv(ours))) => {
+                self.hash(*revision, ours)
+            }
             (Asked::Txn(request), Outcome::Refused(text)) if is_read_only(request) => {
                 self.txn_refused(request, text)
             }
@@ -273,19 +289,60 @@ impl Read<'_> {
         }
     }
 
+    /// Which leases there are is what one member knows, who may be behind.
+    fn listed_leases(&self, ours: &[i64]) -> Judged<Option<Place>> {
+        let shown = replay::set_of_leases(ours);
+        match (0..=self.upper).any(|place| self.replay.leases_at(place) == shown) {
+            true => Ok(None),
+            false => Err("leases are listed that never were together"),
+        }
+    }
+
+    fn listed_members(&self, ours: &[u64], linearizable: bool) -> Judged<Option<Place>> {
+        let mut shown = ours.to_vec();
+        shown.sort_unstable();
+        let lower = if linearizable { self.lower } else { 0 };
+        match self.replay.had_members(&shown, lower, self.upper) {
+            true => Ok(None),
+            false => Err("members are listed that never were together"),
+        }
+    }
+
+    /// Holds a hash of the history against the model's. Behind a compaction a member may show
+    /// what it kept of it, which is not always the same.
+    fn hash(&self, asked: i64, ours: &HashKvResponse) -> Judged<Option<Place>> {
+        let (compacted, revision) = (ours.compact_revision, ours.hash_revision);
+        if revision > self.replay.state(self.upper).head || (asked != 0 && asked != revision) {
+            return Err("a hash is of another revision");
+        }
+        let model = &self.replay.model;
+        let is_kept = || model.compaction_hash(compacted, revision) == Some(ours.hash);
+        match model.hash(compacted, revision) {
+            Some(hash) if hash != ours.hash && !is_kept() => Err("a hash of the history is wrong"),
+            _ => Ok(None),
+        }
+    }
+
     fn renewed(&self, id: i64, ttl: i64) -> Judged<Place> {
-        let found = self.replay.lease_in(id, self.lower, self.upper);
-        let (place, life) = found.ok_or("a lease was renewed that was not there")?;
-        match life.ttl_s == ttl {
-            true => Ok(place),
-            false => Err("a lease's time to live is wrong"),
+        self.granted_for(id, ttl)?
+            .ok_or("a lease was renewed that was not there")
+    }
+
+    /// The first place at which the lease is there and was granted for that long; `None` where
+    /// it is not there at all.
+    fn granted_for(&self, id: i64, ttl: i64) -> Judged<Option<Place>> {
+        let mut lives = self.replay.lives_in(id, self.lower, self.upper);
+        let is_there = lives.clone().next().is_some();
+        match lives.find(|(_, life)| life.ttl_s == ttl) {
+            None if is_there => Err("a lease's time to live is wrong"),
+            found => Ok(found.map(|(place, _)| place)),
         }
     }
 
     fn lease(&self, id: i64, keys: bool, ours: &LeaseTimeToLiveResponse) -> Judged<Place> {
-        let found = self.replay.lease_in(id, self.lower, self.upper);
-        let (place, life) = found.ok_or("a lease was shown that was not there")?;
-        if (ours.id, ours.granted_ttl) != (id, life.ttl_s) {
+        let found = self.granted_for(id, ours.granted_ttl)?;
+        let place = found.ok_or("a lease was shown that was not there")?;
+        if ours.id != id {
             return Err("a lease's time to live is wrong");
         }
         let mut shown = ours.keys.clone();

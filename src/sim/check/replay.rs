@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::proto::etcdserverpb::{AlarmType, InternalRaftRequest};
 use crate::proto::etchedpeer::MemberChange;
 use crate::sim::history::{Applied, History, Moment, Payload};
+use crate::sim::random::Random;
 use crate::state::Response;
 use crate::state::machine::decode_request;
 use crate::state::model::{At, Changed, Members, Model};
@@ -73,8 +74,32 @@ pub struct Replay {
     states: Vec<At>,
     /// Whether the NOSPACE alarm is up, by place.
     no_space: Vec<bool>,
+    /// Whether the CORRUPT alarm is up, by place.
+    corrupt: Vec<bool>,
+    /// See `set_of_leases`, by place.
+    leases: Vec<u64>,
+    /// The members' ids from a place on, in order.
+    members: Vec<(Place, Vec<u64>)>,
     /// The moments of the steps, never going back.
     moments: Vec<Moment>,
+}
+
+/// A number that stands for a set of leases: sets are many and large.
+pub fn set_of_leases(ids: &[i64]) -> u64 {
+    let marks = ids.iter().map(|id| mark_of_lease(*id));
+    marks.fold(0, u64::wrapping_add)
+}
+
+fn mark_of_lease(id: i64) -> u64 {
+    Random::new(id as u64).next()
+}
+
+fn leases_after(leases: u64, request: &InternalRaftRequest) -> u64 {
+    match (&request.lease_grant, &request.lease_revoke) {
+        (Some(grant), _) => leases.wrapping_add(mark_of_lease(grant.id)),
+        (_, Some(revoke)) => leases.wrapping_sub(mark_of_lease(revoke.id)),
+        _ => leases,
+    }
 }
 
 impl Replay {
@@ -83,6 +108,9 @@ impl Replay {
         let mut replay = Self {
             states: vec![model.now()],
             no_space: vec![false],
+            corrupt: vec![false],
+            leases: vec![0],
+            members: Vec::new(),
             model,
             steps: Vec::with_capacity(history.entries.len()),
             changes: Vec::new(),
@@ -91,6 +119,7 @@ impl Replay {
         };
         let founders = history.founders.iter().map(|member| member.0);
         let mut members = Members::founders(founders);
+        replay.members.push((0, members.ids()));
         for (at, entry) in &history.entries {
             let step = replay.take(*at, entry, &mut members);
             replay.compare_with_last(&step, findings);
@@ -120,6 +149,15 @@ impl Replay {
         };
         self.states.push(self.model.now());
         self.no_space.push(self.model.has_alarm(AlarmType::Nospace));
+        self.corrupt.push(self.model.has_alarm(AlarmType::Corrupt));
+        if let (Content::Member(_), Ok(_)) = (&content, &result) {
+            self.members.push((self.states.len() - 1, members.ids()));
+        }
+        let leases = self.leases.last().copied().unwrap_or(0);
+        self.leases.push(match (&content, &result) {
+            (Content::Request(request), Ok(_)) => leases_after(leases, request),
+            _ => leases,
+        });
         if let (Content::Request(request), Ok(_)) = (&content, &result) {
             self.note_lease(request);
         }
@@ -194,6 +232,40 @@ impl Replay {
         self.no_space[place]
     }
 
+    /// The moments between which leases cannot be revoked: the CORRUPT alarm forbids it.
+    pub fn corrupt_times(&self) -> Vec<(Moment, Moment)> {
+        let mut times = Vec::new();
+        let mut since = None;
+        for (place, corrupt) in self.corrupt.iter().enumerate() {
+            match (*corrupt, since) {
+                (true, None) => since = Some(self.moment(place)),
+                (false, Some(from)) => {
+                    times.push((from, self.moment(place)));
+                    since = None;
+                }
+                _ => {}
+            }
+        }
+        times.extend(since.map(|from| (from, Moment::MAX)));
+        times
+    }
+
+    /// The leases that there are, as `set_of_leases`.
+    pub fn leases_at(&self, place: Place) -> u64 {
+        self.leases[place]
+    }
+
+    /// Whether these were the members at a place from `from` to `to`.
+    pub fn had_members(&self, ids: &[u64], from: Place, to: Place) -> bool {
+        self.members
+            .iter()
+            .enumerate()
+            .any(|(number, (since, of))| {
+                let until = self.members.get(number + 1).map(|(since, _)| *since);
+                of == ids && *since <= to && until.is_none_or(|until| until > from)
+            })
+    }
+
     /// The entry that ends in that state; `None` for the first one.
     pub fn step(&self, place: Place) -> Option<&Step> {
         self.steps.get(place.checked_sub(1)?)
@@ -226,10 +298,16 @@ impl Replay {
         }
     }
 
-    /// The first place from `from` to `to` at which the lease is there, and its life.
-    pub fn lease_in(&self, id: i64, from: Place, to: Place) -> Option<(Place, &Life)> {
-        let lives = self.lives.get(&id)?;
-        lives.iter().find_map(|life| {
+    /// The lives of the lease that were there from `from` to `to`, each with its first place
+    /// there.
+    pub fn lives_in(
+        &self,
+        id: i64,
+        from: Place,
+        to: Place,
+    ) -> impl Iterator<Item = (Place, &Life)> + Clone {
+        let lives = self.lives.get(&id).into_iter().flatten();
+        lives.filter_map(move |life| {
             let first = life.from.max(from);
             let there = first <= to && life.until.is_none_or(|until| first < until);
             there.then_some((first, life))

@@ -7,8 +7,8 @@ use super::answers::revision;
 use super::findings::{self, Findings, moment};
 use super::replay::Replay;
 use crate::proto::Event;
-use crate::proto::etcdserverpb::WatchResponse;
 use crate::proto::etcdserverpb::watch_create_request::FilterType;
+use crate::proto::etcdserverpb::{WatchCreateRequest, WatchResponse};
 use crate::sim::history::{History, Moment, Watched};
 use crate::state::model::Changed;
 
@@ -77,14 +77,19 @@ impl<'a> Watch<'a> {
                 false => Ok(()),
             };
         };
+        let create = &self.watched.create;
         if !created.created {
             return Err(("a watch was never answered", shown(*at, created)));
         }
         if created.canceled {
-            return match may_be_refused(self.watched) {
+            // Its id may be taken.
+            return match is_senseless(create) || create.watch_id != 0 {
                 true => Ok(()),
                 false => Err(("a watch was refused without reason", shown(*at, created))),
             };
+        }
+        if is_senseless(create) {
+            return Err(("a watch was not refused", shown(*at, created)));
         }
         self.check_header(*at, created)?;
         for number in 1..self.watched.responses.len() {
@@ -322,10 +327,13 @@ fn is_wanted(watched: &Watched, event: &Event) -> bool {
     is_inside && !create.filters.contains(&(filter as i32))
 }
 
-/// Whether a watch can be refused: for a start that never was, an empty range, or an id that is
-/// taken.
-fn may_be_refused(watched: &Watched) -> bool {
-    let create = &watched.create;
-    let is_empty = !matches!(create.range_end.as_ref(), [] | [0]) && create.range_end <= create.key;
-    create.start_revision < 0 || is_empty || create.watch_id != 0
+/// Whether a watch has to be refused: for a start that never was, or an empty range.
+fn is_senseless(create: &WatchCreateRequest) -> bool {
+    let from: &[u8] = match create.key.is_empty() {
+        true => &[0],
+        false => &create.key,
+    };
+    let end = create.range_end.as_ref();
+    let is_empty = !matches!(end, [] | [0]) && end <= from;
+    create.start_revision < 0 || is_empty
 }

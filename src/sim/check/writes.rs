@@ -14,7 +14,7 @@ use super::findings::{self, Findings};
 use super::replay::{Content, Place, Replay};
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
-    AlarmRequest, InternalRaftRequest, LeaseGrantRequest, LeaseRevokeRequest,
+    AlarmRequest, AlarmType, InternalRaftRequest, LeaseGrantRequest, LeaseRevokeRequest,
     alarm_request::AlarmAction,
 };
 use crate::proto::etchedpeer::{MemberChange, member_change::Change};
@@ -94,18 +94,21 @@ fn key_of_asked(asked: &Asked) -> Option<Key> {
         Asked::Compaction(compaction) => request.compaction = Some(*compaction),
         Asked::LeaseGrant(grant) => request.lease_grant = Some(*grant),
         Asked::LeaseRevoke { id } => request.lease_revoke = Some(LeaseRevokeRequest { id: *id }),
-        Asked::AlarmDisarm { member, alarm } => {
-            request.alarm = Some(AlarmRequest {
-                action: AlarmAction::Deactivate as i32,
-                member_id: member.0,
-                alarm: *alarm,
-            });
-        }
+        Asked::Alarm(alarm) => request.alarm = Some(*alarm),
         Asked::Member(change) => return Some(key_of_member(change)),
         Asked::Txn(_)
         | Asked::Range(_)
         | Asked::LeaseKeepAlive { .. }
-        | Asked::LeaseTimeToLive { .. } => return None,
+        | Asked::LeaseTimeToLive { .. }
+        | Asked::RangeStream(_)
+        | Asked::LeaseLeases
+        | Asked::HashKv { .. }
+        | Asked::MemberList { .. }
+        | Asked::MoveLeader { .. }
+        | Asked::Defragment
+        | Asked::Status
+        // Whether it has to write is the server's to know, and its answer says nothing of it.
+        | Asked::Downgrade(_) => return None,
     }
     Some(key_of_request(request))
 }
@@ -233,6 +236,9 @@ impl Matching<'_> {
             return;
         };
         let (what, operation) = match self.suspect(group, place) {
+            Suspect::Job if self.raises_corruption(place) => {
+                ("sound data was called corrupt", None)
+            }
             Suspect::Job => return,
             Suspect::Operation(operation) => (self.accuse(operation, place), Some(operation)),
             Suspect::Somebody => ("a request was done twice", None),
@@ -317,6 +323,19 @@ impl Matching<'_> {
             || request.cluster_member_attr_set.is_some()
             || request.downgrade_info_set.is_some()
             || (request.compaction.is_some() && self.history.auto_compaction)
+    }
+
+    /// Whether the entry says that a member's data is not that of the others: were it so, it would
+    /// have been found before.
+    fn raises_corruption(&self, place: Place) -> bool {
+        let step = self.replay.step(place);
+        let Some(Content::Request(request)) = step.map(|step| &step.content) else {
+            return false;
+        };
+        let alarm = request.alarm.as_ref();
+        alarm.is_some_and(|alarm| {
+            alarm.action == AlarmAction::Activate as i32 && alarm.alarm == AlarmType::Corrupt as i32
+        })
     }
 
     /// Judges an operation that may write and has no entry.

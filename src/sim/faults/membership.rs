@@ -1,4 +1,5 @@
-//! Changes of membership: operators ask for them, and somebody has to start who was added.
+//! Changes of membership: operators ask for them, and somebody has to start who was added. A
+//! world's network knows members by their ids, so one whose address changes is still reached.
 
 use std::sync::Arc;
 
@@ -43,6 +44,14 @@ pub(super) fn change(world: &mut World, via: MemberId) {
         (Some(leader), _) if random.chance(300) => leader,
         _ => *random.pick(&members),
     };
+    let moves = random.chance(120);
+    // Somebody's already: the founders' are not known to those who check.
+    let founders = &world.founders;
+    let others = status.members.iter().rev();
+    let mut others = others.filter(|member| !founders.contains(&MemberId(member.id)));
+    let raft = others.find_map(|member| member.raft_attributes.as_ref());
+    let taken = raft.and_then(|raft| raft.peer_urls.first().cloned());
+    let taken = taken.filter(|_| random.chance(300));
     let remove = members.len() >= MAX_MEMBERS || members.len() > 3 && random.chance(400);
     // With a learner beside it a sole voter is a case of its own.
     let promote = random.chance(match status.voters().count() {
@@ -50,6 +59,13 @@ pub(super) fn change(world: &mut World, via: MemberId) {
         _ => 700,
     });
     let (member, change) = match learner {
+        _ if moves => {
+            let raft = RaftAttributes {
+                peer_urls: vec![taken.unwrap_or(url)],
+                is_learner: false,
+            };
+            (target, Change::Update(raft))
+        }
         Some(id) if promote => (id, Change::Promote(Nothing {})),
         _ if remove => (target, Change::Remove(Nothing {})),
         _ => {

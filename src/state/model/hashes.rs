@@ -9,9 +9,10 @@ use crate::proto::KeyValue;
 use crate::types::Revision;
 
 impl Model {
-    /// etcd's hash, computed from its index of generations; `None` where etcd loses a key (one
+    /// etcd's hash of the history up to `revision`, that up to `compacted` removed; computed from
+    /// its index of generations. `None` where etcd loses a key (one
     /// made again in the very transaction that deleted it, at the compacted revision).
-    pub fn hash(&self, revision: i64) -> Option<u32> {
+    pub fn hash(&self, compacted: i64, revision: i64) -> Option<u32> {
         let mut kept = BTreeSet::new();
         for versions in self.keys.values() {
             let generations = generations(versions);
@@ -23,15 +24,15 @@ impl Model {
                     .map(|at| found[at].revision),
             );
         }
-        self.hash_of(self.compacted, revision, &kept)
+        self.hash_of(compacted, revision, &kept)
     }
 
-    /// As `hash`, of the history that a compaction to the compacted revision finds where the one
-    /// before it went to `previous`.
-    pub fn compaction_hash(&self, previous: i64) -> Option<u32> {
-        let front = |versions| Some(front(versions, self.compacted)?.revision);
+    /// As `hash`, of the history that a compaction to `revision` finds where the one before it
+    /// went to `previous`.
+    pub fn compaction_hash(&self, previous: i64, revision: i64) -> Option<u32> {
+        let front = |versions| Some(front(versions, revision)?.revision);
         let kept = self.keys.values().filter_map(|versions| front(versions));
-        self.hash_of(previous, self.compacted, &kept.collect())
+        self.hash_of(previous, revision, &kept.collect())
     }
 
     fn hash_of(&self, compacted: i64, revision: i64, kept: &BTreeSet<Revision>) -> Option<u32> {

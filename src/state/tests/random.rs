@@ -309,9 +309,13 @@ impl Pair {
             compacted: previous,
             ..member.snapshot()
         };
-        let ours = before.hash_for_compaction(self.model.compacted);
-        if let Some(theirs) = self.model.compaction_hash(previous) {
-            assert_eq!(ours.expect("reads").hash, theirs, "from {previous}");
+        let target = self.model.compacted;
+        let ours = before.hash_for_compaction(target).expect("reads");
+        if let Some(theirs) = self.model.compaction_hash(previous, target) {
+            assert_eq!(ours.hash, theirs, "from {previous}");
+        }
+        if let Some(theirs) = self.model.hash(previous, target) {
+            assert_eq!(ours.otherwise, theirs, "from {previous}");
         }
     }
 
@@ -378,8 +382,12 @@ impl Pair {
         let ours = refused(member.snapshot().hash(revision));
         let shown = ours.map(|hash| {
             assert_eq!(hash.compacted, self.model.compacted);
-            if let Some(theirs) = self.model.hash(hash.revision) {
+            if let Some(theirs) = self.model.hash(self.model.compacted, hash.revision) {
                 assert_eq!(hash.hash, theirs, "at revision {}", hash.revision);
+            }
+            let kept = self.model.compaction_hash(hash.compacted, hash.revision);
+            if let Some(theirs) = kept {
+                assert_eq!(hash.otherwise, theirs, "at revision {}", hash.revision);
             }
             hash.revision
         });

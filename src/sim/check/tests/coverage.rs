@@ -63,8 +63,8 @@ fn watches(history: &History, seen: &mut BTreeMap<String, u64>) {
 }
 
 const EXPECTED: &[&str] = &[
-    "AlarmDisarm: answered",
-    "AlarmDisarm: unknown",
+    "Alarm: answered",
+    "Alarm: unknown",
     "Compaction: answered",
     "Compaction: etcdserver: mvcc: required revision has been compacted",
     "Compaction: etcdserver: mvcc: required revision is a future revision",

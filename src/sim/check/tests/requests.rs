@@ -13,7 +13,6 @@ use crate::sim::history::{Answer, Asked};
 use crate::state::Response;
 use crate::state::model::Model;
 use crate::state::txn::is_read_only;
-use crate::types::MemberId;
 
 pub struct Random {
     state: u64,
@@ -164,10 +163,11 @@ pub fn asked(random: &mut Random, model: &Model) -> Asked {
             id: random.lease(),
             keys: random.once_in(2),
         },
-        74..77 => Asked::AlarmDisarm {
-            member: MemberId(1),
+        74..77 => Asked::Alarm(AlarmRequest {
+            action: 2,
+            member_id: 1,
             alarm: 1,
-        },
+        }),
         _ => Asked::Range(range(random, model)),
     }
 }
@@ -186,13 +186,7 @@ pub fn proposal(asked: &Asked) -> Option<InternalRaftRequest> {
             request.lease_grant = Some(grant);
         }
         Asked::LeaseRevoke { id } => request.lease_revoke = Some(LeaseRevokeRequest { id }),
-        Asked::AlarmDisarm { member, alarm } => {
-            request.alarm = Some(AlarmRequest {
-                action: 2,
-                member_id: member.0,
-                alarm,
-            });
-        }
+        Asked::Alarm(alarm) => request.alarm = Some(alarm),
         _ => return None,
     }
     Some(request)

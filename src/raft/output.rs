@@ -1,0 +1,106 @@
+//! What raft hands out to be done: plain data, and how it is read off raft-rs's ready.
+
+use bytes::Bytes;
+use raft_proto::eraftpb::{ConfChange, Entry, EntryType, Message, MessageType};
+
+use crate::storage::raft_log::{LogEntry, Mark};
+
+/// To be made durable, in order, in one step.
+#[derive(Debug, Default)]
+pub struct Persist {
+    /// To be given back to `Replica::persisted`.
+    pub number: u64,
+    /// A snapshot takes the place of the whole log first.
+    pub reset: Option<Mark>,
+    pub entries: Vec<LogEntry>,
+    pub hard_state: Option<Vec<u8>>,
+    /// To be sent once this is durable.
+    pub messages: Vec<Message>,
+}
+
+impl Persist {
+    /// True where nothing needs the disk.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.hard_state.is_none() && self.reset.is_none()
+    }
+}
+
+/// No write that was answered before `context` was handed in lies behind `index`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadIndexed {
+    pub context: Vec<u8>,
+    pub index: u64,
+}
+
+/// An entry that a quorum holds.
+#[derive(Debug)]
+pub struct Committed {
+    pub index: u64,
+    pub term: u64,
+    pub kind: CommittedKind,
+}
+
+#[derive(Debug)]
+pub enum CommittedKind {
+    /// A leader's first entry.
+    Empty,
+    Request(Bytes),
+    ConfChange(ConfChange),
+}
+
+/// What has to be done now.
+#[derive(Debug, Default)]
+pub struct Output {
+    pub persist: Option<Persist>,
+    pub messages: Vec<Message>,
+    pub committed: Vec<Committed>,
+    pub reads: Vec<ReadIndexed>,
+}
+
+/// True for a follower's messages that claim nothing about its log or its vote: the leader hears
+/// of a member whose disk is slow.
+pub fn promises_nothing(message: &Message) -> bool {
+    matches!(
+        message.get_msg_type(),
+        MessageType::MsgHeartbeatResponse | MessageType::MsgReadIndex
+    )
+}
+
+pub fn take_reads(ready: &mut raft::Ready) -> Vec<ReadIndexed> {
+    let states = ready.take_read_states().into_iter();
+    states
+        .map(|state| ReadIndexed {
+            context: state.request_ctx,
+            index: state.index,
+        })
+        .collect()
+}
+
+/// An entry of the log as one that is committed; `None` where it cannot be read.
+pub fn committed(logged: &LogEntry) -> Option<Committed> {
+    let entry = super::log::from_disk(logged)?;
+    take_committed(vec![entry]).pop()
+}
+
+pub fn take_committed(entries: Vec<Entry>) -> Vec<Committed> {
+    entries
+        .into_iter()
+        .map(|entry| Committed {
+            index: entry.index,
+            term: entry.term,
+            kind: committed_kind(entry),
+        })
+        .collect()
+}
+
+fn committed_kind(entry: Entry) -> CommittedKind {
+    match EntryType::from_i32(entry.entry_type) {
+        Some(EntryType::EntryNormal) if entry.data.is_empty() => CommittedKind::Empty,
+        Some(EntryType::EntryNormal) => CommittedKind::Request(entry.data.into()),
+        // Only changes that this program encoded get here; one that cannot be read is none.
+        _ => match prost_11::Message::decode(entry.data.as_slice()) {
+            Ok(change) => CommittedKind::ConfChange(change),
+            Err(_) => CommittedKind::Empty,
+        },
+    }
+}
