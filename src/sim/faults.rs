@@ -483,6 +483,9 @@ fn break_disk(world: &mut World, kind: Kind, id: MemberId, until: Moment) {
             Kind::SyncFailure | Kind::EngineFailure => Moment::MAX,
             _ => since.max(until + BROKEN_NS),
         };
+        if kind != Kind::EngineFailure {
+            condition.may_not_start_until = condition.may_fail_until;
+        }
     }
     let Some(node) = world.nodes.get(&id) else {
         return;

@@ -61,6 +61,8 @@ pub struct Condition {
     pub gone: bool,
     /// A fault was put on its disk: it may end by itself until then.
     pub may_fail_until: Moment,
+    /// One that its log has to do with: it may not even start until then.
+    pub may_not_start_until: Moment,
 }
 
 /// See the module.
@@ -227,9 +229,10 @@ impl World {
                 self.open_door(id);
             }
             Err(reason) => {
-                let may_fail = self.may_fail(id);
+                let condition = self.conditions.get(&id);
+                let until = condition.map_or(0, |condition| condition.may_not_start_until);
                 self.wires.detach(id);
-                if !may_fail {
+                if self.time.now_ns() > until {
                     self.find("a member does not start", format!("{id}: {reason}"));
                 }
             }
@@ -464,7 +467,9 @@ impl World {
         let expected = self.may_fail(id);
         if let Some(condition) = self.conditions.get_mut(&id) {
             let now = self.time.now_ns();
-            condition.may_fail_until = condition.may_fail_until.min(now + SETTLED_NS);
+            let settled = now + SETTLED_NS;
+            condition.may_fail_until = condition.may_fail_until.min(settled);
+            condition.may_not_start_until = condition.may_not_start_until.min(settled);
         }
         self.die(id, true);
         if !expected {
