@@ -220,6 +220,7 @@ impl Handle {
     pub async fn promote_member(&self, id: MemberId) -> Result<Vec<etcdserverpb::Member>, Error> {
         let shared = self.shared();
         let deadline = shared.clock.now() + self.settings().request_timeout();
+        let mut in_doubt = false;
         loop {
             let promoted = match self.promote_here(id).await {
                 Err(Error::NotLeader) => self.promote_at_leader(id).await,
@@ -234,8 +235,10 @@ impl Handle {
                     | Error::TimeoutLeaderFailed)
             );
             if !elsewhere {
-                return promoted;
+                // What refuses it now may be that it was done before.
+                return promoted.map_err(|error| if in_doubt { Error::Timeout } else { error });
             }
+            in_doubt |= !matches!(promoted, Err(Error::NotLeader | Error::NoLeader));
             if shared.clock.now() + RETRY >= deadline {
                 return match shared.raft.leader() {
                     0 => Err(Error::NoLeader),
