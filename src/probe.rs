@@ -85,8 +85,6 @@ named! {
 named! {
     /// Deliberate defects, each a mistake that could be made.
     Defect {
-        /// A sole voter sends in a term that is not on disk.
-        LeaderHeardEarly => "leader-heard-early",
         /// A start dials the members that its state names, whatever its log says of them.
         MembersBeforeReplay => "members-before-replay",
         /// A caller that the state does not name is not answered.

@@ -12,6 +12,8 @@ pub mod log;
 pub mod output;
 pub mod read_index;
 pub mod replica;
+#[cfg(test)]
+mod tests;
 
 pub use admit::{Lost, Malformed};
 pub use output::{Committed, CommittedKind, Output, Persist};

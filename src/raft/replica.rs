@@ -370,9 +370,7 @@ impl Replica {
             // forgotten again could get two entries for one place in it. (No snapshot is among
             // them: its receiver has answered in the term.)
             probe::reached(Path::LeaderUnheard);
-            if !probe::injected(Defect::LeaderHeardEarly) {
-                persist.messages.append(&mut messages);
-            }
+            persist.messages.append(&mut messages);
         }
         let mut output = Output {
             messages,
@@ -444,6 +442,11 @@ impl Replica {
     pub fn applied(&mut self, index: u64) {
         self.node.advance_apply_to(index);
         self.node.mut_store().applied(index);
+    }
+
+    /// The term on disk, which is what this member may speak in.
+    pub fn durable_term(&self) -> u64 {
+        self.durable_term
     }
 
     pub fn status(&self) -> Status {

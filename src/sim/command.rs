@@ -35,7 +35,7 @@ const SEEDS_PER_REPETITION: u64 = 10;
 /// Numbers at the beginning of lines.
 const KNOWN_SEEDS: &str = include_str!("seeds.txt");
 /// Seeds that each deliberate defect is looked for in, where one will do and where all count.
-const SEEDS_UNTIL_FOUND: u64 = 800;
+const SEEDS_UNTIL_FOUND: u64 = 1_600;
 const SEEDS_COUNTED: u64 = 100;
 
 #[derive(Clone, Debug)]

@@ -189,6 +189,36 @@ impl World {
         }
     }
 
+    /// Between two groups a member says that it has applied what its state holds.
+    pub(super) fn look_at_applied(&mut self, id: MemberId) {
+        let Some(node) = self.nodes.get(&id) else {
+            return;
+        };
+        let Some(life) = node.life.as_ref().filter(|life| !life.is_applying()) else {
+            return;
+        };
+        let said = life.handle.shared().raft.applied_index();
+        if let Ok(mark) = mark_of(&node.drive.state())
+            && mark.index != said
+        {
+            let details = format!("{id} says {said}, its state {}", mark.index);
+            self.find("a member does not know what it has applied", details);
+        }
+    }
+
+    /// Whoever speaks as leader has the term on its disk: a leader that forgot it could lead in it
+    /// again, and have other entries.
+    pub(super) fn look_at_terms(&mut self, id: MemberId) {
+        let led = self.wires.promises().led_in(id);
+        let durable = self.life(id).map(|life| life.raft.durable_term());
+        if let (Some(led), Some(durable)) = (led, durable)
+            && led > durable
+        {
+            let details = format!("{id} in term {led}, with term {durable} on disk");
+            self.find("a leader speaks in a term that is not on its disk", details);
+        }
+    }
+
     /// Once all streams are gone nothing is left of their watches.
     pub fn watches_are_gone(&self) -> bool {
         let mut lives = self.nodes.values().filter_map(|node| node.life.as_ref());

@@ -379,7 +379,11 @@ impl World {
             Next::ClientTask => {
                 self.clients.tasks.poll_one(&mut self.random);
             }
-            Next::Raft(id) => self.turn(id, |life, _| life.raft_turn(), |agenda| &mut agenda.raft),
+            Next::Raft(id) => {
+                self.wires.promises().begin_turn(id);
+                self.turn(id, |life, _| life.raft_turn(), |agenda| &mut agenda.raft);
+                self.look_at_terms(id);
+            }
             Next::Log(id) => {
                 let resets = self.life(id).is_some_and(Life::log_resets);
                 self.turn(id, |life, _| life.finish_log(), |agenda| &mut agenda.log);
@@ -452,7 +456,7 @@ impl World {
                     condition.gone = true;
                 }
             }
-            (Ok(()), None) => {}
+            (Ok(()), None) => self.look_at_applied(id),
         }
     }
 

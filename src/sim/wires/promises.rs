@@ -21,6 +21,8 @@ struct Told {
 #[derive(Default)]
 pub struct Promises {
     told: BTreeMap<MemberId, Told>,
+    /// The term in which a member spoke as leader in its present turn.
+    leads: BTreeMap<MemberId, u64>,
     broken: Option<String>,
 }
 
@@ -36,6 +38,12 @@ impl Promises {
         };
         if !counts {
             return;
+        }
+        if matches!(
+            message.get_msg_type(),
+            MessageType::MsgAppend | MessageType::MsgHeartbeat
+        ) {
+            self.leads.insert(from, message.term);
         }
         let told = self.told.entry(from).or_default();
         told.term = told.term.max(message.term);
@@ -57,6 +65,16 @@ impl Promises {
     pub fn started(&self, member: MemberId, term: u64) -> Option<String> {
         let told = self.told.get(&member)?.term;
         (term < told).then(|| format!("{member} starts in term {term} and was in term {told}"))
+    }
+
+    /// The raft thread of a member begins a turn.
+    pub fn begin_turn(&mut self, member: MemberId) {
+        self.leads.remove(&member);
+    }
+
+    /// The term in which a member spoke as leader since then.
+    pub fn led_in(&self, member: MemberId) -> Option<u64> {
+        self.leads.get(&member).copied()
     }
 
     /// Two votes of one member in one term.
