@@ -127,10 +127,6 @@ impl Core {
         self.replica.status()
     }
 
-    pub fn durable_term(&self) -> u64 {
-        self.replica.durable_term()
-    }
-
     /// Who waits for what here.
     pub fn waiting(&self) -> Waiting {
         Waiting {

@@ -175,11 +175,6 @@ impl RaftThread {
         }
     }
 
-    /// The term that is on disk.
-    pub fn durable_term(&self) -> u64 {
-        self.core.durable_term()
-    }
-
     /// Who waits for what in the core, and the bytes that wait for the log and the apply thread.
     pub fn waiting(&self) -> (Waiting, usize) {
         let bytes = self.log_jobs.outstanding_bytes() + self.apply_jobs.outstanding_bytes();

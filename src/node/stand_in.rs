@@ -61,6 +61,7 @@ pub fn with_network(network: Arc<dyn Network>) -> (Handle, Arc<Inbox>) {
 pub fn set_leader(handle: &Handle, leader: MemberId) {
     let status = replica::Status {
         term: 2,
+        durable_term: 2,
         leader: leader.0,
         is_leader: leader == ME,
         commit_index: 4,

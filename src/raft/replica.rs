@@ -54,6 +54,8 @@ pub struct Restored {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     pub term: u64,
+    /// The term on disk, which is what this member may speak in.
+    pub durable_term: u64,
     /// 0: none.
     pub leader: u64,
     pub is_leader: bool,
@@ -444,15 +446,11 @@ impl Replica {
         self.node.mut_store().applied(index);
     }
 
-    /// The term on disk, which is what this member may speak in.
-    pub fn durable_term(&self) -> u64 {
-        self.durable_term
-    }
-
     pub fn status(&self) -> Status {
         let raft = &self.node.raft;
         Status {
             term: raft.term,
+            durable_term: self.durable_term,
             leader: raft.leader_id,
             is_leader: raft.state == StateRole::Leader,
             commit_index: raft.raft_log.committed,

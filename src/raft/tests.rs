@@ -47,7 +47,7 @@ fn a_sole_voter_is_not_heard_before_its_term_is_on_disk() {
         replica.tick();
     }
     let term = replica.status().term;
-    assert!(replica.durable_term() < term);
+    assert!(replica.status().durable_term < term);
     let elected = replica.output().expect("a term to write");
     assert!(elected.messages.is_empty());
     let persist = elected.persist.expect("a term to write");
@@ -61,7 +61,7 @@ fn a_sole_voter_is_not_heard_before_its_term_is_on_disk() {
     assert!(proposed.messages.is_empty());
     let proposed = proposed.persist.expect("an entry to write");
     replica.persisted(persist.number);
-    assert_eq!(replica.durable_term(), term);
+    assert_eq!(replica.status().durable_term, term);
     replica.persisted(proposed.number);
     // From then on nothing waits for this member's disk.
     replica.tick();

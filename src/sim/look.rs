@@ -210,7 +210,7 @@ impl World {
     /// again, and have other entries.
     pub(super) fn look_at_terms(&mut self, id: MemberId) {
         let led = self.wires.promises().led_in(id);
-        let durable = self.life(id).map(|life| life.raft.durable_term());
+        let durable = self.life(id).map(|life| life.raft.status().durable_term);
         if let (Some(led), Some(durable)) = (led, durable)
             && led > durable
         {
