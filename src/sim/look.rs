@@ -26,8 +26,9 @@ const MAX_PENDING: usize = 400;
 /// Beyond its limit a member takes what it has begun with: a leader its own proposals, a
 /// follower one append.
 const MAX_OVERSHOOT_BYTES: usize = 1 << 20;
-/// A state may come to a member again where its answer was lost.
-const MAX_ARRIVALS: u64 = 12;
+/// A state may come to a member again where its answer was lost, and twice a second while the disk
+/// of who takes it over stands still, which is for eight seconds at most.
+const MAX_ARRIVALS: u64 = 24;
 
 impl World {
     pub(super) fn note_leader(&mut self, id: MemberId, term: u64) {
