@@ -9,11 +9,12 @@
 //! | 1 | [`config`], [`storage`] |
 //! | 2 | [`mvcc`], [`raft`] |
 //! | 3 | [`state`], [`watch`] |
-//! | 4 | [`transport`] |
-//! | 5 | [`node`] |
-//! | 6 | [`api`] |
-//! | 7 | [`http`] |
-//! | 8 | [`server`], and `sim`, which no release holds |
+//! | 4 | [`transport`], [`lessor`] |
+//! | 5 | [`replica`] |
+//! | 6 | [`service`] |
+//! | 7 | [`jobs`], [`api`], [`http`] |
+//! | 8 | [`server`] |
+//! | 9 | `sim`, which no release holds |
 //!
 //! `docs/ARCHITECTURE.md` tells what each part promises and follows a request through them.
 #![deny(unsafe_code)]
@@ -23,13 +24,16 @@ pub mod config;
 pub mod env;
 pub mod error;
 pub mod http;
+pub mod jobs;
+pub mod lessor;
 pub mod metrics;
 pub mod mvcc;
-pub mod node;
 pub mod probe;
 pub mod proto;
 pub mod raft;
+pub mod replica;
 pub mod server;
+pub mod service;
 #[cfg(any(test, feature = "simulation"))]
 pub mod sim;
 pub mod state;

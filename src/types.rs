@@ -1,5 +1,7 @@
 //! The numbers that etcd's world is made of, as types that cannot be mixed up.
 
+pub mod version;
+
 use std::fmt;
 
 /// The etcd release whose behaviour this server has; clients read and parse it.

@@ -3,13 +3,13 @@
 use tonic::{Request, Response, Status};
 
 use super::header;
-use crate::node::Handle;
-use crate::node::members::shown;
 use crate::proto::etcdserverpb::{
     MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
     MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse,
     MemberUpdateRequest, MemberUpdateResponse, ResponseHeader, cluster_server::Cluster,
 };
+use crate::service::handle::Handle;
+use crate::service::membership::shown;
 use crate::types::MemberId;
 
 pub struct ClusterService {

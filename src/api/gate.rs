@@ -19,8 +19,9 @@ use tonic::body::Body;
 use super::{Kind, METHODS};
 use crate::error::Error;
 use crate::metrics::CallKind;
-use crate::node::version::{LEAST, NEWEST, Version};
-use crate::node::{Handle, Shared};
+use crate::replica::shared::Shared;
+use crate::service::handle::Handle;
+use crate::types::version::{LEAST, NEWEST, Version};
 
 /// Looks without a leader, an election timeout apart, after which streams are cut; etcd's figure.
 const LOOKS_WITHOUT_LEADER: u32 = 3;
@@ -207,8 +208,8 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
-    use crate::node::ClusterStatus;
-    use crate::node::stand_in::{self, ME};
+    use crate::replica::cluster_status::ClusterStatus;
+    use crate::service::fixture::{self, ME};
     use crate::types::MemberId;
 
     fn gate(handle: &Handle) -> (Gate, watch::Sender<u64>) {
@@ -249,7 +250,7 @@ mod tests {
 
     #[test]
     fn learners_serve_little_and_nobody_serves_whom_only_a_leader_can() {
-        let handle = stand_in::alone();
+        let handle = fixture::alone();
         let (gate, _cuts) = gate(&handle);
         let no_leader = Err(Error::NoLeader);
         let learner = Err(Error::NotSupportedForLearner);
@@ -333,8 +334,8 @@ mod tests {
                 (MemberId(0), true),
             ];
             for ((leader, is_learner), expected) in states.into_iter().zip(expected) {
-                stand_in::set_leader(&handle, leader);
-                stand_in::set_members(&handle, &[(ME, is_learner)]);
+                fixture::set_leader(&handle, leader);
+                fixture::set_members(&handle, &[(ME, is_learner)]);
                 let passed = pass(&gate, call);
                 assert_eq!(
                     passed, expected,
@@ -346,7 +347,7 @@ mod tests {
 
     #[test]
     fn a_cluster_of_an_unknown_version_is_not_served() {
-        let handle = stand_in::alone();
+        let handle = fixture::alone();
         let (gate, _cuts) = gate(&handle);
         for (version, expected) in [
             (None, Ok("call")),
@@ -369,7 +370,7 @@ mod tests {
             .build()
             .expect("a runtime");
         runtime.block_on(async {
-            let handle = stand_in::alone();
+            let handle = fixture::alone();
             let (gate, cuts) = gate(&handle);
             let silent = http_body_util::StreamBody::new(tokio_stream::pending::<
                 Result<Frame<Bytes>, Status>,

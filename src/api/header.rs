@@ -1,7 +1,7 @@
 //! Response headers: who answers, at what revision and term.
 
-use crate::node::Handle;
 use crate::proto::etcdserverpb::ResponseHeader;
+use crate::service::handle::Handle;
 
 /// Fills in who answers; a revision that the state machine gave stays.
 pub fn fill(handle: &Handle, header: &mut Option<ResponseHeader>) {

@@ -12,12 +12,13 @@ use super::{Settings, header, validate};
 use crate::error::Error;
 use crate::mvcc;
 use crate::mvcc::read::{RangeRead, Ranged};
-use crate::node::{Handle, ReadView};
 use crate::proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
     InternalRaftRequest, PutRequest, PutResponse, RangeRequest, RangeResponse, RangeStreamResponse,
     TxnRequest, TxnResponse, kv_server::Kv,
 };
+use crate::replica::view::ReadView;
+use crate::service::handle::Handle;
 use crate::state::Response as Applied;
 use crate::state::{kv, txn};
 use crate::types::KeyRange;

@@ -7,13 +7,13 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{Settings, broken_stream, header};
 use crate::error::Error;
-use crate::node::Handle;
 use crate::proto::etcdserverpb::{
     InternalRaftRequest, LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest,
     LeaseKeepAliveResponse, LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest,
     LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
     lease_server::Lease,
 };
+use crate::service::handle::Handle;
 use crate::state::Response as Applied;
 use crate::types::LeaseId;
 

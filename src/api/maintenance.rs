@@ -11,13 +11,13 @@ use tonic::{Request, Response, Status};
 use super::{header, validate};
 use crate::env;
 use crate::error::Error;
-use crate::node::Handle;
 use crate::proto::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse,
     DowngradeInfo, DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest,
     HashResponse, InternalRaftRequest, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest,
     SnapshotResponse, StatusRequest, StatusResponse, maintenance_server::Maintenance,
 };
+use crate::service::handle::Handle;
 use crate::state::Response as Applied;
 use crate::types::{ETCD_VERSION, MemberId};
 

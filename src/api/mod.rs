@@ -31,7 +31,6 @@ use tonic::codegen::Service;
 use tonic::{Code, Status};
 
 use crate::metrics::{Method, Metrics};
-use crate::node::Handle;
 use crate::proto::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer,
     lease_server::LeaseServer, maintenance_server::MaintenanceServer, watch_server::WatchServer,
@@ -39,6 +38,7 @@ use crate::proto::etcdserverpb::{
 use crate::proto::health::health_server::HealthServer;
 use crate::proto::v3electionpb::election_server::ElectionServer;
 use crate::proto::v3lockpb::lock_server::LockServer;
+use crate::service::handle::Handle;
 
 /// gRPC may receive this much more than a request may hold; etcd's figure.
 pub const GRPC_OVERHEAD_BYTES: usize = 512 << 10;

@@ -16,12 +16,12 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Settings, broken_stream, header};
 use crate::env::Interval;
 use crate::error::watch_reason;
-use crate::node::Handle;
 use crate::probe::{self, Path};
 use crate::proto::etcdserverpb::{
     WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType,
     watch_request::RequestUnion, watch_server::Watch,
 };
+use crate::service::handle::Handle;
 use crate::types::KeyRange;
 use crate::watch::{self, ALL_WATCHES, Output, Stream};
 

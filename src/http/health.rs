@@ -15,8 +15,8 @@ use super::page;
 use super::target::Query;
 use crate::error::Error;
 use crate::metrics::{HEALTH_CHECKS, Operation};
-use crate::node::ReadView;
 use crate::proto::etcdserverpb::AlarmType;
+use crate::replica::view::ReadView;
 
 /// How often a check that waits for a leader looks for one.
 const LEADER_POLL: Duration = Duration::from_millis(50);

@@ -25,7 +25,7 @@ use serde::Serialize;
 use tonic::body::Body;
 
 use crate::metrics::Metrics;
-use crate::node::Handle;
+use crate::service::handle::Handle;
 use crate::types::ETCD_VERSION;
 pub use access::Access;
 use target::Target;

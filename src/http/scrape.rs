@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::metrics::Scrape;
-use crate::node::Handle;
 use crate::proto::etcdserverpb::AlarmType;
+use crate::service::handle::Handle;
 use crate::types::MemberId;
 
 use super::process;

@@ -7,19 +7,19 @@ use http::HeaderValue;
 use http_body_util::BodyExt;
 
 use super::*;
-use crate::node::shared::ClusterStatus;
-use crate::node::stand_in::{self, ME};
 use crate::proto::etcdserverpb::{AlarmMember, AlarmType};
+use crate::replica::cluster_status::ClusterStatus;
+use crate::service::fixture::{self, ME};
 
 /// A member over an empty store, without a leader.
 fn service() -> HttpService {
-    let handle = stand_in::alone();
+    let handle = fixture::alone();
     let metrics = handle.shared().metrics.clone();
     HttpService::new(handle, metrics)
 }
 
 fn lead(service: &HttpService) {
-    stand_in::set_leader(&service.handle, ME);
+    fixture::set_leader(&service.handle, ME);
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -94,7 +94,7 @@ fn readiness_waits_for_a_leader_for_a_while() {
 fn a_learner_is_healthy_and_not_ready() {
     let service = service();
     lead(&service);
-    stand_in::set_members(&service.handle, &[(ME, true)]);
+    fixture::set_members(&service.handle, &[(ME, true)]);
     check(
         &service,
         &[

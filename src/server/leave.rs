@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::node::{Handle, Shared};
+use crate::replica::shared::Shared;
+use crate::service::handle::Handle;
 use crate::types::MemberId;
 
 /// A member that was removed stays for this long, so that its last messages and answers get

@@ -1,5 +1,6 @@
 //! Puts a member together from its configuration and its data directory, and serves it.
 
+pub mod assemble;
 pub mod bootstrap;
 pub mod connection;
 pub mod data_dir;
@@ -35,7 +36,7 @@ pub enum Error {
     #[error("{0}")]
     RaftLog(#[from] crate::storage::raft_log::Error),
     #[error(transparent)]
-    Node(#[from] crate::node::run::Fatal),
+    Node(#[from] crate::replica::fatal::Fatal),
     #[error("raft: {0}")]
     Raft(#[from] raft::Error),
     #[error("cannot {what}: {error}")]

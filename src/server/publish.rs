@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::Error;
 use crate::config::Config;
-use crate::node::Handle;
-use crate::node::jobs::{corruption, version};
+use crate::jobs::{corruption, version};
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::membershippb::{Attributes, ClusterMemberAttrSetRequest};
+use crate::service::handle::Handle;
 
 /// Compares a restarted member's data with its peers'. One that diverged must not serve.
 pub async fn check_data(handle: &Handle, config: &Config) -> Result<(), Error> {

@@ -21,16 +21,16 @@ use crate::api::{self, Api};
 use crate::config::{AutoCompaction, Config, Listen, urls};
 use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
 use crate::http::HttpService;
+use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
-use crate::node::admission::Limits;
-use crate::node::handle::{Handle, Settings};
-use crate::node::inbox::{Inbox, Input};
-use crate::node::jobs::{self, auto_compaction, compactor, corruption};
-use crate::node::member;
-use crate::node::members::Rules;
-use crate::node::raft_thread::{RaftThread, Timing};
-use crate::node::run;
-use crate::node::shared::Shared;
+use crate::replica::inbox::{Inbox, Input};
+use crate::replica::raft_thread::{RaftThread, Timing};
+use crate::replica::run;
+use crate::replica::shared::Shared;
+use crate::server::assemble;
+use crate::service::admission::Limits;
+use crate::service::handle::{Handle, Settings};
+use crate::service::membership::Rules;
 use crate::transport::{self, GrpcNetwork, Local, Network as _, Outside};
 use crate::types::{ETCD_VERSION, MemberId};
 
@@ -205,7 +205,7 @@ impl Member {
             metrics: metrics.clone(),
         };
         let network = GrpcNetwork::start(local, outside, transport::Options::new(incoming));
-        let outside = member::Outside {
+        let outside = assemble::Outside {
             clock,
             rng,
             executor: Arc::new(TokioExecutor),
@@ -213,7 +213,7 @@ impl Member {
             states: Arc::new(states),
             metrics,
         };
-        let restored = member::Restored {
+        let restored = assemble::Restored {
             member: identity.member,
             cluster: identity.cluster,
             engine,
@@ -222,13 +222,13 @@ impl Member {
             replica,
             first_peers: peers,
         };
-        let member::Member {
+        let assemble::Member {
             handle,
             inbox,
             raft,
             service,
             peers,
-        } = member::Member::new(outside, restored, options)?;
+        } = assemble::Member::new(outside, restored, options)?;
         network.attach(service);
         network.set_peers(peers);
         let raft_ended = spawn_raft(raft, handle.shared().clone())?;
@@ -320,9 +320,9 @@ impl Member {
     }
 }
 
-fn options(config: &Config) -> member::Options {
+fn options(config: &Config) -> assemble::Options {
     let election_timeout = Duration::from_millis(config.election_timeout_ms);
-    member::Options {
+    assemble::Options {
         settings: Settings {
             limits: Limits {
                 max_request_bytes: config.max_request_bytes,
@@ -338,7 +338,7 @@ fn options(config: &Config) -> member::Options {
             tick: Duration::from_millis(config.heartbeat_interval_ms),
             election_timeout,
             catch_up_entries: config.snapshot_catchup_entries,
-            max_outstanding_bytes: crate::node::raft_thread::MAX_OUTSTANDING_BYTES,
+            max_outstanding_bytes: crate::replica::raft_thread::MAX_OUTSTANDING_BYTES,
         },
         watch_limits: crate::watch::Limits::default(),
         warning_apply_duration: config.warning_apply_duration,
@@ -397,7 +397,7 @@ fn spawn_jobs(config: &Config, handle: &Handle, inbox: &Arc<Inbox>) {
             AutoCompaction::Periodic(age) => auto_compaction::Retention::Age(age),
             AutoCompaction::Revision(count) => auto_compaction::Retention::Revisions(count),
         },
-        lease_checkpoint_interval: jobs::deadlines::CHECKPOINT_INTERVAL,
+        lease_checkpoint_interval: crate::lessor::deadlines::CHECKPOINT_INTERVAL,
     };
     jobs::spawn(handle, inbox, settings);
 }

@@ -19,7 +19,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::data_dir::DataDir;
-use crate::node::states::{Checkpoint, Claimed, Received, States, received_name, snapshot_of};
+use crate::replica::state_store::{
+    Checkpoint, Claimed, Received, States, received_name, snapshot_of,
+};
 use crate::storage::raft_log::Mark;
 use crate::storage::rocks::{Budget, RocksEngine};
 use crate::storage::{self, Engine};

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use super::history::Moment;
 use super::random::Random;
 use super::world::World;
-use crate::node::inbox::Input;
+use crate::replica::inbox::Input;
 use crate::storage::Engine as _;
 use crate::storage::memory::Refuses;
 use crate::types::MemberId;

@@ -8,11 +8,11 @@ use super::history::{Applied, Payload};
 use super::member::Life;
 use super::world::World;
 use crate::mvcc::compaction;
-use crate::node::states::mark_of;
 use crate::probe;
 use crate::proto::etcdserverpb::AlarmType;
 use crate::proto::etchedpeer::MemberChange;
 use crate::proto::membershippb::Member;
+use crate::replica::state_store::mark_of;
 use crate::state::membership::is_learner;
 use crate::types::MemberId;
 
@@ -127,7 +127,7 @@ impl World {
 
     /// No queue may grow beyond its bound.
     pub(super) fn look_at_queues(&mut self) {
-        use crate::node::inbox::{MAX_WAITING, MAX_WAITING_BYTES};
+        use crate::replica::inbox::{MAX_WAITING, MAX_WAITING_BYTES};
         let mut over = Vec::new();
         for (id, node) in &self.nodes {
             let Some(life) = &node.life else {

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::node::states::{
+use crate::replica::state_store::{
     Checkpoint, Claimed, Received, States, mark_of, received_name, snapshot_of, takes_over,
 };
 use crate::storage::memory::{Checkpoints, MemoryEngine};
@@ -338,8 +338,8 @@ impl States for SimStates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::states::check_together;
     use crate::proto::membershippb::{Member, RaftAttributes};
+    use crate::replica::state_store::check_together;
     use crate::state::Machine;
     use crate::state::machine::{Entry, Payload};
     use crate::storage::raft_log::Files;

@@ -7,9 +7,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use etched::error::Error;
-use etched::node::core::Core;
-use etched::node::requests::{Proposal, Proposed};
-use etched::node::work::Work;
 use etched::proto::etcdserverpb::{InternalRaftRequest, PutRequest, RequestHeader};
 use etched::proto::etchedpeer::forwarded;
 use etched::proto::etchedpeer::snapshot_part::Part;
@@ -20,6 +17,9 @@ use etched::proto::etchedpeer::{
 use etched::proto::membershippb;
 use etched::raft::replica::{self, conf_state_of, encode_hard_state};
 use etched::raft::{Message, MessageType, Persist, Replica, Snapshot, SnapshotMetadata, admit};
+use etched::replica::proposal::{Proposal, Proposed};
+use etched::replica::router::Core;
+use etched::replica::work::Work;
 use etched::state::Machine;
 use etched::state::machine::{Entry as ToApply, Payload};
 use etched::storage::memory::MemoryEngine;

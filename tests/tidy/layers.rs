@@ -31,10 +31,25 @@ const MODULES: &[Module] = &[
     module("state", 3, &["mvcc", "storage"]),
     module("watch", 3, &["mvcc", "storage"]),
     module("transport", 4, &["raft"]),
+    module("lessor", 4, &["state"]),
     module(
-        "node",
+        "replica",
         5,
         &[
+            "lessor",
+            "transport",
+            "state",
+            "watch",
+            "mvcc",
+            "raft",
+            "storage",
+        ],
+    ),
+    module(
+        "service",
+        6,
+        &[
+            "replica",
             "transport",
             "state",
             "watch",
@@ -44,15 +59,31 @@ const MODULES: &[Module] = &[
             "config",
         ],
     ),
-    module("api", 6, &["node", "state", "watch", "mvcc"]),
-    module("http", 7, &["api", "node"]),
+    module(
+        "jobs",
+        7,
+        &[
+            "service",
+            "replica",
+            "transport",
+            "state",
+            "mvcc",
+            "raft",
+            "storage",
+        ],
+    ),
+    module("api", 7, &["service", "replica", "state", "watch", "mvcc"]),
+    module("http", 7, &["service", "replica"]),
     module(
         "server",
         8,
         &[
             "http",
             "api",
-            "node",
+            "jobs",
+            "service",
+            "replica",
+            "lessor",
             "transport",
             "state",
             "watch",
@@ -64,10 +95,13 @@ const MODULES: &[Module] = &[
     ),
     module(
         "sim",
-        8,
+        9,
         &[
+            "server",
             "api",
-            "node",
+            "jobs",
+            "service",
+            "replica",
             "transport",
             "state",
             "watch",
@@ -160,11 +194,11 @@ mod tests {
     fn a_look_upwards_or_sideways_is_found() {
         let up = findings(
             "src/mvcc/read.rs",
-            "use crate::types::X;\nuse crate::node::Y;",
+            "use crate::types::X;\nuse crate::service::Y;",
         );
         assert_eq!(
             up,
-            ["src/mvcc/read.rs:2: mvcc (layer 2) may not name node (layer 5)"]
+            ["src/mvcc/read.rs:2: mvcc (layer 2) may not name service (layer 6)"]
         );
         assert_eq!(findings("src/mvcc/read.rs", "use crate::raft::X;").len(), 1);
         assert_eq!(
@@ -176,7 +210,7 @@ mod tests {
             1
         );
         assert_eq!(
-            findings("src/api/kv.rs", "use crate::{node, storage::Read};").len(),
+            findings("src/api/kv.rs", "use crate::{service, storage::Read};").len(),
             1
         );
         assert_eq!(
@@ -197,7 +231,7 @@ mod tests {
     #[test]
     fn a_module_without_a_layer_is_found() {
         assert_eq!(findings("src/misc/x.rs", "").len(), 1);
-        assert_eq!(findings("src/lib.rs", "use crate::node;"), [""; 0]);
+        assert_eq!(findings("src/lib.rs", "use crate::service;"), [""; 0]);
         assert!(stale(&[]).len() >= MODULES.len());
     }
 }

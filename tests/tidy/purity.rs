@@ -18,13 +18,13 @@ const RUNTIME: &[&str] = &["tokio", "tokio_stream", "futures", "futures_util"];
 const RUNTIME_FREE_LAYER: u8 = 3;
 /// Nor do these files above it.
 const RUNTIME_FREE_FILES: &[&str] = &[
-    "src/node/admission.rs",
-    "src/node/apply.rs",
-    "src/node/core.rs",
-    "src/node/inbox.rs",
-    "src/node/jobs/deadlines.rs",
-    "src/node/raft_thread.rs",
-    "src/node/run.rs",
+    "src/service/admission.rs",
+    "src/replica/apply_thread.rs",
+    "src/replica/router.rs",
+    "src/replica/inbox.rs",
+    "src/lessor/deadlines.rs",
+    "src/replica/raft_thread.rs",
+    "src/replica/run.rs",
 ];
 
 /// Where one seed has to be one trace.
@@ -190,7 +190,10 @@ mod tests {
     #[test]
     fn time_and_chance_are_found() {
         assert_eq!(
-            findings("src/node/core.rs", "use std::time::{Duration, Instant};"),
+            findings(
+                "src/replica/router.rs",
+                "use std::time::{Duration, Instant};"
+            ),
             1
         );
         assert_eq!(
@@ -215,8 +218,8 @@ mod tests {
     #[test]
     fn the_runtime_is_found() {
         assert_eq!(findings("src/mvcc/read.rs", "use tokio::sync::Notify;"), 1);
-        assert_eq!(findings("src/node/core.rs", "tokio::spawn(x)"), 1);
-        assert_eq!(findings("src/node/handle.rs", "tokio::spawn(x)"), 0);
+        assert_eq!(findings("src/replica/router.rs", "tokio::spawn(x)"), 1);
+        assert_eq!(findings("src/service/handle.rs", "tokio::spawn(x)"), 0);
     }
 
     #[test]

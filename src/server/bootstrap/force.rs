@@ -17,12 +17,12 @@ use prost::Message;
 
 use super::{Identity, budget, check, open_state};
 use crate::config::{Config, urls};
-use crate::node::states::received_name;
 use crate::proto::etchedpeer::MemberChange;
 use crate::proto::membershippb::RaftAttributes;
 use crate::raft::output::committed;
 use crate::raft::replica::{decode_hard_state, encode_hard_state};
 use crate::raft::{Committed, CommittedKind};
+use crate::replica::state_store::received_name;
 use crate::server::Error;
 use crate::server::data_dir::DataDir;
 use crate::state::Machine;

@@ -2,7 +2,7 @@
 //! it happens in the very moment in which it matters.
 
 use super::{Event, Kind, MS, SECOND, leader, links_to_cut};
-use crate::node::inbox::Input;
+use crate::replica::inbox::Input;
 use crate::sim::history::Moment;
 use crate::sim::world::World;
 use crate::types::MemberId;

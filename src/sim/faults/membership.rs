@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::{Event, FIRST_OPERATOR, MAX_MEMBERS, MS, SECOND, leader};
 use crate::env::Executor;
-use crate::node::shared::{ClusterStatus, peers_in};
 use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
 use crate::proto::membershippb::RaftAttributes;
+use crate::replica::cluster_status::{ClusterStatus, peers_in};
 use crate::sim::client::Client;
 use crate::sim::history::{Asked, Moment};
 use crate::sim::world::World;

@@ -1,0 +1,144 @@
+//! Removes compacted history in small steps with pauses between them, so that requests hardly
+//! notice. A step can be repeated: after a restart it goes on from the last finished compaction.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crate::env::blocking;
+use crate::mvcc::compaction::{self, Progress};
+use crate::mvcc::read::Snapshot;
+use crate::probe::{self, Defect, Path};
+use crate::replica::shared::Shared;
+use crate::storage::{self, Batch, Engine};
+
+/// Hashes kept; etcd's figure.
+const MAX_KEPT_HASHES: usize = 10;
+/// A hash looks every key up: with more than these it is not worth its time.
+const MAX_HASHED_KEYS: i64 = 200_000;
+
+/// How fast history is removed.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Revision records a step.
+    pub batch_limit: usize,
+    pub sleep: Duration,
+}
+
+/// Runs until the runtime stops.
+pub async fn run(shared: Arc<Shared>, pace: Pace) {
+    let mut seen = None;
+    loop {
+        let caught_up = catch_up(&shared, pace, &mut seen).await;
+        if let Err(error) = caught_up {
+            shared.fail(error.to_string());
+            return;
+        }
+        shared.compaction_wanted.notified().await;
+    }
+}
+
+/// Keeps the hash of the history as this compaction finds it: members that compacted to the
+/// same revision can be compared by it later, when the history itself is gone.
+fn keep_hash(shared: &Shared, progress: Progress) -> storage::Result<()> {
+    let engine = shared.engine();
+    let view = shared.view();
+    // A compaction to 0 keeps everything, and 0 asks for the newest hash.
+    if view.keys > MAX_HASHED_KEYS || progress.target == 0 {
+        return Ok(());
+    }
+    let before = Snapshot {
+        compacted: compaction::finished(engine.latest())?,
+        ..view.snapshot()
+    };
+    let hash = before.hash_for_compaction(progress.target)?;
+    let mut hashes = shared.compaction_hashes.lock();
+    if !Arc::ptr_eq(&engine, &shared.engine()) {
+        // A snapshot took the state's place: what was hashed may be either's.
+        return Ok(());
+    }
+    hashes.push(hash);
+    let surplus = hashes.len().saturating_sub(MAX_KEPT_HASHES);
+    hashes.drain(..surplus);
+    Ok(())
+}
+
+fn tell_finished(shared: &Shared, engine: &dyn Engine) -> storage::Result<()> {
+    let finished = compaction::finished(engine.latest())?;
+    if !probe::injected(Defect::CompactionUntold) {
+        shared.compaction_finished.set(finished);
+    }
+    Ok(())
+}
+
+/// `seen` is the engine that this run has looked at before: a compaction that is found begun in
+/// another one, an earlier run's or the leader's, has lost what its hash would need.
+async fn catch_up(
+    shared: &Arc<Shared>,
+    pace: Pace,
+    seen: &mut Option<Weak<dyn Engine>>,
+) -> storage::Result<()> {
+    loop {
+        // One engine for all steps: a snapshot may put another in its place meanwhile, and what
+        // is dead in this one may live there.
+        let engine = shared.engine();
+        let current = Arc::downgrade(&engine);
+        let hashes = seen.as_ref().is_some_and(|seen| seen.ptr_eq(&current));
+        let first = seen.replace(current).is_none();
+        let Some(start) = compaction::unfinished(engine.latest())? else {
+            // A state of the leader's may have brought it: somebody may wait for it here.
+            return tell_finished(shared, engine.as_ref());
+        };
+        if shared.view().compacted < start.target {
+            // A batch is written before the view shows it, and a hash of the view would lack the
+            // last revisions. The job is woken once they are shown.
+            *seen = Some(Arc::downgrade(&engine));
+            return Ok(());
+        }
+        let started = shared.clock.now();
+        match (hashes, first) {
+            (true, _) => {}
+            (false, true) => probe::reached(Path::CompactionResumed),
+            (false, false) => probe::reached(Path::CompactionOfSnapshot),
+        }
+        if hashes || probe::injected(Defect::HashTooLate) {
+            let hashing = shared.clone();
+            let kept = blocking(shared.executor.as_ref(), move || keep_hash(&hashing, start));
+            match kept.await {
+                Ok(kept) => kept?,
+                // The runtime is going down.
+                Err(_) => return Ok(()),
+            }
+        }
+        let mut progress = Some(start);
+        while let Some(at) = progress {
+            let engine = engine.clone();
+            let stepped = blocking(shared.executor.as_ref(), move || {
+                let view = engine.view();
+                let mut batch = Batch::default();
+                let next = compaction::step(view.as_ref(), at, pace.batch_limit, &mut batch)?;
+                engine.write(&batch)?;
+                Ok::<_, storage::Error>(next)
+            });
+            progress = match stepped.await {
+                Ok(next) => next?,
+                // The runtime is going down.
+                Err(_) => return Ok(()),
+            };
+            if progress.is_some() {
+                shared.clock.sleep(pace.sleep).await;
+            }
+        }
+        tracing::info!(
+            compact_revision = start.target,
+            "finished scheduled compaction"
+        );
+        let metrics = &shared.metrics;
+        metrics
+            .compaction_total
+            .observe(shared.clock.now() - started);
+        metrics
+            .last_compaction_s
+            .set(shared.clock.wall().as_secs() as i64);
+        tell_finished(shared, engine.as_ref())?;
+    }
+}

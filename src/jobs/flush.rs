@@ -1,0 +1,77 @@
+//! Makes the applied state durable now and then, and lets the raft log go that it replaces.
+//!
+//! A restart replays what was applied since the last flush, so the flush bounds its time. Small
+//! flushes cost more than large ones: below `MIN_FLUSH_BYTES` the snapshot waits until ten
+//! times `--snapshot-count` entries have come.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::env::{Interval, blocking};
+use crate::probe::{self, Defect};
+use crate::replica::inbox::{Inbox, Input};
+use crate::replica::shared::Shared;
+use crate::state::Machine;
+use crate::storage;
+
+const MIN_FLUSH_BYTES: u64 = 16 << 20;
+/// A snapshot comes after this many times `--snapshot-count` entries, however small they were.
+const MAX_WAIT_FACTOR: u64 = 10;
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Runs until the runtime stops.
+pub async fn run(shared: Arc<Shared>, inbox: Arc<Inbox>, snapshot_count: u64) {
+    let mut flushed_index = match Machine::durable_applied_index(shared.engine().as_ref()) {
+        Ok(index) => index,
+        Err(error) => {
+            shared.fail(error.to_string());
+            return;
+        }
+    };
+    let mut interval = Interval::new(&shared.clock, INTERVAL);
+    loop {
+        interval.tick().await;
+        let applied = shared.raft.applied_index();
+        let entries = applied.saturating_sub(flushed_index);
+        let due = entries >= snapshot_count
+            && (shared.engine().unflushed_bytes() >= MIN_FLUSH_BYTES
+                || entries >= snapshot_count.saturating_mul(MAX_WAIT_FACTOR));
+        if !due {
+            continue;
+        }
+        let flushing = shared.clone();
+        let flushed = blocking(shared.executor.as_ref(), move || flush(&flushing));
+        match flushed.await {
+            Ok(Ok(durable_index)) => {
+                flushed_index = durable_index;
+                tracing::info!(snapshot_index = durable_index, "saved snapshot");
+                // A closed inbox means that the member is stopping.
+                if inbox.push(Input::Flushed(durable_index)).is_err() {
+                    return;
+                }
+            }
+            Ok(Err(error)) => {
+                shared.fail(error.to_string());
+                return;
+            }
+            // The runtime is going down.
+            Err(_) => return,
+        }
+    }
+}
+
+/// Makes everything applied durable; returns the index that a crash would go back to.
+pub fn flush(shared: &Shared) -> storage::Result<u64> {
+    let engine = shared.engine();
+    if probe::injected(Defect::CutBeyondDurable) {
+        return Ok(shared.raft.applied_index());
+    }
+    match engine.flush() {
+        Err(_) if probe::injected(Defect::FlushFailureMissed) => {
+            return Ok(shared.raft.applied_index());
+        }
+        flushed => flushed?,
+    }
+    shared.refresh_size();
+    Machine::durable_applied_index(engine.as_ref())
+}

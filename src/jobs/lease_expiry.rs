@@ -1,0 +1,153 @@
+//! Ends leases and stores how long they have left. Leader only: a revoke is proposed under the
+//! term in which the lease was seen to end, and refused if the term is another one by then.
+//!
+//! A member that stood still could not be asked to renew anything: that time is given back.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use crate::env::Interval;
+use crate::error::Error;
+use crate::probe::{self, Defect, Path};
+use crate::proto::etcdserverpb::{
+    InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest,
+};
+use crate::service::handle::Handle;
+
+/// How often the clock is looked at, as in etcd.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// Revokes in flight at once.
+const MAX_REVOKES: usize = 500;
+/// Checkpoints of one entry, as in etcd.
+const MAX_CHECKPOINTS: usize = 1000;
+
+/// Runs until the runtime stops. `checkpoint_interval`: see `Deadlines`.
+pub async fn run(handle: Handle, checkpoint_interval: Duration) {
+    let deadlines = &handle.shared().deadlines;
+    deadlines.lock().checkpoint_every(checkpoint_interval);
+    let mut interval = Interval::new(&handle.shared().clock, INTERVAL);
+    let mut looked_at = handle.shared().clock.now();
+    let mut more = false;
+    loop {
+        if !std::mem::take(&mut more) {
+            interval.tick().await;
+        }
+        let shared = handle.shared();
+        let now = shared.clock.now();
+        let stood_still = (now - looked_at).saturating_sub(INTERVAL);
+        looked_at = now;
+        if stood_still > INTERVAL && !probe::injected(Defect::StandstillForgotten) {
+            probe::reached(Path::LeaseTimeGivenBack);
+            shared.deadlines.lock().extend_all(stood_still);
+        }
+        let term = shared.raft.term();
+        if !shared.raft.is_leader() || shared.deadlines.lock().term() != term {
+            continue;
+        }
+        let (expired, checkpoints) = {
+            let mut deadlines = shared.deadlines.lock();
+            (
+                deadlines.expired(now, MAX_REVOKES),
+                deadlines.due_checkpoints(now, MAX_CHECKPOINTS),
+            )
+        };
+        let revokes = expired.into_iter().map(|id| {
+            let request = InternalRaftRequest {
+                lease_revoke: Some(LeaseRevokeRequest { id: id.0 }),
+                ..Default::default()
+            };
+            handle.propose_in_term(request, term)
+        });
+        // All are under way before the first is waited for, so that they share a sync.
+        let revokes = join_all(revokes).await;
+        // Where none could be ended, as under a CORRUPT alarm, the next round is soon enough.
+        let ended = |revoked: &Result<_, _>| matches!(revoked, Ok(_) | Err(Error::LeaseNotFound));
+        more = revokes.len() == MAX_REVOKES && revokes.iter().any(ended);
+        for revoked in revokes {
+            // A revoke that was not applied leaves the lease in the list of the next round.
+            match revoked {
+                Ok(_) => {
+                    probe::reached(Path::LeaseExpired);
+                    shared.metrics.leases_expired.increment();
+                }
+                // It was revoked by hand meanwhile.
+                Err(Error::LeaseNotFound) => {}
+                Err(error) => tracing::warn!(%error, "failed to revoke lease"),
+            }
+        }
+        if !checkpoints.is_empty() {
+            probe::reached(Path::LeaseCheckpointed);
+            store(&handle, term, checkpoints).await;
+        }
+    }
+}
+
+async fn store(handle: &Handle, term: u64, checkpoints: Vec<(crate::types::LeaseId, i64)>) {
+    let checkpoints = checkpoints
+        .into_iter()
+        .map(|(id, left_s)| LeaseCheckpoint {
+            id: id.0,
+            remaining_ttl: left_s,
+        })
+        .collect();
+    let request = InternalRaftRequest {
+        lease_checkpoint: Some(LeaseCheckpointRequest { checkpoints }),
+        ..Default::default()
+    };
+    if let Err(error) = handle.propose_in_term(request, term).await {
+        tracing::warn!(%error, "failed to checkpoint leases");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::replica::inbox::Input;
+    use crate::service::fixture;
+    use crate::state::lease::Lease;
+    use crate::transport::NoNetwork;
+    use crate::types::LeaseId;
+
+    #[test]
+    fn leases_that_cannot_be_ended_are_tried_once_a_round() {
+        let (handle, inbox) = fixture::with_network(Arc::new(NoNetwork));
+        fixture::set_leader(&handle, fixture::ME);
+        {
+            let mut deadlines = handle.shared().deadlines.lock();
+            deadlines.set_term(handle.shared().raft.term());
+            for id in 1..=MAX_REVOKES as i64 {
+                let ended = Lease {
+                    ttl_s: 0,
+                    remaining_ttl_s: 0,
+                };
+                deadlines.granted(LeaseId(id), ended, Duration::ZERO);
+            }
+        }
+        let mut refused = 0;
+        let refuse_all = async {
+            let mut inputs = Vec::new();
+            loop {
+                inbox.take(Duration::ZERO, &mut inputs);
+                for input in inputs.drain(..) {
+                    if let Input::Propose(proposal) = input {
+                        refused += 1;
+                        (proposal.reply)(Err(Error::Corrupt));
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let both = async { tokio::join!(run(handle, Duration::from_secs(300)), refuse_all) };
+            let _ = tokio::time::timeout(INTERVAL + INTERVAL / 2, both).await;
+        });
+        assert_eq!(refused, MAX_REVOKES);
+    }
+}

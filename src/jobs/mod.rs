@@ -1,0 +1,41 @@
+//! Work in the background: what has a deadline or can wait.
+
+pub mod auto_compaction;
+pub mod compactor;
+pub mod corruption;
+pub mod flush;
+pub mod lease_expiry;
+pub mod version;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::replica::inbox::Inbox;
+use crate::service::handle::Handle;
+
+/// How often and how much.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Entries after which the state is made durable.
+    pub snapshot_count: u64,
+    pub compaction: compactor::Pace,
+    pub corruption: corruption::Pace,
+    pub retention: auto_compaction::Retention,
+    /// See `Deadlines`.
+    pub lease_checkpoint_interval: Duration,
+}
+
+/// Starts all of it. It ends with the runtime.
+pub fn spawn(handle: &Handle, inbox: &Arc<Inbox>, settings: Settings) {
+    let shared = handle.shared().clone();
+    let flushing = flush::run(shared.clone(), inbox.clone(), settings.snapshot_count);
+    handle.spawn(flushing);
+    handle.spawn(compactor::run(shared, settings.compaction));
+    handle.spawn(lease_expiry::run(
+        handle.clone(),
+        settings.lease_checkpoint_interval,
+    ));
+    handle.spawn(version::run(handle.clone()));
+    handle.spawn(corruption::run(handle.clone(), settings.corruption));
+    handle.spawn(auto_compaction::run(handle.clone(), settings.retention));
+}

@@ -1,0 +1,458 @@
+//! Runs the state machine and publishes what it did, in the order that clients rely on: the
+//! batch is written, the view shows it, whoever proposed it is answered, watches get it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prost::Message as _;
+
+use super::cluster_status::{ClusterStatus, log_changes};
+use super::inbox::{Inbox, Input};
+use super::pipe::Pipe;
+use super::proposal::Reply;
+use super::shared::Shared;
+use super::state_store::{Received, States};
+use super::view::ReadView;
+use super::work::AppliedGroup;
+use crate::metrics::Operation;
+use crate::mvcc::Change;
+use crate::probe::{self, Defect, Path};
+use crate::proto::etcdserverpb::{TxnResponse, response_op};
+use crate::state::lease::LeaseEvent;
+use crate::state::machine::{self, Entry, Payload};
+use crate::state::{Machine, Response};
+use crate::storage;
+use crate::transport::Network;
+use crate::types::MemberId;
+
+/// The size of the state is looked at after this many entries, for the quota.
+const ENTRIES_PER_SIZE_CHECK: u64 = 256;
+/// And after this many bytes of changes, which count as they are until then.
+const BYTES_PER_SIZE_CHECK: u64 = 1 << 20;
+
+/// What the apply thread is given to do.
+pub enum ApplyJob {
+    Entries {
+        entries: Vec<Entry>,
+        /// Of each entry, whoever waits for it here.
+        replies: Vec<Option<Reply>>,
+        /// They hold the first entry of the term in which this member leads.
+        promoted_in_term: Option<u64>,
+    },
+    /// A state from the leader takes the place of this one.
+    Restore(Received),
+}
+
+/// How far a job is. Whoever reads may come in between any two stages.
+pub enum Stage {
+    Given(ApplyJob),
+    /// The batch is written.
+    Written(Outcome),
+    /// The view shows it.
+    Shown(Outcome),
+    /// Whoever proposed or waits to read has the answer.
+    Answered(Outcome),
+    /// Watches have it.
+    Done(AppliedGroup),
+}
+
+/// What came of entries, until everyone has been told.
+pub struct Outcome {
+    group: machine::Group,
+    replies: Vec<Option<Reply>>,
+    promoted_in_term: Option<u64>,
+    /// Of the first entry, whose reply is the first.
+    first_index: u64,
+}
+
+/// What the apply thread works with.
+pub struct ApplyThread {
+    pub(super) applier: Arc<Mutex<Applier>>,
+    pub jobs: Arc<Pipe<ApplyJob>>,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) states: Arc<dyn States>,
+}
+
+impl ApplyThread {
+    /// Does the jobs and tells the raft thread how far it is.
+    pub fn carry_out(&self, jobs: Vec<ApplyJob>) -> storage::Result<()> {
+        for job in jobs {
+            let mut stage = Some(Stage::Given(job));
+            while let Some(next) = stage {
+                stage = self.proceed(next)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on with a job; nothing is left of it once the raft thread was told.
+    pub fn proceed(&self, stage: Stage) -> storage::Result<Option<Stage>> {
+        let stage = self.applier.lock().proceed(stage, self.states.as_ref())?;
+        match stage {
+            Stage::Done(group) => {
+                // A closed inbox means that the member is stopping.
+                let _ = self.inbox.push(Input::Applied(group));
+                Ok(None)
+            }
+            stage => Ok(Some(stage)),
+        }
+    }
+}
+
+/// See the module.
+pub struct Applier {
+    machine: Machine,
+    shared: Arc<Shared>,
+    network: Arc<dyn Network>,
+    /// What a new leader adds to the life of each lease.
+    election_timeout: Duration,
+    /// An apply that takes longer is logged.
+    warning_apply_duration: Duration,
+    entries_since_size_check: u64,
+    bytes_since_size_check: u64,
+}
+
+impl Applier {
+    pub fn new(
+        machine: Machine,
+        shared: Arc<Shared>,
+        network: Arc<dyn Network>,
+        election_timeout: Duration,
+        warning_apply_duration: Duration,
+    ) -> Self {
+        let now = shared.clock.now();
+        // Of no term yet: they are listed, and a leader starts them anew.
+        shared
+            .deadlines
+            .lock()
+            .restart(machine.leases().iter(), now, election_timeout);
+        Self {
+            machine,
+            shared,
+            network,
+            election_timeout,
+            warning_apply_duration,
+            entries_since_size_check: 0,
+            bytes_since_size_check: 0,
+        }
+    }
+
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Applies committed entries and answers those who wait for them.
+    pub fn apply(
+        &mut self,
+        entries: Vec<Entry>,
+        replies: Vec<Option<Reply>>,
+        promoted_in_term: Option<u64>,
+    ) -> storage::Result<AppliedGroup> {
+        let written = self.write(entries, replies, promoted_in_term)?;
+        self.show(&written.group);
+        let answered = self.answer(written);
+        Ok(self.tell_watches(answered))
+    }
+
+    /// Goes from one stage to the next.
+    pub fn proceed(&mut self, stage: Stage, states: &dyn States) -> storage::Result<Stage> {
+        Ok(match stage {
+            Stage::Given(ApplyJob::Entries {
+                entries,
+                replies,
+                promoted_in_term,
+            }) => Stage::Written(self.write(entries, replies, promoted_in_term)?),
+            Stage::Given(ApplyJob::Restore(received)) => {
+                Stage::Done(self.restore(received, states)?)
+            }
+            Stage::Written(outcome) if probe::injected(Defect::AnswerBeforeWrite) => {
+                Stage::Shown(outcome)
+            }
+            Stage::Written(outcome) => {
+                self.show(&outcome.group);
+                Stage::Shown(outcome)
+            }
+            Stage::Shown(outcome) => Stage::Answered(self.answer(outcome)),
+            Stage::Answered(outcome) => {
+                if probe::injected(Defect::AnswerBeforeWrite) {
+                    self.machine.commit()?;
+                    self.show(&outcome.group);
+                }
+                Stage::Done(self.tell_watches(outcome))
+            }
+            Stage::Done(group) => Stage::Done(group),
+        })
+    }
+
+    fn write(
+        &mut self,
+        entries: Vec<Entry>,
+        replies: Vec<Option<Reply>>,
+        promoted_in_term: Option<u64>,
+    ) -> storage::Result<Outcome> {
+        self.entries_since_size_check += entries.len() as u64;
+        let first_index = entries.first().map_or(0, |entry| entry.index);
+        let start = self.shared.clock.now();
+        let member = self.shared.member;
+        probe::applied(|| {
+            entries
+                .iter()
+                .map(|entry| applied_entry(member, entry))
+                .collect()
+        });
+        let group = self.machine.stage(entries)?;
+        if probe::injected(Defect::ViewBeforeWrite) {
+            self.publish_view();
+        }
+        if !probe::injected(Defect::AnswerBeforeWrite) {
+            self.machine.commit()?;
+        }
+        self.measure(&group, self.shared.clock.now() - start);
+        Ok(Outcome {
+            group,
+            replies,
+            promoted_in_term,
+            first_index,
+        })
+    }
+
+    fn show(&mut self, group: &machine::Group) {
+        if !probe::injected(Defect::ViewBeforeWrite) {
+            self.publish_view();
+        }
+        if group.status_changed {
+            self.publish_status();
+        }
+        self.watch_size(group);
+        self.note_leases(group);
+    }
+
+    fn answer(&self, mut outcome: Outcome) -> Outcome {
+        if let Some(term) = outcome.promoted_in_term {
+            self.take_over_leases(term);
+        }
+        let applied = std::mem::take(&mut outcome.group.applied);
+        let first_index = outcome.first_index;
+        for applied in applied {
+            let slot = (applied.index - first_index) as usize;
+            if let Some(reply) = outcome.replies.get_mut(slot).and_then(Option::take) {
+                reply(applied.result);
+            }
+        }
+        self.shared
+            .waiting_reads
+            .applied(self.machine.applied_index());
+        outcome
+    }
+
+    fn tell_watches(&self, outcome: Outcome) -> AppliedGroup {
+        let group = outcome.group;
+        if !group.changes.is_empty() {
+            self.shared.hub.publish(self.machine.head(), &group.changes);
+        }
+        if group.compacted {
+            self.shared.compaction_wanted.notify_one();
+        }
+        AppliedGroup {
+            index: self.machine.applied_index(),
+            member_changes: group.member_changes,
+        }
+    }
+
+    /// Goes on from a state of the leader's, at which the log begins now.
+    fn restore(
+        &mut self,
+        received: Received,
+        states: &dyn States,
+    ) -> storage::Result<AppliedGroup> {
+        let start = self.shared.clock.now();
+        let engine = states.adopt(received)?;
+        self.machine = Machine::open(engine.clone())?;
+        self.shared.replace_engine(engine);
+        self.publish_view();
+        self.publish_status();
+        self.shared.refresh_size();
+        probe::reached(Path::SnapshotInstalled);
+        let now = self.shared.clock.now();
+        let leases = self.machine.leases().iter();
+        self.shared
+            .deadlines
+            .lock()
+            .restart(leases, now, self.election_timeout);
+        let index = self.machine.applied_index();
+        self.shared.waiting_reads.applied(index);
+        self.shared.hub.resync(self.machine.head());
+        self.shared.compaction_wanted.notify_one();
+        tracing::info!(
+            index,
+            revision = self.machine.head(),
+            took = ?(now - start),
+            "took over a snapshot of the leader"
+        );
+        Ok(AppliedGroup {
+            index,
+            member_changes: Vec::new(),
+        })
+    }
+
+    fn publish_view(&self) {
+        let engine = self.shared.engine();
+        let view = ReadView::new(engine.as_ref(), &self.machine);
+        self.shared.publish_view(view);
+    }
+
+    fn publish_status(&self) {
+        let status = ClusterStatus::of(&self.machine);
+        let members = status.addresses();
+        let removed = status.is_removed(self.shared.member);
+        let (cluster, own) = (self.shared.cluster, self.shared.member);
+        log_changes(cluster, own, &self.shared.status(), &status);
+        self.shared.publish_status(status);
+        self.network.set_peers(members);
+        if removed {
+            self.shared.note_removed();
+        }
+    }
+
+    /// Starts every lease anew: this member leads now, and its clock decides.
+    fn take_over_leases(&self, term: u64) {
+        let leases = self.machine.leases().iter();
+        let now = self.shared.clock.now();
+        let mut deadlines = self.shared.deadlines.lock();
+        probe::reached(Path::LeasesTakenOver);
+        if !probe::injected(Defect::LeasesNotRestarted) {
+            deadlines.restart(leases, now, self.election_timeout);
+        }
+        if !probe::injected(Defect::LeasesNotOwned) {
+            deadlines.set_term(term);
+        }
+    }
+
+    /// Keeps the size that the quota is held against close to the truth.
+    fn watch_size(&mut self, group: &machine::Group) {
+        let bytes = group.changes.iter().map(written_bytes).sum::<usize>() as u64;
+        self.bytes_since_size_check += bytes;
+        let due = self.entries_since_size_check >= ENTRIES_PER_SIZE_CHECK
+            || self.bytes_since_size_check >= BYTES_PER_SIZE_CHECK;
+        if due {
+            self.entries_since_size_check = 0;
+            self.bytes_since_size_check = 0;
+            self.shared.refresh_size();
+        } else {
+            self.shared
+                .size_bytes
+                .fetch_add(bytes as i64, Ordering::Relaxed);
+        }
+    }
+
+    /// Entries of a group are applied together, so each took its share.
+    fn measure(&self, group: &machine::Group, took: Duration) {
+        let metrics = &self.shared.metrics;
+        metrics.backend_commit.observe(took);
+        let share = took / group.applied.len().max(1) as u32;
+        for applied in &group.applied {
+            if let Some(operation) = applied.result.as_ref().ok().and_then(operation) {
+                metrics.applied(operation, true, share);
+            }
+            match &applied.result {
+                Ok(Response::DeleteRange(_)) => metrics.deletes.increment(),
+                Ok(Response::Txn(txn)) => {
+                    metrics.txns.increment();
+                    metrics.deletes.add(deletes(txn));
+                }
+                _ => {}
+            }
+        }
+        let puts = group
+            .changes
+            .iter()
+            .filter_map(|change| Some((change, change.version.as_ref()?)));
+        for (change, version) in puts {
+            metrics.puts.increment();
+            let bytes = change.key.len() + version.value().len();
+            metrics.put_bytes.add(bytes as i64);
+        }
+        if took > self.warning_apply_duration {
+            metrics.slow_applies.increment();
+            tracing::warn!(
+                took = ?took,
+                expected_duration = ?self.warning_apply_duration,
+                requests = group.applied.len(),
+                "apply request took too long"
+            );
+        }
+    }
+
+    fn note_leases(&self, group: &machine::Group) {
+        if group.lease_events.is_empty() {
+            return;
+        }
+        let now = self.shared.clock.now();
+        let mut deadlines = self.shared.deadlines.lock();
+        for event in &group.lease_events {
+            match *event {
+                LeaseEvent::Granted(id, lease) => {
+                    let metrics = &self.shared.metrics;
+                    metrics.leases_granted.increment();
+                    metrics.lease_ttls.observe_ticks(lease.ttl_s.max(0) as u64);
+                    deadlines.granted(id, lease, now);
+                }
+                LeaseEvent::Revoked(id) => {
+                    self.shared.metrics.leases_revoked.increment();
+                    deadlines.revoked(id);
+                }
+                LeaseEvent::Checkpointed(id, lease) => deadlines.checkpointed(id, lease),
+            }
+        }
+    }
+}
+
+fn applied_entry(member: MemberId, entry: &Entry) -> probe::Applied {
+    let payload = match &entry.payload {
+        Payload::Empty => probe::Payload::Empty,
+        Payload::Request(bytes) => probe::Payload::Request(bytes.clone()),
+        Payload::Decoded(request) => probe::Payload::Request(request.encode_to_vec().into()),
+        Payload::Membership(change) => probe::Payload::Member(change.encode_to_vec().into()),
+    };
+    probe::Applied {
+        member: member.0,
+        index: entry.index,
+        term: entry.term,
+        payload,
+    }
+}
+
+/// What a change adds to the state, about.
+fn written_bytes(change: &Change) -> usize {
+    let record = change.version.as_ref().map_or(0, |v| v.record().len());
+    change.key.len() + record + 64
+}
+
+/// What was asked, where its time is shown.
+fn operation(response: &Response) -> Option<Operation> {
+    Some(match response {
+        Response::Put(_) => Operation::Put,
+        Response::DeleteRange(_) => Operation::DeleteRange,
+        Response::Txn(_) => Operation::Txn,
+        Response::Compaction(_) => Operation::Compaction,
+        Response::LeaseGrant(_) => Operation::LeaseGrant,
+        Response::LeaseRevoke(_) => Operation::LeaseRevoke,
+        Response::LeaseCheckpoint(_) => Operation::LeaseCheckpoint,
+        Response::Alarm(_) => Operation::Alarm,
+        Response::Members(_) | Response::Done => return None,
+    })
+}
+
+/// The range deletions within a transaction's answer, nested ones included.
+fn deletes(txn: &TxnResponse) -> u64 {
+    txn.responses
+        .iter()
+        .map(|op| match &op.response {
+            Some(response_op::Response::ResponseDeleteRange(_)) => 1,
+            Some(response_op::Response::ResponseTxn(nested)) => deletes(nested),
+            _ => 0,
+        })
+        .sum()
+}

@@ -1,0 +1,19 @@
+//! Why a member cannot go on: its disk or an invariant broke, and the process has to end.
+
+use crate::storage;
+use crate::storage::raft_log;
+
+/// Why a thread ended before it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    #[error("raft log: {0}")]
+    Log(#[from] raft_log::Error),
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+    #[error(transparent)]
+    Lost(#[from] crate::raft::Lost),
+    #[error("raft: {0}")]
+    Raft(#[from] raft::Error),
+    #[error("cannot start the {0} thread: {1}")]
+    Thread(&'static str, std::io::Error),
+}

@@ -1,0 +1,32 @@
+//! The replica: inputs to an applied log. Consensus, the raft log, the state machine and the watch
+//! hub put together, without a service, a job or an async runtime.
+//!
+//! - `router` routes: proposals and reads to raft or to the leader, what raft says to the log and
+//!   the machine, answers to whoever waits. It is synchronous and does no I/O.
+//! - `raft_thread` takes what comes and carries out what the router decides, `log_thread` writes
+//!   the raft log, `apply_thread` runs the machine and publishes what it did: the view, the
+//!   answers, the events. `pipe` is the queue before each of the two, `inbox` the one before the
+//!   raft thread, and `run` owns the threads.
+//! - `shared` is what all of them publish and everyone else reads.
+//! - `state_store` is where states are kept, and how one that came as a snapshot is installed.
+
+pub mod apply_thread;
+pub mod cluster_status;
+pub mod fatal;
+pub mod inbox;
+pub mod log_thread;
+mod outbound;
+pub mod pipe;
+pub mod proposal;
+pub mod raft_status;
+pub mod raft_thread;
+pub mod reads;
+pub mod router;
+pub mod run;
+pub mod shared;
+pub mod state_store;
+#[cfg(test)]
+mod tests;
+pub mod view;
+pub mod watermark;
+pub mod work;

@@ -1,0 +1,98 @@
+//! Where raft stands, to be read without a lock: published by the raft thread, read by everyone.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::raft::replica::{self, Progress};
+
+/// Where raft stands, to be read without a lock.
+#[derive(Default)]
+pub struct RaftStatus {
+    term: AtomicU64,
+    leader: AtomicU64,
+    is_leader: AtomicBool,
+    alone: AtomicBool,
+    commit_index: AtomicU64,
+    applied_index: AtomicU64,
+    /// Since when there has been this leader, or none, by the clock; in nanoseconds.
+    leader_since_ns: AtomicU64,
+    /// Told whenever the leader or the term changes.
+    changed: Notify,
+    /// How far the members are, as this one knew it when it led.
+    progress: Mutex<Vec<Progress>>,
+}
+
+impl RaftStatus {
+    pub fn publish(&self, status: &replica::Status, alone: bool, now: Duration) {
+        let changed = self.leader() != status.leader || self.term() != status.term;
+        if self.leader() != status.leader {
+            let now_ns = now.as_nanos() as u64;
+            self.leader_since_ns.store(now_ns, Ordering::Release);
+        }
+        self.set_alone(alone);
+        self.term.store(status.term, Ordering::Release);
+        self.leader.store(status.leader, Ordering::Release);
+        self.is_leader.store(status.is_leader, Ordering::Release);
+        self.commit_index
+            .store(status.commit_index, Ordering::Release);
+        if changed {
+            self.changed.notify_waiters();
+        }
+    }
+
+    pub fn publish_progress(&self, progress: Vec<Progress>) {
+        *self.progress.lock() = progress;
+    }
+
+    /// How far the members are; worth something while this member leads.
+    pub fn progress(&self) -> Vec<Progress> {
+        self.progress.lock().clone()
+    }
+
+    /// Since when, by the clock, there has been this leader, or none.
+    pub fn leader_since(&self) -> Duration {
+        Duration::from_nanos(self.leader_since_ns.load(Ordering::Acquire))
+    }
+
+    /// True where there is no other member, not even a learner.
+    pub fn is_alone(&self) -> bool {
+        self.alone.load(Ordering::Acquire)
+    }
+
+    pub fn set_alone(&self, alone: bool) {
+        self.alone.store(alone, Ordering::Release);
+    }
+
+    /// Resolves when the leader or the term next changes.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    pub fn term(&self) -> u64 {
+        self.term.load(Ordering::Acquire)
+    }
+
+    /// 0 where there is none.
+    pub fn leader(&self) -> u64 {
+        self.leader.load(Ordering::Acquire)
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.is_leader.load(Ordering::Acquire)
+    }
+
+    pub fn commit_index(&self) -> u64 {
+        self.commit_index.load(Ordering::Acquire)
+    }
+
+    pub fn applied_index(&self) -> u64 {
+        self.applied_index.load(Ordering::Acquire)
+    }
+
+    pub fn set_applied_index(&self, index: u64) {
+        self.applied_index.store(index, Ordering::Release);
+    }
+}

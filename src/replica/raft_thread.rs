@@ -1,0 +1,473 @@
+//! What the raft thread does: takes what came, lets `core` decide, and carries it out, a turn at a
+//! time. `run` has threads take the turns; a simulator takes them in any order it likes.
+//!
+//! It never waits for the disk. What is to be made durable goes to the log thread, what is
+//! committed to the apply thread, and both tell the inbox how far they are: heartbeats and
+//! elections go on however slow the disk is, and a leader whose disk stalls hands over. Only a
+//! member that is alone, which has nobody to keep waiting, does both by itself: each hop to
+//! another thread would cost its writes 10 to 30 µs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::apply_thread::{Applier, ApplyJob, ApplyThread};
+use super::fatal::Fatal;
+use super::inbox::{Inbox, Input};
+use super::log_thread::{LogJob, LogThread, LogWriter};
+use super::outbound::send_grouped;
+use super::pipe::Pipe;
+use super::router::Core;
+use super::shared::Shared;
+use super::state_store::{Checkpoint, Received, States};
+use super::work::{AppliedGroup, Waiting, Work};
+use crate::probe::{self, Defect, Path};
+use crate::raft::replica::{Progress, Status};
+use crate::raft::{Message, MessageType};
+use crate::storage;
+use crate::transport::{Network, PeerMessage};
+use crate::types::MemberId;
+
+/// Proposals that go to the disk in one write, about.
+const MAX_BATCH_BYTES: usize = 8 << 20;
+/// What may be outstanding in a server: see `Timing`.
+pub const MAX_OUTSTANDING_BYTES: usize = 64 << 20;
+/// A snapshot that nobody is being sent is let go after this.
+const CHECKPOINT_LIFE: Duration = Duration::from_secs(30);
+
+/// How raft's time passes and how much of its log is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    pub tick: Duration,
+    pub election_timeout: Duration,
+    /// Entries kept behind the newest for members that lag.
+    pub catch_up_entries: u64,
+    /// Appends of a leader are refused while this much waits for the disk or to be applied.
+    pub max_outstanding_bytes: usize,
+}
+
+/// A snapshot that is offered to members which are too far behind.
+struct Offered {
+    checkpoint: Checkpoint,
+    used_at: Duration,
+}
+
+/// Everything that the raft thread needs.
+pub struct Parts {
+    pub core: Core,
+    pub log: LogWriter,
+    pub applier: Applier,
+    pub inbox: Arc<Inbox>,
+    pub shared: Arc<Shared>,
+    pub network: Arc<dyn Network>,
+    pub states: Arc<dyn States>,
+    pub timing: Timing,
+}
+
+/// See the module.
+pub struct RaftThread {
+    core: Core,
+    log: Arc<Mutex<LogWriter>>,
+    log_jobs: Arc<Pipe<LogJob>>,
+    applier: Arc<Mutex<Applier>>,
+    apply_jobs: Arc<Pipe<ApplyJob>>,
+    inbox: Arc<Inbox>,
+    shared: Arc<Shared>,
+    network: Arc<dyn Network>,
+    states: Arc<dyn States>,
+    timing: Timing,
+    offered: Option<Offered>,
+    making_checkpoint: bool,
+    /// What the next reset of the log makes room for.
+    received: Option<Received>,
+    next_tick: Duration,
+}
+
+impl RaftThread {
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            core: parts.core,
+            log: Arc::new(Mutex::new(parts.log)),
+            log_jobs: Arc::default(),
+            applier: Arc::new(Mutex::new(parts.applier)),
+            apply_jobs: Arc::default(),
+            inbox: parts.inbox,
+            network: parts.network,
+            states: parts.states,
+            next_tick: parts.shared.clock.now() + parts.timing.tick,
+            shared: parts.shared,
+            timing: parts.timing,
+            offered: None,
+            making_checkpoint: false,
+            received: None,
+        }
+    }
+
+    /// Brings the machine up to what the log says is committed, and takes the lead where this
+    /// member alone decides. Must be done before the first tick: raft looks for changes of
+    /// membership that are not applied yet when it campaigns.
+    pub fn recover(&mut self) -> Result<(), Fatal> {
+        self.carry_out(true)?;
+        if self.core.is_sole_voter() {
+            probe::reached(Path::SoleVoterElected);
+            self.core.campaign()?;
+            self.carry_out(true)?;
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// When the next turn is due, by the member's clock, if nothing comes before.
+    pub fn next_tick(&self) -> Duration {
+        self.next_tick
+    }
+
+    /// Does what the inputs ask for and, when it is time, ticks. False once it was told to stop.
+    pub fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<bool, Fatal> {
+        let now = self.shared.clock.now();
+        if now >= self.next_tick {
+            // After a stall one tick, not all that were missed: a stalled leader must not
+            // take its own silence for that of the others.
+            self.note_lateness(now - self.next_tick);
+            self.tick(now);
+            self.next_tick = now + self.timing.tick;
+        }
+        let mut stopping = false;
+        let mut batch_bytes = 0;
+        for input in inputs.drain(..) {
+            if let Input::Propose(proposal) = &input {
+                batch_bytes += proposal.encoded_bytes();
+            }
+            stopping |= matches!(input, Input::Stop);
+            self.take(input)?;
+            if batch_bytes >= MAX_BATCH_BYTES {
+                self.carry_out(false)?;
+                batch_bytes = 0;
+            }
+        }
+        self.core.check_log()?;
+        self.carry_out(false)?;
+        self.publish();
+        if stopping {
+            self.core.stop();
+        }
+        Ok(!stopping)
+    }
+
+    /// The thread that writes the log for this one.
+    pub fn log_thread(&self) -> LogThread {
+        LogThread {
+            writer: self.log.clone(),
+            jobs: self.log_jobs.clone(),
+            apply_jobs: self.apply_jobs.clone(),
+            inbox: self.inbox.clone(),
+            network: self.network.clone(),
+        }
+    }
+
+    /// The thread that applies entries for this one.
+    pub fn apply_thread(&self) -> ApplyThread {
+        ApplyThread {
+            applier: self.applier.clone(),
+            jobs: self.apply_jobs.clone(),
+            inbox: self.inbox.clone(),
+            states: self.states.clone(),
+        }
+    }
+
+    /// Who waits for what in the core, and the bytes that wait for the log and the apply thread.
+    pub fn waiting(&self) -> (Waiting, usize) {
+        let bytes = self.log_jobs.outstanding_bytes() + self.apply_jobs.outstanding_bytes();
+        (self.core.waiting(), bytes)
+    }
+
+    pub fn inbox(&self) -> &Arc<Inbox> {
+        &self.inbox
+    }
+
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub fn status(&self) -> Status {
+        self.core.status()
+    }
+
+    /// The members as raft knows them.
+    pub fn progress(&self) -> Vec<Progress> {
+        self.core.progress()
+    }
+
+    fn take(&mut self, input: Input) -> Result<(), Fatal> {
+        match input {
+            Input::Propose(proposal) => self.core.propose(proposal),
+            Input::ReadIndex(reply) => self.core.read_index(reply),
+            Input::Received(from, messages) => self.receive(from, messages),
+            Input::Unreachable(member) => self.core.report_unreachable(member),
+            Input::SnapshotSent(member, taken) => self.core.report_snapshot(member, taken),
+            Input::SnapshotReceived(message, received) => self.restore(message, received),
+            Input::SnapshotDeclined(message) => self.core.decline(message),
+            Input::CheckpointMade(made) => self.offer(made),
+            Input::Persisted(number) => self.core.persisted(number),
+            Input::Applied(group) => self.applied(&group)?,
+            Input::Flushed(index) => self.cut_log(index)?,
+            Input::TransferLeader(to) => self.core.transfer_leader(to),
+            Input::HandOver => {
+                self.core.hand_over();
+            }
+            Input::Stop => {}
+        }
+        Ok(())
+    }
+
+    /// Counts a heartbeat that this leader sends more than an interval late.
+    fn note_lateness(&self, late: Duration) {
+        if late > self.timing.tick && self.core.status().is_leader && !self.core.is_alone() {
+            self.shared.metrics.heartbeat_send_failures.increment();
+            tracing::warn!(
+                "heartbeat-interval" = ?self.timing.tick,
+                exceeded = ?late,
+                "leader failed to send out heartbeat on time; took too long, leader is overloaded likely from slow disk"
+            );
+        }
+    }
+
+    fn tick(&mut self, now: Duration) {
+        self.core.tick();
+        if self.core.status().is_leader {
+            self.shared.raft.publish_progress(self.core.progress());
+            let busy = self.log_jobs.working_for(now);
+            let busy = busy.max(self.apply_jobs.working_for(now));
+            if busy > self.timing.election_timeout
+                && let Some(to) = self.core.hand_over()
+            {
+                probe::reached(Path::LeaderHandedOverForDisk);
+                tracing::warn!(
+                    stalled_for = ?busy,
+                    transferee = %to,
+                    "the disk does not take what this leader writes; handing leadership over"
+                );
+            }
+        }
+        let unused = |offered: &mut Offered| {
+            Arc::strong_count(&offered.checkpoint.files) == 1
+                && now > offered.used_at + CHECKPOINT_LIFE
+        };
+        if self.offered.take_if(unused).is_some() {
+            self.core.offer_snapshot(None);
+        }
+    }
+
+    fn receive(&mut self, from: MemberId, messages: Vec<PeerMessage>) {
+        let waiting = self.log_jobs.outstanding_bytes() + self.apply_jobs.outstanding_bytes();
+        let full = waiting > self.timing.max_outstanding_bytes;
+        for message in messages {
+            match message {
+                // The leader sends it again.
+                PeerMessage::Raft(message) if full && is_append(&message) => {
+                    probe::reached(Path::AppendDropped);
+                }
+                PeerMessage::Raft(message) => self.core.step(message),
+                PeerMessage::Forwarded(message) => self.core.propose_for(from, message),
+                PeerMessage::Refused {
+                    request_id,
+                    term,
+                    error,
+                } => self.core.refused(request_id, term, error),
+            }
+        }
+    }
+
+    fn restore(&mut self, message: Message, received: Received) {
+        let mark = received.mark;
+        if self.core.restore(message) {
+            tracing::info!(index = mark.index, "taking over a snapshot of the leader");
+            self.received = Some(received);
+        } else {
+            probe::reached(Path::SnapshotUnwanted);
+            tracing::info!(index = mark.index, "a snapshot came that is not needed");
+        }
+    }
+
+    fn offer(&mut self, made: storage::Result<Checkpoint>) {
+        self.making_checkpoint = false;
+        let checkpoint = match made {
+            Ok(checkpoint) => checkpoint,
+            Err(error) => {
+                // No harm to this member; it is tried again when raft next wants one.
+                tracing::warn!(%error, "cannot make a snapshot for another member");
+                return;
+            }
+        };
+        self.core.offer_snapshot(Some(checkpoint.snapshot.clone()));
+        self.offered = Some(Offered {
+            checkpoint,
+            used_at: self.shared.clock.now(),
+        });
+    }
+
+    /// Does everything that there is to do. `here`: on this thread, whoever else is there.
+    fn carry_out(&mut self, here: bool) -> Result<(), Fatal> {
+        while let Some(mut work) = self.core.work() {
+            self.send(&mut work);
+            let here = here
+                || (self.core.is_alone()
+                    && self.received.is_none()
+                    && self.log_jobs.is_idle()
+                    && self.apply_jobs.is_idle());
+            match here {
+                true => self.do_here(work)?,
+                false => self.hand_out(work),
+            }
+        }
+        Ok(())
+    }
+
+    fn do_here(&mut self, work: Work) -> Result<(), Fatal> {
+        if let Some(persist) = work.persist {
+            let number = persist.number;
+            let messages = self.log.lock().persist(vec![persist])?;
+            self.core.persisted(number);
+            self.send_raft(messages);
+        }
+        if !work.entries.is_empty() {
+            let mut applier = self.applier.lock();
+            let group = applier.apply(work.entries, work.replies, work.promoted_in_term)?;
+            drop(applier);
+            self.applied(&group)?;
+        }
+        self.reply_reads(work.reads);
+        Ok(())
+    }
+
+    fn applied(&mut self, group: &AppliedGroup) -> Result<(), Fatal> {
+        self.core.applied(group.index, &group.member_changes)?;
+        if !group.member_changes.is_empty() {
+            // Before anything is sent to a new member: see `Handle::linearizable_view`.
+            self.shared.raft.set_alone(self.reads_alone());
+        }
+        Ok(())
+    }
+
+    fn hand_out(&mut self, work: Work) {
+        if let Some(mut persist) = work.persist {
+            let bytes = persist.entries.iter().map(|entry| entry.data.len()).sum();
+            let mut received = persist.reset.and_then(|_| self.received.take());
+            if probe::injected(Defect::AdoptBeforeReset)
+                && let Some(received) = received.take()
+            {
+                self.apply_jobs.push(ApplyJob::Restore(received), 0);
+            }
+            if probe::injected(Defect::AnswerBeforeSync) && persist.reset.is_none() {
+                self.core.persisted(persist.number);
+            }
+            if probe::injected(Defect::AcknowledgeBeforeSync) {
+                self.send_raft(std::mem::take(&mut persist.messages));
+            }
+            self.log_jobs
+                .push(LogJob::Persist(persist, received), bytes);
+        }
+        if !work.entries.is_empty() {
+            let bytes = work.entries.iter().map(|entry| entry.bytes()).sum();
+            let job = ApplyJob::Entries {
+                entries: work.entries,
+                replies: work.replies,
+                promoted_in_term: work.promoted_in_term,
+            };
+            self.apply_jobs.push(job, bytes);
+        }
+        self.reply_reads(work.reads);
+    }
+
+    fn reply_reads(&self, reads: Vec<(u64, Vec<super::reads::ReadReply>)>) {
+        for (index, replies) in reads {
+            let shared = &self.shared;
+            shared.waiting_reads.wait(index, replies, &shared.raft);
+        }
+    }
+
+    /// Sends what need not wait for the disk.
+    fn send(&mut self, work: &mut Work) {
+        self.send_raft(std::mem::take(&mut work.messages));
+        for (to, message) in work.forwards.drain(..) {
+            self.network.send(to, vec![PeerMessage::Forwarded(message)]);
+        }
+        for refusal in work.refusals.drain(..) {
+            let refused = PeerMessage::Refused {
+                request_id: refusal.request_id,
+                term: refusal.term,
+                error: refusal.error,
+            };
+            self.network.send(refusal.to, vec![refused]);
+        }
+        if work.snapshot_wanted && !self.making_checkpoint {
+            self.make_checkpoint();
+        }
+    }
+
+    fn send_raft(&mut self, messages: Vec<Message>) {
+        let (snapshots, messages) = messages
+            .into_iter()
+            .partition::<Vec<_>, _>(|m| m.get_msg_type() == MessageType::MsgSnapshot);
+        send_grouped(self.network.as_ref(), messages);
+        for message in snapshots {
+            match &mut self.offered {
+                Some(offered) => {
+                    offered.used_at = self.shared.clock.now();
+                    let files = offered.checkpoint.files.clone();
+                    self.network.send_snapshot(message, files);
+                }
+                None => self.core.report_snapshot(MemberId(message.to), false),
+            }
+        }
+    }
+
+    fn make_checkpoint(&mut self) {
+        let (states, shared) = (self.states.clone(), self.shared.clone());
+        let inbox = self.inbox.clone();
+        self.making_checkpoint = true;
+        self.shared.executor.spawn_blocking(Box::new(move || {
+            let made = states.checkpoint(shared.engine().as_ref());
+            // A closed inbox means that the member is stopping.
+            let _ = inbox.push(Input::CheckpointMade(made));
+        }));
+    }
+
+    /// Lets go of entries that a durable state holds, but for those kept for members that lag.
+    fn cut_log(&mut self, durable_index: u64) -> Result<(), Fatal> {
+        let applied = self.shared.raft.applied_index();
+        let kept = applied.saturating_sub(self.timing.catch_up_entries);
+        let offered = self.offered.as_ref();
+        let offered = offered.map_or(u64::MAX, |offered| {
+            offered.checkpoint.snapshot.get_metadata().index
+        });
+        let cut = durable_index.min(kept).min(offered);
+        if self.core.is_alone() && self.log_jobs.is_idle() {
+            return Ok(self.log.lock().cut(cut)?);
+        }
+        self.log_jobs.push(LogJob::Cut(cut), 0);
+        Ok(())
+    }
+
+    /// True where nobody else can know of a write before this member does.
+    fn reads_alone(&self) -> bool {
+        let overlooks = probe::injected(Defect::LearnerOverlooked);
+        self.core.is_alone() || overlooks && self.core.is_sole_voter()
+    }
+
+    fn publish(&self) {
+        let status = self.core.status();
+        if status.leader != 0 && status.leader != self.shared.raft.leader() {
+            self.shared.metrics.leader_changes.increment();
+        }
+        let alone = self.reads_alone();
+        let now = self.shared.clock.now();
+        self.shared.raft.publish(&status, alone, now);
+    }
+}
+
+/// Kept small: an append that has entries is one.
+fn is_append(message: &Message) -> bool {
+    message.get_msg_type() == MessageType::MsgAppend && !message.entries.is_empty()
+}

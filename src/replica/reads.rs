@@ -1,0 +1,126 @@
+//! Linearizable reads on their way: those that ask a quorum, and those that wait until what the
+//! quorum answered is applied here.
+
+use std::collections::BTreeMap;
+
+use parking_lot::Mutex;
+
+use super::raft_status::RaftStatus;
+use crate::error::Error;
+use crate::probe::{self, Defect, Path};
+use crate::raft::Replica;
+use crate::raft::read_index::ReadIndex;
+use crate::types::MemberId;
+
+/// Called once when a read may be made, or why not.
+pub type ReadReply = Box<dyn FnOnce(Result<(), Error>) + Send>;
+
+/// Reads that may wait at once, in each of the two places.
+const MAX_WAITING: usize = 100_000;
+
+/// Reads that ask a quorum.
+pub struct Reads {
+    index: ReadIndex<ReadReply>,
+}
+
+impl Reads {
+    pub fn new(member: MemberId, first_question: u64, limit_ticks: u64) -> Self {
+        Self {
+            index: ReadIndex::new(member, first_question, limit_ticks),
+        }
+    }
+
+    pub fn push(&mut self, reply: ReadReply, tick: u64) {
+        if self.index.len() >= MAX_WAITING {
+            reply(Err(Error::TooManyRequests));
+        } else {
+            self.index.push(reply, tick);
+        }
+    }
+
+    /// Has raft ask, where there is something to ask and someone to answer.
+    pub fn ask(&mut self, replica: &mut Replica, tick: u64) {
+        if self.index.is_empty() || !replica.takes_reads() {
+            return;
+        }
+        if let Some(context) = self.index.ask(tick, replica.status().term) {
+            replica.read_index(context);
+        }
+    }
+
+    pub fn answered(&mut self, context: &[u8]) -> Vec<ReadReply> {
+        self.index.answered(context)
+    }
+
+    pub fn expired(&mut self, tick: u64) -> Vec<ReadReply> {
+        self.index.expired(tick)
+    }
+
+    /// How many wait.
+    pub fn count(&self) -> usize {
+        self.index.len()
+    }
+
+    pub fn drain(&mut self) -> Vec<ReadReply> {
+        self.index.drain()
+    }
+}
+
+/// Reads that wait until an index is applied here.
+#[derive(Default)]
+pub struct WaitingReads {
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    by_index: BTreeMap<u64, Vec<ReadReply>>,
+    count: usize,
+}
+
+impl WaitingReads {
+    /// Replies once `index` is applied, which may be now.
+    pub fn wait(&self, index: u64, replies: Vec<ReadReply>, raft: &RaftStatus) {
+        let result = {
+            let mut waiting = self.waiting.lock();
+            // Looked at under the lock, so that `applied` does not miss them.
+            if raft.applied_index() >= index || probe::injected(Defect::ReadBeforeApplied) {
+                Ok(())
+            } else if waiting.count >= MAX_WAITING {
+                Err(Error::TooManyRequests)
+            } else {
+                probe::reached(Path::ReadWaited);
+                waiting.count += replies.len();
+                waiting.by_index.entry(index).or_default().extend(replies);
+                return;
+            }
+        };
+        for reply in replies {
+            reply(result);
+        }
+    }
+
+    /// How many wait.
+    pub fn count(&self) -> usize {
+        self.waiting.lock().count
+    }
+
+    /// Entries up to `index` are applied, and the view shows them.
+    pub fn applied(&self, index: u64) {
+        let ready = {
+            let mut waiting = self.waiting.lock();
+            match waiting.by_index.first_key_value() {
+                Some((first, _)) if *first <= index => {}
+                _ => return,
+            }
+            let behind = index + u64::from(!probe::injected(Defect::ReadWakesLate));
+            let later = waiting.by_index.split_off(&behind);
+            let ready = std::mem::replace(&mut waiting.by_index, later);
+            waiting.count -= ready.values().map(Vec::len).sum::<usize>();
+            ready
+        };
+        for reply in ready.into_values().flatten() {
+            reply(Ok(()));
+        }
+    }
+}

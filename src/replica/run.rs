@@ -1,0 +1,68 @@
+//! The threads of a member: raft, log and apply. Nothing is decided here; each takes what waits
+//! for it and does a turn of its work.
+
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+
+use super::fatal::Fatal;
+use super::raft_thread::RaftThread;
+use super::shared::Shared;
+
+/// Runs until it is told to stop, then makes the state durable.
+pub fn run(mut raft: RaftThread) -> Result<(), Fatal> {
+    let shared = raft.shared().clone();
+    let (log, apply) = (raft.log_thread(), raft.apply_thread());
+    let (log_jobs, apply_jobs) = (log.jobs.clone(), apply.jobs.clone());
+    let clock = shared.clock.clone();
+    let log = start(&shared, "log", move || {
+        while let Some(jobs) = log.jobs.take(clock.as_ref()) {
+            log.carry_out(jobs)?;
+        }
+        Ok(())
+    })?;
+    let clock = shared.clock.clone();
+    let apply = start(&shared, "apply", move || {
+        while let Some(jobs) = apply.jobs.take(clock.as_ref()) {
+            apply.carry_out(jobs)?;
+        }
+        Ok(())
+    })?;
+    let result = take_turns(&mut raft);
+    log_jobs.close();
+    apply_jobs.close();
+    for thread in [log, apply] {
+        // A thread that panicked has ended the process, or said why it failed.
+        let _ = thread.join();
+    }
+    result?;
+    Ok(shared.engine().flush()?)
+}
+
+fn take_turns(raft: &mut RaftThread) -> Result<(), Fatal> {
+    let (inbox, clock) = (raft.inbox().clone(), raft.shared().clock.clone());
+    let mut inputs = Vec::new();
+    loop {
+        let wait = raft.next_tick().saturating_sub(clock.now());
+        inbox.take(wait, &mut inputs);
+        if !raft.turn(&mut inputs)? {
+            return Ok(());
+        }
+    }
+}
+
+fn start(
+    shared: &Arc<Shared>,
+    name: &'static str,
+    body: impl FnOnce() -> Result<(), Fatal> + Send + 'static,
+) -> Result<JoinHandle<()>, Fatal> {
+    let shared = shared.clone();
+    let run = move || {
+        if let Err(error) = body() {
+            shared.fail(error.to_string());
+        }
+    };
+    Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map_err(|error| Fatal::Thread(name, error))
+}

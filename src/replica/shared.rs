@@ -1,0 +1,189 @@
+//! What the threads of a member and its services share: the newest view, who leads, what is
+//! active.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, watch as tokio_watch};
+
+use super::cluster_status::ClusterStatus;
+use super::raft_status::RaftStatus;
+use super::reads::WaitingReads;
+use super::view::ReadView;
+use super::watermark::Watermark;
+use crate::env::{Clock, Executor, Rng};
+use crate::lessor::deadlines::Deadlines;
+use crate::metrics::Metrics;
+use crate::mvcc::hash::HistoryHash;
+use crate::probe::{self, Defect};
+use crate::state::Machine;
+use crate::storage::{self, Engine};
+use crate::types::{ClusterId, MemberId};
+use crate::watch::Hub;
+
+/// See the module.
+pub struct Shared {
+    pub member: MemberId,
+    pub cluster: ClusterId,
+    pub clock: Arc<dyn Clock>,
+    pub rng: Arc<dyn Rng>,
+    pub executor: Arc<dyn Executor>,
+    pub hub: Arc<Hub>,
+    pub metrics: Arc<Metrics>,
+    pub raft: RaftStatus,
+    pub waiting_reads: WaitingReads,
+    pub deadlines: Mutex<Deadlines>,
+    /// Woken when the history is to be compacted further.
+    pub compaction_wanted: Notify,
+    /// The revision up to which compaction has removed what is dead.
+    pub compaction_finished: Watermark,
+    /// Hashes of the history as the newest compactions found it, oldest first.
+    pub compaction_hashes: Mutex<Vec<HistoryHash>>,
+    /// Bytes of state, for the quota; refreshed now and then.
+    pub size_bytes: AtomicI64,
+    pub size_in_use_bytes: AtomicI64,
+    /// A snapshot from the leader replaces it: whoever reads and writes takes it once for both.
+    engine: RwLock<Arc<dyn Engine>>,
+    view: RwLock<Arc<ReadView>>,
+    status: RwLock<Arc<ClusterStatus>>,
+    failure: tokio_watch::Sender<Option<String>>,
+    removed: tokio_watch::Sender<bool>,
+}
+
+/// What a member is made of.
+pub struct Parts {
+    pub member: MemberId,
+    pub cluster: ClusterId,
+    pub clock: Arc<dyn Clock>,
+    pub rng: Arc<dyn Rng>,
+    pub executor: Arc<dyn Executor>,
+    pub engine: Arc<dyn Engine>,
+    pub hub: Arc<Hub>,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Shared {
+    pub fn new(parts: Parts, machine: &Machine) -> Self {
+        let view = ReadView::new(parts.engine.as_ref(), machine);
+        let shared = Self {
+            member: parts.member,
+            cluster: parts.cluster,
+            clock: parts.clock,
+            rng: parts.rng,
+            executor: parts.executor,
+            hub: parts.hub,
+            metrics: parts.metrics,
+            raft: RaftStatus::default(),
+            deadlines: Mutex::new(Deadlines::default()),
+            compaction_wanted: Notify::new(),
+            compaction_finished: Watermark::default(),
+            compaction_hashes: Mutex::default(),
+            size_bytes: AtomicI64::new(0),
+            size_in_use_bytes: AtomicI64::new(0),
+            view: RwLock::new(Arc::new(view)),
+            status: RwLock::new(Arc::new(ClusterStatus::of(machine))),
+            failure: tokio_watch::Sender::new(None),
+            removed: tokio_watch::Sender::new(false),
+            waiting_reads: WaitingReads::default(),
+            engine: RwLock::new(parts.engine),
+        };
+        // Reads and admissions count from what the state held when it was opened: nothing may be
+        // left to apply.
+        if !probe::injected(Defect::AppliedIndexUnknown) {
+            shared.raft.set_applied_index(machine.applied_index());
+        }
+        shared.refresh_size();
+        shared
+    }
+
+    /// The engine of now.
+    pub fn engine(&self) -> Arc<dyn Engine> {
+        self.engine.read().clone()
+    }
+
+    /// Goes on with another engine; the old one's files go with its last reader.
+    pub fn replace_engine(&self, engine: Arc<dyn Engine>) {
+        let old = std::mem::replace(&mut *self.engine.write(), engine);
+        old.retire();
+        self.compaction_hashes.lock().clear();
+    }
+
+    /// The newest state that is applied here.
+    pub fn view(&self) -> Arc<ReadView> {
+        self.view.read().clone()
+    }
+
+    pub fn publish_view(&self, view: ReadView) {
+        self.raft.set_applied_index(view.applied_index);
+        let view = Arc::new(view);
+        // The old view is dropped outside the lock: its end may cost the engine some work.
+        let old = std::mem::replace(&mut *self.view.write(), view);
+        drop(old);
+    }
+
+    pub fn status(&self) -> Arc<ClusterStatus> {
+        self.status.read().clone()
+    }
+
+    pub fn publish_status(&self, status: ClusterStatus) {
+        *self.status.write() = Arc::new(status);
+    }
+
+    pub fn refresh_size(&self) {
+        let size = self.engine().size();
+        self.size_bytes
+            .store(size.total_bytes as i64, Ordering::Release);
+        self.size_in_use_bytes
+            .store(size.in_use_bytes as i64, Ordering::Release);
+    }
+
+    /// The hash that a compaction to this revision kept.
+    pub fn kept_hash(&self, revision: i64) -> Option<HistoryHash> {
+        let hashes = self.compaction_hashes.lock();
+        hashes
+            .iter()
+            .find(|hash| hash.revision == revision)
+            .copied()
+    }
+
+    /// Says that the member cannot go on; the first reason counts.
+    pub fn fail(&self, reason: String) {
+        self.failure.send_if_modified(|failure| {
+            let first = failure.is_none();
+            tracing::error!(error = %reason, "the member cannot go on");
+            if first {
+                *failure = Some(reason);
+            }
+            first
+        });
+    }
+
+    /// Passes a storage error on as the member's failure; the client is told that it stops.
+    pub fn fail_storage(&self, error: storage::Error) -> crate::error::Error {
+        self.fail(error.to_string());
+        crate::error::Error::Stopped
+    }
+
+    /// Returns why the member cannot go on, once it cannot.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.failure.subscribe();
+        match failure.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            // The sender lives as long as `self`.
+            Err(_) => String::new(),
+        }
+    }
+
+    /// Says that this member was removed from the cluster for good.
+    pub fn note_removed(&self) {
+        self.removed.send_replace(true);
+    }
+
+    /// Resolves once this member was removed from the cluster for good.
+    pub async fn was_removed(&self) {
+        let mut removed = self.removed.subscribe();
+        // The sender lives as long as `self`.
+        let _ = removed.wait_for(|removed| *removed).await;
+    }
+}

@@ -1,0 +1,41 @@
+//! The state after one group of entries, for reads: an immutable view of the engine and the
+//! counters that belong to it.
+
+use crate::mvcc::read::Snapshot;
+use crate::state::Machine;
+use crate::storage::{Engine, Read};
+
+/// The state after one group of entries; never changes.
+pub struct ReadView {
+    read: Box<dyn Read>,
+    pub head: i64,
+    pub compacted: i64,
+    /// How many keys there are at `head`.
+    pub keys: i64,
+    pub applied_index: u64,
+}
+
+impl ReadView {
+    pub fn new(engine: &dyn Engine, machine: &Machine) -> Self {
+        Self {
+            read: engine.view(),
+            head: machine.head(),
+            compacted: machine.compacted(),
+            keys: machine.keys(),
+            applied_index: machine.applied_index(),
+        }
+    }
+
+    pub fn snapshot(&self) -> Snapshot<'_> {
+        Snapshot {
+            read: self.read.as_ref(),
+            head: self.head,
+            compacted: self.compacted,
+        }
+    }
+
+    /// The families that are not the keyspace's.
+    pub fn read(&self) -> &dyn Read {
+        self.read.as_ref()
+    }
+}

@@ -1,0 +1,82 @@
+//! Downgrades as an operator asks for them. etched's own storage knows one format, so what is
+//! agreed upon is what etcd would show: the version that the cluster goes down to, which the
+//! leader's look at the versions then makes the cluster's.
+
+use super::handle::Handle;
+use crate::error::Error;
+use crate::proto::etcdserverpb::downgrade_request::DowngradeAction;
+use crate::proto::etcdserverpb::{DowngradeRequest, DowngradeResponse, InternalRaftRequest};
+use crate::proto::membershippb::DowngradeInfoSetRequest;
+use crate::types::version::{Version, short};
+
+impl Handle {
+    /// Validates, begins or ends a downgrade. The answer has no header.
+    pub async fn downgrade(&self, request: DowngradeRequest) -> Result<DowngradeResponse, Error> {
+        match DowngradeAction::try_from(request.action) {
+            Ok(DowngradeAction::Validate) => {
+                self.check_downgrade(&request.version).await?;
+            }
+            Ok(DowngradeAction::Enable) => self.begin_downgrade(&request.version).await?,
+            Ok(DowngradeAction::Cancel) => {
+                // As in etcd, who asks is not told.
+                if let Err(error) = self.end_downgrade().await {
+                    tracing::warn!(%error, "failed to cancel downgrade");
+                }
+            }
+            Err(_) => return Err(Error::UnknownMethod),
+        }
+        let status = self.shared().status();
+        let version = status.cluster_version.as_deref();
+        Ok(DowngradeResponse {
+            version: short(version.ok_or(Error::ClusterVersionUnavailable)?),
+            ..Default::default()
+        })
+    }
+
+    /// The version asked for, if a downgrade to it may begin.
+    async fn check_downgrade(&self, target: &str) -> Result<Version, Error> {
+        let target = Version::parse_target(target).ok_or(Error::WrongDowngradeFormat)?;
+        if self.shared().status().cluster_version.is_none() {
+            return Err(Error::ClusterVersionUnavailable);
+        }
+        // What is decided upon must not be old.
+        self.linearizable_view().await?;
+        let status = self.shared().status();
+        let cluster = status.cluster_version.as_deref().and_then(Version::parse);
+        let cluster = cluster.ok_or(Error::ClusterVersionUnavailable)?;
+        if target != cluster.one_below() {
+            return Err(Error::InvalidDowngradeTarget);
+        }
+        if status.downgrade_target.is_some() {
+            return Err(Error::DowngradeInProgress);
+        }
+        Ok(target)
+    }
+
+    async fn begin_downgrade(&self, target: &str) -> Result<(), Error> {
+        let checked = self.check_downgrade(target).await;
+        let target = checked
+            .inspect_err(|error| tracing::warn!(%error, target, "reject downgrade request"))?;
+        self.set_downgrade(true, target.to_string()).await
+    }
+
+    async fn end_downgrade(&self) -> Result<(), Error> {
+        self.linearizable_view().await?;
+        if self.shared().status().downgrade_target.is_none() {
+            return Err(Error::NoDowngrade);
+        }
+        self.set_downgrade(false, String::new()).await
+    }
+
+    async fn set_downgrade(&self, enabled: bool, target: String) -> Result<(), Error> {
+        let set = DowngradeInfoSetRequest {
+            enabled,
+            ver: target,
+        };
+        let request = InternalRaftRequest {
+            downgrade_info_set: Some(set),
+            ..Default::default()
+        };
+        self.propose(request).await.map(|_| ())
+    }
+}

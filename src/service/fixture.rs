@@ -1,0 +1,90 @@
+//! A member without threads, over an empty store: for tests of what is around it. Its network is
+//! handed in, and what it proposes stays in its inbox.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::admission::Limits;
+use super::handle::{Handle, Settings};
+use super::membership::Rules;
+use crate::env::{ManualClock, SystemRng, TokioExecutor};
+use crate::metrics::Metrics;
+use crate::proto::membershippb::{Member, RaftAttributes};
+use crate::raft::replica;
+use crate::replica::cluster_status::ClusterStatus;
+use crate::replica::inbox::Inbox;
+use crate::replica::shared::{Parts, Shared};
+use crate::state::Machine;
+use crate::storage::memory::MemoryEngine;
+use crate::transport::{Network, NoNetwork};
+use crate::types::{ClusterId, MemberId};
+use crate::watch::Hub;
+
+pub const ME: MemberId = MemberId(0xb71f);
+
+/// A member that has no peers and no leader.
+pub fn alone() -> Handle {
+    with_network(Arc::new(NoNetwork)).0
+}
+
+/// A member without a leader, and where what it proposes goes.
+pub fn with_network(network: Arc<dyn Network>) -> (Handle, Arc<Inbox>) {
+    let engine = Arc::new(MemoryEngine::new());
+    let machine = Machine::open(engine.clone()).expect("an empty store opens");
+    let parts = Parts {
+        member: ME,
+        cluster: ClusterId(1),
+        clock: Arc::new(ManualClock::default()),
+        rng: Arc::new(SystemRng),
+        executor: Arc::new(TokioExecutor),
+        engine,
+        hub: Hub::new(machine.head(), Default::default()),
+        metrics: Arc::new(Metrics::new(ME, false)),
+    };
+    let settings = Settings {
+        limits: Limits {
+            max_request_bytes: 1 << 20,
+            quota_bytes: None,
+        },
+        rules: Rules {
+            strict: true,
+            max_learners: 1,
+        },
+        election_timeout: Duration::from_secs(1),
+    };
+    let inbox = Arc::new(Inbox::default());
+    let shared = Arc::new(Shared::new(parts, &machine));
+    let handle = Handle::new(shared, inbox.clone(), network, settings);
+    (handle, inbox)
+}
+
+/// Says who leads, 0 for nobody; this member where it is `ME`.
+pub fn set_leader(handle: &Handle, leader: MemberId) {
+    let status = replica::Status {
+        term: 2,
+        durable_term: 2,
+        leader: leader.0,
+        is_leader: leader == ME,
+        commit_index: 4,
+        last_index: 4,
+    };
+    let shared = handle.shared();
+    shared.raft.publish(&status, true, shared.clock.now());
+}
+
+/// Says who belongs to the cluster; the second of each is whether it is a learner.
+pub fn set_members(handle: &Handle, members: &[(MemberId, bool)]) {
+    let members = members.iter().map(|(id, is_learner)| Member {
+        id: id.0,
+        raft_attributes: Some(RaftAttributes {
+            is_learner: *is_learner,
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    let status = ClusterStatus {
+        members: members.collect(),
+        ..ClusterStatus::clone(&handle.shared().status())
+    };
+    handle.shared().publish_status(status);
+}

@@ -1,0 +1,211 @@
+//! What other members want of this one: their messages go to the raft thread, their snapshots
+//! to the state directories, their questions to the handle.
+
+use std::sync::Arc;
+
+use super::handle::Handle;
+use crate::env;
+use crate::error::Error;
+use crate::probe;
+use crate::proto::etcdserverpb::{
+    LeaseKeepAliveResponse, LeaseTimeToLiveResponse, MemberPromoteResponse,
+};
+use crate::proto::etchedpeer::{Answer, Description, Question, answer, question};
+use crate::raft::Message;
+use crate::replica::inbox::{Inbox, Input};
+use crate::replica::shared::Shared;
+use crate::replica::state_store::States;
+use crate::storage::raft_log::Mark;
+use crate::transport::{Boxed, Inbound, PeerMessage, SnapshotDir};
+use crate::types::{ETCD_VERSION, LeaseId, MemberId};
+
+/// See the module.
+pub struct PeerService {
+    handle: Handle,
+    inbox: Arc<Inbox>,
+    states: Arc<dyn States>,
+}
+
+impl PeerService {
+    pub fn new(handle: Handle, inbox: Arc<Inbox>, states: Arc<dyn States>) -> Self {
+        Self {
+            handle,
+            inbox,
+            states,
+        }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        self.handle.shared()
+    }
+}
+
+/// This member, as one that wants to join or to know its version asks for it.
+fn describe(shared: &Shared) -> Description {
+    let status = shared.status();
+    Description {
+        cluster_id: shared.cluster.0,
+        member_id: shared.member.0,
+        members: status.members.clone(),
+        removed_member_ids: status.removed.iter().map(|id| id.0).collect(),
+        server_version: ETCD_VERSION.to_owned(),
+        cluster_version: status.cluster_version.clone().unwrap_or_default(),
+    }
+}
+
+async fn answer(handle: Handle, question: Question) -> Result<Answer, Error> {
+    use question::Question as Asked;
+    let answer = match question.question.ok_or(Error::UnknownMethod)? {
+        Asked::Describe(_) => answer::Answer::Description(describe(handle.shared())),
+        Asked::RenewLease(request) => {
+            let ttl = handle.renew_lease_here(LeaseId(request.id)).await?;
+            answer::Answer::LeaseRenewed(LeaseKeepAliveResponse {
+                id: request.id,
+                ttl,
+                ..Default::default()
+            })
+        }
+        Asked::LeaseTimeToLive(request) => {
+            let id = LeaseId(request.id);
+            let left = handle.lease_left_here(id, request.keys).await?;
+            let left = left.unwrap_or_else(|| LeaseTimeToLiveResponse {
+                id: id.0,
+                ttl: -1,
+                ..Default::default()
+            });
+            answer::Answer::LeaseTimeToLive(left)
+        }
+        Asked::Promote(request) => {
+            let members = handle.promote_here(MemberId(request.id)).await?;
+            answer::Answer::Promoted(MemberPromoteResponse {
+                members: members.iter().map(super::membership::shown).collect(),
+                ..Default::default()
+            })
+        }
+        Asked::HashKv(request) => {
+            answer::Answer::HashKv(handle.hash_history(request.revision).await?)
+        }
+        Asked::Downgrade(request) => answer::Answer::Downgrade(handle.downgrade(request).await?),
+    };
+    Ok(Answer {
+        answer: Some(answer),
+    })
+}
+
+impl Inbound for PeerService {
+    fn received(&self, from: MemberId, messages: Vec<PeerMessage>) {
+        // What a full or closed inbox does not take, its sender sends again or gives up.
+        let _ = self.inbox.push(Input::Received(from, messages));
+    }
+
+    fn unreachable(&self, peer: MemberId) {
+        let _ = self.inbox.push(Input::Unreachable(peer));
+    }
+
+    fn snapshot_sent(&self, to: MemberId, taken: bool) {
+        let _ = self.inbox.push(Input::SnapshotSent(to, taken));
+    }
+
+    fn snapshot_received(&self, message: Message, files: SnapshotDir) -> Boxed<Result<(), Error>> {
+        let metadata = message.get_snapshot().get_metadata();
+        let mark = Mark {
+            index: metadata.index,
+            term: metadata.term,
+        };
+        let (states, inbox) = (self.states.clone(), self.inbox.clone());
+        let shared = self.shared().clone();
+        Box::pin(async move {
+            if mark.index <= shared.raft.applied_index() {
+                // The leader did not hear that it came before. It has to be told how far this
+                // member is, or it would send the same state for ever.
+                probe::reached(probe::Path::SnapshotUnwanted);
+                return inbox
+                    .push(Input::SnapshotDeclined(message))
+                    .map_err(|_| Error::Stopped);
+            }
+            let executor = shared.executor.clone();
+            let looked_at = env::blocking(executor.as_ref(), move || states.receive(files, mark));
+            let received = match looked_at.await {
+                Ok(Ok(received)) => received,
+                Ok(Err(reason)) => {
+                    tracing::warn!(index = mark.index, error = %reason, "a snapshot came that cannot be used");
+                    return Err(Error::Corrupt);
+                }
+                Err(_) => return Err(Error::Stopped),
+            };
+            inbox
+                .push(Input::SnapshotReceived(message, received))
+                .map_err(|_| Error::Stopped)
+        })
+    }
+
+    fn asked(&self, _from: Option<MemberId>, question: Question) -> Boxed<Result<Answer, Error>> {
+        Box::pin(answer(self.handle.clone(), question))
+    }
+
+    fn is_removed(&self, member: MemberId) -> bool {
+        self.shared().status().is_removed(member)
+    }
+
+    fn removed(&self) {
+        self.shared().note_removed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::raft::{Snapshot, SnapshotMetadata};
+    use crate::replica::state_store::{Checkpoint, Received};
+    use crate::service::fixture;
+    use crate::storage::{self, Engine};
+
+    /// Has nothing to do with what it is given.
+    struct NoStates;
+
+    impl States for NoStates {
+        fn checkpoint(&self, _: &dyn Engine) -> storage::Result<Checkpoint> {
+            Err(storage::Error::Engine("no states".to_owned()))
+        }
+
+        fn receive(&self, _: SnapshotDir, _: Mark) -> Result<Received, String> {
+            Err("this state is already in use".to_owned())
+        }
+
+        fn adopt(&self, _: Received) -> storage::Result<Arc<dyn Engine>> {
+            Err(storage::Error::Engine("no states".to_owned()))
+        }
+    }
+
+    /// A leader whose snapshot came and whose answer was lost sends it again; it has to hear how
+    /// far the member is, or it does so for ever.
+    #[tokio::test]
+    async fn a_state_that_is_here_is_declined_and_not_refused() {
+        let (handle, inbox) = fixture::with_network(Arc::new(crate::transport::NoNetwork));
+        handle.shared().raft.set_applied_index(9);
+        let service = PeerService::new(handle, inbox.clone(), Arc::new(NoStates));
+        let snapshot = |index| Message {
+            snapshot: Some(Snapshot {
+                metadata: Some(SnapshotMetadata {
+                    index,
+                    term: 2,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let files = || SnapshotDir::of("nowhere".into(), Box::new(|_| {}));
+        assert_eq!(
+            service.snapshot_received(snapshot(9), files()).await,
+            Ok(())
+        );
+        let mut inputs = Vec::new();
+        inbox.take(Duration::ZERO, &mut inputs);
+        assert!(matches!(inputs[..], [Input::SnapshotDeclined(_)]));
+        let refused = service.snapshot_received(snapshot(10), files()).await;
+        assert_eq!(refused, Err(Error::Corrupt));
+    }
+}
