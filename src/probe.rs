@@ -33,7 +33,7 @@ macro_rules! named {
 
 named! {
     /// Paths that are seldom taken.
-    Path {
+    CoveragePoint {
         StrangerAnswered => "caller answered that was not known",
         LeaderUnheard => "leader that waited for its term to be on disk",
         SnapshotInstalled => "snapshot installed",
@@ -216,16 +216,16 @@ mod on {
     use std::cell::{Cell, RefCell};
     use std::collections::BTreeMap;
 
-    use super::{Applied, Defect, Path};
+    use super::{Applied, CoveragePoint, Defect};
 
     thread_local! {
-        static REACHED: RefCell<BTreeMap<Path, u64>> = const { RefCell::new(BTreeMap::new()) };
+        static REACHED: RefCell<BTreeMap<CoveragePoint, u64>> = const { RefCell::new(BTreeMap::new()) };
         static INJECTED: Cell<Option<Defect>> = const { Cell::new(None) };
         static APPLIED: RefCell<Option<Vec<Applied>>> = const { RefCell::new(None) };
     }
 
     /// Counts that the path was taken.
-    pub fn reached(path: Path) {
+    pub fn reached(path: CoveragePoint) {
         REACHED.with_borrow_mut(|reached| *reached.entry(path).or_default() += 1);
     }
 
@@ -246,7 +246,7 @@ mod on {
 
     /// How often each path was taken on this thread since this was last asked.
     #[must_use]
-    pub fn take_reached() -> BTreeMap<Path, u64> {
+    pub fn take_reached() -> BTreeMap<CoveragePoint, u64> {
         REACHED.take()
     }
 
@@ -268,7 +268,7 @@ pub use on::{applied, inject, injected, reached, take_applied, take_reached};
 /// Counts that the path was taken, in a simulation.
 #[cfg(not(any(test, feature = "simulation")))]
 #[inline(always)]
-pub const fn reached(_path: Path) {}
+pub const fn reached(_path: CoveragePoint) {}
 
 /// True where a simulated world has the defect.
 #[cfg(not(any(test, feature = "simulation")))]

@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Settings, broken_stream, header};
 use crate::env::Interval;
 use crate::error::watch_reason;
-use crate::probe::{self, Path};
+use crate::probe::{self, CoveragePoint};
 use crate::proto::etcdserverpb::{
     WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType,
     watch_request::RequestUnion, watch_server::Watch,
@@ -308,7 +308,7 @@ impl Session {
             .into_iter()
             .peekable();
         if parts.len() > 1 {
-            probe::reached(Path::ResponseSplit);
+            probe::reached(CoveragePoint::ResponseSplit);
         }
         while let Some(events) = parts.next() {
             self.waiting.push_back(WatchResponse {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::env::blocking;
 use crate::mvcc::compaction::{self, Progress};
 use crate::mvcc::read::Snapshot;
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::replica::shared::Shared;
 use crate::storage::{self, Batch, Engine};
 
@@ -97,8 +97,8 @@ async fn catch_up(
         let started = shared.clock.now();
         match (hashes, first) {
             (true, _) => {}
-            (false, true) => probe::reached(Path::CompactionResumed),
-            (false, false) => probe::reached(Path::CompactionOfSnapshot),
+            (false, true) => probe::reached(CoveragePoint::CompactionResumed),
+            (false, false) => probe::reached(CoveragePoint::CompactionOfSnapshot),
         }
         if hashes || probe::injected(Defect::HashTooLate) {
             let hashing = shared.clone();

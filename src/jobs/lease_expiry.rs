@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 
 use crate::env::Interval;
 use crate::error::Error;
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{
     InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest,
 };
@@ -38,7 +38,7 @@ pub async fn run(handle: Handle, checkpoint_interval: Duration) {
         let stood_still = (now - looked_at).saturating_sub(INTERVAL);
         looked_at = now;
         if stood_still > INTERVAL && !probe::injected(Defect::StandstillForgotten) {
-            probe::reached(Path::LeaseTimeGivenBack);
+            probe::reached(CoveragePoint::LeaseTimeGivenBack);
             shared.deadlines.lock().extend_all(stood_still);
         }
         let term = shared.raft.term();
@@ -68,7 +68,7 @@ pub async fn run(handle: Handle, checkpoint_interval: Duration) {
             // A revoke that was not applied leaves the lease in the list of the next round.
             match revoked {
                 Ok(_) => {
-                    probe::reached(Path::LeaseExpired);
+                    probe::reached(CoveragePoint::LeaseExpired);
                     shared.metrics.leases_expired.increment();
                 }
                 // It was revoked by hand meanwhile.
@@ -77,7 +77,7 @@ pub async fn run(handle: Handle, checkpoint_interval: Duration) {
             }
         }
         if !checkpoints.is_empty() {
-            probe::reached(Path::LeaseCheckpointed);
+            probe::reached(CoveragePoint::LeaseCheckpointed);
             store(&handle, term, checkpoints).await;
         }
     }

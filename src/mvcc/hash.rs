@@ -14,7 +14,7 @@ use super::Result;
 use super::history::decode_revision;
 use super::read::Snapshot;
 use crate::error;
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::KeyValue;
 use crate::storage::schema::{self, ChangeKind, RevisionRecord};
 use crate::storage::{self, Family};
@@ -41,7 +41,7 @@ impl HistoryHash {
         }
         let agrees = hash == self.otherwise && !probe::injected(Defect::CompactionHashAlone);
         if agrees {
-            probe::reached(Path::CompactionHashMet);
+            probe::reached(CoveragePoint::CompactionHashMet);
         }
         agrees
     }

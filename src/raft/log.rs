@@ -11,8 +11,8 @@ use std::collections::VecDeque;
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use raft_proto::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 
-use crate::probe::{self, Defect, Path};
-use crate::storage::raft_log::{LogEntry, Mark, Reader};
+use crate::probe::{self, CoveragePoint, Defect};
+use crate::storage::raft_log::{EntryId, LogEntry, Reader};
 
 /// Applied entries kept in memory for followers.
 pub const RECENT_ENTRIES: usize = 1024;
@@ -28,7 +28,7 @@ pub struct LogView {
     hard_state: HardState,
     conf_state: ConfState,
     /// A snapshot took the place of the log, and the files do not say so yet.
-    reset: Option<Mark>,
+    reset: Option<EntryId>,
     /// What members that are too far behind can be sent.
     offered: Option<Snapshot>,
     /// raft asked for a snapshot, and there was none of use.
@@ -57,18 +57,18 @@ impl LogView {
         }
     }
 
-    /// The log is empty from now on and goes on behind `mark`.
-    pub fn reset(&mut self, mark: Mark) {
+    /// The log is empty from now on and goes on behind `entry_id`.
+    pub fn reset(&mut self, entry_id: EntryId) {
         self.recent.clear();
         self.recent_bytes = 0;
-        self.persisted_index = mark.index;
-        self.reset = Some(mark);
+        self.persisted_index = entry_id.index;
+        self.reset = Some(entry_id);
     }
 
-    /// The files say what `reset` said of this mark. A later snapshot may have come since, of
+    /// The files say what `reset` said of this entry_id. A later snapshot may have come since, of
     /// which they do not know yet.
-    pub fn reset_persisted(&mut self, mark: Mark) {
-        self.reset.take_if(|reset| *reset == mark);
+    pub fn reset_persisted(&mut self, entry_id: EntryId) {
+        self.reset.take_if(|reset| *reset == entry_id);
     }
 
     /// Sets or takes back what members that are too far behind are sent.
@@ -87,7 +87,7 @@ impl LogView {
             return;
         };
         if self.last_index().is_ok_and(|last| last >= first.index) {
-            probe::reached(Path::ConflictTruncated);
+            probe::reached(CoveragePoint::ConflictTruncated);
             if probe::injected(Defect::ConflictKept) {
                 return;
             }
@@ -128,7 +128,7 @@ impl LogView {
 
     fn first(&self) -> u64 {
         match self.reset {
-            Some(mark) => mark.index + 1,
+            Some(entry_id) => entry_id.index + 1,
             None => self.reader.first_index(),
         }
     }
@@ -230,9 +230,9 @@ impl Storage for LogView {
         if index + 1 < self.first() {
             return Err(raft::Error::Store(StorageError::Compacted));
         }
-        if let Some(mark) = self.reset {
-            return match index == mark.index {
-                true => Ok(mark.term),
+        if let Some(entry_id) = self.reset {
+            return match index == entry_id.index {
+                true => Ok(entry_id.term),
                 false => Err(raft::Error::Store(StorageError::Unavailable)),
             };
         }
@@ -248,7 +248,7 @@ impl Storage for LogView {
     fn last_index(&self) -> raft::Result<u64> {
         Ok(match (self.recent.back(), self.reset) {
             (Some(entry), _) => entry.index,
-            (None, Some(mark)) => mark.index,
+            (None, Some(entry_id)) => entry_id.index,
             (None, None) => self.reader.last_index(),
         })
     }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use raft_proto::eraftpb::{ConfChange, Entry, EntryType, Message, MessageType};
 
-use crate::storage::raft_log::{LogEntry, Mark};
+use crate::storage::raft_log::{EntryId, LogEntry};
 
 /// To be made durable, in order, in one step.
 #[derive(Debug, Default)]
@@ -11,7 +11,7 @@ pub struct Persist {
     /// To be given back to `Replica::persisted`.
     pub number: u64,
     /// A snapshot takes the place of the whole log first.
-    pub reset: Option<Mark>,
+    pub reset: Option<EntryId>,
     pub entries: Vec<LogEntry>,
     pub hard_state: Option<Vec<u8>>,
     /// To be sent once this is durable.

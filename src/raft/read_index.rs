@@ -6,7 +6,7 @@
 //! a round without an answer asks again; an answer to any of its questions will do, since all
 //! its reads were there before the first.
 
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::types::MemberId;
 
 /// Ticks after which a round asks again.
@@ -84,7 +84,7 @@ impl<T> ReadIndex<T> {
             Some(round) if round.term == term && tick < round.asked_at_tick + RETRY_TICKS => {
                 return None;
             }
-            Some(_) => probe::reached(Path::ReadAskedAgain),
+            Some(_) => probe::reached(CoveragePoint::ReadAskedAgain),
         }
         let round = self.round.as_mut()?;
         let question = self.next_question;

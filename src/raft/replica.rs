@@ -17,8 +17,8 @@ use super::drain::TracingDrain;
 use super::log::{LogView, to_disk};
 use super::output::{Output, Persist, promises_nothing, take_committed, take_reads};
 use crate::error::Error;
-use crate::probe::{self, Defect, Path};
-use crate::storage::raft_log::{Mark, Reader};
+use crate::probe::{self, CoveragePoint, Defect};
+use crate::storage::raft_log::{EntryId, Reader};
 use crate::types::MemberId;
 
 /// Bytes of committed entries handed out at once: bounds the memory of a replay.
@@ -80,7 +80,7 @@ struct Unpersisted {
     number: u64,
     /// Index of its last entry; 0 for none.
     last_index: u64,
-    reset: Option<Mark>,
+    reset: Option<EntryId>,
     /// Of the hard state in it.
     term: Option<u64>,
     /// There is nothing to wait for but what comes before it.
@@ -208,8 +208,8 @@ impl Replica {
             self.refused.note(&message, Malformed::Snapshot);
             return false;
         }
-        let mark = mark_of(message.get_snapshot().get_metadata());
-        self.step_any(message) && self.pending_snapshot() == Some(mark)
+        let entry_id = entry_id_of(message.get_snapshot().get_metadata());
+        self.step_any(message) && self.pending_snapshot() == Some(entry_id)
     }
 
     /// Takes the message of a snapshot whose state is here; there are no files to go with it.
@@ -338,8 +338,8 @@ impl Replica {
     }
 
     /// Index and term of a snapshot that was stepped in and is not in `output` yet.
-    pub fn pending_snapshot(&self) -> Option<Mark> {
-        Some(mark_of(self.node.snap()?.get_metadata()))
+    pub fn pending_snapshot(&self) -> Option<EntryId> {
+        Some(entry_id_of(self.node.snap()?.get_metadata()))
     }
 
     /// The next thing to do; `None` when there is nothing. Must be called again until then.
@@ -354,7 +354,7 @@ impl Replica {
             .into_iter()
             .partition(promises_nothing);
         let metadata = ready.snapshot().get_metadata();
-        let reset = (metadata.index > 0).then(|| mark_of(metadata));
+        let reset = (metadata.index > 0).then(|| entry_id_of(metadata));
         let mut persist = Persist {
             number: ready.number(),
             reset,
@@ -371,7 +371,7 @@ impl Replica {
             // A sole voter leads before its term is on disk. Whoever hears of a term that is
             // forgotten again could get two entries for one place in it. (No snapshot is among
             // them: its receiver has answered in the term.)
-            probe::reached(Path::LeaderUnheard);
+            probe::reached(CoveragePoint::LeaderUnheard);
             persist.messages.append(&mut messages);
         }
         let mut output = Output {
@@ -388,8 +388,8 @@ impl Replica {
             }
             persist.hard_state = Some(prost_11::Message::encode_to_vec(&hard_state));
         }
-        if let Some(mark) = reset {
-            self.node.mut_store().reset(mark);
+        if let Some(entry_id) = reset {
+            self.node.mut_store().reset(entry_id);
         }
         self.node.mut_store().append(&entries);
         self.node.advance_append_async(ready);
@@ -408,7 +408,7 @@ impl Replica {
     fn note_unpersisted(&mut self, persist: &Persist) {
         // What entries replace, or a snapshot, never counts as being on disk.
         let kept = persist.entries.first().map(|first| first.index - 1);
-        let kept = kept.or(persist.reset.map(|mark| mark.index));
+        let kept = kept.or(persist.reset.map(|entry_id| entry_id.index));
         for earlier in &mut self.unpersisted {
             earlier.last_index = earlier.last_index.min(kept.unwrap_or(u64::MAX));
         }
@@ -430,8 +430,8 @@ impl Replica {
             }
             until = until.max(first.number);
             let log = self.node.mut_store();
-            if let Some(mark) = first.reset {
-                log.reset_persisted(mark);
+            if let Some(entry_id) = first.reset {
+                log.reset_persisted(entry_id);
             }
             log.persisted(first.last_index);
             self.durable_term = first.term.unwrap_or(self.durable_term);
@@ -466,7 +466,7 @@ impl Replica {
     }
 
     /// True where there is no other member, not even a learner.
-    pub fn is_alone(&self) -> bool {
+    pub fn is_single_member(&self) -> bool {
         self.is_sole_voter() && self.node.raft.prs().conf().learners().is_empty()
     }
 }
@@ -483,8 +483,8 @@ fn is_snapshot(message: &Message) -> bool {
     message.msg_type == MessageType::MsgSnapshot as i32
 }
 
-fn mark_of(metadata: &SnapshotMetadata) -> Mark {
-    Mark {
+fn entry_id_of(metadata: &SnapshotMetadata) -> EntryId {
+    EntryId {
         index: metadata.index,
         term: metadata.term,
     }

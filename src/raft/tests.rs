@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::replica::{self, conf_state_of, encode_hard_state};
 use super::{MessageType, Replica};
-use crate::storage::raft_log::{Files, Mark, MemoryDisk, Options, RaftLog};
+use crate::storage::raft_log::{EntryId, Files, MemoryDisk, Options, RaftLog};
 use crate::types::MemberId;
 
-const MARK: Mark = Mark { index: 1, term: 1 };
+const MARK: EntryId = EntryId { index: 1, term: 1 };
 
 /// Member 1, the only voter, with a learner; and its log, which it reads.
 fn sole_voter_with_learner() -> (Replica, RaftLog) {

@@ -13,12 +13,12 @@ use super::inbox::{Inbox, Input};
 use super::pipe::Pipe;
 use super::proposal::Reply;
 use super::shared::Shared;
-use super::state_store::{Received, States};
+use super::state_store::{Received, SnapshotStore};
 use super::view::ReadView;
 use super::work::AppliedGroup;
 use crate::metrics::Operation;
 use crate::mvcc::Change;
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{TxnResponse, response_op};
 use crate::state::lease::LeaseEvent;
 use crate::state::machine::{self, Entry, Payload};
@@ -72,7 +72,7 @@ pub struct ApplyThread {
     pub(super) applier: Arc<Mutex<Applier>>,
     pub jobs: Arc<Pipe<ApplyJob>>,
     pub(super) inbox: Arc<Inbox>,
-    pub(super) states: Arc<dyn States>,
+    pub(super) states: Arc<dyn SnapshotStore>,
 }
 
 impl ApplyThread {
@@ -157,7 +157,7 @@ impl Applier {
     }
 
     /// Goes from one stage to the next.
-    pub fn proceed(&mut self, stage: Stage, states: &dyn States) -> storage::Result<Stage> {
+    pub fn proceed(&mut self, stage: Stage, states: &dyn SnapshotStore) -> storage::Result<Stage> {
         Ok(match stage {
             Stage::Given(ApplyJob::Entries {
                 entries,
@@ -265,7 +265,7 @@ impl Applier {
     fn restore(
         &mut self,
         received: Received,
-        states: &dyn States,
+        states: &dyn SnapshotStore,
     ) -> storage::Result<AppliedGroup> {
         let start = self.shared.clock.now();
         let engine = states.adopt(received)?;
@@ -274,7 +274,7 @@ impl Applier {
         self.publish_view();
         self.publish_status();
         self.shared.refresh_size();
-        probe::reached(Path::SnapshotInstalled);
+        probe::reached(CoveragePoint::SnapshotInstalled);
         let now = self.shared.clock.now();
         let leases = self.machine.leases().iter();
         self.shared
@@ -321,7 +321,7 @@ impl Applier {
         let leases = self.machine.leases().iter();
         let now = self.shared.clock.now();
         let mut deadlines = self.shared.deadlines.lock();
-        probe::reached(Path::LeasesTakenOver);
+        probe::reached(CoveragePoint::LeasesTakenOver);
         if !probe::injected(Defect::LeasesNotRestarted) {
             deadlines.restart(leases, now, self.election_timeout);
         }

@@ -1,6 +1,6 @@
 //! What of the state changes seldom and is asked often: members, alarms, versions.
 
-use crate::probe::{self, Path};
+use crate::probe::{self, CoveragePoint};
 use crate::proto::etcdserverpb::{AlarmMember, AlarmType};
 use crate::proto::membershippb::Member;
 use crate::state::Machine;
@@ -102,7 +102,7 @@ pub fn log_changes(cluster: ClusterId, own: MemberId, old: &ClusterStatus, new: 
             Some(before) => {
                 let before = before.raft_attributes.clone().unwrap_or_default();
                 if before.is_learner && !raft.is_learner {
-                    probe::reached(Path::LearnerPromoted);
+                    probe::reached(CoveragePoint::LearnerPromoted);
                     tracing::info!("cluster-id" = %cluster, "local-member-id" = %own, "promoted-member-id" = %id, "promote member");
                 }
                 if before.peer_urls != raft.peer_urls {

@@ -12,9 +12,9 @@ use super::outbound::send_grouped;
 use super::pipe::Pipe;
 use super::shared::Shared;
 use super::state_store::Received;
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::raft::{Message, Persist};
-use crate::storage::raft_log::{self, LogEntry, Mark, RaftLog};
+use crate::storage::raft_log::{self, EntryId, LogEntry, RaftLog};
 use crate::transport::Network;
 
 /// Parts that go to the disk in one write, about.
@@ -72,7 +72,7 @@ struct Gathered {
     entries: Vec<LogEntry>,
     bytes: usize,
     hard_state: Option<Vec<u8>>,
-    reset: Option<Mark>,
+    reset: Option<EntryId>,
     done: Done,
     parts: usize,
 }
@@ -154,8 +154,8 @@ impl LogWriter {
         let start = clock.now();
         let bytes_before = self.log.stats().bytes_written;
         let mut hard_state = gathered.hard_state.as_deref();
-        if let Some(mark) = gathered.reset {
-            self.log.reset(mark, hard_state.take())?;
+        if let Some(entry_id) = gathered.reset {
+            self.log.reset(entry_id, hard_state.take())?;
         }
         if !gathered.entries.is_empty() || hard_state.is_some() {
             self.log.append(raft_log::Batch {
@@ -177,7 +177,7 @@ impl LogWriter {
         let index = index.min(self.log.last_index());
         if index + 1 > self.log.first_index() {
             self.log.compact(index)?;
-            probe::reached(Path::LogCut);
+            probe::reached(CoveragePoint::LogCut);
             tracing::info!(compact_index = index, "compacted raft log");
         }
         Ok(())

@@ -32,7 +32,7 @@ impl RaftStatus {
             let now_ns = now.as_nanos() as u64;
             self.leader_since_ns.store(now_ns, Ordering::Release);
         }
-        self.set_alone(alone);
+        self.set_single_member(alone);
         self.term.store(status.term, Ordering::Release);
         self.leader.store(status.leader, Ordering::Release);
         self.is_leader.store(status.is_leader, Ordering::Release);
@@ -58,11 +58,11 @@ impl RaftStatus {
     }
 
     /// True where there is no other member, not even a learner.
-    pub fn is_alone(&self) -> bool {
+    pub fn is_single_member(&self) -> bool {
         self.alone.load(Ordering::Acquire)
     }
 
-    pub fn set_alone(&self, alone: bool) {
+    pub fn set_single_member(&self, alone: bool) {
         self.alone.store(alone, Ordering::Release);
     }
 

@@ -1,4 +1,4 @@
-//! What the raft thread does: takes what came, lets `core` decide, and carries it out, a turn at a
+//! What the raft thread does: takes what came, lets `router` decide, and carries it out, a turn at a
 //! time. `run` has threads take the turns; a simulator takes them in any order it likes.
 //!
 //! It never waits for the disk. What is to be made durable goes to the log thread, what is
@@ -18,11 +18,11 @@ use super::inbox::{Inbox, Input};
 use super::log_thread::{LogJob, LogThread, LogWriter};
 use super::outbound::send_grouped;
 use super::pipe::Pipe;
-use super::router::Core;
+use super::router::Router;
 use super::shared::Shared;
-use super::state_store::{Checkpoint, Received, States};
+use super::state_store::{Checkpoint, Received, SnapshotStore};
 use super::work::{AppliedGroup, Waiting, Work};
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::raft::replica::{Progress, Status};
 use crate::raft::{Message, MessageType};
 use crate::storage;
@@ -55,19 +55,19 @@ struct Offered {
 
 /// Everything that the raft thread needs.
 pub struct Parts {
-    pub core: Core,
+    pub router: Router,
     pub log: LogWriter,
     pub applier: Applier,
     pub inbox: Arc<Inbox>,
     pub shared: Arc<Shared>,
     pub network: Arc<dyn Network>,
-    pub states: Arc<dyn States>,
+    pub states: Arc<dyn SnapshotStore>,
     pub timing: Timing,
 }
 
 /// See the module.
 pub struct RaftThread {
-    core: Core,
+    router: Router,
     log: Arc<Mutex<LogWriter>>,
     log_jobs: Arc<Pipe<LogJob>>,
     applier: Arc<Mutex<Applier>>,
@@ -75,7 +75,7 @@ pub struct RaftThread {
     inbox: Arc<Inbox>,
     shared: Arc<Shared>,
     network: Arc<dyn Network>,
-    states: Arc<dyn States>,
+    states: Arc<dyn SnapshotStore>,
     timing: Timing,
     offered: Option<Offered>,
     making_checkpoint: bool,
@@ -87,7 +87,7 @@ pub struct RaftThread {
 impl RaftThread {
     pub fn new(parts: Parts) -> Self {
         Self {
-            core: parts.core,
+            router: parts.router,
             log: Arc::new(Mutex::new(parts.log)),
             log_jobs: Arc::default(),
             applier: Arc::new(Mutex::new(parts.applier)),
@@ -109,9 +109,9 @@ impl RaftThread {
     /// membership that are not applied yet when it campaigns.
     pub fn recover(&mut self) -> Result<(), Fatal> {
         self.carry_out(true)?;
-        if self.core.is_sole_voter() {
-            probe::reached(Path::SoleVoterElected);
-            self.core.campaign()?;
+        if self.router.is_sole_voter() {
+            probe::reached(CoveragePoint::SoleVoterElected);
+            self.router.campaign()?;
             self.carry_out(true)?;
         }
         self.publish();
@@ -146,11 +146,11 @@ impl RaftThread {
                 batch_bytes = 0;
             }
         }
-        self.core.check_log()?;
+        self.router.check_log()?;
         self.carry_out(false)?;
         self.publish();
         if stopping {
-            self.core.stop();
+            self.router.stop();
         }
         Ok(!stopping)
     }
@@ -176,10 +176,10 @@ impl RaftThread {
         }
     }
 
-    /// Who waits for what in the core, and the bytes that wait for the log and the apply thread.
+    /// Who waits for what in the router, and the bytes that wait for the log and the apply thread.
     pub fn waiting(&self) -> (Waiting, usize) {
         let bytes = self.log_jobs.outstanding_bytes() + self.apply_jobs.outstanding_bytes();
-        (self.core.waiting(), bytes)
+        (self.router.waiting(), bytes)
     }
 
     pub fn inbox(&self) -> &Arc<Inbox> {
@@ -191,30 +191,30 @@ impl RaftThread {
     }
 
     pub fn status(&self) -> Status {
-        self.core.status()
+        self.router.status()
     }
 
     /// The members as raft knows them.
     pub fn progress(&self) -> Vec<Progress> {
-        self.core.progress()
+        self.router.progress()
     }
 
     fn take(&mut self, input: Input) -> Result<(), Fatal> {
         match input {
-            Input::Propose(proposal) => self.core.propose(proposal),
-            Input::ReadIndex(reply) => self.core.read_index(reply),
+            Input::Propose(proposal) => self.router.propose(proposal),
+            Input::ReadIndex(reply) => self.router.read_index(reply),
             Input::Received(from, messages) => self.receive(from, messages),
-            Input::Unreachable(member) => self.core.report_unreachable(member),
-            Input::SnapshotSent(member, taken) => self.core.report_snapshot(member, taken),
+            Input::Unreachable(member) => self.router.report_unreachable(member),
+            Input::SnapshotSent(member, taken) => self.router.report_snapshot(member, taken),
             Input::SnapshotReceived(message, received) => self.restore(message, received),
-            Input::SnapshotDeclined(message) => self.core.decline(message),
+            Input::SnapshotDeclined(message) => self.router.decline(message),
             Input::CheckpointMade(made) => self.offer(made),
-            Input::Persisted(number) => self.core.persisted(number),
+            Input::Persisted(number) => self.router.persisted(number),
             Input::Applied(group) => self.applied(&group)?,
             Input::Flushed(index) => self.cut_log(index)?,
-            Input::TransferLeader(to) => self.core.transfer_leader(to),
+            Input::TransferLeader(to) => self.router.transfer_leader(to),
             Input::HandOver => {
-                self.core.hand_over();
+                self.router.hand_over();
             }
             Input::Stop => {}
         }
@@ -223,7 +223,10 @@ impl RaftThread {
 
     /// Counts a heartbeat that this leader sends more than an interval late.
     fn note_lateness(&self, late: Duration) {
-        if late > self.timing.tick && self.core.status().is_leader && !self.core.is_alone() {
+        if late > self.timing.tick
+            && self.router.status().is_leader
+            && !self.router.is_single_member()
+        {
             self.shared.metrics.heartbeat_send_failures.increment();
             tracing::warn!(
                 "heartbeat-interval" = ?self.timing.tick,
@@ -234,15 +237,15 @@ impl RaftThread {
     }
 
     fn tick(&mut self, now: Duration) {
-        self.core.tick();
-        if self.core.status().is_leader {
-            self.shared.raft.publish_progress(self.core.progress());
+        self.router.tick();
+        if self.router.status().is_leader {
+            self.shared.raft.publish_progress(self.router.progress());
             let busy = self.log_jobs.working_for(now);
             let busy = busy.max(self.apply_jobs.working_for(now));
             if busy > self.timing.election_timeout
-                && let Some(to) = self.core.hand_over()
+                && let Some(to) = self.router.hand_over()
             {
-                probe::reached(Path::LeaderHandedOverForDisk);
+                probe::reached(CoveragePoint::LeaderHandedOverForDisk);
                 tracing::warn!(
                     stalled_for = ?busy,
                     transferee = %to,
@@ -255,7 +258,7 @@ impl RaftThread {
                 && now > offered.used_at + CHECKPOINT_LIFE
         };
         if self.offered.take_if(unused).is_some() {
-            self.core.offer_snapshot(None);
+            self.router.offer_snapshot(None);
         }
     }
 
@@ -266,26 +269,26 @@ impl RaftThread {
             match message {
                 // The leader sends it again.
                 PeerMessage::Raft(message) if full && is_append(&message) => {
-                    probe::reached(Path::AppendDropped);
+                    probe::reached(CoveragePoint::AppendDropped);
                 }
-                PeerMessage::Raft(message) => self.core.step(message),
-                PeerMessage::Forwarded(message) => self.core.propose_for(from, message),
+                PeerMessage::Raft(message) => self.router.step(message),
+                PeerMessage::Forwarded(message) => self.router.propose_for(from, message),
                 PeerMessage::Refused {
                     request_id,
                     term,
                     error,
-                } => self.core.refused(request_id, term, error),
+                } => self.router.refused(request_id, term, error),
             }
         }
     }
 
     fn restore(&mut self, message: Message, received: Received) {
-        let mark = received.mark;
-        if self.core.restore(message) {
+        let mark = received.entry_id;
+        if self.router.restore(message) {
             tracing::info!(index = mark.index, "taking over a snapshot of the leader");
             self.received = Some(received);
         } else {
-            probe::reached(Path::SnapshotUnwanted);
+            probe::reached(CoveragePoint::SnapshotUnwanted);
             tracing::info!(index = mark.index, "a snapshot came that is not needed");
         }
     }
@@ -300,7 +303,8 @@ impl RaftThread {
                 return;
             }
         };
-        self.core.offer_snapshot(Some(checkpoint.snapshot.clone()));
+        self.router
+            .offer_snapshot(Some(checkpoint.snapshot.clone()));
         self.offered = Some(Offered {
             checkpoint,
             used_at: self.shared.clock.now(),
@@ -309,10 +313,10 @@ impl RaftThread {
 
     /// Does everything that there is to do. `here`: on this thread, whoever else is there.
     fn carry_out(&mut self, here: bool) -> Result<(), Fatal> {
-        while let Some(mut work) = self.core.work() {
+        while let Some(mut work) = self.router.work() {
             self.send(&mut work);
             let here = here
-                || (self.core.is_alone()
+                || (self.router.is_single_member()
                     && self.received.is_none()
                     && self.log_jobs.is_idle()
                     && self.apply_jobs.is_idle());
@@ -328,7 +332,7 @@ impl RaftThread {
         if let Some(persist) = work.persist {
             let number = persist.number;
             let messages = self.log.lock().persist(vec![persist])?;
-            self.core.persisted(number);
+            self.router.persisted(number);
             self.send_raft(messages);
         }
         if !work.entries.is_empty() {
@@ -342,10 +346,10 @@ impl RaftThread {
     }
 
     fn applied(&mut self, group: &AppliedGroup) -> Result<(), Fatal> {
-        self.core.applied(group.index, &group.member_changes)?;
+        self.router.applied(group.index, &group.member_changes)?;
         if !group.member_changes.is_empty() {
             // Before anything is sent to a new member: see `Handle::linearizable_view`.
-            self.shared.raft.set_alone(self.reads_alone());
+            self.shared.raft.set_single_member(self.reads_alone());
         }
         Ok(())
     }
@@ -360,7 +364,7 @@ impl RaftThread {
                 self.apply_jobs.push(ApplyJob::Restore(received), 0);
             }
             if probe::injected(Defect::AnswerBeforeSync) && persist.reset.is_none() {
-                self.core.persisted(persist.number);
+                self.router.persisted(persist.number);
             }
             if probe::injected(Defect::AcknowledgeBeforeSync) {
                 self.send_raft(std::mem::take(&mut persist.messages));
@@ -418,7 +422,7 @@ impl RaftThread {
                     let files = offered.checkpoint.files.clone();
                     self.network.send_snapshot(message, files);
                 }
-                None => self.core.report_snapshot(MemberId(message.to), false),
+                None => self.router.report_snapshot(MemberId(message.to), false),
             }
         }
     }
@@ -443,7 +447,7 @@ impl RaftThread {
             offered.checkpoint.snapshot.get_metadata().index
         });
         let cut = durable_index.min(kept).min(offered);
-        if self.core.is_alone() && self.log_jobs.is_idle() {
+        if self.router.is_single_member() && self.log_jobs.is_idle() {
             return Ok(self.log.lock().cut(cut)?);
         }
         self.log_jobs.push(LogJob::Cut(cut), 0);
@@ -453,11 +457,11 @@ impl RaftThread {
     /// True where nobody else can know of a write before this member does.
     fn reads_alone(&self) -> bool {
         let overlooks = probe::injected(Defect::LearnerOverlooked);
-        self.core.is_alone() || overlooks && self.core.is_sole_voter()
+        self.router.is_single_member() || overlooks && self.router.is_sole_voter()
     }
 
     fn publish(&self) {
-        let status = self.core.status();
+        let status = self.router.status();
         if status.leader != 0 && status.leader != self.shared.raft.leader() {
             self.shared.metrics.leader_changes.increment();
         }

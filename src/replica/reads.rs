@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::raft_status::RaftStatus;
 use crate::error::Error;
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::raft::Replica;
 use crate::raft::read_index::ReadIndex;
 use crate::types::MemberId;
@@ -89,7 +89,7 @@ impl WaitingReads {
             } else if waiting.count >= MAX_WAITING {
                 Err(Error::TooManyRequests)
             } else {
-                probe::reached(Path::ReadWaited);
+                probe::reached(CoveragePoint::ReadWaited);
                 waiting.count += replies.len();
                 waiting.by_index.entry(index).or_default().extend(replies);
                 return;

@@ -20,7 +20,7 @@ use super::proposal::{
 use super::reads::{ReadReply, Reads};
 use super::work::{Waiting, Work};
 use crate::error::Error;
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::etchedpeer::{Forwarded, MemberChange, forwarded, member_change::Change};
 use crate::raft::replica::Progress;
@@ -29,9 +29,9 @@ use crate::state::machine::{Entry, Payload};
 use crate::types::MemberId;
 
 /// A leader whose connection broke and who is silent for so many ticks is taken for dead.
-const DOUBT_TICKS: u64 = 3;
+const SUSPECT_TICKS: u64 = 3;
 /// Proposals that wait for a leader, or for another member's.
-const MAX_ELSEWHERE: usize = 20_000;
+const MAX_PENDING_PROPOSALS: usize = 20_000;
 
 /// Waits for an entry that this member proposed.
 struct Waiter {
@@ -51,7 +51,7 @@ enum Awaited {
 
 /// Waits for an entry that another member was asked to propose. Their order, by a hasher without
 /// chance in it, is the same in every run of a simulation.
-struct Away {
+struct ForwardedProposal {
     term: u64,
     expires_at_tick: u64,
     what: Proposed,
@@ -59,13 +59,13 @@ struct Away {
 }
 
 /// See the module.
-pub struct Core {
+pub struct Router {
     member: MemberId,
     replica: Replica,
     reads: Reads,
     waiters: VecDeque<Waiter>,
-    away: HashMap<u64, Away, BuildHasherDefault<DefaultHasher>>,
-    parked: VecDeque<(Proposal, u64)>,
+    forwarded: HashMap<u64, ForwardedProposal, BuildHasherDefault<DefaultHasher>>,
+    queued: VecDeque<(Proposal, u64)>,
     /// Committed changes of membership that are not applied yet.
     changes: VecDeque<(u64, MemberChange)>,
     applied: u64,
@@ -73,16 +73,16 @@ pub struct Core {
     refusals: Vec<Refusal>,
     tick: u64,
     /// Since when, in ticks, the leader was not heard of after its connection broke.
-    doubts: Option<u64>,
+    leader_suspected_at: Option<u64>,
     /// Ticks that a request may take.
     limit_ticks: u64,
-    /// Term, leader, and whether this member took proposals, when parked ones were looked at.
+    /// Term, leader, and whether this member took proposals, when queued ones were looked at.
     leadership: (u64, u64, bool),
     /// Something waits that may be proposed at once.
-    parked_again: bool,
+    retry_queued: bool,
 }
 
-impl Core {
+impl Router {
     /// `first_question`: see `ReadIndex::new`.
     pub fn new(member: MemberId, replica: Replica, first_question: u64, limit_ticks: u64) -> Self {
         Self {
@@ -90,17 +90,17 @@ impl Core {
             replica,
             reads: Reads::new(member, first_question, limit_ticks),
             waiters: VecDeque::new(),
-            away: HashMap::default(),
-            parked: VecDeque::new(),
+            forwarded: HashMap::default(),
+            queued: VecDeque::new(),
             changes: VecDeque::new(),
             applied: 0,
             forwards: Vec::new(),
             refusals: Vec::new(),
             tick: 0,
-            doubts: None,
+            leader_suspected_at: None,
             limit_ticks,
             leadership: (0, 0, false),
-            parked_again: false,
+            retry_queued: false,
         }
     }
 
@@ -108,15 +108,15 @@ impl Core {
         self.tick += 1;
         self.replica.tick();
         if self
-            .doubts
-            .take_if(|at| *at + DOUBT_TICKS <= self.tick)
+            .leader_suspected_at
+            .take_if(|at| *at + SUSPECT_TICKS <= self.tick)
             .is_some()
         {
-            probe::reached(Path::LeaderGivenUp);
+            probe::reached(CoveragePoint::LeaderGivenUp);
             self.replica.give_up_leader();
         }
         self.expire();
-        self.propose_parked();
+        self.propose_queued();
     }
 
     pub fn campaign(&mut self) -> Result<(), raft::Error> {
@@ -131,8 +131,8 @@ impl Core {
     pub fn waiting(&self) -> Waiting {
         Waiting {
             proposed: self.waiters.len(),
-            forwarded: self.away.len(),
-            without_leader: self.parked.len(),
+            forwarded: self.forwarded.len(),
+            without_leader: self.queued.len(),
             changes: self.changes.len(),
             reads: self.reads.count(),
         }
@@ -152,7 +152,7 @@ impl Core {
     pub fn step(&mut self, message: Message) {
         let of_leader = message.from == self.replica.status().leader;
         if self.replica.step(message) && of_leader {
-            self.doubts = None;
+            self.leader_suspected_at = None;
         }
     }
 
@@ -167,7 +167,7 @@ impl Core {
             .fence_term
             .is_some_and(|term| term != status.term || !self.replica.takes_proposals());
         if fenced {
-            probe::reached(Path::LeaseFenced);
+            probe::reached(CoveragePoint::LeaseFenced);
             (proposal.reply)(Err(Error::NotLeader));
         } else {
             self.route(proposal, self.tick + self.limit_ticks);
@@ -183,7 +183,7 @@ impl Core {
         if self.replica.takes_proposals() && !leaves {
             self.propose_here(proposal, expires_at_tick);
         } else if status.is_leader || status.leader == 0 {
-            self.park(proposal, expires_at_tick);
+            self.queue(proposal, expires_at_tick);
         } else {
             self.forward(proposal, expires_at_tick);
         }
@@ -196,7 +196,7 @@ impl Core {
             change.member_id == self.member.0 && matches!(change.change, Some(Change::Remove(_)));
         let aside = removes_self && self.hand_over().is_some();
         if aside {
-            probe::reached(Path::LeaderSteppedAside);
+            probe::reached(CoveragePoint::LeaderSteppedAside);
         }
         aside
     }
@@ -234,26 +234,26 @@ impl Core {
             fence_term: None,
             reply,
         };
-        self.park(proposal, expires_at_tick);
+        self.queue(proposal, expires_at_tick);
     }
 
-    fn park(&mut self, proposal: Proposal, expires_at_tick: u64) {
-        if self.parked.len() >= MAX_ELSEWHERE {
+    fn queue(&mut self, proposal: Proposal, expires_at_tick: u64) {
+        if self.queued.len() >= MAX_PENDING_PROPOSALS {
             (proposal.reply)(Err(Error::TooManyRequests));
             return;
         }
-        probe::reached(Path::ProposalParked);
-        self.parked.push_back((proposal, expires_at_tick));
+        probe::reached(CoveragePoint::ProposalParked);
+        self.queued.push_back((proposal, expires_at_tick));
     }
 
     /// Sends a proposal to the leader, which is another member.
     fn forward(&mut self, proposal: Proposal, expires_at_tick: u64) {
         let replica::Status { leader, term, .. } = self.replica.status();
-        if self.away.len() >= MAX_ELSEWHERE {
+        if self.forwarded.len() >= MAX_PENDING_PROPOSALS {
             (proposal.reply)(Err(Error::TooManyRequests));
             return;
         }
-        probe::reached(Path::ProposalForwarded);
+        probe::reached(CoveragePoint::ProposalForwarded);
         let request_id = proposal.what.request_id();
         let sent = match &proposal.what {
             Proposed::Request(_, encoded) => forwarded::Proposal::Request(encoded.clone().into()),
@@ -265,9 +265,9 @@ impl Core {
             proposal: Some(sent),
         };
         self.forwards.push((MemberId(leader), message));
-        self.away.insert(
+        self.forwarded.insert(
             request_id,
-            Away {
+            ForwardedProposal {
                 term,
                 expires_at_tick,
                 what: proposal.what,
@@ -314,26 +314,26 @@ impl Core {
     /// A proposal that was sent to another member in this term was not proposed there.
     pub fn refused(&mut self, request_id: u64, term: u64, error: Error) {
         // It may have been sent to another leader since, who may well have proposed it.
-        let sent_then = |away: &Away| away.term == term;
+        let sent_then = |forwarded: &ForwardedProposal| forwarded.term == term;
         let unchecked = probe::injected(Defect::RefusalUnchecked);
-        let Place::Occupied(away) = self.away.entry(request_id) else {
+        let Place::Occupied(forwarded) = self.forwarded.entry(request_id) else {
             return;
         };
-        if !sent_then(away.get()) && !unchecked {
-            return probe::reached(Path::RefusalStale);
+        if !sent_then(forwarded.get()) && !unchecked {
+            return probe::reached(CoveragePoint::RefusalStale);
         }
-        let away = away.remove();
+        let forwarded = forwarded.remove();
         if matches!(error, Error::NotLeader | Error::NoLeader) {
-            probe::reached(Path::ProposalRefused);
+            probe::reached(CoveragePoint::ProposalRefused);
             // It was certainly not proposed.
-            self.again(away.what, away.reply, away.expires_at_tick);
+            self.again(forwarded.what, forwarded.reply, forwarded.expires_at_tick);
         } else {
-            (away.reply)(Err(error));
+            (forwarded.reply)(Err(error));
         }
     }
 
-    fn propose_parked(&mut self) {
-        for (proposal, expires_at_tick) in std::mem::take(&mut self.parked) {
+    fn propose_queued(&mut self) {
+        for (proposal, expires_at_tick) in std::mem::take(&mut self.queued) {
             self.route(proposal, expires_at_tick);
         }
     }
@@ -358,7 +358,7 @@ impl Core {
         };
         let others = self.replica.progress().into_iter().filter(fit);
         let furthest = others.max_by_key(|other| (other.matched, other.member))?;
-        probe::reached(Path::LeaderHandedOver);
+        probe::reached(CoveragePoint::LeaderHandedOver);
         self.replica.transfer_leader(furthest.member);
         Some(furthest.member)
     }
@@ -368,8 +368,8 @@ impl Core {
     /// connections at once.
     pub fn report_unreachable(&mut self, member: MemberId) {
         self.replica.report_unreachable(member);
-        if member.0 == self.replica.status().leader && self.doubts.is_none() {
-            self.doubts = Some(self.tick);
+        if member.0 == self.replica.status().leader && self.leader_suspected_at.is_none() {
+            self.leader_suspected_at = Some(self.tick);
         }
     }
 
@@ -399,10 +399,10 @@ impl Core {
     pub fn work(&mut self) -> Option<Work> {
         let status = self.replica.status();
         let leadership = (status.term, status.leader, self.replica.takes_proposals());
-        if leadership != self.leadership || self.parked_again {
+        if leadership != self.leadership || self.retry_queued {
             self.leadership = leadership;
-            self.parked_again = false;
-            self.propose_parked();
+            self.retry_queued = false;
+            self.propose_queued();
         }
         self.reads.ask(&mut self.replica, self.tick);
         let mut work = Work {
@@ -466,22 +466,24 @@ impl Core {
         &mut self,
         committed: &Committed,
     ) -> (Option<Box<InternalRaftRequest>>, Option<Reply>) {
-        if !self.away.is_empty() {
-            if let Some(away) = committed_id(committed).and_then(|id| self.away.remove(&id)) {
-                let request = match away.what {
+        if !self.forwarded.is_empty() {
+            if let Some(forwarded) =
+                committed_id(committed).and_then(|id| self.forwarded.remove(&id))
+            {
+                let request = match forwarded.what {
                     Proposed::Request(request, _) => Some(request),
                     Proposed::Member(_) => None,
                 };
-                return (request, Some(away.reply));
+                return (request, Some(forwarded.reply));
             }
             // Those of its own term may be applied yet.
             let term = committed.term + u64::from(probe::injected(Defect::ForwardedTwice));
-            let passed = |_: &u64, away: &mut Away| away.term < term;
-            let passed: Vec<_> = self.away.extract_if(passed).collect();
-            self.parked_again |= !passed.is_empty();
-            for (_, away) in passed {
-                probe::reached(Path::ForwardedAgain);
-                self.again(away.what, away.reply, away.expires_at_tick);
+            let passed = |_: &u64, forwarded: &mut ForwardedProposal| forwarded.term < term;
+            let passed: Vec<_> = self.forwarded.extract_if(passed).collect();
+            self.retry_queued |= !passed.is_empty();
+            for (_, forwarded) in passed {
+                probe::reached(CoveragePoint::ForwardedAgain);
+                self.again(forwarded.what, forwarded.reply, forwarded.expires_at_tick);
             }
         }
         while let Some(waiter) = pop_if(&mut self.waiters, |first| {
@@ -495,12 +497,12 @@ impl Core {
                 return (request, Some(waiter.reply));
             }
             if waiter.fenced {
-                probe::reached(Path::LeaseFencedInVain);
+                probe::reached(CoveragePoint::LeaseFencedInVain);
                 (waiter.reply)(Err(Error::LeaderChanged));
                 continue;
             }
-            self.parked_again = true;
-            probe::reached(Path::ProposedAgain);
+            self.retry_queued = true;
+            probe::reached(CoveragePoint::ProposedAgain);
             let what = match waiter.what {
                 Awaited::Request(request) => {
                     let encoded = request.encode_to_vec();
@@ -516,14 +518,14 @@ impl Core {
     /// A snapshot took the place of entries that nobody here will see: whose proposals were
     /// among them is not known.
     fn lose_sight(&mut self) {
-        if !self.waiters.is_empty() || !self.away.is_empty() {
-            probe::reached(Path::ProposalsLostFromSight);
+        if !self.waiters.is_empty() || !self.forwarded.is_empty() {
+            probe::reached(CoveragePoint::ProposalsLostFromSight);
         }
         for waiter in self.waiters.drain(..) {
             (waiter.reply)(Err(Error::Timeout));
         }
-        for (_, away) in self.away.drain() {
-            (away.reply)(Err(Error::Timeout));
+        for (_, forwarded) in self.forwarded.drain() {
+            (forwarded.reply)(Err(Error::Timeout));
         }
     }
 
@@ -534,11 +536,12 @@ impl Core {
             (waiter.reply)(Err(Error::Timeout));
         }
         let kept = probe::injected(Defect::ForwardedKept);
-        let expired = |_: &u64, away: &mut Away| away.expires_at_tick <= tick && !kept;
-        for (_, away) in self.away.extract_if(expired) {
-            (away.reply)(Err(Error::Timeout));
+        let expired =
+            |_: &u64, forwarded: &mut ForwardedProposal| forwarded.expires_at_tick <= tick && !kept;
+        for (_, forwarded) in self.forwarded.extract_if(expired) {
+            (forwarded.reply)(Err(Error::Timeout));
         }
-        while let Some((proposal, _)) = pop_if(&mut self.parked, |first| first.1 <= tick) {
+        while let Some((proposal, _)) = pop_if(&mut self.queued, |first| first.1 <= tick) {
             (proposal.reply)(Err(Error::NeverProposed));
         }
         for reply in self.reads.expired(tick) {
@@ -573,16 +576,16 @@ impl Core {
     }
 
     /// True where there is no other member at all.
-    pub fn is_alone(&self) -> bool {
-        self.replica.is_alone()
+    pub fn is_single_member(&self) -> bool {
+        self.replica.is_single_member()
     }
 
     /// Replies to all who wait that the member stops.
     pub fn stop(&mut self) {
         let waiters = self.waiters.drain(..).map(|waiter| waiter.reply);
-        let away = self.away.drain().map(|(_, away)| away.reply);
-        let parked = self.parked.drain(..).map(|(proposal, _)| proposal.reply);
-        for reply in waiters.chain(away).chain(parked) {
+        let forwarded = self.forwarded.drain().map(|(_, forwarded)| forwarded.reply);
+        let queued = self.queued.drain(..).map(|(proposal, _)| proposal.reply);
+        for reply in waiters.chain(forwarded).chain(queued) {
             reply(Err(Error::Stopped));
         }
         for reply in self.reads.drain() {

@@ -6,12 +6,12 @@
 
 use std::sync::{Arc, Weak};
 
-use crate::probe::{self, Path};
+use crate::probe::{self, CoveragePoint};
 use crate::raft::replica::conf_state_of;
 use crate::raft::{Snapshot, SnapshotMetadata};
 use crate::state::Machine;
 use crate::state::membership::Membership;
-use crate::storage::raft_log::Mark;
+use crate::storage::raft_log::EntryId;
 use crate::storage::{self, Engine, Read};
 use crate::transport::SnapshotDir;
 
@@ -25,22 +25,22 @@ pub struct Checkpoint {
 /// A received state, whole, looked at and durable, and not yet in use.
 pub struct Received {
     /// The last entry that it holds.
-    pub mark: Mark,
+    pub entry_id: EntryId,
     pub files: SnapshotDir,
-    /// While it lives no other state of this mark is received. Dropped after the files.
+    /// While it lives no other state of this entry_id is received. Dropped after the files.
     pub claim: Arc<()>,
 }
 
 /// The state directories of a member.
-pub trait States: Send + Sync + 'static {
+pub trait SnapshotStore: Send + Sync + 'static {
     /// Makes a snapshot of what the engine holds now.
     fn checkpoint(&self, engine: &dyn Engine) -> storage::Result<Checkpoint>;
 
     /// Looks at received files and puts them where a restart would find them.
-    fn receive(&self, files: SnapshotDir, mark: Mark) -> Result<Received, String>;
+    fn receive(&self, files: SnapshotDir, entry_id: EntryId) -> Result<Received, String>;
 
     /// Makes a received state this member's, durably, and opens it. The log has to be reset to
-    /// its mark first.
+    /// its entry_id first.
     fn adopt(&self, received: Received) -> storage::Result<Arc<dyn Engine>>;
 }
 
@@ -50,19 +50,19 @@ pub fn received_name(index: u64) -> String {
 }
 
 /// Index and term of the last entry that a state holds.
-pub fn mark_of(state: &dyn Read) -> storage::Result<Mark> {
+pub fn entry_id_of(state: &dyn Read) -> storage::Result<EntryId> {
     let (index, term) = Machine::applied(state)?;
-    Ok(Mark { index, term })
+    Ok(EntryId { index, term })
 }
 
 /// A state as raft tells others of it.
 pub fn snapshot_of(state: &dyn Read) -> storage::Result<Snapshot> {
-    let mark = mark_of(state)?;
+    let entry_id = entry_id_of(state)?;
     let members = Membership::load(state)?;
     let metadata = SnapshotMetadata {
         conf_state: Some(conf_state_of(members.voters(), members.learners())),
-        index: mark.index,
-        term: mark.term,
+        index: entry_id.index,
+        term: entry_id.term,
     };
     Ok(Snapshot {
         metadata: Some(metadata),
@@ -80,8 +80,8 @@ pub struct Claimed {
 impl Claimed {
     /// Refuses a received state that holds something else than its message says, or that came
     /// before and is about to be used.
-    pub fn check(&self, state: &dyn Read, announced: Mark) -> Result<(), String> {
-        let found = mark_of(state).map_err(|error| error.to_string())?;
+    pub fn check(&self, state: &dyn Read, announced: EntryId) -> Result<(), String> {
+        let found = entry_id_of(state).map_err(|error| error.to_string())?;
         if found != announced {
             return Err(format!(
                 "its state is that after entry {} of term {}, not {} of {}",
@@ -110,7 +110,7 @@ impl Claimed {
 pub fn takes_over(applied_index: u64, log_begins_behind: u64, received_is_there: bool) -> bool {
     let takes_over = applied_index < log_begins_behind && received_is_there;
     if takes_over {
-        probe::reached(Path::StateTakenUpAfterCrash);
+        probe::reached(CoveragePoint::StateTakenUpAfterCrash);
     }
     takes_over
 }

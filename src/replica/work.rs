@@ -1,4 +1,4 @@
-//! What the core hands out to be done, and how much waits in it: plain data between the core and
+//! What the router hands out to be done, and how much waits in it: plain data between the router and
 //! the threads that work for it.
 
 use super::proposal::{Refusal, Reply};

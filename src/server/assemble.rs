@@ -12,21 +12,21 @@ use crate::replica::fatal::Fatal;
 use crate::replica::inbox::Inbox;
 use crate::replica::log_thread::LogWriter;
 use crate::replica::raft_thread::{self, RaftThread, Timing};
-use crate::replica::router::Core;
+use crate::replica::router::Router;
 use crate::replica::shared::{self, Shared};
-use crate::replica::state_store::States;
+use crate::replica::state_store::SnapshotStore;
 use crate::service::handle::{Handle, Settings};
 use crate::service::peer::PeerService;
 use crate::state::Machine;
 use crate::storage::Engine;
-use crate::storage::raft_log::{Mark, RaftLog};
+use crate::storage::raft_log::{EntryId, RaftLog};
 use crate::transport::{Network, Peer};
 use crate::types::{ClusterId, MemberId};
 use crate::watch::{self, Hub};
 
 /// A cluster's first state is that after this entry of this term, which no log holds: a member
 /// that joins later gets it as a snapshot, whatever the log still has.
-pub const FOUNDING_MARK: Mark = Mark { index: 1, term: 1 };
+pub const FOUNDING_ENTRY: EntryId = EntryId { index: 1, term: 1 };
 
 /// What the world gives a member.
 pub struct Outside {
@@ -34,7 +34,7 @@ pub struct Outside {
     pub rng: Arc<dyn Rng>,
     pub executor: Arc<dyn Executor>,
     pub network: Arc<dyn Network>,
-    pub states: Arc<dyn States>,
+    pub states: Arc<dyn SnapshotStore>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -100,7 +100,7 @@ impl Member {
         let limit_ms = settings.request_timeout().as_millis();
         let limit_ticks = (limit_ms / timing.tick.as_millis().max(1)) as u64;
         let mut raft = RaftThread::new(raft_thread::Parts {
-            core: Core::new(
+            router: Router::new(
                 restored.member,
                 restored.replica,
                 rng.next_u64(),

@@ -40,7 +40,7 @@ pub async fn publish(handle: &Handle, config: &Config) {
             .map(|url| url.as_str().to_owned())
             .collect(),
     };
-    let alone = shared.raft.is_alone() && shared.raft.is_leader();
+    let alone = shared.raft.is_single_member() && shared.raft.is_leader();
     let status = shared.status();
     let member = status.member(shared.member);
     let known = member.and_then(|member| member.member_attributes.as_ref());

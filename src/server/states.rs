@@ -20,9 +20,9 @@ use parking_lot::Mutex;
 
 use super::data_dir::DataDir;
 use crate::replica::state_store::{
-    Checkpoint, Claimed, Received, States, received_name, snapshot_of,
+    Checkpoint, Claimed, Received, SnapshotStore, received_name, snapshot_of,
 };
-use crate::storage::raft_log::Mark;
+use crate::storage::raft_log::EntryId;
 use crate::storage::rocks::{Budget, RocksEngine};
 use crate::storage::{self, Engine};
 use crate::transport::SnapshotDir;
@@ -50,7 +50,7 @@ fn failed(what: &str, path: &Path, error: &std::io::Error) -> String {
     format!("cannot {what} {}: {error}", path.display())
 }
 
-impl States for StateDirs {
+impl SnapshotStore for StateDirs {
     fn checkpoint(&self, engine: &dyn Engine) -> storage::Result<Checkpoint> {
         let number = self.next_sending.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.member().join(format!("sending-{number}"));
@@ -63,12 +63,12 @@ impl States for StateDirs {
         })
     }
 
-    fn receive(&self, files: SnapshotDir, mark: Mark) -> Result<Received, String> {
+    fn receive(&self, files: SnapshotDir, entry_id: EntryId) -> Result<Received, String> {
         let copy = RocksEngine::open_read_only(files.path()).map_err(|error| error.to_string())?;
         let mut claimed = self.claimed.lock();
-        claimed.check(&copy, mark)?;
+        claimed.check(&copy, entry_id)?;
         drop(copy);
-        let path = self.dir.member().join(received_name(mark.index));
+        let path = self.dir.member().join(received_name(entry_id.index));
         if path == self.dir.state().map_err(|error| error.to_string())? {
             return Err("this state is already in use".to_owned());
         }
@@ -82,14 +82,18 @@ impl States for StateDirs {
         })?;
         let files = SnapshotDir::new(path);
         self.dir.sync().map_err(|error| error.to_string())?;
-        let claim = claimed.claim(mark.index);
-        Ok(Received { mark, files, claim })
+        let claim = claimed.claim(entry_id.index);
+        Ok(Received {
+            entry_id,
+            files,
+            claim,
+        })
     }
 
     fn adopt(&self, received: Received) -> storage::Result<Arc<dyn Engine>> {
         let path = received.files.keep();
         self.dir
-            .set_state(&received_name(received.mark.index))
+            .set_state(&received_name(received.entry_id.index))
             .map_err(|error| storage::Error::Engine(error.to_string()))?;
         Ok(Arc::new(RocksEngine::open(&path, self.budget)?))
     }

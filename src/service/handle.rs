@@ -12,7 +12,7 @@ use super::membership::Rules;
 use crate::env;
 use crate::error::Error;
 use crate::metrics::{Metrics, Operation};
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{
     AlarmRequest, AlarmType, CompactionRequest, CompactionResponse, InternalRaftRequest,
     RequestHeader, alarm_request::AlarmAction,
@@ -114,7 +114,7 @@ impl Handle {
     /// still leads, and waits until what was committed then is applied here.
     pub async fn linearizable_view(&self) -> Result<Arc<ReadView>, Error> {
         let raft = &self.shared.raft;
-        let alone = raft.is_alone() || probe::injected(Defect::ReadWithoutQuorum);
+        let alone = raft.is_single_member() || probe::injected(Defect::ReadWithoutQuorum);
         if alone && raft.is_leader() {
             return Ok(self.shared.view());
         }
@@ -352,7 +352,7 @@ impl Handle {
             ..Default::default()
         };
         if !self.shared.status().has_alarm(AlarmType::Nospace) {
-            probe::reached(Path::QuotaRaised);
+            probe::reached(CoveragePoint::QuotaRaised);
             tracing::warn!(
                 size_bytes = size,
                 "database space exceeded; raising the alarm"

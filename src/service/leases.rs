@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::handle::Handle;
 use crate::error::Error;
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{
     InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseKeepAliveRequest,
     LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
@@ -59,7 +59,7 @@ impl Handle {
         };
         shared.metrics.leases_renewed.increment();
         if lease.remaining_ttl_s > 0 && !probe::injected(Defect::CheckpointKept) {
-            probe::reached(Path::LeaseCheckpointReset);
+            probe::reached(CoveragePoint::LeaseCheckpointReset);
             // A new leader must not go on from the old checkpoint.
             let checkpoint = InternalRaftRequest {
                 lease_checkpoint: Some(LeaseCheckpointRequest {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::handle::Handle;
 use crate::config::{self, Url, urls};
 use crate::error::Error;
-use crate::probe::{self, Path};
+use crate::probe::{self, CoveragePoint};
 use crate::proto::etcdserverpb::{self, MemberPromoteRequest};
 use crate::proto::etchedpeer::{Nothing, Question, answer, member_change::Change, question};
 use crate::proto::membershippb::{Member, RaftAttributes};
@@ -333,7 +333,7 @@ impl Handle {
             if !waits || shared.clock.now() + RETRY >= deadline {
                 return changed;
             }
-            probe::reached(Path::ChangeWaited);
+            probe::reached(CoveragePoint::ChangeWaited);
             shared.clock.sleep(RETRY).await;
         }
     }

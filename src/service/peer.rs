@@ -14,8 +14,8 @@ use crate::proto::etchedpeer::{Answer, Description, Question, answer, question};
 use crate::raft::Message;
 use crate::replica::inbox::{Inbox, Input};
 use crate::replica::shared::Shared;
-use crate::replica::state_store::States;
-use crate::storage::raft_log::Mark;
+use crate::replica::state_store::SnapshotStore;
+use crate::storage::raft_log::EntryId;
 use crate::transport::{Boxed, Inbound, PeerMessage, SnapshotDir};
 use crate::types::{ETCD_VERSION, LeaseId, MemberId};
 
@@ -23,11 +23,11 @@ use crate::types::{ETCD_VERSION, LeaseId, MemberId};
 pub struct PeerService {
     handle: Handle,
     inbox: Arc<Inbox>,
-    states: Arc<dyn States>,
+    states: Arc<dyn SnapshotStore>,
 }
 
 impl PeerService {
-    pub fn new(handle: Handle, inbox: Arc<Inbox>, states: Arc<dyn States>) -> Self {
+    pub fn new(handle: Handle, inbox: Arc<Inbox>, states: Arc<dyn SnapshotStore>) -> Self {
         Self {
             handle,
             inbox,
@@ -108,27 +108,28 @@ impl Inbound for PeerService {
 
     fn snapshot_received(&self, message: Message, files: SnapshotDir) -> Boxed<Result<(), Error>> {
         let metadata = message.get_snapshot().get_metadata();
-        let mark = Mark {
+        let entry_id = EntryId {
             index: metadata.index,
             term: metadata.term,
         };
         let (states, inbox) = (self.states.clone(), self.inbox.clone());
         let shared = self.shared().clone();
         Box::pin(async move {
-            if mark.index <= shared.raft.applied_index() {
+            if entry_id.index <= shared.raft.applied_index() {
                 // The leader did not hear that it came before. It has to be told how far this
                 // member is, or it would send the same state for ever.
-                probe::reached(probe::Path::SnapshotUnwanted);
+                probe::reached(probe::CoveragePoint::SnapshotUnwanted);
                 return inbox
                     .push(Input::SnapshotDeclined(message))
                     .map_err(|_| Error::Stopped);
             }
             let executor = shared.executor.clone();
-            let looked_at = env::blocking(executor.as_ref(), move || states.receive(files, mark));
+            let looked_at =
+                env::blocking(executor.as_ref(), move || states.receive(files, entry_id));
             let received = match looked_at.await {
                 Ok(Ok(received)) => received,
                 Ok(Err(reason)) => {
-                    tracing::warn!(index = mark.index, error = %reason, "a snapshot came that cannot be used");
+                    tracing::warn!(index = entry_id.index, error = %reason, "a snapshot came that cannot be used");
                     return Err(Error::Corrupt);
                 }
                 Err(_) => return Err(Error::Stopped),
@@ -163,14 +164,14 @@ mod tests {
     use crate::storage::{self, Engine};
 
     /// Has nothing to do with what it is given.
-    struct NoStates;
+    struct NoSnapshotStore;
 
-    impl States for NoStates {
+    impl SnapshotStore for NoSnapshotStore {
         fn checkpoint(&self, _: &dyn Engine) -> storage::Result<Checkpoint> {
             Err(storage::Error::Engine("no states".to_owned()))
         }
 
-        fn receive(&self, _: SnapshotDir, _: Mark) -> Result<Received, String> {
+        fn receive(&self, _: SnapshotDir, _: EntryId) -> Result<Received, String> {
             Err("this state is already in use".to_owned())
         }
 
@@ -185,7 +186,7 @@ mod tests {
     async fn a_state_that_is_here_is_declined_and_not_refused() {
         let (handle, inbox) = fixture::with_network(Arc::new(crate::transport::NoNetwork));
         handle.shared().raft.set_applied_index(9);
-        let service = PeerService::new(handle, inbox.clone(), Arc::new(NoStates));
+        let service = PeerService::new(handle, inbox.clone(), Arc::new(NoSnapshotStore));
         let snapshot = |index| Message {
             snapshot: Some(Snapshot {
                 metadata: Some(SnapshotMetadata {

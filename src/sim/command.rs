@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use super::faults::Kind;
 use super::history::Finding;
+use super::network::Counts;
 use super::run::{Options, Report, run};
-use super::wires::Counts;
 use crate::env::{Clock, SystemClock};
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 
 const USAGE: &str =
     "usage: scripts/simulate [--seeds N] [--from S] [--minutes M] [--seconds V] [--threads T]
@@ -117,8 +117,8 @@ struct Sum {
     watch_events: u64,
     entries: u64,
     faults: BTreeMap<Kind, u64>,
-    wires: Counts,
-    paths: BTreeMap<Path, u64>,
+    network: Counts,
+    paths: BTreeMap<CoveragePoint, u64>,
     failed: Vec<(u64, Vec<String>)>,
 }
 
@@ -134,7 +134,7 @@ impl Sum {
         for (kind, count) in report.faults {
             *self.faults.entry(kind).or_default() += count;
         }
-        self.wires.add(&report.wires);
+        self.network.add(&report.network);
         for (path, count) in report.paths {
             *self.paths.entry(path).or_default() += count;
         }
@@ -256,7 +256,7 @@ fn main(words: impl Iterator<Item = String>) -> i32 {
     let clock = SystemClock::new();
     let sum = run_seeds(&arguments, |seed, report| tell(&arguments, seed, report));
     print_sum(&sum, clock.now());
-    let missed: Vec<&str> = Path::ALL
+    let missed: Vec<&str> = CoveragePoint::ALL
         .iter()
         .filter(|path| !sum.paths.contains_key(path))
         .map(|path| path.name())
@@ -316,9 +316,9 @@ fn print_sum(sum: &Sum, took: Duration) {
         let count = sum.faults.get(&kind).copied().unwrap_or_default();
         println!("  {count:9} {}", kind.name());
     }
-    println!("network: {:?}", sum.wires);
+    println!("network: {:?}", sum.network);
     println!("rare paths:");
-    for path in Path::ALL {
+    for path in CoveragePoint::ALL {
         let count = sum.paths.get(path).copied().unwrap_or_default();
         println!("  {count:9} {}", path.name());
     }

@@ -307,13 +307,13 @@ pub fn strike(world: &mut World) {
         Event::Heal(links) => {
             world.trace.note(format_args!("links heal: {links:?}"));
             for (from, to) in links {
-                world.wires.heal(from, to);
+                world.network.heal(from, to);
             }
         }
-        Event::GoodWeather => world.wires.set_weather(0, 0, 0),
+        Event::GoodWeather => world.network.set_weather(0, 0, 0),
         Event::FreeDisk(id) => {
             if let Some(node) = world.nodes.get(&id) {
-                node.drive.log().fill(None);
+                node.disk.log().fill(None);
             }
         }
     }
@@ -338,7 +338,7 @@ fn go_on(world: &mut World, id: MemberId) {
         let now = world.time.now_ns();
         world.faults.stood_still.push((condition.paused_since, now));
     }
-    world.wires.hold(id, false);
+    world.network.hold(id, false);
 }
 
 /// One that leads, or takes itself for the leader.
@@ -385,7 +385,7 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
         Kind::Flush => {
             if let Some(node) = world.nodes.get(&id) {
                 // One that refuses is noticed by its member.
-                let _ = node.drive.state().flush();
+                let _ = node.disk.state().flush();
             }
         }
         Kind::PowerLossOfAll => {
@@ -403,13 +403,13 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
                 }
                 condition.paused = true;
             }
-            world.wires.hold(id, true);
+            world.network.hold(id, true);
             world.faults.plan(later, Event::Continue(id));
         }
         Kind::Isolation | Kind::Partition | Kind::OneWay => {
             let links = links_to_cut(world, kind, id);
             for (from, to) in &links {
-                world.wires.cut(*from, *to);
+                world.network.cut(*from, *to);
             }
             let laggards = world.faults.kinds == [Kind::Isolation];
             if laggards || world.faults.random.chance(500) {
@@ -422,7 +422,7 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
             let loss = random.between(5, 250) as u32;
             let doubled = random.between(0, 250) as u32;
             let slow = random.between(0, 200) as u32;
-            world.wires.set_weather(loss, doubled, slow);
+            world.network.set_weather(loss, doubled, slow);
             world.faults.plan(later, Event::GoodWeather);
         }
         Kind::DiskStall => {
@@ -492,17 +492,17 @@ fn break_disk(world: &mut World, kind: Kind, id: MemberId, until: Moment) {
     };
     match kind {
         Kind::DiskFull => {
-            node.drive.log().fill(Some(free));
+            node.disk.log().fill(Some(free));
             world.faults.plan(until, Event::FreeDisk(id));
         }
         Kind::EngineFailure => {
             let random = &mut world.faults.random;
-            node.drive.state().refuse(match random.chance(500) {
+            node.disk.state().refuse(match random.chance(500) {
                 true => Refuses::Flushes,
                 false => Refuses::AllAfter(random.below(40)),
             });
         }
-        _ => node.drive.log().fail_next_sync(),
+        _ => node.disk.log().fail_next_sync(),
     }
 }
 
@@ -527,8 +527,8 @@ pub fn heal(world: &mut World) {
     world.faults.until = 0;
     let census = |event: &Event| *event == Event::Census;
     world.faults.agenda.retain(|_, event| census(event));
-    world.wires.heal_all();
-    world.wires.set_weather(0, 0, 0);
+    world.network.heal_all();
+    world.network.set_weather(0, 0, 0);
     let ids: Vec<MemberId> = world.nodes.keys().copied().collect();
     for id in ids {
         go_on(world, id);
@@ -536,8 +536,8 @@ pub fn heal(world: &mut World) {
             condition.stalled_until = 0;
         }
         if let Some(node) = world.nodes.get(&id) {
-            node.drive.log().fill(None);
-            node.drive.state().refuse(Refuses::Nothing);
+            node.disk.log().fill(None);
+            node.disk.state().refuse(Refuses::Nothing);
         }
         restart(world, id);
     }

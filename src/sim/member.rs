@@ -1,4 +1,4 @@
-//! A member of a world: its drive and its clock's offset, which outlive it, and its life, which
+//! A member of a world: its disk and its clock's offset, which outlive it, and its life, which
 //! runs the production code. What its threads would do is done a turn at a time, when the
 //! scheduler says so; a turn of the log or of the apply thread takes as long as the disk does.
 
@@ -11,9 +11,9 @@ use parking_lot::Mutex;
 
 use super::clock::{MemberClock, Time};
 use super::executor::Tasks;
+use super::network::SimNetwork;
 use super::random::{MemberRng, Random};
-use super::states::Drive;
-use super::wires::Wires;
+use super::states::SimDisk;
 use crate::api::{Settings as ApiSettings, cluster, kv, lease, maintenance, watch};
 use crate::env::Clock;
 use crate::jobs::corruption::AtStart;
@@ -28,7 +28,7 @@ use crate::replica::inbox::Input;
 use crate::replica::log_thread::{LogJob, LogThread};
 use crate::replica::raft_thread::{RaftThread, Timing};
 use crate::replica::state_store::check_together;
-use crate::server::assemble::{FOUNDING_MARK, Member, Options, Outside, Restored};
+use crate::server::assemble::{FOUNDING_ENTRY, Member, Options, Outside, Restored};
 use crate::service::admission::Limits;
 use crate::service::handle::{Handle, Settings};
 use crate::service::membership::Rules;
@@ -45,7 +45,7 @@ pub const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How the members of a world behave; drawn from its seed, the same for all of them.
 #[derive(Clone, Copy, Debug)]
-pub struct Manner {
+pub struct SimConfig {
     /// Entries kept for members that lag.
     pub catch_up_entries: u64,
     /// Entries after which the state is flushed; ten times as many with small ones.
@@ -113,7 +113,7 @@ pub struct Services {
 /// A member, alive or not.
 pub struct Node {
     pub id: MemberId,
-    pub drive: Arc<Drive>,
+    pub disk: Arc<SimDisk>,
     pub life: Option<Life>,
     pub wall_offset_ns: Arc<AtomicI64>,
     drift_ppm: i64,
@@ -124,13 +124,13 @@ pub struct Node {
 /// What surrounds the members.
 pub struct Around<'a> {
     pub time: &'a Arc<Time>,
-    pub wires: &'a Arc<Wires>,
-    pub manner: Manner,
+    pub network: &'a Arc<SimNetwork>,
+    pub config: SimConfig,
 }
 
-fn log_options(id: MemberId, manner: &Manner) -> raft_log::Options {
+fn log_options(id: MemberId, config: &SimConfig) -> raft_log::Options {
     raft_log::Options {
-        segment_bytes: manner.segment_bytes,
+        segment_bytes: config.segment_bytes,
         cluster_id: CLUSTER.0,
         member_id: id.0,
         sync: true,
@@ -138,24 +138,23 @@ fn log_options(id: MemberId, manner: &Manner) -> raft_log::Options {
 }
 
 impl Node {
-    /// A founder's drive holds the first state of the cluster.
+    /// A founder's disk holds the first state of the cluster.
     pub fn founder(
         id: MemberId,
-        drive: Arc<Drive>,
+        disk: Arc<SimDisk>,
         drift_ppm: i64,
         founders: &[membershippb::Member],
-        manner: &Manner,
+        config: &SimConfig,
     ) -> Self {
-        let node = Self::new(id, drive, drift_ppm, Vec::new());
-        let hard_state = encode_hard_state(FOUNDING_MARK.term, FOUNDING_MARK.index);
-        let mut log =
-            RaftLog::create(node.drive.log(), log_options(id, manner)).expect("a new log");
-        log.reset(FOUNDING_MARK, Some(&hard_state))
+        let node = Self::new(id, disk, drift_ppm, Vec::new());
+        let hard_state = encode_hard_state(FOUNDING_ENTRY.term, FOUNDING_ENTRY.index);
+        let mut log = RaftLog::create(node.disk.log(), log_options(id, config)).expect("a new log");
+        log.reset(FOUNDING_ENTRY, Some(&hard_state))
             .expect("the disk is sound");
-        let engine = node.drive.open_state(0).expect("an empty drive");
+        let engine = node.disk.open_state(0).expect("an empty disk");
         let mut machine = Machine::open(engine.clone()).expect("an empty state opens");
         machine
-            .bootstrap(founders.to_vec(), FOUNDING_MARK.index, FOUNDING_MARK.term)
+            .bootstrap(founders.to_vec(), FOUNDING_ENTRY.index, FOUNDING_ENTRY.term)
             .expect("the engine is sound");
         engine.flush().expect("the engine is sound");
         node
@@ -164,20 +163,20 @@ impl Node {
     /// A member that has nothing yet.
     pub fn joiner(
         id: MemberId,
-        drive: Arc<Drive>,
+        disk: Arc<SimDisk>,
         drift_ppm: i64,
         first_peers: Vec<Peer>,
-        manner: &Manner,
+        config: &SimConfig,
     ) -> Self {
-        let node = Self::new(id, drive, drift_ppm, first_peers);
-        RaftLog::create(node.drive.log(), log_options(id, manner)).expect("a new log");
+        let node = Self::new(id, disk, drift_ppm, first_peers);
+        RaftLog::create(node.disk.log(), log_options(id, config)).expect("a new log");
         node
     }
 
-    fn new(id: MemberId, drive: Arc<Drive>, drift_ppm: i64, first_peers: Vec<Peer>) -> Self {
+    fn new(id: MemberId, disk: Arc<SimDisk>, drift_ppm: i64, first_peers: Vec<Peer>) -> Self {
         Self {
             id,
-            drive,
+            disk,
             life: None,
             wall_offset_ns: Arc::default(),
             drift_ppm,
@@ -185,7 +184,7 @@ impl Node {
         }
     }
 
-    /// Starts the member from what is on its drive, as `server` does.
+    /// Starts the member from what is on its disk, as `server` does.
     pub fn start(&mut self, around: &Around<'_>, mut random: Random) -> Result<(), String> {
         let tasks = Tasks::new();
         let clock = Arc::new(MemberClock::new(
@@ -193,11 +192,11 @@ impl Node {
             self.drift_ppm,
             self.wall_offset_ns.clone(),
         ));
-        let manner = around.manner;
-        let opened = RaftLog::open(self.drive.log(), log_options(self.id, &manner));
+        let config = around.config;
+        let opened = RaftLog::open(self.disk.log(), log_options(self.id, &config));
         let (log, recovered) = opened.map_err(|error| format!("the raft log: {error}"))?;
         let begins_behind = recovered.compacted.index;
-        let opened = self.drive.open_state(begins_behind);
+        let opened = self.disk.open_state(begins_behind);
         let engine: Arc<dyn Engine> = opened.map_err(|error| error.to_string())?;
         let machine = Machine::open(engine.clone()).map_err(|error| error.to_string())?;
         check_together(machine.applied_index(), begins_behind, recovered.last_index)
@@ -207,9 +206,9 @@ impl Node {
             member: self.id,
             election_ticks: 10,
             heartbeat_ticks: 1,
-            pre_vote: manner.pre_vote,
+            pre_vote: config.pre_vote,
             election_seed: random.next(),
-            recent_entries: manner.recent_entries,
+            recent_entries: config.recent_entries,
         };
         let existed = machine.applied_index() > 0;
         let restored = replica::Restored {
@@ -219,13 +218,13 @@ impl Node {
             applied_index: machine.applied_index(),
         };
         let replica = Replica::new(options, restored).map_err(|error| error.to_string())?;
-        let network = around.wires.network(self.id, clock.clone());
+        let network = around.network.network(self.id, clock.clone());
         let outside = Outside {
             clock: clock.clone(),
             rng: Arc::new(MemberRng::new(random.fork(1))),
             executor: tasks.clone(),
             network: network.clone(),
-            states: self.drive.states(),
+            states: self.disk.states(),
             metrics: Arc::new(Metrics::new(self.id, false)),
         };
         let restored = Restored {
@@ -237,18 +236,18 @@ impl Node {
             replica,
             first_peers: self.first_peers.clone(),
         };
-        let member = Member::new(outside, restored, options_of(&manner))
+        let member = Member::new(outside, restored, options_of(&config))
             .map_err(|error| error.to_string())?;
         around
-            .wires
+            .network
             .attach(self.id, member.service.clone(), tasks.clone());
         network.set_peers(member.peers.clone());
-        jobs::spawn(&member.handle, &member.inbox, jobs_of(&manner));
-        let checks = existed && manner.check_at_start;
+        jobs::spawn(&member.handle, &member.inbox, jobs_of(&config));
+        let checks = existed && config.check_at_start;
         member
             .handle
             .spawn(introduce(member.handle.clone(), checks));
-        self.life = Some(Life::new(member, tasks, clock, &manner));
+        self.life = Some(Life::new(member, tasks, clock, &config));
         Ok(())
     }
 }
@@ -292,12 +291,12 @@ async fn publish(handle: Handle) {
     }
 }
 
-fn options_of(manner: &Manner) -> Options {
+fn options_of(config: &SimConfig) -> Options {
     Options {
         settings: Settings {
             limits: Limits {
                 max_request_bytes: 1 << 20,
-                quota_bytes: manner.quota_bytes,
+                quota_bytes: config.quota_bytes,
             },
             rules: Rules {
                 strict: true,
@@ -308,38 +307,38 @@ fn options_of(manner: &Manner) -> Options {
         timing: Timing {
             tick: TICK,
             election_timeout: ELECTION_TIMEOUT,
-            catch_up_entries: manner.catch_up_entries,
-            max_outstanding_bytes: manner.max_outstanding_bytes,
+            catch_up_entries: config.catch_up_entries,
+            max_outstanding_bytes: config.max_outstanding_bytes,
         },
-        watch_limits: manner.watch_limits,
+        watch_limits: config.watch_limits,
         warning_apply_duration: Duration::from_millis(100),
     }
 }
 
-fn jobs_of(manner: &Manner) -> jobs::Settings {
+fn jobs_of(config: &SimConfig) -> jobs::Settings {
     jobs::Settings {
-        snapshot_count: manner.snapshot_count,
+        snapshot_count: config.snapshot_count,
         compaction: compactor::Pace {
-            batch_limit: manner.compaction_batch,
+            batch_limit: config.compaction_batch,
             sleep: Duration::from_millis(10),
         },
         corruption: corruption::Pace {
-            all: manner.check_all,
-            compacted: Some(manner.check_compacted),
+            all: config.check_all,
+            compacted: Some(config.check_compacted),
         },
-        retention: manner.retention,
-        lease_checkpoint_interval: manner.lease_checkpoint_interval,
+        retention: config.retention,
+        lease_checkpoint_interval: config.lease_checkpoint_interval,
     }
 }
 
 impl Life {
-    fn new(member: Member, tasks: Arc<Tasks>, clock: Arc<MemberClock>, manner: &Manner) -> Self {
+    fn new(member: Member, tasks: Arc<Tasks>, clock: Arc<MemberClock>, config: &SimConfig) -> Self {
         let handle = member.handle;
         let settings = ApiSettings {
             max_txn_ops: 128,
-            max_request_bytes: manner.answer_bytes,
-            fragment_bytes: manner.answer_bytes,
-            progress_interval: manner.progress_interval,
+            max_request_bytes: config.answer_bytes,
+            fragment_bytes: config.answer_bytes,
+            progress_interval: config.progress_interval,
         };
         let services = Services {
             kv: kv::KvService::new(handle.clone(), settings),

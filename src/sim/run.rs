@@ -11,10 +11,10 @@ use super::check;
 use super::client::Client;
 use super::faults::{self, Kind};
 use super::history::{Applied, Asked, Finding, History, Kept, Operation, Outcome, Payload};
-use super::member::Manner;
+use super::member::SimConfig;
+use super::network;
 use super::random::Random;
 use super::watcher;
-use super::wires;
 use super::workload::{self, Load, get, put};
 use super::world::World;
 use crate::jobs::auto_compaction::Retention;
@@ -63,14 +63,14 @@ pub struct Report {
     pub watch_events: u64,
     pub entries: u64,
     pub faults: BTreeMap<Kind, u64>,
-    pub wires: wires::Counts,
-    pub paths: BTreeMap<probe::Path, u64>,
+    pub network: network::Counts,
+    pub paths: BTreeMap<probe::CoveragePoint, u64>,
 }
 
-fn manner(random: &mut Random) -> Manner {
+fn config(random: &mut Random) -> SimConfig {
     let small_queues = random.chance(600);
     let limits = watch::Limits::default();
-    Manner {
+    SimConfig {
         catch_up_entries: *random.pick(&[5, 5, 50, 500]),
         snapshot_count: *random.pick(&[2, 10, 60]),
         quota_bytes: random.chance(200).then_some(24 << 10),
@@ -128,11 +128,11 @@ fn run_world(seed: u64, options: Options) -> Report {
     memory::allow_reads(u64::MAX);
     let mut random = Random::new(seed);
     let members = *random.pick(&[1, 1, 3, 3, 3, 3, 3, 5, 5]);
-    let manner = manner(&mut random);
-    let mut world = World::new(random.fork(1), members, manner, options.print);
+    let config = config(&mut random);
+    let mut world = World::new(random.fork(1), members, config, options.print);
     world
         .trace
-        .note(format_args!("seed {seed}: {members} members, {manner:?}"));
+        .note(format_args!("seed {seed}: {members} members, {config:?}"));
     live(&mut world, &mut random, options);
     if world.findings.is_empty() {
         come_to_rest(&mut world);
@@ -166,7 +166,7 @@ fn live(world: &mut World, random: &mut Random, options: Options) {
         world.faults.prefer(Kind::Membership);
     }
     let distance_ns = *random.pick(&[0, 0, 0, 4, 25]) * SECOND / 1_000;
-    world.wires.set_distance(distance_ns);
+    world.network.set_distance(distance_ns);
     for number in 0..working {
         let random = random.fork(u64::from(number));
         let kind = match many_leases {
@@ -258,7 +258,7 @@ fn serve_again(world: &mut World) {
         };
         crate::env::Executor::spawn(world.clients.tasks.as_ref(), Box::pin(work));
     }
-    let limit_ns = match world.manner.pre_vote {
+    let limit_ns = match world.config.pre_vote {
         true => SERVES_AGAIN_NS,
         false => SERVES_AGAIN_UNASKED_NS,
     };
@@ -420,7 +420,7 @@ fn judge(mut world: World) -> Report {
     let stood_still = stood_still(&world);
     let history = History {
         founders: world.founders.clone(),
-        auto_compaction: world.manner.retention != Retention::Off,
+        auto_compaction: world.config.retention != Retention::Off,
         operations: std::mem::take(&mut *world.clients.operations.lock()),
         watches: std::mem::take(&mut *world.clients.watches.lock()),
         entries: world.entries,
@@ -449,7 +449,7 @@ fn judge(mut world: World) -> Report {
             .sum(),
         entries: history.entries.len() as u64,
         faults: world.faults.counts.clone(),
-        wires: world.wires.counts(),
+        network: world.network.counts(),
         paths: probe::take_reached(),
         findings,
     };

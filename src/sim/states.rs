@@ -1,7 +1,7 @@
-//! States on disks that are memory: what a member's machine has on its drive, and how a state
+//! SnapshotStore on disks that are memory: what a member's machine has on its disk, and how a state
 //! takes another's place, by the rules of the real ones (`node::states`).
 //!
-//! A `Drive` outlives the lives of its member. What a process that died would never have done, its
+//! A `SimDisk` outlives the lives of its member. What a process that died would never have done, its
 //! destructors must not do here: a directory that is dropped is removed when its life next does
 //! something, for only then was it not the end that dropped it.
 
@@ -14,10 +14,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use crate::replica::state_store::{
-    Checkpoint, Claimed, Received, States, mark_of, received_name, snapshot_of, takes_over,
+    Checkpoint, Claimed, Received, SnapshotStore, entry_id_of, received_name, snapshot_of,
+    takes_over,
 };
 use crate::storage::memory::{Checkpoints, MemoryEngine};
-use crate::storage::raft_log::{Mark, MemoryDisk};
+use crate::storage::raft_log::{EntryId, MemoryDisk};
 use crate::storage::{self, Engine};
 use crate::transport::SnapshotDir;
 use crate::types::MemberId;
@@ -27,13 +28,13 @@ const FIRST_NAME: &str = "state";
 
 /// The directories of all machines of a world: each holds a state.
 #[derive(Default)]
-pub struct Shelf {
+pub struct SimDisks {
     /// For the engines, which can make checkpoints on it.
-    itself: Weak<Shelf>,
+    itself: Weak<SimDisks>,
     directories: Mutex<BTreeMap<PathBuf, MemoryEngine>>,
 }
 
-impl Shelf {
+impl SimDisks {
     pub fn new() -> Arc<Self> {
         Arc::new_cyclic(|itself| Self {
             itself: itself.clone(),
@@ -73,10 +74,10 @@ impl Shelf {
 
     /// A directory that is removed when what is returned is dropped.
     pub fn lend(self: &Arc<Self>, path: PathBuf) -> SnapshotDir {
-        let shelf = Arc::downgrade(self);
+        let disks = Arc::downgrade(self);
         let remove = move |path: &Path| {
-            if let Some(shelf) = shelf.upgrade() {
-                shelf.remove(path);
+            if let Some(disks) = disks.upgrade() {
+                disks.remove(path);
             }
         };
         SnapshotDir::of(path, Box::new(remove))
@@ -101,7 +102,7 @@ impl Shelf {
     }
 }
 
-impl Checkpoints for Shelf {
+impl Checkpoints for SimDisks {
     fn keep(&self, dir: &Path, copy: MemoryEngine) -> storage::Result<()> {
         let mut directories = self.directories.lock();
         if directories.contains_key(dir) {
@@ -114,8 +115,8 @@ impl Checkpoints for Shelf {
 }
 
 /// What a member's machine keeps over the member's lives.
-pub struct Drive {
-    shelf: Arc<Shelf>,
+pub struct SimDisk {
+    disks: Arc<SimDisks>,
     root: PathBuf,
     life: AtomicU64,
     /// Directories that this life has dropped.
@@ -138,21 +139,21 @@ impl Content {
     }
 }
 
-impl Drive {
+impl SimDisk {
     /// An empty one.
-    pub fn new(shelf: Arc<Shelf>, member: MemberId) -> Arc<Self> {
-        let drive = Self {
-            root: Shelf::root(member),
-            shelf,
+    pub fn new(disks: Arc<SimDisks>, member: MemberId) -> Arc<Self> {
+        let disk = Self {
+            root: SimDisks::root(member),
+            disks,
             life: AtomicU64::new(1),
             dropped: Mutex::default(),
             content: Mutex::new(Content::new()),
         };
-        drive.wipe();
-        Arc::new(drive)
+        disk.wipe();
+        Arc::new(disk)
     }
 
-    /// Where the raft log is. The same until the drive is wiped.
+    /// Where the raft log is. The same until the disk is wiped.
     pub fn log(&self) -> Arc<MemoryDisk> {
         self.content.lock().log.clone()
     }
@@ -160,7 +161,7 @@ impl Drive {
     /// The state in use, for those who look on.
     pub fn state(&self) -> MemoryEngine {
         let path = self.path(&self.content.lock().in_use);
-        self.shelf.get(&path).unwrap_or_default()
+        self.disks.get(&path).unwrap_or_default()
     }
 
     /// Opens the state that a start opens, where the log begins behind the entry `log_reset_to`,
@@ -169,8 +170,8 @@ impl Drive {
         let mut content = self.content.lock();
         let mut engine = self.open(&content.in_use);
         let name = received_name(log_reset_to);
-        let received = self.shelf.get(&self.path(&name));
-        let applied = mark_of(engine.latest())?.index;
+        let received = self.disks.get(&self.path(&name));
+        let applied = entry_id_of(engine.latest())?.index;
         if takes_over(applied, log_reset_to, received.is_some()) {
             engine = self.open(&name);
             content.in_use = name;
@@ -180,10 +181,10 @@ impl Drive {
     }
 
     /// The states of a life that begins now.
-    pub fn states(self: &Arc<Self>) -> Arc<SimStates> {
-        Arc::new(SimStates {
+    pub fn states(self: &Arc<Self>) -> Arc<SimSnapshotStore> {
+        Arc::new(SimSnapshotStore {
             life: self.life.load(Ordering::SeqCst),
-            drive: self.clone(),
+            disk: self.clone(),
             next_sending: AtomicU64::new(1),
             claimed: Mutex::default(),
         })
@@ -208,15 +209,15 @@ impl Drive {
         let mut content = self.content.lock();
         *content = Content::new();
         self.remove_all_but("");
-        self.shelf.put(self.path(FIRST_NAME), self.shelf.empty());
+        self.disks.put(self.path(FIRST_NAME), self.disks.empty());
     }
 
     fn end_life(&self) {
         self.life.fetch_add(1, Ordering::SeqCst);
         self.dropped.lock().clear();
-        for path in self.shelf.list(&self.root) {
-            if let Some(state) = self.shelf.get(&path) {
-                self.shelf.put(path, state.survivor());
+        for path in self.disks.list(&self.root) {
+            if let Some(state) = self.disks.get(&path) {
+                self.disks.put(path, state.survivor());
             }
         }
     }
@@ -231,40 +232,40 @@ impl Drive {
 
     fn open(&self, name: &str) -> MemoryEngine {
         let path = self.path(name);
-        self.shelf.get(&path).unwrap_or_else(|| {
-            let engine = self.shelf.empty();
-            self.shelf.put(path, engine.clone());
+        self.disks.get(&path).unwrap_or_else(|| {
+            let engine = self.disks.empty();
+            self.disks.put(path, engine.clone());
             engine
         })
     }
 
     fn remove_all_but(&self, name: &str) {
         let kept = self.path(name);
-        for path in self.shelf.list(&self.root) {
+        for path in self.disks.list(&self.root) {
             if path != kept {
-                self.shelf.remove(&path);
+                self.disks.remove(&path);
             }
         }
     }
 }
 
 /// The state directories as one life of a member uses them.
-pub struct SimStates {
-    drive: Arc<Drive>,
+pub struct SimSnapshotStore {
+    disk: Arc<SimDisk>,
     life: u64,
     next_sending: AtomicU64,
     claimed: Mutex<Claimed>,
 }
 
-impl SimStates {
+impl SimSnapshotStore {
     /// A directory that is removed after what is returned was dropped, but not by the dead.
     fn lend(&self, path: PathBuf) -> SnapshotDir {
-        let (drive, life) = (Arc::downgrade(&self.drive), self.life);
+        let (disk, life) = (Arc::downgrade(&self.disk), self.life);
         let remove = move |path: &Path| {
-            if let Some(drive) = drive.upgrade()
-                && drive.is_alive(life)
+            if let Some(disk) = disk.upgrade()
+                && disk.is_alive(life)
             {
-                drive.dropped.lock().push(path.to_owned());
+                disk.dropped.lock().push(path.to_owned());
             }
         };
         SnapshotDir::of(path, Box::new(remove))
@@ -272,65 +273,65 @@ impl SimStates {
 
     /// Removes what this life has dropped; an error where it has ended.
     fn live(&self) -> Result<(), String> {
-        if !self.drive.is_alive(self.life) {
+        if !self.disk.is_alive(self.life) {
             return Err("the process that asks is dead".to_owned());
         }
-        let dropped = std::mem::take(&mut *self.drive.dropped.lock());
+        let dropped = std::mem::take(&mut *self.disk.dropped.lock());
         for path in dropped {
-            self.drive.shelf.remove(&path);
+            self.disk.disks.remove(&path);
         }
         Ok(())
     }
 }
 
-impl States for SimStates {
+impl SnapshotStore for SimSnapshotStore {
     fn checkpoint(&self, engine: &dyn Engine) -> storage::Result<Checkpoint> {
         self.live().map_err(storage::Error::Engine)?;
         let number = self.next_sending.fetch_add(1, Ordering::Relaxed);
-        let files = self.lend(self.drive.path(&format!("sending-{number}")));
+        let files = self.lend(self.disk.path(&format!("sending-{number}")));
         engine.checkpoint(files.path())?;
-        let copy = self.drive.shelf.get(files.path()).unwrap_or_default();
+        let copy = self.disk.disks.get(files.path()).unwrap_or_default();
         Ok(Checkpoint {
             snapshot: snapshot_of(&copy)?,
             files: Arc::new(files),
         })
     }
 
-    fn receive(&self, files: SnapshotDir, mark: Mark) -> Result<Received, String> {
+    fn receive(&self, files: SnapshotDir, entry_id: EntryId) -> Result<Received, String> {
         self.live()?;
-        let shelf = &self.drive.shelf;
-        let copy = shelf.get(files.path());
+        let disks = &self.disk.disks;
+        let copy = disks.get(files.path());
         let copy = copy.ok_or_else(|| format!("{} is not there", files.path().display()))?;
         let mut claimed = self.claimed.lock();
-        claimed.check(&copy, mark)?;
-        let name = received_name(mark.index);
-        if name == self.drive.content.lock().in_use {
+        claimed.check(&copy, entry_id)?;
+        let name = received_name(entry_id.index);
+        if name == self.disk.content.lock().in_use {
             return Err("this state is already in use".to_owned());
         }
-        let path = self.drive.path(&name);
-        shelf.remove(&path);
-        if !shelf.rename(&files.keep(), path.clone()) {
+        let path = self.disk.path(&name);
+        disks.remove(&path);
+        if !disks.rename(&files.keep(), path.clone()) {
             return Err("the files went away".to_owned());
         }
         Ok(Received {
-            mark,
+            entry_id,
             files: self.lend(path),
-            claim: claimed.claim(mark.index),
+            claim: claimed.claim(entry_id.index),
         })
     }
 
     fn adopt(&self, received: Received) -> storage::Result<Arc<dyn Engine>> {
         self.live().map_err(storage::Error::Engine)?;
         let path = received.files.keep();
-        let Some(engine) = self.drive.shelf.get(&path) else {
+        let Some(engine) = self.disk.disks.get(&path) else {
             let text = format!("{} is not there", path.display());
             return Err(storage::Error::Open(text));
         };
-        let mut content = self.drive.content.lock();
-        let name = received_name(received.mark.index);
+        let mut content = self.disk.content.lock();
+        let name = received_name(received.entry_id.index);
         let before = std::mem::replace(&mut content.in_use, name);
         // Nobody opens it again; who reads it holds it.
-        self.drive.shelf.remove(&self.drive.path(&before));
+        self.disk.disks.remove(&self.disk.path(&before));
         Ok(Arc::new(engine))
     }
 }
@@ -346,7 +347,7 @@ mod tests {
 
     const MEMBER: MemberId = MemberId(0xa);
 
-    /// A machine on the drive that has applied entries up to `index`, in term 1.
+    /// A machine on the disk that has applied entries up to `index`, in term 1.
     fn grow(engine: &Arc<MemoryEngine>, index: u64) {
         let mut machine = Machine::open(engine.clone()).expect("opens");
         if machine.applied_index() == 0 {
@@ -366,33 +367,33 @@ mod tests {
     }
 
     fn applied(state: &MemoryEngine) -> u64 {
-        mark_of(state.latest()).expect("reads").index
+        entry_id_of(state.latest()).expect("reads").index
     }
 
-    /// A drive whose state in use has applied up to `index`, durably.
-    fn drive(shelf: &Arc<Shelf>, index: u64) -> Arc<Drive> {
-        let drive = Drive::new(shelf.clone(), MEMBER);
-        let engine = drive.open_state(0).expect("opens");
+    /// A disk whose state in use has applied up to `index`, durably.
+    fn disk(disks: &Arc<SimDisks>, index: u64) -> Arc<SimDisk> {
+        let disk = SimDisk::new(disks.clone(), MEMBER);
+        let engine = disk.open_state(0).expect("opens");
         grow(&engine, index);
         engine.flush().expect("flushes");
-        drive
+        disk
     }
 
     /// A snapshot's files as they come, of a state that has applied up to `index`.
-    fn incoming(shelf: &Arc<Shelf>, index: u64) -> SnapshotDir {
-        let engine = Arc::new(shelf.empty());
+    fn incoming(disks: &Arc<SimDisks>, index: u64) -> SnapshotDir {
+        let engine = Arc::new(disks.empty());
         grow(&engine, index);
-        let path = Shelf::root(MEMBER).join(format!("receiving-{index}"));
+        let path = SimDisks::root(MEMBER).join(format!("receiving-{index}"));
         engine.checkpoint(&path).expect("a checkpoint");
-        shelf.lend(path)
+        disks.lend(path)
     }
 
-    fn mark(index: u64) -> Mark {
-        Mark { index, term: 1 }
+    fn entry_id(index: u64) -> EntryId {
+        EntryId { index, term: 1 }
     }
 
-    fn names(shelf: &Shelf) -> Vec<String> {
-        let paths = shelf.list(Path::new(""));
+    fn names(disks: &SimDisks) -> Vec<String> {
+        let paths = disks.list(Path::new(""));
         let name = |path: &PathBuf| path.file_name().map(|name| name.to_owned());
         let names = paths.iter().filter_map(name);
         names.filter_map(|name| name.into_string().ok()).collect()
@@ -400,63 +401,67 @@ mod tests {
 
     #[test]
     fn a_checkpoint_is_a_copy_as_of_its_moment() {
-        let shelf = Shelf::new();
-        let drive = drive(&shelf, 5);
-        let (states, engine) = (drive.states(), drive.open_state(0).expect("opens"));
+        let disks = SimDisks::new();
+        let disk = disk(&disks, 5);
+        let (states, engine) = (disk.states(), disk.open_state(0).expect("opens"));
         let made = states.checkpoint(engine.as_ref()).expect("a checkpoint");
         grow(&engine, 9);
         let metadata = made.snapshot.get_metadata();
         assert_eq!((metadata.index, metadata.term), (5, 1));
         assert_eq!(metadata.get_conf_state().voters, [MEMBER.0]);
-        let copy = shelf.get(made.files.path()).expect("a directory");
-        assert_eq!((applied(&copy), applied(&drive.state())), (5, 9));
+        let copy = disks.get(made.files.path()).expect("a directory");
+        assert_eq!((applied(&copy), applied(&disk.state())), (5, 9));
         let second = states.checkpoint(engine.as_ref()).expect("another");
         assert_ne!(second.files.path(), made.files.path());
         drop(made);
         let third = states.checkpoint(engine.as_ref());
         assert!(third.is_ok());
-        assert_eq!(names(&shelf), ["sending-2", "sending-3", "state"]);
+        assert_eq!(names(&disks), ["sending-2", "sending-3", "state"]);
         let alone = MemoryEngine::new();
         assert!(states.checkpoint(&alone).is_err());
     }
 
     #[test]
     fn a_received_state_takes_the_place_of_the_old_one() {
-        let shelf = Shelf::new();
-        let drive = drive(&shelf, 3);
-        let states = drive.states();
-        let received = states.receive(incoming(&shelf, 8), mark(8)).expect("fits");
-        assert_eq!((received.mark, names(&shelf).len()), (mark(8), 2));
-        assert_eq!(applied(&drive.state()), 3);
+        let disks = SimDisks::new();
+        let disk = disk(&disks, 3);
+        let states = disk.states();
+        let received = states
+            .receive(incoming(&disks, 8), entry_id(8))
+            .expect("fits");
+        assert_eq!((received.entry_id, names(&disks).len()), (entry_id(8), 2));
+        assert_eq!(applied(&disk.state()), 3);
         let engine = states.adopt(received).expect("adopts");
-        assert_eq!(mark_of(engine.latest()).expect("reads"), mark(8));
-        assert_eq!(applied(&drive.state()), 8);
-        assert_eq!(names(&shelf), [received_name(8)]);
-        drive.kill();
-        assert_eq!(applied(&drive.open_state(8).expect("opens")), 8);
+        assert_eq!(entry_id_of(engine.latest()).expect("reads"), entry_id(8));
+        assert_eq!(applied(&disk.state()), 8);
+        assert_eq!(names(&disks), [received_name(8)]);
+        disk.kill();
+        assert_eq!(applied(&disk.open_state(8).expect("opens")), 8);
         // The same once more is not wanted.
-        let again = drive.states().receive(incoming(&shelf, 8), mark(8));
+        let again = disk.states().receive(incoming(&disks, 8), entry_id(8));
         assert_eq!(again.err(), Some("this state is already in use".to_owned()));
-        assert_eq!(names(&shelf), [received_name(8)]);
+        assert_eq!(names(&disks), [received_name(8)]);
     }
 
     #[test]
     fn what_does_not_fit_is_refused_and_removed() {
-        let shelf = Shelf::new();
-        let drive = drive(&shelf, 3);
-        let states = drive.states();
-        let wrong = states.receive(incoming(&shelf, 8), mark(9)).err();
+        let disks = SimDisks::new();
+        let disk = disk(&disks, 3);
+        let states = disk.states();
+        let wrong = states.receive(incoming(&disks, 8), entry_id(9)).err();
         let text = "its state is that after entry 8 of term 1, not 9 of 1";
         assert_eq!(wrong.as_deref(), Some(text));
-        let received = states.receive(incoming(&shelf, 8), mark(8)).expect("fits");
-        let twice = states.receive(incoming(&shelf, 8), mark(8)).err();
+        let received = states
+            .receive(incoming(&disks, 8), entry_id(8))
+            .expect("fits");
+        let twice = states.receive(incoming(&disks, 8), entry_id(8)).err();
         let text = "the same state came before and is about to be used";
         assert_eq!(twice.as_deref(), Some(text));
         drop(received);
-        let again = states.receive(incoming(&shelf, 8), mark(8));
-        assert_eq!(again.map(|received| received.mark), Ok(mark(8)));
-        assert!(states.receive(incoming(&shelf, 9), mark(9)).is_ok());
-        assert_eq!(names(&shelf), ["state".to_owned(), received_name(9)]);
+        let again = states.receive(incoming(&disks, 8), entry_id(8));
+        assert_eq!(again.map(|received| received.entry_id), Ok(entry_id(8)));
+        assert!(states.receive(incoming(&disks, 9), entry_id(9)).is_ok());
+        assert_eq!(names(&disks), ["state".to_owned(), received_name(9)]);
     }
 
     #[test]
@@ -466,99 +471,101 @@ mod tests {
             .into_iter()
             .flat_map(|case| [(case, true), (case, false)]);
         for ((reset_to, expected), dropped_first) in cases {
-            let shelf = Shelf::new();
-            let drive = drive(&shelf, 3);
-            let received = drive.states().receive(incoming(&shelf, 8), mark(8));
+            let disks = SimDisks::new();
+            let disk = disk(&disks, 3);
+            let received = disk.states().receive(incoming(&disks, 8), entry_id(8));
             let received = received.expect("fits");
             // The process dies; what its destructors would do, the dead do not, whenever the
-            // drive hears of it.
+            // disk hears of it.
             if dropped_first {
                 drop(received);
-                drive.kill();
+                disk.kill();
             } else {
-                drive.kill();
+                disk.kill();
                 drop(received);
             }
-            let state = drive.open_state(reset_to).expect("opens");
+            let state = disk.open_state(reset_to).expect("opens");
             assert_eq!(applied(&state), expected, "reset to {reset_to}");
-            assert_eq!(names(&shelf).len(), 1, "the others are gone");
+            assert_eq!(names(&disks).len(), 1, "the others are gone");
             assert_eq!(check_together(expected, reset_to, 9), Ok(()));
-            drive.crash(1);
+            disk.crash(1);
             assert_eq!(
-                applied(&drive.open_state(reset_to).expect("opens")),
+                applied(&disk.open_state(reset_to).expect("opens")),
                 expected
             );
         }
         // It was reset for a state that is not there: the caller finds that it lacks a part.
-        let shelf = Shelf::new();
-        let drive = drive(&shelf, 3);
-        assert_eq!(applied(&drive.open_state(8).expect("opens")), 3);
+        let disks = SimDisks::new();
+        let disk = disk(&disks, 3);
+        assert_eq!(applied(&disk.open_state(8).expect("opens")), 3);
         assert!(check_together(3, 8, 9).is_err());
     }
 
     #[test]
     fn what_was_not_flushed_dies_with_the_process() {
-        let shelf = Shelf::new();
-        let drive = drive(&shelf, 3);
-        let engine = drive.open_state(0).expect("opens");
+        let disks = SimDisks::new();
+        let disk = disk(&disks, 3);
+        let engine = disk.open_state(0).expect("opens");
         grow(&engine, 7);
-        drive.kill();
-        assert_eq!(applied(&drive.state()), 3);
+        disk.kill();
+        assert_eq!(applied(&disk.state()), 3);
         // The dead write into what nobody reads.
         grow(&engine, 9);
         engine.flush().expect("flushes");
-        assert_eq!(applied(&drive.open_state(0).expect("opens")), 3);
+        assert_eq!(applied(&disk.open_state(0).expect("opens")), 3);
     }
 
     #[test]
     fn the_dead_neither_make_nor_take_states() {
-        let shelf = Shelf::new();
-        let drive = drive(&shelf, 3);
-        let (states, engine) = (drive.states(), drive.open_state(0).expect("opens"));
+        let disks = SimDisks::new();
+        let disk = disk(&disks, 3);
+        let (states, engine) = (disk.states(), disk.open_state(0).expect("opens"));
         let made = states.checkpoint(engine.as_ref()).expect("a checkpoint");
-        let received = states.receive(incoming(&shelf, 8), mark(8)).expect("fits");
-        drive.kill();
+        let received = states
+            .receive(incoming(&disks, 8), entry_id(8))
+            .expect("fits");
+        disk.kill();
         assert!(states.adopt(received).is_err());
         assert!(states.checkpoint(engine.as_ref()).is_err());
-        assert!(states.receive(incoming(&shelf, 9), mark(9)).is_err());
+        assert!(states.receive(incoming(&disks, 9), entry_id(9)).is_err());
         // Leftovers stay until a start removes them, and then no dead hand reaches the new ones.
-        assert!(names(&shelf).contains(&"sending-1".to_owned()));
-        let engine = drive.open_state(0).expect("opens");
-        assert_eq!(names(&shelf), ["state"]);
-        let anew = drive.states().checkpoint(engine.as_ref());
+        assert!(names(&disks).contains(&"sending-1".to_owned()));
+        let engine = disk.open_state(0).expect("opens");
+        assert_eq!(names(&disks), ["state"]);
+        let anew = disk.states().checkpoint(engine.as_ref());
         assert_eq!(
             anew.as_ref().map(|made| made.files.path().exists()).ok(),
             Some(false)
         );
         drop(made);
-        assert_eq!(names(&shelf), ["sending-1", "state"]);
+        assert_eq!(names(&disks), ["sending-1", "state"]);
     }
 
     #[test]
     fn a_wiped_drive_is_a_new_one() {
-        let shelf = Shelf::new();
-        let drive = drive(&shelf, 3);
-        drive.log().create("a").expect("a file");
-        let log = drive.log();
-        drive.wipe();
+        let disks = SimDisks::new();
+        let disk = disk(&disks, 3);
+        disk.log().create("a").expect("a file");
+        let log = disk.log();
+        disk.wipe();
         assert_eq!(
-            (log.list().expect("a list").len(), applied(&drive.state())),
+            (log.list().expect("a list").len(), applied(&disk.state())),
             (1, 0)
         );
-        assert_eq!(drive.log().list().expect("a list").len(), 0);
-        assert_eq!(names(&shelf), ["state"]);
-        let states = drive.states();
-        let engine = drive.open_state(0).expect("opens");
+        assert_eq!(disk.log().list().expect("a list").len(), 0);
+        assert_eq!(names(&disks), ["state"]);
+        let states = disk.states();
+        let engine = disk.open_state(0).expect("opens");
         grow(&engine, 2);
         assert!(states.checkpoint(engine.as_ref()).is_ok());
     }
 
     #[test]
     fn a_shelf_keeps_nobody_alive() {
-        let shelf = Shelf::new();
-        let drive = drive(&shelf, 3);
-        let weak = Arc::downgrade(&shelf);
-        drop((shelf, drive));
+        let disks = SimDisks::new();
+        let disk = disk(&disks, 3);
+        let weak = Arc::downgrade(&disks);
+        drop((disks, disk));
         assert_eq!(weak.strong_count(), 0);
     }
 }

@@ -14,11 +14,11 @@ use super::client::{Clients, Door};
 use super::clock::Time;
 use super::faults::Faults;
 use super::history::{Applied, Finding, Kept, Moment};
-use super::member::{Around, End, Life, Manner, Node};
+use super::member::{Around, End, Life, Node, SimConfig};
+use super::network::SimNetwork;
 use super::random::Random;
-use super::states::{Drive, Shelf};
+use super::states::{SimDisk, SimDisks};
 use super::trace::Trace;
-use super::wires::Wires;
 use crate::probe;
 use crate::proto::membershippb::{Member, RaftAttributes};
 use crate::storage::memory;
@@ -49,7 +49,7 @@ struct Agenda {
     blocking: Option<Moment>,
 }
 
-/// What a member's drive and process are like just now.
+/// What a member's disk and process are like just now.
 #[derive(Default)]
 pub struct Condition {
     /// The process stands still.
@@ -69,11 +69,11 @@ pub struct Condition {
 pub struct World {
     pub random: Random,
     pub time: Arc<Time>,
-    pub wires: Arc<Wires>,
-    pub shelf: Arc<Shelf>,
+    pub network: Arc<SimNetwork>,
+    pub disks: Arc<SimDisks>,
     pub clients: Arc<Clients>,
     pub trace: Arc<Trace>,
-    pub manner: Manner,
+    pub config: SimConfig,
     pub nodes: BTreeMap<MemberId, Node>,
     pub conditions: BTreeMap<MemberId, Condition>,
     pub faults: Faults,
@@ -103,22 +103,22 @@ const STEPS_PER_LOOK: u64 = 256;
 
 impl World {
     /// A cluster that has just been founded, with nobody started.
-    pub fn new(mut random: Random, members: u64, manner: Manner, print: bool) -> Self {
+    pub fn new(mut random: Random, members: u64, config: SimConfig, print: bool) -> Self {
         // Entries of an earlier world on this thread are none of ours.
         let _ = probe::take_applied();
         let time = Time::new();
         let trace = Trace::new(time.clone(), print);
-        let shelf = Shelf::new();
-        let wires = Wires::new(time.clone(), shelf.clone(), random.fork(1));
+        let disks = SimDisks::new();
+        let network = SimNetwork::new(time.clone(), disks.clone(), random.fork(1));
         let mut world = Self {
             faults: Faults::new(random.fork(2)),
             clients: Clients::new(time.clone(), trace.clone()),
-            shelf,
+            disks,
             random,
             time,
-            wires,
+            network,
             trace,
-            manner,
+            config,
             nodes: BTreeMap::new(),
             conditions: BTreeMap::new(),
             findings: Vec::new(),
@@ -146,9 +146,9 @@ impl World {
         world.founders = founders.iter().map(|member| MemberId(member.id)).collect();
         for founder in &founders {
             let id = MemberId(founder.id);
-            let drive = world.new_drive(id);
+            let disk = world.new_drive(id);
             let drift_ppm = world.random_drift();
-            let node = Node::founder(id, drive, drift_ppm, &founders, &world.manner);
+            let node = Node::founder(id, disk, drift_ppm, &founders, &world.config);
             world.add(node);
         }
         world
@@ -160,8 +160,8 @@ impl World {
         format!("http://10.0.0.{}:2380", self.urls)
     }
 
-    fn new_drive(&mut self, id: MemberId) -> Arc<Drive> {
-        Drive::new(self.shelf.clone(), id)
+    fn new_drive(&mut self, id: MemberId) -> Arc<SimDisk> {
+        SimDisk::new(self.disks.clone(), id)
     }
 
     fn random_drift(&mut self) -> i64 {
@@ -174,11 +174,11 @@ impl World {
         self.nodes.insert(node.id, node);
     }
 
-    /// Makes a member that joins, with nothing on its drive.
+    /// Makes a member that joins, with nothing on its disk.
     pub fn add_joiner(&mut self, id: MemberId, first_peers: Vec<Peer>) {
-        let drive = self.new_drive(id);
+        let disk = self.new_drive(id);
         let drift_ppm = self.random_drift();
-        let node = Node::joiner(id, drive, drift_ppm, first_peers, &self.manner);
+        let node = Node::joiner(id, disk, drift_ppm, first_peers, &self.config);
         self.add(node);
     }
 
@@ -207,8 +207,8 @@ impl World {
         let random = self.random.fork(id.0);
         let around = Around {
             time: &self.time,
-            wires: &self.wires,
-            manner: self.manner,
+            network: &self.network,
+            config: self.config,
         };
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
@@ -222,7 +222,7 @@ impl World {
         match started {
             Ok(()) => {
                 let term = self.life(id).map_or(0, |life| life.raft.status().term);
-                let forgotten = self.wires.promises().started(id, term);
+                let forgotten = self.network.promises().started(id, term);
                 if let Some(forgotten) = forgotten {
                     self.find("a member forgot its term", forgotten);
                 }
@@ -231,7 +231,7 @@ impl World {
             Err(reason) => {
                 let condition = self.conditions.get(&id);
                 let until = condition.map_or(0, |condition| condition.may_not_start_until);
-                self.wires.detach(id);
+                self.network.detach(id);
                 if self.time.now_ns() > until {
                     self.find("a member does not start", format!("{id}: {reason}"));
                 }
@@ -264,25 +264,25 @@ impl World {
         if mid_write && life.log_jobs.is_some() {
             // The end comes while the log is being written.
             {
-                let disk = node.drive.log();
+                let disk = node.disk.log();
                 disk.stop_at(disk.operations() + after);
             };
             // What it says no longer matters.
             let _ = life.finish_log();
         }
         life.tasks.clear();
-        self.wires.detach(id);
+        self.network.detach(id);
         drop(life);
         match power {
-            true => node.drive.kill(),
-            false => node.drive.crash(seed),
+            true => node.disk.kill(),
+            false => node.disk.crash(seed),
         }
         if let Some(agenda) = self.agendas.get_mut(&id) {
             *agenda = Agenda::default();
         }
         if let Some(condition) = self.conditions.get_mut(&id) {
             condition.paused = false;
-            self.wires.hold(id, false);
+            self.network.hold(id, false);
         }
         self.trace.note(format_args!("{id} dies, power {power}"));
     }
@@ -332,7 +332,7 @@ impl World {
             }
         };
         consider(self.faults.next(), Next::Fault);
-        consider(self.wires.next_delivery(), Next::Delivery);
+        consider(self.network.next_delivery(), Next::Delivery);
         consider(self.time.next_timer(), Next::Timer);
         if self.clients.tasks.ready() > 0 {
             consider(Some(now), Next::ClientTask);
@@ -348,7 +348,7 @@ impl World {
             if condition.paused {
                 continue;
             }
-            agenda.plan(life, now, condition, &self.manner, &mut self.random);
+            agenda.plan(life, now, condition, &self.config, &mut self.random);
             let tick = life.next_tick_ns();
             consider(
                 Some(agenda.raft.map_or(tick, |at| at.min(tick))),
@@ -373,14 +373,14 @@ impl World {
         let now = self.time.now_ns();
         match next {
             Next::Fault => super::faults::strike(self),
-            Next::Delivery => self.wires.deliver_due(now, &mut self.random),
+            Next::Delivery => self.network.deliver_due(now, &mut self.random),
             // Moving the time has fired it.
             Next::Timer => {}
             Next::ClientTask => {
                 self.clients.tasks.poll_one(&mut self.random);
             }
             Next::Raft(id) => {
-                self.wires.promises().begin_turn(id);
+                self.network.promises().begin_turn(id);
                 self.turn(id, |life, _| life.raft_turn(), |agenda| &mut agenda.raft);
                 self.look_at_terms(id);
             }
@@ -450,7 +450,7 @@ impl World {
             (Err(reason), _) => self.failed(id, &reason),
             (Ok(()), Some(End::Failed(reason))) => self.failed(id, &reason),
             (Ok(()), Some(End::Removed)) => {
-                probe::reached(probe::Path::MemberRemoved);
+                probe::reached(probe::CoveragePoint::MemberRemoved);
                 self.die(id, true);
                 if let Some(condition) = self.conditions.get_mut(&id) {
                     condition.gone = true;
@@ -490,7 +490,7 @@ impl Agenda {
         life: &mut Life,
         now: Moment,
         condition: &Condition,
-        manner: &Manner,
+        config: &SimConfig,
         random: &mut Random,
     ) {
         if self.raft.is_none() && life.raft.inbox().waiting().0 > 0 {
@@ -503,7 +503,7 @@ impl Agenda {
         if self.apply.is_none() && life.applying.is_some() {
             self.apply = Some(now + random.between(200, 40_000));
         } else if self.apply.is_none() && (life.is_applying() || life.begin_apply()) {
-            let slow = random.chance(manner.slow_apply_per_mille);
+            let slow = random.chance(config.slow_apply_per_mille);
             let most = if slow { 30_000_000 } else { 200_000 };
             self.apply = Some(now + random.between(5_000, most));
         }

@@ -18,7 +18,7 @@ use super::{kv, txn};
 use crate::error::Error;
 use crate::mvcc::write::Writer;
 use crate::mvcc::{self, Change};
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, AlarmType, CompactionResponse, DeleteRangeResponse,
     InternalRaftRequest, LeaseCheckpointRequest, LeaseCheckpointResponse, LeaseGrantRequest,
@@ -284,7 +284,7 @@ impl Machine {
             })?,
             Payload::Membership(change) => {
                 if let Err(error) = self.members.check(&change) {
-                    probe::reached(Path::ChangeRefused);
+                    probe::reached(CoveragePoint::ChangeRefused);
                     return Ok(Err(error));
                 }
                 self.members.apply(change, self.writer.batch());

@@ -15,7 +15,7 @@ use super::queue::{Encoded, Events, Pushed, Queue, Wanted, WatchName, event_byte
 use super::range_set::{NodeId, RangeSet};
 use super::{Counters, Limits, Stream};
 use crate::mvcc::Change;
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::EncodedEvent;
 use crate::types::KeyRange;
 
@@ -115,7 +115,7 @@ impl Hub {
             false => index.ranges.take_all(),
         };
         for (_, live) in all.into_iter().flatten() {
-            probe::reached(Path::WatchResynced);
+            probe::reached(CoveragePoint::WatchResynced);
             let next = live.from.max(published + 1);
             if live.queue.spill(live.watch, next) {
                 wakes.push(live.queue);
@@ -326,7 +326,7 @@ impl Gathered {
     fn add(&mut self, event: &EncodedEvent, limits: &Limits) {
         self.bytes += event_bytes(event);
         if self.events.len() >= limits.queue_events || self.bytes > limits.queue_bytes {
-            probe::reached(Path::RevisionOverflowed);
+            probe::reached(CoveragePoint::RevisionOverflowed);
             self.overflowed = true;
             self.events = Vec::new();
         }

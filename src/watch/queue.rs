@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::{Counters, Limits};
 use crate::mvcc::Change;
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::EncodedEvent;
 use crate::storage::schema::ChangeKind;
 
@@ -182,7 +182,7 @@ impl Queue {
             if probe::injected(Defect::EventsDropped) {
                 return (Pushed::Fits, false);
             }
-            probe::reached(Path::WatchFellBack);
+            probe::reached(CoveragePoint::WatchFellBack);
             self.note_spilled(&mut state, watch, revision);
             return (Pushed::Spilled, wakes(&mut state));
         }

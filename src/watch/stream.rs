@@ -18,7 +18,7 @@ use super::queue::{Item, Queue, Spilled, Wanted, WatchName};
 use super::range_set::NodeId;
 use super::{CreateError, Output, Request};
 use crate::mvcc::read::Snapshot;
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::storage;
 use crate::types::KeyRange;
 
@@ -253,7 +253,7 @@ impl Stream {
             }
             self.catch_up.remove(id);
             if let Some(watch) = self.watches.get_mut(&id) {
-                probe::reached(Path::WatchCaughtUp);
+                probe::reached(CoveragePoint::WatchCaughtUp);
                 let name = watch.name(id);
                 watch.go_live(&mut index, name, &self.queue, next);
                 self.hub.counters().slow_watches.fetch_sub(1, Relaxed);
@@ -269,7 +269,7 @@ impl Stream {
         self.catch_up.remove(id);
         let watch = self.watches.get_mut(&id)?;
         watch.state = State::Compacted;
-        probe::reached(Path::WatchCompacted);
+        probe::reached(CoveragePoint::WatchCompacted);
         let counters = self.hub.counters();
         counters.watches.fetch_sub(1, Relaxed);
         counters.slow_watches.fetch_sub(1, Relaxed);

@@ -18,12 +18,12 @@ use etched::proto::membershippb;
 use etched::raft::replica::{self, conf_state_of, encode_hard_state};
 use etched::raft::{Message, MessageType, Persist, Replica, Snapshot, SnapshotMetadata, admit};
 use etched::replica::proposal::{Proposal, Proposed};
-use etched::replica::router::Core;
+use etched::replica::router::Router;
 use etched::replica::work::Work;
 use etched::state::Machine;
 use etched::state::machine::{Entry as ToApply, Payload};
 use etched::storage::memory::MemoryEngine;
-use etched::storage::raft_log::{Batch, Files, Mark, MemoryDisk, Options, RaftLog};
+use etched::storage::raft_log::{Batch, EntryId, Files, MemoryDisk, Options, RaftLog};
 use etched::transport::{PeerMessage, edges};
 use etched::types::MemberId;
 use prost::Message as _;
@@ -142,7 +142,7 @@ fn check_files(dir: &Path, parts: &[SnapshotPart], size_bytes: u64) {
 }
 
 const ME: u64 = 1;
-const MARK: Mark = Mark { index: 5, term: 2 };
+const MARK: EntryId = EntryId { index: 5, term: 2 };
 const LIMIT_TICKS: u64 = 50;
 /// raft draws the rest of an election timeout: a follower that ticks less often does the same in
 /// every run.
@@ -167,7 +167,7 @@ const MESSAGE: u8 = 16;
 
 /// A member at work.
 struct Member {
-    core: Core,
+    router: Router,
     log: RaftLog,
     machine: Machine,
     persists: VecDeque<Persist>,
@@ -198,10 +198,10 @@ fn members(count: u64, learner: bool) -> Vec<membershippb::Member> {
     members
 }
 
-fn machine(members: Vec<membershippb::Member>, mark: Mark) -> Machine {
+fn machine(members: Vec<membershippb::Member>, entry_id: EntryId) -> Machine {
     let mut machine = Machine::open(Arc::new(MemoryEngine::new())).expect("an empty store opens");
     machine
-        .bootstrap(members, mark.index, mark.term)
+        .bootstrap(members, entry_id.index, entry_id.term)
         .expect("writes");
     machine
 }
@@ -236,7 +236,7 @@ impl Member {
         };
         let replica = Replica::new(options, restored).expect("a replica");
         Self {
-            core: Core::new(MemberId(ME), replica, 0, LIMIT_TICKS),
+            router: Router::new(MemberId(ME), replica, 0, LIMIT_TICKS),
             log,
             machine,
             persists: VecDeque::new(),
@@ -250,54 +250,54 @@ impl Member {
 
     fn act(&mut self, action: u8, input: &mut Input<'_>) -> Result<(), Stopped> {
         match action {
-            TICK if self.core.status().is_leader || self.ticks < MAX_TICKS => {
-                self.ticks += u64::from(!self.core.status().is_leader);
-                self.core.tick();
+            TICK if self.router.status().is_leader || self.ticks < MAX_TICKS => {
+                self.ticks += u64::from(!self.router.status().is_leader);
+                self.router.tick();
             }
             TICK => {}
             // As at the start of a member alone; others only as their ticks have it.
-            CAMPAIGN if self.persists.is_empty() => drop(self.core.campaign()),
+            CAMPAIGN if self.persists.is_empty() => drop(self.router.campaign()),
             CAMPAIGN => {}
             PERSIST => self.persist()?,
             APPLY => self.apply()?,
             PROPOSE => self.propose(),
-            READ => self.core.read_index(Box::new(|_| ())),
+            READ => self.router.read_index(Box::new(|_| ())),
             RAW => {
                 let bytes = Bytes::copy_from_slice(input.block());
                 let message: Result<Message, _> = prost_11::Message::decode(bytes);
                 if let Ok(message) = message {
-                    self.core.step(message);
+                    self.router.step(message);
                 }
             }
             FORWARDED => {
                 let from = MemberId(input.number(2));
                 if let Ok(message) = Forwarded::decode(input.block()) {
-                    self.core.propose_for(from, message);
+                    self.router.propose_for(from, message);
                 }
             }
             REFUSED => {
                 let id = input.number(self.proposed);
-                let term = input.number(self.core.status().term);
+                let term = input.number(self.router.status().term);
                 let error = Error::ALL[usize::from(input.u8()) % Error::ALL.len()];
-                self.core.refused(id, term, error);
+                self.router.refused(id, term, error);
             }
             UNREACHABLE => {
                 let member = MemberId(u64::from(input.u8() % 6));
                 match input.u8() % 3 {
-                    0 => self.core.report_unreachable(member),
-                    taken => self.core.report_snapshot(member, taken == 1),
+                    0 => self.router.report_unreachable(member),
+                    taken => self.router.report_snapshot(member, taken == 1),
                 }
             }
             OFFER => self.offer(),
             RESTORE => {
                 let mut message = self.message(MessageType::MsgSnapshot as u8, input);
                 message.snapshot = Some(self.snapshot(input));
-                self.core.restore(message);
+                self.router.restore(message);
             }
-            TRANSFER => drop(self.core.hand_over()),
+            TRANSFER => drop(self.router.hand_over()),
             kind => {
                 let message = self.message(kind.wrapping_sub(MESSAGE), input);
-                self.core.step(message);
+                self.router.step(message);
             }
         }
         self.work()
@@ -305,7 +305,7 @@ impl Member {
 
     /// A message of the kind, its numbers mostly near to where this member stands.
     fn message(&self, kind: u8, input: &mut Input<'_>) -> Message {
-        let status = self.core.status();
+        let status = self.router.status();
         let from = match input.u8() {
             from @ 0..=4 => u64::from(from),
             from if from < 0xf0 => 2 + u64::from(from % 2),
@@ -353,7 +353,7 @@ impl Member {
     }
 
     fn snapshot(&self, input: &mut Input<'_>) -> Snapshot {
-        let status = self.core.status();
+        let status = self.router.status();
         let mut metadata = SnapshotMetadata {
             index: input.number(status.last_index),
             term: input.number(status.term),
@@ -387,7 +387,7 @@ impl Member {
             index: self.machine.applied_index(),
             term: self.machine.applied_term(),
         };
-        self.core.offer_snapshot(Some(Snapshot {
+        self.router.offer_snapshot(Some(Snapshot {
             metadata: Some(metadata),
             ..Default::default()
         }));
@@ -397,7 +397,7 @@ impl Member {
         self.proposed += 1;
         let request = put(self.proposed);
         let encoded = request.encode_to_vec();
-        self.core.propose(Proposal {
+        self.router.propose(Proposal {
             what: Proposed::Request(Box::new(request), encoded),
             fence_term: None,
             reply: Box::new(|_| ()),
@@ -405,10 +405,10 @@ impl Member {
     }
 
     fn work(&mut self) -> Result<(), Stopped> {
-        while let Some(work) = self.core.work() {
+        while let Some(work) = self.router.work() {
             self.take(work);
         }
-        let status = self.core.status();
+        let status = self.router.status();
         assert!(
             status.commit_index >= self.commit_index,
             "what is committed stays so"
@@ -441,10 +441,10 @@ impl Member {
             return Ok(());
         };
         let hard_state = persist.hard_state.as_deref();
-        if let Some(mark) = persist.reset {
-            self.log.reset(mark, hard_state).map_err(|_| Stopped)?;
+        if let Some(entry_id) = persist.reset {
+            self.log.reset(entry_id, hard_state).map_err(|_| Stopped)?;
             // The state of the snapshot takes the place of what was to be applied.
-            self.machine = machine(members(3, true), mark);
+            self.machine = machine(members(3, true), entry_id);
             self.entries.clear();
         }
         let batch = Batch {
@@ -452,9 +452,11 @@ impl Member {
             hard_state,
         };
         self.log.append(batch).expect("raft's entries fit the log");
-        self.core.persisted(persist.number);
-        if let Some(mark) = persist.reset {
-            self.core.applied(mark.index, &[]).map_err(|_| Stopped)?;
+        self.router.persisted(persist.number);
+        if let Some(entry_id) = persist.reset {
+            self.router
+                .applied(entry_id.index, &[])
+                .map_err(|_| Stopped)?;
         }
         Ok(())
     }
@@ -474,7 +476,7 @@ impl Member {
         // An entry of the leader's that cannot be read stops the member.
         let group = self.machine.apply(vec![entry]).map_err(|_| Stopped)?;
         let index = self.machine.applied_index();
-        let applied = self.core.applied(index, &group.member_changes);
+        let applied = self.router.applied(index, &group.member_changes);
         applied.map_err(|_| Stopped)
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use etched::storage::raft_log::{
-    Batch, Error, Files, LogEntry, Mark, MemoryDisk, Options, RaftLog, Recovered,
+    Batch, EntryId, Error, Files, LogEntry, MemoryDisk, Options, RaftLog, Recovered,
 };
 
 use super::Seed;
@@ -31,7 +31,7 @@ fn files(disk: &MemoryDisk) -> Arc<dyn Files> {
 /// What a log says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Content {
-    mark: Mark,
+    entry_id: EntryId,
     last: u64,
     /// By index: term and data.
     entries: BTreeMap<u64, (u64, Bytes)>,
@@ -80,7 +80,7 @@ fn read(log: &RaftLog, recovered: &Recovered) -> Content {
     }
     assert_eq!(reader.term(last + 1), None);
     Content {
-        mark: recovered.compacted,
+        entry_id: recovered.compacted,
         last,
         entries: entries
             .into_iter()
@@ -312,8 +312,8 @@ pub fn open_seeds() -> Vec<Seed> {
         }
         script.u8(0)
     };
-    let mark = |script, index, term| number(number(script, index), term);
-    let first = || mark(begin().u8(MARK as u8), 0, 0).u8(0);
+    let entry_id = |script, index, term| number(number(script, index), term);
+    let first = || entry_id(begin().u8(MARK as u8), 0, 0).u8(0);
     let written = |script: Script| script.u8(END).u8(0).u8(0);
     let some = |script: Script| {
         let script = hard_state(script.u8((HARD_STATE | ENTRIES) as u8));
@@ -327,17 +327,17 @@ pub fn open_seeds() -> Vec<Seed> {
     ];
     let replaced = entries(some(first()).u8(ENTRIES as u8), 2, 4, &[7; 600]);
     seeds.push(Seed::new("replaced", written(replaced).0));
-    let compacted = mark(some(first()).u8(MARK as u8), 2, 1).u8(0);
+    let compacted = entry_id(some(first()).u8(MARK as u8), 2, 1).u8(0);
     seeds.push(Seed::new("compacted", written(compacted).0));
-    let reset = mark(some(first()).u8((MARK | RESET) as u8), 9, 4).u8(0);
+    let reset = entry_id(some(first()).u8((MARK | RESET) as u8), 9, 4).u8(0);
     let reset = entries(reset.u8(ENTRIES as u8), 10, 2, b"after");
     seeds.push(Seed::new("reset", written(reset).0));
     let torn = some(first()).u8(RAW).block(b"eRLf and then nothing");
     seeds.push(Seed::new("torn", written(torn).0));
     // The end of each field: sums of them must not overflow.
     for (name, index) in [("far", u64::MAX), ("nearly-far", u64::MAX - 1)] {
-        let marked = mark(some(first()).u8((MARK | RESET) as u8), index, 1).u8(0);
-        seeds.push(Seed::new(format!("mark-{name}"), written(marked).0));
+        let marked = entry_id(some(first()).u8((MARK | RESET) as u8), index, 1).u8(0);
+        seeds.push(Seed::new(format!("entry_id-{name}"), written(marked).0));
         let header = number(number(Script::default(), index), 0).u8(ENTRIES as u8);
         let begun = entries(header, u64::MAX, 1, b"x");
         seeds.push(Seed::new(format!("first-{name}"), written(begun).0));
@@ -365,7 +365,7 @@ pub fn open_seeds() -> Vec<Seed> {
 impl Content {
     fn new() -> Self {
         Self {
-            mark: Mark::default(),
+            entry_id: EntryId::default(),
             last: 0,
             entries: BTreeMap::new(),
             hard_state: None,
@@ -384,16 +384,16 @@ impl Content {
         }
     }
 
-    fn compact(&mut self, mark: Mark) {
-        self.mark = mark;
-        self.entries = self.entries.split_off(&(mark.index + 1));
-        self.last = self.last.max(mark.index);
+    fn compact(&mut self, entry_id: EntryId) {
+        self.entry_id = entry_id;
+        self.entries = self.entries.split_off(&(entry_id.index + 1));
+        self.last = self.last.max(entry_id.index);
     }
 
-    fn reset(&mut self, mark: Mark, hard_state: &[u8]) {
+    fn reset(&mut self, entry_id: EntryId, hard_state: &[u8]) {
         self.entries.clear();
-        self.mark = mark;
-        self.last = mark.index;
+        self.entry_id = entry_id;
+        self.last = entry_id.index;
         self.hard_state = Some(hard_state.to_vec());
     }
 }
@@ -441,29 +441,29 @@ fn write_some(input: &mut Input<'_>, action: u8, log: &mut RaftLog, before: &Con
     let mut state = before.clone();
     match action {
         COMPACT => {
-            let index = before.mark.index + u64::from(input.u8() % 16);
+            let index = before.entry_id.index + u64::from(input.u8() % 16);
             let index = index.min(before.last);
-            if index > before.mark.index {
+            if index > before.entry_id.index {
                 let term = before.entries[&index].0;
                 log.compact(index).expect("compacts");
-                state.compact(Mark { index, term });
+                state.compact(EntryId { index, term });
             }
         }
         RESET_LOG => {
             let index = before.last + u64::from(input.u8());
-            let mark = Mark {
+            let entry_id = EntryId {
                 index,
                 term: input.u8().into(),
             };
             let hard_state = input.block();
-            log.reset(mark, Some(hard_state)).expect("resets");
-            state.reset(mark, hard_state);
+            log.reset(entry_id, Some(hard_state)).expect("resets");
+            state.reset(entry_id, hard_state);
         }
         _ => {
             let back = u64::from(input.u8() % 4);
             let first = (before.last + 1)
                 .saturating_sub(back)
-                .max(before.mark.index + 1);
+                .max(before.entry_id.index + 1);
             let term = u64::from(input.u8());
             let count = u64::from(input.u8() % 5);
             let entries: Vec<LogEntry> = (first..first + count)

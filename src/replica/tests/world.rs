@@ -13,14 +13,14 @@ use crate::proto::membershippb::{Member, RaftAttributes};
 use crate::raft::replica::{self, conf_state_of, encode_hard_state};
 use crate::raft::{Message, Persist, Replica};
 use crate::replica::proposal::{Proposal, Proposed, Refusal, Reply};
-use crate::replica::router::Core;
+use crate::replica::router::Router;
 use crate::state::machine::Entry;
 use crate::state::{Machine, Response};
 use crate::storage::memory::MemoryEngine;
-use crate::storage::raft_log::{Batch, Files, Mark, MemoryDisk, Options, RaftLog};
+use crate::storage::raft_log::{Batch, EntryId, Files, MemoryDisk, Options, RaftLog};
 use crate::types::MemberId;
 
-const MARK: Mark = Mark { index: 1, term: 1 };
+const MARK: EntryId = EntryId { index: 1, term: 1 };
 const LIMIT_TICKS: u64 = 70;
 
 #[allow(clippy::large_enum_variant)] // A test has few messages under way.
@@ -37,7 +37,7 @@ struct Job {
 
 /// What a member loses when it dies is in here.
 struct Life {
-    core: Core,
+    router: Router,
     log: RaftLog,
     machine: Machine,
     persists: VecDeque<Persist>,
@@ -157,7 +157,7 @@ impl World {
         };
         let replica = Replica::new(options, restored).expect("a replica");
         node.life = Some(Life {
-            core: Core::new(node.id, replica, question, LIMIT_TICKS),
+            router: Router::new(node.id, replica, question, LIMIT_TICKS),
             log,
             machine,
             persists: VecDeque::new(),
@@ -186,7 +186,7 @@ impl World {
             96 => self.change_links(),
             97 => {
                 if let Some(life) = &mut self.nodes[at].life {
-                    life.core.hand_over();
+                    life.router.hand_over();
                 }
             }
             _ if self.below(6) == 0 => self.die_or_come_back(at),
@@ -227,8 +227,8 @@ impl World {
 
     fn tick(&mut self, at: usize) {
         if let Some(life) = &mut self.nodes[at].life {
-            life.core.tick();
-            let status = life.core.status();
+            life.router.tick();
+            let status = life.router.status();
             if status.is_leader {
                 self.leaders.insert((status.term, status.leader));
             }
@@ -247,7 +247,7 @@ impl World {
             if let (Sent::Forwarded(message), Some(life), 0) =
                 (&sent, &mut self.nodes[from].life, self.random % 2)
             {
-                life.core
+                life.router
                     .refused(message.request_id, message.term, Error::NoLeader);
             }
             return;
@@ -255,10 +255,10 @@ impl World {
         let from = self.nodes[from].id;
         if let Some(life) = &mut self.nodes[to].life {
             match sent {
-                Sent::Raft(message) => life.core.step(message),
-                Sent::Forwarded(message) => life.core.propose_for(from, message),
+                Sent::Raft(message) => life.router.step(message),
+                Sent::Forwarded(message) => life.router.propose_for(from, message),
                 Sent::Refused(refusal) => {
-                    life.core
+                    life.router
                         .refused(refusal.request_id, refusal.term, refusal.error);
                 }
             }
@@ -295,7 +295,7 @@ impl World {
             }),
         };
         if let Some(life) = &mut self.nodes[at].life {
-            life.core.propose(proposal);
+            life.router.propose(proposal);
         }
     }
 
@@ -303,7 +303,7 @@ impl World {
         let told = self.told.clone();
         let at_least = told.lock().newest;
         if let Some(life) = &mut self.nodes[at].life {
-            life.core.read_index(Box::new(move |result| {
+            life.router.read_index(Box::new(move |result| {
                 if result.is_ok() {
                     told.lock().confirmed.push((at, Read { at_least }));
                 }
@@ -315,7 +315,7 @@ impl World {
         let Some(life) = &mut self.nodes[at].life else {
             return;
         };
-        while let Some(work) = life.core.work() {
+        while let Some(work) = life.router.work() {
             let index = |id: u64| id as usize - 1;
             for message in work.messages {
                 self.flying
@@ -379,7 +379,7 @@ impl World {
             hard_state: persist.hard_state.as_deref(),
         };
         life.log.append(batch).expect("appends");
-        life.core.persisted(persist.number);
+        life.router.persisted(persist.number);
         for message in persist.messages {
             let to = message.to as usize - 1;
             self.flying.push((at, to, Sent::Raft(message)));
@@ -398,7 +398,7 @@ impl World {
         };
         let group = life.machine.apply(job.entries).expect("applies");
         let index = life.machine.applied_index();
-        life.core
+        life.router
             .applied(index, &group.member_changes)
             .expect("enacts");
         for (applied, reply) in group.applied.into_iter().zip(job.replies) {

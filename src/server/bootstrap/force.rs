@@ -28,7 +28,7 @@ use crate::server::data_dir::DataDir;
 use crate::state::Machine;
 use crate::state::machine::{Entry, Payload};
 use crate::storage::Engine;
-use crate::storage::raft_log::{LogEntry, Mark, RaftLog, Recovered};
+use crate::storage::raft_log::{EntryId, LogEntry, RaftLog, Recovered};
 use crate::storage::rocks::RocksEngine;
 
 /// Where the forced state is made; a start that finds it there removes it.
@@ -44,13 +44,13 @@ pub fn force(
     log: &mut RaftLog,
     recovered: Recovered,
 ) -> Result<Recovered, Error> {
-    let mark = prepare(config, dir, identity, log, &recovered)?;
-    let hard_state = encode_hard_state(mark.term, mark.index);
-    log.reset(mark, Some(&hard_state))?;
+    let entry_id = prepare(config, dir, identity, log, &recovered)?;
+    let hard_state = encode_hard_state(entry_id.term, entry_id.index);
+    log.reset(entry_id, Some(&hard_state))?;
     Ok(Recovered {
         hard_state: Some(hard_state),
-        compacted: mark,
-        last_index: mark.index,
+        compacted: entry_id,
+        last_index: entry_id.index,
         torn_tail: None,
     })
 }
@@ -63,7 +63,7 @@ pub(super) fn prepare(
     identity: Identity,
     log: &RaftLog,
     recovered: &Recovered,
-) -> Result<Mark, Error> {
+) -> Result<EntryId, Error> {
     let aside = dir.member().join(ASIDE);
     remove(&aside)?;
     let engine = open_state(config, dir, recovered)?;
@@ -83,22 +83,22 @@ pub(super) fn prepare(
         "forcing restart member"
     );
     apply_log(&mut machine, log, recovered.last_index, commit_index)?;
-    let mark = Mark {
+    let entry_id = EntryId {
         index: recovered.last_index + 1,
         term: term.max(machine.applied_term()).max(1),
     };
-    stay_alone(&mut machine, config, identity, mark)?;
+    stay_alone(&mut machine, config, identity, entry_id)?;
     engine.flush()?;
     drop(machine);
     drop(engine);
-    let lasting = dir.member().join(received_name(mark.index));
+    let lasting = dir.member().join(received_name(entry_id.index));
     remove(&lasting)?;
     std::fs::rename(&aside, &lasting).map_err(|error| Error::Os {
         what: "rename the forced state",
         error,
     })?;
     dir.sync()?;
-    Ok(mark)
+    Ok(entry_id)
 }
 
 fn remove(path: &std::path::Path) -> Result<(), Error> {
@@ -182,16 +182,16 @@ fn readable(logged: &LogEntry, commit_index: u64) -> Result<(Entry, bool), Error
     Ok((entry, dropped))
 }
 
-/// Leaves this member alone, as a voter, in the state after the entry `mark`.
+/// Leaves this member alone, as a voter, in the state after the entry `entry_id`.
 fn stay_alone(
     machine: &mut Machine,
     config: &Config,
     identity: Identity,
-    mark: Mark,
+    entry_id: EntryId,
 ) -> Result<(), Error> {
     machine.apply(vec![Entry {
-        index: mark.index,
-        term: mark.term,
+        index: entry_id.index,
+        term: entry_id.term,
         payload: Payload::Empty,
     }])?;
     for other in machine.members().iter() {

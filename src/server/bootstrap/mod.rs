@@ -22,10 +22,10 @@ use crate::raft::Replica;
 use crate::raft::replica::{self, conf_state_of, encode_hard_state};
 use crate::replica::cluster_status::peers_in;
 use crate::replica::state_store::{check_together, received_name, takes_over};
-use crate::server::assemble::FOUNDING_MARK;
+use crate::server::assemble::FOUNDING_ENTRY;
 use crate::state::Machine;
 use crate::storage::Engine;
-use crate::storage::raft_log::{self, Files, Mark, RaftLog, Recovered, ZeroFiller};
+use crate::storage::raft_log::{self, EntryId, Files, RaftLog, Recovered, ZeroFiller};
 use crate::storage::rocks::{Budget, RocksEngine};
 use crate::transport::Peer;
 
@@ -140,11 +140,11 @@ fn make_founder(config: &Config, dir: &DataDir, new: Bootstrap) -> Result<Restor
             client_urls: Vec::new(),
         }),
     });
-    let (log, recovered) = new_log(config, dir, identity, Some(FOUNDING_MARK))?;
+    let (log, recovered) = new_log(config, dir, identity, Some(FOUNDING_ENTRY))?;
     let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(&dir.state()?, budget(config))?);
-    check_unused(dir, engine.as_ref(), FOUNDING_MARK.index)?;
+    check_unused(dir, engine.as_ref(), FOUNDING_ENTRY.index)?;
     let mut machine = Machine::open(engine.clone())?;
-    machine.bootstrap(members.collect(), FOUNDING_MARK.index, FOUNDING_MARK.term)?;
+    machine.bootstrap(members.collect(), FOUNDING_ENTRY.index, FOUNDING_ENTRY.term)?;
     engine.flush()?;
     let replica = restore_replica(config, identity, &log, recovered, &machine)?;
     dir.set_identity(identity)?;
@@ -208,9 +208,9 @@ fn new_log(
     config: &Config,
     dir: &DataDir,
     identity: Identity,
-    mark: Option<Mark>,
+    entry_id: Option<EntryId>,
 ) -> Result<(RaftLog, Recovered), Error> {
-    let last = mark.unwrap_or_default().index;
+    let last = entry_id.unwrap_or_default().index;
     let mut log = match open_log(config, dir, identity) {
         Ok((log, recovered)) if recovered.last_index <= last => log,
         Ok(_) => return Err(nameless(dir.wal())),
@@ -220,9 +220,9 @@ fn new_log(
         }
         Err(error) => return Err(error),
     };
-    let hard_state = mark.map(|mark| encode_hard_state(mark.term, mark.index));
-    if let Some(mark) = mark {
-        log.reset(mark, hard_state.as_deref())?;
+    let hard_state = entry_id.map(|entry_id| encode_hard_state(entry_id.term, entry_id.index));
+    if let Some(entry_id) = entry_id {
+        log.reset(entry_id, hard_state.as_deref())?;
     }
     let recovered = Recovered {
         hard_state,

@@ -446,7 +446,7 @@ fn check_forced(restored: &Restored, own: MemberId) {
     assert_eq!(restored.machine.keys(), 3);
     assert_eq!(restored.machine.applied_index(), 7);
     assert_eq!(restored.machine.applied_term(), 4);
-    assert_eq!(restored.log.compacted(), Mark { index: 7, term: 4 });
+    assert_eq!(restored.log.compacted(), EntryId { index: 7, term: 4 });
     assert_eq!(restored.log.last_index(), 7);
     let status = restored.replica.status();
     assert_eq!((status.term, status.commit_index), (4, 7));
@@ -490,10 +490,11 @@ fn forcing_can_be_cut_anywhere() {
         let opened = DataDir::open(dir.path(), None).expect("opens");
         let identity = opened.identity().expect("reads").expect("is there");
         let (mut log, recovered) = open_log(&flags, &opened, identity).expect("opens");
-        let mark = force::prepare(&flags, &opened, identity, &log, &recovered).expect("prepares");
+        let entry_id =
+            force::prepare(&flags, &opened, identity, &log, &recovered).expect("prepares");
         if reset {
-            let hard_state = encode_hard_state(mark.term, mark.index);
-            log.reset(mark, Some(&hard_state)).expect("resets");
+            let hard_state = encode_hard_state(entry_id.term, entry_id.index);
+            log.reset(entry_id, Some(&hard_state)).expect("resets");
         }
     };
     // Before the log was reset everything is as it was, twice over.
@@ -530,7 +531,7 @@ fn forced_again_it_loses_nothing() {
     let again = start_in(dir.path(), force, &MadeUp::default()).expect("starts");
     assert_eq!(again.machine.keys(), 4);
     assert_eq!(ids(&again.machine), [own.0]);
-    assert_eq!(again.log.compacted(), Mark { index: 9, term: 5 });
+    assert_eq!(again.log.compacted(), EntryId { index: 9, term: 5 });
 }
 
 #[test]
@@ -547,8 +548,11 @@ fn a_learner_that_is_forced_votes() {
     joined.machine.bootstrap(members, 5, 2).expect("writes");
     joined.engine.flush().expect("flushes");
     let hard_state = encode_hard_state(2, 5);
-    let mark = Mark { index: 5, term: 2 };
-    joined.log.reset(mark, Some(&hard_state)).expect("resets");
+    let entry_id = EntryId { index: 5, term: 2 };
+    joined
+        .log
+        .reset(entry_id, Some(&hard_state))
+        .expect("resets");
     drop(joined);
     {
         let plain = start_in(dir.path(), "", &MadeUp::default()).expect("starts");

@@ -37,7 +37,7 @@ pub(super) fn come_back_slow(world: &mut World, id: MemberId, heals_at: Moment) 
         1 => faults.plan(slow_until - 1, Event::Die(Some(id))),
         // It cannot say what it has.
         _ => {
-            world.wires.set_weather(100, 0, 0);
+            world.network.set_weather(100, 0, 0);
             faults.plan(slow_until, Event::GoodWeather);
         }
     }
@@ -56,7 +56,7 @@ pub(super) fn hand_round(world: &mut World, to: MemberId, alive: &[MemberId], la
         world.faults.plan(at, Event::Transfer(to));
     }
     if world.faults.random.chance(600) {
-        world.wires.set_weather(0, 0, 200);
+        world.network.set_weather(0, 0, 200);
         world.faults.plan(later.max(at), Event::GoodWeather);
     }
     world.faults.disturbed(later.max(at));
@@ -71,7 +71,7 @@ pub(super) fn prepare_coup(world: &mut World, id: MemberId, now: Moment) {
     }
     let links = links_to_cut(world, Kind::Isolation, id);
     for (from, to) in &links {
-        world.wires.cut(*from, *to);
+        world.network.cut(*from, *to);
     }
     let end = now + 5 * SECOND;
     world.faults.coup = Some((end, id));
@@ -86,10 +86,10 @@ pub(super) fn prepare_coup(world: &mut World, id: MemberId, now: Moment) {
 pub(super) fn coup(world: &mut World, leader: MemberId) {
     let now = world.time.now_ns();
     world.trace.note(format_args!("coup against {leader}"));
-    world.wires.heal_all();
+    world.network.heal_all();
     let links = links_to_cut(world, Kind::Isolation, leader);
     for (from, to) in &links {
-        world.wires.cut(*from, *to);
+        world.network.cut(*from, *to);
     }
     let heals_at = now + world.faults.random.between(2 * SECOND, 5 * SECOND);
     world.faults.disturbed(heals_at);

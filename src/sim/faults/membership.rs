@@ -156,7 +156,7 @@ pub(super) fn take_census(world: &mut World) {
     }
     for id in world.faults.removed.clone() {
         let reaches = |other: &MemberId| {
-            *other != id && !world.wires.is_cut(id, *other) && !world.wires.is_cut(*other, id)
+            *other != id && !world.network.is_cut(id, *other) && !world.network.is_cut(*other, id)
         };
         let knows = |other: &MemberId| {
             let life = world.life(*other);

@@ -14,20 +14,20 @@
 //! | 56 | 4 | zero |
 //! | 60 | 4 | CRC-32 of the 60 bytes before |
 //!
-//! Size, mark and place of the CRC are the same in every version, so that an older etched can name
+//! Size, entry_id and place of the CRC are the same in every version, so that an older etched can name
 //! the one it needs.
 //!
 //! | at | bytes | frame |
 //! |---|---|---|
 //! | 0 | 4 | `eRLf` |
-//! | 4 | 2 | flags: 1 hard state, 2 compaction mark, 4 reset, 8 entries |
+//! | 4 | 2 | flags: 1 hard state, 2 compaction entry_id, 4 reset, 8 entries |
 //! | 6 | 2 | zero |
 //! | 8 | 4 | bytes of the payload, without its padding |
 //! | 12 | 4 | mask |
 //! | 16, 24 | 8, 8 | index of the first and of the last entry, 0 without entries |
 //! | 32 | 4 | CRC-32 of the payload and its padding, as stored |
 //! | 36 | 4 | CRC-32 of the 36 bytes before |
-//! | 40 | | payload: hard state (u32 length, bytes), mark (u64 index, u64 term), |
+//! | 40 | | payload: hard state (u32 length, bytes), entry_id (u64 index, u64 term), |
 //! | | | entries (each u64 term, u32 length, bytes) |
 //! | | 0–7 | zeros, to a multiple of 8 |
 //!
@@ -43,7 +43,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::{LogEntry, Mark};
+use super::{EntryId, LogEntry};
 
 pub(super) const SEGMENT_HEADER_BYTES: u64 = 64;
 pub(super) const FRAME_HEADER_BYTES: u64 = 40;
@@ -190,8 +190,8 @@ impl SegmentHeader {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Content<'a> {
     pub hard_state: Option<&'a [u8]>,
-    pub mark: Option<Mark>,
-    /// The log is emptied, and goes on after `mark`.
+    pub entry_id: Option<EntryId>,
+    /// The log is emptied, and goes on after `entry_id`.
     pub reset: bool,
     pub entries: &'a [LogEntry],
 }
@@ -201,13 +201,13 @@ impl Content<'_> {
         let hard_state = self
             .hard_state
             .map_or(0, |state| HARD_STATE_PREFIX_BYTES + state.len() as u64);
-        let mark = self.mark.map_or(0, |_| MARK_BYTES);
+        let entry_id = self.entry_id.map_or(0, |_| MARK_BYTES);
         let entries: u64 = self
             .entries
             .iter()
             .map(|entry| ENTRY_PREFIX_BYTES + entry.data.len() as u64)
             .sum();
-        hard_state + mark + entries
+        hard_state + entry_id + entries
     }
 
     /// Bytes of the whole frame; an error holds the bytes of a payload that is too large.
@@ -256,7 +256,7 @@ impl Content<'_> {
         let mut flags = 0;
         for (present, flag) in [
             (self.hard_state.is_some(), HARD_STATE),
-            (self.mark.is_some(), MARK),
+            (self.entry_id.is_some(), MARK),
             (self.reset, RESET),
             (!self.entries.is_empty(), ENTRIES),
         ] {
@@ -270,9 +270,9 @@ impl Content<'_> {
             out.extend_from_slice(&(state.len() as u32).to_le_bytes());
             out.extend_from_slice(state);
         }
-        if let Some(mark) = self.mark {
-            out.extend_from_slice(&mark.index.to_le_bytes());
-            out.extend_from_slice(&mark.term.to_le_bytes());
+        if let Some(entry_id) = self.entry_id {
+            out.extend_from_slice(&entry_id.index.to_le_bytes());
+            out.extend_from_slice(&entry_id.term.to_le_bytes());
         }
         for entry in self.entries {
             out.extend_from_slice(&entry.term.to_le_bytes());
@@ -419,11 +419,11 @@ impl FrameHeader {
             hard_state = Some(start..end);
             at = end;
         }
-        let mut mark = None;
+        let mut entry_id = None;
         if self.flags & MARK != 0 {
             let index = u64_at(payload, at).filter(|index| *index <= MAX_INDEX)?;
             let term = u64_at(payload, at + 8)?;
-            mark = Some(Mark { index, term });
+            entry_id = Some(EntryId { index, term });
             at += MARK_BYTES as usize;
         } else if self.is_reset() {
             return None;
@@ -446,7 +446,7 @@ impl FrameHeader {
         }
         (at == payload.len()).then_some(Payload {
             hard_state,
-            mark,
+            entry_id,
             entries,
         })
     }
@@ -456,7 +456,7 @@ impl FrameHeader {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Payload {
     pub hard_state: Option<Range<usize>>,
-    pub mark: Option<Mark>,
+    pub entry_id: Option<EntryId>,
     /// Term and data of each entry, in order of index.
     pub entries: Vec<(u64, Range<usize>)>,
 }
@@ -500,7 +500,7 @@ mod tests {
         .encode(&mut bytes);
         Content {
             hard_state: Some(b"hs"),
-            mark: Some(Mark { index: 6, term: 3 }),
+            entry_id: Some(EntryId { index: 6, term: 3 }),
             reset: true,
             entries: &[entry(7, b"abc"), entry(8, b"")],
         }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::Mark;
+use super::EntryId;
 use super::files::OpenFile;
 
 /// Frames are added to an extent up to this size: one read finds an entry, and memory is bounded by
@@ -37,10 +37,10 @@ struct Run {
     term: u64,
 }
 
-/// The live log. Entries are those above `mark.index` up to `last`.
+/// The live log. Entries are those above `entry_id.index` up to `last`.
 #[derive(Default)]
 pub(super) struct Index {
-    pub mark: Mark,
+    pub entry_id: EntryId,
     pub last: u64,
     /// Counts the changes that took entries away at the end: two looks with the same count saw one
     /// log.
@@ -88,10 +88,10 @@ impl Index {
         self.cuts += 1;
     }
 
-    /// Forgets the entries up to `mark`.
-    pub fn compact(&mut self, mark: Mark) {
-        self.mark = mark;
-        if mark.index >= self.last {
+    /// Forgets the entries up to `entry_id`.
+    pub fn compact(&mut self, entry_id: EntryId) {
+        self.entry_id = entry_id;
+        if entry_id.index >= self.last {
             self.runs.clear();
             self.extents.clear();
             return;
@@ -99,31 +99,31 @@ impl Index {
         while self
             .runs
             .get(1)
-            .is_some_and(|run| run.first <= mark.index + 1)
+            .is_some_and(|run| run.first <= entry_id.index + 1)
         {
             self.runs.pop_front();
         }
         while self
             .extents
             .get(1)
-            .is_some_and(|extent| extent.first <= mark.index + 1)
+            .is_some_and(|extent| extent.first <= entry_id.index + 1)
         {
             self.extents.pop_front();
         }
     }
 
-    /// Forgets all entries; the log goes on after `mark`.
-    pub fn reset(&mut self, mark: Mark) {
-        self.last = mark.index;
+    /// Forgets all entries; the log goes on after `entry_id`.
+    pub fn reset(&mut self, entry_id: EntryId) {
+        self.last = entry_id.index;
         self.cuts += 1;
-        self.compact(mark);
+        self.compact(entry_id);
     }
 
     pub fn term(&self, index: u64) -> Option<u64> {
-        if index == self.mark.index {
-            return Some(self.mark.term);
+        if index == self.entry_id.index {
+            return Some(self.entry_id.term);
         }
-        if index < self.mark.index || index > self.last {
+        if index < self.entry_id.index || index > self.last {
             return None;
         }
         let after = self.runs.partition_point(|run| run.first <= index);
@@ -132,7 +132,7 @@ impl Index {
 
     /// The extent that holds `index`, and the index after its last one.
     pub fn extent(&self, index: u64) -> Option<(Extent, u64)> {
-        if index <= self.mark.index || index > self.last {
+        if index <= self.entry_id.index || index > self.last {
             return None;
         }
         let after = self.extents.partition_point(|extent| extent.first <= index);
@@ -185,13 +185,13 @@ mod tests {
             (index.last, index.term(3), index.term(4), index.term(5)),
             (4, Some(2), Some(6), None)
         );
-        index.compact(Mark { index: 3, term: 2 });
+        index.compact(EntryId { index: 3, term: 2 });
         assert_eq!(
             (index.term(2), index.term(3), index.term(4)),
             (None, Some(2), Some(6))
         );
         assert_eq!(index.runs.len(), 1);
-        index.reset(Mark { index: 9, term: 7 });
+        index.reset(EntryId { index: 9, term: 7 });
         assert_eq!(
             (index.term(4), index.term(9), index.term(10)),
             (None, Some(7), None)
@@ -215,7 +215,7 @@ mod tests {
             assert_eq!(extent.place.sequence, 1 + (i - 1) / 500);
         }
         assert_eq!(index.first_needed_segment(), Some(1));
-        index.compact(Mark {
+        index.compact(EntryId {
             index: 500,
             term: 1,
         });

@@ -74,7 +74,7 @@ pub struct Batch<'a> {
 /// The last entry that is not in the log because it was compacted, or came with a snapshot. Zeros
 /// for none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Mark {
+pub struct EntryId {
     pub index: u64,
     pub term: u64,
 }
@@ -104,7 +104,7 @@ impl Options {
 pub struct Recovered {
     /// The last hard state appended, if ever one was.
     pub hard_state: Option<Vec<u8>>,
-    pub compacted: Mark,
+    pub compacted: EntryId,
     /// Index of the last entry, that of `compacted` if there is none after it.
     pub last_index: u64,
     /// A write that was under way when the machine stopped, and was cut off. It was never
@@ -152,7 +152,7 @@ impl RaftLog {
             hard_state: None,
         };
         log.write(Content {
-            mark: Some(Mark::default()),
+            entry_id: Some(EntryId::default()),
             ..Content::default()
         })?;
         Ok(log)
@@ -169,7 +169,7 @@ impl RaftLog {
         let recovery = recovery::recover(&*files, &options)?;
         let recovered = Recovered {
             hard_state: recovery.hard_state.clone(),
-            compacted: recovery.index.mark,
+            compacted: recovery.index.entry_id,
             last_index: recovery.index.last,
             torn_tail: recovery.torn_tail,
         };
@@ -231,10 +231,10 @@ impl RaftLog {
             return Ok(());
         };
         let index = self.writer.shared.index();
-        if first.index <= index.mark.index {
+        if first.index <= index.entry_id.index {
             return Err(Error::Compacted {
                 index: first.index,
-                first_index: index.mark.index + 1,
+                first_index: index.entry_id.index + 1,
             });
         }
         let expected = first.index.min(index.last + 1);
@@ -254,9 +254,9 @@ impl RaftLog {
     /// [`Error::Beyond`] if the log does not reach `to_index`; [`Error::Io`] and [`Error::Failed`]
     /// as in [`RaftLog::append`].
     pub fn compact(&mut self, to_index: u64) -> Result<(), Error> {
-        let mark = {
+        let entry_id = {
             let index = self.writer.shared.index();
-            if to_index <= index.mark.index {
+            if to_index <= index.entry_id.index {
                 return Ok(());
             }
             let term = index.term(to_index).ok_or(Error::Beyond {
@@ -264,36 +264,36 @@ impl RaftLog {
                 last_index: index.last,
             })?;
             let index = to_index;
-            Mark { index, term }
+            EntryId { index, term }
         };
         self.write(Content {
-            mark: Some(mark),
+            entry_id: Some(entry_id),
             ..Content::default()
         })?;
-        self.writer.shared.index_mut().compact(mark);
+        self.writer.shared.index_mut().compact(entry_id);
         self.writer.unlink_unneeded()
     }
 
-    /// Empties the log in favour of a snapshot whose last entry is `mark`; the next entry is the
+    /// Empties the log in favour of a snapshot whose last entry is `entry_id`; the next entry is the
     /// one after it. The hard state that belongs to the snapshot goes into the same frame: no crash
     /// separates the two.
     ///
     /// # Errors
     /// [`Error::Compacted`] if the log was compacted beyond the snapshot; [`Error::Io`] and
     /// [`Error::Failed`] as in [`RaftLog::append`].
-    pub fn reset(&mut self, mark: Mark, hard_state: Option<&[u8]>) -> Result<(), Error> {
+    pub fn reset(&mut self, entry_id: EntryId, hard_state: Option<&[u8]>) -> Result<(), Error> {
         let first_index = self.first_index();
-        if mark.index + 1 < first_index {
-            let index = mark.index;
+        if entry_id.index + 1 < first_index {
+            let index = entry_id.index;
             return Err(Error::Compacted { index, first_index });
         }
         self.write(Content {
             hard_state,
-            mark: Some(mark),
+            entry_id: Some(entry_id),
             reset: true,
             entries: &[],
         })?;
-        self.writer.shared.index_mut().reset(mark);
+        self.writer.shared.index_mut().reset(entry_id);
         self.writer.unlink_unneeded()
     }
 
@@ -314,7 +314,7 @@ impl RaftLog {
     /// As [`Reader::first_index`].
     #[must_use]
     pub fn first_index(&self) -> u64 {
-        self.writer.shared.index().mark.index + 1
+        self.writer.shared.index().entry_id.index + 1
     }
 
     /// As [`Reader::last_index`].
@@ -325,8 +325,8 @@ impl RaftLog {
 
     /// What was compacted away.
     #[must_use]
-    pub fn compacted(&self) -> Mark {
-        self.writer.shared.index().mark
+    pub fn compacted(&self) -> EntryId {
+        self.writer.shared.index().entry_id
     }
 
     #[must_use]

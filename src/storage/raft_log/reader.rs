@@ -71,7 +71,8 @@ impl Reader {
         while next < high {
             let (extent, end, file) = {
                 let index = self.shared.index();
-                if !entries.is_empty() && (cuts != Some(index.cuts) || next <= index.mark.index) {
+                if !entries.is_empty() && (cuts != Some(index.cuts) || next <= index.entry_id.index)
+                {
                     break;
                 }
                 cuts = Some(index.cuts);
@@ -102,7 +103,7 @@ impl Reader {
     /// The index of the first entry that can be read; one more than the last if there is none.
     #[must_use]
     pub fn first_index(&self) -> u64 {
-        self.shared.index().mark.index + 1
+        self.shared.index().entry_id.index + 1
     }
 
     /// The index of the last entry, or of the one compacted last if there is none after it.
@@ -145,10 +146,10 @@ impl Reader {
 }
 
 fn locate(index: &Index, next: u64, high: u64) -> Result<(Extent, u64, Arc<dyn OpenFile>), Error> {
-    if next <= index.mark.index {
+    if next <= index.entry_id.index {
         return Err(Error::Compacted {
             index: next,
-            first_index: index.mark.index + 1,
+            first_index: index.entry_id.index + 1,
         });
     }
     if high > index.last + 1 {

@@ -22,7 +22,7 @@ use super::replay::{Replay, Stop};
 use super::segment::{Pace, Remains, Window, fill, io_error, is_zero};
 use super::writer::{Active, segment_bytes, unlink};
 use super::{Error, Options, TornTail};
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 
 /// A log that can be appended to.
 pub(super) struct Recovery {
@@ -160,7 +160,7 @@ fn judge(
         }
     }
     mending.torn_tail = torn.map(|(segment, offset, end)| {
-        probe::reached(Path::TailTorn);
+        probe::reached(CoveragePoint::TailTorn);
         TornTail {
             segment: files.describe(&segment.name),
             offset,

@@ -5,7 +5,7 @@ use super::found::{Found, damaged};
 use super::frame::{FORMAT_VERSION, FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::index::{Index, Place};
 use super::segment::{At, Window, io_error};
-use super::{Error, Mark};
+use super::{EntryId, Error};
 
 /// Where the frames of a segment end, and how far the bad one reaches if one is the reason.
 pub(super) struct Stop {
@@ -132,15 +132,15 @@ impl<'a> Replay<'a> {
         if let Some(range) = payload.hard_state {
             self.hard_state = Some(plain[range].to_vec());
         }
-        if let Some(mark) = payload.mark {
-            self.check_mark(name, offset, mark, header.is_reset())?;
+        if let Some(entry_id) = payload.entry_id {
+            self.check_mark(name, offset, entry_id, header.is_reset())?;
         }
-        match payload.mark {
-            Some(mark) if header.is_reset() => {
-                self.index.reset(mark);
-                self.base = mark.index;
+        match payload.entry_id {
+            Some(entry_id) if header.is_reset() => {
+                self.index.reset(entry_id);
+                self.base = entry_id.index;
             }
-            Some(mark) => self.index.compact(mark),
+            Some(entry_id) => self.index.compact(entry_id),
             None => {}
         }
         if let Some((first, _)) = header.entries() {
@@ -155,13 +155,19 @@ impl<'a> Replay<'a> {
     }
 
     /// A log is compacted forwards, and in agreement with its entries.
-    fn check_mark(&self, name: &str, offset: u64, mark: Mark, resets: bool) -> Result<(), Error> {
-        let before = self.index.mark;
-        let known = self.index.term(mark.index).filter(|_| !resets);
-        if mark.index < before.index || known.is_some_and(|term| term != mark.term) {
+    fn check_mark(
+        &self,
+        name: &str,
+        offset: u64,
+        entry_id: EntryId,
+        resets: bool,
+    ) -> Result<(), Error> {
+        let before = self.index.entry_id;
+        let known = self.index.term(entry_id.index).filter(|_| !resets);
+        if entry_id.index < before.index || known.is_some_and(|term| term != entry_id.term) {
             let what = format!(
                 "it was compacted to entry {} of term {}, which contradicts what is before",
-                mark.index, mark.term
+                entry_id.index, entry_id.term
             );
             return Err(damaged(self.files, name, offset, what));
         }
@@ -169,7 +175,7 @@ impl<'a> Replay<'a> {
     }
 
     fn check_entries(&self, name: &str, offset: u64, first: u64) -> Result<(), Error> {
-        if first <= self.index.mark.index {
+        if first <= self.index.entry_id.index {
             let what = format!("entry {first} was written after it had been compacted");
             return Err(damaged(self.files, name, offset, what));
         }
@@ -184,21 +190,21 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    /// Whether the log is whole from its compaction mark on.
+    /// Whether the log is whole from its compaction entry_id on.
     pub fn check_complete(&self, first: &Found) -> Result<(), Error> {
-        let Index { mark, last, .. } = self.index;
-        if mark.index < self.base {
+        let Index { entry_id, last, .. } = self.index;
+        if entry_id.index < self.base {
             return Err(Error::Gap {
                 file: self.files.describe(&first.name),
                 offset: 0,
-                expected: mark.index + 1,
+                expected: entry_id.index + 1,
                 found: self.base + 1,
             });
         }
-        if mark.index > last {
+        if entry_id.index > last {
             let what = format!(
                 "it was compacted to entry {} but ends with entry {last}",
-                mark.index
+                entry_id.index
             );
             return Err(damaged(self.files, &first.name, 0, what));
         }

@@ -11,7 +11,7 @@ use super::index::Place;
 use super::reader::Shared;
 use super::segment::{self, Pace, io_error, make_zeroed};
 use super::{Error, Options, Stats};
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 
 /// Bounds the work of one compaction; the next one deletes what is left.
 const MAX_UNLINKS: usize = 8;
@@ -259,7 +259,7 @@ impl Writer {
             self.failed = true;
             unlink(&*self.shared.files, sequence)?;
             self.failed = false;
-            probe::reached(Path::SegmentDeleted);
+            probe::reached(CoveragePoint::SegmentDeleted);
             self.shared.index_mut().segments.remove(&sequence);
         }
         Ok(())

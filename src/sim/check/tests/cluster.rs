@@ -72,7 +72,7 @@ pub struct Cluster {
     late: Vec<Asked>,
     streams: Vec<Stream>,
     deadlines: BTreeMap<i64, Deadline>,
-    /// States of the past, for members that are behind.
+    /// SnapshotStore of the past, for members that are behind.
     past: Vec<At>,
     next_request_id: u64,
     trick: Trick,

@@ -11,7 +11,7 @@ const SEEDS: u64 = 16;
 enum Step {
     Append(Vec<LogEntry>, Option<Vec<u8>>),
     Compact(u64),
-    Reset(Mark, Option<Vec<u8>>),
+    Reset(EntryId, Option<Vec<u8>>),
     Reopen,
 }
 
@@ -37,27 +37,27 @@ fn random_hard_state(random: &mut Random) -> Option<Vec<u8>> {
 /// A step for a log that holds `model`, and what it is to hold then.
 fn choose(random: &mut Random, model: &Model) -> (Step, Model) {
     let mut after = model.clone();
-    let live = model.last - model.mark.index;
+    let live = model.last - model.entry_id.index;
     let newest = model
         .entries
         .last_key_value()
-        .map_or(model.mark.term, |(_, (term, _))| *term);
+        .map_or(model.entry_id.term, |(_, (term, _))| *term);
     let step = match random.below(40) {
         0 | 1 => Step::Reopen,
         2..5 => {
-            let to = model.mark.index + random.below(live + 1);
+            let to = model.entry_id.index + random.below(live + 1);
             after.compact(to);
             Step::Compact(to)
         }
         5 => {
-            let index = model.mark.index + random.below(live + 20);
-            let mark = Mark {
+            let index = model.entry_id.index + random.below(live + 20);
+            let entry_id = EntryId {
                 index,
                 term: newest + 1,
             };
             let state = random_hard_state(random);
-            after.reset(mark, state.as_deref());
-            Step::Reset(mark, state)
+            after.reset(entry_id, state.as_deref());
+            Step::Reset(entry_id, state)
         }
         kind => {
             let back = if kind < 12 {
@@ -106,7 +106,7 @@ impl Run {
                     hard_state: hard_state.as_deref(),
                 }),
                 Step::Compact(to) => log.compact(to),
-                Step::Reset(mark, hard_state) => log.reset(mark, hard_state.as_deref()),
+                Step::Reset(entry_id, hard_state) => log.reset(entry_id, hard_state.as_deref()),
                 Step::Reopen => {
                     drop(log);
                     match open(&self.disk) {

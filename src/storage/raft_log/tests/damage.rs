@@ -376,8 +376,8 @@ fn whole_frames_that_make_no_sense_are_refused() {
         entries,
         ..Content::default()
     };
-    let mark = |index| Content {
-        mark: Some(Mark { index, term: 1 }),
+    let entry_id = |index| Content {
+        entry_id: Some(EntryId { index, term: 1 }),
         ..Content::default()
     };
     let gap = assert_refused(&made_of(&[of(&one), of(&three)]), "a gap");
@@ -395,14 +395,17 @@ fn whole_frames_that_make_no_sense_are_refused() {
     for (what, frames) in [
         (
             "an entry after its compaction",
-            [of(&one), mark(1), of(&late)],
+            [of(&one), entry_id(1), of(&late)],
         ),
-        ("a mark beyond the end", [of(&one), mark(0), mark(5)]),
         (
-            "a reset without a mark",
+            "a entry_id beyond the end",
+            [of(&one), entry_id(0), entry_id(5)],
+        ),
+        (
+            "a reset without a entry_id",
             [
                 of(&one),
-                mark(0),
+                entry_id(0),
                 Content {
                     reset: true,
                     ..Content::default()

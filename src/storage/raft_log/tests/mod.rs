@@ -14,7 +14,7 @@ use bytes::Bytes;
 use super::memory::Random;
 use super::segment::{Pace, make_zeroed};
 use super::{
-    Batch, Error, LogEntry, Mark, MemoryDisk, OpenFile, Options, Prepare, RaftLog, Reader,
+    Batch, EntryId, Error, LogEntry, MemoryDisk, OpenFile, Options, Prepare, RaftLog, Reader,
     Recovered,
 };
 
@@ -31,7 +31,7 @@ pub const OPTIONS: Options = Options {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Model {
     pub entries: BTreeMap<u64, (u64, Bytes)>,
-    pub mark: Mark,
+    pub entry_id: EntryId,
     pub last: u64,
     pub hard_state: Option<Vec<u8>>,
 }
@@ -44,9 +44,9 @@ impl Model {
             (log.compacted(), log.last_index())
         );
         let mut model = Self::seen_by(&log.reader());
-        model.mark = recovered.compacted;
+        model.entry_id = recovered.compacted;
         model.hard_state.clone_from(&recovered.hard_state);
-        assert_eq!(log.term(model.mark.index), Some(model.mark.term));
+        assert_eq!(log.term(model.entry_id.index), Some(model.entry_id.term));
         model
     }
 
@@ -83,18 +83,18 @@ impl Model {
     }
 
     pub fn compact(&mut self, to_index: u64) {
-        if to_index > self.mark.index {
+        if to_index > self.entry_id.index {
             let (term, _) = self.entries[&to_index];
             let index = to_index;
-            self.mark = Mark { index, term };
+            self.entry_id = EntryId { index, term };
             self.entries = self.entries.split_off(&(to_index + 1));
         }
     }
 
-    pub fn reset(&mut self, mark: Mark, hard_state: Option<&[u8]>) {
+    pub fn reset(&mut self, entry_id: EntryId, hard_state: Option<&[u8]>) {
         self.entries.clear();
-        self.mark = mark;
-        self.last = mark.index;
+        self.entry_id = entry_id;
+        self.last = entry_id.index;
         self.append(&[], hard_state);
     }
 }

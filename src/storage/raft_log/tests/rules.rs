@@ -153,9 +153,9 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
             last_index: 10
         })
     ));
-    let mark = Mark { index: 4, term: 1 };
+    let entry_id = EntryId { index: 4, term: 1 };
     assert!(matches!(
-        log.reset(mark, None),
+        log.reset(entry_id, None),
         Err(Error::Compacted { index: 4, .. })
     ));
     log.compact(3).expect("it was compacted that far before");
@@ -213,7 +213,7 @@ fn compaction_deletes_whole_segments_and_keeps_the_hard_state() {
         recovered,
         Recovered {
             hard_state: Some(b"old but last".to_vec()),
-            compacted: Mark {
+            compacted: EntryId {
                 index: 100,
                 term: 7
             },
@@ -245,11 +245,11 @@ fn a_reset_goes_on_after_the_snapshot() {
     let disk = MemoryDisk::new();
     let mut log = create(&disk);
     append(&mut log, &entries(1..50, 1, 300), Some(b"before"));
-    let mark = Mark {
+    let entry_id = EntryId {
         index: 1000,
         term: 9,
     };
-    log.reset(mark, Some(b"with the snapshot"))
+    log.reset(entry_id, Some(b"with the snapshot"))
         .expect("a reset");
     for _ in 0..2 {
         assert_eq!((log.first_index(), log.last_index()), (1001, 1000));
@@ -259,7 +259,7 @@ fn a_reset_goes_on_after_the_snapshot() {
         );
         drop(log);
         let (again, recovered) = open(&disk).expect("the log again");
-        assert_eq!(recovered.compacted, mark);
+        assert_eq!(recovered.compacted, entry_id);
         assert_eq!(
             recovered.hard_state.as_deref(),
             Some(&b"with the snapshot"[..])

@@ -12,7 +12,7 @@
 mod deliver;
 mod flight;
 mod line;
-mod network;
+mod member_network;
 mod promises;
 #[cfg(test)]
 mod tests;
@@ -23,12 +23,12 @@ use parking_lot::{Mutex, MutexGuard};
 
 use self::flight::{Cargo, Delay, Flight};
 use self::line::{Air, Attached, Station};
-pub use self::network::SimNetwork;
+pub use self::member_network::MemberNetwork;
 use self::promises::Promises;
 use super::clock::Time;
 use super::executor::Tasks;
 use super::random::Random;
-use super::states::Shelf;
+use super::states::SimDisks;
 use crate::env::Clock;
 use crate::transport::Inbound;
 use crate::types::MemberId;
@@ -87,21 +87,21 @@ impl Counts {
 }
 
 /// See the module.
-pub struct Wires {
+pub struct SimNetwork {
     /// For what flies and has to find back.
-    itself: Weak<Wires>,
+    itself: Weak<SimNetwork>,
     time: Arc<Time>,
-    shelf: Arc<Shelf>,
+    disks: Arc<SimDisks>,
     air: Mutex<Air>,
     promises: Mutex<Promises>,
 }
 
-impl Wires {
-    pub fn new(time: Arc<Time>, shelf: Arc<Shelf>, random: Random) -> Arc<Self> {
+impl SimNetwork {
+    pub fn new(time: Arc<Time>, disks: Arc<SimDisks>, random: Random) -> Arc<Self> {
         Arc::new_cyclic(|itself| Self {
             itself: itself.clone(),
             time,
-            shelf,
+            disks,
             air: Mutex::new(Air::new(random)),
             promises: Mutex::default(),
         })
@@ -109,7 +109,7 @@ impl Wires {
 
     /// The network for a life of a member that begins now; its clock says how long answers are
     /// waited for. Nothing comes in before `attach`.
-    pub fn network(&self, member: MemberId, clock: Arc<dyn Clock>) -> Arc<SimNetwork> {
+    pub fn network(&self, member: MemberId, clock: Arc<dyn Clock>) -> Arc<MemberNetwork> {
         self.detach(member);
         let mut air = self.air.lock();
         let life = air.new_life();
@@ -117,7 +117,7 @@ impl Wires {
         let before = air.stations.insert(member, station);
         drop(air);
         drop(before);
-        Arc::new(SimNetwork::new(self.itself.clone(), member, life, clock))
+        Arc::new(MemberNetwork::new(self.itself.clone(), member, life, clock))
     }
 
     /// Has what comes to a member handed to it. Its tasks run what takes a while.

@@ -3,21 +3,21 @@
 use std::sync::Weak;
 
 use super::flight::{AnswerTo, Cargo, Flight, Life};
-use super::{Air, Attached, Wires};
+use super::{Air, Attached, SimNetwork};
 use crate::env::Executor;
 use crate::error::Error;
 use crate::proto::etchedpeer::question::Question as Kind;
 use crate::proto::etchedpeer::{Answer, Question};
 use crate::raft::Message;
 use crate::sim::random::Random;
-use crate::sim::states::Shelf;
+use crate::sim::states::SimDisks;
 use crate::transport::{PeerMessage, SnapshotDir};
 use crate::types::MemberId;
 
 /// Those that are due may overtake this many others.
 const OVERTAKEN: u64 = 8;
 
-impl Wires {
+impl SimNetwork {
     /// Delivers everything that is due.
     pub fn deliver_due(&self, now_ns: u64, random: &mut Random) {
         loop {
@@ -42,7 +42,7 @@ impl Wires {
                 breaks,
             } => {
                 let transfer = Transfer {
-                    wires: self.itself.clone(),
+                    network: self.itself.clone(),
                     from,
                     to,
                     number,
@@ -125,8 +125,8 @@ impl Wires {
         if inbound.is_removed(from.member) {
             return self.air.lock().tell_removed(from, 1_000, now_ns);
         }
-        let path = Shelf::root(to.member).join(format!("receiving-{:x}", transfer.number));
-        if message.to != to.member.0 || !self.shelf.copy(files.path(), &path) {
+        let path = SimDisks::root(to.member).join(format!("receiving-{:x}", transfer.number));
+        if message.to != to.member.0 || !self.disks.copy(files.path(), &path) {
             return;
         }
         {
@@ -135,7 +135,7 @@ impl Wires {
             air.counts.snapshots_arrived += 1;
             *air.arrivals.entry((to.number, index)).or_default() += 1;
         }
-        let received = self.shelf.lend(path);
+        let received = self.disks.lend(path);
         let take = async move {
             let taken = inbound.snapshot_received(message, received).await;
             transfer.taken = taken.is_ok();
@@ -162,11 +162,11 @@ impl Wires {
             return self.answer(to, from, Err(Error::NoLeader), answer_to);
         }
         let asker = (!is_removed).then_some(from.member);
-        let wires = self.itself.clone();
+        let network = self.itself.clone();
         let answering = async move {
             let answer = inbound.asked(asker, question).await;
-            if let Some(wires) = wires.upgrade() {
-                wires.answer(to, from, answer, answer_to);
+            if let Some(network) = network.upgrade() {
+                network.answer(to, from, answer, answer_to);
             }
         };
         tasks.spawn(Box::pin(answering));
@@ -239,7 +239,7 @@ impl Wires {
 
 /// A snapshot on its way; its sender hears how that went, once, whatever happens.
 struct Transfer {
-    wires: Weak<Wires>,
+    network: Weak<SimNetwork>,
     from: Life,
     to: Life,
     number: u64,
@@ -248,11 +248,11 @@ struct Transfer {
 
 impl Drop for Transfer {
     fn drop(&mut self) {
-        let Some(wires) = self.wires.upgrade() else {
+        let Some(network) = self.network.upgrade() else {
             return;
         };
-        let now_ns = wires.time.now_ns();
-        let mut air = wires.air.lock();
+        let now_ns = network.time.now_ns();
+        let mut air = network.air.lock();
         if !air.lives(self.from) {
             return;
         }

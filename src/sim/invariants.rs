@@ -12,11 +12,11 @@ use crate::probe;
 use crate::proto::etcdserverpb::AlarmType;
 use crate::proto::etchedpeer::MemberChange;
 use crate::proto::membershippb::Member;
-use crate::replica::state_store::mark_of;
+use crate::replica::state_store::entry_id_of;
 use crate::state::membership::is_learner;
 use crate::types::MemberId;
 
-/// Where the log of a cluster begins: see `FOUNDING_MARK`.
+/// Where the log of a cluster begins: see `FOUNDING_ENTRY`.
 const FIRST_INDEX: u64 = 2;
 
 /// A busy world takes some ten thousand.
@@ -99,9 +99,9 @@ impl World {
         if node.life.is_none() {
             return;
         }
-        let state = node.drive.state();
+        let state = node.disk.state();
         // A state that cannot be read ends the member, which is told of.
-        let Ok(mark) = mark_of(&state) else {
+        let Ok(mark) = entry_id_of(&state) else {
             return;
         };
         let (index, hash) = (mark.index, state.content_hash());
@@ -142,7 +142,7 @@ impl World {
             let bytes = counters
                 .pending_bytes
                 .load(std::sync::atomic::Ordering::Relaxed);
-            let limit = self.manner.watch_limits.total_bytes as i64 + (4 << 20);
+            let limit = self.config.watch_limits.total_bytes as i64 + (4 << 20);
             if bytes > limit {
                 over.push(format!("watch events of {id}: {bytes} bytes"));
             }
@@ -150,14 +150,14 @@ impl World {
             if waiting.sum() > MAX_PENDING {
                 over.push(format!("those who wait for {id}: {waiting:?}"));
             }
-            if bytes > self.manner.max_outstanding_bytes + MAX_OVERSHOOT_BYTES {
+            if bytes > self.config.max_outstanding_bytes + MAX_OVERSHOOT_BYTES {
                 over.push(format!("the threads of {id}: {bytes} bytes"));
             }
         }
         for details in over {
             self.find("a queue is over its bound", details);
         }
-        let arrivals = self.wires.most_arrivals();
+        let arrivals = self.network.most_arrivals();
         if arrivals > MAX_ARRIVALS {
             let details = format!("{arrivals} times");
             self.find("a member is sent a state that it has", details);
@@ -166,7 +166,7 @@ impl World {
 
     /// Nobody votes twice in a term.
     pub(super) fn look_at_votes(&mut self) {
-        let broken = self.wires.promises().take_broken();
+        let broken = self.network.promises().take_broken();
         if let Some(details) = broken {
             self.find("a member voted twice in one term", details);
         }
@@ -199,7 +199,7 @@ impl World {
             return;
         };
         let said = life.handle.shared().raft.applied_index();
-        if let Ok(mark) = mark_of(&node.drive.state())
+        if let Ok(mark) = entry_id_of(&node.disk.state())
             && mark.index != said
         {
             let details = format!("{id} says {said}, its state {}", mark.index);
@@ -210,7 +210,7 @@ impl World {
     /// Whoever speaks as leader has the term on its disk: a leader that forgot it could lead in it
     /// again, and have other entries.
     pub(super) fn look_at_terms(&mut self, id: MemberId) {
-        let led = self.wires.promises().led_in(id);
+        let led = self.network.promises().led_in(id);
         let durable = self.life(id).map(|life| life.raft.status().durable_term);
         if let (Some(led), Some(durable)) = (led, durable)
             && led > durable

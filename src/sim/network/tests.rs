@@ -37,7 +37,7 @@ enum Note {
 struct Member {
     notes: Mutex<Vec<Note>>,
     removed: Mutex<Vec<MemberId>>,
-    shelf: Arc<Shelf>,
+    disks: Arc<SimDisks>,
     /// Takes snapshots over, or does not.
     takes: Mutex<bool>,
     /// Answers questions, or thinks about them for ever.
@@ -76,7 +76,7 @@ impl Inbound for Member {
     }
 
     fn snapshot_received(&self, message: Message, files: SnapshotDir) -> Boxed<Result<(), Error>> {
-        let there = self.shelf.get(files.path()).is_some();
+        let there = self.disks.get(files.path()).is_some();
         self.note(Note::SnapshotCame(message.from, there));
         let takes = *self.takes.lock();
         Box::pin(async move {
@@ -110,14 +110,14 @@ impl Inbound for Member {
 /// A member that lives.
 struct Life {
     member: Arc<Member>,
-    network: Arc<SimNetwork>,
+    network: Arc<MemberNetwork>,
     tasks: Arc<Tasks>,
 }
 
 struct World {
     time: Arc<Time>,
-    shelf: Arc<Shelf>,
-    wires: Arc<Wires>,
+    disks: Arc<SimDisks>,
+    network: Arc<SimNetwork>,
     random: Random,
     lives: Vec<Life>,
 }
@@ -130,12 +130,12 @@ impl World {
     /// Members are numbered from 1; at 0 lives nobody's neighbour.
     fn new(seed: u64, members: usize) -> Self {
         let mut random = Random::new(seed);
-        let (time, shelf) = (Time::new(), Shelf::new());
-        let wires = Wires::new(time.clone(), shelf.clone(), random.fork(1));
+        let (time, disks) = (Time::new(), SimDisks::new());
+        let network = SimNetwork::new(time.clone(), disks.clone(), random.fork(1));
         let mut world = Self {
             time,
-            shelf,
-            wires,
+            disks,
+            network,
             random,
             lives: Vec::new(),
         };
@@ -149,7 +149,7 @@ impl World {
     fn start(&self, number: usize, members: usize) -> Life {
         let offset = Arc::new(AtomicI64::new(0));
         let clock = Arc::new(MemberClock::new(self.time.clone(), 0, offset));
-        let network = self.wires.network(id(number), clock);
+        let network = self.network.network(id(number), clock);
         let others = (1..=members).filter(|other| number > 0 && *other != number);
         let peers = others.map(|other| Peer {
             member: id(other),
@@ -157,7 +157,8 @@ impl World {
         });
         network.set_peers(peers.collect());
         let (tasks, member) = (Tasks::new(), self.member());
-        self.wires.attach(id(number), member.clone(), tasks.clone());
+        self.network
+            .attach(id(number), member.clone(), tasks.clone());
         Life {
             member,
             network,
@@ -169,7 +170,7 @@ impl World {
         Arc::new(Member {
             notes: Mutex::default(),
             removed: Mutex::default(),
-            shelf: self.shelf.clone(),
+            disks: self.disks.clone(),
             takes: Mutex::new(true),
             answers: Mutex::new(true),
         })
@@ -194,14 +195,14 @@ impl World {
         let end = self.time.now_ns() + ns;
         loop {
             self.poll();
-            let next = [self.time.next_timer(), self.wires.next_delivery()];
+            let next = [self.time.next_timer(), self.network.next_delivery()];
             let Some(next) = next.into_iter().flatten().min().filter(|at| *at <= end) else {
                 self.time.advance_to(end);
                 return;
             };
             self.time.advance_to(next);
             self.poll();
-            self.wires.deliver_due(next, &mut self.random);
+            self.network.deliver_due(next, &mut self.random);
         }
     }
 
@@ -219,12 +220,12 @@ impl World {
     }
 
     fn snapshot(&self, from: usize, to: usize) {
-        let name = format!("sending-{}", self.shelf.list(Path::new("")).len());
-        let path = Shelf::root(id(from)).join(name);
-        self.shelf
+        let name = format!("sending-{}", self.disks.list(Path::new("")).len());
+        let path = SimDisks::root(id(from)).join(name);
+        self.disks
             .keep(&path, MemoryEngine::new())
             .expect("a new directory");
-        let files = Arc::new(self.shelf.lend(path));
+        let files = Arc::new(self.disks.lend(path));
         let message = Message {
             from: from as u64,
             to: to as u64,
@@ -272,10 +273,10 @@ fn in_fine_weather_everything_arrives_once_and_not_in_order() {
     for index in 0..200 {
         world.send(1, 2, vec![raft(2, index), forwarded(index), refused(index)]);
     }
-    assert!(world.wires.in_flight() >= 200);
+    assert!(world.network.in_flight() >= 200);
     world.run_for(MS);
     let notes = world.notes(2);
-    assert_eq!((notes.len(), world.wires.in_flight()), (600, 0));
+    assert_eq!((notes.len(), world.network.in_flight()), (600, 0));
     let order: Vec<u64> = notes
         .iter()
         .filter_map(|note| match note {
@@ -294,20 +295,20 @@ fn in_fine_weather_everything_arrives_once_and_not_in_order() {
         }
     }
     assert_eq!(world.notes(1), []);
-    assert_eq!(world.wires.counts().delivered, 600);
+    assert_eq!(world.network.counts().delivered, 600);
 }
 
 #[test]
 fn the_same_seed_is_the_same_network() {
     let run = |seed| {
         let mut world = World::new(seed, 3);
-        world.wires.set_weather(100, 100, 100);
+        world.network.set_weather(100, 100, 100);
         for index in 0..300 {
             world.send(1, 2, vec![raft(2, index), forwarded(index)]);
             world.run_for(MS / 10);
         }
         world.run_for(10_000 * MS);
-        (world.notes(1), world.notes(2), world.wires.counts())
+        (world.notes(1), world.notes(2), world.network.counts())
     };
     assert_eq!(run(5), run(5));
     assert_ne!(run(5), run(6));
@@ -316,7 +317,7 @@ fn the_same_seed_is_the_same_network() {
 #[test]
 fn bad_weather_loses_repeats_and_delays_but_repeats_no_proposal() {
     let mut world = World::new(2, 3);
-    world.wires.set_weather(100, 200, 100);
+    world.network.set_weather(100, 200, 100);
     for index in 0..1_000 {
         for to in [2, 3] {
             world.send(1, to, vec![raft(to, index), forwarded(index)]);
@@ -342,7 +343,7 @@ fn bad_weather_loses_repeats_and_delays_but_repeats_no_proposal() {
         losses.push(1_000 - rafts);
     }
     assert_ne!(losses[0], losses[1], "each link has a loss of its own");
-    let counts = world.wires.counts();
+    let counts = world.network.counts();
     let told_of = |like: fn(&Note) -> bool| count(&told, like) as u64;
     assert_eq!(
         told_of(|note| matches!(note, Note::Refused(..))),
@@ -372,11 +373,11 @@ fn a_link_may_be_cut_in_one_direction() {
     assert!(since.is_some() && active(&world, 2, 1).is_some());
     world.run_for(50 * MS);
     world.send(1, 2, vec![raft(2, 0)]);
-    world.wires.cut(id(1), id(2));
+    world.network.cut(id(1), id(2));
     world.send(1, 2, vec![raft(2, 1)]);
     world.send(2, 1, vec![raft(1, 2)]);
     world.send(1, 3, vec![raft(3, 3)]);
-    assert!(world.wires.is_cut(id(1), id(2)) && !world.wires.is_cut(id(2), id(1)));
+    assert!(world.network.is_cut(id(1), id(2)) && !world.network.is_cut(id(2), id(1)));
     assert_eq!((active(&world, 1, 2), active(&world, 2, 1)), (None, None));
     assert!(active(&world, 1, 3).is_some());
     world.run_for(1_000 * MS);
@@ -384,15 +385,15 @@ fn a_link_may_be_cut_in_one_direction() {
     let told = world.notes(1);
     assert_eq!(count(&told, |note| *note == Note::Raft(2, 2)), 1);
     assert_eq!(world.notes(3), [Note::Raft(1, 3)]);
-    assert_eq!(world.wires.counts().lost, 2);
-    world.wires.heal(id(1), id(2));
+    assert_eq!(world.network.counts().lost, 2);
+    world.network.heal(id(1), id(2));
     world.send(1, 2, vec![raft(2, 4)]);
     world.run_for(MS);
     assert_eq!(world.notes(2), [Note::Raft(1, 4)]);
     assert!(active(&world, 1, 2) > since, "connected anew");
-    world.wires.cut(id(1), id(3));
-    world.wires.heal_all();
-    assert!(!world.wires.is_cut(id(1), id(3)));
+    world.network.cut(id(1), id(3));
+    world.network.heal_all();
+    assert!(!world.network.is_cut(id(1), id(3)));
 }
 
 #[test]
@@ -400,8 +401,8 @@ fn who_is_cut_off_is_noticed_now_and_then() {
     let noticed: usize = (0..20)
         .map(|seed| {
             let mut world = World::new(seed, 2);
-            world.wires.cut(id(1), id(2));
-            world.wires.cut(id(2), id(1));
+            world.network.cut(id(1), id(2));
+            world.network.cut(id(2), id(1));
             world.run_for(1_000 * MS);
             count(&world.notes(1), |note| *note == Note::Unreachable(2))
         })
@@ -415,7 +416,7 @@ fn what_was_sent_to_one_life_does_not_reach_the_next() {
     world.send(1, 2, vec![raft(2, 1), forwarded(1)]);
     world.send(2, 1, vec![raft(1, 2)]);
     let old = world.lives[2].network.clone();
-    world.wires.detach(id(2));
+    world.network.detach(id(2));
     assert_eq!(world.lives[1].network.active_since(id(2)), None);
     world.lives[2] = world.start(2, 2);
     old.send(id(1), vec![raft(1, 3)]);
@@ -438,7 +439,7 @@ fn who_is_no_peer_is_refused_at_once() {
     world.send(1, 3, vec![raft(3, 1), forwarded(2)]);
     let expected = [Note::Unreachable(3), Note::Refused(3, 2, Error::NoLeader)];
     assert_eq!(world.notes(1), expected);
-    assert_eq!(world.wires.in_flight(), 0);
+    assert_eq!(world.network.in_flight(), 0);
 }
 
 #[test]
@@ -448,8 +449,8 @@ fn a_link_holds_only_so_much() {
         world.send(1, 2, vec![forwarded(index)]);
     }
     let told = world.notes(1);
-    assert_eq!(world.wires.in_flight(), MAX_ON_A_LINK);
-    assert_eq!(world.wires.most_in_flight(), MAX_ON_A_LINK);
+    assert_eq!(world.network.in_flight(), MAX_ON_A_LINK);
+    assert_eq!(world.network.most_in_flight(), MAX_ON_A_LINK);
     assert_eq!(told.len(), MAX_ON_A_LINK);
     let full = Note::Refused(2, MAX_ON_A_LINK as u64, Error::TooManyRequests);
     assert_eq!(told[0], full);
@@ -463,14 +464,17 @@ fn a_link_holds_only_so_much() {
 #[test]
 fn a_member_that_stands_still_gets_it_all_when_it_goes_on() {
     let mut world = World::new(7, 2);
-    world.wires.hold(id(2), true);
-    world.wires.hold(id(2), true);
+    world.network.hold(id(2), true);
+    world.network.hold(id(2), true);
     for index in 0..50 {
         world.send(1, 2, vec![raft(2, index)]);
     }
     world.run_for(1_000 * MS);
     assert_eq!(
-        (world.notes(2).len(), world.wires.next_delivery().is_some()),
+        (
+            world.notes(2).len(),
+            world.network.next_delivery().is_some()
+        ),
         (0, true)
     );
     assert!(world.lives[1].network.active_since(id(2)).is_some());
@@ -481,21 +485,21 @@ fn a_member_that_stands_still_gets_it_all_when_it_goes_on() {
         "found silent"
     );
     assert_eq!(
-        (world.wires.next_delivery(), world.wires.in_flight()),
+        (world.network.next_delivery(), world.network.in_flight()),
         (None, 50)
     );
-    world.wires.hold(id(2), false);
+    world.network.hold(id(2), false);
     assert!(world.lives[1].network.active_since(id(2)).is_some());
     world.run_for(MS);
     assert_eq!(world.notes(2).len(), 50);
     // Dead is dead, however still it stood.
-    world.wires.hold(id(2), true);
+    world.network.hold(id(2), true);
     world.send(1, 2, vec![raft(2, 1), forwarded(3)]);
     world.run_for(MS);
-    world.wires.detach(id(2));
+    world.network.detach(id(2));
     world.lives[2] = world.start(2, 2);
     world.run_for(5_000 * MS);
-    assert_eq!((world.notes(2), world.wires.in_flight()), (Vec::new(), 0));
+    assert_eq!((world.notes(2), world.network.in_flight()), (Vec::new(), 0));
 }
 
 #[test]
@@ -568,16 +572,16 @@ fn questions_without_an_answer_end_as_they_should() {
         list.sort_by_key(|(error, late)| (error.text(), *late));
         list
     };
-    let dead = failures(|world| world.wires.detach(id(2)), |_| {});
+    let dead = failures(|world| world.network.detach(id(2)), |_| {});
     assert_eq!(dead, sorted(unreachable.to_vec()));
-    let cut = failures(|world| world.wires.cut(id(2), id(1)), |_| {});
+    let cut = failures(|world| world.network.cut(id(2), id(1)), |_| {});
     assert_eq!(cut, sorted(unreachable.to_vec()));
-    let lost = failures(|world| world.wires.set_weather(1_000, 0, 0), |_| {});
+    let lost = failures(|world| world.network.set_weather(1_000, 0, 0), |_| {});
     assert_eq!(lost, broken);
     let thinking = |world: &mut World| *world.lives[2].member.answers.lock() = false;
     assert_eq!(failures(thinking, |_| {}), [(Error::Timeout, true)]);
     let dies = failures(thinking, |world| {
-        world.wires.detach(id(2));
+        world.network.detach(id(2));
         world.lives[2].tasks.clear();
     });
     assert_eq!(dies, broken);
@@ -599,10 +603,10 @@ fn snapshots_come_whole_and_are_reported() {
     assert_eq!(world.notes(3), [Note::SnapshotCame(1, true)]);
     assert_eq!(world.notes(1), [Note::SnapshotSent(3, false)]);
     assert_eq!(
-        world.shelf.list(Path::new("")),
+        world.disks.list(Path::new("")),
         Vec::<std::path::PathBuf>::new()
     );
-    let counts = world.wires.counts();
+    let counts = world.network.counts();
     let seen = (
         counts.snapshots_sent,
         counts.snapshots_arrived,
@@ -615,23 +619,23 @@ fn snapshots_come_whole_and_are_reported() {
 fn a_snapshot_that_fails_is_reported_once() {
     type Mishap = fn(&mut World);
     let mishaps: [Mishap; 5] = [
-        |world| world.wires.detach(id(2)),
-        |world| world.wires.cut(id(1), id(2)),
-        |world| world.wires.set_weather(1_000, 0, 0),
+        |world| world.network.detach(id(2)),
+        |world| world.network.cut(id(1), id(2)),
+        |world| world.network.set_weather(1_000, 0, 0),
         |world| {
-            world.wires.hold(id(2), true);
+            world.network.hold(id(2), true);
             world.run_for(5_000 * MS);
-            world.wires.detach(id(2));
+            world.network.detach(id(2));
         },
         |world| {
             // It arrives, and its receiver dies with it.
-            let mut next = world.wires.next_delivery();
+            let mut next = world.network.next_delivery();
             while let Some(at) = next.filter(|_| world.lives[2].tasks.is_empty()) {
                 world.time.advance_to(at);
-                world.wires.deliver_due(at, &mut world.random);
-                next = world.wires.next_delivery();
+                world.network.deliver_due(at, &mut world.random);
+                next = world.network.next_delivery();
             }
-            world.wires.detach(id(2));
+            world.network.detach(id(2));
             world.lives[2].tasks.clear();
         },
     ];
@@ -651,8 +655,8 @@ fn a_snapshot_that_fails_is_reported_once() {
             assert_eq!(reports, 1, "mishap {number}, seed {seed}");
             let taken = count(&told, |note| *note == Note::SnapshotSent(2, true));
             assert!(taken == 0 || number == 2, "mishap {number}, seed {seed}");
-            assert_eq!(world.shelf.list(Path::new("")).len(), 0);
-            assert_eq!(world.wires.in_flight(), 0);
+            assert_eq!(world.disks.list(Path::new("")).len(), 0);
+            assert_eq!(world.network.in_flight(), 0);
         }
     }
 }
@@ -661,8 +665,8 @@ fn a_snapshot_that_fails_is_reported_once() {
 fn a_sender_that_dies_takes_its_snapshot_along() {
     let mut world = World::new(11, 2);
     world.snapshot(1, 2);
-    world.wires.detach(id(1));
-    assert_eq!(world.shelf.list(Path::new("")).len(), 0);
+    world.network.detach(id(1));
+    assert_eq!(world.disks.list(Path::new("")).len(), 0);
     world.lives[1] = world.start(1, 2);
     world.snapshot(1, 2);
     world.run_for(5_000 * MS);

@@ -8,7 +8,7 @@ use super::flight::{Cargo, Delay, Flight, Life};
 use super::{Counts, MAX_ON_A_LINK, Weather};
 use crate::env::Clock;
 use crate::error::Error;
-use crate::probe::{self, Defect, Path};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::sim::executor::Tasks;
 use crate::sim::random::Random;
 use crate::transport::{Inbound, PeerMessage, Roster};
@@ -265,7 +265,7 @@ impl Air {
         if let Some(station) = self.stations.get_mut(&member)
             && station.roster.told(caller, &urls)
         {
-            probe::reached(Path::StrangerAnswered);
+            probe::reached(CoveragePoint::StrangerAnswered);
             self.reconnect();
         }
     }

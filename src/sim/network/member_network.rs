@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::flight::{Cargo, Delay, Flight, Life};
 use super::line::{Air, refusals};
-use super::{Attached, Wires};
+use super::{Attached, SimNetwork};
 use crate::env::{Boxed, Clock, timeout};
 use crate::error::Error;
 use crate::proto::etchedpeer::{Answer, Question};
@@ -19,45 +19,45 @@ use crate::types::MemberId;
 const BREAKS_PER_MILLE: u32 = 20;
 
 /// See the module.
-pub struct SimNetwork {
-    wires: Weak<Wires>,
+pub struct MemberNetwork {
+    network: Weak<SimNetwork>,
     life: Life,
     clock: Arc<dyn Clock>,
 }
 
-impl SimNetwork {
+impl MemberNetwork {
     pub(super) fn new(
-        wires: Weak<Wires>,
+        network: Weak<SimNetwork>,
         member: MemberId,
         number: u64,
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
-            wires,
+            network,
             life: Life { member, number },
             clock,
         }
     }
 }
 
-impl Network for SimNetwork {
+impl Network for MemberNetwork {
     fn send(&self, to: MemberId, messages: Vec<PeerMessage>) {
-        if let Some(wires) = self.wires.upgrade() {
-            wires.send(self.life, to, messages);
+        if let Some(network) = self.network.upgrade() {
+            network.send(self.life, to, messages);
         }
     }
 
     fn send_snapshot(&self, message: Message, files: Arc<SnapshotDir>) {
-        if let Some(wires) = self.wires.upgrade() {
-            wires.send_snapshot(self.life, message, files);
+        if let Some(network) = self.network.upgrade() {
+            network.send_snapshot(self.life, message, files);
         }
     }
 
     fn set_peers(&self, peers: Vec<Peer>) {
-        let Some(wires) = self.wires.upgrade() else {
+        let Some(network) = self.network.upgrade() else {
             return;
         };
-        let mut air = wires.air.lock();
+        let mut air = network.air.lock();
         if air.lives(self.life)
             && let Some(station) = air.stations.get_mut(&self.life.member)
         {
@@ -75,10 +75,10 @@ impl Network for SimNetwork {
         question: Question,
         limit: Duration,
     ) -> Boxed<Result<Answer, Error>> {
-        let (wires, life, clock) = (self.wires.clone(), self.life, self.clock.clone());
+        let (network, life, clock) = (self.network.clone(), self.life, self.clock.clone());
         Box::pin(async move {
-            let fate = match wires.upgrade() {
-                Some(wires) => wires.ask(life, member, question),
+            let fate = match network.upgrade() {
+                Some(network) => network.ask(life, member, question),
                 None => Fate::NotConnected,
             };
             let (answer, patient) = match fate {
@@ -102,8 +102,8 @@ impl Network for SimNetwork {
     }
 
     fn active_since(&self, member: MemberId) -> Option<Duration> {
-        let wires = self.wires.upgrade()?;
-        let air = wires.air.lock();
+        let network = self.network.upgrade()?;
+        let air = network.air.lock();
         let station = air.stations.get(&self.life.member)?;
         let connected = station.connected.get(&member).copied();
         connected.filter(|_| station.life == self.life.number)
@@ -147,7 +147,7 @@ impl Unsent {
     }
 }
 
-impl Wires {
+impl SimNetwork {
     fn send(&self, from: Life, to: MemberId, messages: Vec<PeerMessage>) {
         let now_ns = self.time.now_ns();
         let mut air = self.air.lock();
