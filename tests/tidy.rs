@@ -1,15 +1,18 @@
-//! Rules of this project that a machine can check: which module may know which, where time and
-//! chance come from, how large a file may be and what it may be called, which licences the
-//! dependencies may have, and that the documents name files that exist.
+//! Rules of this project that a machine can check: which module may know which, that files import
+//! each other in no circle, where time and chance come from, how large a file may be and what it
+//! may be called, which licences the dependencies may have, and that the documents name files that
+//! exist.
 //!
 //! Each rule is a function from text to findings, tried on small made-up texts beside it, and one
 //! test here that lets it loose on the checkout.
 
 mod tidy {
+    pub mod circles;
     pub mod documents;
     pub mod imports;
     pub mod layers;
     pub mod licences;
+    pub mod modules;
     pub mod purity;
     pub mod shape;
     pub mod source;
@@ -17,7 +20,7 @@ mod tidy {
 }
 
 use tidy::source::{self, Source};
-use tidy::{documents, layers, licences, purity, shape};
+use tidy::{circles, documents, layers, licences, purity, shape};
 
 /// Fails with every finding, one a line.
 fn assert_none(findings: Vec<String>) {
@@ -39,6 +42,11 @@ fn imports_point_downwards() {
     let mut findings = layers::stale(&sources);
     findings.extend(each(&sources, layers::check));
     assert_none(findings);
+}
+
+#[test]
+fn files_import_each_other_in_no_circle() {
+    assert_none(circles::check(&source::crate_sources(), circles::KNOWN));
 }
 
 #[test]
