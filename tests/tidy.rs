@@ -1,7 +1,7 @@
 //! Rules of this project that a machine can check: which module may know which, that files import
-//! each other in no circle, where time and chance come from, how large a file may be and what it
-//! may be called, which licences the dependencies may have, and that the documents name files that
-//! exist.
+//! each other in no circle, where time and chance come from, how large a file and a function may
+//! be and what a file may be called, which licences the dependencies may have, and that the
+//! documents name files that exist.
 //!
 //! Each rule is a function from text to findings, tried on small made-up texts beside it, and one
 //! test here that lets it loose on the checkout.
@@ -9,6 +9,7 @@
 mod tidy {
     pub mod circles;
     pub mod documents;
+    pub mod functions;
     pub mod imports;
     pub mod layers;
     pub mod licences;
@@ -20,7 +21,7 @@ mod tidy {
 }
 
 use tidy::source::{self, Source};
-use tidy::{circles, documents, layers, licences, purity, shape};
+use tidy::{circles, documents, functions, layers, licences, purity, shape};
 
 /// Fails with every finding, one a line.
 fn assert_none(findings: Vec<String>) {
@@ -62,6 +63,11 @@ fn files_have_a_head_a_size_and_a_name() {
     let mut sources = source::crate_sources();
     sources.extend(source::test_sources());
     assert_none(each(&sources, shape::check));
+}
+
+#[test]
+fn functions_fit_on_a_screen() {
+    assert_none(functions::check(&source::crate_sources(), functions::KNOWN));
 }
 
 #[test]
