@@ -1,7 +1,6 @@
 //! Rules of this project that a machine can check: which module may know which, that files import
 //! each other in no circle, where time and chance come from, how large a file and a function may
-//! be and what a file may be called, which licences the dependencies may have, and that the
-//! documents name files that exist.
+//! be and what a file may be called, and that the documents name files that exist.
 //!
 //! Each rule is a function from text to findings, tried on small made-up texts beside it, and one
 //! test here that lets it loose on the checkout.
@@ -12,7 +11,6 @@ mod tidy {
     pub mod functions;
     pub mod imports;
     pub mod layers;
-    pub mod licences;
     pub mod modules;
     pub mod purity;
     pub mod shape;
@@ -21,7 +19,7 @@ mod tidy {
 }
 
 use tidy::source::{self, Source};
-use tidy::{circles, documents, functions, layers, licences, purity, shape};
+use tidy::{circles, documents, functions, layers, purity, shape};
 
 /// Fails with every finding, one a line.
 fn assert_none(findings: Vec<String>) {
@@ -68,21 +66,6 @@ fn files_have_a_head_a_size_and_a_name() {
 #[test]
 fn functions_fit_on_a_screen() {
     assert_none(functions::check(&source::crate_sources(), functions::KNOWN));
-}
-
-#[test]
-fn dependencies_have_licences_that_are_allowed() {
-    let deny = licences::Deny::read(&source::text("deny.toml"));
-    assert_none(licences::check(&deny, &licences::metadata()));
-}
-
-#[test]
-fn exceptions_for_advisories_are_about_what_is_used() {
-    let deny = licences::Deny::read(&source::text("deny.toml"));
-    assert_none(licences::check_advisories(
-        &deny,
-        &source::text("Cargo.lock"),
-    ));
 }
 
 #[test]
