@@ -72,7 +72,10 @@ fn functions_fit_on_a_screen() {
 fn documents_name_files_that_exist() {
     let findings = [
         "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
         "docs/ARCHITECTURE.md",
+        "docs/GLOSSARY.md",
         "docs/SIMULATOR.md",
         "docs/STYLE.md",
     ]
