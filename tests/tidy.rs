@@ -1,6 +1,7 @@
 //! Rules of this project that a machine can check: which module may know which, that files import
 //! each other in no circle, where time and chance come from, how large a file and a function may
-//! be and what a file may be called, and that the documents name files that exist.
+//! be and what a file may be called, which words were given up, and that the documents name files
+//! that exist.
 //!
 //! Each rule is a function from text to findings, tried on small made-up texts beside it, and one
 //! test here that lets it loose on the checkout.
@@ -16,10 +17,11 @@ mod tidy {
     pub mod shape;
     pub mod source;
     pub mod tokens;
+    pub mod words;
 }
 
 use tidy::source::{self, Source};
-use tidy::{circles, documents, functions, layers, purity, shape};
+use tidy::{circles, documents, functions, layers, purity, shape, words};
 
 /// Fails with every finding, one a line.
 fn assert_none(findings: Vec<String>) {
@@ -68,19 +70,33 @@ fn functions_fit_on_a_screen() {
     assert_none(functions::check(&source::crate_sources(), functions::KNOWN));
 }
 
+/// Documents of the project's own.
+const DOCUMENTS: &[&str] = &[
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/ARCHITECTURE.md",
+    "docs/GLOSSARY.md",
+    "docs/SIMULATOR.md",
+    "docs/STYLE.md",
+];
+
 #[test]
 fn documents_name_files_that_exist() {
-    let findings = [
-        "README.md",
-        "CHANGELOG.md",
-        "CONTRIBUTING.md",
-        "docs/ARCHITECTURE.md",
-        "docs/GLOSSARY.md",
-        "docs/SIMULATOR.md",
-        "docs/STYLE.md",
-    ]
-    .into_iter()
-    .flat_map(|name| documents::check(name, &source::text(name), source::exists))
-    .collect();
+    let findings = DOCUMENTS
+        .iter()
+        .flat_map(|name| documents::check(name, &source::text(name), source::exists))
+        .collect();
+    assert_none(findings);
+}
+
+#[test]
+fn words_that_were_given_up_stay_away() {
+    let mut findings = each(&source::crate_sources(), |source| {
+        words::check(&source.path, &source.text, words::GIVEN_UP)
+    });
+    for name in DOCUMENTS {
+        findings.extend(words::check(name, &source::text(name), words::GIVEN_UP));
+    }
     assert_none(findings);
 }
