@@ -2,8 +2,8 @@
 # Read by the other scripts: where builds are kept, and how what they need gets there.
 #
 # What outlives a checkout lies in one directory, ~/.cache/etched (or etched in
-# XDG_CACHE_HOME): cargo's target directory, RocksDB's compiled library and, where the
-# machine has none, a Go toolchain. It can be deleted at any time.
+# XDG_CACHE_HOME): cargo's target directory, RocksDB's compiled library, cargo-deny and, where
+# the machine has none, a Go toolchain. It can be deleted at any time.
 
 # The name in messages: the script that a person started.
 script=scripts/$(basename "$0")

@@ -1,23 +1,27 @@
-//! Rules of this project that a machine can check: which module may know which, where time and
-//! chance come from, how large a file may be and what it may be called, which licences the
-//! dependencies may have, and that the documents name files that exist.
+//! Rules of this project that a machine can check: which module may know which, that files import
+//! each other in no circle, where time and chance come from, how large a file and a function may
+//! be and what a file may be called, which words were given up, and that the documents name files
+//! that exist.
 //!
 //! Each rule is a function from text to findings, tried on small made-up texts beside it, and one
 //! test here that lets it loose on the checkout.
 
 mod tidy {
+    pub mod circles;
     pub mod documents;
+    pub mod functions;
     pub mod imports;
     pub mod layers;
-    pub mod licences;
+    pub mod modules;
     pub mod purity;
     pub mod shape;
     pub mod source;
     pub mod tokens;
+    pub mod words;
 }
 
 use tidy::source::{self, Source};
-use tidy::{documents, layers, licences, purity, shape};
+use tidy::{circles, documents, functions, layers, purity, shape, words};
 
 /// Fails with every finding, one a line.
 fn assert_none(findings: Vec<String>) {
@@ -42,6 +46,11 @@ fn imports_point_downwards() {
 }
 
 #[test]
+fn files_import_each_other_in_no_circle() {
+    assert_none(circles::check(&source::crate_sources(), circles::KNOWN));
+}
+
+#[test]
 fn time_chance_and_the_runtime_stay_at_the_edge() {
     let sources = source::crate_sources();
     let mut findings = purity::stale(&sources);
@@ -57,30 +66,37 @@ fn files_have_a_head_a_size_and_a_name() {
 }
 
 #[test]
-fn dependencies_have_licences_that_are_allowed() {
-    let deny = licences::Deny::read(&source::text("deny.toml"));
-    assert_none(licences::check(&deny, &licences::metadata()));
+fn functions_fit_on_a_screen() {
+    assert_none(functions::check(&source::crate_sources(), functions::KNOWN));
 }
 
-#[test]
-fn exceptions_for_advisories_are_about_what_is_used() {
-    let deny = licences::Deny::read(&source::text("deny.toml"));
-    assert_none(licences::check_advisories(
-        &deny,
-        &source::text("Cargo.lock"),
-    ));
-}
+/// Documents of the project's own.
+const DOCUMENTS: &[&str] = &[
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/ARCHITECTURE.md",
+    "docs/GLOSSARY.md",
+    "docs/SIMULATOR.md",
+    "docs/STYLE.md",
+];
 
 #[test]
 fn documents_name_files_that_exist() {
-    let findings = [
-        "README.md",
-        "docs/ARCHITECTURE.md",
-        "docs/SIMULATOR.md",
-        "docs/STYLE.md",
-    ]
-    .into_iter()
-    .flat_map(|name| documents::check(name, &source::text(name), source::exists))
-    .collect();
+    let findings = DOCUMENTS
+        .iter()
+        .flat_map(|name| documents::check(name, &source::text(name), source::exists))
+        .collect();
+    assert_none(findings);
+}
+
+#[test]
+fn words_that_were_given_up_stay_away() {
+    let mut findings = each(&source::crate_sources(), |source| {
+        words::check(&source.path, &source.text, words::GIVEN_UP)
+    });
+    for name in DOCUMENTS {
+        findings.extend(words::check(name, &source::text(name), words::GIVEN_UP));
+    }
     assert_none(findings);
 }

@@ -137,7 +137,7 @@ pub fn check(source: &Source) -> Vec<String> {
     imports(source)
         .into_iter()
         .filter_map(|import| {
-            let other = find(&import.module)?;
+            let other = find(import.module)?;
             // Tests build what they need of anything below.
             let allowed = other.name == own.name
                 || other.layer == 0
