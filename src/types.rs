@@ -2,6 +2,15 @@
 
 use std::fmt;
 
+/// This program's own version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The commit that this was built from, if the build said so.
+pub const GIT_SHA: &str = match option_env!("ETCHED_GIT_SHA") {
+    Some(sha) => sha,
+    None => "unknown",
+};
+
 /// The etcd release whose behaviour this server has; clients read and parse it.
 pub const ETCD_VERSION: &str = "3.7.1";
 

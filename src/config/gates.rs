@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::value::{parse_bool, quote};
+use super::go_syntax::{parse_bool, quote};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {

@@ -5,7 +5,7 @@ use clap::{Arg, Command};
 use super::flags::{self, State};
 use super::gates::Gates;
 use super::value::Kind;
-use super::{ETCD_VERSION, GIT_SHA, VERSION};
+use crate::types::{ETCD_VERSION, GIT_SHA, VERSION};
 
 /// Goes to stderr, after the line that names a mistake or before the listing of the flags.
 pub const USAGE: &str = "\

@@ -1,121 +1,22 @@
 //! [`load`]: from a command line to a [`Config`], or to the end of the program.
 //!
 //! It is pure: what it needs of the machine comes in as [`Surroundings`], and what it would print
-//! or log goes out in [`Exit`] or as [`Note`]s, because no log is up yet while it runs. The texts
-//! and exit codes of refusals are etcd's, since scripts and operators match them.
+//! or log goes out in [`Exit`] or as [`Note`]s, because no log is up yet while it runs.
 
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 
-use serde_json::Value as Json;
-
+use super::go_syntax::quote;
+use super::log::{Level, LogFormat};
+use super::machine::Surroundings;
+use super::note::Note;
 use super::parse::{self, CommandLine};
-use super::value::{Values, quote};
-use super::{Config, Level, LogFormat, VERSION, env, file, help, validate};
-
-/// A log line that waits for the log to be up.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Note {
-    pub level: Level,
-    pub msg: String,
-    pub fields: Vec<(&'static str, Json)>,
-}
-
-impl Note {
-    pub fn new(level: Level, msg: impl Into<String>) -> Note {
-        Note {
-            level,
-            msg: msg.into(),
-            fields: Vec::new(),
-        }
-    }
-
-    pub fn info(msg: impl Into<String>) -> Note {
-        Note::new(Level::Info, msg)
-    }
-
-    pub fn warn(msg: impl Into<String>) -> Note {
-        Note::new(Level::Warn, msg)
-    }
-
-    pub fn with(mut self, key: &'static str, value: impl Into<Json>) -> Note {
-        self.fields.push((key, value.into()));
-        self
-    }
-}
-
-/// Why a configuration was refused. Each has etcd's exit code and its form on stderr.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// A mistake of syntax: exit 2, this line, the usage text.
-    #[error("{0}")]
-    Usage(String),
-    /// Exit 1, this line as it is.
-    #[error("{0}")]
-    Plain(String),
-    /// A value that makes no sense: exit 1, a log line `failed to verify flags`.
-    #[error("{0}")]
-    Verify(String),
-    /// As `Verify`, with one more line.
-    #[error("--advertise-client-urls is required when --listen-client-urls is set explicitly")]
-    UnsetAdvertise,
-    /// An environment variable beside its flag: exit 1, a fatal log line.
-    #[error("environment variable {0} is shadowed by its flag")]
-    Shadowed(String),
-    /// What etcd only finds while starting: exit 1, a fatal log line `discovery failed`.
-    #[error("{0}")]
-    Start(String),
-}
-
-impl Refusal {
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Refusal::Usage(_) => 2,
-            _ => 1,
-        }
-    }
-
-    /// The log lines that say it; none for those that are not logged.
-    pub fn notes(&self) -> Vec<Note> {
-        let verify = || Note::warn("failed to verify flags").with("error", self.to_string());
-        match self {
-            Refusal::Usage(_) | Refusal::Plain(_) => Vec::new(),
-            Refusal::Verify(_) => vec![verify()],
-            Refusal::UnsetAdvertise => vec![
-                verify(),
-                Note::warn("advertise client URLs are not set").with("error", self.to_string()),
-            ],
-            Refusal::Shadowed(name) => vec![
-                Note::new(
-                    Level::Fatal,
-                    "conflicting environment variable is shadowed by corresponding command-line flag (either unset environment variable or disable flag))",
-                )
-                .with("environment-variable", name.as_str()),
-            ],
-            Refusal::Start(text) => {
-                vec![Note::new(Level::Fatal, "discovery failed").with("error", text.as_str())]
-            }
-        }
-    }
-}
-
-/// The refusal of something that etcd has and this version of etched has not.
-pub(super) fn not_built(what: &str) -> Refusal {
-    Refusal::Verify(format!(
-        "{what} is not built yet in etched {VERSION}; leave it at its default"
-    ))
-}
-
-/// What the machine gives a configuration.
-pub struct Surroundings<'a> {
-    pub env: Vec<(OsString, OsString)>,
-    pub read_file: &'a dyn Fn(&Path) -> io::Result<String>,
-    /// The machine's own address towards its default route; asked only if it is needed.
-    pub default_host: &'a dyn Fn() -> Option<String>,
-    /// The memory that this process may use; asked only if it is needed.
-    pub memory_bytes: &'a dyn Fn() -> Option<u64>,
-}
+use super::refusal::Refusal;
+use super::settings::Config;
+use super::values::{Source, Values};
+use super::{env, file, help, validate};
+use crate::types::VERSION;
 
 /// A configuration, and what to log about it.
 #[derive(Clone, Debug)]
@@ -209,13 +110,6 @@ pub fn load(
         Ok(config) => Ok(Loaded { config, notes }),
         Err(refusal) => Err(refused(&refusal, notes, format)),
     }
-}
-
-/// Where values came from: a file knows no flag that was given, only what differs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
-    CommandLine,
-    File,
 }
 
 /// Adds the environment to the command line, or puts the file in the place of both.

@@ -1,16 +1,22 @@
 //! From values to a [`Config`]: the checks that need more than one value or know what a value is
 //! for, in etcd's order, so that of several mistakes the same one is named.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::discovery;
+use super::duration;
 use super::flags::{self, State};
-use super::load::{Note, Refusal, Source, Surroundings, not_built};
+use super::go_syntax::quote;
+use super::log::{Level, LogConfig, LogFormat, LogOutput};
+use super::machine::Surroundings;
+use super::note::Note;
+use super::refusal::{Refusal, not_built};
+use super::settings::{ClusterState, Config};
 use super::settle::settle;
 use super::urls::{self, Url};
-use super::value::{Kind, Value, Values, quote};
-use super::{ClusterState, Config, Level, LogConfig, LogFormat, LogOutput, duration};
+use super::value::{Kind, Value};
+use super::values::{Source, Values};
 
 const SUGGESTED_REQUEST_BYTES: u64 = 10 << 20;
 const MAX_ELECTION_MS: u64 = 50_000;
@@ -151,7 +157,7 @@ fn check_urls(values: &Values) -> Result<(), Refusal> {
             .iter()
             .filter(|url| !url.scheme.is_socket_file())
         {
-            if bind_address(url).is_none() {
+            if url.bind_address().is_none() {
                 return Err(Refusal::Verify(format!(
                     "expected IP in URL for binding ({url})"
                 )));
@@ -175,14 +181,6 @@ fn check_urls(values: &Values) -> Result<(), Refusal> {
         }
     }
     Ok(())
-}
-
-/// Only an address or `localhost` can be listened on.
-pub fn bind_address(url: &Url) -> Option<IpAddr> {
-    match url.host.as_str() {
-        "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        host => host.parse().ok(),
-    }
 }
 
 fn check_shared_addresses(config: &Config) -> Result<(), Refusal> {
