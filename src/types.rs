@@ -12,7 +12,7 @@ pub const GIT_SHA: &str = match option_env!("ETCHED_GIT_SHA") {
 };
 
 /// The etcd release whose behaviour this server has; clients read and parse it.
-pub const ETCD_VERSION: &str = "3.7.1";
+pub const ETCD_VERSION: &str = "3.7.3";
 
 /// The format of etcd's storage that this server's state is equivalent to.
 pub const STORAGE_VERSION: &str = "3.7.0";

@@ -1,4 +1,4 @@
-//! Every flag of etcd 3.7.1, and etched's own, in one table: name, type, default, place in the
+//! Every flag of etcd 3.7.3, and etched's own, in one table: name, type, default, place in the
 //! configuration file, whether it is built, and its help text. Parsing, environment, file,
 //! refusals and help all read this table, so a flag is added or built by changing one line.
 
