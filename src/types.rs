@@ -11,6 +11,12 @@ pub const GIT_SHA: &str = match option_env!("ETCHED_GIT_SHA") {
     None => "unknown",
 };
 
+/// The compiler's release, where etcd names Go's.
+pub const RUST_VERSION: &str = match option_env!("ETCHED_RUST_VERSION") {
+    Some(version) => version,
+    None => "unknown",
+};
+
 /// The etcd release whose behaviour this server has; clients read and parse it.
 pub const ETCD_VERSION: &str = "3.7.3";
 

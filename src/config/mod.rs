@@ -3,7 +3,7 @@
 //!
 //! `flags` is the table of every flag; `parse`, `env` and `file` read `values` for it, `validate`
 //! checks them, `settle` makes the [`Config`] of `settings` of them, and [`load`] puts these in
-//! their order.
+//! their order. `summary` shows a [`Config`] to the log.
 
 mod discovery;
 pub mod duration;
@@ -23,8 +23,10 @@ mod parse;
 mod refusal;
 mod settings;
 mod settle;
+mod summary;
 #[cfg(test)]
 mod tests;
+mod tls;
 pub mod urls;
 mod validate;
 mod value;

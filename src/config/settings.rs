@@ -1,18 +1,15 @@
 //! The configuration that the rest of the program reads: typed, checked, nothing left open.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
-
-use serde_json::Value as Json;
 
 use super::discovery::Discovery;
 use super::duration;
 use super::gates::Gates;
 use super::keepalive::Keepalive;
 use super::log::LogConfig;
-use super::urls::{self, Url};
-use crate::types::{ETCD_VERSION, GIT_SHA, VERSION};
+use super::urls::Url;
 
 /// Everything that can be set, checked. Fields without a comment are etcd's flag of that name.
 #[derive(Clone, Debug)]
@@ -45,6 +42,10 @@ pub struct Config {
     pub initial_advertise_peer_urls: Vec<Url>,
     /// Sorted.
     pub advertise_client_urls: Vec<Url>,
+    /// Origins that a browser may call from, each with its port; `*` for any.
+    pub cors: Vec<String>,
+    /// Names that a request of HTTP may have as its Host; `*` for any.
+    pub host_whitelist: Vec<String>,
     pub socket_reuse_port: bool,
     pub socket_reuse_address: bool,
 
@@ -83,7 +84,6 @@ pub struct Config {
 
     pub log: LogConfig,
     pub metrics: Metrics,
-    pub enable_grpc_gateway: bool,
     pub feature_gates: Gates,
     pub unsafe_no_fsync: bool,
     /// Bytes for caches and buffers together, the whole process's.
@@ -94,80 +94,6 @@ impl Config {
     /// Raft ticks in an election timeout; at least 5.
     pub fn election_ticks(&self) -> usize {
         (self.election_timeout_ms / self.heartbeat_interval_ms) as usize
-    }
-
-    /// The main settings for the log's line on the start, under etcd's names.
-    pub fn settings(&self) -> Vec<(&'static str, Json)> {
-        let millis = |ms: u64| duration::format(Duration::from_millis(ms));
-        let listened =
-            |list: &[Listen]| -> Json { list.iter().map(|listen| listen.url.as_str()).collect() };
-        let (mode, retention) = self.auto_compaction.flags();
-        let wal_dir = self.wal_dir.as_deref().unwrap_or(Path::new(""));
-        vec![
-            ("etched-version", VERSION.into()),
-            ("etcd-version", ETCD_VERSION.into()),
-            ("git-sha", GIT_SHA.into()),
-            ("name", self.name.as_str().into()),
-            ("data-dir", self.data_dir.to_string_lossy().into()),
-            ("wal-dir", wal_dir.to_string_lossy().into()),
-            (
-                "heartbeat-interval",
-                millis(self.heartbeat_interval_ms).into(),
-            ),
-            ("election-timeout", millis(self.election_timeout_ms).into()),
-            (
-                "initial-election-tick-advance",
-                self.initial_election_tick_advance.into(),
-            ),
-            ("snapshot-count", self.snapshot_count.into()),
-            (
-                "snapshot-catchup-entries",
-                self.snapshot_catchup_entries.into(),
-            ),
-            ("max-wals", self.max_wals.into()),
-            ("max-snapshots", self.max_snapshots.into()),
-            (
-                "initial-advertise-peer-urls",
-                urls::texts(&self.initial_advertise_peer_urls).into(),
-            ),
-            ("listen-peer-urls", listened(&self.listen_peer_urls)),
-            (
-                "advertise-client-urls",
-                urls::texts(&self.advertise_client_urls).into(),
-            ),
-            ("listen-client-urls", listened(&self.listen_client_urls)),
-            (
-                "listen-client-http-urls",
-                listened(&self.listen_client_http_urls),
-            ),
-            ("listen-metrics-urls", listened(&self.listen_metrics_urls)),
-            ("initial-cluster", self.initial_cluster.as_str().into()),
-            (
-                "initial-cluster-state",
-                self.initial_cluster_state.name().into(),
-            ),
-            (
-                "initial-cluster-token",
-                self.initial_cluster_token.as_str().into(),
-            ),
-            ("discovery-srv", self.discovery.domain().into()),
-            ("discovery-token", self.discovery.token().into()),
-            ("discovery-endpoints", self.discovery.endpoints().into()),
-            ("force-new-cluster", self.force_new_cluster.into()),
-            (
-                "quota-backend-bytes",
-                self.quota_bytes.map_or(Json::from(-1), Json::from),
-            ),
-            ("max-request-bytes", self.max_request_bytes.into()),
-            ("max-concurrent-streams", self.max_concurrent_streams.into()),
-            ("pre-vote", self.pre_vote.into()),
-            ("feature-gates", self.feature_gates.summary().into()),
-            ("auto-compaction-mode", mode.into()),
-            ("auto-compaction-retention", retention.into()),
-            ("max-learners", self.max_learners.into()),
-            ("unsafe-no-fsync", self.unsafe_no_fsync.into()),
-            ("memory-budget-bytes", self.memory_budget_bytes.into()),
-        ]
     }
 }
 
@@ -205,7 +131,8 @@ pub enum AutoCompaction {
 }
 
 impl AutoCompaction {
-    fn flags(self) -> (&'static str, String) {
+    /// What the two flags would have to say.
+    pub fn flags(self) -> (&'static str, String) {
         match self {
             AutoCompaction::Off => ("periodic", "0s".to_owned()),
             AutoCompaction::Periodic(kept) => ("periodic", duration::format(kept)),
