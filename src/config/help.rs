@@ -15,11 +15,14 @@ Usage:
   etched [flags]
     Start a member.
 
-  etched --version
-    Print the version and exit.
+  etched --version | version
+    Print the versions and exit.
 
   etched -h | --help
     List the flags and exit.
+
+  etched help
+    List the commands and exit.
 
   etched --config-file FILE
     Read the configuration from FILE (YAML or JSON); other flags and the
@@ -28,6 +31,12 @@ Usage:
 Each flag can be set by the environment too: ETCD_ and its name in capitals,
 with _ for -.
 ";
+
+/// What etcd has, is asked for by flags or commands, and is not there.
+pub const NOT_THERE: &str = "\
+Not in etched: the commands gateway and grpc-proxy, unix sockets (unix:// and
+unixs:// in lists of URLs), the JSON gateway under /v3/, and profiles under
+/debug/pprof/.";
 
 /// The flags, for stdout.
 pub fn listing() -> String {
@@ -58,7 +67,8 @@ pub fn listing() -> String {
             command = command.arg(arg);
         }
     }
-    format!("{}\n", command.render_help().to_string().trim_end())
+    let flags = command.render_help().to_string();
+    format!("{}\n\n{NOT_THERE}\n", flags.trim_end())
 }
 
 fn placeholder(kind: Kind) -> &'static str {

@@ -7,8 +7,9 @@ use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 
-use super::go_syntax::quote;
-use super::log::{Level, LogFormat};
+use super::commands;
+use super::exit::Exit;
+use super::log::LogFormat;
 use super::machine::Surroundings;
 use super::note::Note;
 use super::parse::{self, CommandLine};
@@ -23,50 +24,6 @@ use crate::types::VERSION;
 pub struct Loaded {
     pub config: Config,
     pub notes: Vec<Note>,
-}
-
-/// The end of the program before it started: write the texts, log the notes, exit.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Exit {
-    pub code: u8,
-    pub stdout: String,
-    pub stderr: String,
-    /// After `stderr`, on stderr too.
-    pub notes: Vec<Note>,
-    pub format: LogFormat,
-}
-
-impl Exit {
-    fn printed(stdout: String, stderr: &str) -> Box<Exit> {
-        Box::new(Exit {
-            code: 0,
-            stdout,
-            stderr: stderr.to_owned(),
-            notes: Vec::new(),
-            format: LogFormat::Json,
-        })
-    }
-
-    /// The exit for a refusal. What was noted before it counts if it warns.
-    fn refused(refusal: &Refusal, notes: Vec<Note>, format: LogFormat) -> Box<Exit> {
-        let stderr = match refusal {
-            Refusal::Usage(line) => format!("{line}\n{}", help::USAGE),
-            Refusal::Plain(line) => format!("{line}\n"),
-            _ => String::new(),
-        };
-        let mut notes: Vec<Note> = notes
-            .into_iter()
-            .filter(|note| note.level >= Level::Warn)
-            .collect();
-        notes.extend(refusal.notes());
-        Box::new(Exit {
-            code: refusal.exit_code(),
-            stdout: String::new(),
-            stderr,
-            notes,
-            format,
-        })
-    }
 }
 
 /// Reads the configuration. `args` begins with the program's own name.
@@ -95,7 +52,12 @@ pub fn load(
         Err(line) => return Err(refused(&Refusal::Usage(line), notes, format)),
     };
     if let Some(word) = stray {
-        let refusal = Refusal::Verify(format!("{} is not a valid flag", quote(&word)));
+        // Only a first word may have been meant as a command.
+        let commands = match words.first() == Some(&word) {
+            true => commands::names(),
+            false => Vec::new(),
+        };
+        let refusal = Refusal::Stray { word, commands };
         return Err(refused(&refusal, notes, format));
     }
     if values.bool("version") {

@@ -4,10 +4,13 @@
 //! `flags` is the table of every flag; `parse`, `env` and `file` read `values` for it, `validate`
 //! checks them, `settle` makes the [`Config`] of `settings` of them, and [`load`] puts these in
 //! their order. `summary` shows a [`Config`] to the log.
+//! `commands` reads the command lines that ask for something else than a member.
 
+mod commands;
 mod discovery;
 pub mod duration;
 mod env;
+mod exit;
 mod file;
 mod flags;
 mod gates;
@@ -32,13 +35,16 @@ mod validate;
 mod value;
 mod values;
 
+pub use commands::{Command, command};
 pub use discovery::{Credentials, Discovery, DiscoveryService, DnsDiscovery};
+pub use exit::Exit;
 pub use gates::Gates;
+pub use help::version;
 pub use identity::{
     Bootstrap, Founder, InitialCluster, Resolve, cluster_id, member_id, same_peer_urls,
 };
 pub use keepalive::Keepalive;
-pub use load::{Exit, Loaded, load, os_reason};
+pub use load::{Loaded, load, os_reason};
 pub use log::{Level, LogConfig, LogFormat, LogOutput};
 pub use machine::{Surroundings, default_host, memory_bytes};
 pub use note::Note;

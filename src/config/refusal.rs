@@ -1,6 +1,7 @@
 //! Why a configuration is refused. The texts and exit codes are etcd's, since scripts and operators
 //! match them.
 
+use super::go_syntax::quote;
 use super::log::Level;
 use super::note::Note;
 use crate::types::VERSION;
@@ -17,6 +18,9 @@ pub enum Refusal {
     /// A value that makes no sense: exit 1, a log line `failed to verify flags`.
     #[error("{0}")]
     Verify(String),
+    /// As `Verify`: a word that is no flag. Where it may have been meant as a command, these are.
+    #[error("{} is not a valid flag", quote(word))]
+    Stray { word: String, commands: Vec<String> },
     /// As `Verify`, with one more line.
     #[error("--advertise-client-urls is required when --listen-client-urls is set explicitly")]
     UnsetAdvertise,
@@ -42,6 +46,10 @@ impl Refusal {
         match self {
             Refusal::Usage(_) | Refusal::Plain(_) => Vec::new(),
             Refusal::Verify(_) => vec![verify()],
+            Refusal::Stray { commands, .. } if commands.is_empty() => vec![verify()],
+            Refusal::Stray { commands, .. } => {
+                vec![verify().with("commands", commands.clone())]
+            }
             Refusal::UnsetAdvertise => vec![
                 verify(),
                 Note::warn("advertise client URLs are not set").with("error", self.to_string()),

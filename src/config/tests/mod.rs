@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 
-use super::{Bootstrap, Config, Exit, Loaded, Note, Refusal, Surroundings, load};
+use super::{Bootstrap, Config, Exit, Loaded, Note, Refusal, Surroundings, command, load};
 use crate::types::{ETCD_VERSION, VERSION};
 
 #[derive(Default)]
@@ -94,7 +94,12 @@ fn run(case: &Case) -> Result<Loaded, Box<Exit>> {
 }
 
 fn first_line(exit: &Exit) -> String {
-    if let Some(line) = exit.stderr.lines().next() {
+    // What is asked of a command is printed to stdout alone.
+    let printed = match exit.stderr.is_empty() && exit.notes.is_empty() {
+        true => &exit.stdout,
+        false => &exit.stderr,
+    };
+    if let Some(line) = printed.lines().next() {
         return line.to_owned();
     }
     let Some(note) = exit.notes.last() else {
@@ -124,10 +129,29 @@ fn start(config: &Config) -> Result<Bootstrap, Refusal> {
     config.found(&cluster, &resolve)
 }
 
+/// What the last line of a refusal names as commands.
+fn commands_in(exit: &Exit) -> String {
+    let fields = exit.notes.last().map(|note| note.fields.as_slice());
+    let named = fields
+        .unwrap_or_default()
+        .iter()
+        .find(|(name, _)| *name == "commands");
+    let names = named.and_then(|(_, value)| value.as_array());
+    let names = names.map(|names| names.iter().filter_map(|name| name.as_str()).collect());
+    let names: Vec<&str> = names.unwrap_or_default();
+    match names.is_empty() {
+        true => "none".to_owned(),
+        false => names.join(", "),
+    }
+}
+
 /// What a case came to, in the words of the expectation, so that a difference reads well.
 fn found(expected: &str, outcome: &Result<Loaded, Box<Exit>>) -> String {
     let loaded = match outcome {
         Ok(loaded) => loaded,
+        Err(exit) if expected.starts_with("commands ") => {
+            return format!("commands {}", commands_in(exit));
+        }
         Err(exit) => {
             let line = format!("exit {} {}", exit.code, first_line(exit));
             return line.trim_end().to_owned();
@@ -189,7 +213,15 @@ fn golden() {
     assert!(cases.len() > 100);
     let mut wrong = Vec::new();
     for case in &cases {
-        let outcome = run(case);
+        let outcome = match command(&case.args) {
+            None => run(case),
+            Some(Err(exit)) => Err(exit),
+            Some(Ok(command)) => {
+                let found = format!("command {command:?} (ours)");
+                assert_eq!(case.expected, [found], "line {}", case.line);
+                continue;
+            }
+        };
         assert!(
             !case.expected.is_empty(),
             "line {} expects nothing",
