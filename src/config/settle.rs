@@ -1,5 +1,4 @@
-//! From checked values to a [`Config`]: what 0 and nothing stand for, units, and what follows from
-//! something else.
+//! From checked values to a [`Config`]: defaults, unit conversion, derived settings.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
