@@ -1,5 +1,6 @@
 //! How the log is written.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 /// Where the log goes, in what form, from which level.
@@ -28,10 +29,30 @@ pub enum LogOutput {
     File(PathBuf),
 }
 
+impl LogOutput {
+    /// As the flag has it.
+    pub fn name(&self) -> Cow<'_, str> {
+        match self {
+            LogOutput::Stderr => "stderr".into(),
+            LogOutput::Stdout => "stdout".into(),
+            LogOutput::File(path) => path.to_string_lossy(),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     Json,
     Console,
+}
+
+impl LogFormat {
+    pub fn name(self) -> &'static str {
+        match self {
+            LogFormat::Json => "json",
+            LogFormat::Console => "console",
+        }
+    }
 }
 
 /// The levels of etcd's log, least first.

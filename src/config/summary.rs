@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 
 use super::discovery::{Discovery, DiscoveryService};
 use super::duration;
+use super::log::LogOutput;
 use super::machine::go_arch;
 use super::note::Note;
 use super::settings::{Config, Listen, Metrics};
@@ -176,6 +177,11 @@ impl Config {
                 spelled(self.warning_unary_request_duration),
             ),
             ("log-level", self.log.level.name().into()),
+            ("log-format", self.log.format.name().into()),
+            (
+                "log-outputs",
+                self.log.outputs.iter().map(LogOutput::name).collect(),
+            ),
             (
                 "metrics",
                 match self.metrics {
