@@ -20,7 +20,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
     let rustc = rustc.split(' ').nth(1).unwrap_or("unknown").to_owned();
     println!("cargo:rustc-env=ETCHED_RUST_VERSION={rustc}");
-    println!("cargo:rustc-env=ETCHED_RUSTC_VERSION={rustc}");
     let commit = command("git", &["rev-parse", "--short", "HEAD"]);
     println!("cargo:rustc-env=ETCHED_GIT_SHA={commit}");
     // A file that is not there would have every build start anew.

@@ -1,8 +1,9 @@
-//! The `etched` program: reads the configuration and runs a member.
+//! The `etched` program: carries out a command, or reads the configuration and runs a member.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use etched::config::{self, Surroundings};
+use etched::config::{self, Command, Exit, Surroundings};
 use etched::server::{self, logging, run::Stopped};
 
 #[global_allocator]
@@ -15,7 +16,15 @@ fn main() -> ExitCode {
         default_host: &config::default_host,
         memory_bytes: &config::memory_bytes,
     };
-    let loaded = match config::load(std::env::args_os(), &around) {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    match config::command(&args) {
+        Some(Ok(Command::Version)) => {
+            return logging::exit(&Exit::printed(config::version(), ""));
+        }
+        Some(Err(exit)) => return logging::exit(&exit),
+        None => {}
+    }
+    let loaded = match config::load(args, &around) {
         Ok(loaded) => loaded,
         Err(exit) => return logging::exit(&exit),
     };

@@ -4,8 +4,23 @@ pub mod version;
 
 use std::fmt;
 
+/// This program's own version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The commit that this was built from, if the build said so.
+pub const GIT_SHA: &str = match option_env!("ETCHED_GIT_SHA") {
+    Some(sha) => sha,
+    None => "unknown",
+};
+
+/// The compiler's release, where etcd names Go's.
+pub const RUST_VERSION: &str = match option_env!("ETCHED_RUST_VERSION") {
+    Some(version) => version,
+    None => "unknown",
+};
+
 /// The etcd release whose behaviour this server has; clients read and parse it.
-pub const ETCD_VERSION: &str = "3.7.1";
+pub const ETCD_VERSION: &str = "3.7.3";
 
 /// The format of etcd's storage that this server's state is equivalent to.
 pub const STORAGE_VERSION: &str = "3.7.0";

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use super::flags;
-use super::load::{Refusal, Source};
-use super::settle::positive;
-use super::value::Values;
-use super::{Keepalive, VERSION};
+use super::keepalive::Keepalive;
+use super::refusal::Refusal;
+use super::values::{Source, Values};
+use crate::types::VERSION;
 
 /// Where a start without data learns who founds the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,9 +164,11 @@ fn service(values: &Values, endpoints: &[String]) -> Result<DiscoveryService, Re
         user: user.to_owned(),
         password: password.to_owned(),
     });
-    let keepalive = positive(values, "discovery-keepalive-time")
-        .zip(positive(values, "discovery-keepalive-timeout"))
-        .map(|(interval, timeout)| Keepalive { interval, timeout });
+    let keepalive = Keepalive::of(
+        values,
+        "discovery-keepalive-time",
+        "discovery-keepalive-timeout",
+    );
     Ok(DiscoveryService {
         endpoints: endpoints.to_vec(),
         token: values.text("discovery-token").to_owned(),
@@ -183,7 +185,8 @@ fn or_default(values: &Values, name: &str) -> Duration {
         let flag = flags::find(name)?;
         super::duration::parse_ns(flag.default).ok()
     };
-    positive(values, name)
+    values
+        .positive(name)
         .or_else(|| u64::try_from(default()?).ok().map(Duration::from_nanos))
         .unwrap_or(Duration::from_secs(5))
 }

@@ -3,6 +3,8 @@
 //! The command line, the environment and every log line that etcd's users grep use this spelling;
 //! no crate prints it exactly (`1m0s`, `1.5s`, `10µs`), so it lives here.
 
+use super::go_syntax::quote;
+
 const UNITS: &[(&str, u64)] = &[
     ("ns", 1),
     ("us", 1_000),
@@ -20,7 +22,7 @@ const SECOND: u64 = 1_000_000_000;
 /// # Errors
 /// Go's own text, e.g. `time: missing unit in duration "5"`.
 pub fn parse_ns(text: &str) -> Result<i64, String> {
-    let invalid = || format!("time: invalid duration {}", super::value::quote(text));
+    let invalid = || format!("time: invalid duration {}", quote(text));
     let (negative, mut rest) = match text.as_bytes().first() {
         Some(b'-') => (true, &text[1..]),
         Some(b'+') => (false, &text[1..]),
@@ -42,16 +44,13 @@ pub fn parse_ns(text: &str) -> Result<i64, String> {
         let unit = &rest[..end];
         rest = &rest[end..];
         if unit.is_empty() {
-            return Err(format!(
-                "time: missing unit in duration {}",
-                super::value::quote(text)
-            ));
+            return Err(format!("time: missing unit in duration {}", quote(text)));
         }
         let Some((_, scale)) = UNITS.iter().find(|(name, _)| *name == unit) else {
             return Err(format!(
                 "time: unknown unit {} in duration {}",
-                super::value::quote(unit),
-                super::value::quote(text)
+                quote(unit),
+                quote(text)
             ));
         };
         total = total

@@ -3,8 +3,10 @@
 //! an empty one counts as absent.
 
 use super::flags;
-use super::value::{Values, quote};
-use super::{Note, Refusal};
+use super::go_syntax::quote;
+use super::note::Note;
+use super::refusal::Refusal;
+use super::values::Values;
 
 const PREFIX: &str = "ETCD_";
 

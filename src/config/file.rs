@@ -12,8 +12,11 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 use serde_json::Value as Json;
 
 use super::flags::{self, Flag, Key};
-use super::value::{Kind, Value, Values, parse_int, parse_uint, quote, unique};
-use super::{Note, Refusal};
+use super::go_syntax::{parse_int, parse_uint, quote};
+use super::note::Note;
+use super::refusal::Refusal;
+use super::value::{Kind, Value, unique};
+use super::values::Values;
 
 /// A YAML document, in the order of the file, equal keys kept.
 #[derive(Clone, Debug, PartialEq)]

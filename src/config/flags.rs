@@ -1,4 +1,4 @@
-//! Every flag of etcd 3.7.1, and etched's own, in one table: name, type, default, place in the
+//! Every flag of etcd 3.7.3, and etched's own, in one table: name, type, default, place in the
 //! configuration file, whether it is built, and its help text. Parsing, environment, file,
 //! refusals and help all read this table, so a flag is added or built by changing one line.
 
@@ -21,8 +21,12 @@ pub enum State {
     Built,
     /// Refused unless it has its default.
     NotBuilt,
-    /// Accepted; it steers something that etched does not have. The text says what.
+    /// Accepted, and noted where it is set: what it steers is not in etched, or is not to be
+    /// steered. The text says why.
     NoEffect(&'static str),
+    /// Accepted, and warned of where it is set: whoever sets it expects something that is not
+    /// there. The text says what.
+    Missing(&'static str),
 }
 
 /// One flag.
@@ -66,6 +70,10 @@ impl Flag {
         self.state(State::NoEffect(why))
     }
 
+    const fn missing(self, what: &'static str) -> Flag {
+        self.state(State::Missing(what))
+    }
+
     const fn at(mut self, path: &'static str) -> Flag {
         self.key = Key::Path(path);
         self
@@ -94,6 +102,7 @@ pub fn find(name: &str) -> Option<&'static Flag> {
 
 const NO_BBOLT: &str = "etched keeps its data in RocksDB, not in bbolt";
 const NO_PEERS: &str = "etched notices by itself that a peer is silent";
+const NO_CERTIFICATES: &str = "etched serves without TLS; no certificate is in use";
 const STATES: &[&str] = &["new", "existing"];
 const FALLBACKS: &[&str] = &["exit", "proxy"];
 const V2_STAGES: &[&str] = &[
@@ -118,11 +127,11 @@ pub static SECTIONS: &[Section] = &[
         flag("wal-dir", Text, "", "Directory of the raft log, if it is to have its own."),
         flag("snapshot-count", Uint64, "10000", "Applied entries after which the raft log is cut; 0: the default."),
         flag("snapshot-catchup-entries", Uint64, "5000", "Entries that the raft log keeps for slow followers."),
-        flag("max-wals", Uint, "5", "Raft log files to keep; 0: all."),
-        flag("max-snapshots", Uint, "5", "Deprecated: snapshot files to keep."),
+        flag("max-wals", Uint, "5", "Raft log files to keep; 0: all.").no_effect("the raft log drops its files by --snapshot-count and --snapshot-catchup-entries"),
+        flag("max-snapshots", Uint, "5", "Deprecated: snapshot files to keep.").no_effect("etched keeps one state and writes no snapshot files"),
         flag("heartbeat-interval", Uint, "100", "Milliseconds between a leader's heartbeats."),
         flag("election-timeout", Uint, "1000", "Milliseconds without a leader before an election."),
-        flag("initial-election-tick-advance", Bool, "true", "Hold the first election sooner."),
+        flag("initial-election-tick-advance", Bool, "true", "Hold the first election sooner.").no_effect("a single member leads at once; any other gives a leader the whole election timeout to be heard"),
         flag("listen-peer-urls", Urls, "http://localhost:2380", "Where to listen for other members."),
         flag("listen-client-urls", Urls, "http://localhost:2379", "Where to listen for clients: gRPC, and HTTP unless it has its own."),
         flag("listen-client-http-urls", Urls, "", "Where to listen for HTTP alone; takes HTTP off the client URLs."),
@@ -135,7 +144,7 @@ pub static SECTIONS: &[Section] = &[
         flag("grpc-keepalive-timeout", Duration, "20s", "Wait for a ping's answer before the connection is closed; 0: no pings."),
         flag("socket-reuse-port", Bool, "false", "Set SO_REUSEPORT on the listeners.").at("socket-options.reuse-port"),
         flag("socket-reuse-address", Bool, "false", "Set SO_REUSEADDR on the listeners.").at("socket-options.reuse-address"),
-        flag("enable-grpc-gateway", Bool, "true", "Serve JSON over HTTP under /v3/."),
+        flag("enable-grpc-gateway", Bool, "true", "JSON over HTTP under /v3/, as etcd serves it.").missing("there is no JSON gateway under /v3/"),
         flag("feature-gates", Gates, "", "Features to switch, as Name=true,Name=false:"),
         flag("raft-read-timeout", Duration, "5s", "Deadline for reading from a peer.").no_key().no_effect(NO_PEERS),
         flag("raft-write-timeout", Duration, "5s", "Deadline for writing to a peer.").no_key().no_effect(NO_PEERS),
@@ -195,12 +204,12 @@ pub static SECTIONS: &[Section] = &[
         later("peer-auto-tls", Bool, "false", "Make a certificate for peers.").at("peer-transport-security.auto-tls"),
         later("peer-skip-client-san-verification", Bool, "false", "Do not check the names in peer certificates.").at("peer-transport-security.skip-client-san-verification"),
         later("peer-crl-file", Text, "", "Revoked peer certificates.").no_key(),
-        later("self-signed-cert-validity", Uint, "1", "Years that a certificate of --auto-tls is valid."),
-        later("cipher-suites", List, "", "TLS cipher suites."),
-        later("tls-min-version", Text, "TLS1.2", "Lowest TLS version."),
-        later("tls-max-version", Text, "", "Highest TLS version."),
-        later("cors", Origins, "*", "Origins that a browser may call from."),
-        later("host-whitelist", Hosts, "*", "Host names that HTTP requests may carry."),
+        flag("self-signed-cert-validity", Uint, "1", "Years that a certificate of --auto-tls is valid.").no_effect("etched makes no certificates"),
+        flag("cipher-suites", List, "", "TLS cipher suites.").missing(NO_CERTIFICATES),
+        flag("tls-min-version", Text, "TLS1.2", "Lowest TLS version.").missing(NO_CERTIFICATES),
+        flag("tls-max-version", Text, "", "Highest TLS version.").missing(NO_CERTIFICATES),
+        flag("cors", Origins, "*", "Origins that a browser may call from."),
+        flag("host-whitelist", Hosts, "*", "Host names that HTTP requests may carry."),
     ]},
     Section { title: "Auth", flags: &[
         later("auth-token", Text, "simple", "Kind of authentication token: 'simple', or 'jwt' with options."),
@@ -210,7 +219,7 @@ pub static SECTIONS: &[Section] = &[
     Section { title: "Profiling and monitoring", flags: &[
         flag("metrics", Text, "basic", "Detail of the metrics: 'basic' or 'extensive'."),
         flag("listen-metrics-urls", Urls, "", "Where else to serve metrics and health."),
-        later("enable-pprof", Bool, "false", "Serve runtime profiles."),
+        flag("enable-pprof", Bool, "false", "Runtime profiles under /debug/pprof/, as etcd serves them.").missing("no profiles are served under /debug/pprof/"),
     ]},
     Section { title: "Logging", flags: &[
         flag("logger", Text, "zap", "Kind of log; only 'zap', the structured one."),

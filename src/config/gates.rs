@@ -2,11 +2,14 @@
 //! of leases over restarts and leader changes, so `LeaseCheckpoint` is on, and
 //! `LeaseCheckpointPersist` follows it unless it is named. It compares the members' data where
 //! that costs little, so `InitialCorruptCheck` and `CompactHashCheck` are on; the first looks at
-//! large stores only where it is named.
+//! large stores only where it is named. Most gates steer what etched does in one way only; these
+//! are accepted, shown, and noted at the start where they are set to something else.
+//!
+//! Known are those of 3.7 and, for whoever prepares an upgrade, those that 3.8 brings.
 
 use std::collections::BTreeMap;
 
-use super::value::{parse_bool, quote};
+use super::go_syntax::{parse_bool, quote};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -14,19 +17,61 @@ enum Stage {
     Beta,
 }
 
-/// Name, stage, default in etched.
-const KNOWN: &[(&str, Stage, bool)] = &[
-    ("AllAlpha", Stage::Alpha, false),
-    ("AllBeta", Stage::Beta, false),
-    ("CompactHashCheck", Stage::Alpha, true),
-    ("FastLeaseKeepAlive", Stage::Beta, true),
-    ("InitialCorruptCheck", Stage::Alpha, true),
-    ("LeaseCheckpoint", Stage::Alpha, true),
-    ("LeaseCheckpointPersist", Stage::Alpha, true),
-    ("PriorityRequest", Stage::Alpha, false),
-    ("SetMemberLocalAddr", Stage::Alpha, false),
-    ("StopGRPCServiceOnDefrag", Stage::Alpha, false),
-    ("TxnModeWriteWithSharedBuffer", Stage::Beta, true),
+/// A gate that etched knows.
+struct Known {
+    name: &'static str,
+    stage: Stage,
+    /// In etched.
+    default: bool,
+    /// Why it changes nothing, where it does not.
+    no_effect: Option<&'static str>,
+}
+
+const fn gate(name: &'static str, stage: Stage, default: bool) -> Known {
+    Known {
+        name,
+        stage,
+        default,
+        no_effect: None,
+    }
+}
+
+impl Known {
+    const fn no_effect(self, why: &'static str) -> Known {
+        Known {
+            no_effect: Some(why),
+            ..self
+        }
+    }
+
+    fn stage_name(&self) -> &'static str {
+        match self.stage {
+            Stage::Alpha => "ALPHA",
+            Stage::Beta => "BETA",
+        }
+    }
+}
+
+const LEASES_ARE_KEPT: &str =
+    "what is left of a lease is always kept over restarts and changes of leader";
+
+use Stage::{Alpha, Beta};
+
+#[rustfmt::skip] // One gate a line, as in the table of flags.
+const KNOWN: &[Known] = &[
+    gate("AllAlpha", Alpha, false),
+    gate("AllBeta", Beta, false),
+    gate("CompactHashCheck", Alpha, true),
+    gate("FastLeaseKeepAlive", Beta, true).no_effect("a renewal never waits for entries to be applied"),
+    gate("InitialCorruptCheck", Alpha, true),
+    gate("LeaseCheckpoint", Alpha, true).no_effect(LEASES_ARE_KEPT),
+    gate("LeaseCheckpointPersist", Alpha, true).no_effect(LEASES_ARE_KEPT),
+    gate("NonBlockingDefrag", Beta, true).no_effect("a defragmentation never blocks other requests"),
+    gate("PriorityRequest", Alpha, false).no_effect("no request passes the limit of entries that wait to be applied"),
+    gate("RaftAsyncStorageWrites", Alpha, false).no_effect("the raft log is written beside raft wherever there are other members"),
+    gate("SetMemberLocalAddr", Alpha, false).no_effect("the system chooses the address that peers are dialled from"),
+    gate("StopGRPCServiceOnDefrag", Alpha, false).no_effect("a defragmentation never blocks other requests"),
+    gate("TxnModeWriteWithSharedBuffer", Beta, true).no_effect("reads in a transaction need no buffer of their own"),
 ];
 
 /// The gates that somebody set; the others have their defaults.
@@ -57,16 +102,16 @@ impl Gates {
         }
         let mut named = self.named.clone();
         for (name, on) in &wanted {
-            let Some((known, ..)) = KNOWN.iter().find(|(known, ..)| known == name) else {
+            let Some(known) = KNOWN.iter().find(|known| known.name == *name) else {
                 return Err(format!("unrecognized feature gate: {name}"));
             };
-            named.insert(known, *on);
+            named.insert(known.name, *on);
         }
         // What is named by itself outranks its stage, whatever the order.
         for (group, stage) in [("AllAlpha", Stage::Alpha), ("AllBeta", Stage::Beta)] {
             if let Some(on) = wanted.get(group) {
-                for (name, _, _) in KNOWN.iter().filter(|(_, of, _)| *of == stage) {
-                    named.entry(name).or_insert(*on);
+                for known in KNOWN.iter().filter(|known| known.stage == stage) {
+                    named.entry(known.name).or_insert(*on);
                 }
             }
         }
@@ -84,7 +129,7 @@ impl Gates {
         }
         KNOWN
             .iter()
-            .any(|(known, _, default)| *known == name && *default)
+            .any(|known| known.name == name && known.default)
     }
 
     /// Whether somebody set a gate, by itself or with its stage.
@@ -96,13 +141,16 @@ impl Gates {
     pub fn all(&self) -> Vec<(&'static str, &'static str, bool)> {
         KNOWN
             .iter()
-            .map(|(name, stage, _)| {
-                let stage = match stage {
-                    Stage::Alpha => "ALPHA",
-                    Stage::Beta => "BETA",
-                };
-                (*name, stage, self.enabled(name))
-            })
+            .map(|known| (known.name, known.stage_name(), self.enabled(known.name)))
+            .collect()
+    }
+
+    /// The gates that somebody set to something else in vain, and why.
+    pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
+        KNOWN
+            .iter()
+            .filter(|known| self.named.get(known.name) == Some(&!known.default))
+            .filter_map(|known| Some((known.name, known.no_effect?)))
             .collect()
     }
 
@@ -120,12 +168,14 @@ impl Gates {
     pub fn help() -> String {
         let lines: Vec<String> = KNOWN
             .iter()
-            .map(|(name, stage, default)| {
-                let stage = match stage {
-                    Stage::Alpha => "ALPHA",
-                    Stage::Beta => "BETA",
+            .map(|known| {
+                let (name, stage, default) = (known.name, known.stage_name(), known.default);
+                let mark = if known.no_effect.is_some() {
+                    " [no effect]"
+                } else {
+                    ""
                 };
-                format!("{name}=true|false ({stage} - default={default})")
+                format!("{name}=true|false ({stage} - default={default}){mark}")
             })
             .collect();
         lines.join("\n")

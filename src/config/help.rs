@@ -4,8 +4,9 @@ use clap::{Arg, Command};
 
 use super::flags::{self, State};
 use super::gates::Gates;
+use super::machine::go_arch;
 use super::value::Kind;
-use super::{ETCD_VERSION, GIT_SHA, VERSION};
+use crate::types::{ETCD_VERSION, GIT_SHA, RUST_VERSION, VERSION};
 
 /// Goes to stderr, after the line that names a mistake or before the listing of the flags.
 pub const USAGE: &str = "\
@@ -14,11 +15,14 @@ Usage:
   etched [flags]
     Start a member.
 
-  etched --version
-    Print the version and exit.
+  etched --version | version
+    Print the versions and exit.
 
   etched -h | --help
     List the flags and exit.
+
+  etched help
+    List the commands and exit.
 
   etched --config-file FILE
     Read the configuration from FILE (YAML or JSON); other flags and the
@@ -27,6 +31,12 @@ Usage:
 Each flag can be set by the environment too: ETCD_ and its name in capitals,
 with _ for -.
 ";
+
+/// What etcd has, is asked for by flags or commands, and is not there.
+pub const NOT_THERE: &str = "\
+Not in etched: the commands gateway and grpc-proxy, unix sockets (unix:// and
+unixs:// in lists of URLs), the JSON gateway under /v3/, and profiles under
+/debug/pprof/.";
 
 /// The flags, for stdout.
 pub fn listing() -> String {
@@ -40,7 +50,8 @@ pub fn listing() -> String {
             match flag.state {
                 State::Built => {}
                 State::NotBuilt => usage.push_str(" [not built yet]"),
-                State::NoEffect(_) => usage.push_str(" [no effect]"),
+                State::NoEffect(why) => usage.push_str(&format!(" [no effect: {why}]")),
+                State::Missing(what) => usage.push_str(&format!(" [not there: {what}]")),
             }
             if flag.kind == Kind::Gates {
                 usage = format!("{usage}\n{}", Gates::help());
@@ -56,7 +67,8 @@ pub fn listing() -> String {
             command = command.arg(arg);
         }
     }
-    format!("{}\n", command.render_help().to_string().trim_end())
+    let flags = command.render_help().to_string();
+    format!("{}\n\n{NOT_THERE}\n", flags.trim_end())
 }
 
 fn placeholder(kind: Kind) -> &'static str {
@@ -72,19 +84,11 @@ fn placeholder(kind: Kind) -> &'static str {
     }
 }
 
-/// The versions: etched's own, and below it etcd's lines, which scripts read.
+/// The versions: etcd's lines, which scripts read from the first on, and below them etched's own.
+/// Where etcd names its Go release stands the compiler that etched is built with.
 pub fn version() -> String {
-    let rust = option_env!("ETCHED_RUST_VERSION").unwrap_or("unknown");
     let (os, arch) = (std::env::consts::OS, go_arch());
     format!(
-        "etched Version: {VERSION}\netcd Version: {ETCD_VERSION}\nGit SHA: {GIT_SHA}\nRust Version: {rust}\nOS/Arch: {os}/{arch}\n"
+        "etcd Version: {ETCD_VERSION}\nGit SHA: {GIT_SHA}\nGo Version: none (rustc {RUST_VERSION})\nGo OS/Arch: {os}/{arch}\netched Version: {VERSION}\n"
     )
-}
-
-fn go_arch() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
 }

@@ -9,9 +9,10 @@ use std::net::IpAddr;
 
 use sha1::{Digest, Sha1};
 
+use super::go_syntax::{quote, quote_all};
+use super::refusal::Refusal;
+use super::settings::Config;
 use super::urls::{self, Url};
-use super::value::{quote, quote_all};
-use super::{Config, Refusal};
 use crate::types::{ClusterId, MemberId};
 
 /// A member that founds a cluster.

@@ -1,171 +1,29 @@
 //! [`load`]: from a command line to a [`Config`], or to the end of the program.
 //!
 //! It is pure: what it needs of the machine comes in as [`Surroundings`], and what it would print
-//! or log goes out in [`Exit`] or as [`Note`]s, because no log is up yet while it runs. The texts
-//! and exit codes of refusals are etcd's, since scripts and operators match them.
+//! or log goes out in [`Exit`] or as [`Note`]s, because no log is up yet while it runs.
 
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 
-use serde_json::Value as Json;
-
+use super::commands;
+use super::exit::Exit;
+use super::log::LogFormat;
+use super::machine::Surroundings;
+use super::note::Note;
 use super::parse::{self, CommandLine};
-use super::value::{Values, quote};
-use super::{Config, Level, LogFormat, VERSION, env, file, help, validate};
-
-/// A log line that waits for the log to be up.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Note {
-    pub level: Level,
-    pub msg: String,
-    pub fields: Vec<(&'static str, Json)>,
-}
-
-impl Note {
-    pub fn new(level: Level, msg: impl Into<String>) -> Note {
-        Note {
-            level,
-            msg: msg.into(),
-            fields: Vec::new(),
-        }
-    }
-
-    pub fn info(msg: impl Into<String>) -> Note {
-        Note::new(Level::Info, msg)
-    }
-
-    pub fn warn(msg: impl Into<String>) -> Note {
-        Note::new(Level::Warn, msg)
-    }
-
-    pub fn with(mut self, key: &'static str, value: impl Into<Json>) -> Note {
-        self.fields.push((key, value.into()));
-        self
-    }
-}
-
-/// Why a configuration was refused. Each has etcd's exit code and its form on stderr.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// A mistake of syntax: exit 2, this line, the usage text.
-    #[error("{0}")]
-    Usage(String),
-    /// Exit 1, this line as it is.
-    #[error("{0}")]
-    Plain(String),
-    /// A value that makes no sense: exit 1, a log line `failed to verify flags`.
-    #[error("{0}")]
-    Verify(String),
-    /// As `Verify`, with one more line.
-    #[error("--advertise-client-urls is required when --listen-client-urls is set explicitly")]
-    UnsetAdvertise,
-    /// An environment variable beside its flag: exit 1, a fatal log line.
-    #[error("environment variable {0} is shadowed by its flag")]
-    Shadowed(String),
-    /// What etcd only finds while starting: exit 1, a fatal log line `discovery failed`.
-    #[error("{0}")]
-    Start(String),
-}
-
-impl Refusal {
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Refusal::Usage(_) => 2,
-            _ => 1,
-        }
-    }
-
-    /// The log lines that say it; none for those that are not logged.
-    pub fn notes(&self) -> Vec<Note> {
-        let verify = || Note::warn("failed to verify flags").with("error", self.to_string());
-        match self {
-            Refusal::Usage(_) | Refusal::Plain(_) => Vec::new(),
-            Refusal::Verify(_) => vec![verify()],
-            Refusal::UnsetAdvertise => vec![
-                verify(),
-                Note::warn("advertise client URLs are not set").with("error", self.to_string()),
-            ],
-            Refusal::Shadowed(name) => vec![
-                Note::new(
-                    Level::Fatal,
-                    "conflicting environment variable is shadowed by corresponding command-line flag (either unset environment variable or disable flag))",
-                )
-                .with("environment-variable", name.as_str()),
-            ],
-            Refusal::Start(text) => {
-                vec![Note::new(Level::Fatal, "discovery failed").with("error", text.as_str())]
-            }
-        }
-    }
-}
-
-/// The refusal of something that etcd has and this version of etched has not.
-pub(super) fn not_built(what: &str) -> Refusal {
-    Refusal::Verify(format!(
-        "{what} is not built yet in etched {VERSION}; leave it at its default"
-    ))
-}
-
-/// What the machine gives a configuration.
-pub struct Surroundings<'a> {
-    pub env: Vec<(OsString, OsString)>,
-    pub read_file: &'a dyn Fn(&Path) -> io::Result<String>,
-    /// The machine's own address towards its default route; asked only if it is needed.
-    pub default_host: &'a dyn Fn() -> Option<String>,
-    /// The memory that this process may use; asked only if it is needed.
-    pub memory_bytes: &'a dyn Fn() -> Option<u64>,
-}
+use super::refusal::Refusal;
+use super::settings::Config;
+use super::values::{Source, Values};
+use super::{env, file, help, validate};
+use crate::types::VERSION;
 
 /// A configuration, and what to log about it.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub config: Config,
     pub notes: Vec<Note>,
-}
-
-/// The end of the program before it started: write the texts, log the notes, exit.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Exit {
-    pub code: u8,
-    pub stdout: String,
-    pub stderr: String,
-    /// After `stderr`, on stderr too.
-    pub notes: Vec<Note>,
-    pub format: LogFormat,
-}
-
-impl Exit {
-    fn printed(stdout: String, stderr: &str) -> Box<Exit> {
-        Box::new(Exit {
-            code: 0,
-            stdout,
-            stderr: stderr.to_owned(),
-            notes: Vec::new(),
-            format: LogFormat::Json,
-        })
-    }
-
-    /// The exit for a refusal. What was noted before it counts if it warns.
-    fn refused(refusal: &Refusal, notes: Vec<Note>, format: LogFormat) -> Box<Exit> {
-        let stderr = match refusal {
-            Refusal::Usage(line) => format!("{line}\n{}", help::USAGE),
-            Refusal::Plain(line) => format!("{line}\n"),
-            _ => String::new(),
-        };
-        let mut notes: Vec<Note> = notes
-            .into_iter()
-            .filter(|note| note.level >= Level::Warn)
-            .collect();
-        notes.extend(refusal.notes());
-        Box::new(Exit {
-            code: refusal.exit_code(),
-            stdout: String::new(),
-            stderr,
-            notes,
-            format,
-        })
-    }
 }
 
 /// Reads the configuration. `args` begins with the program's own name.
@@ -194,7 +52,12 @@ pub fn load(
         Err(line) => return Err(refused(&Refusal::Usage(line), notes, format)),
     };
     if let Some(word) = stray {
-        let refusal = Refusal::Verify(format!("{} is not a valid flag", quote(&word)));
+        // Only a first word may have been meant as a command.
+        let commands = match words.first() == Some(&word) {
+            true => commands::names(),
+            false => Vec::new(),
+        };
+        let refusal = Refusal::Stray { word, commands };
         return Err(refused(&refusal, notes, format));
     }
     if values.bool("version") {
@@ -209,13 +72,6 @@ pub fn load(
         Ok(config) => Ok(Loaded { config, notes }),
         Err(refusal) => Err(refused(&refusal, notes, format)),
     }
-}
-
-/// Where values came from: a file knows no flag that was given, only what differs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
-    CommandLine,
-    File,
 }
 
 /// Adds the environment to the command line, or puts the file in the place of both.

@@ -1,14 +1,26 @@
 //! The machine, as a configuration needs it: the one place of this module that asks it anything.
 
+use std::ffi::OsString;
+use std::io;
 use std::net::UdpSocket;
 use std::path::Path;
+
+/// What the machine gives a configuration.
+pub struct Surroundings<'a> {
+    pub env: Vec<(OsString, OsString)>,
+    pub read_file: &'a dyn Fn(&Path) -> io::Result<String>,
+    /// The machine's own address towards its default route; asked only if it is needed.
+    pub default_host: &'a dyn Fn() -> Option<String>,
+    /// The memory that this process may use; asked only if it is needed.
+    pub memory_bytes: &'a dyn Fn() -> Option<u64>,
+}
 
 /// The address that this machine would send from if it wrote to the world, IPv4 if it can.
 ///
 /// Connecting a datagram socket sends nothing, it only asks for the route. The targets are
 /// addresses set aside for documentation, which nobody has.
 pub fn default_host() -> Option<String> {
-    let ask = |from: &str, to: &str| -> std::io::Result<String> {
+    let ask = |from: &str, to: &str| -> io::Result<String> {
         let socket = UdpSocket::bind(from)?;
         socket.connect(to)?;
         Ok(socket.local_addr()?.ip().to_string())
@@ -42,4 +54,13 @@ fn total_bytes() -> Option<u64> {
         .find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kilobytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
     kilobytes.checked_mul(1024)
+}
+
+/// The processor's architecture, as Go names it.
+pub fn go_arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
 }

@@ -1,335 +1,53 @@
-//! The configuration: command line, environment and file, read exactly as etcd 3.7.1 reads them,
+//! The configuration: command line, environment and file, read exactly as etcd 3.7.3 reads them,
 //! checked once, and handed on as one [`Config`] that nothing further down has to doubt.
 //!
-//! `flags` is the table of every flag; `parse`, `env` and `file` read values for it, `validate`
-//! checks them, `settle` makes the [`Config`] of them, and [`load`] puts these in their order.
+//! `flags` is the table of every flag; `parse`, `env` and `file` read `values` for it, `validate`
+//! checks them, `settle` makes the [`Config`] of `settings` of them, and [`load`] puts these in
+//! their order. `summary` shows a [`Config`] to the log.
+//! `commands` reads the command lines that ask for something else than a member.
 
+mod commands;
 mod discovery;
 pub mod duration;
 mod env;
+mod exit;
 mod file;
 mod flags;
 mod gates;
+mod go_syntax;
 mod help;
 mod identity;
+mod keepalive;
 mod load;
+mod log;
 mod machine;
+mod note;
 mod parse;
+mod refusal;
+mod settings;
 mod settle;
+mod summary;
 #[cfg(test)]
 mod tests;
+mod tls;
 pub mod urls;
 mod validate;
 mod value;
+mod values;
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-use serde_json::Value as Json;
-
+pub use commands::{Command, command};
 pub use discovery::{Credentials, Discovery, DiscoveryService, DnsDiscovery};
+pub use exit::Exit;
 pub use gates::Gates;
+pub use help::version;
 pub use identity::{
     Bootstrap, Founder, InitialCluster, Resolve, cluster_id, member_id, same_peer_urls,
 };
-pub use load::{Exit, Loaded, Note, Refusal, Surroundings, load, os_reason};
-pub use machine::{default_host, memory_bytes};
+pub use keepalive::Keepalive;
+pub use load::{Loaded, load, os_reason};
+pub use log::{Level, LogConfig, LogFormat, LogOutput};
+pub use machine::{Surroundings, default_host, memory_bytes};
+pub use note::Note;
+pub use refusal::Refusal;
+pub use settings::{AutoCompaction, ClusterState, Config, Listen, Metrics};
 pub use urls::Url;
-
-/// This program's version.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The version of etcd whose interface this is; clients are told this one.
-pub const ETCD_VERSION: &str = "3.7.1";
-/// The commit this was built from, if the build said so.
-pub const GIT_SHA: &str = match option_env!("ETCHED_GIT_SHA") {
-    Some(sha) => sha,
-    None => "unknown",
-};
-
-/// Everything that can be set, checked. Fields without a comment are etcd's flag of that name.
-#[derive(Clone, Debug)]
-pub struct Config {
-    pub name: String,
-    /// Never empty.
-    pub data_dir: PathBuf,
-    /// The raft log's own directory, if it has one.
-    pub wal_dir: Option<PathBuf>,
-    /// At least 1.
-    pub snapshot_count: u64,
-    pub snapshot_catchup_entries: u64,
-    /// 0: keep all.
-    pub max_wals: u64,
-    /// 0: keep all.
-    pub max_snapshots: u64,
-    /// One tick of raft. 1 to 10,000.
-    pub heartbeat_interval_ms: u64,
-    /// 5 heartbeats to 50,000.
-    pub election_timeout_ms: u64,
-    pub initial_election_tick_advance: bool,
-    pub pre_vote: bool,
-
-    pub listen_peer_urls: Vec<Listen>,
-    pub listen_client_urls: Vec<Listen>,
-    /// If not empty, these alone serve HTTP and `listen_client_urls` gRPC only.
-    pub listen_client_http_urls: Vec<Listen>,
-    pub listen_metrics_urls: Vec<Listen>,
-    /// Sorted.
-    pub initial_advertise_peer_urls: Vec<Url>,
-    /// Sorted.
-    pub advertise_client_urls: Vec<Url>,
-    pub socket_reuse_port: bool,
-    pub socket_reuse_address: bool,
-
-    /// Unchecked; [`Config::listed_cluster`] reads it, and only a start without data needs that.
-    pub initial_cluster: String,
-    pub discovery: Discovery,
-    pub initial_cluster_state: ClusterState,
-    pub initial_cluster_token: String,
-    pub strict_reconfig_check: bool,
-    pub max_learners: u32,
-    pub force_new_cluster: bool,
-
-    /// Bytes of the keyspace after which it is full; none: never.
-    pub quota_bytes: Option<u64>,
-    pub max_txn_ops: usize,
-    /// Of one request's message, without what gRPC's framing adds.
-    pub max_request_bytes: usize,
-    pub max_concurrent_streams: u32,
-    /// A client that pings more often is sent away; none: any may.
-    pub grpc_keepalive_min_time: Option<Duration>,
-    /// How idle connections are pinged; none: they are not.
-    pub grpc_keepalive: Option<Keepalive>,
-
-    pub auto_compaction: AutoCompaction,
-    /// At least 1.
-    pub compaction_batch_limit: usize,
-    pub compaction_sleep_interval: Duration,
-    /// At least 100 ms.
-    pub watch_progress_notify_interval: Duration,
-    /// Between comparisons of all members' data; none: they are not made.
-    pub corrupt_check_time: Option<Duration>,
-    /// Between comparisons of the hashes kept at compactions.
-    pub compact_hash_check_time: Duration,
-    pub warning_apply_duration: Duration,
-    pub warning_unary_request_duration: Duration,
-
-    pub log: LogConfig,
-    pub metrics: Metrics,
-    pub enable_grpc_gateway: bool,
-    pub feature_gates: Gates,
-    pub unsafe_no_fsync: bool,
-    /// Bytes for caches and buffers together, the whole process's.
-    pub memory_budget_bytes: u64,
-}
-
-impl Config {
-    /// Raft ticks in an election timeout; at least 5.
-    pub fn election_ticks(&self) -> usize {
-        (self.election_timeout_ms / self.heartbeat_interval_ms) as usize
-    }
-
-    /// The main settings for the log's line on the start, under etcd's names.
-    pub fn settings(&self) -> Vec<(&'static str, Json)> {
-        let millis = |ms: u64| duration::format(Duration::from_millis(ms));
-        let listened =
-            |list: &[Listen]| -> Json { list.iter().map(|listen| listen.url.as_str()).collect() };
-        let (mode, retention) = self.auto_compaction.flags();
-        let wal_dir = self.wal_dir.as_deref().unwrap_or(Path::new(""));
-        vec![
-            ("etched-version", VERSION.into()),
-            ("etcd-version", ETCD_VERSION.into()),
-            ("git-sha", GIT_SHA.into()),
-            ("name", self.name.as_str().into()),
-            ("data-dir", self.data_dir.to_string_lossy().into()),
-            ("wal-dir", wal_dir.to_string_lossy().into()),
-            (
-                "heartbeat-interval",
-                millis(self.heartbeat_interval_ms).into(),
-            ),
-            ("election-timeout", millis(self.election_timeout_ms).into()),
-            (
-                "initial-election-tick-advance",
-                self.initial_election_tick_advance.into(),
-            ),
-            ("snapshot-count", self.snapshot_count.into()),
-            (
-                "snapshot-catchup-entries",
-                self.snapshot_catchup_entries.into(),
-            ),
-            ("max-wals", self.max_wals.into()),
-            ("max-snapshots", self.max_snapshots.into()),
-            (
-                "initial-advertise-peer-urls",
-                urls::texts(&self.initial_advertise_peer_urls).into(),
-            ),
-            ("listen-peer-urls", listened(&self.listen_peer_urls)),
-            (
-                "advertise-client-urls",
-                urls::texts(&self.advertise_client_urls).into(),
-            ),
-            ("listen-client-urls", listened(&self.listen_client_urls)),
-            (
-                "listen-client-http-urls",
-                listened(&self.listen_client_http_urls),
-            ),
-            ("listen-metrics-urls", listened(&self.listen_metrics_urls)),
-            ("initial-cluster", self.initial_cluster.as_str().into()),
-            (
-                "initial-cluster-state",
-                self.initial_cluster_state.name().into(),
-            ),
-            (
-                "initial-cluster-token",
-                self.initial_cluster_token.as_str().into(),
-            ),
-            ("discovery-srv", self.discovery.domain().into()),
-            ("discovery-token", self.discovery.token().into()),
-            ("discovery-endpoints", self.discovery.endpoints().into()),
-            ("force-new-cluster", self.force_new_cluster.into()),
-            (
-                "quota-backend-bytes",
-                self.quota_bytes.map_or(Json::from(-1), Json::from),
-            ),
-            ("max-request-bytes", self.max_request_bytes.into()),
-            ("max-concurrent-streams", self.max_concurrent_streams.into()),
-            ("pre-vote", self.pre_vote.into()),
-            ("feature-gates", self.feature_gates.summary().into()),
-            ("auto-compaction-mode", mode.into()),
-            ("auto-compaction-retention", retention.into()),
-            ("max-learners", self.max_learners.into()),
-            ("unsafe-no-fsync", self.unsafe_no_fsync.into()),
-            ("memory-budget-bytes", self.memory_budget_bytes.into()),
-        ]
-    }
-}
-
-/// An address to listen on. `localhost` has become 127.0.0.1; port 0 means any.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listen {
-    /// As given.
-    pub url: Url,
-    pub address: SocketAddr,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClusterState {
-    New,
-    Existing,
-}
-
-impl ClusterState {
-    pub fn name(self) -> &'static str {
-        match self {
-            ClusterState::New => "new",
-            ClusterState::Existing => "existing",
-        }
-    }
-}
-
-/// Pings on idle connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Keepalive {
-    pub interval: Duration,
-    /// How long the answer may take before the connection is closed.
-    pub timeout: Duration,
-}
-
-/// When history is compacted without being asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AutoCompaction {
-    Off,
-    /// Keep this much time.
-    Periodic(Duration),
-    /// Keep this many revisions.
-    Revision(i64),
-}
-
-impl AutoCompaction {
-    fn flags(self) -> (&'static str, String) {
-        match self {
-            AutoCompaction::Off => ("periodic", "0s".to_owned()),
-            AutoCompaction::Periodic(kept) => ("periodic", duration::format(kept)),
-            AutoCompaction::Revision(kept) => ("revision", kept.to_string()),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Metrics {
-    Basic,
-    /// With histograms of every gRPC method.
-    Extensive,
-}
-
-/// Where the log goes, in what form, from which level.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogConfig {
-    pub level: Level,
-    pub format: LogFormat,
-    /// Empty: nowhere.
-    pub outputs: Vec<LogOutput>,
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        LogConfig {
-            level: Level::Info,
-            format: LogFormat::Json,
-            outputs: vec![LogOutput::Stderr],
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LogOutput {
-    Stderr,
-    Stdout,
-    File(PathBuf),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    Json,
-    Console,
-}
-
-/// The levels of etcd's log, least first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    Debug,
-    Info,
-    Warn,
-    Error,
-    Dpanic,
-    Panic,
-    Fatal,
-}
-
-impl Level {
-    pub fn name(self) -> &'static str {
-        match self {
-            Level::Debug => "debug",
-            Level::Info => "info",
-            Level::Warn => "warn",
-            Level::Error => "error",
-            Level::Dpanic => "dpanic",
-            Level::Panic => "panic",
-            Level::Fatal => "fatal",
-        }
-    }
-
-    /// A level from its name in any case; nothing means info.
-    pub fn parse(name: &str) -> Option<Level> {
-        Some(match name.to_ascii_lowercase().as_str() {
-            "debug" => Level::Debug,
-            "info" | "" => Level::Info,
-            "warn" | "warning" => Level::Warn,
-            "error" => Level::Error,
-            "dpanic" => Level::Dpanic,
-            "panic" => Level::Panic,
-            "fatal" => Level::Fatal,
-            _ => return None,
-        })
-    }
-}

@@ -2,7 +2,8 @@
 //! a boolean takes one only after `=`, `--` ends the flags, and so does the first other word.
 
 use super::flags;
-use super::value::{Values, quote};
+use super::go_syntax::quote;
+use super::values::Values;
 
 /// What a command line says.
 #[derive(Debug)]

@@ -1,19 +1,22 @@
-//! From checked values to a [`Config`]: what 0 and nothing stand for, units, and what follows from
-//! something else.
+//! From checked values to a [`Config`]: defaults, unit conversion, derived settings.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::discovery;
+use super::duration;
 use super::flags;
-use super::load::{Note, Refusal, Source, Surroundings};
+use super::go_syntax::quote;
+use super::keepalive::Keepalive;
+use super::log::LogConfig;
+use super::machine::Surroundings;
+use super::note::Note;
+use super::refusal::Refusal;
+use super::settings::{AutoCompaction, ClusterState, Config, Listen, Metrics};
 use super::urls::{Scheme, Url};
-use super::validate::bind_address;
-use super::value::{Values, quote};
-use super::{
-    AutoCompaction, ClusterState, Config, Keepalive, Listen, LogConfig, Metrics, VERSION, duration,
-};
+use super::values::{Source, Values};
+use crate::types::VERSION;
 
 const DEFAULT_SNAPSHOT_COUNT: u64 = 10_000;
 const DEFAULT_QUOTA_BYTES: u64 = 2 << 30;
@@ -56,6 +59,8 @@ pub fn settle(
         listen_metrics_urls: listens(values, "listen-metrics-urls")?,
         initial_advertise_peer_urls: values.urls("initial-advertise-peer-urls").to_vec(),
         advertise_client_urls: values.urls("advertise-client-urls").to_vec(),
+        cors: values.words("cors").to_vec(),
+        host_whitelist: values.words("host-whitelist").to_vec(),
         socket_reuse_port: values.bool("socket-reuse-port"),
         socket_reuse_address: values.bool("socket-reuse-address"),
         initial_cluster: discovery::initial_cluster(values, from).to_owned(),
@@ -70,10 +75,8 @@ pub fn settle(
         max_request_bytes: size(values, "max-request-bytes"),
         max_concurrent_streams: u32::try_from(values.uint("max-concurrent-streams"))
             .unwrap_or(u32::MAX),
-        grpc_keepalive_min_time: positive(values, "grpc-keepalive-min-time"),
-        grpc_keepalive: positive(values, "grpc-keepalive-interval")
-            .zip(positive(values, "grpc-keepalive-timeout"))
-            .map(|(interval, timeout)| Keepalive { interval, timeout }),
+        grpc_keepalive_min_time: values.positive("grpc-keepalive-min-time"),
+        grpc_keepalive: Keepalive::of(values, "grpc-keepalive-interval", "grpc-keepalive-timeout"),
         auto_compaction: auto_compaction(values, notes)?,
         compaction_batch_limit: usize::try_from(values.int("compaction-batch-limit"))
             .ok()
@@ -81,17 +84,26 @@ pub fn settle(
             .unwrap_or(1_000),
         compaction_sleep_interval: match values.duration_ns("compaction-sleep-interval") {
             0 => Duration::from_millis(10),
-            _ => positive(values, "compaction-sleep-interval").unwrap_or_default(),
+            _ => values
+                .positive("compaction-sleep-interval")
+                .unwrap_or_default(),
         },
-        watch_progress_notify_interval: positive(values, "watch-progress-notify-interval")
+        watch_progress_notify_interval: values
+            .positive("watch-progress-notify-interval")
             .unwrap_or(Duration::from_secs(600))
             .max(Duration::from_millis(100)),
-        corrupt_check_time: positive(values, "corrupt-check-time"),
-        compact_hash_check_time: positive(values, "compact-hash-check-time").unwrap_or_default(),
-        warning_apply_duration: positive(values, "warning-apply-duration").unwrap_or_default(),
+        corrupt_check_time: values.positive("corrupt-check-time"),
+        compact_hash_check_time: values
+            .positive("compact-hash-check-time")
+            .unwrap_or_default(),
+        warning_apply_duration: values
+            .positive("warning-apply-duration")
+            .unwrap_or_default(),
         warning_unary_request_duration: match values.duration_ns("warning-unary-request-duration") {
             0 => Duration::from_millis(300),
-            _ => positive(values, "warning-unary-request-duration").unwrap_or_default(),
+            _ => values
+                .positive("warning-unary-request-duration")
+                .unwrap_or_default(),
         },
         log,
         // Any other word than this one means basic, in etcd too.
@@ -99,7 +111,6 @@ pub fn settle(
             "extensive" => Metrics::Extensive,
             _ => Metrics::Basic,
         },
-        enable_grpc_gateway: values.bool("enable-grpc-gateway"),
         feature_gates: values.gates().clone(),
         unsafe_no_fsync: values.bool("unsafe-no-fsync"),
         memory_budget_bytes: memory_budget_bytes(values, around)?,
@@ -122,7 +133,7 @@ fn listens(values: &Values, name: &str) -> Result<Vec<Listen>, Refusal> {
             "" => Ok(0),
             port => port.parse(),
         };
-        let (Some(ip), Ok(port)) = (bind_address(url), port) else {
+        let (Some(ip), Ok(port)) = (url.bind_address(), port) else {
             return Err(Refusal::Start(format!(
                 "listen tcp: address {}: invalid port",
                 url.port
@@ -275,10 +286,4 @@ fn use_default_host(
 
 fn size(values: &Values, name: &str) -> usize {
     usize::try_from(values.uint(name)).unwrap_or(usize::MAX)
-}
-
-/// A duration above zero, else none.
-pub fn positive(values: &Values, name: &str) -> Option<Duration> {
-    let ns = u64::try_from(values.duration_ns(name)).ok()?;
-    (ns > 0).then(|| Duration::from_nanos(ns))
 }

@@ -5,9 +5,9 @@
 //! `:80`, adds a `/` and rewrites addresses, which would change the identity; so the few rules
 //! that matter are spelled out here, with Go's texts for what they refuse.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::value::quote;
+use super::go_syntax::quote;
 
 /// The schemes that etcd knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,6 +111,14 @@ impl Url {
             scheme,
             host: host.to_owned(),
             port: port.to_owned(),
+        }
+    }
+
+    /// Where to listen: only an address or `localhost` can be listened on.
+    pub fn bind_address(&self) -> Option<IpAddr> {
+        match self.host.as_str() {
+            "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            host => host.parse().ok(),
         }
     }
 

@@ -1,16 +1,23 @@
 //! From values to a [`Config`]: the checks that need more than one value or know what a value is
 //! for, in etcd's order, so that of several mistakes the same one is named.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::discovery;
-use super::flags::{self, State};
-use super::load::{Note, Refusal, Source, Surroundings, not_built};
+use super::duration;
+use super::flags::{self, Flag, State};
+use super::go_syntax::quote;
+use super::log::{Level, LogConfig, LogFormat, LogOutput};
+use super::machine::Surroundings;
+use super::note::Note;
+use super::refusal::{Refusal, not_built};
+use super::settings::{ClusterState, Config};
 use super::settle::settle;
+use super::tls;
 use super::urls::{self, Url};
-use super::value::{Kind, Value, Values, quote};
-use super::{ClusterState, Config, Level, LogConfig, LogFormat, LogOutput, duration};
+use super::value::{Kind, Value};
+use super::values::{Source, Values};
 
 const SUGGESTED_REQUEST_BYTES: u64 = 10 << 20;
 const MAX_ELECTION_MS: u64 = 50_000;
@@ -70,6 +77,7 @@ pub fn validate(
             duration::format_ns(check_ns)
         )));
     }
+    tls::check(values)?;
     check_not_built(values, notes)?;
     remark(values, notes);
     let config = settle(values, log, initial_cluster_state, from, around, notes)?;
@@ -151,7 +159,7 @@ fn check_urls(values: &Values) -> Result<(), Refusal> {
             .iter()
             .filter(|url| !url.scheme.is_socket_file())
         {
-            if bind_address(url).is_none() {
+            if url.bind_address().is_none() {
                 return Err(Refusal::Verify(format!(
                     "expected IP in URL for binding ({url})"
                 )));
@@ -175,14 +183,6 @@ fn check_urls(values: &Values) -> Result<(), Refusal> {
         }
     }
     Ok(())
-}
-
-/// Only an address or `localhost` can be listened on.
-pub fn bind_address(url: &Url) -> Option<IpAddr> {
-    match url.host.as_str() {
-        "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        host => host.parse().ok(),
-    }
 }
 
 fn check_shared_addresses(config: &Config) -> Result<(), Refusal> {
@@ -263,31 +263,48 @@ fn check_gates(values: &Values, notes: &mut Vec<Note>) -> Result<(), Refusal> {
     }
 }
 
+/// Refuses what is not built, and says of what is accepted that it does nothing.
 fn check_not_built(values: &Values, notes: &mut Vec<Note>) -> Result<(), Refusal> {
     for flag in flags::all() {
-        let value = values.get(flag.name);
-        if *value == flag.kind.default_value(flag.default) || allows_all(flag.kind, value) {
+        if !asks(flag, values) {
             continue;
         }
-        match flag.state {
-            State::Built => {}
+        let (level, why) = match flag.state {
+            State::Built => continue,
             State::NotBuilt => return Err(not_built(&format!("--{}", flag.name))),
-            State::NoEffect(why) => notes.push(
-                Note::new(Level::Debug, "the flag has no effect")
-                    .with("flag", flag.name)
-                    .with("reason", why),
-            ),
-        }
+            State::NoEffect(why) => (Level::Info, why),
+            State::Missing(what) => (Level::Warn, what),
+        };
+        notes.push(
+            Note::new(level, "the flag has no effect in etched")
+                .with("flag", flag.name)
+                .with("reason", why),
+        );
+    }
+    for (gate, why) in values.gates().without_effect() {
+        notes.push(
+            Note::info("the feature gate has no effect in etched")
+                .with("feature-gate", gate)
+                .with("reason", why),
+        );
     }
     Ok(())
 }
 
-/// Lists that let everyone in have several spellings.
-fn allows_all(kind: Kind, value: &Value) -> bool {
+/// Whether somebody asks for more than a flag's default; for a switch that is on anyway, whether
+/// somebody asks for it by name.
+fn asks(flag: &Flag, values: &Values) -> bool {
+    let value = values.get(flag.name);
+    let default = flag.kind.default_value(flag.default);
+    if let (State::Missing(_), Value::Bool(on)) = (flag.state, value) {
+        return *on && (values.is_given(flag.name) || *value != default);
+    }
+    *value != default && !names_nothing(flag.kind, value)
+}
+
+/// A list that names nothing has several spellings.
+fn names_nothing(kind: Kind, value: &Value) -> bool {
     match (kind, value) {
-        (Kind::Origins | Kind::Hosts, Value::Words(words)) => {
-            words.iter().any(|word| word == "*") || words.iter().all(String::is_empty)
-        }
         (Kind::List | Kind::Set, Value::Words(words)) => words.iter().all(String::is_empty),
         _ => false,
     }

@@ -70,7 +70,7 @@ fn without_a_leader_the_member_lives_and_is_not_healthy() {
             (
                 "/version",
                 200,
-                "{\"etcdserver\":\"3.7.1\",\"etcdcluster\":\"not_decided\",\"storage\":\"3.7.0\"}",
+                "{\"etcdserver\":\"3.7.3\",\"etcdcluster\":\"not_decided\",\"storage\":\"3.7.0\"}",
             ),
         ],
     );

@@ -18,13 +18,7 @@ use super::table::{
     SERVER_ID, SERVER_VERSION, STREAM_FAILURES, Scrape,
 };
 use super::text::{Exposition, Family};
-use crate::types::{ETCD_VERSION, MemberId};
-
-/// What stands where etcd names its Go release.
-const LANGUAGE: &str = match option_env!("ETCHED_RUST_VERSION") {
-    Some(version) => version,
-    None => "rust",
-};
+use crate::types::{ETCD_VERSION, MemberId, RUST_VERSION};
 
 /// API versions that are told apart. A client makes up what it sends, and every value costs
 /// memory here and in Prometheus for good.
@@ -285,7 +279,7 @@ impl Labelled {
         let me = self.server_id.to_string();
         page.number(&SERVER_ID, &[("server_id", &me)], 1.0);
         page.number(&SERVER_VERSION, &[("server_version", ETCD_VERSION)], 1.0);
-        page.number(&GO_VERSION, &[("server_go_version", LANGUAGE)], 1.0);
+        page.number(&GO_VERSION, &[("server_go_version", RUST_VERSION)], 1.0);
         for (name, stage, on) in &self.features {
             let labels = [("name", *name), ("stage", *stage)];
             page.number(&FEATURE_ENABLED, &labels, f64::from(u8::from(*on)));

@@ -2,8 +2,9 @@
 //!
 //! Whoever does something counts it in a cell of `Metrics` at once: an atomic addition, no lock,
 //! no text. What the node knows anyway (who leads, how far it is, how large) is read once a
-//! scrape, handed in as a `Scrape`. `table` names every metric; `cell` holds numbers; `grpc`,
-//! `labelled`, `operation` and `peer` find the right number for labels; `text` writes the page.
+//! scrape, handed in as a `Scrape`. `table` names every metric and holds the cells of those
+//! without labels; `cell` holds numbers; `grpc`, `labelled`, `operation` and `peer` find the right
+//! number for labels; `text` writes the page. `Metrics` puts them together.
 //!
 //! Nothing in here reads a clock or the machine: times and figures are handed in.
 
@@ -17,6 +18,7 @@ mod table;
 mod tests;
 mod text;
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,15 +31,33 @@ pub use grpc::Method;
 pub use labelled::{CallKind, Feature, HEALTH_CHECKS, StreamFailure};
 pub use operation::Operation;
 pub use peer::{PeerCells, Transfers};
-pub use table::{Metrics, Scrape};
+pub use table::{Scrape, Unlabelled};
 pub use text::CONTENT_TYPE;
 
 use labelled::Labelled;
 
+/// A member's metrics: cells to count in where things happen, read by `render`.
+pub struct Metrics {
+    unlabelled: Unlabelled,
+    labelled: Labelled,
+}
+
+/// Series without labels are counted in by name: `metrics.puts.increment()`.
+impl Deref for Metrics {
+    type Target = Unlabelled;
+
+    fn deref(&self) -> &Unlabelled {
+        &self.unlabelled
+    }
+}
+
 impl Metrics {
     /// `extensive` adds the times of gRPC calls.
     pub fn new(server_id: MemberId, extensive: bool) -> Self {
-        Self::with_labelled(Labelled::new(server_id, extensive))
+        Self {
+            unlabelled: Unlabelled::default(),
+            labelled: Labelled::new(server_id, extensive),
+        }
     }
 
     /// Sets the methods that the calls `grpc_*` name by their place in the list.
@@ -125,7 +145,7 @@ impl Metrics {
     /// The page for Prometheus, of media type `CONTENT_TYPE`.
     pub fn render(&self, scrape: &Scrape) -> String {
         let mut page = text::Exposition::default();
-        self.expose_plain(scrape, &mut page);
+        self.unlabelled.expose(scrape, &mut page);
         self.labelled.expose(scrape, &mut page);
         page.render()
     }

@@ -8,7 +8,6 @@
 use std::time::Duration;
 
 use super::cell::{Counter, Gauge, Histogram, Shape};
-use super::labelled::Labelled;
 use super::text::{Exposition, Family, Kind};
 use crate::types::MemberId;
 
@@ -51,26 +50,25 @@ macro_rules! table {
         scraped { $($figure:ident: $figure_kind:ident = $figure_name:literal, $figure_help:literal;)* }
         labelled { $($family:ident: $kind:ident $(($labelled_shape:expr))? = $name:literal, $help:literal;)* }
     ) => {
-        /// A member's metrics: cells to count in where things happen, read by `render`.
-        pub struct Metrics {
+        /// The cells of the series without labels.
+        pub struct Unlabelled {
             $(pub $counter: Counter,)*
             $(pub $gauge: Gauge,)*
             $(pub $histogram: Histogram,)*
-            pub(super) labelled: Labelled,
         }
 
-        impl Metrics {
-            pub(super) fn with_labelled(labelled: Labelled) -> Self {
+        impl Default for Unlabelled {
+            fn default() -> Self {
                 Self {
                     $($counter: Counter::default(),)*
                     $($gauge: Gauge::default(),)*
                     $($histogram: Histogram::new($shape),)*
-                    labelled,
                 }
             }
+        }
 
-            /// Shows the series without labels.
-            pub(super) fn expose_plain(&self, scrape: &Scrape, page: &mut Exposition) {
+        impl Unlabelled {
+            pub(super) fn expose(&self, scrape: &Scrape, page: &mut Exposition) {
                 $(page.number(
                     &family($counter_name, $counter_help, Kind::Counter),
                     &[],

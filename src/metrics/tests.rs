@@ -1,5 +1,5 @@
 //! Reads pages back as Prometheus would, and holds the table against the families that etcd
-//! v3.7.1 shows (`etcd_families.txt`: those of a fresh single member after one `/readyz`, without
+//! v3.7.3 shows (`etcd_families.txt`: those of a fresh single member after one `/readyz`, without
 //! the Go runtime's).
 
 use std::collections::{BTreeMap, BTreeSet};

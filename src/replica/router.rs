@@ -49,8 +49,8 @@ enum Awaited {
     Member(MemberChange),
 }
 
-/// Waits for an entry that another member was asked to propose. Their order, by a hasher without
-/// chance in it, is the same in every run of a simulation.
+/// Waits for an entry that another member was asked to propose. A deterministic hasher keeps
+/// iteration order equal in every run.
 struct ForwardedProposal {
     term: u64,
     expires_at_tick: u64,
@@ -148,7 +148,7 @@ impl Router {
         self.replica.check_log()
     }
 
-    /// Takes a message of another member. One that raft does not want is none to act upon.
+    /// Takes a message of another member. Messages that raft rejects are ignored.
     pub fn step(&mut self, message: Message) {
         let of_leader = message.from == self.replica.status().leader;
         if self.replica.step(message) && of_leader {

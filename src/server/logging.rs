@@ -18,6 +18,7 @@ use std::fmt;
 use std::fs::OpenOptions;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
+use std::num::NonZero;
 use std::panic::Location;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,7 +33,7 @@ use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-use crate::config::{Exit, Level, LogConfig, LogFormat, LogOutput, Note, os_reason};
+use crate::config::{Config, Exit, Level, LogConfig, LogFormat, LogOutput, Note, os_reason};
 use crate::env::{Clock, SystemClock};
 use line::Line;
 use queue::Queue;
@@ -99,6 +100,13 @@ pub fn notes(notes: &[Note]) {
     for note in notes.iter().filter(|note| note.level >= log.level) {
         log.push(&line_of(note, Some(place)));
     }
+}
+
+/// Logs with what settings the member starts; `initialized`: its directory holds a member already.
+#[track_caller]
+pub fn started(config: &Config, initialized: bool) {
+    let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+    notes(&[config.starting(initialized, cpus)]);
 }
 
 /// Logs a line of level fatal and waits until it is written; the caller ends the program.

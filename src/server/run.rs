@@ -15,12 +15,13 @@ use super::connection::{Connections, Http2, Traffic};
 use super::data_dir::DataDir;
 use super::leave;
 use super::listen::{self, SocketOptions};
+use super::logging;
 use super::publish::{check_data, publish};
 use super::states::StateDirs;
 use crate::api::{self, Api};
 use crate::config::{AutoCompaction, Config, Listen, urls};
 use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
-use crate::http::HttpService;
+use crate::http::{Access, HttpService};
 use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
 use crate::replica::inbox::{Inbox, Input};
@@ -95,6 +96,7 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let mut sockets = bind_all(&config)?;
     let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;
     let dir = Arc::new(dir);
+    logging::started(&config, dir.identity()?.is_some());
     let restored = bootstrap::restore(&config, &dir, &RealWorld::new()).await?;
     let existed = restored.existed;
     let member = Member::start(&config, restored, dir.clone())?;
@@ -255,7 +257,11 @@ impl Member {
         };
         let connections = Connections {
             api: Arc::new(Api::new(self.handle.clone(), settings)),
-            http: HttpService::new(self.handle.clone(), self.handle.shared().metrics.clone()),
+            http: HttpService::new(self.handle.clone(), self.handle.shared().metrics.clone())
+                .with_access(Access {
+                    cors: config.cors.clone(),
+                    host_whitelist: config.host_whitelist.clone(),
+                }),
             traffic: Traffic::GrpcAndHttp,
             metrics: self.handle.shared().metrics.clone(),
             http2: Http2 {

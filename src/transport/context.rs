@@ -25,7 +25,7 @@ use crate::types::{ClusterId, MemberId};
 pub struct Local {
     pub member: MemberId,
     pub cluster: ClusterId,
-    /// The version that this program speaks, such as 3.7.1.
+    /// The version that this program speaks, such as 3.7.3.
     pub server_version: String,
     /// Where it listens for the others, as long as its state does not say so.
     pub peer_urls: Vec<String>,

@@ -144,7 +144,7 @@ mod tests {
         Local {
             member: MemberId(member),
             cluster: ClusterId(cluster),
-            server_version: "3.7.1".to_owned(),
+            server_version: "3.7.3".to_owned(),
             peer_urls: Vec::new(),
         }
     }

@@ -220,7 +220,7 @@ mod tests {
         let test = "#[cfg(test)] mod tests { use crate::storage::memory; use crate::server::S; }";
         assert_eq!(
             findings("src/api/kv.rs", test),
-            ["src/api/kv.rs:1: api (layer 6) may not name server (layer 8)"]
+            ["src/api/kv.rs:1: api (layer 7) may not name server (layer 8)"]
         );
         assert_eq!(
             findings("src/api/tests.rs", "use crate::{raft, http};").len(),

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use super::found::{has_run, initial_cluster};
 use super::world::{Asked, Patience, World, ask_all};
-use crate::config::{Config, Discovery, ETCD_VERSION, InitialCluster, Resolve, same_peer_urls};
+use crate::config::{Config, Discovery, InitialCluster, Resolve, same_peer_urls};
 use crate::proto::etchedpeer::Description;
 use crate::proto::membershippb::Member;
 use crate::server::Error;
 use crate::server::data_dir::Identity;
 use crate::transport::Peer;
-use crate::types::{ClusterId, MemberId};
+use crate::types::{ClusterId, ETCD_VERSION, MemberId};
 
 const PATIENCE: Patience = Patience {
     limit: Duration::from_secs(10),

@@ -115,7 +115,7 @@ fn cluster() -> Description {
             member(0xb, "", "http://10.0.0.2:2", false, ""),
         ],
         removed_member_ids: vec![],
-        server_version: "3.7.1".to_owned(),
+        server_version: "3.7.3".to_owned(),
         cluster_version: "3.7.0".to_owned(),
     }
 }

@@ -108,7 +108,7 @@ impl Inbound for Recorder {
                     answer: Some(answer::Answer::Description(Description {
                         cluster_id: CLUSTER.0,
                         member_id: B.0,
-                        server_version: "3.7.1".to_owned(),
+                        server_version: "3.7.3".to_owned(),
                         cluster_version: format!("{from:?}"),
                         members: ports::members(),
                         ..Default::default()
@@ -156,7 +156,7 @@ impl Site {
         let local = Local {
             member,
             cluster,
-            server_version: "3.7.1".to_owned(),
+            server_version: "3.7.3".to_owned(),
             peer_urls: Vec::new(),
         };
         let outside = Outside {

@@ -51,7 +51,7 @@ async fn members_and_versions_are_shown() {
         r#"{"id":18446744073709551615,"peerURLs":["http://h:2"],"isLearner":true}]"#,
         "\n"
     );
-    let versions = r#"{"etcdserver":"3.7.1","etcdcluster":"None","storage":"3.7.0"}"#;
+    let versions = r#"{"etcdserver":"3.7.3","etcdcluster":"None","storage":"3.7.0"}"#;
     for (method, path, status, body) in [
         ("GET", "/members", "200 OK", members),
         ("GET", "/version", "200 OK", versions),

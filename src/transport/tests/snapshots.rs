@@ -160,7 +160,7 @@ async fn send_parts(b: &Site, parts: Vec<Part>) -> Result<(), tonic::Status> {
     let local = Local {
         member: A,
         cluster: CLUSTER,
-        server_version: "3.7.1".to_owned(),
+        server_version: "3.7.3".to_owned(),
         peer_urls: Vec::new(),
     };
     identity::stamp(request.metadata_mut(), &local, B);

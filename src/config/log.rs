@@ -1,0 +1,96 @@
+//! How the log is written.
+
+use std::borrow::Cow;
+use std::path::PathBuf;
+
+/// Where the log goes, in what form, from which level.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    pub level: Level,
+    pub format: LogFormat,
+    /// Empty: nowhere.
+    pub outputs: Vec<LogOutput>,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        LogConfig {
+            level: Level::Info,
+            format: LogFormat::Json,
+            outputs: vec![LogOutput::Stderr],
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogOutput {
+    Stderr,
+    Stdout,
+    File(PathBuf),
+}
+
+impl LogOutput {
+    /// As the flag has it.
+    pub fn name(&self) -> Cow<'_, str> {
+        match self {
+            LogOutput::Stderr => "stderr".into(),
+            LogOutput::Stdout => "stdout".into(),
+            LogOutput::File(path) => path.to_string_lossy(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Json,
+    Console,
+}
+
+impl LogFormat {
+    pub fn name(self) -> &'static str {
+        match self {
+            LogFormat::Json => "json",
+            LogFormat::Console => "console",
+        }
+    }
+}
+
+/// The levels of etcd's log, least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    Debug,
+    Info,
+    Warn,
+    Error,
+    Dpanic,
+    Panic,
+    Fatal,
+}
+
+impl Level {
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Debug => "debug",
+            Level::Info => "info",
+            Level::Warn => "warn",
+            Level::Error => "error",
+            Level::Dpanic => "dpanic",
+            Level::Panic => "panic",
+            Level::Fatal => "fatal",
+        }
+    }
+
+    /// A level from its name in any case; nothing means info.
+    pub fn parse(name: &str) -> Option<Level> {
+        Some(match name.to_ascii_lowercase().as_str() {
+            "debug" => Level::Debug,
+            "info" | "" => Level::Info,
+            "warn" | "warning" => Level::Warn,
+            "error" => Level::Error,
+            "dpanic" => Level::Dpanic,
+            "panic" => Level::Panic,
+            "fatal" => Level::Fatal,
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,149 @@
+//! The configuration that the rest of the program reads: typed, checked, nothing left open.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::discovery::Discovery;
+use super::duration;
+use super::gates::Gates;
+use super::keepalive::Keepalive;
+use super::log::LogConfig;
+use super::urls::Url;
+
+/// Everything that can be set, checked. Fields without a comment are etcd's flag of that name.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub name: String,
+    /// Never empty.
+    pub data_dir: PathBuf,
+    /// The raft log's own directory, if it has one.
+    pub wal_dir: Option<PathBuf>,
+    /// At least 1.
+    pub snapshot_count: u64,
+    pub snapshot_catchup_entries: u64,
+    /// 0: keep all.
+    pub max_wals: u64,
+    /// 0: keep all.
+    pub max_snapshots: u64,
+    /// One tick of raft. 1 to 10,000.
+    pub heartbeat_interval_ms: u64,
+    /// 5 heartbeats to 50,000.
+    pub election_timeout_ms: u64,
+    pub initial_election_tick_advance: bool,
+    pub pre_vote: bool,
+
+    pub listen_peer_urls: Vec<Listen>,
+    pub listen_client_urls: Vec<Listen>,
+    /// If not empty, these alone serve HTTP and `listen_client_urls` gRPC only.
+    pub listen_client_http_urls: Vec<Listen>,
+    pub listen_metrics_urls: Vec<Listen>,
+    /// Sorted.
+    pub initial_advertise_peer_urls: Vec<Url>,
+    /// Sorted.
+    pub advertise_client_urls: Vec<Url>,
+    /// Origins that a browser may call from, each with its port; `*` for any.
+    pub cors: Vec<String>,
+    /// Names that a request of HTTP may have as its Host; `*` for any.
+    pub host_whitelist: Vec<String>,
+    pub socket_reuse_port: bool,
+    pub socket_reuse_address: bool,
+
+    /// Unchecked; [`Config::listed_cluster`] reads it, and only a start without data needs that.
+    pub initial_cluster: String,
+    pub discovery: Discovery,
+    pub initial_cluster_state: ClusterState,
+    pub initial_cluster_token: String,
+    pub strict_reconfig_check: bool,
+    pub max_learners: u32,
+    pub force_new_cluster: bool,
+
+    /// Bytes of the keyspace after which it is full; none: never.
+    pub quota_bytes: Option<u64>,
+    pub max_txn_ops: usize,
+    /// Of one request's message, without what gRPC's framing adds.
+    pub max_request_bytes: usize,
+    pub max_concurrent_streams: u32,
+    /// A client that pings more often is sent away; none: any may.
+    pub grpc_keepalive_min_time: Option<Duration>,
+    /// How idle connections are pinged; none: they are not.
+    pub grpc_keepalive: Option<Keepalive>,
+
+    pub auto_compaction: AutoCompaction,
+    /// At least 1.
+    pub compaction_batch_limit: usize,
+    pub compaction_sleep_interval: Duration,
+    /// At least 100 ms.
+    pub watch_progress_notify_interval: Duration,
+    /// Between comparisons of all members' data; none: they are not made.
+    pub corrupt_check_time: Option<Duration>,
+    /// Between comparisons of the hashes kept at compactions.
+    pub compact_hash_check_time: Duration,
+    pub warning_apply_duration: Duration,
+    pub warning_unary_request_duration: Duration,
+
+    pub log: LogConfig,
+    pub metrics: Metrics,
+    pub feature_gates: Gates,
+    pub unsafe_no_fsync: bool,
+    /// Bytes for caches and buffers together, the whole process's.
+    pub memory_budget_bytes: u64,
+}
+
+impl Config {
+    /// Raft ticks in an election timeout; at least 5.
+    pub fn election_ticks(&self) -> usize {
+        (self.election_timeout_ms / self.heartbeat_interval_ms) as usize
+    }
+}
+
+/// An address to listen on. `localhost` has become 127.0.0.1; port 0 means any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// As given.
+    pub url: Url,
+    pub address: SocketAddr,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClusterState {
+    New,
+    Existing,
+}
+
+impl ClusterState {
+    pub fn name(self) -> &'static str {
+        match self {
+            ClusterState::New => "new",
+            ClusterState::Existing => "existing",
+        }
+    }
+}
+
+/// When history is compacted without being asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AutoCompaction {
+    Off,
+    /// Keep this much time.
+    Periodic(Duration),
+    /// Keep this many revisions.
+    Revision(i64),
+}
+
+impl AutoCompaction {
+    /// What the two flags would have to say.
+    pub fn flags(self) -> (&'static str, String) {
+        match self {
+            AutoCompaction::Off => ("periodic", "0s".to_owned()),
+            AutoCompaction::Periodic(kept) => ("periodic", duration::format(kept)),
+            AutoCompaction::Revision(kept) => ("revision", kept.to_string()),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metrics {
+    Basic,
+    /// With histograms of every gRPC method.
+    Extensive,
+}

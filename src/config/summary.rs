@@ -1,0 +1,249 @@
+//! The line that the log of a start begins with: every setting, so that a log alone says how a
+//! member ran. Names and order are etcd's; etched's own follow.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value as Json;
+
+use super::discovery::{Discovery, DiscoveryService};
+use super::duration;
+use super::log::LogOutput;
+use super::machine::go_arch;
+use super::note::Note;
+use super::settings::{Config, Listen, Metrics};
+use super::urls;
+use crate::types::{ETCD_VERSION, GIT_SHA, RUST_VERSION, VERSION};
+
+/// A name and what it is set to.
+type Setting = (&'static str, Json);
+
+impl Config {
+    /// The line on a start. `initialized`: the data directory holds a member already.
+    pub fn starting(&self, initialized: bool, cpus: usize) -> Note {
+        let mut note = Note::info("starting an etcd server");
+        note.fields = vec![
+            ("etcd-version", ETCD_VERSION.into()),
+            ("git-sha", GIT_SHA.into()),
+            ("rust-version", RUST_VERSION.into()),
+            ("go-os", std::env::consts::OS.into()),
+            ("go-arch", go_arch().into()),
+            ("max-cpu-set", cpus.into()),
+            ("max-cpu-available", cpus.into()),
+            ("member-initialized", initialized.into()),
+        ];
+        note.fields.extend(self.settings());
+        note.fields.push(("etched-version", VERSION.into()));
+        note
+    }
+
+    /// Every setting.
+    pub fn settings(&self) -> Vec<Setting> {
+        let mut settings = self.member();
+        settings.extend(self.addresses());
+        settings.extend(self.cluster());
+        settings.extend(self.history());
+        settings.extend(discovery(&self.discovery));
+        settings.push(("max-learners", self.max_learners.into()));
+        settings.extend(self.unlogged_by_etcd());
+        settings
+    }
+
+    fn member(&self) -> Vec<Setting> {
+        let wal_dir = text(self.wal_dir.as_deref().unwrap_or(Path::new("")));
+        let millis = |ms: u64| spelled(Duration::from_millis(ms));
+        vec![
+            ("name", self.name.as_str().into()),
+            ("data-dir", text(&self.data_dir)),
+            ("wal-dir", wal_dir.clone()),
+            ("wal-dir-dedicated", wal_dir),
+            ("member-dir", text(&self.data_dir.join("member"))),
+            ("force-new-cluster", self.force_new_cluster.into()),
+            ("heartbeat-interval", millis(self.heartbeat_interval_ms)),
+            ("election-timeout", millis(self.election_timeout_ms)),
+            (
+                "initial-election-tick-advance",
+                self.initial_election_tick_advance.into(),
+            ),
+            ("snapshot-count", self.snapshot_count.into()),
+            ("max-wals", self.max_wals.into()),
+            ("max-snapshots", self.max_snapshots.into()),
+            (
+                "snapshot-catchup-entries",
+                self.snapshot_catchup_entries.into(),
+            ),
+        ]
+    }
+
+    fn addresses(&self) -> Vec<Setting> {
+        vec![
+            (
+                "initial-advertise-peer-urls",
+                urls::texts(&self.initial_advertise_peer_urls).into(),
+            ),
+            ("listen-peer-urls", listened(&self.listen_peer_urls)),
+            (
+                "advertise-client-urls",
+                urls::texts(&self.advertise_client_urls).into(),
+            ),
+            ("listen-client-urls", listened(&self.listen_client_urls)),
+            ("listen-metrics-urls", listened(&self.listen_metrics_urls)),
+            ("local-address", "".into()),
+            ("cors", self.cors.clone().into()),
+            ("host-whitelist", self.host_whitelist.clone().into()),
+        ]
+    }
+
+    fn cluster(&self) -> Vec<Setting> {
+        let corrupt_check = self.corrupt_check_time.unwrap_or_default();
+        vec![
+            ("initial-cluster", self.initial_cluster.as_str().into()),
+            (
+                "initial-cluster-state",
+                self.initial_cluster_state.name().into(),
+            ),
+            (
+                "initial-cluster-token",
+                self.initial_cluster_token.as_str().into(),
+            ),
+            (
+                "quota-backend-bytes",
+                self.quota_bytes.map_or(Json::from(-1), Json::from),
+            ),
+            ("max-request-bytes", self.max_request_bytes.into()),
+            ("max-concurrent-streams", self.max_concurrent_streams.into()),
+            ("pre-vote", self.pre_vote.into()),
+            ("feature-gates", self.feature_gates.summary().into()),
+            (
+                "initial-corrupt-check",
+                self.feature_gates.enabled("InitialCorruptCheck").into(),
+            ),
+            ("corrupt-check-time-interval", spelled(corrupt_check)),
+            (
+                "compact-check-time-interval",
+                spelled(self.compact_hash_check_time),
+            ),
+        ]
+    }
+
+    fn history(&self) -> Vec<Setting> {
+        let (mode, retention) = self.auto_compaction.flags();
+        vec![
+            ("auto-compaction-mode", mode.into()),
+            ("auto-compaction-retention", retention.as_str().into()),
+            ("auto-compaction-interval", retention.into()),
+        ]
+    }
+
+    /// etcd has these too and leaves them out of its line.
+    fn unlogged_by_etcd(&self) -> Vec<Setting> {
+        let keepalive = self.grpc_keepalive;
+        vec![
+            (
+                "listen-client-http-urls",
+                listened(&self.listen_client_http_urls),
+            ),
+            ("socket-reuse-port", self.socket_reuse_port.into()),
+            ("socket-reuse-address", self.socket_reuse_address.into()),
+            ("strict-reconfig-check", self.strict_reconfig_check.into()),
+            ("max-txn-ops", self.max_txn_ops.into()),
+            (
+                "grpc-keepalive-min-time",
+                spelled(self.grpc_keepalive_min_time.unwrap_or_default()),
+            ),
+            (
+                "grpc-keepalive-interval",
+                spelled(keepalive.map_or(Duration::ZERO, |pings| pings.interval)),
+            ),
+            (
+                "grpc-keepalive-timeout",
+                spelled(keepalive.map_or(Duration::ZERO, |pings| pings.timeout)),
+            ),
+            ("compaction-batch-limit", self.compaction_batch_limit.into()),
+            (
+                "compaction-sleep-interval",
+                spelled(self.compaction_sleep_interval),
+            ),
+            (
+                "watch-progress-notify-interval",
+                spelled(self.watch_progress_notify_interval),
+            ),
+            (
+                "warning-apply-duration",
+                spelled(self.warning_apply_duration),
+            ),
+            (
+                "warning-unary-request-duration",
+                spelled(self.warning_unary_request_duration),
+            ),
+            ("log-level", self.log.level.name().into()),
+            ("log-format", self.log.format.name().into()),
+            (
+                "log-outputs",
+                self.log.outputs.iter().map(LogOutput::name).collect(),
+            ),
+            (
+                "metrics",
+                match self.metrics {
+                    Metrics::Basic => "basic".into(),
+                    Metrics::Extensive => "extensive".into(),
+                },
+            ),
+            ("unsafe-no-fsync", self.unsafe_no_fsync.into()),
+            ("memory-budget-bytes", self.memory_budget_bytes.into()),
+        ]
+    }
+}
+
+fn discovery(discovery: &Discovery) -> Vec<Setting> {
+    let mut settings: Vec<Setting> = vec![
+        ("discovery-token", discovery.token().into()),
+        ("discovery-endpoints", discovery.endpoints().into()),
+    ];
+    match discovery {
+        Discovery::Static => {}
+        Discovery::Service(service) => settings.extend(service_settings(service)),
+        Discovery::Dns(dns) => settings.extend([
+            ("discovery-srv", dns.domain.as_str().into()),
+            ("discovery-srv-name", dns.suffix.as_str().into()),
+        ]),
+    }
+    settings
+}
+
+/// The password is none of them.
+fn service_settings(service: &DiscoveryService) -> [Setting; 5] {
+    let keepalive = service.keepalive;
+    let user = service
+        .credentials
+        .as_ref()
+        .map(|login| login.user.as_str());
+    [
+        ("discovery-dial-timeout", spelled(service.dial_timeout)),
+        (
+            "discovery-request-timeout",
+            spelled(service.request_timeout),
+        ),
+        (
+            "discovery-keepalive-time",
+            spelled(keepalive.map_or(Duration::ZERO, |pings| pings.interval)),
+        ),
+        (
+            "discovery-keepalive-timeout",
+            spelled(keepalive.map_or(Duration::ZERO, |pings| pings.timeout)),
+        ),
+        ("discovery-user", user.unwrap_or_default().into()),
+    ]
+}
+
+fn spelled(time: Duration) -> Json {
+    duration::format(time).into()
+}
+
+fn listened(list: &[Listen]) -> Json {
+    list.iter().map(|listen| listen.url.as_str()).collect()
+}
+
+fn text(path: &Path) -> Json {
+    path.to_string_lossy().into()
+}
