@@ -64,19 +64,17 @@ impl AgeSamples {
     /// Notes the newest revision; returns the one to compact to, if it is time.
     pub fn sample(&mut self, revision: i64, now: Duration) -> Option<i64> {
         let started = *self.started.get_or_insert(now);
-        self.samples.push_back(revision);
-        while self.samples.len() > self.max_samples {
-            self.samples.pop_front();
-        }
         let due = match self.last_success {
             None => now.saturating_sub(started) >= self.retention,
             Some(last) => now.saturating_sub(last) >= self.period,
         };
-        if due {
-            self.samples.front().copied()
-        } else {
-            None
+        // Looked at before the newest goes in: the oldest is a whole retention old now.
+        let oldest = self.samples.front().copied();
+        self.samples.push_back(revision);
+        while self.samples.len() > self.max_samples {
+            self.samples.pop_front();
         }
+        oldest.filter(|_| due)
     }
 
     pub fn compacted(&mut self, now: Duration) {
@@ -164,15 +162,15 @@ mod tests {
     fn age_keeps_the_retention() {
         assert_eq!(
             compactions(minutes(60), 200),
-            vec![(60, 7), (120, 67), (180, 127)]
+            vec![(60, 1), (120, 61), (180, 121)]
         );
         assert_eq!(
             compactions(minutes(180), 320),
-            vec![(180, 7), (240, 67), (300, 127)]
+            vec![(180, 1), (240, 61), (300, 121)]
         );
         assert_eq!(
             compactions(minutes(10), 31),
-            vec![(10, 2), (20, 12), (30, 22)]
+            vec![(10, 1), (20, 11), (30, 21)]
         );
     }
 }
