@@ -3,16 +3,19 @@
 //!
 //! A member that stood still could not be asked to renew anything: that time is given back.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use crate::env::Interval;
+use crate::env::{self, Interval};
 use crate::error::Error;
+use crate::lessor::standstill::Standstill;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{
     InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest,
 };
+use crate::replica::shared::Shared;
 use crate::service::handle::Handle;
 
 /// How often the clock is looked at, as in etcd.
@@ -27,7 +30,7 @@ pub async fn run(handle: Handle, checkpoint_interval: Duration) {
     let deadlines = &handle.shared().deadlines;
     deadlines.lock().checkpoint_every(checkpoint_interval);
     let mut interval = Interval::new(&handle.shared().clock, INTERVAL);
-    let mut looked_at = handle.shared().clock.now();
+    let mut standstill = Standstill::new(INTERVAL, handle.shared().clock.now());
     let mut more = false;
     loop {
         if !std::mem::take(&mut more) {
@@ -35,12 +38,7 @@ pub async fn run(handle: Handle, checkpoint_interval: Duration) {
         }
         let shared = handle.shared();
         let now = shared.clock.now();
-        let stood_still = (now - looked_at).saturating_sub(INTERVAL);
-        looked_at = now;
-        if stood_still > INTERVAL && !probe::injected(Defect::StandstillForgotten) {
-            probe::reached(CoveragePoint::LeaseTimeGivenBack);
-            shared.deadlines.lock().extend_all(stood_still);
-        }
+        give_back(shared, standstill.note(now));
         let term = shared.raft.term();
         if !shared.raft.is_leader() || shared.deadlines.lock().term() != term {
             continue;
@@ -60,7 +58,7 @@ pub async fn run(handle: Handle, checkpoint_interval: Duration) {
             handle.propose_in_term(request, term)
         });
         // All are under way before the first is waited for, so that they share a sync.
-        let revokes = join_all(revokes).await;
+        let revokes = wait_for(join_all(revokes), shared, &mut standstill).await;
         // Where none could be ended, as under a CORRUPT alarm, the next round is soon enough.
         let ended = |revoked: &Result<_, _>| matches!(revoked, Ok(_) | Err(Error::LeaseNotFound));
         more = revokes.len() == MAX_REVOKES && revokes.iter().any(ended);
@@ -78,8 +76,35 @@ pub async fn run(handle: Handle, checkpoint_interval: Duration) {
         }
         if !checkpoints.is_empty() {
             probe::reached(CoveragePoint::LeaseCheckpointed);
-            store(&handle, term, checkpoints).await;
+            let stored = store(&handle, term, checkpoints);
+            wait_for(stored, shared, &mut standstill).await;
         }
+    }
+}
+
+/// To wait for entries to be applied is no standstill.
+async fn wait_for<T>(
+    applied: impl Future<Output = T>,
+    shared: &Shared,
+    standstill: &mut Standstill,
+) -> T {
+    let mut applied = pin!(applied);
+    loop {
+        let answer = env::timeout(shared.clock.as_ref(), INTERVAL, applied.as_mut()).await;
+        give_back(shared, standstill.note(shared.clock.now()));
+        if let Some(answer) = answer {
+            return answer;
+        }
+    }
+}
+
+/// Nobody could renew a lease while the process stood still.
+fn give_back(shared: &Shared, stood_still: Option<Duration>) {
+    if let Some(stood_still) = stood_still
+        && !probe::injected(Defect::StandstillForgotten)
+    {
+        probe::reached(CoveragePoint::LeaseTimeGivenBack);
+        shared.deadlines.lock().extend_all(stood_still);
     }
 }
 

@@ -2,3 +2,4 @@
 //! else. `jobs::lease_expiry` asks what is due and proposes it.
 
 pub mod deadlines;
+pub mod standstill;

@@ -65,6 +65,7 @@ const MODULES: &[Module] = &[
         &[
             "service",
             "replica",
+            "lessor",
             "transport",
             "state",
             "mvcc",
