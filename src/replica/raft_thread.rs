@@ -18,11 +18,13 @@ use super::inbox::{Inbox, Input};
 use super::log_thread::{LogJob, LogThread, LogWriter};
 use super::outbound::send_grouped;
 use super::pipe::Pipe;
+use super::proposal::Proposed;
 use super::router::Router;
 use super::shared::Shared;
 use super::state_store::{Checkpoint, Received, SnapshotStore};
 use super::work::{AppliedGroup, Waiting, Work};
 use crate::probe::{self, CoveragePoint, Defect};
+use crate::proto::etchedpeer::forwarded::Proposal as Asked;
 use crate::raft::replica::{Progress, Status};
 use crate::raft::{Message, MessageType};
 use crate::storage;
@@ -201,7 +203,12 @@ impl RaftThread {
 
     fn take(&mut self, input: Input) -> Result<(), Fatal> {
         match input {
-            Input::Propose(proposal) => self.router.propose(proposal),
+            Input::Propose(proposal) => {
+                if matches!(proposal.what, Proposed::Member(_)) {
+                    self.note_connected();
+                }
+                self.router.propose(proposal);
+            }
             Input::ReadIndex(reply) => self.router.read_index(reply),
             Input::Received(from, messages) => self.receive(from, messages),
             Input::Unreachable(member) => self.router.report_unreachable(member),
@@ -214,11 +221,22 @@ impl RaftThread {
             Input::Flushed(index) => self.cut_log(index)?,
             Input::TransferLeader(to) => self.router.transfer_leader(to),
             Input::HandOver => {
+                self.note_connected();
                 self.router.hand_over();
             }
             Input::Stop => {}
         }
         Ok(())
+    }
+
+    /// Has the router know who could take leadership over.
+    fn note_connected(&mut self) {
+        let peers = self.router.progress().into_iter();
+        let connected = peers.filter_map(|peer| {
+            let since = self.network.active_since(peer.member)?;
+            Some((peer.member, since))
+        });
+        self.router.set_connected(connected.collect());
     }
 
     /// Counts a heartbeat that this leader sends more than an interval late.
@@ -242,9 +260,11 @@ impl RaftThread {
             self.shared.raft.publish_progress(self.router.progress());
             let busy = self.log_jobs.working_for(now);
             let busy = busy.max(self.apply_jobs.working_for(now));
-            if busy > self.timing.election_timeout
-                && let Some(to) = self.router.hand_over()
-            {
+            let stalled = busy > self.timing.election_timeout;
+            if stalled {
+                self.note_connected();
+            }
+            if stalled && let Some(to) = self.router.hand_over() {
                 probe::reached(CoveragePoint::LeaderHandedOverForDisk);
                 tracing::warn!(
                     stalled_for = ?busy,
@@ -272,7 +292,12 @@ impl RaftThread {
                     probe::reached(CoveragePoint::AppendDropped);
                 }
                 PeerMessage::Raft(message) => self.router.step(message),
-                PeerMessage::Forwarded(message) => self.router.propose_for(from, message),
+                PeerMessage::Forwarded(message) => {
+                    if matches!(message.proposal, Some(Asked::MemberChange(_))) {
+                        self.note_connected();
+                    }
+                    self.router.propose_for(from, message);
+                }
                 PeerMessage::Refused {
                     request_id,
                     term,

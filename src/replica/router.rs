@@ -1,3 +1,5 @@
+//! Long because proposals of every kind meet here.
+//!
 //! Routes between raft and the rest, without I/O: proposals and reads in; entries to persist,
 //! entries to apply, messages and replies out.
 //!
@@ -8,9 +10,11 @@
 //! that it will never be applied: terms in a log only grow. So it is proposed again, and a client
 //! notices a change of leaders by the time it takes. Without a leader proposals wait.
 
+use std::cmp::Reverse;
 use std::collections::hash_map::Entry as Place;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::time::Duration;
 
 use prost::Message as _;
 
@@ -72,6 +76,8 @@ pub struct Router {
     forwards: Vec<(MemberId, Forwarded)>,
     refusals: Vec<Refusal>,
     tick: u64,
+    /// The peers that are connected and since when, as the transport last said; none: it never did.
+    connected: Option<BTreeMap<MemberId, Duration>>,
     /// Since when, in ticks, the leader was not heard of after its connection broke.
     leader_suspected_at: Option<u64>,
     /// Ticks that a request may take.
@@ -97,6 +103,7 @@ impl Router {
             forwards: Vec::new(),
             refusals: Vec::new(),
             tick: 0,
+            connected: None,
             leader_suspected_at: None,
             limit_ticks,
             leadership: (0, 0, false),
@@ -348,7 +355,14 @@ impl Router {
         self.replica.transfer_leader(to);
     }
 
-    /// Hands leadership over to whoever is furthest; returns whom, if there is anyone.
+    /// Which peers the transport is connected to, and since when. To be told before leadership may
+    /// be handed over: raft counts a member as active for an election timeout after its death.
+    pub fn set_connected(&mut self, connected: BTreeMap<MemberId, Duration>) {
+        self.connected = Some(connected);
+    }
+
+    /// Hands leadership over to a connected voter, the furthest, and of those the one connected
+    /// for longest; returns whom, if there is anyone.
     pub fn hand_over(&mut self) -> Option<MemberId> {
         if !self.status().is_leader || self.replica.is_transferring() {
             return None;
@@ -357,7 +371,13 @@ impl Router {
             other.member != self.member && other.voter && other.active && !other.in_snapshot
         };
         let others = self.replica.progress().into_iter().filter(fit);
-        let furthest = others.max_by_key(|other| (other.matched, other.member))?;
+        let since = |other: &Progress| match &self.connected {
+            Some(connected) => connected.get(&other.member).copied(),
+            None => Some(Duration::ZERO),
+        };
+        let connected = others.filter_map(|other| Some((since(&other)?, other)));
+        let (_, furthest) = connected
+            .max_by_key(|(since, other)| (other.matched, Reverse(*since), other.member))?;
         probe::reached(CoveragePoint::LeaderHandedOver);
         self.replica.transfer_leader(furthest.member);
         Some(furthest.member)
