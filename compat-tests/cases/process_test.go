@@ -113,7 +113,7 @@ func TestVersionAndHelp(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, err := exec.Command(binary, "--version").Output()
-	if err != nil || !strings.Contains("\n"+string(out), "\netcd Version: 3.7.1\n") || !strings.Contains(string(out), "\nGit SHA: ") {
+	if err != nil || !strings.Contains("\n"+string(out), "\netcd Version: 3.7.3\n") || !strings.Contains(string(out), "\nGit SHA: ") {
 		t.Errorf("--version: %v\n%s", err, out)
 	}
 	for _, flag := range []string{"--help", "-h"} {
