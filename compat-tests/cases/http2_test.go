@@ -27,7 +27,11 @@ type answered struct {
 	Status, GRPCStatus, Message string
 	Bytes                       int
 	Reset                       string // the code of a RST_STREAM or a GOAWAY
+	Streams                     string // how many streams the server says it takes at once
 }
+
+// unlimited is for a limit that is not told, or that nobody can reach.
+const unlimited = "unlimited"
 
 // callByHand makes one serializable Range on a connection of its own, its header fields as
 // they are given: a client library would mend or refuse some of them.
@@ -60,7 +64,7 @@ func callByHand(server *harness.Server, fields []hpack.HeaderField) (answered, e
 	); err != nil {
 		return answered{}, err
 	}
-	var got answered
+	got := answered{Streams: unlimited}
 	for {
 		frame, err := framer.ReadFrame()
 		if err != nil {
@@ -68,6 +72,9 @@ func callByHand(server *harness.Server, fields []hpack.HeaderField) (answered, e
 		}
 		switch frame := frame.(type) {
 		case *http2.SettingsFrame:
+			if streams, set := frame.Value(http2.SettingMaxConcurrentStreams); set && streams < 1<<31-1 {
+				got.Streams = fmt.Sprint(streams)
+			}
 			if !frame.IsAck() {
 				if err := framer.WriteSettingsAck(); err != nil {
 					return got, err
@@ -99,18 +106,39 @@ func callByHand(server *harness.Server, fields []hpack.HeaderField) (answered, e
 	}
 }
 
+// fields are the header fields of a call that callByHand makes, but for these.
+func fields(more ...hpack.HeaderField) []hpack.HeaderField {
+	return append([]hpack.HeaderField{
+		{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: pb.KV_Range_FullMethodName},
+	}, more...)
+}
+
+var usual = []hpack.HeaderField{{Name: "content-type", Value: "application/grpc"}, {Name: "te", Value: "trailers"}}
+
+// A connection takes as many streams at once as it was told, without that any number.
+func TestStreamLimit(t *testing.T) {
+	t.Parallel()
+	for flag, limit := range map[string]string{"": unlimited, "--max-concurrent-streams=5": "5", "--max-concurrent-streams=4294967295": unlimited} {
+		var flags []string
+		if flag != "" {
+			flags = append(flags, flag)
+		}
+		p := newPair(t, flags...)
+		p.duo.Each(func(server *harness.Server) {
+			call := append(fields(hpack.HeaderField{Name: ":authority", Value: server.Endpoint()}), usual...)
+			if got, err := callByHand(server, call); err != nil || got.Streams != limit || got.GRPCStatus != "0" {
+				t.Errorf("%s %s: %+v, %v", server.Kind(), flag, got, err)
+			}
+		})
+	}
+}
+
 // What clients put into :authority is often no authority: gRPC's C core sends the list that
 // it was given, clientv3 3.5.0 its own name for the list. It changes nothing.
 func TestAuthorities(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
 	p.ok(put("a", "1"))
-	fields := func(more ...hpack.HeaderField) []hpack.HeaderField {
-		return append([]hpack.HeaderField{
-			{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: pb.KV_Range_FullMethodName},
-		}, more...)
-	}
-	usual := []hpack.HeaderField{{Name: "content-type", Value: "application/grpc"}, {Name: "te", Value: "trailers"}}
 	var calls [][]hpack.HeaderField
 	for _, authority := range []string{
 		"127.0.0.1:2379", "ipv4:///127.0.0.1:1,127.0.0.1:2", "ipv4:127.0.0.1:1,127.0.0.1:2", "#initially=[http://127.0.0.1:1]",
@@ -120,7 +148,7 @@ func TestAuthorities(t *testing.T) {
 		calls = append(calls, append(fields(hpack.HeaderField{Name: ":authority", Value: authority}), usual...))
 	}
 	for _, host := range []string{"127.0.0.1:1,127.0.0.1:2", "", "#initially=[http://127.0.0.1:1]"} {
-		calls = append(calls, append(fields(), append(usual, hpack.HeaderField{Name: "host", Value: host})...))
+		calls = append(calls, append(fields(usual...), hpack.HeaderField{Name: "host", Value: host}))
 	}
 	none := append(fields(), usual...)
 	for _, call := range append(calls, none) {
