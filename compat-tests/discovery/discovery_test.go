@@ -248,8 +248,7 @@ func recoverInPlace(t *testing.T, kind harness.Kind) {
 		members[i] = startIn(t, kind, dirs[i], name, places[i], cluster, "--initial-cluster-token=old")
 	}
 	waitMembers(t, client(t, urls...), len(names))
-	_, err := client(t, urls...).Put(t.Context(), "of the old cluster", "1")
-	must(t, err)
+	putUntilTaken(t, client(t, urls...), "of the old cluster")
 	for i, name := range names {
 		members[i].kill()
 		must(t, os.RemoveAll(filepath.Join(dirs[i], "data")))
@@ -258,13 +257,9 @@ func recoverInPlace(t *testing.T, kind harness.Kind) {
 		case 0:
 			members[i].waitFor(t, "cluster ID mismatch")
 			// The old members go on without it.
-			_, err := client(t, urls[1:]...).Put(t.Context(), "of the old cluster", "2")
-			must(t, err)
+			putUntilTaken(t, client(t, urls[1:]...), "of the old cluster")
 		case 1:
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-			_, err := client(t, urls[:2]...).Put(ctx, "of the new cluster", "1")
-			cancel()
-			must(t, err)
+			putUntilTaken(t, client(t, urls[:2]...), "of the new cluster")
 		}
 		for _, member := range members[:i+1] {
 			if !member.running() {
@@ -280,6 +275,22 @@ func recoverInPlace(t *testing.T, kind harness.Kind) {
 		must(t, err)
 		if old.Count != 0 || fresh.Count != 1 {
 			t.Errorf("%s has %d keys of the old cluster and %d of the new", url, old.Count, fresh.Count)
+		}
+	}
+}
+
+// putUntilTaken puts a key, again where a change of leaders was in the way.
+func putUntilTaken(t *testing.T, c *clientv3.Client, key string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for {
+		_, err := c.Put(ctx, key, "1")
+		if err == nil {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatal(err)
 		}
 	}
 }
