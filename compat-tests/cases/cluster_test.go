@@ -1,6 +1,8 @@
 package cases
 
 import (
+	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -50,6 +52,47 @@ func TestStatus(t *testing.T) {
 	duoRestart(p)
 	p.waitClusterVersion()
 	p.do(&pb.StatusRequest{}, withoutSizes(t))
+}
+
+// What is applied is committed: a status that follows an answer never shows more entries
+// applied than committed, nor one that is asked for beside writes.
+func TestStatusIndexes(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	const writes = 400
+	for side, conn := range p.conn {
+		for n := range writes {
+			wrote := invoke(context.Background(), conn, put("a", fmt.Sprint(n)))
+			asked := invoke(context.Background(), conn, &pb.StatusRequest{})
+			if wrote.Err != nil || asked.Err != nil {
+				t.Fatal(wrote.Err, asked.Err)
+			}
+			status := asked.Message.(*pb.StatusResponse)
+			if status.RaftAppliedIndex > status.RaftIndex {
+				t.Fatalf("%s: write %d: raft_index %d, applied %d", harness.Kind(side), n, status.RaftIndex, status.RaftAppliedIndex)
+			}
+		}
+	}
+	// etcd reads the two one after the other, and may show what was applied in between.
+	conn, writer := p.conn[etched], p.duo.Etched.Dial(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range 4 {
+		go func() {
+			for ctx.Err() == nil {
+				_ = invoke(ctx, writer, put("b", "1"))
+			}
+		}()
+	}
+	for range writes {
+		asked := invoke(context.Background(), conn, &pb.StatusRequest{})
+		if asked.Err != nil {
+			t.Fatal(asked.Err)
+		}
+		if status := asked.Message.(*pb.StatusResponse); status.RaftAppliedIndex > status.RaftIndex {
+			t.Fatalf("beside writes: raft_index %d, applied %d", status.RaftIndex, status.RaftAppliedIndex)
+		}
+	}
 }
 
 func TestStatusQuota(t *testing.T) {

@@ -1,4 +1,4 @@
-// Package cases sends the same requests to etched and to etcd v3.7.1 and
+// Package cases sends the same requests to etched and to etcd v3.7.3 and
 // compares every answer: messages with their headers, error codes and texts,
 // and the messages of streams.
 //

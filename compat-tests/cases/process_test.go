@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -105,7 +106,7 @@ func TestRefusedEnvironment(t *testing.T) {
 	}
 }
 
-// The first lines of --version differ by etched's own, the rest are etcd's.
+// The first line of --version is etcd's, since scripts read that one; etched's own comes later.
 func TestVersionAndHelp(t *testing.T) {
 	t.Parallel()
 	binary, err := harness.Binary(harness.Etched)
@@ -113,7 +114,8 @@ func TestVersionAndHelp(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, err := exec.Command(binary, "--version").Output()
-	if err != nil || !strings.Contains("\n"+string(out), "\netcd Version: 3.7.1\n") || !strings.Contains(string(out), "\nGit SHA: ") {
+	lines := strings.Split(string(out), "\n")
+	if err != nil || lines[0] != "etcd Version: 3.7.3" || !strings.Contains(string(out), "\nGit SHA: ") {
 		t.Errorf("--version: %v\n%s", err, out)
 	}
 	for _, flag := range []string{"--help", "-h"} {
@@ -208,6 +210,45 @@ func TestAutoCompactionPeriodic(t *testing.T) {
 	}
 	p.fails(compacted, &pb.RangeRequest{Key: []byte("a"), Revision: head - 1})
 	p.do(&pb.RangeRequest{Key: []byte("a"), Revision: head})
+}
+
+// What is younger than the retention stays: etcd keeps up to a tenth more, never less. Writes
+// go on all the time, so that there is always something that could be let go too early.
+func TestAutoCompactionKeepsTheRetention(t *testing.T) {
+	t.Parallel()
+	const retention, watched = 8 * time.Second, 14 * time.Second
+	p := newPair(t, "--auto-compaction-mode=periodic", fmt.Sprint("--auto-compaction-retention=", retention))
+	for side, conn := range p.conn {
+		t.Run(harness.Kind(side).String(), func(t *testing.T) {
+			t.Parallel()
+			type write struct {
+				at       time.Time // when it was answered
+				revision int64
+			}
+			var writes []write
+			compacted := int64(0)
+			for began := time.Now(); time.Since(began) < watched; time.Sleep(20 * time.Millisecond) {
+				wrote := invoke(context.Background(), conn, put("a", "1"))
+				// Asked for after the answer: what is compacted by then is older than now.
+				hash := invoke(context.Background(), conn, &pb.HashKVRequest{})
+				seen := time.Now()
+				if wrote.Err != nil || hash.Err != nil {
+					t.Fatal(wrote.Err, hash.Err)
+				}
+				writes = append(writes, write{seen, wrote.Message.(*pb.PutResponse).Header.Revision})
+				compacted = max(compacted, hash.Message.(*pb.HashKVResponse).CompactRevision)
+				for _, one := range writes {
+					// A revision is superseded, and can be let go, once the next is made.
+					if one.revision == compacted && seen.Sub(one.at) < retention {
+						t.Fatalf("compacted to %d, which was made %v ago", compacted, seen.Sub(one.at).Round(10*time.Millisecond))
+					}
+				}
+			}
+			if compacted <= 0 {
+				t.Errorf("nothing was compacted within %v", watched)
+			}
+		})
+	}
 }
 
 // A retention that has not passed leaves everything; revision mode looks every
@@ -313,7 +354,7 @@ func TestFirstAnswerOfAFreshMember(t *testing.T) {
 	}
 }
 
-// Either signal stops a member in order, whatever its clients are doing.
+// Either signal stops a member in order, whatever its clients are doing, and is what it dies of.
 func TestSignals(t *testing.T) {
 	t.Parallel()
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
@@ -327,8 +368,12 @@ func TestSignals(t *testing.T) {
 				}
 				select {
 				case <-server.Exited():
-				case <-time.After(10 * time.Second):
-					t.Fatalf("%s runs on 10 s after %v", server.Kind(), signal)
+				case <-time.After(30 * time.Second):
+					t.Fatalf("%s runs on 30 s after %v", server.Kind(), signal)
+				}
+				// To systemd an end by these signals is a clean one, an exit with 143 is none.
+				if ended := server.EndedBy(); ended != signal {
+					t.Errorf("%s ends by signal %d after %v: %v", server.Kind(), ended, signal, server.ProcessState())
 				}
 				if err := server.Restart(); err != nil {
 					t.Fatal(err)
@@ -337,5 +382,136 @@ func TestSignals(t *testing.T) {
 			p.waitConnected()
 			p.do(everything())
 		})
+	}
+}
+
+// A supervisor is told once the member serves, through a socket in the file system or one
+// that has a name only.
+func TestNotification(t *testing.T) {
+	t.Parallel()
+	harness.OfLoneServers(t)
+	for _, kind := range []harness.Kind{harness.Etched, harness.Etcd} {
+		for place, name := range map[string]string{
+			"a path": filepath.Join(t.TempDir(), "notify"),
+			"a name": fmt.Sprintf("@compat-%d-%s", os.Getpid(), kind),
+		} {
+			t.Run(fmt.Sprint(kind, " ", place), func(t *testing.T) {
+				t.Parallel()
+				socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: name})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer socket.Close()
+				server := harness.Start(t, kind, harness.Options{Env: []string{"NOTIFY_SOCKET=" + name}})
+				if err := socket.SetReadDeadline(time.Now().Add(callLimit)); err != nil {
+					t.Fatal(err)
+				}
+				got := make([]byte, 1024)
+				n, _, err := socket.ReadFrom(got)
+				if err != nil || string(got[:n]) != "READY=1" {
+					t.Errorf("told %q: %v\n%s", got[:n], err, server.LogTail(5))
+				}
+			})
+		}
+	}
+}
+
+// sampleConfiguration has every key of the sample that etcd comes with, at its value there;
+// what is no key any more is there too. Addresses and the directory are the caller's.
+const sampleConfiguration = `name: 'default'
+data-dir: %[1]s
+wal-dir:
+snapshot-count: 10000
+heartbeat-interval: 100
+election-timeout: 1000
+quota-backend-bytes: 0
+listen-peer-urls: http://127.0.0.1:%[3]d
+listen-client-urls: http://127.0.0.1:%[2]d
+max-snapshots: 5
+max-wals: 5
+cors:
+initial-advertise-peer-urls: http://127.0.0.1:%[3]d
+advertise-client-urls: http://127.0.0.1:%[2]d
+discovery:
+discovery-fallback: 'proxy'
+discovery-proxy:
+discovery-srv:
+initial-cluster: default=http://127.0.0.1:%[3]d
+initial-cluster-token: 'etcd-cluster'
+initial-cluster-state: 'new'
+strict-reconfig-check: false
+enable-pprof: true
+proxy: 'off'
+proxy-failure-wait: 5000
+proxy-refresh-interval: 30000
+proxy-dial-timeout: 1000
+proxy-write-timeout: 5000
+proxy-read-timeout: 0
+client-transport-security:
+  cert-file:
+  key-file:
+  client-cert-auth: false
+  trusted-ca-file:
+  auto-tls: false
+peer-transport-security:
+  cert-file:
+  key-file:
+  client-cert-auth: false
+  trusted-ca-file:
+  auto-tls: false
+self-signed-cert-validity: 1
+log-level: debug
+logger: zap
+log-outputs: [stderr]
+force-new-cluster: false
+auto-compaction-mode: periodic
+auto-compaction-retention: "1"
+cipher-suites: [
+  TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+  TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384
+]
+tls-min-version: 'TLS1.2'
+tls-max-version: 'TLS1.3'
+`
+
+// What a configuration says of TLS has no meaning without certificates, and starts a member
+// all the same: etcd's own sample has it, and so have the flags of many an installation.
+func TestTLSSettingsWithoutCertificates(t *testing.T) {
+	t.Parallel()
+	harness.OfLoneServers(t)
+	for _, kind := range []harness.Kind{harness.Etched, harness.Etcd} {
+		t.Run(fmt.Sprint(kind, " sample"), func(t *testing.T) {
+			t.Parallel()
+			var ports [2]int
+			for i := range ports {
+				port, err := harness.FreePort()
+				if err != nil {
+					t.Fatal(err)
+				}
+				ports[i] = port
+			}
+			file := filepath.Join(t.TempDir(), "etcd.conf.yml")
+			content := fmt.Sprintf(sampleConfiguration, filepath.Join(t.TempDir(), "data"), ports[0], ports[1])
+			if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			server := harness.Start(t, kind, harness.Options{ClientPort: ports[0], Flags: []string{"--config-file=" + file}})
+			if outcome := invoke(context.Background(), server.Dial(t), put("a", "1")); outcome.Err != nil {
+				t.Error(outcome.Err)
+			}
+		})
+		for _, flags := range [][]string{
+			{"--cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384"},
+			{"--tls-min-version=TLS1.2"}, {"--tls-min-version=TLS1.3", "--tls-max-version=TLS1.3"}, {"--tls-max-version=TLS1.3"},
+			{"--self-signed-cert-validity=3"}, {"--enable-pprof=true"}, {"--client-cert-auth=false", "--peer-client-cert-auth=false", "--auto-tls=false"},
+		} {
+			t.Run(fmt.Sprint(kind, " ", strings.Join(flags, " ")), func(t *testing.T) {
+				t.Parallel()
+				server := harness.Start(t, kind, harness.Options{Flags: flags})
+				if outcome := invoke(context.Background(), server.Dial(t), put("a", "1")); outcome.Err != nil {
+					t.Error(outcome.Err)
+				}
+			})
+		}
 	}
 }

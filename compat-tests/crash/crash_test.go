@@ -13,7 +13,7 @@ var (
 	rounds  = flag.Int("crash.rounds", 20, "rounds of load, kill, restart and check")
 	seed    = flag.Uint64("crash.seed", 0, "seed of workload and kills; 0 draws one")
 	budget  = flag.Duration("crash.budget", 5*time.Minute, "time after which the test fails, done or not")
-	useEtcd = flag.Bool("crash.etcd", false, "kill etcd v3.7.1 instead of etched: the test must find nothing wrong with it")
+	useEtcd = flag.Bool("crash.etcd", false, "kill etcd v3.7.3 instead of etched: the test must find nothing wrong with it")
 )
 
 func options(t *testing.T) Options {

@@ -7,7 +7,7 @@
 // break in it. Everything else is compared with the history: what each request
 // was answered (Operation), what every other watch was sent (Watcher), what
 // reads at the head and at old revisions return, leases, and HashKV, which the
-// history computes on its own as etcd v3.7.1 defines it.
+// history computes on its own as etcd v3.7.3 defines it.
 //
 // A request that failed in a way that leaves its fate open is recorded as
 // unknown: it may show in the history once and whole, or not at all. No request

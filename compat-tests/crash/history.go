@@ -176,7 +176,7 @@ func (h *History) SeenAt(revision int64) time.Time {
 	return h.seen[revision-firstRevision-1]
 }
 
-// HashKV is etcd v3.7.1's HashKV of a store compacted at `compacted` (-1: never),
+// HashKV is etcd v3.7.3's HashKV of a store compacted at `compacted` (-1: never),
 // read at `revision`: CRC-32C over the bucket's name and then, in revision order,
 // the 17 bytes of each revision (and a 't' for a deletion) and the stored
 // KeyValue. Of what is at or below the compacted revision only what is still

@@ -35,7 +35,7 @@ type Options struct {
 	// log cut many times in each round.
 	SnapshotCount int
 	// KillFirstStart kills the server while it makes its first files, too. etcd
-	// v3.7.1 does not survive that: killed between the making of its log and the
+	// v3.7.3 does not survive that: killed between the making of its log and the
 	// first commit, it finds no member in it and never elects itself.
 	KillFirstStart bool
 	// Between, where set, may put a proxy between the clients and the server: it

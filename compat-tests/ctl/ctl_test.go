@@ -1,5 +1,5 @@
-// Package ctl drives stock etcdctl v3.7.1 against etched and against etcd
-// v3.7.1 and compares exit codes, standard output and standard error.
+// Package ctl drives stock etcdctl v3.7.3 against etched and against etcd
+// v3.7.3 and compares exit codes, standard output and standard error.
 package ctl
 
 import (

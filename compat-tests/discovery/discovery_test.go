@@ -192,7 +192,8 @@ func TestRefusedStarts(t *testing.T) {
 }
 
 // A founder that lost its data is turned away by the others. etcd lets it in where it
-// says that the cluster exists, or with another token; etched does not.
+// says that the cluster exists; etched does not. With another token it is another
+// member, of another cluster: see TestRecoveryInPlace.
 func TestWipedFounder(t *testing.T) {
 	one, two := newPlace(t), newPlace(t)
 	both := fmt.Sprintf("--initial-cluster=one=%s,two=%s", one.peerURL(), two.peerURL())
@@ -212,14 +213,84 @@ func TestWipedFounder(t *testing.T) {
 	if refusals[0] != refusals[1] || !strings.Contains(refusals[0], "has already been bootstrapped") {
 		t.Errorf("etched\n%s\netcd\n%s", refusals[0], refusals[1])
 	}
-	for flag, word := range map[string]string{
-		"--initial-cluster-state=existing": "has already been bootstrapped",
-		"--initial-cluster-token=other":    "cluster ID mismatch",
-	} {
-		t.Run(flag, func(t *testing.T) {
-			if refusal := wiped(t, harness.Etched, flag); !strings.Contains(refusal, word) {
-				t.Error(refusal)
-			}
+	const existing = "--initial-cluster-state=existing"
+	t.Run(existing, func(t *testing.T) {
+		if refusal := wiped(t, harness.Etched, existing); !strings.Contains(refusal, "has already been bootstrapped") {
+			t.Error(refusal)
+		}
+	})
+}
+
+// Three members are restarted one by one without their data, as a new cluster at the same
+// URLs that only its token tells from the old: how a cluster is recovered in place. Each of
+// them waits, saying why the old ones do not listen, until two are new and serve.
+func TestRecoveryInPlace(t *testing.T) {
+	for _, kind := range []harness.Kind{harness.Etcd, harness.Etched} {
+		t.Run(kind.String(), func(t *testing.T) {
+			t.Parallel()
+			recoverInPlace(t, kind)
 		})
+	}
+}
+
+func recoverInPlace(t *testing.T, kind harness.Kind) {
+	names := []string{"one", "two", "three"}
+	var places []place
+	var dirs, listed, urls []string
+	for _, name := range names {
+		at := newPlace(t)
+		places, dirs = append(places, at), append(dirs, t.TempDir())
+		listed, urls = append(listed, name+"="+at.peerURL()), append(urls, at.clientURL())
+	}
+	cluster := "--initial-cluster=" + strings.Join(listed, ",")
+	members := make([]*founder, len(names))
+	for i, name := range names {
+		members[i] = startIn(t, kind, dirs[i], name, places[i], cluster, "--initial-cluster-token=old")
+	}
+	waitMembers(t, client(t, urls...), len(names))
+	putUntilTaken(t, client(t, urls...), "of the old cluster")
+	for i, name := range names {
+		members[i].kill()
+		must(t, os.RemoveAll(filepath.Join(dirs[i], "data")))
+		members[i] = startIn(t, kind, dirs[i], name, places[i], cluster, "--initial-cluster-token=new", "--initial-cluster-state=new")
+		switch i {
+		case 0:
+			members[i].waitFor(t, "cluster ID mismatch")
+			// The old members go on without it.
+			putUntilTaken(t, client(t, urls[1:]...), "of the old cluster")
+		case 1:
+			putUntilTaken(t, client(t, urls[:2]...), "of the new cluster")
+		}
+		for _, member := range members[:i+1] {
+			if !member.running() {
+				t.Fatalf("%s: a member of the new cluster ended\n%s", name, member.text(t))
+			}
+		}
+	}
+	waitMembers(t, client(t, urls[2]), len(names))
+	for _, url := range urls {
+		old, err := client(t, url).Get(t.Context(), "of the old cluster")
+		must(t, err)
+		fresh, err := client(t, url).Get(t.Context(), "of the new cluster")
+		must(t, err)
+		if old.Count != 0 || fresh.Count != 1 {
+			t.Errorf("%s has %d keys of the old cluster and %d of the new", url, old.Count, fresh.Count)
+		}
+	}
+}
+
+// putUntilTaken puts a key, again where a change of leaders was in the way.
+func putUntilTaken(t *testing.T, c *clientv3.Client, key string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for {
+		_, err := c.Put(ctx, key, "1")
+		if err == nil {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatal(err)
+		}
 	}
 }

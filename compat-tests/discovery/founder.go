@@ -85,6 +85,33 @@ func (f *founder) kill() {
 	f.ended <- err
 }
 
+// running says whether the process goes on.
+func (f *founder) running() bool {
+	select {
+	case err := <-f.ended:
+		f.ended <- err
+		return false
+	default:
+		return true
+	}
+}
+
+// waitFor waits until the log has a text; the process must not end before.
+func (f *founder) waitFor(t *testing.T, text string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		found := strings.Contains(f.text(t), text)
+		switch {
+		case found:
+			return
+		case !f.running():
+			t.Fatalf("it ended without saying %q\n%s", text, f.text(t))
+		case time.Now().After(deadline):
+			t.Fatalf("it never says %q\n%s", text, f.text(t))
+		}
+	}
+}
+
 // end answers how the process ended by itself.
 func (f *founder) end(t *testing.T) (code int) {
 	t.Helper()

@@ -17,7 +17,7 @@ type Kind int
 const (
 	// Etched is the server under test, found through ETCHED_BIN.
 	Etched Kind = iota
-	// Etcd is the reference: etcd v3.7.1, built from its Go module.
+	// Etcd is the reference: etcd v3.7.3, built from its Go module.
 	Etcd
 )
 
@@ -79,8 +79,8 @@ func Binary(kind Kind) (string, error) {
 	return etcdTool()
 }
 
-// Etcdctl answers the path of stock etcdctl v3.7.1.
+// Etcdctl answers the path of stock etcdctl v3.7.3.
 func Etcdctl() (string, error) { return etcdctlTool() }
 
-// Etcdutl answers the path of stock etcdutl v3.7.1.
+// Etcdutl answers the path of stock etcdutl v3.7.3.
 func Etcdutl() (string, error) { return etcdutlTool() }

@@ -1,4 +1,4 @@
-// Package harness starts, stops and kills etched and etcd v3.7.1 as separate
+// Package harness starts, stops and kills etched and etcd v3.7.3 as separate
 // processes with equal settings, so that tests can send the same requests to
 // both and compare what comes back.
 //

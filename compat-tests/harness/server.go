@@ -287,6 +287,26 @@ func (s *Server) PID() int { return s.latest.Load().command.Process.Pid }
 // Exited is closed when the latest run has ended.
 func (s *Server) Exited() <-chan struct{} { return s.latest.Load().exited }
 
+// ProcessState is how the latest run ended, nil while it goes on.
+func (s *Server) ProcessState() *os.ProcessState {
+	if s.Running() {
+		return nil
+	}
+	return s.latest.Load().command.ProcessState
+}
+
+// EndedBy is the signal that the latest run died of, 0 where it exited or goes on.
+func (s *Server) EndedBy() syscall.Signal {
+	state := s.ProcessState()
+	if state == nil {
+		return 0
+	}
+	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return status.Signal()
+	}
+	return 0
+}
+
 // Running says whether the process has been started and has not ended.
 func (s *Server) Running() bool {
 	latest := s.latest.Load()

@@ -1,5 +1,5 @@
 // Package httpcases sends the same plain HTTP requests, byte for byte, to
-// etched and to etcd v3.7.1 and compares what comes back: status line, headers
+// etched and to etcd v3.7.3 and compares what comes back: status line, headers
 // and body.
 //
 // Requests are written by hand rather than by net/http, so that targets and

@@ -53,7 +53,7 @@ func TestChangesOfMembers(t *testing.T) {
 	r.lists()
 }
 
-// etcd v3.7.1 takes an update to no URLs, or to what is none, whereupon its other
+// etcd v3.7.3 takes an update to no URLs, or to what is none, whereupon its other
 // members end with a panic. Whatever etched answers, it must go on.
 func TestUpdateToBadURLs(t *testing.T) {
 	c := harness.StartCluster(t, harness.Etched, harness.ClusterOptions{})

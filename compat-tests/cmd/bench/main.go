@@ -1,4 +1,4 @@
-// Command bench measures etched and etcd v3.7.1 one after the other, in turns, on
+// Command bench measures etched and etcd v3.7.3 one after the other, in turns, on
 // one disk, and prints their medians and ratios as a markdown table; the figures
 // of every repetition go to bench.json, the ratios to bench.svg.
 //

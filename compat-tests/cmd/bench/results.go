@@ -185,7 +185,7 @@ func (r *results) write(path string, comparisons []comparison) error {
 func table(comparisons []comparison, caption string) string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "%s\n\n", caption)
-	fmt.Fprintf(&text, "| what | figure | better | etcd v3.7.1 | etched | etched is better by |\n|---|---|---|---:|---:|---:|\n")
+	fmt.Fprintf(&text, "| what | figure | better | etcd v3.7.3 | etched | etched is better by |\n|---|---|---|---:|---:|---:|\n")
 	last := ""
 	for _, c := range comparisons {
 		if c.Aside {

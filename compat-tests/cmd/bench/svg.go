@@ -69,7 +69,7 @@ func draw(comparisons []comparison, caption string) string {
 	fmt.Fprintf(&svg, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%.0f" viewBox="0 0 %d %.0f" font-family="Helvetica, Arial, sans-serif">`+"\n",
 		plotWidth, height, plotWidth, height)
 	fmt.Fprintf(&svg, `<rect width="100%%" height="100%%" fill="#ffffff"/>`+"\n")
-	text(&svg, 12, 26, 18, "start", colourText, "bold", "etched beside etcd v3.7.1: how many times better")
+	text(&svg, 12, 26, 18, "start", colourText, "bold", "etched beside etcd v3.7.3: how many times better")
 	text(&svg, 12, 46, 12, "start", colourFaint, "normal", caption)
 	grid(&svg, a, y)
 	svg.WriteString(body.String())

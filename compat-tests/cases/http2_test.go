@@ -1,0 +1,386 @@
+package cases
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"etched.dev/compat-tests/harness"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+)
+
+// answered is what one call by hand gave.
+type answered struct {
+	Status, GRPCStatus, Message string
+	Bytes                       int
+	Reset                       string // the code of a RST_STREAM or a GOAWAY
+	Streams                     string // how many streams the server says it takes at once
+}
+
+// unlimited is for a limit that is not told, or that nobody can reach.
+const unlimited = "unlimited"
+
+// callByHand makes one serializable Range on a connection of its own, its header fields as
+// they are given: a client library would mend or refuse some of them.
+func callByHand(server *harness.Server, fields []hpack.HeaderField) (answered, error) {
+	conn, err := net.Dial("tcp", server.Endpoint())
+	if err != nil {
+		return answered{}, err
+	}
+	defer conn.Close()
+	body, err := proto.Marshal(&pb.RangeRequest{Key: []byte("a"), Serializable: true})
+	if err != nil {
+		return answered{}, err
+	}
+	message := binary.BigEndian.AppendUint32([]byte{0}, uint32(len(body)))
+	message = append(message, body...)
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	for _, field := range fields {
+		if err := encoder.WriteField(field); err != nil {
+			return answered{}, err
+		}
+	}
+	framer := http2.NewFramer(conn, conn)
+	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	_, greeted := io.WriteString(conn, http2.ClientPreface)
+	if err := errors.Join(
+		conn.SetDeadline(time.Now().Add(callLimit)), greeted, framer.WriteSettings(),
+		framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true}),
+		framer.WriteData(1, true, message),
+	); err != nil {
+		return answered{}, err
+	}
+	got := answered{Streams: unlimited}
+	for {
+		frame, err := framer.ReadFrame()
+		if err != nil {
+			return got, err
+		}
+		switch frame := frame.(type) {
+		case *http2.SettingsFrame:
+			if streams, set := frame.Value(http2.SettingMaxConcurrentStreams); set && streams < 1<<31-1 {
+				got.Streams = fmt.Sprint(streams)
+			}
+			if !frame.IsAck() {
+				if err := framer.WriteSettingsAck(); err != nil {
+					return got, err
+				}
+			}
+		case *http2.MetaHeadersFrame:
+			for _, field := range frame.Fields {
+				switch field.Name {
+				case ":status":
+					got.Status = field.Value
+				case "grpc-status":
+					got.GRPCStatus = field.Value
+				case "grpc-message":
+					got.Message = field.Value
+				}
+			}
+			if frame.StreamEnded() {
+				return got, nil
+			}
+		case *http2.DataFrame:
+			got.Bytes += len(frame.Data())
+		case *http2.RSTStreamFrame:
+			got.Reset = frame.ErrCode.String()
+			return got, nil
+		case *http2.GoAwayFrame:
+			got.Reset = frame.ErrCode.String()
+			return got, nil
+		}
+	}
+}
+
+// fields are the header fields of a call that callByHand makes, but for these.
+func fields(more ...hpack.HeaderField) []hpack.HeaderField {
+	return append([]hpack.HeaderField{
+		{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: pb.KV_Range_FullMethodName},
+	}, more...)
+}
+
+var usual = []hpack.HeaderField{{Name: "content-type", Value: "application/grpc"}, {Name: "te", Value: "trailers"}}
+
+// A connection takes as many streams at once as it was told, without that any number.
+func TestStreamLimit(t *testing.T) {
+	t.Parallel()
+	for flag, limit := range map[string]string{"": unlimited, "--max-concurrent-streams=5": "5", "--max-concurrent-streams=4294967295": unlimited} {
+		var flags []string
+		if flag != "" {
+			flags = append(flags, flag)
+		}
+		p := newPair(t, flags...)
+		p.duo.Each(func(server *harness.Server) {
+			call := append(fields(hpack.HeaderField{Name: ":authority", Value: server.Endpoint()}), usual...)
+			if got, err := callByHand(server, call); err != nil || got.Streams != limit || got.GRPCStatus != "0" {
+				t.Errorf("%s %s: %+v, %v", server.Kind(), flag, got, err)
+			}
+		})
+	}
+}
+
+// What clients put into :authority is often no authority: gRPC's C core sends the list that
+// it was given, clientv3 3.5.0 its own name for the list. It changes nothing.
+func TestAuthorities(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.ok(put("a", "1"))
+	var calls [][]hpack.HeaderField
+	for _, authority := range []string{
+		"127.0.0.1:2379", "ipv4:///127.0.0.1:1,127.0.0.1:2", "ipv4:127.0.0.1:1,127.0.0.1:2", "#initially=[http://127.0.0.1:1]",
+		"#initially=[http://127.0.0.1:1;http://127.0.0.1:2]", "", "etcd-endpoints://0xc000123/127.0.0.1:1", "unix:///tmp/etcd.sock",
+		"dns:///host:1", "%2Ftmp%2Fetcd.sock", "a b", "user@host:1", "[::1]:1", "[::1", "host:port", "host:99999", "ß", "a,b", "[]", "/", "?",
+	} {
+		calls = append(calls, append(fields(hpack.HeaderField{Name: ":authority", Value: authority}), usual...))
+	}
+	for _, host := range []string{"127.0.0.1:1,127.0.0.1:2", "", "#initially=[http://127.0.0.1:1]"} {
+		calls = append(calls, append(fields(usual...), hpack.HeaderField{Name: "host", Value: host}))
+	}
+	for _, call := range calls {
+		var got [2]answered
+		for side, server := range []*harness.Server{p.duo.Etched, p.duo.Etcd} {
+			var err error
+			if got[side], err = callByHand(server, call); err != nil {
+				t.Errorf("%s: %v: %v after %+v", server.Kind(), call, err, got[side])
+			}
+		}
+		if got[etched] != got[etcd] {
+			t.Errorf("%v\n-etched %+v\n+etcd   %+v", call, got[etched], got[etcd])
+		}
+		if got[etcd].GRPCStatus != "0" {
+			t.Errorf("%v: etcd answers %+v", call, got[etcd])
+		}
+	}
+}
+
+// Metadata has no limit that a client would meet, be it one large value or many.
+func TestLargeMetadata(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.ok(put("a", "1"))
+	const piece = 1000
+	for _, size := range []int{15_000, 17_000, 64_000, 200_000, 1_000_000} {
+		var many []string
+		for i := range size / piece {
+			many = append(many, fmt.Sprintf("x-part-%d", i), strings.Repeat("x", piece))
+		}
+		for shape, pairs := range map[string][]string{"one value": {"x-large", strings.Repeat("x", size)}, "many values": many} {
+			ctx := metadata.AppendToOutgoingContext(context.Background(), pairs...)
+			what := fmt.Sprintf("%d bytes of metadata, %s", size, shape)
+			outcomes := p.parallel(func(side int) harness.Outcome { return invoke(ctx, p.conn[side], get("a")) })
+			p.compare(what, outcomes)
+			if outcomes[etcd].Err != nil {
+				t.Errorf("%s: etcd answers %v", what, outcomes[etcd].Err)
+			}
+			watched := p.parallel(func(side int) harness.Outcome {
+				ctx, cancel := context.WithTimeout(ctx, callLimit)
+				defer cancel()
+				stream, err := pb.NewWatchClient(p.conn[side]).Watch(ctx)
+				if err == nil {
+					err = stream.Send(watchRequest(watchKey("a")))
+				}
+				if err != nil {
+					return harness.Outcome{Err: err}
+				}
+				message, err := stream.Recv()
+				return harness.Outcome{Message: message, Err: err}
+			})
+			p.compare(what+", a watch", watched)
+		}
+	}
+}
+
+func watchRequest(create *pb.WatchCreateRequest) *pb.WatchRequest {
+	return &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}
+}
+
+// floodLimit is long: a flood takes what the machine needs for it.
+const floodLimit = 3 * time.Minute
+
+// flood sends many messages on a stream without waiting for an answer, while it counts the
+// answers, until there are enough of them.
+func flood[Request, Response any](stream grpc.BidiStreamingClient[Request, Response], many, answers int, message func(n int) *Request) error {
+	sent := make(chan error, 1)
+	go func() {
+		for n := range many {
+			if err := stream.Send(message(n)); err != nil {
+				sent <- fmt.Errorf("message %d: %w", n, err)
+				return
+			}
+		}
+		sent <- nil
+	}()
+	for n := range answers {
+		if _, err := stream.Recv(); err != nil {
+			return fmt.Errorf("after %d of %d answers: %w", n, answers, err)
+		}
+	}
+	return <-sent
+}
+
+// A client may send as fast as it can: what is too much at a time is held up, never cut off.
+func TestFloods(t *testing.T) {
+	t.Parallel()
+	const many = 60_000
+	for name, send := range map[string]func(context.Context, *grpc.ClientConn) error{
+		"keepalives": func(ctx context.Context, conn *grpc.ClientConn) error {
+			stream, err := pb.NewLeaseClient(conn).LeaseKeepAlive(ctx)
+			if err != nil {
+				return err
+			}
+			return flood(stream, many, many, func(int) *pb.LeaseKeepAliveRequest { return &pb.LeaseKeepAliveRequest{ID: 7} })
+		},
+		"keepalives of no lease": func(ctx context.Context, conn *grpc.ClientConn) error {
+			stream, err := pb.NewLeaseClient(conn).LeaseKeepAlive(ctx)
+			if err != nil {
+				return err
+			}
+			return flood(stream, many, many, func(int) *pb.LeaseKeepAliveRequest { return &pb.LeaseKeepAliveRequest{ID: 8} })
+		},
+		"watch creations": func(ctx context.Context, conn *grpc.ClientConn) error {
+			stream, err := pb.NewWatchClient(conn).Watch(ctx)
+			if err != nil {
+				return err
+			}
+			return flood(stream, many, many, func(n int) *pb.WatchRequest { return watchRequest(watchKey(fmt.Sprint("watched", n))) })
+		},
+		// Not every progress request is answered, so what follows them is: a watch is created.
+		"progress requests": func(ctx context.Context, conn *grpc.ClientConn) error {
+			stream, err := pb.NewWatchClient(conn).Watch(ctx)
+			if err == nil {
+				err = stream.Send(watchRequest(watchKey("a")))
+			}
+			if err == nil {
+				_, err = stream.Recv()
+			}
+			if err != nil {
+				return err
+			}
+			sent := make(chan error, 1)
+			go func() {
+				progress := &pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}}
+				for n := range many {
+					if err := stream.Send(progress); err != nil {
+						sent <- fmt.Errorf("message %d: %w", n, err)
+						return
+					}
+				}
+				sent <- stream.Send(watchRequest(watchKey("b")))
+			}()
+			for answers := 0; ; answers++ {
+				message, err := stream.Recv()
+				if err != nil {
+					return fmt.Errorf("after %d answers: %w", answers, err)
+				}
+				if message.Created {
+					if answers == 0 {
+						return errors.New("no progress request was answered")
+					}
+					return <-sent
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t)
+			p.ok(grant(7, 3600))
+			p.duo.Each(func(server *harness.Server) {
+				if err := send(harness.Context(t, floodLimit), server.Dial(t)); err != nil {
+					t.Errorf("%s: %v", server.Kind(), err)
+				}
+			})
+			p.ok(put("a", "1"))
+		})
+	}
+}
+
+// Many small calls at once, each a stream of its own that ends early.
+func TestManyStreams(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.duo.Each(func(server *harness.Server) {
+		conn := server.Dial(t)
+		const streams = 3000
+		opened := make([]pb.Watch_WatchClient, 0, streams)
+		ctx, cancel := context.WithCancel(harness.Context(t, floodLimit))
+		for n := range streams {
+			stream, err := pb.NewWatchClient(conn).Watch(ctx)
+			if err == nil {
+				err = stream.Send(watchRequest(watchKey("a")))
+			}
+			if err != nil {
+				t.Errorf("%s: stream %d: %v", server.Kind(), n, err)
+				break
+			}
+			opened = append(opened, stream)
+		}
+		for n, stream := range opened {
+			if message, err := stream.Recv(); err != nil || !message.Created {
+				t.Errorf("%s: stream %d: %v %v", server.Kind(), n, message, err)
+				break
+			}
+		}
+		cancel()
+		// They are reset all at once; the connection goes on.
+		if outcome := invoke(context.Background(), conn, put("a", "1")); outcome.Err != nil {
+			t.Errorf("%s: after %d resets: %v", server.Kind(), len(opened), outcome.Err)
+		}
+	})
+}
+
+// The names of header and trailer fields are etcd's: there is no date among them.
+func TestAnswersHeaders(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	names := func(fields metadata.MD) (sorted []string) {
+		for name := range fields {
+			sorted = append(sorted, name)
+		}
+		slices.Sort(sorted)
+		return sorted
+	}
+	for _, request := range []proto.Message{put("a", "1"), get("a"), get(""), &pb.MemberListRequest{}, grant(-1, -1)} {
+		var got [2]string
+		for side, conn := range p.conn {
+			var header, trailer metadata.MD
+			outcome := invoke(context.Background(), conn, request, grpc.Header(&header), grpc.Trailer(&trailer))
+			got[side] = fmt.Sprintf("%v, header %v, trailer %v", harness.ErrorText(outcome.Err), names(header), names(trailer))
+		}
+		if got[etched] != got[etcd] {
+			t.Errorf("%s\n-etched %s\n+etcd   %s", describe(request), got[etched], got[etcd])
+		}
+	}
+	var got [2]string
+	for side, conn := range p.conn {
+		stream, err := pb.NewWatchClient(conn).Watch(harness.Context(t, callLimit))
+		if err == nil {
+			err = stream.Send(watchRequest(watchKey("a")))
+		}
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		header, err := stream.Header()
+		got[side] = fmt.Sprint(names(header), err)
+	}
+	if got[etched] != got[etcd] {
+		t.Errorf("a watch\n-etched %s\n+etcd   %s", got[etched], got[etcd])
+	}
+}
