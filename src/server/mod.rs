@@ -1,13 +1,11 @@
 //! Puts a member together from its configuration and its data directory, and serves it.
 
 pub mod bootstrap;
-pub mod connection;
 pub mod data_dir;
 pub mod discovery;
+pub mod gate;
 pub mod leave;
-pub mod listen;
 pub mod logging;
-pub mod ping_guard;
 pub mod publish;
 pub mod run;
 pub mod states;
@@ -17,11 +15,8 @@ pub mod states;
 pub enum Error {
     #[error("{0}")]
     DataDir(#[from] data_dir::Error),
-    #[error("listen tcp {address}: bind: {reason}")]
-    Listen {
-        address: std::net::SocketAddr,
-        reason: String,
-    },
+    #[error(transparent)]
+    Listen(#[from] crate::net::listen::Error),
     #[error("{0}")]
     Refused(String),
     #[error("failed to join discovery cluster ({reason})")]
