@@ -6,6 +6,7 @@ pub mod discovery;
 pub mod gate;
 pub mod leave;
 pub mod logging;
+mod notify;
 pub mod publish;
 pub mod run;
 pub mod states;

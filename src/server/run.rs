@@ -14,6 +14,7 @@ use super::bootstrap::{self, Restored};
 use super::data_dir::DataDir;
 use super::gate::Gate;
 use super::leave;
+use super::notify;
 use super::publish::{check_data, publish};
 use super::states::StateDirs;
 use crate::api::{self, Api};
@@ -121,7 +122,7 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
         publish(&member.handle, &config).await;
         serving.extend(clients.serve(sockets.clients, sockets.http, &stopping));
         tracing::info!("ready to serve client requests");
-        notify_ready();
+        notify::ready();
         stop_signal().await
     };
     let shared = member.handle.shared();
@@ -146,18 +147,6 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     member.stop(&config).await?;
     drop(dir);
     ended
-}
-
-/// Tells systemd, where it asked for it, that the member serves.
-fn notify_ready() {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let sent = std::os::unix::net::UnixDatagram::unbound()
-        .and_then(|socket| socket.send_to(b"READY=1", &path));
-    if let Err(error) = sent {
-        tracing::warn!(%error, "failed to notify systemd for readiness");
-    }
 }
 
 async fn stop_signal() -> Result<Stopped, Error> {
