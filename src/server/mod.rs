@@ -43,3 +43,16 @@ pub enum Error {
     #[error("{0}")]
     Failed(String),
 }
+
+/// Ends the process by this signal, as one without a handler for it would: to systemd that is a
+/// clean stop, and no failure. The first process of a container, which signals cannot end, ends
+/// well.
+pub fn end_by(signal: i32) -> ! {
+    if std::process::id() != 1
+        && let Err(error) = signal_hook::low_level::emulate_default_handler(signal)
+    {
+        tracing::warn!(signal, %error, "cannot end by the signal");
+        std::process::exit(128 + signal);
+    }
+    std::process::exit(0)
+}
