@@ -27,3 +27,4 @@ mod tests;
 pub use accept::{Options, Versions, serve, tune};
 pub use guard::Guard;
 pub use http2::{Http2, KeepAlive};
+pub use inbound::mended;
