@@ -6,7 +6,7 @@
 //! | layer | modules |
 //! |---|---|
 //! | 0 | [`types`], [`error`], [`env`], [`proto`], [`metrics`], [`probe`] |
-//! | 1 | [`config`], [`storage`] |
+//! | 1 | [`config`], [`net`], [`storage`] |
 //! | 2 | [`mvcc`], [`raft`] |
 //! | 3 | [`state`], [`watch`] |
 //! | 4 | [`transport`], [`lessor`] |
@@ -28,6 +28,7 @@ pub mod jobs;
 pub mod lessor;
 pub mod metrics;
 pub mod mvcc;
+pub mod net;
 pub mod probe;
 pub mod proto;
 pub mod raft;

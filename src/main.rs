@@ -50,15 +50,8 @@ fn main() -> ExitCode {
     let ended = runtime.block_on(server::run::run(loaded.config));
     match ended {
         Ok(Stopped::Signal(signal)) => {
-            // As a shell sees a process that the signal ended; the first process of a container
-            // ends well.
-            let code = if std::process::id() == 1 {
-                0
-            } else {
-                128 + signal as u8
-            };
             logging::flush();
-            std::process::exit(i32::from(code));
+            server::end_by(signal)
         }
         Ok(Stopped::Removed) => {
             logging::flush();

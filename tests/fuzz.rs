@@ -167,6 +167,7 @@ macro_rules! tests {
 }
 
 tests!(
+    client_frames,
     request_decode,
     request_apply,
     raft_log_open,

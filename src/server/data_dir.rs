@@ -4,7 +4,7 @@
 //! <data-dir>/member/LOCK      held by the process that uses the directory
 //! <data-dir>/member/IDENTITY  format, cluster and member; written last when a member is made
 //! <data-dir>/member/PEERS     whom a member that joined can reach until it knows the members itself
-//! <data-dir>/member/wal/      the raft log (or --wal-dir)
+//! <data-dir>/member/wal/      the raft log (or --wal-dir, which then has a LOCK of its own)
 //! <data-dir>/member/state/    the engine; see `states` for those that take its place
 //! ```
 
@@ -13,6 +13,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::storage::raft_log::LOCK_NAME;
 use crate::storage::schema::FORMAT_VERSION;
 use crate::transport::Peer;
 use crate::types::{ClusterId, MemberId};
@@ -232,7 +233,7 @@ impl DataDir {
 
 /// Keeps other processes out of a directory while the file is open.
 fn lock_dir(dir: &Path) -> Result<File, Error> {
-    let path = dir.join("LOCK");
+    let path = dir.join(LOCK_NAME);
     let lock = OpenOptions::new()
         .create(true)
         .truncate(false)

@@ -2,13 +2,12 @@
 
 pub mod assemble;
 pub mod bootstrap;
-pub mod connection;
 pub mod data_dir;
 pub mod discovery;
+pub mod gate;
 pub mod leave;
-pub mod listen;
 pub mod logging;
-pub mod ping_guard;
+mod notify;
 pub mod publish;
 pub mod run;
 pub mod states;
@@ -18,11 +17,8 @@ pub mod states;
 pub enum Error {
     #[error("{0}")]
     DataDir(#[from] data_dir::Error),
-    #[error("listen tcp {address}: bind: {reason}")]
-    Listen {
-        address: std::net::SocketAddr,
-        reason: String,
-    },
+    #[error(transparent)]
+    Listen(#[from] crate::net::listen::Error),
     #[error("{0}")]
     Refused(String),
     #[error("failed to join discovery cluster ({reason})")]
@@ -47,4 +43,17 @@ pub enum Error {
     /// The member ran and cannot go on.
     #[error("{0}")]
     Failed(String),
+}
+
+/// Ends the process by this signal, as one without a handler for it would: to systemd that is a
+/// clean stop, and no failure. The first process of a container, which signals cannot end, ends
+/// well.
+pub fn end_by(signal: i32) -> ! {
+    if std::process::id() != 1
+        && let Err(error) = signal_hook::low_level::emulate_default_handler(signal)
+    {
+        tracing::warn!(signal, %error, "cannot end by the signal");
+        std::process::exit(128 + signal);
+    }
+    std::process::exit(0)
 }

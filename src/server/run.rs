@@ -11,11 +11,11 @@ use tokio::task::JoinHandle;
 use super::Error;
 use super::bootstrap::world::RealWorld;
 use super::bootstrap::{self, Restored};
-use super::connection::{Connections, Http2, Traffic};
 use super::data_dir::DataDir;
+use super::gate::Gate;
 use super::leave;
-use super::listen::{self, SocketOptions};
 use super::logging;
+use super::notify;
 use super::publish::{check_data, publish};
 use super::states::StateDirs;
 use crate::api::{self, Api};
@@ -24,6 +24,8 @@ use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
 use crate::http::{Access, HttpService};
 use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
+use crate::net::listen::{self, SocketOptions};
+use crate::net::{self, Guard, Http2, KeepAlive, Versions};
 use crate::replica::inbox::{Inbox, Input};
 use crate::replica::raft_thread::{RaftThread, Timing};
 use crate::replica::run;
@@ -37,6 +39,11 @@ use crate::types::{ETCD_VERSION, MemberId};
 
 /// How long a stop waits for the disk.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// From a client's connection to its first byte; grpc-go's figure.
+const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(120);
+/// To the end of the head of a client's request of HTTP/1.
+const HEAD_LIMIT: Duration = Duration::from_secs(30);
 
 /// How a member ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,15 +115,16 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
         let serving = member.network.clone().serve(listener, stopping.clone());
         peers.push(tokio::spawn(serving));
     }
-    let mut serving = Vec::new();
+    let clients = member.clients(&config);
+    let mut serving = clients.serve_metrics(sockets.metrics, &stopping);
     let work = async {
         if existed {
             check_data(&member.handle, &config).await?;
         }
         publish(&member.handle, &config).await;
-        serving = member.serve(&config, sockets, &stopping);
+        serving.extend(clients.serve(sockets.clients, sockets.http, &stopping));
         tracing::info!("ready to serve client requests");
-        notify_ready();
+        notify::ready();
         stop_signal().await
     };
     let shared = member.handle.shared();
@@ -141,18 +149,6 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     member.stop(&config).await?;
     drop(dir);
     ended
-}
-
-/// Tells systemd, where it asked for it, that the member serves.
-fn notify_ready() {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let sent = std::os::unix::net::UnixDatagram::unbound()
-        .and_then(|socket| socket.send_to(b"READY=1", &path));
-    if let Err(error) = sent {
-        tracing::warn!(%error, "failed to notify systemd for readiness");
-    }
 }
 
 async fn stop_signal() -> Result<Stopped, Error> {
@@ -243,64 +239,41 @@ impl Member {
         })
     }
 
-    fn serve(
-        &self,
-        config: &Config,
-        sockets: Sockets,
-        stopping: &watch::Receiver<bool>,
-    ) -> Vec<JoinHandle<()>> {
+    /// What listeners of clients have in common.
+    fn clients(&self, config: &Config) -> Clients {
         let settings = api::Settings {
             max_txn_ops: config.max_txn_ops,
             max_request_bytes: config.max_request_bytes,
             fragment_bytes: config.max_request_bytes + api::GRPC_OVERHEAD_BYTES,
             progress_interval: config.watch_progress_notify_interval,
         };
-        let connections = Connections {
-            api: Arc::new(Api::new(self.handle.clone(), settings)),
-            http: HttpService::new(self.handle.clone(), self.handle.shared().metrics.clone())
-                .with_access(Access {
+        let metrics = self.handle.shared().metrics.clone();
+        let keep_alive = config.grpc_keepalive.map(|keepalive| KeepAlive {
+            interval: keepalive.interval,
+            timeout: keepalive.timeout,
+        });
+        Clients {
+            gate: Gate {
+                api: Arc::new(Api::new(self.handle.clone(), settings)),
+                http: HttpService::new(self.handle.clone(), metrics.clone()).with_access(Access {
                     cors: config.cors.clone(),
                     host_whitelist: config.host_whitelist.clone(),
                 }),
-            traffic: Traffic::GrpcAndHttp,
-            metrics: self.handle.shared().metrics.clone(),
-            http2: Http2 {
-                max_concurrent_streams: config.max_concurrent_streams,
-                keepalive: config
-                    .grpc_keepalive
-                    .map(|keepalive| (keepalive.interval, keepalive.timeout)),
-                min_ping_time: config.grpc_keepalive_min_time,
             },
-        };
-        let split = !sockets.http.is_empty();
-        let clients = if split {
-            Traffic::Grpc
-        } else {
-            Traffic::GrpcAndHttp
-        };
-        let metrics = Connections {
-            http: connections.http.clone().metrics_only(),
-            traffic: Traffic::Http,
-            ..connections.clone()
-        };
-        let mut tasks = Vec::new();
-        let groups = [
-            (sockets.clients, clients, &connections),
-            (sockets.http, Traffic::Http, &connections),
-            (sockets.metrics, Traffic::Http, &metrics),
-        ];
-        for (sockets, traffic, connections) in groups {
-            for (listen, listener) in sockets {
-                tracing::info!(address = %listen.address, ?traffic, "serving client traffic insecurely; this is strongly discouraged!");
-                let connections = Connections {
-                    traffic,
-                    ..connections.clone()
-                };
-                let task = listen::serve(listener, connections, stopping.clone());
-                tasks.push(tokio::spawn(task));
-            }
+            options: net::Options {
+                who: "client",
+                versions: Versions::Both,
+                http2: Http2::of_clients(config.max_concurrent_streams, keep_alive),
+                guard: Some(Guard {
+                    // No minimum at all is a minimum of nothing.
+                    min_ping_time: config.grpc_keepalive_min_time.unwrap_or_default(),
+                    metrics,
+                }),
+                first_byte_limit: FIRST_BYTE_LIMIT,
+                head_limit: HEAD_LIMIT,
+                unacknowledged_limit: None,
+            },
         }
-        tasks
     }
 
     /// Ends the raft thread, which makes the state durable.
@@ -323,6 +296,68 @@ impl Member {
         }
         tracing::info!(name = %config.name, "closed etcd server");
         Ok(())
+    }
+}
+
+/// Serves clients: their requests, and how their connections are served.
+struct Clients {
+    gate: Gate,
+    options: net::Options,
+}
+
+impl Clients {
+    /// Probes and metrics, from the time that there is a member: whether it has a quorum is what
+    /// they are asked for.
+    fn serve_metrics(
+        &self,
+        sockets: Vec<(Listen, TcpListener)>,
+        stop: &watch::Receiver<bool>,
+    ) -> Vec<JoinHandle<()>> {
+        let gate = Gate {
+            http: self.gate.http.clone().metrics_only(),
+            ..self.gate.clone()
+        };
+        self.spawn(sockets, Versions::Http1, &gate, stop)
+    }
+
+    fn serve(
+        &self,
+        grpc: Vec<(Listen, TcpListener)>,
+        http: Vec<(Listen, TcpListener)>,
+        stop: &watch::Receiver<bool>,
+    ) -> Vec<JoinHandle<()>> {
+        let versions = if http.is_empty() {
+            Versions::Both
+        } else {
+            Versions::Http2
+        };
+        let mut tasks = self.spawn(grpc, versions, &self.gate, stop);
+        tasks.extend(self.spawn(http, Versions::Http1, &self.gate, stop));
+        tasks
+    }
+
+    fn spawn(
+        &self,
+        sockets: Vec<(Listen, TcpListener)>,
+        versions: Versions,
+        gate: &Gate,
+        stop: &watch::Receiver<bool>,
+    ) -> Vec<JoinHandle<()>> {
+        let one = |(listen, listener): (Listen, TcpListener)| {
+            let traffic = match versions {
+                Versions::Both => "grpc+http",
+                Versions::Http2 => "grpc",
+                Versions::Http1 => "http",
+            };
+            tracing::info!(address = %listen.address, traffic, "serving client traffic insecurely; this is strongly discouraged!");
+            let options = net::Options {
+                versions,
+                ..self.options.clone()
+            };
+            let serving = net::serve(listener, options, gate.clone(), stop.clone());
+            tokio::spawn(serving)
+        };
+        sockets.into_iter().map(one).collect()
     }
 }
 

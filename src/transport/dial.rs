@@ -23,19 +23,14 @@ use tokio::task::JoinSet;
 use tonic::body::Body;
 use tonic::codegen::Service;
 
+use crate::net::{self, KeepAlive};
+
 /// To resolve the name and to connect.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// The kernel gives up a connection whose peer acknowledges nothing for this long.
-const UNACKNOWLEDGED_LIMIT_MS: u32 = 5_000;
+pub const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(5);
 /// An answer may be sent this much ahead of its reader.
 const WINDOW_BYTES: u32 = 4 << 20;
-
-/// Pings that find a connection dead which nothing else watches.
-#[derive(Clone, Copy, Debug)]
-pub struct KeepAlive {
-    pub interval: Duration,
-    pub timeout: Duration,
-}
 
 /// Bytes that went over a connection.
 #[derive(Debug, Default)]
@@ -182,21 +177,8 @@ async fn wrap(origin: &Uri) -> Result<TcpStream, String> {
     let stream = TcpStream::connect((host, port))
         .await
         .map_err(|error| error.to_string())?;
-    tune(&stream);
+    net::tune(&stream, Some(UNACKNOWLEDGED_LIMIT));
     Ok(stream)
-}
-
-/// Small messages must not wait for the next ones, and a peer that went without a word must not
-/// hold what was sent to it for long.
-pub fn tune(stream: &TcpStream) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "cannot set TCP_NODELAY");
-    }
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_LIMIT_MS)
-    {
-        tracing::debug!(%error, "cannot set TCP_USER_TIMEOUT");
-    }
 }
 
 /// Counts what passes.

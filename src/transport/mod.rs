@@ -38,7 +38,7 @@ use crate::raft::Message;
 use crate::types::MemberId;
 
 pub use context::{Local, Options, Outside};
-pub use dial::{Channel, KeepAlive, dial_within};
+pub use dial::{Channel, dial_within};
 pub use network::GrpcNetwork;
 pub use questions::describe;
 pub use queue::Limits;

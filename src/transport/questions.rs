@@ -10,10 +10,11 @@ use tonic::{Request, Status};
 
 use super::Peer;
 use super::context::Context;
-use super::dial::{self, Channel, KeepAlive};
+use super::dial::{self, Channel};
 use super::identity::{self, Seen};
 use super::lane::why;
 use crate::error::Error;
+use crate::net::KeepAlive;
 use crate::proto::etchedpeer::peer_client::PeerClient;
 use crate::proto::etchedpeer::question::Question as Kind;
 use crate::proto::etchedpeer::{Answer, Description, Nothing, Question, answer};

@@ -18,9 +18,10 @@ use tonic::Request;
 
 use super::SnapshotDir;
 use super::context::Context;
-use super::dial::{self, Channel, KeepAlive};
+use super::dial::{self, Channel};
 use super::identity::{self, Seen};
 use super::lane::why;
+use crate::net::KeepAlive;
 use crate::proto::etchedpeer::peer_client::PeerClient;
 use crate::proto::etchedpeer::snapshot_part::Part;
 use crate::proto::etchedpeer::{SnapshotFile, SnapshotPart};

@@ -1,6 +1,7 @@
 //! The targets: functions that take any bytes and panic where etched did what it must not do.
 //! `tests/fuzz.rs` runs them over the corpus, `fuzz/` hands them to libFuzzer.
 
+pub mod client;
 pub mod config;
 pub mod input;
 pub mod memory;
@@ -35,6 +36,12 @@ impl Seed {
 }
 
 pub const TARGETS: &[Target] = &[
+    Target {
+        name: "client_frames",
+        run: client::frames,
+        seeds: client::frame_seeds,
+        mutations: 1000,
+    },
     Target {
         name: "request_decode",
         run: requests::decode,

@@ -16,15 +16,10 @@ use super::source::Source;
 #[rustfmt::skip]
 pub const KNOWN: &[&[&str]] = &[
     // Between neighbours.
-    &["src/config/duration.rs", "src/config/flags.rs", "src/config/gates.rs", "src/config/urls.rs",
-      "src/config/value.rs"],
-    &["src/metrics/grpc.rs", "src/metrics/labelled.rs", "src/metrics/peer.rs", "src/metrics/table.rs"],
     &["src/service/handle.rs", "src/service/membership.rs"],
     &["src/sim/check/findings.rs", "src/sim/check/replay.rs"],
     &["src/transport/context.rs", "src/transport/identity.rs"],
     // Between neighbours, and with the module above them.
-    &["src/config/discovery.rs", "src/config/env.rs", "src/config/file.rs", "src/config/help.rs",
-      "src/config/load.rs", "src/config/mod.rs", "src/config/settle.rs", "src/config/validate.rs"],
     &["src/sim/faults.rs", "src/sim/faults/elections.rs", "src/sim/faults/membership.rs",
       "src/sim/world.rs"],
     &["src/watch/hub.rs", "src/watch/stream.rs", "src/watch/stream/progress.rs"],

@@ -7,6 +7,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::config::DiscoveryService;
+use crate::net::KeepAlive;
 use crate::proto::KeyValue;
 use crate::proto::etcdserverpb::auth_client::AuthClient;
 use crate::proto::etcdserverpb::kv_client::KvClient;
@@ -15,7 +16,7 @@ use crate::proto::etcdserverpb::{
     AuthenticateRequest, PutRequest, RangeRequest, WatchCreateRequest, WatchRequest, WatchResponse,
     watch_request::RequestUnion,
 };
-use crate::transport::{Channel, KeepAlive, dial_within};
+use crate::transport::{Channel, dial_within};
 
 const NOT_ENABLED: &str = "etcdserver: authentication is not enabled";
 

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::Error;
 use super::files::{Files, OpenFile};
 use super::frame::{FORMAT_VERSION, Head, Owner, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKey};
 use super::segment::{self, Remains, Window, io_error, is_zero};
+use super::{Error, LOCK_NAME};
 
 /// A segment file as it was found.
 pub(super) struct Found {
@@ -34,22 +34,29 @@ pub(super) fn ensure_unused(files: &dyn Files) -> Result<(), Error> {
 }
 
 fn segment_names(files: &dyn Files) -> Result<Vec<(u64, String)>, Error> {
-    let mut names = Vec::new();
+    let names = files.list().map_err(io_error(files, "list", ""))?;
+    let segment = |name: String| Some((segment::sequence(&name)?, name));
+    let mut segments: Vec<_> = names.into_iter().filter_map(segment).collect();
+    segments.sort_unstable();
+    Ok(segments)
+}
+
+/// Names files that are not the log's: its directory is no place for them.
+fn warn_of_others(files: &dyn Files) -> Result<(), Error> {
     for name in files.list().map_err(io_error(files, "list", ""))? {
-        match segment::sequence(&name) {
-            Some(sequence) => names.push((sequence, name)),
-            None => tracing::warn!(
+        if segment::sequence(&name).is_none() && name != LOCK_NAME {
+            tracing::warn!(
                 file = files.describe(&name),
                 "found a file that is not the raft log's"
-            ),
+            );
         }
     }
-    names.sort_unstable();
-    Ok(names)
+    Ok(())
 }
 
 /// Opens all segments, in order, and checks that they belong together.
 pub(super) fn survey(files: &dyn Files, owner: Owner) -> Result<Vec<Found>, Error> {
+    warn_of_others(files)?;
     let mut found: Vec<Found> = Vec::new();
     for (sequence, name) in segment_names(files)? {
         if let Some(before) = found.last()

@@ -53,6 +53,9 @@ use writer::Writer;
 
 /// The size of a segment, as in etcd.
 pub const DEFAULT_SEGMENT_BYTES: u64 = 64_000_000;
+/// Not the log's, and not remarked upon: a file in its directory by which a process keeps others
+/// out.
+pub const LOCK_NAME: &str = "LOCK";
 /// An entry. `data` is opaque.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogEntry {

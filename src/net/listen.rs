@@ -3,13 +3,17 @@
 use std::net::SocketAddr;
 
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::watch;
-
-use super::Error;
-use super::connection::Connections;
 
 /// Connections that the kernel holds before they are accepted.
 const BACKLOG: u32 = 4096;
+
+/// An address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("listen tcp {address}: bind: {reason}")]
+pub struct Error {
+    pub address: SocketAddr,
+    pub reason: String,
+}
 
 /// Options of a listening socket.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,7 +38,7 @@ impl Held {
 }
 
 fn failed(address: SocketAddr, error: &std::io::Error) -> Error {
-    Error::Listen {
+    Error {
         address,
         reason: reason(error),
     }
@@ -71,30 +75,5 @@ fn reason(error: &std::io::Error) -> String {
         std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
         std::io::ErrorKind::AddrNotAvailable => "cannot assign requested address".to_owned(),
         _ => error.to_string(),
-    }
-}
-
-/// Accepts and serves connections until told to stop.
-pub async fn serve(listener: TcpListener, connections: Connections, stop: watch::Receiver<bool>) {
-    let mut stopping = stop.clone();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stopping.wait_for(|stop| *stop) => return,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                // A small answer must not wait for the next one.
-                if let Err(error) = stream.set_nodelay(true) {
-                    tracing::debug!(%error, "cannot set TCP_NODELAY");
-                }
-                tokio::spawn(connections.clone().serve(stream, stop.clone()));
-            }
-            Err(error) => {
-                // Out of descriptors, most likely: others may become free.
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-            }
-        }
     }
 }

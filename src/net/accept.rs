@@ -1,0 +1,182 @@
+//! Takes connections of a listener and serves HTTP on each, until it is told to stop.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::body::Body;
+
+use super::guard::{Guard, Guarded};
+use super::http2::Http2;
+
+/// After this a connection that does not end by itself is cut: a watch never does.
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+/// Before the next try to take a connection, where one failed.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// What a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Versions {
+    Http1,
+    Http2,
+    Both,
+}
+
+/// How the connections of a listener are served.
+#[derive(Clone)]
+pub struct Options {
+    /// Who connects, for the log.
+    pub who: &'static str,
+    pub versions: Versions,
+    pub http2: Http2,
+    /// What clients of any make are held to; none among members.
+    pub guard: Option<Guard>,
+    /// From a connection to its first byte.
+    pub first_byte_limit: Duration,
+    /// To the end of the head of a request of HTTP/1.
+    pub head_limit: Duration,
+    /// The kernel gives up a connection whose other side acknowledges nothing for this long;
+    /// none: when the system's time is over.
+    pub unacknowledged_limit: Option<Duration>,
+}
+
+/// What answers requests.
+pub trait Service:
+    hyper::service::Service<
+        Request<Incoming>,
+        Response = Response<Body>,
+        Error = Infallible,
+        Future: Send + 'static,
+    > + Clone
+    + Send
+    + 'static
+{
+}
+
+impl<S> Service for S where
+    S: hyper::service::Service<
+            Request<Incoming>,
+            Response = Response<Body>,
+            Error = Infallible,
+            Future: Send + 'static,
+        > + Clone
+        + Send
+        + 'static
+{
+}
+
+/// Serves until `stop` says so, and as long as what is under way then needs for its last answers,
+/// a second at most. There is one task for each connection; the limit of open files bounds them.
+pub async fn serve<S: Service>(
+    listener: TcpListener,
+    options: Options,
+    service: S,
+    mut stop: watch::Receiver<bool>,
+) {
+    let options = Arc::new(options);
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+            () = stopped(&mut stop) => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let serving = connection(stream, options.clone(), service.clone(), stop.clone());
+                connections.spawn(serving);
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: others may become free.
+                tracing::warn!(from = options.who, %error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // Where whoever would say so is gone, that is the end as well.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// One connection, from its first byte to its last.
+async fn connection<S: Service>(
+    stream: TcpStream,
+    options: Arc<Options>,
+    service: S,
+    mut stop: watch::Receiver<bool>,
+) {
+    tune(&stream, options.unacknowledged_limit);
+    // Who says nothing at all is not waited for.
+    let mut first = [0];
+    let spoke = tokio::select! {
+        spoke = tokio::time::timeout(options.first_byte_limit, stream.peek(&mut first)) => spoke,
+        () = stopped(&mut stop) => return,
+    };
+    if !matches!(spoke, Ok(Ok(1..))) {
+        return;
+    }
+    match options.guard.clone() {
+        Some(guard) => http(Guarded::new(stream, guard), &options, service, stop).await,
+        None => http(stream, &options, service, stop).await,
+    }
+}
+
+async fn http<I, S>(io: I, options: &Options, service: S, mut stop: watch::Receiver<bool>)
+where
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: Service,
+{
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder = match options.versions {
+        Versions::Both => builder,
+        Versions::Http1 => builder.http1_only(),
+        Versions::Http2 => builder.http2_only(),
+    };
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(options.head_limit);
+    options.http2.apply(builder.http2());
+    let connection = builder.serve_connection(TokioIo::new(io), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stopped(&mut stop) => {
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(DRAIN_LIMIT, connection).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(from = options.who, %error, "a connection ended");
+    }
+}
+
+/// Small messages must not wait for the next ones, and where a limit is given, a peer that went
+/// without a word must not hold what was sent to it for longer.
+pub fn tune(stream: &TcpStream, unacknowledged_limit: Option<Duration>) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+    #[cfg(target_os = "linux")]
+    if let Some(limit) = unacknowledged_limit {
+        let limit_ms = limit.as_millis().try_into().unwrap_or(u32::MAX);
+        if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, limit_ms) {
+            tracing::debug!(%error, "cannot set TCP_USER_TIMEOUT");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Stands between a client's socket and the HTTP/2 library, and sees what passes: counts the bytes,
+//! has `pings` judge the frames of both sides, and `inbound` mend what the client sends.
+//!
+//! HTTP/1 passes untouched.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use super::frames::Frames;
+use super::inbound::Inbound;
+use super::pings::{GOAWAY, Policy};
+use crate::metrics::Metrics;
+
+/// What clients are held to.
+#[derive(Clone)]
+pub struct Guard {
+    /// Who pings more often is sent away.
+    pub min_ping_time: Duration,
+    pub metrics: Arc<Metrics>,
+}
+
+/// A client's connection.
+pub struct Guarded<S> {
+    stream: S,
+    policy: Policy,
+    inbound: Inbound,
+    sent: Frames,
+    /// Decided by the first byte: HTTP/1 has no frames.
+    http2: Option<bool>,
+    goodbye: &'static [u8],
+    ended: bool,
+    metrics: Arc<Metrics>,
+}
+
+impl<S> Guarded<S> {
+    pub fn new(stream: S, guard: Guard) -> Self {
+        Self {
+            stream,
+            policy: Policy::new(guard.min_ping_time),
+            inbound: Inbound::new(),
+            sent: Frames::default(),
+            http2: None,
+            goodbye: &[],
+            ended: false,
+            metrics: guard.metrics,
+        }
+    }
+
+    /// Takes what was read; so many bytes of it pass as they are.
+    fn saw_read(&mut self, bytes: &[u8]) -> usize {
+        let Some(first) = bytes.first() else {
+            self.inbound.end();
+            return 0;
+        };
+        // No method of HTTP/1 that is served begins as HTTP/2's preface does ("PRI").
+        let http2 = *first == b'P' && bytes.get(1).is_none_or(|second| *second == b'R');
+        if !*self.http2.get_or_insert(http2) {
+            return bytes.len();
+        }
+        self.metrics.grpc_received_bytes.add(bytes.len() as u64);
+        let policy = &mut self.policy;
+        let mut now = None;
+        let passing = self.inbound.feed(bytes, |frame| {
+            policy.received(frame, *now.get_or_insert_with(Instant::now));
+        });
+        if policy.violated() && !self.ended {
+            self.ended = true;
+            self.goodbye = GOAWAY;
+        }
+        passing
+    }
+
+    fn saw_written(&mut self, bytes: &[u8]) {
+        if self.http2 == Some(true) {
+            self.metrics.grpc_sent_bytes.add(bytes.len() as u64);
+            let policy = &mut self.policy;
+            self.sent.feed(bytes, |frame| policy.sent(frame));
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Guarded<S> {
+    /// Writes what is left of the goodbye, between two frames.
+    fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.goodbye.is_empty() && self.sent.at_boundary() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, self.goodbye))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.goodbye = &self.goodbye[written..];
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn too_many_pings() -> io::Error {
+    io::Error::other("got too many pings from the client")
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let guard = self.get_mut();
+        loop {
+            if guard.ended {
+                ready!(guard.poll_goodbye(cx))?;
+                return Poll::Ready(Err(too_many_pings()));
+            }
+            if guard.inbound.is_ready() {
+                buffer.put_slice(guard.inbound.ready(buffer.remaining()).as_ref());
+                return Poll::Ready(Ok(()));
+            }
+            let before = buffer.filled().len();
+            ready!(Pin::new(&mut guard.stream).poll_read(cx, buffer))?;
+            let read = buffer.filled().len() - before;
+            let passing = guard.saw_read(&buffer.filled()[before..]);
+            buffer.set_filled(before + passing);
+            let is_end = read == 0 && !guard.inbound.is_ready();
+            // Nothing read would mean the end, so what was held back alone is no answer.
+            if !guard.ended && (passing > 0 || is_end) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let guard = self.get_mut();
+        let written = ready!(Pin::new(&mut guard.stream).poll_write(cx, bytes))?;
+        guard.saw_written(&bytes[..written]);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let guard = self.get_mut();
+        let written = ready!(Pin::new(&mut guard.stream).poll_write_vectored(cx, slices))?;
+        let mut rest = written;
+        for slice in slices {
+            let part = rest.min(slice.len());
+            guard.saw_written(&slice[..part]);
+            rest -= part;
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,112 @@
+//! Every limit of the HTTP/2 library, decided by name.
+//!
+//! The library guards itself with limits that a browser never meets and clients of etcd do: a
+//! connection that lives for months, thousands of watches on one, metadata as large as etcd takes.
+//! A limit that its client cannot know of ends the connection and every call on it, so those that
+//! can be are set where memory and not a guess about honest clients is the reason.
+//!
+//! What the library does not let anybody set, and why that is no harm:
+//! - 50 streams that this side reset are remembered for a second each; what comes for others is
+//!   answered with STREAM_CLOSED, which no longer counts against the connection (see below).
+//! - 100 DATA frames in a connection's life may be empty without ending their stream. No client
+//!   of gRPC sends such: a message has five bytes at least.
+//! - One frame of CONTINUATION more than a quarter above what the largest header list needs ends
+//!   the connection: it grows with `HEADER_LIST_BYTES`.
+//! - A header map holds 24,576 names; a request with more is refused alone.
+//! - The table of compressed headers holds 4,096 bytes, what HTTP/2 begins with and grpc-go has.
+
+use std::time::Duration;
+
+use hyper_util::rt::TokioTimer;
+use hyper_util::server::conn::auto;
+
+/// Pings that find a connection dead which nothing else watches.
+#[derive(Clone, Copy, Debug)]
+pub struct KeepAlive {
+    pub interval: Duration,
+    pub timeout: Duration,
+}
+
+/// Names and values of a request with 32 bytes for each header, as HTTP/2 counts; grpc-go's limit.
+/// A client is told of it, and a request above it is refused alone, up to four times as much.
+const HEADER_LIST_BYTES: u32 = 16 << 20;
+/// Calls that a client gave up before they were begun; one that gives up many at once (its own
+/// process stops) is no attacker. They cost a few hundred bytes each, for a moment.
+const PENDING_RESETS: usize = 16_384;
+/// Streams that this side reset for an error of the client's: counted over a connection's whole
+/// life, so that any number would end one that lives long enough. Data that was on its way when a
+/// call was refused counts too. Nothing is won by the limit: a call that is reset is dropped, and
+/// who would open streams again and again may as well have them open.
+const ERROR_RESETS: Option<usize> = None;
+/// What the answers of one stream may hold in the library's buffers while its client does not
+/// read; those that produce answers wait, nobody is refused.
+const SEND_BUFFER_BYTES: usize = 400 << 10;
+
+/// What differs between listeners.
+#[derive(Clone, Copy, Debug)]
+pub struct Http2 {
+    /// Calls of a connection at once; a client is told, and one above it is refused alone.
+    pub max_streams: u32,
+    /// A stream may send this much ahead of its reader.
+    stream_window_bytes: u32,
+    /// All streams of a connection together. Half of it is also what the library lets small DATA
+    /// frames (below 256 bytes) that nobody has read yet take, each as if it had 256; beyond that
+    /// it ends the connection with `too_many_data_frames`.
+    connection_window_bytes: u32,
+    /// The largest frame that is taken; a client is told.
+    max_frame_bytes: u32,
+    /// Connections are pinged this often, and closed if no answer comes in time.
+    pub keep_alive: Option<KeepAlive>,
+}
+
+impl Http2 {
+    /// Clients send small messages, many at once, and may not wait for answers: one that fills
+    /// the window of a stream with keep-alives or requests for progress (209,715 of them, of 5
+    /// bytes) needs 53 MB of the library's allowance, and the connection's window gives 128.
+    /// Streams that nobody reads for a while must not hold up the others either, which a small
+    /// window for all would do; grpc-go has none for all.
+    pub fn of_clients(max_streams: u32, keep_alive: Option<KeepAlive>) -> Self {
+        Self {
+            max_streams,
+            stream_window_bytes: 1 << 20,
+            connection_window_bytes: 256 << 20,
+            // As grpc-go, which sends no larger ones whatever it is told.
+            max_frame_bytes: 16 << 10,
+            keep_alive,
+        }
+    }
+
+    /// Members send each other few and large messages, over links that may be long. Every lease
+    /// renewal of another member's clients is a call of its own.
+    pub fn of_peers(keep_alive: KeepAlive) -> Self {
+        Self {
+            max_streams: 16_384,
+            stream_window_bytes: 8 << 20,
+            connection_window_bytes: 16 << 20,
+            max_frame_bytes: 1 << 20,
+            keep_alive: Some(keep_alive),
+        }
+    }
+
+    pub(super) fn apply<E>(&self, mut builder: auto::Http2Builder<'_, E>) {
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(self.max_streams)
+            .initial_stream_window_size(self.stream_window_bytes)
+            .initial_connection_window_size(self.connection_window_bytes)
+            // Would change both windows by what it guesses of the link.
+            .adaptive_window(false)
+            .max_frame_size(self.max_frame_bytes)
+            .max_header_list_size(HEADER_LIST_BYTES)
+            .max_pending_accept_reset_streams(PENDING_RESETS)
+            .max_local_error_reset_streams(ERROR_RESETS)
+            .max_send_buf_size(SEND_BUFFER_BYTES)
+            // grpc-go sends none.
+            .auto_date_header(false);
+        if let Some(keep_alive) = self.keep_alive {
+            builder
+                .keep_alive_interval(keep_alive.interval)
+                .keep_alive_timeout(keep_alive.timeout);
+        }
+    }
+}

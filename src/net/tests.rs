@@ -1,0 +1,325 @@
+//! Connections through real sockets: what clients send that the HTTP/2 library alone would refuse,
+//! and how a listener stops.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response, StatusCode, Version};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tonic::body::Body;
+
+use super::frames::{
+    ACK_OR_END_STREAM, CONTINUATION, DATA, END_HEADERS, Frame, HEADER_BYTES, HEADERS, RST_STREAM,
+};
+use super::{Guard, Http2, Options, Versions, listen, serve};
+use crate::metrics::Metrics;
+use crate::types::MemberId;
+
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Answers every request once it may, and says how long its body and the headers
+/// in `k` are.
+#[derive(Clone)]
+struct Echo {
+    /// A permit for each answer; `/slow` takes one before its body is read.
+    may: Arc<Semaphore>,
+    paths: Arc<Mutex<Vec<String>>>,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Echo {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let Self { may, paths } = self.clone();
+        Box::pin(async move {
+            let path = request.uri().path().to_owned();
+            paths.lock().expect("no panic").push(path.clone());
+            if path == "/slow" {
+                may.acquire().await.expect("is open").forget();
+            }
+            let headers = request.headers().iter();
+            let headers = headers.filter(|(name, _)| name.as_str().starts_with('k'));
+            let headers: usize = headers.map(|(_, value)| value.len()).sum();
+            let mut body = request.into_body();
+            let mut bytes = 0;
+            while let Some(Ok(frame)) = body.frame().await {
+                bytes += frame.data_ref().map_or(0, bytes::Bytes::len);
+            }
+            let response = Response::builder()
+                .header("x-body", bytes)
+                .header("x-headers", headers)
+                .body(Body::empty());
+            Ok(response.expect("is valid"))
+        })
+    }
+}
+
+struct Served {
+    address: SocketAddr,
+    echo: Echo,
+    stop: watch::Sender<bool>,
+    serving: JoinHandle<()>,
+}
+
+fn start(first_byte_limit: Duration) -> Served {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let listener = listen::bind(any, listen::SocketOptions::default()).expect("binds");
+    let address = listener.local_addr().expect("is bound");
+    let echo = Echo {
+        may: Arc::new(Semaphore::new(0)),
+        paths: Arc::default(),
+    };
+    let options = Options {
+        who: "test",
+        versions: Versions::Both,
+        http2: Http2::of_clients(u32::MAX, None),
+        guard: Some(Guard {
+            min_ping_time: Duration::from_secs(5),
+            metrics: Arc::new(Metrics::new(MemberId(1), false)),
+        }),
+        first_byte_limit,
+        head_limit: LIMIT,
+        unacknowledged_limit: None,
+    };
+    let (stop, stopping) = watch::channel(false);
+    let serving = tokio::spawn(serve(listener, options, echo.clone(), stopping));
+    Served {
+        address,
+        echo,
+        stop,
+        serving,
+    }
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let frame = Frame {
+        len: payload.len(),
+        kind,
+        flags,
+        stream,
+    };
+    [&frame.header()[..], payload].concat()
+}
+
+/// A client that says exactly what it is told.
+struct Raw(TcpStream);
+
+impl Raw {
+    async fn connect(served: &Served) -> Self {
+        let mut stream = TcpStream::connect(served.address).await.expect("connects");
+        let hello = [
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            &frame(SETTINGS, 0, 0, &[])[..],
+        ]
+        .concat();
+        stream.write_all(&hello).await.expect("writes");
+        let mut client = Self(stream);
+        // The windows that the server offers count from here.
+        while client.next().await.0.kind != SETTINGS {}
+        client.send(&frame(SETTINGS, 1, 0, &[])).await;
+        client
+    }
+
+    async fn next(&mut self) -> (Frame, Vec<u8>) {
+        let next = async {
+            let mut header = [0; HEADER_BYTES];
+            self.0.read_exact(&mut header).await.expect("a frame");
+            let frame = Frame::parse(header);
+            let mut payload = vec![0; frame.len];
+            self.0.read_exact(&mut payload).await.expect("its payload");
+            (frame, payload)
+        };
+        tokio::time::timeout(LIMIT, next).await.expect("in time")
+    }
+
+    async fn send(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).await.expect("writes");
+    }
+
+    /// The next frame that says what became of a call or of the connection.
+    async fn outcome(&mut self) -> (Frame, Vec<u8>) {
+        loop {
+            let (frame, payload) = self.next().await;
+            if matches!(frame.kind, HEADERS | RST_STREAM | GOAWAY) {
+                return (frame, payload);
+            }
+        }
+    }
+
+    /// Fails where this stream is not answered with 200.
+    async fn answered(&mut self, stream: u32) -> Vec<u8> {
+        let (frame, payload) = self.outcome().await;
+        assert_eq!(
+            (frame.kind, frame.stream),
+            (HEADERS, stream),
+            "{payload:x?}"
+        );
+        assert_eq!(payload.first(), Some(&0x88), "status of {payload:x?}");
+        payload
+    }
+}
+
+#[tokio::test]
+async fn authorities_that_are_none_are_answered() {
+    let list = b"\x41\x1fipv4:///127.0.0.1:1,127.0.0.1:2";
+    let spelled = b"\x40\x0a:authority\x05#a=[]";
+    let never = b"\x11\x01/";
+    // Each case is a connection: the authority of a first call, and of the second and third, by
+    // the entry of the first where it entered the table. A path entered before, and one after.
+    let cases: [(&[u8], &[u8]); 7] = [
+        (b"\x41\x09localhost", &[0xbf]),
+        (list, &[0xbf]),
+        (spelled, &[0xbf]),
+        (never, never),
+        (&[0x81], &[0x81]),
+        (b"\x41\x00", &[0xbf]),
+        (b"\x40\x0a:authority\x00", &[0xbf]),
+    ];
+    for (first, later) in cases {
+        let served = start(LIMIT);
+        let mut client = Raw::connect(&served).await;
+        let first = [b"\x83\x86\x44\x02/1", first, b"\x40\x01k\x01v"].concat();
+        client.send(&frame(HEADERS, 5, 1, &first)).await;
+        client.answered(1).await;
+        // "/1" is the oldest entry of three, or of two.
+        let path = if later == [0xbf] { 0xc0 } else { 0xbf };
+        let second = [&[0x83, 0x86, path], later, &[0xbe]].concat();
+        client.send(&frame(HEADERS, 5, 3, &second)).await;
+        client.answered(3).await;
+        // The same in two frames, cut within it.
+        let cut = second.len() - 2;
+        client.send(&frame(HEADERS, 1, 5, &second[..cut])).await;
+        let rest = frame(CONTINUATION, END_HEADERS, 5, &second[cut..]);
+        client.send(&rest).await;
+        client.answered(5).await;
+        assert_eq!(*served.echo.paths.lock().expect("no panic"), ["/1"; 3]);
+    }
+}
+
+#[tokio::test]
+async fn small_messages_may_come_as_many_as_the_window_takes() {
+    for (count, message) in [(60_000, vec![7; 14]), (200_000, vec![7; 5])] {
+        let served = start(LIMIT);
+        let mut client = Raw::connect(&served).await;
+        let slow = b"\x83\x86\x44\x05/slow\x41\x01a";
+        client.send(&frame(HEADERS, END_HEADERS, 1, slow)).await;
+        let bytes = count * message.len();
+        client
+            .send(&frame(DATA, 0, 1, &message).repeat(count))
+            .await;
+        client.send(&frame(DATA, ACK_OR_END_STREAM, 1, &[])).await;
+        // An answer on another stream shows that all was taken, and nothing of it read yet.
+        let other = b"\x83\x86\x44\x02/a\x41\x01a";
+        client.send(&frame(HEADERS, 5, 3, other)).await;
+        client.answered(3).await;
+        served.echo.may.add_permits(1);
+        let answer = client.answered(1).await;
+        let digits = bytes.to_string();
+        let coded = super::huffman::encode(digits.as_bytes());
+        let found = answer.windows(coded.len()).any(|part| part == coded);
+        assert!(found, "{digits} in {answer:x?}");
+    }
+}
+
+async fn client(served: &Served) -> hyper::client::conn::http2::SendRequest<Body> {
+    let stream = TcpStream::connect(served.address).await.expect("connects");
+    let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let handshake = builder.handshake(TokioIo::new(stream)).await;
+    let (sender, connection) = handshake.expect("shakes hands");
+    tokio::spawn(connection);
+    sender
+}
+
+#[tokio::test]
+async fn metadata_may_be_as_large_as_etcd_takes_it() {
+    let served = start(LIMIT);
+    let mut client = client(&served).await;
+    for bytes in [17_000, 200_000, 1_000_000] {
+        // In values of a size that HTTP/2 peers bear, and one that is large alone.
+        for values in [1, 16] {
+            let mut request = Request::post("http://a/x");
+            for at in 0..values {
+                let value = "v".repeat(bytes / values);
+                request = request.header(format!("k{at}"), value);
+            }
+            let request = request.body(Body::empty()).expect("is valid");
+            let answer = client.send_request(request).await.expect("is answered");
+            assert_eq!(answer.status(), StatusCode::OK, "{bytes} bytes");
+            let seen = answer.headers()["x-headers"].to_str().expect("a number");
+            assert_eq!(seen, (bytes / values * values).to_string());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_date_is_told_over_http_1_alone() {
+    let served = start(LIMIT);
+    let request = || {
+        let request = Request::get("http://a/x").header("host", "a");
+        request.body(Body::empty()).expect("is valid")
+    };
+    let mut http2 = client(&served).await;
+    let answer = http2.send_request(request()).await.expect("is answered");
+    assert_eq!(answer.version(), Version::HTTP_2);
+    assert!(!answer.headers().contains_key("date"));
+    let stream = TcpStream::connect(served.address).await.expect("connects");
+    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut http1, connection) = handshake.expect("shakes hands");
+    tokio::spawn(connection);
+    let answer = http1.send_request(request()).await.expect("is answered");
+    assert_eq!(answer.version(), Version::HTTP_11);
+    assert!(answer.headers().contains_key("date"));
+}
+
+#[tokio::test]
+async fn who_says_nothing_is_not_waited_for() {
+    let served = start(Duration::from_millis(50));
+    let mut silent = TcpStream::connect(served.address).await.expect("connects");
+    let ended = tokio::time::timeout(LIMIT, silent.read_u8()).await;
+    assert!(ended.expect("in time").is_err());
+}
+
+/// Whoever waits at a stop is answered; what never ends is cut.
+#[tokio::test]
+async fn a_stop_waits_for_last_answers_and_not_for_ever() {
+    for may_end in [true, false] {
+        let served = start(LIMIT);
+        let mut client = client(&served).await;
+        let request = Request::post("http://a/slow").body(Body::empty());
+        let call = tokio::spawn(client.send_request(request.expect("is valid")));
+        let silent = TcpStream::connect(served.address).await.expect("connects");
+        let asked = Instant::now();
+        while served.echo.paths.lock().expect("no panic").is_empty() {
+            assert!(asked.elapsed() < LIMIT);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        served.stop.send_replace(true);
+        let refused = async {
+            while TcpStream::connect(served.address).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, refused).await.expect("refuses");
+        assert!(!served.serving.is_finished());
+        if may_end {
+            served.echo.may.add_permits(1);
+        }
+        let ended = tokio::time::timeout(LIMIT, served.serving).await;
+        ended.expect("in time").expect("no panic");
+        assert_eq!(call.await.expect("no panic").is_ok(), may_end);
+        drop(silent);
+    }
+}

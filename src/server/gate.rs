@@ -1,0 +1,74 @@
+//! Requests of a client: HTTP/2 carries gRPC, HTTP/1 carries everything else, on one port.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use tonic::body::Body;
+
+use crate::api::Api;
+use crate::http::HttpService;
+
+/// Tells gRPC from the rest; cheap to clone.
+#[derive(Clone)]
+pub struct Gate {
+    pub api: Arc<Api>,
+    pub http: HttpService,
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+impl hyper::service::Service<Request<Incoming>> for Gate {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn call(&self, request: Request<Incoming>) -> Answer {
+        if request.version() != Version::HTTP_2 {
+            let http = self.http.clone();
+            return Box::pin(async move { Ok(http.respond(request).await) });
+        }
+        let content_type = request.headers().get(CONTENT_TYPE);
+        if !content_type.is_some_and(is_grpc) {
+            let response = not_grpc(content_type);
+            return Box::pin(std::future::ready(Ok(response)));
+        }
+        if request.method() != Method::POST {
+            let response = not_post(request.method());
+            return Box::pin(std::future::ready(Ok(response)));
+        }
+        let call = self.api.call(request);
+        Box::pin(async move { Ok(call.await) })
+    }
+}
+
+/// `application/grpc`, alone or with a subtype or parameters.
+fn is_grpc(content_type: &HeaderValue) -> bool {
+    content_type
+        .as_bytes()
+        .strip_prefix(b"application/grpc")
+        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// As grpc-go answers a call with another method.
+fn not_post(method: &Method) -> Response<Body> {
+    let method = method.as_str();
+    let message = format!("Received a HEADERS frame with :method {method:?} which should be POST");
+    let mut response = tonic::Status::internal(message).into_http();
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response
+}
+
+/// As grpc-go answers HTTP/2 that is not gRPC.
+fn not_grpc(content_type: Option<&HeaderValue>) -> Response<Body> {
+    let found = content_type
+        .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+        .unwrap_or_default();
+    let message = format!("invalid gRPC request content-type {found:?}");
+    let mut response = tonic::Status::invalid_argument(message).into_http();
+    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    response
+}
