@@ -87,13 +87,13 @@ func TestBoltFlagsAreLogged(t *testing.T) {
 	waitLog(t, p.duo.Etcd, 1, "setting backend batch interval")
 	for _, flag := range flags {
 		name, _, _ := strings.Cut(strings.TrimPrefix(flag, "--"), "=")
-		_, err := p.duo.Etched.WaitLog(logLimit, 1, func(line harness.LogLine) bool {
+		_, err := p.duo.Etched.WaitLog(logLimit, 1, harness.Choose(func(line harness.LogLine) bool {
 			// The command line and all settings are logged anyway.
 			if line.Msg() == "Running: " || line.Msg() == "starting an etcd server" {
 				return false
 			}
 			return (line.Level() == "info" || line.Level() == "warn") && strings.Contains(fmt.Sprint(map[string]any(line)), name)
-		})
+		}))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -205,19 +205,29 @@ func TestRequestStats(t *testing.T) {
 	t.Parallel()
 	harness.OfLoneServers(t)
 	p := newPair(t, "--warning-unary-request-duration=1ns")
+	const msg, marker = "request stats", "what comes before the table"
 	// Every call counts, those by which the servers were found to be ready too.
-	const msg = "request stats"
-	var before [2]int
-	for side, server := range []*harness.Server{p.duo.Etched, p.duo.Etcd} {
-		before[side] = len(waitLog(t, server, 1, msg))
-	}
+	p.ok(put(marker, "1"))
 	requests := slowRequests()
 	for _, request := range requests {
 		p.do(request)
 	}
 	var lines [2][]harness.LogLine
 	for side, server := range []*harness.Server{p.duo.Etched, p.duo.Etcd} {
-		lines[side] = waitLog(t, server, before[side]+len(requests), msg)[before[side]:]
+		afterMarker := func(all []harness.LogLine) []harness.LogLine {
+			told := harness.Says(msg)(all)
+			begin := slices.IndexFunc(told, func(line harness.LogLine) bool {
+				return strings.Contains(fmt.Sprint(line["request content"]), marker)
+			})
+			if begin < 0 {
+				return nil
+			}
+			return told[begin+1:]
+		}
+		var err error
+		if lines[side], err = server.WaitLog(logLimit, len(requests), afterMarker); err != nil {
+			t.Errorf("%v", err)
+		}
 	}
 	remote := regexp.MustCompile(`^127\.0\.0\.1:\d+$`)
 	compareLines(t, lines, func(name string, value any) string {
@@ -262,9 +272,9 @@ func TestApplyTookTooLong(t *testing.T) {
 	p.ok(put("the last", "1"))
 	var lines [2][]harness.LogLine
 	for side, server := range []*harness.Server{p.duo.Etched, p.duo.Etcd} {
-		_, err := server.WaitLog(logLimit, 1, func(line harness.LogLine) bool {
+		_, err := server.WaitLog(logLimit, 1, harness.Choose(func(line harness.LogLine) bool {
 			return line.Msg() == msg && strings.Contains(fmt.Sprint(line["request"]), "the last")
-		})
+		}))
 		if err != nil {
 			t.Errorf("%v", err)
 		}

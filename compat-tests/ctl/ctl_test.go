@@ -207,6 +207,8 @@ var everywhere = []normaliser{
 	replace(`"duration": ?"[^"]*"`, `"duration":"TIME"`),
 	replace(`LocalAddr: '[^']*'`, `LocalAddr: 'ADDRESS'`),
 	replace(`0x[0-9a-f]{8,}`, `ADDRESS`),
+	// One blank or two, as the hash of etcd's program has it.
+	replace(`(memberID:\d+) +(alarm:)`, `$1 $2`),
 }
 
 func (s *side) normal(text string) string {

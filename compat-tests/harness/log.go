@@ -44,20 +44,15 @@ func (s *Server) Log() ([]LogLine, error) {
 	}
 }
 
-// WaitLog waits until the log has at least so many lines that are wanted, and answers those.
-func (s *Server) WaitLog(limit time.Duration, count int, wanted func(LogLine) bool) ([]LogLine, error) {
+// WaitLog waits until a choice from the log has at least so many lines, and answers those.
+func (s *Server) WaitLog(limit time.Duration, count int, choose func([]LogLine) []LogLine) ([]LogLine, error) {
 	deadline := time.Now().Add(limit)
 	for {
 		lines, err := s.Log()
 		if err != nil {
 			return nil, err
 		}
-		var found []LogLine
-		for _, line := range lines {
-			if wanted(line) {
-				found = append(found, line)
-			}
-		}
+		found := choose(lines)
 		if len(found) >= count {
 			return found, nil
 		}
@@ -68,7 +63,19 @@ func (s *Server) WaitLog(limit time.Duration, count int, wanted func(LogLine) bo
 	}
 }
 
-// Says is a condition for WaitLog: the line says this.
-func Says(msg string) func(LogLine) bool {
-	return func(line LogLine) bool { return line.Msg() == msg }
+// Choose is a choice for WaitLog: the lines that are wanted.
+func Choose(wanted func(LogLine) bool) func([]LogLine) []LogLine {
+	return func(lines []LogLine) (chosen []LogLine) {
+		for _, line := range lines {
+			if wanted(line) {
+				chosen = append(chosen, line)
+			}
+		}
+		return chosen
+	}
+}
+
+// Says is a choice for WaitLog: the lines that say this.
+func Says(msg string) func([]LogLine) []LogLine {
+	return Choose(func(line LogLine) bool { return line.Msg() == msg })
 }
