@@ -1,7 +1,10 @@
 //! Takes connections of a listener and serves HTTP on each, until it is told to stop.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -17,8 +20,12 @@ use tonic::body::Body;
 use super::guard::{Guard, Guarded};
 use super::http2::Http2;
 
-/// After this a connection that does not end by itself is cut: a watch never does.
+/// So long a stop waits for a connection on which somebody waits for an answer.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+/// And so long for one on which nobody does: what is in the buffers gets out, and a stream, which
+/// may never end, is cut. A lone member serves again the sooner.
+const FLUSH_LIMIT: Duration = Duration::from_millis(100);
+const DRAIN_POLL: Duration = Duration::from_millis(10);
 /// Before the next try to take a connection, where one failed.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -54,7 +61,7 @@ pub trait Service:
         Request<Incoming>,
         Response = Response<Body>,
         Error = Infallible,
-        Future: Send + 'static,
+        Future: Send + Unpin + 'static,
     > + Clone
     + Send
     + 'static
@@ -66,11 +73,69 @@ impl<S> Service for S where
             Request<Incoming>,
             Response = Response<Body>,
             Error = Infallible,
-            Future: Send + 'static,
+            Future: Send + Unpin + 'static,
         > + Clone
         + Send
         + 'static
 {
+}
+
+/// A service that knows how many calls wait for the beginning of their answers.
+struct Counting<S> {
+    service: S,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// An answer that is waited for.
+struct Awaited<F> {
+    answer: F,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl<S: Service> hyper::service::Service<Request<Incoming>> for Counting<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Awaited<S::Future>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Awaited {
+            answer: self.service.call(request),
+            waiting: self.waiting.clone(),
+        }
+    }
+}
+
+impl<F: Future + Unpin> Future for Awaited<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        Pin::new(&mut self.answer).poll(cx)
+    }
+}
+
+impl<F> Drop for Awaited<F> {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Resolves when a connection that is to end has had its time.
+async fn drained(waiting: &AtomicUsize) {
+    let answered = async {
+        let mut quiet = Duration::ZERO;
+        while quiet < FLUSH_LIMIT {
+            tokio::time::sleep(DRAIN_POLL).await;
+            let is_quiet = waiting.load(Ordering::Relaxed) == 0;
+            quiet = if is_quiet {
+                quiet + DRAIN_POLL
+            } else {
+                Duration::ZERO
+            };
+        }
+    };
+    // Whoever has no answer by then gets none.
+    let _ = tokio::time::timeout(DRAIN_LIMIT, answered).await;
 }
 
 /// Serves until `stop` says so, and as long as what is under way then needs for its last answers,
@@ -149,15 +214,20 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(options.head_limit);
     options.http2.apply(builder.http2());
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let service = Counting {
+        service,
+        waiting: waiting.clone(),
+    };
     let connection = builder.serve_connection(TokioIo::new(io), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = stopped(&mut stop) => {
             connection.as_mut().graceful_shutdown();
-            match tokio::time::timeout(DRAIN_LIMIT, connection).await {
-                Ok(ended) => ended,
-                Err(_) => return,
+            tokio::select! {
+                ended = connection => ended,
+                () = drained(&waiting) => return,
             }
         }
     };

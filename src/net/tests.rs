@@ -28,11 +28,11 @@ const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Answers every request once it may, and says how long its body and the headers
+/// Answers every request, `/stream` with a body that never ends and `/slow` once it may. It says how long its body and the headers
 /// in `k` are.
 #[derive(Clone)]
 struct Echo {
-    /// A permit for each answer; `/slow` takes one before its body is read.
+    /// Permits, of which `/slow` takes one before its body is read.
     may: Arc<Semaphore>,
     paths: Arc<Mutex<Vec<String>>>,
 }
@@ -47,6 +47,11 @@ impl hyper::service::Service<Request<Incoming>> for Echo {
         Box::pin(async move {
             let path = request.uri().path().to_owned();
             paths.lock().expect("no panic").push(path.clone());
+            if path == "/stream" {
+                let never = futures_util::stream::pending::<Result<_, tonic::Status>>();
+                let never = http_body_util::StreamBody::new(never);
+                return Ok(Response::new(Body::new(never)));
+            }
             if path == "/slow" {
                 may.acquire().await.expect("is open").forget();
             }
@@ -322,4 +327,20 @@ async fn a_stop_waits_for_last_answers_and_not_for_ever() {
         assert_eq!(call.await.expect("no panic").is_ok(), may_end);
         drop(silent);
     }
+}
+
+/// Whoever watches is not waited for: such a call has its answer, as far as it goes.
+#[tokio::test]
+async fn a_stop_does_not_wait_for_streams() {
+    let served = start(LIMIT);
+    let mut client = client(&served).await;
+    let request = Request::post("http://a/stream").body(Body::empty());
+    let call = client.send_request(request.expect("is valid"));
+    let mut answer = call.await.expect("is answered").into_body();
+    let stopped = Instant::now();
+    served.stop.send_replace(true);
+    served.serving.await.expect("no panic");
+    assert!(stopped.elapsed() < Duration::from_millis(900));
+    let rest = tokio::time::timeout(LIMIT, answer.frame()).await;
+    assert!(!matches!(rest.expect("in time"), Some(Ok(_))));
 }
