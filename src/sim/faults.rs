@@ -54,7 +54,7 @@ pub enum Kind {
     /// What a member sends, or what it is sent, is lost.
     OneWay,
     /// Messages are lost, doubled and late.
-    Weather,
+    LinkConditions,
     /// A disk takes nothing for a while.
     DiskStall,
     /// A disk refuses to sync.
@@ -88,7 +88,7 @@ impl Kind {
             Kind::Isolation => "member isolated",
             Kind::Partition => "network parted",
             Kind::OneWay => "link cut one way",
-            Kind::Weather => "messages lost, doubled and late",
+            Kind::LinkConditions => "messages lost, doubled and late",
             Kind::DiskStall => "disk stalled",
             Kind::SyncFailure => "sync failed",
             Kind::DiskFull => "disk full",
@@ -112,7 +112,7 @@ impl Kind {
         Kind::Isolation,
         Kind::Partition,
         Kind::OneWay,
-        Kind::Weather,
+        Kind::LinkConditions,
         Kind::DiskStall,
         Kind::SyncFailure,
         Kind::DiskFull,
@@ -179,7 +179,7 @@ impl Faults {
             // Elections, and members that restart while they are held.
             1 => kinds = vec![Kind::Turmoil],
             2 => kinds = vec![Kind::Coup],
-            3 => kinds = vec![Kind::Transfer, Kind::Weather],
+            3 => kinds = vec![Kind::Transfer, Kind::LinkConditions],
             // Members that fall behind, and come back to a snapshot.
             4 | 5 => kinds = vec![Kind::Isolation],
             6 | 7 => kinds = vec![Kind::Newcomer, Kind::Membership],
@@ -417,7 +417,7 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
             }
             world.faults.plan(later, Event::Heal(links));
         }
-        Kind::Weather => {
+        Kind::LinkConditions => {
             let random = &mut world.faults.random;
             let loss = random.between(5, 250) as u32;
             let doubled = random.between(0, 250) as u32;

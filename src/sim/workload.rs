@@ -1,6 +1,7 @@
 //! What clients do: registers changed by compare-and-set, keys of all kinds, nested transactions,
 //! compactions, leases, and what operators do. Each is a loop that ends when the world says so.
 
+mod load;
 mod requests;
 
 use std::sync::Arc;
@@ -18,20 +19,12 @@ use crate::proto::etcdserverpb::{
     TxnRequest,
 };
 
+pub use load::Load;
 use requests::*;
 pub use requests::{get, put};
 
 /// Kinds of clients of a world in which leases matter most.
 pub const MANY_LEASES: [u32; 6] = [5, 7, 6, 7, 7, 0];
-
-/// How busy a world's clients are.
-#[derive(Clone, Copy, Debug)]
-pub struct Load {
-    /// The longest wait between two requests of a client, in milliseconds.
-    pub think_ms: u64,
-    /// Bytes that some values have beside what makes them unique.
-    pub value_bytes: u64,
-}
 
 /// Starts a client of a kind; kinds are numbers that go round.
 pub fn start(clients: &Arc<Clients>, number: u32, kind: u32, load: Load, random: Random) {

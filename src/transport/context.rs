@@ -12,24 +12,13 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use super::health::Health;
-use super::identity::{self, Refusal};
+use super::identity::{self, Local, Refusal};
 use super::queue::Limits;
 use super::{Inbound, PeerMessage};
 use crate::env::{Clock, Rng};
 use crate::error::Error;
 use crate::metrics::Metrics;
-use crate::types::{ClusterId, MemberId};
-
-/// This member, as it tells the others.
-#[derive(Clone, Debug)]
-pub struct Local {
-    pub member: MemberId,
-    pub cluster: ClusterId,
-    /// The version that this program speaks, such as 3.7.3.
-    pub server_version: String,
-    /// Where it listens for the others, as long as its state does not say so.
-    pub peer_urls: Vec<String>,
-}
+use crate::types::MemberId;
 
 /// What the machine lends.
 #[derive(Clone)]

@@ -4,7 +4,6 @@
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
-use super::Local;
 use crate::types::{ClusterId, MemberId};
 
 const CLUSTER: &str = "etched-cluster-id";
@@ -19,6 +18,17 @@ const CLUSTER_TEXT: &str = "etched: cluster ID mismatch";
 const ADDRESSEE_TEXT: &str = "etched: member ID mismatch";
 const REMOVED_TEXT: &str = "etched: the member has been permanently removed from the cluster";
 const NAMELESS_TEXT: &str = "etched: the call does not say who calls whom";
+
+/// This member, as it tells the others.
+#[derive(Clone, Debug)]
+pub struct Local {
+    pub member: MemberId,
+    pub cluster: ClusterId,
+    /// The version that this program speaks, such as 3.7.3.
+    pub server_version: String,
+    /// Where it listens for the others, as long as its state does not say so.
+    pub peer_urls: Vec<String>,
+}
 
 /// Why a call was turned away before it was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

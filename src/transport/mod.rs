@@ -37,8 +37,9 @@ use crate::proto::etchedpeer::{Answer, Forwarded, Question, forwarded};
 use crate::raft::Message;
 use crate::types::MemberId;
 
-pub use context::{Local, Options, Outside};
+pub use context::{Options, Outside};
 pub use dial::{Channel, dial_within};
+pub use identity::Local;
 pub use network::GrpcNetwork;
 pub use questions::describe;
 pub use queue::Limits;

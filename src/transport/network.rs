@@ -10,7 +10,8 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use super::context::{Context, Local, Options, Outside};
+use super::context::{Context, Options, Outside};
+use super::identity::Local;
 use super::lane::{Lane, LaneKind};
 use super::questions::Questions;
 use super::queue::Queue;

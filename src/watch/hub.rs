@@ -13,7 +13,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::queue::{Encoded, Events, Pushed, Queue, Wanted, WatchName, event_bytes};
 use super::range_set::{NodeId, RangeSet};
-use super::{Counters, Limits, Stream};
+use super::{Counters, Limits};
 use crate::mvcc::Change;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::EncodedEvent;
@@ -144,16 +144,8 @@ impl Hub {
         self.index.lock().head
     }
 
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
-    }
-
-    /// A stream without watches. `wake` is called, from any thread and with no lock held, when
-    /// the stream may have something to say after `Stream::next` returned `None`: once, until it
-    /// does so again.
-    pub fn open(self: &Arc<Self>, wake: Arc<dyn Fn() + Send + Sync>) -> Stream {
-        let queue = Queue::new(self.limits, self.counters.clone(), wake);
-        Stream::new(self.clone(), queue)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Index> {

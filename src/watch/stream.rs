@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use self::progress::HeldProgress;
 use super::catch_up::{CatchUp, Page, Part};
 use super::hub::{Hub, Index, Live};
 use super::queue::{Item, Queue, Spilled, Wanted, WatchName};
@@ -75,6 +74,22 @@ pub struct Stream {
     told: i64,
     /// Watches that began with revisions published before.
     past_starts: u64,
+}
+
+/// Progress requests that came before the hub had published what their client knew of.
+struct HeldProgress {
+    current: i64,
+    requests: usize,
+}
+
+impl Hub {
+    /// A stream without watches. `wake` is called, from any thread and with no lock held, when
+    /// the stream may have something to say after `Stream::next` returned `None`: once, until it
+    /// does so again.
+    pub fn open(self: &Arc<Self>, wake: Arc<dyn Fn() + Send + Sync>) -> Stream {
+        let queue = Queue::new(*self.limits(), self.counters().clone(), wake);
+        Stream::new(self.clone(), queue)
+    }
 }
 
 impl Stream {

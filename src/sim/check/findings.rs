@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use super::replay::Step;
 use crate::sim::history::{Finding, Moment, Operation};
 
 /// Findings of one kind that are kept: one broken promise often shows in very many places.
@@ -71,17 +70,5 @@ pub fn operation(operation: &Operation) -> String {
         shortened(&operation.asked),
         moment(operation.returned_at),
         shortened(&operation.outcome),
-    )
-}
-
-/// An entry, when it was applied, and what the model says of it.
-pub fn step(step: &Step) -> String {
-    format!(
-        "entry {} of term {}, first applied at {}: {}, which the model answers with {}",
-        step.index,
-        step.term,
-        moment(step.at),
-        shortened(&step.content),
-        shortened(&step.result),
     )
 }

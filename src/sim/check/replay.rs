@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::findings::{self, Findings};
+use super::findings::{Findings, moment, shortened};
 use crate::error::Error;
 use crate::proto::etcdserverpb::{AlarmType, InternalRaftRequest};
 use crate::proto::etchedpeer::MemberChange;
@@ -203,12 +203,12 @@ impl Replay {
 
     fn compare_with_last(&self, step: &Step, findings: &mut Findings) {
         if matches!(step.content, Content::Unreadable) {
-            findings.add("an entry cannot be read", || findings::step(step));
+            findings.add("an entry cannot be read", || step_text(step));
         }
         let Some(last) = self.steps.last() else {
             return;
         };
-        let both = || format!("{}; behind {}", findings::step(step), findings::step(last));
+        let both = || format!("{}; behind {}", step_text(step), step_text(last));
         if step.index != last.index + 1 {
             findings.add("the log has a gap", both);
         } else if step.term < last.term {
@@ -327,4 +327,16 @@ impl Replay {
         }
         (place <= to).then_some(place)
     }
+}
+
+/// An entry, when it was applied, and what the model says of it.
+pub fn step_text(step: &Step) -> String {
+    format!(
+        "entry {} of term {}, first applied at {}: {}, which the model answers with {}",
+        step.index,
+        step.term,
+        moment(step.at),
+        shortened(&step.content),
+        shortened(&step.result),
+    )
 }

@@ -11,7 +11,7 @@ use prost::Message;
 
 use super::answers;
 use super::findings::{self, Findings};
-use super::replay::{Content, Place, Replay};
+use super::replay::{Content, Place, Replay, step_text};
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
     AlarmRequest, AlarmType, InternalRaftRequest, LeaseGrantRequest, LeaseRevokeRequest,
@@ -64,7 +64,7 @@ pub fn check(history: &History, replay: &Replay, findings: &mut Findings) -> Ori
         };
         if request_id != 0 && !request_ids.insert(request_id) {
             findings.add("a request was done twice", || {
-                format!("{}, and before under the same id", findings::step(step))
+                format!("{}, and before under the same id", step_text(step))
             });
             continue;
         }
@@ -250,8 +250,8 @@ impl Matching<'_> {
         }
         if !what.is_empty() {
             self.findings.add(what, || match asked {
-                Some(asked) => format!("{}; {}", findings::operation(asked), findings::step(step)),
-                None => findings::step(step),
+                Some(asked) => format!("{}; {}", findings::operation(asked), step_text(step)),
+                None => step_text(step),
             });
         }
     }

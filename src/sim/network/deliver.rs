@@ -2,8 +2,8 @@
 
 use std::sync::Weak;
 
-use super::flight::{AnswerTo, Cargo, Flight, Life};
-use super::{Air, Attached, SimNetwork};
+use super::in_flight::{AnswerTo, InFlight, Life, Payload};
+use super::{Attached, Links, SimNetwork};
 use crate::env::Executor;
 use crate::error::Error;
 use crate::proto::etchedpeer::question::Question as Kind;
@@ -21,21 +21,21 @@ impl SimNetwork {
     /// Delivers everything that is due.
     pub fn deliver_due(&self, now_ns: u64, random: &mut Random) {
         loop {
-            let mut air = self.air.lock();
-            let Some(flight) = air.take_due(now_ns, random) else {
+            let mut links = self.links.lock();
+            let Some(flight) = links.take_due(now_ns, random) else {
                 return;
             };
-            let attached = air.attached(flight.to).cloned();
-            drop(air);
+            let attached = links.attached(flight.to).cloned();
+            drop(links);
             self.deliver(flight, attached, now_ns);
         }
     }
 
-    fn deliver(&self, flight: Flight, attached: Option<Attached>, now_ns: u64) {
-        let Flight { from, to, cargo } = flight;
-        match cargo {
-            Cargo::Messages(messages) => self.messages(from, to, messages, attached, now_ns),
-            Cargo::Snapshot {
+    fn deliver(&self, flight: InFlight, attached: Option<Attached>, now_ns: u64) {
+        let InFlight { from, to, payload } = flight;
+        match payload {
+            Payload::Messages(messages) => self.messages(from, to, messages, attached, now_ns),
+            Payload::Snapshot {
                 message,
                 files,
                 number,
@@ -53,22 +53,22 @@ impl SimNetwork {
                     self.snapshot(transfer, message, &files, attached, now_ns);
                 }
             }
-            Cargo::Question {
+            Payload::Question {
                 question,
                 answer_to,
             } => match attached.filter(|_| self.reaches(from, to)) {
                 Some(attached) => self.question(from, to, question, answer_to, attached, now_ns),
-                None => self.air.lock().counts.questions_lost += 1,
+                None => self.links.lock().counts.peer_rpcs_lost += 1,
             },
-            Cargo::Answer { answer, answer_to } => {
+            Payload::Answer { answer, answer_to } => {
                 if attached.is_some() && self.reaches(from, to) {
                     // Whoever asked may have given up.
                     let _ = answer_to.send(answer);
                 } else {
-                    self.air.lock().counts.questions_lost += 1;
+                    self.links.lock().counts.peer_rpcs_lost += 1;
                 }
             }
-            Cargo::Silence { member, number } => self.silence(member, number, now_ns),
+            Payload::Silence { member, number } => self.silence(member, number, now_ns),
             notice => {
                 if let Some(attached) = attached {
                     self.notice(to, notice, &attached);
@@ -79,7 +79,7 @@ impl SimNetwork {
 
     /// What needs both ways of a connection.
     fn reaches(&self, from: Life, to: Life) -> bool {
-        self.air.lock().is_whole(from.member, to.member)
+        self.links.lock().is_whole(from.member, to.member)
     }
 
     fn messages(
@@ -92,22 +92,22 @@ impl SimNetwork {
     ) {
         let attached = attached.filter(|_| !self.is_cut(from.member, to.member));
         let Some(Attached { inbound, .. }) = attached else {
-            let mut air = self.air.lock();
-            return air.lost(from, to.member, messages, now_ns);
+            let mut links = self.links.lock();
+            return links.lost(from, to.member, messages, now_ns);
         };
         if inbound.is_removed(from.member) {
-            let mut air = self.air.lock();
-            air.counts.lost += messages.len() as u64;
-            return air.tell_removed(from, 300, now_ns);
+            let mut links = self.links.lock();
+            links.counts.lost += messages.len() as u64;
+            return links.tell_removed(from, 300, now_ns);
         }
         messages.retain(|message| match message {
             PeerMessage::Raft(message) => message.to == to.member.0,
             _ => true,
         });
         {
-            let mut air = self.air.lock();
-            air.counts.delivered += messages.len() as u64;
-            air.told(to.member, from.member);
+            let mut links = self.links.lock();
+            links.counts.delivered += messages.len() as u64;
+            links.told(to.member, from.member);
         }
         inbound.received(from.member, messages);
     }
@@ -123,7 +123,7 @@ impl SimNetwork {
         let Attached { inbound, tasks } = attached;
         let (from, to) = (transfer.from, transfer.to);
         if inbound.is_removed(from.member) {
-            return self.air.lock().tell_removed(from, 1_000, now_ns);
+            return self.links.lock().tell_removed(from, 1_000, now_ns);
         }
         let path = SimDisks::root(to.member).join(format!("receiving-{:x}", transfer.number));
         if message.to != to.member.0 || !self.disks.copy(files.path(), &path) {
@@ -131,9 +131,9 @@ impl SimNetwork {
         }
         {
             let index = message.get_snapshot().get_metadata().index;
-            let mut air = self.air.lock();
-            air.counts.snapshots_arrived += 1;
-            *air.arrivals.entry((to.number, index)).or_default() += 1;
+            let mut links = self.links.lock();
+            links.counts.snapshots_arrived += 1;
+            *links.arrivals.entry((to.number, index)).or_default() += 1;
         }
         let received = self.disks.lend(path);
         let take = async move {
@@ -158,7 +158,7 @@ impl SimNetwork {
         // Anyone may ask who is here.
         let describes = matches!(question.question, Some(Kind::Describe(_)));
         if is_removed && !describes {
-            self.air.lock().tell_removed(from, 1_000, now_ns);
+            self.links.lock().tell_removed(from, 1_000, now_ns);
             return self.answer(to, from, Err(Error::NoLeader), answer_to);
         }
         let asker = (!is_removed).then_some(from.member);
@@ -174,65 +174,65 @@ impl SimNetwork {
 
     fn answer(&self, from: Life, to: Life, answer: Result<Answer, Error>, answer_to: AnswerTo) {
         let now_ns = self.time.now_ns();
-        let mut air = self.air.lock();
+        let mut links = self.links.lock();
         let link = (from.member, to.member);
-        if !air.lives(from) || air.is_full(link) || air.loses(link) {
-            air.counts.questions_lost += 1;
-            drop(air);
+        if !links.lives(from) || links.is_full(link) || links.loses(link) {
+            links.counts.peer_rpcs_lost += 1;
+            drop(links);
             // Whoever waits finds the connection broken.
             drop(answer_to);
             return;
         }
-        let due_ns = now_ns + air.message_delay();
-        let cargo = Cargo::Answer { answer, answer_to };
-        air.launch(due_ns, Flight { from, to, cargo });
+        let due_ns = now_ns + links.message_delay();
+        let payload = Payload::Answer { answer, answer_to };
+        links.launch(due_ns, InFlight { from, to, payload });
     }
 
     /// What its own network tells a member.
-    fn notice(&self, to: Life, notice: Cargo, attached: &Attached) {
+    fn notice(&self, to: Life, notice: Payload, attached: &Attached) {
         let inbound = &attached.inbound;
         match notice {
-            Cargo::Refused { peer, messages } => inbound.received(peer, messages),
-            Cargo::Unreachable(peer) => {
-                self.air.lock().counts.told_unreachable += 1;
+            Payload::Refused { peer, messages } => inbound.received(peer, messages),
+            Payload::Unreachable(peer) => {
+                self.links.lock().counts.reported_unreachable += 1;
                 inbound.unreachable(peer);
             }
-            Cargo::Removed => {
-                self.air.lock().counts.told_removed += 1;
+            Payload::Removed => {
+                self.links.lock().counts.reported_removed += 1;
                 inbound.removed();
             }
-            Cargo::SnapshotSent {
+            Payload::SnapshotSent {
                 to: peer,
                 number,
                 taken,
             } => {
                 let link = (to.member, peer);
-                let mut air = self.air.lock();
+                let mut links = self.links.lock();
                 // One that could not be begun has no number.
-                let news = number == 0 || air.transfers.get(&link) == Some(&number);
+                let news = number == 0 || links.transfers.get(&link) == Some(&number);
                 if number != 0 && news {
-                    air.transfers.remove(&link);
+                    links.transfers.remove(&link);
                 }
-                drop(air);
+                drop(links);
                 if news {
                     inbound.snapshot_sent(peer, taken);
                 }
             }
-            Cargo::Messages(_)
-            | Cargo::Snapshot { .. }
-            | Cargo::Question { .. }
-            | Cargo::Answer { .. }
-            | Cargo::Silence { .. } => {}
+            Payload::Messages(_)
+            | Payload::Snapshot { .. }
+            | Payload::Question { .. }
+            | Payload::Answer { .. }
+            | Payload::Silence { .. } => {}
         }
     }
 
     /// The peers of a member that stood still for a while give it up.
     fn silence(&self, member: MemberId, number: u64, now_ns: u64) {
-        let mut air = self.air.lock();
-        if air.held.get(&member) == Some(&number) {
-            air.silent.insert(member);
-            air.spread_unreachable(member, now_ns, 900);
-            air.reconnect();
+        let mut links = self.links.lock();
+        if links.held.get(&member) == Some(&number) {
+            links.silent.insert(member);
+            links.spread_unreachable(member, now_ns, 900);
+            links.reconnect();
         }
     }
 }
@@ -252,26 +252,26 @@ impl Drop for Transfer {
             return;
         };
         let now_ns = network.time.now_ns();
-        let mut air = network.air.lock();
-        if !air.lives(self.from) {
+        let mut links = network.links.lock();
+        if !links.lives(self.from) {
             return;
         }
         let back = (self.to.member, self.from.member);
         // The peer may have it and not be able to say so.
-        let taken = self.taken && air.is_whole(back.0, back.1) && !air.loses(back);
-        air.counts.snapshots_cut += u64::from(!taken);
-        let cargo = Cargo::SnapshotSent {
+        let taken = self.taken && links.is_whole(back.0, back.1) && !links.loses(back);
+        links.counts.snapshots_cut += u64::from(!taken);
+        let payload = Payload::SnapshotSent {
             to: self.to.member,
             number: self.number,
             taken,
         };
-        air.tell(self.from.member, cargo, now_ns);
+        links.tell(self.from.member, payload, now_ns);
     }
 }
 
-impl Air {
+impl Links {
     /// One of those that are due. What comes to a member that stands still is put aside.
-    fn take_due(&mut self, now_ns: u64, random: &mut Random) -> Option<Flight> {
+    fn take_due(&mut self, now_ns: u64, random: &mut Random) -> Option<InFlight> {
         loop {
             let due = self.flying.range(..=(now_ns, u64::MAX));
             let count = due.take(OVERTAKEN as usize).count() as u64;
@@ -282,9 +282,9 @@ impl Air {
             let key = *self.flying.keys().nth(skipped)?;
             let flight = self.flying.remove(&key)?;
             let held = self.held.contains_key(&flight.to.member) && self.lives(flight.to);
-            let station = self.stations.get_mut(&flight.to.member);
-            match station.filter(|_| held) {
-                Some(station) => station.waiting.push_back(flight),
+            let endpoint = self.endpoints.get_mut(&flight.to.member);
+            match endpoint.filter(|_| held) {
+                Some(endpoint) => endpoint.waiting.push_back(flight),
                 None => {
                     self.landed(&flight);
                     return Some(flight);
@@ -295,7 +295,7 @@ impl Air {
 
     fn tell_removed(&mut self, member: Life, per_mille: u32, now_ns: u64) {
         if self.lives(member) && self.random.chance(per_mille) {
-            self.tell(member.member, Cargo::Removed, now_ns);
+            self.tell(member.member, Payload::Removed, now_ns);
         }
     }
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::flight::{Cargo, Delay, Flight, Life};
-use super::line::{Air, refusals};
-use super::{Attached, SimNetwork};
+use super::SimNetwork;
+use super::in_flight::{Delay, InFlight, Life, Payload};
+use super::links::{Attached, Endpoint, Links, refusals};
 use crate::env::{Boxed, Clock, timeout};
 use crate::error::Error;
 use crate::proto::etchedpeer::{Answer, Question};
@@ -15,7 +15,7 @@ use crate::raft::Message;
 use crate::transport::{Network, Peer, PeerMessage, SnapshotDir};
 use crate::types::MemberId;
 
-/// What breaks of the snapshots on their way even in fine weather, of a thousand.
+/// What breaks of the snapshots on their way even in fine conditions, of a thousand.
 const BREAKS_PER_MILLE: u32 = 20;
 
 /// See the module.
@@ -40,6 +40,21 @@ impl MemberNetwork {
     }
 }
 
+impl SimNetwork {
+    /// The network for a life of a member that begins now; its clock says how long answers are
+    /// waited for. Nothing comes in before `attach`.
+    pub fn network(&self, member: MemberId, clock: Arc<dyn Clock>) -> Arc<MemberNetwork> {
+        self.detach(member);
+        let mut links = self.links.lock();
+        let life = links.new_life();
+        let endpoint = Endpoint::new(member, life, clock.clone());
+        let before = links.endpoints.insert(member, endpoint);
+        drop(links);
+        drop(before);
+        Arc::new(MemberNetwork::new(self.itself.clone(), member, life, clock))
+    }
+}
+
 impl Network for MemberNetwork {
     fn send(&self, to: MemberId, messages: Vec<PeerMessage>) {
         if let Some(network) = self.network.upgrade() {
@@ -57,15 +72,15 @@ impl Network for MemberNetwork {
         let Some(network) = self.network.upgrade() else {
             return;
         };
-        let mut air = network.air.lock();
-        if air.lives(self.life)
-            && let Some(station) = air.stations.get_mut(&self.life.member)
+        let mut links = network.links.lock();
+        if links.lives(self.life)
+            && let Some(endpoint) = links.endpoints.get_mut(&self.life.member)
         {
-            let inbound = station.attached.as_ref().map(|one| one.inbound.clone());
+            let inbound = endpoint.attached.as_ref().map(|one| one.inbound.clone());
             let is_removed =
                 |member| matches!(&inbound, Some(inbound) if inbound.is_removed(member));
-            station.roster.list(peers, is_removed);
-            air.reconnect();
+            endpoint.roster.list(peers, is_removed);
+            links.reconnect();
         }
     }
 
@@ -103,10 +118,10 @@ impl Network for MemberNetwork {
 
     fn active_since(&self, member: MemberId) -> Option<Duration> {
         let network = self.network.upgrade()?;
-        let air = network.air.lock();
-        let station = air.stations.get(&self.life.member)?;
-        let connected = station.connected.get(&member).copied();
-        connected.filter(|_| station.life == self.life.number)
+        let links = network.links.lock();
+        let endpoint = links.endpoints.get(&self.life.member)?;
+        let connected = endpoint.connected.get(&member).copied();
+        connected.filter(|_| endpoint.life == self.life.number)
     }
 }
 
@@ -150,8 +165,8 @@ impl Unsent {
 impl SimNetwork {
     fn send(&self, from: Life, to: MemberId, messages: Vec<PeerMessage>) {
         let now_ns = self.time.now_ns();
-        let mut air = self.air.lock();
-        if !air.lives(from) || messages.is_empty() {
+        let mut links = self.links.lock();
+        if !links.lives(from) || messages.is_empty() {
             return;
         }
         let mut promises = self.promises();
@@ -162,17 +177,17 @@ impl SimNetwork {
         }
         drop(promises);
         let mut unsent = Unsent {
-            attached: air.attached(from).cloned(),
+            attached: links.attached(from).cloned(),
             to,
             messages: Vec::new(),
             error: Error::NoLeader,
         };
-        if !air.knows(from.member, to) {
+        if !links.knows(from.member, to) {
             unsent.messages = messages;
         } else {
             unsent.error = Error::TooManyRequests;
             // A batch stays together, or each of its messages goes its own way.
-            let together = air.random.chance(500);
+            let together = links.random.chance(500);
             let groups = match together {
                 true => vec![messages],
                 false => messages.into_iter().map(|one| vec![one]).collect(),
@@ -180,62 +195,63 @@ impl SimNetwork {
             for group in groups {
                 unsent
                     .messages
-                    .extend(air.send_group(from, to, group, now_ns));
+                    .extend(links.send_group(from, to, group, now_ns));
             }
         }
-        drop(air);
+        drop(links);
         unsent.report();
     }
 
     fn send_snapshot(&self, from: Life, message: Message, files: Arc<SnapshotDir>) {
         let now_ns = self.time.now_ns();
-        let mut air = self.air.lock();
-        if !air.lives(from) {
+        let mut links = self.links.lock();
+        if !links.lives(from) {
             return;
         }
-        air.counts.snapshots_sent += 1;
-        let to = air.life(MemberId(message.to));
+        links.counts.snapshots_sent += 1;
+        let to = links.life(MemberId(message.to));
         let link = (from.member, to.member);
-        let reachable =
-            air.knows(link.0, link.1) && air.attached(to).is_some() && air.is_whole(link.0, link.1);
-        if !reachable || air.transfers.contains_key(&link) {
-            air.counts.snapshots_cut += 1;
-            let cargo = Cargo::SnapshotSent {
+        let reachable = links.knows(link.0, link.1)
+            && links.attached(to).is_some()
+            && links.is_whole(link.0, link.1);
+        if !reachable || links.transfers.contains_key(&link) {
+            links.counts.snapshots_cut += 1;
+            let payload = Payload::SnapshotSent {
                 to: to.member,
                 number: 0,
                 taken: false,
             };
-            air.tell(from.member, cargo, now_ns);
+            links.tell(from.member, payload, now_ns);
             return;
         }
-        let number = air.new_life();
-        air.transfers.insert(link, number);
-        let breaks = BREAKS_PER_MILLE + 4 * air.weather.loss_per_mille;
-        let breaks = air.random.chance(breaks.min(800));
-        let due_ns = now_ns + Delay::Transfer.draw(&mut air.random);
-        let cargo = Cargo::Snapshot {
+        let number = links.new_life();
+        links.transfers.insert(link, number);
+        let breaks = BREAKS_PER_MILLE + 4 * links.conditions.loss_per_mille;
+        let breaks = links.random.chance(breaks.min(800));
+        let due_ns = now_ns + Delay::Transfer.draw(&mut links.random);
+        let payload = Payload::Snapshot {
             message,
             files,
             number,
             breaks,
         };
-        air.launch(due_ns, Flight { from, to, cargo });
+        links.launch(due_ns, InFlight { from, to, payload });
     }
 
     fn ask(&self, from: Life, to: MemberId, question: Question) -> Fate {
         let now_ns = self.time.now_ns();
-        let mut air = self.air.lock();
-        air.counts.questions += 1;
-        let station = air.stations.get(&from.member);
-        let known = station.is_some_and(|one| one.life == from.number && one.roster.knows(to));
+        let mut links = self.links.lock();
+        links.counts.peer_rpcs += 1;
+        let endpoint = links.endpoints.get(&from.member);
+        let known = endpoint.is_some_and(|one| one.life == from.number && one.roster.knows(to));
         if !known {
             return Fate::NotConnected;
         }
         let link = (from.member, to);
-        let to = air.life(to);
-        if air.attached(to).is_none() || !air.is_whole(link.0, link.1) {
-            air.counts.questions_lost += 1;
-            return match air.random.below(3) {
+        let to = links.life(to);
+        if links.attached(to).is_none() || !links.is_whole(link.0, link.1) {
+            links.counts.peer_rpcs_lost += 1;
+            return match links.random.below(3) {
                 0 => Fate::NotConnected,
                 // No connection could be made in time, or one was there that is dead.
                 1 => Fate::Silent(Error::NoLeader),
@@ -243,22 +259,22 @@ impl SimNetwork {
             };
         }
         let (answer_to, answer) = oneshot::channel();
-        let patient = air.random.chance(500);
-        if air.is_full(link) || air.loses(link) {
-            air.counts.questions_lost += 1;
+        let patient = links.random.chance(500);
+        if links.is_full(link) || links.loses(link) {
+            links.counts.peer_rpcs_lost += 1;
         } else {
-            let due_ns = now_ns + air.message_delay();
-            let cargo = Cargo::Question {
+            let due_ns = now_ns + links.message_delay();
+            let payload = Payload::Question {
                 question,
                 answer_to,
             };
-            air.launch(due_ns, Flight { from, to, cargo });
+            links.launch(due_ns, InFlight { from, to, payload });
         }
         Fate::Asked { answer, patient }
     }
 }
 
-impl Air {
+impl Links {
     /// Returns what found no room.
     fn send_group(
         &mut self,
@@ -278,19 +294,19 @@ impl Air {
             self.lost(from, to.member, messages, now_ns);
             return Vec::new();
         }
-        let duplicates = self.weather.duplicates_per_mille;
+        let duplicates = self.conditions.duplicates_per_mille;
         for message in &messages {
             // What else there is travels on a stream, which repeats nothing.
             if matches!(message, PeerMessage::Raft(_)) && self.random.chance(duplicates) {
                 self.counts.duplicated += 1;
                 let due_ns = now_ns + self.message_delay();
-                let cargo = Cargo::Messages(vec![message.clone()]);
-                self.launch(due_ns, Flight { from, to, cargo });
+                let payload = Payload::Messages(vec![message.clone()]);
+                self.launch(due_ns, InFlight { from, to, payload });
             }
         }
         let due_ns = now_ns + self.message_delay();
-        let cargo = Cargo::Messages(messages);
-        self.launch(due_ns, Flight { from, to, cargo });
+        let payload = Payload::Messages(messages);
+        self.launch(due_ns, InFlight { from, to, payload });
         Vec::new()
     }
 }

@@ -351,14 +351,14 @@ fn bad_weather_loses_repeats_and_delays_but_repeats_no_proposal() {
     );
     assert_eq!(
         told_of(|note| matches!(note, Note::Unreachable(_))),
-        counts.told_unreachable
+        counts.reported_unreachable
     );
     for number in [
         counts.lost,
         counts.duplicated,
         counts.delayed_long,
         counts.refused,
-        counts.told_unreachable,
+        counts.reported_unreachable,
     ] {
         assert!(number > 10, "{counts:?}");
     }

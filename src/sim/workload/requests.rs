@@ -1,6 +1,6 @@
 //! Random requests, of every shape that clients can ask for.
 
-use super::Load;
+use super::load::Load;
 
 use bytes::Bytes;
 

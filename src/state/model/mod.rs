@@ -23,7 +23,7 @@ use crate::proto::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionResponse, DeleteRangeRequest,
     DeleteRangeResponse, InternalRaftRequest, LeaseCheckpointResponse, LeaseGrantRequest,
     LeaseGrantResponse, LeaseRevokeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse,
-    ResponseHeader,
+    ResponseHeader, TxnRequest, request_op,
 };
 use crate::proto::{EncodedKv, EncodedKvs, KeyValue, put_bytes_field, put_varint_field};
 use crate::types::Revision;
@@ -371,7 +371,7 @@ impl Model {
     fn refuse(&self, request: &InternalRaftRequest) -> Result<(), Error> {
         let grows = request.put.is_some()
             || request.lease_grant.is_some()
-            || request.txn.as_ref().is_some_and(txn::puts);
+            || request.txn.as_ref().is_some_and(puts);
         let writes = grows
             || request.txn.is_some()
             || request.delete_range.is_some()
@@ -440,4 +440,13 @@ impl Model {
 fn last_until(versions: &[Change], main: i64) -> Option<&KeyValue> {
     let behind = versions.partition_point(|change| change.revision.main <= main);
     versions[..behind].last()?.kv.as_ref()
+}
+
+fn puts(request: &TxnRequest) -> bool {
+    let mut ops = request.success.iter().chain(&request.failure);
+    ops.any(|op| match &op.request {
+        Some(request_op::Request::RequestPut(_)) => true,
+        Some(request_op::Request::RequestTxn(nested)) => puts(nested),
+        _ => false,
+    })
 }

@@ -175,12 +175,3 @@ fn branch(request: &TxnRequest, succeeds: bool) -> &[RequestOp] {
         false => &request.failure,
     }
 }
-
-pub(super) fn puts(request: &TxnRequest) -> bool {
-    let mut ops = request.success.iter().chain(&request.failure);
-    ops.any(|op| match &op.request {
-        Some(Request::RequestPut(_)) => true,
-        Some(Request::RequestTxn(nested)) => puts(nested),
-        _ => false,
-    })
-}

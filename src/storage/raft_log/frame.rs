@@ -43,7 +43,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::{EntryId, LogEntry};
+use super::entry::{EntryId, LogEntry};
 
 pub(super) const SEGMENT_HEADER_BYTES: u64 = 64;
 pub(super) const FRAME_HEADER_BYTES: u64 = 40;

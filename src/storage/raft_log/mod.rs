@@ -21,6 +21,7 @@
 //! The disk is trusted to write a sector of 512 bytes wholly or not at all, and not to harm a
 //! neighbouring one.
 
+mod entry;
 mod error;
 mod files;
 mod filler;
@@ -28,6 +29,7 @@ mod found;
 mod frame;
 mod index;
 mod memory;
+mod options;
 mod reader;
 mod recovery;
 mod replay;
@@ -38,32 +40,21 @@ mod writer;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
+pub use entry::{EntryId, LogEntry};
 pub use error::Error;
 pub use files::{Files, OpenFile, RealFiles};
 pub use filler::{Prepare, ZeroFiller};
 pub use memory::MemoryDisk;
+pub use options::{LOCK_NAME, Options, Stats, TornTail};
 pub use reader::Reader;
 
-use frame::{Content, Owner};
+use frame::Content;
 use index::{Index, Place};
 use reader::Shared;
 use writer::Writer;
 
 /// The size of a segment, as in etcd.
 pub const DEFAULT_SEGMENT_BYTES: u64 = 64_000_000;
-/// Not the log's, and not remarked upon: a file in its directory by which a process keeps others
-/// out.
-pub const LOCK_NAME: &str = "LOCK";
-/// An entry. `data` is opaque.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogEntry {
-    pub index: u64,
-    pub term: u64,
-    pub data: Bytes,
-}
-
 /// What is made durable in one step.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Batch<'a> {
@@ -72,34 +63,6 @@ pub struct Batch<'a> {
     pub entries: &'a [LogEntry],
     /// Replaces the hard state; opaque.
     pub hard_state: Option<&'a [u8]>,
-}
-
-/// The last entry that is not in the log because it was compacted, or came with a snapshot. Zeros
-/// for none.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct EntryId {
-    pub index: u64,
-    pub term: u64,
-}
-
-/// How a log is kept.
-#[derive(Debug, Clone, Copy)]
-pub struct Options {
-    /// Bytes of a segment; a batch that needs more gets a segment of its own size.
-    pub segment_bytes: u64,
-    pub cluster_id: u64,
-    pub member_id: u64,
-    /// Off: nothing is synced, and a crash of the machine may cost the whole log.
-    pub sync: bool,
-}
-
-impl Options {
-    fn owner(&self) -> Owner {
-        Owner {
-            cluster_id: self.cluster_id,
-            member_id: self.member_id,
-        }
-    }
 }
 
 /// What recovery found.
@@ -113,26 +76,6 @@ pub struct Recovered {
     /// A write that was under way when the machine stopped, and was cut off. It was never
     /// acknowledged.
     pub torn_tail: Option<TornTail>,
-}
-
-/// A write that did not reach the disk as a whole.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TornTail {
-    /// The segment file, as a person would name it.
-    pub segment: String,
-    /// Where the last whole frame ends.
-    pub offset: u64,
-    /// From there to the last byte that was written.
-    pub bytes_cut: u64,
-}
-
-/// Counted since the log was opened.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Syncs of frames; not those that make segments.
-    pub syncs: u64,
-    /// Bytes of frames and segment headers.
-    pub bytes_written: u64,
 }
 
 /// The log, for the one thread that appends to it. Others read through [`RaftLog::reader`].

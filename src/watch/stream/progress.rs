@@ -4,19 +4,13 @@
 //! hub had published what its client knows of is held until then; etcd, which writes and notifies
 //! at once, never needs to.
 
-use super::{State, Stream, Watch, find};
+use super::{HeldProgress, State, Stream, Watch, find};
 use crate::probe::{self, Defect};
 use crate::watch::queue::ProgressOf;
 use crate::watch::{ALL_WATCHES, Output};
 
 /// Progress requests that are kept until they can be answered.
 const HELD_REQUESTS: usize = 16;
-
-/// Progress requests that came before the hub had published what their client knew of.
-pub(super) struct HeldProgress {
-    current: i64,
-    requests: usize,
-}
 
 impl Stream {
     /// The client asks how far the stream is. The answer, with watch id `ALL_WATCHES`, comes from

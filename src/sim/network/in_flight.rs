@@ -22,7 +22,7 @@ pub struct Life {
 }
 
 /// Something on its way to a member.
-pub enum Cargo {
+pub enum Payload {
     /// From another member.
     Messages(Vec<PeerMessage>),
     Snapshot {
@@ -60,31 +60,31 @@ pub enum Cargo {
     },
 }
 
-/// Cargo with its way.
-pub struct Flight {
+/// Payload with its way.
+pub struct InFlight {
     pub from: Life,
     pub to: Life,
-    pub cargo: Cargo,
+    pub payload: Payload,
 }
 
-impl Flight {
-    pub fn to_nobody(cargo: Cargo) -> Self {
+impl InFlight {
+    pub fn to_nobody(payload: Payload) -> Self {
         Self {
             from: Life::default(),
             to: Life::default(),
-            cargo,
+            payload,
         }
     }
 
     /// What has to pass a link, and counts for its bound.
     pub fn is_on_a_link(&self) -> bool {
         !matches!(
-            self.cargo,
-            Cargo::Refused { .. }
-                | Cargo::Unreachable(_)
-                | Cargo::SnapshotSent { .. }
-                | Cargo::Removed
-                | Cargo::Silence { .. }
+            self.payload,
+            Payload::Refused { .. }
+                | Payload::Unreachable(_)
+                | Payload::SnapshotSent { .. }
+                | Payload::Removed
+                | Payload::Silence { .. }
         )
     }
 }

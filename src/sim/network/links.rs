@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::flight::{Cargo, Delay, Flight, Life};
-use super::{Counts, MAX_ON_A_LINK, Weather};
+use super::conditions::{Counts, LinkConditions, MAX_ON_A_LINK};
+use super::in_flight::{Delay, InFlight, Life, Payload};
 use crate::env::Clock;
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
@@ -25,18 +25,18 @@ pub struct Attached {
 }
 
 /// One life of a member.
-pub struct Station {
+pub struct Endpoint {
     pub life: u64,
     pub clock: Arc<dyn Clock>,
     pub roster: Roster,
     pub attached: Option<Attached>,
     /// What came while the member was held.
-    pub waiting: VecDeque<Flight>,
+    pub waiting: VecDeque<InFlight>,
     /// Since when, by its clock, a peer has been connected.
     pub connected: BTreeMap<MemberId, Duration>,
 }
 
-impl Station {
+impl Endpoint {
     pub fn new(member: MemberId, life: u64, clock: Arc<dyn Clock>) -> Self {
         Self {
             life,
@@ -50,21 +50,21 @@ impl Station {
 }
 
 /// All that is behind the lock.
-pub struct Air {
+pub struct Links {
     pub random: Random,
-    pub weather: Weather,
+    pub conditions: LinkConditions,
     /// What any message takes at least.
     pub distance_ns: u64,
-    /// What each link loses of a thousand, once it was used in this weather.
+    /// What each link loses of a thousand, once it was used in this conditions.
     pub losses: BTreeMap<Link, u32>,
     pub cut: BTreeSet<Link>,
-    pub stations: BTreeMap<MemberId, Station>,
+    pub endpoints: BTreeMap<MemberId, Endpoint>,
     /// Members that stand still, each since some number.
     pub held: BTreeMap<MemberId, u64>,
     /// Those of them that were found silent.
     pub silent: BTreeSet<MemberId>,
     /// By the moment at which they are due, and then in the order in which they began.
-    pub flying: BTreeMap<(u64, u64), Flight>,
+    pub flying: BTreeMap<(u64, u64), InFlight>,
     on_link: BTreeMap<Link, usize>,
     /// Snapshots of which the sender has not heard yet.
     pub transfers: BTreeMap<Link, u64>,
@@ -75,15 +75,15 @@ pub struct Air {
     pub counts: Counts,
 }
 
-impl Air {
+impl Links {
     pub fn new(random: Random) -> Self {
         Self {
             random,
-            weather: Weather::default(),
+            conditions: LinkConditions::default(),
             distance_ns: 0,
             losses: BTreeMap::new(),
             cut: BTreeSet::new(),
-            stations: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
             held: BTreeMap::new(),
             silent: BTreeSet::new(),
             flying: BTreeMap::new(),
@@ -104,21 +104,21 @@ impl Air {
 
     /// The member as it lives now; a life of number 0 where it does not.
     pub fn life(&self, member: MemberId) -> Life {
-        let number = self.stations.get(&member).map_or(0, |one| one.life);
+        let number = self.endpoints.get(&member).map_or(0, |one| one.life);
         Life { member, number }
     }
 
     pub fn lives(&self, life: Life) -> bool {
-        self.stations
+        self.endpoints
             .get(&life.member)
-            .is_some_and(|station| station.life == life.number)
+            .is_some_and(|endpoint| endpoint.life == life.number)
     }
 
     /// Who takes what comes to this life, if it is there and takes anything.
     pub fn attached(&self, life: Life) -> Option<&Attached> {
-        let station = self.stations.get(&life.member)?;
-        let attached = station.attached.as_ref()?;
-        (station.life == life.number).then_some(attached)
+        let endpoint = self.endpoints.get(&life.member)?;
+        let attached = endpoint.attached.as_ref()?;
+        (endpoint.life == life.number).then_some(attached)
     }
 
     pub fn is_whole(&self, one: MemberId, other: MemberId) -> bool {
@@ -127,10 +127,10 @@ impl Air {
 
     /// Whether the link loses what passes it now.
     pub fn loses(&mut self, link: Link) -> bool {
-        if self.weather.loss_per_mille >= 1_000 {
+        if self.conditions.loss_per_mille >= 1_000 {
             return true;
         }
-        let most = u64::from(self.weather.loss_per_mille) * 2;
+        let most = u64::from(self.conditions.loss_per_mille) * 2;
         let Self { losses, random, .. } = self;
         let loss = losses
             .entry(link)
@@ -140,13 +140,13 @@ impl Air {
 
     /// How long a message takes now.
     pub fn message_delay(&mut self) -> u64 {
-        let slow = self.random.chance(self.weather.slow_per_mille);
+        let slow = self.random.chance(self.conditions.slow_per_mille);
         self.counts.delayed_long += u64::from(slow);
         let delay = if slow { Delay::Slow } else { Delay::Usual };
         delay.draw(&mut self.random) + self.distance_ns
     }
 
-    pub fn launch(&mut self, due_ns: u64, flight: Flight) {
+    pub fn launch(&mut self, due_ns: u64, flight: InFlight) {
         if flight.is_on_a_link() {
             let link = (flight.from.member, flight.to.member);
             *self.on_link.entry(link).or_default() += 1;
@@ -156,13 +156,13 @@ impl Air {
     }
 
     /// Launches what is counted on its link already.
-    pub fn relaunch(&mut self, due_ns: u64, flight: Flight) {
+    pub fn relaunch(&mut self, due_ns: u64, flight: InFlight) {
         let number = self.new_life();
         self.flying.insert((due_ns, number), flight);
     }
 
     /// Takes a flight off its link.
-    pub fn landed(&mut self, flight: &Flight) {
+    pub fn landed(&mut self, flight: &InFlight) {
         let link = (flight.from.member, flight.to.member);
         if flight.is_on_a_link()
             && let Some(count) = self.on_link.get_mut(&link)
@@ -178,26 +178,26 @@ impl Air {
     }
 
     pub fn in_flight(&self) -> usize {
-        let waiting = self.stations.values().map(|one| one.waiting.len());
+        let waiting = self.endpoints.values().map(|one| one.waiting.len());
         self.flying.len() + waiting.sum::<usize>()
     }
 
     /// Has a member's own network tell it something, after a moment.
-    pub fn tell(&mut self, member: MemberId, cargo: Cargo, now_ns: u64) {
+    pub fn tell(&mut self, member: MemberId, payload: Payload, now_ns: u64) {
         let to = self.life(member);
         let due_ns = now_ns + Delay::Notice.draw(&mut self.random);
         let from = to;
-        self.launch(due_ns, Flight { from, to, cargo });
+        self.launch(due_ns, InFlight { from, to, payload });
     }
 
     /// Has some of a member's peers hear that it is gone.
     pub fn spread_unreachable(&mut self, member: MemberId, now_ns: u64, per_mille: u32) {
-        let knowing = self.stations.iter();
-        let knowing = knowing.filter(|(_, station)| station.roster.knows(member));
+        let knowing = self.endpoints.iter();
+        let knowing = knowing.filter(|(_, endpoint)| endpoint.roster.knows(member));
         let knowing: Vec<MemberId> = knowing.map(|(peer, _)| *peer).collect();
         for peer in knowing {
             if self.random.chance(per_mille) {
-                self.tell(peer, Cargo::Unreachable(member), now_ns);
+                self.tell(peer, Payload::Unreachable(member), now_ns);
             }
         }
     }
@@ -212,18 +212,18 @@ impl Air {
         if !refused.is_empty() && self.random.chance(500) {
             self.counts.refused += refused.len() as u64;
             let (peer, messages) = (to, refused);
-            self.tell(from.member, Cargo::Refused { peer, messages }, now_ns);
+            self.tell(from.member, Payload::Refused { peer, messages }, now_ns);
         }
         if self.random.chance(150) {
-            self.tell(from.member, Cargo::Unreachable(to), now_ns);
+            self.tell(from.member, Payload::Unreachable(to), now_ns);
         }
     }
 
     /// Breaks off the snapshots that a member sends. What is returned is to be dropped without
     /// the lock.
-    pub fn ground_snapshots(&mut self, member: MemberId) -> Vec<Flight> {
-        let sent = |flight: &Flight| {
-            flight.from.member == member && matches!(flight.cargo, Cargo::Snapshot { .. })
+    pub fn ground_snapshots(&mut self, member: MemberId) -> Vec<InFlight> {
+        let sent = |flight: &InFlight| {
+            flight.from.member == member && matches!(flight.payload, Payload::Snapshot { .. })
         };
         let keys: Vec<_> = self
             .flying
@@ -231,14 +231,14 @@ impl Air {
             .filter(|(_, flight)| sent(flight))
             .map(|(key, _)| *key)
             .collect();
-        let mut fallen: Vec<Flight> = Vec::new();
+        let mut fallen: Vec<InFlight> = Vec::new();
         for key in keys {
             fallen.extend(self.flying.remove(&key));
         }
-        for station in self.stations.values_mut() {
+        for endpoint in self.endpoints.values_mut() {
             let (sent, kept): (VecDeque<_>, VecDeque<_>) =
-                station.waiting.drain(..).partition(|flight| sent(flight));
-            station.waiting = kept;
+                endpoint.waiting.drain(..).partition(|flight| sent(flight));
+            endpoint.waiting = kept;
             fallen.extend(sent);
         }
         for flight in &fallen {
@@ -251,8 +251,8 @@ impl Air {
 
     /// True where a member knows how to reach the other.
     pub fn knows(&self, member: MemberId, peer: MemberId) -> bool {
-        let station = self.stations.get(&member);
-        station.is_some_and(|station| station.roster.knows(peer))
+        let endpoint = self.endpoints.get(&member);
+        endpoint.is_some_and(|endpoint| endpoint.roster.knows(peer))
     }
 
     /// A call says where its caller listens.
@@ -260,10 +260,10 @@ impl Air {
         if self.knows(member, caller) || probe::injected(Defect::StrangerUnanswered) {
             return;
         }
-        let urls = self.stations.get(&caller).map(|one| one.roster.own_urls());
+        let urls = self.endpoints.get(&caller).map(|one| one.roster.own_urls());
         let urls = urls.unwrap_or_default().to_vec();
-        if let Some(station) = self.stations.get_mut(&member)
-            && station.roster.told(caller, &urls)
+        if let Some(endpoint) = self.endpoints.get_mut(&member)
+            && endpoint.roster.told(caller, &urls)
         {
             probe::reached(CoveragePoint::StrangerAnswered);
             self.reconnect();
@@ -273,16 +273,16 @@ impl Air {
     /// Finds anew who is connected with whom.
     pub fn reconnect(&mut self) {
         let here = |member: &MemberId| {
-            let station = self.stations.get(member)?;
-            let there = station.attached.is_some() && !self.silent.contains(member);
-            there.then_some(station)
+            let endpoint = self.endpoints.get(member)?;
+            let there = endpoint.attached.is_some() && !self.silent.contains(member);
+            there.then_some(endpoint)
         };
         let mut connected = Vec::new();
-        for member in self.stations.keys() {
-            let Some(station) = here(member) else {
+        for member in self.endpoints.keys() {
+            let Some(endpoint) = here(member) else {
                 continue;
             };
-            let peers = station.roster.peers().into_iter().map(|peer| peer.member);
+            let peers = endpoint.roster.peers().into_iter().map(|peer| peer.member);
             let peers = peers.filter(|peer| {
                 here(peer).is_some_and(|other| other.roster.knows(*member))
                     && self.is_whole(*member, *peer)
@@ -290,12 +290,12 @@ impl Air {
             connected.push((*member, peers.collect::<BTreeSet<_>>()));
         }
         let mut connected: BTreeMap<_, _> = connected.into_iter().collect();
-        for (member, station) in &mut self.stations {
+        for (member, endpoint) in &mut self.endpoints {
             let peers = connected.remove(member).unwrap_or_default();
-            station.connected.retain(|peer, _| peers.contains(peer));
-            let now = station.clock.now();
+            endpoint.connected.retain(|peer, _| peers.contains(peer));
+            let now = endpoint.clock.now();
             for peer in peers {
-                station.connected.entry(peer).or_insert(now);
+                endpoint.connected.entry(peer).or_insert(now);
             }
         }
     }
