@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::faults::Kind;
+use super::faults::plan::Kind;
 use super::history::Finding;
 use super::network::Counts;
 use super::run::{Options, Report, run};

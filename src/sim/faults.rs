@@ -1,262 +1,30 @@
-//! What befalls a world, and when it ends again. Each world has some of the kinds, so that each
+//! Faults injected into a world, and when they end. Each world has some of the kinds, so that each
 //! kind is also seen without the others.
+//!
+//! `plan` decides what happens when, from the seed alone; this file and `elections` and
+//! `membership` carry it out.
 
 mod elections;
 mod membership;
+pub mod plan;
+mod targets;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
+use self::plan::{AFTERMATH_NS, CENSUS_NS, Event, Kind, MS, SECOND};
+use self::targets::{leader, links_to_cut};
 use super::history::Moment;
-use super::random::Random;
-use super::world::World;
+use super::world::{Injector, World};
 use crate::replica::inbox::Input;
 use crate::storage::Engine as _;
 use crate::storage::memory::Refuses;
 use crate::types::MemberId;
 
-const MS: u64 = 1_000_000;
-const SECOND: u64 = 1_000 * MS;
-/// How often it is looked whether the cluster has members that are not there yet.
-const CENSUS_NS: u64 = 150 * MS;
 /// A disk that refused something is found out within this.
 const BROKEN_NS: u64 = 10 * SECOND;
-/// A fault is over for the clients so long after it ended.
-const AFTERMATH_NS: u64 = 4 * SECOND;
-/// Whoever changes the membership is a client of a number above this.
-const FIRST_OPERATOR: u32 = 10_000;
-/// Members that a cluster may grow to.
-const MAX_MEMBERS: usize = 6;
 
-/// What can befall a world.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// A process is killed.
-    Kill,
-    /// A machine loses its power.
-    PowerLoss,
-    /// A process is told to stop, and does it in order.
-    Stop,
-    /// An engine makes its state durable by itself.
-    Flush,
-    /// All machines do, at once.
-    PowerLossOfAll,
-    /// Members die and come back, one after the other, for a while.
-    Turmoil,
-    /// A leader is cut off the moment it is elected, and those that elected it lose their power.
-    Coup,
-    /// A process stands still.
-    Pause,
-    /// A member is cut off from all others.
-    Isolation,
-    /// The members fall into two groups.
-    Partition,
-    /// What a member sends, or what it is sent, is lost.
-    OneWay,
-    /// Messages are lost, doubled and late.
-    LinkConditions,
-    /// A disk takes nothing for a while.
-    DiskStall,
-    /// A disk refuses to sync.
-    SyncFailure,
-    /// A disk is full.
-    DiskFull,
-    /// A disk refuses what the engine writes, until the member is started again.
-    EngineFailure,
-    /// A wall clock jumps.
-    ClockJump,
-    /// Leadership is handed on.
-    Transfer,
-    /// A member is added, promoted, removed or gets another address.
-    Membership,
-    /// A member joins and leads while another is away.
-    Newcomer,
-}
-
-impl Kind {
-    /// As reports call it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Kill => "process killed",
-            Kind::PowerLoss => "power lost",
-            Kind::Stop => "member stopped in order",
-            Kind::Flush => "state flushed by its engine",
-            Kind::PowerLossOfAll => "power lost everywhere",
-            Kind::Turmoil => "members restarted again and again",
-            Kind::Coup => "new leader cut off from its voters",
-            Kind::Pause => "process paused",
-            Kind::Isolation => "member isolated",
-            Kind::Partition => "network parted",
-            Kind::OneWay => "link cut one way",
-            Kind::LinkConditions => "messages lost, doubled and late",
-            Kind::DiskStall => "disk stalled",
-            Kind::SyncFailure => "sync failed",
-            Kind::DiskFull => "disk full",
-            Kind::EngineFailure => "state not written",
-            Kind::ClockJump => "wall clock jumped",
-            Kind::Transfer => "leadership transferred",
-            Kind::Membership => "membership changed",
-            Kind::Newcomer => "newcomer led while another was away",
-        }
-    }
-
-    pub const ALL: [Kind; 20] = [
-        Kind::Kill,
-        Kind::PowerLoss,
-        Kind::Stop,
-        Kind::Flush,
-        Kind::PowerLossOfAll,
-        Kind::Turmoil,
-        Kind::Coup,
-        Kind::Pause,
-        Kind::Isolation,
-        Kind::Partition,
-        Kind::OneWay,
-        Kind::LinkConditions,
-        Kind::DiskStall,
-        Kind::SyncFailure,
-        Kind::DiskFull,
-        Kind::EngineFailure,
-        Kind::ClockJump,
-        Kind::Transfer,
-        Kind::Membership,
-        Kind::Newcomer,
-    ];
-}
-
-/// What happens at a moment that was drawn before.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Event {
-    Strike,
-    Census,
-    /// The one that leads where it is none.
-    Die(Option<MemberId>),
-    Restart(MemberId),
-    Transfer(MemberId),
-    /// This one was just elected.
-    Coup(MemberId),
-    /// The member that joined last is to lead.
-    Enthrone,
-    Stop(MemberId),
-    Continue(MemberId),
-    Heal(Vec<(MemberId, MemberId)>),
-    GoodWeather,
-    FreeDisk(MemberId),
-}
-
-/// See the module.
-pub struct Faults {
-    random: Random,
-    kinds: Vec<Kind>,
-    agenda: BTreeMap<(Moment, u64), Event>,
-    planned: u64,
-    /// No fault begins after it.
-    until: Moment,
-    /// The longest wait between two faults.
-    interval_ns: u64,
-    busy_until: Moment,
-    pub calm: Vec<(Moment, Moment)>,
-    /// When members stood still and went on.
-    pub stood_still: Vec<(Moment, Moment)>,
-    pub counts: BTreeMap<Kind, u64>,
-    operators: u32,
-    /// The next leader is cut off if it is elected by then; this one was cut off before.
-    coup: Option<(Moment, MemberId)>,
-    /// Who joined last.
-    newest: Option<MemberId>,
-    /// Members that the cluster has removed.
-    pub removed: BTreeSet<MemberId>,
-}
-
-impl Faults {
-    pub fn new(mut random: Random) -> Self {
-        let mut kinds: Vec<Kind> = Kind::ALL
-            .into_iter()
-            .filter(|_| random.chance(600))
-            .collect();
-        match random.below(24) {
-            0 => kinds.clear(),
-            // Elections, and members that restart while they are held.
-            1 => kinds = vec![Kind::Turmoil],
-            2 => kinds = vec![Kind::Coup],
-            3 => kinds = vec![Kind::Transfer, Kind::LinkConditions],
-            // Members that fall behind, and come back to a snapshot.
-            4 | 5 => kinds = vec![Kind::Isolation],
-            6 | 7 => kinds = vec![Kind::Newcomer, Kind::Membership],
-            _ => {}
-        }
-        let interval_ns = random.between(SECOND, 6 * SECOND);
-        Self {
-            random,
-            kinds,
-            agenda: BTreeMap::new(),
-            planned: 0,
-            until: 0,
-            interval_ns,
-            busy_until: 0,
-            calm: Vec::new(),
-            stood_still: Vec::new(),
-            counts: BTreeMap::new(),
-            operators: 0,
-            coup: None,
-            newest: None,
-            removed: BTreeSet::new(),
-        }
-    }
-
-    /// Faults begin until that moment.
-    pub fn begin(&mut self, now: Moment, until: Moment) {
-        self.until = until;
-        self.busy_until = now + AFTERMATH_NS;
-        self.plan(now + CENSUS_NS, Event::Census);
-        if !self.kinds.is_empty() {
-            self.plan(now + 2 * SECOND, Event::Strike);
-        }
-    }
-
-    fn plan(&mut self, at: Moment, event: Event) {
-        self.planned += 1;
-        self.agenda.insert((at, self.planned), event);
-    }
-
-    /// When something is to happen next.
-    pub fn next(&self) -> Option<Moment> {
-        self.agenda.first_key_value().map(|((at, _), _)| *at)
-    }
-
-    /// Has as much of a kind as of all others together.
-    pub fn prefer(&mut self, kind: Kind) {
-        let others = self.kinds.len().max(1);
-        self.kinds.extend(std::iter::repeat_n(kind, others));
-    }
-
-    /// Somebody leads for the first time in a term.
-    pub fn note_elected(&mut self, id: MemberId, now: Moment) {
-        let is_due = |coup: &mut (Moment, MemberId)| coup.0 >= now && coup.1 != id;
-        if self.coup.take_if(is_due).is_some() {
-            self.plan(now, Event::Coup(id));
-        }
-    }
-
-    /// Has a member that ended started again in a while.
-    pub fn restart_soon(&mut self, id: MemberId, now: Moment) {
-        let at = now + self.random.between(30 * MS, 3 * SECOND);
-        self.disturbed(at);
-        self.plan(at, Event::Restart(id));
-    }
-
-    fn disturbed(&mut self, until: Moment) {
-        self.busy_until = self.busy_until.max(until + AFTERMATH_NS);
-    }
-
-    /// There was nothing wrong from the end of the last fault until now.
-    fn note_calm(&mut self, now: Moment) {
-        if now > self.busy_until {
-            self.calm.push((self.busy_until, now));
-            self.busy_until = now;
-        }
-    }
-}
+/// What a world calls when a fault is due.
+pub const INJECTOR: Injector = Injector { strike, cut_short };
 
 /// Does what is due.
 pub fn strike(world: &mut World) {
@@ -310,7 +78,7 @@ pub fn strike(world: &mut World) {
                 world.network.heal(from, to);
             }
         }
-        Event::GoodWeather => world.network.set_weather(0, 0, 0),
+        Event::LinksRecover => world.network.set_conditions(0, 0, 0),
         Event::FreeDisk(id) => {
             if let Some(node) = world.nodes.get(&id) {
                 node.disk.log().fill(None);
@@ -342,14 +110,6 @@ fn go_on(world: &mut World, id: MemberId) {
 }
 
 /// One that leads, or takes itself for the leader.
-fn leader(world: &World) -> Option<MemberId> {
-    let is_leader = |id: &MemberId| {
-        let life = world.life(*id);
-        life.is_some_and(|life| life.raft.status().is_leader)
-    };
-    world.alive().into_iter().find(is_leader)
-}
-
 fn begin(world: &mut World, kind: Kind, now: Moment) {
     let alive = world.alive();
     if alive.is_empty() {
@@ -359,7 +119,7 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
     let leader = leader(world);
     let random = &mut world.faults.random;
     let id = match leader {
-        // What befalls a leader has the most to show.
+        // A fault at the leader shows the most.
         Some(leader) if random.chance(250) => leader,
         _ => *random.pick(&alive),
     };
@@ -406,25 +166,8 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
             world.network.hold(id, true);
             world.faults.plan(later, Event::Continue(id));
         }
-        Kind::Isolation | Kind::Partition | Kind::OneWay => {
-            let links = links_to_cut(world, kind, id);
-            for (from, to) in &links {
-                world.network.cut(*from, *to);
-            }
-            let laggards = world.faults.kinds == [Kind::Isolation];
-            if laggards || world.faults.random.chance(500) {
-                elections::come_back_slow(world, id, later);
-            }
-            world.faults.plan(later, Event::Heal(links));
-        }
-        Kind::LinkConditions => {
-            let random = &mut world.faults.random;
-            let loss = random.between(5, 250) as u32;
-            let doubled = random.between(0, 250) as u32;
-            let slow = random.between(0, 200) as u32;
-            world.network.set_weather(loss, doubled, slow);
-            world.faults.plan(later, Event::GoodWeather);
-        }
+        Kind::Isolation | Kind::Partition | Kind::OneWay => cut_links(world, kind, id, later),
+        Kind::LinkConditions => worsen_links(world, later),
         Kind::DiskStall => {
             if let Some(condition) = world.conditions.get_mut(&id) {
                 condition.stalled_until = later;
@@ -446,32 +189,27 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
     }
 }
 
-fn links_to_cut(world: &mut World, kind: Kind, id: MemberId) -> Vec<(MemberId, MemberId)> {
-    let random = &mut world.faults.random;
-    let all: Vec<MemberId> = world.nodes.keys().copied().collect();
-    let side: BTreeSet<MemberId> = match kind {
-        Kind::Partition => all.iter().copied().filter(|_| random.chance(500)).collect(),
-        _ => BTreeSet::from([id]),
-    };
-    let (out, back) = match kind {
-        Kind::OneWay => {
-            let out = random.chance(500);
-            (out, !out)
-        }
-        _ => (true, true),
-    };
-    let mut links = Vec::new();
-    for a in side.iter().copied() {
-        for b in all.iter().copied().filter(|b| !side.contains(b)) {
-            if out {
-                links.push((a, b));
-            }
-            if back {
-                links.push((b, a));
-            }
-        }
+/// Cuts links until `heals_at`.
+fn cut_links(world: &mut World, kind: Kind, id: MemberId, heals_at: Moment) {
+    let links = links_to_cut(world, kind, id);
+    for (from, to) in &links {
+        world.network.cut(*from, *to);
     }
-    links
+    let laggards = world.faults.kinds == [Kind::Isolation];
+    if laggards || world.faults.random.chance(500) {
+        elections::come_back_slow(world, id, heals_at);
+    }
+    world.faults.plan(heals_at, Event::Heal(links));
+}
+
+/// Messages get lost, doubled and late until `recover_at`.
+fn worsen_links(world: &mut World, recover_at: Moment) {
+    let random = &mut world.faults.random;
+    let loss = random.between(5, 250) as u32;
+    let doubled = random.between(0, 250) as u32;
+    let slow = random.between(0, 200) as u32;
+    world.network.set_conditions(loss, doubled, slow);
+    world.faults.plan(recover_at, Event::LinksRecover);
 }
 
 fn break_disk(world: &mut World, kind: Kind, id: MemberId, until: Moment) {
@@ -528,7 +266,7 @@ pub fn heal(world: &mut World) {
     let census = |event: &Event| *event == Event::Census;
     world.faults.agenda.retain(|_, event| census(event));
     world.network.heal_all();
-    world.network.set_weather(0, 0, 0);
+    world.network.set_conditions(0, 0, 0);
     let ids: Vec<MemberId> = world.nodes.keys().copied().collect();
     for id in ids {
         go_on(world, id);

@@ -130,7 +130,12 @@ impl SimNetwork {
     }
 
     /// Changes how things go from now on.
-    pub fn set_weather(&self, loss_per_mille: u32, duplicates_per_mille: u32, slow_per_mille: u32) {
+    pub fn set_conditions(
+        &self,
+        loss_per_mille: u32,
+        duplicates_per_mille: u32,
+        slow_per_mille: u32,
+    ) {
         let mut links = self.links.lock();
         links.conditions = LinkConditions {
             loss_per_mille,

@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 
 use super::check;
 use super::client::Client;
-use super::faults::{self, Kind};
+use super::faults;
+use super::faults::plan::Kind;
 use super::history::{Applied, Asked, Finding, History, Kept, Operation, Outcome, Payload};
 use super::member::SimConfig;
 use super::network;
@@ -129,7 +130,13 @@ fn run_world(seed: u64, options: Options) -> Report {
     let mut random = Random::new(seed);
     let members = *random.pick(&[1, 1, 3, 3, 3, 3, 3, 5, 5]);
     let config = config(&mut random);
-    let mut world = World::new(random.fork(1), members, config, options.print);
+    let mut world = World::new(
+        random.fork(1),
+        members,
+        config,
+        faults::INJECTOR,
+        options.print,
+    );
     world
         .trace
         .note(format_args!("seed {seed}: {members} members, {config:?}"));

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::client::{Clients, Door};
 use super::clock::Time;
-use super::faults::Faults;
+use super::faults::plan::Faults;
 use super::history::{Applied, Finding, Kept, Moment};
 use super::member::{Around, End, Life, Node, SimConfig};
 use super::network::SimNetwork;
@@ -65,6 +65,15 @@ pub struct Condition {
     pub may_not_start_until: Moment,
 }
 
+/// How faults are carried out, handed in: a world knows when one is due, not what it does.
+#[derive(Clone, Copy)]
+pub struct Injector {
+    /// Does what is due.
+    pub strike: fn(&mut World),
+    /// Ends a member that is taking over a received state.
+    pub cut_short: fn(&mut World, MemberId),
+}
+
 /// See the module.
 pub struct World {
     pub random: Random,
@@ -77,6 +86,7 @@ pub struct World {
     pub nodes: BTreeMap<MemberId, Node>,
     pub conditions: BTreeMap<MemberId, Condition>,
     pub faults: Faults,
+    pub injector: Injector,
     pub findings: Vec<Finding>,
     pub entries: Vec<(Moment, Applied)>,
     pub kept: Vec<Kept>,
@@ -103,7 +113,13 @@ const STEPS_PER_LOOK: u64 = 256;
 
 impl World {
     /// A cluster that has just been founded, with nobody started.
-    pub fn new(mut random: Random, members: u64, config: SimConfig, print: bool) -> Self {
+    pub fn new(
+        mut random: Random,
+        members: u64,
+        config: SimConfig,
+        injector: Injector,
+        print: bool,
+    ) -> Self {
         // Entries of an earlier world on this thread are none of ours.
         let _ = probe::take_applied();
         let time = Time::new();
@@ -112,6 +128,7 @@ impl World {
         let network = SimNetwork::new(time.clone(), disks.clone(), random.fork(1));
         let mut world = Self {
             faults: Faults::new(random.fork(2)),
+            injector,
             clients: Clients::new(time.clone(), trace.clone()),
             disks,
             random,
@@ -372,7 +389,7 @@ impl World {
         }
         let now = self.time.now_ns();
         match next {
-            Next::Fault => super::faults::strike(self),
+            Next::Fault => (self.injector.strike)(self),
             Next::Delivery => self.network.deliver_due(now, &mut self.random),
             // Moving the time has fired it.
             Next::Timer => {}
@@ -389,7 +406,7 @@ impl World {
                 self.turn(id, |life, _| life.finish_log(), |agenda| &mut agenda.log);
                 // The log is the new one and the state the old: a moment that seldom lasts.
                 if resets && self.random.chance(100) {
-                    super::faults::cut_short(self, id);
+                    (self.injector.cut_short)(self, id);
                 }
             }
             Next::Apply(id) => {

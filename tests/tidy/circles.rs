@@ -15,27 +15,11 @@ use super::source::Source;
 /// Circles that are there still, each with all of its files. It is to become empty.
 #[rustfmt::skip]
 pub const KNOWN: &[&[&str]] = &[
-    // Between neighbours.
     &["src/service/handle.rs", "src/service/membership.rs"],
-    &["src/sim/check/findings.rs", "src/sim/check/replay.rs"],
-    &["src/transport/context.rs", "src/transport/identity.rs"],
-    // Between neighbours, and with the module above them.
-    &["src/sim/faults.rs", "src/sim/faults/elections.rs", "src/sim/faults/membership.rs",
-      "src/sim/world.rs"],
-    &["src/watch/hub.rs", "src/watch/stream.rs", "src/watch/stream/progress.rs"],
-    // Of a module with its own children.
     &["src/api/counted.rs", "src/api/gate.rs", "src/api/kv.rs", "src/api/lease.rs", "src/api/mod.rs",
       "src/api/watch.rs"],
     &["src/http/debug.rs", "src/http/health.rs", "src/http/mod.rs"],
     &["src/server/bootstrap/force.rs", "src/server/bootstrap/mod.rs"],
-    &["src/sim/network.rs", "src/sim/network/line.rs", "src/sim/network/member_network.rs"],
-    &["src/sim/workload.rs", "src/sim/workload/requests.rs"],
-    &["src/state/model/mod.rs", "src/state/model/txn.rs"],
-    &["src/storage/raft_log/filler.rs", "src/storage/raft_log/found.rs",
-      "src/storage/raft_log/frame.rs", "src/storage/raft_log/index.rs", "src/storage/raft_log/mod.rs",
-      "src/storage/raft_log/reader.rs", "src/storage/raft_log/recovery.rs",
-      "src/storage/raft_log/replay.rs", "src/storage/raft_log/segment.rs",
-      "src/storage/raft_log/writer.rs"],
 ];
 
 /// The names that a file takes from another.

@@ -1,7 +1,8 @@
 //! Faults around elections and around members that come back: each takes several steps, so that
 //! it happens in the very moment in which it matters.
 
-use super::{Event, Kind, MS, SECOND, leader, links_to_cut};
+use super::plan::{Event, Kind, MS, SECOND};
+use super::targets::{leader, links_to_cut};
 use crate::replica::inbox::Input;
 use crate::sim::history::Moment;
 use crate::sim::world::World;
@@ -37,8 +38,8 @@ pub(super) fn come_back_slow(world: &mut World, id: MemberId, heals_at: Moment) 
         1 => faults.plan(slow_until - 1, Event::Die(Some(id))),
         // It cannot say what it has.
         _ => {
-            world.network.set_weather(100, 0, 0);
-            faults.plan(slow_until, Event::GoodWeather);
+            world.network.set_conditions(100, 0, 0);
+            faults.plan(slow_until, Event::LinksRecover);
         }
     }
     faults.disturbed(slow_until);
@@ -56,8 +57,8 @@ pub(super) fn hand_round(world: &mut World, to: MemberId, alive: &[MemberId], la
         world.faults.plan(at, Event::Transfer(to));
     }
     if world.faults.random.chance(600) {
-        world.network.set_weather(0, 0, 200);
-        world.faults.plan(later.max(at), Event::GoodWeather);
+        world.network.set_conditions(0, 0, 200);
+        world.faults.plan(later.max(at), Event::LinksRecover);
     }
     world.faults.disturbed(later.max(at));
 }

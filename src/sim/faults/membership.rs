@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use super::{Event, FIRST_OPERATOR, MAX_MEMBERS, MS, SECOND, leader};
+use super::plan::{Event, MS, SECOND};
+use super::targets::leader;
 use crate::env::Executor;
 use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
 use crate::proto::membershippb::RaftAttributes;
@@ -12,6 +13,11 @@ use crate::sim::client::Client;
 use crate::sim::history::{Asked, Moment};
 use crate::sim::world::World;
 use crate::types::MemberId;
+
+/// Whoever changes the membership is a client of a number above this.
+const FIRST_OPERATOR: u32 = 10_000;
+/// Members that a cluster may grow to.
+const MAX_MEMBERS: usize = 6;
 
 /// What the member that has applied most says about the cluster.
 fn newest_status(world: &World) -> Option<(u64, Arc<ClusterStatus>)> {

@@ -302,7 +302,7 @@ fn in_fine_weather_everything_arrives_once_and_not_in_order() {
 fn the_same_seed_is_the_same_network() {
     let run = |seed| {
         let mut world = World::new(seed, 3);
-        world.network.set_weather(100, 100, 100);
+        world.network.set_conditions(100, 100, 100);
         for index in 0..300 {
             world.send(1, 2, vec![raft(2, index), forwarded(index)]);
             world.run_for(MS / 10);
@@ -317,7 +317,7 @@ fn the_same_seed_is_the_same_network() {
 #[test]
 fn bad_weather_loses_repeats_and_delays_but_repeats_no_proposal() {
     let mut world = World::new(2, 3);
-    world.network.set_weather(100, 200, 100);
+    world.network.set_conditions(100, 200, 100);
     for index in 0..1_000 {
         for to in [2, 3] {
             world.send(1, to, vec![raft(to, index), forwarded(index)]);
@@ -576,7 +576,7 @@ fn questions_without_an_answer_end_as_they_should() {
     assert_eq!(dead, sorted(unreachable.to_vec()));
     let cut = failures(|world| world.network.cut(id(2), id(1)), |_| {});
     assert_eq!(cut, sorted(unreachable.to_vec()));
-    let lost = failures(|world| world.network.set_weather(1_000, 0, 0), |_| {});
+    let lost = failures(|world| world.network.set_conditions(1_000, 0, 0), |_| {});
     assert_eq!(lost, broken);
     let thinking = |world: &mut World| *world.lives[2].member.answers.lock() = false;
     assert_eq!(failures(thinking, |_| {}), [(Error::Timeout, true)]);
@@ -621,7 +621,7 @@ fn a_snapshot_that_fails_is_reported_once() {
     let mishaps: [Mishap; 5] = [
         |world| world.network.detach(id(2)),
         |world| world.network.cut(id(1), id(2)),
-        |world| world.network.set_weather(1_000, 0, 0),
+        |world| world.network.set_conditions(1_000, 0, 0),
         |world| {
             world.network.hold(id(2), true);
             world.run_for(5_000 * MS);
