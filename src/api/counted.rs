@@ -13,7 +13,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use super::{Kind, METHODS};
+use super::methods::{Kind, METHODS};
 use crate::metrics::Metrics;
 
 /// A call that is under way. Dropped without an answer it was canceled.

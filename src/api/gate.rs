@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::{Kind, METHODS};
+use super::methods::{Kind, METHODS};
 use crate::error::Error;
 use crate::metrics::CallKind;
 use crate::replica::shared::Shared;
@@ -236,7 +236,7 @@ mod tests {
     /// What becomes of a call `service/method header=value ...`.
     fn pass(gate: &Gate, call: &str) -> Result<&'static str, Error> {
         let (method, rest) = call.split_once(' ').unwrap_or((call, ""));
-        let number = super::super::find_method(&format!("/{method}")).expect("a method");
+        let number = crate::api::methods::find(&format!("/{method}")).expect("a method");
         Ok(match gate.pass(number, &headers(rest))? {
             Passed::Call => "call",
             Passed::NeedsLeader => "needs a leader",

@@ -15,22 +15,24 @@ pub mod kv;
 pub mod lease;
 pub mod lock;
 pub mod maintenance;
+mod methods;
+mod settings;
+mod status_text;
 pub mod validate;
 pub mod watch;
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use counted::Counted;
 use gate::{Gate, Passed};
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{Request, Response};
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service;
-use tonic::{Code, Status};
 
-use crate::metrics::{Method, Metrics};
+use crate::metrics::Metrics;
 use crate::proto::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer,
     lease_server::LeaseServer, maintenance_server::MaintenanceServer, watch_server::WatchServer,
@@ -39,19 +41,8 @@ use crate::proto::health::health_server::HealthServer;
 use crate::proto::v3electionpb::election_server::ElectionServer;
 use crate::proto::v3lockpb::lock_server::LockServer;
 use crate::service::handle::Handle;
-
-/// gRPC may receive this much more than a request may hold; etcd's figure.
-pub const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
-
-/// Limits of the services.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    pub max_txn_ops: usize,
-    pub max_request_bytes: usize,
-    /// Where a watch's response is split, if its client allows it, in bytes.
-    pub fragment_bytes: usize,
-    pub progress_interval: Duration,
-}
+pub use methods::methods;
+pub use settings::{GRPC_OVERHEAD_BYTES, Settings};
 
 /// All services of a member; cheap to clone.
 #[derive(Clone)]
@@ -72,84 +63,6 @@ pub struct Api {
 
 /// What a call answers.
 pub type CallFuture = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
-
-/// How the messages of a method flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Unary,
-    ServerStream,
-    BidiStream,
-}
-
-use Kind::{BidiStream, ServerStream, Unary};
-
-/// Every method as (service, method, kind); its place here is its number for metrics.
-const METHODS: &[(&str, &str, Kind)] = &[
-    ("etcdserverpb.KV", "Range", Unary),
-    ("etcdserverpb.KV", "Put", Unary),
-    ("etcdserverpb.KV", "Txn", Unary),
-    ("etcdserverpb.KV", "DeleteRange", Unary),
-    ("etcdserverpb.KV", "Compact", Unary),
-    ("etcdserverpb.KV", "RangeStream", ServerStream),
-    ("etcdserverpb.Watch", "Watch", BidiStream),
-    ("etcdserverpb.Lease", "LeaseGrant", Unary),
-    ("etcdserverpb.Lease", "LeaseRevoke", Unary),
-    ("etcdserverpb.Lease", "LeaseKeepAlive", BidiStream),
-    ("etcdserverpb.Lease", "LeaseTimeToLive", Unary),
-    ("etcdserverpb.Lease", "LeaseLeases", Unary),
-    ("etcdserverpb.Cluster", "MemberAdd", Unary),
-    ("etcdserverpb.Cluster", "MemberRemove", Unary),
-    ("etcdserverpb.Cluster", "MemberUpdate", Unary),
-    ("etcdserverpb.Cluster", "MemberList", Unary),
-    ("etcdserverpb.Cluster", "MemberPromote", Unary),
-    ("etcdserverpb.Maintenance", "Alarm", Unary),
-    ("etcdserverpb.Maintenance", "Status", Unary),
-    ("etcdserverpb.Maintenance", "Defragment", Unary),
-    ("etcdserverpb.Maintenance", "Hash", Unary),
-    ("etcdserverpb.Maintenance", "HashKV", Unary),
-    ("etcdserverpb.Maintenance", "Snapshot", ServerStream),
-    ("etcdserverpb.Maintenance", "MoveLeader", Unary),
-    ("etcdserverpb.Maintenance", "Downgrade", Unary),
-    ("etcdserverpb.Auth", "AuthEnable", Unary),
-    ("etcdserverpb.Auth", "AuthDisable", Unary),
-    ("etcdserverpb.Auth", "AuthStatus", Unary),
-    ("etcdserverpb.Auth", "Authenticate", Unary),
-    ("etcdserverpb.Auth", "UserAdd", Unary),
-    ("etcdserverpb.Auth", "UserGet", Unary),
-    ("etcdserverpb.Auth", "UserList", Unary),
-    ("etcdserverpb.Auth", "UserDelete", Unary),
-    ("etcdserverpb.Auth", "UserChangePassword", Unary),
-    ("etcdserverpb.Auth", "UserGrantRole", Unary),
-    ("etcdserverpb.Auth", "UserRevokeRole", Unary),
-    ("etcdserverpb.Auth", "RoleAdd", Unary),
-    ("etcdserverpb.Auth", "RoleGet", Unary),
-    ("etcdserverpb.Auth", "RoleList", Unary),
-    ("etcdserverpb.Auth", "RoleDelete", Unary),
-    ("etcdserverpb.Auth", "RoleGrantPermission", Unary),
-    ("etcdserverpb.Auth", "RoleRevokePermission", Unary),
-    ("v3lockpb.Lock", "Lock", Unary),
-    ("v3lockpb.Lock", "Unlock", Unary),
-    ("v3electionpb.Election", "Campaign", Unary),
-    ("v3electionpb.Election", "Proclaim", Unary),
-    ("v3electionpb.Election", "Leader", Unary),
-    ("v3electionpb.Election", "Observe", ServerStream),
-    ("v3electionpb.Election", "Resign", Unary),
-    ("grpc.health.v1.Health", "Check", Unary),
-    ("grpc.health.v1.Health", "List", Unary),
-    ("grpc.health.v1.Health", "Watch", ServerStream),
-];
-
-/// Every method as metrics name it, in the order of its number.
-pub fn methods() -> impl Iterator<Item = Method> {
-    METHODS.iter().map(|(service, method, kind)| {
-        let kind = match kind {
-            Unary => "unary",
-            ServerStream => "server_stream",
-            BidiStream => "bidi_stream",
-        };
-        (*service, *method, kind)
-    })
-}
 
 impl Api {
     pub fn new(handle: Handle, settings: Settings) -> Self {
@@ -197,7 +110,7 @@ impl Api {
         B::Error: Into<tonic::codegen::StdError> + Send + 'static,
         B::Data: Send,
     {
-        let method = match find_method(request.uri().path()) {
+        let method = match methods::find(request.uri().path()) {
             Ok(method) => method,
             Err(status) => return Box::pin(std::future::ready(status.into_http())),
         };
@@ -217,7 +130,7 @@ impl Api {
             }
             Passed::NeedsLeader => gate = Some(self.gate.clone()),
         }
-        let (service, _, _) = METHODS[method];
+        let (service, _, _) = methods::METHODS[method];
         let future = match service {
             "etcdserverpb.KV" => self.kv.clone().call(request),
             "etcdserverpb.Watch" => self.watch.clone().call(request),
@@ -233,7 +146,7 @@ impl Api {
         Box::pin(async move {
             match future.await {
                 Ok(response) => {
-                    let response = in_grpc_go_words(response, max);
+                    let response = status_text::in_grpc_go_words(response, max);
                     counted.answer(match gate {
                         Some(gate) => gate.cut(response),
                         None => response,
@@ -243,77 +156,4 @@ impl Api {
             }
         })
     }
-}
-
-/// The number of the method that a path names.
-fn find_method(path: &str) -> Result<usize, Status> {
-    let Some((service, method)) = path
-        .strip_prefix('/')
-        .and_then(|path| path.rsplit_once('/'))
-    else {
-        return Err(Status::unimplemented(format!(
-            "malformed method name: {path:?}"
-        )));
-    };
-    let found = METHODS
-        .iter()
-        .position(|(name, known, _)| *known == method && *name == service);
-    if let Some(found) = found {
-        return Ok(found);
-    }
-    if METHODS.iter().any(|(name, ..)| *name == service) {
-        return Err(Status::unimplemented(format!(
-            "unknown method {method} for service {service}"
-        )));
-    }
-    Err(Status::unimplemented(format!("unknown service {service}")))
-}
-
-/// What a stream ends with when a message of its client cannot be taken.
-fn broken_stream(status: &Status, max_request_bytes: usize) -> Status {
-    let max = max_request_bytes + GRPC_OVERHEAD_BYTES;
-    reword(status, max).unwrap_or_else(|| status.clone())
-}
-
-/// What tonic says of a message that it could not decode, as grpc-go says it.
-fn reword(status: &Status, max: usize) -> Option<Status> {
-    let text = status.message();
-    if let Some(rest) = text.strip_prefix(TONIC_TOO_LARGE) {
-        let found = rest.split(' ').next().unwrap_or_default();
-        return Some(Status::new(
-            Code::ResourceExhausted,
-            format!("grpc: received message larger than max ({found} vs. {max})"),
-        ));
-    }
-    let rest = text.strip_prefix(TONIC_MALFORMED)?;
-    Some(Status::new(
-        Code::Internal,
-        format!("grpc: error unmarshalling request: {rest}"),
-    ))
-}
-
-const TONIC_TOO_LARGE: &str = "Error, decoded message length too large: found ";
-const TONIC_MALFORMED: &str = "failed to decode Protobuf message: ";
-
-/// Says in grpc-go's words what tonic found wrong with a message before a service saw it.
-fn in_grpc_go_words(mut response: Response<Body>, max: usize) -> Response<Body> {
-    let headers = response.headers();
-    if !headers.contains_key(Status::GRPC_STATUS) {
-        return response;
-    }
-    let Some(reworded) = Status::from_header_map(headers).and_then(|status| reword(&status, max))
-    else {
-        return response;
-    };
-    let mut trailers = HeaderMap::new();
-    if reworded.add_header(&mut trailers).is_err() {
-        return response;
-    }
-    for name in [Status::GRPC_STATUS, Status::GRPC_MESSAGE] {
-        let value = trailers.remove(&name);
-        response
-            .headers_mut()
-            .insert(name, value.unwrap_or(HeaderValue::from_static("")));
-    }
-    response
 }

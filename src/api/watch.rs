@@ -13,7 +13,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream as TokioStream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Settings, broken_stream, header};
+use super::status_text::broken_stream;
+use super::{Settings, header};
 use crate::env::Interval;
 use crate::error::watch_reason;
 use crate::probe::{self, CoveragePoint};

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::json;
 
-use super::HttpService;
 use super::process;
+use crate::service::handle::Handle;
 use crate::types::MemberId;
 
 /// raft's own view, with ids as text in lower-case hexadecimal.
@@ -33,7 +33,7 @@ struct Progress {
 }
 
 /// The page, one variable a line.
-pub fn vars(service: &HttpService) -> String {
+pub fn vars(handle: &Handle) -> String {
     let arguments: Vec<_> = std::env::args_os()
         .map(|argument| argument.to_string_lossy().into_owned())
         .collect();
@@ -47,7 +47,7 @@ pub fn vars(service: &HttpService) -> String {
         // written.
         (
             "raft.status",
-            serde_json::to_string(&raft_status(service)).unwrap_or_default(),
+            serde_json::to_string(&raft_status(handle)).unwrap_or_default(),
         ),
     ];
     let lines: Vec<_> = variables
@@ -57,8 +57,8 @@ pub fn vars(service: &HttpService) -> String {
     format!("{{\n{}\n}}\n", lines.join(",\n"))
 }
 
-fn raft_status(service: &HttpService) -> RaftStatus {
-    let shared = service.handle.shared();
+fn raft_status(handle: &Handle) -> RaftStatus {
+    let shared = handle.shared();
     let raft = &shared.raft;
     let me = shared.member.to_string();
     let commit = raft.commit_index();

@@ -10,13 +10,13 @@ use http::{Method, Response, StatusCode, Uri};
 use serde::Serialize;
 use tonic::body::Body;
 
-use super::HttpService;
 use super::page;
 use super::target::Query;
 use crate::error::Error;
 use crate::metrics::{HEALTH_CHECKS, Operation};
 use crate::proto::etcdserverpb::AlarmType;
 use crate::replica::view::ReadView;
+use crate::service::handle::Handle;
 
 /// How often a check that waits for a leader looks for one.
 const LEADER_POLL: Duration = Duration::from_millis(50);
@@ -28,22 +28,22 @@ struct Health<'a> {
 }
 
 /// Answers /health.
-pub async fn health(service: &HttpService, method: &Method, uri: &Uri) -> Response<Body> {
+pub async fn health(handle: &Handle, method: &Method, uri: &Uri) -> Response<Body> {
     if method != Method::GET {
         tracing::warn!("status-code" = 405, "/health error");
         return page::only_get();
     }
     let query = Query::of(uri);
     let serializable = query.first("serializable") == Some("true");
-    let reason = match alarm_reason(service, &query.all("exclude")) {
+    let reason = match alarm_reason(handle, &query.all("exclude")) {
         Some(reason) => Some(reason),
-        None => trouble(service, serializable).await,
+        None => trouble(handle, serializable).await,
     };
     let Some(reason) = reason else {
-        service.metrics.health_success.increment();
+        handle.shared().metrics.health_success.increment();
         return page::plain(encode("true", ""));
     };
-    service.metrics.health_failures.increment();
+    handle.shared().metrics.health_failures.increment();
     let body = encode("false", &reason);
     tracing::warn!(output = body, "status-code" = 503, "/health error");
     page::refusal(StatusCode::SERVICE_UNAVAILABLE, &body)
@@ -55,8 +55,8 @@ fn encode(health: &str, reason: &str) -> String {
 }
 
 /// The first alarm that the client does not overlook, whichever member raised it.
-fn alarm_reason(service: &HttpService, overlooked: &[&str]) -> Option<String> {
-    let status = service.handle.shared().status();
+fn alarm_reason(handle: &Handle, overlooked: &[&str]) -> Option<String> {
+    let status = handle.shared().status();
     let mut alarms: Vec<_> = status.alarms.iter().map(|alarm| alarm.alarm).collect();
     alarms.sort_unstable();
     let names = alarms
@@ -66,19 +66,20 @@ fn alarm_reason(service: &HttpService, overlooked: &[&str]) -> Option<String> {
     heeded.next().map(|name| format!("ALARM {name}"))
 }
 
-async fn trouble(service: &HttpService, serializable: bool) -> Option<String> {
-    if !serializable && service.handle.shared().raft.leader() == 0 {
+async fn trouble(handle: &Handle, serializable: bool) -> Option<String> {
+    if !serializable && handle.shared().raft.leader() == 0 {
         return Some("RAFT NO LEADER".to_owned());
     }
-    let read = read(service, serializable).await;
+    let read = read(handle, serializable).await;
     read.err().map(|error| format!("RANGE ERROR:{error}"))
 }
 
 /// Reads one key as a client would, and counts it as a client's read.
-async fn read(service: &HttpService, serializable: bool) -> Result<(), Error> {
-    let (shared, metrics) = (service.handle.shared(), &service.metrics);
+async fn read(handle: &Handle, serializable: bool) -> Result<(), Error> {
+    let shared = handle.shared();
+    let metrics = &shared.metrics;
     let asked = shared.clock.now();
-    let result = match view(service, serializable).await {
+    let result = match view(handle, serializable).await {
         Ok(view) => {
             let start = shared.clock.now();
             let found = view.snapshot().get(b"", view.head);
@@ -92,29 +93,28 @@ async fn read(service: &HttpService, serializable: bool) -> Result<(), Error> {
     result
 }
 
-async fn view(service: &HttpService, serializable: bool) -> Result<Arc<ReadView>, Error> {
-    let handle = &service.handle;
+async fn view(handle: &Handle, serializable: bool) -> Result<Arc<ReadView>, Error> {
     if serializable {
         return Ok(handle.view());
     }
     let limit = handle.settings().request_timeout();
-    tokio::time::timeout(limit, linearizable_view(service))
+    tokio::time::timeout(limit, linearizable_view(handle))
         .await
         .unwrap_or(Err(Error::Timeout))
 }
 
 /// Waits through the time without a leader: between two leaders a member is not broken.
-async fn linearizable_view(service: &HttpService) -> Result<Arc<ReadView>, Error> {
-    while service.handle.shared().raft.leader() == 0 {
+async fn linearizable_view(handle: &Handle) -> Result<Arc<ReadView>, Error> {
+    while handle.shared().raft.leader() == 0 {
         tokio::time::sleep(LEADER_POLL).await;
     }
-    service.handle.linearizable_view().await
+    handle.linearizable_view().await
 }
 
 /// Answers the root of an endpoint, `livez` or `readyz`: all its checks but those that the
 /// client leaves out.
 pub async fn all_checks(
-    service: &HttpService,
+    handle: &Handle,
     endpoint: &str,
     method: &Method,
     uri: &Uri,
@@ -134,19 +134,19 @@ pub async fn all_checks(
     }
     let wanted = of_endpoint().filter(|(_, _, name)| !excluded.contains(name));
     let wanted: Vec<_> = wanted.map(|(place, _, _)| place).collect();
-    answer(service, &wanted, method, uri).await
+    answer(handle, &wanted, method, uri).await
 }
 
 /// Answers `endpoint/check`; `None` where there is no such check.
 pub async fn one_check(
-    service: &HttpService,
+    handle: &Handle,
     endpoint: &str,
     check: &str,
     method: &Method,
     uri: &Uri,
 ) -> Option<Response<Body>> {
     let (place, _, _) = places().find(|(_, kind, name)| *kind == endpoint && *name == check)?;
-    Some(answer(service, &[place], method, uri).await)
+    Some(answer(handle, &[place], method, uri).await)
 }
 
 /// Place in the metrics' list, endpoint, check.
@@ -155,12 +155,7 @@ fn places() -> impl Iterator<Item = (usize, &'static str, &'static str)> {
     listed.map(|(place, (kind, name))| (place, *kind, *name))
 }
 
-async fn answer(
-    service: &HttpService,
-    checks: &[usize],
-    method: &Method,
-    uri: &Uri,
-) -> Response<Body> {
+async fn answer(handle: &Handle, checks: &[usize], method: &Method, uri: &Uri) -> Response<Body> {
     let path = uri.path();
     if method != Method::GET {
         tracing::warn!(path, "status-code" = 405, "Health request error");
@@ -170,8 +165,11 @@ async fn answer(
     let mut failed = false;
     for place in checks {
         let (_, name) = HEALTH_CHECKS[*place];
-        let result = check(service, name).await;
-        service.metrics.health_checked(*place, result.is_ok());
+        let result = check(handle, name).await;
+        handle
+            .shared()
+            .metrics
+            .health_checked(*place, result.is_ok());
         match result {
             Ok(()) => lines.push_str(&format!("[+]{name} ok\n")),
             Err(reason) => {
@@ -196,17 +194,17 @@ async fn answer(
     page::plain_nosniff(lines)
 }
 
-async fn check(service: &HttpService, name: &str) -> Result<(), String> {
-    let shared = service.handle.shared();
+async fn check(handle: &Handle, name: &str) -> Result<(), String> {
+    let shared = handle.shared();
     match name {
         "data_corruption" if shared.status().has_alarm(AlarmType::Corrupt) => {
             Err("alarm activated: CORRUPT".to_owned())
         }
-        "serializable_read" => read(service, true).await.map_err(|error| error.to_string()),
-        "linearizable_read" => read(service, false)
-            .await
-            .map_err(|error| error.to_string()),
-        "non_learner" if service.is_learner() => Err("not supported for learner".to_owned()),
+        "serializable_read" => read(handle, true).await.map_err(|error| error.to_string()),
+        "linearizable_read" => read(handle, false).await.map_err(|error| error.to_string()),
+        "non_learner" if shared.status().is_learner(shared.member) => {
+            Err("not supported for learner".to_owned())
+        }
         _ => Ok(()),
     }
 }

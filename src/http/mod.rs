@@ -24,7 +24,6 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::Serialize;
 use tonic::body::Body;
 
-use crate::metrics::Metrics;
 use crate::service::handle::Handle;
 use crate::types::ETCD_VERSION;
 pub use access::Access;
@@ -34,7 +33,6 @@ use target::Target;
 #[derive(Clone)]
 pub struct HttpService {
     handle: Handle,
-    metrics: Arc<Metrics>,
     access: Arc<Access>,
     surface: Surface,
 }
@@ -55,10 +53,9 @@ struct Versions<'a> {
 }
 
 impl HttpService {
-    pub fn new(handle: Handle, metrics: Arc<Metrics>) -> Self {
+    pub fn new(handle: Handle) -> Self {
         Self {
             handle,
-            metrics,
             access: Arc::default(),
             surface: Surface::Client,
         }
@@ -117,18 +114,18 @@ impl HttpService {
         let parts: Vec<&str> = path.split('/').skip(1).collect();
         match parts.as_slice() {
             ["metrics"] => self.metrics_page(request.headers()).await,
-            ["health"] => health::health(self, method, uri).await,
+            ["health"] => health::health(&self.handle, method, uri).await,
             [endpoint @ ("livez" | "readyz")] => {
-                health::all_checks(self, endpoint, method, uri).await
+                health::all_checks(&self.handle, endpoint, method, uri).await
             }
             [endpoint @ ("livez" | "readyz"), check] => {
-                let answer = health::one_check(self, endpoint, check, method, uri).await;
+                let answer = health::one_check(&self.handle, endpoint, check, method, uri).await;
                 answer.unwrap_or_else(page::not_found)
             }
             _ if self.surface == Surface::Metrics => page::not_found(),
             ["version"] | ["debug", "vars"] if method != Method::GET => page::only_get(),
             ["version"] => self.version(),
-            ["debug", "vars"] => page::json_utf8(debug::vars(self)),
+            ["debug", "vars"] => page::json_utf8(debug::vars(&self.handle)),
             _ => page::not_found(),
         }
     }
@@ -146,11 +143,11 @@ impl HttpService {
 
     async fn metrics_page(&self, headers: &HeaderMap) -> Response<Body> {
         let gzipped = accepts_gzip(headers);
-        let service = self.clone();
+        let handle = self.handle.clone();
         // Reads files and formats thousands of lines: not on the network's threads.
         let rendered = tokio::task::spawn_blocking(move || {
-            let scrape = scrape::scrape(&service.handle, service.is_learner());
-            let text = service.metrics.render(&scrape);
+            let scrape = scrape::scrape(&handle);
+            let text = handle.shared().metrics.render(&scrape);
             if gzipped {
                 gzip(text.as_bytes())
             } else {
@@ -163,11 +160,6 @@ impl HttpService {
                 page::refusal(StatusCode::INTERNAL_SERVER_ERROR, "the scrape failed")
             }
         }
-    }
-
-    fn is_learner(&self) -> bool {
-        let shared = self.handle.shared();
-        shared.status().is_learner(shared.member)
     }
 }
 

@@ -14,7 +14,7 @@ use super::process;
 const FIRST_AUTH_REVISION: f64 = 1.0;
 
 /// Reads the node and the operating system; takes well under a millisecond, on files of /proc.
-pub fn scrape(handle: &Handle, is_learner: bool) -> Scrape {
+pub fn scrape(handle: &Handle) -> Scrape {
     let shared = handle.shared();
     let raft = &shared.raft;
     let status = shared.status();
@@ -27,7 +27,7 @@ pub fn scrape(handle: &Handle, is_learner: bool) -> Scrape {
     let mut scrape = Scrape {
         has_leader: flag(raft.leader() != 0),
         is_leader: flag(raft.is_leader()),
-        is_learner: flag(is_learner),
+        is_learner: flag(status.is_learner(shared.member)),
         proposals_committed: Some(raft.commit_index() as f64),
         proposals_applied: Some(raft.applied_index() as f64),
         quota_bytes: number(quota.unwrap_or(-1)),

@@ -13,9 +13,7 @@ use crate::service::fixture::{self, ME};
 
 /// A member over an empty store, without a leader.
 fn service() -> HttpService {
-    let handle = fixture::alone();
-    let metrics = handle.shared().metrics.clone();
-    HttpService::new(handle, metrics)
+    HttpService::new(fixture::alone())
 }
 
 fn lead(service: &HttpService) {

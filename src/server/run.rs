@@ -32,8 +32,8 @@ use crate::replica::run;
 use crate::replica::shared::Shared;
 use crate::server::assemble;
 use crate::service::admission::Limits;
-use crate::service::handle::{Handle, Settings};
-use crate::service::membership::Rules;
+use crate::service::handle::Handle;
+use crate::service::settings::{Rules, Settings};
 use crate::transport::{self, GrpcNetwork, Local, Network as _, Outside};
 use crate::types::{ETCD_VERSION, MemberId};
 
@@ -255,7 +255,7 @@ impl Member {
         Clients {
             gate: Gate {
                 api: Arc::new(Api::new(self.handle.clone(), settings)),
-                http: HttpService::new(self.handle.clone(), metrics.clone()).with_access(Access {
+                http: HttpService::new(self.handle.clone()).with_access(Access {
                     cors: config.cors.clone(),
                     host_whitelist: config.host_whitelist.clone(),
                 }),

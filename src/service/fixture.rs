@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::admission::Limits;
-use super::handle::{Handle, Settings};
-use super::membership::Rules;
+use super::handle::Handle;
+use super::settings::{Rules, Settings};
 use crate::env::{ManualClock, SystemRng, TokioExecutor};
 use crate::metrics::Metrics;
 use crate::proto::membershippb::{Member, RaftAttributes};

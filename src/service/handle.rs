@@ -7,8 +7,8 @@ use std::time::Duration;
 use prost::Message;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::admission::{self, Limits};
-use super::membership::Rules;
+use super::admission;
+use super::settings::Settings;
 use crate::env;
 use crate::error::Error;
 use crate::metrics::{Metrics, Operation};
@@ -29,27 +29,6 @@ use crate::types::MemberId;
 
 /// Encoded proposals under way at once, in KiB.
 const MAX_PROPOSED_KIB: u32 = 128 << 10;
-
-/// What the member promises and allows.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    pub limits: Limits,
-    pub rules: Rules,
-    pub election_timeout: Duration,
-}
-
-impl Settings {
-    /// How long a request may take; etcd's rule.
-    pub fn request_timeout(&self) -> Duration {
-        Duration::from_secs(5) + 2 * self.election_timeout
-    }
-
-    /// The shortest time to live of a lease, in seconds; etcd's rule.
-    pub fn min_lease_ttl_s(&self) -> i64 {
-        let half_more = self.election_timeout * 3 / 2;
-        half_more.as_millis().div_ceil(1000) as i64
-    }
-}
 
 /// A member, as its services see it; cheap to clone.
 #[derive(Clone)]

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use super::handle::Handle;
+use super::settings::Rules;
 use crate::config::{self, Url, urls};
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint};
@@ -25,14 +26,6 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(5);
 const READY_SHARE: f64 = 0.9;
 /// Wait before a change is proposed again behind another one, or to another leader.
 const RETRY: Duration = Duration::from_millis(50);
-
-/// How changes of membership are checked.
-#[derive(Clone, Copy, Debug)]
-pub struct Rules {
-    /// Changes that could cost the quorum are refused.
-    pub strict: bool,
-    pub max_learners: u32,
-}
 
 /// A member as the cluster's services show it.
 pub fn shown(member: &Member) -> etcdserverpb::Member {

@@ -1,0 +1,16 @@
+//! What the services are told at the start: how large, how long, how often.
+
+use std::time::Duration;
+
+/// gRPC may receive this much more than a request may hold; etcd's figure.
+pub const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
+
+/// Limits of the services.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub max_txn_ops: usize,
+    pub max_request_bytes: usize,
+    /// Where a watch's response is split, if its client allows it, in bytes.
+    pub fragment_bytes: usize,
+    pub progress_interval: Duration,
+}

@@ -1,0 +1,34 @@
+//! What a member promises its callers and allows them.
+
+use std::time::Duration;
+
+use super::admission::Limits;
+
+/// What the member promises and allows.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub limits: Limits,
+    pub rules: Rules,
+    pub election_timeout: Duration,
+}
+
+impl Settings {
+    /// How long a request may take; etcd's rule.
+    pub fn request_timeout(&self) -> Duration {
+        Duration::from_secs(5) + 2 * self.election_timeout
+    }
+
+    /// The shortest time to live of a lease, in seconds; etcd's rule.
+    pub fn min_lease_ttl_s(&self) -> i64 {
+        let half_more = self.election_timeout * 3 / 2;
+        half_more.as_millis().div_ceil(1000) as i64
+    }
+}
+
+/// How changes of membership are checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Changes that could cost the quorum are refused.
+    pub strict: bool,
+    pub max_learners: u32,
+}
