@@ -3,8 +3,9 @@
 //! `replica` takes inputs (proposals, messages, ticks, "this is on disk now") and returns
 //! outputs (what to make durable, what to send, what is committed); it never touches a disk, a
 //! socket or a clock. `log` is what raft-rs reads of the raft log: recent entries in memory,
-//! older ones from the segment files. `read_index` gathers linearizable reads into rounds.
-//! `admit` keeps from raft what no member that works would send.
+//! older ones from the segment files. `unpersisted` knows what is handed out and not on disk yet.
+//! `read_index` gathers linearizable reads into rounds. `admit` keeps from raft what no member
+//! that works would send.
 
 pub mod admit;
 mod drain;
@@ -14,6 +15,7 @@ pub mod read_index;
 pub mod replica;
 #[cfg(test)]
 mod tests;
+mod unpersisted;
 
 pub use admit::{Lost, Malformed};
 pub use output::{Committed, CommittedKind, Output, Persist};

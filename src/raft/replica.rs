@@ -4,8 +4,6 @@
 //! and raft goes on; the caller says later how far the disk has come. Entries commit only when
 //! a quorum, this member included where it counts, has said so.
 
-use std::collections::VecDeque;
-
 use bytes::Bytes;
 use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
 use raft_proto::eraftpb::{
@@ -16,6 +14,7 @@ use super::admit::{self, Lost, Malformed, Refused};
 use super::drain::TracingDrain;
 use super::log::{LogView, to_disk};
 use super::output::{Output, Persist, promises_nothing, take_committed, take_reads};
+use super::unpersisted::Unpersisted;
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::storage::raft_log::{EntryId, Reader};
@@ -75,22 +74,10 @@ pub struct Progress {
     pub in_snapshot: bool,
 }
 
-/// A part of raft's output that is not on disk yet.
-struct Unpersisted {
-    number: u64,
-    /// Index of its last entry; 0 for none.
-    last_index: u64,
-    reset: Option<EntryId>,
-    /// Of the hard state in it.
-    term: Option<u64>,
-    /// There is nothing to wait for but what comes before it.
-    empty: bool,
-}
-
 /// A raft member.
 pub struct Replica {
     node: RawNode<LogView>,
-    unpersisted: VecDeque<Unpersisted>,
+    unpersisted: Unpersisted,
     /// A hard state whose only news is a commit index: goes with the next write.
     lazy_hard_state: bool,
     election_seed: u64,
@@ -132,7 +119,7 @@ impl Replica {
         let logger = slog::Logger::root(TracingDrain, slog::o!());
         let mut replica = Self {
             node: RawNode::new(&config, log, &logger)?,
-            unpersisted: Default::default(),
+            unpersisted: Unpersisted::default(),
             lazy_hard_state: false,
             election_seed: options.election_seed,
             durable_term: hard_state_term,
@@ -393,49 +380,28 @@ impl Replica {
         }
         self.node.mut_store().append(&entries);
         self.node.advance_append_async(ready);
-        self.note_unpersisted(&persist);
-        if persist.is_empty() && persist.messages.is_empty() {
-            if self.unpersisted.len() == 1 {
-                // Nothing for the disk, and nothing before it that has to come first.
-                self.persisted(persist.number);
-            }
-        } else {
+        // With nothing before it that has to come first, what is empty is as good as on disk.
+        let waits_for_nothing = self.unpersisted.is_empty();
+        self.unpersisted.push(&persist, self.node.raft.term);
+        if !persist.is_empty() || !persist.messages.is_empty() {
             output.persist = Some(persist);
+        } else if waits_for_nothing {
+            self.persisted(persist.number);
         }
         Some(output)
-    }
-
-    fn note_unpersisted(&mut self, persist: &Persist) {
-        // What entries replace, or a snapshot, never counts as being on disk.
-        let kept = persist.entries.first().map(|first| first.index - 1);
-        let kept = kept.or(persist.reset.map(|entry_id| entry_id.index));
-        for earlier in &mut self.unpersisted {
-            earlier.last_index = earlier.last_index.min(kept.unwrap_or(u64::MAX));
-        }
-        self.unpersisted.push_back(Unpersisted {
-            number: persist.number,
-            last_index: persist.entries.last().map_or(0, |entry| entry.index),
-            reset: persist.reset,
-            term: persist.hard_state.as_ref().map(|_| self.node.raft.term),
-            empty: persist.is_empty() && persist.messages.is_empty(),
-        });
     }
 
     /// Everything up to the persist `number` is on disk.
     pub fn persisted(&mut self, number: u64) {
         let mut until = number;
-        while let Some(first) = self.unpersisted.front() {
-            if first.number > number && !first.empty {
-                break;
-            }
-            until = until.max(first.number);
+        while let Some(part) = self.unpersisted.pop(number) {
+            until = until.max(part.number);
             let log = self.node.mut_store();
-            if let Some(entry_id) = first.reset {
+            if let Some(entry_id) = part.reset {
                 log.reset_persisted(entry_id);
             }
-            log.persisted(first.last_index);
-            self.durable_term = first.term.unwrap_or(self.durable_term);
-            self.unpersisted.pop_front();
+            log.persisted(part.last_index);
+            self.durable_term = part.term.unwrap_or(self.durable_term);
         }
         self.node.on_persist_ready(until);
     }

@@ -45,60 +45,138 @@ pub enum ApplyJob {
     Restore(Received),
 }
 
-/// How far a job is. Whoever reads may come in between any two stages.
-pub enum Stage {
-    Given(ApplyJob),
-    /// The batch is written.
-    Written(Outcome),
-    /// The view shows it.
-    Shown(Outcome),
-    /// Whoever proposed or waits to read has the answer.
-    Answered(Outcome),
-    /// Watches have it.
-    Done(AppliedGroup),
+impl ApplyJob {
+    /// Of the entries, about.
+    pub fn bytes(&self) -> usize {
+        match self {
+            ApplyJob::Entries { entries, .. } => entries.iter().map(Entry::bytes).sum(),
+            ApplyJob::Restore(_) => 0,
+        }
+    }
 }
 
-/// What came of entries, until everyone has been told.
-pub struct Outcome {
-    group: machine::Group,
+/// One thing that is done with entries.
+#[derive(Clone, Copy, Debug)]
+pub enum Step {
+    /// The machine carries them out, into a batch.
+    Execute,
+    /// The batch is written.
+    Commit,
+    /// The view shows it.
+    Show,
+    /// Whoever proposed or waits to read is answered.
+    Answer,
+    /// Watches get the events.
+    Publish,
+}
+
+/// What is done with entries, and in which order. Whoever reads may come in between two stages.
+pub type Stages = &'static [&'static [Step]];
+
+/// The order that clients rely on.
+pub const STAGES: Stages = &[
+    &[Step::Execute, Step::Commit],
+    &[Step::Show],
+    &[Step::Answer],
+    &[Step::Publish],
+];
+
+/// A job on its way through the stages.
+pub enum Applying {
+    Entries(Batch),
+    Restore(Received),
+}
+
+/// Entries, and what came of them so far.
+pub struct Batch {
+    /// Those to be done are from here on.
+    stage: usize,
+    entries: Vec<Entry>,
     replies: Vec<Option<Reply>>,
     promoted_in_term: Option<u64>,
     /// Of the first entry, whose reply is the first.
     first_index: u64,
+    started_at: Duration,
+    group: machine::Group,
+}
+
+impl From<ApplyJob> for Applying {
+    fn from(job: ApplyJob) -> Self {
+        match job {
+            ApplyJob::Entries {
+                entries,
+                replies,
+                promoted_in_term,
+            } => Self::Entries(Batch {
+                stage: 0,
+                first_index: entries.first().map_or(0, |entry| entry.index),
+                entries,
+                replies,
+                promoted_in_term,
+                started_at: Duration::ZERO,
+                group: machine::Group::default(),
+            }),
+            ApplyJob::Restore(received) => Self::Restore(received),
+        }
+    }
 }
 
 /// What the apply thread works with.
+#[derive(Clone)]
 pub struct ApplyThread {
     pub(super) applier: Arc<Mutex<Applier>>,
     pub jobs: Arc<Pipe<ApplyJob>>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) states: Arc<dyn SnapshotStore>,
+    /// `STAGES`; deliberate defects of the simulator use another order.
+    pub stages: Stages,
 }
 
 impl ApplyThread {
-    /// Does the jobs and tells the raft thread how far it is.
-    pub fn carry_out(&self, jobs: Vec<ApplyJob>) -> storage::Result<()> {
+    /// A turn of the thread: does the jobs and tells the raft thread how far it is.
+    pub fn turn(&self, jobs: Vec<ApplyJob>) -> storage::Result<()> {
         for job in jobs {
-            let mut stage = Some(Stage::Given(job));
-            while let Some(next) = stage {
-                stage = self.proceed(next)?;
-            }
+            let group = self.apply(job)?;
+            self.tell(group);
         }
         Ok(())
     }
 
-    /// Goes on with a job; nothing is left of it once the raft thread was told.
-    pub fn proceed(&self, stage: Stage) -> storage::Result<Option<Stage>> {
-        let stage = self.applier.lock().proceed(stage, self.states.as_ref())?;
-        match stage {
-            Stage::Done(group) => {
-                // A closed inbox means that the member is stopping.
-                let _ = self.inbox.push(Input::Applied(group));
-                Ok(None)
+    /// Takes a job through all stages.
+    pub fn apply(&self, job: ApplyJob) -> storage::Result<AppliedGroup> {
+        let mut applier = self.applier.lock();
+        let mut applying = Applying::from(job);
+        loop {
+            match applier.proceed(applying, self.stages, self.states.as_ref())? {
+                Proceeded::On(rest) => applying = rest,
+                Proceeded::Done(group) => return Ok(group),
             }
-            stage => Ok(Some(stage)),
         }
     }
+
+    /// Takes a job through its next stage; nothing is left of it once the raft thread was told.
+    pub fn proceed(&self, applying: Applying) -> storage::Result<Option<Applying>> {
+        let mut applier = self.applier.lock();
+        let proceeded = applier.proceed(applying, self.stages, self.states.as_ref())?;
+        drop(applier);
+        Ok(match proceeded {
+            Proceeded::On(rest) => Some(rest),
+            Proceeded::Done(group) => {
+                self.tell(group);
+                None
+            }
+        })
+    }
+
+    fn tell(&self, group: AppliedGroup) {
+        // A closed inbox means that the member is stopping.
+        let _ = self.inbox.push(Input::Applied(group));
+    }
+}
+
+enum Proceeded {
+    On(Applying),
+    Done(AppliedGroup),
 }
 
 /// See the module.
@@ -139,62 +217,42 @@ impl Applier {
         }
     }
 
-    pub fn machine(&self) -> &Machine {
-        &self.machine
-    }
-
-    /// Applies committed entries and answers those who wait for them.
-    pub fn apply(
+    /// Takes a job through its next stage.
+    fn proceed(
         &mut self,
-        entries: Vec<Entry>,
-        replies: Vec<Option<Reply>>,
-        promoted_in_term: Option<u64>,
-    ) -> storage::Result<AppliedGroup> {
-        let written = self.write(entries, replies, promoted_in_term)?;
-        self.show(&written.group);
-        let answered = self.answer(written);
-        Ok(self.tell_watches(answered))
-    }
-
-    /// Goes from one stage to the next.
-    pub fn proceed(&mut self, stage: Stage, states: &dyn SnapshotStore) -> storage::Result<Stage> {
-        Ok(match stage {
-            Stage::Given(ApplyJob::Entries {
-                entries,
-                replies,
-                promoted_in_term,
-            }) => Stage::Written(self.write(entries, replies, promoted_in_term)?),
-            Stage::Given(ApplyJob::Restore(received)) => {
-                Stage::Done(self.restore(received, states)?)
+        applying: Applying,
+        stages: Stages,
+        states: &dyn SnapshotStore,
+    ) -> storage::Result<Proceeded> {
+        let mut batch = match applying {
+            Applying::Entries(batch) => batch,
+            Applying::Restore(received) => {
+                return Ok(Proceeded::Done(self.restore(received, states)?));
             }
-            Stage::Written(outcome) if probe::injected(Defect::AnswerBeforeWrite) => {
-                Stage::Shown(outcome)
+        };
+        for step in stages.get(batch.stage).copied().unwrap_or_default() {
+            match step {
+                Step::Execute => self.execute(&mut batch)?,
+                Step::Commit => self.commit(&batch)?,
+                Step::Show => self.show(&batch.group),
+                Step::Answer => self.answer(&mut batch),
+                Step::Publish => self.publish(&batch.group),
             }
-            Stage::Written(outcome) => {
-                self.show(&outcome.group);
-                Stage::Shown(outcome)
-            }
-            Stage::Shown(outcome) => Stage::Answered(self.answer(outcome)),
-            Stage::Answered(outcome) => {
-                if probe::injected(Defect::AnswerBeforeWrite) {
-                    self.machine.commit()?;
-                    self.show(&outcome.group);
-                }
-                Stage::Done(self.tell_watches(outcome))
-            }
-            Stage::Done(group) => Stage::Done(group),
+        }
+        batch.stage += 1;
+        Ok(match batch.stage < stages.len() {
+            true => Proceeded::On(Applying::Entries(batch)),
+            false => Proceeded::Done(AppliedGroup {
+                index: self.machine.applied_index(),
+                member_changes: batch.group.member_changes,
+            }),
         })
     }
 
-    fn write(
-        &mut self,
-        entries: Vec<Entry>,
-        replies: Vec<Option<Reply>>,
-        promoted_in_term: Option<u64>,
-    ) -> storage::Result<Outcome> {
+    fn execute(&mut self, batch: &mut Batch) -> storage::Result<()> {
+        let entries = std::mem::take(&mut batch.entries);
         self.entries_since_size_check += entries.len() as u64;
-        let first_index = entries.first().map_or(0, |entry| entry.index);
-        let start = self.shared.clock.now();
+        batch.started_at = self.shared.clock.now();
         let member = self.shared.member;
         probe::applied(|| {
             entries
@@ -202,26 +260,19 @@ impl Applier {
                 .map(|entry| applied_entry(member, entry))
                 .collect()
         });
-        let group = self.machine.stage(entries)?;
-        if probe::injected(Defect::ViewBeforeWrite) {
-            self.publish_view();
-        }
-        if !probe::injected(Defect::AnswerBeforeWrite) {
-            self.machine.commit()?;
-        }
-        self.measure(&group, self.shared.clock.now() - start);
-        Ok(Outcome {
-            group,
-            replies,
-            promoted_in_term,
-            first_index,
-        })
+        batch.group = self.machine.stage(entries)?;
+        Ok(())
+    }
+
+    fn commit(&mut self, batch: &Batch) -> storage::Result<()> {
+        self.machine.commit()?;
+        let took = self.shared.clock.now() - batch.started_at;
+        self.measure(&batch.group, took);
+        Ok(())
     }
 
     fn show(&mut self, group: &machine::Group) {
-        if !probe::injected(Defect::ViewBeforeWrite) {
-            self.publish_view();
-        }
+        self.publish_view();
         if group.status_changed {
             self.publish_status();
         }
@@ -229,35 +280,27 @@ impl Applier {
         self.note_leases(group);
     }
 
-    fn answer(&self, mut outcome: Outcome) -> Outcome {
-        if let Some(term) = outcome.promoted_in_term {
+    fn answer(&self, batch: &mut Batch) {
+        if let Some(term) = batch.promoted_in_term {
             self.take_over_leases(term);
         }
-        let applied = std::mem::take(&mut outcome.group.applied);
-        let first_index = outcome.first_index;
-        for applied in applied {
-            let slot = (applied.index - first_index) as usize;
-            if let Some(reply) = outcome.replies.get_mut(slot).and_then(Option::take) {
+        for applied in std::mem::take(&mut batch.group.applied) {
+            let slot = (applied.index - batch.first_index) as usize;
+            if let Some(reply) = batch.replies.get_mut(slot).and_then(Option::take) {
                 reply(applied.result);
             }
         }
         self.shared
             .waiting_reads
             .applied(self.machine.applied_index());
-        outcome
     }
 
-    fn tell_watches(&self, outcome: Outcome) -> AppliedGroup {
-        let group = outcome.group;
+    fn publish(&self, group: &machine::Group) {
         if !group.changes.is_empty() {
             self.shared.hub.publish(self.machine.head(), &group.changes);
         }
         if group.compacted {
             self.shared.compaction_wanted.notify_one();
-        }
-        AppliedGroup {
-            index: self.machine.applied_index(),
-            member_changes: group.member_changes,
         }
     }
 

@@ -21,42 +21,97 @@ use crate::transport::Network;
 const MAX_WRITE_BYTES: usize = 8 << 20;
 
 pub enum LogJob {
-    /// The received state is the one that the reset of the log makes room for.
+    /// With the files of the snapshot that its reset of the log makes room for: they come into use
+    /// after it.
     Persist(Persist, Option<Received>),
     /// Lets go of the entries up to an index.
     Cut(u64),
 }
 
+impl LogJob {
+    /// Of the entries in it.
+    pub fn bytes(&self) -> usize {
+        match self {
+            LogJob::Persist(persist, _) => entry_bytes(persist),
+            LogJob::Cut(_) => 0,
+        }
+    }
+}
+
+fn entry_bytes(persist: &Persist) -> usize {
+    persist.entries.iter().map(|entry| entry.data.len()).sum()
+}
+
 /// Parts that are on disk.
 #[derive(Default)]
-pub struct Done {
+struct Done {
     /// That of the last part.
-    pub number: u64,
-    pub messages: Vec<Message>,
-    pub received: Option<Received>,
+    number: u64,
+    messages: Vec<Message>,
+    received: Option<Received>,
 }
 
 /// What the log thread works with.
+#[derive(Clone)]
 pub struct LogThread {
     pub(super) writer: Arc<Mutex<LogWriter>>,
     pub jobs: Arc<Pipe<LogJob>>,
     pub(super) apply_jobs: Arc<Pipe<ApplyJob>>,
     pub(super) inbox: Arc<Inbox>,
-    pub(super) network: Arc<dyn Network>,
+    pub network: Arc<dyn Network>,
 }
 
 impl LogThread {
-    /// Does the jobs and tells who has to know.
-    pub fn carry_out(&self, jobs: Vec<LogJob>) -> Result<(), Fatal> {
-        LogWriter::carry_out(&self.writer, jobs, |done| {
-            if let Some(received) = done.received {
-                self.apply_jobs.push(ApplyJob::Restore(received), 0);
-            }
-            // Before the messages: raft must know of it when their answers come.
+    /// A turn of the thread: does the jobs and tells the raft thread how far it is.
+    pub fn turn(&self, jobs: Vec<LogJob>) -> Result<(), Fatal> {
+        self.carry_out(jobs, |number| {
             // A closed inbox means that the member is stopping.
-            let _ = self.inbox.push(Input::Persisted(done.number));
-            send_grouped(self.network.as_ref(), done.messages);
+            let _ = self.inbox.push(Input::Persisted(number));
         })
+    }
+
+    /// Does jobs in order, many parts in one write, and what had to wait for that; `persisted` is
+    /// called with the number of the last part that is on disk.
+    pub fn carry_out(
+        &self,
+        jobs: impl IntoIterator<Item = LogJob>,
+        mut persisted: impl FnMut(u64),
+    ) -> Result<(), Fatal> {
+        let mut gathered = Gathered::default();
+        for job in jobs {
+            match job {
+                LogJob::Persist(persist, received) => {
+                    // A reset is a write of its own, with what comes after it.
+                    let resets = persist.reset.is_some();
+                    if resets || gathered.bytes >= MAX_WRITE_BYTES {
+                        self.write(&mut gathered, &mut persisted)?;
+                    }
+                    gathered.add(persist, received);
+                    if resets {
+                        self.write(&mut gathered, &mut persisted)?;
+                    }
+                }
+                LogJob::Cut(index) => {
+                    self.write(&mut gathered, &mut persisted)?;
+                    self.writer.lock().cut(index)?;
+                }
+            }
+        }
+        self.write(&mut gathered, &mut persisted)
+    }
+
+    fn write(&self, gathered: &mut Gathered, persisted: &mut impl FnMut(u64)) -> Result<(), Fatal> {
+        if gathered.parts == 0 {
+            return Ok(());
+        }
+        let done = self.writer.lock().write(std::mem::take(gathered))?;
+        if let Some(received) = done.received {
+            self.apply_jobs.push(ApplyJob::Restore(received), 0);
+        }
+        // Before the messages: raft must know of it when their answers come.
+        persisted(done.number);
+        send_grouped(self.network.as_ref(), done.messages);
+        Ok(())
     }
 }
 
@@ -86,7 +141,7 @@ impl Gathered {
                 .partition_point(|entry| entry.index < first.index);
             self.entries.truncate(kept);
         }
-        self.bytes += persist.entries.iter().map(|e| e.data.len()).sum::<usize>();
+        self.bytes += entry_bytes(&persist);
         self.entries.extend(persist.entries);
         if persist.hard_state.is_some() || probe::injected(Defect::HardStateDropped) {
             self.hard_state = persist.hard_state;
@@ -102,51 +157,6 @@ impl Gathered {
 impl LogWriter {
     pub fn new(log: RaftLog, shared: Arc<Shared>) -> Self {
         Self { log, shared }
-    }
-
-    /// Does jobs in order; `done` is called with what is on disk, without the lock.
-    pub fn carry_out(
-        writer: &Mutex<Self>,
-        jobs: Vec<LogJob>,
-        mut done: impl FnMut(Done),
-    ) -> Result<(), Fatal> {
-        let mut gathered = Gathered::default();
-        let mut write = |gathered: &mut Gathered| -> Result<(), Fatal> {
-            if gathered.parts > 0 {
-                let gathered = std::mem::take(gathered);
-                done(writer.lock().write(gathered)?);
-            }
-            Ok(())
-        };
-        for job in jobs {
-            match job {
-                LogJob::Persist(persist, received) => {
-                    // A reset is a write of its own, with what comes after it.
-                    if persist.reset.is_some() || gathered.bytes >= MAX_WRITE_BYTES {
-                        write(&mut gathered)?;
-                    }
-                    let resets = persist.reset.is_some();
-                    gathered.add(persist, received);
-                    if resets {
-                        write(&mut gathered)?;
-                    }
-                }
-                LogJob::Cut(index) => {
-                    write(&mut gathered)?;
-                    writer.lock().cut(index)?;
-                }
-            }
-        }
-        write(&mut gathered)
-    }
-
-    /// Makes parts durable; returns the messages that waited for it.
-    pub fn persist(&mut self, parts: Vec<Persist>) -> Result<Vec<Message>, Fatal> {
-        let mut gathered = Gathered::default();
-        for part in parts {
-            gathered.add(part, None);
-        }
-        Ok(self.write(gathered)?.messages)
     }
 
     fn write(&mut self, gathered: Gathered) -> Result<Done, raft_log::Error> {
@@ -173,7 +183,7 @@ impl LogWriter {
     }
 
     /// Lets go of the entries up to `index`.
-    pub fn cut(&mut self, index: u64) -> Result<(), raft_log::Error> {
+    fn cut(&mut self, index: u64) -> Result<(), raft_log::Error> {
         let index = index.min(self.log.last_index());
         if index + 1 > self.log.first_index() {
             self.log.compact(index)?;

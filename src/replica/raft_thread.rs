@@ -4,7 +4,7 @@
 //! It never waits for the disk. What is to be made durable goes to the log thread, what is
 //! committed to the apply thread, and both tell the inbox how far they are: heartbeats and
 //! elections go on however slow the disk is, and a leader whose disk stalls hands over. Only a
-//! member that is alone, which has nobody to keep waiting, does both by itself: each hop to
+//! single member, which has nobody to keep waiting, takes the turns of both by itself: each hop to
 //! another thread would cost its writes 10 to 30 µs.
 
 use std::sync::Arc;
@@ -12,12 +12,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::apply_thread::{Applier, ApplyJob, ApplyThread};
+use super::apply_thread::{Applier, ApplyJob, ApplyThread, STAGES};
 use super::fatal::Fatal;
 use super::inbox::{Inbox, Input};
 use super::log_thread::{LogJob, LogThread, LogWriter};
 use super::outbound::send_grouped;
-use super::pipe::Pipe;
 use super::proposal::Proposed;
 use super::router::Router;
 use super::shared::Shared;
@@ -26,7 +25,7 @@ use super::work::{AppliedGroup, Waiting, Work};
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etchedpeer::forwarded::Proposal as Asked;
 use crate::raft::replica::{Progress, Status};
-use crate::raft::{Message, MessageType};
+use crate::raft::{Message, MessageType, Persist};
 use crate::storage;
 use crate::transport::{Network, PeerMessage};
 use crate::types::MemberId;
@@ -70,10 +69,8 @@ pub struct Parts {
 /// See the module.
 pub struct RaftThread {
     router: Router,
-    log: Arc<Mutex<LogWriter>>,
-    log_jobs: Arc<Pipe<LogJob>>,
-    applier: Arc<Mutex<Applier>>,
-    apply_jobs: Arc<Pipe<ApplyJob>>,
+    log: LogThread,
+    apply: ApplyThread,
     inbox: Arc<Inbox>,
     shared: Arc<Shared>,
     network: Arc<dyn Network>,
@@ -81,19 +78,31 @@ pub struct RaftThread {
     timing: Timing,
     offered: Option<Offered>,
     making_checkpoint: bool,
-    /// What the next reset of the log makes room for.
+    /// The files of the snapshot that raft takes over, until it has the log reset to its entry.
     received: Option<Received>,
     next_tick: Duration,
 }
 
 impl RaftThread {
     pub fn new(parts: Parts) -> Self {
+        let apply = ApplyThread {
+            applier: Arc::new(Mutex::new(parts.applier)),
+            jobs: Arc::default(),
+            inbox: parts.inbox.clone(),
+            states: parts.states.clone(),
+            stages: STAGES,
+        };
+        let log = LogThread {
+            writer: Arc::new(Mutex::new(parts.log)),
+            jobs: Arc::default(),
+            apply_jobs: apply.jobs.clone(),
+            inbox: parts.inbox.clone(),
+            network: parts.network.clone(),
+        };
         Self {
             router: parts.router,
-            log: Arc::new(Mutex::new(parts.log)),
-            log_jobs: Arc::default(),
-            applier: Arc::new(Mutex::new(parts.applier)),
-            apply_jobs: Arc::default(),
+            log,
+            apply,
             inbox: parts.inbox,
             network: parts.network,
             states: parts.states,
@@ -159,29 +168,22 @@ impl RaftThread {
 
     /// The thread that writes the log for this one.
     pub fn log_thread(&self) -> LogThread {
-        LogThread {
-            writer: self.log.clone(),
-            jobs: self.log_jobs.clone(),
-            apply_jobs: self.apply_jobs.clone(),
-            inbox: self.inbox.clone(),
-            network: self.network.clone(),
-        }
+        self.log.clone()
     }
 
     /// The thread that applies entries for this one.
     pub fn apply_thread(&self) -> ApplyThread {
-        ApplyThread {
-            applier: self.applier.clone(),
-            jobs: self.apply_jobs.clone(),
-            inbox: self.inbox.clone(),
-            states: self.states.clone(),
-        }
+        self.apply.clone()
     }
 
     /// Who waits for what in the router, and the bytes that wait for the log and the apply thread.
     pub fn waiting(&self) -> (Waiting, usize) {
-        let bytes = self.log_jobs.outstanding_bytes() + self.apply_jobs.outstanding_bytes();
-        (self.router.waiting(), bytes)
+        (self.router.waiting(), self.outstanding_bytes())
+    }
+
+    /// Bytes that wait for the log and the apply thread.
+    fn outstanding_bytes(&self) -> usize {
+        self.log.jobs.outstanding_bytes() + self.apply.jobs.outstanding_bytes()
     }
 
     pub fn inbox(&self) -> &Arc<Inbox> {
@@ -258,8 +260,8 @@ impl RaftThread {
         self.router.tick();
         if self.router.status().is_leader {
             self.shared.raft.publish_progress(self.router.progress());
-            let busy = self.log_jobs.working_for(now);
-            let busy = busy.max(self.apply_jobs.working_for(now));
+            let busy = self.log.jobs.working_for(now);
+            let busy = busy.max(self.apply.jobs.working_for(now));
             let stalled = busy > self.timing.election_timeout;
             if stalled {
                 self.note_connected();
@@ -283,8 +285,7 @@ impl RaftThread {
     }
 
     fn receive(&mut self, from: MemberId, messages: Vec<PeerMessage>) {
-        let waiting = self.log_jobs.outstanding_bytes() + self.apply_jobs.outstanding_bytes();
-        let full = waiting > self.timing.max_outstanding_bytes;
+        let full = self.outstanding_bytes() > self.timing.max_outstanding_bytes;
         for message in messages {
             match message {
                 // The leader sends it again.
@@ -343,30 +344,55 @@ impl RaftThread {
             let here = here
                 || (self.router.is_single_member()
                     && self.received.is_none()
-                    && self.log_jobs.is_idle()
-                    && self.apply_jobs.is_idle());
-            match here {
-                true => self.do_here(work)?,
-                false => self.hand_out(work),
+                    && self.log.jobs.is_idle()
+                    && self.apply.jobs.is_idle());
+            if let Some(persist) = work.persist {
+                let job = self.log_job(persist)?;
+                self.write(job, here)?;
             }
+            if !work.entries.is_empty() {
+                let job = ApplyJob::Entries {
+                    entries: work.entries,
+                    replies: work.replies,
+                    promoted_in_term: work.promoted_in_term,
+                };
+                self.apply(job, here)?;
+            }
+            self.reply_reads(work.reads);
         }
         Ok(())
     }
 
-    fn do_here(&mut self, work: Work) -> Result<(), Fatal> {
-        if let Some(persist) = work.persist {
-            let number = persist.number;
-            let messages = self.log.lock().persist(vec![persist])?;
-            self.router.persisted(number);
-            self.send_raft(messages);
+    /// A reset goes with the files of the snapshot that it makes room for.
+    fn log_job(&mut self, persist: Persist) -> Result<LogJob, Fatal> {
+        let Some(entry_id) = persist.reset else {
+            return Ok(LogJob::Persist(persist, None));
+        };
+        let is_its = |received: &mut Received| received.entry_id == entry_id;
+        let received = self.received.take_if(is_its);
+        let received = received.ok_or(Fatal::NoFiles(entry_id.index))?;
+        Ok(LogJob::Persist(persist, Some(received)))
+    }
+
+    /// Has the log thread do a job, or does it `here`.
+    fn write(&mut self, job: LogJob, here: bool) -> Result<(), Fatal> {
+        if here {
+            let persisted = |number| self.router.persisted(number);
+            return self.log.carry_out([job], persisted);
         }
-        if !work.entries.is_empty() {
-            let mut applier = self.applier.lock();
-            let group = applier.apply(work.entries, work.replies, work.promoted_in_term)?;
-            drop(applier);
-            self.applied(&group)?;
+        let bytes = job.bytes();
+        self.log.jobs.push(job, bytes);
+        Ok(())
+    }
+
+    /// Has the apply thread do a job, or does it `here`.
+    fn apply(&mut self, job: ApplyJob, here: bool) -> Result<(), Fatal> {
+        if here {
+            let group = self.apply.apply(job)?;
+            return self.applied(&group);
         }
-        self.reply_reads(work.reads);
+        let bytes = job.bytes();
+        self.apply.jobs.push(job, bytes);
         Ok(())
     }
 
@@ -377,36 +403,6 @@ impl RaftThread {
             self.shared.raft.set_single_member(self.reads_alone());
         }
         Ok(())
-    }
-
-    fn hand_out(&mut self, work: Work) {
-        if let Some(mut persist) = work.persist {
-            let bytes = persist.entries.iter().map(|entry| entry.data.len()).sum();
-            let mut received = persist.reset.and_then(|_| self.received.take());
-            if probe::injected(Defect::AdoptBeforeReset)
-                && let Some(received) = received.take()
-            {
-                self.apply_jobs.push(ApplyJob::Restore(received), 0);
-            }
-            if probe::injected(Defect::AnswerBeforeSync) && persist.reset.is_none() {
-                self.router.persisted(persist.number);
-            }
-            if probe::injected(Defect::AcknowledgeBeforeSync) {
-                self.send_raft(std::mem::take(&mut persist.messages));
-            }
-            self.log_jobs
-                .push(LogJob::Persist(persist, received), bytes);
-        }
-        if !work.entries.is_empty() {
-            let bytes = work.entries.iter().map(|entry| entry.bytes()).sum();
-            let job = ApplyJob::Entries {
-                entries: work.entries,
-                replies: work.replies,
-                promoted_in_term: work.promoted_in_term,
-            };
-            self.apply_jobs.push(job, bytes);
-        }
-        self.reply_reads(work.reads);
     }
 
     fn reply_reads(&self, reads: Vec<(u64, Vec<super::reads::ReadReply>)>) {
@@ -472,11 +468,8 @@ impl RaftThread {
             offered.checkpoint.snapshot.get_metadata().index
         });
         let cut = durable_index.min(kept).min(offered);
-        if self.router.is_single_member() && self.log_jobs.is_idle() {
-            return Ok(self.log.lock().cut(cut)?);
-        }
-        self.log_jobs.push(LogJob::Cut(cut), 0);
-        Ok(())
+        let here = self.router.is_single_member() && self.log.jobs.is_idle();
+        self.write(LogJob::Cut(cut), here)
     }
 
     /// True where nobody else can know of a write before this member does.

@@ -16,14 +16,14 @@ pub fn run(mut raft: RaftThread) -> Result<(), Fatal> {
     let clock = shared.clock.clone();
     let log = start(&shared, "log", move || {
         while let Some(jobs) = log.jobs.take(clock.as_ref()) {
-            log.carry_out(jobs)?;
+            log.turn(jobs)?;
         }
         Ok(())
     })?;
     let clock = shared.clock.clone();
     let apply = start(&shared, "apply", move || {
         while let Some(jobs) = apply.jobs.take(clock.as_ref()) {
-            apply.carry_out(jobs)?;
+            apply.turn(jobs)?;
         }
         Ok(())
     })?;

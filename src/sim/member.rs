@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::clock::{MemberClock, Time};
+use super::defects;
 use super::executor::Tasks;
 use super::network::SimNetwork;
 use super::random::{MemberRng, Random};
@@ -23,7 +24,7 @@ use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::membershippb;
 use crate::raft::Replica;
 use crate::raft::replica::{self, conf_state_of, encode_hard_state};
-use crate::replica::apply_thread::{ApplyJob, ApplyThread, Stage};
+use crate::replica::apply_thread::{ApplyJob, ApplyThread, Applying};
 use crate::replica::inbox::Input;
 use crate::replica::log_thread::{LogJob, LogThread};
 use crate::replica::raft_thread::{RaftThread, Timing};
@@ -88,7 +89,7 @@ pub struct Life {
     pub log_jobs: Option<Vec<LogJob>>,
     pub apply_jobs: VecDeque<ApplyJob>,
     /// How far the apply thread is with the job that was the first of them.
-    pub applying: Option<Stage>,
+    pub applying: Option<Applying>,
     /// Set by the member itself: why it cannot go on, or that it was removed.
     pub end: Arc<Mutex<Option<End>>>,
 }
@@ -359,9 +360,11 @@ impl Life {
             shared.was_removed().await;
             ended.lock().get_or_insert(End::Removed);
         });
+        let mut apply = member.raft.apply_thread();
+        apply.stages = defects::stages();
         Self {
             log: member.raft.log_thread(),
-            apply: member.raft.apply_thread(),
+            apply,
             raft: member.raft,
             handle,
             tasks,
@@ -409,7 +412,8 @@ impl Life {
 
     /// The log thread takes what waits; it is done when `finish_log` is called.
     pub fn begin_log(&mut self) -> bool {
-        let jobs = self.log.jobs.try_take(self.clock.as_ref());
+        let mut jobs = self.log.jobs.try_take(self.clock.as_ref());
+        defects::before_sync(&mut jobs, &self.log, &self.apply, self.raft.inbox());
         self.log_jobs = (!jobs.is_empty()).then_some(jobs);
         self.log_jobs.is_some()
     }
@@ -422,7 +426,7 @@ impl Life {
 
     pub fn finish_log(&mut self) -> Result<(), String> {
         let jobs = self.log_jobs.take().unwrap_or_default();
-        self.log.carry_out(jobs).map_err(|error| error.to_string())
+        self.log.turn(jobs).map_err(|error| error.to_string())
     }
 
     /// True where the apply thread is at work.
@@ -439,10 +443,11 @@ impl Life {
     /// The apply thread does one thing more.
     pub fn proceed_apply(&mut self) -> Result<(), String> {
         let next = self.applying.take();
-        let Some(stage) = next.or_else(|| self.apply_jobs.pop_front().map(Stage::Given)) else {
+        let Some(applying) = next.or_else(|| self.apply_jobs.pop_front().map(Applying::from))
+        else {
             return Ok(());
         };
-        let proceeded = self.apply.proceed(stage);
+        let proceeded = self.apply.proceed(applying);
         self.applying = proceeded.map_err(|error| error.to_string())?;
         Ok(())
     }

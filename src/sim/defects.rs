@@ -1,0 +1,57 @@
+//! Deliberate defects that change the order of steps, made by what the simulator hands to a member's
+//! threads: the code that serves has the right order alone.
+
+use crate::probe::{Defect, injected};
+use crate::raft::Persist;
+use crate::replica::apply_thread::{ApplyJob, ApplyThread, STAGES, Stages, Step};
+use crate::replica::inbox::{Inbox, Input};
+use crate::replica::log_thread::{LogJob, LogThread};
+use crate::transport::PeerMessage;
+use crate::types::MemberId;
+
+/// The order in which the apply thread of this world's members takes its steps.
+pub fn stages() -> Stages {
+    if injected(Defect::AnswerBeforeWrite) {
+        &[
+            &[Step::Execute],
+            &[Step::Answer],
+            &[Step::Commit, Step::Show, Step::Publish],
+        ]
+    } else if injected(Defect::ViewBeforeWrite) {
+        &[
+            &[Step::Execute, Step::Show, Step::Commit],
+            &[Step::Answer],
+            &[Step::Publish],
+        ]
+    } else {
+        STAGES
+    }
+}
+
+/// Does with the jobs that the log thread has just taken what has to wait until they are done.
+pub fn before_sync(jobs: &mut [LogJob], log: &LogThread, apply: &ApplyThread, inbox: &Inbox) {
+    for job in jobs {
+        let LogJob::Persist(persist, received) = job else {
+            continue;
+        };
+        if injected(Defect::AdoptBeforeReset)
+            && let Some(received) = received.take()
+        {
+            apply.jobs.push(ApplyJob::Restore(received), 0);
+        }
+        if injected(Defect::AnswerBeforeSync) && persist.reset.is_none() {
+            // A closed inbox means that the member is stopping.
+            let _ = inbox.push(Input::Persisted(persist.number));
+        }
+        if injected(Defect::AcknowledgeBeforeSync) {
+            send(persist, log);
+        }
+    }
+}
+
+fn send(persist: &mut Persist, log: &LogThread) {
+    for message in persist.messages.drain(..) {
+        let to = MemberId(message.to);
+        log.network.send(to, vec![PeerMessage::Raft(message)]);
+    }
+}
