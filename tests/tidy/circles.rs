@@ -27,7 +27,6 @@ pub const KNOWN: &[&[&str]] = &[
     &["src/api/counted.rs", "src/api/gate.rs", "src/api/kv.rs", "src/api/lease.rs", "src/api/mod.rs",
       "src/api/watch.rs"],
     &["src/http/debug.rs", "src/http/health.rs", "src/http/mod.rs"],
-    &["src/server/bootstrap/force.rs", "src/server/bootstrap/mod.rs"],
     &["src/sim/network.rs", "src/sim/network/line.rs", "src/sim/network/member_network.rs"],
     &["src/sim/workload.rs", "src/sim/workload/requests.rs"],
     &["src/state/model/mod.rs", "src/state/model/txn.rs"],
