@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::member_dir::MemberDir;
+use super::restore::Restored;
+use super::states::StateDirs;
 use crate::env::{Clock, Executor, Rng};
+use crate::jobs;
 use crate::metrics::Metrics;
 use crate::probe;
-use crate::raft::Replica;
 use crate::replica::apply_thread::Applier;
 use crate::replica::fatal::Fatal;
 use crate::replica::inbox::Inbox;
@@ -14,20 +17,11 @@ use crate::replica::log_thread::LogWriter;
 use crate::replica::raft_thread::{self, RaftThread, Timing};
 use crate::replica::router::Router;
 use crate::replica::shared::{self, Shared};
-use crate::replica::state_store::SnapshotStore;
 use crate::service::handle::Handle;
 use crate::service::peer::PeerService;
 use crate::service::settings::Settings;
-use crate::state::Machine;
-use crate::storage::Engine;
-use crate::storage::raft_log::{EntryId, RaftLog};
-use crate::transport::{Network, Peer};
-use crate::types::{ClusterId, MemberId};
+use crate::transport::Network;
 use crate::watch::{self, Hub};
-
-/// A cluster's first state is that after this entry of this term, which no log holds: a member
-/// that joins later gets it as a snapshot, whatever the log still has.
-pub const FOUNDING_ENTRY: EntryId = EntryId { index: 1, term: 1 };
 
 /// What the world gives a member.
 pub struct Outside {
@@ -35,20 +29,8 @@ pub struct Outside {
     pub rng: Arc<dyn Rng>,
     pub executor: Arc<dyn Executor>,
     pub network: Arc<dyn Network>,
-    pub states: Arc<dyn SnapshotStore>,
+    pub dir: Arc<dyn MemberDir>,
     pub metrics: Arc<Metrics>,
-}
-
-/// What it held when it stopped.
-pub struct Restored {
-    pub member: MemberId,
-    pub cluster: ClusterId,
-    pub engine: Arc<dyn Engine>,
-    pub machine: Machine,
-    pub log: RaftLog,
-    pub replica: Replica,
-    /// Whom a member dials that joined and knows of no members yet.
-    pub first_peers: Vec<Peer>,
 }
 
 /// How it behaves.
@@ -58,36 +40,38 @@ pub struct Options {
     pub timing: Timing,
     pub watch_limits: watch::Limits,
     pub warning_apply_duration: Duration,
+    pub jobs: jobs::Settings,
 }
 
-/// A member whose state is that of its log, and which does nothing yet.
+/// A member whose state is that of its log, which others can reach and which reaches them. What
+/// is left to its starter is to give the raft thread its turns, and to have it introduced.
 pub struct Member {
     pub handle: Handle,
     pub inbox: Arc<Inbox>,
     pub raft: RaftThread,
-    /// What other members talk to.
-    pub service: Arc<PeerService>,
-    /// The other members, as of the last entry that is known to be committed.
-    pub peers: Vec<Peer>,
+    /// False for a member that was made just now.
+    pub existed: bool,
 }
 
 impl Member {
-    /// Applies what the log says is committed.
-    pub fn new(outside: Outside, restored: Restored, options: Options) -> Result<Self, Fatal> {
+    /// Applies what the log says is committed, meets the other members and begins the jobs.
+    pub fn start(outside: Outside, restored: Restored, options: Options) -> Result<Self, Fatal> {
         let Outside {
             clock,
             rng,
             executor,
             network,
-            states,
+            dir,
             metrics,
         } = outside;
+        let states = Arc::new(StateDirs::new(dir));
         let Options {
             settings, timing, ..
         } = options;
+        let identity = restored.identity;
         let parts = shared::Parts {
-            member: restored.member,
-            cluster: restored.cluster,
+            member: identity.member,
+            cluster: identity.cluster,
             clock,
             rng: rng.clone(),
             executor,
@@ -102,7 +86,7 @@ impl Member {
         let limit_ticks = (limit_ms / timing.tick.as_millis().max(1)) as u64;
         let mut raft = RaftThread::new(raft_thread::Parts {
             router: Router::new(
-                restored.member,
+                identity.member,
                 restored.replica,
                 rng.next_u64(),
                 limit_ticks,
@@ -117,7 +101,7 @@ impl Member {
             ),
             inbox: inbox.clone(),
             shared,
-            network,
+            network: network.clone(),
             states: states.clone(),
             timing,
         });
@@ -127,16 +111,18 @@ impl Member {
             status = handle.shared().status();
         }
         let peers = match status.members.is_empty() {
-            true => restored.first_peers,
+            true => restored.peers,
             false => status.addresses(),
         };
         let service = PeerService::new(handle.clone(), inbox.clone(), states);
+        network.attach(Arc::new(service));
+        network.set_peers(peers);
+        jobs::spawn(&handle, &inbox, options.jobs);
         Ok(Self {
             handle,
             inbox,
             raft,
-            service: Arc::new(service),
-            peers,
+            existed: restored.existed,
         })
     }
 }

@@ -2,14 +2,21 @@
 //!
 //! A founder that lost its data and founds again under its old id could vote a second time in a
 //! term and forget entries that it acknowledged. The other founders know whether it ran before.
+//! The id follows from the peer URLs and the token. Where the flags have another token than the
+//! cluster that listens there, this member is a new one: it founds, and waits until enough of the
+//! others are started anew as well, as in the recovery of a cluster in its own place. What it and
+//! the members of the other cluster say to each other until then is refused (`transport`).
 
 use std::time::Duration;
 
 use super::world::{Patience, World, ask_all};
 use crate::config::{Bootstrap, Config, Discovery, InitialCluster};
 use crate::proto::etchedpeer::Description;
+use crate::proto::membershippb::{Attributes, Member, RaftAttributes};
 use crate::server::Error;
 use crate::server::discovery;
+use crate::server::member_dir::Identity;
+use crate::server::restore::Founding;
 use crate::types::{ClusterId, MemberId};
 
 /// As long as etcd waits; a first start loses it only to peers that neither answer nor refuse.
@@ -19,7 +26,7 @@ const PATIENCE: Patience = Patience {
 };
 
 /// Finds out who founds the cluster, and that this member may be one of them.
-pub async fn founders(config: &Config, world: &dyn World) -> Result<Bootstrap, Error> {
+pub async fn founders(config: &Config, world: &dyn World) -> Result<Founding, Error> {
     let cluster = initial_cluster(config).await?;
     let refused = |refusal: crate::config::Refusal| Error::Refused(refusal.to_string());
     let mut new = config
@@ -39,7 +46,28 @@ pub async fn founders(config: &Config, world: &dyn World) -> Result<Bootstrap, E
             new = founded_with(config, &found, new.member_id, &service.token)?;
         }
     }
-    Ok(new)
+    Ok(founding(new))
+}
+
+fn founding(new: Bootstrap) -> Founding {
+    let members = new.founders.into_iter().map(|founder| Member {
+        id: founder.id.0,
+        raft_attributes: Some(RaftAttributes {
+            peer_urls: founder.peer_urls,
+            is_learner: false,
+        }),
+        member_attributes: Some(Attributes {
+            name: founder.name,
+            client_urls: Vec::new(),
+        }),
+    });
+    Founding {
+        identity: Identity {
+            cluster: new.cluster_id,
+            member: new.member_id,
+        },
+        members: members.collect(),
+    }
 }
 
 /// The members that the flags or the DNS name; for a discovery service this one alone.
@@ -99,32 +127,33 @@ async fn check_never_ran(
 
 /// Whether what peers answered allows this member to found the cluster.
 fn may_found(member: MemberId, cluster: ClusterId, answers: &[Description]) -> Result<(), Error> {
-    let same = |answer: &&Description| answer.cluster_id == cluster.0;
-    if answers
-        .iter()
-        .filter(same)
-        .any(|answer| has_run(answer, member))
-    {
+    if answers.iter().any(|answer| has_run(answer, member)) {
         return Err(Error::Refused(format!(
             "member {member} has already been bootstrapped"
         )));
     }
-    if let Some(removed) = answers.iter().filter(same).find(|answer| {
-        let mut removed = answer.removed_member_ids.iter();
-        removed.any(|id| *id == member.0)
-    }) {
+    if let Some(removed) = answers
+        .iter()
+        .find(|answer| answer.removed_member_ids.contains(&member.0))
+    {
         return Err(Error::Refused(format!(
             "member {member} was removed from cluster {}; add it again and start it with --initial-cluster-state=existing",
             ClusterId(removed.cluster_id)
         )));
     }
-    match answers.first() {
-        Some(other) if !answers.iter().any(|answer| same(&answer)) => Err(Error::Refused(format!(
-            "cluster ID mismatch: the peers in --initial-cluster belong to cluster {}, and these flags found cluster {cluster}; check --initial-cluster and --initial-cluster-token",
-            ClusterId(other.cluster_id)
-        ))),
-        _ => Ok(()),
+    for answer in answers {
+        let remote = ClusterId(answer.cluster_id);
+        if remote != cluster {
+            tracing::warn!(
+                "local-member-id" = %member,
+                "local-member-cluster-id" = %cluster,
+                "remote-peer-server-name" = %MemberId(answer.member_id),
+                "remote-peer-cluster-id" = %remote,
+                "request cluster ID mismatch"
+            );
+        }
     }
+    Ok(())
 }
 
 /// True where a member told the cluster where it serves clients: it was up, so it has voted and
