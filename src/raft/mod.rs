@@ -13,7 +13,7 @@ pub mod output;
 pub mod read_index;
 pub mod replica;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use admit::{Lost, Malformed};
 pub use output::{Committed, CommittedKind, Output, Persist};
