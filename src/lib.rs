@@ -33,6 +33,8 @@ pub mod probe;
 pub mod proto;
 pub mod raft;
 pub mod replica;
+#[cfg(test)]
+mod script;
 pub mod server;
 pub mod service;
 #[cfg(any(test, feature = "simulation"))]

@@ -14,7 +14,7 @@ pub mod output;
 pub mod read_index;
 pub mod replica;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod unpersisted;
 
 pub use admit::{Lost, Malformed};

@@ -99,7 +99,19 @@ fn restart(world: &mut World, id: MemberId) {
     }
 }
 
-fn go_on(world: &mut World, id: MemberId) {
+/// The process stands still.
+pub(super) fn pause(world: &mut World, id: MemberId) {
+    let now = world.time.now_ns();
+    if let Some(condition) = world.conditions.get_mut(&id) {
+        if !condition.paused {
+            condition.paused_since = now;
+        }
+        condition.paused = true;
+    }
+    world.network.hold(id, true);
+}
+
+pub(super) fn go_on(world: &mut World, id: MemberId) {
     if let Some(condition) = world.conditions.get_mut(&id)
         && std::mem::take(&mut condition.paused)
     {
@@ -157,13 +169,7 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
         Kind::Turmoil => elections::turmoil(world, &alive, now),
         Kind::Coup => elections::prepare_coup(world, id, now),
         Kind::Pause => {
-            if let Some(condition) = world.conditions.get_mut(&id) {
-                if !condition.paused {
-                    condition.paused_since = now;
-                }
-                condition.paused = true;
-            }
-            world.network.hold(id, true);
+            pause(world, id);
             world.faults.plan(later, Event::Continue(id));
         }
         Kind::Isolation | Kind::Partition | Kind::OneWay => cut_links(world, kind, id, later),

@@ -141,6 +141,11 @@ fn run_world(seed: u64, options: Options) -> Report {
         .trace
         .note(format_args!("seed {seed}: {members} members, {config:?}"));
     live(&mut world, &mut random, options);
+    end(world)
+}
+
+/// Everything heals, the cluster has to serve again, and the history is checked.
+pub(super) fn end(mut world: World) -> Report {
     if world.findings.is_empty() {
         come_to_rest(&mut world);
     }

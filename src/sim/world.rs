@@ -336,6 +336,21 @@ impl World {
         }
     }
 
+    /// Lets the world go on, one step at a time, until something is so; false where it never is
+    /// before the moment.
+    #[cfg(test)]
+    pub fn run_until_so(&mut self, end: Moment, mut is_so: impl FnMut(&World) -> bool) -> bool {
+        while !is_so(self) {
+            let next = self.next().filter(|(at, _)| *at <= end);
+            let Some((at, next)) = next.filter(|_| self.findings.is_empty()) else {
+                return false;
+            };
+            self.time.advance_to(at);
+            self.step(next);
+        }
+        true
+    }
+
     /// What happens next, and when.
     fn next(&mut self) -> Option<(Moment, Next)> {
         let now = self.time.now_ns();

@@ -1,69 +1,14 @@
-//! Plays scripts: a line that begins with `>` is a command, the lines below it are what it
-//! prints. `UPDATE_GOLDEN=1` writes what was printed into the scripts.
+//! How scripts write keys, values and ranges.
 //!
 //! Bytes are written as text, with `\xNN` for what cannot be seen and `""` for none. A range is
 //! `k` for a key, `a..c` for `[a, c)`, `a..` for everything from `a`.
 
 use std::fmt::Write;
-use std::path::Path;
 
 use bytes::Bytes;
 
 use crate::proto::{Event, KeyValue};
 use crate::types::KeyRange;
-
-/// Plays every script of `dir`, a directory below `src/`, each with a new player, which `finish`
-/// gets at the end.
-pub fn play_all<P>(
-    dir: &str,
-    new: impl Fn() -> P,
-    play: impl Fn(&mut P, &str) -> String,
-    finish: impl Fn(P),
-) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(dir);
-    let mut paths: Vec<_> = std::fs::read_dir(&dir)
-        .expect("a directory of scripts")
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
-    paths.sort();
-    assert!(!paths.is_empty());
-    for path in paths {
-        let script = std::fs::read_to_string(&path).expect("a script");
-        let mut player = new();
-        let mut played = String::new();
-        for (number, line) in script.lines().enumerate() {
-            if let Some(command) = line.strip_prefix('>') {
-                // Shown only where the test fails.
-                println!("{}:{}: {command}", path.display(), number + 1);
-                let output = play(&mut player, command.trim());
-                write!(played, "{line}\n{output}").expect("writes");
-            } else if line.is_empty() || line.starts_with('#') {
-                writeln!(played, "{line}").expect("writes");
-            }
-        }
-        settle(&path, &script, &played);
-        finish(player);
-    }
-}
-
-fn settle(path: &Path, script: &str, played: &str) {
-    if script == played {
-        return;
-    }
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(path, played).expect("writes the script");
-        return;
-    }
-    let pairs = script.lines().zip(played.lines());
-    let same = pairs.take_while(|(old, new)| old == new).count();
-    panic!(
-        "{}:{}: expected {:?}, printed {:?}",
-        path.display(),
-        same + 1,
-        script.lines().nth(same),
-        played.lines().nth(same)
-    );
-}
 
 pub fn bytes(text: &str) -> Bytes {
     if text == "\"\"" {

@@ -22,6 +22,7 @@ use super::history::{PageLimit, WithPrevious};
 use super::read::{RangeRead, Snapshot, SortOrder, SortTarget};
 use super::write::{Txn, Writer};
 use super::{Change, Error};
+use crate::script;
 use crate::storage::memory::MemoryEngine;
 use crate::storage::schema::{self, ChangeKind, RevisionRecord, Version};
 use crate::storage::{Batch, Engine, Family, Read};
@@ -293,5 +294,5 @@ fn families(read: &dyn Read) -> String {
 
 #[test]
 fn scripts() {
-    golden::play_all("mvcc/testdata", Player::new, Player::play, drop);
+    script::play_all("mvcc/testdata", Player::new, Player::play, drop);
 }

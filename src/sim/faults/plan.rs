@@ -189,6 +189,14 @@ impl Faults {
         }
     }
 
+    /// No fault is drawn: somebody else chooses what is injected into the world.
+    #[cfg(test)]
+    pub fn chosen(random: Random) -> Self {
+        let mut faults = Self::new(random);
+        faults.kinds.clear();
+        faults
+    }
+
     /// Faults begin until that moment.
     pub fn begin(&mut self, now: Moment, until: Moment) {
         self.until = until;

@@ -24,10 +24,11 @@ use super::{language, restarts, show};
 use crate::mvcc::hash::HistoryHash;
 use crate::mvcc::history::{PageLimit, WithPrevious};
 use crate::mvcc::read::Snapshot;
-use crate::mvcc::tests::golden::{self, show_bytes};
+use crate::mvcc::tests::golden::show_bytes;
 use crate::mvcc::{Error, compaction};
 use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
 use crate::proto::membershippb::RaftAttributes;
+use crate::script;
 use crate::state::lease::attached_keys;
 use crate::state::{Group, kv, txn};
 use crate::storage::memory::MemoryEngine;
@@ -233,7 +234,7 @@ fn show_hash(hash: HistoryHash) -> String {
 
 #[test]
 fn scripts() {
-    golden::play_all("state/testdata", Player::new, Player::play, |player| {
+    script::play_all("state/testdata", Player::new, Player::play, |player| {
         restarts::check(&player.log);
     });
 }

@@ -1,5 +1,8 @@
 //! The simulator itself: that a seed is a world, that worlds differ, and that a few of them pass.
-//! scripts/simulate runs many more, optimised.
+//! scripts/simulate runs many more, optimised. `scenarios` has worlds whose faults are chosen.
+
+mod scenario;
+mod scenarios;
 
 use super::run::{Options, Report, run};
 use crate::probe::{self, Defect};

@@ -1,0 +1,536 @@
+//! Clusters to which one thing happens, by name. What has to hold in random worlds is checked in
+//! each at its end (`Scenario::passes`); what a scenario says itself is what its name says.
+
+use super::scenario::{Scenario, applied_index, calm, commit_index, last_index, leader, term};
+use crate::probe::{self, CoveragePoint, Defect};
+use crate::proto::etcdserverpb::{LeaseGrantRequest, PutRequest};
+use crate::proto::etchedpeer::{Nothing, member_change::Change};
+use crate::proto::membershippb::RaftAttributes;
+use crate::sim::history::{Answer, Asked, Outcome};
+use crate::sim::member::SimConfig;
+use crate::sim::workload::{get, put};
+use crate::sim::world::World;
+use crate::types::MemberId;
+
+fn three() -> Scenario {
+    Scenario::of(3, calm())
+}
+
+/// Members that are away for a while find the log cut and need a snapshot.
+fn forgetful() -> SimConfig {
+    SimConfig {
+        catch_up_entries: 5,
+        snapshot_count: 2,
+        ..calm()
+    }
+}
+
+/// A member as raft sees it once it was added, and its id.
+fn added(world: &World) -> Option<MemberId> {
+    let joined = world.nodes.keys().find(|id| !world.founders.contains(id));
+    joined.copied()
+}
+
+fn add(scenario: &mut Scenario, is_learner: bool) -> MemberId {
+    let via = scenario.leader();
+    let raft = RaftAttributes {
+        peer_urls: vec![scenario.world.new_url()],
+        is_learner,
+    };
+    let call = scenario.change(via, MemberId(0), Change::Add(raft));
+    scenario.answer(&call);
+    scenario.until("a machine for the new member", |world| {
+        added(world).is_some_and(|id| world.is_alive(id))
+    });
+    added(&scenario.world).expect("a member")
+}
+
+fn caught_up(world: &World, id: MemberId) -> bool {
+    world.is_alive(id) && world.is_even()
+}
+
+// A leader that dies.
+
+#[test]
+fn a_leader_that_dies_before_its_entry_leaves_takes_the_write_along() {
+    let mut world = three();
+    let first = world.leader();
+    world.isolate(first);
+    let call = world.put(first, "a");
+    let last = last_index(&world.world, first);
+    world.until("proposed", |world| last_index(world, first) > last);
+    world.kill(first);
+    world.heal_links();
+    let second = world.next_leader(first);
+    world.start(first);
+    assert_eq!(world.outcome(&call), Outcome::Unknown);
+    assert_eq!(world.read(second, "a"), None);
+    assert_eq!(world.read(first, "a"), None);
+    world.passes();
+}
+
+#[test]
+fn a_leader_that_dies_between_commit_and_answer_leaves_a_write_that_is_there() {
+    let mut world = three();
+    let first = world.leader();
+    let value = world.value();
+    let call = world.put(first, "a");
+    let applied = applied_index(&world.world, first);
+    world.until("committed", |world| commit_index(world, first) > applied);
+    assert_eq!(applied_index(&world.world, first), applied);
+    world.kill(first);
+    assert_eq!(world.outcome(&call), Outcome::Unknown);
+    let second = world.next_leader(first);
+    assert_eq!(world.read(second, "a"), Some(value));
+    world.passes();
+}
+
+#[test]
+fn an_entry_that_never_was_on_its_leaders_disk_is_there_where_a_quorum_has_it() {
+    let mut world = three();
+    let first = world.leader();
+    world.stall_disk(first, 600);
+    let value = world.value();
+    let call = world.put(first, "a");
+    let last = last_index(&world.world, first);
+    world.until("committed by the others", |world| {
+        commit_index(world, first) > last
+    });
+    world.lose_power(first);
+    assert_eq!(world.outcome(&call), Outcome::Unknown);
+    let second = world.next_leader(first);
+    assert_eq!(world.read(second, "a"), Some(value));
+    world.passes();
+}
+
+#[test]
+fn a_follower_that_was_asked_answers_although_the_leader_died() {
+    let mut world = three();
+    let first = world.leader();
+    let asked = world.followers()[0];
+    let value = world.value();
+    let call = world.put(asked, "a");
+    let last = last_index(&world.world, first);
+    world.until("proposed", |world| last_index(world, first) > last);
+    world.kill(first);
+    world.answer(&call);
+    assert_eq!(world.read(asked, "a"), Some(value));
+    world.passes();
+}
+
+#[test]
+fn a_cluster_without_a_quorum_answers_nothing_and_comes_back() {
+    let mut world = three();
+    let first = world.leader();
+    for follower in world.followers() {
+        world.kill(follower);
+    }
+    let write = world.put(first, "a");
+    let read = world.ask(first, Asked::Range(get("a")));
+    assert_eq!(world.outcome(&write), Outcome::Unknown);
+    assert_eq!(world.outcome(&read), Outcome::Unknown);
+    world.passes();
+}
+
+// A leader that is cut off.
+
+#[test]
+fn a_leader_that_is_cut_off_is_replaced_and_shows_no_stale_read() {
+    let mut world = three();
+    let first = world.leader();
+    world.write(first, "a");
+    world.isolate(first);
+    let second = world.next_leader(first);
+    let value = world.value();
+    world.write(second, "a");
+    let stale = world.ask(first, Asked::Range(get("a")));
+    world.run_for(2_000);
+    assert_eq!(stale.outcome(), None);
+    world.heal_links();
+    assert_eq!(world.read(first, "a"), Some(value));
+    world.passes();
+}
+
+#[test]
+fn a_leader_that_is_no_longer_heard_is_replaced() {
+    let mut world = three();
+    let first = world.leader();
+    world.mute(first);
+    let second = world.next_leader(first);
+    world.write(second, "a");
+    world.passes();
+}
+
+#[test]
+fn a_leader_that_hears_nobody_steps_down() {
+    let mut world = three();
+    let first = world.leader();
+    world.deafen(first);
+    world.until("stepped down", |world| leader(world) != Some(first));
+    let second = world.next_leader(first);
+    world.write(second, "a");
+    world.passes();
+}
+
+#[test]
+fn a_member_that_comes_back_unseats_nobody() {
+    let mut world = three();
+    let first = world.leader();
+    let away = world.followers()[0];
+    let before = term(&world.world, first);
+    world.isolate(away);
+    world.run_for(5_000);
+    world.heal_links();
+    world.run_for(3_000);
+    assert_eq!(world.leader(), first);
+    assert_eq!(term(&world.world, first), before);
+    assert_eq!(term(&world.world, away), before);
+    world.passes();
+}
+
+#[test]
+fn a_leader_that_stood_still_knows_that_it_may_have_been_replaced() {
+    let mut world = three();
+    let first = world.leader();
+    world.write(first, "a");
+    world.pause(first);
+    world.isolate(first);
+    let second = world.next_leader(first);
+    let value = world.value();
+    world.write(second, "a");
+    world.go_on(first);
+    // It takes itself for the leader yet, for it has heard of no other.
+    assert!(
+        world
+            .world
+            .life(first)
+            .expect("alive")
+            .raft
+            .status()
+            .is_leader
+    );
+    let read = world.ask(first, Asked::Range(get("a")));
+    world.run_for(100);
+    assert_eq!(read.outcome(), None);
+    world.heal_links();
+    assert_eq!(world.read(first, "a"), Some(value));
+    world.passes();
+}
+
+// Disks.
+
+#[test]
+fn a_leader_whose_disk_stalls_hands_over_and_loses_no_write() {
+    let mut world = three();
+    let first = world.leader();
+    world.stall_disk(first, 4_000);
+    let call = world.put(first, "a");
+    let second = world.next_leader(first);
+    world.write(second, "b");
+    world.answer(&call);
+    let report = world.passes();
+    assert!(
+        report
+            .paths
+            .contains_key(&CoveragePoint::LeaderHandedOverForDisk)
+    );
+}
+
+#[test]
+fn a_write_that_one_disk_of_three_has_is_not_answered() {
+    let mut world = three();
+    let (first, follower) = (world.leader(), world.followers()[0]);
+    world.stall_disk(first, 5_000);
+    world.stall_disk(follower, 5_000);
+    let call = world.put(first, "a");
+    world.run_for(800);
+    assert_eq!(call.outcome(), None);
+    for id in world.world.alive() {
+        world.lose_power(id);
+    }
+    world.passes();
+}
+
+#[test]
+fn a_follower_whose_disk_stalls_slows_nobody() {
+    let mut world = three();
+    let (first, follower) = (world.leader(), world.followers()[0]);
+    let before = term(&world.world, first);
+    world.stall_disk(follower, 8_000);
+    for number in 0..20 {
+        let start = world.world.time.now_ns();
+        world.write(first, &format!("a{number}"));
+        assert!(world.world.time.now_ns() < start + 300_000_000);
+    }
+    assert_eq!(term(&world.world, first), before);
+    world.passes();
+}
+
+#[test]
+fn what_was_answered_outlives_a_loss_of_power_everywhere() {
+    let mut world = three();
+    let first = world.leader();
+    let mut values = Vec::new();
+    for number in 0..10 {
+        values.push(world.value());
+        world.write(first, &format!("a{number}"));
+    }
+    let all = world.world.alive();
+    for id in &all {
+        world.lose_power(*id);
+    }
+    for id in &all {
+        world.start(*id);
+    }
+    world.until("a leader", |world| leader(world).is_some());
+    for (number, value) in values.into_iter().enumerate() {
+        assert_eq!(world.read(all[0], &format!("a{number}")), Some(value));
+    }
+    world.passes();
+}
+
+#[test]
+fn a_lone_member_that_loses_power_keeps_what_it_answered() {
+    let mut world = Scenario::of(1, calm());
+    let only = world.leader();
+    let value = world.value();
+    world.write(only, "a");
+    world.lose_power(only);
+    world.start(only);
+    assert_eq!(world.read(only, "a"), Some(value));
+    world.passes();
+}
+
+#[test]
+fn a_leader_whose_disk_fails_ends_and_the_others_go_on() {
+    let mut world = three();
+    let first = world.leader();
+    world.fail_next_sync(first);
+    let call = world.put(first, "a");
+    world.until("ended", |world| !world.is_alive(first));
+    assert_eq!(world.outcome(&call), Outcome::Unknown);
+    let second = world.next_leader(first);
+    world.write(second, "b");
+    world.passes();
+}
+
+// Snapshots.
+
+#[test]
+fn a_member_that_was_away_for_long_comes_back_by_a_snapshot() {
+    let mut world = Scenario::of(3, forgetful());
+    let (first, away) = (world.leader(), world.followers()[0]);
+    world.kill(away);
+    for number in 0..60 {
+        world.write(first, &format!("a{}", number % 7));
+    }
+    world.start(away);
+    world.until("caught up", |world| caught_up(world, away));
+    let value = world.value();
+    world.write(away, "b");
+    assert_eq!(world.read(away, "b"), Some(value));
+    let report = world.passes();
+    assert!(report.paths.contains_key(&CoveragePoint::SnapshotInstalled));
+}
+
+#[test]
+fn a_member_that_dies_while_it_installs_a_snapshot_finds_it_when_it_starts() {
+    let mut world = Scenario::of(3, forgetful());
+    let (first, away) = (world.leader(), world.followers()[0]);
+    world.kill(away);
+    for number in 0..60 {
+        world.write(first, &format!("a{}", number % 7));
+    }
+    world.start(away);
+    world.until("about to reset its log", |world| {
+        world.life(away).is_some_and(|life| life.log_resets())
+    });
+    // The log is reset, and the state not switched.
+    world.until("reset its log", |world| {
+        world.life(away).is_some_and(|life| !life.log_resets())
+    });
+    world.kill(away);
+    world.start(away);
+    world.until("caught up", |world| caught_up(world, away));
+    let report = world.passes();
+    assert!(
+        report
+            .paths
+            .contains_key(&CoveragePoint::StateTakenUpAfterCrash)
+    );
+}
+
+#[test]
+fn a_proposal_that_a_snapshot_took_from_sight_has_an_unknown_outcome() {
+    let mut world = Scenario::of(3, forgetful());
+    let (first, asked) = (world.leader(), world.followers()[0]);
+    // The leader hears it, and is not heard.
+    world.world.network.cut(first, asked);
+    let value = world.value();
+    let call = world.put(asked, "a");
+    for number in 0..60 {
+        world.write(first, &format!("b{}", number % 7));
+    }
+    world.heal_links();
+    assert_eq!(world.outcome(&call), Outcome::Unknown);
+    world.until("caught up", |world| caught_up(world, asked));
+    assert_eq!(world.read(asked, "a"), Some(value));
+    let report = world.passes();
+    assert!(
+        report
+            .paths
+            .contains_key(&CoveragePoint::ProposalsLostFromSight)
+    );
+}
+
+// Members.
+
+#[test]
+fn a_leader_that_is_removed_hands_over_first() {
+    let mut world = three();
+    let (first, via) = (world.leader(), world.followers()[0]);
+    let call = world.change(via, first, Change::Remove(Nothing {}));
+    world.answer(&call);
+    world.until("gone", |world| !world.is_alive(first));
+    let second = world.leader();
+    world.write(second, "a");
+    let report = world.passes();
+    assert!(
+        report
+            .paths
+            .contains_key(&CoveragePoint::LeaderSteppedAside)
+    );
+}
+
+#[test]
+fn a_member_that_was_removed_while_it_was_down_ends_when_it_comes_back() {
+    let mut world = three();
+    let (first, away) = (world.leader(), world.followers()[0]);
+    world.kill(away);
+    let call = world.change(first, away, Change::Remove(Nothing {}));
+    world.answer(&call);
+    world.run_for(1_000);
+    world.start(away);
+    world.until("gone", |world| !world.is_alive(away));
+    world.write(first, "a");
+    world.passes();
+}
+
+#[test]
+fn a_member_that_joins_is_promoted_when_it_has_caught_up_and_then_counts() {
+    let mut world = three();
+    let first = world.leader();
+    let joined = add(&mut world, true);
+    world.until("caught up", |world| caught_up(world, joined));
+    // The leader publishes how far its members are once a tick.
+    world.run_for(1_000);
+    let call = world.change(first, joined, Change::Promote(Nothing {}));
+    world.answer(&call);
+    // Three of four are a quorum, the new one among them.
+    let founder = world.followers().into_iter().find(|id| *id != joined);
+    world.kill(founder.expect("a founder"));
+    let value = world.value();
+    world.write(joined, "a");
+    assert_eq!(world.read(first, "a"), Some(value));
+    let report = world.passes();
+    assert!(report.paths.contains_key(&CoveragePoint::LearnerPromoted));
+}
+
+#[test]
+fn a_lone_voter_with_a_learner_reads_what_the_learner_answered() {
+    let mut world = Scenario::of(1, calm());
+    let voter = world.leader();
+    let learner = add(&mut world, true);
+    world.until("caught up", |world| caught_up(world, learner));
+    for number in 0..20 {
+        let key = format!("a{number}");
+        let value = world.value();
+        world.write(learner, &key);
+        assert_eq!(world.read(voter, &key), Some(value));
+    }
+    world.passes();
+}
+
+// Leases.
+
+#[test]
+fn a_lease_lives_anew_under_the_next_leader_and_ends_then() {
+    let mut world = three();
+    let first = world.leader();
+    let grant = LeaseGrantRequest { ttl: 5, id: 77 };
+    let call = world.ask(first, Asked::LeaseGrant(grant));
+    world.answer(&call);
+    let value = world.value();
+    let attached = PutRequest {
+        lease: 77,
+        ..put("a", value.clone())
+    };
+    let call = world.ask(first, Asked::Put(attached));
+    world.answer(&call);
+    world.run_for(4_000);
+    world.kill(first);
+    let second = world.next_leader(first);
+    world.run_for(3_000);
+    assert_eq!(world.read(second, "a"), Some(value));
+    world.run_for(4_000);
+    assert_eq!(world.read(second, "a"), None);
+    let call = world.ask(second, Asked::LeaseTimeToLive { id: 77, keys: true });
+    match world.answer(&call) {
+        Answer::LeaseTimeToLive(lease) => assert_eq!(lease.ttl, -1),
+        other => panic!("{other:?}"),
+    }
+    world.passes();
+}
+
+/// A scenario that cannot fail shows nothing: each of these finds a deliberate defect.
+#[test]
+fn defects_are_found() {
+    let scenarios: [(Defect, fn()); 9] = [
+        (
+            Defect::AnswerBeforeSync,
+            a_write_that_one_disk_of_three_has_is_not_answered,
+        ),
+        (
+            Defect::LogUnsynced,
+            what_was_answered_outlives_a_loss_of_power_everywhere,
+        ),
+        (
+            Defect::ReadWithoutQuorum,
+            a_leader_that_stood_still_knows_that_it_may_have_been_replaced,
+        ),
+        (
+            Defect::LearnerOverlooked,
+            a_lone_voter_with_a_learner_reads_what_the_learner_answered,
+        ),
+        (
+            Defect::LeasesNotRestarted,
+            a_lease_lives_anew_under_the_next_leader_and_ends_then,
+        ),
+        (
+            Defect::AdoptBeforeReset,
+            a_member_that_was_away_for_long_comes_back_by_a_snapshot,
+        ),
+        (
+            Defect::ForwardedTwice,
+            a_leader_whose_disk_stalls_hands_over_and_loses_no_write,
+        ),
+        (
+            Defect::ForwardedTwice,
+            a_follower_that_was_asked_answers_although_the_leader_died,
+        ),
+        (
+            Defect::ReadBeforeApplied,
+            a_leader_that_is_cut_off_is_replaced_and_shows_no_stale_read,
+        ),
+    ];
+    let mut missed = Vec::new();
+    for (defect, scenario) in scenarios {
+        probe::inject(Some(defect));
+        let ended = std::panic::catch_unwind(scenario);
+        probe::inject(None);
+        if ended.is_ok() {
+            missed.push(defect.name());
+        }
+    }
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}
