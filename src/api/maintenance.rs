@@ -80,14 +80,15 @@ impl Maintenance for MaintenanceService {
         let status = shared.status();
         errors.extend(status.alarms.iter().map(alarm_text));
         let quota = self.handle.settings().limits;
+        let (committed, applied) = raft.indexes();
         Ok(Response::new(StatusResponse {
             header: Some(header::now(&self.handle)),
             version: ETCD_VERSION.to_owned(),
             db_size: shared.size_bytes.load(Ordering::Acquire).max(1),
             leader: raft.leader(),
-            raft_index: raft.commit_index(),
+            raft_index: committed,
             raft_term: raft.term(),
-            raft_applied_index: raft.applied_index(),
+            raft_applied_index: applied,
             errors,
             db_size_in_use: shared.size_in_use_bytes.load(Ordering::Acquire).max(1),
             is_learner: status.is_learner(shared.member),

@@ -422,7 +422,8 @@ impl Handle {
 
     fn admit(&self, encoded_bytes: usize) -> Result<(), Error> {
         let raft = &self.shared.raft;
-        admission::check_gap(raft.commit_index(), raft.applied_index())?;
+        let (committed, applied) = raft.indexes();
+        admission::check_gap(committed, applied)?;
         self.settings.limits.check_size(encoded_bytes)
     }
 
