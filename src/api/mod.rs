@@ -5,6 +5,7 @@
 //! unknown one is answered in grpc-go's words.
 
 pub mod auth;
+pub mod caller;
 pub mod cluster;
 mod counted;
 pub mod election;
@@ -201,6 +202,9 @@ impl Api {
             Ok(method) => method,
             Err(status) => return Box::pin(std::future::ready(status.into_http())),
         };
+        if let Err(status) = caller::check(request.headers()) {
+            return Box::pin(std::future::ready(status.into_http()));
+        }
         let counted = Counted::start(&self.metrics, method);
         let passed = match self.gate.pass(method, request.headers()) {
             Ok(passed) => passed,

@@ -13,6 +13,7 @@ use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{
     InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest,
 };
+use crate::service::caller::Caller;
 use crate::service::handle::Handle;
 
 /// How often the clock is looked at, as in etcd.
@@ -57,7 +58,7 @@ pub async fn run(handle: Handle, checkpoint_interval: Duration) {
                 lease_revoke: Some(LeaseRevokeRequest { id: id.0 }),
                 ..Default::default()
             };
-            handle.propose_in_term(request, term)
+            handle.propose_in_term(&Caller::member(), request, term)
         });
         // All are under way before the first is waited for, so that they share a sync.
         let revokes = join_all(revokes).await;
@@ -95,7 +96,10 @@ async fn store(handle: &Handle, term: u64, checkpoints: Vec<(crate::types::Lease
         lease_checkpoint: Some(LeaseCheckpointRequest { checkpoints }),
         ..Default::default()
     };
-    if let Err(error) = handle.propose_in_term(request, term).await {
+    if let Err(error) = handle
+        .propose_in_term(&Caller::member(), request, term)
+        .await
+    {
         tracing::warn!(%error, "failed to checkpoint leases");
     }
 }

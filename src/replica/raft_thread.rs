@@ -22,6 +22,7 @@ use super::router::Router;
 use super::shared::Shared;
 use super::state_store::{Checkpoint, Received, SnapshotStore};
 use super::work::{AppliedGroup, Waiting, Work};
+use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::raft::replica::{Progress, Status};
 use crate::raft::{Message, MessageType};
@@ -140,7 +141,7 @@ impl RaftThread {
                 batch_bytes += proposal.encoded_bytes();
             }
             stopping |= matches!(input, Input::Stop);
-            self.take(input)?;
+            self.take(input, now)?;
             if batch_bytes >= MAX_BATCH_BYTES {
                 self.carry_out(false)?;
                 batch_bytes = 0;
@@ -199,8 +200,11 @@ impl RaftThread {
         self.router.progress()
     }
 
-    fn take(&mut self, input: Input) -> Result<(), Fatal> {
+    fn take(&mut self, input: Input, now: Duration) -> Result<(), Fatal> {
         match input {
+            Input::Propose(proposal) if proposal.is_late(now) => {
+                (proposal.reply)(Err(Error::DeadlineExceeded));
+            }
             Input::Propose(proposal) => self.router.propose(proposal),
             Input::ReadIndex(reply) => self.router.read_index(reply),
             Input::Received(from, messages) => self.receive(from, messages),

@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::jobs::{corruption, version};
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::membershippb::{Attributes, ClusterMemberAttrSetRequest};
+use crate::service::caller::Caller;
 use crate::service::handle::Handle;
 
 /// Compares a restarted member's data with its peers'. One that diverged must not serve.
@@ -66,7 +67,7 @@ async fn publish_attributes(handle: &Handle, attributes: Attributes) {
             }),
             ..Default::default()
         };
-        match handle.propose(request).await {
+        match handle.propose(&Caller::member(), request).await {
             Ok(_) => break,
             Err(error) => {
                 tracing::warn!(

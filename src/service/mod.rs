@@ -1,10 +1,12 @@
 //! What a caller may ask of a member, for every surface: gRPC, HTTP, other members and jobs.
 //!
-//! `handle` proposes and reads, `admission` says what is refused at once, `leases`, `membership`,
+//! `caller` says who asks and until when, `permission` whether it may, `propose` and `read` carry
+//! it out upon the member that `handle` stands for, `admission` says what is refused at once, `leases`, `membership`,
 //! `hashes` and `downgrade` hold what their requests need beside a proposal or a read, and `peer`
 //! answers other members.
 
 pub mod admission;
+pub mod caller;
 pub mod downgrade;
 #[cfg(test)]
 pub mod fixture;
@@ -13,3 +15,6 @@ pub mod hashes;
 pub mod leases;
 pub mod membership;
 pub mod peer;
+pub mod permission;
+mod propose;
+mod read;

@@ -30,6 +30,7 @@ use crate::replica::raft_thread::{RaftThread, Timing};
 use crate::replica::state_store::check_together;
 use crate::server::assemble::{FOUNDING_ENTRY, Member, Options, Outside, Restored};
 use crate::service::admission::Limits;
+use crate::service::caller::Caller;
 use crate::service::handle::{Handle, Settings};
 use crate::service::membership::Rules;
 use crate::state::Machine;
@@ -285,7 +286,7 @@ async fn publish(handle: Handle) {
                 ..Default::default()
             };
             // It is tried again until it is known.
-            let _ = handle.propose(request).await;
+            let _ = handle.propose(&Caller::member(), request).await;
         }
         handle.shared().clock.sleep(TICK).await;
     }

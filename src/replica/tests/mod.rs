@@ -3,6 +3,7 @@
 //! once everywhere, and no read is stale. The production code decides; only threads and sockets
 //! are missing.
 
+mod abandoned;
 mod world;
 
 use world::World;

@@ -283,8 +283,9 @@ impl World {
         let told = self.told.clone();
         let encoded = request.encode_to_vec();
         let proposal = Proposal {
-            what: Proposed::Request(Box::new(request), encoded),
+            what: Proposed::Request(Arc::new(request), encoded),
             fence_term: None,
+            awaited_until: None,
             reply: Box::new(move |result| {
                 if let Ok(Response::Put(put)) = result {
                     let revision = put.header.expect("a header").revision;
