@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use tonic::{Request, Status};
 
+use crate::replica::shared::Shared;
 use crate::service::caller::{Caller, Identity};
 use crate::service::handle::Handle;
 
@@ -18,14 +19,14 @@ const MAX_TIMEOUT_BYTES: usize = 9;
 
 /// Whoever made this call. `method` is what its span is called by.
 pub fn of<T>(handle: &Handle, method: &'static str, request: &Request<T>) -> Caller {
-    with_headers(handle, method, request.metadata().as_ref())
+    with_headers(handle.shared(), method, request.metadata().as_ref())
 }
 
 /// The same, before it is known what is asked.
-pub fn with_headers(handle: &Handle, method: &'static str, headers: &HeaderMap) -> Caller {
+pub fn with_headers(shared: &Shared, method: &'static str, headers: &HeaderMap) -> Caller {
     // One that cannot be read has been refused by then.
     let timeout = timeout(headers).ok().flatten();
-    let deadline = timeout.map(|timeout| handle.shared().clock.now().saturating_add(timeout));
+    let deadline = timeout.map(|timeout| shared.clock.now().saturating_add(timeout));
     let span = tracing::debug_span!("call", method);
     Caller::client(Identity::Nobody, deadline, span)
 }

@@ -40,6 +40,7 @@ use crate::proto::health::health_server::HealthServer;
 use crate::proto::v3electionpb::election_server::ElectionServer;
 use crate::proto::v3lockpb::lock_server::LockServer;
 use crate::service::handle::Handle;
+use crate::service::rpcs::{self, RPCS, Unknown};
 
 /// gRPC may receive this much more than a request may hold; etcd's figure.
 pub const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
@@ -74,82 +75,10 @@ pub struct Api {
 /// What a call answers.
 pub type CallFuture = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
-/// How the messages of a method flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Unary,
-    ServerStream,
-    BidiStream,
-}
-
-use Kind::{BidiStream, ServerStream, Unary};
-
-/// Every method as (service, method, kind); its place here is its number for metrics.
-const METHODS: &[(&str, &str, Kind)] = &[
-    ("etcdserverpb.KV", "Range", Unary),
-    ("etcdserverpb.KV", "Put", Unary),
-    ("etcdserverpb.KV", "Txn", Unary),
-    ("etcdserverpb.KV", "DeleteRange", Unary),
-    ("etcdserverpb.KV", "Compact", Unary),
-    ("etcdserverpb.KV", "RangeStream", ServerStream),
-    ("etcdserverpb.Watch", "Watch", BidiStream),
-    ("etcdserverpb.Lease", "LeaseGrant", Unary),
-    ("etcdserverpb.Lease", "LeaseRevoke", Unary),
-    ("etcdserverpb.Lease", "LeaseKeepAlive", BidiStream),
-    ("etcdserverpb.Lease", "LeaseTimeToLive", Unary),
-    ("etcdserverpb.Lease", "LeaseLeases", Unary),
-    ("etcdserverpb.Cluster", "MemberAdd", Unary),
-    ("etcdserverpb.Cluster", "MemberRemove", Unary),
-    ("etcdserverpb.Cluster", "MemberUpdate", Unary),
-    ("etcdserverpb.Cluster", "MemberList", Unary),
-    ("etcdserverpb.Cluster", "MemberPromote", Unary),
-    ("etcdserverpb.Maintenance", "Alarm", Unary),
-    ("etcdserverpb.Maintenance", "Status", Unary),
-    ("etcdserverpb.Maintenance", "Defragment", Unary),
-    ("etcdserverpb.Maintenance", "Hash", Unary),
-    ("etcdserverpb.Maintenance", "HashKV", Unary),
-    ("etcdserverpb.Maintenance", "Snapshot", ServerStream),
-    ("etcdserverpb.Maintenance", "MoveLeader", Unary),
-    ("etcdserverpb.Maintenance", "Downgrade", Unary),
-    ("etcdserverpb.Auth", "AuthEnable", Unary),
-    ("etcdserverpb.Auth", "AuthDisable", Unary),
-    ("etcdserverpb.Auth", "AuthStatus", Unary),
-    ("etcdserverpb.Auth", "Authenticate", Unary),
-    ("etcdserverpb.Auth", "UserAdd", Unary),
-    ("etcdserverpb.Auth", "UserGet", Unary),
-    ("etcdserverpb.Auth", "UserList", Unary),
-    ("etcdserverpb.Auth", "UserDelete", Unary),
-    ("etcdserverpb.Auth", "UserChangePassword", Unary),
-    ("etcdserverpb.Auth", "UserGrantRole", Unary),
-    ("etcdserverpb.Auth", "UserRevokeRole", Unary),
-    ("etcdserverpb.Auth", "RoleAdd", Unary),
-    ("etcdserverpb.Auth", "RoleGet", Unary),
-    ("etcdserverpb.Auth", "RoleList", Unary),
-    ("etcdserverpb.Auth", "RoleDelete", Unary),
-    ("etcdserverpb.Auth", "RoleGrantPermission", Unary),
-    ("etcdserverpb.Auth", "RoleRevokePermission", Unary),
-    ("v3lockpb.Lock", "Lock", Unary),
-    ("v3lockpb.Lock", "Unlock", Unary),
-    ("v3electionpb.Election", "Campaign", Unary),
-    ("v3electionpb.Election", "Proclaim", Unary),
-    ("v3electionpb.Election", "Leader", Unary),
-    ("v3electionpb.Election", "Observe", ServerStream),
-    ("v3electionpb.Election", "Resign", Unary),
-    ("grpc.health.v1.Health", "Check", Unary),
-    ("grpc.health.v1.Health", "List", Unary),
-    ("grpc.health.v1.Health", "Watch", ServerStream),
-];
-
 /// Every method as metrics name it, in the order of its number.
 pub fn methods() -> impl Iterator<Item = Method> {
-    METHODS.iter().map(|(service, method, kind)| {
-        let kind = match kind {
-            Unary => "unary",
-            ServerStream => "server_stream",
-            BidiStream => "bidi_stream",
-        };
-        (*service, *method, kind)
-    })
+    RPCS.iter()
+        .map(|rpc| (rpc.service, rpc.method, rpc.flow.name()))
 }
 
 impl Api {
@@ -179,9 +108,9 @@ impl Api {
             cluster: limited!(ClusterServer, cluster::ClusterService::new(handle.clone())),
             maintenance: limited!(
                 MaintenanceServer,
-                maintenance::MaintenanceService::new(handle)
+                maintenance::MaintenanceService::new(handle.clone())
             ),
-            auth: limited!(AuthServer, auth::AuthService),
+            auth: limited!(AuthServer, auth::AuthService::new(handle)),
             lock: limited!(LockServer, lock::LockService),
             election: limited!(ElectionServer, election::ElectionService),
             health: limited!(HealthServer, health::HealthService),
@@ -221,16 +150,15 @@ impl Api {
             }
             Passed::NeedsLeader => gate = Some(self.gate.clone()),
         }
-        let (service, _, _) = METHODS[method];
-        let future = match service {
-            "etcdserverpb.KV" => self.kv.clone().call(request),
-            "etcdserverpb.Watch" => self.watch.clone().call(request),
-            "etcdserverpb.Lease" => self.lease.clone().call(request),
-            "etcdserverpb.Cluster" => self.cluster.clone().call(request),
-            "etcdserverpb.Maintenance" => self.maintenance.clone().call(request),
-            "etcdserverpb.Auth" => self.auth.clone().call(request),
-            "v3lockpb.Lock" => self.lock.clone().call(request),
-            "v3electionpb.Election" => self.election.clone().call(request),
+        let future = match RPCS[method].service {
+            rpcs::KV => self.kv.clone().call(request),
+            rpcs::WATCH => self.watch.clone().call(request),
+            rpcs::LEASE => self.lease.clone().call(request),
+            rpcs::CLUSTER => self.cluster.clone().call(request),
+            rpcs::MAINTENANCE => self.maintenance.clone().call(request),
+            rpcs::AUTH => self.auth.clone().call(request),
+            rpcs::LOCK => self.lock.clone().call(request),
+            rpcs::ELECTION => self.election.clone().call(request),
             _ => self.health.clone().call(request),
         };
         let max = self.max_message_bytes;
@@ -259,18 +187,12 @@ fn find_method(path: &str) -> Result<usize, Status> {
             "malformed method name: {path:?}"
         )));
     };
-    let found = METHODS
-        .iter()
-        .position(|(name, known, _)| *known == method && *name == service);
-    if let Some(found) = found {
-        return Ok(found);
-    }
-    if METHODS.iter().any(|(name, ..)| *name == service) {
-        return Err(Status::unimplemented(format!(
-            "unknown method {method} for service {service}"
-        )));
-    }
-    Err(Status::unimplemented(format!("unknown service {service}")))
+    rpcs::find(service, method).map_err(|unknown| {
+        Status::unimplemented(match unknown {
+            Unknown::Method => format!("unknown method {method} for service {service}"),
+            Unknown::Service => format!("unknown service {service}"),
+        })
+    })
 }
 
 /// What a stream ends with when a message of its client cannot be taken.

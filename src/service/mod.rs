@@ -2,8 +2,8 @@
 //!
 //! `caller` says who asks and until when, `permission` whether it may, `propose` and `read` carry
 //! it out upon the member that `handle` stands for, `admission` says what is refused at once, `leases`, `membership`,
-//! `hashes` and `downgrade` hold what their requests need beside a proposal or a read, and `peer`
-//! answers other members.
+//! `hashes` and `downgrade` hold what their requests need beside a proposal or a read, `peer`
+//! answers other members, and `rpcs` is the table of all calls.
 
 pub mod admission;
 pub mod caller;
@@ -18,3 +18,4 @@ pub mod peer;
 pub mod permission;
 mod propose;
 mod read;
+pub mod rpcs;

@@ -23,12 +23,12 @@ pub enum Asks<'a> {
     Call(Needs),
 }
 
-/// What a kind of call needs; see the table of calls.
+/// What a kind of call needs; see `rpcs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
     Nothing,
-    /// What the keys in the request need, which is asked where they are read or proposed.
-    Keys,
+    /// What the keys and the like in the request need, which is asked where it is carried out.
+    Content,
     /// To be a user, of whatever role.
     User,
     /// The role `root`.
