@@ -50,6 +50,6 @@ fn put(index: u64, key: u64) -> Entry {
     Entry {
         index,
         term: 1,
-        payload: Payload::Decoded(Box::new(request)),
+        payload: Payload::Decoded(Arc::new(request)),
     }
 }

@@ -73,7 +73,7 @@ errors! {
     LeaderChanged => Unavailable, "etcdserver: leader changed";
     Stopped => Unavailable, "etcdserver: server stopped";
     Timeout => Unavailable, "etcdserver: request timed out";
-    NeverProposed => DeadlineExceeded, "context deadline exceeded";
+    DeadlineExceeded => DeadlineExceeded, "context deadline exceeded";
     TimeoutLeaderFailed => Unavailable, "etcdserver: request timed out, possibly due to previous leader failure";
     TimeoutConnectionLost => Unavailable, "etcdserver: request timed out, possibly due to connection lost";
     TimeoutLeaderTransfer => Unknown, "etcdserver: request timed out, leader transfer took too long";

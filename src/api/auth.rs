@@ -1,7 +1,11 @@
-//! Auth: not built yet; every call says so.
+//! Auth: not built yet. What asks how things are is answered as by a cluster in which
+//! authentication was never enabled, which is what this is: clients with a name and a password
+//! begin with `Authenticate` and go on without a token where it is not enabled. What would change
+//! something says that it is not built.
 
 use tonic::{Request, Response, Status};
 
+use super::{caller, header};
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
     AuthDisableRequest, AuthDisableResponse, AuthEnableRequest, AuthEnableResponse,
@@ -13,10 +17,34 @@ use crate::proto::etcdserverpb::{
     AuthUserChangePasswordResponse, AuthUserDeleteRequest, AuthUserDeleteResponse,
     AuthUserGetRequest, AuthUserGetResponse, AuthUserGrantRoleRequest, AuthUserGrantRoleResponse,
     AuthUserListRequest, AuthUserListResponse, AuthUserRevokeRoleRequest,
-    AuthUserRevokeRoleResponse, AuthenticateRequest, AuthenticateResponse, auth_server::Auth,
+    AuthUserRevokeRoleResponse, AuthenticateRequest, AuthenticateResponse, ResponseHeader,
+    auth_server::Auth,
 };
+use crate::service::handle::Handle;
 
-pub struct AuthService;
+/// The revision of users, roles and permissions before the first of them is made.
+const FIRST_REVISION: u64 = 1;
+
+pub struct AuthService {
+    handle: Handle,
+}
+
+impl AuthService {
+    pub fn new(handle: Handle) -> Self {
+        Self { handle }
+    }
+
+    /// As of now in the whole cluster: etcd answers from its log.
+    async fn header<T>(
+        &self,
+        method: &'static str,
+        request: &Request<T>,
+    ) -> Result<Option<ResponseHeader>, Status> {
+        let caller = caller::of(&self.handle, method, request);
+        let view = self.handle.linearizable_view(&caller).await?;
+        Ok(Some(header::at(&self.handle, view.head)))
+    }
+}
 
 #[tonic::async_trait]
 impl Auth for AuthService {
@@ -29,23 +57,32 @@ impl Auth for AuthService {
 
     async fn auth_disable(
         &self,
-        _request: Request<AuthDisableRequest>,
+        request: Request<AuthDisableRequest>,
     ) -> Result<Response<AuthDisableResponse>, Status> {
-        Err(Error::AuthNotBuilt.into())
+        // It is not enabled, so this is done.
+        Ok(Response::new(AuthDisableResponse {
+            header: self.header("AuthDisable", &request).await?,
+        }))
     }
 
     async fn auth_status(
         &self,
-        _request: Request<AuthStatusRequest>,
+        request: Request<AuthStatusRequest>,
     ) -> Result<Response<AuthStatusResponse>, Status> {
-        Err(Error::AuthNotBuilt.into())
+        Ok(Response::new(AuthStatusResponse {
+            header: self.header("AuthStatus", &request).await?,
+            enabled: false,
+            auth_revision: FIRST_REVISION,
+        }))
     }
 
     async fn authenticate(
         &self,
-        _request: Request<AuthenticateRequest>,
+        request: Request<AuthenticateRequest>,
     ) -> Result<Response<AuthenticateResponse>, Status> {
-        Err(Error::AuthNotBuilt.into())
+        // What is answered must not be old.
+        self.header("Authenticate", &request).await?;
+        Err(Error::AuthNotEnabled.into())
     }
 
     async fn user_add(
@@ -64,9 +101,12 @@ impl Auth for AuthService {
 
     async fn user_list(
         &self,
-        _request: Request<AuthUserListRequest>,
+        request: Request<AuthUserListRequest>,
     ) -> Result<Response<AuthUserListResponse>, Status> {
-        Err(Error::AuthNotBuilt.into())
+        Ok(Response::new(AuthUserListResponse {
+            header: self.header("UserList", &request).await?,
+            users: Vec::new(),
+        }))
     }
 
     async fn user_delete(
@@ -113,9 +153,12 @@ impl Auth for AuthService {
 
     async fn role_list(
         &self,
-        _request: Request<AuthRoleListRequest>,
+        request: Request<AuthRoleListRequest>,
     ) -> Result<Response<AuthRoleListResponse>, Status> {
-        Err(Error::AuthNotBuilt.into())
+        Ok(Response::new(AuthRoleListResponse {
+            header: self.header("RoleList", &request).await?,
+            roles: Vec::new(),
+        }))
     }
 
     async fn role_delete(

@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
-use super::header;
+use super::{caller, header};
 use crate::proto::etcdserverpb::{
     MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
     MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse,
@@ -33,10 +33,11 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
+        let caller = caller::of(&self.handle, "MemberAdd", &request);
         let request = request.into_inner();
         let (member, members) = self
             .handle
-            .add_member(&request.peer_ur_ls, request.is_learner)
+            .add_member(&caller, &request.peer_ur_ls, request.is_learner)
             .await?;
         Ok(Response::new(MemberAddResponse {
             header: self.header(),
@@ -49,8 +50,9 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
+        let caller = caller::of(&self.handle, "MemberRemove", &request);
         let id = MemberId(request.into_inner().id);
-        let members = self.handle.remove_member(id).await?;
+        let members = self.handle.remove_member(&caller, id).await?;
         Ok(Response::new(MemberRemoveResponse {
             header: self.header(),
             members,
@@ -61,9 +63,11 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
+        let caller = caller::of(&self.handle, "MemberUpdate", &request);
         let request = request.into_inner();
         let id = MemberId(request.id);
-        let members = self.handle.update_member(id, request.peer_ur_ls).await?;
+        let urls = request.peer_ur_ls;
+        let members = self.handle.update_member(&caller, id, urls).await?;
         Ok(Response::new(MemberUpdateResponse {
             header: self.header(),
             members,
@@ -74,8 +78,9 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
+        let caller = caller::of(&self.handle, "MemberList", &request);
         if request.into_inner().linearizable {
-            self.handle.linearizable_view().await?;
+            self.handle.linearizable_view(&caller).await?;
         }
         let status = self.handle.shared().status();
         Ok(Response::new(MemberListResponse {
@@ -88,8 +93,9 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
+        let caller = caller::of(&self.handle, "MemberPromote", &request);
         let id = MemberId(request.into_inner().id);
-        let members = self.handle.promote_member(id).await?;
+        let members = self.handle.promote_member(&caller, id).await?;
         Ok(Response::new(MemberPromoteResponse {
             header: self.header(),
             members,

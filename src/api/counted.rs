@@ -13,8 +13,8 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use super::methods::{Kind, METHODS};
 use crate::metrics::Metrics;
+use crate::service::rpcs::RPCS;
 
 /// A call that is under way. Dropped without an answer it was canceled.
 pub struct Counted {
@@ -40,7 +40,7 @@ impl Counted {
             self.end(code);
             return response;
         }
-        if is_unary(self.method) {
+        if RPCS[self.method].is_unary() {
             self.metrics.grpc_sent(self.method);
             self.end(Code::Ok);
             return response;
@@ -65,10 +65,6 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.end(Code::Cancelled);
     }
-}
-
-fn is_unary(method: usize) -> bool {
-    METHODS[method].2 == Kind::Unary
 }
 
 fn code_of(headers: &HeaderMap) -> Option<Code> {

@@ -1,6 +1,7 @@
 //! What every call has to pass before its service sees it, in etcd's order: the cluster's version
 //! is one that this server knows, this member is no learner, the client's version is a text, and
-//! there is a leader where the client wants one.
+//! there is a leader where the client wants one. Then its caller is asked for what the
+//! RPC needs at all; what its content needs is asked behind.
 //!
 //! A stream whose client wants a leader is cut once there has been none for three election
 //! timeouts: to connect anew costs much more than to wait a little.
@@ -16,11 +17,13 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::methods::{Kind, METHODS};
+use super::caller;
 use crate::error::Error;
 use crate::metrics::CallKind;
 use crate::replica::shared::Shared;
 use crate::service::handle::Handle;
+use crate::service::permission::{self, Asks, Needs};
+use crate::service::rpcs::{Learner, RPCS, Rpc};
 use crate::types::version::{LEAST, NEWEST, Version};
 
 /// Looks without a leader, an election timeout apart, after which streams are cut; etcd's figure.
@@ -70,42 +73,48 @@ impl Gate {
 
     /// Whether a call may go to its service.
     pub fn pass(&self, method: usize, headers: &HeaderMap) -> Result<Passed, Error> {
-        let (service, name, kind) = METHODS[method];
+        let rpc = &RPCS[method];
         let status = self.shared.status();
         check_capability(status.cluster_version.as_deref())?;
         let learner = status.is_learner(self.shared.member);
-        let wants_leader = wants_leader(headers);
-        match (learner, service, name) {
-            (true, "etcdserverpb.KV", "Range") => {
-                return Ok(Passed::Range(AskedOfLearner(
-                    self.check_metadata(kind, headers),
-                )));
+        match rpc.learner {
+            _ if !learner => {}
+            Learner::Answers => {}
+            Learner::Stale => {
+                let rest = self.check_metadata(rpc, headers);
+                return Ok(Passed::Range(AskedOfLearner(rest)));
             }
-            (false, ..) | (true, "etcdserverpb.Maintenance", "Status" | "Snapshot") => {}
-            (true, ..) => return Err(Error::NotSupportedForLearner),
+            Learner::Refuses => return Err(Error::NotSupportedForLearner),
         }
-        self.check_metadata(kind, headers)?;
-        match kind {
-            Kind::ServerStream | Kind::BidiStream if wants_leader => Ok(Passed::NeedsLeader),
+        self.check_metadata(rpc, headers)?;
+        match rpc.is_unary() {
+            false if wants_leader(headers) => Ok(Passed::NeedsLeader),
             _ => Ok(Passed::Call),
         }
     }
 
-    fn check_metadata(&self, kind: Kind, headers: &HeaderMap) -> Result<(), Error> {
+    fn check_metadata(&self, rpc: &Rpc, headers: &HeaderMap) -> Result<(), Error> {
         let version = headers.get("client-api-version");
         let version = version.map(|version| std::str::from_utf8(version.as_bytes()).ok());
         if version == Some(None) {
             return Err(Error::InvalidClientApiVersion);
         }
-        let kind = match kind {
-            Kind::Unary => CallKind::Unary,
-            Kind::ServerStream | Kind::BidiStream => CallKind::Stream,
+        let kind = match rpc.is_unary() {
+            true => CallKind::Unary,
+            false => CallKind::Stream,
         };
         self.shared.metrics.client_request(kind, version.flatten());
         if wants_leader(headers) && self.shared.raft.leader() == 0 {
             return Err(Error::NoLeader);
         }
-        Ok(())
+        match rpc.needs {
+            // Whoever carries it out asks.
+            Needs::Nothing | Needs::Content => Ok(()),
+            needs => {
+                let caller = caller::with_headers(&self.shared, rpc.method, headers);
+                permission::check(&caller, Asks::Call(needs))
+            }
+        }
     }
 
     /// Has a stream end once there has been no leader for too long.

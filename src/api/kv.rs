@@ -8,7 +8,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::gate::AskedOfLearner;
-use super::{Settings, header, validate};
+use super::{Settings, caller, header, validate};
 use crate::error::Error;
 use crate::mvcc;
 use crate::mvcc::read::{RangeRead, Ranged};
@@ -18,7 +18,9 @@ use crate::proto::etcdserverpb::{
     TxnRequest, TxnResponse, kv_server::Kv,
 };
 use crate::replica::view::ReadView;
+use crate::service::caller::Caller;
 use crate::service::handle::Handle;
+use crate::service::permission::Asks;
 use crate::state::Response as Applied;
 use crate::state::{kv, txn};
 use crate::types::KeyRange;
@@ -46,16 +48,18 @@ impl KvService {
         }
     }
 
-    async fn view(&self, serializable: bool) -> Result<Arc<ReadView>, Error> {
-        if serializable {
-            Ok(self.handle.view())
-        } else {
-            self.handle.linearizable_view().await
-        }
+    /// The state in which a range is read.
+    async fn view(&self, caller: &Caller, request: &RangeRequest) -> Result<Arc<ReadView>, Error> {
+        let asks = Asks::Read {
+            key: &request.key,
+            range_end: &request.range_end,
+        };
+        let serializable = request.serializable;
+        self.handle.view_for(caller, asks, serializable).await
     }
 
     /// Runs a read, off the network's threads where it may take long.
-    async fn read<T, F>(&self, small: bool, read: F) -> Result<T, Status>
+    async fn read<T, F>(&self, caller: &Caller, small: bool, read: F) -> Result<T, Status>
     where
         T: Send + 'static,
         F: FnOnce() -> mvcc::Result<T> + Send + 'static,
@@ -63,7 +67,8 @@ impl KvService {
         let result = if small {
             read()
         } else {
-            let permit = self.large_reads.clone().acquire_owned().await;
+            let turn = self.large_reads.clone().acquire_owned();
+            let permit = self.handle.within(caller, turn).await?;
             let work = move || {
                 let _permit = permit;
                 read()
@@ -94,18 +99,20 @@ impl Kv for KvService {
         request: Request<RangeRequest>,
     ) -> Result<Response<RangeResponse>, Status> {
         let of_learner = request.extensions().get::<AskedOfLearner>().copied();
+        let caller = caller::of(&self.handle, "Range", &request);
         let request = request.into_inner();
         if let Some(asked) = of_learner {
             asked.allows(request.serializable)?;
         }
         validate::range(&request)?;
-        let view = self.view(request.serializable).await?;
+        let view = self.view(&caller, &request).await?;
         let read = kv::range_read(&request)?;
         let small = is_small(&request);
         let head = view.head;
         let shared = self.handle.shared();
         let start = shared.clock.now();
-        let ranged = self.read(small, move || view.snapshot().range(&read)).await;
+        let ranged = self.read(&caller, small, move || view.snapshot().range(&read));
+        let ranged = ranged.await;
         shared.metrics.ranges.increment();
         shared
             .metrics
@@ -122,9 +129,10 @@ impl Kv for KvService {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let caller = caller::of(&self.handle, "RangeStream", &request);
         let request = request.into_inner();
         validate::range_stream(&request)?;
-        let view = self.view(request.serializable).await?;
+        let view = self.view(&caller, &request).await?;
         let (sender, receiver) = mpsc::channel(WAITING_CHUNKS);
         let chunks = Chunks::new(
             self.handle.clone(),
@@ -138,13 +146,14 @@ impl Kv for KvService {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let caller = caller::of(&self.handle, "Put", &request);
         let request = request.into_inner();
         validate::put(&request)?;
         let request = InternalRaftRequest {
             put: Some(request),
             ..Default::default()
         };
-        let Applied::Put(mut response) = self.handle.propose(request).await? else {
+        let Applied::Put(mut response) = self.handle.propose(&caller, request).await? else {
             return Err(Error::UnknownMethod.into());
         };
         header::fill(&self.handle, &mut response.header);
@@ -155,13 +164,15 @@ impl Kv for KvService {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let caller = caller::of(&self.handle, "DeleteRange", &request);
         let request = request.into_inner();
         validate::delete_range(&request)?;
         let request = InternalRaftRequest {
             delete_range: Some(request),
             ..Default::default()
         };
-        let Applied::DeleteRange(mut response) = self.handle.propose(request).await? else {
+        let Applied::DeleteRange(mut response) = self.handle.propose(&caller, request).await?
+        else {
             return Err(Error::UnknownMethod.into());
         };
         header::fill(&self.handle, &mut response.header);
@@ -169,19 +180,23 @@ impl Kv for KvService {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let caller = caller::of(&self.handle, "Txn", &request);
         let request = request.into_inner();
         validate::txn(&request, self.settings.max_txn_ops)?;
         let mut response = if txn::is_read_only(&request) {
-            let view = self.view(txn::is_serializable(&request)).await?;
+            let (asks, stale) = (Asks::ReadTxn(&request), txn::is_serializable(&request));
+            let view = self.handle.view_for(&caller, asks, stale).await?;
             let small = txn::reads_points(&request);
-            self.read(small, move || txn::read(&view.snapshot(), &request))
-                .await?
+            self.read(&caller, small, move || {
+                txn::read(&view.snapshot(), &request)
+            })
+            .await?
         } else {
             let request = InternalRaftRequest {
                 txn: Some(request),
                 ..Default::default()
             };
-            match self.handle.propose(request).await? {
+            match self.handle.propose(&caller, request).await? {
                 Applied::Txn(response) => response,
                 _ => return Err(Error::UnknownMethod.into()),
             }
@@ -194,10 +209,11 @@ impl Kv for KvService {
         &self,
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
+        let caller = caller::of(&self.handle, "Compact", &request);
         let request = request.into_inner();
         let mut response = self
             .handle
-            .compact(request.revision, request.physical)
+            .compact(&caller, request.revision, request.physical)
             .await?;
         // The newest revision as of the answer, as in etcd.
         response.header = None;

@@ -6,7 +6,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::status_text::broken_stream;
-use super::{Settings, header};
+use super::{Settings, caller, header};
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
     InternalRaftRequest, LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest,
@@ -38,6 +38,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
+        let caller = caller::of(&self.handle, "LeaseGrant", &request);
         let mut request = request.into_inner();
         while request.id == 0 {
             request.id = self.handle.next_id() as i64;
@@ -48,7 +49,7 @@ impl Lease for LeaseService {
             lease_grant: Some(request),
             ..Default::default()
         };
-        let Applied::LeaseGrant(mut response) = self.handle.propose(request).await? else {
+        let Applied::LeaseGrant(mut response) = self.handle.propose(&caller, request).await? else {
             return Err(Error::UnknownMethod.into());
         };
         header::fill(&self.handle, &mut response.header);
@@ -59,11 +60,13 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        let caller = caller::of(&self.handle, "LeaseRevoke", &request);
         let request = InternalRaftRequest {
             lease_revoke: Some(request.into_inner()),
             ..Default::default()
         };
-        let Applied::LeaseRevoke(mut response) = self.handle.propose(request).await? else {
+        let Applied::LeaseRevoke(mut response) = self.handle.propose(&caller, request).await?
+        else {
             return Err(Error::UnknownMethod.into());
         };
         header::fill(&self.handle, &mut response.header);
@@ -76,6 +79,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let caller = caller::of(&self.handle, "LeaseKeepAlive", &request);
         let mut requests = request.into_inner();
         let handle = self.handle.clone();
         let max_request_bytes = self.settings.max_request_bytes;
@@ -96,7 +100,7 @@ impl Lease for LeaseService {
                 // The header is made first, so that it never shows a revision at which the
                 // lease may already be gone.
                 let header = header::now(&handle);
-                let renewed = handle.renew_lease(LeaseId(request.id)).await;
+                let renewed = handle.renew_lease(&caller, LeaseId(request.id)).await;
                 let failed = renewed.is_err();
                 let answer = renewed.map(|ttl| LeaseKeepAliveResponse {
                     header: Some(header),
@@ -116,9 +120,10 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let caller = caller::of(&self.handle, "LeaseTimeToLive", &request);
         let request = request.into_inner();
         let id = LeaseId(request.id);
-        let left = self.handle.lease_left(id, request.keys).await?;
+        let left = self.handle.lease_left(&caller, id, request.keys).await?;
         let mut response = left.unwrap_or_else(|| LeaseTimeToLiveResponse {
             id: request.id,
             ttl: -1,

@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{header, validate};
+use super::{caller, header, validate};
 use crate::env;
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
@@ -53,13 +53,14 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
+        let caller = caller::of(&self.handle, "Alarm", &request);
         let request = request.into_inner();
         validate::alarm(&request)?;
         let request = InternalRaftRequest {
             alarm: Some(request),
             ..Default::default()
         };
-        let Applied::Alarm(mut response) = self.handle.propose(request).await? else {
+        let Applied::Alarm(mut response) = self.handle.propose(&caller, request).await? else {
             return Err(Error::UnknownMethod.into());
         };
         header::fill(&self.handle, &mut response.header);
@@ -80,14 +81,15 @@ impl Maintenance for MaintenanceService {
         let status = shared.status();
         errors.extend(status.alarms.iter().map(alarm_text));
         let quota = self.handle.settings().limits;
+        let (committed, applied) = raft.indexes();
         Ok(Response::new(StatusResponse {
             header: Some(header::now(&self.handle)),
             version: ETCD_VERSION.to_owned(),
             db_size: shared.size_bytes.load(Ordering::Acquire).max(1),
             leader: raft.leader(),
-            raft_index: raft.commit_index(),
+            raft_index: committed,
             raft_term: raft.term(),
-            raft_applied_index: raft.applied_index(),
+            raft_applied_index: applied,
             errors,
             db_size_in_use: shared.size_in_use_bytes.load(Ordering::Acquire).max(1),
             is_learner: status.is_learner(shared.member),
@@ -126,8 +128,9 @@ impl Maintenance for MaintenanceService {
         Ok(Response::new(DefragmentResponse::default()))
     }
 
-    async fn hash(&self, _request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
-        let (hash, head) = self.handle.hash_at(0).await?;
+    async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        let caller = caller::of(&self.handle, "Hash", &request);
+        let (hash, head) = self.handle.hash_at(&caller, 0).await?;
         Ok(Response::new(HashResponse {
             header: Some(header::at(&self.handle, head)),
             hash: hash.hash,
@@ -138,8 +141,10 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
+        let caller = caller::of(&self.handle, "HashKV", &request);
         let revision = request.into_inner().revision;
-        Ok(Response::new(self.handle.hash_history(revision).await?))
+        let hash = self.handle.hash_history(&caller, revision).await?;
+        Ok(Response::new(hash))
     }
 
     type SnapshotStream = ReceiverStream<Result<SnapshotResponse, Status>>;
@@ -159,11 +164,11 @@ impl Maintenance for MaintenanceService {
         if !shared.raft.is_leader() {
             return Err(Error::NotLeader.into());
         }
+        let caller = caller::of(&self.handle, "MoveLeader", &request);
         let target = MemberId(request.into_inner().target_id);
         if !shared.status().voters().any(|voter| voter.id == target.0) {
             return Err(Error::BadLeaderTransferee.into());
         }
-        let limit = self.handle.settings().request_timeout();
         let (own, started) = (shared.member, shared.clock.now());
         tracing::info!(
             "local-member-id" = %own,
@@ -171,7 +176,7 @@ impl Maintenance for MaintenanceService {
             "transferee-member-id" = %target,
             "leadership transfer starting"
         );
-        self.handle.move_leader(target, limit).await?;
+        self.handle.move_leader(&caller, target).await?;
         tracing::info!(
             "local-member-id" = %own,
             "old-leader-member-id" = %own,
@@ -186,7 +191,9 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
-        let mut response = self.handle.downgrade(request.into_inner()).await?;
+        let caller = caller::of(&self.handle, "Downgrade", &request);
+        let request = request.into_inner();
+        let mut response = self.handle.downgrade(&caller, request).await?;
         header::fill(&self.handle, &mut response.header);
         Ok(Response::new(response))
     }

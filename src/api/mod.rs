@@ -5,6 +5,7 @@
 //! unknown one is answered in grpc-go's words.
 
 pub mod auth;
+pub mod caller;
 pub mod cluster;
 mod counted;
 pub mod election;
@@ -41,6 +42,8 @@ use crate::proto::health::health_server::HealthServer;
 use crate::proto::v3electionpb::election_server::ElectionServer;
 use crate::proto::v3lockpb::lock_server::LockServer;
 use crate::service::handle::Handle;
+use crate::service::rpcs::{self, RPCS};
+
 pub use methods::methods;
 pub use settings::{GRPC_OVERHEAD_BYTES, Settings};
 
@@ -91,9 +94,9 @@ impl Api {
             cluster: limited!(ClusterServer, cluster::ClusterService::new(handle.clone())),
             maintenance: limited!(
                 MaintenanceServer,
-                maintenance::MaintenanceService::new(handle)
+                maintenance::MaintenanceService::new(handle.clone())
             ),
-            auth: limited!(AuthServer, auth::AuthService),
+            auth: limited!(AuthServer, auth::AuthService::new(handle)),
             lock: limited!(LockServer, lock::LockService),
             election: limited!(ElectionServer, election::ElectionService),
             health: limited!(HealthServer, health::HealthService),
@@ -114,6 +117,9 @@ impl Api {
             Ok(method) => method,
             Err(status) => return Box::pin(std::future::ready(status.into_http())),
         };
+        if let Err(status) = caller::check(request.headers()) {
+            return Box::pin(std::future::ready(status.into_http()));
+        }
         let counted = Counted::start(&self.metrics, method);
         let passed = match self.gate.pass(method, request.headers()) {
             Ok(passed) => passed,
@@ -130,16 +136,15 @@ impl Api {
             }
             Passed::NeedsLeader => gate = Some(self.gate.clone()),
         }
-        let (service, _, _) = methods::METHODS[method];
-        let future = match service {
-            "etcdserverpb.KV" => self.kv.clone().call(request),
-            "etcdserverpb.Watch" => self.watch.clone().call(request),
-            "etcdserverpb.Lease" => self.lease.clone().call(request),
-            "etcdserverpb.Cluster" => self.cluster.clone().call(request),
-            "etcdserverpb.Maintenance" => self.maintenance.clone().call(request),
-            "etcdserverpb.Auth" => self.auth.clone().call(request),
-            "v3lockpb.Lock" => self.lock.clone().call(request),
-            "v3electionpb.Election" => self.election.clone().call(request),
+        let future = match RPCS[method].service {
+            rpcs::KV => self.kv.clone().call(request),
+            rpcs::WATCH => self.watch.clone().call(request),
+            rpcs::LEASE => self.lease.clone().call(request),
+            rpcs::CLUSTER => self.cluster.clone().call(request),
+            rpcs::MAINTENANCE => self.maintenance.clone().call(request),
+            rpcs::AUTH => self.auth.clone().call(request),
+            rpcs::LOCK => self.lock.clone().call(request),
+            rpcs::ELECTION => self.election.clone().call(request),
             _ => self.health.clone().call(request),
         };
         let max = self.max_message_bytes;

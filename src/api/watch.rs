@@ -14,7 +14,7 @@ use tokio_stream::{Stream as TokioStream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::status_text::broken_stream;
-use super::{Settings, header};
+use super::{Settings, caller, header};
 use crate::env::Interval;
 use crate::error::watch_reason;
 use crate::probe::{self, CoveragePoint};
@@ -22,7 +22,9 @@ use crate::proto::etcdserverpb::{
     WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType,
     watch_request::RequestUnion, watch_server::Watch,
 };
+use crate::service::caller::Caller;
 use crate::service::handle::Handle;
+use crate::service::permission::{self, Asks};
 use crate::types::KeyRange;
 use crate::watch::{self, ALL_WATCHES, Output, Stream};
 
@@ -56,13 +58,18 @@ impl Watch for WatchService {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        Ok(Response::new(self.open(request.into_inner())))
+        let caller = caller::of(&self.handle, "Watch", &request);
+        Ok(Response::new(self.open(caller, request.into_inner())))
     }
 }
 
 impl WatchService {
     /// Answers the requests of a client stream.
-    pub fn open<R>(&self, requests: R) -> ReceiverStream<Result<WatchResponse, Status>>
+    pub fn open<R>(
+        &self,
+        caller: Caller,
+        requests: R,
+    ) -> ReceiverStream<Result<WatchResponse, Status>>
     where
         R: TokioStream<Item = Result<WatchRequest, Status>> + Send + Unpin + 'static,
     {
@@ -76,6 +83,7 @@ impl WatchService {
             .open(Arc::new(move || waker.notify_one()));
         let session = Session {
             handle: self.handle.clone(),
+            caller,
             stream,
             sender,
             waiting: VecDeque::new(),
@@ -101,6 +109,7 @@ struct Gone;
 
 struct Session {
     handle: Handle,
+    caller: Caller,
     stream: Stream,
     sender: mpsc::Sender<Result<WatchResponse, Status>>,
     /// What is to be sent next, in order, before anything more of `stream`.
@@ -192,7 +201,13 @@ impl Session {
 
     fn create(&mut self, create: WatchCreateRequest) {
         let head = self.handle.view().head;
-        let created = if create.start_revision < 0 {
+        let asks = Asks::Read {
+            key: &create.key,
+            range_end: &create.range_end,
+        };
+        let created = if let Err(error) = permission::check(&self.caller, asks) {
+            Err(error.text().to_owned())
+        } else if create.start_revision < 0 {
             Err(watch_reason::COMPACTED.to_owned())
         } else {
             self.stream

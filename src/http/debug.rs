@@ -61,7 +61,7 @@ fn raft_status(handle: &Handle) -> RaftStatus {
     let shared = handle.shared();
     let raft = &shared.raft;
     let me = shared.member.to_string();
-    let commit = raft.commit_index();
+    let (commit, applied) = raft.indexes();
     let mut progress = BTreeMap::new();
     if raft.is_leader() {
         let own = Progress {
@@ -86,7 +86,7 @@ fn raft_status(handle: &Handle) -> RaftStatus {
         } else {
             "StateFollower"
         },
-        applied: raft.applied_index(),
+        applied,
         progress,
         leadtransferee: "0".to_owned(),
         id: me,

@@ -24,12 +24,13 @@ pub fn scrape(handle: &Handle) -> Scrape {
     let quota = handle.settings().limits.quota_bytes;
     let flag = |on: bool| Some(f64::from(u8::from(on)));
     let number = |value: i64| Some(value as f64);
+    let (committed, applied) = raft.indexes();
     let mut scrape = Scrape {
         has_leader: flag(raft.leader() != 0),
         is_leader: flag(raft.is_leader()),
         is_learner: flag(status.is_learner(shared.member)),
-        proposals_committed: Some(raft.commit_index() as f64),
-        proposals_applied: Some(raft.applied_index() as f64),
+        proposals_committed: Some(committed as f64),
+        proposals_applied: Some(applied as f64),
         quota_bytes: number(quota.unwrap_or(-1)),
         db_size_bytes: number(shared.size_bytes.load(Ordering::Acquire)),
         db_size_in_use_bytes: number(shared.size_in_use_bytes.load(Ordering::Acquire)),

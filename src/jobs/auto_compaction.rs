@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::env::Interval;
 use crate::error::Error;
+use crate::service::caller::Caller;
 use crate::service::handle::Handle;
 
 const REVISION_INTERVAL: Duration = Duration::from_secs(300);
@@ -123,7 +124,7 @@ async fn compact(handle: &Handle, revision: i64) -> bool {
     if !handle.shared().raft.is_leader() {
         return false;
     }
-    match handle.compact(revision, false).await {
+    match handle.compact(&Caller::member(), revision, false).await {
         Ok(_) | Err(Error::Compacted) => {
             tracing::info!(revision, "completed auto compaction");
             true

@@ -25,6 +25,7 @@ use crate::proto::etcdserverpb::{
     alarm_request::AlarmAction,
 };
 use crate::proto::etchedpeer::{Question, answer, question};
+use crate::service::caller::Caller;
 use crate::service::handle::Handle;
 use crate::types::MemberId;
 
@@ -75,7 +76,7 @@ pub async fn check_at_start(handle: &Handle, when: AtStart) -> Result<(), String
         AtStart::Never | AtStart::Cheaply => handle.settings().election_timeout,
     };
     tracing::info!("local-member-id" = %own, timeout = ?limit, "starting initial corruption check");
-    let hashed = handle.hash_at(0).await;
+    let hashed = handle.hash_at(&Caller::member(), 0).await;
     let (hash, _) = hashed.map_err(|error| format!("{own} failed to fetch hash ({error})"))?;
     let answered = ask_peers(handle, hash.revision, limit).await;
     let differing = differing_at_start(&hash, &answered);
@@ -163,11 +164,11 @@ async fn run_all(handle: &Handle, every: Option<Duration>) {
 async fn compare_all(handle: &Handle) -> Result<(), Error> {
     let shared = handle.shared();
     let term = shared.raft.term();
-    let (before, _) = handle.hash_at(0).await?;
+    let (before, _) = handle.hash_at(&Caller::member(), 0).await?;
     let limit = handle.settings().request_timeout();
     let answered = ask_peers(handle, before.revision, limit).await;
     catch_up(handle, &answered).await?;
-    let (after, head) = handle.hash_at(0).await?;
+    let (after, head) = handle.hash_at(&Caller::member(), 0).await?;
     let judged = judge_all(shared.member, &before, &after, head, &answered);
     let diverging = judged.first().map(|found| found.member);
     for Found { member, reason } in judged {
@@ -193,7 +194,7 @@ async fn compare_all(handle: &Handle) -> Result<(), Error> {
 /// Waits until this leader has applied what its followers have, as far as it ever will: they may
 /// have been a little quicker.
 async fn catch_up(handle: &Handle, answered: &Answered) -> Result<(), Error> {
-    handle.linearizable_view().await?;
+    handle.linearizable_view(&Caller::member()).await?;
     let clock = &handle.shared().clock;
     let deadline = clock.now() + handle.settings().election_timeout;
     let answers = || {
@@ -410,7 +411,10 @@ async fn raise_alarm(handle: &Handle, term: u64, member: MemberId) -> Result<(),
         }),
         ..Default::default()
     };
-    handle.propose_in_term(request, term).await.map(|_| ())
+    handle
+        .propose_in_term(&Caller::member(), request, term)
+        .await
+        .map(|_| ())
 }
 
 #[cfg(test)]
@@ -559,7 +563,7 @@ mod tests {
     /// This member and one peer; the latter's hash differs by `difference` from the empty
     /// store's.
     fn pair(difference: Option<u32>) -> (Handle, Arc<Inbox>) {
-        let own = runtime().block_on(fixture::alone().hash_history(0));
+        let own = runtime().block_on(fixture::alone().hash_history(&Caller::member(), 0));
         let theirs = difference
             .zip(own.ok())
             .map(|(difference, own)| HashKvResponse {
@@ -604,7 +608,11 @@ mod tests {
             let (handle, inbox) = pair(difference);
             fixture::set_leader(&handle, fixture::ME);
             runtime().block_on(async {
-                let own = handle.hash_at(0).await.expect("hashes").0;
+                let own = handle
+                    .hash_at(&Caller::member(), 0)
+                    .await
+                    .expect("hashes")
+                    .0;
                 handle.shared().compaction_hashes.lock().push(own);
                 let comparison = async {
                     match compacted {

@@ -16,6 +16,7 @@ use crate::proto::etcdserverpb::{
     InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest,
 };
 use crate::replica::shared::Shared;
+use crate::service::caller::Caller;
 use crate::service::handle::Handle;
 
 /// How often the clock is looked at, as in etcd.
@@ -55,7 +56,7 @@ pub async fn run(handle: Handle, checkpoint_interval: Duration) {
                 lease_revoke: Some(LeaseRevokeRequest { id: id.0 }),
                 ..Default::default()
             };
-            handle.propose_in_term(request, term)
+            handle.propose_in_term(&Caller::member(), request, term)
         });
         // All are under way before the first is waited for, so that they share a sync.
         let revokes = wait_for(join_all(revokes), shared, &mut standstill).await;
@@ -120,7 +121,10 @@ async fn store(handle: &Handle, term: u64, checkpoints: Vec<(crate::types::Lease
         lease_checkpoint: Some(LeaseCheckpointRequest { checkpoints }),
         ..Default::default()
     };
-    if let Err(error) = handle.propose_in_term(request, term).await {
+    if let Err(error) = handle
+        .propose_in_term(&Caller::member(), request, term)
+        .await
+    {
         tracing::warn!(%error, "failed to checkpoint leases");
     }
 }

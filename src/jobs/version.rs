@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::etchedpeer::{Answer, Nothing, Question, answer, question};
 use crate::proto::membershippb::ClusterVersionSetRequest;
+use crate::service::caller::Caller;
 use crate::service::handle::Handle;
 use crate::types::version::{self, Version, short};
 use crate::types::{ETCD_VERSION, MemberId};
@@ -83,7 +84,9 @@ pub async fn update(handle: &Handle) -> Result<(), Error> {
         cluster_version_set: Some(ClusterVersionSetRequest { ver: next }),
         ..Default::default()
     };
-    handle.propose_in_term(request, term).await?;
+    handle
+        .propose_in_term(&Caller::member(), request, term)
+        .await?;
     tracing::info!("cluster-version" = to, "cluster version is updated");
     Ok(())
 }

@@ -1,5 +1,8 @@
 //! What is to be agreed upon, how raft carries it, and who is told what became of it.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
 use prost::Message as _;
 
@@ -18,10 +21,28 @@ pub struct Proposal {
     pub what: Proposed,
     /// Only to be proposed while this member leads in this term.
     pub fence_term: Option<u64>,
+    /// When whoever waits for it gives up, by the member's clock. Until then it shares the
+    /// request; none: it is to be proposed whether or not anyone waits.
+    pub awaited_until: Option<Duration>,
     pub reply: Reply,
 }
 
 impl Proposal {
+    /// True where nobody waits for it any more, so that it need not be proposed.
+    pub fn is_abandoned(&self) -> bool {
+        match &self.what {
+            Proposed::Request(request, _) => {
+                self.awaited_until.is_some() && Arc::strong_count(request) == 1
+            }
+            Proposed::Member(_) => false,
+        }
+    }
+
+    /// True where whoever waits for it has given up by now.
+    pub fn is_late(&self, now: Duration) -> bool {
+        self.awaited_until.is_some_and(|until| until <= now)
+    }
+
     /// What it takes in the log, about.
     pub fn encoded_bytes(&self) -> usize {
         self.what.encoded_bytes()
@@ -39,7 +60,7 @@ pub struct Refusal {
 
 pub enum Proposed {
     /// The request and its encoding.
-    Request(Box<InternalRaftRequest>, Vec<u8>),
+    Request(Arc<InternalRaftRequest>, Vec<u8>),
     Member(MemberChange),
 }
 

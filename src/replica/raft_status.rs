@@ -84,8 +84,14 @@ impl RaftStatus {
         self.is_leader.load(Ordering::Acquire)
     }
 
-    pub fn commit_index(&self) -> u64 {
-        self.commit_index.load(Ordering::Acquire)
+    /// How far the log is committed and applied, the second never beyond the first.
+    ///
+    /// Each is published by a thread of its own, the applied index often first. What is applied
+    /// was committed, so that the larger one is true of both.
+    pub fn indexes(&self) -> (u64, u64) {
+        let applied = self.applied_index();
+        let committed = self.commit_index.load(Ordering::Acquire);
+        (committed.max(applied), applied)
     }
 
     pub fn applied_index(&self) -> u64 {
@@ -94,5 +100,31 @@ impl RaftStatus {
 
     pub fn set_applied_index(&self, index: u64) {
         self.applied_index.store(index, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_applied_is_committed_whichever_is_published_first() {
+        let raft = RaftStatus::default();
+        let publish = |commit_index| {
+            let status = replica::Status {
+                term: 2,
+                durable_term: 2,
+                leader: 1,
+                is_leader: true,
+                commit_index,
+                last_index: commit_index,
+            };
+            raft.publish(&status, true, Duration::ZERO);
+        };
+        publish(20);
+        raft.set_applied_index(21);
+        assert_eq!(raft.indexes(), (21, 21));
+        publish(23);
+        assert_eq!(raft.indexes(), (23, 21));
     }
 }

@@ -22,6 +22,7 @@ use super::router::Router;
 use super::shared::Shared;
 use super::state_store::{Checkpoint, Received, SnapshotStore};
 use super::work::{AppliedGroup, Waiting, Work};
+use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etchedpeer::forwarded::Proposal as Asked;
 use crate::raft::replica::{Progress, Status};
@@ -151,7 +152,7 @@ impl RaftThread {
                 batch_bytes += proposal.encoded_bytes();
             }
             stopping |= matches!(input, Input::Stop);
-            self.take(input)?;
+            self.take(input, now)?;
             if batch_bytes >= MAX_BATCH_BYTES {
                 self.carry_out(false)?;
                 batch_bytes = 0;
@@ -203,8 +204,11 @@ impl RaftThread {
         self.router.progress()
     }
 
-    fn take(&mut self, input: Input) -> Result<(), Fatal> {
+    fn take(&mut self, input: Input, now: Duration) -> Result<(), Fatal> {
         match input {
+            Input::Propose(proposal) if proposal.is_late(now) => {
+                (proposal.reply)(Err(Error::DeadlineExceeded));
+            }
             Input::Propose(proposal) => {
                 if matches!(proposal.what, Proposed::Member(_)) {
                     self.note_connected();

@@ -14,6 +14,7 @@ use std::cmp::Reverse;
 use std::collections::hash_map::Entry as Place;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
@@ -42,6 +43,7 @@ struct Waiter {
     index: u64,
     term: u64,
     expires_at_tick: u64,
+    awaited_until: Option<Duration>,
     what: Awaited,
     fenced: bool,
     reply: Reply,
@@ -49,7 +51,7 @@ struct Waiter {
 
 /// A proposal whose encoding raft has.
 enum Awaited {
-    Request(Box<InternalRaftRequest>),
+    Request(Arc<InternalRaftRequest>),
     Member(MemberChange),
 }
 
@@ -58,6 +60,7 @@ enum Awaited {
 struct ForwardedProposal {
     term: u64,
     expires_at_tick: u64,
+    awaited_until: Option<Duration>,
     what: Proposed,
     reply: Reply,
 }
@@ -182,6 +185,9 @@ impl Router {
     }
 
     fn route(&mut self, proposal: Proposal, expires_at_tick: u64) {
+        if proposal.is_abandoned() {
+            return;
+        }
         let leaves = match &proposal.what {
             Proposed::Member(change) => self.steps_aside_for(change),
             Proposed::Request(..) => false,
@@ -228,6 +234,7 @@ impl Router {
             index: status.last_index,
             term: status.term,
             expires_at_tick,
+            awaited_until: proposal.awaited_until,
             what,
             fenced: proposal.fence_term.is_some(),
             reply: proposal.reply,
@@ -235,10 +242,17 @@ impl Router {
     }
 
     /// Proposes again what will certainly not be applied as it was proposed.
-    fn again(&mut self, what: Proposed, reply: Reply, expires_at_tick: u64) {
+    fn again(
+        &mut self,
+        what: Proposed,
+        awaited_until: Option<Duration>,
+        reply: Reply,
+        expires_at_tick: u64,
+    ) {
         let proposal = Proposal {
             what,
             fence_term: None,
+            awaited_until,
             reply,
         };
         self.queue(proposal, expires_at_tick);
@@ -277,6 +291,7 @@ impl Router {
             ForwardedProposal {
                 term,
                 expires_at_tick,
+                awaited_until: proposal.awaited_until,
                 what: proposal.what,
                 reply: proposal.reply,
             },
@@ -333,7 +348,12 @@ impl Router {
         if matches!(error, Error::NotLeader | Error::NoLeader) {
             probe::reached(CoveragePoint::ProposalRefused);
             // It was certainly not proposed.
-            self.again(forwarded.what, forwarded.reply, forwarded.expires_at_tick);
+            self.again(
+                forwarded.what,
+                forwarded.awaited_until,
+                forwarded.reply,
+                forwarded.expires_at_tick,
+            );
         } else {
             (forwarded.reply)(Err(error));
         }
@@ -485,7 +505,7 @@ impl Router {
     fn take_waiter(
         &mut self,
         committed: &Committed,
-    ) -> (Option<Box<InternalRaftRequest>>, Option<Reply>) {
+    ) -> (Option<Arc<InternalRaftRequest>>, Option<Reply>) {
         if !self.forwarded.is_empty() {
             if let Some(forwarded) =
                 committed_id(committed).and_then(|id| self.forwarded.remove(&id))
@@ -503,7 +523,12 @@ impl Router {
             self.retry_queued |= !passed.is_empty();
             for (_, forwarded) in passed {
                 probe::reached(CoveragePoint::ForwardedAgain);
-                self.again(forwarded.what, forwarded.reply, forwarded.expires_at_tick);
+                self.again(
+                    forwarded.what,
+                    forwarded.awaited_until,
+                    forwarded.reply,
+                    forwarded.expires_at_tick,
+                );
             }
         }
         while let Some(waiter) = pop_if(&mut self.waiters, |first| {
@@ -530,7 +555,12 @@ impl Router {
                 }
                 Awaited::Member(change) => Proposed::Member(change),
             };
-            self.again(what, waiter.reply, waiter.expires_at_tick);
+            self.again(
+                what,
+                waiter.awaited_until,
+                waiter.reply,
+                waiter.expires_at_tick,
+            );
         }
         (None, None)
     }
@@ -562,7 +592,7 @@ impl Router {
             (forwarded.reply)(Err(Error::Timeout));
         }
         while let Some((proposal, _)) = pop_if(&mut self.queued, |first| first.1 <= tick) {
-            (proposal.reply)(Err(Error::NeverProposed));
+            (proposal.reply)(Err(Error::DeadlineExceeded));
         }
         for reply in self.reads.expired(tick) {
             reply(Err(Error::Timeout));

@@ -9,6 +9,7 @@ use crate::jobs::corruption::{self, AtStart};
 use crate::jobs::version;
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::membershippb::{Attributes, ClusterMemberAttrSetRequest};
+use crate::service::caller::Caller;
 use crate::service::handle::Handle;
 
 /// Wait before the next try; each try itself waits for a leader.
@@ -70,7 +71,7 @@ async fn publish_attributes(handle: &Handle, attributes: Attributes) {
             }),
             ..Default::default()
         };
-        match handle.propose(request).await {
+        match handle.propose(&Caller::member(), request).await {
             Ok(_) => break,
             Err(error) => {
                 tracing::warn!(

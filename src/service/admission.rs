@@ -14,6 +14,8 @@ const PUT_OVERHEAD_BYTES: i64 = 256;
 const LEASE_COST_BYTES: i64 = 64;
 /// Entries that may be committed and not applied.
 pub const MAX_APPLY_GAP: u64 = 5_000;
+/// Encoded proposals under way at once, in KiB.
+pub const MAX_PROPOSED_KIB: u32 = 128 << 10;
 
 /// The limits of one member.
 #[derive(Clone, Copy, Debug)]

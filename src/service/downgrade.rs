@@ -2,6 +2,7 @@
 //! agreed upon is what etcd would show: the version that the cluster goes down to, which the
 //! leader's look at the versions then makes the cluster's.
 
+use super::caller::Caller;
 use super::handle::Handle;
 use crate::error::Error;
 use crate::proto::etcdserverpb::downgrade_request::DowngradeAction;
@@ -11,15 +12,19 @@ use crate::types::version::{Version, short};
 
 impl Handle {
     /// Validates, begins or ends a downgrade. The answer has no header.
-    pub async fn downgrade(&self, request: DowngradeRequest) -> Result<DowngradeResponse, Error> {
+    pub async fn downgrade(
+        &self,
+        caller: &Caller,
+        request: DowngradeRequest,
+    ) -> Result<DowngradeResponse, Error> {
         match DowngradeAction::try_from(request.action) {
             Ok(DowngradeAction::Validate) => {
-                self.check_downgrade(&request.version).await?;
+                self.check_downgrade(caller, &request.version).await?;
             }
-            Ok(DowngradeAction::Enable) => self.begin_downgrade(&request.version).await?,
+            Ok(DowngradeAction::Enable) => self.begin_downgrade(caller, &request.version).await?,
             Ok(DowngradeAction::Cancel) => {
                 // As in etcd, who asks is not told.
-                if let Err(error) = self.end_downgrade().await {
+                if let Err(error) = self.end_downgrade(caller).await {
                     tracing::warn!(%error, "failed to cancel downgrade");
                 }
             }
@@ -34,13 +39,13 @@ impl Handle {
     }
 
     /// The version asked for, if a downgrade to it may begin.
-    async fn check_downgrade(&self, target: &str) -> Result<Version, Error> {
+    async fn check_downgrade(&self, caller: &Caller, target: &str) -> Result<Version, Error> {
         let target = Version::parse_target(target).ok_or(Error::WrongDowngradeFormat)?;
         if self.shared().status().cluster_version.is_none() {
             return Err(Error::ClusterVersionUnavailable);
         }
         // What is decided upon must not be old.
-        self.linearizable_view().await?;
+        self.linearizable_view(caller).await?;
         let status = self.shared().status();
         let cluster = status.cluster_version.as_deref().and_then(Version::parse);
         let cluster = cluster.ok_or(Error::ClusterVersionUnavailable)?;
@@ -53,22 +58,27 @@ impl Handle {
         Ok(target)
     }
 
-    async fn begin_downgrade(&self, target: &str) -> Result<(), Error> {
-        let checked = self.check_downgrade(target).await;
+    async fn begin_downgrade(&self, caller: &Caller, target: &str) -> Result<(), Error> {
+        let checked = self.check_downgrade(caller, target).await;
         let target = checked
             .inspect_err(|error| tracing::warn!(%error, target, "reject downgrade request"))?;
-        self.set_downgrade(true, target.to_string()).await
+        self.set_downgrade(caller, true, target.to_string()).await
     }
 
-    async fn end_downgrade(&self) -> Result<(), Error> {
-        self.linearizable_view().await?;
+    async fn end_downgrade(&self, caller: &Caller) -> Result<(), Error> {
+        self.linearizable_view(caller).await?;
         if self.shared().status().downgrade_target.is_none() {
             return Err(Error::NoDowngrade);
         }
-        self.set_downgrade(false, String::new()).await
+        self.set_downgrade(caller, false, String::new()).await
     }
 
-    async fn set_downgrade(&self, enabled: bool, target: String) -> Result<(), Error> {
+    async fn set_downgrade(
+        &self,
+        caller: &Caller,
+        enabled: bool,
+        target: String,
+    ) -> Result<(), Error> {
         let set = DowngradeInfoSetRequest {
             enabled,
             ver: target,
@@ -77,6 +87,6 @@ impl Handle {
             downgrade_info_set: Some(set),
             ..Default::default()
         };
-        self.propose(request).await.map(|_| ())
+        self.propose(caller, request).await.map(|_| ())
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::admission::Limits;
 use super::handle::Handle;
 use super::settings::{Rules, Settings};
-use crate::env::{ManualClock, SystemRng, TokioExecutor};
+use crate::env::{Clock, ManualClock, SystemRng, TokioExecutor};
 use crate::metrics::Metrics;
 use crate::proto::membershippb::{Member, RaftAttributes};
 use crate::raft::replica;
@@ -27,14 +27,19 @@ pub fn alone() -> Handle {
     with_network(Arc::new(NoNetwork)).0
 }
 
-/// A member without a leader, and where what it proposes goes.
+/// A member without a leader, whose clock stands, and where what it proposes goes.
 pub fn with_network(network: Arc<dyn Network>) -> (Handle, Arc<Inbox>) {
+    with_clock(network, Arc::new(ManualClock::default()))
+}
+
+/// The same with a clock of the test's choice.
+pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, Arc<Inbox>) {
     let engine = Arc::new(MemoryEngine::new());
     let machine = Machine::open(engine.clone()).expect("an empty store opens");
     let parts = Parts {
         member: ME,
         cluster: ClusterId(1),
-        clock: Arc::new(ManualClock::default()),
+        clock,
         rng: Arc::new(SystemRng),
         executor: Arc::new(TokioExecutor),
         engine,

@@ -1,5 +1,6 @@
 //! Hashes of the history, by which members and whole clusters are compared.
 
+use super::caller::Caller;
 use super::handle::Handle;
 use crate::error::Error;
 use crate::mvcc;
@@ -8,13 +9,18 @@ use crate::proto::etcdserverpb::{HashKvResponse, ResponseHeader};
 
 impl Handle {
     /// Hashes the history up to a revision, 0 for the newest; the newest revision comes with it.
-    pub async fn hash_at(&self, revision: i64) -> Result<(HistoryHash, i64), Error> {
+    pub async fn hash_at(
+        &self,
+        caller: &Caller,
+        revision: i64,
+    ) -> Result<(HistoryHash, i64), Error> {
         let view = self.view();
         let head = view.head;
         if let Some(hash) = self.shared().kept_hash(revision) {
             return Ok((hash, head));
         }
-        let Ok(permit) = self.hashing().acquire_owned().await else {
+        let turn = self.hashing().acquire_owned();
+        let Ok(permit) = self.within(caller, turn).await? else {
             return Err(Error::Stopped);
         };
         let hashed = self.blocking(move || {
@@ -30,8 +36,12 @@ impl Handle {
     }
 
     /// The same as it is told to others.
-    pub async fn hash_history(&self, revision: i64) -> Result<HashKvResponse, Error> {
-        let (hash, head) = self.hash_at(revision).await?;
+    pub async fn hash_history(
+        &self,
+        caller: &Caller,
+        revision: i64,
+    ) -> Result<HashKvResponse, Error> {
+        let (hash, head) = self.hash_at(caller, revision).await?;
         let shared = self.shared();
         Ok(HashKvResponse {
             header: Some(ResponseHeader {

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::caller::Caller;
 use super::handle::Handle;
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
@@ -20,22 +21,22 @@ const RETRY: Duration = Duration::from_millis(50);
 
 impl Handle {
     /// Renews a lease; its time to live in seconds, 0 where there is none.
-    pub async fn renew_lease(&self, id: LeaseId) -> Result<i64, Error> {
-        let deadline = self.shared().clock.now() + self.settings().request_timeout();
+    pub async fn renew_lease(&self, caller: &Caller, id: LeaseId) -> Result<i64, Error> {
+        let deadline = self.deadline(caller);
         loop {
-            let renewed = if self.shared().raft.is_leader() {
-                self.renew_lease_here(id).await
-            } else {
-                let request = LeaseKeepAliveRequest { id: id.0 };
-                self.ask_for(
-                    question::Question::RenewLease(request),
-                    |answer| match answer {
-                        answer::Answer::LeaseRenewed(renewed) => Some(renewed.ttl),
-                        _ => None,
-                    },
-                )
-                .await
-            };
+            let renewed =
+                if self.shared().raft.is_leader() {
+                    self.renew_lease_here(caller, id).await
+                } else {
+                    let request = LeaseKeepAliveRequest { id: id.0 };
+                    self.ask_for(caller, question::Question::RenewLease(request), |answer| {
+                        match answer {
+                            answer::Answer::LeaseRenewed(renewed) => Some(renewed.ttl),
+                            _ => None,
+                        }
+                    })
+                    .await
+                };
             if !self.is_worth_another_try(&renewed, deadline).await {
                 return renewed;
             }
@@ -43,8 +44,8 @@ impl Handle {
     }
 
     /// Renews a lease, if this member leads.
-    pub async fn renew_lease_here(&self, id: LeaseId) -> Result<i64, Error> {
-        let term = self.lead_over_leases().await?;
+    pub async fn renew_lease_here(&self, caller: &Caller, id: LeaseId) -> Result<i64, Error> {
+        let term = self.lead_over_leases(caller).await?;
         let shared = self.shared();
         let renewed = {
             let mut deadlines = shared.deadlines.lock();
@@ -70,7 +71,8 @@ impl Handle {
                 }),
                 ..Default::default()
             };
-            self.propose_in_term(checkpoint, term).await?;
+            self.propose_in_term(&Caller::member(), checkpoint, term)
+                .await?;
         }
         Ok(lease.ttl_s)
     }
@@ -79,16 +81,18 @@ impl Handle {
     /// it has ended. The header is left to whoever answers.
     pub async fn lease_left(
         &self,
+        caller: &Caller,
         id: LeaseId,
         keys: bool,
     ) -> Result<Option<LeaseTimeToLiveResponse>, Error> {
-        let deadline = self.shared().clock.now() + self.settings().request_timeout();
+        let deadline = self.deadline(caller);
         loop {
             let left = if self.shared().raft.is_leader() {
-                self.lease_left_here(id, keys).await
+                self.lease_left_here(caller, id, keys).await
             } else {
                 let request = LeaseTimeToLiveRequest { id: id.0, keys };
                 self.ask_for(
+                    caller,
                     question::Question::LeaseTimeToLive(request),
                     |answer| match answer {
                         answer::Answer::LeaseTimeToLive(left) => {
@@ -108,10 +112,11 @@ impl Handle {
     /// As `lease_left`, if this member leads.
     pub async fn lease_left_here(
         &self,
+        caller: &Caller,
         id: LeaseId,
         keys: bool,
     ) -> Result<Option<LeaseTimeToLiveResponse>, Error> {
-        self.lead_over_leases().await?;
+        self.lead_over_leases(caller).await?;
         let shared = self.shared();
         let remaining = shared.deadlines.lock().remaining(id, shared.clock.now());
         let Some((lease, left)) = remaining else {
@@ -135,10 +140,10 @@ impl Handle {
     }
 
     /// The term in which this member leads and knows every lease.
-    async fn lead_over_leases(&self) -> Result<u64, Error> {
+    async fn lead_over_leases(&self, caller: &Caller) -> Result<u64, Error> {
         let leads = match probe::injected(Defect::RenewalWithoutQuorum) {
             true => self.shared().raft.is_leader(),
-            false => self.ensure_leadership().await?,
+            false => self.ensure_leadership(caller).await?,
         };
         let term = self.shared().raft.term();
         let knows = self.shared().deadlines.lock().term() == term;
@@ -150,13 +155,14 @@ impl Handle {
 
     async fn ask_for<T>(
         &self,
+        caller: &Caller,
         question: question::Question,
         pick: impl FnOnce(answer::Answer) -> Option<T>,
     ) -> Result<T, Error> {
         let question = Question {
             question: Some(question),
         };
-        let Answer { answer } = self.ask_leader(question).await?;
+        let Answer { answer } = self.ask_leader(caller, question).await?;
         answer.and_then(pick).ok_or(Error::UnknownMethod)
     }
 

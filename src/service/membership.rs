@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use super::caller::Caller;
 use super::handle::Handle;
 use super::settings::Rules;
 use crate::config::{self, Url, urls};
@@ -149,6 +150,7 @@ impl Handle {
     /// time.
     pub async fn add_member(
         &self,
+        caller: &Caller,
         urls: &[String],
         learner: bool,
     ) -> Result<(etcdserverpb::Member, Vec<etcdserverpb::Member>), Error> {
@@ -166,7 +168,7 @@ impl Handle {
                 tracing::warn!(%error, "local-member-id" = %shared.member, "requested-member-add" = ?added, "rejecting member add request");
             })?;
         }
-        let members = self.change(id, Change::Add(added.clone())).await?;
+        let members = self.change(caller, id, Change::Add(added.clone())).await?;
         let member = etcdserverpb::Member {
             id: id.0,
             peer_ur_ls: added.peer_urls,
@@ -178,7 +180,11 @@ impl Handle {
 
     /// Removes a member for good; returns those that are left. A leader that is to go hands over
     /// before (see `core`).
-    pub async fn remove_member(&self, id: MemberId) -> Result<Vec<etcdserverpb::Member>, Error> {
+    pub async fn remove_member(
+        &self,
+        caller: &Caller,
+        id: MemberId,
+    ) -> Result<Vec<etcdserverpb::Member>, Error> {
         if self.rules().strict && !self.shared().status().is_learner(id) {
             let is_active = self.network().active_since(id).is_some();
             let allowed = self.with_voters(|voters| voters.may_remove(id, is_active));
@@ -187,7 +193,7 @@ impl Handle {
                 tracing::warn!(%error, "local-member-id" = %shared.member, "requested-member-remove-id" = %id, "rejecting member remove request");
             })?;
         }
-        let members = self.change(id, Change::Remove(Nothing {})).await?;
+        let members = self.change(caller, id, Change::Remove(Nothing {})).await?;
         Ok(shown_all(&members))
     }
 
@@ -195,6 +201,7 @@ impl Handle {
     /// members then end in a panic; here it is refused.
     pub async fn update_member(
         &self,
+        caller: &Caller,
         id: MemberId,
         urls: Vec<String>,
     ) -> Result<Vec<etcdserverpb::Member>, Error> {
@@ -206,18 +213,22 @@ impl Handle {
             peer_urls: urls,
             is_learner: false,
         });
-        let members = self.change(id, change).await?;
+        let members = self.change(caller, id, change).await?;
         Ok(shown_all(&members))
     }
 
     /// Makes a learner a voter, here or at the leader.
-    pub async fn promote_member(&self, id: MemberId) -> Result<Vec<etcdserverpb::Member>, Error> {
+    pub async fn promote_member(
+        &self,
+        caller: &Caller,
+        id: MemberId,
+    ) -> Result<Vec<etcdserverpb::Member>, Error> {
         let shared = self.shared();
-        let deadline = shared.clock.now() + self.settings().request_timeout();
+        let deadline = self.deadline(caller);
         let mut in_doubt = false;
         loop {
-            let promoted = match self.promote_here(id).await {
-                Err(Error::NotLeader) => self.promote_at_leader(id).await,
+            let promoted = match self.promote_here(caller, id).await {
+                Err(Error::NotLeader) => self.promote_at_leader(caller, id).await,
                 promoted => promoted.map(|members| shown_all(&members)),
             };
             let elsewhere = matches!(
@@ -243,12 +254,16 @@ impl Handle {
         }
     }
 
-    async fn promote_at_leader(&self, id: MemberId) -> Result<Vec<etcdserverpb::Member>, Error> {
+    async fn promote_at_leader(
+        &self,
+        caller: &Caller,
+        id: MemberId,
+    ) -> Result<Vec<etcdserverpb::Member>, Error> {
         let request = MemberPromoteRequest { id: id.0 };
         let question = Question {
             question: Some(question::Question::Promote(request)),
         };
-        match self.ask_leader(question).await {
+        match self.ask_leader(caller, question).await {
             Ok(answer) => match answer.answer {
                 Some(answer::Answer::Promoted(promoted)) => Ok(promoted.members),
                 _ => Err(Error::UnknownMethod),
@@ -260,16 +275,16 @@ impl Handle {
     }
 
     /// Makes a learner a voter, if this member leads and the learner has caught up.
-    pub async fn promote_here(&self, id: MemberId) -> Result<Vec<Member>, Error> {
+    pub async fn promote_here(&self, caller: &Caller, id: MemberId) -> Result<Vec<Member>, Error> {
         if !self.shared().raft.is_leader() {
             return Err(Error::NotLeader);
         }
-        let promoted = self.promote_as_leader(id).await;
+        let promoted = self.promote_as_leader(caller, id).await;
         count_promotion(self.shared(), promoted.as_ref().err().copied());
         promoted
     }
 
-    async fn promote_as_leader(&self, id: MemberId) -> Result<Vec<Member>, Error> {
+    async fn promote_as_leader(&self, caller: &Caller, id: MemberId) -> Result<Vec<Member>, Error> {
         let shared = self.shared();
         let progress = shared.raft.progress();
         let status = shared.status();
@@ -282,7 +297,7 @@ impl Handle {
                 tracing::warn!(%error, "local-member-id" = %shared.member, "requested-member-promote-id" = %id, "rejecting member promote request");
             })?;
         }
-        self.change(id, Change::Promote(Nothing {})).await
+        self.change(caller, id, Change::Promote(Nothing {})).await
     }
 
     fn rules(&self) -> Rules {
@@ -305,13 +320,18 @@ impl Handle {
     }
 
     /// Has a change agreed upon. Only one may be under way in a cluster, so a second one waits.
-    async fn change(&self, id: MemberId, change: Change) -> Result<Vec<Member>, Error> {
+    async fn change(
+        &self,
+        caller: &Caller,
+        id: MemberId,
+        change: Change,
+    ) -> Result<Vec<Member>, Error> {
         let shared = self.shared();
-        let deadline = shared.clock.now() + self.settings().request_timeout();
+        let deadline = self.deadline(caller);
         let max_learners = self.rules().max_learners;
         loop {
             let changed = self
-                .change_members(id, change.clone(), max_learners)
+                .change_members(caller, id, change.clone(), max_learners)
                 .await
                 .inspect(|_| {
                     tracing::info!(

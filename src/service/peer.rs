@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::caller::Caller;
 use super::handle::Handle;
 use crate::env;
 use crate::error::Error;
@@ -55,10 +56,12 @@ fn describe(shared: &Shared) -> Description {
 
 async fn answer(handle: Handle, question: Question) -> Result<Answer, Error> {
     use question::Question as Asked;
+    // Whoever it asks for has been judged where it asked.
+    let caller = &Caller::member();
     let answer = match question.question.ok_or(Error::UnknownMethod)? {
         Asked::Describe(_) => answer::Answer::Description(describe(handle.shared())),
         Asked::RenewLease(request) => {
-            let ttl = handle.renew_lease_here(LeaseId(request.id)).await?;
+            let ttl = handle.renew_lease_here(caller, LeaseId(request.id)).await?;
             answer::Answer::LeaseRenewed(LeaseKeepAliveResponse {
                 id: request.id,
                 ttl,
@@ -67,7 +70,7 @@ async fn answer(handle: Handle, question: Question) -> Result<Answer, Error> {
         }
         Asked::LeaseTimeToLive(request) => {
             let id = LeaseId(request.id);
-            let left = handle.lease_left_here(id, request.keys).await?;
+            let left = handle.lease_left_here(caller, id, request.keys).await?;
             let left = left.unwrap_or_else(|| LeaseTimeToLiveResponse {
                 id: id.0,
                 ttl: -1,
@@ -76,16 +79,18 @@ async fn answer(handle: Handle, question: Question) -> Result<Answer, Error> {
             answer::Answer::LeaseTimeToLive(left)
         }
         Asked::Promote(request) => {
-            let members = handle.promote_here(MemberId(request.id)).await?;
+            let members = handle.promote_here(caller, MemberId(request.id)).await?;
             answer::Answer::Promoted(MemberPromoteResponse {
                 members: members.iter().map(super::membership::shown).collect(),
                 ..Default::default()
             })
         }
         Asked::HashKv(request) => {
-            answer::Answer::HashKv(handle.hash_history(request.revision).await?)
+            answer::Answer::HashKv(handle.hash_history(caller, request.revision).await?)
         }
-        Asked::Downgrade(request) => answer::Answer::Downgrade(handle.downgrade(request).await?),
+        Asked::Downgrade(request) => {
+            answer::Answer::Downgrade(handle.downgrade(caller, request).await?)
+        }
     };
     Ok(Answer {
         answer: Some(answer),

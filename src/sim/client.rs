@@ -30,6 +30,7 @@ use crate::proto::etcdserverpb::{
     StatusRequest,
 };
 use crate::proto::etchedpeer::{MemberChange, member_change::Change};
+use crate::service::caller::Caller;
 use crate::types::{LeaseId, MemberId};
 
 /// As long as a client waits for an answer.
@@ -245,7 +246,7 @@ fn failed(status: &Status) -> Outcome {
     let refused = match Error::from_text(status.message()) {
         Some(Error::TooManyRequests) => true,
         // It was turned into a proposal that may have been forwarded.
-        Some(Error::NeverProposed) => false,
+        Some(Error::DeadlineExceeded) => false,
         _ => !matches!(
             status.code(),
             Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Cancelled
@@ -261,14 +262,17 @@ fn failed(status: &Status) -> Outcome {
 async fn change_members(services: &Services, change: MemberChange) -> Outcome {
     let id = MemberId(change.member_id);
     let handle = &services.handle;
+    let caller = &Caller::nobody();
     let changed = match change.change {
         Some(Change::Add(raft)) => {
-            let added = handle.add_member(&raft.peer_urls, raft.is_learner).await;
+            let added = handle
+                .add_member(caller, &raft.peer_urls, raft.is_learner)
+                .await;
             added.map(|(_, members)| members)
         }
-        Some(Change::Update(raft)) => handle.update_member(id, raft.peer_urls).await,
-        Some(Change::Promote(_)) => handle.promote_member(id).await,
-        Some(Change::Remove(_)) => handle.remove_member(id).await,
+        Some(Change::Update(raft)) => handle.update_member(caller, id, raft.peer_urls).await,
+        Some(Change::Promote(_)) => handle.promote_member(caller, id).await,
+        Some(Change::Remove(_)) => handle.remove_member(caller, id).await,
         None => Err(Error::UnknownMethod),
     };
     match changed {
@@ -304,7 +308,11 @@ async fn serve(services: &Services, asked: Asked) -> Outcome {
                 .await,
             Answer::LeaseRevoke,
         ),
-        Asked::LeaseKeepAlive { id } => match services.handle.renew_lease(LeaseId(id)).await {
+        Asked::LeaseKeepAlive { id } => match services
+            .handle
+            .renew_lease(&Caller::nobody(), LeaseId(id))
+            .await
+        {
             Ok(ttl) => Outcome::Answered(Answer::LeaseKeepAlive { ttl }),
             Err(error) => failed(&error.into()),
         },

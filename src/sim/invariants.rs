@@ -275,12 +275,12 @@ impl World {
         let mut indexes = self.nodes.values().filter_map(|node| {
             let life = node.life.as_ref()?;
             let raft = &life.handle.shared().raft;
-            Some((raft.applied_index(), raft.commit_index()))
+            Some(raft.indexes())
         });
-        let Some((applied, commit)) = indexes.next() else {
+        let Some((commit, applied)) = indexes.next() else {
             return true;
         };
-        applied == commit && indexes.all(|(a, c)| a == applied && c == commit)
+        applied == commit && indexes.all(|(c, a)| a == applied && c == commit)
     }
 
     /// The members of the cluster that run, learners left out.

@@ -19,6 +19,7 @@ use crate::proto::etcdserverpb::watch_request::RequestUnion;
 use crate::proto::etcdserverpb::{
     WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
 };
+use crate::service::caller::Caller;
 use crate::watch::ALL_WATCHES;
 
 /// A stream that brings no event for so long at the end has nothing more to say: longer than the
@@ -105,7 +106,8 @@ async fn watch(
         return Some(resumed);
     };
     let (sender, receiver) = mpsc::channel(64);
-    let responses = door.services.watch.open(ReceiverStream::new(receiver));
+    let requests = ReceiverStream::new(receiver);
+    let responses = door.services.watch.open(Caller::nobody(), requests);
     let view = door.services.handle.view();
     let (head, compacted) = (view.head, view.compacted);
     let mut streamed = Streamed {

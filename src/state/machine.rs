@@ -84,7 +84,7 @@ pub enum Payload {
     Empty,
     Request(Bytes),
     /// A request that this process proposed itself and still has at hand.
-    Decoded(Box<InternalRaftRequest>),
+    Decoded(Arc<InternalRaftRequest>),
     /// A change of membership; refused where it may not be made.
     Membership(MemberChange),
 }
@@ -276,12 +276,15 @@ impl Machine {
     ) -> storage::Result<Result<Response, Error>> {
         let request = match payload {
             Payload::Empty => return Ok(Ok(Response::Done)),
-            Payload::Decoded(request) => *request,
-            Payload::Request(bytes) => decode_request(bytes).map_err(|error| {
-                storage::Error::Engine(format!(
-                    "entry {index} of the raft log is not a request: {error}"
-                ))
-            })?,
+            Payload::Decoded(request) => request,
+            Payload::Request(bytes) => {
+                let decoded = decode_request(bytes).map_err(|error| {
+                    storage::Error::Engine(format!(
+                        "entry {index} of the raft log is not a request: {error}"
+                    ))
+                })?;
+                return self.answer_request(&decoded, group);
+            }
             Payload::Membership(change) => {
                 if let Err(error) = self.members.check(&change) {
                     probe::reached(CoveragePoint::ChangeRefused);
@@ -294,6 +297,14 @@ impl Machine {
                 return Ok(Ok(Response::Members(members)));
             }
         };
+        self.answer_request(&request, group)
+    }
+
+    fn answer_request(
+        &mut self,
+        request: &InternalRaftRequest,
+        group: &mut Group,
+    ) -> storage::Result<Result<Response, Error>> {
         match self.apply_request(request, group) {
             Ok(response) => Ok(Ok(response)),
             Err(mvcc::Error::Refused(error)) => Ok(Err(error)),
@@ -303,59 +314,61 @@ impl Machine {
 
     fn apply_request(
         &mut self,
-        request: InternalRaftRequest,
+        request: &InternalRaftRequest,
         group: &mut Group,
     ) -> mvcc::Result<Response> {
-        self.check_alarms(&request)?;
-        if let Some(put) = request.put {
-            return self.put(&put, group).map(Response::Put);
+        self.check_alarms(request)?;
+        if let Some(put) = &request.put {
+            return self.put(put, group).map(Response::Put);
         }
-        if let Some(txn) = request.txn {
-            return self.txn(&txn, group).map(Response::Txn);
+        if let Some(txn) = &request.txn {
+            return self.txn(txn, group).map(Response::Txn);
         }
-        if let Some(delete) = request.delete_range {
+        if let Some(delete) = &request.delete_range {
             let mut txn = self.writer.begin();
-            let response = kv::delete_range(&mut txn, &delete)?;
+            let response = kv::delete_range(&mut txn, delete)?;
             group.changes.extend(txn.finish());
             return Ok(Response::DeleteRange(response));
         }
-        if let Some(grant) = request.lease_grant {
-            return self.lease_grant(&grant, group).map(Response::LeaseGrant);
+        if let Some(grant) = &request.lease_grant {
+            return self.lease_grant(grant, group).map(Response::LeaseGrant);
         }
-        if let Some(revoke) = request.lease_revoke {
+        if let Some(revoke) = &request.lease_revoke {
             return self
                 .lease_revoke(LeaseId(revoke.id), group)
                 .map(Response::LeaseRevoke);
         }
-        if let Some(checkpoint) = request.lease_checkpoint {
+        if let Some(checkpoint) = &request.lease_checkpoint {
             return self
-                .lease_checkpoint(&checkpoint, group)
+                .lease_checkpoint(checkpoint, group)
                 .map(Response::LeaseCheckpoint);
         }
-        if let Some(compaction) = request.compaction {
+        if let Some(compaction) = &request.compaction {
             return self.compact(compaction.revision, group);
         }
-        if let Some(alarm) = request.alarm {
+        if let Some(alarm) = &request.alarm {
             group.status_changed = true;
-            return Ok(Response::Alarm(self.alarm(&alarm)));
+            return Ok(Response::Alarm(self.alarm(alarm)));
         }
-        if let Some(version) = request.cluster_version_set {
+        if let Some(version) = &request.cluster_version_set {
             group.status_changed = true;
-            self.versions.set_cluster(version, self.writer.batch());
+            self.versions
+                .set_cluster(version.clone(), self.writer.batch());
             return Ok(Response::Done);
         }
-        if let Some(downgrade) = request.downgrade_info_set {
+        if let Some(downgrade) = &request.downgrade_info_set {
             group.status_changed = true;
-            self.versions.set_downgrade(downgrade, self.writer.batch());
+            self.versions
+                .set_downgrade(downgrade.clone(), self.writer.batch());
             return Ok(Response::Done);
         }
         if request.downgrade_version_test.is_some() {
             // etcd's tests put it into the log; it does nothing there either.
             return Ok(Response::Done);
         }
-        if let Some(set) = request.cluster_member_attr_set {
+        if let Some(set) = &request.cluster_member_attr_set {
             group.status_changed = true;
-            let attributes = set.member_attributes.unwrap_or_default();
+            let attributes = set.member_attributes.clone().unwrap_or_default();
             self.members
                 .set_attributes(MemberId(set.member_id), attributes, self.writer.batch());
             return Ok(Response::Done);

@@ -398,8 +398,9 @@ impl Member {
         let request = put(self.proposed);
         let encoded = request.encode_to_vec();
         self.router.propose(Proposal {
-            what: Proposed::Request(Box::new(request), encoded),
+            what: Proposed::Request(Arc::new(request), encoded),
             fence_term: None,
+            awaited_until: None,
             reply: Box::new(|_| ()),
         });
     }

@@ -378,6 +378,7 @@ impl Player {
         self.router(id).propose(Proposal {
             what,
             fence_term,
+            awaited_until: None,
             reply,
         });
     }
@@ -396,7 +397,7 @@ impl Player {
             ..Default::default()
         };
         let encoded = request.encode_to_vec();
-        let what = Proposed::Request(Box::new(request), encoded);
+        let what = Proposed::Request(Arc::new(request), encoded);
         self.propose(id, what, fence_term, asked);
     }
 

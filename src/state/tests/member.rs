@@ -45,7 +45,7 @@ pub fn entry(index: u64, logged: &Logged) -> Entry {
         Logged::Request(request) if index.is_multiple_of(2) => {
             Payload::Request(request.encode_to_vec().into())
         }
-        Logged::Request(request) => Payload::Decoded(Box::new(request.clone())),
+        Logged::Request(request) => Payload::Decoded(Arc::new(request.clone())),
         Logged::Member(change) => Payload::Membership(change.clone()),
     };
     Entry {

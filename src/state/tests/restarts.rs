@@ -119,6 +119,6 @@ fn the_deepest_transaction_can_be_read_again() {
     let bytes = request.encode_to_vec().into();
     assert_eq!(
         apply(Payload::Request(bytes)),
-        apply(Payload::Decoded(Box::new(request)))
+        apply(Payload::Decoded(Arc::new(request)))
     );
 }

@@ -1,0 +1,104 @@
+//! Who calls: made here alone, from a call's metadata.
+//!
+//! gRPC's `grpc-timeout` says how long the client still waits. Its form is gRPC's: up to eight
+//! digits and a unit. One that cannot be read ends the call before its service sees it, in
+//! grpc-go's words.
+
+use std::time::Duration;
+
+use http::HeaderMap;
+use tonic::{Request, Status};
+
+use crate::replica::shared::Shared;
+use crate::service::caller::{Caller, Identity};
+use crate::service::handle::Handle;
+
+const TIMEOUT: &str = "grpc-timeout";
+/// Digits and the unit; gRPC's figure.
+const MAX_TIMEOUT_BYTES: usize = 9;
+
+/// Whoever made this call. `method` is what its span is called by.
+pub fn of<T>(handle: &Handle, method: &'static str, request: &Request<T>) -> Caller {
+    with_headers(handle.shared(), method, request.metadata().as_ref())
+}
+
+/// The same, before it is known what is asked.
+pub fn with_headers(shared: &Shared, method: &'static str, headers: &HeaderMap) -> Caller {
+    // One that cannot be read has been refused by then.
+    let timeout = timeout(headers).ok().flatten();
+    let deadline = timeout.map(|timeout| shared.clock.now().saturating_add(timeout));
+    let span = tracing::debug_span!("call", method);
+    Caller::client(Identity::Nobody, deadline, span)
+}
+
+/// # Errors
+/// The client says in no known way how long it waits.
+pub fn check(headers: &HeaderMap) -> Result<(), Status> {
+    timeout(headers).map(drop).map_err(|reason| {
+        Status::internal(format!(
+            "malformed grpc-timeout: transport: timeout {reason}"
+        ))
+    })
+}
+
+fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, String> {
+    let Some(value) = headers.get(TIMEOUT) else {
+        return Ok(None);
+    };
+    let text = String::from_utf8_lossy(value.as_bytes());
+    if text.len() < 2 {
+        return Err(format!("string is too short: {text:?}"));
+    }
+    if text.len() > MAX_TIMEOUT_BYTES {
+        return Err(format!("string is too long: {text:?}"));
+    }
+    let unit: fn(u64) -> Duration = match text.as_bytes().last() {
+        Some(b'H') => |hours| Duration::from_secs(hours * 3600),
+        Some(b'M') => |minutes| Duration::from_secs(minutes * 60),
+        Some(b'S') => Duration::from_secs,
+        Some(b'm') => Duration::from_millis,
+        Some(b'u') => Duration::from_micros,
+        Some(b'n') => Duration::from_nanos,
+        _ => return Err(format!("unit is not recognized: {text:?}")),
+    };
+    let digits = &text[..text.len() - 1];
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(format!("value is no number: {text:?}"));
+    }
+    // Eight digits always fit.
+    Ok(digits.parse().ok().map(unit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        let read = |value: &str| {
+            let value = http::HeaderValue::from_str(value).expect("a header");
+            timeout(&HeaderMap::from_iter([(
+                http::HeaderName::from_static(TIMEOUT),
+                value,
+            )]))
+        };
+        assert_eq!(timeout(&HeaderMap::new()), Ok(None));
+        for (value, expected_ns) in [
+            ("1n", 1_u128),
+            ("20u", 20_000),
+            ("4999936u", 4_999_936_000),
+            ("300m", 300_000_000),
+            ("7S", 7_000_000_000),
+            ("0S", 0),
+            ("2M", 120_000_000_000),
+            ("3H", 10_800_000_000_000),
+            ("99999999H", 359_999_996_400_000_000_000),
+        ] {
+            let found = read(value).expect(value).expect(value);
+            assert_eq!(found.as_nanos(), expected_ns, "{value}");
+        }
+        for bad in ["", "S", "5", "5s", "-5S", "+5S", "5.5S", "123456789S"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What nobody waits for any more, in a member that finds no leader for a while.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message as _;
+
+use crate::error::Error;
+use crate::proto::etcdserverpb::{InternalRaftRequest, RequestHeader};
+use crate::raft::Replica;
+use crate::raft::replica::{self, conf_state_of, encode_hard_state};
+use crate::replica::proposal::{Proposal, Proposed};
+use crate::replica::router::Router;
+use crate::storage::raft_log::{EntryId, Files, MemoryDisk, Options, RaftLog};
+use crate::types::MemberId;
+
+const FIRST: EntryId = EntryId { index: 1, term: 1 };
+
+/// The only voter of a cluster, which does not lead yet; and its log, which it reads.
+fn sole_voter() -> (Router, RaftLog) {
+    let files: Arc<dyn Files> = Arc::new(MemoryDisk::new());
+    let options = Options {
+        segment_bytes: 64 << 10,
+        cluster_id: 1,
+        member_id: 1,
+        sync: true,
+    };
+    let mut log = RaftLog::create(files, options).expect("a new log");
+    let hard_state = encode_hard_state(FIRST.term, FIRST.index);
+    log.reset(FIRST, Some(&hard_state)).expect("resets");
+    let options = replica::Options {
+        member: MemberId(1),
+        election_ticks: 10,
+        heartbeat_ticks: 1,
+        pre_vote: true,
+        election_seed: 1,
+        recent_entries: crate::raft::log::RECENT_ENTRIES,
+    };
+    let restored = replica::Restored {
+        reader: log.reader(),
+        hard_state: Some(hard_state.into()),
+        conf_state: conf_state_of([MemberId(1)].into_iter(), std::iter::empty()),
+        applied_index: FIRST.index,
+    };
+    let replica = Replica::new(options, restored).expect("a replica");
+    (Router::new(MemberId(1), replica, 1, 70), log)
+}
+
+fn request(id: u64) -> Arc<InternalRaftRequest> {
+    Arc::new(InternalRaftRequest {
+        header: Some(RequestHeader {
+            id,
+            ..Default::default()
+        }),
+        ..Default::default()
+    })
+}
+
+fn propose(router: &mut Router, request: Arc<InternalRaftRequest>, until: Option<Duration>) {
+    let encoded = request.encode_to_vec();
+    router.propose(Proposal {
+        what: Proposed::Request(request, encoded),
+        fence_term: None,
+        awaited_until: until,
+        reply: Box::new(|_: Result<_, Error>| {}),
+    });
+}
+
+#[test]
+fn what_nobody_waits_for_is_not_proposed_to_a_leader_that_comes_later() {
+    let (mut router, _log) = sole_voter();
+    let until = Some(Duration::from_secs(7));
+    let (left, stays) = (request(1), request(2));
+    propose(&mut router, left.clone(), until);
+    propose(&mut router, stays.clone(), until);
+    // Proposed for its own sake: nobody ever waited for it.
+    propose(&mut router, request(3), None);
+    assert_eq!(router.waiting().without_leader, 3);
+    drop(left);
+    router.campaign().expect("it may lead");
+    assert!(router.work().is_some());
+    let waiting = router.waiting();
+    assert_eq!((waiting.without_leader, waiting.proposed), (0, 2));
+    // Nor is it where there is a leader already.
+    propose(&mut router, request(4), until);
+    assert_eq!(router.waiting().proposed, 2);
+    propose(&mut router, stays.clone(), until);
+    assert_eq!(router.waiting().proposed, 3);
+}

@@ -1,0 +1,456 @@
+//! Proposals: what is to be agreed upon is admitted, put into the raft thread's inbox and waited
+//! for, as long as its caller waits.
+//!
+//! Whoever waits for a request shares it with the replica, which thereby sees whether anyone still
+//! does: what nobody waits for any more is not proposed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prost::Message;
+use tokio::sync::oneshot;
+
+use super::admission::{self, MAX_PROPOSED_KIB};
+use super::caller::Caller;
+use super::handle::Handle;
+use super::permission::{self, Asks};
+use crate::env;
+use crate::error::Error;
+use crate::metrics::{Metrics, Operation};
+use crate::probe::{self, CoveragePoint};
+use crate::proto::etcdserverpb::{
+    AlarmRequest, AlarmType, CompactionRequest, CompactionResponse, InternalRaftRequest,
+    alarm_request::AlarmAction,
+};
+use crate::proto::etchedpeer::{MemberChange, member_change::Change};
+use crate::proto::membershippb::Member;
+use crate::replica::inbox::Input;
+use crate::replica::proposal::{Proposal, Proposed};
+use crate::state::Response;
+use crate::types::MemberId;
+
+/// How much later a request is given up here than where it waits.
+const TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
+
+impl Handle {
+    /// Has the request agreed upon and applied; returns its answer.
+    pub async fn propose(
+        &self,
+        caller: &Caller,
+        request: InternalRaftRequest,
+    ) -> Result<Response, Error> {
+        self.propose_and_keep(caller, request).await.1
+    }
+
+    /// As `propose`; what was asked comes back with the answer.
+    pub async fn propose_and_keep(
+        &self,
+        caller: &Caller,
+        request: InternalRaftRequest,
+    ) -> (Arc<InternalRaftRequest>, Result<Response, Error>) {
+        let request = self.identified(caller, request);
+        let result = match self.check(caller, &request).await {
+            Ok(()) => self.propose_checked(caller, &request, None).await,
+            Err(error) => Err(error),
+        };
+        (request, result)
+    }
+
+    /// As `propose`, but only while this member leads in `term`; a job's request, which no quota
+    /// stops.
+    pub fn propose_in_term(
+        &self,
+        caller: &Caller,
+        request: InternalRaftRequest,
+        term: u64,
+    ) -> impl Future<Output = Result<Response, Error>> + use<> {
+        let request = self.identified(caller, request);
+        let (handle, caller) = (self.clone(), caller.clone());
+        async move { handle.propose_checked(&caller, &request, Some(term)).await }
+    }
+
+    /// The request with an id of its own and the name of who asks.
+    fn identified(
+        &self,
+        caller: &Caller,
+        mut request: InternalRaftRequest,
+    ) -> Arc<InternalRaftRequest> {
+        request.header = Some(caller.header(self.next_id()));
+        Arc::new(request)
+    }
+
+    async fn check(&self, caller: &Caller, request: &InternalRaftRequest) -> Result<(), Error> {
+        permission::check(caller, Asks::Propose(request))?;
+        self.check_quota(request).await
+    }
+
+    /// Has a change of membership agreed upon; returns the members after it.
+    pub async fn change_members(
+        &self,
+        caller: &Caller,
+        member: MemberId,
+        change: Change,
+        max_learners: u32,
+    ) -> Result<Vec<Member>, Error> {
+        let change = MemberChange {
+            member_id: member.0,
+            change: Some(change),
+            max_learners,
+            request_id: self.next_id(),
+        };
+        match self.submit(caller, Proposed::Member(change), None).await? {
+            Response::Members(members) => Ok(members),
+            _ => Err(Error::UnknownMethod),
+        }
+    }
+
+    /// Compacts the history; `physical` waits until its space is free.
+    pub async fn compact(
+        &self,
+        caller: &Caller,
+        revision: i64,
+        physical: bool,
+    ) -> Result<CompactionResponse, Error> {
+        let request = InternalRaftRequest {
+            compaction: Some(CompactionRequest { revision, physical }),
+            ..Default::default()
+        };
+        let Response::Compaction(response) = self.propose(caller, request).await? else {
+            return Err(Error::UnknownMethod);
+        };
+        if physical {
+            // Unlike the request itself this may take as long as the history is large.
+            let finished = self.shared.compaction_finished.reached(revision);
+            self.within(caller, finished).await?;
+            let shared = self.shared.clone();
+            let flushed = self.blocking(move || shared.engine().flush());
+            match flushed.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(self.shared.fail_storage(error)),
+                Err(_) => return Err(Error::Stopped),
+            }
+        }
+        Ok(response)
+    }
+
+    /// Raises the NOSPACE alarm where the request does not fit.
+    async fn check_quota(&self, request: &InternalRaftRequest) -> Result<(), Error> {
+        let fits = || {
+            let size = self.shared.size_bytes.load(Ordering::Relaxed);
+            self.settings.limits.check_quota(request, size)
+        };
+        if fits().is_ok() {
+            return Ok(());
+        }
+        if !self.shared.status().has_alarm(AlarmType::Nospace) {
+            self.settle_size(&fits).await?;
+        }
+        let Err(error) = fits() else {
+            return Ok(());
+        };
+        let size = self.shared.size_bytes.load(Ordering::Relaxed);
+        let alarm = InternalRaftRequest {
+            alarm: Some(AlarmRequest {
+                action: AlarmAction::Activate as i32,
+                member_id: self.shared.member.0,
+                alarm: AlarmType::Nospace as i32,
+            }),
+            ..Default::default()
+        };
+        if !self.shared.status().has_alarm(AlarmType::Nospace) {
+            probe::reached(CoveragePoint::QuotaRaised);
+            tracing::warn!(
+                size_bytes = size,
+                "database space exceeded; raising the alarm"
+            );
+            // It is this member that raises it, however long the client waits.
+            let own = Caller::member();
+            let alarm = self.identified(&own, alarm);
+            if let Err(error) = self.propose_checked(&own, &alarm, None).await {
+                tracing::warn!(%error, "failed to raise the NOSPACE alarm");
+            }
+        }
+        Err(error)
+    }
+
+    /// Has what is in memory written to files, where overwritten versions no longer count.
+    async fn settle_size(&self, fits: &impl Fn() -> Result<(), Error>) -> Result<(), Error> {
+        let _one_at_a_time = self.quota_flush.lock().await;
+        if fits().is_ok() {
+            return Ok(());
+        }
+        let shared = self.shared.clone();
+        let settled = self.blocking(move || {
+            shared.engine().flush()?;
+            shared.refresh_size();
+            Ok(())
+        });
+        match settled.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(self.shared.fail_storage(error)),
+            Err(_) => Err(Error::Stopped),
+        }
+    }
+
+    async fn propose_checked(
+        &self,
+        caller: &Caller,
+        request: &Arc<InternalRaftRequest>,
+        fence_term: Option<u64>,
+    ) -> Result<Response, Error> {
+        let encoded = request.encode_to_vec();
+        let (committed, applied) = self.shared.raft.indexes();
+        admission::check_gap(committed, applied)?;
+        let start = self.shared.clock.now();
+        let result = match self.settings.limits.check_size(encoded.len()) {
+            Ok(()) => {
+                let _pending = Pending::new(&self.shared.metrics);
+                let what = Proposed::Request(request.clone(), encoded);
+                self.submit(caller, what, fence_term).await
+            }
+            Err(error) => Err(error),
+        };
+        self.measure(Operation::of(request), start, &result);
+        result
+    }
+
+    fn measure(&self, operation: Operation, start: Duration, result: &Result<Response, Error>) {
+        let unanswered = matches!(
+            result,
+            Err(Error::DeadlineExceeded
+                | Error::Timeout
+                | Error::TimeoutLeaderFailed
+                | Error::TimeoutConnectionLost
+                | Error::Stopped
+                | Error::NoLeader
+                | Error::LeaderChanged
+                | Error::TooManyRequests)
+        );
+        let metrics = &self.shared.metrics;
+        if unanswered {
+            metrics.proposals_failed.increment();
+        }
+        // What the state machine refused was answered, as etcd sees it.
+        let success = !unanswered && !matches!(result, Err(Error::RequestTooLarge));
+        metrics.requested(operation, success, self.shared.clock.now() - start);
+    }
+
+    async fn submit(
+        &self,
+        caller: &Caller,
+        what: Proposed,
+        fence_term: Option<u64>,
+    ) -> Result<Response, Error> {
+        let clock = self.shared.clock.as_ref();
+        let start = clock.now();
+        if caller.is_late(start) {
+            return Err(Error::DeadlineExceeded);
+        }
+        // The raft thread gives up first, and knows better why.
+        let limit = start + self.settings.request_timeout() + TIMEOUT_MARGIN;
+        let until = caller.until(limit);
+        let answer = self.submit_when_there_is_room(what, fence_term, until);
+        match env::timeout(clock, until - start, answer).await {
+            None if caller.is_late(clock.now()) => Err(Error::DeadlineExceeded),
+            Some(Err(Error::Timeout)) | None => Err(self.timed_out(start)),
+            Some(result) => result,
+        }
+    }
+
+    /// Too many large requests at once wait for each other, each at its own client's cost.
+    async fn submit_when_there_is_room(
+        &self,
+        what: Proposed,
+        fence_term: Option<u64>,
+        until: Duration,
+    ) -> Result<Response, Error> {
+        let needed_kib = (what.encoded_bytes() / 1024 + 1) as u32;
+        let room = self.room_kib.clone();
+        let Ok(room) = room
+            .acquire_many_owned(needed_kib.min(MAX_PROPOSED_KIB))
+            .await
+        else {
+            return Err(Error::Stopped);
+        };
+        let (sender, receiver) = oneshot::channel();
+        let proposal = Proposal {
+            what,
+            fence_term,
+            awaited_until: Some(until),
+            reply: Box::new(move |result| {
+                drop(room);
+                // Whoever asked may have gone; the entry is applied all the same.
+                let _ = sender.send(result);
+            }),
+        };
+        self.push(Input::Propose(proposal))?;
+        receiver.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// What kept a request from being answered in time; etcd's rules.
+    pub(super) fn timed_out(&self, start: Duration) -> Error {
+        let raft = &self.shared.raft;
+        let two_elections = 2 * self.settings.election_timeout;
+        let elected = raft.leader_since();
+        if start < elected && elected < start + self.settings.request_timeout() + two_elections {
+            return Error::TimeoutLeaderFailed;
+        }
+        let connected = |member: MemberId| {
+            let since = self.network.active_since(member);
+            since.is_some_and(|since| since <= start)
+        };
+        let lost = if raft.is_leader() {
+            let status = self.shared.status();
+            let voters = status.voters().count();
+            let reached = status
+                .voters()
+                .filter(|voter| voter.id == self.shared.member.0 || connected(MemberId(voter.id)));
+            reached.count() < voters / 2 + 1
+        } else {
+            raft.leader() != 0 && !connected(MemberId(raft.leader()))
+        };
+        if lost {
+            return Error::TimeoutConnectionLost;
+        }
+        Error::Timeout
+    }
+
+    /// True while no proposal of this member's is under way.
+    pub fn is_idle(&self) -> bool {
+        self.room_kib.available_permits() == MAX_PROPOSED_KIB as usize
+    }
+}
+
+/// Counts a proposal as pending while it lives; its client may leave at any time.
+struct Pending<'a>(&'a Metrics);
+
+impl<'a> Pending<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.proposals_pending.add(1);
+        Self(metrics)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.proposals_pending.add(-1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Span;
+
+    use super::*;
+    use crate::proto::etcdserverpb::PutRequest;
+    use crate::replica::inbox::Inbox;
+    use crate::service::caller::Identity;
+    use crate::service::fixture;
+    use crate::transport::NoNetwork;
+
+    fn member() -> (Handle, Arc<Inbox>) {
+        fixture::with_clock(Arc::new(NoNetwork), Arc::new(env::SystemClock::new()))
+    }
+
+    fn put() -> InternalRaftRequest {
+        InternalRaftRequest {
+            put: Some(PutRequest {
+                key: "k".into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    /// One that waits for so long from now.
+    fn waits(handle: &Handle, wait: Duration) -> Caller {
+        let deadline = handle.shared().clock.now() + wait;
+        Caller::client(Identity::Nobody, Some(deadline), Span::none())
+    }
+
+    fn proposal(inbox: &Inbox) -> Option<Proposal> {
+        let mut inputs = Vec::new();
+        inbox.take(Duration::ZERO, &mut inputs);
+        inputs.into_iter().find_map(|input| match input {
+            Input::Propose(proposal) => Some(proposal),
+            _ => None,
+        })
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(future)
+    }
+
+    #[test]
+    fn a_proposal_waits_as_long_as_its_caller_and_is_then_abandoned() {
+        let (handle, inbox) = member();
+        block_on(async {
+            let caller = waits(&handle, Duration::from_millis(50));
+            let waiting = handle.propose(&caller, put());
+            let mut waiting = std::pin::pin!(waiting);
+            let early = tokio::time::timeout(Duration::from_millis(5), waiting.as_mut()).await;
+            assert!(early.is_err(), "answered at once");
+            let proposal = proposal(&inbox).expect("a proposal");
+            assert_eq!(proposal.awaited_until, caller.deadline());
+            assert!(!proposal.is_abandoned());
+            assert_eq!(waiting.await, Err(Error::DeadlineExceeded));
+            assert!(proposal.is_abandoned());
+            assert!(proposal.is_late(handle.shared().clock.now()));
+        });
+    }
+
+    #[test]
+    fn a_caller_that_leaves_abandons_its_proposal() {
+        let (handle, inbox) = member();
+        block_on(async {
+            let caller = Caller::nobody();
+            let waiting = handle.propose(&caller, put());
+            let left = tokio::time::timeout(Duration::from_millis(5), waiting).await;
+            assert!(left.is_err());
+        });
+        let proposal = proposal(&inbox).expect("a proposal");
+        assert!(proposal.is_abandoned());
+        assert!(!proposal.is_late(handle.shared().clock.now()));
+    }
+
+    #[test]
+    fn nothing_is_proposed_or_read_for_a_caller_who_is_late_already() {
+        let (handle, inbox) = member();
+        block_on(async {
+            let caller = waits(&handle, Duration::ZERO);
+            let late = Some(Error::DeadlineExceeded);
+            assert_eq!(handle.propose(&caller, put()).await.err(), late);
+            assert!(proposal(&inbox).is_none());
+            let read = handle.linearizable_view(&caller).await;
+            assert_eq!(read.err(), late);
+            let member = MemberId(7);
+            assert_eq!(handle.move_leader(&caller, member).await.err(), late);
+        });
+    }
+
+    #[test]
+    fn an_entry_holds_who_asked() {
+        let (handle, inbox) = member();
+        let alice = crate::service::caller::User {
+            name: "alice".to_owned(),
+            auth_revision: 3,
+        };
+        let caller = Caller::client(Identity::User(Arc::new(alice)), None, Span::none());
+        block_on(async {
+            let waiting = handle.propose(&caller, put());
+            let _ = tokio::time::timeout(Duration::from_millis(5), waiting).await;
+        });
+        let Some(Proposed::Request(_, encoded)) = proposal(&inbox).map(|found| found.what) else {
+            panic!("no request");
+        };
+        let entry = InternalRaftRequest::decode(encoded.as_slice()).expect("a request");
+        let header = entry.header.expect("a header");
+        assert_eq!((&*header.username, header.auth_revision), ("alice", 3));
+        assert_ne!(header.id, 0);
+    }
+}

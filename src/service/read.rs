@@ -1,0 +1,84 @@
+//! Reads: the state that a caller may see. Nothing is read without it, and it is handed out only
+//! to who may read what it asks for.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::caller::Caller;
+use super::handle::Handle;
+use super::permission::{self, Asks};
+use crate::env;
+use crate::error::Error;
+use crate::probe::{self, Defect};
+use crate::replica::inbox::Input;
+use crate::replica::view::ReadView;
+
+impl Handle {
+    /// The newest state that is applied here.
+    pub fn view(&self) -> Arc<ReadView> {
+        self.shared.view()
+    }
+
+    /// The state in which a caller reads what it asks for, if it may. `serializable`: one that may
+    /// be stale, at once.
+    pub async fn view_for(
+        &self,
+        caller: &Caller,
+        asks: Asks<'_>,
+        serializable: bool,
+    ) -> Result<Arc<ReadView>, Error> {
+        let view = match serializable {
+            true => self.view(),
+            false => self.linearizable_view(caller).await?,
+        };
+        // Behind the wait: permissions are part of what is read.
+        permission::check(caller, asks)?;
+        Ok(view)
+    }
+
+    /// A state that shows every write answered before this call.
+    ///
+    /// A member that has no other beside it answers a write only after its view shows it, so the
+    /// newest view is such a state. A learner would be enough to make that wrong: it answers what
+    /// it was asked when it has applied it, which may be before its leader has. Any other asks the
+    /// leader, who asks a quorum whether it still leads, and waits until what was committed then is
+    /// applied here.
+    pub async fn linearizable_view(&self, caller: &Caller) -> Result<Arc<ReadView>, Error> {
+        let raft = &self.shared.raft;
+        let alone = raft.is_single_member() || probe::injected(Defect::ReadWithoutQuorum);
+        if alone && raft.is_leader() {
+            return Ok(self.shared.view());
+        }
+        let early = probe::injected(Defect::ViewTakenEarly).then(|| self.shared.view());
+        let (sender, receiver) = oneshot::channel();
+        let start = self.shared.clock.now();
+        if caller.is_late(start) {
+            return Err(Error::DeadlineExceeded);
+        }
+        let reply = Box::new(move |result| {
+            // Whoever asked may have gone.
+            let _ = sender.send(result);
+        });
+        self.push(Input::ReadIndex(reply))?;
+        let limit = self.deadline(caller).saturating_sub(start);
+        let clock = self.shared.clock.as_ref();
+        let result = match env::timeout(clock, limit, receiver).await {
+            None if caller.is_late(clock.now()) => return Err(Error::DeadlineExceeded),
+            Some(Ok(Err(Error::Timeout))) | None => Err(self.timed_out(start)),
+            Some(Ok(result)) => result,
+            Some(Err(_)) => Err(Error::Stopped),
+        };
+        if let Err(error) = result {
+            self.shared.metrics.read_indexes_failed.increment();
+            return Err(error);
+        }
+        Ok(early.unwrap_or_else(|| self.shared.view()))
+    }
+
+    /// True where this member leads now, which a quorum has confirmed.
+    pub async fn ensure_leadership(&self, caller: &Caller) -> Result<bool, Error> {
+        self.linearizable_view(caller).await?;
+        Ok(self.shared.raft.is_leader())
+    }
+}
