@@ -38,7 +38,7 @@ pub struct Refusal {
 }
 
 pub enum Proposed {
-    /// The request and its encoding.
+    /// The request and its encoding, which is empty once raft or the leader has it.
     Request(Box<InternalRaftRequest>, Vec<u8>),
     Member(MemberChange),
 }
@@ -58,6 +58,14 @@ impl Proposed {
             Proposed::Request(request, _) => request.header.as_ref().map_or(0, |header| header.id),
             Proposed::Member(change) => change.request_id,
         }
+    }
+}
+
+/// Takes the encoding of a request out of its proposal, or makes it again.
+pub fn take_encoded(request: &InternalRaftRequest, encoded: &mut Vec<u8>) -> Vec<u8> {
+    match encoded.is_empty() {
+        true => request.encode_to_vec(),
+        false => std::mem::take(encoded),
     }
 }
 
