@@ -9,6 +9,8 @@
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::types::MemberId;
 
+/// Reads that may wait at once.
+const MAX_WAITING: usize = 100_000;
 /// Ticks after which a round asks again.
 const RETRY_TICKS: u64 = 2;
 
@@ -48,7 +50,11 @@ impl<T> ReadIndex<T> {
         }
     }
 
-    pub fn push(&mut self, read: T, tick: u64) {
+    /// Has a read wait; gives it back where too many do.
+    pub fn push(&mut self, read: T, tick: u64) -> Result<(), T> {
+        if self.len() >= MAX_WAITING {
+            return Err(read);
+        }
         let waiting = Waiting {
             read,
             expires_at_tick: tick + self.limit_ticks,
@@ -57,6 +63,7 @@ impl<T> ReadIndex<T> {
             Some(round) if probe::injected(Defect::ReadJoinsRound) => round.reads.push(waiting),
             _ => self.waiting.push(waiting),
         }
+        Ok(())
     }
 
     /// Reads that wait.
@@ -141,13 +148,17 @@ mod tests {
         ReadIndex::new(MemberId(7), 100, 50)
     }
 
+    fn push(reads: &mut ReadIndex<&'static str>, read: &'static str, tick: u64) {
+        assert_eq!(reads.push(read, tick), Ok(()));
+    }
+
     #[test]
     fn one_round_serves_all_that_waited() {
         let mut reads = reads();
-        reads.push("a", 0);
-        reads.push("b", 0);
+        push(&mut reads, "a", 0);
+        push(&mut reads, "b", 0);
         let first = reads.ask(0, 1).expect("a question");
-        reads.push("c", 0);
+        push(&mut reads, "c", 0);
         assert_eq!(reads.ask(0, 1), None);
         assert_eq!(reads.answered(&first), ["a", "b"]);
         assert_eq!(reads.answered(&first), [""; 0]);
@@ -160,7 +171,7 @@ mod tests {
     #[test]
     fn a_round_asks_again_and_takes_any_answer() {
         let mut reads = reads();
-        reads.push("a", 0);
+        push(&mut reads, "a", 0);
         let first = reads.ask(0, 1).expect("a question");
         assert_eq!(reads.ask(1, 1), None);
         let second = reads.ask(2, 1).expect("asked again after a while");
@@ -172,7 +183,7 @@ mod tests {
     #[test]
     fn answers_for_others_serve_nobody() {
         let mut reads = reads();
-        reads.push("a", 0);
+        push(&mut reads, "a", 0);
         let context = reads.ask(0, 1).expect("a question");
         let mut other = context.clone();
         other[7] ^= 1;
@@ -184,12 +195,27 @@ mod tests {
     #[test]
     fn reads_that_wait_too_long_are_given_up() {
         let mut reads = reads();
-        reads.push("a", 0);
+        push(&mut reads, "a", 0);
         assert!(reads.ask(0, 1).is_some());
-        reads.push("b", 10);
+        push(&mut reads, "b", 10);
         assert_eq!(reads.expired(49), [""; 0]);
         assert_eq!(reads.expired(50), ["a"]);
         assert_eq!(reads.drain(), ["b"]);
         assert!(reads.is_empty());
+    }
+
+    #[test]
+    fn no_more_wait_than_may() {
+        let mut reads = ReadIndex::new(MemberId(7), 100, 50);
+        for number in 0..MAX_WAITING {
+            // Some of them within a round.
+            if number == 10 {
+                assert!(reads.ask(0, 1).is_some());
+            }
+            assert_eq!(reads.push(number, 0), Ok(()));
+        }
+        assert_eq!(reads.push(MAX_WAITING, 0), Err(MAX_WAITING));
+        assert_eq!(reads.expired(50).len(), MAX_WAITING);
+        assert_eq!(reads.push(0, 50), Ok(()));
     }
 }

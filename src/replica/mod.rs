@@ -2,7 +2,8 @@
 //! hub put together, without a service, a job or an async runtime.
 //!
 //! - `router` routes: proposals and reads to raft or to the leader, what raft says to the log and
-//!   the machine, answers to whoever waits. It is synchronous and does no I/O.
+//!   the machine, answers to whoever waits. It is synchronous and does no I/O. `pending` has the
+//!   proposals that wait meanwhile, `reads` the reads.
 //! - `raft_thread` takes what comes and carries out what the router decides, `log_thread` writes
 //!   the raft log, `apply_thread` runs the machine and publishes what it did: the view, the
 //!   answers, the events. `pipe` is the queue before each of the two, `inbox` the one before the
@@ -17,6 +18,7 @@ pub mod fatal;
 pub mod inbox;
 pub mod log_thread;
 mod outbound;
+mod pending;
 pub mod pipe;
 pub mod proposal;
 pub mod raft_status;

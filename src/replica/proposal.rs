@@ -30,12 +30,7 @@ pub struct Proposal {
 impl Proposal {
     /// True where nobody waits for it any more, so that it need not be proposed.
     pub fn is_abandoned(&self) -> bool {
-        match &self.what {
-            Proposed::Request(request, _) => {
-                self.awaited_until.is_some() && Arc::strong_count(request) == 1
-            }
-            Proposed::Member(_) => false,
-        }
+        self.awaited_until.is_some() && self.what.is_left_alone()
     }
 
     /// True where whoever waits for it has given up by now.
@@ -59,12 +54,20 @@ pub struct Refusal {
 }
 
 pub enum Proposed {
-    /// The request and its encoding.
+    /// The request and its encoding, which is empty once raft or the leader has it.
     Request(Arc<InternalRaftRequest>, Vec<u8>),
     Member(MemberChange),
 }
 
 impl Proposed {
+    /// True where whoever shared it is gone.
+    pub fn is_left_alone(&self) -> bool {
+        match self {
+            Self::Request(request, _) => Arc::strong_count(request) == 1,
+            Self::Member(_) => false,
+        }
+    }
+
     /// What it takes in the log, about.
     pub fn encoded_bytes(&self) -> usize {
         match self {
@@ -79,6 +82,14 @@ impl Proposed {
             Proposed::Request(request, _) => request.header.as_ref().map_or(0, |header| header.id),
             Proposed::Member(change) => change.request_id,
         }
+    }
+}
+
+/// Takes the encoding of a request out of its proposal, or makes it again.
+pub fn take_encoded(request: &InternalRaftRequest, encoded: &mut Vec<u8>) -> Vec<u8> {
+    match encoded.is_empty() {
+        true => request.encode_to_vec(),
+        false => std::mem::take(encoded),
     }
 }
 

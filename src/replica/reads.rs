@@ -1,5 +1,5 @@
-//! Linearizable reads on their way: those that ask a quorum, and those that wait until what the
-//! quorum answered is applied here.
+//! Linearizable reads on the second half of their way: a quorum has answered, and they wait until
+//! the index that it named is applied here. The first half is `raft::read_index`.
 
 use std::collections::BTreeMap;
 
@@ -8,63 +8,12 @@ use parking_lot::Mutex;
 use super::raft_status::RaftStatus;
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
-use crate::raft::Replica;
-use crate::raft::read_index::ReadIndex;
-use crate::types::MemberId;
 
 /// Called once when a read may be made, or why not.
 pub type ReadReply = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
-/// Reads that may wait at once, in each of the two places.
+/// Reads that may wait at once.
 const MAX_WAITING: usize = 100_000;
-
-/// Reads that ask a quorum.
-pub struct Reads {
-    index: ReadIndex<ReadReply>,
-}
-
-impl Reads {
-    pub fn new(member: MemberId, first_question: u64, limit_ticks: u64) -> Self {
-        Self {
-            index: ReadIndex::new(member, first_question, limit_ticks),
-        }
-    }
-
-    pub fn push(&mut self, reply: ReadReply, tick: u64) {
-        if self.index.len() >= MAX_WAITING {
-            reply(Err(Error::TooManyRequests));
-        } else {
-            self.index.push(reply, tick);
-        }
-    }
-
-    /// Has raft ask, where there is something to ask and someone to answer.
-    pub fn ask(&mut self, replica: &mut Replica, tick: u64) {
-        if self.index.is_empty() || !replica.takes_reads() {
-            return;
-        }
-        if let Some(context) = self.index.ask(tick, replica.status().term) {
-            replica.read_index(context);
-        }
-    }
-
-    pub fn answered(&mut self, context: &[u8]) -> Vec<ReadReply> {
-        self.index.answered(context)
-    }
-
-    pub fn expired(&mut self, tick: u64) -> Vec<ReadReply> {
-        self.index.expired(tick)
-    }
-
-    /// How many wait.
-    pub fn count(&self) -> usize {
-        self.index.len()
-    }
-
-    pub fn drain(&mut self) -> Vec<ReadReply> {
-        self.index.drain()
-    }
-}
 
 /// Reads that wait until an index is applied here.
 #[derive(Default)]

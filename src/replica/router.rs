@@ -1,33 +1,24 @@
-//! Long because proposals of every kind meet here.
-//!
 //! Routes between raft and the rest, without I/O: proposals and reads in; entries to persist,
 //! entries to apply, messages and replies out.
 //!
-//! A proposal that this member makes as leader is remembered by the index and term it was
-//! proposed at: the entry that is committed there is the proposal exactly if its term is the
-//! same. One that goes to another leader is remembered by its request's id, and is only to be
-//! proposed in the term in which it was sent. Either way a committed entry of a later term tells
-//! that it will never be applied: terms in a log only grow. So it is proposed again, and a client
-//! notices a change of leaders by the time it takes. Without a leader proposals wait.
+//! A proposal goes to raft where this member leads, to the leader where another does, and waits
+//! without one. It waits in `pending` for the entry that it becomes; what is certainly not applied
+//! is proposed again, so that a client notices a change of leaders by the time it takes.
 
 use std::cmp::Reverse;
-use std::collections::hash_map::Entry as Place;
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, DefaultHasher};
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use prost::Message as _;
-
+use super::pending::{PendingProposal, PendingProposals, Place, pop_if};
 use super::proposal::{
-    Proposal, Proposed, Refusal, Reply, committed_id, conf_change, is_request, member_change,
+    Proposal, Proposed, Refusal, conf_change, is_request, member_change, take_encoded,
 };
-use super::reads::{ReadReply, Reads};
+use super::reads::ReadReply;
 use super::work::{Waiting, Work};
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
-use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::etchedpeer::{Forwarded, MemberChange, forwarded, member_change::Change};
+use crate::raft::read_index::ReadIndex;
 use crate::raft::replica::Progress;
 use crate::raft::{Committed, CommittedKind, Lost, Message, Replica, Snapshot, replica};
 use crate::state::machine::{Entry, Payload};
@@ -35,44 +26,12 @@ use crate::types::MemberId;
 
 /// A leader whose connection broke and who is silent for so many ticks is taken for dead.
 const SUSPECT_TICKS: u64 = 3;
-/// Proposals that wait for a leader, or for another member's.
-const MAX_PENDING_PROPOSALS: usize = 20_000;
-
-/// Waits for an entry that this member proposed.
-struct Waiter {
-    index: u64,
-    term: u64,
-    expires_at_tick: u64,
-    awaited_until: Option<Duration>,
-    what: Awaited,
-    fenced: bool,
-    reply: Reply,
-}
-
-/// A proposal whose encoding raft has.
-enum Awaited {
-    Request(Arc<InternalRaftRequest>),
-    Member(MemberChange),
-}
-
-/// Waits for an entry that another member was asked to propose. A deterministic hasher keeps
-/// iteration order equal in every run.
-struct ForwardedProposal {
-    term: u64,
-    expires_at_tick: u64,
-    awaited_until: Option<Duration>,
-    what: Proposed,
-    reply: Reply,
-}
-
 /// See the module.
 pub struct Router {
     member: MemberId,
     replica: Replica,
-    reads: Reads,
-    waiters: VecDeque<Waiter>,
-    forwarded: HashMap<u64, ForwardedProposal, BuildHasherDefault<DefaultHasher>>,
-    queued: VecDeque<(Proposal, u64)>,
+    reads: ReadIndex<ReadReply>,
+    pending: PendingProposals,
     /// Committed changes of membership that are not applied yet.
     changes: VecDeque<(u64, MemberChange)>,
     applied: u64,
@@ -87,8 +46,6 @@ pub struct Router {
     limit_ticks: u64,
     /// Term, leader, and whether this member took proposals, when queued ones were looked at.
     leadership: (u64, u64, bool),
-    /// Something waits that may be proposed at once.
-    retry_queued: bool,
 }
 
 impl Router {
@@ -97,10 +54,8 @@ impl Router {
         Self {
             member,
             replica,
-            reads: Reads::new(member, first_question, limit_ticks),
-            waiters: VecDeque::new(),
-            forwarded: HashMap::default(),
-            queued: VecDeque::new(),
+            reads: ReadIndex::new(member, first_question, limit_ticks),
+            pending: PendingProposals::default(),
             changes: VecDeque::new(),
             applied: 0,
             forwards: Vec::new(),
@@ -110,7 +65,6 @@ impl Router {
             leader_suspected_at: None,
             limit_ticks,
             leadership: (0, 0, false),
-            retry_queued: false,
         }
     }
 
@@ -139,13 +93,13 @@ impl Router {
 
     /// Who waits for what here.
     pub fn waiting(&self) -> Waiting {
-        Waiting {
-            proposed: self.waiters.len(),
-            forwarded: self.forwarded.len(),
-            without_leader: self.queued.len(),
+        let mut waiting = Waiting {
             changes: self.changes.len(),
-            reads: self.reads.count(),
-        }
+            reads: self.reads.len(),
+            ..Default::default()
+        };
+        self.pending.count(&mut waiting);
+        waiting
     }
 
     pub fn progress(&self) -> Vec<Progress> {
@@ -178,13 +132,18 @@ impl Router {
             .is_some_and(|term| term != status.term || !self.replica.takes_proposals());
         if fenced {
             probe::reached(CoveragePoint::LeaseFenced);
-            (proposal.reply)(Err(Error::NotLeader));
-        } else {
-            self.route(proposal, self.tick + self.limit_ticks);
+            return (proposal.reply)(Err(Error::NotLeader));
         }
+        self.route(PendingProposal {
+            what: proposal.what,
+            fenced: proposal.fence_term.is_some(),
+            expires_at_tick: self.tick + self.limit_ticks,
+            awaited: proposal.awaited_until.is_some(),
+            reply: proposal.reply,
+        });
     }
 
-    fn route(&mut self, proposal: Proposal, expires_at_tick: u64) {
+    fn route(&mut self, proposal: PendingProposal) {
         if proposal.is_abandoned() {
             return;
         }
@@ -194,11 +153,11 @@ impl Router {
         };
         let status = self.replica.status();
         if self.replica.takes_proposals() && !leaves {
-            self.propose_here(proposal, expires_at_tick);
+            self.propose_here(proposal);
         } else if status.is_leader || status.leader == 0 {
-            self.queue(proposal, expires_at_tick);
+            self.pending.wait(proposal, Place::Queued);
         } else {
-            self.forward(proposal, expires_at_tick);
+            self.forward(proposal);
         }
     }
 
@@ -214,88 +173,45 @@ impl Router {
         aside
     }
 
-    fn propose_here(&mut self, proposal: Proposal, expires_at_tick: u64) {
-        let (proposed, what) = match proposal.what {
+    fn propose_here(&mut self, mut proposal: PendingProposal) {
+        let proposed = match &mut proposal.what {
             Proposed::Request(request, encoded) => {
-                let proposed = self.replica.propose(encoded);
-                (proposed.map(|_| ()), Awaited::Request(request))
+                let proposed = self.replica.propose(take_encoded(request, encoded));
+                proposed.map(|_| ())
             }
-            Proposed::Member(change) => {
-                let proposed = self.replica.propose_conf_change(conf_change(&change));
-                (proposed, Awaited::Member(change))
-            }
+            Proposed::Member(change) => self.replica.propose_conf_change(conf_change(change)),
         };
         if let Err(error) = proposed {
-            (proposal.reply)(Err(error));
-            return;
+            return (proposal.reply)(Err(error));
         }
-        let status = self.replica.status();
-        self.waiters.push_back(Waiter {
-            index: status.last_index,
-            term: status.term,
-            expires_at_tick,
-            awaited_until: proposal.awaited_until,
-            what,
-            fenced: proposal.fence_term.is_some(),
-            reply: proposal.reply,
-        });
-    }
-
-    /// Proposes again what will certainly not be applied as it was proposed.
-    fn again(
-        &mut self,
-        what: Proposed,
-        awaited_until: Option<Duration>,
-        reply: Reply,
-        expires_at_tick: u64,
-    ) {
-        let proposal = Proposal {
-            what,
-            fence_term: None,
-            awaited_until,
-            reply,
+        let replica::Status {
+            last_index, term, ..
+        } = self.replica.status();
+        let place = Place::Proposed {
+            index: last_index,
+            term,
         };
-        self.queue(proposal, expires_at_tick);
-    }
-
-    fn queue(&mut self, proposal: Proposal, expires_at_tick: u64) {
-        if self.queued.len() >= MAX_PENDING_PROPOSALS {
-            (proposal.reply)(Err(Error::TooManyRequests));
-            return;
-        }
-        probe::reached(CoveragePoint::ProposalParked);
-        self.queued.push_back((proposal, expires_at_tick));
+        self.pending.wait(proposal, place);
     }
 
     /// Sends a proposal to the leader, which is another member.
-    fn forward(&mut self, proposal: Proposal, expires_at_tick: u64) {
+    fn forward(&mut self, mut proposal: PendingProposal) {
         let replica::Status { leader, term, .. } = self.replica.status();
-        if self.forwarded.len() >= MAX_PENDING_PROPOSALS {
-            (proposal.reply)(Err(Error::TooManyRequests));
-            return;
-        }
-        probe::reached(CoveragePoint::ProposalForwarded);
         let request_id = proposal.what.request_id();
-        let sent = match &proposal.what {
-            Proposed::Request(_, encoded) => forwarded::Proposal::Request(encoded.clone().into()),
+        let sent = match &mut proposal.what {
+            Proposed::Request(request, encoded) => {
+                forwarded::Proposal::Request(take_encoded(request, encoded).into())
+            }
             Proposed::Member(change) => forwarded::Proposal::MemberChange(change.clone()),
         };
-        let message = Forwarded {
-            request_id,
-            term,
-            proposal: Some(sent),
-        };
-        self.forwards.push((MemberId(leader), message));
-        self.forwarded.insert(
-            request_id,
-            ForwardedProposal {
+        if self.pending.wait(proposal, Place::Forwarded { term }) {
+            let message = Forwarded {
+                request_id,
                 term,
-                expires_at_tick,
-                awaited_until: proposal.awaited_until,
-                what: proposal.what,
-                reply: proposal.reply,
-            },
-        );
+                proposal: Some(sent),
+            };
+            self.forwards.push((MemberId(leader), message));
+        }
     }
 
     /// Proposes what another member was asked for.
@@ -335,39 +251,20 @@ impl Router {
 
     /// A proposal that was sent to another member in this term was not proposed there.
     pub fn refused(&mut self, request_id: u64, term: u64, error: Error) {
-        // It may have been sent to another leader since, who may well have proposed it.
-        let sent_then = |forwarded: &ForwardedProposal| forwarded.term == term;
-        let unchecked = probe::injected(Defect::RefusalUnchecked);
-        let Place::Occupied(forwarded) = self.forwarded.entry(request_id) else {
-            return;
-        };
-        if !sent_then(forwarded.get()) && !unchecked {
-            return probe::reached(CoveragePoint::RefusalStale);
-        }
-        let forwarded = forwarded.remove();
-        if matches!(error, Error::NotLeader | Error::NoLeader) {
-            probe::reached(CoveragePoint::ProposalRefused);
-            // It was certainly not proposed.
-            self.again(
-                forwarded.what,
-                forwarded.awaited_until,
-                forwarded.reply,
-                forwarded.expires_at_tick,
-            );
-        } else {
-            (forwarded.reply)(Err(error));
-        }
+        self.pending.refused(request_id, term, error);
     }
 
     fn propose_queued(&mut self) {
-        for (proposal, expires_at_tick) in std::mem::take(&mut self.queued) {
-            self.route(proposal, expires_at_tick);
+        for proposal in self.pending.take_queued() {
+            self.route(proposal);
         }
     }
 
     /// Replies once this member may read what was written before this call.
     pub fn read_index(&mut self, reply: ReadReply) {
-        self.reads.push(reply, self.tick);
+        if let Err(reply) = self.reads.push(reply, self.tick) {
+            reply(Err(Error::TooManyRequests));
+        }
     }
 
     /// Hands leadership over; raft gives up after an election timeout.
@@ -439,12 +336,11 @@ impl Router {
     pub fn work(&mut self) -> Option<Work> {
         let status = self.replica.status();
         let leadership = (status.term, status.leader, self.replica.takes_proposals());
-        if leadership != self.leadership || self.retry_queued {
+        if self.pending.take_retry() || leadership != self.leadership {
             self.leadership = leadership;
-            self.retry_queued = false;
             self.propose_queued();
         }
-        self.reads.ask(&mut self.replica, self.tick);
+        self.ask_for_reads();
         let mut work = Work {
             forwards: std::mem::take(&mut self.forwards),
             refusals: std::mem::take(&mut self.refusals),
@@ -458,7 +354,7 @@ impl Router {
             return (!nothing).then_some(work);
         };
         if output.persist.as_ref().is_some_and(|p| p.reset.is_some()) {
-            self.lose_sight();
+            self.pending.lose_sight();
         }
         work.messages = output.messages;
         work.persist = output.persist;
@@ -476,17 +372,32 @@ impl Router {
         Some(work)
     }
 
+    /// Asks the quorum for those who wait to read, where there is someone to answer.
+    fn ask_for_reads(&mut self) {
+        if self.reads.is_empty() || !self.replica.takes_reads() {
+            return;
+        }
+        if let Some(context) = self.reads.ask(self.tick, self.replica.status().term) {
+            self.replica.read_index(context);
+        }
+    }
+
     fn take_committed(&mut self, committed: Committed, work: &mut Work) {
         let status = self.replica.status();
         let first_of_term = matches!(committed.kind, CommittedKind::Empty);
         if first_of_term && status.is_leader && status.term == committed.term {
             work.promoted_in_term = Some(committed.term);
         }
-        let (request, reply) = self.take_waiter(&committed);
-        let payload = match (committed.kind, request) {
+        let (what, reply) = match self.pending.committed(&committed) {
+            Some(proposal) => (Some(proposal.what), Some(proposal.reply)),
+            None => (None, None),
+        };
+        let payload = match (committed.kind, what) {
             (CommittedKind::Empty, _) => Payload::Empty,
-            (CommittedKind::Request(_), Some(request)) => Payload::Decoded(request),
-            (CommittedKind::Request(bytes), None) => Payload::Request(bytes),
+            (CommittedKind::Request(_), Some(Proposed::Request(request, _))) => {
+                Payload::Decoded(request)
+            }
+            (CommittedKind::Request(bytes), _) => Payload::Request(bytes),
             (CommittedKind::ConfChange(change), _) => {
                 let change = member_change(&change);
                 self.changes.push_back((committed.index, change.clone()));
@@ -501,100 +412,10 @@ impl Router {
         work.replies.push(reply);
     }
 
-    /// Finds who waits for the entry here, and tells those that it shows to wait in vain.
-    fn take_waiter(
-        &mut self,
-        committed: &Committed,
-    ) -> (Option<Arc<InternalRaftRequest>>, Option<Reply>) {
-        if !self.forwarded.is_empty() {
-            if let Some(forwarded) =
-                committed_id(committed).and_then(|id| self.forwarded.remove(&id))
-            {
-                let request = match forwarded.what {
-                    Proposed::Request(request, _) => Some(request),
-                    Proposed::Member(_) => None,
-                };
-                return (request, Some(forwarded.reply));
-            }
-            // Those of its own term may be applied yet.
-            let term = committed.term + u64::from(probe::injected(Defect::ForwardedTwice));
-            let passed = |_: &u64, forwarded: &mut ForwardedProposal| forwarded.term < term;
-            let passed: Vec<_> = self.forwarded.extract_if(passed).collect();
-            self.retry_queued |= !passed.is_empty();
-            for (_, forwarded) in passed {
-                probe::reached(CoveragePoint::ForwardedAgain);
-                self.again(
-                    forwarded.what,
-                    forwarded.awaited_until,
-                    forwarded.reply,
-                    forwarded.expires_at_tick,
-                );
-            }
-        }
-        while let Some(waiter) = pop_if(&mut self.waiters, |first| {
-            first.index <= committed.index || first.term < committed.term
-        }) {
-            if waiter.index == committed.index && waiter.term == committed.term {
-                let request = match waiter.what {
-                    Awaited::Request(request) => Some(request),
-                    Awaited::Member(_) => None,
-                };
-                return (request, Some(waiter.reply));
-            }
-            if waiter.fenced {
-                probe::reached(CoveragePoint::LeaseFencedInVain);
-                (waiter.reply)(Err(Error::LeaderChanged));
-                continue;
-            }
-            self.retry_queued = true;
-            probe::reached(CoveragePoint::ProposedAgain);
-            let what = match waiter.what {
-                Awaited::Request(request) => {
-                    let encoded = request.encode_to_vec();
-                    Proposed::Request(request, encoded)
-                }
-                Awaited::Member(change) => Proposed::Member(change),
-            };
-            self.again(
-                what,
-                waiter.awaited_until,
-                waiter.reply,
-                waiter.expires_at_tick,
-            );
-        }
-        (None, None)
-    }
-
-    /// A snapshot took the place of entries that nobody here will see: whose proposals were
-    /// among them is not known.
-    fn lose_sight(&mut self) {
-        if !self.waiters.is_empty() || !self.forwarded.is_empty() {
-            probe::reached(CoveragePoint::ProposalsLostFromSight);
-        }
-        for waiter in self.waiters.drain(..) {
-            (waiter.reply)(Err(Error::Timeout));
-        }
-        for (_, forwarded) in self.forwarded.drain() {
-            (forwarded.reply)(Err(Error::Timeout));
-        }
-    }
-
-    /// Gives up what has waited for too long. It may be applied all the same.
+    /// Gives up what has waited for too long.
     fn expire(&mut self) {
-        let tick = self.tick;
-        while let Some(waiter) = pop_if(&mut self.waiters, |first| first.expires_at_tick <= tick) {
-            (waiter.reply)(Err(Error::Timeout));
-        }
-        let kept = probe::injected(Defect::ForwardedKept);
-        let expired =
-            |_: &u64, forwarded: &mut ForwardedProposal| forwarded.expires_at_tick <= tick && !kept;
-        for (_, forwarded) in self.forwarded.extract_if(expired) {
-            (forwarded.reply)(Err(Error::Timeout));
-        }
-        while let Some((proposal, _)) = pop_if(&mut self.queued, |first| first.1 <= tick) {
-            (proposal.reply)(Err(Error::DeadlineExceeded));
-        }
-        for reply in self.reads.expired(tick) {
+        self.pending.expire(self.tick);
+        for reply in self.reads.expired(self.tick) {
             reply(Err(Error::Timeout));
         }
     }
@@ -632,20 +453,9 @@ impl Router {
 
     /// Replies to all who wait that the member stops.
     pub fn stop(&mut self) {
-        let waiters = self.waiters.drain(..).map(|waiter| waiter.reply);
-        let forwarded = self.forwarded.drain().map(|(_, forwarded)| forwarded.reply);
-        let queued = self.queued.drain(..).map(|(proposal, _)| proposal.reply);
-        for reply in waiters.chain(forwarded).chain(queued) {
-            reply(Err(Error::Stopped));
-        }
+        self.pending.stop();
         for reply in self.reads.drain() {
             reply(Err(Error::Stopped));
         }
     }
-}
-
-/// Takes out the first if it is such a one.
-fn pop_if<T>(queue: &mut VecDeque<T>, is_such: impl FnOnce(&T) -> bool) -> Option<T> {
-    let taken = queue.front().is_some_and(is_such);
-    taken.then(|| queue.pop_front()).flatten()
 }

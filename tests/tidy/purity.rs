@@ -19,15 +19,11 @@ const RUNTIME_FREE_LAYER: u8 = 3;
 /// Sockets are the runtime's; what they carry is left to the layers above.
 const SOCKETS: &str = "src/net/";
 /// Nor do these files above it.
-const RUNTIME_FREE_FILES: &[&str] = &[
-    "src/service/admission.rs",
-    "src/replica/apply_thread.rs",
-    "src/replica/router.rs",
-    "src/replica/inbox.rs",
-    "src/lessor/deadlines.rs",
-    "src/replica/raft_thread.rs",
-    "src/replica/run.rs",
-];
+const RUNTIME_FREE_FILES: &[&str] = &["src/service/admission.rs"];
+/// These rooms have its notifications, which work on any executor, and nothing else of it: threads
+/// or a simulator run them.
+const NOTIFYING_ROOMS: &[&str] = &["src/lessor/", "src/replica/"];
+const NOTIFICATIONS: (&str, &str) = ("tokio", "sync");
 
 /// Where one seed has to be one trace.
 const SEEDED: &str = "src/sim";
@@ -109,6 +105,27 @@ fn first_names<'a>(tokens: &[Placed<'a>], at: usize) -> Vec<&'a str> {
     names
 }
 
+/// What of the runtime a file in one of the rooms uses beside its notifications.
+fn runtime_uses(source: &Source) -> Vec<(usize, String)> {
+    if source.is_test() {
+        return Vec::new();
+    }
+    let (root, module) = NOTIFICATIONS;
+    let tokens = placed(&source.text);
+    let named = tokens.iter().enumerate().filter(|(_, one)| {
+        let name = one.token.text;
+        !one.in_test && RUNTIME.contains(&name)
+    });
+    let other = named.filter(|(at, one)| {
+        let names = first_names(&tokens, *at);
+        let notifies = !names.is_empty() && names.iter().all(|name| *name == module);
+        one.token.text != root || !notifies
+    });
+    other
+        .map(|(_, one)| (one.token.line, one.token.text.to_owned()))
+        .collect()
+}
+
 /// What of the machine's a file names, its tests too.
 fn machine_uses(source: &Source) -> Vec<(usize, String)> {
     let tokens = placed(&source.text);
@@ -148,6 +165,14 @@ pub fn check(source: &Source) -> Vec<String> {
             ));
         }
     }
+    if NOTIFYING_ROOMS.iter().any(|room| path.starts_with(room)) {
+        for (line, name) in runtime_uses(source) {
+            let (root, module) = NOTIFICATIONS;
+            findings.push(format!(
+                "{path}:{line}: {root}::{module} alone here, not {name}: no async runtime"
+            ));
+        }
+    }
     if path.starts_with(SEEDED) && path != BESIDE_WORLDS {
         for (line, name) in machine_uses(source) {
             findings.push(format!(
@@ -177,10 +202,10 @@ pub fn stale(sources: &[Source]) -> Vec<String> {
             findings.push(format!("there is a rule about {path}, which is not there"));
         }
     }
-    if !sources.iter().any(|source| source.path.starts_with(SEEDED)) {
-        findings.push(format!(
-            "there is a rule about {SEEDED}, which is not there"
-        ));
+    for room in NOTIFYING_ROOMS.iter().chain([&SEEDED]) {
+        if !sources.iter().any(|source| source.path.starts_with(room)) {
+            findings.push(format!("there is a rule about {room}, which is not there"));
+        }
     }
     findings
 }
@@ -225,9 +250,25 @@ mod tests {
     #[test]
     fn the_runtime_is_found() {
         assert_eq!(findings("src/mvcc/read.rs", "use tokio::sync::Notify;"), 1);
-        assert_eq!(findings("src/replica/router.rs", "tokio::spawn(x)"), 1);
         assert_eq!(findings("src/service/handle.rs", "tokio::spawn(x)"), 0);
         assert_eq!(findings("src/net/accept.rs", "tokio::spawn(x)"), 0);
+    }
+
+    #[test]
+    fn notifications_are_no_runtime() {
+        for (text, expected) in [
+            ("use tokio::sync::{Notify, watch};", 0),
+            ("tokio::sync::Notify::new()", 0),
+            ("use tokio::{sync::Notify, time};", 1),
+            ("tokio::spawn(x)", 1),
+            ("use tokio as runtime;", 1),
+            ("use futures::StreamExt;", 1),
+            ("#[cfg(test)] mod tests { use tokio::time; }", 0),
+        ] {
+            for room in NOTIFYING_ROOMS {
+                assert_eq!(findings(&format!("{room}x.rs"), text), expected, "{text}");
+            }
+        }
     }
 
     #[test]
@@ -261,7 +302,7 @@ mod tests {
     fn rules_without_a_file_are_found() {
         assert_eq!(
             stale(&[]).len(),
-            EXCEPTIONS.len() + RUNTIME_FREE_FILES.len() + 3
+            EXCEPTIONS.len() + RUNTIME_FREE_FILES.len() + NOTIFYING_ROOMS.len() + 3
         );
     }
 }

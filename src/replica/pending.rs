@@ -1,0 +1,486 @@
+//! The proposals that wait at this member, each in one place: queued until there is a leader to
+//! take it, proposed here, or forwarded to the leader.
+//!
+//! One that this member proposed is known by the index and term it was proposed at: the entry that
+//! is committed there is the proposal exactly if its term is the same. One that was forwarded is
+//! known by its request's id, and may only be proposed in the term in which it was sent. Either
+//! way a committed entry of a later term tells that it will never be applied, for terms in a log
+//! only grow: it is void, and is queued to be proposed again.
+//!
+//! What is done at a committed entry does not depend on how many wait.
+
+use std::collections::hash_map::Entry as Slot;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, DefaultHasher};
+
+use super::proposal::{Proposed, Reply, committed_id};
+use super::work::Waiting;
+use crate::error::Error;
+use crate::probe::{self, CoveragePoint, Defect};
+use crate::raft::Committed;
+
+/// Proposals that may be queued, and those that may be forwarded. What is proposed here is bounded
+/// by raft.
+const MAX_PENDING_PROPOSALS: usize = 20_000;
+
+/// A proposal that waits.
+pub struct PendingProposal {
+    pub what: Proposed,
+    /// Never to be proposed again.
+    pub fenced: bool,
+    pub expires_at_tick: u64,
+    /// Whoever waits for it shares the request; otherwise it is to be proposed whether or not
+    /// anyone waits.
+    pub awaited: bool,
+    pub reply: Reply,
+}
+
+impl PendingProposal {
+    /// True where nobody waits for it any more, so that it need not be proposed.
+    pub fn is_abandoned(&self) -> bool {
+        self.awaited && self.what.is_left_alone()
+    }
+
+    fn fail(self, error: Error) {
+        (self.reply)(Err(error));
+    }
+}
+
+/// Where a proposal waits.
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    Queued,
+    /// At this index of the own log.
+    Proposed {
+        index: u64,
+        term: u64,
+    },
+    /// With the leader of this term.
+    Forwarded {
+        term: u64,
+    },
+}
+
+/// One that is proposed here.
+struct AtIndex {
+    index: u64,
+    term: u64,
+    proposal: PendingProposal,
+}
+
+struct AtLeader {
+    term: u64,
+    proposal: PendingProposal,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct PendingProposals {
+    queued: VecDeque<PendingProposal>,
+    /// In the order of the log.
+    proposed: VecDeque<AtIndex>,
+    /// By request id. A deterministic hasher keeps iteration order equal in every run.
+    forwarded: HashMap<u64, AtLeader, BuildHasherDefault<DefaultHasher>>,
+    /// None that is forwarded is of an earlier term.
+    least_forwarded_term: u64,
+    /// Something was queued that may be proposed at once.
+    retry: bool,
+}
+
+impl PendingProposals {
+    /// Has a proposal wait. False where too many do: it has its answer then.
+    pub fn wait(&mut self, proposal: PendingProposal, place: Place) -> bool {
+        let waiting = match place {
+            Place::Queued => self.queued.len(),
+            Place::Forwarded { .. } => self.forwarded.len(),
+            Place::Proposed { .. } => 0,
+        };
+        if waiting >= MAX_PENDING_PROPOSALS {
+            proposal.fail(Error::TooManyRequests);
+            return false;
+        }
+        match place {
+            Place::Queued => {
+                probe::reached(CoveragePoint::ProposalParked);
+                self.queued.push_back(proposal);
+            }
+            Place::Proposed { index, term } => self.proposed.push_back(AtIndex {
+                index,
+                term,
+                proposal,
+            }),
+            Place::Forwarded { term } => {
+                probe::reached(CoveragePoint::ProposalForwarded);
+                self.least_forwarded_term = self.least_forwarded_term.min(term);
+                let id = proposal.what.request_id();
+                self.forwarded.insert(id, AtLeader { term, proposal });
+            }
+        }
+        true
+    }
+
+    /// All that is queued, in order.
+    pub fn take_queued(&mut self) -> VecDeque<PendingProposal> {
+        std::mem::take(&mut self.queued)
+    }
+
+    /// True once after something was queued that may be proposed at once.
+    pub fn take_retry(&mut self) -> bool {
+        std::mem::take(&mut self.retry)
+    }
+
+    /// Takes out the proposal that the committed entry is, if it waits here, and queues again what
+    /// the entry shows to be void.
+    pub fn committed(&mut self, committed: &Committed) -> Option<PendingProposal> {
+        if !self.forwarded.is_empty() {
+            let found = committed_id(committed).and_then(|id| self.forwarded.remove(&id));
+            if let Some(found) = found {
+                return Some(found.proposal);
+            }
+            self.queue_void_forwarded(committed.term);
+        }
+        while let Some(first) = pop_if(&mut self.proposed, |first| {
+            first.index <= committed.index || first.term < committed.term
+        }) {
+            if first.index == committed.index && first.term == committed.term {
+                return Some(first.proposal);
+            }
+            if first.proposal.fenced {
+                probe::reached(CoveragePoint::LeaseFencedInVain);
+                first.proposal.fail(Error::LeaderChanged);
+                continue;
+            }
+            self.retry = true;
+            probe::reached(CoveragePoint::ProposedAgain);
+            self.wait(first.proposal, Place::Queued);
+        }
+        None
+    }
+
+    /// Looks through all that is forwarded, once a term.
+    fn queue_void_forwarded(&mut self, term: u64) {
+        // Those of its own term may be applied yet.
+        let term = term + u64::from(probe::injected(Defect::ForwardedTwice));
+        if self.least_forwarded_term >= term {
+            return;
+        }
+        self.least_forwarded_term = term;
+        let is_void = |_: &u64, forwarded: &mut AtLeader| forwarded.term < term;
+        let void: Vec<_> = self.forwarded.extract_if(is_void).collect();
+        self.retry |= !void.is_empty();
+        for (_, forwarded) in void {
+            probe::reached(CoveragePoint::ForwardedAgain);
+            self.wait(forwarded.proposal, Place::Queued);
+        }
+    }
+
+    /// The leader of this term did not propose what was forwarded to it.
+    pub fn refused(&mut self, request_id: u64, term: u64, error: Error) {
+        let Slot::Occupied(forwarded) = self.forwarded.entry(request_id) else {
+            return;
+        };
+        // It may have been sent to another leader since, who may well have proposed it.
+        if forwarded.get().term != term && !probe::injected(Defect::RefusalUnchecked) {
+            return probe::reached(CoveragePoint::RefusalStale);
+        }
+        let proposal = forwarded.remove().proposal;
+        if matches!(error, Error::NotLeader | Error::NoLeader) {
+            probe::reached(CoveragePoint::ProposalRefused);
+            self.wait(proposal, Place::Queued);
+        } else {
+            proposal.fail(error);
+        }
+    }
+
+    /// A snapshot took the place of entries that nobody here will see: whose proposals were
+    /// among them is not known.
+    pub fn lose_sight(&mut self) {
+        if !self.proposed.is_empty() || !self.forwarded.is_empty() {
+            probe::reached(CoveragePoint::ProposalsLostFromSight);
+        }
+        for sent in self.take_sent() {
+            sent.fail(Error::Timeout);
+        }
+    }
+
+    /// Gives up what has waited for too long. What raft or a leader was given may be applied all
+    /// the same.
+    pub fn expire(&mut self, tick: u64) {
+        while let Some(first) = pop_if(&mut self.proposed, |first| {
+            first.proposal.expires_at_tick <= tick
+        }) {
+            first.proposal.fail(Error::Timeout);
+        }
+        let kept = probe::injected(Defect::ForwardedKept);
+        let is_expired =
+            |_: &u64, forwarded: &mut AtLeader| forwarded.proposal.expires_at_tick <= tick && !kept;
+        for (_, forwarded) in self.forwarded.extract_if(is_expired) {
+            forwarded.proposal.fail(Error::Timeout);
+        }
+        while let Some(first) = pop_if(&mut self.queued, |first| first.expires_at_tick <= tick) {
+            first.fail(Error::DeadlineExceeded);
+        }
+    }
+
+    /// The member stops.
+    pub fn stop(&mut self) {
+        let sent = self.take_sent();
+        for proposal in sent.into_iter().chain(self.take_queued()) {
+            proposal.fail(Error::Stopped);
+        }
+    }
+
+    /// Who waits here.
+    pub fn count(&self, waiting: &mut Waiting) {
+        waiting.proposed = self.proposed.len();
+        waiting.forwarded = self.forwarded.len();
+        waiting.without_leader = self.queued.len();
+    }
+
+    /// All that raft or a leader was given.
+    fn take_sent(&mut self) -> Vec<PendingProposal> {
+        let proposed = self.proposed.drain(..).map(|one| one.proposal);
+        let forwarded = self.forwarded.drain().map(|(_, one)| one.proposal);
+        proposed.chain(forwarded).collect()
+    }
+}
+
+/// Takes out the first if it is such a one.
+pub fn pop_if<T>(queue: &mut VecDeque<T>, is_such: impl FnOnce(&T) -> bool) -> Option<T> {
+    let taken = queue.front().is_some_and(is_such);
+    taken.then(|| queue.pop_front()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+    use prost::Message as _;
+
+    use super::*;
+    use crate::proto::etcdserverpb::{InternalRaftRequest, RequestHeader};
+    use crate::raft::CommittedKind;
+    use crate::state::Response;
+
+    fn request(id: u64) -> InternalRaftRequest {
+        InternalRaftRequest {
+            header: Some(RequestHeader {
+                id,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    /// An entry that holds the request of this id.
+    fn entry(index: u64, term: u64, id: u64) -> Committed {
+        Committed {
+            index,
+            term,
+            kind: CommittedKind::Request(request(id).encode_to_vec().into()),
+        }
+    }
+
+    /// A leader's first.
+    fn empty(index: u64, term: u64) -> Committed {
+        Committed {
+            index,
+            term,
+            kind: CommittedKind::Empty,
+        }
+    }
+
+    #[derive(Default)]
+    struct World {
+        pending: PendingProposals,
+        answers: Arc<Mutex<Vec<(u64, Result<Response, Error>)>>>,
+    }
+
+    impl World {
+        fn wait_until(&mut self, id: u64, place: Place, expires_at_tick: u64) -> bool {
+            self.add(id, place, expires_at_tick, false)
+        }
+
+        fn wait(&mut self, id: u64, place: Place) -> bool {
+            self.add(id, place, 100, false)
+        }
+
+        fn add(&mut self, id: u64, place: Place, expires_at_tick: u64, fenced: bool) -> bool {
+            let answers = self.answers.clone();
+            let request = request(id);
+            let encoded = request.encode_to_vec();
+            let proposal = PendingProposal {
+                what: Proposed::Request(Arc::new(request), encoded),
+                fenced,
+                expires_at_tick,
+                awaited: false,
+                reply: Box::new(move |answer| answers.lock().push((id, answer))),
+            };
+            self.pending.wait(proposal, place)
+        }
+
+        /// The id of the proposal that the entry is.
+        fn committed(&mut self, entry: &Committed) -> Option<u64> {
+            let found = self.pending.committed(entry)?;
+            Some(found.what.request_id())
+        }
+
+        /// Ids of what is queued, which is taken out.
+        fn queued(&mut self) -> Vec<u64> {
+            let queued = self.pending.take_queued().into_iter();
+            queued.map(|one| one.what.request_id()).collect()
+        }
+
+        /// Errors that were answered since this was last asked.
+        fn errors(&self) -> Vec<(u64, Error)> {
+            let answers = std::mem::take(&mut *self.answers.lock());
+            let errors = answers.into_iter().map(|(id, answer)| match answer {
+                Ok(_) => panic!("{id} has no error"),
+                Err(error) => (id, error),
+            });
+            errors.collect()
+        }
+    }
+
+    const fn at(index: u64, term: u64) -> Place {
+        Place::Proposed { index, term }
+    }
+
+    const fn leader(term: u64) -> Place {
+        Place::Forwarded { term }
+    }
+
+    #[test]
+    fn an_entry_is_the_proposal_made_at_its_index_and_term() {
+        let mut world = World::default();
+        world.wait(1, at(5, 2));
+        world.wait(2, at(6, 2));
+        assert_eq!(world.committed(&entry(4, 2, 9)), None);
+        assert_eq!(world.committed(&entry(5, 2, 1)), Some(1));
+        assert_eq!(world.committed(&entry(6, 2, 2)), Some(2));
+        assert_eq!(world.queued(), [0; 0]);
+        assert!(!world.pending.take_retry());
+    }
+
+    #[test]
+    fn an_entry_in_its_place_makes_a_proposal_void() {
+        let mut world = World::default();
+        world.wait(1, at(5, 2));
+        world.wait(2, at(6, 2));
+        // Both: the log goes on in a later term.
+        assert_eq!(world.committed(&empty(5, 3)), None);
+        assert!(world.pending.take_retry());
+        assert!(!world.pending.take_retry());
+        assert_eq!(world.queued(), [1, 2]);
+        assert_eq!(world.errors(), []);
+    }
+
+    #[test]
+    fn a_fenced_one_is_never_proposed_again() {
+        let mut world = World::default();
+        world.add(1, at(5, 2), 100, true);
+        assert_eq!(world.committed(&empty(5, 3)), None);
+        assert_eq!(world.errors(), [(1, Error::LeaderChanged)]);
+        assert_eq!(world.queued(), [0; 0]);
+        assert!(!world.pending.take_retry());
+    }
+
+    #[test]
+    fn a_forwarded_one_is_known_by_its_id_in_any_term() {
+        let mut world = World::default();
+        world.wait(1, leader(2));
+        world.wait(2, leader(2));
+        assert_eq!(world.committed(&entry(5, 2, 2)), Some(2));
+        // Of its own term: it may come yet.
+        assert_eq!(world.committed(&entry(6, 2, 9)), None);
+        assert_eq!(world.queued(), [0; 0]);
+        assert_eq!(world.committed(&empty(7, 3)), None);
+        assert!(world.pending.take_retry());
+        assert_eq!(world.queued(), [1]);
+    }
+
+    #[test]
+    fn each_term_makes_those_of_the_terms_before_void() {
+        let mut world = World::default();
+        for term in 2..5 {
+            world.wait(term, leader(term));
+            assert_eq!(world.committed(&empty(5 + term, term)), None);
+            let before: Vec<u64> = (term > 2).then_some(term - 1).into_iter().collect();
+            assert_eq!(world.queued(), before);
+            // The same again tells nothing new.
+            assert_eq!(world.committed(&entry(15 + term, term, 99)), None);
+            assert_eq!(world.queued(), [0; 0]);
+        }
+    }
+
+    #[test]
+    fn a_refusal_counts_for_the_term_that_it_is_about() {
+        let mut world = World::default();
+        world.wait(1, leader(3));
+        world.pending.refused(1, 2, Error::NotLeader);
+        world.pending.refused(7, 3, Error::NotLeader);
+        assert_eq!(world.queued(), [0; 0]);
+        world.pending.refused(1, 3, Error::NotLeader);
+        assert_eq!(world.queued(), [1]);
+        // Whoever refused it may not lead before something changes.
+        assert!(!world.pending.take_retry());
+        world.wait(2, leader(3));
+        world.pending.refused(2, 3, Error::TooManyRequests);
+        assert_eq!(world.errors(), [(2, Error::TooManyRequests)]);
+        assert_eq!(world.queued(), [0; 0]);
+    }
+
+    #[test]
+    fn what_waits_too_long_is_given_up_wherever_it_waits() {
+        let mut world = World::default();
+        for (id, place) in [(1, at(5, 2)), (2, leader(2)), (3, Place::Queued)] {
+            world.wait_until(id, place, 10);
+            world.wait_until(id + 10, place, 11);
+        }
+        world.pending.expire(9);
+        assert_eq!(world.errors(), []);
+        world.pending.expire(10);
+        let (open, never) = (Error::Timeout, Error::DeadlineExceeded);
+        assert_eq!(world.errors(), [(1, open), (2, open), (3, never)]);
+        world.pending.expire(11);
+        assert_eq!(world.errors(), [(11, open), (12, open), (13, never)]);
+    }
+
+    #[test]
+    fn a_snapshot_leaves_what_is_queued() {
+        let mut world = World::default();
+        for (id, place) in [(1, at(5, 2)), (2, leader(2)), (3, Place::Queued)] {
+            world.wait(id, place);
+        }
+        world.pending.lose_sight();
+        assert_eq!(world.errors(), [(1, Error::Timeout), (2, Error::Timeout)]);
+        assert_eq!(world.queued(), [3]);
+    }
+
+    #[test]
+    fn everyone_is_told_that_the_member_stops() {
+        let mut world = World::default();
+        for (id, place) in [(1, at(5, 2)), (2, leader(2)), (3, Place::Queued)] {
+            world.wait(id, place);
+        }
+        world.pending.stop();
+        assert_eq!(world.errors(), [1, 2, 3].map(|id| (id, Error::Stopped)));
+        let mut waiting = Waiting::default();
+        world.pending.count(&mut waiting);
+        assert_eq!(waiting.sum(), 0);
+    }
+
+    #[test]
+    fn the_places_without_a_bound_of_raft_have_their_own() {
+        for (place, bounded) in [(Place::Queued, true), (leader(1), true), (at(1, 1), false)] {
+            let mut world = World::default();
+            for id in 0..MAX_PENDING_PROPOSALS as u64 {
+                assert!(world.wait(id, place));
+            }
+            assert_eq!(world.wait(u64::MAX, place), !bounded, "{place:?}");
+            let refused = bounded.then_some((u64::MAX, Error::TooManyRequests));
+            assert_eq!(world.errors(), Vec::from_iter(refused));
+        }
+    }
+}
