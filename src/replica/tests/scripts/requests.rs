@@ -1,0 +1,124 @@
+//! Requests of a scenario, and what becomes of them.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use prost::Message as _;
+
+use super::Player;
+use crate::error::Error;
+use crate::proto::etcdserverpb::{InternalRaftRequest, PutRequest, RequestHeader};
+use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
+use crate::proto::membershippb::RaftAttributes;
+use crate::replica::proposal::{Proposal, Proposed, Reply};
+use crate::state::Response;
+
+/// Whoever waits for an answer.
+struct Asked {
+    name: String,
+    outcomes: Arc<Mutex<String>>,
+}
+
+impl Asked {
+    fn tell(&self, outcome: &str) {
+        let outcome = format!("{} {outcome}\n", self.name);
+        self.outcomes.lock().push_str(&outcome);
+    }
+
+    fn refused(self, error: &Error) {
+        self.tell(&format!("is refused: {error}"));
+        std::mem::forget(self);
+    }
+
+    fn answered(self, how: &str) {
+        self.tell(&format!("is answered{how}"));
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.tell("is never answered");
+    }
+}
+
+impl Player {
+    /// Somebody who waits, and the id of the request.
+    fn asked(&mut self, name: &str) -> (Asked, u64) {
+        self.requests += 1;
+        self.names.insert(self.requests, name.to_owned());
+        let asked = Asked {
+            name: name.to_owned(),
+            outcomes: self.outcomes.clone(),
+        };
+        (asked, self.requests)
+    }
+
+    fn propose(&mut self, id: u64, what: Proposed, fence_term: Option<u64>, asked: Asked) {
+        let reply: Reply = Box::new(move |result| match result {
+            Ok(Response::Put(put)) => {
+                let revision = put.header.expect("a header").revision;
+                asked.answered(&format!(": revision {revision}"));
+            }
+            Ok(_) => asked.answered(""),
+            Err(error) => asked.refused(&error),
+        });
+        self.router(id).propose(Proposal {
+            what,
+            fence_term,
+            awaited_until: None,
+            reply,
+        });
+    }
+
+    pub(super) fn put(&mut self, id: u64, key: &str, fence_term: Option<u64>) {
+        let (asked, request) = self.asked(&format!("put {key}"));
+        let request = InternalRaftRequest {
+            header: Some(RequestHeader {
+                id: request,
+                ..Default::default()
+            }),
+            put: Some(PutRequest {
+                key: key.to_owned().into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let encoded = request.encode_to_vec();
+        let what = Proposed::Request(std::sync::Arc::new(request), encoded);
+        self.propose(id, what, fence_term, asked);
+    }
+
+    pub(super) fn change(&mut self, id: u64, kind: &str, member: u64) {
+        let (asked, request_id) = self.asked(&format!("{kind} {member}"));
+        let add = |is_learner| {
+            Change::Add(RaftAttributes {
+                peer_urls: vec![format!("http://{member}:2380")],
+                is_learner,
+            })
+        };
+        let change = match kind {
+            "add" => add(false),
+            "add-learner" => add(true),
+            "promote" => Change::Promote(Nothing {}),
+            "remove" => Change::Remove(Nothing {}),
+            other => panic!("no change of membership is called {other}"),
+        };
+        let change = MemberChange {
+            member_id: member,
+            change: Some(change),
+            max_learners: 1,
+            request_id,
+        };
+        self.propose(id, Proposed::Member(change), None, asked);
+    }
+
+    pub(super) fn read(&mut self, id: u64, name: &str) {
+        let (asked, _) = self.asked(name);
+        self.router(id)
+            .read_index(Box::new(move |result| match result {
+                Ok(()) => asked.answered(""),
+                Err(error) => asked.refused(&error),
+            }));
+    }
+}
