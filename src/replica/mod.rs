@@ -8,7 +8,8 @@
 //!   answers, the events. `pipe` is the queue before each of the two, `inbox` the one before the
 //!   raft thread, and `run` owns the threads.
 //! - `shared` is what all of them publish and everyone else reads.
-//! - `state_store` is where states are kept, and how one that came as a snapshot is installed.
+//! - `state_store` is what the replica asks of where states are kept; `server/states.rs` installs
+//!   one that came as a snapshot.
 
 pub mod apply_thread;
 pub mod cluster_status;

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::restore::Restored;
 use crate::env::{Clock, Executor, Rng};
 use crate::metrics::Metrics;
 use crate::probe;
-use crate::raft::Replica;
 use crate::replica::apply_thread::Applier;
 use crate::replica::fatal::Fatal;
 use crate::replica::inbox::Inbox;
@@ -18,16 +18,8 @@ use crate::replica::state_store::SnapshotStore;
 use crate::service::handle::Handle;
 use crate::service::peer::PeerService;
 use crate::service::settings::Settings;
-use crate::state::Machine;
-use crate::storage::Engine;
-use crate::storage::raft_log::{EntryId, RaftLog};
 use crate::transport::{Network, Peer};
-use crate::types::{ClusterId, MemberId};
 use crate::watch::{self, Hub};
-
-/// A cluster's first state is that after this entry of this term, which no log holds: a member
-/// that joins later gets it as a snapshot, whatever the log still has.
-pub const FOUNDING_ENTRY: EntryId = EntryId { index: 1, term: 1 };
 
 /// What the world gives a member.
 pub struct Outside {
@@ -37,18 +29,6 @@ pub struct Outside {
     pub network: Arc<dyn Network>,
     pub states: Arc<dyn SnapshotStore>,
     pub metrics: Arc<Metrics>,
-}
-
-/// What it held when it stopped.
-pub struct Restored {
-    pub member: MemberId,
-    pub cluster: ClusterId,
-    pub engine: Arc<dyn Engine>,
-    pub machine: Machine,
-    pub log: RaftLog,
-    pub replica: Replica,
-    /// Whom a member dials that joined and knows of no members yet.
-    pub first_peers: Vec<Peer>,
 }
 
 /// How it behaves.
@@ -85,9 +65,10 @@ impl Member {
         let Options {
             settings, timing, ..
         } = options;
+        let identity = restored.identity;
         let parts = shared::Parts {
-            member: restored.member,
-            cluster: restored.cluster,
+            member: identity.member,
+            cluster: identity.cluster,
             clock,
             rng: rng.clone(),
             executor,
@@ -102,7 +83,7 @@ impl Member {
         let limit_ticks = (limit_ms / timing.tick.as_millis().max(1)) as u64;
         let mut raft = RaftThread::new(raft_thread::Parts {
             router: Router::new(
-                restored.member,
+                identity.member,
                 restored.replica,
                 rng.next_u64(),
                 limit_ticks,
@@ -127,7 +108,7 @@ impl Member {
             status = handle.shared().status();
         }
         let peers = match status.members.is_empty() {
-            true => restored.first_peers,
+            true => restored.peers,
             false => status.addresses(),
         };
         let service = PeerService::new(handle.clone(), inbox.clone(), states);

@@ -7,8 +7,10 @@ pub mod discovery;
 pub mod gate;
 pub mod leave;
 pub mod logging;
+pub mod member_dir;
 mod notify;
 pub mod publish;
+pub mod restore;
 pub mod run;
 pub mod states;
 
@@ -16,7 +18,7 @@ pub mod states;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{0}")]
-    DataDir(#[from] data_dir::Error),
+    MemberDir(#[from] member_dir::Error),
     #[error(transparent)]
     Listen(#[from] crate::net::listen::Error),
     #[error("{0}")]

@@ -9,14 +9,16 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::Error;
+use super::bootstrap;
 use super::bootstrap::world::RealWorld;
-use super::bootstrap::{self, Restored};
 use super::data_dir::DataDir;
 use super::gate::Gate;
 use super::leave;
 use super::logging;
+use super::member_dir::MemberDir;
 use super::notify;
 use super::publish::{check_data, publish};
+use super::restore::Restored;
 use super::states::StateDirs;
 use crate::api::{self, Api};
 use crate::config::{AutoCompaction, Config, Listen, urls};
@@ -101,10 +103,11 @@ fn raise_file_limit() {
 pub async fn run(config: Config) -> Result<Stopped, Error> {
     raise_file_limit();
     let mut sockets = bind_all(&config)?;
-    let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref())?;
-    let dir = Arc::new(dir);
+    let budget = bootstrap::budget(&config);
+    let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref(), budget)?;
+    let dir: Arc<dyn MemberDir> = Arc::new(dir);
     logging::started(&config, dir.identity()?.is_some());
-    let restored = bootstrap::restore(&config, &dir, &RealWorld::new()).await?;
+    let restored = bootstrap::restore(&config, dir.as_ref(), &RealWorld::new()).await?;
     let existed = restored.existed;
     let member = Member::start(&config, restored, dir.clone())?;
     let (stop, stopping) = watch::channel(false);
@@ -175,21 +178,13 @@ struct Member {
 }
 
 impl Member {
-    fn start(config: &Config, restored: Restored, dir: Arc<DataDir>) -> Result<Self, Error> {
+    fn start(config: &Config, restored: Restored, dir: Arc<dyn MemberDir>) -> Result<Self, Error> {
         let options = options(config);
-        let incoming = dir.member().to_owned();
-        let states = StateDirs::new(dir, bootstrap::budget(config));
+        let incoming = dir.path("");
+        let states = StateDirs::new(dir);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let rng: Arc<dyn Rng> = Arc::new(SystemRng);
-        let Restored {
-            identity,
-            engine,
-            machine,
-            log,
-            replica,
-            peers,
-            ..
-        } = restored;
+        let identity = restored.identity;
         let local = Local {
             member: identity.member,
             cluster: identity.cluster,
@@ -210,15 +205,6 @@ impl Member {
             network: network.clone(),
             states: Arc::new(states),
             metrics,
-        };
-        let restored = assemble::Restored {
-            member: identity.member,
-            cluster: identity.cluster,
-            engine,
-            machine,
-            log,
-            replica,
-            first_peers: peers,
         };
         let assemble::Member {
             handle,

@@ -1,100 +1,175 @@
 //! The member's state directories, and how one takes another's place.
 //!
 //! ```text
-//! member/STATE            the name of the state in use; without it: state
-//! member/state            the first state
-//! member/state-<index>    one that came from the leader, whole, as of this entry
-//! member/receiving-*      one that is coming
-//! member/sending-*        a snapshot made for another member
+//! STATE            the name of the state in use; without it: state
+//! state            the first state
+//! state-<index>    one that came from the leader, whole, as of this entry
+//! receiving-*      one that is coming
+//! sending-*        a snapshot made for another member
 //! ```
 //!
-//! A received state gets its lasting name only when it is whole, looked at and durable. Then the
-//! log is reset to its index, and only then STATE names it. A crash in between leaves a log that
-//! begins behind what the old state holds: the next start finds the state that fits by its name.
+//! A snapshot is installed in four steps, each durable before the next begins:
+//!
+//! 1. its files come into `receiving-*`, whole and synced (`transport`);
+//! 2. `receive` checks that they hold the state that was announced, and renames the directory to
+//!    `state-<index>`;
+//! 3. the log thread resets the raft log to that entry;
+//! 4. `adopt` has STATE name it. The engine that was in use removes its directory when its last
+//!    reader is gone.
+//!
+//! A crash before the third step leaves the old state and its log; one after it leaves a log that
+//! begins behind what the old state holds, and `open` finds the state that fits by its name.
 
-use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use super::data_dir::DataDir;
-use crate::replica::state_store::{
-    Checkpoint, Claimed, Received, SnapshotStore, received_name, snapshot_of,
-};
+use super::Error;
+use super::member_dir::MemberDir;
+use crate::probe::{self, CoveragePoint};
+use crate::replica::state_store::{Checkpoint, Received, SnapshotStore, entry_id_of, snapshot_of};
 use crate::storage::raft_log::EntryId;
-use crate::storage::rocks::{Budget, RocksEngine};
-use crate::storage::{self, Engine};
+use crate::storage::{self, Engine, Read};
 use crate::transport::SnapshotDir;
+
+/// What the names of directories begin with that a start removes, unless the state in use is one.
+const OURS: [&str; 3] = ["state", "receiving-", "sending-"];
+
+/// The name of a state that came as a snapshot.
+pub fn received_name(index: u64) -> String {
+    format!("state-{index:016x}")
+}
+
+/// Opens the state in use and removes all other directories. Where the log was reset to the entry
+/// `reset_to` for a snapshot's state and a crash kept that from coming into use, it is the state
+/// in use from now on.
+pub fn open(dir: &dyn MemberDir, reset_to: u64) -> Result<Arc<dyn Engine>, Error> {
+    let mut name = dir.current_state()?;
+    let mut engine = dir.open_engine(&name)?;
+    let applied = entry_id_of(engine.latest())?.index;
+    let received = received_name(reset_to);
+    if applied < reset_to && dir.exists(&received) {
+        probe::reached(CoveragePoint::StateTakenUpAfterCrash);
+        drop(engine);
+        engine = dir.open_engine(&received)?;
+        dir.set_current_state(&received)?;
+        name = received;
+        tracing::info!(
+            index = reset_to,
+            "took over a snapshot that came before the last stop"
+        );
+    }
+    for other in dir.list()? {
+        if other != name && OURS.iter().any(|prefix| other.starts_with(prefix)) {
+            dir.remove(&other)?;
+        }
+    }
+    Ok(engine)
+}
 
 /// See the module.
 pub struct StateDirs {
-    dir: Arc<DataDir>,
-    budget: Budget,
+    dir: Arc<dyn MemberDir>,
     next_sending: AtomicU64,
     claimed: Mutex<Claimed>,
 }
 
 impl StateDirs {
-    pub fn new(dir: Arc<DataDir>, budget: Budget) -> Self {
+    pub fn new(dir: Arc<dyn MemberDir>) -> Self {
         Self {
             dir,
-            budget,
             next_sending: AtomicU64::new(1),
             claimed: Mutex::default(),
         }
     }
 }
 
-fn failed(what: &str, path: &Path, error: &std::io::Error) -> String {
-    format!("cannot {what} {}: {error}", path.display())
-}
-
 impl SnapshotStore for StateDirs {
     fn checkpoint(&self, engine: &dyn Engine) -> storage::Result<Checkpoint> {
         let number = self.next_sending.fetch_add(1, Ordering::Relaxed);
-        let path = self.dir.member().join(format!("sending-{number}"));
-        let files = SnapshotDir::new(path);
+        let files = self.dir.lend(&format!("sending-{number}"));
         engine.checkpoint(files.path())?;
-        let copy = RocksEngine::open_read_only(files.path())?;
+        let copy = self.dir.open_read_only(files.path())?;
         Ok(Checkpoint {
-            snapshot: snapshot_of(&copy)?,
+            snapshot: snapshot_of(copy.latest())?,
             files: Arc::new(files),
         })
     }
 
     fn receive(&self, files: SnapshotDir, entry_id: EntryId) -> Result<Received, String> {
-        let copy = RocksEngine::open_read_only(files.path()).map_err(|error| error.to_string())?;
+        let dir = self.dir.as_ref();
+        let copy = dir
+            .open_read_only(files.path())
+            .map_err(|error| error.to_string())?;
         let mut claimed = self.claimed.lock();
-        claimed.check(&copy, entry_id)?;
+        claimed.check(copy.latest(), entry_id)?;
         drop(copy);
-        let path = self.dir.member().join(received_name(entry_id.index));
-        if path == self.dir.state().map_err(|error| error.to_string())? {
-            return Err("this state is already in use".to_owned());
-        }
-        if path.exists() {
-            std::fs::remove_dir_all(&path).map_err(|error| failed("remove", &path, &error))?;
-        }
-        let from = files.keep();
-        std::fs::rename(&from, &path).map_err(|error| {
-            drop(SnapshotDir::new(from.clone()));
-            failed("rename", &from, &error)
-        })?;
-        let files = SnapshotDir::new(path);
-        self.dir.sync().map_err(|error| error.to_string())?;
-        let claim = claimed.claim(entry_id.index);
+        let name = received_name(entry_id.index);
+        let files = rename(dir, files, &name)?;
         Ok(Received {
             entry_id,
             files,
-            claim,
+            claim: claimed.claim(entry_id.index),
         })
     }
 
     fn adopt(&self, received: Received) -> storage::Result<Arc<dyn Engine>> {
-        let path = received.files.keep();
+        // The log was reset for it: from now on it must stay, whatever fails.
+        received.files.keep();
+        let name = received_name(received.entry_id.index);
         self.dir
-            .set_state(&received_name(received.entry_id.index))
+            .set_current_state(&name)
             .map_err(|error| storage::Error::Engine(error.to_string()))?;
-        Ok(Arc::new(RocksEngine::open(&path, self.budget)?))
+        self.dir.open_engine(&name)
+    }
+}
+
+/// Gives received files their lasting name, durably.
+fn rename(dir: &dyn MemberDir, files: SnapshotDir, name: &str) -> Result<SnapshotDir, String> {
+    let text = |error: super::member_dir::Error| error.to_string();
+    if name == dir.current_state().map_err(text)? {
+        return Err("this state is already in use".to_owned());
+    }
+    dir.remove(name).map_err(text)?;
+    dir.rename(files.path(), name).map_err(text)?;
+    files.keep();
+    let files = dir.lend(name);
+    dir.sync().map_err(text)?;
+    Ok(files)
+}
+
+/// The received state that is about to be used, if any.
+#[derive(Default)]
+struct Claimed {
+    index: u64,
+    claim: Weak<()>,
+}
+
+impl Claimed {
+    /// Refuses a received state that holds something else than its message says, or that came
+    /// before and is about to be used.
+    fn check(&self, state: &dyn Read, announced: EntryId) -> Result<(), String> {
+        let found = entry_id_of(state).map_err(|error| error.to_string())?;
+        if found != announced {
+            return Err(format!(
+                "its state is that after entry {} of term {}, not {} of {}",
+                found.index, found.term, announced.index, announced.term
+            ));
+        }
+        if self.index == announced.index && self.claim.strong_count() > 0 {
+            return Err("the same state came before and is about to be used".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Notes the state that came last; it is about to be used while the claim lives.
+    fn claim(&mut self, index: u64) -> Arc<()> {
+        let claim = Arc::new(());
+        *self = Self {
+            index,
+            claim: Arc::downgrade(&claim),
+        };
+        claim
     }
 }

@@ -22,20 +22,17 @@ use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::membershippb;
-use crate::raft::Replica;
-use crate::raft::replica::{self, conf_state_of, encode_hard_state};
 use crate::replica::apply_thread::{ApplyJob, ApplyThread, Applying};
 use crate::replica::inbox::Input;
 use crate::replica::log_thread::{LogJob, LogThread};
 use crate::replica::raft_thread::{RaftThread, Timing};
-use crate::replica::state_store::check_together;
-use crate::server::assemble::{FOUNDING_ENTRY, Member, Options, Outside, Restored};
+use crate::server::assemble::{Member, Options, Outside};
+use crate::server::member_dir::{Identity, MemberDir};
+use crate::server::restore::{self, Founding, Joining};
+use crate::server::states::StateDirs;
 use crate::service::admission::Limits;
 use crate::service::handle::Handle;
 use crate::service::settings::{Rules, Settings};
-use crate::state::Machine;
-use crate::storage::Engine;
-use crate::storage::raft_log::{self, RaftLog};
 use crate::transport::{Network as _, Peer};
 use crate::types::{ClusterId, MemberId};
 
@@ -118,8 +115,6 @@ pub struct Node {
     pub life: Option<Life>,
     pub wall_offset_ns: Arc<AtomicI64>,
     drift_ppm: i64,
-    /// Whom one that joins dials first.
-    first_peers: Vec<Peer>,
 }
 
 /// What surrounds the members.
@@ -129,12 +124,21 @@ pub struct Around<'a> {
     pub config: SimConfig,
 }
 
-fn log_options(id: MemberId, config: &SimConfig) -> raft_log::Options {
-    raft_log::Options {
+fn identity(id: MemberId) -> Identity {
+    Identity {
+        cluster: CLUSTER,
+        member: id,
+    }
+}
+
+fn restore_options(config: &SimConfig, election_seed: u64) -> restore::Options {
+    restore::Options {
         segment_bytes: config.segment_bytes,
-        cluster_id: CLUSTER.0,
-        member_id: id.0,
         sync: true,
+        election_ticks: 10,
+        pre_vote: config.pre_vote,
+        election_seed,
+        recent_entries: config.recent_entries,
     }
 }
 
@@ -147,17 +151,12 @@ impl Node {
         founders: &[membershippb::Member],
         config: &SimConfig,
     ) -> Self {
-        let node = Self::new(id, disk, drift_ppm, Vec::new());
-        let hard_state = encode_hard_state(FOUNDING_ENTRY.term, FOUNDING_ENTRY.index);
-        let mut log = RaftLog::create(node.disk.log(), log_options(id, config)).expect("a new log");
-        log.reset(FOUNDING_ENTRY, Some(&hard_state))
-            .expect("the disk is sound");
-        let engine = node.disk.open_state(0).expect("an empty disk");
-        let mut machine = Machine::open(engine.clone()).expect("an empty state opens");
-        machine
-            .bootstrap(founders.to_vec(), FOUNDING_ENTRY.index, FOUNDING_ENTRY.term)
-            .expect("the engine is sound");
-        engine.flush().expect("the engine is sound");
+        let node = Self::new(id, disk, drift_ppm);
+        let new = Founding {
+            identity: identity(id),
+            members: founders.to_vec(),
+        };
+        restore::found(&node.disk.dir(), new, &restore_options(config, 0)).expect("a new disk");
         node
     }
 
@@ -169,19 +168,22 @@ impl Node {
         first_peers: Vec<Peer>,
         config: &SimConfig,
     ) -> Self {
-        let node = Self::new(id, disk, drift_ppm, first_peers);
-        RaftLog::create(node.disk.log(), log_options(id, config)).expect("a new log");
+        let node = Self::new(id, disk, drift_ppm);
+        let joining = Joining {
+            identity: identity(id),
+            peers: first_peers,
+        };
+        restore::join(&node.disk.dir(), joining, &restore_options(config, 0)).expect("a new disk");
         node
     }
 
-    fn new(id: MemberId, disk: Arc<SimDisk>, drift_ppm: i64, first_peers: Vec<Peer>) -> Self {
+    fn new(id: MemberId, disk: Arc<SimDisk>, drift_ppm: i64) -> Self {
         Self {
             id,
             disk,
             life: None,
             wall_offset_ns: Arc::default(),
             drift_ppm,
-            first_peers,
         }
     }
 
@@ -194,48 +196,21 @@ impl Node {
             self.wall_offset_ns.clone(),
         ));
         let config = around.config;
-        let opened = RaftLog::open(self.disk.log(), log_options(self.id, &config));
-        let (log, recovered) = opened.map_err(|error| format!("the raft log: {error}"))?;
-        let begins_behind = recovered.compacted.index;
-        let opened = self.disk.open_state(begins_behind);
-        let engine: Arc<dyn Engine> = opened.map_err(|error| error.to_string())?;
-        let machine = Machine::open(engine.clone()).map_err(|error| error.to_string())?;
-        check_together(machine.applied_index(), begins_behind, recovered.last_index)
+        let dir: Arc<dyn MemberDir> = Arc::new(self.disk.dir());
+        let options = restore_options(&config, random.next());
+        let identity = dir.identity().map_err(|error| error.to_string())?;
+        let identity = identity.ok_or("its directory holds no member")?;
+        let restored = restore::restart(dir.as_ref(), identity, &options)
             .map_err(|error| error.to_string())?;
-        let members = machine.members();
-        let options = replica::Options {
-            member: self.id,
-            election_ticks: 10,
-            heartbeat_ticks: 1,
-            pre_vote: config.pre_vote,
-            election_seed: random.next(),
-            recent_entries: config.recent_entries,
-        };
-        let existed = machine.applied_index() > 0;
-        let restored = replica::Restored {
-            reader: log.reader(),
-            hard_state: recovered.hard_state.map(Into::into),
-            conf_state: conf_state_of(members.voters(), members.learners()),
-            applied_index: machine.applied_index(),
-        };
-        let replica = Replica::new(options, restored).map_err(|error| error.to_string())?;
+        let checks = restored.existed && config.check_at_start;
         let network = around.network.network(self.id, clock.clone());
         let outside = Outside {
             clock: clock.clone(),
             rng: Arc::new(MemberRng::new(random.fork(1))),
             executor: tasks.clone(),
             network: network.clone(),
-            states: self.disk.states(),
+            states: Arc::new(StateDirs::new(dir)),
             metrics: Arc::new(Metrics::new(self.id, false)),
-        };
-        let restored = Restored {
-            member: self.id,
-            cluster: CLUSTER,
-            engine,
-            machine,
-            log,
-            replica,
-            first_peers: self.first_peers.clone(),
         };
         let member = Member::new(outside, restored, options_of(&config))
             .map_err(|error| error.to_string())?;
@@ -244,7 +219,6 @@ impl Node {
             .attach(self.id, member.service.clone(), tasks.clone());
         network.set_peers(member.peers.clone());
         jobs::spawn(&member.handle, &member.inbox, jobs_of(&config));
-        let checks = existed && config.check_at_start;
         member
             .handle
             .spawn(introduce(member.handle.clone(), checks));

@@ -1,11 +1,12 @@
-//! SnapshotStore on disks that are memory: what a member's machine has on its disk, and how a state
-//! takes another's place, by the rules of the real ones (`node::states`).
+//! Disks that are memory: what a member's machine has on its disk, as a `MemberDir`. How a state
+//! takes another's place is the production code's (`server::states`).
 //!
 //! A `SimDisk` outlives the lives of its member. What a process that died would never have done, its
 //! destructors must not do here: a directory that is dropped is removed when its life next does
 //! something, for only then was it not the end that dropped it.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Weak;
@@ -13,18 +14,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::replica::state_store::{
-    Checkpoint, Claimed, Received, SnapshotStore, entry_id_of, received_name, snapshot_of,
-    takes_over,
-};
+use crate::server::member_dir::{Error, MemberDir};
 use crate::storage::memory::{Checkpoints, MemoryEngine};
-use crate::storage::raft_log::{EntryId, MemoryDisk};
+use crate::storage::raft_log::{Files, MemoryDisk, Prepare};
 use crate::storage::{self, Engine};
 use crate::transport::SnapshotDir;
 use crate::types::MemberId;
-
-/// The state that a member begins with.
-const FIRST_NAME: &str = "state";
 
 /// The directories of all machines of a world: each holds a state.
 #[derive(Default)]
@@ -52,7 +47,7 @@ impl SimDisks {
         self.directories.lock().get(path).cloned()
     }
 
-    /// The directories below `root`.
+    /// The directories of states below `root`.
     pub fn list(&self, root: &Path) -> Vec<PathBuf> {
         let directories = self.directories.lock();
         let below = directories.keys().filter(|path| path.starts_with(root));
@@ -124,19 +119,12 @@ pub struct SimDisk {
     content: Mutex<Content>,
 }
 
+/// What is there beside the states.
+#[derive(Default)]
 struct Content {
     log: Arc<MemoryDisk>,
-    /// The name of the state in use.
-    in_use: String,
-}
-
-impl Content {
-    fn new() -> Self {
-        Self {
-            log: Arc::default(),
-            in_use: FIRST_NAME.to_owned(),
-        }
-    }
+    /// Small files, by name. What is written to them is durable at once.
+    files: BTreeMap<String, String>,
 }
 
 impl SimDisk {
@@ -147,7 +135,7 @@ impl SimDisk {
             disks,
             life: AtomicU64::new(1),
             dropped: Mutex::default(),
-            content: Mutex::new(Content::new()),
+            content: Mutex::default(),
         };
         disk.wipe();
         Arc::new(disk)
@@ -159,35 +147,19 @@ impl SimDisk {
     }
 
     /// The state in use, for those who look on.
-    pub fn state(&self) -> MemoryEngine {
-        let path = self.path(&self.content.lock().in_use);
-        self.disks.get(&path).unwrap_or_default()
+    pub fn state(self: &Arc<Self>) -> MemoryEngine {
+        let dir: &dyn MemberDir = &self.dir();
+        let name = dir.current_state();
+        let state = name.ok().and_then(|name| self.disks.get(&self.path(&name)));
+        state.unwrap_or_default()
     }
 
-    /// Opens the state that a start opens, where the log begins behind the entry `log_reset_to`,
-    /// and removes all others.
-    pub fn open_state(&self, log_reset_to: u64) -> storage::Result<Arc<MemoryEngine>> {
-        let mut content = self.content.lock();
-        let mut engine = self.open(&content.in_use);
-        let name = received_name(log_reset_to);
-        let received = self.disks.get(&self.path(&name));
-        let applied = entry_id_of(engine.latest())?.index;
-        if takes_over(applied, log_reset_to, received.is_some()) {
-            engine = self.open(&name);
-            content.in_use = name;
-        }
-        self.remove_all_but(&content.in_use);
-        Ok(Arc::new(engine))
-    }
-
-    /// The states of a life that begins now.
-    pub fn states(self: &Arc<Self>) -> Arc<SimSnapshotStore> {
-        Arc::new(SimSnapshotStore {
+    /// The directory as a life that begins now uses it.
+    pub fn dir(self: &Arc<Self>) -> SimDir {
+        SimDir {
             life: self.life.load(Ordering::SeqCst),
             disk: self.clone(),
-            next_sending: AtomicU64::new(1),
-            claimed: Mutex::default(),
-        })
+        }
     }
 
     /// The process dies and the machine does not: what was written to the raft log is still
@@ -206,10 +178,10 @@ impl SimDisk {
     /// Everything is gone, as on a new disk. Nothing may live on it.
     pub fn wipe(&self) {
         self.end_life();
-        let mut content = self.content.lock();
-        *content = Content::new();
-        self.remove_all_but("");
-        self.disks.put(self.path(FIRST_NAME), self.disks.empty());
+        *self.content.lock() = Content::default();
+        for path in self.disks.list(&self.root) {
+            self.disks.remove(&path);
+        }
     }
 
     fn end_life(&self) {
@@ -229,37 +201,91 @@ impl SimDisk {
     fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
-
-    fn open(&self, name: &str) -> MemoryEngine {
-        let path = self.path(name);
-        self.disks.get(&path).unwrap_or_else(|| {
-            let engine = self.disks.empty();
-            self.disks.put(path, engine.clone());
-            engine
-        })
-    }
-
-    fn remove_all_but(&self, name: &str) {
-        let kept = self.path(name);
-        for path in self.disks.list(&self.root) {
-            if path != kept {
-                self.disks.remove(&path);
-            }
-        }
-    }
 }
 
-/// The state directories as one life of a member uses them.
-pub struct SimSnapshotStore {
+/// A member's directory as one life of the member uses it: it refuses those that have ended.
+pub struct SimDir {
     disk: Arc<SimDisk>,
     life: u64,
-    next_sending: AtomicU64,
-    claimed: Mutex<Claimed>,
 }
 
-impl SimSnapshotStore {
-    /// A directory that is removed after what is returned was dropped, but not by the dead.
-    fn lend(&self, path: PathBuf) -> SnapshotDir {
+impl SimDir {
+    /// Removes what this life has dropped; an error where it has ended.
+    fn live(&self) -> Result<&SimDisk, Error> {
+        if !self.disk.is_alive(self.life) {
+            let text = "the process that asks is dead";
+            return Err(self.failed("use", "", text));
+        }
+        let dropped = std::mem::take(&mut *self.disk.dropped.lock());
+        for path in dropped {
+            self.disk.disks.remove(&path);
+        }
+        Ok(&self.disk)
+    }
+
+    fn failed(&self, what: &'static str, name: &str, text: &str) -> Error {
+        Error::io(what, &self.path(name))(io::Error::other(text))
+    }
+
+    fn engine_error(error: &Error) -> storage::Error {
+        storage::Error::Engine(error.to_string())
+    }
+}
+
+impl MemberDir for SimDir {
+    fn path(&self, name: &str) -> PathBuf {
+        self.disk.path(name)
+    }
+
+    fn list(&self) -> Result<Vec<String>, Error> {
+        let disk = self.live()?;
+        let paths = disk.disks.list(&disk.root);
+        let states = paths.iter().filter_map(|path| path.file_name()?.to_str());
+        let states = states.map(str::to_owned);
+        let files = disk
+            .content
+            .lock()
+            .files
+            .keys()
+            .cloned()
+            .collect::<Vec<_>>();
+        Ok(states.chain(files).collect())
+    }
+
+    fn read_file(&self, name: &str) -> Result<Option<String>, Error> {
+        Ok(self.live()?.content.lock().files.get(name).cloned())
+    }
+
+    fn replace_file(&self, name: &str, text: &str) -> Result<(), Error> {
+        let mut content = self.live()?.content.lock();
+        content.files.insert(name.to_owned(), text.to_owned());
+        Ok(())
+    }
+
+    fn exists(&self, name: &str) -> bool {
+        let path = self.path(name);
+        self.live()
+            .is_ok_and(|disk| disk.disks.get(&path).is_some())
+    }
+
+    fn remove(&self, name: &str) -> Result<(), Error> {
+        self.live()?.disks.remove(&self.path(name));
+        Ok(())
+    }
+
+    fn rename(&self, from: &Path, name: &str) -> Result<(), Error> {
+        match self.live()?.disks.rename(from, self.path(name)) {
+            true => Ok(()),
+            false => Err(self.failed("rename to", name, "the files went away")),
+        }
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        self.live().map(drop)
+    }
+
+    /// The dead remove nothing.
+    fn lend(&self, name: &str) -> SnapshotDir {
         let (disk, life) = (Arc::downgrade(&self.disk), self.life);
         let remove = move |path: &Path| {
             if let Some(disk) = disk.upgrade()
@@ -268,71 +294,37 @@ impl SimSnapshotStore {
                 disk.dropped.lock().push(path.to_owned());
             }
         };
-        SnapshotDir::of(path, Box::new(remove))
+        SnapshotDir::of(self.path(name), Box::new(remove))
     }
 
-    /// Removes what this life has dropped; an error where it has ended.
-    fn live(&self) -> Result<(), String> {
-        if !self.disk.is_alive(self.life) {
-            return Err("the process that asks is dead".to_owned());
-        }
-        let dropped = std::mem::take(&mut *self.disk.dropped.lock());
-        for path in dropped {
-            self.disk.disks.remove(&path);
-        }
-        Ok(())
-    }
-}
-
-impl SnapshotStore for SimSnapshotStore {
-    fn checkpoint(&self, engine: &dyn Engine) -> storage::Result<Checkpoint> {
-        self.live().map_err(storage::Error::Engine)?;
-        let number = self.next_sending.fetch_add(1, Ordering::Relaxed);
-        let files = self.lend(self.disk.path(&format!("sending-{number}")));
-        engine.checkpoint(files.path())?;
-        let copy = self.disk.disks.get(files.path()).unwrap_or_default();
-        Ok(Checkpoint {
-            snapshot: snapshot_of(&copy)?,
-            files: Arc::new(files),
-        })
-    }
-
-    fn receive(&self, files: SnapshotDir, entry_id: EntryId) -> Result<Received, String> {
-        self.live()?;
-        let disks = &self.disk.disks;
-        let copy = disks.get(files.path());
-        let copy = copy.ok_or_else(|| format!("{} is not there", files.path().display()))?;
-        let mut claimed = self.claimed.lock();
-        claimed.check(&copy, entry_id)?;
-        let name = received_name(entry_id.index);
-        if name == self.disk.content.lock().in_use {
-            return Err("this state is already in use".to_owned());
-        }
-        let path = self.disk.path(&name);
-        disks.remove(&path);
-        if !disks.rename(&files.keep(), path.clone()) {
-            return Err("the files went away".to_owned());
-        }
-        Ok(Received {
-            entry_id,
-            files: self.lend(path),
-            claim: claimed.claim(entry_id.index),
-        })
-    }
-
-    fn adopt(&self, received: Received) -> storage::Result<Arc<dyn Engine>> {
-        self.live().map_err(storage::Error::Engine)?;
-        let path = received.files.keep();
-        let Some(engine) = self.disk.disks.get(&path) else {
-            let text = format!("{} is not there", path.display());
-            return Err(storage::Error::Open(text));
-        };
-        let mut content = self.disk.content.lock();
-        let name = received_name(received.entry_id.index);
-        let before = std::mem::replace(&mut content.in_use, name);
-        // Nobody opens it again; who reads it holds it.
-        self.disk.disks.remove(&self.disk.path(&before));
+    fn open_engine(&self, name: &str) -> storage::Result<Arc<dyn Engine>> {
+        let disk = self.live().map_err(|error| Self::engine_error(&error))?;
+        let path = self.path(name);
+        let engine = disk.disks.get(&path).unwrap_or_else(|| {
+            let engine = disk.disks.empty();
+            disk.disks.put(path, engine.clone());
+            engine
+        });
         Ok(Arc::new(engine))
+    }
+
+    fn open_read_only(&self, path: &Path) -> storage::Result<Arc<dyn Engine>> {
+        let disk = self.live().map_err(|error| Self::engine_error(&error))?;
+        match disk.disks.get(path) {
+            Some(engine) => Ok(Arc::new(engine)),
+            None => Err(storage::Error::Open(format!(
+                "{} is not there",
+                path.display()
+            ))),
+        }
+    }
+
+    fn log_files(&self) -> Result<Arc<dyn Files>, Error> {
+        Ok(self.live()?.log())
+    }
+
+    fn log_filler(&self) -> Result<Option<Box<dyn Prepare>>, Error> {
+        Ok(None)
     }
 }
 
@@ -340,15 +332,17 @@ impl SnapshotStore for SimSnapshotStore {
 mod tests {
     use super::*;
     use crate::proto::membershippb::{Member, RaftAttributes};
-    use crate::replica::state_store::check_together;
+    use crate::replica::state_store::{SnapshotStore, entry_id_of};
+    use crate::server::restore::check_together;
+    use crate::server::states::{StateDirs, open, received_name};
     use crate::state::Machine;
     use crate::state::machine::{Entry, Payload};
-    use crate::storage::raft_log::Files;
+    use crate::storage::raft_log::{EntryId, Files};
 
     const MEMBER: MemberId = MemberId(0xa);
 
     /// A machine on the disk that has applied entries up to `index`, in term 1.
-    fn grow(engine: &Arc<MemoryEngine>, index: u64) {
+    fn grow(engine: &Arc<dyn Engine>, index: u64) {
         let mut machine = Machine::open(engine.clone()).expect("opens");
         if machine.applied_index() == 0 {
             let founder = Member {
@@ -366,14 +360,23 @@ mod tests {
         machine.apply(entries.collect()).expect("applies");
     }
 
-    fn applied(state: &MemoryEngine) -> u64 {
+    fn applied(state: &dyn Engine) -> u64 {
         entry_id_of(state.latest()).expect("reads").index
+    }
+
+    /// As a start does.
+    fn start(disk: &Arc<SimDisk>, reset_to: u64) -> Arc<dyn Engine> {
+        open(&disk.dir(), reset_to).expect("opens")
+    }
+
+    fn states(disk: &Arc<SimDisk>) -> StateDirs {
+        StateDirs::new(Arc::new(disk.dir()))
     }
 
     /// A disk whose state in use has applied up to `index`, durably.
     fn disk(disks: &Arc<SimDisks>, index: u64) -> Arc<SimDisk> {
         let disk = SimDisk::new(disks.clone(), MEMBER);
-        let engine = disk.open_state(0).expect("opens");
+        let engine = start(&disk, 0);
         grow(&engine, index);
         engine.flush().expect("flushes");
         disk
@@ -381,7 +384,7 @@ mod tests {
 
     /// A snapshot's files as they come, of a state that has applied up to `index`.
     fn incoming(disks: &Arc<SimDisks>, index: u64) -> SnapshotDir {
-        let engine = Arc::new(disks.empty());
+        let engine: Arc<dyn Engine> = Arc::new(disks.empty());
         grow(&engine, index);
         let path = SimDisks::root(MEMBER).join(format!("receiving-{index}"));
         engine.checkpoint(&path).expect("a checkpoint");
@@ -403,42 +406,43 @@ mod tests {
     fn a_checkpoint_is_a_copy_as_of_its_moment() {
         let disks = SimDisks::new();
         let disk = disk(&disks, 5);
-        let (states, engine) = (disk.states(), disk.open_state(0).expect("opens"));
-        let made = states.checkpoint(engine.as_ref()).expect("a checkpoint");
+        let (store, engine) = (states(&disk), start(&disk, 0));
+        let made = store.checkpoint(engine.as_ref()).expect("a checkpoint");
         grow(&engine, 9);
         let metadata = made.snapshot.get_metadata();
         assert_eq!((metadata.index, metadata.term), (5, 1));
         assert_eq!(metadata.get_conf_state().voters, [MEMBER.0]);
         let copy = disks.get(made.files.path()).expect("a directory");
         assert_eq!((applied(&copy), applied(&disk.state())), (5, 9));
-        let second = states.checkpoint(engine.as_ref()).expect("another");
+        let second = store.checkpoint(engine.as_ref()).expect("another");
         assert_ne!(second.files.path(), made.files.path());
         drop(made);
-        let third = states.checkpoint(engine.as_ref());
+        let third = store.checkpoint(engine.as_ref());
         assert!(third.is_ok());
         assert_eq!(names(&disks), ["sending-2", "sending-3", "state"]);
         let alone = MemoryEngine::new();
-        assert!(states.checkpoint(&alone).is_err());
+        assert!(store.checkpoint(&alone).is_err());
     }
 
     #[test]
     fn a_received_state_takes_the_place_of_the_old_one() {
         let disks = SimDisks::new();
         let disk = disk(&disks, 3);
-        let states = disk.states();
-        let received = states
+        let store = states(&disk);
+        let received = store
             .receive(incoming(&disks, 8), entry_id(8))
             .expect("fits");
         assert_eq!((received.entry_id, names(&disks).len()), (entry_id(8), 2));
         assert_eq!(applied(&disk.state()), 3);
-        let engine = states.adopt(received).expect("adopts");
+        let engine = store.adopt(received).expect("adopts");
         assert_eq!(entry_id_of(engine.latest()).expect("reads"), entry_id(8));
         assert_eq!(applied(&disk.state()), 8);
-        assert_eq!(names(&disks), [received_name(8)]);
+        // The old one stays for its readers.
+        assert_eq!(names(&disks), ["state".to_owned(), received_name(8)]);
         disk.kill();
-        assert_eq!(applied(&disk.open_state(8).expect("opens")), 8);
+        assert_eq!(applied(start(&disk, 8).as_ref()), 8);
         // The same once more is not wanted.
-        let again = disk.states().receive(incoming(&disks, 8), entry_id(8));
+        let again = states(&disk).receive(incoming(&disks, 8), entry_id(8));
         assert_eq!(again.err(), Some("this state is already in use".to_owned()));
         assert_eq!(names(&disks), [received_name(8)]);
     }
@@ -447,20 +451,20 @@ mod tests {
     fn what_does_not_fit_is_refused_and_removed() {
         let disks = SimDisks::new();
         let disk = disk(&disks, 3);
-        let states = disk.states();
-        let wrong = states.receive(incoming(&disks, 8), entry_id(9)).err();
+        let store = states(&disk);
+        let wrong = store.receive(incoming(&disks, 8), entry_id(9)).err();
         let text = "its state is that after entry 8 of term 1, not 9 of 1";
         assert_eq!(wrong.as_deref(), Some(text));
-        let received = states
+        let received = store
             .receive(incoming(&disks, 8), entry_id(8))
             .expect("fits");
-        let twice = states.receive(incoming(&disks, 8), entry_id(8)).err();
+        let twice = store.receive(incoming(&disks, 8), entry_id(8)).err();
         let text = "the same state came before and is about to be used";
         assert_eq!(twice.as_deref(), Some(text));
         drop(received);
-        let again = states.receive(incoming(&disks, 8), entry_id(8));
+        let again = store.receive(incoming(&disks, 8), entry_id(8));
         assert_eq!(again.map(|received| received.entry_id), Ok(entry_id(8)));
-        assert!(states.receive(incoming(&disks, 9), entry_id(9)).is_ok());
+        assert!(store.receive(incoming(&disks, 9), entry_id(9)).is_ok());
         assert_eq!(names(&disks), ["state".to_owned(), received_name(9)]);
     }
 
@@ -473,7 +477,7 @@ mod tests {
         for ((reset_to, expected), dropped_first) in cases {
             let disks = SimDisks::new();
             let disk = disk(&disks, 3);
-            let received = disk.states().receive(incoming(&disks, 8), entry_id(8));
+            let received = states(&disk).receive(incoming(&disks, 8), entry_id(8));
             let received = received.expect("fits");
             // The process dies; what its destructors would do, the dead do not, whenever the
             // disk hears of it.
@@ -484,20 +488,17 @@ mod tests {
                 disk.kill();
                 drop(received);
             }
-            let state = disk.open_state(reset_to).expect("opens");
-            assert_eq!(applied(&state), expected, "reset to {reset_to}");
+            let state = start(&disk, reset_to);
+            assert_eq!(applied(state.as_ref()), expected, "reset to {reset_to}");
             assert_eq!(names(&disks).len(), 1, "the others are gone");
             assert_eq!(check_together(expected, reset_to, 9), Ok(()));
             disk.crash(1);
-            assert_eq!(
-                applied(&disk.open_state(reset_to).expect("opens")),
-                expected
-            );
+            assert_eq!(applied(start(&disk, reset_to).as_ref()), expected);
         }
         // It was reset for a state that is not there: the caller finds that it lacks a part.
         let disks = SimDisks::new();
         let disk = disk(&disks, 3);
-        assert_eq!(applied(&disk.open_state(8).expect("opens")), 3);
+        assert_eq!(applied(start(&disk, 8).as_ref()), 3);
         assert!(check_together(3, 8, 9).is_err());
     }
 
@@ -505,34 +506,34 @@ mod tests {
     fn what_was_not_flushed_dies_with_the_process() {
         let disks = SimDisks::new();
         let disk = disk(&disks, 3);
-        let engine = disk.open_state(0).expect("opens");
+        let engine = start(&disk, 0);
         grow(&engine, 7);
         disk.kill();
         assert_eq!(applied(&disk.state()), 3);
         // The dead write into what nobody reads.
         grow(&engine, 9);
         engine.flush().expect("flushes");
-        assert_eq!(applied(&disk.open_state(0).expect("opens")), 3);
+        assert_eq!(applied(start(&disk, 0).as_ref()), 3);
     }
 
     #[test]
     fn the_dead_neither_make_nor_take_states() {
         let disks = SimDisks::new();
         let disk = disk(&disks, 3);
-        let (states, engine) = (disk.states(), disk.open_state(0).expect("opens"));
-        let made = states.checkpoint(engine.as_ref()).expect("a checkpoint");
-        let received = states
+        let (store, engine) = (states(&disk), start(&disk, 0));
+        let made = store.checkpoint(engine.as_ref()).expect("a checkpoint");
+        let received = store
             .receive(incoming(&disks, 8), entry_id(8))
             .expect("fits");
         disk.kill();
-        assert!(states.adopt(received).is_err());
-        assert!(states.checkpoint(engine.as_ref()).is_err());
-        assert!(states.receive(incoming(&disks, 9), entry_id(9)).is_err());
+        assert!(store.adopt(received).is_err());
+        assert!(store.checkpoint(engine.as_ref()).is_err());
+        assert!(store.receive(incoming(&disks, 9), entry_id(9)).is_err());
         // Leftovers stay until a start removes them, and then no dead hand reaches the new ones.
         assert!(names(&disks).contains(&"sending-1".to_owned()));
-        let engine = disk.open_state(0).expect("opens");
+        let engine = start(&disk, 0);
         assert_eq!(names(&disks), ["state"]);
-        let anew = disk.states().checkpoint(engine.as_ref());
+        let anew = states(&disk).checkpoint(engine.as_ref());
         assert_eq!(
             anew.as_ref().map(|made| made.files.path().exists()).ok(),
             Some(false)
@@ -542,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wiped_drive_is_a_new_one() {
+    fn a_wiped_disk_is_a_new_one() {
         let disks = SimDisks::new();
         let disk = disk(&disks, 3);
         disk.log().create("a").expect("a file");
@@ -553,15 +554,15 @@ mod tests {
             (1, 0)
         );
         assert_eq!(disk.log().list().expect("a list").len(), 0);
-        assert_eq!(names(&disks), ["state"]);
-        let states = disk.states();
-        let engine = disk.open_state(0).expect("opens");
+        assert_eq!(names(&disks), [""; 0]);
+        let store = states(&disk);
+        let engine = start(&disk, 0);
         grow(&engine, 2);
-        assert!(states.checkpoint(engine.as_ref()).is_ok());
+        assert!(store.checkpoint(engine.as_ref()).is_ok());
     }
 
     #[test]
-    fn a_shelf_keeps_nobody_alive() {
+    fn disks_keep_nobody_alive() {
         let disks = SimDisks::new();
         let disk = disk(&disks, 3);
         let weak = Arc::downgrade(&disks);

@@ -15,21 +15,19 @@
 
 use prost::Message;
 
-use super::{Identity, budget, check, open_state};
 use crate::config::{Config, urls};
 use crate::proto::etchedpeer::MemberChange;
 use crate::proto::membershippb::RaftAttributes;
 use crate::raft::output::committed;
 use crate::raft::replica::{decode_hard_state, encode_hard_state};
 use crate::raft::{Committed, CommittedKind};
-use crate::replica::state_store::received_name;
 use crate::server::Error;
-use crate::server::data_dir::DataDir;
+use crate::server::member_dir::{Identity, MemberDir};
+use crate::server::restore::open_state;
+use crate::server::states::received_name;
 use crate::state::Machine;
 use crate::state::machine::{Entry, Payload};
-use crate::storage::Engine;
 use crate::storage::raft_log::{EntryId, LogEntry, RaftLog, Recovered};
-use crate::storage::rocks::RocksEngine;
 
 /// Where the forced state is made; a start that finds it there removes it.
 const ASIDE: &str = "receiving-forced";
@@ -39,7 +37,7 @@ const GROUP_BYTES: u64 = 8 << 20;
 /// Makes the member a cluster of its own; answers what the log holds from then on.
 pub fn force(
     config: &Config,
-    dir: &DataDir,
+    dir: &dyn MemberDir,
     identity: Identity,
     log: &mut RaftLog,
     recovered: Recovered,
@@ -59,20 +57,17 @@ pub fn force(
 /// with.
 pub(super) fn prepare(
     config: &Config,
-    dir: &DataDir,
+    dir: &dyn MemberDir,
     identity: Identity,
     log: &RaftLog,
     recovered: &Recovered,
 ) -> Result<EntryId, Error> {
-    let aside = dir.member().join(ASIDE);
-    remove(&aside)?;
-    let engine = open_state(config, dir, recovered)?;
-    engine.checkpoint(&aside)?;
-    drop(engine);
-    let engine: std::sync::Arc<dyn Engine> =
-        std::sync::Arc::new(RocksEngine::open(&aside, budget(config))?);
+    // Removes what an earlier start left of a forced state.
+    let (engine, machine) = open_state(dir, recovered)?;
+    engine.checkpoint(&dir.path(ASIDE))?;
+    drop((engine, machine));
+    let engine = dir.open_engine(ASIDE)?;
     let mut machine = Machine::open(engine.clone())?;
-    check(&machine, recovered)?;
     let (term, commit_index) = hard_state(recovered)?;
     let commit_index = commit_index.max(machine.applied_index());
     tracing::info!(
@@ -91,25 +86,9 @@ pub(super) fn prepare(
     engine.flush()?;
     drop(machine);
     drop(engine);
-    let lasting = dir.member().join(received_name(entry_id.index));
-    remove(&lasting)?;
-    std::fs::rename(&aside, &lasting).map_err(|error| Error::Os {
-        what: "rename the forced state",
-        error,
-    })?;
+    dir.rename(&dir.path(ASIDE), &received_name(entry_id.index))?;
     dir.sync()?;
     Ok(entry_id)
-}
-
-fn remove(path: &std::path::Path) -> Result<(), Error> {
-    match std::fs::remove_dir_all(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::Os {
-            what: "remove what an earlier start left of a forced state",
-            error,
-        }),
-    }
 }
 
 /// Term and commit index; zeros for a member that never had any.

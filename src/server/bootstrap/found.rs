@@ -8,8 +8,11 @@ use std::time::Duration;
 use super::world::{Patience, World, ask_all};
 use crate::config::{Bootstrap, Config, Discovery, InitialCluster};
 use crate::proto::etchedpeer::Description;
+use crate::proto::membershippb::{Attributes, Member, RaftAttributes};
 use crate::server::Error;
 use crate::server::discovery;
+use crate::server::member_dir::Identity;
+use crate::server::restore::Founding;
 use crate::types::{ClusterId, MemberId};
 
 /// As long as etcd waits; a first start loses it only to peers that neither answer nor refuse.
@@ -19,7 +22,7 @@ const PATIENCE: Patience = Patience {
 };
 
 /// Finds out who founds the cluster, and that this member may be one of them.
-pub async fn founders(config: &Config, world: &dyn World) -> Result<Bootstrap, Error> {
+pub async fn founders(config: &Config, world: &dyn World) -> Result<Founding, Error> {
     let cluster = initial_cluster(config).await?;
     let refused = |refusal: crate::config::Refusal| Error::Refused(refusal.to_string());
     let mut new = config
@@ -39,7 +42,28 @@ pub async fn founders(config: &Config, world: &dyn World) -> Result<Bootstrap, E
             new = founded_with(config, &found, new.member_id, &service.token)?;
         }
     }
-    Ok(new)
+    Ok(founding(new))
+}
+
+fn founding(new: Bootstrap) -> Founding {
+    let members = new.founders.into_iter().map(|founder| Member {
+        id: founder.id.0,
+        raft_attributes: Some(RaftAttributes {
+            peer_urls: founder.peer_urls,
+            is_learner: false,
+        }),
+        member_attributes: Some(Attributes {
+            name: founder.name,
+            client_urls: Vec::new(),
+        }),
+    });
+    Founding {
+        identity: Identity {
+            cluster: new.cluster_id,
+            member: new.member_id,
+        },
+        members: members.collect(),
+    }
 }
 
 /// The members that the flags or the DNS name; for a discovery service this one alone.

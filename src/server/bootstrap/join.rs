@@ -11,7 +11,8 @@ use crate::config::{Config, Discovery, InitialCluster, Resolve, same_peer_urls};
 use crate::proto::etchedpeer::Description;
 use crate::proto::membershippb::Member;
 use crate::server::Error;
-use crate::server::data_dir::Identity;
+use crate::server::member_dir::Identity;
+use crate::server::restore::Joining;
 use crate::transport::Peer;
 use crate::types::{ClusterId, ETCD_VERSION, MemberId};
 
@@ -22,13 +23,6 @@ const PATIENCE: Patience = Patience {
 
 /// The oldest cluster version that a member of this release works in.
 const OLDEST_CLUSTER: (u64, u64) = (3, 0);
-
-/// Who this member is, and whom it can reach.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Joining {
-    pub identity: Identity,
-    pub peers: Vec<Peer>,
-}
 
 /// Finds out who this member is in the cluster.
 pub async fn ask(config: &Config, world: &dyn World) -> Result<Joining, Error> {

@@ -12,10 +12,12 @@ use super::*;
 use crate::config::{self, Surroundings};
 use crate::proto::etcdserverpb::{InternalRaftRequest, PutRequest};
 use crate::proto::etchedpeer::{Description, MemberChange, Nothing, member_change::Change};
+use crate::proto::membershippb::{Attributes, Member, RaftAttributes};
 use crate::raft::replica::{decode_hard_state, encode_hard_state};
 use crate::raft::{ConfChange, ConfChangeType};
+use crate::server::data_dir::DataDir;
 use crate::state::machine;
-use crate::storage::raft_log::{Batch, LogEntry};
+use crate::storage::raft_log::{Batch, EntryId, LogEntry};
 use crate::transport::Boxed;
 use crate::types::{ClusterId, MemberId};
 
@@ -71,7 +73,7 @@ fn config(dir: &Path, words: &str) -> Config {
 
 fn start_in(dir: &Path, words: &str, world: &MadeUp) -> Result<Restored, Error> {
     let config = config(dir, words);
-    let opened = DataDir::open(dir, None)?;
+    let opened = DataDir::open(dir, None, budget(&config))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -487,11 +489,13 @@ fn forcing_can_be_cut_anywhere() {
     let own = survivor(dir.path(), |_| put(4, "b"));
     let flags = config(dir.path(), "--force-new-cluster");
     let cut = |reset: bool| {
-        let opened = DataDir::open(dir.path(), None).expect("opens");
+        let opened = DataDir::open(dir.path(), None, budget(&flags)).expect("opens");
+        let opened: &dyn MemberDir = &opened;
         let identity = opened.identity().expect("reads").expect("is there");
-        let (mut log, recovered) = open_log(&flags, &opened, identity).expect("opens");
+        let (mut log, recovered) =
+            restore::open_log(opened, identity, &options(&flags)).expect("opens");
         let entry_id =
-            force::prepare(&flags, &opened, identity, &log, &recovered).expect("prepares");
+            force::prepare(&flags, opened, identity, &log, &recovered).expect("prepares");
         if reset {
             let hard_state = encode_hard_state(entry_id.term, entry_id.index);
             log.reset(entry_id, Some(&hard_state)).expect("resets");

@@ -1,0 +1,188 @@
+//! What a member's directory offers, whatever it is on: a directory of the machine
+//! (`data_dir`), or the simulator's memory. The trait has the operations of a disk, and what is
+//! below it here, in `states` and in `restore` is done with them in one way.
+//!
+//! ```text
+//! IDENTITY   format, cluster and member; written last when a member is made
+//! PEERS      whom a member that joined can reach until it knows the members itself
+//! STATE      the name of the state in use; without it: state
+//! state*     states; see `states`
+//! ```
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::storage::raft_log::{Files, Prepare};
+use crate::storage::schema::FORMAT_VERSION;
+use crate::storage::{self, Engine};
+use crate::transport::{Peer, SnapshotDir};
+use crate::types::{ClusterId, MemberId};
+
+/// Why the directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot {what} {}: {error}; check that the path exists, is a directory and belongs to this user", path.display())]
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        error: io::Error,
+    },
+    #[error("the data directory {} is in use by another process; stop it, or choose another --data-dir", .0.display())]
+    InUse(PathBuf),
+    #[error("the data directory {} has format {found}, and this etched knows formats up to {FORMAT_VERSION}; start it with a newer etched", path.display())]
+    Newer { path: PathBuf, found: u64 },
+    #[error("{} is damaged ({reason}); restore this member from a backup or from the other members", path.display())]
+    Damaged { path: PathBuf, reason: String },
+    #[error("{} holds the data of an etcd, which etched cannot take over yet; choose another --data-dir", .0.display())]
+    Etcd(PathBuf),
+}
+
+impl Error {
+    /// For `map_err`: what was tried, and on what.
+    pub fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |error| Self::Io { what, path, error }
+    }
+}
+
+/// What a member is called for its whole life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub cluster: ClusterId,
+    pub member: MemberId,
+}
+
+/// The disk operations that a member needs, below a directory of its own. Names are those of
+/// entries of the directory.
+pub trait MemberDir: Send + Sync + 'static {
+    /// The path of an entry, for engines' checkpoints and for messages.
+    fn path(&self, name: &str) -> PathBuf;
+
+    /// The names of all entries, in no particular order.
+    fn list(&self) -> Result<Vec<String>, Error>;
+
+    /// The text of a small file, or `None` where there is none.
+    fn read_file(&self, name: &str) -> Result<Option<String>, Error>;
+
+    /// Writes a small file, or puts another text in its place: the whole of it, durably.
+    fn replace_file(&self, name: &str, text: &str) -> Result<(), Error>;
+
+    /// True where the directory has such an entry.
+    fn exists(&self, name: &str) -> bool;
+
+    /// Removes a directory with what it holds; one that is not there is no error.
+    fn remove(&self, name: &str) -> Result<(), Error>;
+
+    /// Gives a directory a name in here. Durable after `sync`.
+    fn rename(&self, from: &Path, name: &str) -> Result<(), Error>;
+
+    /// Makes what was created, renamed or removed in here durable.
+    fn sync(&self) -> Result<(), Error>;
+
+    /// A directory in here that is removed when what is returned is dropped.
+    fn lend(&self, name: &str) -> SnapshotDir;
+
+    /// Opens the state in a directory in here, or makes an empty one.
+    fn open_engine(&self, name: &str) -> storage::Result<Arc<dyn Engine>>;
+
+    /// Opens files that nobody writes to, such as a snapshot's, to read them.
+    fn open_read_only(&self, path: &Path) -> storage::Result<Arc<dyn Engine>>;
+
+    /// Where the raft log is.
+    fn log_files(&self) -> Result<Arc<dyn Files>, Error>;
+
+    /// What makes segments of the raft log ahead, if anything does.
+    fn log_filler(&self) -> Result<Option<Box<dyn Prepare>>, Error>;
+}
+
+const IDENTITY: &str = "IDENTITY";
+const PEERS: &str = "PEERS";
+const STATE: &str = "STATE";
+/// The state that a member begins with.
+const FIRST_STATE: &str = "state";
+
+impl dyn MemberDir {
+    /// Whose directory this is; `None` where no member was made in it yet.
+    pub fn identity(&self) -> Result<Option<Identity>, Error> {
+        let Some(text) = self.read_file(IDENTITY)? else {
+            return Ok(None);
+        };
+        let damaged = |reason: &str| self.damaged(IDENTITY, reason);
+        let field = |name: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+                .ok_or_else(|| damaged(&format!("it has no line for {name}")))
+        };
+        let format: u64 = field("format")?
+            .parse()
+            .map_err(|_| damaged("its format is no number"))?;
+        if format > FORMAT_VERSION {
+            return Err(Error::Newer {
+                path: self.path(""),
+                found: format,
+            });
+        }
+        let id = |name: &str| {
+            u64::from_str_radix(field(name)?, 16).map_err(|_| damaged("an id is no number"))
+        };
+        Ok(Some(Identity {
+            cluster: ClusterId(id("cluster")?),
+            member: MemberId(id("member")?),
+        }))
+    }
+
+    /// Says whose directory this is: the last step of making a member.
+    pub fn set_identity(&self, identity: Identity) -> Result<(), Error> {
+        let text = format!(
+            "format {FORMAT_VERSION}\ncluster {}\nmember {}\n",
+            identity.cluster, identity.member
+        );
+        self.replace_file(IDENTITY, &text)
+    }
+
+    /// The other members, as a member that joins was told of them: of use only until it has
+    /// their list in its state.
+    pub fn set_first_peers(&self, peers: &[Peer]) -> Result<(), Error> {
+        let lines = peers
+            .iter()
+            .map(|peer| format!("{} {}\n", peer.member, peer.urls.join(" ")));
+        self.replace_file(PEERS, &lines.collect::<String>())
+    }
+
+    /// What `set_first_peers` left; empty where nothing did.
+    pub fn first_peers(&self) -> Result<Vec<Peer>, Error> {
+        let text = self.read_file(PEERS)?.unwrap_or_default();
+        let peer = |line: &str| {
+            let mut words = line.split(' ');
+            let id = u64::from_str_radix(words.next()?, 16).ok()?;
+            Some(Peer {
+                member: MemberId(id),
+                urls: words.map(str::to_owned).collect(),
+            })
+        };
+        let peers: Option<Vec<Peer>> = text.lines().map(peer).collect();
+        peers.ok_or_else(|| self.damaged(PEERS, "an id is no number"))
+    }
+
+    /// The name of the state in use.
+    pub fn current_state(&self) -> Result<String, Error> {
+        match self.read_file(STATE)? {
+            Some(name) if name.starts_with(FIRST_STATE) => Ok(name.trim_end().to_owned()),
+            Some(_) => Err(self.damaged(STATE, "it does not name a state")),
+            None => Ok(FIRST_STATE.to_owned()),
+        }
+    }
+
+    /// Says which state is in use from now on.
+    pub fn set_current_state(&self, name: &str) -> Result<(), Error> {
+        self.replace_file(STATE, &format!("{name}\n"))
+    }
+
+    fn damaged(&self, name: &str, reason: &str) -> Error {
+        Error::Damaged {
+            path: self.path(name),
+            reason: reason.to_owned(),
+        }
+    }
+}
