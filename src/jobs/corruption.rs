@@ -529,6 +529,8 @@ mod tests {
     struct Peer(Result<HashKvResponse, Error>);
 
     impl Network for Peer {
+        fn attach(&self, _: Arc<dyn transport::Inbound>) {}
+
         fn send(&self, _: MemberId, _: Vec<PeerMessage>) {}
 
         fn send_snapshot(&self, _: Message, _: Arc<SnapshotDir>) {}

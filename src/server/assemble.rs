@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::member_dir::MemberDir;
 use super::restore::Restored;
+use super::states::StateDirs;
 use crate::env::{Clock, Executor, Rng};
+use crate::jobs;
 use crate::metrics::Metrics;
 use crate::probe;
 use crate::replica::apply_thread::Applier;
@@ -14,11 +17,10 @@ use crate::replica::log_thread::LogWriter;
 use crate::replica::raft_thread::{self, RaftThread, Timing};
 use crate::replica::router::Router;
 use crate::replica::shared::{self, Shared};
-use crate::replica::state_store::SnapshotStore;
 use crate::service::handle::Handle;
 use crate::service::peer::PeerService;
 use crate::service::settings::Settings;
-use crate::transport::{Network, Peer};
+use crate::transport::Network;
 use crate::watch::{self, Hub};
 
 /// What the world gives a member.
@@ -27,7 +29,7 @@ pub struct Outside {
     pub rng: Arc<dyn Rng>,
     pub executor: Arc<dyn Executor>,
     pub network: Arc<dyn Network>,
-    pub states: Arc<dyn SnapshotStore>,
+    pub dir: Arc<dyn MemberDir>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -38,30 +40,31 @@ pub struct Options {
     pub timing: Timing,
     pub watch_limits: watch::Limits,
     pub warning_apply_duration: Duration,
+    pub jobs: jobs::Settings,
 }
 
-/// A member whose state is that of its log, and which does nothing yet.
+/// A member whose state is that of its log, which others can reach and which reaches them. What
+/// is left to its starter is to give the raft thread its turns, and to have it introduced.
 pub struct Member {
     pub handle: Handle,
     pub inbox: Arc<Inbox>,
     pub raft: RaftThread,
-    /// What other members talk to.
-    pub service: Arc<PeerService>,
-    /// The other members, as of the last entry that is known to be committed.
-    pub peers: Vec<Peer>,
+    /// False for a member that was made just now.
+    pub existed: bool,
 }
 
 impl Member {
-    /// Applies what the log says is committed.
-    pub fn new(outside: Outside, restored: Restored, options: Options) -> Result<Self, Fatal> {
+    /// Applies what the log says is committed, meets the other members and begins the jobs.
+    pub fn start(outside: Outside, restored: Restored, options: Options) -> Result<Self, Fatal> {
         let Outside {
             clock,
             rng,
             executor,
             network,
-            states,
+            dir,
             metrics,
         } = outside;
+        let states = Arc::new(StateDirs::new(dir));
         let Options {
             settings, timing, ..
         } = options;
@@ -98,7 +101,7 @@ impl Member {
             ),
             inbox: inbox.clone(),
             shared,
-            network,
+            network: network.clone(),
             states: states.clone(),
             timing,
         });
@@ -112,12 +115,14 @@ impl Member {
             false => status.addresses(),
         };
         let service = PeerService::new(handle.clone(), inbox.clone(), states);
+        network.attach(Arc::new(service));
+        network.set_peers(peers);
+        jobs::spawn(&handle, &inbox, options.jobs);
         Ok(Self {
             handle,
             inbox,
             raft,
-            service: Arc::new(service),
-            peers,
+            existed: restored.existed,
         })
     }
 }

@@ -5,53 +5,57 @@
 use std::time::Duration;
 
 use super::Error;
-use crate::config::Config;
-use crate::jobs::{corruption, version};
+use crate::jobs::corruption::{self, AtStart};
+use crate::jobs::version;
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::membershippb::{Attributes, ClusterMemberAttrSetRequest};
 use crate::service::handle::Handle;
 
-/// Compares a restarted member's data with its peers'. One that diverged must not serve.
-pub async fn check_data(handle: &Handle, config: &Config) -> Result<(), Error> {
-    let gates = &config.feature_gates;
-    let gate = "InitialCorruptCheck";
-    let when = match (gates.enabled(gate), gates.is_named(gate)) {
-        (false, _) => corruption::AtStart::Never,
-        (true, false) => corruption::AtStart::Cheaply,
-        (true, true) => corruption::AtStart::Always,
-    };
-    corruption::check_at_start(handle, when)
-        .await
-        .map_err(Error::Refused)
-}
-
 /// Wait before the next try; each try itself waits for a leader.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Resolves once the cluster shows this member as it is. A member that alone decides also
-/// settles the cluster's version; others leave that to the leader's job.
-pub async fn publish(handle: &Handle, config: &Config) {
+/// What a member says of itself, and whether it compares its data first.
+#[derive(Clone, Debug)]
+pub struct Introduction {
+    pub attributes: Attributes,
+    /// One that was made just now has nothing to compare.
+    pub check: AtStart,
+}
+
+/// Resolves once the cluster shows this member as it is; an error where its data is not that of
+/// the others, so that it must not serve.
+pub async fn introduce(
+    handle: &Handle,
+    existed: bool,
+    introduction: Introduction,
+) -> Result<(), Error> {
+    if existed {
+        corruption::check_at_start(handle, introduction.check)
+            .await
+            .map_err(Error::Refused)?;
+    }
+    publish(handle, introduction.attributes).await;
+    Ok(())
+}
+
+/// A member that alone decides also settles the cluster's version; others leave that to the
+/// leader's job.
+async fn publish(handle: &Handle, attributes: Attributes) {
     let shared = handle.shared();
-    let attributes = Attributes {
-        name: config.name.clone(),
-        client_urls: config
-            .advertise_client_urls
-            .iter()
-            .map(|url| url.as_str().to_owned())
-            .collect(),
+    let alone = || shared.raft.is_single_member() && shared.raft.is_leader();
+    let known = {
+        let status = shared.status();
+        let member = status.member(shared.member);
+        member.and_then(|member| member.member_attributes.as_ref()) == Some(&attributes)
     };
-    let alone = shared.raft.is_single_member() && shared.raft.is_leader();
-    let status = shared.status();
-    let member = status.member(shared.member);
-    let known = member.and_then(|member| member.member_attributes.as_ref());
     // Among others the write also shows that there is a quorum and that this member follows it.
-    if !alone || known != Some(&attributes) {
+    if !alone() || !known {
         publish_attributes(handle, attributes).await;
     }
-    while alone && shared.status().cluster_version.is_none() {
+    while alone() && shared.status().cluster_version.is_none() {
         if let Err(error) = version::update(handle).await {
             tracing::warn!(%error, "failed to update cluster version");
-            tokio::time::sleep(RETRY).await;
+            shared.clock.sleep(RETRY).await;
         }
     }
 }
@@ -74,7 +78,7 @@ async fn publish_attributes(handle: &Handle, attributes: Attributes) {
                     %error,
                     "failed to publish local member to cluster through raft"
                 );
-                tokio::time::sleep(RETRY).await;
+                shared.clock.sleep(RETRY).await;
             }
         }
     }

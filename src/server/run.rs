@@ -17,17 +17,18 @@ use super::leave;
 use super::logging;
 use super::member_dir::MemberDir;
 use super::notify;
-use super::publish::{check_data, publish};
+use super::publish::{Introduction, introduce};
 use super::restore::Restored;
-use super::states::StateDirs;
 use crate::api::{self, Api};
 use crate::config::{AutoCompaction, Config, Listen, urls};
 use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
 use crate::http::{Access, HttpService};
+use crate::jobs::corruption::AtStart;
 use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
 use crate::net::listen::{self, SocketOptions};
 use crate::net::{self, Guard, Http2, KeepAlive, Versions};
+use crate::proto::membershippb::Attributes;
 use crate::replica::inbox::{Inbox, Input};
 use crate::replica::raft_thread::{RaftThread, Timing};
 use crate::replica::run;
@@ -36,7 +37,7 @@ use crate::server::assemble;
 use crate::service::admission::Limits;
 use crate::service::handle::Handle;
 use crate::service::settings::{Rules, Settings};
-use crate::transport::{self, GrpcNetwork, Local, Network as _, Outside};
+use crate::transport::{self, GrpcNetwork, Local, Outside};
 use crate::types::{ETCD_VERSION, MemberId};
 
 /// How long a stop waits for the disk.
@@ -108,7 +109,6 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let dir: Arc<dyn MemberDir> = Arc::new(dir);
     logging::started(&config, dir.identity()?.is_some());
     let restored = bootstrap::restore(&config, dir.as_ref(), &RealWorld::new()).await?;
-    let existed = restored.existed;
     let member = Member::start(&config, restored, dir.clone())?;
     let (stop, stopping) = watch::channel(false);
     let mut peers = Vec::new();
@@ -121,10 +121,7 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let clients = member.clients(&config);
     let mut serving = clients.serve_metrics(sockets.metrics, &stopping);
     let work = async {
-        if existed {
-            check_data(&member.handle, &config).await?;
-        }
-        publish(&member.handle, &config).await;
+        introduce(&member.handle, member.existed, introduction(&config)).await?;
         serving.extend(clients.serve(sockets.clients, sockets.http, &stopping));
         tracing::info!("ready to serve client requests");
         notify::ready();
@@ -174,6 +171,7 @@ struct Member {
     handle: Handle,
     network: Arc<GrpcNetwork>,
     inbox: Arc<Inbox>,
+    existed: bool,
     raft_ended: oneshot::Receiver<Result<(), String>>,
 }
 
@@ -181,7 +179,6 @@ impl Member {
     fn start(config: &Config, restored: Restored, dir: Arc<dyn MemberDir>) -> Result<Self, Error> {
         let options = options(config);
         let incoming = dir.path("");
-        let states = StateDirs::new(dir);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let rng: Arc<dyn Rng> = Arc::new(SystemRng);
         let identity = restored.identity;
@@ -203,24 +200,21 @@ impl Member {
             rng,
             executor: Arc::new(TokioExecutor),
             network: network.clone(),
-            states: Arc::new(states),
+            dir,
             metrics,
         };
         let assemble::Member {
             handle,
             inbox,
             raft,
-            service,
-            peers,
-        } = assemble::Member::new(outside, restored, options)?;
-        network.attach(service);
-        network.set_peers(peers);
+            existed,
+        } = assemble::Member::start(outside, restored, options)?;
         let raft_ended = spawn_raft(raft, handle.shared().clone())?;
-        spawn_jobs(config, &handle, &inbox);
         Ok(Self {
             handle,
             network,
             inbox,
+            existed,
             raft_ended,
         })
     }
@@ -369,6 +363,24 @@ fn options(config: &Config) -> assemble::Options {
         },
         watch_limits: crate::watch::Limits::default(),
         warning_apply_duration: config.warning_apply_duration,
+        jobs: jobs_of(config),
+    }
+}
+
+fn introduction(config: &Config) -> Introduction {
+    let urls = config.advertise_client_urls.iter();
+    let gates = &config.feature_gates;
+    let gate = "InitialCorruptCheck";
+    Introduction {
+        attributes: Attributes {
+            name: config.name.clone(),
+            client_urls: urls.map(|url| url.as_str().to_owned()).collect(),
+        },
+        check: match (gates.enabled(gate), gates.is_named(gate)) {
+            (false, _) => AtStart::Never,
+            (true, false) => AtStart::Cheaply,
+            (true, true) => AtStart::Always,
+        },
     }
 }
 
@@ -407,9 +419,9 @@ fn spawn_raft(
     Ok(receiver)
 }
 
-fn spawn_jobs(config: &Config, handle: &Handle, inbox: &Arc<Inbox>) {
+fn jobs_of(config: &Config) -> jobs::Settings {
     let compacted = config.feature_gates.enabled("CompactHashCheck");
-    let settings = jobs::Settings {
+    jobs::Settings {
         snapshot_count: config.snapshot_count,
         compaction: compactor::Pace {
             batch_limit: config.compaction_batch_limit,
@@ -425,6 +437,5 @@ fn spawn_jobs(config: &Config, handle: &Handle, inbox: &Arc<Inbox>) {
             AutoCompaction::Revision(count) => auto_compaction::Retention::Revisions(count),
         },
         lease_checkpoint_interval: crate::lessor::deadlines::CHECKPOINT_INTERVAL,
-    };
-    jobs::spawn(handle, inbox, settings);
+    }
 }

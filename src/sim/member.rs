@@ -20,7 +20,6 @@ use crate::env::Clock;
 use crate::jobs::corruption::AtStart;
 use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
-use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::membershippb;
 use crate::replica::apply_thread::{ApplyJob, ApplyThread, Applying};
 use crate::replica::inbox::Input;
@@ -28,12 +27,12 @@ use crate::replica::log_thread::{LogJob, LogThread};
 use crate::replica::raft_thread::{RaftThread, Timing};
 use crate::server::assemble::{Member, Options, Outside};
 use crate::server::member_dir::{Identity, MemberDir};
+use crate::server::publish::{Introduction, introduce};
 use crate::server::restore::{self, Founding, Joining};
-use crate::server::states::StateDirs;
 use crate::service::admission::Limits;
 use crate::service::handle::Handle;
 use crate::service::settings::{Rules, Settings};
-use crate::transport::{Network as _, Peer};
+use crate::transport::Peer;
 use crate::types::{ClusterId, MemberId};
 
 pub const CLUSTER: ClusterId = ClusterId(0xc1);
@@ -202,67 +201,44 @@ impl Node {
         let identity = identity.ok_or("its directory holds no member")?;
         let restored = restore::restart(dir.as_ref(), identity, &options)
             .map_err(|error| error.to_string())?;
-        let checks = restored.existed && config.check_at_start;
-        let network = around.network.network(self.id, clock.clone());
+        let network = around
+            .network
+            .network(self.id, clock.clone(), tasks.clone());
         let outside = Outside {
             clock: clock.clone(),
             rng: Arc::new(MemberRng::new(random.fork(1))),
             executor: tasks.clone(),
-            network: network.clone(),
-            states: Arc::new(StateDirs::new(dir)),
+            network,
+            dir,
             metrics: Arc::new(Metrics::new(self.id, false)),
         };
-        let member = Member::new(outside, restored, options_of(&config))
+        let member = Member::start(outside, restored, options_of(&config))
             .map_err(|error| error.to_string())?;
-        around
-            .network
-            .attach(self.id, member.service.clone(), tasks.clone());
-        network.set_peers(member.peers.clone());
-        jobs::spawn(&member.handle, &member.inbox, jobs_of(&config));
-        member
-            .handle
-            .spawn(introduce(member.handle.clone(), checks));
+        let introduction = introduction(self.id, &config);
+        let introduced = introduced(member.handle.clone(), member.existed, introduction);
+        member.handle.spawn(introduced);
         self.life = Some(Life::new(member, tasks, clock, &config));
         Ok(())
     }
 }
 
-/// Compares the data with that of the others and has the cluster know that the member was
-/// started, as `server` does. Clients of a world do not wait for it.
-async fn introduce(handle: Handle, checks: bool) {
-    if checks && let Err(reason) = corruption::check_at_start(&handle, AtStart::Always).await {
-        handle.shared().fail(reason);
-        return;
+/// Has the cluster know the member, as `server` does. Clients of a world do not wait for it.
+async fn introduced(handle: Handle, existed: bool, introduction: Introduction) {
+    if let Err(error) = introduce(&handle, existed, introduction).await {
+        handle.shared().fail(error.to_string());
     }
-    publish(handle).await;
 }
 
-async fn publish(handle: Handle) {
-    let member = handle.shared().member;
-    let attributes = membershippb::Attributes {
-        name: format!("member {member}"),
-        ..Default::default()
-    };
-    let known = |handle: &Handle| {
-        let status = handle.shared().status();
-        let shown = status.member(member)?.member_attributes.clone();
-        Some(shown.as_ref() == Some(&attributes))
-    };
-    while known(&handle) != Some(true) {
-        // One that joins does not know of itself until it has the log.
-        if known(&handle).is_some() {
-            let set = membershippb::ClusterMemberAttrSetRequest {
-                member_id: member.0,
-                member_attributes: Some(attributes.clone()),
-            };
-            let request = InternalRaftRequest {
-                cluster_member_attr_set: Some(set),
-                ..Default::default()
-            };
-            // It is tried again until it is known.
-            let _ = handle.propose(request).await;
-        }
-        handle.shared().clock.sleep(TICK).await;
+fn introduction(member: MemberId, config: &SimConfig) -> Introduction {
+    Introduction {
+        attributes: membershippb::Attributes {
+            name: format!("member {member}"),
+            ..Default::default()
+        },
+        check: match config.check_at_start {
+            true => AtStart::Always,
+            false => AtStart::Never,
+        },
     }
 }
 
@@ -287,6 +263,7 @@ fn options_of(config: &SimConfig) -> Options {
         },
         watch_limits: config.watch_limits,
         warning_apply_duration: Duration::from_millis(100),
+        jobs: jobs_of(config),
     }
 }
 

@@ -56,7 +56,7 @@ impl SimNetwork {
     }
 
     /// Has what comes to a member handed to it. Its tasks run what takes a while.
-    pub fn attach(&self, member: MemberId, inbound: Arc<dyn Inbound>, tasks: Arc<Tasks>) {
+    fn attach(&self, member: MemberId, inbound: Arc<dyn Inbound>, tasks: Arc<Tasks>) {
         let mut links = self.links.lock();
         let attached = Attached { inbound, tasks };
         let before = match links.endpoints.get_mut(&member) {

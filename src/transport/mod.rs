@@ -154,6 +154,9 @@ fn remove_files(path: &Path) {
 
 /// The way to the other members.
 pub trait Network: Send + Sync + 'static {
+    /// Sets who takes what comes in; nothing does before.
+    fn attach(&self, inbound: std::sync::Arc<dyn Inbound>);
+
     /// Queues messages for a peer. What cannot be queued is dropped; `Inbound` may be told so
     /// within this very call.
     fn send(&self, to: MemberId, messages: Vec<PeerMessage>);
@@ -210,6 +213,8 @@ pub trait Inbound: Send + Sync + 'static {
 pub struct NoNetwork;
 
 impl Network for NoNetwork {
+    fn attach(&self, _inbound: std::sync::Arc<dyn Inbound>) {}
+
     fn send(&self, _to: MemberId, _messages: Vec<PeerMessage>) {}
 
     fn send_snapshot(&self, _message: Message, _files: std::sync::Arc<SnapshotDir>) {}

@@ -63,11 +63,6 @@ impl GrpcNetwork {
         })
     }
 
-    /// Sets who takes what comes in.
-    pub fn attach(&self, inbound: Arc<dyn Inbound>) {
-        self.context.attach(Some(inbound));
-    }
-
     /// Ends all connections to peers and lets go of the inbound; nothing is reported any more.
     pub fn stop(&self) {
         self.context.attach(None);
@@ -166,6 +161,10 @@ impl Drop for Connected {
 }
 
 impl Network for GrpcNetwork {
+    fn attach(&self, inbound: Arc<dyn Inbound>) {
+        self.context.attach(Some(inbound));
+    }
+
     fn send(&self, to: MemberId, messages: Vec<PeerMessage>) {
         let Some(connected) = self.connected(to) else {
             self.context.drop_unsent(to, messages, Error::NoLeader);

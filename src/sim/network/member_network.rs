@@ -12,7 +12,8 @@ use crate::env::{Boxed, Clock, timeout};
 use crate::error::Error;
 use crate::proto::etchedpeer::{Answer, Question};
 use crate::raft::Message;
-use crate::transport::{Network, Peer, PeerMessage, SnapshotDir};
+use crate::sim::executor::Tasks;
+use crate::transport::{Inbound, Network, Peer, PeerMessage, SnapshotDir};
 use crate::types::MemberId;
 
 /// What breaks of the snapshots on their way even in fine conditions, of a thousand.
@@ -23,6 +24,7 @@ pub struct MemberNetwork {
     network: Weak<SimNetwork>,
     life: Life,
     clock: Arc<dyn Clock>,
+    tasks: Arc<Tasks>,
 }
 
 impl MemberNetwork {
@@ -31,19 +33,26 @@ impl MemberNetwork {
         member: MemberId,
         number: u64,
         clock: Arc<dyn Clock>,
+        tasks: Arc<Tasks>,
     ) -> Self {
         Self {
             network,
             life: Life { member, number },
             clock,
+            tasks,
         }
     }
 }
 
 impl SimNetwork {
     /// The network for a life of a member that begins now; its clock says how long answers are
-    /// waited for. Nothing comes in before `attach`.
-    pub fn network(&self, member: MemberId, clock: Arc<dyn Clock>) -> Arc<MemberNetwork> {
+    /// waited for, and its tasks run what takes a while. Nothing comes in before `attach`.
+    pub fn network(
+        &self,
+        member: MemberId,
+        clock: Arc<dyn Clock>,
+        tasks: Arc<Tasks>,
+    ) -> Arc<MemberNetwork> {
         self.detach(member);
         let mut links = self.links.lock();
         let life = links.new_life();
@@ -51,11 +60,18 @@ impl SimNetwork {
         let before = links.endpoints.insert(member, endpoint);
         drop(links);
         drop(before);
-        Arc::new(MemberNetwork::new(self.itself.clone(), member, life, clock))
+        let itself = self.itself.clone();
+        Arc::new(MemberNetwork::new(itself, member, life, clock, tasks))
     }
 }
 
 impl Network for MemberNetwork {
+    fn attach(&self, inbound: Arc<dyn Inbound>) {
+        if let Some(network) = self.network.upgrade() {
+            network.attach(self.life.member, inbound, self.tasks.clone());
+        }
+    }
+
     fn send(&self, to: MemberId, messages: Vec<PeerMessage>) {
         if let Some(network) = self.network.upgrade() {
             network.send(self.life, to, messages);

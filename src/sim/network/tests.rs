@@ -149,16 +149,15 @@ impl World {
     fn start(&self, number: usize, members: usize) -> Life {
         let offset = Arc::new(AtomicI64::new(0));
         let clock = Arc::new(MemberClock::new(self.time.clone(), 0, offset));
-        let network = self.network.network(id(number), clock);
+        let (tasks, member) = (Tasks::new(), self.member());
+        let network = self.network.network(id(number), clock, tasks.clone());
         let others = (1..=members).filter(|other| number > 0 && *other != number);
         let peers = others.map(|other| Peer {
             member: id(other),
             urls: Vec::new(),
         });
         network.set_peers(peers.collect());
-        let (tasks, member) = (Tasks::new(), self.member());
-        self.network
-            .attach(id(number), member.clone(), tasks.clone());
+        network.attach(member.clone());
         Life {
             member,
             network,
