@@ -130,9 +130,10 @@ impl Context {
         if self.is_news(&format!("{subject} {refusal}")) {
             match refusal {
                 Refusal::Cluster { local, remote } => tracing::warn!(
-                    local_cluster_id = %local,
-                    remote_cluster_id = %remote,
-                    "refused a peer: cluster ID mismatch"
+                    "local-member-id" = %self.local.member,
+                    "local-member-cluster-id" = %local,
+                    "remote-peer-cluster-id" = %remote,
+                    "request cluster ID mismatch"
                 ),
                 Refusal::Removed(member) => {
                     tracing::warn!(peer = %member, "refused a member that was removed");

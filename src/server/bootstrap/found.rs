@@ -2,6 +2,10 @@
 //!
 //! A founder that lost its data and founds again under its old id could vote a second time in a
 //! term and forget entries that it acknowledged. The other founders know whether it ran before.
+//! The id follows from the peer URLs and the token. Where the flags have another token than the
+//! cluster that listens there, this member is a new one: it founds, and waits until enough of the
+//! others are started anew as well, as in the recovery of a cluster in its own place. What it and
+//! the members of the other cluster say to each other until then is refused (`transport`).
 
 use std::time::Duration;
 
@@ -123,32 +127,33 @@ async fn check_never_ran(
 
 /// Whether what peers answered allows this member to found the cluster.
 fn may_found(member: MemberId, cluster: ClusterId, answers: &[Description]) -> Result<(), Error> {
-    let same = |answer: &&Description| answer.cluster_id == cluster.0;
-    if answers
-        .iter()
-        .filter(same)
-        .any(|answer| has_run(answer, member))
-    {
+    if answers.iter().any(|answer| has_run(answer, member)) {
         return Err(Error::Refused(format!(
             "member {member} has already been bootstrapped"
         )));
     }
-    if let Some(removed) = answers.iter().filter(same).find(|answer| {
-        let mut removed = answer.removed_member_ids.iter();
-        removed.any(|id| *id == member.0)
-    }) {
+    if let Some(removed) = answers
+        .iter()
+        .find(|answer| answer.removed_member_ids.contains(&member.0))
+    {
         return Err(Error::Refused(format!(
             "member {member} was removed from cluster {}; add it again and start it with --initial-cluster-state=existing",
             ClusterId(removed.cluster_id)
         )));
     }
-    match answers.first() {
-        Some(other) if !answers.iter().any(|answer| same(&answer)) => Err(Error::Refused(format!(
-            "cluster ID mismatch: the peers in --initial-cluster belong to cluster {}, and these flags found cluster {cluster}; check --initial-cluster and --initial-cluster-token",
-            ClusterId(other.cluster_id)
-        ))),
-        _ => Ok(()),
+    for answer in answers {
+        let remote = ClusterId(answer.cluster_id);
+        if remote != cluster {
+            tracing::warn!(
+                "local-member-id" = %member,
+                "local-member-cluster-id" = %cluster,
+                "remote-peer-server-name" = %MemberId(answer.member_id),
+                "remote-peer-cluster-id" = %remote,
+                "request cluster ID mismatch"
+            );
+        }
     }
+    Ok(())
 }
 
 /// True where a member told the cluster where it serves clients: it was up, so it has voted and
