@@ -88,7 +88,7 @@ named! {
         /// A start dials the members that its state names, whatever its log says of them.
         MembersBeforeReplay => "members-before-replay",
         /// A caller that the state does not name is not answered.
-        StrangerUnanswered => "stranger-unanswered",
+        UnlistedUnanswered => "unlisted-unanswered",
         /// The leader counts its own part of the log as durable before the disk has it.
         AnswerBeforeSync => "answer-before-sync",
         /// A follower acknowledges entries before the disk has them.

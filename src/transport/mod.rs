@@ -17,8 +17,8 @@ mod identity;
 mod lane;
 mod network;
 mod pages;
+mod peer_rpc;
 mod pulse;
-mod questions;
 mod queue;
 mod roster;
 mod serve;
@@ -41,7 +41,7 @@ pub use context::{Options, Outside};
 pub use dial::{Channel, dial_within};
 pub use identity::Local;
 pub use network::GrpcNetwork;
-pub use questions::describe;
+pub use peer_rpc::describe;
 pub use queue::Limits;
 pub use roster::Roster;
 

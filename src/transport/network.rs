@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use super::context::{Context, Options, Outside};
 use super::identity::Local;
 use super::lane::{Lane, LaneKind};
-use super::questions::Questions;
+use super::peer_rpc::Questions;
 use super::queue::Queue;
 use super::roster::Roster;
 use super::snapshot_in::{self, Arrivals};
@@ -77,9 +77,9 @@ impl GrpcNetwork {
     }
 
     /// A member that called said where it listens.
-    pub(super) fn told(&self, caller: MemberId, urls: &[String]) {
+    pub(super) fn learn(&self, caller: MemberId, urls: &[String]) {
         let mut roster = self.roster.lock();
-        if roster.told(caller, urls) {
+        if roster.learn(caller, urls) {
             if self.connected(caller).is_none() {
                 tracing::info!(peer = %caller, ?urls, "a member called that is not known yet");
             }

@@ -1,18 +1,18 @@
-//! Whom this member can reach: those whom the state names, and those who called.
+//! The peers that this member can reach: those that the state lists, and unlisted ones that called.
 //!
-//! A member that was away may be called by a leader that joined in its absence. Its state does
-//! not name the leader before it has the leader's entries, and those come only where it answers.
-//! So a caller says where it listens, and is answered there until the state knows better.
+//! A member that was stopped for a while may be called by a leader that joined in the meantime. Its
+//! state lists the leader only after it has the leader's entries, and those come only if it answers.
+//! So a caller sends its peer URLs, and is answered there until the state lists it.
 
 use std::collections::BTreeMap;
 
 use super::Peer;
 use crate::types::MemberId;
 
-/// So many callers are known that the state does not name.
-const MAX_STRANGERS: usize = 64;
-/// So many URLs are taken from a caller.
-const MAX_TOLD_URLS: usize = 16;
+/// Unlisted peers that are kept at once.
+const MAX_UNLISTED_PEERS: usize = 64;
+/// URLs that are kept of a caller.
+const MAX_LEARNED_URLS: usize = 16;
 
 /// See the module.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub struct Roster {
     own: MemberId,
     own_urls: Vec<String>,
     listed: BTreeMap<MemberId, Vec<String>>,
-    told: BTreeMap<MemberId, Vec<String>>,
+    learned: BTreeMap<MemberId, Vec<String>>,
 }
 
 impl Roster {
@@ -30,12 +30,12 @@ impl Roster {
             own,
             own_urls,
             listed: BTreeMap::new(),
-            told: BTreeMap::new(),
+            learned: BTreeMap::new(),
         }
     }
 
-    /// Takes the members of the state, this one among them or not. Whoever is no longer one is
-    /// forgotten; a caller that never was one is kept unless it is removed for good.
+    /// Takes the members of the state, this one among them or not. A former member is
+    /// forgotten; an unlisted peer is kept unless it was removed for good.
     pub fn list(&mut self, members: Vec<Peer>, is_removed: impl Fn(MemberId) -> bool) {
         let now: BTreeMap<_, _> = members
             .into_iter()
@@ -46,7 +46,7 @@ impl Roster {
             self.own_urls = urls;
         }
         let listed = &self.listed;
-        self.told.retain(|member, _| {
+        self.learned.retain(|member, _| {
             let left = before.contains_key(member) && !listed.contains_key(member);
             !left && !is_removed(*member)
         });
@@ -55,36 +55,39 @@ impl Roster {
     /// Forgets everyone.
     pub fn clear(&mut self) {
         self.listed.clear();
-        self.told.clear();
+        self.learned.clear();
     }
 
-    /// A member called and said where it listens. True where it can be reached otherwise than
-    /// before.
-    pub fn told(&mut self, caller: MemberId, urls: &[String]) -> bool {
-        let urls = &urls[..urls.len().min(MAX_TOLD_URLS)];
+    /// A member called and sent its peer URLs. True if they change how it can be reached.
+    pub fn learn(&mut self, caller: MemberId, urls: &[String]) -> bool {
+        let urls = &urls[..urls.len().min(MAX_LEARNED_URLS)];
         let known = self.listed.get(&caller);
         let known = known.is_some_and(|listed| urls.iter().all(|url| listed.contains(url)));
         if known || urls.is_empty() || caller == self.own {
-            // What it said before is not true any more.
-            return !urls.is_empty() && self.told.remove(&caller).is_some();
+            // What was learned before is out of date.
+            return !urls.is_empty() && self.learned.remove(&caller).is_some();
         }
-        if self.told.get(&caller).is_some_and(|told| told == urls) {
+        if self
+            .learned
+            .get(&caller)
+            .is_some_and(|learned| learned == urls)
+        {
             return false;
         }
-        let strange = !self.listed.contains_key(&caller) && !self.told.contains_key(&caller);
-        if strange && self.told.len() >= MAX_STRANGERS {
+        let unlisted = !self.listed.contains_key(&caller) && !self.learned.contains_key(&caller);
+        if unlisted && self.learned.len() >= MAX_UNLISTED_PEERS {
             return false;
         }
-        self.told.insert(caller, urls.to_vec());
+        self.learned.insert(caller, urls.to_vec());
         true
     }
 
     /// Everyone who can be reached. The URLs of the state come first.
     pub fn peers(&self) -> Vec<Peer> {
         let mut peers = self.listed.clone();
-        for (member, told) in &self.told {
+        for (member, learned) in &self.learned {
             let urls = peers.entry(*member).or_default();
-            for url in told {
+            for url in learned {
                 if !urls.contains(url) {
                     urls.push(url.clone());
                 }
@@ -96,7 +99,7 @@ impl Roster {
 
     /// True where the member can be reached.
     pub fn knows(&self, member: MemberId) -> bool {
-        self.listed.contains_key(&member) || self.told.contains_key(&member)
+        self.listed.contains_key(&member) || self.learned.contains_key(&member)
     }
 
     /// Where this member listens, as its state says once it is named there.
@@ -137,8 +140,8 @@ mod tests {
         let mut roster = roster("1 here, 2 a");
         assert_eq!(roster.own_urls(), urls("here"));
         assert!(!roster.knows(MemberId(3)));
-        assert!(roster.told(MemberId(3), &urls("c")));
-        assert!(!roster.told(MemberId(3), &urls("c")));
+        assert!(roster.learn(MemberId(3), &urls("c")));
+        assert!(!roster.learn(MemberId(3), &urls("c")));
         assert_eq!(roster.peers(), members("2 a, 3 c"));
         // A change of others leaves it.
         roster.list(members("1 here, 2 a, 4 d"), |_| false);
@@ -153,19 +156,19 @@ mod tests {
     #[test]
     fn a_caller_that_moved_is_tried_at_both_places() {
         let mut roster = roster("2 a");
-        assert!(!roster.told(MemberId(2), &urls("a")));
-        assert!(roster.told(MemberId(2), &urls("b a")));
+        assert!(!roster.learn(MemberId(2), &urls("a")));
+        assert!(roster.learn(MemberId(2), &urls("b a")));
         assert_eq!(roster.peers(), members("2 a b"));
-        assert!(roster.told(MemberId(2), &urls("a")));
+        assert!(roster.learn(MemberId(2), &urls("a")));
         assert_eq!(roster.peers(), members("2 a"));
     }
 
     #[test]
     fn those_who_are_removed_or_say_nothing_are_nobody() {
         let mut roster = roster("2 a");
-        assert!(!roster.told(MemberId(3), &[]));
-        assert!(!roster.told(MemberId(1), &urls("x")));
-        assert!(roster.told(MemberId(4), &urls("d")));
+        assert!(!roster.learn(MemberId(3), &[]));
+        assert!(!roster.learn(MemberId(1), &urls("x")));
+        assert!(roster.learn(MemberId(4), &urls("d")));
         roster.list(members("2 a"), |member| member == MemberId(4));
         assert_eq!(roster.peers(), members("2 a"));
         assert_eq!(roster.own_urls(), urls("own"));
@@ -174,13 +177,13 @@ mod tests {
     }
 
     #[test]
-    fn strangers_have_a_bound() {
+    fn unlisted_peers_have_a_bound() {
         let mut roster = roster("2 a");
-        for id in 10..10 + 2 * MAX_STRANGERS as u64 {
-            roster.told(MemberId(id), &vec![format!("{id}"); 2 * MAX_TOLD_URLS]);
+        for id in 10..10 + 2 * MAX_UNLISTED_PEERS as u64 {
+            roster.learn(MemberId(id), &vec![format!("{id}"); 2 * MAX_LEARNED_URLS]);
         }
-        assert_eq!(roster.peers().len(), 1 + MAX_STRANGERS);
+        assert_eq!(roster.peers().len(), 1 + MAX_UNLISTED_PEERS);
         // Members of the state are none.
-        assert!(roster.told(MemberId(2), &urls("b")));
+        assert!(roster.learn(MemberId(2), &urls("b")));
     }
 }

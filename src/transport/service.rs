@@ -48,7 +48,8 @@ impl Peer for PeerService {
     ) -> Result<Response<Self::MessagesStream>, Status> {
         let from = self.context.admit(request.metadata())?;
         let inbound = self.context.serving()?;
-        self.network.told(from, &identity::urls(request.metadata()));
+        self.network
+            .learn(from, &identity::urls(request.metadata()));
         let urgent = request
             .metadata()
             .get(identity::LANE)

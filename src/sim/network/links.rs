@@ -257,13 +257,13 @@ impl Links {
 
     /// A call says where its caller listens.
     pub fn told(&mut self, member: MemberId, caller: MemberId) {
-        if self.knows(member, caller) || probe::injected(Defect::StrangerUnanswered) {
+        if self.knows(member, caller) || probe::injected(Defect::UnlistedUnanswered) {
             return;
         }
         let urls = self.endpoints.get(&caller).map(|one| one.roster.own_urls());
         let urls = urls.unwrap_or_default().to_vec();
         if let Some(endpoint) = self.endpoints.get_mut(&member)
-            && endpoint.roster.told(caller, &urls)
+            && endpoint.roster.learn(caller, &urls)
         {
             probe::reached(CoveragePoint::StrangerAnswered);
             self.reconnect();

@@ -1,9 +1,9 @@
 //! Members on real sockets of this machine: what they say arrives, and what breaks is noticed.
 
 mod lanes;
+mod peer_rpc;
 mod ports;
 mod proxy;
-mod questions;
 mod snapshots;
 
 use std::collections::BTreeSet;

@@ -85,7 +85,7 @@ impl Player {
             ..Default::default()
         };
         let encoded = request.encode_to_vec();
-        let what = Proposed::Request(std::sync::Arc::new(request), encoded);
+        let what = Proposed::Request(Arc::new(request), encoded);
         self.propose(id, what, fence_term, asked);
     }
 

@@ -1,4 +1,4 @@
-//! Questions to a peer, over one connection that is made when the first is asked.
+//! Peer RPCs: calls to a peer that wait for its answer, over one connection that the first makes.
 
 use std::sync::Arc;
 use std::time::Duration;
