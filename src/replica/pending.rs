@@ -206,19 +206,17 @@ impl PendingProposals {
     /// Gives up what has waited for too long. What raft or a leader was given may be applied all
     /// the same.
     pub fn expire(&mut self, tick: u64) {
-        while let Some(first) = pop_if(&mut self.proposed, |first| {
-            first.proposal.expires_at_tick <= tick
-        }) {
-            first.proposal.fail(Error::Timeout);
+        let is_expired = |proposal: &PendingProposal| proposal.expires_at_tick <= tick;
+        for expired in take_such(&mut self.proposed, |one| is_expired(&one.proposal)) {
+            expired.proposal.fail(Error::Timeout);
         }
         let kept = probe::injected(Defect::ForwardedKept);
-        let is_expired =
-            |_: &u64, forwarded: &mut AtLeader| forwarded.proposal.expires_at_tick <= tick && !kept;
-        for (_, forwarded) in self.forwarded.extract_if(is_expired) {
+        let expired = |_: &u64, one: &mut AtLeader| is_expired(&one.proposal) && !kept;
+        for (_, forwarded) in self.forwarded.extract_if(expired) {
             forwarded.proposal.fail(Error::Timeout);
         }
-        while let Some(first) = pop_if(&mut self.queued, |first| first.expires_at_tick <= tick) {
-            first.fail(Error::DeadlineExceeded);
+        for expired in take_such(&mut self.queued, is_expired) {
+            expired.fail(Error::DeadlineExceeded);
         }
     }
 
@@ -243,6 +241,17 @@ impl PendingProposals {
         let forwarded = self.forwarded.drain().map(|(_, one)| one.proposal);
         proposed.chain(forwarded).collect()
     }
+}
+
+/// Takes out all that are such, wherever they are: what is proposed again keeps its expiry and
+/// stands behind later ones.
+fn take_such<T>(queue: &mut VecDeque<T>, is_such: impl Fn(&T) -> bool) -> VecDeque<T> {
+    if !queue.iter().any(&is_such) {
+        return VecDeque::new();
+    }
+    let (such, others) = std::mem::take(queue).into_iter().partition(is_such);
+    *queue = others;
+    such
 }
 
 /// Takes out the first if it is such a one.
@@ -291,10 +300,13 @@ mod tests {
         }
     }
 
+    /// To the proposal of this id.
+    type Answer = (u64, Result<Response, Error>);
+
     #[derive(Default)]
     struct World {
         pending: PendingProposals,
-        answers: Arc<Mutex<Vec<(u64, Result<Response, Error>)>>>,
+        answers: Arc<Mutex<Vec<Answer>>>,
     }
 
     impl World {
@@ -445,6 +457,23 @@ mod tests {
         assert_eq!(world.errors(), [(1, open), (2, open), (3, never)]);
         world.pending.expire(11);
         assert_eq!(world.errors(), [(11, open), (12, open), (13, never)]);
+    }
+
+    #[test]
+    fn what_is_proposed_again_expires_no_later() {
+        let (open, never) = (Error::Timeout, Error::DeadlineExceeded);
+        for (place, error) in [(at(7, 2), open), (leader(2), open), (Place::Queued, never)] {
+            let mut world = World::default();
+            world.wait_until(1, place, 20);
+            world.wait_until(2, place, 10);
+            world.wait_until(3, place, 20);
+            world.pending.expire(10);
+            assert_eq!(world.errors(), [(2, error)], "{place:?}");
+            world.pending.expire(20);
+            let mut rest = world.errors();
+            rest.sort_by_key(|(id, _)| *id);
+            assert_eq!(rest, [(1, error), (3, error)], "{place:?}");
+        }
     }
 
     #[test]
