@@ -114,6 +114,8 @@ pub struct SimDisk {
     disks: Arc<SimDisks>,
     root: PathBuf,
     life: AtomicU64,
+    /// The life ends at the operation on its directory before which so many are left.
+    operations_left: AtomicU64,
     /// Directories that this life has dropped.
     dropped: Mutex<Vec<PathBuf>>,
     content: Mutex<Content>,
@@ -134,6 +136,7 @@ impl SimDisk {
             root: SimDisks::root(member),
             disks,
             life: AtomicU64::new(1),
+            operations_left: AtomicU64::new(u64::MAX),
             dropped: Mutex::default(),
             content: Mutex::default(),
         };
@@ -162,6 +165,12 @@ impl SimDisk {
         }
     }
 
+    /// The process ends after so many more operations on its directory: each of them, and of the
+    /// raft log's files, that follows is refused until `kill` or `crash`.
+    pub fn stop_after(&self, operations: u64) {
+        self.operations_left.store(operations, Ordering::SeqCst);
+    }
+
     /// The process dies and the machine does not: what was written to the raft log is still
     /// there. A state loses what was not flushed.
     pub fn kill(&self) {
@@ -186,11 +195,25 @@ impl SimDisk {
 
     fn end_life(&self) {
         self.life.fetch_add(1, Ordering::SeqCst);
+        self.operations_left.store(u64::MAX, Ordering::SeqCst);
         self.dropped.lock().clear();
         for path in self.disks.list(&self.root) {
             if let Some(state) = self.disks.get(&path) {
                 self.disks.put(path, state.survivor());
             }
+        }
+    }
+
+    /// Counts an operation of a life; the one too many ends it.
+    fn count_operation(&self, life: u64) {
+        let one_less = |left: u64| left.checked_sub(1);
+        let left = self
+            .operations_left
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
+        if left.is_err() && self.is_alive(life) {
+            let log = self.log();
+            log.stop_at(log.operations() + 1);
+            self.life.fetch_add(1, Ordering::SeqCst);
         }
     }
 
@@ -212,6 +235,7 @@ pub struct SimDir {
 impl SimDir {
     /// Removes what this life has dropped; an error where it has ended.
     fn live(&self) -> Result<&SimDisk, Error> {
+        self.disk.count_operation(self.life);
         if !self.disk.is_alive(self.life) {
             let text = "the process that asks is dead";
             return Err(self.failed("use", "", text));

@@ -147,9 +147,9 @@ fn may_found(member: MemberId, cluster: ClusterId, answers: &[Description]) -> R
             tracing::warn!(
                 "local-member-id" = %member,
                 "local-member-cluster-id" = %cluster,
-                "remote-peer-server-name" = %MemberId(answer.member_id),
+                "remote-peer-id" = %MemberId(answer.member_id),
                 "remote-peer-cluster-id" = %remote,
-                "request cluster ID mismatch"
+                "cluster ID mismatch: a peer URL of --initial-cluster is that of a member of another cluster"
             );
         }
     }

@@ -1,8 +1,10 @@
 //! The simulator itself: that a seed is a world, that worlds differ, and that a few of them pass.
-//! scripts/simulate runs many more, optimised. `scenarios` has worlds whose faults are chosen.
+//! scripts/simulate runs many more, optimised. `scenarios` has worlds whose faults are chosen,
+//! `starts` members whose making is cut off.
 
 mod scenario;
 mod scenarios;
+mod starts;
 
 use super::run::{Options, Report, run};
 use crate::probe::{self, Defect};

@@ -149,6 +149,10 @@ fn a_leader_that_is_cut_off_is_replaced_and_shows_no_stale_read() {
     world.write(first, "a");
     world.isolate(first);
     let second = world.next_leader(first);
+    // Much to apply, so that a read has something to wait for.
+    for _ in 0..40 {
+        world.write(second, "b");
+    }
     let value = world.value();
     world.write(second, "a");
     let stale = world.ask(first, Asked::Range(get("a")));
@@ -463,7 +467,7 @@ fn a_lone_voter_with_a_learner_reads_what_the_learner_answered() {
     let voter = world.leader();
     let learner = add(&mut world, true);
     world.until("caught up", |world| caught_up(world, learner));
-    for number in 0..20 {
+    for number in 0..100 {
         let key = format!("a{number}");
         let value = world.value();
         world.write(learner, &key);
