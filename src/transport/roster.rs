@@ -95,6 +95,7 @@ impl Roster {
     }
 
     /// True where the member can be reached.
+    #[cfg(any(test, feature = "simulation"))]
     pub fn knows(&self, member: MemberId) -> bool {
         self.listed.contains_key(&member) || self.told.contains_key(&member)
     }
