@@ -4,10 +4,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use etched::proto::etcdserverpb::{InternalRaftRequest, PutRequest};
-use etched::state::Machine;
-use etched::state::machine::{Entry, Payload};
-use etched::storage::rocks::{Budget, RocksEngine};
+use etched::bench::{
+    Budget, Entry, InternalRaftRequest, Machine, Payload, PutRequest, RocksEngine,
+};
 
 const GROUP: u64 = 64;
 const BUDGET: Budget = Budget {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use etched::storage::raft_log::{
+use etched::bench::{
     Batch, DEFAULT_SEGMENT_BYTES, Error, Files, LogEntry, Options, RaftLog, RealFiles, ZeroFiller,
 };
 

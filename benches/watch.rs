@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use etched::mvcc::Change;
-use etched::storage::schema::{ChangeKind, Version};
-use etched::types::{KeyRange, LeaseId, Revision};
-use etched::watch::{Hub, Limits, Request, Stream};
+use etched::bench::{
+    Change, ChangeKind, Hub, KeyRange, LeaseId, Limits, Request, Revision, Stream, Version,
+};
 
 const ROUNDS: i64 = 1_000;
 

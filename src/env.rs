@@ -144,11 +144,13 @@ impl Clock for SystemClock {
 }
 
 /// A clock that a test moves by hand; its sleeps take real time.
+#[cfg(test)]
 #[derive(Default)]
 pub struct ManualClock {
     now_ns: std::sync::atomic::AtomicU64,
 }
 
+#[cfg(test)]
 impl ManualClock {
     pub fn advance(&self, by: Duration) {
         self.now_ns
@@ -156,6 +158,7 @@ impl ManualClock {
     }
 }
 
+#[cfg(test)]
 impl Clock for ManualClock {
     fn now(&self) -> Duration {
         Duration::from_nanos(self.now_ns.load(std::sync::atomic::Ordering::SeqCst))

@@ -5,42 +5,50 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | [`types`], [`error`], [`env`], [`proto`], [`metrics`], [`probe`] |
-//! | 1 | [`config`], [`net`], [`storage`] |
-//! | 2 | [`mvcc`], [`raft`] |
-//! | 3 | [`state`], [`watch`] |
-//! | 4 | [`transport`], [`lessor`] |
-//! | 5 | [`replica`] |
-//! | 6 | [`service`] |
-//! | 7 | [`jobs`], [`api`], [`http`] |
-//! | 8 | [`server`] |
-//! | 9 | `sim`, which no release holds |
+//! | 0 | `types`, `error`, `env`, `proto`, `metrics`, `probe` |
+//! | 1 | `config`, `net`, `storage` |
+//! | 2 | `mvcc`, `raft` |
+//! | 3 | `state`, `watch` |
+//! | 4 | `transport`, `lessor` |
+//! | 5 | `replica` |
+//! | 6 | `service` |
+//! | 7 | `jobs`, `api`, `http` |
+//! | 8 | `server` |
+//! | 9 | `sim`, `fuzz` and `bench`, which no release holds |
+//! | 10 | `program` |
+//!
+//! `program` is what the programs call, and all that a release shows of the crate.
 //!
 //! `docs/ARCHITECTURE.md` tells what each part promises and follows a request through them.
 #![deny(unsafe_code)]
 
-pub mod api;
-pub mod config;
-pub mod env;
-pub mod error;
-pub mod http;
-pub mod jobs;
-pub mod lessor;
-pub mod metrics;
-pub mod mvcc;
-pub mod net;
-pub mod probe;
-pub mod proto;
-pub mod raft;
-pub mod replica;
+pub(crate) mod api;
+#[cfg(feature = "bench")]
+pub mod bench;
+pub(crate) mod config;
+pub(crate) mod env;
+pub(crate) mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
+pub(crate) mod http;
+pub(crate) mod jobs;
+pub(crate) mod lessor;
+pub(crate) mod metrics;
+pub(crate) mod mvcc;
+pub(crate) mod net;
+pub(crate) mod probe;
+pub mod program;
+pub(crate) mod proto;
+pub(crate) mod raft;
+pub(crate) mod replica;
 #[cfg(test)]
 mod script;
-pub mod server;
-pub mod service;
+pub(crate) mod server;
+pub(crate) mod service;
 #[cfg(any(test, feature = "simulation"))]
-pub mod sim;
-pub mod state;
-pub mod storage;
-pub mod transport;
-pub mod types;
-pub mod watch;
+pub(crate) mod sim;
+pub(crate) mod state;
+pub(crate) mod storage;
+pub(crate) mod transport;
+pub(crate) mod types;
+pub(crate) mod watch;

@@ -1,23 +1,23 @@
 //! Places that the simulator looks at: rare paths, which a run has to have taken to have tested
 //! anything, what members apply, and defects put there on purpose, which it has to find.
 //!
-//! In a server all of this is nothing: `ON` is false and the compiler removes what hangs on it.
+//! In a server all of this is nothing, and the compiler removes what hangs on it.
 //! Otherwise it belongs to the calling thread, so that several worlds can run side by side.
 
 use bytes::Bytes;
-
-/// True where probes do anything.
-pub const ON: bool = cfg!(any(test, feature = "simulation"));
 
 /// Declares an enum with a name in words for each of its values.
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident { $($(#[$one:meta])* $value:ident => $text:literal,)* }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        // Some are the simulated network's, which a server does not have.
+        #[cfg_attr(not(any(test, feature = "simulation")), allow(dead_code))]
         pub enum $name {
             $($(#[$one])* $value,)*
         }
 
+        #[cfg(any(test, feature = "simulation"))]
         impl $name {
             pub const ALL: &[$name] = &[$($name::$value,)*];
 

@@ -9,32 +9,32 @@ use prost::DecodeError;
 use prost::encoding::{self, DecodeContext, WireType};
 
 pub mod etcdserverpb {
-    #![allow(clippy::all, missing_docs)]
+    #![allow(clippy::all, dead_code, missing_docs)]
     tonic::include_proto!("etcdserverpb");
     pub use crate::proto::RangeResponse;
 }
 pub mod authpb {
-    #![allow(clippy::all, missing_docs)]
+    #![allow(clippy::all, dead_code, missing_docs)]
     tonic::include_proto!("authpb");
 }
 pub mod membershippb {
-    #![allow(clippy::all, missing_docs)]
+    #![allow(clippy::all, dead_code, missing_docs)]
     tonic::include_proto!("membershippb");
 }
 pub mod etchedpeer {
-    #![allow(clippy::all, missing_docs)]
+    #![allow(clippy::all, dead_code, missing_docs)]
     tonic::include_proto!("etchedpeer");
 }
 pub mod v3lockpb {
-    #![allow(clippy::all, missing_docs)]
+    #![allow(clippy::all, dead_code, missing_docs)]
     tonic::include_proto!("v3lockpb");
 }
 pub mod v3electionpb {
-    #![allow(clippy::all, missing_docs)]
+    #![allow(clippy::all, dead_code, missing_docs)]
     tonic::include_proto!("v3electionpb");
 }
 pub mod health {
-    #![allow(clippy::all, missing_docs)]
+    #![allow(clippy::all, dead_code, missing_docs)]
     tonic::include_proto!("grpc.health.v1");
 }
 
@@ -170,12 +170,9 @@ impl EncodedKvs {
     }
 
     /// The pairs as `from_frames` takes them.
+    #[cfg(any(test, feature = "simulation"))]
     pub fn frames(&self) -> &[u8] {
         &self.frames
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     pub fn size_bytes(&self) -> usize {

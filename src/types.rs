@@ -112,6 +112,7 @@ impl KeyRange {
         }
     }
 
+    #[cfg(test)]
     pub fn contains(&self, key: &[u8]) -> bool {
         match self {
             Self::Point(point) => point.as_ref() == key,

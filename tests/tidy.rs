@@ -1,5 +1,5 @@
 //! Rules of this project that a machine can check: which module may know which, that files import
-//! each other in no circle, where time and chance come from, how large a file and a function may
+//! each other in no circle, what no release holds, where time and chance come from, how large a file and a function may
 //! be and what a file may be called, which words were given up, and that the documents name files
 //! that exist.
 //!
@@ -14,6 +14,7 @@ mod tidy {
     pub mod layers;
     pub mod modules;
     pub mod purity;
+    pub mod release;
     pub mod shape;
     pub mod source;
     pub mod tokens;
@@ -21,7 +22,7 @@ mod tidy {
 }
 
 use tidy::source::{self, Source};
-use tidy::{circles, documents, functions, layers, purity, shape, words};
+use tidy::{circles, documents, functions, layers, purity, release, shape, words};
 
 /// Fails with every finding, one a line.
 fn assert_none(findings: Vec<String>) {
@@ -48,6 +49,16 @@ fn imports_point_downwards() {
 #[test]
 fn files_import_each_other_in_no_circle() {
     assert_none(circles::check(&source::crate_sources(), circles::KNOWN));
+}
+
+#[test]
+fn engines_in_memory_are_in_no_release() {
+    let manifest = source::text("Cargo.toml");
+    assert_none(release::check(
+        &source::crate_sources(),
+        &manifest,
+        release::ABSENT,
+    ));
 }
 
 #[test]

@@ -1,8 +1,7 @@
-//! `client_frames` of `tests/fuzz/targets.rs` under libFuzzer.
+//! `client_frames` of `src/fuzz/` under libFuzzer.
 #![no_main]
 
-#[allow(dead_code)]
-#[path = "../../tests/fuzz/targets.rs"]
-mod targets;
+#[global_allocator]
+static ALLOCATOR: etched::fuzz::Counting = etched::fuzz::Counting;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::client::frames(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| etched::fuzz::run("client_frames", data));

@@ -1,8 +1,7 @@
-//! `config_values` of `tests/fuzz/targets.rs` under libFuzzer.
+//! `config_values` of `src/fuzz/` under libFuzzer.
 #![no_main]
 
-#[allow(dead_code)]
-#[path = "../../tests/fuzz/targets.rs"]
-mod targets;
+#[global_allocator]
+static ALLOCATOR: etched::fuzz::Counting = etched::fuzz::Counting;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::config::values(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| etched::fuzz::run("config_values", data));

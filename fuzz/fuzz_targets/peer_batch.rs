@@ -1,8 +1,7 @@
-//! `peer_batch` of `tests/fuzz/targets.rs` under libFuzzer.
+//! `peer_batch` of `src/fuzz/` under libFuzzer.
 #![no_main]
 
-#[allow(dead_code)]
-#[path = "../../tests/fuzz/targets.rs"]
-mod targets;
+#[global_allocator]
+static ALLOCATOR: etched::fuzz::Counting = etched::fuzz::Counting;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::peer::batch(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| etched::fuzz::run("peer_batch", data));

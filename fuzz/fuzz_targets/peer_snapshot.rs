@@ -1,8 +1,7 @@
-//! `peer_snapshot` of `tests/fuzz/targets.rs` under libFuzzer.
+//! `peer_snapshot` of `src/fuzz/` under libFuzzer.
 #![no_main]
 
-#[allow(dead_code)]
-#[path = "../../tests/fuzz/targets.rs"]
-mod targets;
+#[global_allocator]
+static ALLOCATOR: etched::fuzz::Counting = etched::fuzz::Counting;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::peer::snapshot(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| etched::fuzz::run("peer_snapshot", data));

@@ -1,8 +1,7 @@
-//! `raft_log_damage` of `tests/fuzz/targets.rs` under libFuzzer.
+//! `raft_log_damage` of `src/fuzz/` under libFuzzer.
 #![no_main]
 
-#[allow(dead_code)]
-#[path = "../../tests/fuzz/targets.rs"]
-mod targets;
+#[global_allocator]
+static ALLOCATOR: etched::fuzz::Counting = etched::fuzz::Counting;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::raft_log::damage(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| etched::fuzz::run("raft_log_damage", data));

@@ -1,8 +1,7 @@
-//! `request_decode` of `tests/fuzz/targets.rs` under libFuzzer.
+//! `request_decode` of `src/fuzz/` under libFuzzer.
 #![no_main]
 
-#[allow(dead_code)]
-#[path = "../../tests/fuzz/targets.rs"]
-mod targets;
+#[global_allocator]
+static ALLOCATOR: etched::fuzz::Counting = etched::fuzz::Counting;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::requests::decode(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| etched::fuzz::run("request_decode", data));

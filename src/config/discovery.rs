@@ -19,14 +19,6 @@ pub enum Discovery {
 }
 
 impl Discovery {
-    /// The domain of the SRV records; empty for none.
-    pub fn domain(&self) -> &str {
-        match self {
-            Discovery::Dns(dns) => &dns.domain,
-            _ => "",
-        }
-    }
-
     /// The discovery service's token; empty for none.
     pub fn token(&self) -> &str {
         match self {

@@ -36,15 +36,15 @@ mod value;
 mod values;
 
 pub use commands::{Command, command};
-pub use discovery::{Credentials, Discovery, DiscoveryService, DnsDiscovery};
+pub use discovery::{Discovery, DiscoveryService, DnsDiscovery};
 pub use exit::Exit;
-pub use gates::Gates;
 pub use help::version;
-pub use identity::{
-    Bootstrap, Founder, InitialCluster, Resolve, cluster_id, member_id, same_peer_urls,
-};
-pub use keepalive::Keepalive;
-pub use load::{Loaded, load, os_reason};
+#[cfg(test)]
+pub use identity::Founder;
+pub use identity::{Bootstrap, InitialCluster, Resolve, member_id, same_peer_urls};
+#[cfg(any(test, feature = "fuzzing"))]
+pub use load::Loaded;
+pub use load::{load, os_reason};
 pub use log::{Level, LogConfig, LogFormat, LogOutput};
 pub use machine::{Surroundings, default_host, memory_bytes};
 pub use note::Note;

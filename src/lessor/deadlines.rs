@@ -132,10 +132,6 @@ impl Deadlines {
         self.by_deadline.iter().map(|(_, id)| *id).collect()
     }
 
-    pub fn contains(&self, id: LeaseId) -> bool {
-        self.leases.contains_key(&id)
-    }
-
     /// Up to `limit` leases that have ended.
     pub fn expired(&self, now: Duration, limit: usize) -> Vec<LeaseId> {
         self.by_deadline

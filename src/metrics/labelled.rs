@@ -45,6 +45,7 @@ pub enum CallKind {
 }
 
 /// Which stream broke, and on which way.
+#[allow(dead_code, reason = "nothing counts it yet")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamFailure {
     WatchReceive,
@@ -212,6 +213,7 @@ impl Labelled {
             .unwrap_or(&self.other_client_versions)
     }
 
+    #[allow(dead_code, reason = "nothing counts it yet")]
     pub fn stream_failed(&self, failure: StreamFailure) {
         self.stream_failures[failure as usize].increment();
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::Result;
 use crate::error;
-use crate::proto::{EncodedKvs, KeyValue, RANGE_KVS_TAG};
+use crate::proto::{EncodedKvs, RANGE_KVS_TAG};
 use crate::storage::schema::{self, Head, Version};
 use crate::storage::{self, Cursor, Family, Read};
 use crate::types::{KeyRange, LeaseId, Revision};
@@ -303,7 +303,12 @@ impl<'a> Snapshot<'a> {
     }
 
     /// The pairs of a range at `revision`, spelled out, in key order.
-    pub fn key_values(&self, range: &KeyRange, revision: i64) -> storage::Result<Vec<KeyValue>> {
+    #[cfg(test)]
+    pub fn key_values(
+        &self,
+        range: &KeyRange,
+        revision: i64,
+    ) -> storage::Result<Vec<crate::proto::KeyValue>> {
         let mut walk = self.walk(range, revision)?;
         let mut pairs = Vec::new();
         while walk.advance()? {

@@ -224,6 +224,7 @@ impl Inbound {
 }
 
 /// What the library gets of a connection whose bytes came in these pieces.
+#[cfg(any(test, feature = "fuzzing"))]
 pub fn mended<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
     let mut inbound = Inbound::new();
     let mut out = Vec::new();

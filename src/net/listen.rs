@@ -19,7 +19,6 @@ pub struct Error {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SocketOptions {
     pub reuse_port: bool,
-    pub reuse_address: bool,
 }
 
 /// An address that is bound and refuses connections.

@@ -27,4 +27,5 @@ mod tests;
 pub use accept::{Options, Versions, serve, tune};
 pub use guard::Guard;
 pub use http2::{Http2, KeepAlive};
+#[cfg(any(test, feature = "fuzzing"))]
 pub use inbound::mended;

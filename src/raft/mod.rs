@@ -18,8 +18,8 @@ pub(crate) mod tests;
 mod unpersisted;
 
 pub use admit::{Lost, Malformed};
-pub use output::{Committed, CommittedKind, Output, Persist};
+pub use output::{Committed, CommittedKind, Persist};
 pub use raft_proto::eraftpb::{
-    ConfChange, ConfChangeType, ConfState, Message, MessageType, Snapshot, SnapshotMetadata,
+    ConfChange, ConfChangeType, Message, MessageType, Snapshot, SnapshotMetadata,
 };
 pub use replica::Replica;

@@ -155,6 +155,7 @@ impl ApplyThread {
     }
 
     /// Takes a job through its next stage; nothing is left of it once the raft thread was told.
+    #[cfg(any(test, feature = "simulation"))]
     pub fn proceed(&self, applying: Applying) -> storage::Result<Option<Applying>> {
         let mut applier = self.applier.lock();
         let proceeded = applier.proceed(applying, self.stages, self.states.as_ref())?;

@@ -103,6 +103,7 @@ impl Inbox {
     }
 
     /// How many inputs wait, and the bytes of those that are bounded by them.
+    #[cfg(any(test, feature = "simulation"))]
     pub fn waiting(&self) -> (usize, usize) {
         let state = self.state.lock();
         (state.inputs.len(), state.bytes)

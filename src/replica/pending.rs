@@ -14,7 +14,6 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
 use super::proposal::{Proposed, Reply, committed_id};
-use super::work::Waiting;
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::raft::Committed;
@@ -229,7 +228,8 @@ impl PendingProposals {
     }
 
     /// Who waits here.
-    pub fn count(&self, waiting: &mut Waiting) {
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn count(&self, waiting: &mut super::work::Waiting) {
         waiting.proposed = self.proposed.len();
         waiting.forwarded = self.forwarded.len();
         waiting.without_leader = self.queued.len();
@@ -495,7 +495,7 @@ mod tests {
         }
         world.pending.stop();
         assert_eq!(world.errors(), [1, 2, 3].map(|id| (id, Error::Stopped)));
-        let mut waiting = Waiting::default();
+        let mut waiting = super::super::work::Waiting::default();
         world.pending.count(&mut waiting);
         assert_eq!(waiting.sum(), 0);
     }

@@ -77,6 +77,7 @@ impl<T> Pipe<T> {
     }
 
     /// The same without waiting: nothing where there is nothing.
+    #[cfg(any(test, feature = "simulation"))]
     pub fn try_take(&self, clock: &dyn Clock) -> Vec<T> {
         let mut state = self.state.lock();
         state.finish();
@@ -84,11 +85,6 @@ impl<T> Pipe<T> {
             true => Vec::new(),
             false => state.begin(clock),
         }
-    }
-
-    /// Something is waiting to be taken.
-    pub fn has_items(&self) -> bool {
-        !self.state.lock().items.is_empty()
     }
 
     /// Nothing is waiting and nothing is being done.

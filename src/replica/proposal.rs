@@ -29,6 +29,7 @@ pub struct Proposal {
 
 impl Proposal {
     /// True where nobody waits for it any more, so that it need not be proposed.
+    #[cfg(test)]
     pub fn is_abandoned(&self) -> bool {
         self.awaited_until.is_some() && self.what.is_left_alone()
     }

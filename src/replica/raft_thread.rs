@@ -21,11 +21,10 @@ use super::proposal::Proposed;
 use super::router::Router;
 use super::shared::Shared;
 use super::state_store::{Checkpoint, Received, SnapshotStore};
-use super::work::{AppliedGroup, Waiting, Work};
+use super::work::{AppliedGroup, Work};
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etchedpeer::forwarded::Proposal as Asked;
-use crate::raft::replica::{Progress, Status};
 use crate::raft::{Message, MessageType, Persist};
 use crate::storage;
 use crate::transport::{Network, PeerMessage};
@@ -178,7 +177,8 @@ impl RaftThread {
     }
 
     /// Who waits for what in the router, and the bytes that wait for the log and the apply thread.
-    pub fn waiting(&self) -> (Waiting, usize) {
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn waiting(&self) -> (super::work::Waiting, usize) {
         (self.router.waiting(), self.outstanding_bytes())
     }
 
@@ -195,12 +195,14 @@ impl RaftThread {
         &self.shared
     }
 
-    pub fn status(&self) -> Status {
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn status(&self) -> crate::raft::replica::Status {
         self.router.status()
     }
 
     /// The members as raft knows them.
-    pub fn progress(&self) -> Vec<Progress> {
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn progress(&self) -> Vec<crate::raft::replica::Progress> {
         self.router.progress()
     }
 

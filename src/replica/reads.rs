@@ -50,6 +50,7 @@ impl WaitingReads {
     }
 
     /// How many wait.
+    #[cfg(any(test, feature = "simulation"))]
     pub fn count(&self) -> usize {
         self.waiting.lock().count
     }

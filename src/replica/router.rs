@@ -14,7 +14,7 @@ use super::proposal::{
     Proposal, Proposed, Refusal, conf_change, is_request, member_change, take_encoded,
 };
 use super::reads::ReadReply;
-use super::work::{Waiting, Work};
+use super::work::Work;
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etchedpeer::{Forwarded, MemberChange, forwarded, member_change::Change};
@@ -92,8 +92,9 @@ impl Router {
     }
 
     /// Who waits for what here.
-    pub fn waiting(&self) -> Waiting {
-        let mut waiting = Waiting {
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn waiting(&self) -> super::work::Waiting {
+        let mut waiting = super::work::Waiting {
             changes: self.changes.len(),
             reads: self.reads.len(),
             ..Default::default()

@@ -24,6 +24,7 @@ pub struct Received {
     pub entry_id: EntryId,
     pub files: SnapshotDir,
     /// While it lives no other state of this entry_id is received. Dropped after the files.
+    #[allow(dead_code, reason = "held, not read")]
     pub claim: Arc<()>,
 }
 

@@ -27,6 +27,7 @@ pub struct Work {
 }
 
 /// How many wait for what.
+#[cfg(any(test, feature = "simulation"))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
     /// For entries that this member proposed.
@@ -40,6 +41,7 @@ pub struct Waiting {
     pub reads: usize,
 }
 
+#[cfg(any(test, feature = "simulation"))]
 impl Waiting {
     pub fn sum(&self) -> usize {
         self.proposed + self.forwarded + self.without_leader + self.changes + self.reads

@@ -13,7 +13,6 @@
 mod line;
 mod queue;
 
-use std::cell::Cell;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -25,7 +24,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use serde::Serialize;
 use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -301,13 +299,7 @@ impl Fields {
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        IS_JSON.set(false);
-        let text = format!("{value:?}");
-        let json = match IS_JSON.take() {
-            true => serde_json::from_str(&text).ok(),
-            false => None,
-        };
-        self.add(field, json.unwrap_or(Value::String(text)));
+        self.add(field, format!("{value:?}").into());
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
@@ -332,24 +324,6 @@ impl Visit for Fields {
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
         self.add(field, value.to_string().into());
-    }
-}
-
-thread_local! {
-    /// Whether the field being printed said that it is JSON. A mark in the text itself could be
-    /// forged by whoever chose the text.
-    static IS_JSON: Cell<bool> = const { Cell::new(false) };
-}
-
-/// A field that `tracing` has no type for, such as a list: `urls = ?Json(&urls)`.
-pub struct Json<T>(pub T);
-
-impl<T: Serialize> fmt::Debug for Json<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = serde_json::to_string(&self.0).map_err(|_| fmt::Error)?;
-        f.write_str(&text)?;
-        IS_JSON.set(true);
-        Ok(())
     }
 }
 

@@ -69,7 +69,6 @@ struct Sockets {
 fn bind_all(config: &Config) -> Result<Sockets, Error> {
     let options = SocketOptions {
         reuse_port: config.socket_reuse_port,
-        reuse_address: config.socket_reuse_address,
     };
     let bind = |urls: &[Listen]| {
         urls.iter()

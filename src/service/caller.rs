@@ -20,6 +20,7 @@ pub enum Identity {
     /// A client that has not said who it is.
     #[default]
     Nobody,
+    #[allow(dead_code, reason = "permissions and traces are about to read it")]
     User(Arc<User>),
     /// This member, or another one of the cluster.
     Member,
@@ -37,6 +38,7 @@ pub struct User {
 pub struct Caller {
     identity: Identity,
     deadline: Option<Duration>,
+    #[allow(dead_code, reason = "permissions and traces are about to read it")]
     span: Span,
 }
 
@@ -61,6 +63,7 @@ impl Caller {
         Self::client(Identity::Nobody, None, Span::none())
     }
 
+    #[allow(dead_code, reason = "permissions and traces are about to read it")]
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -69,6 +72,7 @@ impl Caller {
         self.deadline
     }
 
+    #[allow(dead_code, reason = "permissions and traces are about to read it")]
     pub fn span(&self) -> &Span {
         &self.span
     }

@@ -99,12 +99,6 @@ impl Handle {
         &self.network
     }
 
-    /// Asks another member.
-    pub async fn ask(&self, member: MemberId, question: Question) -> Result<Answer, Error> {
-        let limit = self.settings.request_timeout();
-        self.network.ask(member, question, limit).await
-    }
-
     /// The moment at which a request of this caller that begins now is given up.
     pub(super) fn deadline(&self, caller: &Caller) -> Duration {
         caller.until(self.shared.clock.now() + self.settings.request_timeout())

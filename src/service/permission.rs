@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::proto::etcdserverpb::{InternalRaftRequest, TxnRequest};
 
 /// What a caller asks to do.
+#[allow(dead_code, reason = "permissions and traces are about to read it")]
 #[derive(Clone, Copy, Debug)]
 pub enum Asks<'a> {
     /// To read a key or a range, now or as it changes; `range_end` as in a request.

@@ -317,6 +317,7 @@ impl Handle {
     }
 
     /// True while no proposal of this member's is under way.
+    #[cfg(any(test, feature = "simulation"))]
     pub fn is_idle(&self) -> bool {
         self.room_kib.available_permits() == MAX_PROPOSED_KIB as usize
     }

@@ -70,6 +70,7 @@ impl Time {
     }
 
     /// How many wait.
+    #[cfg(test)]
     pub fn timers(&self) -> usize {
         self.state.lock().timers.len()
     }

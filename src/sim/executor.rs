@@ -83,6 +83,7 @@ impl Tasks {
         self.queue.state.lock().tasks.len()
     }
 
+    #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

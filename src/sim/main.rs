@@ -2,5 +2,5 @@
 //! it.
 
 fn main() {
-    etched::sim::command::start(std::env::args().skip(1))
+    etched::program::simulate(std::env::args().skip(1))
 }

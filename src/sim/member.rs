@@ -16,7 +16,6 @@ use super::network::SimNetwork;
 use super::random::{MemberRng, Random};
 use super::states::SimDisk;
 use crate::api::{Settings as ApiSettings, cluster, kv, lease, maintenance, watch};
-use crate::env::Clock;
 use crate::jobs::corruption::AtStart;
 use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
@@ -326,11 +325,6 @@ impl Life {
             applying: None,
             end,
         }
-    }
-
-    /// True where the raft thread has something to do now.
-    pub fn raft_is_due(&self) -> bool {
-        self.raft.inbox().waiting().0 > 0 || self.clock.now() >= self.raft.next_tick()
     }
 
     /// When the raft thread ticks next, in the world's time.

@@ -22,10 +22,9 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, MutexGuard};
 
-pub use self::conditions::{Counts, LinkConditions, MAX_ON_A_LINK};
+pub use self::conditions::{Counts, LinkConditions};
 use self::in_flight::{Delay, InFlight, Payload};
 use self::links::{Attached, Links};
-pub use self::member_network::MemberNetwork;
 use self::promises::Promises;
 use super::clock::Time;
 use super::executor::Tasks;
@@ -145,10 +144,6 @@ impl SimNetwork {
         links.losses.clear();
     }
 
-    pub fn conditions(&self) -> LinkConditions {
-        self.links.lock().conditions
-    }
-
     /// The member stands still, and what comes to it waits; or it goes on. After a while its
     /// peers find it silent.
     pub fn hold(&self, member: MemberId, held: bool) {
@@ -180,11 +175,13 @@ impl SimNetwork {
     }
 
     /// How much flies or waits for a member that stands still.
+    #[cfg(test)]
     pub fn in_flight(&self) -> usize {
         self.links.lock().in_flight()
     }
 
     /// The most that ever did.
+    #[cfg(test)]
     pub fn most_in_flight(&self) -> usize {
         self.links.lock().most_in_flight
     }

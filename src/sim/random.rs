@@ -31,7 +31,6 @@ impl Random {
         Self::new(mix(self.next() ^ mix(label.wrapping_add(STEP))))
     }
 
-    #[expect(clippy::should_implement_trait, reason = "it never ends")]
     pub fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(STEP);
         mix(self.state)

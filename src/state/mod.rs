@@ -19,4 +19,6 @@ mod tests;
 pub mod txn;
 pub mod version;
 
-pub use machine::{Applied, Group, Machine, Response};
+#[cfg(test)]
+pub use machine::Group;
+pub use machine::{Machine, Response};

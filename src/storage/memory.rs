@@ -56,9 +56,7 @@ impl Content {
         match family {
             Family::Current | Family::LeaseKeys => true,
             Family::Undo | Family::Revisions => false,
-            Family::Meta => {
-                key != meta::COMPACTION_FINISHED && key != meta::FORMAT && key != meta::IDENTITY
-            }
+            Family::Meta => key != meta::COMPACTION_FINISHED,
         }
     }
 
@@ -235,6 +233,7 @@ impl Shared {
 }
 
 impl MemoryEngine {
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn new() -> Self {
         Self::default()
     }
@@ -256,6 +255,7 @@ impl MemoryEngine {
     }
 
     /// Goes back to the state of the last flush.
+    #[cfg(test)]
     pub fn crash(&self) {
         *self.shared.live.lock() = self.shared.durable.lock().clone();
     }

@@ -8,6 +8,9 @@
 //! - what a crash loses is a suffix of the batches written, never a hole;
 //! - an error of the engine is never survivable: the caller stops the process.
 
+// The fuzz targets use a part of it.
+#[cfg_attr(not(any(test, feature = "simulation")), allow(dead_code))]
+#[cfg(any(test, feature = "in-memory"))]
 pub mod memory;
 pub mod raft_log;
 pub mod rocks;
@@ -134,10 +137,6 @@ impl Batch {
         }
         // A request is bounded far below 4 GiB before it reaches the store.
         (self.bytes.len() - before) as u32
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.heads.is_empty()
     }
 
     pub fn size_bytes(&self) -> usize {

@@ -362,10 +362,6 @@ pub fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
 
 /// The keys of `Meta`.
 pub mod meta {
-    /// u64: see `FORMAT_VERSION`.
-    pub const FORMAT: &[u8] = b"format";
-    /// u64, u64: cluster and member that the directory belongs to.
-    pub const IDENTITY: &[u8] = b"identity";
     /// u64, u64: index and term of the last entry applied.
     pub const APPLIED: &[u8] = b"applied";
     /// i64, i64: the newest revision and how many keys it has.

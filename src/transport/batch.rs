@@ -145,6 +145,7 @@ impl From<PeerMessage> for Payload {
 }
 
 /// A batch as it is on the wire.
+#[cfg(any(test, feature = "fuzzing"))]
 pub fn encoded(messages: Vec<PeerMessage>, probe: Option<u64>) -> Vec<u8> {
     let batch = Batch::new(messages, probe);
     let mut bytes = Vec::with_capacity(batch.len);

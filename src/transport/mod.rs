@@ -42,14 +42,14 @@ pub use dial::{Channel, dial_within};
 pub use identity::Local;
 pub use network::GrpcNetwork;
 pub use peer_rpc::describe;
-pub use queue::Limits;
+#[cfg(any(test, feature = "simulation"))]
 pub use roster::Roster;
 
 /// What reads the bytes of other members, by itself: for fuzzing.
-#[doc(hidden)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod edges {
-    pub use super::batch::{Incoming, encoded, read};
-    pub use super::snapshot_in::{Unfit, Whole, write};
+    pub use super::batch::{encoded, read};
+    pub use super::snapshot_in::write;
 }
 
 /// What one member tells another without waiting for an answer. Nearly all are raft's own.
@@ -210,8 +210,10 @@ pub trait Inbound: Send + Sync + 'static {
 }
 
 /// The network of a member that has no peers.
+#[cfg(test)]
 pub struct NoNetwork;
 
+#[cfg(test)]
 impl Network for NoNetwork {
     fn attach(&self, _inbound: std::sync::Arc<dyn Inbound>) {}
 

@@ -98,6 +98,7 @@ impl Roster {
     }
 
     /// True where the member can be reached.
+    #[cfg(any(test, feature = "simulation"))]
     pub fn knows(&self, member: MemberId) -> bool {
         self.listed.contains_key(&member) || self.learned.contains_key(&member)
     }

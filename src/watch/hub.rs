@@ -135,11 +135,13 @@ impl Hub {
     }
 
     /// No watch is live.
+    #[cfg(any(test, feature = "simulation"))]
     pub fn is_idle(&self) -> bool {
         self.index.lock().ranges.len() == 0
     }
 
     /// The newest revision published.
+    #[cfg(test)]
     pub fn head(&self) -> i64 {
         self.index.lock().head
     }

@@ -114,6 +114,10 @@ const MODULES: &[Module] = &[
             "storage",
         ],
     ),
+    // Its files are tests, which may name all that is below.
+    module("fuzz", 9, &[]),
+    module("bench", 9, &["watch", "state", "mvcc", "storage"]),
+    module("program", 10, &["sim", "server", "config"]),
 ];
 
 fn find(name: &str) -> Option<&'static Module> {

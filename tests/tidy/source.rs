@@ -25,9 +25,11 @@ impl Source {
         module
     }
 
-    /// True for a file that holds nothing but tests.
+    /// True for a file that holds nothing but tests; fuzz targets are tests too.
     pub fn is_test(&self) -> bool {
-        self.path.starts_with("tests/") || self.module().contains(&"tests")
+        self.path.starts_with("tests/")
+            || self.path.starts_with("src/fuzz/")
+            || self.module().contains(&"tests")
     }
 }
 
@@ -96,6 +98,7 @@ mod tests {
         assert_eq!(module("src/a/main.rs"), ("a::main".to_owned(), false));
         assert_eq!(module("src/a/tests.rs"), ("a::tests".to_owned(), true));
         assert_eq!(module("src/a/tests/b.rs"), ("a::tests::b".to_owned(), true));
+        assert_eq!(module("src/fuzz/peer.rs"), ("fuzz::peer".to_owned(), true));
         assert_eq!(module("tests/tidy.rs"), ("tidy".to_owned(), true));
     }
 }

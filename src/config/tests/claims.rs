@@ -13,6 +13,10 @@ use super::{Case, run};
 const READ_WITHIN: &[(&str, &str)] = &[
     ("initial_cluster", "Config::listed_cluster reads it"),
     (
+        "socket_reuse_address",
+        "every listener sets SO_REUSEADDR, as in Go",
+    ),
+    (
         "warning_unary_request_duration",
         "the log of slow requests is about to",
     ),

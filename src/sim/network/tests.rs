@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::conditions::MAX_ON_A_LINK;
+use super::member_network::MemberNetwork;
 use super::*;
 use crate::env::{Boxed, Executor};
 use crate::error::Error;

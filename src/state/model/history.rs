@@ -1,7 +1,5 @@
 //! The model's history in revision order, as watches have to show it.
 
-use std::collections::BTreeMap;
-
 use super::Model;
 use crate::proto::{Event, KeyValue};
 use crate::types::Revision;
@@ -55,7 +53,8 @@ impl Model {
 
     /// The events of every revision from `from` on that are still to be had, with the pairs
     /// before them that are.
-    pub fn events(&self, from: i64) -> BTreeMap<Revision, Event> {
+    #[cfg(test)]
+    pub fn events(&self, from: i64) -> std::collections::BTreeMap<Revision, Event> {
         let changes = self.changes().into_iter();
         let there = changes.filter(|change| {
             let undone = change.event.r#type == 0

@@ -431,6 +431,7 @@ impl Model {
     }
 
     /// How many keys there are.
+    #[cfg(test)]
     pub fn keys(&self) -> i64 {
         self.pairs(b"\0", b"\0", self.head).len() as i64
     }

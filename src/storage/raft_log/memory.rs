@@ -56,6 +56,7 @@ enum Fate {
 }
 
 impl MemoryDisk {
+    #[cfg(any(test, feature = "fuzzing"))]
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -81,6 +82,7 @@ impl MemoryDisk {
     }
 
     /// Bits that crashes have flipped so far.
+    #[cfg(test)]
     #[must_use]
     pub fn flips(&self) -> u64 {
         self.state().flips
@@ -134,6 +136,7 @@ impl MemoryDisk {
     ///
     /// # Errors
     /// There is no such file.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn tamper(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
         let mut state = self.state();
         let id = state.id(name)?;
@@ -145,6 +148,7 @@ impl MemoryDisk {
     }
 
     /// All files and their bytes, as they read now.
+    #[cfg(any(test, feature = "fuzzing"))]
     #[must_use]
     pub fn contents(&self) -> BTreeMap<String, Vec<u8>> {
         let state = self.state();
@@ -163,6 +167,7 @@ impl MemoryDisk {
     }
 
     /// A disk that holds what this one reads now, all of it durable.
+    #[cfg(any(test, feature = "fuzzing"))]
     #[must_use]
     pub fn copy(&self) -> Self {
         let state = self.state();

@@ -28,6 +28,9 @@ mod filler;
 mod found;
 mod frame;
 mod index;
+// The fuzz targets use a part of it.
+#[cfg_attr(not(any(test, feature = "simulation")), allow(dead_code))]
+#[cfg(any(test, feature = "in-memory"))]
 mod memory;
 mod options;
 mod reader;
@@ -44,6 +47,7 @@ pub use entry::{EntryId, LogEntry};
 pub use error::Error;
 pub use files::{Files, OpenFile, RealFiles};
 pub use filler::{Prepare, ZeroFiller};
+#[cfg(any(test, feature = "in-memory"))]
 pub use memory::MemoryDisk;
 pub use options::{LOCK_NAME, Options, Stats, TornTail};
 pub use reader::Reader;
@@ -252,6 +256,7 @@ impl RaftLog {
     }
 
     /// As [`Reader::term`].
+    #[cfg(any(test, feature = "fuzzing"))]
     #[must_use]
     pub fn term(&self, index: u64) -> Option<u64> {
         self.writer.shared.index().term(index)

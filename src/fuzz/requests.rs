@@ -4,15 +4,15 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use crate::api::validate;
+use crate::proto::etcdserverpb::*;
+use crate::proto::etchedpeer::{MemberChange, member_change};
+use crate::proto::{self, health, membershippb};
+use crate::state::Machine;
+use crate::state::machine::{self, Entry, Payload};
+use crate::storage::memory::MemoryEngine;
+use crate::storage::{Engine, Family};
 use bytes::Bytes;
-use etched::api::validate;
-use etched::proto::etcdserverpb::*;
-use etched::proto::etchedpeer::{MemberChange, member_change};
-use etched::proto::{self, health, membershippb};
-use etched::state::Machine;
-use etched::state::machine::{self, Entry, Payload};
-use etched::storage::memory::MemoryEngine;
-use etched::storage::{Engine, Family};
 use prost::Message;
 
 use super::Seed;
@@ -527,7 +527,7 @@ fn changes() -> Vec<MemberChange> {
         peer_urls: vec![url.to_owned()],
         is_learner,
     };
-    use etched::proto::etchedpeer::Nothing;
+    use crate::proto::etchedpeer::Nothing;
     use member_change::Change;
     [
         (4, Change::Add(raft("http://4:2380", true))),

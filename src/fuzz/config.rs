@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use etched::config::{
+use crate::config::{
     self, AutoCompaction, Config, Exit, InitialCluster, Loaded, Surroundings, Url, duration,
 };
 

@@ -5,27 +5,27 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
-use etched::error::Error;
-use etched::proto::etcdserverpb::{InternalRaftRequest, PutRequest, RequestHeader};
-use etched::proto::etchedpeer::forwarded;
-use etched::proto::etchedpeer::snapshot_part::Part;
-use etched::proto::etchedpeer::{
+use crate::error::Error;
+use crate::proto::etcdserverpb::{InternalRaftRequest, PutRequest, RequestHeader};
+use crate::proto::etchedpeer::forwarded;
+use crate::proto::etchedpeer::snapshot_part::Part;
+use crate::proto::etchedpeer::{
     Answer, Forwarded, MemberChange, MessageBatch, Nothing, Question, SnapshotFile, SnapshotPart,
     member_change, question,
 };
-use etched::proto::membershippb;
-use etched::raft::replica::{self, conf_state_of, encode_hard_state};
-use etched::raft::{Message, MessageType, Persist, Replica, Snapshot, SnapshotMetadata, admit};
-use etched::replica::proposal::{Proposal, Proposed};
-use etched::replica::router::Router;
-use etched::replica::work::Work;
-use etched::state::Machine;
-use etched::state::machine::{Entry as ToApply, Payload};
-use etched::storage::memory::MemoryEngine;
-use etched::storage::raft_log::{Batch, EntryId, Files, MemoryDisk, Options, RaftLog};
-use etched::transport::{PeerMessage, edges};
-use etched::types::MemberId;
+use crate::proto::membershippb;
+use crate::raft::replica::{self, conf_state_of, encode_hard_state};
+use crate::raft::{Message, MessageType, Persist, Replica, Snapshot, SnapshotMetadata, admit};
+use crate::replica::proposal::{Proposal, Proposed};
+use crate::replica::router::Router;
+use crate::replica::work::Work;
+use crate::state::Machine;
+use crate::state::machine::{Entry as ToApply, Payload};
+use crate::storage::memory::MemoryEngine;
+use crate::storage::raft_log::{Batch, EntryId, Files, MemoryDisk, Options, RaftLog};
+use crate::transport::{PeerMessage, edges};
+use crate::types::MemberId;
+use bytes::Bytes;
 use prost::Message as _;
 use raft_proto::eraftpb::Entry;
 
@@ -232,7 +232,7 @@ impl Member {
             heartbeat_ticks: 1,
             pre_vote: true,
             election_seed: 7,
-            recent_entries: etched::raft::log::RECENT_ENTRIES,
+            recent_entries: crate::raft::log::RECENT_ENTRIES,
         };
         let replica = Replica::new(options, restored).expect("a replica");
         Self {

@@ -1,14 +1,14 @@
 //! The fuzz targets as plain tests: each over its corpus, and over mutations of it that are the
 //! same on every machine. `fuzz/` runs the same targets for longer, under libFuzzer.
 
-#[path = "fuzz/targets.rs"]
-mod targets;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
-use targets::{TARGETS, Target};
+use super::{Counting, TARGETS, Target, memory};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 fn corpus(target: &Target) -> PathBuf {
     let top = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
@@ -256,5 +256,5 @@ fn mutations_are_the_same_every_time_and_of_many_kinds() {
 #[test]
 #[should_panic(expected = "were held at a time")]
 fn memory_is_counted() {
-    targets::memory::within(1 << 20, || drop(vec![1u8; 2 << 20]));
+    memory::within(1 << 20, || drop(vec![1u8; 2 << 20]));
 }

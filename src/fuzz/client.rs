@@ -1,6 +1,6 @@
 //! What a client sends over HTTP/2, before the library sees it.
 
-use etched::net;
+use crate::net;
 
 use super::Seed;
 

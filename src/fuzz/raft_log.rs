@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use etched::storage::raft_log::{
+use crate::storage::raft_log::{
     Batch, EntryId, Error, Files, LogEntry, MemoryDisk, Options, RaftLog, Recovered,
 };
+use bytes::Bytes;
 
 use super::Seed;
 use super::input::{Input, Script};
@@ -337,7 +337,7 @@ pub fn open_seeds() -> Vec<Seed> {
     // The end of each field: sums of them must not overflow.
     for (name, index) in [("far", u64::MAX), ("nearly-far", u64::MAX - 1)] {
         let marked = entry_id(some(first()).u8((MARK | RESET) as u8), index, 1).u8(0);
-        seeds.push(Seed::new(format!("entry_id-{name}"), written(marked).0));
+        seeds.push(Seed::new(format!("mark-{name}"), written(marked).0));
         let header = number(number(Script::default(), index), 0).u8(ENTRIES as u8);
         let begun = entries(header, u64::MAX, 1, b"x");
         seeds.push(Seed::new(format!("first-{name}"), written(begun).0));

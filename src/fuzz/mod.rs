@@ -1,13 +1,17 @@
-//! The targets: functions that take any bytes and panic where etched did what it must not do.
-//! `tests/fuzz.rs` runs them over the corpus, `fuzz/` hands them to libFuzzer.
+//! The fuzz targets: functions that take any bytes and panic where etched did what it must not do.
+//! `tests.rs` runs them over the corpus, `fuzz/` hands them to libFuzzer. No release holds them.
 
-pub mod client;
-pub mod config;
-pub mod input;
-pub mod memory;
-pub mod peer;
-pub mod raft_log;
-pub mod requests;
+mod client;
+mod config;
+mod input;
+mod memory;
+mod peer;
+mod raft_log;
+mod requests;
+#[cfg(test)]
+mod tests;
+
+pub use memory::Counting;
 
 /// A target.
 pub struct Target {
@@ -16,7 +20,7 @@ pub struct Target {
     pub run: fn(&[u8]),
     /// What the corpus begins with.
     pub seeds: fn() -> Vec<Seed>,
-    /// How many mutations of each file of the corpus `tests/fuzz.rs` tries.
+    /// How many mutations of each file of the corpus `tests.rs` tries.
     pub mutations: u64,
 }
 
@@ -32,6 +36,16 @@ impl Seed {
             name: name.into(),
             bytes: bytes.into(),
         }
+    }
+}
+
+/// Runs the target of a name.
+#[cfg(feature = "fuzzing")]
+pub fn run(name: &str, bytes: &[u8]) {
+    if let Some(target) = TARGETS.iter().find(|target| target.name == name) {
+        (target.run)(bytes);
+    } else {
+        panic!("there is no target {name}");
     }
 }
 

@@ -1,0 +1,81 @@
+//! The `etched` program: carries out a command, or reads the configuration and runs a member. It
+//! is what the crate shows; the rest is its own, so that the compiler finds what nothing uses.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use crate::config::{self, Command, Exit, Surroundings};
+use crate::server::{self, logging, run::Stopped};
+
+/// Runs seeds of the simulator and says what came of them.
+#[cfg(any(test, feature = "simulation"))]
+pub use crate::sim::command::start as simulate;
+
+/// Runs the program with the process's arguments and environment.
+pub fn run() -> ExitCode {
+    let around = Surroundings {
+        env: std::env::vars_os().collect(),
+        read_file: &|path| std::fs::read_to_string(path),
+        default_host: &config::default_host,
+        memory_bytes: &config::memory_bytes,
+    };
+    let args: Vec<OsString> = std::env::args_os().collect();
+    match config::command(&args) {
+        Some(Ok(Command::Version)) => {
+            return logging::exit(&Exit::printed(config::version(), ""));
+        }
+        Some(Err(exit)) => return logging::exit(&exit),
+        None => {}
+    }
+    let loaded = match config::load(args, &around) {
+        Ok(loaded) => loaded,
+        Err(exit) => return logging::exit(&exit),
+    };
+    if let Err(error) = logging::init(&loaded.config.log) {
+        logging::fatal("discovery failed", &error.to_string());
+        return ExitCode::from(1);
+    }
+    logging::notes(&loaded.notes);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("etched")
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            logging::fatal(
+                "discovery failed",
+                &format!("cannot start threads: {error}"),
+            );
+            return ExitCode::from(1);
+        }
+    };
+    let ended = runtime.block_on(server::run::run(loaded.config));
+    match ended {
+        Ok(Stopped::Signal(signal)) => {
+            logging::flush();
+            server::end_by(signal)
+        }
+        Ok(Stopped::Removed) => {
+            logging::flush();
+            std::process::exit(0);
+        }
+        Err(server::Error::Discovery {
+            token,
+            endpoints,
+            reason,
+        }) => {
+            logging::notes(&server::discovery::refusal(&token, &endpoints, &reason));
+            logging::flush();
+            std::process::exit(1);
+        }
+        Err(server::Error::Failed(reason)) => {
+            logging::fatal("stopped: the member cannot go on", &reason);
+            std::process::exit(1);
+        }
+        Err(error) => {
+            logging::fatal("discovery failed", &error.to_string());
+            std::process::exit(1);
+        }
+    }
+}
