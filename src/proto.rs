@@ -8,6 +8,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::DecodeError;
 use prost::encoding::{self, DecodeContext, WireType};
 
+pub mod text;
+
 pub mod etcdserverpb {
     #![allow(clippy::all, dead_code, missing_docs)]
     tonic::include_proto!("etcdserverpb");

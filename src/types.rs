@@ -1,6 +1,9 @@
 //! The numbers that etcd's world is made of, as types that cannot be mixed up.
 
+mod timestamp;
 pub mod version;
+
+pub use timestamp::timestamp;
 
 use std::fmt;
 

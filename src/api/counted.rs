@@ -1,4 +1,5 @@
-//! Counts calls: when one begins, and with what code it ends.
+//! Counts calls: when one begins, with what code it ends, and with `--metrics=extensive` how long
+//! it took.
 //!
 //! A unary call ends with its answer. A stream ends with its body: with the code that its
 //! trailers hold, or canceled where the client left first.
@@ -6,6 +7,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response};
@@ -13,23 +15,27 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use crate::metrics::Metrics;
+use crate::replica::shared::Shared;
 use crate::service::rpcs::RPCS;
 
 /// A call that is under way. Dropped without an answer it was canceled.
 pub struct Counted {
-    metrics: Arc<Metrics>,
+    shared: Arc<Shared>,
     method: usize,
+    /// Where its time is wanted.
+    started: Option<Duration>,
     ended: bool,
 }
 
 impl Counted {
-    pub fn start(metrics: &Arc<Metrics>, method: usize) -> Self {
+    pub fn start(shared: &Arc<Shared>, method: usize) -> Self {
+        let metrics = &shared.metrics;
         metrics.grpc_started(method);
         metrics.grpc_received(method);
         Self {
-            metrics: metrics.clone(),
+            shared: shared.clone(),
             method,
+            started: metrics.is_extensive().then(|| shared.clock.now()),
             ended: false,
         }
     }
@@ -41,7 +47,7 @@ impl Counted {
             return response;
         }
         if RPCS[self.method].is_unary() {
-            self.metrics.grpc_sent(self.method);
+            self.shared.metrics.grpc_sent(self.method);
             self.end(Code::Ok);
             return response;
         }
@@ -56,7 +62,12 @@ impl Counted {
     fn end(&mut self, code: Code) {
         if !self.ended {
             self.ended = true;
-            self.metrics.grpc_handled(self.method, code);
+            let metrics = &self.shared.metrics;
+            metrics.grpc_handled(self.method, code);
+            if let Some(started) = self.started {
+                let took = self.shared.clock.now() - started;
+                metrics.grpc_handling(self.method, took);
+            }
         }
     }
 }
@@ -95,7 +106,7 @@ impl HttpBody for CountedBody {
                     this.counted.end(code);
                 }
                 // tonic sends what is ready together, so this counts at least one message.
-                None => this.counted.metrics.grpc_sent(this.counted.method),
+                None => this.counted.shared.metrics.grpc_sent(this.counted.method),
             }
         }
         polled

@@ -1,50 +1,61 @@
 //! KV: reads go to a view, writes to the raft log.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::call_log::{CallLog, Content};
 use super::gate::AskedOfLearner;
+use super::range_stream::{Chunks, WAITING_CHUNKS, send_chunks};
 use super::{Settings, caller, header, validate};
 use crate::error::Error;
+use crate::metrics::Operation;
 use crate::mvcc;
-use crate::mvcc::read::{RangeRead, Ranged};
 use crate::proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
     InternalRaftRequest, PutRequest, PutResponse, RangeRequest, RangeResponse, RangeStreamResponse,
-    TxnRequest, TxnResponse, kv_server::Kv,
+    ResponseHeader, TxnRequest, TxnResponse, kv_server::Kv,
 };
 use crate::replica::view::ReadView;
 use crate::service::caller::Caller;
 use crate::service::handle::Handle;
 use crate::service::permission::Asks;
+use crate::service::rpcs;
 use crate::state::Response as Applied;
 use crate::state::{kv, txn};
-use crate::types::KeyRange;
 
 /// Large reads at once; each may build an answer of any size in memory.
 const MAX_LARGE_READS: usize = 8;
 
-/// Pairs in the first chunk of a stream; etcd's figure.
-const FIRST_CHUNK_KEYS: i64 = 10;
-/// Chunks of a stream that wait for the network.
-const WAITING_CHUNKS: usize = 1;
-
+/// Cheap to clone.
+#[derive(Clone)]
 pub struct KvService {
     handle: Handle,
     settings: Settings,
     large_reads: Arc<Semaphore>,
+    log: CallLog,
 }
 
 impl KvService {
     pub fn new(handle: Handle, settings: Settings) -> Self {
         Self {
+            log: CallLog::new(&handle, &settings),
             handle,
             settings,
             large_reads: Arc::new(Semaphore::new(MAX_LARGE_READS)),
+        }
+    }
+
+    /// The same service for one client.
+    pub fn of_client(&self, remote: SocketAddr) -> Self {
+        Self {
+            log: self.log.of_client(remote),
+            ..self.clone()
         }
     }
 
@@ -58,8 +69,73 @@ impl KvService {
         self.handle.view_for(caller, asks, serializable).await
     }
 
+    async fn read_range(
+        &self,
+        caller: &Caller,
+        request: &RangeRequest,
+    ) -> Result<RangeResponse, Error> {
+        let view = self.view(caller, request).await?;
+        let read = kv::range_read(request)?;
+        let head = view.head;
+        let shared = self.handle.shared();
+        let start = shared.clock.now();
+        let small = is_small(request);
+        let ranged = self.read(caller, small, move || view.snapshot().range(&read));
+        let ranged = ranged.await;
+        shared.metrics.ranges.increment();
+        shared
+            .metrics
+            .ranged(ranged.is_ok(), shared.clock.now() - start);
+        Ok(kv::range_response(ranged?, head))
+    }
+
+    async fn read_txn(
+        &self,
+        caller: &Caller,
+        view: Arc<ReadView>,
+        request: &TxnRequest,
+    ) -> Result<TxnResponse, Error> {
+        let small = txn::reads_points(request);
+        if small {
+            let read = || txn::read(&view.snapshot(), request);
+            return read().map_err(|error| answer(&self.handle, error));
+        }
+        let request = request.clone();
+        self.read(caller, small, move || txn::read(&view.snapshot(), &request))
+            .await
+    }
+
+    fn requested<T>(&self, operation: Operation, started: Duration, result: &Result<T, Error>) {
+        let took = self.log.now() - started;
+        let metrics = &self.handle.shared().metrics;
+        metrics.requested(operation, result.is_ok(), took);
+    }
+
+    /// Has a request of a client agreed upon. `pick` takes out what it asked and what came of it.
+    async fn write<Q, A>(
+        &self,
+        caller: &Caller,
+        method: &'static str,
+        request: InternalRaftRequest,
+        kind: Write<Q, A>,
+    ) -> Result<Response<A>, Status> {
+        let started = self.log.now();
+        let (request, result) = self.handle.propose_and_keep(caller, request).await;
+        let answered = result.and_then(|applied| {
+            let mut response = (kind.answer)(applied).ok_or(Error::UnknownMethod)?;
+            header::fill(&self.handle, (kind.header)(&mut response));
+            Ok(response)
+        });
+        self.log.ended(rpcs::KV, method, started, || {
+            let asked = (kind.asked)(&request);
+            let response = answered.as_ref().ok();
+            asked.map_or_else(Content::unknown, |asked| (kind.content)(asked, response))
+        });
+        Ok(Response::new(answered?))
+    }
+
     /// Runs a read, off the network's threads where it may take long.
-    async fn read<T, F>(&self, caller: &Caller, small: bool, read: F) -> Result<T, Status>
+    async fn read<T, F>(&self, caller: &Caller, small: bool, read: F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: FnOnce() -> mvcc::Result<T> + Send + 'static,
@@ -81,12 +157,50 @@ impl KvService {
 }
 
 /// A refusal goes to the client; a broken store ends the process.
-pub(super) fn answer(handle: &Handle, error: mvcc::Error) -> Status {
+pub(super) fn answer(handle: &Handle, error: mvcc::Error) -> Error {
     match error {
-        mvcc::Error::Refused(error) => error.into(),
-        mvcc::Error::Storage(error) => handle.shared().fail_storage(error).into(),
+        mvcc::Error::Refused(error) => error,
+        mvcc::Error::Storage(error) => handle.shared().fail_storage(error),
     }
 }
+
+/// A kind of write: how its request and its answer are found in what all kinds share.
+struct Write<Q, A> {
+    asked: fn(&InternalRaftRequest) -> Option<&Q>,
+    answer: fn(Applied) -> Option<A>,
+    header: fn(&mut A) -> &mut Option<ResponseHeader>,
+    content: fn(&Q, Option<&A>) -> Content,
+}
+
+const PUT: Write<PutRequest, PutResponse> = Write {
+    asked: |request| request.put.as_ref(),
+    answer: |applied| match applied {
+        Applied::Put(response) => Some(response),
+        _ => None,
+    },
+    header: |response| &mut response.header,
+    content: Content::put,
+};
+
+const DELETE_RANGE: Write<DeleteRangeRequest, DeleteRangeResponse> = Write {
+    asked: |request| request.delete_range.as_ref(),
+    answer: |applied| match applied {
+        Applied::DeleteRange(response) => Some(response),
+        _ => None,
+    },
+    header: |response| &mut response.header,
+    content: Content::delete_range,
+};
+
+const TXN: Write<TxnRequest, TxnResponse> = Write {
+    asked: |request| request.txn.as_ref(),
+    answer: |applied| match applied {
+        Applied::Txn(response) => Some(response),
+        _ => None,
+    },
+    header: |response| &mut response.header,
+    content: Content::txn,
+};
 
 fn is_small(request: &RangeRequest) -> bool {
     request.range_end.is_empty()
@@ -105,22 +219,18 @@ impl Kv for KvService {
             asked.allows(request.serializable)?;
         }
         validate::range(&request)?;
-        let view = self.view(&caller, &request).await?;
-        let read = kv::range_read(&request)?;
-        let small = is_small(&request);
-        let head = view.head;
-        let shared = self.handle.shared();
-        let start = shared.clock.now();
-        let ranged = self.read(&caller, small, move || view.snapshot().range(&read));
-        let ranged = ranged.await;
-        shared.metrics.ranges.increment();
-        shared
-            .metrics
-            .ranged(ranged.is_ok(), shared.clock.now() - start);
-        let ranged = ranged?;
-        let mut response = kv::range_response(ranged, head);
-        header::fill(&self.handle, &mut response.header);
-        Ok(Response::new(response))
+        let started = self.log.now();
+        let result = self.read_range(&caller, &request).await;
+        self.requested(Operation::Range, started, &result);
+        self.log.range_read(started, &request, &result);
+        let filled = result.map(|mut response| {
+            header::fill(&self.handle, &mut response.header);
+            response
+        });
+        self.log.ended(rpcs::KV, "Range", started, || {
+            Content::range(&request, filled.as_ref().ok())
+        });
+        Ok(Response::new(filled?))
     }
 
     type RangeStreamStream = ReceiverStream<Result<RangeStreamResponse, Status>>;
@@ -153,11 +263,7 @@ impl Kv for KvService {
             put: Some(request),
             ..Default::default()
         };
-        let Applied::Put(mut response) = self.handle.propose(&caller, request).await? else {
-            return Err(Error::UnknownMethod.into());
-        };
-        header::fill(&self.handle, &mut response.header);
-        Ok(Response::new(response))
+        self.write(&caller, "Put", request, PUT).await
     }
 
     async fn delete_range(
@@ -171,38 +277,42 @@ impl Kv for KvService {
             delete_range: Some(request),
             ..Default::default()
         };
-        let Applied::DeleteRange(mut response) = self.handle.propose(&caller, request).await?
-        else {
-            return Err(Error::UnknownMethod.into());
-        };
-        header::fill(&self.handle, &mut response.header);
-        Ok(Response::new(response))
+        self.write(&caller, "DeleteRange", request, DELETE_RANGE)
+            .await
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         let caller = caller::of(&self.handle, "Txn", &request);
         let request = request.into_inner();
         validate::txn(&request, self.settings.max_txn_ops)?;
-        let mut response = if txn::is_read_only(&request) {
-            let (asks, stale) = (Asks::ReadTxn(&request), txn::is_serializable(&request));
-            let view = self.handle.view_for(&caller, asks, stale).await?;
-            let small = txn::reads_points(&request);
-            self.read(&caller, small, move || {
-                txn::read(&view.snapshot(), &request)
-            })
-            .await?
-        } else {
+        if !txn::is_read_only(&request) {
             let request = InternalRaftRequest {
                 txn: Some(request),
                 ..Default::default()
             };
-            match self.handle.propose(&caller, request).await? {
-                Applied::Txn(response) => response,
-                _ => return Err(Error::UnknownMethod.into()),
+            return self.write(&caller, "Txn", request, TXN).await;
+        }
+        let called = self.log.now();
+        let (asks, stale) = (Asks::ReadTxn(&request), txn::is_serializable(&request));
+        let answered = match self.handle.view_for(&caller, asks, stale).await {
+            Ok(view) => {
+                // As etcd measures it, the wait for a quorum is not part of it.
+                let started = self.log.now();
+                let result = self.read_txn(&caller, view, &request).await;
+                self.requested(Operation::ReadonlyTxn, started, &result);
+                self.log.txn_read(started, &request, &result);
+                result
             }
+            Err(error) => Err(error),
         };
-        header::fill(&self.handle, &mut response.header);
-        Ok(Response::new(response))
+        let answered = answered.map(|mut response| {
+            header::fill(&self.handle, &mut response.header);
+            response
+        });
+        self.log.ended(rpcs::KV, "Txn", called, || {
+            Content::txn(&request, answered.as_ref().ok())
+        });
+        Ok(Response::new(answered?))
     }
 
     async fn compact(
@@ -220,154 +330,4 @@ impl Kv for KvService {
         header::fill(&self.handle, &mut response.header);
         Ok(Response::new(response))
     }
-}
-
-/// Reads a chunk when the network has room for it, so that a client that does not read holds
-/// neither a thread nor more than one chunk.
-async fn send_chunks(
-    mut chunks: Chunks,
-    sender: mpsc::Sender<Result<RangeStreamResponse, Status>>,
-    large_reads: Arc<Semaphore>,
-) {
-    loop {
-        let Ok(place) = sender.reserve().await else {
-            return;
-        };
-        let permit = large_reads.clone().acquire_owned().await;
-        let handle = chunks.handle.clone();
-        let read = handle.blocking(move || {
-            let _permit = permit;
-            let chunk = chunks.next_chunk();
-            (chunks, chunk)
-        });
-        let Ok((rest, chunk)) = read.await else {
-            return;
-        };
-        chunks = rest;
-        match chunk {
-            Ok(Some(range_response)) => place.send(Ok(RangeStreamResponse {
-                range_response: Some(range_response),
-            })),
-            Ok(None) => return,
-            Err(error) => {
-                place.send(Err(answer(&chunks.handle, error)));
-                return;
-            }
-        }
-    }
-}
-
-/// A range read in chunks from one view; their size adapts to what the pairs take.
-struct Chunks {
-    handle: Handle,
-    view: Arc<ReadView>,
-    read: RangeRead,
-    target_bytes: usize,
-    /// How many pairs at most.
-    total: i64,
-    sent: i64,
-    done: bool,
-}
-
-impl Chunks {
-    fn new(
-        handle: Handle,
-        view: Arc<ReadView>,
-        request: &RangeRequest,
-        target_bytes: usize,
-    ) -> Result<Self, Error> {
-        let total = match request.limit {
-            limit if limit > 0 => limit,
-            _ => i64::MAX,
-        };
-        let mut read = kv::range_read(request)?;
-        if !read.count_only {
-            read.total_count = false;
-            read.limit = FIRST_CHUNK_KEYS.min(total);
-        }
-        Ok(Self {
-            handle,
-            view,
-            read,
-            target_bytes,
-            total,
-            sent: 0,
-            done: false,
-        })
-    }
-
-    /// The next chunk; `None` behind the last.
-    fn next_chunk(&mut self) -> mvcc::Result<Option<RangeResponse>> {
-        if self.done {
-            return Ok(None);
-        }
-        let view = self.view.clone();
-        let snapshot = view.snapshot();
-        let ranged = snapshot.range(&self.read)?;
-        if self.read.count_only {
-            let count = ranged.count;
-            return Ok(Some(self.last(Ranged::default(), count, false)));
-        }
-        self.sent += ranged.kvs.len() as i64;
-        let more = ranged.more;
-        let rest = ranged
-            .last_key
-            .as_ref()
-            .filter(|_| more)
-            .map(|key| behind(&self.read.range, key));
-        if !more || self.sent == self.total {
-            let mut count = self.sent;
-            if let Some(rest) = rest {
-                let remaining = RangeRead {
-                    count_only: true,
-                    revision: self.read.revision,
-                    ..RangeRead::all(rest)
-                };
-                count += snapshot.range(&remaining)?.count;
-            }
-            return Ok(Some(self.last(ranged, count, more)));
-        }
-        let bytes = ranged.kvs.size_bytes();
-        if let Some(rest) = rest {
-            self.read.range = rest;
-        }
-        self.read.limit =
-            adapted(self.read.limit, bytes, self.target_bytes).min(self.total - self.sent);
-        Ok(Some(RangeResponse {
-            kvs: ranged.kvs,
-            ..Default::default()
-        }))
-    }
-
-    fn last(&mut self, ranged: Ranged, count: i64, more: bool) -> RangeResponse {
-        self.done = true;
-        RangeResponse {
-            header: Some(header::at(&self.handle, self.view.head)),
-            kvs: ranged.kvs,
-            more,
-            count,
-        }
-    }
-}
-
-/// The part of `range` behind `key`.
-fn behind(range: &KeyRange, key: &[u8]) -> KeyRange {
-    let mut start = key.to_vec();
-    start.push(0);
-    match range {
-        KeyRange::Span(_, end) => KeyRange::Span(start.into(), end.clone()),
-        KeyRange::Point(_) | KeyRange::From(_) => KeyRange::From(start.into()),
-    }
-}
-
-/// Doubles or halves a chunk that was less than half or more than twice as large as it should.
-fn adapted(keys: i64, bytes: usize, target_bytes: usize) -> i64 {
-    let keys = if bytes < target_bytes / 2 {
-        keys.saturating_mul(2)
-    } else if bytes > target_bytes * 2 {
-        keys / 2
-    } else {
-        keys
-    };
-    keys.max(1)
 }

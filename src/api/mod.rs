@@ -5,6 +5,7 @@
 //! unknown one is answered in grpc-go's words.
 
 pub mod auth;
+pub mod call_log;
 pub mod caller;
 pub mod cluster;
 mod counted;
@@ -17,15 +18,18 @@ pub mod lease;
 pub mod lock;
 pub mod maintenance;
 mod methods;
+mod range_stream;
 mod settings;
 mod status_text;
 pub mod validate;
 pub mod watch;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use call_log::{CallLog, Content};
 use counted::Counted;
 use gate::{Gate, Passed};
 use http::{Request, Response};
@@ -33,7 +37,6 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service;
 
-use crate::metrics::Metrics;
 use crate::proto::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer,
     lease_server::LeaseServer, maintenance_server::MaintenanceServer, watch_server::WatchServer,
@@ -41,6 +44,7 @@ use crate::proto::etcdserverpb::{
 use crate::proto::health::health_server::HealthServer;
 use crate::proto::v3electionpb::election_server::ElectionServer;
 use crate::proto::v3lockpb::lock_server::LockServer;
+use crate::replica::shared::Shared;
 use crate::service::handle::Handle;
 use crate::service::rpcs::{self, RPCS};
 
@@ -50,6 +54,7 @@ pub use settings::{GRPC_OVERHEAD_BYTES, Settings};
 /// All services of a member; cheap to clone.
 #[derive(Clone)]
 pub struct Api {
+    kv_service: kv::KvService,
     kv: KvServer<kv::KvService>,
     watch: WatchServer<watch::WatchService>,
     lease: LeaseServer<lease::LeaseService>,
@@ -60,49 +65,73 @@ pub struct Api {
     election: ElectionServer<election::ElectionService>,
     health: HealthServer<health::HealthService>,
     gate: Gate,
-    metrics: Arc<Metrics>,
+    log: CallLog,
+    shared: Arc<Shared>,
     max_message_bytes: usize,
 }
 
 /// What a call answers.
 pub type CallFuture = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
+/// Applies the limits that every service has.
+macro_rules! limited {
+    ($server:ident, $service:expr, $max:expr) => {
+        $server::new($service)
+            .max_decoding_message_size($max)
+            .max_encoding_message_size(i32::MAX as usize)
+            .accept_compressed(tonic::codec::CompressionEncoding::Gzip)
+    };
+}
+
 impl Api {
     pub fn new(handle: Handle, settings: Settings) -> Self {
         let max = settings.max_request_bytes + GRPC_OVERHEAD_BYTES;
-        let metrics = handle.shared().metrics.clone();
+        let shared = handle.shared().clone();
         let gate = Gate::new(&handle);
-        /// Applies the limits that every service has.
-        macro_rules! limited {
-            ($server:ident, $service:expr) => {
-                $server::new($service)
-                    .max_decoding_message_size(max)
-                    .max_encoding_message_size(i32::MAX as usize)
-                    .accept_compressed(tonic::codec::CompressionEncoding::Gzip)
-            };
-        }
+        let kv_service = kv::KvService::new(handle.clone(), settings);
+        let log = CallLog::new(&handle, &settings);
         Self {
-            kv: limited!(KvServer, kv::KvService::new(handle.clone(), settings)),
+            kv: limited!(KvServer, kv_service.clone(), max),
+            kv_service,
             watch: limited!(
                 WatchServer,
-                watch::WatchService::new(handle.clone(), settings)
+                watch::WatchService::new(handle.clone(), settings),
+                max
             ),
             lease: limited!(
                 LeaseServer,
-                lease::LeaseService::new(handle.clone(), settings)
+                lease::LeaseService::new(handle.clone(), settings),
+                max
             ),
-            cluster: limited!(ClusterServer, cluster::ClusterService::new(handle.clone())),
+            cluster: limited!(
+                ClusterServer,
+                cluster::ClusterService::new(handle.clone()),
+                max
+            ),
             maintenance: limited!(
                 MaintenanceServer,
-                maintenance::MaintenanceService::new(handle.clone())
+                maintenance::MaintenanceService::new(handle.clone()),
+                max
             ),
-            auth: limited!(AuthServer, auth::AuthService::new(handle)),
-            lock: limited!(LockServer, lock::LockService),
-            election: limited!(ElectionServer, election::ElectionService),
-            health: limited!(HealthServer, health::HealthService),
+            auth: limited!(AuthServer, auth::AuthService::new(handle), max),
+            lock: limited!(LockServer, lock::LockService, max),
+            election: limited!(ElectionServer, election::ElectionService, max),
+            health: limited!(HealthServer, health::HealthService, max),
             gate,
-            metrics,
+            log,
+            shared,
             max_message_bytes: max,
+        }
+    }
+
+    /// The same for the calls of one client.
+    pub fn of_client(&self, remote: SocketAddr) -> Self {
+        let kv_service = self.kv_service.of_client(remote);
+        Self {
+            kv: limited!(KvServer, kv_service.clone(), self.max_message_bytes),
+            kv_service,
+            log: self.log.of_client(remote),
+            ..self.clone()
         }
     }
 
@@ -120,7 +149,7 @@ impl Api {
         if let Err(status) = caller::check(request.headers()) {
             return Box::pin(std::future::ready(status.into_http()));
         }
-        let counted = Counted::start(&self.metrics, method);
+        let counted = Counted::start(&self.shared, method);
         let passed = match self.gate.pass(method, request.headers()) {
             Ok(passed) => passed,
             Err(error) => {
@@ -148,10 +177,16 @@ impl Api {
             _ => self.health.clone().call(request),
         };
         let max = self.max_message_bytes;
+        let rpc = &RPCS[method];
+        let logged = rpc.is_unary() && !call_log::is_logged_by_its_service(rpc);
+        let log = logged.then(|| (self.log.clone(), self.log.now()));
         Box::pin(async move {
             match future.await {
                 Ok(response) => {
                     let response = status_text::in_grpc_go_words(response, max);
+                    if let Some((log, started)) = log {
+                        log.ended(rpc.service, rpc.method, started, Content::unknown);
+                    }
                     counted.answer(match gate {
                         Some(gate) => gate.cut(response),
                         None => response,

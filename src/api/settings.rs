@@ -13,4 +13,8 @@ pub struct Settings {
     /// Where a watch's response is split, if its client allows it, in bytes.
     pub fragment_bytes: usize,
     pub progress_interval: Duration,
+    /// A unary call that takes longer is logged.
+    pub warning_unary_request_duration: Duration,
+    /// A read that takes longer is logged.
+    pub warning_apply_duration: Duration,
 }

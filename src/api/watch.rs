@@ -17,6 +17,7 @@ use super::status_text::broken_stream;
 use super::{Settings, caller, header};
 use crate::env::Interval;
 use crate::error::watch_reason;
+use crate::metrics::Metrics;
 use crate::probe::{self, CoveragePoint};
 use crate::proto::etcdserverpb::{
     WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType,
@@ -233,6 +234,7 @@ impl Session {
     /// Hands on what there is, up to a bounded number and while the network takes it.
     fn turn(&mut self) -> Result<(), Gone> {
         for _ in 0..OUTPUTS_A_TURN {
+            let started = self.handle.shared().clock.now();
             if self.waiting.is_empty() && self.busy {
                 self.step()?;
             }
@@ -243,7 +245,10 @@ impl Session {
                 return Ok(());
             }
             if let Some(response) = self.waiting.pop_front() {
+                let kind = Kind::of(&response);
                 self.sender.try_send(Ok(response)).map_err(|_| Gone)?;
+                let shared = self.handle.shared();
+                kind.observe(&shared.metrics, shared.clock.now() - started);
             }
         }
         Ok(())
@@ -332,6 +337,37 @@ impl Session {
                 fragment: parts.peek().is_some(),
                 ..response.clone()
             });
+        }
+    }
+}
+
+/// What a response is, to the metrics.
+enum Kind {
+    /// It has so many events.
+    Events(u32),
+    Progress,
+    /// The answer to a request.
+    Control,
+}
+
+impl Kind {
+    fn of(response: &WatchResponse) -> Self {
+        match response.events.len() {
+            0 if response.created || response.canceled => Kind::Control,
+            0 => Kind::Progress,
+            count => Kind::Events(u32::try_from(count).unwrap_or(u32::MAX)),
+        }
+    }
+
+    /// It took so long to make and to hand it to the network.
+    fn observe(&self, metrics: &Metrics, took: Duration) {
+        match self {
+            Kind::Events(count) => {
+                metrics.watch_send.observe(took);
+                metrics.watch_send_per_event.observe(took / *count);
+            }
+            Kind::Progress => metrics.watch_progress.observe(took),
+            Kind::Control => metrics.watch_control.observe(took),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Takes connections of a listener and serves HTTP on each, until it is told to stop.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -139,11 +140,11 @@ async fn drained(waiting: &AtomicUsize) {
 }
 
 /// Serves until `stop` says so, and as long as what is under way then needs for its last answers,
-/// a second at most. There is one task for each connection; the limit of open files bounds them.
+/// a second at most. `service` makes what answers a client. There is one task for each connection; the limit of open files bounds them.
 pub async fn serve<S: Service>(
     listener: TcpListener,
     options: Options,
-    service: S,
+    service: impl Fn(SocketAddr) -> S,
     mut stop: watch::Receiver<bool>,
 ) {
     let options = Arc::new(options);
@@ -155,8 +156,9 @@ pub async fn serve<S: Service>(
             () = stopped(&mut stop) => break,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let serving = connection(stream, options.clone(), service.clone(), stop.clone());
+            Ok((stream, remote)) => {
+                let service = service(remote);
+                let serving = connection(stream, options.clone(), service, stop.clone());
                 connections.spawn(serving);
             }
             Err(error) => {

@@ -100,7 +100,9 @@ fn start(first_byte_limit: Duration) -> Served {
         unacknowledged_limit: None,
     };
     let (stop, stopping) = watch::channel(false);
-    let serving = tokio::spawn(serve(listener, options, echo.clone(), stopping));
+    let served = echo.clone();
+    let each = move |_| served.clone();
+    let serving = tokio::spawn(serve(listener, options, each, stopping));
     Served {
         address,
         echo,

@@ -13,6 +13,7 @@ use super::inbox::{Inbox, Input};
 use super::pipe::Pipe;
 use super::proposal::Reply;
 use super::shared::Shared;
+use super::slow_log::{self, Slow};
 use super::state_store::{Received, SnapshotStore};
 use super::view::ReadView;
 use super::work::AppliedGroup;
@@ -20,6 +21,7 @@ use crate::metrics::Operation;
 use crate::mvcc::Change;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{TxnResponse, response_op};
+use crate::proto::text;
 use crate::state::lease::LeaseEvent;
 use crate::state::machine::{self, Entry, Payload};
 use crate::state::{Machine, Response};
@@ -97,6 +99,9 @@ pub struct Batch {
     /// Of the first entry, whose reply is the first.
     first_index: u64,
     started_at: Duration,
+    executed_at: Duration,
+    /// The place of the entry that took longest to execute, and how long.
+    slowest: (usize, Duration),
     group: machine::Group,
 }
 
@@ -114,6 +119,8 @@ impl From<ApplyJob> for Applying {
                 replies,
                 promoted_in_term,
                 started_at: Duration::ZERO,
+                executed_at: Duration::ZERO,
+                slowest: (0, Duration::ZERO),
                 group: machine::Group::default(),
             }),
             ApplyJob::Restore(received) => Self::Restore(received),
@@ -251,7 +258,7 @@ impl Applier {
     }
 
     fn execute(&mut self, batch: &mut Batch) -> storage::Result<()> {
-        let entries = std::mem::take(&mut batch.entries);
+        let entries = &batch.entries;
         self.entries_since_size_check += entries.len() as u64;
         batch.started_at = self.shared.clock.now();
         let member = self.shared.member;
@@ -261,14 +268,31 @@ impl Applier {
                 .map(|entry| applied_entry(member, entry))
                 .collect()
         });
-        batch.group = self.machine.stage(entries)?;
+        let (clock, mut before) = (self.shared.clock.as_ref(), batch.started_at);
+        batch.group = self.machine.stage(&batch.entries, |place| {
+            let now = clock.now();
+            if now - before > batch.slowest.1 {
+                batch.slowest = (place, now - before);
+            }
+            before = now;
+        })?;
+        batch.executed_at = before;
         Ok(())
     }
 
     fn commit(&mut self, batch: &Batch) -> storage::Result<()> {
         self.machine.commit()?;
-        let took = self.shared.clock.now() - batch.started_at;
-        self.measure(&batch.group, took);
+        let now = self.shared.clock.now();
+        self.measure(&batch.group, now - batch.started_at);
+        let (slowest, took) = batch.slowest;
+        // It was done once all were written, as its neighbours.
+        let took = took + (now - batch.executed_at);
+        if took > self.warning_apply_duration
+            && let Some(entry) = batch.entries.get(slowest)
+            && !matches!(entry.payload, Payload::Empty)
+        {
+            self.warn(took, entry, &batch.group);
+        }
         Ok(())
     }
 
@@ -418,15 +442,25 @@ impl Applier {
             let bytes = change.key.len() + version.value().len();
             metrics.put_bytes.add(bytes as i64);
         }
-        if took > self.warning_apply_duration {
-            metrics.slow_applies.increment();
-            tracing::warn!(
-                took = ?took,
-                expected_duration = ?self.warning_apply_duration,
-                requests = group.applied.len(),
-                "apply request took too long"
-            );
-        }
+    }
+
+    fn warn(&self, took: Duration, entry: &Entry, group: &machine::Group) {
+        let result = group
+            .applied
+            .iter()
+            .find(|applied| applied.index == entry.index)
+            .map(|applied| &applied.result);
+        let response = result.and_then(|result| result.as_ref().ok());
+        let size = response.and_then(Response::encoded_len);
+        let slow = Slow {
+            took,
+            limit: self.warning_apply_duration,
+            prefix: "",
+            request: request_text(entry),
+            response: size.map_or(String::new(), |size| format!("size:{size}")),
+            error: result.and_then(|result| result.as_ref().err().copied()),
+        };
+        slow_log::warn(&self.shared.metrics, &slow);
     }
 
     fn note_leases(&self, group: &machine::Group) {
@@ -465,6 +499,20 @@ fn applied_entry(member: MemberId, entry: &Entry) -> probe::Applied {
         index: entry.index,
         term: entry.term,
         payload,
+    }
+}
+
+/// What an entry asks, for the log.
+fn request_text(entry: &Entry) -> String {
+    match &entry.payload {
+        Payload::Empty => String::new(),
+        Payload::Decoded(request) => text::entry(request),
+        Payload::Request(bytes) => {
+            // It was applied, so it can be read.
+            let decoded = machine::decode_request(bytes.clone());
+            decoded.map_or(String::new(), |request| text::entry(&request))
+        }
+        Payload::Membership(change) => format!("member_change:<id:{:016x}>", change.member_id),
     }
 }
 

@@ -27,6 +27,7 @@ pub mod reads;
 pub mod router;
 pub mod run;
 pub mod shared;
+pub mod slow_log;
 pub mod state_store;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! Requests of a client: HTTP/2 carries gRPC, HTTP/1 carries everything else, on one port.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -17,6 +18,16 @@ use crate::http::HttpService;
 pub struct Gate {
     pub api: Arc<Api>,
     pub http: HttpService,
+}
+
+impl Gate {
+    /// The same for the requests of one client.
+    pub fn of_client(&self, remote: SocketAddr) -> Self {
+        Self {
+            api: Arc::new(self.api.of_client(remote)),
+            http: self.http.clone(),
+        }
+    }
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;

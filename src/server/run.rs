@@ -225,6 +225,8 @@ impl Member {
             max_request_bytes: config.max_request_bytes,
             fragment_bytes: config.max_request_bytes + api::GRPC_OVERHEAD_BYTES,
             progress_interval: config.watch_progress_notify_interval,
+            warning_unary_request_duration: config.warning_unary_request_duration,
+            warning_apply_duration: config.warning_apply_duration,
         };
         let metrics = self.handle.shared().metrics.clone();
         let keep_alive = config.grpc_keepalive.map(|keepalive| KeepAlive {
@@ -333,7 +335,9 @@ impl Clients {
                 versions,
                 ..self.options.clone()
             };
-            let serving = net::serve(listener, options, gate.clone(), stop.clone());
+            let gate = gate.clone();
+            let of_client = move |remote| gate.of_client(remote);
+            let serving = net::serve(listener, options, of_client, stop.clone());
             tokio::spawn(serving)
         };
         sockets.into_iter().map(one).collect()

@@ -289,6 +289,8 @@ impl Life {
             max_txn_ops: 128,
             max_request_bytes: config.answer_bytes,
             fragment_bytes: config.answer_bytes,
+            warning_unary_request_duration: Duration::MAX,
+            warning_apply_duration: Duration::MAX,
             progress_interval: config.progress_interval,
         };
         let services = Services {

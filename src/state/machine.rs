@@ -48,6 +48,23 @@ pub enum Response {
     Done,
 }
 
+impl Response {
+    /// The size of its message; none where etcd has no message.
+    pub fn encoded_len(&self) -> Option<usize> {
+        Some(match self {
+            Response::Put(response) => response.encoded_len(),
+            Response::DeleteRange(response) => response.encoded_len(),
+            Response::Txn(response) => response.encoded_len(),
+            Response::Compaction(response) => response.encoded_len(),
+            Response::LeaseGrant(response) => response.encoded_len(),
+            Response::LeaseRevoke(response) => response.encoded_len(),
+            Response::LeaseCheckpoint(response) => response.encoded_len(),
+            Response::Alarm(response) => response.encoded_len(),
+            Response::Members(_) | Response::Done => return None,
+        })
+    }
+}
+
 /// An entry that was applied, and what to tell whoever proposed it.
 #[derive(Debug)]
 pub struct Applied {
@@ -239,26 +256,32 @@ impl Machine {
     /// Applies entries in order and writes them. An error is fatal: the state on disk is as
     /// before the group or after a part of it that ends with a whole entry.
     pub fn apply(&mut self, entries: Vec<Entry>) -> storage::Result<Group> {
-        let group = self.stage(entries)?;
+        let group = self.stage(&entries, |_| ())?;
         self.commit()?;
         Ok(group)
     }
 
     /// Applies entries in order. Nobody may be told of them before `commit` has written them.
-    pub fn stage(&mut self, entries: Vec<Entry>) -> storage::Result<Group> {
+    /// `applied` is called behind each with its place among them.
+    pub fn stage(
+        &mut self,
+        entries: &[Entry],
+        mut applied: impl FnMut(usize),
+    ) -> storage::Result<Group> {
         let mut group = Group::default();
-        for entry in entries {
+        for (place, entry) in entries.iter().enumerate() {
             // An entry that the state already holds comes again after a restart.
             if entry.index <= self.applied_index {
                 continue;
             }
-            let result = self.apply_entry(entry.index, entry.payload, &mut group)?;
+            let result = self.apply_entry(entry.index, &entry.payload, &mut group)?;
             group.applied.push(Applied {
                 index: entry.index,
                 result,
             });
             self.applied_index = entry.index;
             self.applied_term = entry.term;
+            applied(place);
         }
         Ok(group)
     }
@@ -271,14 +294,14 @@ impl Machine {
     fn apply_entry(
         &mut self,
         index: u64,
-        payload: Payload,
+        payload: &Payload,
         group: &mut Group,
     ) -> storage::Result<Result<Response, Error>> {
         let request = match payload {
             Payload::Empty => return Ok(Ok(Response::Done)),
             Payload::Decoded(request) => request,
             Payload::Request(bytes) => {
-                let decoded = decode_request(bytes).map_err(|error| {
+                let decoded = decode_request(bytes.clone()).map_err(|error| {
                     storage::Error::Engine(format!(
                         "entry {index} of the raft log is not a request: {error}"
                     ))
@@ -286,18 +309,18 @@ impl Machine {
                 return self.answer_request(&decoded, group);
             }
             Payload::Membership(change) => {
-                if let Err(error) = self.members.check(&change) {
+                if let Err(error) = self.members.check(change) {
                     probe::reached(CoveragePoint::ChangeRefused);
                     return Ok(Err(error));
                 }
-                self.members.apply(change, self.writer.batch());
+                self.members.apply(change.clone(), self.writer.batch());
                 group.status_changed = true;
                 group.member_changes.push(index);
                 let members = self.members.iter().cloned().collect();
                 return Ok(Ok(Response::Members(members)));
             }
         };
-        self.answer_request(&request, group)
+        self.answer_request(request, group)
     }
 
     fn answer_request(

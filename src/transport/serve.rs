@@ -54,7 +54,7 @@ impl GrpcNetwork {
             head_limit: HEAD_LIMIT,
             unacknowledged_limit: Some(UNACKNOWLEDGED_LIMIT),
         };
-        net::serve(listener, options, gate, stop).await;
+        net::serve(listener, options, move |_| gate.clone(), stop).await;
     }
 }
 

@@ -6,11 +6,9 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::ser::{Formatter, Serializer};
-use time::OffsetDateTime;
-use time::format_description::FormatItem;
-use time::macros::format_description;
 
 use crate::config::{Level, LogFormat};
+use crate::types::timestamp;
 
 /// One line of the log, not yet in its form.
 pub struct Line<'a> {
@@ -23,9 +21,6 @@ pub struct Line<'a> {
     pub msg: &'a str,
     pub fields: Vec<(&'static str, Value)>,
 }
-
-const TIME: &[FormatItem<'_>] =
-    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
 
 impl Line<'_> {
     /// The line's bytes, its end of line included and no other.
@@ -47,7 +42,7 @@ impl Line<'_> {
             append(out, value, Compact);
         };
         pair("level", &self.level.name().into());
-        pair("ts", &self.timestamp().into());
+        pair("ts", &timestamp(self.wall).into());
         if let Some(logger) = self.logger {
             pair("logger", &logger.into());
         }
@@ -62,7 +57,7 @@ impl Line<'_> {
     }
 
     fn columns(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(self.timestamp().as_bytes());
+        out.extend_from_slice(timestamp(self.wall).as_bytes());
         out.push(b'\t');
         out.extend_from_slice(self.level.name().as_bytes());
         if let Some(logger) = self.logger {
@@ -91,15 +86,6 @@ impl Line<'_> {
             append(out, value, Spaced);
         }
         out.push(b'}');
-    }
-
-    fn timestamp(&self) -> String {
-        let nanos = i128::try_from(self.wall.as_nanos()).unwrap_or(0);
-        // A clock beyond the year 9999 reads as 1970: a line with a wrong time beats none.
-        OffsetDateTime::from_unix_timestamp_nanos(nanos)
-            .unwrap_or(OffsetDateTime::UNIX_EPOCH)
-            .format(TIME)
-            .unwrap_or_default()
     }
 }
 

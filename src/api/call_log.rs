@@ -1,0 +1,243 @@
+//! The log of calls: `request stats` with etcd's fields, at warn for a unary call that took
+//! longer than `--warning-unary-request-duration`, and for every one at debug where debug lines
+//! are wanted; and `apply request took too long` for reads, which no log entry stands for.
+//!
+//! Nothing of a line is built before it is known that it will be written.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+
+use super::Settings;
+use crate::error::Error;
+use crate::proto::etcdserverpb::{
+    DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse,
+    RequestOp, TxnRequest, TxnResponse, response_op,
+};
+use crate::proto::text;
+use crate::replica::shared::Shared;
+use crate::replica::slow_log::{self, Slow};
+use crate::service::handle::Handle;
+use crate::service::rpcs::{self, Rpc};
+use crate::types::timestamp;
+
+/// See the module.
+#[derive(Clone)]
+pub struct CallLog {
+    shared: Arc<Shared>,
+    unary_limit: Duration,
+    read_limit: Duration,
+    remote: Option<SocketAddr>,
+}
+
+/// What a call held; -1 for what is not looked at.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Content {
+    pub request_count: i64,
+    pub request_size: i64,
+    pub response_count: i64,
+    pub response_size: i64,
+    pub request: String,
+}
+
+impl CallLog {
+    pub fn new(handle: &Handle, settings: &Settings) -> Self {
+        Self {
+            shared: handle.shared().clone(),
+            unary_limit: settings.warning_unary_request_duration,
+            read_limit: settings.warning_apply_duration,
+            remote: None,
+        }
+    }
+
+    /// The same for calls of one client.
+    pub fn of_client(&self, remote: SocketAddr) -> Self {
+        Self {
+            remote: Some(remote),
+            ..self.clone()
+        }
+    }
+
+    pub fn now(&self) -> Duration {
+        self.shared.clock.now()
+    }
+
+    /// A unary call that began at `started` has ended.
+    pub fn ended(
+        &self,
+        service: &str,
+        method: &str,
+        started: Duration,
+        content: impl FnOnce() -> Content,
+    ) {
+        let took = self.now() - started;
+        let debug = tracing::enabled!(tracing::Level::DEBUG);
+        if !debug && took <= self.unary_limit {
+            return;
+        }
+        let content = content();
+        let remote = match self.remote {
+            Some(remote) => remote.to_string(),
+            None => "No remote client info.".to_owned(),
+        };
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    "start time" = timestamp(self.shared.clock.wall().saturating_sub(took)),
+                    "time spent" = ?took,
+                    remote,
+                    "response type" = format!("/{service}/{method}"),
+                    "request count" = content.request_count,
+                    "request size" = content.request_size,
+                    "response count" = content.response_count,
+                    "response size" = content.response_size,
+                    "request content" = content.request,
+                    "request stats"
+                )
+            };
+        }
+        match debug {
+            true => line!(debug),
+            false => line!(warn),
+        }
+    }
+
+    /// A range that began at `started` was read, or was not.
+    pub fn range_read(
+        &self,
+        started: Duration,
+        request: &RangeRequest,
+        result: &Result<RangeResponse, Error>,
+    ) {
+        self.read(started, result, "read-only range ", |response| {
+            let request = text::range(request);
+            let response = response.map(|response| {
+                let (count, size) = (response.kvs.len(), response.encoded_len());
+                format!("range_response_count:{count} size:{size}")
+            });
+            (request, response)
+        });
+    }
+
+    /// The same for a transaction that changes nothing.
+    pub fn txn_read(
+        &self,
+        started: Duration,
+        request: &TxnRequest,
+        result: &Result<TxnResponse, Error>,
+    ) {
+        self.read(started, result, "read-only txn ", |response| {
+            let response = response.map(|response| {
+                let counts: Vec<_> = response.responses.iter().filter_map(range_count).collect();
+                let size = response.encoded_len();
+                format!("responses:<{}> size:{size}", counts.join(" "))
+            });
+            (text::txn(request), response)
+        });
+    }
+
+    fn read<T>(
+        &self,
+        started: Duration,
+        result: &Result<T, Error>,
+        prefix: &'static str,
+        texts: impl FnOnce(Option<&T>) -> (String, Option<String>),
+    ) {
+        let took = self.now() - started;
+        if took <= self.read_limit {
+            return;
+        }
+        let (request, response) = texts(result.as_ref().ok());
+        let slow = Slow {
+            took,
+            limit: self.read_limit,
+            prefix,
+            request,
+            response: response.unwrap_or_default(),
+            error: result.as_ref().err().copied(),
+        };
+        slow_log::warn(&self.shared.metrics, &slow);
+    }
+}
+
+fn range_count(op: &crate::proto::etcdserverpb::ResponseOp) -> Option<String> {
+    match &op.response {
+        Some(response_op::Response::ResponseRange(range)) => {
+            Some(format!("range_response_count:{}", range.kvs.len()))
+        }
+        _ => None,
+    }
+}
+
+/// True where the service says what a call held: etcd looks into these requests alone.
+pub fn is_logged_by_its_service(rpc: &Rpc) -> bool {
+    rpc.service == rpcs::KV && matches!(rpc.method, "Range" | "Put" | "DeleteRange" | "Txn")
+}
+
+fn size_of(message: &impl Message) -> i64 {
+    message.encoded_len() as i64
+}
+
+impl Content {
+    /// Of a call that etcd does not look into.
+    pub fn unknown() -> Self {
+        Self {
+            request_count: -1,
+            request_size: -1,
+            response_count: -1,
+            response_size: -1,
+            request: String::new(),
+        }
+    }
+
+    pub fn range(request: &RangeRequest, response: Option<&RangeResponse>) -> Self {
+        Self {
+            request_count: 0,
+            request_size: size_of(request),
+            response_count: response.map_or(0, |response| response.count),
+            response_size: response.map_or(0, size_of),
+            request: text::range(request),
+        }
+    }
+
+    pub fn put(request: &PutRequest, response: Option<&PutResponse>) -> Self {
+        Self {
+            request_count: 1,
+            request_size: size_of(request),
+            response_count: 0,
+            response_size: response.map_or(0, size_of),
+            request: text::put(request),
+        }
+    }
+
+    pub fn delete_range(
+        request: &DeleteRangeRequest,
+        response: Option<&DeleteRangeResponse>,
+    ) -> Self {
+        Self {
+            request_count: 0,
+            request_size: size_of(request),
+            response_count: response.map_or(0, |response| response.deleted),
+            response_size: response.map_or(0, size_of),
+            request: text::delete_range(request),
+        }
+    }
+
+    /// Counts the branch that was taken; of a transaction that failed nothing is known.
+    pub fn txn(request: &TxnRequest, response: Option<&TxnResponse>) -> Self {
+        let taken: &[RequestOp] = match response {
+            Some(response) if response.succeeded => &request.success,
+            Some(_) => &request.failure,
+            None => &[],
+        };
+        Self {
+            request_count: taken.len() as i64,
+            request_size: taken.iter().map(size_of).sum(),
+            response_count: 0,
+            response_size: response.map_or(0, size_of),
+            request: response.map_or(String::new(), |_| text::txn(request)),
+        }
+    }
+}
