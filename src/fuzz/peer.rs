@@ -401,6 +401,7 @@ impl Member {
             what: Proposed::Request(Arc::new(request), encoded),
             fence_term: None,
             awaited_until: None,
+            span: tracing::Span::none(),
             reply: Box::new(|_| ()),
         });
     }

@@ -13,6 +13,8 @@ use std::collections::hash_map::Entry as Slot;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
+use tracing::Span;
+
 use super::proposal::{Proposed, Reply, committed_id};
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
@@ -31,6 +33,8 @@ pub struct PendingProposal {
     /// Whoever waits for it shares the request; otherwise it is to be proposed whether or not
     /// anyone waits.
     pub awaited: bool,
+    /// See `Proposal`.
+    pub span: Span,
     pub reply: Reply,
 }
 
@@ -327,6 +331,7 @@ mod tests {
                 fenced,
                 expires_at_tick,
                 awaited: false,
+                span: Span::none(),
                 reply: Box::new(move |answer| answers.lock().push((id, answer))),
             };
             self.pending.wait(proposal, place)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
+use tracing::Span;
 
 use crate::error::Error;
 use crate::proto::etcdserverpb::{InternalRaftRequest, RequestHeader};
@@ -24,6 +25,8 @@ pub struct Proposal {
     /// When whoever waits for it gives up, by the member's clock. Until then it shares the
     /// request; none: it is to be proposed whether or not anyone waits.
     pub awaited_until: Option<Duration>,
+    /// Told when it is proposed and committed.
+    pub span: Span,
     pub reply: Reply,
 }
 

@@ -140,6 +140,7 @@ impl Router {
             fenced: proposal.fence_term.is_some(),
             expires_at_tick: self.tick + self.limit_ticks,
             awaited: proposal.awaited_until.is_some(),
+            span: proposal.span,
             reply: proposal.reply,
         });
     }
@@ -153,6 +154,7 @@ impl Router {
             Proposed::Request(..) => false,
         };
         let status = self.replica.status();
+        tracing::trace!(parent: &proposal.span, leader = status.leader, "proposed");
         if self.replica.takes_proposals() && !leaves {
             self.propose_here(proposal);
         } else if status.is_leader || status.leader == 0 {
@@ -390,7 +392,10 @@ impl Router {
             work.promoted_in_term = Some(committed.term);
         }
         let (what, reply) = match self.pending.committed(&committed) {
-            Some(proposal) => (Some(proposal.what), Some(proposal.reply)),
+            Some(proposal) => {
+                tracing::trace!(parent: &proposal.span, index = committed.index, "committed");
+                (Some(proposal.what), Some(proposal.reply))
+            }
             None => (None, None),
         };
         let payload = match (committed.kind, what) {

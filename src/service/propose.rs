@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use prost::Message;
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use super::admission::{self, MAX_PROPOSED_KIB};
 use super::caller::Caller;
@@ -250,7 +251,8 @@ impl Handle {
         // The raft thread gives up first, and knows better why.
         let limit = start + self.settings.request_timeout() + TIMEOUT_MARGIN;
         let until = caller.until(limit);
-        let answer = self.submit_when_there_is_room(what, fence_term, until);
+        let span = caller.span().clone();
+        let answer = self.submit_when_there_is_room(what, fence_term, until, span);
         match env::timeout(clock, until - start, answer).await {
             None if caller.is_late(clock.now()) => Err(Error::DeadlineExceeded),
             Some(Err(Error::Timeout)) | None => Err(self.timed_out(start)),
@@ -264,6 +266,7 @@ impl Handle {
         what: Proposed,
         fence_term: Option<u64>,
         until: Duration,
+        span: Span,
     ) -> Result<Response, Error> {
         let needed_kib = (what.encoded_bytes() / 1024 + 1) as u32;
         let room = self.room_kib.clone();
@@ -278,7 +281,9 @@ impl Handle {
             what,
             fence_term,
             awaited_until: Some(until),
+            span: span.clone(),
             reply: Box::new(move |result| {
+                tracing::trace!(parent: &span, success = result.is_ok(), "answered");
                 drop(room);
                 // Whoever asked may have gone; the entry is applied all the same.
                 let _ = sender.send(result);
@@ -341,8 +346,6 @@ impl Drop for Pending<'_> {
 
 #[cfg(test)]
 mod tests {
-    use tracing::Span;
-
     use super::*;
     use crate::proto::etcdserverpb::PutRequest;
     use crate::replica::inbox::Inbox;

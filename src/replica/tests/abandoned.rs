@@ -1,9 +1,15 @@
-//! What nobody waits for any more, in a member that finds no leader for a while.
+//! What nobody waits for any more, in a member that finds no leader for a while; and what the
+//! span of a proposal is told on its way.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prost::Message as _;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::error::Error;
 use crate::proto::etcdserverpb::{InternalRaftRequest, RequestHeader};
@@ -11,7 +17,7 @@ use crate::raft::Replica;
 use crate::raft::replica::{self, conf_state_of, encode_hard_state};
 use crate::replica::proposal::{Proposal, Proposed};
 use crate::replica::router::Router;
-use crate::storage::raft_log::{EntryId, Files, MemoryDisk, Options, RaftLog};
+use crate::storage::raft_log::{Batch, EntryId, Files, MemoryDisk, Options, RaftLog};
 use crate::types::MemberId;
 
 const FIRST: EntryId = EntryId { index: 1, term: 1 };
@@ -62,6 +68,7 @@ fn propose(router: &mut Router, request: Arc<InternalRaftRequest>, until: Option
         what: Proposed::Request(request, encoded),
         fence_term: None,
         awaited_until: until,
+        span: tracing::Span::none(),
         reply: Box::new(|_: Result<_, Error>| {}),
     });
 }
@@ -86,4 +93,54 @@ fn what_nobody_waits_for_is_not_proposed_to_a_leader_that_comes_later() {
     assert_eq!(router.waiting().proposed, 2);
     propose(&mut router, stays.clone(), until);
     assert_eq!(router.waiting().proposed, 3);
+}
+
+/// Keeps the texts of all events that belong to a span.
+#[derive(Clone, Default)]
+struct Heard(Arc<Mutex<Vec<String>>>);
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Heard {
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        struct Text<'a>(&'a mut Vec<String>);
+        impl Visit for Text<'_> {
+            fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+                if field.name() == "message" {
+                    self.0.push(format!("{value:?}"));
+                }
+            }
+        }
+        if context.event_span(event).is_some() {
+            event.record(&mut Text(&mut self.0.lock()));
+        }
+    }
+}
+
+#[test]
+fn a_span_follows_a_proposal_until_it_is_committed() {
+    let heard = Heard::default();
+    let listening = tracing_subscriber::registry().with(heard.clone());
+    tracing::subscriber::with_default(listening, || {
+        let (mut router, mut log) = sole_voter();
+        router.campaign().expect("it may lead");
+        let request = request(1);
+        let encoded = request.encode_to_vec();
+        router.propose(Proposal {
+            what: Proposed::Request(request, encoded),
+            fence_term: None,
+            awaited_until: None,
+            span: tracing::debug_span!("call"),
+            reply: Box::new(|_: Result<_, Error>| {}),
+        });
+        while let Some(work) = router.work() {
+            if let Some(persist) = work.persist {
+                let batch = Batch {
+                    hard_state: persist.hard_state.as_deref(),
+                    entries: &persist.entries,
+                };
+                log.append(batch).expect("appends");
+                router.persisted(persist.number);
+            }
+        }
+    });
+    assert_eq!(*heard.0.lock(), ["proposed", "committed"]);
 }

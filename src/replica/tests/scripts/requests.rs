@@ -67,6 +67,7 @@ impl Player {
             what,
             fence_term,
             awaited_until: None,
+            span: tracing::Span::none(),
             reply,
         });
     }
