@@ -26,8 +26,10 @@ use crate::service::permission::{self, Asks, Needs};
 use crate::service::rpcs::{Learner, RPCS, Rpc};
 use crate::types::version::{LEAST, NEWEST, Version};
 
-/// Looks without a leader, an election timeout apart, after which streams are cut; etcd's figure.
-const LOOKS_WITHOUT_LEADER: u32 = 3;
+/// Streams that need a leader are cut after so many election timeouts without one; etcd's figure.
+const TIMEOUTS_WITHOUT_LEADER: u32 = 3;
+/// A look a timeout, as in etcd, would cut up to a timeout later than another member does.
+const LOOKS_A_TIMEOUT: u32 = 10;
 
 /// A range asked of a learner: it is allowed where it is serializable, and then has the rest of
 /// the gate to pass. Only its service sees what it is.
@@ -156,14 +158,14 @@ fn check_capability(cluster: Option<&str>) -> Result<(), Error> {
 
 async fn look_for_leader(handle: Handle, cuts: watch::Sender<u64>) {
     let election_timeout = handle.settings().election_timeout;
-    let mut without = 0;
+    let shared = handle.shared();
     loop {
-        handle.shared().clock.sleep(election_timeout).await;
-        match handle.shared().raft.leader() {
-            0 => without += 1,
-            _ => without = 0,
-        }
-        if without >= LOOKS_WITHOUT_LEADER {
+        shared.clock.sleep(election_timeout / LOOKS_A_TIMEOUT).await;
+        let since = shared
+            .clock
+            .now()
+            .saturating_sub(shared.raft.leader_since());
+        if shared.raft.leader() == 0 && since >= election_timeout * TIMEOUTS_WITHOUT_LEADER {
             cuts.send_modify(|count| *count += 1);
         }
         if cuts.is_closed() {

@@ -258,3 +258,36 @@ fn mutations_are_the_same_every_time_and_of_many_kinds() {
 fn memory_is_counted() {
     memory::within(1 << 20, || drop(vec![1u8; 2 << 20]));
 }
+
+/// What a request's span costs where nobody listens; it follows every put from its call to its
+/// answer. It stands here because the allocator that counts does.
+#[test]
+fn a_span_that_nobody_wants_allocates_nothing() {
+    use crate::service::caller::{Caller, Identity};
+    use tracing::level_filters::LevelFilter;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    let call = || {
+        let span = tracing::debug_span!("call", method = "Put");
+        let caller = Caller::client(Identity::Nobody, None, span);
+        let header = caller.header(7);
+        let span = caller.span().clone();
+        tracing::trace!(parent: &span, leader = 1, "proposed");
+        tracing::trace!(parent: &span, index = 2, "committed");
+        tracing::trace!(parent: &span, success = true, "answered");
+        assert_eq!(header.id, 7);
+        span.is_disabled()
+    };
+    let quiet = tracing_subscriber::registry().with(LevelFilter::INFO);
+    tracing::subscriber::with_default(quiet, || {
+        // The first call makes the callsites known.
+        call();
+        assert!(memory::within(0, call));
+    });
+    // It is the level that makes the difference.
+    let listening = tracing_subscriber::registry().with(LevelFilter::TRACE);
+    tracing::subscriber::with_default(listening, || {
+        call();
+        assert!(!call());
+    });
+}

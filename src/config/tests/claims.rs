@@ -16,10 +16,6 @@ const READ_WITHIN: &[(&str, &str)] = &[
         "socket_reuse_address",
         "every listener sets SO_REUSEADDR, as in Go",
     ),
-    (
-        "warning_unary_request_duration",
-        "the log of slow requests is about to",
-    ),
 ];
 
 /// Flags that are read by a name of their own, or checked and then decide nothing, as in etcd.
