@@ -98,7 +98,7 @@ impl KvService {
         let small = txn::reads_points(request);
         if small {
             let read = || txn::read(&view.snapshot(), request);
-            return read().map_err(|error| answer(&self.handle, error));
+            return read().map_err(|error| self.handle.refusal(error));
         }
         let request = request.clone();
         self.read(caller, small, move || txn::read(&view.snapshot(), &request))
@@ -152,15 +152,7 @@ impl KvService {
             let done = self.handle.blocking(work);
             done.await.map_err(|_| Error::Stopped)?
         };
-        result.map_err(|error| answer(&self.handle, error))
-    }
-}
-
-/// A refusal goes to the client; a broken store ends the process.
-pub(super) fn answer(handle: &Handle, error: mvcc::Error) -> Error {
-    match error {
-        mvcc::Error::Refused(error) => error,
-        mvcc::Error::Storage(error) => handle.shared().fail_storage(error),
+        result.map_err(|error| self.handle.refusal(error))
     }
 }
 

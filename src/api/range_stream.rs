@@ -6,7 +6,6 @@ use tokio::sync::{Semaphore, mpsc};
 use tonic::Status;
 
 use super::header;
-use super::kv::answer;
 use crate::error::Error;
 use crate::mvcc;
 use crate::mvcc::read::{RangeRead, Ranged};
@@ -49,7 +48,7 @@ pub async fn send_chunks(
             })),
             Ok(None) => return,
             Err(error) => {
-                place.send(Err(answer(&chunks.handle, error).into()));
+                place.send(Err(chunks.handle.refusal(error).into()));
                 return;
             }
         }

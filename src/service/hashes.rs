@@ -3,7 +3,6 @@
 use super::caller::Caller;
 use super::handle::Handle;
 use crate::error::Error;
-use crate::mvcc;
 use crate::mvcc::hash::HistoryHash;
 use crate::proto::etcdserverpb::{HashKvResponse, ResponseHeader};
 
@@ -29,8 +28,7 @@ impl Handle {
         });
         match hashed.await {
             Ok(Ok(hash)) => Ok((hash, head)),
-            Ok(Err(mvcc::Error::Refused(error))) => Err(error),
-            Ok(Err(mvcc::Error::Storage(error))) => Err(self.shared().fail_storage(error)),
+            Ok(Err(error)) => Err(self.refusal(error)),
             Err(_) => Err(Error::Stopped),
         }
     }

@@ -10,6 +10,7 @@ use super::handle::Handle;
 use super::permission::{self, Asks};
 use crate::env;
 use crate::error::Error;
+use crate::mvcc;
 use crate::probe::{self, Defect};
 use crate::replica::inbox::Input;
 use crate::replica::view::ReadView;
@@ -74,6 +75,14 @@ impl Handle {
             return Err(error);
         }
         Ok(early.unwrap_or_else(|| self.shared.view()))
+    }
+
+    /// Why a read failed: a refusal goes to whoever asked, a broken store ends the process.
+    pub fn refusal(&self, error: mvcc::Error) -> Error {
+        match error {
+            mvcc::Error::Refused(error) => error,
+            mvcc::Error::Storage(error) => self.shared.fail_storage(error),
+        }
     }
 
     /// True where this member leads now, which a quorum has confirmed.
