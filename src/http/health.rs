@@ -11,7 +11,7 @@ use serde::Serialize;
 use tonic::body::Body;
 
 use super::page;
-use super::target::Query;
+use super::query::Query;
 use crate::error::Error;
 use crate::metrics::{HEALTH_CHECKS, Operation};
 use crate::proto::etcdserverpb::AlarmType;

@@ -11,8 +11,8 @@ mod debug;
 mod health;
 mod page;
 mod process;
+mod query;
 mod scrape;
-mod target;
 #[cfg(test)]
 mod tests;
 
@@ -27,7 +27,6 @@ use tonic::body::Body;
 use crate::service::handle::Handle;
 use crate::types::ETCD_VERSION;
 pub use access::Access;
-use target::Target;
 
 /// Answers HTTP requests; cheap to clone.
 #[derive(Clone)]
@@ -84,12 +83,8 @@ impl HttpService {
         if method == Method::OPTIONS && uri.path() == "*" {
             return page::nothing();
         }
-        let target = Target::of(method, uri);
-        if target == Target::Malformed {
-            return page::bad_request(None);
-        }
         if self.surface == Surface::Metrics {
-            return self.route(target, &request).await;
+            return self.route(&request).await;
         }
         if let Some(refused) = self.access.refuse_host(&request) {
             return refused;
@@ -97,21 +92,17 @@ impl HttpService {
         let mut response = if method == Method::OPTIONS {
             page::nothing()
         } else {
-            self.route(target, &request).await
+            self.route(&request).await
         };
         self.access
             .add_cors(request.headers(), response.headers_mut());
         response
     }
 
-    async fn route(&self, target: Target, request: &Request<()>) -> Response<Body> {
+    async fn route(&self, request: &Request<()>) -> Response<Body> {
         let (method, uri) = (request.method(), request.uri());
-        let path = match target {
-            Target::Path(path) => path,
-            Target::Elsewhere(location) => return page::redirection(method, &location),
-            Target::Malformed => return page::bad_request(None),
-        };
-        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        let parts = query::parts(uri);
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         match parts.as_slice() {
             ["metrics"] => self.metrics_page(request.headers()).await,
             ["health"] => health::health(&self.handle, method, uri).await,

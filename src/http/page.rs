@@ -1,16 +1,13 @@
-//! The shapes of answers: plain pages, refusals and redirections, as Go's net/http writes them.
+//! The shapes of answers: plain pages and refusals, as Go's net/http writes them.
 
 use bytes::Bytes;
-use http::header::{
-    ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, LOCATION, X_CONTENT_TYPE_OPTIONS,
-};
-use http::{HeaderValue, Method, Response, StatusCode};
+use http::header::{ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use hyper::ext::ReasonPhrase;
 use tonic::body::Body;
 
 const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
-const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const JSON_UTF8: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
 const METRICS: HeaderValue = HeaderValue::from_static(crate::metrics::CONTENT_TYPE);
@@ -83,41 +80,6 @@ pub fn only_get() -> Response<Body> {
     let get = HeaderValue::from_static("GET");
     response.headers_mut().insert(ALLOW, get);
     response
-}
-
-/// Sends the client to `location`, which need not be ASCII in its query.
-pub fn redirection(method: &Method, location: &str) -> Response<Body> {
-    let mut response = if method == Method::GET {
-        let escaped = html_escape(location);
-        let body = format!("<a href=\"{escaped}\">Temporary Redirect</a>.\n\n");
-        page(StatusCode::TEMPORARY_REDIRECT, HTML, body)
-    } else {
-        empty(StatusCode::TEMPORARY_REDIRECT)
-    };
-    if method == Method::HEAD {
-        response.headers_mut().insert(CONTENT_TYPE, HTML);
-    }
-    let mut ascii = String::with_capacity(location.len());
-    for byte in location.bytes() {
-        if byte.is_ascii() {
-            ascii.push(byte as char);
-        } else {
-            ascii.push_str(&format!("%{byte:02x}"));
-        }
-    }
-    // Whatever got here was read from a request line, so it holds no control character.
-    if let Ok(value) = HeaderValue::from_str(&ascii) {
-        response.headers_mut().insert(LOCATION, value);
-    }
-    response
-}
-
-fn html_escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&#34;")
-        .replace('\'', "&#39;")
 }
 
 /// 400 and the end of the connection, before anything looked at the request.

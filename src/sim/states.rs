@@ -167,6 +167,7 @@ impl SimDisk {
 
     /// The process ends after so many more operations on its directory: each of them, and of the
     /// raft log's files, that follows is refused until `kill` or `crash`.
+    #[cfg(test)]
     pub fn stop_after(&self, operations: u64) {
         self.operations_left.store(operations, Ordering::SeqCst);
     }

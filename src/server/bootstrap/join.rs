@@ -14,15 +14,13 @@ use crate::server::Error;
 use crate::server::member_dir::Identity;
 use crate::server::restore::Joining;
 use crate::transport::Peer;
-use crate::types::{ClusterId, ETCD_VERSION, MemberId};
+use crate::types::version::{LEAST, NEWEST, Version};
+use crate::types::{ClusterId, MemberId};
 
 const PATIENCE: Patience = Patience {
     limit: Duration::from_secs(10),
     grace: Duration::from_secs(1),
 };
-
-/// The oldest cluster version that a member of this release works in.
-const OLDEST_CLUSTER: (u64, u64) = (3, 0);
 
 /// Finds out who this member is in the cluster.
 pub async fn ask(config: &Config, world: &dyn World) -> Result<Joining, Error> {
@@ -206,22 +204,15 @@ fn shown(answer: &Description) -> String {
 
 /// Some member must know a cluster version, and none one that this release does not.
 fn check_versions(answers: &[Description]) -> Result<(), String> {
-    let newest = version(ETCD_VERSION).unwrap_or(OLDEST_CLUSTER);
     let mut known = answers
         .iter()
-        .filter_map(|answer| version(&answer.cluster_version))
+        .filter_map(|answer| Version::parse(&answer.cluster_version))
         .peekable();
     let some = known.peek().is_some();
-    if !some || known.any(|version| version < OLDEST_CLUSTER || version > newest) {
+    if !some || known.any(|version| !(LEAST..=NEWEST).contains(&version)) {
         return Err("incompatible with current running cluster".to_owned());
     }
     Ok(())
-}
-
-/// Major and minor number.
-fn version(text: &str) -> Option<(u64, u64)> {
-    let mut numbers = text.split('.').map(|number| number.parse().ok());
-    Some((numbers.next()??, numbers.next()??))
 }
 
 fn check_learners(config: &Config, answer: &Description) -> Result<(), String> {
