@@ -104,6 +104,10 @@ impl LogThread {
         if gathered.parts == 0 {
             return Ok(());
         }
+        if let Some(received) = &mut gathered.done.received {
+            // A reset that fails may be on the disk all the same, and then the state has to be.
+            received.files.stay();
+        }
         let done = self.writer.lock().write(std::mem::take(gathered))?;
         if let Some(received) = done.received {
             self.apply_jobs.push(ApplyJob::Restore(received), 0);

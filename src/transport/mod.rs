@@ -131,6 +131,11 @@ impl SnapshotDir {
         &self.path
     }
 
+    /// Leaves the directory where it is when this is dropped.
+    pub fn stay(&mut self) {
+        self.remove = None;
+    }
+
     /// Leaves the directory where it is.
     pub fn keep(mut self) -> PathBuf {
         self.remove = None;

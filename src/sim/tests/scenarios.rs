@@ -386,6 +386,26 @@ fn a_member_that_dies_while_it_installs_a_snapshot_finds_it_when_it_starts() {
 }
 
 #[test]
+fn a_member_whose_disk_fails_while_it_resets_its_log_for_a_snapshot_starts_again() {
+    let mut world = Scenario::of(3, forgetful());
+    let (first, away) = (world.leader(), world.followers()[0]);
+    world.kill(away);
+    for number in 0..60 {
+        world.write(first, &format!("a{}", number % 7));
+    }
+    world.start(away);
+    world.until("about to reset its log", |world| {
+        world.life(away).is_some_and(|life| life.log_resets())
+    });
+    // The reset is written, and its sync fails: the log may begin behind the old state.
+    world.fail_next_sync(away);
+    world.until("ended", |world| !world.is_alive(away));
+    world.start(away);
+    world.until("caught up", |world| caught_up(world, away));
+    world.passes();
+}
+
+#[test]
 fn a_proposal_that_a_snapshot_took_from_sight_has_an_unknown_outcome() {
     let mut world = Scenario::of(3, forgetful());
     let (first, asked) = (world.leader(), world.followers()[0]);
