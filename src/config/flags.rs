@@ -165,7 +165,7 @@ pub static SECTIONS: &[Section] = &[
         flag("pre-vote", Bool, "true", "Ask before an election, so that a member that was away disturbs nobody."),
         flag("auto-compaction-retention", Text, "0", "History to keep: hours or a duration, or revisions; 0: no automatic compaction."),
         flag("auto-compaction-mode", Text, "periodic", "What the retention counts: 'periodic' or 'revision'."),
-        flag("v2-deprecation", AnyOf(V2_STAGES), "", "Deprecated and ignored."),
+        flag("v2-deprecation", AnyOf(V2_STAGES), "", "Deprecated and ignored.").no_effect("there is no v2 store"),
         flag("discovery-endpoints", Set, "", "Discovery service: endpoints.").at("discovery-config.client.endpoints"),
         flag("discovery-token", Text, "", "Discovery service: token.").at("discovery-config.token"),
         flag("discovery-dial-timeout", Duration, "2s", "Discovery service: dial timeout.").at("discovery-config.client.dial-timeout"),

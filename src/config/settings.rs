@@ -24,6 +24,10 @@ pub struct Config {
     pub snapshot_catchup_entries: u64,
     /// 0: keep all.
     pub max_wals: u64,
+    /// Without effect, and shown.
+    pub downgrade_check_time: Duration,
+    /// Without effect, and shown.
+    pub v2_deprecation: String,
     /// 0: keep all.
     pub max_snapshots: u64,
     /// One tick of raft. 1 to 10,000.

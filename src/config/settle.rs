@@ -48,6 +48,11 @@ pub fn settle(
         },
         snapshot_catchup_entries: values.uint("snapshot-catchup-entries"),
         max_wals: values.uint("max-wals"),
+        downgrade_check_time: values.positive("downgrade-check-time").unwrap_or_default(),
+        v2_deprecation: match values.words("v2-deprecation") {
+            [.., stage] => stage.clone(),
+            [] => "write-only".to_owned(),
+        },
         max_snapshots: values.uint("max-snapshots"),
         heartbeat_interval_ms: values.uint("heartbeat-interval"),
         election_timeout_ms: values.uint("election-timeout"),

@@ -11,7 +11,7 @@ use super::duration;
 use super::log::LogOutput;
 use super::machine::go_arch;
 use super::note::Note;
-use super::settings::{Config, Listen, Metrics};
+use super::settings::{AutoCompaction, Config, Listen, Metrics};
 use super::urls;
 use crate::types::{ETCD_VERSION, GIT_SHA, RUST_VERSION, VERSION};
 
@@ -44,7 +44,14 @@ impl Config {
         settings.extend(self.cluster());
         settings.extend(self.history());
         settings.extend(discovery(&self.discovery));
-        settings.push(("max-learners", self.max_learners.into()));
+        settings.extend([
+            (
+                "downgrade-check-interval",
+                spelled(self.downgrade_check_time),
+            ),
+            ("max-learners", self.max_learners.into()),
+            ("v2-deprecation", self.v2_deprecation.as_str().into()),
+        ]);
         settings.extend(self.unlogged_by_etcd());
         settings
     }
@@ -128,6 +135,11 @@ impl Config {
 
     fn history(&self) -> Vec<Setting> {
         let (mode, retention) = self.auto_compaction.flags();
+        // Whatever it counts, etcd shows it as a time.
+        let retention = match self.auto_compaction {
+            AutoCompaction::Revision(kept) => duration::format(Duration::from_nanos(kept as u64)),
+            _ => retention,
+        };
         vec![
             ("auto-compaction-mode", mode.into()),
             ("auto-compaction-retention", retention.as_str().into()),
@@ -200,39 +212,44 @@ fn discovery(discovery: &Discovery) -> Vec<Setting> {
         ("discovery-token", discovery.token().into()),
         ("discovery-endpoints", discovery.endpoints().into()),
     ];
-    match discovery {
-        Discovery::Static => {}
-        Discovery::Service(service) => settings.extend(service_settings(service)),
-        Discovery::Dns(dns) => settings.extend([
+    if let Discovery::Dns(dns) = discovery {
+        settings.extend([
             ("discovery-srv", dns.domain.as_str().into()),
             ("discovery-srv-name", dns.suffix.as_str().into()),
-        ]),
+        ]);
     }
+    let service = match discovery {
+        Discovery::Service(service) => Some(service),
+        Discovery::Static | Discovery::Dns(_) => None,
+    };
+    settings.extend(service_settings(service));
     settings
 }
 
-/// The password is none of them.
-fn service_settings(service: &DiscoveryService) -> [Setting; 5] {
-    let keepalive = service.keepalive;
-    let user = service
-        .credentials
-        .as_ref()
-        .map(|login| login.user.as_str());
+/// How a discovery service is asked, or would be. The password is not shown; flags that have to
+/// have their default are shown with it.
+fn service_settings(service: Option<&DiscoveryService>) -> [Setting; 10] {
+    let seconds = Duration::from_secs;
+    let pings = service.map_or(Some((seconds(2), seconds(6))), |service| {
+        let pings = service.keepalive?;
+        Some((pings.interval, pings.timeout))
+    });
+    let (interval, timeout) = pings.unwrap_or_default();
+    let user = service.and_then(|service| service.credentials.as_ref());
+    let user = user.map_or("", |login| login.user.as_str());
+    let dial = service.map_or(seconds(2), |service| service.dial_timeout);
+    let request = service.map_or(seconds(5), |service| service.request_timeout);
     [
-        ("discovery-dial-timeout", spelled(service.dial_timeout)),
-        (
-            "discovery-request-timeout",
-            spelled(service.request_timeout),
-        ),
-        (
-            "discovery-keepalive-time",
-            spelled(keepalive.map_or(Duration::ZERO, |pings| pings.interval)),
-        ),
-        (
-            "discovery-keepalive-timeout",
-            spelled(keepalive.map_or(Duration::ZERO, |pings| pings.timeout)),
-        ),
-        ("discovery-user", user.unwrap_or_default().into()),
+        ("discovery-dial-timeout", spelled(dial)),
+        ("discovery-request-timeout", spelled(request)),
+        ("discovery-keepalive-time", spelled(interval)),
+        ("discovery-keepalive-timeout", spelled(timeout)),
+        ("discovery-insecure-transport", true.into()),
+        ("discovery-insecure-skip-tls-verify", false.into()),
+        ("discovery-cert", "".into()),
+        ("discovery-key", "".into()),
+        ("discovery-cacert", "".into()),
+        ("discovery-user", user.into()),
     ]
 }
 

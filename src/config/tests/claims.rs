@@ -24,7 +24,6 @@ const READ_APART: &[&str] = &[
     "feature-gates",
     "discovery-fallback",
     "logger",
-    "v2-deprecation",
     "version",
 ];
 
