@@ -48,11 +48,8 @@ pub fn settle(
         },
         snapshot_catchup_entries: values.uint("snapshot-catchup-entries"),
         max_wals: values.uint("max-wals"),
-        downgrade_check_time: values.positive("downgrade-check-time").unwrap_or_default(),
-        v2_deprecation: match values.words("v2-deprecation") {
-            [.., stage] => stage.clone(),
-            [] => "write-only".to_owned(),
-        },
+        downgrade_check_time: values.time("downgrade-check-time"),
+        v2_deprecation: v2_deprecation(values),
         max_snapshots: values.uint("max-snapshots"),
         heartbeat_interval_ms: values.uint("heartbeat-interval"),
         election_timeout_ms: values.uint("election-timeout"),
@@ -87,29 +84,15 @@ pub fn settle(
             .ok()
             .filter(|limit| *limit > 0)
             .unwrap_or(1_000),
-        compaction_sleep_interval: match values.duration_ns("compaction-sleep-interval") {
-            0 => Duration::from_millis(10),
-            _ => values
-                .positive("compaction-sleep-interval")
-                .unwrap_or_default(),
-        },
+        compaction_sleep_interval: time_or(values, "compaction-sleep-interval", 10),
         watch_progress_notify_interval: values
             .positive("watch-progress-notify-interval")
             .unwrap_or(Duration::from_secs(600))
             .max(Duration::from_millis(100)),
         corrupt_check_time: values.positive("corrupt-check-time"),
-        compact_hash_check_time: values
-            .positive("compact-hash-check-time")
-            .unwrap_or_default(),
-        warning_apply_duration: values
-            .positive("warning-apply-duration")
-            .unwrap_or_default(),
-        warning_unary_request_duration: match values.duration_ns("warning-unary-request-duration") {
-            0 => Duration::from_millis(300),
-            _ => values
-                .positive("warning-unary-request-duration")
-                .unwrap_or_default(),
-        },
+        compact_hash_check_time: values.time("compact-hash-check-time"),
+        warning_apply_duration: values.time("warning-apply-duration"),
+        warning_unary_request_duration: time_or(values, "warning-unary-request-duration", 300),
         log,
         // Any other word than this one means basic, in etcd too.
         metrics: match values.text("metrics") {
@@ -123,6 +106,21 @@ pub fn settle(
     };
     use_default_host(&mut config, values, around, notes);
     Ok(config)
+}
+
+/// A time of which 0 means the default, in milliseconds.
+fn time_or(values: &Values, name: &str, default_ms: u64) -> Duration {
+    match values.duration_ns(name) {
+        0 => Duration::from_millis(default_ms),
+        _ => values.time(name),
+    }
+}
+
+fn v2_deprecation(values: &Values) -> String {
+    match values.words("v2-deprecation") {
+        [.., stage] => stage.clone(),
+        [] => "write-only".to_owned(),
+    }
 }
 
 fn listens(values: &Values, name: &str) -> Result<Vec<Listen>, Refusal> {

@@ -95,6 +95,11 @@ impl Values {
         (ns > 0).then(|| Duration::from_nanos(ns))
     }
 
+    /// A duration; one below zero counts as none at all.
+    pub fn time(&self, name: &str) -> Duration {
+        self.positive(name).unwrap_or_default()
+    }
+
     pub fn duration_ns(&self, name: &str) -> i64 {
         match self.get(name) {
             Value::Duration(value) => *value,
