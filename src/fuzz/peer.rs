@@ -10,8 +10,8 @@ use crate::proto::etcdserverpb::{InternalRaftRequest, PutRequest, RequestHeader}
 use crate::proto::etchedpeer::forwarded;
 use crate::proto::etchedpeer::snapshot_part::Part;
 use crate::proto::etchedpeer::{
-    Answer, Forwarded, MemberChange, MessageBatch, Nothing, Question, SnapshotFile, SnapshotPart,
-    member_change, question,
+    Forwarded, MemberChange, MessageBatch, Nothing, PeerRequest, PeerResponse, SnapshotFile,
+    SnapshotPart, member_change, peer_request,
 };
 use crate::proto::membershippb;
 use crate::raft::replica::{self, conf_state_of, encode_hard_state};
@@ -61,12 +61,12 @@ pub fn batch(bytes: &[u8]) {
         assert_eq!(again.malformed, None);
         assert_eq!(format!("{:?}", again.messages), shown);
     }
-    if let Ok(question) = Question::decode(bytes.clone()) {
-        let again = Question::decode(question.encode_to_vec().as_slice());
+    if let Ok(question) = PeerRequest::decode(bytes.clone()) {
+        let again = PeerRequest::decode(question.encode_to_vec().as_slice());
         assert_eq!(again, Ok(question));
     }
-    if let Ok(answer) = Answer::decode(bytes) {
-        let again = Answer::decode(answer.encode_to_vec().as_slice());
+    if let Ok(answer) = PeerResponse::decode(bytes) {
+        let again = PeerResponse::decode(answer.encode_to_vec().as_slice());
         assert_eq!(again, Ok(answer));
     }
 }
@@ -656,8 +656,8 @@ pub fn batch_seeds() -> Vec<Seed> {
     many.entries = vec![Entry::default(); 2_000];
     let many = edges::encoded(vec![PeerMessage::Raft(many)], None);
     seeds.push(Seed::new("entries-of-nothing", many));
-    let question = Question {
-        question: Some(question::Question::Describe(Nothing {})),
+    let question = PeerRequest {
+        request: Some(peer_request::Request::Describe(Nothing {})),
     };
     seeds.push(Seed::new("question", question.encode_to_vec()));
     seeds

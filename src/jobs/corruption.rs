@@ -24,7 +24,7 @@ use crate::proto::etcdserverpb::{
     AlarmRequest, AlarmType, HashKvRequest, HashKvResponse, InternalRaftRequest,
     alarm_request::AlarmAction,
 };
-use crate::proto::etchedpeer::{Question, answer, question};
+use crate::proto::etchedpeer::{PeerRequest, peer_request, peer_response};
 use crate::service::caller::Caller;
 use crate::service::handle::Handle;
 use crate::types::MemberId;
@@ -382,14 +382,14 @@ async fn ask_peers(handle: &Handle, revision: i64, limit: Duration) -> Answered 
         .peers_of(shared.member)
         .into_iter()
         .map(|peer| {
-            let question = Question {
-                question: Some(question::Question::HashKv(HashKvRequest { revision })),
+            let question = PeerRequest {
+                request: Some(peer_request::Request::HashKv(HashKvRequest { revision })),
             };
             let answer = handle.network().ask(peer.member, question, limit);
             async move {
                 let hash = match answer.await {
-                    Ok(answer) => match answer.answer {
-                        Some(answer::Answer::HashKv(hash)) => Ok(hash),
+                    Ok(answer) => match answer.response {
+                        Some(peer_response::Response::HashKv(hash)) => Ok(hash),
                         _ => Err(Error::UnknownMethod),
                     },
                     Err(error) => Err(error),
@@ -423,7 +423,7 @@ mod tests {
 
     use super::*;
     use crate::proto::etcdserverpb::ResponseHeader;
-    use crate::proto::etchedpeer::Answer;
+    use crate::proto::etchedpeer::PeerResponse;
     use crate::raft::Message;
     use crate::replica::inbox::{Inbox, Input};
     use crate::replica::proposal::Proposed;
@@ -541,9 +541,14 @@ mod tests {
 
         fn set_peers(&self, _: Vec<transport::Peer>) {}
 
-        fn ask(&self, _: MemberId, _: Question, _: Duration) -> Boxed<Result<Answer, Error>> {
-            let answer = self.0.map(|hash| Answer {
-                answer: Some(answer::Answer::HashKv(hash)),
+        fn ask(
+            &self,
+            _: MemberId,
+            _: PeerRequest,
+            _: Duration,
+        ) -> Boxed<Result<PeerResponse, Error>> {
+            let answer = self.0.map(|hash| PeerResponse {
+                response: Some(peer_response::Response::HashKv(hash)),
             });
             Box::pin(std::future::ready(answer))
         }

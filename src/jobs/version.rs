@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 
 use crate::error::Error;
 use crate::proto::etcdserverpb::InternalRaftRequest;
-use crate::proto::etchedpeer::{Answer, Nothing, Question, answer, question};
+use crate::proto::etchedpeer::{Nothing, PeerRequest, PeerResponse, peer_request, peer_response};
 use crate::proto::membershippb::ClusterVersionSetRequest;
 use crate::service::caller::Caller;
 use crate::service::handle::Handle;
@@ -99,8 +99,8 @@ async fn lowest_version(handle: &Handle) -> Option<Version> {
         .peers_of(shared.member)
         .into_iter()
         .map(|peer| {
-            let question = Question {
-                question: Some(question::Question::Describe(Nothing {})),
+            let question = PeerRequest {
+                request: Some(peer_request::Request::Describe(Nothing {})),
             };
             let answer = handle.network().ask(peer.member, question, ANSWER_LIMIT);
             async move { (peer.member, answer.await) }
@@ -114,13 +114,13 @@ async fn lowest_version(handle: &Handle) -> Option<Version> {
     lowest
 }
 
-fn release_of(member: MemberId, answer: Result<Answer, Error>) -> Option<Version> {
+fn release_of(member: MemberId, answer: Result<PeerResponse, Error>) -> Option<Version> {
     let answer = answer
         .inspect_err(|error| {
             tracing::warn!(%error, "remote-member-id" = %member, "failed to get version");
         })
         .ok()?;
-    let Some(answer::Answer::Description(description)) = answer.answer else {
+    let Some(peer_response::Response::Description(description)) = answer.response else {
         return None;
     };
     let release = description.server_version;

@@ -12,7 +12,7 @@ use super::caller::Caller;
 use super::settings::Settings;
 use crate::env;
 use crate::error::Error;
-use crate::proto::etchedpeer::{Answer, Question};
+use crate::proto::etchedpeer::{PeerRequest, PeerResponse};
 use crate::replica::inbox::{Inbox, Input, Refused};
 use crate::replica::shared::Shared;
 use crate::transport::Network;
@@ -120,7 +120,11 @@ impl Handle {
     }
 
     /// Asks the leader, which is another member. Waits for one where there is none.
-    pub async fn ask_leader(&self, caller: &Caller, question: Question) -> Result<Answer, Error> {
+    pub async fn ask_leader(
+        &self,
+        caller: &Caller,
+        question: PeerRequest,
+    ) -> Result<PeerResponse, Error> {
         let deadline = self.deadline(caller);
         let leader = self.leader_until(deadline).await?;
         let left = deadline.saturating_sub(self.shared.clock.now());

@@ -12,7 +12,7 @@ use crate::proto::etcdserverpb::{
     InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseKeepAliveRequest,
     LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
-use crate::proto::etchedpeer::{Answer, Question, answer, question};
+use crate::proto::etchedpeer::{PeerRequest, PeerResponse, peer_request, peer_response};
 use crate::state::lease;
 use crate::types::LeaseId;
 
@@ -24,19 +24,20 @@ impl Handle {
     pub async fn renew_lease(&self, caller: &Caller, id: LeaseId) -> Result<i64, Error> {
         let deadline = self.deadline(caller);
         loop {
-            let renewed =
-                if self.shared().raft.is_leader() {
-                    self.renew_lease_here(caller, id).await
-                } else {
-                    let request = LeaseKeepAliveRequest { id: id.0 };
-                    self.ask_for(caller, question::Question::RenewLease(request), |answer| {
-                        match answer {
-                            answer::Answer::LeaseRenewed(renewed) => Some(renewed.ttl),
-                            _ => None,
-                        }
-                    })
-                    .await
-                };
+            let renewed = if self.shared().raft.is_leader() {
+                self.renew_lease_here(caller, id).await
+            } else {
+                let request = LeaseKeepAliveRequest { id: id.0 };
+                self.ask_for(
+                    caller,
+                    peer_request::Request::RenewLease(request),
+                    |answer| match answer {
+                        peer_response::Response::LeaseRenewed(renewed) => Some(renewed.ttl),
+                        _ => None,
+                    },
+                )
+                .await
+            };
             if !self.is_worth_another_try(&renewed, deadline).await {
                 return renewed;
             }
@@ -93,9 +94,9 @@ impl Handle {
                 let request = LeaseTimeToLiveRequest { id: id.0, keys };
                 self.ask_for(
                     caller,
-                    question::Question::LeaseTimeToLive(request),
+                    peer_request::Request::LeaseTimeToLive(request),
                     |answer| match answer {
-                        answer::Answer::LeaseTimeToLive(left) => {
+                        peer_response::Response::LeaseTimeToLive(left) => {
                             Some((left.ttl >= 0).then_some(left))
                         }
                         _ => None,
@@ -156,13 +157,13 @@ impl Handle {
     async fn ask_for<T>(
         &self,
         caller: &Caller,
-        question: question::Question,
-        pick: impl FnOnce(answer::Answer) -> Option<T>,
+        question: peer_request::Request,
+        pick: impl FnOnce(peer_response::Response) -> Option<T>,
     ) -> Result<T, Error> {
-        let question = Question {
-            question: Some(question),
+        let question = PeerRequest {
+            request: Some(question),
         };
-        let Answer { answer } = self.ask_leader(caller, question).await?;
+        let PeerResponse { response: answer } = self.ask_leader(caller, question).await?;
         answer.and_then(pick).ok_or(Error::UnknownMethod)
     }
 

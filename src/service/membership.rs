@@ -14,7 +14,9 @@ use crate::config::{self, Url, urls};
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint};
 use crate::proto::etcdserverpb::{self, MemberPromoteRequest};
-use crate::proto::etchedpeer::{Nothing, Question, answer, member_change::Change, question};
+use crate::proto::etchedpeer::{
+    Nothing, PeerRequest, member_change::Change, peer_request, peer_response,
+};
 use crate::proto::membershippb::{Member, RaftAttributes};
 use crate::raft::replica::Progress;
 use crate::replica::cluster_status::ClusterStatus;
@@ -260,12 +262,12 @@ impl Handle {
         id: MemberId,
     ) -> Result<Vec<etcdserverpb::Member>, Error> {
         let request = MemberPromoteRequest { id: id.0 };
-        let question = Question {
-            question: Some(question::Question::Promote(request)),
+        let question = PeerRequest {
+            request: Some(peer_request::Request::Promote(request)),
         };
         match self.ask_leader(caller, question).await {
-            Ok(answer) => match answer.answer {
-                Some(answer::Answer::Promoted(promoted)) => Ok(promoted.members),
+            Ok(answer) => match answer.response {
+                Some(peer_response::Response::Promoted(promoted)) => Ok(promoted.members),
                 _ => Err(Error::UnknownMethod),
             },
             // It is the other member that stops.

@@ -11,7 +11,9 @@ use crate::probe;
 use crate::proto::etcdserverpb::{
     LeaseKeepAliveResponse, LeaseTimeToLiveResponse, MemberPromoteResponse,
 };
-use crate::proto::etchedpeer::{Answer, Description, Question, answer, question};
+use crate::proto::etchedpeer::{
+    Description, PeerRequest, PeerResponse, peer_request, peer_response,
+};
 use crate::raft::Message;
 use crate::replica::inbox::{Inbox, Input};
 use crate::replica::shared::Shared;
@@ -54,15 +56,15 @@ fn describe(shared: &Shared) -> Description {
     }
 }
 
-async fn answer(handle: Handle, question: Question) -> Result<Answer, Error> {
-    use question::Question as Asked;
+async fn answer(handle: Handle, question: PeerRequest) -> Result<PeerResponse, Error> {
+    use peer_request::Request as Asked;
     // Whoever it asks for has been judged where it asked.
     let caller = &Caller::member();
-    let answer = match question.question.ok_or(Error::UnknownMethod)? {
-        Asked::Describe(_) => answer::Answer::Description(describe(handle.shared())),
+    let answer = match question.request.ok_or(Error::UnknownMethod)? {
+        Asked::Describe(_) => peer_response::Response::Description(describe(handle.shared())),
         Asked::RenewLease(request) => {
             let ttl = handle.renew_lease_here(caller, LeaseId(request.id)).await?;
-            answer::Answer::LeaseRenewed(LeaseKeepAliveResponse {
+            peer_response::Response::LeaseRenewed(LeaseKeepAliveResponse {
                 id: request.id,
                 ttl,
                 ..Default::default()
@@ -76,24 +78,24 @@ async fn answer(handle: Handle, question: Question) -> Result<Answer, Error> {
                 ttl: -1,
                 ..Default::default()
             });
-            answer::Answer::LeaseTimeToLive(left)
+            peer_response::Response::LeaseTimeToLive(left)
         }
         Asked::Promote(request) => {
             let members = handle.promote_here(caller, MemberId(request.id)).await?;
-            answer::Answer::Promoted(MemberPromoteResponse {
+            peer_response::Response::Promoted(MemberPromoteResponse {
                 members: members.iter().map(super::membership::shown).collect(),
                 ..Default::default()
             })
         }
         Asked::HashKv(request) => {
-            answer::Answer::HashKv(handle.hash_history(caller, request.revision).await?)
+            peer_response::Response::HashKv(handle.hash_history(caller, request.revision).await?)
         }
         Asked::Downgrade(request) => {
-            answer::Answer::Downgrade(handle.downgrade(caller, request).await?)
+            peer_response::Response::Downgrade(handle.downgrade(caller, request).await?)
         }
     };
-    Ok(Answer {
-        answer: Some(answer),
+    Ok(PeerResponse {
+        response: Some(answer),
     })
 }
 
@@ -145,7 +147,11 @@ impl Inbound for PeerService {
         })
     }
 
-    fn asked(&self, _from: Option<MemberId>, question: Question) -> Boxed<Result<Answer, Error>> {
+    fn asked(
+        &self,
+        _from: Option<MemberId>,
+        question: PeerRequest,
+    ) -> Boxed<Result<PeerResponse, Error>> {
         Box::pin(answer(self.handle.clone(), question))
     }
 

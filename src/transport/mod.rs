@@ -33,7 +33,7 @@ use std::time::Duration;
 
 pub use crate::env::Boxed;
 use crate::error::Error;
-use crate::proto::etchedpeer::{Answer, Forwarded, Question, forwarded};
+use crate::proto::etchedpeer::{Forwarded, PeerRequest, PeerResponse, forwarded};
 use crate::raft::Message;
 use crate::types::MemberId;
 
@@ -179,9 +179,9 @@ pub trait Network: Send + Sync + 'static {
     fn ask(
         &self,
         member: MemberId,
-        question: Question,
+        question: PeerRequest,
         limit: Duration,
-    ) -> Boxed<Result<Answer, Error>>;
+    ) -> Boxed<Result<PeerResponse, Error>>;
 
     /// Since when, by the clock handed in, a peer has been connected without a break.
     fn active_since(&self, member: MemberId) -> Option<Duration>;
@@ -205,7 +205,11 @@ pub trait Inbound: Send + Sync + 'static {
     fn snapshot_received(&self, message: Message, files: SnapshotDir) -> Boxed<Result<(), Error>>;
 
     /// A member asks. `from` is none where one asks that is no member yet.
-    fn asked(&self, from: Option<MemberId>, question: Question) -> Boxed<Result<Answer, Error>>;
+    fn asked(
+        &self,
+        from: Option<MemberId>,
+        question: PeerRequest,
+    ) -> Boxed<Result<PeerResponse, Error>>;
 
     /// True where the member was removed from the cluster for good.
     fn is_removed(&self, member: MemberId) -> bool;
@@ -231,9 +235,9 @@ impl Network for NoNetwork {
     fn ask(
         &self,
         _member: MemberId,
-        _question: Question,
+        _question: PeerRequest,
         _limit: Duration,
-    ) -> Boxed<Result<Answer, Error>> {
+    ) -> Boxed<Result<PeerResponse, Error>> {
         Box::pin(std::future::ready(Err(Error::NoLeader)))
     }
 

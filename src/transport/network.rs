@@ -20,7 +20,7 @@ use super::snapshot_in::{self, Arrivals};
 use super::snapshot_out::Snapshots;
 use super::{Boxed, Inbound, Network, Peer, PeerMessage, SnapshotDir};
 use crate::error::Error;
-use crate::proto::etchedpeer::{Answer, Question};
+use crate::proto::etchedpeer::{PeerRequest, PeerResponse};
 use crate::raft::Message;
 use crate::types::MemberId;
 
@@ -210,9 +210,9 @@ impl Network for GrpcNetwork {
     fn ask(
         &self,
         member: MemberId,
-        question: Question,
+        question: PeerRequest,
         limit: Duration,
-    ) -> Boxed<Result<Answer, Error>> {
+    ) -> Boxed<Result<PeerResponse, Error>> {
         let connected = self.connected(member);
         Box::pin(async move {
             match connected {

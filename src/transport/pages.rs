@@ -9,8 +9,8 @@ use serde::Serialize;
 use tonic::body::Body;
 
 use super::context::Context;
-use crate::proto::etchedpeer::question::Question as Kind;
-use crate::proto::etchedpeer::{Description, Nothing, Question, answer};
+use crate::proto::etchedpeer::peer_request::Request as Kind;
+use crate::proto::etchedpeer::{Description, Nothing, PeerRequest, peer_response};
 use crate::proto::membershippb;
 use crate::types::STORAGE_VERSION;
 
@@ -65,13 +65,13 @@ pub async fn respond(context: &Context, method: &Method, uri: &Uri) -> Response<
 }
 
 async fn described(context: &Context) -> Option<Description> {
-    let question = Question {
-        question: Some(Kind::Describe(Nothing {})),
+    let question = PeerRequest {
+        request: Some(Kind::Describe(Nothing {})),
     };
     let asked = context.inbound()?.asked(None, question);
     let answer = tokio::time::timeout(ANSWER_LIMIT, asked).await.ok()?.ok()?;
-    match answer.answer {
-        Some(answer::Answer::Description(description)) => Some(description),
+    match answer.response {
+        Some(peer_response::Response::Description(description)) => Some(description),
         _ => None,
     }
 }

@@ -16,8 +16,8 @@ use super::lane::why;
 use crate::error::Error;
 use crate::net::KeepAlive;
 use crate::proto::etchedpeer::peer_client::PeerClient;
-use crate::proto::etchedpeer::question::Question as Kind;
-use crate::proto::etchedpeer::{Answer, Description, Nothing, Question, answer};
+use crate::proto::etchedpeer::peer_request::Request as Kind;
+use crate::proto::etchedpeer::{Description, Nothing, PeerRequest, PeerResponse, peer_response};
 
 /// Answers may be long in coming while the connection is fine.
 const KEEP_ALIVE: KeepAlive = KeepAlive {
@@ -49,7 +49,7 @@ impl Questions {
 
     /// `NoLeader` where the question certainly did not arrive, `Timeout` where it may have; else
     /// what the peer answers.
-    pub async fn ask(&self, question: Question, limit: Duration) -> Result<Answer, Error> {
+    pub async fn ask(&self, question: PeerRequest, limit: Duration) -> Result<PeerResponse, Error> {
         let mut asked = None;
         match timeout(limit, self.ask_for_long(question, &mut asked)).await {
             Ok(answer) => answer,
@@ -68,9 +68,9 @@ impl Questions {
     /// `asked` is set before the question goes out.
     async fn ask_for_long(
         &self,
-        question: Question,
+        question: PeerRequest,
         asked: &mut Option<u64>,
-    ) -> Result<Answer, Error> {
+    ) -> Result<PeerResponse, Error> {
         let connection = self.connection().await.map_err(|reason| {
             if self.context.is_news(&reason) {
                 tracing::warn!(peer = %self.peer.member, reason, "cannot ask a peer");
@@ -190,13 +190,13 @@ async fn describe_one(url: &str) -> Result<Description, String> {
     /// A description is a list of members.
     const MAX_BYTES: usize = 16 << 20;
     let channel = dial::dial(url, None).await?;
-    let question = Question {
-        question: Some(Kind::Describe(Nothing {})),
+    let question = PeerRequest {
+        request: Some(Kind::Describe(Nothing {})),
     };
     let answer = client(&channel, MAX_BYTES).ask(question).await;
     let answer = answer.map_err(|status| format!("{url}: {}", why(&status)))?;
-    match answer.into_inner().answer {
-        Some(answer::Answer::Description(description)) => Ok(description),
+    match answer.into_inner().response {
+        Some(peer_response::Response::Description(description)) => Ok(description),
         _ => Err(format!("{url}: an answer to something else")),
     }
 }

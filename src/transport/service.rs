@@ -16,10 +16,10 @@ use super::network::GrpcNetwork;
 use super::snapshot_in::Arrivals;
 use super::{Inbound, PeerMessage, batch};
 use crate::metrics::PeerCells;
+use crate::proto::etchedpeer::peer_request::Request as Kind;
 use crate::proto::etchedpeer::peer_server::Peer;
-use crate::proto::etchedpeer::question::Question as Kind;
 use crate::proto::etchedpeer::{
-    Answer, LaneAnswer, MessageBatch, Question, SnapshotPart, SnapshotTaken, peer_message,
+    LaneAnswer, MessageBatch, PeerRequest, PeerResponse, SnapshotPart, SnapshotTaken, peer_message,
 };
 use crate::raft::MessageType;
 use crate::types::MemberId;
@@ -79,8 +79,8 @@ impl Peer for PeerService {
         Ok(Response::new(SnapshotTaken {}))
     }
 
-    async fn ask(&self, request: Request<Question>) -> Result<Response<Answer>, Status> {
-        let describes = matches!(request.get_ref().question, Some(Kind::Describe(_)));
+    async fn ask(&self, request: Request<PeerRequest>) -> Result<Response<PeerResponse>, Status> {
+        let describes = matches!(request.get_ref().request, Some(Kind::Describe(_)));
         let inbound = self.context.serving()?;
         let from = if describes {
             // Anyone may ask who is here.

@@ -6,8 +6,8 @@ use super::in_flight::{AnswerTo, InFlight, Life, Payload};
 use super::{Attached, Links, SimNetwork};
 use crate::env::Executor;
 use crate::error::Error;
-use crate::proto::etchedpeer::question::Question as Kind;
-use crate::proto::etchedpeer::{Answer, Question};
+use crate::proto::etchedpeer::peer_request::Request as Kind;
+use crate::proto::etchedpeer::{PeerRequest, PeerResponse};
 use crate::raft::Message;
 use crate::sim::random::Random;
 use crate::sim::states::SimDisks;
@@ -53,14 +53,14 @@ impl SimNetwork {
                     self.snapshot(transfer, message, &files, attached, now_ns);
                 }
             }
-            Payload::Question {
+            Payload::PeerRequest {
                 question,
                 answer_to,
             } => match attached.filter(|_| self.reaches(from, to)) {
                 Some(attached) => self.question(from, to, question, answer_to, attached, now_ns),
                 None => self.links.lock().counts.peer_rpcs_lost += 1,
             },
-            Payload::Answer { answer, answer_to } => {
+            Payload::PeerResponse { answer, answer_to } => {
                 if attached.is_some() && self.reaches(from, to) {
                     // Whoever asked may have given up.
                     let _ = answer_to.send(answer);
@@ -148,7 +148,7 @@ impl SimNetwork {
         &self,
         from: Life,
         to: Life,
-        question: Question,
+        question: PeerRequest,
         answer_to: AnswerTo,
         attached: Attached,
         now_ns: u64,
@@ -156,7 +156,7 @@ impl SimNetwork {
         let Attached { inbound, tasks } = attached;
         let is_removed = inbound.is_removed(from.member);
         // Anyone may ask who is here.
-        let describes = matches!(question.question, Some(Kind::Describe(_)));
+        let describes = matches!(question.request, Some(Kind::Describe(_)));
         if is_removed && !describes {
             self.links.lock().tell_removed(from, 1_000, now_ns);
             return self.answer(to, from, Err(Error::NoLeader), answer_to);
@@ -172,7 +172,13 @@ impl SimNetwork {
         tasks.spawn(Box::pin(answering));
     }
 
-    fn answer(&self, from: Life, to: Life, answer: Result<Answer, Error>, answer_to: AnswerTo) {
+    fn answer(
+        &self,
+        from: Life,
+        to: Life,
+        answer: Result<PeerResponse, Error>,
+        answer_to: AnswerTo,
+    ) {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
         let link = (from.member, to.member);
@@ -184,7 +190,7 @@ impl SimNetwork {
             return;
         }
         let due_ns = now_ns + links.message_delay();
-        let payload = Payload::Answer { answer, answer_to };
+        let payload = Payload::PeerResponse { answer, answer_to };
         links.launch(due_ns, InFlight { from, to, payload });
     }
 
@@ -220,8 +226,8 @@ impl SimNetwork {
             }
             Payload::Messages(_)
             | Payload::Snapshot { .. }
-            | Payload::Question { .. }
-            | Payload::Answer { .. }
+            | Payload::PeerRequest { .. }
+            | Payload::PeerResponse { .. }
             | Payload::Silence { .. } => {}
         }
     }

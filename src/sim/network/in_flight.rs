@@ -5,14 +5,14 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::error::Error;
-use crate::proto::etchedpeer::{Answer, Question};
+use crate::proto::etchedpeer::{PeerRequest, PeerResponse};
 use crate::raft::Message;
 use crate::sim::random::Random;
 use crate::transport::{PeerMessage, SnapshotDir};
 use crate::types::MemberId;
 
 /// Where the answer to a question goes.
-pub type AnswerTo = oneshot::Sender<Result<Answer, Error>>;
+pub type AnswerTo = oneshot::Sender<Result<PeerResponse, Error>>;
 
 /// One life of a member.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,12 +33,12 @@ pub enum Payload {
         /// The transfer breaks on its way.
         breaks: bool,
     },
-    Question {
-        question: Question,
+    PeerRequest {
+        question: PeerRequest,
         answer_to: AnswerTo,
     },
-    Answer {
-        answer: Result<Answer, Error>,
+    PeerResponse {
+        answer: Result<PeerResponse, Error>,
         answer_to: AnswerTo,
     },
     /// What its own network tells a member, in a peer's name or not.

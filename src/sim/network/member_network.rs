@@ -10,7 +10,7 @@ use super::in_flight::{Delay, InFlight, Life, Payload};
 use super::links::{Attached, Endpoint, Links, refusals};
 use crate::env::{Boxed, Clock, timeout};
 use crate::error::Error;
-use crate::proto::etchedpeer::{Answer, Question};
+use crate::proto::etchedpeer::{PeerRequest, PeerResponse};
 use crate::raft::Message;
 use crate::sim::executor::Tasks;
 use crate::transport::{Inbound, Network, Peer, PeerMessage, SnapshotDir};
@@ -103,9 +103,9 @@ impl Network for MemberNetwork {
     fn ask(
         &self,
         member: MemberId,
-        question: Question,
+        question: PeerRequest,
         limit: Duration,
-    ) -> Boxed<Result<Answer, Error>> {
+    ) -> Boxed<Result<PeerResponse, Error>> {
         let (network, life, clock) = (self.network.clone(), self.life, self.clock.clone());
         Box::pin(async move {
             let fate = match network.upgrade() {
@@ -148,7 +148,7 @@ enum Fate {
     Silent(Error),
     Asked {
         /// Closed where no answer will come.
-        answer: oneshot::Receiver<Result<Answer, Error>>,
+        answer: oneshot::Receiver<Result<PeerResponse, Error>>,
         /// Whoever asks does not notice a broken connection.
         patient: bool,
     },
@@ -254,7 +254,7 @@ impl SimNetwork {
         links.launch(due_ns, InFlight { from, to, payload });
     }
 
-    fn ask(&self, from: Life, to: MemberId, question: Question) -> Fate {
+    fn ask(&self, from: Life, to: MemberId, question: PeerRequest) -> Fate {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
         links.counts.peer_rpcs += 1;
@@ -280,7 +280,7 @@ impl SimNetwork {
             links.counts.peer_rpcs_lost += 1;
         } else {
             let due_ns = now_ns + links.message_delay();
-            let payload = Payload::Question {
+            let payload = Payload::PeerRequest {
                 question,
                 answer_to,
             };

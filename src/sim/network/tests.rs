@@ -12,8 +12,10 @@ use super::member_network::MemberNetwork;
 use super::*;
 use crate::env::{Boxed, Executor};
 use crate::error::Error;
-use crate::proto::etchedpeer::question::Question as Kind;
-use crate::proto::etchedpeer::{Answer, Description, Forwarded, Nothing, Question, answer};
+use crate::proto::etchedpeer::peer_request::Request as Kind;
+use crate::proto::etchedpeer::{
+    Description, Forwarded, Nothing, PeerRequest, PeerResponse, peer_response,
+};
 use crate::raft::Message;
 use crate::sim::clock::MemberClock;
 use crate::storage::memory::Checkpoints;
@@ -87,15 +89,19 @@ impl Inbound for Member {
         })
     }
 
-    fn asked(&self, from: Option<MemberId>, _question: Question) -> Boxed<Result<Answer, Error>> {
+    fn asked(
+        &self,
+        from: Option<MemberId>,
+        _question: PeerRequest,
+    ) -> Boxed<Result<PeerResponse, Error>> {
         self.note(Note::Asked(from));
         let answers = *self.answers.lock();
         Box::pin(async move {
             if !answers {
                 std::future::pending::<()>().await;
             }
-            Ok(Answer {
-                answer: Some(answer::Answer::Description(Description::default())),
+            Ok(PeerResponse {
+                response: Some(peer_response::Response::Description(Description::default())),
             })
         })
     }
@@ -213,7 +219,7 @@ impl World {
         let (network, noted) = (self.lives[from].network.clone(), asking.clone());
         let (time, begun) = (self.time.clone(), self.time.now_ns());
         self.lives[from].tasks.spawn(Box::pin(async move {
-            let question = Question { question: kind };
+            let question = PeerRequest { request: kind };
             let answer = network.ask(id(to), question, LIMIT).await;
             *noted.lock() = Some((answer.map(drop), time.now_ns() - begun));
         }));

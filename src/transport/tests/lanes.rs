@@ -124,8 +124,8 @@ async fn another_cluster_is_refused() {
     let asked = a.network.ask(B, describe_question(), LONG).await;
     // Anyone may ask that, and nothing else.
     assert!(asked.is_ok());
-    let promote = Question {
-        question: Some(Kind::Promote(Default::default())),
+    let promote = PeerRequest {
+        request: Some(Kind::Promote(Default::default())),
     };
     let asked = a.network.ask(B, promote, LONG).await;
     assert_eq!(asked, Err(Error::NoLeader));

@@ -22,8 +22,8 @@ use super::*;
 use crate::env::{SystemClock, SystemRng};
 use crate::metrics::{Metrics, PeerCells};
 use crate::proto::etchedpeer::forwarded::Proposal;
-use crate::proto::etchedpeer::question::Question as Kind;
-use crate::proto::etchedpeer::{Description, Nothing, answer};
+use crate::proto::etchedpeer::peer_request::Request as Kind;
+use crate::proto::etchedpeer::{Description, Nothing, peer_response};
 use crate::raft::replica::conf_state_of;
 use crate::types::ClusterId;
 
@@ -99,13 +99,17 @@ impl Inbound for Recorder {
         Box::pin(async move { if refuses { Err(Error::NoSpace) } else { Ok(()) } })
     }
 
-    fn asked(&self, from: Option<MemberId>, question: Question) -> Boxed<Result<Answer, Error>> {
+    fn asked(
+        &self,
+        from: Option<MemberId>,
+        question: PeerRequest,
+    ) -> Boxed<Result<PeerResponse, Error>> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
-            match question.question {
+            match question.request {
                 // Says who asked where the version belongs.
-                Some(Kind::Describe(_)) => Ok(Answer {
-                    answer: Some(answer::Answer::Description(Description {
+                Some(Kind::Describe(_)) => Ok(PeerResponse {
+                    response: Some(peer_response::Response::Description(Description {
                         cluster_id: CLUSTER.0,
                         member_id: B.0,
                         server_version: "3.7.3".to_owned(),
@@ -284,8 +288,8 @@ fn forwarded(request_id: u64, bytes: usize) -> PeerMessage {
     })
 }
 
-fn describe_question() -> Question {
-    Question {
-        question: Some(Kind::Describe(Nothing {})),
+fn describe_question() -> PeerRequest {
+    PeerRequest {
+        request: Some(Kind::Describe(Nothing {})),
     }
 }

@@ -3,22 +3,22 @@
 use super::proxy::{Mode, Proxy};
 use super::*;
 
-fn promote() -> Question {
-    Question {
-        question: Some(Kind::Promote(Default::default())),
+fn promote() -> PeerRequest {
+    PeerRequest {
+        request: Some(Kind::Promote(Default::default())),
     }
 }
 
 /// One that is never answered.
-fn endless() -> Question {
-    Question {
-        question: Some(Kind::HashKv(Default::default())),
+fn endless() -> PeerRequest {
+    PeerRequest {
+        request: Some(Kind::HashKv(Default::default())),
     }
 }
 
-fn description(answer: Answer) -> Description {
-    match answer.answer {
-        Some(answer::Answer::Description(description)) => description,
+fn description(answer: PeerResponse) -> Description {
+    match answer.response {
+        Some(peer_response::Response::Description(description)) => description,
         other => panic!("{other:?}"),
     }
 }
