@@ -64,7 +64,10 @@ var damages = []damage{
 		return true
 	}},
 	{"a deletion that nobody asked for", []crash.Kind{crash.Phantom}, func(e *Evidence) bool {
-		o := pick(e, func(o *Operation) bool { return acknowledged(Delete)(o) && o.Applied })
+		o := pick(e, func(o *Operation) bool { return acknowledged(Delete)(o) && o.Applied && !openDeletion(e, o.Key) })
+		if o == nil {
+			return false
+		}
 		e.Operations = slices.DeleteFunc(e.Operations, func(other *Operation) bool { return other == o })
 		return true
 	}},
@@ -253,6 +256,14 @@ func acknowledged(action Action) func(*Operation) bool {
 	return func(o *Operation) bool {
 		return o.Action == action && o.Outcome == crash.Acknowledged && strings.HasPrefix(o.Key, hotSpace)
 	}
+}
+
+// openDeletion says that a deletion of the key has no answer: it may have been made,
+// and stands for one deletion that nobody else asked for.
+func openDeletion(e *Evidence, key string) bool {
+	return slices.ContainsFunc(e.Operations, func(o *Operation) bool {
+		return o.Action == Delete && o.Outcome == crash.Unknown && o.Key == key
+	})
 }
 
 // pick answers an operation from the middle of the run, nil where there is none.
