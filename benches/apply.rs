@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use etched::bench::{
-    Budget, Entry, InternalRaftRequest, Machine, Payload, PutRequest, RocksEngine,
+    Entry, InternalRaftRequest, Machine, MemoryLimits, Payload, PutRequest, RocksEngine,
 };
 
 const GROUP: u64 = 64;
-const BUDGET: Budget = Budget {
+const BUDGET: MemoryLimits = MemoryLimits {
     block_cache_bytes: 128 << 20,
     memtable_bytes: 128 << 20,
 };

@@ -5,7 +5,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `types`, `error`, `env`, `proto`, `metrics`, `probe` |
+//! | 0 | `types`, `error`, `env`, `proto`, `metrics`, `budget`, `probe` |
 //! | 1 | `config`, `net`, `storage` |
 //! | 2 | `mvcc`, `raft` |
 //! | 3 | `state`, `watch` |
@@ -25,6 +25,7 @@
 pub(crate) mod api;
 #[cfg(feature = "bench")]
 pub mod bench;
+pub(crate) mod budget;
 pub(crate) mod config;
 pub(crate) mod env;
 pub(crate) mod error;

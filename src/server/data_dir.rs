@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::member_dir::{Error, MemberDir};
 use crate::storage::raft_log::{Files, LOCK_NAME, Prepare, RealFiles, ZeroFiller};
-use crate::storage::rocks::{Budget, RocksEngine};
+use crate::storage::rocks::{MemoryLimits, RocksEngine};
 use crate::storage::{self, Engine};
 use crate::transport::SnapshotDir;
 
@@ -23,14 +23,18 @@ pub struct DataDir {
     member: PathBuf,
     wal: PathBuf,
     /// What an engine in it may take.
-    budget: Budget,
+    budget: MemoryLimits,
     _lock: File,
     _wal_lock: Option<File>,
 }
 
 impl DataDir {
     /// Opens the directory, or makes it, and keeps other processes out.
-    pub fn open(data_dir: &Path, wal_dir: Option<&Path>, budget: Budget) -> Result<Self, Error> {
+    pub fn open(
+        data_dir: &Path,
+        wal_dir: Option<&Path>,
+        budget: MemoryLimits,
+    ) -> Result<Self, Error> {
         let member = data_dir.join("member");
         make_dir(&member)?;
         if member.join("snap").join("db").exists() {
@@ -202,7 +206,7 @@ mod tests {
     use super::*;
     use crate::types::{ClusterId, MemberId};
 
-    const BUDGET: Budget = Budget {
+    const BUDGET: MemoryLimits = MemoryLimits {
         block_cache_bytes: 1 << 20,
         memtable_bytes: 1 << 20,
     };

@@ -103,8 +103,8 @@ fn raise_file_limit() {
 pub async fn run(config: Config) -> Result<Stopped, Error> {
     raise_file_limit();
     let mut sockets = bind_all(&config)?;
-    let budget = bootstrap::budget(&config);
-    let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref(), budget)?;
+    let limits = bootstrap::store_limits(&config);
+    let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref(), limits)?;
     let dir: Arc<dyn MemberDir> = Arc::new(dir);
     logging::started(&config, dir.identity()?.is_some());
     let restored = bootstrap::restore(&config, dir.as_ref(), &RealWorld::new()).await?;

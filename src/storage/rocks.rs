@@ -21,7 +21,7 @@ use super::{Batch, Cursor, Engine, Error, Family, Op, Read, Result, Size};
 
 /// How much memory the engine may take.
 #[derive(Clone, Copy, Debug)]
-pub struct Budget {
+pub struct MemoryLimits {
     pub block_cache_bytes: usize,
     /// Of all memtables together.
     pub memtable_bytes: usize,
@@ -67,7 +67,7 @@ pub struct RocksEngine {
 
 impl RocksEngine {
     /// Opens or creates the engine in `dir`.
-    pub fn open(dir: &Path, budget: Budget) -> Result<Self> {
+    pub fn open(dir: &Path, budget: MemoryLimits) -> Result<Self> {
         let cache = Cache::new_lru_cache(budget.block_cache_bytes);
         let options = db_options(budget);
         let families = Family::ALL.map(|family| {
@@ -113,7 +113,7 @@ impl RocksEngine {
     }
 }
 
-fn db_options(budget: Budget) -> Options {
+fn db_options(budget: MemoryLimits) -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
@@ -131,7 +131,7 @@ fn db_options(budget: Budget) -> Options {
     options
 }
 
-fn family_options(family: Family, cache: &Cache, budget: Budget) -> Options {
+fn family_options(family: Family, cache: &Cache, budget: MemoryLimits) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
     table.set_block_size(8 << 10);

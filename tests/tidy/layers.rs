@@ -23,6 +23,7 @@ const MODULES: &[Module] = &[
     module("env", 0, &[]),
     module("proto", 0, &[]),
     module("metrics", 0, &[]),
+    module("budget", 0, &[]),
     module("probe", 0, &[]),
     module("script", 0, &[]),
     module("config", 1, &[]),

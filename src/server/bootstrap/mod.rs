@@ -14,20 +14,22 @@ pub mod world;
 use super::Error;
 use super::member_dir::{Identity, MemberDir};
 use super::restore::{self, Options, Restored};
+use crate::budget::{Budget, Part};
 use crate::config::{ClusterState, Config};
 use crate::env::{Rng, SystemRng};
 use crate::storage::raft_log;
-use crate::storage::rocks::Budget;
+use crate::storage::rocks::MemoryLimits;
 
 use world::World;
 
-/// The part of the memory budget that memtables may take; the block cache takes the rest.
-pub fn budget(config: &Config) -> Budget {
-    let total = config.memory_budget_bytes as usize;
-    let memtable_bytes = total / 2;
-    Budget {
-        memtable_bytes,
-        block_cache_bytes: total - memtable_bytes,
+/// What of the memory budget is the store's.
+pub fn store_limits(config: &Config) -> MemoryLimits {
+    let budget = Budget {
+        total_bytes: config.memory_budget_bytes,
+    };
+    MemoryLimits {
+        memtable_bytes: budget.bytes(Part::Memtables),
+        block_cache_bytes: budget.bytes(Part::BlockCache),
     }
 }
 

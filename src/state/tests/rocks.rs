@@ -12,7 +12,7 @@ use super::member::{Dump, Member, dump};
 use super::random::{Pair, seeds};
 use crate::state::Machine;
 use crate::storage::memory::MemoryEngine;
-use crate::storage::rocks::{Budget, RocksEngine};
+use crate::storage::rocks::{MemoryLimits, RocksEngine};
 use crate::storage::{self, Batch, Cursor, Engine, Family, Read, Size};
 
 /// RocksDB, and what it has to hold after each batch since it was opened.
@@ -24,7 +24,7 @@ struct Twin {
 }
 
 impl Twin {
-    fn open(dir: &Path, budget: Budget) -> Self {
+    fn open(dir: &Path, budget: MemoryLimits) -> Self {
         let rocks = RocksEngine::open(dir, budget).expect("opens");
         let found = dump(&rocks);
         let memory = MemoryEngine::new();
@@ -148,7 +148,7 @@ struct End {
 }
 
 /// Goes on for some groups, then stops: by a crash, or in order.
-fn live(pair: &mut Pair, dir: &Path, next_dir: &Path, budget: Budget) -> End {
+fn live(pair: &mut Pair, dir: &Path, next_dir: &Path, budget: MemoryLimits) -> End {
     let twin = Arc::new(Twin::open(dir, budget));
     let mut member = Member::on(twin.clone());
     let lost = pair.log.len() as u64;
@@ -195,7 +195,7 @@ fn live(pair: &mut Pair, dir: &Path, next_dir: &Path, budget: Budget) -> End {
 /// Returns how many crashes kept more than was flushed on demand.
 fn play(seed: u64, memtable_bytes: usize) -> usize {
     println!("seed {seed}");
-    let budget = Budget {
+    let budget = MemoryLimits {
         block_cache_bytes: 1 << 20,
         memtable_bytes,
     };
