@@ -52,6 +52,10 @@ func TestAlarmTable(t *testing.T) {
 		}
 	}
 	p.duo.Each(func(server *harness.Server) { healthIs(t, server, 503, "false") })
+	for _, kind := range []pb.AlarmType{3, 9, -1} {
+		p.do(alarm(getAlarms, 0, kind))
+		p.do(alarm(getAlarms, me, kind))
+	}
 	duoRestart(p)
 	p.do(alarm(getAlarms, 0, pb.AlarmType_NONE), sortedAlarms)
 	p.do(put("a", "1"))

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -36,12 +37,17 @@ const unlimited = "unlimited"
 // callByHand makes one serializable Range on a connection of its own, its header fields as
 // they are given: a client library would mend or refuse some of them.
 func callByHand(server *harness.Server, fields []hpack.HeaderField) (answered, error) {
+	return exchangeByHand(server, fields, &pb.RangeRequest{Key: []byte("a"), Serializable: true}, true)
+}
+
+// exchangeByHand makes a call with one message, and leaves the stream open where it is not to end.
+func exchangeByHand(server *harness.Server, fields []hpack.HeaderField, request proto.Message, end bool) (answered, error) {
 	conn, err := net.Dial("tcp", server.Endpoint())
 	if err != nil {
 		return answered{}, err
 	}
 	defer conn.Close()
-	body, err := proto.Marshal(&pb.RangeRequest{Key: []byte("a"), Serializable: true})
+	body, err := proto.Marshal(request)
 	if err != nil {
 		return answered{}, err
 	}
@@ -60,7 +66,7 @@ func callByHand(server *harness.Server, fields []hpack.HeaderField) (answered, e
 	if err := errors.Join(
 		conn.SetDeadline(time.Now().Add(callLimit)), greeted, framer.WriteSettings(),
 		framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true}),
-		framer.WriteData(1, true, message),
+		framer.WriteData(1, end, message),
 	); err != nil {
 		return answered{}, err
 	}
@@ -131,6 +137,45 @@ func TestStreamLimit(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A client says how long it waits in gRPC's form or gets an answer that says so; a wait of nothing is
+// over, and a stream ends when its time is up.
+func TestTimeouts(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	for _, value := range []string{"0n", "0H", "00000000S", "1H", "99999999H", "", "n", "5", "5x", "-1S", "+1S", "1.5S", "xS", " 1S", "123456789S"} {
+		var got []answered
+		p.duo.Each(func(server *harness.Server) {
+			call := append(fields(hpack.HeaderField{Name: ":authority", Value: server.Endpoint()}, hpack.HeaderField{Name: "grpc-timeout", Value: value}), usual...)
+			one, err := callByHand(server, call)
+			if err != nil {
+				t.Errorf("%s %q: %v", server.Kind(), value, err)
+			}
+			one.Bytes = 0 // Ids differ in length.
+			// How a text is encoded is each library's own.
+			if one.Message, err = url.PathUnescape(one.Message); err != nil {
+				t.Errorf("%s %q: %v", server.Kind(), value, err)
+			}
+			got = append(got, one)
+		})
+		if len(got) == 2 && got[0] != got[1] {
+			t.Errorf("%q: %+v, %+v", value, got[0], got[1])
+		}
+	}
+	p.duo.Each(func(server *harness.Server) {
+		call := append([]hpack.HeaderField{
+			{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: pb.Watch_Watch_FullMethodName},
+			{Name: ":authority", Value: server.Endpoint()}, {Name: "grpc-timeout", Value: "700m"},
+		}, usual...)
+		start := time.Now()
+		create := &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("a")}}}
+		got, err := exchangeByHand(server, call, create, false)
+		took := time.Since(start)
+		if err != nil || got.Bytes == 0 || got.Reset != "CANCEL" || took < 600*time.Millisecond || took > 3*time.Second {
+			t.Errorf("%s: a watch for 700 ms: %+v after %v, %v", server.Kind(), got, took, err)
+		}
+	})
 }
 
 // What clients put into :authority is often no authority: gRPC's C core sends the list that

@@ -6,9 +6,11 @@
 
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, Response, StatusCode};
+use tonic::body::Body;
 use tonic::{Request, Status};
 
+use crate::error::Error;
 use crate::replica::shared::Shared;
 use crate::service::caller::{Caller, Identity};
 use crate::service::handle::Handle;
@@ -31,14 +33,24 @@ pub fn with_headers(shared: &Shared, method: &'static str, headers: &HeaderMap) 
     Caller::client(Identity::Nobody, deadline, span)
 }
 
+/// How long the client still waits, if it says so.
+///
 /// # Errors
-/// The client says in no known way how long it waits.
-pub fn check(headers: &HeaderMap) -> Result<(), Status> {
-    timeout(headers).map(drop).map_err(|reason| {
-        Status::internal(format!(
-            "malformed grpc-timeout: transport: timeout {reason}"
-        ))
-    })
+/// The whole answer, as grpc-go has it: to a form that is not gRPC's, with HTTP's status of a bad
+/// request; to a client that says that it waits no longer.
+pub fn wait_limit(headers: &HeaderMap) -> Result<Option<Duration>, Box<Response<Body>>> {
+    match timeout(headers) {
+        Ok(Some(Duration::ZERO)) => {
+            Err(Box::new(Status::from(Error::DeadlineExceeded).into_http()))
+        }
+        Ok(timeout) => Ok(timeout),
+        Err(reason) => {
+            let status = Status::internal(format!("malformed grpc-timeout: {reason}"));
+            let mut response = status.into_http();
+            *response.status_mut() = StatusCode::BAD_REQUEST;
+            Err(Box::new(response))
+        }
+    }
 }
 
 fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, String> {
@@ -47,10 +59,10 @@ fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, String> {
     };
     let text = String::from_utf8_lossy(value.as_bytes());
     if text.len() < 2 {
-        return Err(format!("string is too short: {text:?}"));
+        return Err(format!("transport: timeout string is too short: {text:?}"));
     }
     if text.len() > MAX_TIMEOUT_BYTES {
-        return Err(format!("string is too long: {text:?}"));
+        return Err(format!("transport: timeout string is too long: {text:?}"));
     }
     let unit: fn(u64) -> Duration = match text.as_bytes().last() {
         Some(b'H') => |hours| Duration::from_secs(hours * 3600),
@@ -59,11 +71,17 @@ fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, String> {
         Some(b'm') => Duration::from_millis,
         Some(b'u') => Duration::from_micros,
         Some(b'n') => Duration::from_nanos,
-        _ => return Err(format!("unit is not recognized: {text:?}")),
+        _ => {
+            return Err(format!(
+                "transport: timeout unit is not recognized: {text:?}"
+            ));
+        }
     };
     let digits = &text[..text.len() - 1];
     if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(format!("value is no number: {text:?}"));
+        return Err(format!(
+            "strconv.ParseUint: parsing {digits:?}: invalid syntax"
+        ));
     }
     // Eight digits always fit.
     Ok(digits.parse().ok().map(unit))

@@ -6,18 +6,14 @@
 //! A stream whose client wants a leader is cut once there has been none for three election
 //! timeouts: to connect anew costs much more than to wait a little.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use http::{HeaderMap, Response};
-use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::watch;
-use tonic::Status;
 use tonic::body::Body;
 
 use super::caller;
+use super::ending::{self, End};
 use crate::error::Error;
 use crate::metrics::CallKind;
 use crate::replica::shared::Shared;
@@ -123,18 +119,14 @@ impl Gate {
     pub fn cut(&self, response: Response<Body>) -> Response<Body> {
         let mut cuts = self.cuts.clone();
         cuts.mark_unchanged();
-        let cut = Box::pin(async move {
+        let cut = async move {
             if cuts.changed().await.is_err() {
                 // The runtime is going down, and with it the stream.
                 std::future::pending::<()>().await;
             }
-        });
-        response.map(|body| {
-            Body::new(CutBody {
-                body: Some(body),
-                cut,
-            })
-        })
+            End::Status(Error::NoLeader.into())
+        };
+        ending::until(response, cut)
     }
 }
 
@@ -174,49 +166,14 @@ async fn look_for_leader(handle: Handle, cuts: watch::Sender<u64>) {
     }
 }
 
-/// The body of a stream that needs a leader.
-struct CutBody {
-    /// None once it was cut.
-    body: Option<Body>,
-    cut: Pin<Box<dyn Future<Output = ()> + Send>>,
-}
-
-impl HttpBody for CutBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = &mut *self;
-        let Some(body) = &mut this.body else {
-            return Poll::Ready(None);
-        };
-        if this.cut.as_mut().poll(context).is_ready() {
-            this.body = None;
-            let mut trailers = HeaderMap::new();
-            let status = Status::from(Error::NoLeader);
-            let ended = status.add_header(&mut trailers);
-            return Poll::Ready(Some(ended.map(|()| Frame::trailers(trailers))));
-        }
-        Pin::new(body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
+    use bytes::Bytes;
+    use http_body::Frame;
     use http_body_util::BodyExt;
+    use tonic::Status;
 
     use super::*;
     use crate::replica::cluster_status::ClusterStatus;

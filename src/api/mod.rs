@@ -10,6 +10,7 @@ pub mod caller;
 pub mod cluster;
 mod counted;
 pub mod election;
+mod ending;
 mod gate;
 pub mod header;
 pub mod health;
@@ -31,6 +32,8 @@ use std::sync::Arc;
 
 use call_log::{CallLog, Content};
 use counted::Counted;
+use ending::End;
+use futures_util::FutureExt;
 use gate::{Gate, Passed};
 use http::{Request, Response};
 use tonic::Status;
@@ -146,9 +149,10 @@ impl Api {
             Ok(method) => method,
             Err(status) => return Box::pin(std::future::ready(status.into_http())),
         };
-        if let Err(status) = caller::check(request.headers()) {
-            return Box::pin(std::future::ready(status.into_http()));
-        }
+        let wait_limit = match caller::wait_limit(request.headers()) {
+            Ok(limit) => limit.filter(|_| !RPCS[method].is_unary()),
+            Err(refused) => return Box::pin(std::future::ready(*refused)),
+        };
         let counted = Counted::start(&self.shared, method);
         let passed = match self.gate.pass(method, request.headers()) {
             Ok(passed) => passed,
@@ -176,6 +180,7 @@ impl Api {
             rpcs::ELECTION => self.election.clone().call(request),
             _ => self.health.clone().call(request),
         };
+        let up = wait_limit.map(|limit| self.shared.clock.sleep(limit));
         let max = self.max_message_bytes;
         let rpc = &RPCS[method];
         let logged = rpc.is_unary() && !call_log::is_logged_by_its_service(rpc);
@@ -187,8 +192,12 @@ impl Api {
                     if let Some((log, started)) = log {
                         log.ended(rpc.service, rpc.method, started, Content::unknown);
                     }
-                    counted.answer(match gate {
+                    let response = match gate {
                         Some(gate) => gate.cut(response),
+                        None => response,
+                    };
+                    counted.answer(match up {
+                        Some(up) => ending::until(response, up.map(|()| End::Cancel)),
                         None => response,
                     })
                 }

@@ -201,7 +201,12 @@ fn members(count: u64, learner: bool) -> Vec<membershippb::Member> {
 fn machine(members: Vec<membershippb::Member>, entry_id: EntryId) -> Machine {
     let mut machine = Machine::open(Arc::new(MemoryEngine::new())).expect("an empty store opens");
     machine
-        .bootstrap(members, entry_id.index, entry_id.term)
+        .bootstrap(
+            crate::types::ClusterId(1),
+            members,
+            entry_id.index,
+            entry_id.term,
+        )
         .expect("writes");
     machine
 }

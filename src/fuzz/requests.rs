@@ -454,7 +454,9 @@ fn founded() -> (Arc<MemoryEngine>, Machine) {
         }),
         ..Default::default()
     });
-    machine.bootstrap(members.collect(), 1, 1).expect("writes");
+    machine
+        .bootstrap(crate::types::ClusterId(1), members.collect(), 1, 1)
+        .expect("writes");
     (engine, machine)
 }
 

@@ -87,6 +87,10 @@ impl MemberDir for DataDir {
         match std::fs::read_to_string(&path) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                let reason = "it holds bytes that are no text".to_owned();
+                Err(Error::Damaged { path, reason })
+            }
             Err(error) => Err(Error::io("read", &path)(error)),
         }
     }
@@ -231,10 +235,11 @@ mod tests {
         assert_eq!(data.identity().expect("reads"), Some(identity));
         let path = data.path("IDENTITY");
         for (text, says) in [
-            ("format 99\ncluster 1\nmember 1\n", "newer etched"),
-            ("format x\n", "no number"),
-            ("", "no line for format"),
-            ("format 1\ncluster zz\nmember 1\n", "an id is no number"),
+            (&b"format 99\ncluster 1\nmember 1\n"[..], "newer etched"),
+            (b"format x\n", "no number"),
+            (b"", "no line for format"),
+            (b"format 1\ncluster zz\nmember 1\n", "an id is no number"),
+            (b"format 1\ncluster \xb1\nmember 1\n", "no text"),
         ] {
             std::fs::write(&path, text).expect("writes");
             let error = data.identity().expect_err("is refused").to_string();

@@ -22,7 +22,7 @@ use crate::types::{ClusterId, MemberId};
 /// Why the directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot {what} {}: {error}; check that the path exists, is a directory and belongs to this user", path.display())]
+    #[error("cannot {what} {}: {error}; {}", path.display(), hint(error))]
     Io {
         what: &'static str,
         path: PathBuf,
@@ -36,6 +36,16 @@ pub enum Error {
     Damaged { path: PathBuf, reason: String },
     #[error("{} holds the data of an etcd, which etched cannot take over yet; choose another --data-dir", .0.display())]
     Etcd(PathBuf),
+}
+
+/// What to do about an error of the disk.
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free space or inodes on this file system, and start again"
+        }
+        _ => "check that the path exists, is a directory and belongs to this user",
+    }
 }
 
 impl Error {

@@ -19,6 +19,7 @@ use crate::state::Machine;
 use crate::storage::Engine;
 use crate::storage::raft_log::{self, EntryId, RaftLog, Recovered};
 use crate::transport::Peer;
+use crate::types::ClusterId;
 
 /// A cluster's first state is that after this entry of this term, which no log holds: a member
 /// that joins later gets it as a snapshot, whatever the log still has.
@@ -94,7 +95,7 @@ pub fn resume(
     log: RaftLog,
     recovered: Recovered,
 ) -> Result<Restored, Error> {
-    let (engine, machine) = open_state(dir, &recovered)?;
+    let (engine, machine) = open_state(dir, identity, &log, &recovered)?;
     let peers = match machine.members().iter().next() {
         Some(_) => peers_in(machine.members().iter(), identity.member),
         // It joined, and nothing has come yet.
@@ -117,7 +118,12 @@ pub fn found(dir: &dyn MemberDir, new: Founding, options: &Options) -> Result<Re
     let (log, recovered) = new_log(dir, identity, options, Some(FOUNDING_ENTRY))?;
     let engine = new_state(dir, FOUNDING_ENTRY.index)?;
     let mut machine = Machine::open(engine.clone())?;
-    machine.bootstrap(members, FOUNDING_ENTRY.index, FOUNDING_ENTRY.term)?;
+    machine.bootstrap(
+        identity.cluster,
+        members,
+        FOUNDING_ENTRY.index,
+        FOUNDING_ENTRY.term,
+    )?;
     engine.flush()?;
     let replica = replica(identity, options, &log, recovered, &machine)?;
     dir.set_identity(identity)?;
@@ -188,6 +194,8 @@ fn with_filler(dir: &dyn MemberDir, log: RaftLog) -> Result<RaftLog, Error> {
 /// Opens the state that belongs to a log.
 pub fn open_state(
     dir: &dyn MemberDir,
+    identity: Identity,
+    log: &RaftLog,
     recovered: &Recovered,
 ) -> Result<(Arc<dyn Engine>, Machine), Error> {
     let begins_behind = recovered.compacted.index;
@@ -195,6 +203,16 @@ pub fn open_state(
     let machine = Machine::open(engine.clone())?;
     check_together(machine.applied_index(), begins_behind, recovered.last_index)
         .map_err(|mismatch| Error::Refused(mismatch.to_string()))?;
+    let applied = EntryId {
+        index: machine.applied_index(),
+        term: machine.applied_term(),
+    };
+    check_origin(
+        (machine.cluster()?, identity.cluster),
+        applied,
+        log.reader().term(applied.index),
+    )
+    .map_err(|mismatch| Error::Refused(mismatch.to_string()))?;
     Ok((engine, machine))
 }
 
@@ -281,6 +299,39 @@ pub enum Mismatch {
         "the raft log begins behind entry {begins_behind}, but only entry {applied} was applied: a part of the state is missing; restore this member from a backup or from the other members"
     )]
     State { begins_behind: u64, applied: u64 },
+    #[error(
+        "the state is of cluster {of_state}, but this is a member of cluster {own}; put this member's own state back, or remove the member from its cluster and add it again with an empty data directory"
+    )]
+    Cluster { of_state: ClusterId, own: ClusterId },
+    #[error(
+        "the state ends with entry {index} of term {term}, which the raft log has of term {term_in_log}: they are not of one member; put this member's own state back, or remove the member from its cluster and add it again with an empty data directory"
+    )]
+    Entry {
+        index: u64,
+        term: u64,
+        term_in_log: u64,
+    },
+}
+
+/// Refuses a state that other entries made than those of this log: another cluster's, or one of
+/// this cluster that was not put there by etched. (A whole state of another member that goes with
+/// the log is the same as this member's own would be.)
+pub fn check_origin(
+    (of_state, own): (Option<ClusterId>, ClusterId),
+    applied: EntryId,
+    term_in_log: Option<u64>,
+) -> Result<(), Mismatch> {
+    if let Some(of_state) = of_state.filter(|of_state| *of_state != own) {
+        return Err(Mismatch::Cluster { of_state, own });
+    }
+    match term_in_log {
+        Some(term) if term != applied.term => Err(Mismatch::Entry {
+            index: applied.index,
+            term: applied.term,
+            term_in_log: term,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a state to which the log has nothing to add, or not all that it lacks.
@@ -297,4 +348,29 @@ pub fn check_together(applied: u64, log_begins_behind: u64, log_last: u64) -> Re
         });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_of_another_member_is_refused() {
+        let (own, other) = (ClusterId(1), ClusterId(2));
+        let applied = EntryId { index: 7, term: 3 };
+        for (of_state, term_in_log, refused) in [
+            (Some(own), Some(3), None),
+            // Written before states said it; and an entry that the log gave up.
+            (None, Some(3), None),
+            (Some(own), None, None),
+            (Some(other), Some(3), Some("is of cluster")),
+            (Some(own), Some(2), Some("not of one member")),
+        ] {
+            let found = check_origin((of_state, own), applied, term_in_log).err();
+            let text = found.map(|mismatch| mismatch.to_string());
+            assert_eq!(text.is_some(), refused.is_some(), "{text:?}");
+            let says = refused.unwrap_or_default();
+            assert!(text.unwrap_or_default().contains(says), "{says}");
+        }
+    }
 }

@@ -375,7 +375,9 @@ mod tests {
                 raft_attributes: Some(RaftAttributes::default()),
                 ..Default::default()
             };
-            machine.bootstrap(vec![founder], 1, 1).expect("writes");
+            machine
+                .bootstrap(crate::types::ClusterId(1), vec![founder], 1, 1)
+                .expect("writes");
         }
         let entries = (machine.applied_index() + 1..=index).map(|index| Entry {
             index,

@@ -29,7 +29,7 @@ use crate::proto::etchedpeer::MemberChange;
 use crate::proto::membershippb::{Member, RaftAttributes};
 use crate::storage::schema::{self, meta};
 use crate::storage::{self, Engine, Family, Read};
-use crate::types::{LeaseId, MemberId};
+use crate::types::{ClusterId, LeaseId, MemberId};
 
 /// What an applied request answers; headers hold the revision alone.
 #[derive(Clone, Debug, PartialEq)]
@@ -175,14 +175,31 @@ impl Machine {
         })
     }
 
+    /// The cluster that the state is of, where it says so.
+    pub fn cluster(&self) -> storage::Result<Option<ClusterId>> {
+        let Some(value) = self
+            .writer
+            .engine()
+            .latest()
+            .get(Family::Meta, meta::CLUSTER)?
+        else {
+            return Ok(None);
+        };
+        let [cluster] = schema::decode_numbers(&value, meta::CLUSTER)?;
+        Ok(Some(ClusterId(cluster)))
+    }
+
     /// Writes the first state of a founding member: who belongs to the cluster. It is the state
     /// after the entry `index`, which no log holds: who joins later gets it as a snapshot.
     pub fn bootstrap(
         &mut self,
+        cluster: ClusterId,
         members: Vec<Member>,
         index: u64,
         term: u64,
     ) -> storage::Result<()> {
+        let named = schema::encode_numbers(&[cluster.0]);
+        self.writer.batch().put(Family::Meta, meta::CLUSTER, &named);
         for member in members {
             let (id, batch) = (MemberId(member.id), self.writer.batch());
             let attributes = member.member_attributes.unwrap_or_default();

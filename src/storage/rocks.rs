@@ -165,7 +165,13 @@ fn open_error(dir: &Path, error: &rocksdb::Error) -> Error {
         rocksdb::ErrorKind::Corruption => format!(
             "the state in {dir} is damaged ({text}); restore this member from a backup or from the other members"
         ),
-        _ if text.contains("lock") => {
+        _ if text.contains("No space left on device") || text.contains("Disk quota exceeded") => {
+            format!(
+                "cannot open the state in {dir}: {text}; free space or inodes on this file system, and start again"
+            )
+        }
+        // Also a lock file that could not be made is an error about a lock.
+        _ if text.contains("lock") && text.contains("Resource temporarily unavailable") => {
             format!("the state in {dir} is in use by another process ({text})")
         }
         _ => format!("cannot open the state in {dir}: {text}"),

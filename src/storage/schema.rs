@@ -364,6 +364,8 @@ pub fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
 pub mod meta {
     /// u64, u64: index and term of the last entry applied.
     pub const APPLIED: &[u8] = b"applied";
+    /// u64: the cluster that the state is of; states of before 2026-12 do not say it.
+    pub const CLUSTER: &[u8] = b"cluster";
     /// i64, i64: the newest revision and how many keys it has.
     pub const HEAD: &[u8] = b"head";
     /// i64: the revision that the history was asked to be compacted to.

@@ -63,7 +63,7 @@ pub(super) fn prepare(
     recovered: &Recovered,
 ) -> Result<EntryId, Error> {
     // Removes what an earlier start left of a forced state.
-    let (engine, machine) = open_state(dir, recovered)?;
+    let (engine, machine) = open_state(dir, identity, log, recovered)?;
     engine.checkpoint(&dir.path(ASIDE))?;
     drop((engine, machine));
     let engine = dir.open_engine(ASIDE)?;

@@ -581,7 +581,10 @@ fn a_learner_that_is_forced_votes() {
         member(0xa, "a", "http://10.0.0.1:1", false, ""),
         member(own.0, "b", "http://10.0.0.2:2", true, ""),
     ];
-    joined.machine.bootstrap(members, 5, 2).expect("writes");
+    joined
+        .machine
+        .bootstrap(joined.identity.cluster, members, 5, 2)
+        .expect("writes");
     joined.engine.flush().expect("flushes");
     let hard_state = encode_hard_state(2, 5);
     let entry_id = EntryId { index: 5, term: 2 };

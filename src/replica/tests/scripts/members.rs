@@ -60,7 +60,7 @@ impl Player {
             let mut machine = Machine::open(engine.clone()).expect("opens");
             let (index, term) = (FOUNDING_ENTRY.index, FOUNDING_ENTRY.term);
             machine
-                .bootstrap(members.clone(), index, term)
+                .bootstrap(crate::types::ClusterId(1), members.clone(), index, term)
                 .expect("writes");
             engine.flush().expect("flushes");
             self.add(id, Disk::founder(MemberId(id)), engine);
