@@ -213,6 +213,7 @@ pub fn open_state(
         log.reader().term(applied.index),
     )
     .map_err(|mismatch| Error::Refused(mismatch.to_string()))?;
+    states::remove_unused(dir)?;
     Ok((engine, machine))
 }
 

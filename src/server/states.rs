@@ -33,19 +33,26 @@ use crate::storage::raft_log::EntryId;
 use crate::storage::{self, Engine, Read};
 use crate::transport::SnapshotDir;
 
-/// What the names of directories begin with that a start removes, unless the state in use is one.
-const OURS: [&str; 3] = ["state", "receiving-", "sending-"];
+/// True for the names that are given here: a start removes such directories, but for the state in
+/// use. What an operator put aside has another name, and stays.
+fn is_ours(name: &str) -> bool {
+    let index = name.strip_prefix("state-");
+    let received = index.is_some_and(|index| {
+        index.len() == 16 && index.bytes().all(|digit| digit.is_ascii_hexdigit())
+    });
+    name == "state" || received || name.starts_with("receiving-") || name.starts_with("sending-")
+}
 
 /// The name of a state that came as a snapshot.
 pub fn received_name(index: u64) -> String {
     format!("state-{index:016x}")
 }
 
-/// Opens the state in use and removes all other directories. Where the log was reset to the entry
+/// Opens the state in use. Where the log was reset to the entry
 /// `reset_to` for a snapshot's state and a crash kept that from coming into use, it is the state
 /// in use from now on.
 pub fn open(dir: &dyn MemberDir, reset_to: u64) -> Result<Arc<dyn Engine>, Error> {
-    let mut name = dir.current_state()?;
+    let name = dir.current_state()?;
     let mut engine = dir.open_engine(&name)?;
     let applied = entry_id_of(engine.latest())?.index;
     let received = received_name(reset_to);
@@ -54,18 +61,23 @@ pub fn open(dir: &dyn MemberDir, reset_to: u64) -> Result<Arc<dyn Engine>, Error
         drop(engine);
         engine = dir.open_engine(&received)?;
         dir.set_current_state(&received)?;
-        name = received;
         tracing::info!(
             index = reset_to,
             "took over a snapshot that came before the last stop"
         );
     }
-    for other in dir.list()? {
-        if other != name && OURS.iter().any(|prefix| other.starts_with(prefix)) {
-            dir.remove(&other)?;
+    Ok(engine)
+}
+
+/// Removes all directories of states but that in use, once it is known to be this member's.
+pub fn remove_unused(dir: &dyn MemberDir) -> Result<(), Error> {
+    let in_use = dir.current_state()?;
+    for name in dir.list()? {
+        if name != in_use && is_ours(&name) {
+            dir.remove(&name)?;
         }
     }
-    Ok(engine)
+    Ok(())
 }
 
 /// See the module.

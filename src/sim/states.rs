@@ -359,7 +359,7 @@ mod tests {
     use crate::proto::membershippb::{Member, RaftAttributes};
     use crate::replica::state_store::{SnapshotStore, entry_id_of};
     use crate::server::restore::check_together;
-    use crate::server::states::{StateDirs, open, received_name};
+    use crate::server::states::{StateDirs, open, received_name, remove_unused};
     use crate::state::Machine;
     use crate::state::machine::{Entry, Payload};
     use crate::storage::raft_log::{EntryId, Files};
@@ -393,7 +393,9 @@ mod tests {
 
     /// As a start does.
     fn start(disk: &Arc<SimDisk>, reset_to: u64) -> Arc<dyn Engine> {
-        open(&disk.dir(), reset_to).expect("opens")
+        let engine = open(&disk.dir(), reset_to).expect("opens");
+        remove_unused(&disk.dir()).expect("removes");
+        engine
     }
 
     fn states(disk: &Arc<SimDisk>) -> StateDirs {

@@ -13,7 +13,11 @@ const RESTORE: &str = "nothing was changed; remove this member from its cluster 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// `open` found no segment that was ever written to.
-    #[error("there is no raft log in {directory}; create one, or name the directory that holds it")]
+    #[error(
+        "there is no raft log in {directory}; name the directory that holds it with --wal-dir or, \
+         if it is lost, remove this member from its cluster and add it again with an empty data \
+         directory"
+    )]
     Absent { directory: String },
     /// `create` found a log.
     #[error("there is a raft log already: {file}; open it, or name an empty directory")]
