@@ -20,6 +20,6 @@ mod unpersisted;
 pub use admit::{Lost, Malformed};
 pub use output::{Committed, CommittedKind, Persist};
 pub use raft_proto::eraftpb::{
-    ConfChange, ConfChangeType, Message, MessageType, Snapshot, SnapshotMetadata,
+    ConfChange, ConfChangeType, Entry, EntryType, Message, MessageType, Snapshot, SnapshotMetadata,
 };
 pub use replica::Replica;

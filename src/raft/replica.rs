@@ -314,6 +314,11 @@ impl Replica {
         progress.collect()
     }
 
+    /// True for a voter or learner of the configuration that is in force here.
+    pub fn has_member(&self, member: MemberId) -> bool {
+        self.node.raft.prs().get(member.0).is_some()
+    }
+
     /// Sets or takes back the snapshot that members which are too far behind are sent.
     pub fn offer_snapshot(&mut self, snapshot: Option<Snapshot>) {
         self.node.mut_store().offer(snapshot);

@@ -53,6 +53,10 @@ impl ClusterStatus {
             .unwrap_or(STORAGE_VERSION)
     }
 
+    pub fn is_member(&self, id: MemberId) -> bool {
+        self.members.iter().any(|member| member.id == id.0)
+    }
+
     pub fn is_removed(&self, id: MemberId) -> bool {
         self.removed.contains(&id)
     }

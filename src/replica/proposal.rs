@@ -10,7 +10,7 @@ use tracing::Span;
 use crate::error::Error;
 use crate::proto::etcdserverpb::{InternalRaftRequest, RequestHeader};
 use crate::proto::etchedpeer::{MemberChange, member_change::Change};
-use crate::raft::{Committed, CommittedKind, ConfChange, ConfChangeType};
+use crate::raft::{Committed, CommittedKind, ConfChange, ConfChangeType, Entry, EntryType};
 use crate::state::{Response, machine};
 use crate::types::MemberId;
 
@@ -108,9 +108,19 @@ pub fn request_id(encoded: &Bytes) -> Option<u64> {
     decoded.header.map(|header| header.id)
 }
 
-/// An entry without a byte is a leader's first one.
-pub fn is_request(encoded: &Bytes) -> bool {
-    !encoded.is_empty() && machine::decode_request(encoded.clone()).is_ok()
+/// True for what members forward to their leader: any request that can be read, but for what a
+/// leader alone proposes, in its own term. (An entry without a byte is a leader's first one.)
+pub fn is_forwarded(encoded: &Bytes) -> bool {
+    let request = machine::decode_request(encoded.clone());
+    !encoded.is_empty() && request.is_ok_and(|request| request.lease_checkpoint.is_none())
+}
+
+/// True for what an entry of the log may hold. The state machine stops at anything else, now and at
+/// every start.
+pub fn is_applicable(entry: &Entry) -> bool {
+    let readable = || machine::decode_request(Bytes::copy_from_slice(&entry.data)).is_ok();
+    let is_change = entry.entry_type() != EntryType::EntryNormal;
+    is_change || entry.data.is_empty() || readable()
 }
 
 /// The id of what is committed, where it is a proposal.
@@ -164,5 +174,37 @@ mod tests {
         assert_eq!(request_id(&request.encode_to_vec().into()), Some(77));
         assert_eq!(request_id(&Bytes::new()), None);
         assert_eq!(request_id(&Bytes::from_static(b"\xff")), None);
+    }
+
+    #[test]
+    fn what_nobody_could_apply_is_no_entry() {
+        let put = InternalRaftRequest {
+            put: Some(PutRequest::default()),
+            ..Default::default()
+        };
+        let checkpoint = InternalRaftRequest {
+            lease_checkpoint: Some(Default::default()),
+            ..Default::default()
+        };
+        for (data, applicable, forwarded) in [
+            (Vec::new(), true, false),
+            (put.encode_to_vec(), true, true),
+            (checkpoint.encode_to_vec(), true, false),
+            (b"\x22\x05junk".to_vec(), false, false),
+        ] {
+            let entry = Entry {
+                data: data.clone(),
+                ..Default::default()
+            };
+            assert_eq!(is_applicable(&entry), applicable, "{data:?}");
+            assert_eq!(is_forwarded(&data.into()), forwarded);
+        }
+        let change = Entry {
+            data: b"junk".to_vec(),
+            entry_type: EntryType::EntryConfChange as i32,
+            ..Default::default()
+        };
+        // raft reads it itself, before it takes it.
+        assert!(is_applicable(&change));
     }
 }

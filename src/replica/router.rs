@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::pending::{PendingProposal, PendingProposals, Place, pop_if};
 use super::proposal::{
-    Proposal, Proposed, Refusal, conf_change, is_request, member_change, take_encoded,
+    Proposal, Proposed, Refusal, conf_change, is_forwarded, member_change, take_encoded,
 };
 use super::reads::ReadReply;
 use super::work::Work;
@@ -217,20 +217,21 @@ impl Router {
         }
     }
 
-    /// Proposes what another member was asked for.
+    /// Proposes what another member was asked for; nothing for others than members, and nothing
+    /// that members do not forward.
     pub fn propose_for(&mut self, from: MemberId, message: Forwarded) {
         let leaves = match &message.proposal {
             Some(forwarded::Proposal::MemberChange(change)) => self.steps_aside_for(change),
             _ => false,
         };
         let status = self.replica.status();
-        let takes = self.replica.takes_proposals() && !leaves;
+        let takes = self.replica.takes_proposals() && !leaves && self.replica.has_member(from);
         let proposed = if !takes || message.term != status.term {
             Err(Error::NotLeader)
         } else {
             match message.proposal {
                 // Once it is in the log, every member stops at what cannot be read.
-                Some(forwarded::Proposal::Request(request)) if !is_request(&request) => {
+                Some(forwarded::Proposal::Request(request)) if !is_forwarded(&request) => {
                     Err(Error::UnknownMethod)
                 }
                 Some(forwarded::Proposal::Request(request)) => {

@@ -3,16 +3,18 @@
 //! below it here, in `states` and in `restore` is done with them in one way.
 //!
 //! ```text
-//! IDENTITY   format, cluster and member; written last when a member is made
-//! PEERS      whom a member that joined can reach until it knows the members itself
-//! STATE      the name of the state in use; without it: state
-//! state*     states; see `states`
+//! IDENTITY     format, cluster and member; written last when a member is made
+//! INCARNATION  a number that tells the directory from any other of the same member
+//! PEERS        whom a member that joined can reach until it knows the members itself
+//! STATE        the name of the state in use; without it: state
+//! state*       states; see `states`
 //! ```
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::env::Rng;
 use crate::storage::raft_log::{Files, Prepare};
 use crate::storage::schema::FORMAT_VERSION;
 use crate::storage::{self, Engine};
@@ -107,6 +109,7 @@ pub trait MemberDir: Send + Sync + 'static {
 }
 
 const IDENTITY: &str = "IDENTITY";
+const INCARNATION: &str = "INCARNATION";
 const PEERS: &str = "PEERS";
 const STATE: &str = "STATE";
 /// The state that a member begins with.
@@ -149,6 +152,19 @@ impl dyn MemberDir {
             identity.cluster, identity.member
         );
         self.replace_file(IDENTITY, &text)
+    }
+
+    /// The number that tells this directory from any other that the member had or will have.
+    pub fn incarnation(&self, rng: &dyn Rng) -> Result<u64, Error> {
+        match self.read_file(INCARNATION)? {
+            Some(text) => u64::from_str_radix(text.trim_end(), 16)
+                .map_err(|_| self.damaged(INCARNATION, "it is no number")),
+            None => {
+                let incarnation = rng.next_u64();
+                self.replace_file(INCARNATION, &format!("{incarnation:x}\n"))?;
+                Ok(incarnation)
+            }
+        }
     }
 
     /// The other members, as a member that joins was told of them: of use only until it has

@@ -184,6 +184,7 @@ impl Member {
         let local = Local {
             member: identity.member,
             cluster: identity.cluster,
+            incarnation: dir.incarnation(rng.as_ref())?,
             server_version: ETCD_VERSION.to_owned(),
             peer_urls: urls::texts(&config.initial_advertise_peer_urls),
         };

@@ -14,8 +14,9 @@ use crate::proto::etcdserverpb::{
 use crate::proto::etchedpeer::{
     Description, PeerRequest, PeerResponse, peer_request, peer_response,
 };
-use crate::raft::Message;
+use crate::raft::{Message, MessageType};
 use crate::replica::inbox::{Inbox, Input};
+use crate::replica::proposal::is_applicable;
 use crate::replica::shared::Shared;
 use crate::replica::state_store::SnapshotStore;
 use crate::storage::raft_log::EntryId;
@@ -99,8 +100,27 @@ async fn answer(handle: Handle, question: PeerRequest) -> Result<PeerResponse, E
     })
 }
 
+/// The index of an entry in the message that no member could apply.
+fn unreadable_entry(message: &PeerMessage) -> Option<u64> {
+    let PeerMessage::Raft(message) = message else {
+        return None;
+    };
+    let append = message.msg_type() == MessageType::MsgAppend;
+    let mut entries = message.entries.iter().filter(|_| append);
+    entries
+        .find(|entry| !is_applicable(entry))
+        .map(|entry| entry.index)
+}
+
 impl Inbound for PeerService {
     fn received(&self, from: MemberId, messages: Vec<PeerMessage>) {
+        if let Some(index) = messages.iter().find_map(unreadable_entry) {
+            // Once it is in the log, this member could never start again.
+            self.shared().fail(format!(
+                "{from} sent entry {index}, which this etched cannot read; nothing of it was written: start the version of etched that {from} runs"
+            ));
+            return;
+        }
         // What a full or closed inbox does not take, its sender sends again or gives up.
         let _ = self.inbox.push(Input::Received(from, messages));
     }
@@ -149,9 +169,18 @@ impl Inbound for PeerService {
 
     fn asked(
         &self,
-        _from: Option<MemberId>,
+        from: Option<MemberId>,
         question: PeerRequest,
     ) -> Boxed<Result<PeerResponse, Error>> {
+        let is_open = matches!(
+            question.request,
+            Some(peer_request::Request::Describe(_)) | None
+        );
+        let is_member = |from| self.shared().status().is_member(from);
+        if !is_open && !from.is_some_and(is_member) {
+            // It may be one that this member has not heard of yet.
+            return Box::pin(std::future::ready(Err(Error::Unhealthy)));
+        }
         Box::pin(answer(self.handle.clone(), question))
     }
 
@@ -219,5 +248,53 @@ mod tests {
         assert!(matches!(inputs[..], [Input::SnapshotDeclined(_)]));
         let refused = service.snapshot_received(snapshot(10), files()).await;
         assert_eq!(refused, Err(Error::Corrupt));
+    }
+
+    /// Written, it would end every start of this member.
+    #[tokio::test]
+    async fn an_entry_that_cannot_be_read_stops_the_member_before_it_is_written() {
+        let (handle, inbox) = fixture::with_network(Arc::new(crate::transport::NoNetwork));
+        let shared = handle.shared().clone();
+        let service = PeerService::new(handle, inbox.clone(), Arc::new(NoSnapshotStore));
+        let append = |data: &[u8]| {
+            let entry = crate::raft::Entry {
+                index: 5,
+                data: data.to_vec(),
+                ..Default::default()
+            };
+            let mut message = Message {
+                entries: vec![entry],
+                ..Default::default()
+            };
+            message.set_msg_type(MessageType::MsgAppend);
+            vec![PeerMessage::Raft(message)]
+        };
+        let mut inputs = Vec::new();
+        service.received(MemberId(2), append(b""));
+        inbox.take(Duration::ZERO, &mut inputs);
+        assert!(matches!(inputs[..], [Input::Received(..)]));
+        service.received(MemberId(2), append(b"\x22\x05junk"));
+        let reason = shared.failed().await;
+        assert!(reason.contains("sent entry 5"), "{reason}");
+        inputs.clear();
+        inbox.take(Duration::ZERO, &mut inputs);
+        assert!(inputs.is_empty());
+    }
+
+    /// Whoever is no member learns who is here, and nothing else.
+    #[tokio::test]
+    async fn strangers_are_told_who_is_here_and_nothing_else() {
+        let (handle, inbox) = fixture::with_network(Arc::new(crate::transport::NoNetwork));
+        let service = PeerService::new(handle, inbox, Arc::new(NoSnapshotStore));
+        let hash = peer_request::Request::HashKv(Default::default());
+        let describe = peer_request::Request::Describe(Default::default());
+        for from in [None, Some(MemberId(9))] {
+            let ask = |request: &peer_request::Request| {
+                let request = Some(request.clone());
+                service.asked(from, PeerRequest { request })
+            };
+            assert_eq!(ask(&hash).await.err(), Some(Error::Unhealthy));
+            assert!(ask(&describe).await.is_ok());
+        }
     }
 }

@@ -66,6 +66,9 @@ impl Options {
     }
 }
 
+/// Of so many callers the incarnation is kept; a cluster has far fewer members.
+const MAX_INCARNATIONS: usize = 1024;
+
 /// See the module.
 pub struct Context {
     pub local: Local,
@@ -79,6 +82,7 @@ pub struct Context {
     pub called: watch::Sender<MemberId>,
     /// Where this member listens, told on every call.
     pub own_urls: RwLock<Vec<String>>,
+    incarnations: Mutex<BTreeMap<MemberId, u64>>,
     inbound: RwLock<Option<Arc<dyn Inbound>>>,
 }
 
@@ -93,6 +97,7 @@ impl Context {
             notices: Notices::default(),
             peers_changed: watch::Sender::new(()),
             called: watch::Sender::new(MemberId(0)),
+            incarnations: Mutex::default(),
             inbound: RwLock::default(),
         }
     }
@@ -114,17 +119,37 @@ impl Context {
     /// The caller of a call to this member, or why it is refused.
     pub fn admit(&self, metadata: &MetadataMap) -> Result<MemberId, Status> {
         let inbound = self.serving()?;
-        identity::check(metadata, &self.local, |member| inbound.is_removed(member)).map_err(
-            |refusal| {
+        identity::check(metadata, &self.local, |member| inbound.is_removed(member))
+            .and_then(|from| self.check_incarnation(from, metadata))
+            .map_err(|refusal| {
                 self.note_refusal(&refusal);
                 Status::from(&refusal)
-            },
-        )
+            })
+    }
+
+    /// A member that lost its data directory and goes by its old name would forget what it
+    /// acknowledged. The others know as long as they run.
+    fn check_incarnation(
+        &self,
+        from: MemberId,
+        metadata: &MetadataMap,
+    ) -> Result<MemberId, Refusal> {
+        let Some(incarnation) = identity::incarnation(metadata) else {
+            return Ok(from);
+        };
+        let mut known = self.incarnations.lock();
+        if known.len() >= MAX_INCARNATIONS && !known.contains_key(&from) {
+            return Ok(from);
+        }
+        match *known.entry(from).or_insert(incarnation) == incarnation {
+            true => Ok(from),
+            false => Err(Refusal::Incarnation(from)),
+        }
     }
 
     fn note_refusal(&self, refusal: &Refusal) {
         let subject = match refusal {
-            Refusal::Removed(member) => member.to_string(),
+            Refusal::Removed(member) | Refusal::Incarnation(member) => member.to_string(),
             _ => String::new(),
         };
         if self.is_news(&format!("{subject} {refusal}")) {
@@ -138,6 +163,10 @@ impl Context {
                 Refusal::Removed(member) => {
                     tracing::warn!(peer = %member, "refused a member that was removed");
                 }
+                Refusal::Incarnation(member) => tracing::warn!(
+                    peer = %member,
+                    "refused a member that called with another data directory before; remove it from the cluster and add it again"
+                ),
                 _ => tracing::warn!(reason = %refusal, "refused a peer"),
             }
         }

@@ -9,6 +9,7 @@ use crate::types::{ClusterId, MemberId};
 const CLUSTER: &str = "etched-cluster-id";
 const FROM: &str = "etched-from";
 const TO: &str = "etched-to";
+const INCARNATION: &str = "etched-incarnation";
 const VERSION: &str = "etched-version";
 /// Where the caller listens; separated by commas.
 const URLS: &str = "etched-peer-urls";
@@ -17,6 +18,9 @@ pub const LANE: &str = "etched-lane";
 const CLUSTER_TEXT: &str = "etched: cluster ID mismatch";
 const ADDRESSEE_TEXT: &str = "etched: member ID mismatch";
 const REMOVED_TEXT: &str = "etched: the member has been permanently removed from the cluster";
+const INCARNATION_TEXT: &str = "etched: this member called with another data directory before; \
+    without what it acknowledged it must not take part: put that directory back, or remove the \
+    member from its cluster and add it again with an empty one";
 const NAMELESS_TEXT: &str = "etched: the call does not say who calls whom";
 
 /// This member, as it tells the others.
@@ -24,6 +28,8 @@ const NAMELESS_TEXT: &str = "etched: the call does not say who calls whom";
 pub struct Local {
     pub member: MemberId,
     pub cluster: ClusterId,
+    /// Of its data directory: chosen at random when that was made.
+    pub incarnation: u64,
     /// The version that this program speaks, such as 3.7.3.
     pub server_version: String,
     /// Where it listens for the others, as long as its state does not say so.
@@ -43,6 +49,8 @@ pub enum Refusal {
     },
     #[error("{REMOVED_TEXT}")]
     Removed(MemberId),
+    #[error("{INCARNATION_TEXT}")]
+    Incarnation(MemberId),
     #[error("{NAMELESS_TEXT}")]
     Nameless,
 }
@@ -71,10 +79,15 @@ pub fn recognise(status: &Status) -> Option<Seen> {
     let text = status.message();
     match status.code() {
         Code::PermissionDenied if text == REMOVED_TEXT => Some(Seen::Removed),
-        Code::FailedPrecondition => [CLUSTER_TEXT, ADDRESSEE_TEXT, NAMELESS_TEXT]
-            .iter()
-            .any(|known| text.starts_with(known))
-            .then_some(Seen::Mismatch),
+        Code::FailedPrecondition => [
+            CLUSTER_TEXT,
+            ADDRESSEE_TEXT,
+            INCARNATION_TEXT,
+            NAMELESS_TEXT,
+        ]
+        .iter()
+        .any(|known| text.starts_with(known))
+        .then_some(Seen::Mismatch),
         _ => None,
     }
 }
@@ -85,6 +98,7 @@ pub fn stamp(metadata: &mut MetadataMap, local: &Local, to: MemberId) {
         (CLUSTER, local.cluster.to_string()),
         (FROM, local.member.to_string()),
         (TO, to.to_string()),
+        (INCARNATION, format!("{:x}", local.incarnation)),
         (VERSION, local.server_version.clone()),
     ];
     for (key, value) in values {
@@ -112,6 +126,12 @@ pub fn urls(metadata: &MetadataMap) -> Vec<String> {
         uri.is_ok_and(|uri| uri.scheme().is_some() && uri.host().is_some())
     });
     urls.map(str::to_owned).collect()
+}
+
+/// The incarnation of the caller, if it says it.
+pub fn incarnation(metadata: &MetadataMap) -> Option<u64> {
+    let text = metadata.get(INCARNATION)?.to_str().ok()?;
+    u64::from_str_radix(text, 16).ok()
 }
 
 /// The caller, if the call is for this member.
@@ -154,6 +174,7 @@ mod tests {
         Local {
             member: MemberId(member),
             cluster: ClusterId(cluster),
+            incarnation: 5,
             server_version: "3.7.3".to_owned(),
             peer_urls: Vec::new(),
         }
@@ -197,6 +218,7 @@ mod tests {
             (called(8, 1, 2), Seen::Mismatch),
             (called(7, 1, 3), Seen::Mismatch),
             (called(7, 9, 2), Seen::Removed),
+            (Err(Refusal::Incarnation(MemberId(1))), Seen::Mismatch),
             (Err(Refusal::Nameless), Seen::Mismatch),
         ] {
             let status = Status::from(&refusal.expect_err("refused"));

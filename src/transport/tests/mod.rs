@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::context::Context;
 use super::*;
 use crate::env::{SystemClock, SystemRng};
 use crate::metrics::{Metrics, PeerCells};
@@ -30,6 +31,7 @@ use crate::types::ClusterId;
 const CLUSTER: ClusterId = ClusterId(0xc1);
 const A: MemberId = MemberId(0xa);
 const B: MemberId = MemberId(0xb);
+const C: MemberId = MemberId(0xc);
 /// Far beyond what anything takes on a busy machine.
 const LONG: Duration = Duration::from_secs(20);
 
@@ -160,6 +162,7 @@ impl Site {
         let local = Local {
             member,
             cluster,
+            incarnation: u64::from(std::process::id()),
             server_version: "3.7.3".to_owned(),
             peer_urls: Vec::new(),
         };
@@ -291,5 +294,39 @@ fn forwarded(request_id: u64, bytes: usize) -> PeerMessage {
 fn describe_question() -> PeerRequest {
     PeerRequest {
         request: Some(Kind::Describe(Nothing {})),
+    }
+}
+
+/// A member that comes back with another data directory has forgotten what it acknowledged.
+#[tokio::test]
+async fn another_data_directory_of_a_member_is_refused() {
+    let member = |member, incarnation| Local {
+        member,
+        cluster: CLUSTER,
+        incarnation,
+        server_version: "3.7.3".to_owned(),
+        peer_urls: Vec::new(),
+    };
+    let outside = Outside {
+        clock: Arc::new(SystemClock::new()),
+        rng: Arc::new(SystemRng),
+        metrics: Arc::new(Metrics::new(B, false)),
+    };
+    let here = Context::new(member(B, 7), outside, Options::new("incoming".into()));
+    here.attach(Some(Arc::new(Recorder::default())));
+    let admit = |from, incarnation| {
+        let mut metadata = tonic::metadata::MetadataMap::new();
+        identity::stamp(&mut metadata, &member(from, incarnation), B);
+        here.admit(&metadata)
+            .map_err(|status| identity::recognise(&status))
+    };
+    for (from, incarnation, expected) in [
+        (A, 1, Ok(A)),
+        (A, 1, Ok(A)),
+        (C, 1, Ok(C)),
+        (A, 2, Err(Some(identity::Seen::Mismatch))),
+        (A, 1, Ok(A)),
+    ] {
+        assert_eq!(admit(from, incarnation), expected, "{from} {incarnation}");
     }
 }

@@ -160,6 +160,7 @@ async fn send_parts(b: &Site, parts: Vec<Part>) -> Result<(), tonic::Status> {
     let local = Local {
         member: A,
         cluster: CLUSTER,
+        incarnation: 1,
         server_version: "3.7.3".to_owned(),
         peer_urls: Vec::new(),
     };

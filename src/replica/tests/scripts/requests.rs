@@ -8,10 +8,13 @@ use prost::Message as _;
 use super::Player;
 use crate::error::Error;
 use crate::proto::etcdserverpb::{InternalRaftRequest, PutRequest, RequestHeader};
-use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
+use crate::proto::etchedpeer::{
+    Forwarded, MemberChange, Nothing, forwarded, member_change::Change,
+};
 use crate::proto::membershippb::RaftAttributes;
 use crate::replica::proposal::{Proposal, Proposed, Reply};
 use crate::state::Response;
+use crate::types::MemberId;
 
 /// Whoever waits for an answer.
 struct Asked {
@@ -70,6 +73,25 @@ impl Player {
             span: tracing::Span::none(),
             reply,
         });
+    }
+
+    /// A put as a member would forward it, in the term of the one who gets it.
+    pub(super) fn stranger(&mut self, from: u64, to: u64, key: &str) {
+        let (_, request_id) = self.asked(&format!("put {key}"));
+        let request = InternalRaftRequest {
+            put: Some(PutRequest {
+                key: key.to_owned().into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let message = Forwarded {
+            request_id,
+            term: self.router(to).status().term,
+            proposal: Some(forwarded::Proposal::Request(request.encode_to_vec().into())),
+        };
+        self.router(to).propose_for(MemberId(from), message);
+        self.work(to);
     }
 
     pub(super) fn put(&mut self, id: u64, key: &str, fence_term: Option<u64>) {
