@@ -17,7 +17,7 @@ pub enum Key {
 
 /// What etched does with a flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum FlagSupport {
     Built,
     /// Refused unless it has its default.
     NotBuilt,
@@ -37,7 +37,7 @@ pub struct Flag {
     /// As it would be written on the command line.
     pub default: &'static str,
     pub key: Key,
-    pub state: State,
+    pub state: FlagSupport,
     pub usage: &'static str,
 }
 
@@ -47,13 +47,13 @@ const fn flag(name: &'static str, kind: Kind, default: &'static str, usage: &'st
         kind,
         default,
         key: Key::Name,
-        state: State::Built,
+        state: FlagSupport::Built,
         usage,
     }
 }
 
 const fn later(name: &'static str, kind: Kind, default: &'static str, usage: &'static str) -> Flag {
-    flag(name, kind, default, usage).state(State::NotBuilt)
+    flag(name, kind, default, usage).state(FlagSupport::NotBuilt)
 }
 
 const fn forgotten(name: &'static str) -> Flag {
@@ -61,17 +61,17 @@ const fn forgotten(name: &'static str) -> Flag {
 }
 
 impl Flag {
-    const fn state(mut self, state: State) -> Flag {
+    const fn state(mut self, state: FlagSupport) -> Flag {
         self.state = state;
         self
     }
 
     const fn no_effect(self, why: &'static str) -> Flag {
-        self.state(State::NoEffect(why))
+        self.state(FlagSupport::NoEffect(why))
     }
 
     const fn missing(self, what: &'static str) -> Flag {
-        self.state(State::Missing(what))
+        self.state(FlagSupport::Missing(what))
     }
 
     const fn at(mut self, path: &'static str) -> Flag {

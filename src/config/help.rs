@@ -2,7 +2,7 @@
 
 use clap::{Arg, Command};
 
-use super::flags::{self, State};
+use super::flags::{self, FlagSupport};
 use super::gates::Gates;
 use super::machine::go_arch;
 use super::value::Kind;
@@ -48,10 +48,10 @@ pub fn listing() -> String {
         for flag in section.flags {
             let mut usage = flag.usage.to_owned();
             match flag.state {
-                State::Built => {}
-                State::NotBuilt => usage.push_str(" [not built yet]"),
-                State::NoEffect(why) => usage.push_str(&format!(" [no effect: {why}]")),
-                State::Missing(what) => usage.push_str(&format!(" [not there: {what}]")),
+                FlagSupport::Built => {}
+                FlagSupport::NotBuilt => usage.push_str(" [not built yet]"),
+                FlagSupport::NoEffect(why) => usage.push_str(&format!(" [no effect: {why}]")),
+                FlagSupport::Missing(what) => usage.push_str(&format!(" [not there: {what}]")),
             }
             if flag.kind == Kind::Gates {
                 usage = format!("{usage}\n{}", Gates::help());

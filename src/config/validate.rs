@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::discovery;
 use super::duration;
-use super::flags::{self, Flag, State};
+use super::flags::{self, Flag, FlagSupport};
 use super::go_syntax::quote;
 use super::log::{Level, LogConfig, LogFormat, LogOutput};
 use super::machine::Surroundings;
@@ -270,10 +270,10 @@ fn check_not_built(values: &Values, notes: &mut Vec<Note>) -> Result<(), Refusal
             continue;
         }
         let (level, why) = match flag.state {
-            State::Built => continue,
-            State::NotBuilt => return Err(not_built(&format!("--{}", flag.name))),
-            State::NoEffect(why) => (Level::Info, why),
-            State::Missing(what) => (Level::Warn, what),
+            FlagSupport::Built => continue,
+            FlagSupport::NotBuilt => return Err(not_built(&format!("--{}", flag.name))),
+            FlagSupport::NoEffect(why) => (Level::Info, why),
+            FlagSupport::Missing(what) => (Level::Warn, what),
         };
         notes.push(
             Note::new(level, "the flag has no effect in etched")
@@ -296,7 +296,7 @@ fn check_not_built(values: &Values, notes: &mut Vec<Note>) -> Result<(), Refusal
 fn asks(flag: &Flag, values: &Values) -> bool {
     let value = values.get(flag.name);
     let default = flag.kind.default_value(flag.default);
-    if let (State::Missing(_), Value::Bool(on)) = (flag.state, value) {
+    if let (FlagSupport::Missing(_), Value::Bool(on)) = (flag.state, value) {
         return *on && (values.is_given(flag.name) || *value != default);
     }
     *value != default && !names_nothing(flag.kind, value)

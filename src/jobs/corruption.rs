@@ -43,7 +43,7 @@ pub enum AtStart {
 
 /// When the leader compares.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
+pub struct CheckIntervals {
     /// Between comparisons of all data; none: never.
     pub all: Option<Duration>,
     /// Between comparisons of kept hashes; none: never.
@@ -138,7 +138,7 @@ fn log_at_start(
 }
 
 /// Compares as leader; runs until the runtime stops.
-pub async fn run(handle: Handle, pace: Pace) {
+pub async fn run(handle: Handle, pace: CheckIntervals) {
     tokio::join!(
         run_all(&handle, pace.all),
         run_compacted(&handle, pace.compacted)
@@ -171,7 +171,7 @@ async fn compare_all(handle: &Handle) -> Result<(), Error> {
     let (after, head) = handle.hash_at(&Caller::member(), 0).await?;
     let judged = judge_all(shared.member, &before, &after, head, &answered);
     let diverging = judged.first().map(|found| found.member);
-    for Found { member, reason } in judged {
+    for CorruptMember { member, reason } in judged {
         tracing::warn!(
             "leader-id" = %shared.member,
             "member-id" = %member,
@@ -219,7 +219,7 @@ async fn catch_up(handle: &Handle, answered: &Answered) -> Result<(), Error> {
 
 /// A member whose data cannot be right.
 #[derive(Debug, PartialEq, Eq)]
-struct Found {
+struct CorruptMember {
     member: MemberId,
     reason: &'static str,
 }
@@ -232,9 +232,9 @@ fn judge_all(
     after: &HistoryHash,
     head: i64,
     answered: &Answered,
-) -> Vec<Found> {
+) -> Vec<CorruptMember> {
     let mut found = Vec::new();
-    let mut note = |member, reason| found.push(Found { member, reason });
+    let mut note = |member, reason| found.push(CorruptMember { member, reason });
     let same_data = (after.revision, after.compacted) == (before.revision, before.compacted);
     if same_data && after.hash != before.hash {
         note(leader, "found hash mismatch");

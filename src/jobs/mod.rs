@@ -19,7 +19,7 @@ pub struct Settings {
     /// Entries after which the state is made durable.
     pub snapshot_count: u64,
     pub compaction: compactor::Pace,
-    pub corruption: corruption::Pace,
+    pub corruption: corruption::CheckIntervals,
     pub retention: auto_compaction::Retention,
     /// See `Deadlines`.
     pub lease_checkpoint_interval: Duration,

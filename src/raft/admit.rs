@@ -71,13 +71,13 @@ pub struct Lost {
 
 /// What was refused.
 #[derive(Debug, Default)]
-pub struct Refused {
+pub struct RejectedMessages {
     /// What was wrong with the last one.
     last: Option<Discriminant<Malformed>>,
     lost: Option<Lost>,
 }
 
-impl Refused {
+impl RejectedMessages {
     /// The first of a kind is told of: the rest would fill the log at the pace of the network.
     pub fn note(&mut self, message: &Message, fault: Malformed) {
         let (from, kind) = (MemberId(message.from), message.msg_type);
@@ -384,7 +384,7 @@ mod tests {
             index: 9,
             last_index: 7,
         };
-        let mut refused = Refused::default();
+        let mut refused = RejectedMessages::default();
         refused.note(&sound(MessageType::MsgAppendResponse), fault);
         refused.note(&sound(MessageType::MsgHeartbeat), Malformed::FromSelf);
         assert_eq!(refused.lost(), None);

@@ -14,7 +14,7 @@ const MAX_WAITING: usize = 100_000;
 /// Ticks after which a round asks again.
 const RETRY_TICKS: u64 = 2;
 
-struct Waiting<T> {
+struct WaitingRead<T> {
     read: T,
     expires_at_tick: u64,
 }
@@ -25,7 +25,7 @@ struct Round<T> {
     asked_at_tick: u64,
     /// The leadership under which it was asked last.
     term: u64,
-    reads: Vec<Waiting<T>>,
+    reads: Vec<WaitingRead<T>>,
 }
 
 /// See the module.
@@ -34,7 +34,7 @@ pub struct ReadIndex<T> {
     next_question: u64,
     /// Ticks that a read may wait.
     limit_ticks: u64,
-    waiting: Vec<Waiting<T>>,
+    waiting: Vec<WaitingRead<T>>,
     round: Option<Round<T>>,
 }
 
@@ -55,7 +55,7 @@ impl<T> ReadIndex<T> {
         if self.len() >= MAX_WAITING {
             return Err(read);
         }
-        let waiting = Waiting {
+        let waiting = WaitingRead {
             read,
             expires_at_tick: tick + self.limit_ticks,
         };
@@ -123,7 +123,7 @@ impl<T> ReadIndex<T> {
     /// Takes out the reads that have waited for too long.
     pub fn expired(&mut self, tick: u64) -> Vec<T> {
         let mut expired = Vec::new();
-        let is_expired = |waiting: &mut Waiting<T>| waiting.expires_at_tick <= tick;
+        let is_expired = |waiting: &mut WaitingRead<T>| waiting.expires_at_tick <= tick;
         expired.extend(self.waiting.extract_if(.., is_expired));
         if let Some(round) = &mut self.round {
             expired.extend(round.reads.extract_if(.., is_expired));

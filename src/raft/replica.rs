@@ -10,7 +10,7 @@ use raft_proto::eraftpb::{
     ConfChange, ConfState, HardState, Message, MessageType, Snapshot, SnapshotMetadata,
 };
 
-use super::admit::{self, Lost, Malformed, Refused};
+use super::admit::{self, Lost, Malformed, RejectedMessages};
 use super::drain::TracingDrain;
 use super::log::{LogView, to_disk};
 use super::output::{Output, Persist, promises_nothing, take_committed, take_reads};
@@ -29,7 +29,7 @@ const MAX_INFLIGHT_MESSAGES: usize = 256;
 
 /// How a replica behaves; counts are in ticks.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct ReplicaOptions {
     pub member: MemberId,
     pub election_ticks: usize,
     pub heartbeat_ticks: usize,
@@ -41,7 +41,7 @@ pub struct Options {
 }
 
 /// What the log and the state machine held when the member stopped.
-pub struct Restored {
+pub struct InitialState {
     pub reader: Reader,
     /// raft's hard state as it was last made durable.
     pub hard_state: Option<Bytes>,
@@ -83,12 +83,12 @@ pub struct Replica {
     election_seed: u64,
     /// The term on disk.
     durable_term: u64,
-    refused: Refused,
+    refused: RejectedMessages,
 }
 
 impl Replica {
     /// Takes up the member where it stopped.
-    pub fn new(options: Options, restored: Restored) -> Result<Self, raft::Error> {
+    pub fn new(options: ReplicaOptions, restored: InitialState) -> Result<Self, raft::Error> {
         let mut hard_state = match &restored.hard_state {
             Some(bytes) => prost_11::Message::decode(bytes.as_ref())
                 .map_err(|error| raft::Error::ConfigInvalid(format!("hard state: {error}")))?,
@@ -123,7 +123,7 @@ impl Replica {
             lazy_hard_state: false,
             election_seed: options.election_seed,
             durable_term: hard_state_term,
-            refused: Refused::default(),
+            refused: RejectedMessages::default(),
         };
         replica.draw_election_timeout();
         Ok(replica)

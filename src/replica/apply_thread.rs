@@ -85,12 +85,12 @@ pub const STAGES: Stages = &[
 
 /// A job on its way through the stages.
 pub enum Applying {
-    Entries(Batch),
+    Entries(ApplyBatch),
     Restore(Received),
 }
 
 /// Entries, and what came of them so far.
-pub struct Batch {
+pub struct ApplyBatch {
     /// Those to be done are from here on.
     stage: usize,
     entries: Vec<Entry>,
@@ -112,7 +112,7 @@ impl From<ApplyJob> for Applying {
                 entries,
                 replies,
                 promoted_in_term,
-            } => Self::Entries(Batch {
+            } => Self::Entries(ApplyBatch {
                 stage: 0,
                 first_index: entries.first().map_or(0, |entry| entry.index),
                 entries,
@@ -261,7 +261,7 @@ impl Applier {
         })
     }
 
-    fn execute(&mut self, batch: &mut Batch) -> storage::Result<()> {
+    fn execute(&mut self, batch: &mut ApplyBatch) -> storage::Result<()> {
         let entries = &batch.entries;
         self.entries_since_size_check += entries.len() as u64;
         batch.started_at = self.shared.clock.now();
@@ -284,7 +284,7 @@ impl Applier {
         Ok(())
     }
 
-    fn commit(&mut self, batch: &Batch) -> storage::Result<()> {
+    fn commit(&mut self, batch: &ApplyBatch) -> storage::Result<()> {
         self.machine.commit()?;
         let now = self.shared.clock.now();
         self.measure(&batch.group, now - batch.started_at);
@@ -309,7 +309,7 @@ impl Applier {
         self.note_leases(group);
     }
 
-    fn answer(&self, batch: &mut Batch) {
+    fn answer(&self, batch: &mut ApplyBatch) {
         if let Some(term) = batch.promoted_in_term {
             self.take_over_leases(term);
         }

@@ -47,7 +47,7 @@ pub enum Input {
 }
 
 #[derive(Default)]
-struct State {
+struct QueuedInputs {
     inputs: Vec<Input>,
     bytes: usize,
     sleeping: bool,
@@ -57,27 +57,27 @@ struct State {
 /// See the module.
 #[derive(Default)]
 pub struct Inbox {
-    state: Mutex<State>,
+    state: Mutex<QueuedInputs>,
     wake: Condvar,
 }
 
 /// Why an input was not taken.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum PushError {
     Full,
     Closed,
 }
 
 impl Inbox {
-    pub fn push(&self, input: Input) -> Result<(), Refused> {
+    pub fn push(&self, input: Input) -> Result<(), PushError> {
         let mut state = self.state.lock();
         if state.closed {
-            return Err(Refused::Closed);
+            return Err(PushError::Closed);
         }
         if let Some(bytes) = bounded_bytes(&input) {
             let bytes = state.bytes + bytes;
             if state.inputs.len() >= MAX_WAITING || bytes > MAX_WAITING_BYTES {
-                return Err(Refused::Full);
+                return Err(PushError::Full);
             }
             state.bytes = bytes;
         }

@@ -51,7 +51,7 @@ impl PendingProposal {
 
 /// Where a proposal waits.
 #[derive(Clone, Copy, Debug)]
-pub enum Place {
+pub enum ProposalStage {
     Queued,
     /// At this index of the own log.
     Proposed {
@@ -92,27 +92,27 @@ pub struct PendingProposals {
 
 impl PendingProposals {
     /// Has a proposal wait. False where too many do: it has its answer then.
-    pub fn wait(&mut self, proposal: PendingProposal, place: Place) -> bool {
+    pub fn wait(&mut self, proposal: PendingProposal, place: ProposalStage) -> bool {
         let waiting = match place {
-            Place::Queued => self.queued.len(),
-            Place::Forwarded { .. } => self.forwarded.len(),
-            Place::Proposed { .. } => 0,
+            ProposalStage::Queued => self.queued.len(),
+            ProposalStage::Forwarded { .. } => self.forwarded.len(),
+            ProposalStage::Proposed { .. } => 0,
         };
         if waiting >= MAX_PENDING_PROPOSALS {
             proposal.fail(Error::TooManyRequests);
             return false;
         }
         match place {
-            Place::Queued => {
+            ProposalStage::Queued => {
                 probe::reached(CoveragePoint::ProposalParked);
                 self.queued.push_back(proposal);
             }
-            Place::Proposed { index, term } => self.proposed.push_back(AtIndex {
+            ProposalStage::Proposed { index, term } => self.proposed.push_back(AtIndex {
                 index,
                 term,
                 proposal,
             }),
-            Place::Forwarded { term } => {
+            ProposalStage::Forwarded { term } => {
                 probe::reached(CoveragePoint::ProposalForwarded);
                 self.least_forwarded_term = self.least_forwarded_term.min(term);
                 let id = proposal.what.request_id();
@@ -155,7 +155,7 @@ impl PendingProposals {
             }
             self.retry = true;
             probe::reached(CoveragePoint::ProposedAgain);
-            self.wait(first.proposal, Place::Queued);
+            self.wait(first.proposal, ProposalStage::Queued);
         }
         None
     }
@@ -173,7 +173,7 @@ impl PendingProposals {
         self.retry |= !void.is_empty();
         for (_, forwarded) in void {
             probe::reached(CoveragePoint::ForwardedAgain);
-            self.wait(forwarded.proposal, Place::Queued);
+            self.wait(forwarded.proposal, ProposalStage::Queued);
         }
     }
 
@@ -189,7 +189,7 @@ impl PendingProposals {
         let proposal = forwarded.remove().proposal;
         if matches!(error, Error::NotLeader | Error::NoLeader) {
             probe::reached(CoveragePoint::ProposalRefused);
-            self.wait(proposal, Place::Queued);
+            self.wait(proposal, ProposalStage::Queued);
         } else {
             proposal.fail(error);
         }
@@ -233,7 +233,7 @@ impl PendingProposals {
 
     /// Who waits here.
     #[cfg(any(test, feature = "simulation"))]
-    pub fn count(&self, waiting: &mut super::work::Waiting) {
+    pub fn count(&self, waiting: &mut super::work::PendingCounts) {
         waiting.proposed = self.proposed.len();
         waiting.forwarded = self.forwarded.len();
         waiting.without_leader = self.queued.len();
@@ -308,21 +308,27 @@ mod tests {
     type Answer = (u64, Result<Response, Error>);
 
     #[derive(Default)]
-    struct World {
+    struct Fixture {
         pending: PendingProposals,
         answers: Arc<Mutex<Vec<Answer>>>,
     }
 
-    impl World {
-        fn wait_until(&mut self, id: u64, place: Place, expires_at_tick: u64) -> bool {
+    impl Fixture {
+        fn wait_until(&mut self, id: u64, place: ProposalStage, expires_at_tick: u64) -> bool {
             self.add(id, place, expires_at_tick, false)
         }
 
-        fn wait(&mut self, id: u64, place: Place) -> bool {
+        fn wait(&mut self, id: u64, place: ProposalStage) -> bool {
             self.add(id, place, 100, false)
         }
 
-        fn add(&mut self, id: u64, place: Place, expires_at_tick: u64, fenced: bool) -> bool {
+        fn add(
+            &mut self,
+            id: u64,
+            place: ProposalStage,
+            expires_at_tick: u64,
+            fenced: bool,
+        ) -> bool {
             let answers = self.answers.clone();
             let request = request(id);
             let encoded = request.encode_to_vec();
@@ -360,17 +366,17 @@ mod tests {
         }
     }
 
-    const fn at(index: u64, term: u64) -> Place {
-        Place::Proposed { index, term }
+    const fn at(index: u64, term: u64) -> ProposalStage {
+        ProposalStage::Proposed { index, term }
     }
 
-    const fn leader(term: u64) -> Place {
-        Place::Forwarded { term }
+    const fn leader(term: u64) -> ProposalStage {
+        ProposalStage::Forwarded { term }
     }
 
     #[test]
     fn an_entry_is_the_proposal_made_at_its_index_and_term() {
-        let mut world = World::default();
+        let mut world = Fixture::default();
         world.wait(1, at(5, 2));
         world.wait(2, at(6, 2));
         assert_eq!(world.committed(&entry(4, 2, 9)), None);
@@ -382,7 +388,7 @@ mod tests {
 
     #[test]
     fn an_entry_in_its_place_makes_a_proposal_void() {
-        let mut world = World::default();
+        let mut world = Fixture::default();
         world.wait(1, at(5, 2));
         world.wait(2, at(6, 2));
         // Both: the log goes on in a later term.
@@ -395,7 +401,7 @@ mod tests {
 
     #[test]
     fn a_fenced_one_is_never_proposed_again() {
-        let mut world = World::default();
+        let mut world = Fixture::default();
         world.add(1, at(5, 2), 100, true);
         assert_eq!(world.committed(&empty(5, 3)), None);
         assert_eq!(world.errors(), [(1, Error::LeaderChanged)]);
@@ -405,7 +411,7 @@ mod tests {
 
     #[test]
     fn a_forwarded_one_is_known_by_its_id_in_any_term() {
-        let mut world = World::default();
+        let mut world = Fixture::default();
         world.wait(1, leader(2));
         world.wait(2, leader(2));
         assert_eq!(world.committed(&entry(5, 2, 2)), Some(2));
@@ -419,7 +425,7 @@ mod tests {
 
     #[test]
     fn each_term_makes_those_of_the_terms_before_void() {
-        let mut world = World::default();
+        let mut world = Fixture::default();
         for term in 2..5 {
             world.wait(term, leader(term));
             assert_eq!(world.committed(&empty(5 + term, term)), None);
@@ -433,7 +439,7 @@ mod tests {
 
     #[test]
     fn a_refusal_counts_for_the_term_that_it_is_about() {
-        let mut world = World::default();
+        let mut world = Fixture::default();
         world.wait(1, leader(3));
         world.pending.refused(1, 2, Error::NotLeader);
         world.pending.refused(7, 3, Error::NotLeader);
@@ -450,8 +456,8 @@ mod tests {
 
     #[test]
     fn what_waits_too_long_is_given_up_wherever_it_waits() {
-        let mut world = World::default();
-        for (id, place) in [(1, at(5, 2)), (2, leader(2)), (3, Place::Queued)] {
+        let mut world = Fixture::default();
+        for (id, place) in [(1, at(5, 2)), (2, leader(2)), (3, ProposalStage::Queued)] {
             world.wait_until(id, place, 10);
             world.wait_until(id + 10, place, 11);
         }
@@ -467,8 +473,12 @@ mod tests {
     #[test]
     fn what_is_proposed_again_expires_no_later() {
         let (open, never) = (Error::Timeout, Error::DeadlineExceeded);
-        for (place, error) in [(at(7, 2), open), (leader(2), open), (Place::Queued, never)] {
-            let mut world = World::default();
+        for (place, error) in [
+            (at(7, 2), open),
+            (leader(2), open),
+            (ProposalStage::Queued, never),
+        ] {
+            let mut world = Fixture::default();
             world.wait_until(1, place, 20);
             world.wait_until(2, place, 10);
             world.wait_until(3, place, 20);
@@ -483,8 +493,8 @@ mod tests {
 
     #[test]
     fn a_snapshot_leaves_what_is_queued() {
-        let mut world = World::default();
-        for (id, place) in [(1, at(5, 2)), (2, leader(2)), (3, Place::Queued)] {
+        let mut world = Fixture::default();
+        for (id, place) in [(1, at(5, 2)), (2, leader(2)), (3, ProposalStage::Queued)] {
             world.wait(id, place);
         }
         world.pending.lose_sight();
@@ -494,21 +504,25 @@ mod tests {
 
     #[test]
     fn everyone_is_told_that_the_member_stops() {
-        let mut world = World::default();
-        for (id, place) in [(1, at(5, 2)), (2, leader(2)), (3, Place::Queued)] {
+        let mut world = Fixture::default();
+        for (id, place) in [(1, at(5, 2)), (2, leader(2)), (3, ProposalStage::Queued)] {
             world.wait(id, place);
         }
         world.pending.stop();
         assert_eq!(world.errors(), [1, 2, 3].map(|id| (id, Error::Stopped)));
-        let mut waiting = super::super::work::Waiting::default();
+        let mut waiting = super::super::work::PendingCounts::default();
         world.pending.count(&mut waiting);
         assert_eq!(waiting.sum(), 0);
     }
 
     #[test]
     fn the_places_without_a_bound_of_raft_have_their_own() {
-        for (place, bounded) in [(Place::Queued, true), (leader(1), true), (at(1, 1), false)] {
-            let mut world = World::default();
+        for (place, bounded) in [
+            (ProposalStage::Queued, true),
+            (leader(1), true),
+            (at(1, 1), false),
+        ] {
+            let mut world = Fixture::default();
             for id in 0..MAX_PENDING_PROPOSALS as u64 {
                 assert!(world.wait(id, place));
             }

@@ -7,7 +7,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::env::Clock;
 
-struct State<T> {
+struct PipeState<T> {
     items: Vec<T>,
     /// Of the items and of what is being worked on.
     bytes: usize,
@@ -16,7 +16,7 @@ struct State<T> {
     closed: bool,
 }
 
-impl<T> State<T> {
+impl<T> PipeState<T> {
     fn finish(&mut self) {
         self.bytes -= std::mem::take(&mut self.working_bytes);
         self.working_since = None;
@@ -31,14 +31,14 @@ impl<T> State<T> {
 
 /// See the module. It is bounded by whoever fills it: see `outstanding_bytes`.
 pub struct Pipe<T> {
-    state: Mutex<State<T>>,
+    state: Mutex<PipeState<T>>,
     wake: Condvar,
 }
 
 impl<T> Default for Pipe<T> {
     fn default() -> Self {
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(PipeState {
                 items: Vec::new(),
                 bytes: 0,
                 working_bytes: 0,

@@ -49,7 +49,7 @@ impl Proposal {
 }
 
 /// To a member: why its proposal was not proposed.
-pub struct Refusal {
+pub struct ProposalRefusal {
     pub to: MemberId,
     pub request_id: u64,
     /// That of the proposal.

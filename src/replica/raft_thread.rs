@@ -178,7 +178,7 @@ impl RaftThread {
 
     /// Who waits for what in the router, and the bytes that wait for the log and the apply thread.
     #[cfg(any(test, feature = "simulation"))]
-    pub fn waiting(&self) -> (super::work::Waiting, usize) {
+    pub fn waiting(&self) -> (super::work::PendingCounts, usize) {
         (self.router.waiting(), self.outstanding_bytes())
     }
 

@@ -18,11 +18,11 @@ const MAX_WAITING: usize = 100_000;
 /// Reads that wait until an index is applied here.
 #[derive(Default)]
 pub struct WaitingReads {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<ReadsByIndex>,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct ReadsByIndex {
     by_index: BTreeMap<u64, Vec<ReadReply>>,
     count: usize,
 }

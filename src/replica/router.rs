@@ -9,9 +9,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::pending::{PendingProposal, PendingProposals, Place, pop_if};
+use super::pending::{PendingProposal, PendingProposals, ProposalStage, pop_if};
 use super::proposal::{
-    Proposal, Proposed, Refusal, conf_change, is_request, member_change, take_encoded,
+    Proposal, ProposalRefusal, Proposed, conf_change, is_request, member_change, take_encoded,
 };
 use super::reads::ReadReply;
 use super::work::Work;
@@ -36,7 +36,7 @@ pub struct Router {
     changes: VecDeque<(u64, MemberChange)>,
     applied: u64,
     forwards: Vec<(MemberId, Forwarded)>,
-    refusals: Vec<Refusal>,
+    refusals: Vec<ProposalRefusal>,
     tick: u64,
     /// The peers that are connected and since when, as the transport last said; none: it never did.
     connected: Option<BTreeMap<MemberId, Duration>>,
@@ -93,8 +93,8 @@ impl Router {
 
     /// Who waits for what here.
     #[cfg(any(test, feature = "simulation"))]
-    pub fn waiting(&self) -> super::work::Waiting {
-        let mut waiting = super::work::Waiting {
+    pub fn waiting(&self) -> super::work::PendingCounts {
+        let mut waiting = super::work::PendingCounts {
             changes: self.changes.len(),
             reads: self.reads.len(),
             ..Default::default()
@@ -158,7 +158,7 @@ impl Router {
         if self.replica.takes_proposals() && !leaves {
             self.propose_here(proposal);
         } else if status.is_leader || status.leader == 0 {
-            self.pending.wait(proposal, Place::Queued);
+            self.pending.wait(proposal, ProposalStage::Queued);
         } else {
             self.forward(proposal);
         }
@@ -190,7 +190,7 @@ impl Router {
         let replica::Status {
             last_index, term, ..
         } = self.replica.status();
-        let place = Place::Proposed {
+        let place = ProposalStage::Proposed {
             index: last_index,
             term,
         };
@@ -207,7 +207,10 @@ impl Router {
             }
             Proposed::Member(change) => forwarded::Proposal::MemberChange(change.clone()),
         };
-        if self.pending.wait(proposal, Place::Forwarded { term }) {
+        if self
+            .pending
+            .wait(proposal, ProposalStage::Forwarded { term })
+        {
             let message = Forwarded {
                 request_id,
                 term,
@@ -243,7 +246,7 @@ impl Router {
             }
         };
         if let Err(error) = proposed {
-            self.refusals.push(Refusal {
+            self.refusals.push(ProposalRefusal {
                 to: from,
                 request_id: message.request_id,
                 term: message.term,

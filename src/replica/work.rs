@@ -1,7 +1,7 @@
 //! What the router hands out to be done, and how much waits in it: plain data between the router and
 //! the threads that work for it.
 
-use super::proposal::{Refusal, Reply};
+use super::proposal::{ProposalRefusal, Reply};
 use super::reads::ReadReply;
 use crate::proto::etchedpeer::Forwarded;
 use crate::raft::{Message, Persist};
@@ -13,7 +13,7 @@ use crate::types::MemberId;
 pub struct Work {
     pub messages: Vec<Message>,
     pub forwards: Vec<(MemberId, Forwarded)>,
-    pub refusals: Vec<Refusal>,
+    pub refusals: Vec<ProposalRefusal>,
     pub persist: Option<Persist>,
     pub entries: Vec<Entry>,
     /// Of each entry, whoever waits for it here.
@@ -29,7 +29,7 @@ pub struct Work {
 /// How many wait for what.
 #[cfg(any(test, feature = "simulation"))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Waiting {
+pub struct PendingCounts {
     /// For entries that this member proposed.
     pub proposed: usize,
     /// For entries that the leader was asked to propose.
@@ -42,7 +42,7 @@ pub struct Waiting {
 }
 
 #[cfg(any(test, feature = "simulation"))]
-impl Waiting {
+impl PendingCounts {
     pub fn sum(&self) -> usize {
         self.proposed + self.forwarded + self.without_leader + self.changes + self.reads
     }

@@ -27,19 +27,19 @@ pub const FOUNDING_ENTRY: EntryId = EntryId { index: 1, term: 1 };
 
 /// How the log is written and how raft counts.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct RestoreOptions {
     pub segment_bytes: u64,
     /// False where whoever starts the member takes the loss of a power failure upon himself.
     pub sync: bool,
     /// Ticks, of which a heartbeat is one.
     pub election_ticks: usize,
     pub pre_vote: bool,
-    /// See `replica::Options`.
+    /// See `replica::ReplicaOptions`.
     pub election_seed: u64,
     pub recent_entries: usize,
 }
 
-impl Options {
+impl RestoreOptions {
     fn log(&self, identity: Identity) -> raft_log::Options {
         raft_log::Options {
             segment_bytes: self.segment_bytes,
@@ -81,7 +81,7 @@ pub struct Joining {
 pub fn restart(
     dir: &dyn MemberDir,
     identity: Identity,
-    options: &Options,
+    options: &RestoreOptions,
 ) -> Result<Restored, Error> {
     let (log, recovered) = open_log(dir, identity, options)?;
     resume(dir, identity, options, log, recovered)
@@ -91,7 +91,7 @@ pub fn restart(
 pub fn resume(
     dir: &dyn MemberDir,
     identity: Identity,
-    options: &Options,
+    options: &RestoreOptions,
     log: RaftLog,
     recovered: Recovered,
 ) -> Result<Restored, Error> {
@@ -113,7 +113,11 @@ pub fn resume(
 }
 
 /// Makes a founder: its state is that after the founding entry, the same on all of them.
-pub fn found(dir: &dyn MemberDir, new: Founding, options: &Options) -> Result<Restored, Error> {
+pub fn found(
+    dir: &dyn MemberDir,
+    new: Founding,
+    options: &RestoreOptions,
+) -> Result<Restored, Error> {
     let Founding { identity, members } = new;
     let (log, recovered) = new_log(dir, identity, options, Some(FOUNDING_ENTRY))?;
     let engine = new_state(dir, FOUNDING_ENTRY.index)?;
@@ -139,7 +143,11 @@ pub fn found(dir: &dyn MemberDir, new: Founding, options: &Options) -> Result<Re
 }
 
 /// Makes a member that has nothing: no entries, no members, no vote. The leader sends it all.
-pub fn join(dir: &dyn MemberDir, joining: Joining, options: &Options) -> Result<Restored, Error> {
+pub fn join(
+    dir: &dyn MemberDir,
+    joining: Joining,
+    options: &RestoreOptions,
+) -> Result<Restored, Error> {
     let Joining { identity, peers } = joining;
     let (log, recovered) = new_log(dir, identity, options, None)?;
     let engine = new_state(dir, 0)?;
@@ -169,7 +177,7 @@ pub fn join(dir: &dyn MemberDir, joining: Joining, options: &Options) -> Result<
 pub fn open_log(
     dir: &dyn MemberDir,
     identity: Identity,
-    options: &Options,
+    options: &RestoreOptions,
 ) -> Result<(RaftLog, Recovered), Error> {
     let (log, recovered) = RaftLog::open(dir.log_files()?, options.log(identity))?;
     if let Some(torn) = &recovered.torn_tail {
@@ -221,7 +229,7 @@ pub fn open_state(
 fn new_log(
     dir: &dyn MemberDir,
     identity: Identity,
-    options: &Options,
+    options: &RestoreOptions,
     entry_id: Option<EntryId>,
 ) -> Result<(RaftLog, Recovered), Error> {
     let last = entry_id.unwrap_or_default().index;
@@ -266,19 +274,19 @@ fn nameless(path: &str) -> Error {
 
 fn replica(
     identity: Identity,
-    options: &Options,
+    options: &RestoreOptions,
     log: &RaftLog,
     recovered: Recovered,
     machine: &Machine,
 ) -> Result<Replica, Error> {
     let members = machine.members();
-    let restored = replica::Restored {
+    let restored = replica::InitialState {
         reader: log.reader(),
         hard_state: recovered.hard_state.map(Into::into),
         conf_state: conf_state_of(members.voters(), members.learners()),
         applied_index: machine.applied_index(),
     };
-    let options = replica::Options {
+    let options = replica::ReplicaOptions {
         member: identity.member,
         election_ticks: options.election_ticks,
         heartbeat_ticks: 1,

@@ -19,14 +19,14 @@ pub const MAX_PROPOSED_KIB: u32 = 128 << 10;
 
 /// The limits of one member.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct AdmissionLimits {
     /// Of an encoded request.
     pub max_request_bytes: usize,
     /// Of the state; `None` for no quota.
     pub quota_bytes: Option<i64>,
 }
 
-impl Limits {
+impl AdmissionLimits {
     pub fn check_size(&self, encoded_bytes: usize) -> Result<(), Error> {
         if encoded_bytes > self.max_request_bytes {
             return Err(Error::RequestTooLarge);
@@ -114,7 +114,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(txn_cost(&txn), 256 + 2 + 256 + 3);
-        let limits = Limits {
+        let limits = AdmissionLimits {
             max_request_bytes: 10,
             quota_bytes: Some(1000),
         };

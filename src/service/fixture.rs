@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::admission::Limits;
+use super::admission::AdmissionLimits;
 use super::handle::Handle;
-use super::settings::{Rules, Settings};
+use super::settings::{Rules, ServiceSettings};
 use crate::env::{Clock, ManualClock, SystemRng, TokioExecutor};
 use crate::metrics::Metrics;
 use crate::proto::membershippb::{Member, RaftAttributes};
@@ -46,8 +46,8 @@ pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, 
         hub: Hub::new(machine.head(), Default::default()),
         metrics: Arc::new(Metrics::new(ME, false)),
     };
-    let settings = Settings {
-        limits: Limits {
+    let settings = ServiceSettings {
+        limits: AdmissionLimits {
             max_request_bytes: 1 << 20,
             quota_bytes: None,
         },

@@ -9,11 +9,11 @@ use tokio::sync::Semaphore;
 
 use super::admission::MAX_PROPOSED_KIB;
 use super::caller::Caller;
-use super::settings::Settings;
+use super::settings::ServiceSettings;
 use crate::env;
 use crate::error::Error;
 use crate::proto::etchedpeer::{PeerRequest, PeerResponse};
-use crate::replica::inbox::{Inbox, Input, Refused};
+use crate::replica::inbox::{Inbox, Input, PushError};
 use crate::replica::shared::Shared;
 use crate::transport::Network;
 use crate::types::MemberId;
@@ -24,7 +24,7 @@ pub struct Handle {
     pub(super) shared: Arc<Shared>,
     inbox: Arc<Inbox>,
     pub(super) network: Arc<dyn Network>,
-    pub(super) settings: Settings,
+    pub(super) settings: ServiceSettings,
     next_request_id: Arc<AtomicU64>,
     /// Room for proposals under way, in KiB.
     pub(super) room_kib: Arc<Semaphore>,
@@ -41,7 +41,7 @@ impl Handle {
         shared: Arc<Shared>,
         inbox: Arc<Inbox>,
         network: Arc<dyn Network>,
-        settings: Settings,
+        settings: ServiceSettings,
     ) -> Self {
         // As in etcd: two bytes that tell members apart, then a count that starts anywhere.
         let member = shared.member.0 << 48;
@@ -62,7 +62,7 @@ impl Handle {
         &self.shared
     }
 
-    pub fn settings(&self) -> &Settings {
+    pub fn settings(&self) -> &ServiceSettings {
         &self.settings
     }
 
@@ -73,8 +73,8 @@ impl Handle {
 
     pub(super) fn push(&self, input: Input) -> Result<(), Error> {
         self.inbox.push(input).map_err(|refused| match refused {
-            Refused::Full => Error::TooManyRequests,
-            Refused::Closed => Error::Stopped,
+            PushError::Full => Error::TooManyRequests,
+            PushError::Closed => Error::Stopped,
         })
     }
 

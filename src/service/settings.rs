@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use super::admission::Limits;
+use super::admission::AdmissionLimits;
 
 /// What the member promises and allows.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    pub limits: Limits,
+pub struct ServiceSettings {
+    pub limits: AdmissionLimits,
     pub rules: Rules,
     pub election_timeout: Duration,
 }
 
-impl Settings {
+impl ServiceSettings {
     /// How long a request may take; etcd's rule.
     pub fn request_timeout(&self) -> Duration {
         Duration::from_secs(5) + 2 * self.election_timeout

@@ -13,7 +13,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::clock::{MemberClock, Time};
 use super::executor::Tasks;
-use super::history::{Answer, Asked, Operation, Outcome, Watched};
+use super::history::{Answer, ClientRequest, Operation, Outcome, Watched};
 use super::member::Services;
 use super::random::Random;
 use super::trace::Trace;
@@ -196,13 +196,13 @@ impl Client {
     }
 
     /// Asks a member and records it; `None` where nobody was there to be asked.
-    pub async fn call(&mut self, asked: Asked) -> Option<Outcome> {
+    pub async fn call(&mut self, asked: ClientRequest) -> Option<Outcome> {
         let door = self.find().await?;
         Some(self.call_at(door, asked).await)
     }
 
     /// Asks the member that is behind the door.
-    pub async fn call_at(&mut self, door: Door, asked: Asked) -> Outcome {
+    pub async fn call_at(&mut self, door: Door, asked: ClientRequest) -> Outcome {
         let called_at = self.clients.time.now_ns();
         self.pause(20, 400).await;
         let (sender, receiver) = oneshot::channel();
@@ -223,7 +223,7 @@ impl Client {
         let operation = Operation {
             client: self.number,
             member: self.member,
-            asked,
+            request: asked,
             called_at,
             returned_at: self.clients.time.now_ns(),
             outcome: outcome.clone(),
@@ -284,31 +284,33 @@ async fn change_members(services: &Services, change: MemberChange) -> Outcome {
 }
 
 /// Carries a request out, among the tasks of the member.
-async fn serve(services: &Services, asked: Asked) -> Outcome {
+async fn serve(services: &Services, asked: ClientRequest) -> Outcome {
     match asked {
-        Asked::Range(range) => outcome(services.kv.range(Request::new(range)).await, Answer::Range),
-        Asked::Put(put) => outcome(services.kv.put(Request::new(put)).await, Answer::Put),
-        Asked::DeleteRange(delete) => outcome(
+        ClientRequest::Range(range) => {
+            outcome(services.kv.range(Request::new(range)).await, Answer::Range)
+        }
+        ClientRequest::Put(put) => outcome(services.kv.put(Request::new(put)).await, Answer::Put),
+        ClientRequest::DeleteRange(delete) => outcome(
             services.kv.delete_range(Request::new(delete)).await,
             Answer::DeleteRange,
         ),
-        Asked::Txn(txn) => outcome(services.kv.txn(Request::new(txn)).await, Answer::Txn),
-        Asked::Compaction(compaction) => outcome(
+        ClientRequest::Txn(txn) => outcome(services.kv.txn(Request::new(txn)).await, Answer::Txn),
+        ClientRequest::Compaction(compaction) => outcome(
             services.kv.compact(Request::new(compaction)).await,
             Answer::Compaction,
         ),
-        Asked::LeaseGrant(grant) => outcome(
+        ClientRequest::LeaseGrant(grant) => outcome(
             services.lease.lease_grant(Request::new(grant)).await,
             Answer::LeaseGrant,
         ),
-        Asked::LeaseRevoke { id } => outcome(
+        ClientRequest::LeaseRevoke { id } => outcome(
             services
                 .lease
                 .lease_revoke(Request::new(LeaseRevokeRequest { id }))
                 .await,
             Answer::LeaseRevoke,
         ),
-        Asked::LeaseKeepAlive { id } => match services
+        ClientRequest::LeaseKeepAlive { id } => match services
             .handle
             .renew_lease(&Caller::nobody(), LeaseId(id))
             .await
@@ -316,16 +318,16 @@ async fn serve(services: &Services, asked: Asked) -> Outcome {
             Ok(ttl) => Outcome::Answered(Answer::LeaseKeepAlive { ttl }),
             Err(error) => failed(&error.into()),
         },
-        Asked::LeaseTimeToLive { id, keys } => outcome(
+        ClientRequest::LeaseTimeToLive { id, keys } => outcome(
             services
                 .lease
                 .lease_time_to_live(Request::new(LeaseTimeToLiveRequest { id, keys }))
                 .await,
             Answer::LeaseTimeToLive,
         ),
-        Asked::Member(change) => change_members(services, change).await,
-        Asked::RangeStream(range) => range_stream(services, range).await,
-        Asked::LeaseLeases => {
+        ClientRequest::Member(change) => change_members(services, change).await,
+        ClientRequest::RangeStream(range) => range_stream(services, range).await,
+        ClientRequest::LeaseLeases => {
             let request = Request::new(LeaseLeasesRequest {});
             outcome(services.lease.lease_leases(request).await, |listed| {
                 Answer::Leases(listed.leases.iter().map(|lease| lease.id).collect())
@@ -336,36 +338,36 @@ async fn serve(services: &Services, asked: Asked) -> Outcome {
 }
 
 /// What operators ask for.
-async fn operate(services: &Services, asked: Asked) -> Outcome {
+async fn operate(services: &Services, asked: ClientRequest) -> Outcome {
     let maintenance = &services.maintenance;
     match asked {
-        Asked::Alarm(request) => outcome(
+        ClientRequest::Alarm(request) => outcome(
             maintenance.alarm(Request::new(request)).await,
             Answer::Alarm,
         ),
-        Asked::HashKv { revision } => {
+        ClientRequest::HashKv { revision } => {
             let request = Request::new(HashKvRequest { revision });
             outcome(maintenance.hash_kv(request).await, Answer::HashKv)
         }
-        Asked::MemberList { linearizable } => {
+        ClientRequest::MemberList { linearizable } => {
             let request = Request::new(MemberListRequest { linearizable });
             outcome(services.cluster.member_list(request).await, |listed| {
                 Answer::MemberList(listed.members.iter().map(|member| member.id).collect())
             })
         }
-        Asked::MoveLeader { to } => {
+        ClientRequest::MoveLeader { to } => {
             let request = Request::new(MoveLeaderRequest { target_id: to.0 });
             outcome(maintenance.move_leader(request).await, |_| Answer::Done)
         }
-        Asked::Downgrade(request) => {
+        ClientRequest::Downgrade(request) => {
             let request = Request::new(request);
             outcome(maintenance.downgrade(request).await, |_| Answer::Done)
         }
-        Asked::Defragment => {
+        ClientRequest::Defragment => {
             let request = Request::new(DefragmentRequest {});
             outcome(maintenance.defragment(request).await, |_| Answer::Done)
         }
-        Asked::Status => {
+        ClientRequest::Status => {
             let request = Request::new(StatusRequest {});
             outcome(maintenance.status(request).await, |_| Answer::Done)
         }

@@ -28,11 +28,11 @@ pub const MAX_DRIFT_PPM: i64 = 10_000;
 /// The time that passes in the world, and what waits for it.
 #[derive(Default)]
 pub struct Time {
-    state: Mutex<State>,
+    state: Mutex<Timers>,
 }
 
 #[derive(Default)]
-struct State {
+struct Timers {
     now_ns: u64,
     next_timer: u64,
     /// By deadline, and then in the order in which they were set.

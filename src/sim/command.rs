@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::faults::plan::Kind;
 use super::history::Finding;
 use super::network::Counts;
-use super::run::{Options, Report, run};
+use super::run::{Report, RunOptions, run};
 use crate::env::{Clock, SystemClock};
 use crate::probe::{self, CoveragePoint, Defect};
 
@@ -159,7 +159,7 @@ fn run_seeds(arguments: &Arguments, ended: impl Fn(u64, &Report) + Sync) -> Sum 
         .minutes
         .map(|minutes| Duration::from_secs(60 * minutes));
     let sum = Mutex::new(Sum::default());
-    let options = Options {
+    let options = RunOptions {
         seconds: arguments.seconds,
         print: arguments.trace,
     };

@@ -23,11 +23,11 @@ pub struct Tasks {
 
 #[derive(Default)]
 struct Queue {
-    state: Mutex<State>,
+    state: Mutex<TaskState>,
 }
 
 #[derive(Default)]
-struct State {
+struct TaskState {
     next_task: u64,
     tasks: BTreeMap<u64, Task>,
     /// Those to be polled, each once.

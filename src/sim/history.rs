@@ -20,7 +20,7 @@ pub type Moment = u64;
 /// Something that a client asked of a member. A value that is put is put once in a world: it
 /// tells which request wrote it.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Asked {
+pub enum ClientRequest {
     Range(RangeRequest),
     Put(PutRequest),
     DeleteRange(DeleteRangeRequest),
@@ -103,7 +103,7 @@ pub struct Operation {
     pub client: u32,
     /// Whom it asked.
     pub member: MemberId,
-    pub asked: Asked,
+    pub request: ClientRequest,
     pub called_at: Moment,
     pub returned_at: Moment,
     pub outcome: Outcome,
@@ -134,7 +134,7 @@ pub enum Payload {
 
 /// An entry, as a member applied it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Applied {
+pub struct AppliedEntry {
     pub index: u64,
     pub term: u64,
     pub payload: Payload,
@@ -152,7 +152,7 @@ pub struct History {
     pub watches: Vec<Watched>,
     /// Every entry once, in order, as the member that was first to apply it had it, and when that
     /// was. The world itself compares them with what the other members apply.
-    pub entries: Vec<(Moment, Applied)>,
+    pub entries: Vec<(Moment, AppliedEntry)>,
     /// When there was no fault at all, as far as the scheduler knows: no member down or paused,
     /// no link cut, no disk stalled. In order, not overlapping.
     pub calm: Vec<(Moment, Moment)>,

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::history::{Applied, Payload};
-use super::member::Life;
+use super::history::{AppliedEntry, Payload};
+use super::member::Process;
 use super::world::World;
 use crate::mvcc::compaction;
 use crate::probe;
@@ -64,7 +64,7 @@ impl World {
                     Payload::Member(change.unwrap_or_else(|_| MemberChange::default()))
                 }
             };
-            let entry = Applied {
+            let entry = AppliedEntry {
                 index: applied.index,
                 term: applied.term,
                 payload,
@@ -262,7 +262,7 @@ impl World {
     /// thread.
     pub fn nothing_waits(&self) -> bool {
         let mut lives = self.nodes.values().filter_map(|node| node.life.as_ref());
-        let nothing = |life: &Life| {
+        let nothing = |life: &Process| {
             let (waiting, bytes) = life.raft.waiting();
             let reads = life.handle.shared().waiting_reads.count();
             waiting.sum() == 0 && bytes == 0 && reads == 0 && life.handle.is_idle()

@@ -24,13 +24,13 @@ use crate::replica::apply_thread::{ApplyJob, ApplyThread, Applying};
 use crate::replica::inbox::Input;
 use crate::replica::log_thread::{LogJob, LogThread};
 use crate::replica::raft_thread::{RaftThread, Timing};
-use crate::server::assemble::{Member, Options, Outside};
+use crate::server::assemble::{self, Member, Outside};
 use crate::server::member_dir::{Identity, MemberDir};
 use crate::server::publish::{Introduction, introduce};
 use crate::server::restore::{self, Founding, Joining};
-use crate::service::admission::Limits;
+use crate::service::admission::AdmissionLimits;
 use crate::service::handle::Handle;
-use crate::service::settings::{Rules, Settings};
+use crate::service::settings::{Rules, ServiceSettings};
 use crate::transport::Peer;
 use crate::types::{ClusterId, MemberId};
 
@@ -72,7 +72,7 @@ pub struct SimConfig {
 }
 
 /// What a member loses when it dies.
-pub struct Life {
+pub struct Process {
     pub handle: Handle,
     pub raft: RaftThread,
     pub log: LogThread,
@@ -86,12 +86,12 @@ pub struct Life {
     /// How far the apply thread is with the job that was the first of them.
     pub applying: Option<Applying>,
     /// Set by the member itself: why it cannot go on, or that it was removed.
-    pub end: Arc<Mutex<Option<End>>>,
+    pub end: Arc<Mutex<Option<Exit>>>,
 }
 
 /// Why a member ended by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum Exit {
     Failed(String),
     Removed,
 }
@@ -107,16 +107,16 @@ pub struct Services {
 }
 
 /// A member, alive or not.
-pub struct Node {
+pub struct SimMember {
     pub id: MemberId,
     pub disk: Arc<SimDisk>,
-    pub life: Option<Life>,
+    pub life: Option<Process>,
     pub wall_offset_ns: Arc<AtomicI64>,
     drift_ppm: i64,
 }
 
 /// What surrounds the members.
-pub struct Around<'a> {
+pub struct MemberEnv<'a> {
     pub time: &'a Arc<Time>,
     pub network: &'a Arc<SimNetwork>,
     pub config: SimConfig,
@@ -129,8 +129,8 @@ fn identity(id: MemberId) -> Identity {
     }
 }
 
-fn restore_options(config: &SimConfig, election_seed: u64) -> restore::Options {
-    restore::Options {
+fn restore_options(config: &SimConfig, election_seed: u64) -> restore::RestoreOptions {
+    restore::RestoreOptions {
         segment_bytes: config.segment_bytes,
         sync: true,
         election_ticks: 10,
@@ -140,7 +140,7 @@ fn restore_options(config: &SimConfig, election_seed: u64) -> restore::Options {
     }
 }
 
-impl Node {
+impl SimMember {
     /// A founder's disk holds the first state of the cluster.
     pub fn founder(
         id: MemberId,
@@ -186,7 +186,7 @@ impl Node {
     }
 
     /// Starts the member from what is on its disk, as `server` does.
-    pub fn start(&mut self, around: &Around<'_>, mut random: Random) -> Result<(), String> {
+    pub fn start(&mut self, around: &MemberEnv<'_>, mut random: Random) -> Result<(), String> {
         let tasks = Tasks::new();
         let clock = Arc::new(MemberClock::new(
             around.time.clone(),
@@ -216,7 +216,7 @@ impl Node {
         let introduction = introduction(self.id, &config);
         let introduced = introduced(member.handle.clone(), member.existed, introduction);
         member.handle.spawn(introduced);
-        self.life = Some(Life::new(member, tasks, clock, &config));
+        self.life = Some(Process::new(member, tasks, clock, &config));
         Ok(())
     }
 }
@@ -241,10 +241,10 @@ fn introduction(member: MemberId, config: &SimConfig) -> Introduction {
     }
 }
 
-fn options_of(config: &SimConfig) -> Options {
-    Options {
-        settings: Settings {
-            limits: Limits {
+fn options_of(config: &SimConfig) -> assemble::Options {
+    assemble::Options {
+        settings: ServiceSettings {
+            limits: AdmissionLimits {
                 max_request_bytes: 1 << 20,
                 quota_bytes: config.quota_bytes,
             },
@@ -273,7 +273,7 @@ fn jobs_of(config: &SimConfig) -> jobs::Settings {
             batch_limit: config.compaction_batch,
             sleep: Duration::from_millis(10),
         },
-        corruption: corruption::Pace {
+        corruption: corruption::CheckIntervals {
             all: config.check_all,
             compacted: Some(config.check_compacted),
         },
@@ -282,7 +282,7 @@ fn jobs_of(config: &SimConfig) -> jobs::Settings {
     }
 }
 
-impl Life {
+impl Process {
     fn new(member: Member, tasks: Arc<Tasks>, clock: Arc<MemberClock>, config: &SimConfig) -> Self {
         let handle = member.handle;
         let settings = ApiSettings {
@@ -305,12 +305,12 @@ impl Life {
         let (shared, ended) = (handle.shared().clone(), end.clone());
         handle.spawn(async move {
             let reason = shared.failed().await;
-            ended.lock().get_or_insert(End::Failed(reason));
+            ended.lock().get_or_insert(Exit::Failed(reason));
         });
         let (shared, ended) = (handle.shared().clone(), end.clone());
         handle.spawn(async move {
             shared.was_removed().await;
-            ended.lock().get_or_insert(End::Removed);
+            ended.lock().get_or_insert(Exit::Removed);
         });
         let mut apply = member.raft.apply_thread();
         apply.stages = defects::stages();

@@ -11,7 +11,9 @@ use super::check;
 use super::client::Client;
 use super::faults;
 use super::faults::plan::Kind;
-use super::history::{Applied, Asked, Finding, History, Kept, Operation, Outcome, Payload};
+use super::history::{
+    AppliedEntry, ClientRequest, Finding, History, Kept, Operation, Outcome, Payload,
+};
 use super::member::SimConfig;
 use super::network;
 use super::random::Random;
@@ -43,7 +45,7 @@ const REST_NS: u64 = 90 * SECOND;
 
 /// What a seed is run with.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct RunOptions {
     /// For how long clients work and faults befall, in virtual seconds.
     pub seconds: u64,
     /// Prints the trace.
@@ -110,7 +112,7 @@ fn config(random: &mut Random) -> SimConfig {
 }
 
 /// Runs a seed. A thread of a member that panics ends the world: in a server it ends the process.
-pub fn run(seed: u64, options: Options) -> Report {
+pub fn run(seed: u64, options: RunOptions) -> Report {
     std::panic::catch_unwind(|| run_world(seed, options)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
@@ -124,7 +126,7 @@ pub fn run(seed: u64, options: Options) -> Report {
     })
 }
 
-fn run_world(seed: u64, options: Options) -> Report {
+fn run_world(seed: u64, options: RunOptions) -> Report {
     let _ = probe::take_reached();
     memory::allow_reads(u64::MAX);
     let mut random = Random::new(seed);
@@ -154,7 +156,7 @@ pub(super) fn end(mut world: World) -> Report {
 }
 
 /// Clients work and faults befall the world; then it heals.
-fn live(world: &mut World, random: &mut Random, options: Options) {
+fn live(world: &mut World, random: &mut Random, options: RunOptions) {
     let ids: Vec<MemberId> = world.nodes.keys().copied().collect();
     for id in ids {
         world.start(id);
@@ -254,7 +256,7 @@ fn serve_again(world: &mut World) {
             loop {
                 client.member = id;
                 let value = client.unique_value();
-                let asked = Asked::Put(put(format!("probe/{}", client.number), value));
+                let asked = ClientRequest::Put(put(format!("probe/{}", client.number), value));
                 if let Some(door) = client.clients.door(id)
                     && let Outcome::Answered(_) | Outcome::Refused(_) =
                         client.call_at(door, asked).await
@@ -305,11 +307,11 @@ fn answer_in_quiet(world: &mut World) {
             let key = format!("quiet/{}", client.number);
             let request = match writes {
                 // An entry that no watch hears of: there is no such key.
-                true => Asked::DeleteRange(DeleteRangeRequest {
+                true => ClientRequest::DeleteRange(DeleteRangeRequest {
                     key: key.into(),
                     ..Default::default()
                 }),
-                false => Asked::Range(get(key)),
+                false => ClientRequest::Range(get(key)),
             };
             let Some(door) = client.clients.door(id) else {
                 return;
@@ -383,7 +385,7 @@ fn kept_by(member: MemberId, read: &dyn Read) -> storage::Result<Kept> {
 
 /// What a server chose that its client was not told: the id of a member that it added, or of a
 /// lease.
-fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, Applied)]) {
+fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, AppliedEntry)]) {
     let granted: BTreeMap<i64, i64> = entries
         .iter()
         .filter_map(|(_, entry)| match &entry.payload {
@@ -393,13 +395,13 @@ fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, Applied)]) {
         .map(|grant| (grant.ttl, grant.id))
         .collect();
     for operation in operations {
-        if let Asked::LeaseGrant(grant) = &mut operation.asked
+        if let ClientRequest::LeaseGrant(grant) = &mut operation.request
             && grant.id == 0
         {
             // No other has its time to live.
             grant.id = granted.get(&grant.ttl).copied().unwrap_or_default();
         }
-        let Asked::Member(asked) = &mut operation.asked else {
+        let ClientRequest::Member(asked) = &mut operation.request else {
             continue;
         };
         let added = entries.iter().find_map(|(_, entry)| match &entry.payload {
@@ -415,7 +417,7 @@ fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, Applied)]) {
 
 /// When the only member stood still, until there were others.
 fn stood_still(world: &World) -> Vec<(u64, u64)> {
-    let changes = |(_, entry): &&(u64, Applied)| matches!(entry.payload, Payload::Member(_));
+    let changes = |(_, entry): &&(u64, AppliedEntry)| matches!(entry.payload, Payload::Member(_));
     let first = world.entries.iter().find(changes);
     let alone_until = match world.founders.len() {
         1 => first.map_or(u64::MAX, |(at, _)| *at),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::client::{Client, Clients};
-use super::history::{Answer, Asked, Outcome};
+use super::history::{Answer, ClientRequest, Outcome};
 use super::random::Random;
 use crate::proto::etcdserverpb::alarm_request::AlarmAction;
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -54,7 +54,7 @@ async fn registers(mut client: Client, load: Load) {
         think(&mut client, load).await;
         let key = format!("r{}", client.random.below(REGISTERS));
         let Some(Outcome::Answered(Answer::Range(read))) =
-            client.call(Asked::Range(get(key.clone()))).await
+            client.call(ClientRequest::Range(get(key.clone()))).await
         else {
             continue;
         };
@@ -71,7 +71,7 @@ async fn registers(mut client: Client, load: Load) {
             success: vec![op(Request::RequestPut(put(key.clone(), value)))],
             failure: vec![op(Request::RequestRange(get(key)))],
         };
-        client.call(Asked::Txn(txn)).await;
+        client.call(ClientRequest::Txn(txn)).await;
     }
 }
 
@@ -97,12 +97,12 @@ async fn mixed(mut client: Client, load: Load) {
         think(&mut client, load).await;
         let key = *client.random.pick(&KEYS);
         let asked = match client.random.below(10) {
-            0..4 => Asked::Put(random_put(&mut client, load, key)),
-            4 => Asked::DeleteRange(random_delete(&mut client.random)),
+            0..4 => ClientRequest::Put(random_put(&mut client, load, key)),
+            4 => ClientRequest::DeleteRange(random_delete(&mut client.random)),
             5 if client.random.chance(300) => {
-                Asked::RangeStream(plain_read(&mut client.random, head))
+                ClientRequest::RangeStream(plain_read(&mut client.random, head))
             }
-            _ => Asked::Range(random_read(&mut client.random, head)),
+            _ => ClientRequest::Range(random_read(&mut client.random, head)),
         };
         let outcome = client.call(asked).await;
         head = head_of(outcome.as_ref(), head);
@@ -114,9 +114,9 @@ async fn mixed(mut client: Client, load: Load) {
 }
 
 async fn free_space(client: &mut Client, head: i64) {
-    client.call(Asked::DeleteRange(everything())).await;
+    client.call(ClientRequest::DeleteRange(everything())).await;
     client
-        .call(Asked::Compaction(CompactionRequest {
+        .call(ClientRequest::Compaction(CompactionRequest {
             revision: head,
             physical: true,
         }))
@@ -126,8 +126,8 @@ async fn free_space(client: &mut Client, head: i64) {
         .await;
 }
 
-fn alarm(action: AlarmAction, kind: AlarmType, member: u64) -> Asked {
-    Asked::Alarm(AlarmRequest {
+fn alarm(action: AlarmAction, kind: AlarmType, member: u64) -> ClientRequest {
+    ClientRequest::Alarm(AlarmRequest {
         action: action as i32,
         member_id: member,
         alarm: kind as i32,
@@ -139,26 +139,26 @@ async fn operator(mut client: Client) {
     while !client.clients.stopping() {
         client.pause(100_000, 2_000_000).await;
         let asked = match client.random.below(14) {
-            0 => Asked::HashKv { revision: 0 },
+            0 => ClientRequest::HashKv { revision: 0 },
             1 => {
                 let view = client.find().await.map(|door| door.services.handle.view());
                 let head = view.map_or(1, |view| view.head);
                 let back = client.random.below(30) as i64;
-                Asked::HashKv {
+                ClientRequest::HashKv {
                     revision: (head - back).max(0),
                 }
             }
-            2 | 3 => Asked::LeaseLeases,
-            4 | 5 => Asked::MemberList {
+            2 | 3 => ClientRequest::LeaseLeases,
+            4 | 5 => ClientRequest::MemberList {
                 linearizable: client.random.chance(500),
             },
-            6 => Asked::Status,
-            7 => Asked::Defragment,
+            6 => ClientRequest::Status,
+            7 => ClientRequest::Defragment,
             8 => {
                 let open = client.clients.open_doors();
                 match open.is_empty() {
                     true => continue,
-                    false => Asked::MoveLeader {
+                    false => ClientRequest::MoveLeader {
                         to: *client.random.pick(&open),
                     },
                 }
@@ -169,7 +169,7 @@ async fn operator(mut client: Client) {
                     DowngradeAction::Enable,
                     DowngradeAction::Cancel,
                 ]);
-                Asked::Downgrade(DowngradeRequest {
+                ClientRequest::Downgrade(DowngradeRequest {
                     action: action as i32,
                     version: "3.6.0".to_owned(),
                 })
@@ -214,7 +214,7 @@ async fn nested(mut client: Client, load: Load) {
         let count = client.random.between(1, 4) as usize;
         let keys = &KEYS[first..first + count];
         let txn = random_txn(&mut client, load, keys, 2, head);
-        let outcome = client.call(Asked::Txn(txn)).await;
+        let outcome = client.call(ClientRequest::Txn(txn)).await;
         head = head_of(outcome.as_ref(), head);
     }
 }
@@ -224,19 +224,19 @@ async fn compactions(mut client: Client) {
     while !client.clients.stopping() {
         client.pause(500_000, 4_000_000).await;
         if client.random.chance(100) {
-            let emptied = client.call(Asked::DeleteRange(everything())).await;
+            let emptied = client.call(ClientRequest::DeleteRange(everything())).await;
             let revision = head_of(emptied.as_ref(), 0);
             let physical = client.random.chance(300);
             // Others may look at what is left before it is compacted.
             client.pause(1_000, 400_000).await;
             if revision > 0 {
                 let compaction = CompactionRequest { revision, physical };
-                client.call(Asked::Compaction(compaction)).await;
+                client.call(ClientRequest::Compaction(compaction)).await;
             }
             continue;
         }
         let Some(Outcome::Answered(Answer::Range(read))) =
-            client.call(Asked::Range(get("compactor"))).await
+            client.call(ClientRequest::Range(get("compactor"))).await
         else {
             continue;
         };
@@ -250,7 +250,10 @@ async fn compactions(mut client: Client) {
         if revision > 0 {
             let physical = client.random.chance(300);
             client
-                .call(Asked::Compaction(CompactionRequest { revision, physical }))
+                .call(ClientRequest::Compaction(CompactionRequest {
+                    revision,
+                    physical,
+                }))
                 .await;
         }
     }
@@ -270,7 +273,7 @@ async fn leases(mut client: Client, load: Load) {
             continue;
         }
         let grant = LeaseGrantRequest { ttl, id };
-        let outcome = client.call(Asked::LeaseGrant(grant)).await;
+        let outcome = client.call(ClientRequest::LeaseGrant(grant)).await;
         if !matches!(outcome, Some(Outcome::Answered(_))) {
             continue;
         }
@@ -286,7 +289,7 @@ async fn leases(mut client: Client, load: Load) {
                 lease: id,
                 ..put(key, value)
             };
-            client.call(Asked::Put(attached)).await;
+            client.call(ClientRequest::Put(attached)).await;
         }
         let renewals = client.random.below(6);
         for _ in 0..renewals {
@@ -296,14 +299,16 @@ async fn leases(mut client: Client, load: Load) {
             // A third is usual; some wait for long.
             let part = *client.random.pick(&[330, 330, 600, 850]);
             client.sleep(Duration::from_millis(ttl as u64 * part)).await;
-            client.call(Asked::LeaseKeepAlive { id }).await;
+            client.call(ClientRequest::LeaseKeepAlive { id }).await;
             if client.random.chance(250) {
                 let keys = client.random.chance(500);
-                client.call(Asked::LeaseTimeToLive { id, keys }).await;
+                client
+                    .call(ClientRequest::LeaseTimeToLive { id, keys })
+                    .await;
             }
         }
         if client.random.chance(400) {
-            client.call(Asked::LeaseRevoke { id }).await;
+            client.call(ClientRequest::LeaseRevoke { id }).await;
         }
     }
 }
@@ -328,12 +333,14 @@ async fn odd_lease(client: &mut Client, number: i64) {
     if grant.id == 0 && grant.ttl < 100_000 {
         return;
     }
-    let granted = client.call(Asked::LeaseGrant(grant)).await;
+    let granted = client.call(ClientRequest::LeaseGrant(grant)).await;
     if let Some(Outcome::Answered(Answer::LeaseGrant(granted))) = granted {
         client.clients.tell_of_lease(granted.id);
         client.pause(100_000, 2_000_000).await;
         // Nobody else would, and some live for long.
-        client.call(Asked::LeaseRevoke { id: granted.id }).await;
+        client
+            .call(ClientRequest::LeaseRevoke { id: granted.id })
+            .await;
     }
 }
 
@@ -345,17 +352,17 @@ async fn sharers(mut client: Client, load: Load) {
             continue;
         };
         let asked = match client.random.below(12) {
-            0 => Asked::LeaseRevoke { id },
-            1 | 2 => Asked::LeaseTimeToLive { id, keys: true },
+            0 => ClientRequest::LeaseRevoke { id },
+            1 | 2 => ClientRequest::LeaseTimeToLive { id, keys: true },
             3..=5 => {
                 let key = format!("l{}/{}", client.number % 2, client.random.below(4));
                 let value = client.unique_value();
-                Asked::Put(PutRequest {
+                ClientRequest::Put(PutRequest {
                     lease: id,
                     ..put(key, value)
                 })
             }
-            _ => Asked::LeaseKeepAlive { id },
+            _ => ClientRequest::LeaseKeepAlive { id },
         };
         client.call(asked).await;
     }

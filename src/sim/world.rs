@@ -13,8 +13,8 @@ use std::sync::Arc;
 use super::client::{Clients, Door};
 use super::clock::Time;
 use super::faults::plan::Faults;
-use super::history::{Applied, Finding, Kept, Moment};
-use super::member::{Around, End, Life, Node, SimConfig};
+use super::history::{AppliedEntry, Finding, Kept, Moment};
+use super::member::{Exit, MemberEnv, Process, SimConfig, SimMember};
 use super::network::SimNetwork;
 use super::random::Random;
 use super::states::{SimDisk, SimDisks};
@@ -83,12 +83,12 @@ pub struct World {
     pub clients: Arc<Clients>,
     pub trace: Arc<Trace>,
     pub config: SimConfig,
-    pub nodes: BTreeMap<MemberId, Node>,
+    pub nodes: BTreeMap<MemberId, SimMember>,
     pub conditions: BTreeMap<MemberId, Condition>,
     pub faults: Faults,
     pub injector: Injector,
     pub findings: Vec<Finding>,
-    pub entries: Vec<(Moment, Applied)>,
+    pub entries: Vec<(Moment, AppliedEntry)>,
     pub kept: Vec<Kept>,
     pub steps: u64,
     /// The second that it is, and how many steps there were before it.
@@ -165,7 +165,7 @@ impl World {
             let id = MemberId(founder.id);
             let disk = world.new_drive(id);
             let drift_ppm = world.random_drift();
-            let node = Node::founder(id, disk, drift_ppm, &founders, &world.config);
+            let node = SimMember::founder(id, disk, drift_ppm, &founders, &world.config);
             world.add(node);
         }
         world
@@ -185,7 +185,7 @@ impl World {
         self.random.between(0, 20_000) as i64 - 10_000
     }
 
-    fn add(&mut self, node: Node) {
+    fn add(&mut self, node: SimMember) {
         self.conditions.insert(node.id, Condition::default());
         self.agendas.insert(node.id, Agenda::default());
         self.nodes.insert(node.id, node);
@@ -195,7 +195,7 @@ impl World {
     pub fn add_joiner(&mut self, id: MemberId, first_peers: Vec<Peer>) {
         let disk = self.new_drive(id);
         let drift_ppm = self.random_drift();
-        let node = Node::joiner(id, disk, drift_ppm, first_peers, &self.config);
+        let node = SimMember::joiner(id, disk, drift_ppm, first_peers, &self.config);
         self.add(node);
     }
 
@@ -215,14 +215,14 @@ impl World {
         alive.map(|node| node.id).collect()
     }
 
-    pub fn life(&self, id: MemberId) -> Option<&Life> {
+    pub fn life(&self, id: MemberId) -> Option<&Process> {
         self.nodes.get(&id)?.life.as_ref()
     }
 
     /// Starts a member that is down.
     pub fn start(&mut self, id: MemberId) {
         let random = self.random.fork(id.0);
-        let around = Around {
+        let around = MemberEnv {
             time: &self.time,
             network: &self.network,
             config: self.config,
@@ -417,7 +417,7 @@ impl World {
                 self.look_at_terms(id);
             }
             Next::Log(id) => {
-                let resets = self.life(id).is_some_and(Life::log_resets);
+                let resets = self.life(id).is_some_and(Process::log_resets);
                 self.turn(id, |life, _| life.finish_log(), |agenda| &mut agenda.log);
                 // The log is the new one and the state the old: a moment that seldom lasts.
                 if resets && self.random.chance(100) {
@@ -460,7 +460,7 @@ impl World {
     fn turn(
         &mut self,
         id: MemberId,
-        act: impl FnOnce(&mut Life, &mut Random) -> Result<(), String>,
+        act: impl FnOnce(&mut Process, &mut Random) -> Result<(), String>,
         planned: impl FnOnce(&mut Agenda) -> &mut Option<Moment>,
     ) {
         if let Some(agenda) = self.agendas.get_mut(&id) {
@@ -480,8 +480,8 @@ impl World {
         self.compare_state(id);
         match (result, end) {
             (Err(reason), _) => self.failed(id, &reason),
-            (Ok(()), Some(End::Failed(reason))) => self.failed(id, &reason),
-            (Ok(()), Some(End::Removed)) => {
+            (Ok(()), Some(Exit::Failed(reason))) => self.failed(id, &reason),
+            (Ok(()), Some(Exit::Removed)) => {
                 probe::reached(probe::CoveragePoint::MemberRemoved);
                 self.die(id, true);
                 if let Some(condition) = self.conditions.get_mut(&id) {
@@ -519,7 +519,7 @@ impl Agenda {
     /// Draws when what has become due will be done.
     fn plan(
         &mut self,
-        life: &mut Life,
+        life: &mut Process,
         now: Moment,
         condition: &Condition,
         config: &SimConfig,

@@ -25,7 +25,7 @@ const FORWARDED_TAG: u32 = 2;
 const REFUSED_TAG: u32 = 3;
 
 /// Messages on their way out.
-pub struct Batch {
+pub struct OutgoingBatch {
     messages: Vec<Outgoing>,
     probe: u64,
     /// Of the whole encoding.
@@ -44,7 +44,7 @@ enum Payload {
     Refused(etchedpeer::Refused),
 }
 
-impl Batch {
+impl OutgoingBatch {
     pub fn new(messages: Vec<PeerMessage>, probe: Option<u64>) -> Self {
         let probe = probe.unwrap_or_default();
         let mut len = match probe {
@@ -147,7 +147,7 @@ impl From<PeerMessage> for Payload {
 /// A batch as it is on the wire.
 #[cfg(any(test, feature = "fuzzing"))]
 pub fn encoded(messages: Vec<PeerMessage>, probe: Option<u64>) -> Vec<u8> {
-    let batch = Batch::new(messages, probe);
+    let batch = OutgoingBatch::new(messages, probe);
     let mut bytes = Vec::with_capacity(batch.len);
     batch.encode(&mut bytes);
     bytes
@@ -215,7 +215,7 @@ pub fn read_snapshot(bytes: bytes::Bytes) -> Result<Message, String> {
 pub struct LaneCodec;
 
 impl Codec for LaneCodec {
-    type Encode = Batch;
+    type Encode = OutgoingBatch;
     type Decode = LaneAnswer;
     type Encoder = BatchEncoder;
     type Decoder = <ProstCodec<LaneAnswer, LaneAnswer> as Codec>::Decoder;
@@ -232,10 +232,10 @@ impl Codec for LaneCodec {
 pub struct BatchEncoder;
 
 impl Encoder for BatchEncoder {
-    type Item = Batch;
+    type Item = OutgoingBatch;
     type Error = Status;
 
-    fn encode(&mut self, batch: Batch, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+    fn encode(&mut self, batch: OutgoingBatch, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
         buffer.reserve(batch.len);
         batch.encode(buffer);
         Ok(())
@@ -290,7 +290,7 @@ mod tests {
                 error: Error::NotLeader,
             },
         ];
-        let batch = Batch::new(messages.clone(), Some(300));
+        let batch = OutgoingBatch::new(messages.clone(), Some(300));
         let bytes = encoded(messages, Some(300));
         assert_eq!(bytes.len(), batch.len);
         let plain = MessageBatch::decode(bytes.as_slice()).expect("decodes");

@@ -12,8 +12,8 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use super::health::Health;
-use super::identity::{self, Local, Refusal};
-use super::queue::Limits;
+use super::identity::{self, CallRefusal, Local};
+use super::queue::QueueLimits;
 use super::{Inbound, PeerMessage};
 use crate::env::{Clock, Rng};
 use crate::error::Error;
@@ -22,7 +22,7 @@ use crate::types::MemberId;
 
 /// What the machine lends.
 #[derive(Clone)]
-pub struct Outside {
+pub struct NetworkEnv {
     pub clock: Arc<dyn Clock>,
     pub rng: Arc<dyn Rng>,
     pub metrics: Arc<Metrics>,
@@ -30,14 +30,14 @@ pub struct Outside {
 
 /// Bounds, and where snapshots come to.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct NetworkOptions {
     /// Snapshots come into directories below this one; made when needed.
     pub incoming_snapshots: PathBuf,
     /// The largest batch or answer that is taken from a peer. A raft message can hold a client's
     /// largest request several times over.
     pub max_message_bytes: usize,
-    pub urgent: Limits,
-    pub bulk: Limits,
+    pub urgent: QueueLimits,
+    pub bulk: QueueLimits,
     /// Snapshots on their way out at once; further ones wait for a while.
     pub max_snapshots_sent: usize,
     /// A snapshot of which no byte moves for this long has failed.
@@ -46,16 +46,16 @@ pub struct Options {
     pub snapshot_install_limit: Duration,
 }
 
-impl Options {
+impl NetworkOptions {
     pub fn new(incoming_snapshots: PathBuf) -> Self {
         Self {
             incoming_snapshots,
             max_message_bytes: 1 << 30,
-            urgent: Limits {
+            urgent: QueueLimits {
                 messages: 4_096,
                 bytes: 4 << 20,
             },
-            bulk: Limits {
+            bulk: QueueLimits {
                 messages: 16_384,
                 bytes: 64 << 20,
             },
@@ -69,8 +69,8 @@ impl Options {
 /// See the module.
 pub struct Context {
     pub local: Local,
-    pub options: Options,
-    pub outside: Outside,
+    pub options: NetworkOptions,
+    pub outside: NetworkEnv,
     pub health: Arc<Health>,
     pub notices: Notices,
     /// Changes whenever the set of peers does.
@@ -83,7 +83,7 @@ pub struct Context {
 }
 
 impl Context {
-    pub fn new(local: Local, outside: Outside, options: Options) -> Self {
+    pub fn new(local: Local, outside: NetworkEnv, options: NetworkOptions) -> Self {
         Self {
             health: Arc::new(Health::new(outside.clock.clone(), outside.metrics.clone())),
             own_urls: RwLock::new(local.peer_urls.clone()),
@@ -122,20 +122,20 @@ impl Context {
         )
     }
 
-    fn note_refusal(&self, refusal: &Refusal) {
+    fn note_refusal(&self, refusal: &CallRefusal) {
         let subject = match refusal {
-            Refusal::Removed(member) => member.to_string(),
+            CallRefusal::Removed(member) => member.to_string(),
             _ => String::new(),
         };
         if self.is_news(&format!("{subject} {refusal}")) {
             match refusal {
-                Refusal::Cluster { local, remote } => tracing::warn!(
+                CallRefusal::Cluster { local, remote } => tracing::warn!(
                     "local-member-id" = %self.local.member,
                     "local-member-cluster-id" = %local,
                     "remote-peer-cluster-id" = %remote,
                     "request cluster ID mismatch"
                 ),
-                Refusal::Removed(member) => {
+                CallRefusal::Removed(member) => {
                     tracing::warn!(peer = %member, "refused a member that was removed");
                 }
                 _ => tracing::warn!(reason = %refusal, "refused a peer"),

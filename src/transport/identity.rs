@@ -32,7 +32,7 @@ pub struct Local {
 
 /// Why a call was turned away before it was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum CallRefusal {
     #[error("{CLUSTER_TEXT}: here it is {local}, the caller's is {remote}")]
     Cluster { local: ClusterId, remote: ClusterId },
     #[error("{ADDRESSEE_TEXT}: here is {local}, the call is from {from} to {to}")]
@@ -47,10 +47,10 @@ pub enum Refusal {
     Nameless,
 }
 
-impl From<&Refusal> for Status {
-    fn from(refusal: &Refusal) -> Self {
+impl From<&CallRefusal> for Status {
+    fn from(refusal: &CallRefusal) -> Self {
         let code = match refusal {
-            Refusal::Removed(_) => Code::PermissionDenied,
+            CallRefusal::Removed(_) => Code::PermissionDenied,
             _ => Code::FailedPrecondition,
         };
         Status::new(code, refusal.to_string())
@@ -59,7 +59,7 @@ impl From<&Refusal> for Status {
 
 /// A refusal as its caller sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub enum RefusalKind {
     /// The caller itself is no longer of the cluster.
     Removed,
     /// Another cluster, or another member than the one that was to be called.
@@ -67,14 +67,14 @@ pub enum Seen {
 }
 
 /// Tells refusals from other failures.
-pub fn recognise(status: &Status) -> Option<Seen> {
+pub fn recognise(status: &Status) -> Option<RefusalKind> {
     let text = status.message();
     match status.code() {
-        Code::PermissionDenied if text == REMOVED_TEXT => Some(Seen::Removed),
+        Code::PermissionDenied if text == REMOVED_TEXT => Some(RefusalKind::Removed),
         Code::FailedPrecondition => [CLUSTER_TEXT, ADDRESSEE_TEXT, NAMELESS_TEXT]
             .iter()
             .any(|known| text.starts_with(known))
-            .then_some(Seen::Mismatch),
+            .then_some(RefusalKind::Mismatch),
         _ => None,
     }
 }
@@ -119,25 +119,25 @@ pub fn check(
     metadata: &MetadataMap,
     local: &Local,
     is_removed: impl Fn(MemberId) -> bool,
-) -> Result<MemberId, Refusal> {
+) -> Result<MemberId, CallRefusal> {
     let id = |key| {
         let text = metadata.get(key).and_then(|value| value.to_str().ok());
         text.and_then(|text| u64::from_str_radix(text, 16).ok())
-            .ok_or(Refusal::Nameless)
+            .ok_or(CallRefusal::Nameless)
     };
     let cluster = ClusterId(id(CLUSTER)?);
     let (from, to) = (MemberId(id(FROM)?), MemberId(id(TO)?));
     if cluster != local.cluster {
-        return Err(Refusal::Cluster {
+        return Err(CallRefusal::Cluster {
             local: local.cluster,
             remote: cluster,
         });
     }
     if is_removed(from) {
-        return Err(Refusal::Removed(from));
+        return Err(CallRefusal::Removed(from));
     }
     if to != local.member || from == local.member {
-        return Err(Refusal::Addressee {
+        return Err(CallRefusal::Addressee {
             local: local.member,
             from,
             to,
@@ -161,7 +161,7 @@ mod tests {
 
     /// How a call of member `from` in `cluster` to member `to` fares at member 2 of cluster 7,
     /// where member 9 was removed.
-    fn called(cluster: u64, from: u64, to: u64) -> Result<MemberId, Refusal> {
+    fn called(cluster: u64, from: u64, to: u64) -> Result<MemberId, CallRefusal> {
         let mut metadata = MetadataMap::new();
         stamp(&mut metadata, &local(cluster, from), MemberId(to));
         check(&metadata, &local(7, 2), |member| member == MemberId(9))
@@ -171,13 +171,19 @@ mod tests {
     fn a_call_must_be_for_this_member_of_this_cluster() {
         let high = u64::MAX - 1;
         assert_eq!(called(7, high, 2), Ok(MemberId(high)));
-        assert!(matches!(called(8, 1, 2), Err(Refusal::Cluster { .. })));
-        assert!(matches!(called(8, 9, 2), Err(Refusal::Cluster { .. })));
-        assert!(matches!(called(7, 1, 3), Err(Refusal::Addressee { .. })));
-        assert!(matches!(called(7, 2, 2), Err(Refusal::Addressee { .. })));
-        assert_eq!(called(7, 9, 2), Err(Refusal::Removed(MemberId(9))));
+        assert!(matches!(called(8, 1, 2), Err(CallRefusal::Cluster { .. })));
+        assert!(matches!(called(8, 9, 2), Err(CallRefusal::Cluster { .. })));
+        assert!(matches!(
+            called(7, 1, 3),
+            Err(CallRefusal::Addressee { .. })
+        ));
+        assert!(matches!(
+            called(7, 2, 2),
+            Err(CallRefusal::Addressee { .. })
+        ));
+        assert_eq!(called(7, 9, 2), Err(CallRefusal::Removed(MemberId(9))));
         let nobody = check(&MetadataMap::new(), &local(7, 2), |_| false);
-        assert_eq!(nobody, Err(Refusal::Nameless));
+        assert_eq!(nobody, Err(CallRefusal::Nameless));
     }
 
     #[test]
@@ -194,10 +200,10 @@ mod tests {
     #[test]
     fn a_caller_recognises_refusals() {
         for (refusal, seen) in [
-            (called(8, 1, 2), Seen::Mismatch),
-            (called(7, 1, 3), Seen::Mismatch),
-            (called(7, 9, 2), Seen::Removed),
-            (Err(Refusal::Nameless), Seen::Mismatch),
+            (called(8, 1, 2), RefusalKind::Mismatch),
+            (called(7, 1, 3), RefusalKind::Mismatch),
+            (called(7, 9, 2), RefusalKind::Removed),
+            (Err(CallRefusal::Nameless), RefusalKind::Mismatch),
         ] {
             let status = Status::from(&refusal.expect_err("refused"));
             assert_eq!(recognise(&status), Some(seen));

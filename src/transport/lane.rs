@@ -20,7 +20,7 @@ use super::batch::LaneCodec;
 use super::context::Context;
 use super::dial::{self, Channel};
 use super::health::Link;
-use super::identity::{self, Seen};
+use super::identity::{self, RefusalKind};
 use super::pulse::{self, Beat, Pulse};
 use super::queue::Queue;
 use crate::error::Error;
@@ -71,15 +71,15 @@ impl LaneKind {
         }
     }
 
-    fn pulse(self) -> pulse::Limits {
+    fn pulse(self) -> pulse::PulseLimits {
         match self {
-            Self::Urgent => pulse::Limits {
+            Self::Urgent => pulse::PulseLimits {
                 between_probes: 2,
                 silent: 6,
                 unanswered: 20,
             },
             // What waits in buffers ahead of a probe may take long on a slow link.
-            Self::Bulk => pulse::Limits {
+            Self::Bulk => pulse::PulseLimits {
                 between_probes: 2,
                 silent: 8,
                 unanswered: 240,
@@ -114,7 +114,7 @@ pub struct Lane {
 /// How a connection ended.
 struct End {
     why: String,
-    refused: Option<Seen>,
+    refused: Option<RefusalKind>,
     /// How long it carried messages, if it ever did.
     held: Option<Duration>,
 }
@@ -178,7 +178,7 @@ impl Lane {
                 None => tracing::warn!(%peer, lane, url, reason, "cannot connect to a peer"),
             }
         }
-        if end.refused == Some(Seen::Removed)
+        if end.refused == Some(RefusalKind::Removed)
             && let Some(inbound) = context.inbound()
         {
             inbound.removed();

@@ -37,7 +37,7 @@ use crate::proto::etchedpeer::{Forwarded, PeerRequest, PeerResponse, forwarded};
 use crate::raft::Message;
 use crate::types::MemberId;
 
-pub use context::{Options, Outside};
+pub use context::{NetworkEnv, NetworkOptions};
 pub use dial::{Channel, dial_within};
 pub use identity::Local;
 pub use network::GrpcNetwork;

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use super::context::{Context, Options, Outside};
+use super::context::{Context, NetworkEnv, NetworkOptions};
 use super::identity::Local;
 use super::lane::{Lane, LaneKind};
 use super::peer_rpc::Questions;
@@ -48,7 +48,7 @@ impl GrpcNetwork {
     /// Must be called within the async runtime that is to carry it all. Removes what is left of
     /// snapshots that an earlier run did not get whole. Until `attach` no call is taken and
     /// nothing is reported.
-    pub fn start(local: Local, outside: Outside, options: Options) -> Arc<Self> {
+    pub fn start(local: Local, outside: NetworkEnv, options: NetworkOptions) -> Arc<Self> {
         snapshot_in::remove_leftovers(&options.incoming_snapshots);
         let snapshots = Snapshots::new(options.max_snapshots_sent);
         let roster = Roster::new(local.member, local.peer_urls.clone());

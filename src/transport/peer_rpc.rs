@@ -11,7 +11,7 @@ use tonic::{Request, Status};
 use super::Peer;
 use super::context::Context;
 use super::dial::{self, Channel};
-use super::identity::{self, Seen};
+use super::identity::{self, RefusalKind};
 use super::lane::why;
 use crate::error::Error;
 use crate::net::KeepAlive;
@@ -102,7 +102,7 @@ impl Questions {
         }
         match identity::recognise(status) {
             Some(seen) => {
-                if seen == Seen::Removed
+                if seen == RefusalKind::Removed
                     && let Some(inbound) = self.context.inbound()
                 {
                     inbound.removed();

@@ -6,7 +6,7 @@
 
 /// How many ticks.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct PulseLimits {
     /// From one probe to the next.
     pub between_probes: u32,
     /// A probe may stay without an answer for this long while nothing moves.
@@ -27,7 +27,7 @@ pub enum Beat {
 
 /// See the module.
 pub struct Pulse {
-    limits: Limits,
+    limits: PulseLimits,
     probes: u64,
     waiting: bool,
     /// Since the newest probe was sent.
@@ -38,7 +38,7 @@ pub struct Pulse {
 }
 
 impl Pulse {
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: PulseLimits) -> Self {
         Self {
             limits,
             probes: 0,
@@ -86,7 +86,7 @@ impl Pulse {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits {
+    const LIMITS: PulseLimits = PulseLimits {
         between_probes: 2,
         silent: 4,
         unanswered: 10,

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio_stream::Stream;
 
 use super::PeerMessage;
-use super::batch::Batch;
+use super::batch::OutgoingBatch;
 use crate::metrics::PeerCells;
 
 /// A batch has about so many bytes at most; a larger message goes alone.
@@ -23,7 +23,7 @@ const MAX_BATCH_BYTES: usize = 1 << 20;
 
 /// How much may wait.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct QueueLimits {
     pub messages: usize,
     /// About; a single message may be larger when nothing else waits.
     pub bytes: usize,
@@ -31,13 +31,13 @@ pub struct Limits {
 
 /// See the module.
 pub struct Queue {
-    limits: Limits,
-    state: Mutex<State>,
+    limits: QueueLimits,
+    state: Mutex<QueueState>,
 }
 
 #[derive(Default)]
-struct State {
-    waiting: VecDeque<Waiting>,
+struct QueueState {
+    waiting: VecDeque<QueuedMessage>,
     weight_bytes: usize,
     probe: Option<u64>,
     /// Who may take; 0 for nobody.
@@ -46,13 +46,13 @@ struct State {
     waker: Option<Waker>,
 }
 
-struct Waiting {
+struct QueuedMessage {
     message: PeerMessage,
     weight_bytes: usize,
 }
 
 impl Queue {
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: QueueLimits) -> Self {
         Self {
             limits,
             state: Mutex::default(),
@@ -70,7 +70,7 @@ impl Queue {
                     && state.weight_bytes + weight_bytes <= self.limits.bytes;
                 if fits || state.waiting.is_empty() {
                     state.weight_bytes += weight_bytes;
-                    state.waiting.push_back(Waiting {
+                    state.waiting.push_back(QueuedMessage {
                         message,
                         weight_bytes,
                     });
@@ -145,9 +145,9 @@ pub struct Taker {
 }
 
 impl Stream for Taker {
-    type Item = Batch;
+    type Item = OutgoingBatch;
 
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Batch>> {
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<OutgoingBatch>> {
         let (messages, probe) = {
             let mut state = self.queue.state.lock();
             if self.number != state.takers_so_far {
@@ -160,13 +160,13 @@ impl Stream for Taker {
             }
             (state.take(MAX_BATCH_BYTES), state.probe.take())
         };
-        let batch = Batch::new(messages, probe);
+        let batch = OutgoingBatch::new(messages, probe);
         self.cells.sent_bytes.add(batch.payload_bytes() as u64);
         Poll::Ready(Some(batch))
     }
 }
 
-impl State {
+impl QueueState {
     /// Takes what goes into one batch: at least one message, where any waits.
     fn take(&mut self, max_bytes: usize) -> Vec<PeerMessage> {
         let mut taken_bytes = 0;
@@ -206,7 +206,7 @@ mod tests {
     }
 
     fn queue() -> Arc<Queue> {
-        Arc::new(Queue::new(Limits {
+        Arc::new(Queue::new(QueueLimits {
             messages: 100,
             bytes: 4 << 20,
         }))

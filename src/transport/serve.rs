@@ -17,7 +17,7 @@ use super::context::Context;
 use super::dial::UNACKNOWLEDGED_LIMIT;
 use super::network::GrpcNetwork;
 use super::pages;
-use super::service::PeerService;
+use super::service::PeerRpcService;
 use crate::net::{self, Http2, KeepAlive, Versions};
 use crate::proto::etchedpeer::peer_server::PeerServer;
 
@@ -33,7 +33,7 @@ impl GrpcNetwork {
     /// Serves the other members until `stop` says so, and a moment longer for what is under way.
     /// May be called for several listeners.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, stop: watch::Receiver<bool>) {
-        let service = PeerService {
+        let service = PeerRpcService {
             context: self.context.clone(),
             network: self.clone(),
             arrivals: self.arrivals.clone(),
@@ -41,7 +41,7 @@ impl GrpcNetwork {
         };
         let server = PeerServer::new(service)
             .max_decoding_message_size(self.context.options.max_message_bytes);
-        let gate = Gate {
+        let gate = PeerDispatch {
             context: self.context.clone(),
             server,
         };
@@ -60,14 +60,14 @@ impl GrpcNetwork {
 
 /// Tells members from people; cheap to clone.
 #[derive(Clone)]
-struct Gate {
+struct PeerDispatch {
     context: Arc<Context>,
-    server: PeerServer<PeerService>,
+    server: PeerServer<PeerRpcService>,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
-impl hyper::service::Service<Request<Incoming>> for Gate {
+impl hyper::service::Service<Request<Incoming>> for PeerDispatch {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Answer;

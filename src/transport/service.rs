@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::context::Context;
 use super::health::Link;
-use super::identity::{self, Refusal};
+use super::identity::{self, CallRefusal};
 use super::lane::{LaneKind, why};
 use super::network::GrpcNetwork;
 use super::snapshot_in::Arrivals;
@@ -31,7 +31,7 @@ const TICK: Duration = Duration::from_secs(1);
 const SILENT_TICKS: u32 = 4;
 
 /// See the module.
-pub struct PeerService {
+pub struct PeerRpcService {
     pub context: Arc<Context>,
     pub network: Arc<GrpcNetwork>,
     pub arrivals: Arc<Arrivals>,
@@ -39,7 +39,7 @@ pub struct PeerService {
 }
 
 #[tonic::async_trait]
-impl Peer for PeerService {
+impl Peer for PeerRpcService {
     type MessagesStream = ReceiverStream<Result<LaneAnswer, Status>>;
 
     async fn messages(
@@ -135,7 +135,7 @@ impl IncomingLane {
                 _ = stop.wait_for(|stop| *stop) => return,
                 Ok(()) = peers_changed.changed() => {
                     if self.inbound.is_removed(self.from) {
-                        self.refuse(Status::from(&Refusal::Removed(self.from)));
+                        self.refuse(Status::from(&CallRefusal::Removed(self.from)));
                         return;
                     }
                 }

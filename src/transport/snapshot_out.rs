@@ -19,7 +19,7 @@ use tonic::Request;
 use super::SnapshotDir;
 use super::context::Context;
 use super::dial::{self, Channel};
-use super::identity::{self, Seen};
+use super::identity::{self, RefusalKind};
 use super::lane::why;
 use crate::net::KeepAlive;
 use crate::proto::etchedpeer::peer_client::PeerClient;
@@ -160,7 +160,7 @@ async fn transfer(
         // Broken files are the cause of what the peer says, not the other way round.
         (_, Ok(Err(ReadError::File(path, error)))) => Err(format!("{}: {error}", path.display())),
         (Err(status), _) => {
-            if identity::recognise(&status) == Some(Seen::Removed)
+            if identity::recognise(&status) == Some(RefusalKind::Removed)
                 && let Some(inbound) = context.inbound()
             {
                 inbound.removed();

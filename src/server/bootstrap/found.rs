@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use super::world::{Patience, World, ask_all};
+use super::network::{BootstrapNetwork, Patience, ask_all};
 use crate::config::{Bootstrap, Config, Discovery, InitialCluster};
 use crate::proto::etchedpeer::Description;
 use crate::proto::membershippb::{Attributes, Member, RaftAttributes};
@@ -26,13 +26,13 @@ const PATIENCE: Patience = Patience {
 };
 
 /// Finds out who founds the cluster, and that this member may be one of them.
-pub async fn founders(config: &Config, world: &dyn World) -> Result<Founding, Error> {
+pub async fn founders(config: &Config, network: &dyn BootstrapNetwork) -> Result<Founding, Error> {
     let cluster = initial_cluster(config).await?;
     let refused = |refusal: crate::config::Refusal| Error::Refused(refusal.to_string());
     let mut new = config
-        .found(&cluster, &|name| world.resolve(name))
+        .found(&cluster, &|name| network.resolve(name))
         .map_err(refused)?;
-    check_never_ran(config, &cluster, &new, world).await?;
+    check_never_ran(config, &cluster, &new, network).await?;
     match &config.discovery {
         Discovery::Static => {}
         // Every founder has other names for the others; they publish theirs when they run.
@@ -111,13 +111,13 @@ async fn check_never_ran(
     config: &Config,
     cluster: &InitialCluster,
     new: &Bootstrap,
-    world: &dyn World,
+    network: &dyn BootstrapNetwork,
 ) -> Result<(), Error> {
     let urls = cluster.urls_beside(&config.name);
     if urls.is_empty() {
         return Ok(());
     }
-    let asked = ask_all(world, &urls, PATIENCE).await;
+    let asked = ask_all(network, &urls, PATIENCE).await;
     let answers: Vec<Description> = asked
         .into_iter()
         .filter_map(|(_, answer)| answer.ok())

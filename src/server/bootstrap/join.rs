@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::found::{has_run, initial_cluster};
-use super::world::{Asked, Patience, World, ask_all};
+use super::network::{BootstrapNetwork, Described, Patience, ask_all};
 use crate::config::{Config, Discovery, InitialCluster, Resolve, same_peer_urls};
 use crate::proto::etchedpeer::Description;
 use crate::proto::membershippb::Member;
@@ -23,7 +23,7 @@ const PATIENCE: Patience = Patience {
 };
 
 /// Finds out who this member is in the cluster.
-pub async fn ask(config: &Config, world: &dyn World) -> Result<Joining, Error> {
+pub async fn ask(config: &Config, network: &dyn BootstrapNetwork) -> Result<Joining, Error> {
     let cluster = initial_cluster(config).await?;
     config
         .check_joining(&cluster)
@@ -34,21 +34,21 @@ pub async fn ask(config: &Config, world: &dyn World) -> Result<Joining, Error> {
         ));
     }
     let urls = cluster.urls_beside(&config.name);
-    let asked = ask_all(world, &urls, PATIENCE).await;
+    let asked = ask_all(network, &urls, PATIENCE).await;
     for (url, answer) in &asked {
         if let Err(error) = answer {
             tracing::warn!(address = %url, %error, "failed to get cluster response");
         }
     }
     let answers = asked.into_iter().map(|(_, answer)| answer).collect();
-    decide(config, &cluster, answers, &|name| world.resolve(name)).map_err(Error::Refused)
+    decide(config, &cluster, answers, &|name| network.resolve(name)).map_err(Error::Refused)
 }
 
 /// What the answers come to; the error is the refusal's text.
 fn decide(
     config: &Config,
     cluster: &InitialCluster,
-    asked: Vec<Asked>,
+    asked: Vec<Described>,
     resolve: Resolve<'_>,
 ) -> Result<Joining, String> {
     let fetch = |why: &str| format!("cannot fetch cluster info from peer urls: {why}");

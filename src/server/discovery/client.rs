@@ -21,7 +21,7 @@ use crate::transport::{Channel, dial_within};
 const NOT_ENABLED: &str = "etcdserver: authentication is not enabled";
 
 /// Pairs, and the store's revision when they were read.
-pub struct Found {
+pub struct FoundPairs {
     pub pairs: Vec<KeyValue>,
     pub revision: i64,
 }
@@ -53,15 +53,15 @@ impl<'a> Client<'a> {
         Ok(client)
     }
 
-    pub async fn get(&mut self, key: &str) -> Result<Found, String> {
+    pub async fn get(&mut self, key: &str) -> Result<FoundPairs, String> {
         self.range(key, Vec::new()).await
     }
 
-    pub async fn get_prefix(&mut self, prefix: &str) -> Result<Found, String> {
+    pub async fn get_prefix(&mut self, prefix: &str) -> Result<FoundPairs, String> {
         self.range(prefix, end_of(prefix)).await
     }
 
-    async fn range(&mut self, key: &str, end: Vec<u8>) -> Result<Found, String> {
+    async fn range(&mut self, key: &str, end: Vec<u8>) -> Result<FoundPairs, String> {
         let range = RangeRequest {
             key: key.to_owned().into(),
             range_end: end.into(),
@@ -74,7 +74,7 @@ impl<'a> Client<'a> {
                 client.range(request).await
             })
             .await?;
-        Ok(Found {
+        Ok(FoundPairs {
             pairs: answer.kvs.decoded().map_err(|error| error.to_string())?,
             revision: answer.header.map_or(0, |header| header.revision),
         })

@@ -19,13 +19,13 @@ const ROOM_LIMIT: Duration = Duration::from_secs(1);
 pub type Report = Box<dyn Fn(u64) -> Vec<u8> + Send>;
 
 pub struct Queue {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<Backlog>,
     filled: Condvar,
     written: Condvar,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct Backlog {
     lines: VecDeque<Entry>,
     bytes: usize,
     dropped: u64,
@@ -40,7 +40,7 @@ struct Entry {
     keep: bool,
 }
 
-impl Waiting {
+impl Backlog {
     fn has_room(&self, size: usize) -> bool {
         let fits = self.bytes.saturating_add(size) <= MOST_BYTES || self.lines.is_empty();
         self.lines.len() < MOST_LINES && fits
@@ -66,7 +66,7 @@ impl Queue {
     /// Of the operating system, which has no thread to give.
     pub fn start(outputs: Vec<Box<dyn Write + Send>>, report: Report) -> io::Result<Arc<Queue>> {
         let queue = Arc::new(Queue {
-            waiting: Mutex::new(Waiting::default()),
+            waiting: Mutex::new(Backlog::default()),
             filled: Condvar::new(),
             written: Condvar::new(),
         });
@@ -100,7 +100,7 @@ impl Queue {
     /// Waits until every line that was added is written, or for `limit`.
     pub fn flush(&self, limit: Duration) {
         let mut waiting = self.waiting.lock();
-        let unwritten = |waiting: &mut Waiting| waiting.writing || !waiting.lines.is_empty();
+        let unwritten = |waiting: &mut Backlog| waiting.writing || !waiting.lines.is_empty();
         self.written.wait_while_for(&mut waiting, unwritten, limit);
     }
 

@@ -67,7 +67,7 @@ pub fn operation(operation: &Operation) -> String {
         operation.client,
         operation.member,
         moment(operation.called_at),
-        shortened(&operation.asked),
+        shortened(&operation.request),
         moment(operation.returned_at),
         shortened(&operation.outcome),
     )

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 
 use super::findings::{self, Findings, moment};
 use super::reads::Order;
-use super::replay::{Life, Place, Replay};
+use super::replay::{LeaseSpan, Place, Replay};
 use super::writes::Origins;
-use crate::sim::history::{Answer, Asked, History, Moment, Operation, Outcome};
+use crate::sim::history::{Answer, ClientRequest, History, Moment, Operation, Outcome};
 
 /// How much faster than the world's time a member's clock may run, in millionths.
 pub const MAX_DRIFT_PPM: u64 = 10_000;
@@ -57,7 +57,9 @@ fn new_leaders(replay: &Replay) -> Vec<Moment> {
 fn asks_by_lease(history: &History) -> BTreeMap<i64, Vec<usize>> {
     let mut asks = BTreeMap::<i64, Vec<usize>>::new();
     for (number, operation) in history.operations.iter().enumerate() {
-        if let Asked::LeaseKeepAlive { id } | Asked::LeaseTimeToLive { id, .. } = operation.asked {
+        if let ClientRequest::LeaseKeepAlive { id } | ClientRequest::LeaseTimeToLive { id, .. } =
+            operation.request
+        {
             asks.entry(id).or_default().push(number);
         }
     }
@@ -67,7 +69,7 @@ fn asks_by_lease(history: &History) -> BTreeMap<i64, Vec<usize>> {
 struct Lease<'a> {
     history: &'a History,
     replay: &'a Replay,
-    life: &'a Life,
+    life: &'a LeaseSpan,
     /// The operations that asked about it.
     asked: &'a [usize],
 }
@@ -212,11 +214,12 @@ impl<'a> Lease<'a> {
 
 /// Whether an operation renewed the lease; `None` where nobody knows.
 fn renews(operation: &Operation) -> Option<bool> {
-    match (&operation.asked, &operation.outcome) {
-        (Asked::LeaseKeepAlive { .. }, Outcome::Unknown) => None,
-        (Asked::LeaseKeepAlive { .. }, Outcome::Answered(Answer::LeaseKeepAlive { ttl })) => {
-            Some(*ttl > 0)
-        }
+    match (&operation.request, &operation.outcome) {
+        (ClientRequest::LeaseKeepAlive { .. }, Outcome::Unknown) => None,
+        (
+            ClientRequest::LeaseKeepAlive { .. },
+            Outcome::Answered(Answer::LeaseKeepAlive { ttl }),
+        ) => Some(*ttl > 0),
         _ => Some(false),
     }
 }

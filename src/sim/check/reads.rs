@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::proto::etcdserverpb::{
     HashKvResponse, LeaseTimeToLiveResponse, RangeRequest, TxnRequest,
 };
-use crate::sim::history::{Answer, Asked, History, Moment, Operation, Outcome};
+use crate::sim::history::{Answer, ClientRequest, History, Moment, Operation, Outcome};
 use crate::state::model::At;
 use crate::state::txn::{is_read_only, is_serializable};
 
@@ -149,10 +149,10 @@ impl Read<'_> {
     /// The oldest state that can have given the answer; `None` where it shows none.
     fn place(&self) -> Judged<Option<Place>> {
         let model = &self.replay.model;
-        match (&self.operation.asked, &self.operation.outcome) {
+        match (&self.operation.request, &self.operation.outcome) {
             (_, Outcome::Unknown) => Ok(None),
             (
-                Asked::Range(request) | Asked::RangeStream(request),
+                ClientRequest::Range(request) | ClientRequest::RangeStream(request),
                 Outcome::Answered(Answer::Range(ours)),
             ) => {
                 let at = revision(ours.header.as_ref());
@@ -161,7 +161,7 @@ impl Read<'_> {
                     Ok(answers::same_range(ours, &theirs))
                 })
             }
-            (Asked::Txn(request), Outcome::Answered(Answer::Txn(ours)))
+            (ClientRequest::Txn(request), Outcome::Answered(Answer::Txn(ours)))
                 if is_read_only(request) =>
             {
                 let at = revision(ours.header.as_ref());
@@ -170,40 +170,43 @@ impl Read<'_> {
                     Ok(answers::same_txn(ours, &theirs))
                 })
             }
-            (Asked::Range(request) | Asked::RangeStream(request), Outcome::Refused(text)) => {
-                self.range_refused(request, text)
-            }
-            (Asked::LeaseLeases, Outcome::Answered(Answer::Leases(ours))) => {
+            (
+                ClientRequest::Range(request) | ClientRequest::RangeStream(request),
+                Outcome::Refused(text),
+            ) => self.range_refused(request, text),
+            (ClientRequest::LeaseLeases, Outcome::Answered(Answer::Leases(ours))) => {
                 self.listed_leases(ours)
             }
-            (Asked::MemberList { linearizable }, Outcome::Answered(Answer::MemberList(ours))) => {
-                self.listed_members(ours, *linearizable)
-            }
-            (Asked::HashKv { revision }, Outcome::Answered(Answer::HashKv(ours))) => {
+            (
+                ClientRequest::MemberList { linearizable },
+                Outcome::Answered(Answer::MemberList(ours)),
+            ) => self.listed_members(ours, *linearizable),
+            (ClientRequest::HashKv { revision }, Outcome::Answered(Answer::HashKv(ours))) => {
                 self.hash(*revision, ours)
             }
-            (Asked::Txn(request), Outcome::Refused(text)) if is_read_only(request) => {
+            (ClientRequest::Txn(request), Outcome::Refused(text)) if is_read_only(request) => {
                 self.txn_refused(request, text)
             }
             (
-                Asked::LeaseTimeToLive { id, keys },
+                ClientRequest::LeaseTimeToLive { id, keys },
                 Outcome::Answered(Answer::LeaseTimeToLive(ours)),
             ) => match ours.ttl {
                 // Whether it may have ended without being revoked is a question of time.
                 ..0 => Ok(self.replay.no_lease_in(*id, self.lower, self.upper)),
                 _ => self.lease(*id, *keys, ours).map(Some),
             },
-            (Asked::LeaseKeepAlive { id }, Outcome::Answered(Answer::LeaseKeepAlive { ttl })) => {
-                match ttl {
-                    ..=0 => Ok(self.replay.no_lease_in(*id, self.lower, self.upper)),
-                    ttl => self.renewed(*id, *ttl).map(Some),
-                }
-            }
+            (
+                ClientRequest::LeaseKeepAlive { id },
+                Outcome::Answered(Answer::LeaseKeepAlive { ttl }),
+            ) => match ttl {
+                ..=0 => Ok(self.replay.no_lease_in(*id, self.lower, self.upper)),
+                ttl => self.renewed(*id, *ttl).map(Some),
+            },
             // Writes that have no entry were judged with the others.
             (_, Outcome::Refused(_)) => Ok(None),
-            (Asked::Range(_) | Asked::Txn(_), Outcome::Answered(_))
-            | (Asked::LeaseTimeToLive { .. }, Outcome::Answered(_))
-            | (Asked::LeaseKeepAlive { .. }, Outcome::Answered(_)) => {
+            (ClientRequest::Range(_) | ClientRequest::Txn(_), Outcome::Answered(_))
+            | (ClientRequest::LeaseTimeToLive { .. }, Outcome::Answered(_))
+            | (ClientRequest::LeaseKeepAlive { .. }, Outcome::Answered(_)) => {
                 Err("an answer is of another kind")
             }
             (_, Outcome::Answered(_)) => Ok(None),

@@ -10,7 +10,7 @@ use super::findings::{Findings, moment, shortened};
 use crate::error::Error;
 use crate::proto::etcdserverpb::{AlarmType, InternalRaftRequest};
 use crate::proto::etchedpeer::MemberChange;
-use crate::sim::history::{Applied, History, Moment, Payload};
+use crate::sim::history::{AppliedEntry, History, Moment, Payload};
 use crate::sim::random::Random;
 use crate::state::Response;
 use crate::state::machine::decode_request;
@@ -49,7 +49,7 @@ pub struct Step {
 
 /// The life of a lease.
 #[derive(Clone, Debug)]
-pub struct Life {
+pub struct LeaseSpan {
     pub id: i64,
     /// What it was granted for, in seconds.
     pub ttl_s: i64,
@@ -69,7 +69,7 @@ pub struct Replay {
     /// Every change of a key, in order.
     pub changes: Vec<Changed>,
     /// By id, each in order.
-    pub lives: BTreeMap<i64, Vec<Life>>,
+    pub lives: BTreeMap<i64, Vec<LeaseSpan>>,
     /// One more than there are steps.
     states: Vec<At>,
     /// Whether the NOSPACE alarm is up, by place.
@@ -131,7 +131,7 @@ impl Replay {
         replay
     }
 
-    fn take(&mut self, at: Moment, entry: &Applied, members: &mut Members) -> Step {
+    fn take(&mut self, at: Moment, entry: &AppliedEntry, members: &mut Members) -> Step {
         let content = match &entry.payload {
             Payload::Empty => Content::Empty,
             Payload::Member(change) => Content::Member(change.clone()),
@@ -174,7 +174,7 @@ impl Replay {
     fn note_lease(&mut self, request: &InternalRaftRequest) {
         let place = self.states.len() - 1;
         if let Some(grant) = &request.lease_grant {
-            self.lives.entry(grant.id).or_default().push(Life {
+            self.lives.entry(grant.id).or_default().push(LeaseSpan {
                 id: grant.id,
                 ttl_s: grant.ttl,
                 from: place,
@@ -305,7 +305,7 @@ impl Replay {
         id: i64,
         from: Place,
         to: Place,
-    ) -> impl Iterator<Item = (Place, &Life)> + Clone {
+    ) -> impl Iterator<Item = (Place, &LeaseSpan)> + Clone {
         let lives = self.lives.get(&id).into_iter().flatten();
         lives.filter_map(move |life| {
             let first = life.from.max(from);

@@ -18,7 +18,7 @@ use crate::proto::etcdserverpb::{
     alarm_request::AlarmAction,
 };
 use crate::proto::etchedpeer::{MemberChange, member_change::Change};
-use crate::sim::history::{Asked, History, Moment, Outcome};
+use crate::sim::history::{ClientRequest, History, Moment, Outcome};
 use crate::state::txn::is_read_only;
 
 /// How far behind a member may be that refuses for want of space, in nanoseconds.
@@ -53,7 +53,7 @@ pub fn check(history: &History, replay: &Replay, findings: &mut Findings) -> Ori
     let mut by_return: Vec<usize> = (0..history.operations.len()).collect();
     by_return.sort_by_key(|operation| history.operations[*operation].returned_at);
     for operation in by_return {
-        if let Some(key) = key_of_asked(&history.operations[operation].asked) {
+        if let Some(key) = key_of_asked(&history.operations[operation].request) {
             groups.entry(key).or_default().operations.push(operation);
         }
     }
@@ -85,30 +85,30 @@ pub fn check(history: &History, replay: &Replay, findings: &mut Findings) -> Ori
     matching.origins
 }
 
-fn key_of_asked(asked: &Asked) -> Option<Key> {
+fn key_of_asked(asked: &ClientRequest) -> Option<Key> {
     let mut request = InternalRaftRequest::default();
     match asked {
-        Asked::Put(put) => request.put = Some(put.clone()),
-        Asked::DeleteRange(delete) => request.delete_range = Some(delete.clone()),
-        Asked::Txn(txn) if !is_read_only(txn) => request.txn = Some(txn.clone()),
-        Asked::Compaction(compaction) => request.compaction = Some(*compaction),
-        Asked::LeaseGrant(grant) => request.lease_grant = Some(*grant),
-        Asked::LeaseRevoke { id } => request.lease_revoke = Some(LeaseRevokeRequest { id: *id }),
-        Asked::Alarm(alarm) => request.alarm = Some(*alarm),
-        Asked::Member(change) => return Some(key_of_member(change)),
-        Asked::Txn(_)
-        | Asked::Range(_)
-        | Asked::LeaseKeepAlive { .. }
-        | Asked::LeaseTimeToLive { .. }
-        | Asked::RangeStream(_)
-        | Asked::LeaseLeases
-        | Asked::HashKv { .. }
-        | Asked::MemberList { .. }
-        | Asked::MoveLeader { .. }
-        | Asked::Defragment
-        | Asked::Status
+        ClientRequest::Put(put) => request.put = Some(put.clone()),
+        ClientRequest::DeleteRange(delete) => request.delete_range = Some(delete.clone()),
+        ClientRequest::Txn(txn) if !is_read_only(txn) => request.txn = Some(txn.clone()),
+        ClientRequest::Compaction(compaction) => request.compaction = Some(*compaction),
+        ClientRequest::LeaseGrant(grant) => request.lease_grant = Some(*grant),
+        ClientRequest::LeaseRevoke { id } => request.lease_revoke = Some(LeaseRevokeRequest { id: *id }),
+        ClientRequest::Alarm(alarm) => request.alarm = Some(*alarm),
+        ClientRequest::Member(change) => return Some(key_of_member(change)),
+        ClientRequest::Txn(_)
+        | ClientRequest::Range(_)
+        | ClientRequest::LeaseKeepAlive { .. }
+        | ClientRequest::LeaseTimeToLive { .. }
+        | ClientRequest::RangeStream(_)
+        | ClientRequest::LeaseLeases
+        | ClientRequest::HashKv { .. }
+        | ClientRequest::MemberList { .. }
+        | ClientRequest::MoveLeader { .. }
+        | ClientRequest::Defragment
+        | ClientRequest::Status
         // Whether it has to write is the server's to know, and its answer says nothing of it.
-        | Asked::Downgrade(_) => return None,
+        | ClientRequest::Downgrade(_) => return None,
     }
     Some(key_of_request(request))
 }
@@ -348,7 +348,7 @@ impl Matching<'_> {
                 Some(Error::NoSpace) if !self.had_no_space(operation.called_at) => {
                     "a request was refused for want of space without an alarm"
                 }
-                Some(Error::DuplicateKey) if !may_be_duplicate(&operation.asked) => {
+                Some(Error::DuplicateKey) if !may_be_duplicate(&operation.request) => {
                     "a request was refused without reason"
                 }
                 Some(error) if answers::is_decided_by_the_log(error) => {
@@ -367,6 +367,6 @@ impl Matching<'_> {
     }
 }
 
-fn may_be_duplicate(asked: &Asked) -> bool {
-    matches!(asked, Asked::Txn(txn) if answers::has_duplicates(txn))
+fn may_be_duplicate(asked: &ClientRequest) -> bool {
+    matches!(asked, ClientRequest::Txn(txn) if answers::has_duplicates(txn))
 }

@@ -10,7 +10,7 @@ use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
 use crate::proto::membershippb::RaftAttributes;
 use crate::replica::cluster_status::{ClusterStatus, peers_in};
 use crate::sim::client::Client;
-use crate::sim::history::{Asked, Moment};
+use crate::sim::history::{ClientRequest, Moment};
 use crate::sim::world::World;
 use crate::types::MemberId;
 
@@ -133,7 +133,7 @@ fn operate(world: &mut World, via: MemberId, member: MemberId, change: Change) {
                 change: Some(change),
                 ..Default::default()
             };
-            operator.call_at(door, Asked::Member(change)).await;
+            operator.call_at(door, ClientRequest::Member(change)).await;
         }
     };
     world.clients.tasks.spawn(Box::pin(work));

@@ -2,7 +2,7 @@
 
 use std::sync::Weak;
 
-use super::in_flight::{AnswerTo, InFlight, Life, Payload};
+use super::in_flight::{AnswerTo, InFlight, Incarnation, Payload};
 use super::{Attached, Links, SimNetwork};
 use crate::env::Executor;
 use crate::error::Error;
@@ -78,14 +78,14 @@ impl SimNetwork {
     }
 
     /// What needs both ways of a connection.
-    fn reaches(&self, from: Life, to: Life) -> bool {
+    fn reaches(&self, from: Incarnation, to: Incarnation) -> bool {
         self.links.lock().is_whole(from.member, to.member)
     }
 
     fn messages(
         &self,
-        from: Life,
-        to: Life,
+        from: Incarnation,
+        to: Incarnation,
         mut messages: Vec<PeerMessage>,
         attached: Option<Attached>,
         now_ns: u64,
@@ -146,8 +146,8 @@ impl SimNetwork {
 
     fn question(
         &self,
-        from: Life,
-        to: Life,
+        from: Incarnation,
+        to: Incarnation,
         question: PeerRequest,
         answer_to: AnswerTo,
         attached: Attached,
@@ -174,8 +174,8 @@ impl SimNetwork {
 
     fn answer(
         &self,
-        from: Life,
-        to: Life,
+        from: Incarnation,
+        to: Incarnation,
         answer: Result<PeerResponse, Error>,
         answer_to: AnswerTo,
     ) {
@@ -195,7 +195,7 @@ impl SimNetwork {
     }
 
     /// What its own network tells a member.
-    fn notice(&self, to: Life, notice: Payload, attached: &Attached) {
+    fn notice(&self, to: Incarnation, notice: Payload, attached: &Attached) {
         let inbound = &attached.inbound;
         match notice {
             Payload::Refused { peer, messages } => inbound.received(peer, messages),
@@ -246,8 +246,8 @@ impl SimNetwork {
 /// A snapshot on its way; its sender hears how that went, once, whatever happens.
 struct Transfer {
     network: Weak<SimNetwork>,
-    from: Life,
-    to: Life,
+    from: Incarnation,
+    to: Incarnation,
     number: u64,
     taken: bool,
 }
@@ -299,7 +299,7 @@ impl Links {
         }
     }
 
-    fn tell_removed(&mut self, member: Life, per_mille: u32, now_ns: u64) {
+    fn tell_removed(&mut self, member: Incarnation, per_mille: u32, now_ns: u64) {
         if self.lives(member) && self.random.chance(per_mille) {
             self.tell(member.member, Payload::Removed, now_ns);
         }

@@ -16,7 +16,7 @@ pub type AnswerTo = oneshot::Sender<Result<PeerResponse, Error>>;
 
 /// One life of a member.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Life {
+pub struct Incarnation {
     pub member: MemberId,
     pub number: u64,
 }
@@ -62,16 +62,16 @@ pub enum Payload {
 
 /// Payload with its way.
 pub struct InFlight {
-    pub from: Life,
-    pub to: Life,
+    pub from: Incarnation,
+    pub to: Incarnation,
     pub payload: Payload,
 }
 
 impl InFlight {
     pub fn to_nobody(payload: Payload) -> Self {
         Self {
-            from: Life::default(),
-            to: Life::default(),
+            from: Incarnation::default(),
+            to: Incarnation::default(),
             payload,
         }
     }

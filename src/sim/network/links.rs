@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::conditions::{Counts, LinkConditions, MAX_ON_A_LINK};
-use super::in_flight::{Delay, InFlight, Life, Payload};
+use super::in_flight::{Delay, InFlight, Incarnation, Payload};
 use crate::env::Clock;
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
@@ -103,19 +103,19 @@ impl Links {
     }
 
     /// The member as it lives now; a life of number 0 where it does not.
-    pub fn life(&self, member: MemberId) -> Life {
+    pub fn life(&self, member: MemberId) -> Incarnation {
         let number = self.endpoints.get(&member).map_or(0, |one| one.life);
-        Life { member, number }
+        Incarnation { member, number }
     }
 
-    pub fn lives(&self, life: Life) -> bool {
+    pub fn lives(&self, life: Incarnation) -> bool {
         self.endpoints
             .get(&life.member)
             .is_some_and(|endpoint| endpoint.life == life.number)
     }
 
     /// Who takes what comes to this life, if it is there and takes anything.
-    pub fn attached(&self, life: Life) -> Option<&Attached> {
+    pub fn attached(&self, life: Incarnation) -> Option<&Attached> {
         let endpoint = self.endpoints.get(&life.member)?;
         let attached = endpoint.attached.as_ref()?;
         (endpoint.life == life.number).then_some(attached)
@@ -203,7 +203,13 @@ impl Links {
     }
 
     /// What was sent did not arrive, and will not: its sender may hear so.
-    pub fn lost(&mut self, from: Life, to: MemberId, messages: Vec<PeerMessage>, now_ns: u64) {
+    pub fn lost(
+        &mut self,
+        from: Incarnation,
+        to: MemberId,
+        messages: Vec<PeerMessage>,
+        now_ns: u64,
+    ) {
         self.counts.lost += messages.len() as u64;
         if !self.lives(from) {
             return;

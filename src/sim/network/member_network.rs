@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::SimNetwork;
-use super::in_flight::{Delay, InFlight, Life, Payload};
+use super::in_flight::{Delay, InFlight, Incarnation, Payload};
 use super::links::{Attached, Endpoint, Links, refusals};
 use crate::env::{Boxed, Clock, timeout};
 use crate::error::Error;
@@ -22,7 +22,7 @@ const BREAKS_PER_MILLE: u32 = 20;
 /// See the module.
 pub struct MemberNetwork {
     network: Weak<SimNetwork>,
-    life: Life,
+    life: Incarnation,
     clock: Arc<dyn Clock>,
     tasks: Arc<Tasks>,
 }
@@ -37,7 +37,7 @@ impl MemberNetwork {
     ) -> Self {
         Self {
             network,
-            life: Life { member, number },
+            life: Incarnation { member, number },
             clock,
             tasks,
         }
@@ -179,7 +179,7 @@ impl Unsent {
 }
 
 impl SimNetwork {
-    fn send(&self, from: Life, to: MemberId, messages: Vec<PeerMessage>) {
+    fn send(&self, from: Incarnation, to: MemberId, messages: Vec<PeerMessage>) {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
         if !links.lives(from) || messages.is_empty() {
@@ -218,7 +218,7 @@ impl SimNetwork {
         unsent.report();
     }
 
-    fn send_snapshot(&self, from: Life, message: Message, files: Arc<SnapshotDir>) {
+    fn send_snapshot(&self, from: Incarnation, message: Message, files: Arc<SnapshotDir>) {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
         if !links.lives(from) {
@@ -254,7 +254,7 @@ impl SimNetwork {
         links.launch(due_ns, InFlight { from, to, payload });
     }
 
-    fn ask(&self, from: Life, to: MemberId, question: PeerRequest) -> Fate {
+    fn ask(&self, from: Incarnation, to: MemberId, question: PeerRequest) -> Fate {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
         links.counts.peer_rpcs += 1;
@@ -294,7 +294,7 @@ impl Links {
     /// Returns what found no room.
     fn send_group(
         &mut self,
-        from: Life,
+        from: Incarnation,
         to: MemberId,
         messages: Vec<PeerMessage>,
         now_ns: u64,

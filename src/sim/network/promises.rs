@@ -11,7 +11,7 @@ use crate::types::MemberId;
 
 /// What a member told others, in all its lives.
 #[derive(Default)]
-struct Told {
+struct Announced {
     term: u64,
     /// Whom it voted for, by term.
     votes: BTreeMap<u64, u64>,
@@ -20,7 +20,7 @@ struct Told {
 /// See the module.
 #[derive(Default)]
 pub struct Promises {
-    told: BTreeMap<MemberId, Told>,
+    told: BTreeMap<MemberId, Announced>,
     /// The term in which a member spoke as leader in its present turn.
     leads: BTreeMap<MemberId, u64>,
     broken: Option<String>,

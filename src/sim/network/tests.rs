@@ -122,7 +122,7 @@ struct Life {
     tasks: Arc<Tasks>,
 }
 
-struct World {
+struct TestNetwork {
     time: Arc<Time>,
     disks: Arc<SimDisks>,
     network: Arc<SimNetwork>,
@@ -134,7 +134,7 @@ fn id(number: usize) -> MemberId {
     MemberId(number as u64)
 }
 
-impl World {
+impl TestNetwork {
     /// Members are numbered from 1; at 0 lives nobody's neighbour.
     fn new(seed: u64, members: usize) -> Self {
         let mut random = Random::new(seed);
@@ -276,7 +276,7 @@ fn count(notes: &[Note], like: impl Fn(&Note) -> bool) -> usize {
 
 #[test]
 fn in_fine_weather_everything_arrives_once_and_not_in_order() {
-    let mut world = World::new(1, 2);
+    let mut world = TestNetwork::new(1, 2);
     for index in 0..200 {
         world.send(1, 2, vec![raft(2, index), forwarded(index), refused(index)]);
     }
@@ -308,7 +308,7 @@ fn in_fine_weather_everything_arrives_once_and_not_in_order() {
 #[test]
 fn the_same_seed_is_the_same_network() {
     let run = |seed| {
-        let mut world = World::new(seed, 3);
+        let mut world = TestNetwork::new(seed, 3);
         world.network.set_conditions(100, 100, 100);
         for index in 0..300 {
             world.send(1, 2, vec![raft(2, index), forwarded(index)]);
@@ -323,7 +323,7 @@ fn the_same_seed_is_the_same_network() {
 
 #[test]
 fn bad_weather_loses_repeats_and_delays_but_repeats_no_proposal() {
-    let mut world = World::new(2, 3);
+    let mut world = TestNetwork::new(2, 3);
     world.network.set_conditions(100, 200, 100);
     for index in 0..1_000 {
         for to in [2, 3] {
@@ -373,9 +373,9 @@ fn bad_weather_loses_repeats_and_delays_but_repeats_no_proposal() {
 
 #[test]
 fn a_link_may_be_cut_in_one_direction() {
-    let mut world = World::new(3, 3);
+    let mut world = TestNetwork::new(3, 3);
     let active =
-        |world: &World, one: usize, other| world.lives[one].network.active_since(id(other));
+        |world: &TestNetwork, one: usize, other| world.lives[one].network.active_since(id(other));
     let since = active(&world, 1, 2);
     assert!(since.is_some() && active(&world, 2, 1).is_some());
     world.run_for(50 * MS);
@@ -407,7 +407,7 @@ fn a_link_may_be_cut_in_one_direction() {
 fn who_is_cut_off_is_noticed_now_and_then() {
     let noticed: usize = (0..20)
         .map(|seed| {
-            let mut world = World::new(seed, 2);
+            let mut world = TestNetwork::new(seed, 2);
             world.network.cut(id(1), id(2));
             world.network.cut(id(2), id(1));
             world.run_for(1_000 * MS);
@@ -419,7 +419,7 @@ fn who_is_cut_off_is_noticed_now_and_then() {
 
 #[test]
 fn what_was_sent_to_one_life_does_not_reach_the_next() {
-    let mut world = World::new(4, 2);
+    let mut world = TestNetwork::new(4, 2);
     world.send(1, 2, vec![raft(2, 1), forwarded(1)]);
     world.send(2, 1, vec![raft(1, 2)]);
     let old = world.lives[2].network.clone();
@@ -440,7 +440,7 @@ fn what_was_sent_to_one_life_does_not_reach_the_next() {
 
 #[test]
 fn who_is_no_peer_is_refused_at_once() {
-    let world = World::new(5, 2);
+    let world = TestNetwork::new(5, 2);
     world.send(1, 3, vec![forwarded(1)]);
     assert_eq!(world.notes(1), [Note::Refused(3, 1, Error::NoLeader)]);
     world.send(1, 3, vec![raft(3, 1), forwarded(2)]);
@@ -451,7 +451,7 @@ fn who_is_no_peer_is_refused_at_once() {
 
 #[test]
 fn a_link_holds_only_so_much() {
-    let mut world = World::new(6, 2);
+    let mut world = TestNetwork::new(6, 2);
     for index in 0..2 * MAX_ON_A_LINK as u64 {
         world.send(1, 2, vec![forwarded(index)]);
     }
@@ -470,7 +470,7 @@ fn a_link_holds_only_so_much() {
 
 #[test]
 fn a_member_that_stands_still_gets_it_all_when_it_goes_on() {
-    let mut world = World::new(7, 2);
+    let mut world = TestNetwork::new(7, 2);
     world.network.hold(id(2), true);
     world.network.hold(id(2), true);
     for index in 0..50 {
@@ -511,7 +511,7 @@ fn a_member_that_stands_still_gets_it_all_when_it_goes_on() {
 
 #[test]
 fn a_removed_member_is_told_so() {
-    let mut world = World::new(8, 2);
+    let mut world = TestNetwork::new(8, 2);
     world.lives[2].member.removed.lock().push(id(1));
     for index in 0..30 {
         world.send(1, 2, vec![raft(2, index)]);
@@ -534,7 +534,7 @@ fn a_removed_member_is_told_so() {
 
 #[test]
 fn questions_are_answered() {
-    let mut world = World::new(9, 2);
+    let mut world = TestNetwork::new(9, 2);
     let asking = world.ask(1, 2, None);
     world.run_for(10 * MS);
     let (answer, took) = asking.lock().take().expect("an answer");
@@ -547,10 +547,13 @@ fn questions_are_answered() {
 }
 
 /// The errors that questions end with, and whether it took the whole limit.
-fn failures(prepare: impl Fn(&mut World), interfere: impl Fn(&mut World)) -> Vec<(Error, bool)> {
+fn failures(
+    prepare: impl Fn(&mut TestNetwork),
+    interfere: impl Fn(&mut TestNetwork),
+) -> Vec<(Error, bool)> {
     let mut seen = Vec::new();
     for seed in 0..40 {
-        let mut world = World::new(seed, 2);
+        let mut world = TestNetwork::new(seed, 2);
         prepare(&mut world);
         let asking = world.ask(1, 2, None);
         world.run_for(MS);
@@ -585,7 +588,7 @@ fn questions_without_an_answer_end_as_they_should() {
     assert_eq!(cut, sorted(unreachable.to_vec()));
     let lost = failures(|world| world.network.set_conditions(1_000, 0, 0), |_| {});
     assert_eq!(lost, broken);
-    let thinking = |world: &mut World| *world.lives[2].member.answers.lock() = false;
+    let thinking = |world: &mut TestNetwork| *world.lives[2].member.answers.lock() = false;
     assert_eq!(failures(thinking, |_| {}), [(Error::Timeout, true)]);
     let dies = failures(thinking, |world| {
         world.network.detach(id(2));
@@ -596,7 +599,7 @@ fn questions_without_an_answer_end_as_they_should() {
 
 #[test]
 fn snapshots_come_whole_and_are_reported() {
-    let mut world = World::new(12, 3);
+    let mut world = TestNetwork::new(12, 3);
     world.snapshot(1, 2);
     // One at a time.
     world.snapshot(1, 2);
@@ -624,7 +627,7 @@ fn snapshots_come_whole_and_are_reported() {
 
 #[test]
 fn a_snapshot_that_fails_is_reported_once() {
-    type Mishap = fn(&mut World);
+    type Mishap = fn(&mut TestNetwork);
     let mishaps: [Mishap; 5] = [
         |world| world.network.detach(id(2)),
         |world| world.network.cut(id(1), id(2)),
@@ -648,7 +651,7 @@ fn a_snapshot_that_fails_is_reported_once() {
     ];
     for (number, mishap) in mishaps.into_iter().enumerate() {
         for seed in 0..10 {
-            let mut world = World::new(seed, 2);
+            let mut world = TestNetwork::new(seed, 2);
             if number == 2 {
                 mishap(&mut world);
                 world.snapshot(1, 2);
@@ -670,7 +673,7 @@ fn a_snapshot_that_fails_is_reported_once() {
 
 #[test]
 fn a_sender_that_dies_takes_its_snapshot_along() {
-    let mut world = World::new(11, 2);
+    let mut world = TestNetwork::new(11, 2);
     world.snapshot(1, 2);
     world.network.detach(id(1));
     assert_eq!(world.disks.list(Path::new("")).len(), 0);

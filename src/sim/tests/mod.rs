@@ -6,10 +6,10 @@ mod scenario;
 mod scenarios;
 mod starts;
 
-use super::run::{Options, Report, run};
+use super::run::{Report, RunOptions, run};
 use crate::probe::{self, Defect};
 
-const SHORT: Options = Options {
+const SHORT: RunOptions = RunOptions {
     seconds: 12,
     print: false,
 };

@@ -13,8 +13,8 @@ use crate::proto::etchedpeer::{MemberChange, member_change::Change};
 use crate::sim::client::Client;
 use crate::sim::faults::plan::Faults;
 use crate::sim::faults::{self, INJECTOR};
-use crate::sim::history::{Answer, Asked, Outcome};
-use crate::sim::member::{Life, SimConfig};
+use crate::sim::history::{Answer, ClientRequest, Outcome};
+use crate::sim::member::{Process, SimConfig};
 use crate::sim::random::Random;
 use crate::sim::run::{self, Report};
 use crate::sim::workload::{get, put};
@@ -140,7 +140,7 @@ impl Scenario {
     }
 
     /// Has a client of its own ask a member.
-    pub fn ask(&mut self, member: MemberId, asked: Asked) -> Call {
+    pub fn ask(&mut self, member: MemberId, asked: ClientRequest) -> Call {
         self.clients += 1;
         let random = self.world.random.fork(u64::from(self.clients));
         let mut client = Client::new(self.clients, self.world.clients.clone(), random);
@@ -161,7 +161,7 @@ impl Scenario {
     /// Asks for a put of a value that nobody else puts.
     pub fn put(&mut self, member: MemberId, key: &str) -> Call {
         let value = self.value();
-        self.ask(member, Asked::Put(put(key.to_owned(), value)))
+        self.ask(member, ClientRequest::Put(put(key.to_owned(), value)))
     }
 
     /// What the next put puts.
@@ -175,7 +175,7 @@ impl Scenario {
             change: Some(change),
             ..Default::default()
         };
-        self.ask(via, Asked::Member(change))
+        self.ask(via, ClientRequest::Member(change))
     }
 
     /// Waits for what becomes of a request.
@@ -199,7 +199,7 @@ impl Scenario {
 
     /// What a linearizable read shows.
     pub fn read(&mut self, member: MemberId, key: &str) -> Option<Bytes> {
-        let call = self.ask(member, Asked::Range(get(key.to_owned())));
+        let call = self.ask(member, ClientRequest::Range(get(key.to_owned())));
         match self.answer(&call) {
             Answer::Range(range) => {
                 let found = range.kvs.decoded().expect("pairs");
@@ -308,7 +308,7 @@ pub fn leader(world: &World) -> Option<MemberId> {
     leading.max().map(|(_, id)| id)
 }
 
-fn life(world: &World, id: MemberId) -> &Life {
+fn life(world: &World, id: MemberId) -> &Process {
     world.life(id).expect("a member that runs")
 }
 

@@ -6,7 +6,7 @@ use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{LeaseGrantRequest, PutRequest};
 use crate::proto::etchedpeer::{Nothing, member_change::Change};
 use crate::proto::membershippb::RaftAttributes;
-use crate::sim::history::{Answer, Asked, Outcome};
+use crate::sim::history::{Answer, ClientRequest, Outcome};
 use crate::sim::member::SimConfig;
 use crate::sim::workload::{get, put};
 use crate::sim::world::World;
@@ -134,7 +134,7 @@ fn a_cluster_without_a_quorum_answers_nothing_and_comes_back() {
         world.kill(follower);
     }
     let write = world.put(first, "a");
-    let read = world.ask(first, Asked::Range(get("a")));
+    let read = world.ask(first, ClientRequest::Range(get("a")));
     assert_eq!(world.outcome(&write), Outcome::Unknown);
     assert_eq!(world.outcome(&read), Outcome::Unknown);
     world.passes();
@@ -155,7 +155,7 @@ fn a_leader_that_is_cut_off_is_replaced_and_shows_no_stale_read() {
     }
     let value = world.value();
     world.write(second, "a");
-    let stale = world.ask(first, Asked::Range(get("a")));
+    let stale = world.ask(first, ClientRequest::Range(get("a")));
     world.run_for(2_000);
     assert_eq!(stale.outcome(), None);
     world.heal_links();
@@ -234,7 +234,7 @@ fn a_leader_that_stood_still_knows_that_it_may_have_been_replaced() {
             .status()
             .is_leader
     );
-    let read = world.ask(first, Asked::Range(get("a")));
+    let read = world.ask(first, ClientRequest::Range(get("a")));
     world.run_for(100);
     assert_eq!(read.outcome(), None);
     world.heal_links();
@@ -503,14 +503,14 @@ fn a_lease_lives_anew_under_the_next_leader_and_ends_then() {
     let mut world = three();
     let first = world.leader();
     let grant = LeaseGrantRequest { ttl: 5, id: 77 };
-    let call = world.ask(first, Asked::LeaseGrant(grant));
+    let call = world.ask(first, ClientRequest::LeaseGrant(grant));
     world.answer(&call);
     let value = world.value();
     let attached = PutRequest {
         lease: 77,
         ..put("a", value.clone())
     };
-    let call = world.ask(first, Asked::Put(attached));
+    let call = world.ask(first, ClientRequest::Put(attached));
     world.answer(&call);
     world.run_for(4_000);
     world.kill(first);
@@ -519,7 +519,10 @@ fn a_lease_lives_anew_under_the_next_leader_and_ends_then() {
     assert_eq!(world.read(second, "a"), Some(value));
     world.run_for(4_000);
     assert_eq!(world.read(second, "a"), None);
-    let call = world.ask(second, Asked::LeaseTimeToLive { id: 77, keys: true });
+    let call = world.ask(
+        second,
+        ClientRequest::LeaseTimeToLive { id: 77, keys: true },
+    );
     match world.answer(&call) {
         Answer::LeaseTimeToLive(lease) => assert_eq!(lease.ttl, -1),
         other => panic!("{other:?}"),

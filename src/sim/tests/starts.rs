@@ -4,7 +4,7 @@ use crate::proto::membershippb::{Attributes, Member, RaftAttributes};
 use crate::server::Error;
 use crate::server::member_dir::{Identity, MemberDir};
 use crate::server::restore::{
-    FOUNDING_ENTRY, Founding, Joining, Options, Restored, found, join, restart,
+    FOUNDING_ENTRY, Founding, Joining, RestoreOptions, Restored, found, join, restart,
 };
 use crate::sim::states::{SimDisk, SimDisks};
 use crate::transport::Peer;
@@ -14,7 +14,7 @@ const IDENTITY: Identity = Identity {
     cluster: ClusterId(0xc),
     member: MemberId(0xa),
 };
-const OPTIONS: Options = Options {
+const OPTIONS: RestoreOptions = RestoreOptions {
     segment_bytes: 16 << 10,
     sync: true,
     election_ticks: 10,

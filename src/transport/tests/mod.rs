@@ -153,7 +153,7 @@ impl Site {
         member: MemberId,
         cluster: ClusterId,
         address: &str,
-        change: impl FnOnce(&mut Options),
+        change: impl FnOnce(&mut NetworkOptions),
     ) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let metrics = Arc::new(Metrics::new(member, false));
@@ -163,12 +163,12 @@ impl Site {
             server_version: "3.7.3".to_owned(),
             peer_urls: Vec::new(),
         };
-        let outside = Outside {
+        let outside = NetworkEnv {
             clock: Arc::new(SystemClock::new()),
             rng: Arc::new(SystemRng),
             metrics: metrics.clone(),
         };
-        let mut options = Options::new(dir.path().join("incoming"));
+        let mut options = NetworkOptions::new(dir.path().join("incoming"));
         change(&mut options);
         let network = GrpcNetwork::start(local, outside, options);
         let inbound = Arc::new(Recorder::default());

@@ -14,7 +14,9 @@ use crate::proto::etcdserverpb::{
     LeaseTimeToLiveResponse, PutRequest, RequestHeader, ResponseHeader,
 };
 use crate::sim::check::tests::streams::Stream;
-use crate::sim::history::{Answer, Applied, Asked, History, Moment, Operation, Outcome, Payload};
+use crate::sim::history::{
+    Answer, AppliedEntry, ClientRequest, History, Moment, Operation, Outcome, Payload,
+};
 use crate::state::Response;
 use crate::state::model::{At, Model};
 use crate::state::txn::{is_read_only, is_serializable};
@@ -50,9 +52,9 @@ pub enum Trick {
 /// What a client is about.
 enum Client {
     Idle,
-    Called(Moment, Asked),
+    Called(Moment, ClientRequest),
     /// Done; to be told so.
-    Done(Moment, Asked, Outcome),
+    Done(Moment, ClientRequest, Outcome),
 }
 
 /// When a lease ends.
@@ -69,7 +71,7 @@ pub struct Cluster {
     term: u64,
     clients: Vec<Client>,
     /// Requests that were given up, and may be done yet.
-    late: Vec<Asked>,
+    late: Vec<ClientRequest>,
     streams: Vec<Stream>,
     deadlines: BTreeMap<i64, Deadline>,
     /// SnapshotStore of the past, for members that are behind.
@@ -182,7 +184,7 @@ impl Cluster {
         };
     }
 
-    fn tell(&mut self, client: u32, called_at: Moment, asked: Asked, mut outcome: Outcome) {
+    fn tell(&mut self, client: u32, called_at: Moment, asked: ClientRequest, mut outcome: Outcome) {
         // As in etcd its revision is the newest one.
         if let Outcome::Answered(Answer::Compaction(answer)) = &mut outcome
             && self.random.once_in(2)
@@ -192,7 +194,7 @@ impl Cluster {
         self.history.operations.push(Operation {
             client,
             member: MemberId(1 + u64::from(client) % 3),
-            asked,
+            request: asked,
             called_at,
             returned_at: self.now,
             outcome,
@@ -201,7 +203,7 @@ impl Cluster {
 
     fn append(&mut self, payload: Payload) {
         let index = self.history.entries.len() as u64 + 5;
-        let entry = Applied {
+        let entry = AppliedEntry {
             index,
             term: self.term,
             payload,
@@ -334,27 +336,27 @@ impl Cluster {
     }
 
     /// Does what a client asks for.
-    fn perform(&mut self, asked: &Asked) -> Outcome {
+    fn perform(&mut self, asked: &ClientRequest) -> Outcome {
         if let Some(request) = requests::proposal(asked) {
             return self.propose(request);
         }
         match asked {
-            Asked::Range(request) => {
+            ClientRequest::Range(request) => {
                 let at = self.read_at(request.serializable);
                 outcome(self.model.range(request, at), |mut range| {
                     range.header = header(at.head);
                     Answer::Range(range)
                 })
             }
-            Asked::Txn(request) if is_read_only(request) => {
+            ClientRequest::Txn(request) if is_read_only(request) => {
                 let at = self.read_at(is_serializable(request));
                 outcome(self.model.read_txn(request, at), |mut txn| {
                     txn.header = header(at.head);
                     Answer::Txn(txn)
                 })
             }
-            Asked::LeaseKeepAlive { id } => Outcome::Answered(self.renew(*id)),
-            Asked::LeaseTimeToLive { id, keys } => Outcome::Answered(self.left(*id, *keys)),
+            ClientRequest::LeaseKeepAlive { id } => Outcome::Answered(self.renew(*id)),
+            ClientRequest::LeaseTimeToLive { id, keys } => Outcome::Answered(self.left(*id, *keys)),
             _ => Outcome::Unknown,
         }
     }

@@ -14,13 +14,13 @@ use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
 use crate::proto::membershippb::RaftAttributes;
 use crate::proto::{Event, KeyValue};
 use crate::sim::history::{
-    Answer, Applied, Asked, History, Moment, Operation, Outcome, Payload, Watched,
+    Answer, AppliedEntry, ClientRequest, History, Moment, Operation, Outcome, Payload, Watched,
 };
 use crate::types::MemberId;
 
 fn entry(history: &mut History, at: Moment, payload: Payload) {
     let index = history.entries.len() as u64 + 1;
-    let entry = Applied {
+    let entry = AppliedEntry {
         index,
         term: 1,
         payload,
@@ -38,11 +38,11 @@ fn request(history: &mut History, at: Moment, mut request: InternalRaftRequest) 
 }
 
 /// An operation that takes from one nanosecond before `at` to one behind.
-fn operation(history: &mut History, at: Moment, asked: Asked, outcome: Outcome) {
+fn operation(history: &mut History, at: Moment, asked: ClientRequest, outcome: Outcome) {
     history.operations.push(Operation {
         client: 1,
         member: MemberId(1),
-        asked,
+        request: asked,
         called_at: at - 1,
         returned_at: at + 1,
         outcome,
@@ -71,7 +71,7 @@ fn put(history: &mut History, at: Moment, value: &'static str, revision: i64) {
     operation(
         history,
         at,
-        Asked::Put(put),
+        ClientRequest::Put(put),
         Outcome::Answered(Answer::Put(answer)),
     );
 }
@@ -113,7 +113,7 @@ fn member_changes(ids: Vec<u64>) -> History {
             request_id: 0,
             ..change
         };
-        operation(&mut history, at, Asked::Member(asked), outcome);
+        operation(&mut history, at, ClientRequest::Member(asked), outcome);
     }
     history
 }
@@ -148,7 +148,7 @@ fn compactions_are_asked_for_unless_members_compact() {
 fn space_may_be_short_where_an_alarm_is_raised() {
     let mut history = History::default();
     let full = Outcome::Refused(Error::NoSpace.text().to_owned());
-    operation(&mut history, 10, Asked::Put(put_of("1")), full);
+    operation(&mut history, 10, ClientRequest::Put(put_of("1")), full);
     let what = "a request was refused for want of space without an alarm";
     assert_eq!(kinds(&history), [what].into());
     let alarm = InternalRaftRequest {
@@ -178,7 +178,7 @@ fn a_key_changed_twice_is_refused_and_no_other() {
             put.key = Bytes::from_static(key.as_bytes());
             op(Request::RequestPut(put))
         };
-        Asked::Txn(TxnRequest {
+        ClientRequest::Txn(TxnRequest {
             success: vec![put("a"), put(second)],
             ..Default::default()
         })
@@ -206,7 +206,7 @@ fn a_refusal_says_what_the_log_says() {
     };
     request(&mut history, 10, raft);
     let outcome = Outcome::Refused(Error::LeaseNotFound.text().to_owned());
-    operation(&mut history, 10, Asked::Put(put), outcome);
+    operation(&mut history, 10, ClientRequest::Put(put), outcome);
     assert_eq!(kinds(&history), [].into());
     history.operations[0].outcome = Outcome::Refused(Error::KeyNotFound.text().to_owned());
     assert_eq!(
@@ -265,7 +265,7 @@ fn reads_follow_what_a_watch_showed() {
             ..Default::default()
         };
         let outcome = Outcome::Answered(Answer::Range(answer));
-        operation(&mut history, at, Asked::Range(asked), outcome);
+        operation(&mut history, at, ClientRequest::Range(asked), outcome);
         kinds(&history)
     };
     assert_eq!(read(20), [].into());
@@ -299,7 +299,7 @@ fn undone(shown: &[i32], compacted_at: Moment) -> History {
         ..Default::default()
     };
     request(&mut history, 10, raft);
-    operation(&mut history, 10, Asked::Txn(txn), Outcome::Unknown);
+    operation(&mut history, 10, ClientRequest::Txn(txn), Outcome::Unknown);
     let compaction = InternalRaftRequest {
         compaction: Some(CompactionRequest {
             revision: 2,

@@ -1,4 +1,4 @@
-//! What a start without data asks of the world: other members, and the names' addresses.
+//! What a start without data asks of the network: other members, and the names' addresses.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use crate::proto::etchedpeer::Description;
 use crate::transport::{self, Boxed};
 
-/// The world; a test brings its own.
-pub trait World: Send + Sync {
+/// The network; a test brings its own.
+pub trait BootstrapNetwork: Send + Sync {
     /// Asks whoever listens at a peer URL who belongs to its cluster.
     fn describe(&self, url: String, limit: Duration) -> Boxed<Result<Description, String>>;
 
@@ -28,17 +28,17 @@ pub struct Patience {
 }
 
 /// A peer that could not be asked, and what it answered.
-pub type Asked = Result<Description, String>;
+pub type Described = Result<Description, String>;
 
 /// Asks at all URLs at once. What is not there in time is left out; the order is that of the URLs.
 pub async fn ask_all(
-    world: &dyn World,
+    network: &dyn BootstrapNetwork,
     urls: &[String],
     patience: Patience,
-) -> Vec<(String, Asked)> {
+) -> Vec<(String, Described)> {
     let mut asking = JoinSet::new();
     for (at, url) in urls.iter().enumerate() {
-        let asked = world.describe(url.clone(), patience.limit);
+        let asked = network.describe(url.clone(), patience.limit);
         asking.spawn(async move { (at, asked.await) });
     }
     let mut answers = Vec::new();
@@ -74,11 +74,11 @@ pub async fn ask_all(
 const RESOLVE_RETRIES: u32 = 30;
 
 /// The machine's network.
-pub struct RealWorld {
+pub struct RealNetwork {
     retries_left: AtomicU32,
 }
 
-impl RealWorld {
+impl RealNetwork {
     pub fn new() -> Self {
         Self {
             retries_left: AtomicU32::new(RESOLVE_RETRIES),
@@ -94,13 +94,13 @@ impl RealWorld {
     }
 }
 
-impl Default for RealWorld {
+impl Default for RealNetwork {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl World for RealWorld {
+impl BootstrapNetwork for RealNetwork {
     fn describe(&self, url: String, limit: Duration) -> Boxed<Result<Description, String>> {
         Box::pin(async move { transport::describe(&[url], limit).await })
     }
