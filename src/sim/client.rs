@@ -1,5 +1,6 @@
-//! How clients call members, and how what becomes of it is recorded. A call travels to a member,
-//! runs among its tasks, and travels back; a member that dies takes it along.
+//! How clients call members, and how the outcome is recorded. A request takes a while to reach its
+//! member, runs as one of the member's tasks, and the response takes a while to return; if the
+//! member dies, both are lost.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -33,19 +34,19 @@ use crate::proto::etchedpeer::{MemberChange, member_change::Change};
 use crate::service::caller::Caller;
 use crate::types::{LeaseId, MemberId};
 
-/// As long as a client waits for an answer.
+/// A client's request timeout.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Leases that clients know of each other's.
+/// How many lease ids clients share.
 const KNOWN_LEASES: usize = 8;
 
-/// What a client reaches of a member that runs.
+/// What a client needs to call a running member.
 #[derive(Clone)]
 pub struct Door {
     pub tasks: Arc<Tasks>,
     pub services: Arc<Services>,
 }
 
-/// What all clients of a world share.
+/// State shared by all clients of a world.
 pub struct Clients {
     pub time: Arc<Time>,
     pub clock: MemberClock,
@@ -55,9 +56,9 @@ pub struct Clients {
     pub operations: Mutex<Vec<Operation>>,
     pub watches: Mutex<Vec<Watched>>,
     stopping: AtomicBool,
-    /// Requests that members are at, whether or not their clients still wait.
+    /// Requests that members are processing, whether or not their clients still wait.
     served: Arc<AtomicUsize>,
-    /// Those that were granted last.
+    /// Recently granted leases.
     leases: Mutex<VecDeque<i64>>,
 }
 
@@ -89,12 +90,12 @@ impl Clients {
         self.doors.lock().get(&member).cloned()
     }
 
-    /// The members that run, in order.
+    /// The running members, in order.
     pub fn open_doors(&self) -> Vec<MemberId> {
         self.doors.lock().keys().copied().collect()
     }
 
-    /// Lets other clients know of a lease.
+    /// Shares a lease id with the other clients.
     pub fn tell_of_lease(&self, id: i64) {
         let mut leases = self.leases.lock();
         leases.push_back(id);
@@ -103,19 +104,19 @@ impl Clients {
         }
     }
 
-    /// A lease that was granted of late.
+    /// A recently granted lease.
     pub fn some_lease(&self, random: &mut Random) -> Option<i64> {
         let leases = self.leases.lock();
         let number = random.below(leases.len().max(1) as u64);
         leases.get(number as usize).copied()
     }
 
-    /// Has the clients end what they are at and do nothing more.
+    /// Asks all clients to finish their current request and stop.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
     }
 
-    /// How many requests members are at; some of them may have been given up.
+    /// How many requests members are processing, including those whose clients timed out.
     pub fn served(&self) -> usize {
         self.served.load(Ordering::SeqCst)
     }
@@ -125,7 +126,7 @@ impl Clients {
     }
 }
 
-/// A request that a member is at. It ends with the member's task.
+/// A request that a member is processing; dropped with the member's task.
 struct Served(Arc<AtomicUsize>);
 
 impl Served {
@@ -141,12 +142,12 @@ impl Drop for Served {
     }
 }
 
-/// One client, which has one request under way at a time.
+/// A client; it has one request in flight at a time.
 pub struct Client {
     pub number: u32,
     pub clients: Arc<Clients>,
     pub random: Random,
-    /// Whom it asks.
+    /// The member that it calls.
     pub member: MemberId,
     values: u64,
 }
@@ -162,7 +163,7 @@ impl Client {
         }
     }
 
-    /// A value that nobody else in this world puts.
+    /// A value that no other request in this world puts.
     pub fn unique_value(&mut self) -> bytes::Bytes {
         self.values += 1;
         format!("{}-{}", self.number, self.values).into()
@@ -172,13 +173,13 @@ impl Client {
         self.clients.clock.sleep(duration).await;
     }
 
-    /// Waits a while drawn from the range, in microseconds.
+    /// Sleeps for a random time within the range, in microseconds.
     pub async fn pause(&mut self, low_us: u64, high_us: u64) {
         let us = self.random.between(low_us, high_us);
         self.sleep(Duration::from_micros(us)).await;
     }
 
-    /// A member that runs; often the one asked last.
+    /// A running member, preferably the one that was called last.
     pub async fn find(&mut self) -> Option<Door> {
         if self.random.chance(30) {
             self.member = MemberId(0);
@@ -195,13 +196,13 @@ impl Client {
         self.clients.door(self.member)
     }
 
-    /// Asks a member and records it; `None` where nobody was there to be asked.
+    /// Calls a member and records the operation; `None` if no member is running.
     pub async fn call(&mut self, asked: ClientRequest) -> Option<Outcome> {
         let door = self.find().await?;
         Some(self.call_at(door, asked).await)
     }
 
-    /// Asks the member that is behind the door.
+    /// Calls the given member.
     pub async fn call_at(&mut self, door: Door, asked: ClientRequest) -> Outcome {
         let called_at = self.clients.time.now_ns();
         self.pause(20, 400).await;
@@ -210,13 +211,13 @@ impl Client {
         let served = Served::new(&self.clients.served);
         door.tasks.spawn(Box::pin(async move {
             let _served = served;
-            // A client that gave up does not hear of it.
+            // The receiver is gone if the client timed out.
             let _ = sender.send(serve(&services, request).await);
         }));
         let answered = env::timeout(&self.clients.clock, PATIENCE, receiver).await;
         let outcome = match answered {
             Some(Ok(outcome)) => outcome,
-            // The member died, or was too slow.
+            // The member died, or the client timed out.
             Some(Err(_)) | None => Outcome::Unknown,
         };
         self.pause(20, 400).await;
@@ -241,11 +242,11 @@ fn outcome<T>(result: Result<Response<T>, Status>, answer: fn(T) -> Answer) -> O
     }
 }
 
-/// What a client may conclude from an error.
+/// What an error tells the client about its request.
 fn failed(status: &Status) -> Outcome {
     let refused = match Error::from_text(status.message()) {
         Some(Error::TooManyRequests) => true,
-        // It was turned into a proposal that may have been forwarded.
+        // The deadline may have passed after the request was proposed or forwarded.
         Some(Error::DeadlineExceeded) => false,
         _ => !matches!(
             status.code(),
@@ -258,7 +259,7 @@ fn failed(status: &Status) -> Outcome {
     }
 }
 
-/// As an operator asks for it.
+/// Changes the membership, as an operator would.
 async fn change_members(services: &Services, change: MemberChange) -> Outcome {
     let id = MemberId(change.member_id);
     let handle = &services.handle;
@@ -283,7 +284,7 @@ async fn change_members(services: &Services, change: MemberChange) -> Outcome {
     }
 }
 
-/// Carries a request out, among the tasks of the member.
+/// Executes a request, as one of the member's tasks.
 async fn serve(services: &Services, asked: ClientRequest) -> Outcome {
     match asked {
         ClientRequest::Range(range) => {
@@ -337,7 +338,7 @@ async fn serve(services: &Services, asked: ClientRequest) -> Outcome {
     }
 }
 
-/// What operators ask for.
+/// Executes operators' requests.
 async fn operate(services: &Services, asked: ClientRequest) -> Outcome {
     let maintenance = &services.maintenance;
     match asked {
@@ -375,7 +376,7 @@ async fn operate(services: &Services, asked: ClientRequest) -> Outcome {
     }
 }
 
-/// Puts the pieces together: the answer is that of the range as a whole.
+/// Joins the parts of a stream into one range response.
 async fn range_stream(services: &Services, range: RangeRequest) -> Outcome {
     let mut pieces = match services.kv.range_stream(Request::new(range)).await {
         Ok(pieces) => pieces.into_inner(),
@@ -389,7 +390,7 @@ async fn range_stream(services: &Services, range: RangeRequest) -> Outcome {
         };
         pairs += piece.kvs.len();
         frames.extend_from_slice(piece.kvs.frames());
-        // The last one says what is true of all.
+        // The last part carries the header and the counts of the whole range.
         if piece.header.is_some() {
             return Outcome::Answered(Answer::Range(RangeResponse {
                 kvs: EncodedKvs::from_frames(frames.into(), pairs),

@@ -1,5 +1,5 @@
-//! What happens in a world, line by line. All of it goes into a hash, by which two runs are
-//! compared; the last lines are kept for whoever has to find out what went wrong.
+//! The events of a world, line by line. A hash over all lines compares two runs; the last lines are
+//! kept for the report of a failure.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;

@@ -1,5 +1,6 @@
-//! What clients do: registers changed by compare-and-set, keys of all kinds, nested transactions,
-//! compactions, leases, and what operators do. Each is a loop that ends when the world says so.
+//! What clients do: compare-and-set registers, random operations on keys, nested transactions,
+//! compactions, leases, and operator requests. Each is a loop that runs until the world stops its
+//! clients.
 
 mod load;
 mod requests;
@@ -23,10 +24,10 @@ pub use load::Load;
 use requests::*;
 pub use requests::{get, put};
 
-/// Kinds of clients of a world in which leases matter most.
+/// The kinds of clients in a world that concentrates on leases.
 pub const MANY_LEASES: [u32; 6] = [5, 7, 6, 7, 7, 0];
 
-/// Starts a client of a kind; kinds are numbers that go round.
+/// Starts a client; `kind` is taken modulo the number of kinds.
 pub fn start(clients: &Arc<Clients>, number: u32, kind: u32, load: Load, random: Random) {
     let client = Client::new(number, clients.clone(), random);
     let work = async move {
@@ -48,7 +49,7 @@ async fn think(client: &mut Client, load: Load) {
     client.pause(us / 20, us).await;
 }
 
-/// Reads a register and writes it if it is still what was read.
+/// Reads a register and writes it if it was not modified in between.
 async fn registers(mut client: Client, load: Load) {
     while !client.clients.stopping() {
         think(&mut client, load).await;
@@ -75,7 +76,7 @@ async fn registers(mut client: Client, load: Load) {
     }
 }
 
-/// The newest revision that the answer tells of.
+/// The newest revision in the answer's header.
 fn head_of(outcome: Option<&Outcome>, head: i64) -> i64 {
     let header = match outcome {
         Some(Outcome::Answered(answer)) => match answer {
@@ -90,7 +91,7 @@ fn head_of(outcome: Option<&Outcome>, head: i64) -> i64 {
     header.map_or(head, |header| header.revision.max(head))
 }
 
-/// Reads, puts and deletes; frees space where the quota is used up.
+/// Reads, puts and deletes; frees space once the quota is exhausted.
 async fn mixed(mut client: Client, load: Load) {
     let mut head = 1;
     while !client.clients.stopping() {
@@ -134,7 +135,7 @@ fn alarm(action: AlarmAction, kind: AlarmType, member: u64) -> ClientRequest {
     })
 }
 
-/// Looks after the cluster: asks how it is, and does to it what only operators do.
+/// An operator: queries the cluster's status and issues maintenance requests.
 async fn operator(mut client: Client) {
     while !client.clients.stopping() {
         client.pause(100_000, 2_000_000).await;
@@ -187,9 +188,9 @@ async fn operator(mut client: Client) {
     }
 }
 
-/// Raises an alarm by hand, and disarms it whatever became of that.
+/// Raises an alarm and disarms it again, whether or not raising it succeeded.
 async fn raise_for_a_while(client: &mut Client, kind: AlarmType) {
-    // Nobody else raises or disarms it for this member.
+    // No other client raises or disarms the alarm of this member.
     let member = 1_000_000 + u64::from(client.number);
     client
         .call(alarm(AlarmAction::Activate, kind, member))
@@ -205,7 +206,7 @@ async fn raise_for_a_while(client: &mut Client, kind: AlarmType) {
     }
 }
 
-/// Transactions within transactions.
+/// Nested transactions.
 async fn nested(mut client: Client, load: Load) {
     let mut head = 1;
     while !client.clients.stopping() {
@@ -219,7 +220,7 @@ async fn nested(mut client: Client, load: Load) {
     }
 }
 
-/// Lets go of history now and then, and sometimes of all keys before.
+/// Compacts the history now and then, sometimes after all keys were deleted.
 async fn compactions(mut client: Client) {
     while !client.clients.stopping() {
         client.pause(500_000, 4_000_000).await;
@@ -227,7 +228,7 @@ async fn compactions(mut client: Client) {
             let emptied = client.call(ClientRequest::DeleteRange(everything())).await;
             let revision = head_of(emptied.as_ref(), 0);
             let physical = client.random.chance(300);
-            // Others may look at what is left before it is compacted.
+            // Lets other clients read the remaining history before it is compacted.
             client.pause(1_000, 400_000).await;
             if revision > 0 {
                 let compaction = CompactionRequest { revision, physical };
@@ -279,7 +280,7 @@ async fn leases(mut client: Client, load: Load) {
         }
         client.clients.tell_of_lease(id);
         if client.random.chance(300) {
-            // Others may keep it alive.
+            // Other clients may renew it.
             continue;
         }
         for _ in 0..client.random.below(3) {
@@ -296,7 +297,7 @@ async fn leases(mut client: Client, load: Load) {
             if client.clients.stopping() {
                 return;
             }
-            // A third is usual; some wait for long.
+            // Clients usually renew after a third of the TTL; some wait longer.
             let part = *client.random.pick(&[330, 330, 600, 850]);
             client.sleep(Duration::from_millis(ttl as u64 * part)).await;
             client.call(ClientRequest::LeaseKeepAlive { id }).await;
@@ -313,7 +314,7 @@ async fn leases(mut client: Client, load: Load) {
     }
 }
 
-/// Asks for a lease whose id is the server's to choose, or for one that cannot be had.
+/// Requests a lease with an id that the server chooses, or one that has to be refused.
 async fn odd_lease(client: &mut Client, number: i64) {
     let grant = match client.random.below(4) {
         0 => LeaseGrantRequest {
@@ -326,7 +327,7 @@ async fn odd_lease(client: &mut Client, number: i64) {
         },
         _ => LeaseGrantRequest {
             id: 0,
-            // It shows which one this is.
+            // The TTL identifies the request.
             ttl: 100_000 + (i64::from(client.number) << 20) + number,
         },
     };
@@ -337,14 +338,14 @@ async fn odd_lease(client: &mut Client, number: i64) {
     if let Some(Outcome::Answered(Answer::LeaseGrant(granted))) = granted {
         client.clients.tell_of_lease(granted.id);
         client.pause(100_000, 2_000_000).await;
-        // Nobody else would, and some live for long.
+        // No other client revokes it, and its TTL can be long.
         client
             .call(ClientRequest::LeaseRevoke { id: granted.id })
             .await;
     }
 }
 
-/// Renews and uses the leases of others, and now and then ends one.
+/// Renews and uses other clients' leases, and occasionally revokes one.
 async fn sharers(mut client: Client, load: Load) {
     while !client.clients.stopping() {
         think(&mut client, load).await;
