@@ -35,13 +35,13 @@ use crate::service::caller::Caller;
 use crate::types::{LeaseId, MemberId};
 
 /// A client's request timeout.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many lease ids clients share.
 const KNOWN_LEASES: usize = 8;
 
 /// What a client needs to call a running member.
 #[derive(Clone)]
-pub struct Door {
+pub struct MemberEndpoint {
     pub tasks: Arc<Tasks>,
     pub services: Arc<Services>,
 }
@@ -52,7 +52,7 @@ pub struct Clients {
     pub clock: MemberClock,
     pub tasks: Arc<Tasks>,
     pub trace: Arc<Trace>,
-    doors: Mutex<BTreeMap<MemberId, Door>>,
+    endpoints: Mutex<BTreeMap<MemberId, MemberEndpoint>>,
     pub operations: Mutex<Vec<Operation>>,
     pub watches: Mutex<Vec<Watched>>,
     stopping: AtomicBool,
@@ -69,7 +69,7 @@ impl Clients {
             time,
             tasks: Tasks::new(),
             trace,
-            doors: Mutex::default(),
+            endpoints: Mutex::default(),
             operations: Mutex::default(),
             watches: Mutex::default(),
             stopping: AtomicBool::new(false),
@@ -78,25 +78,25 @@ impl Clients {
         })
     }
 
-    pub fn open(&self, member: MemberId, door: Door) {
-        self.doors.lock().insert(member, door);
+    pub fn open(&self, member: MemberId, endpoint: MemberEndpoint) {
+        self.endpoints.lock().insert(member, endpoint);
     }
 
     pub fn close(&self, member: MemberId) {
-        self.doors.lock().remove(&member);
+        self.endpoints.lock().remove(&member);
     }
 
-    pub fn door(&self, member: MemberId) -> Option<Door> {
-        self.doors.lock().get(&member).cloned()
+    pub fn endpoint(&self, member: MemberId) -> Option<MemberEndpoint> {
+        self.endpoints.lock().get(&member).cloned()
     }
 
     /// The running members, in order.
-    pub fn open_doors(&self) -> Vec<MemberId> {
-        self.doors.lock().keys().copied().collect()
+    pub fn running_members(&self) -> Vec<MemberId> {
+        self.endpoints.lock().keys().copied().collect()
     }
 
     /// Shares a lease id with the other clients.
-    pub fn tell_of_lease(&self, id: i64) {
+    pub fn share_lease(&self, id: i64) {
         let mut leases = self.leases.lock();
         leases.push_back(id);
         if leases.len() > KNOWN_LEASES {
@@ -180,41 +180,41 @@ impl Client {
     }
 
     /// A running member, preferably the one that was called last.
-    pub async fn find(&mut self) -> Option<Door> {
+    pub async fn find(&mut self) -> Option<MemberEndpoint> {
         if self.random.chance(30) {
             self.member = MemberId(0);
         }
-        if let Some(door) = self.clients.door(self.member) {
-            return Some(door);
+        if let Some(endpoint) = self.clients.endpoint(self.member) {
+            return Some(endpoint);
         }
-        let open = self.clients.open_doors();
+        let open = self.clients.running_members();
         if open.is_empty() {
             self.pause(10_000, 200_000).await;
             return None;
         }
         self.member = *self.random.pick(&open);
-        self.clients.door(self.member)
+        self.clients.endpoint(self.member)
     }
 
     /// Calls a member and records the operation; `None` if no member is running.
-    pub async fn call(&mut self, asked: ClientRequest) -> Option<Outcome> {
-        let door = self.find().await?;
-        Some(self.call_at(door, asked).await)
+    pub async fn call(&mut self, request: ClientRequest) -> Option<Outcome> {
+        let endpoint = self.find().await?;
+        Some(self.call_at(endpoint, request).await)
     }
 
     /// Calls the given member.
-    pub async fn call_at(&mut self, door: Door, asked: ClientRequest) -> Outcome {
+    pub async fn call_at(&mut self, endpoint: MemberEndpoint, request: ClientRequest) -> Outcome {
         let called_at = self.clients.time.now_ns();
         self.pause(20, 400).await;
         let (sender, receiver) = oneshot::channel();
-        let (services, request) = (door.services.clone(), asked.clone());
+        let (services, copy) = (endpoint.services.clone(), request.clone());
         let served = Served::new(&self.clients.served);
-        door.tasks.spawn(Box::pin(async move {
+        endpoint.tasks.spawn(Box::pin(async move {
             let _served = served;
             // The receiver is gone if the client timed out.
-            let _ = sender.send(serve(&services, request).await);
+            let _ = sender.send(serve(&services, copy).await);
         }));
-        let answered = env::timeout(&self.clients.clock, PATIENCE, receiver).await;
+        let answered = env::timeout(&self.clients.clock, REQUEST_TIMEOUT, receiver).await;
         let outcome = match answered {
             Some(Ok(outcome)) => outcome,
             // The member died, or the client timed out.
@@ -224,7 +224,7 @@ impl Client {
         let operation = Operation {
             client: self.number,
             member: self.member,
-            request: asked,
+            request,
             called_at,
             returned_at: self.clients.time.now_ns(),
             outcome: outcome.clone(),
@@ -285,8 +285,8 @@ async fn change_members(services: &Services, change: MemberChange) -> Outcome {
 }
 
 /// Executes a request, as one of the member's tasks.
-async fn serve(services: &Services, asked: ClientRequest) -> Outcome {
-    match asked {
+async fn serve(services: &Services, request: ClientRequest) -> Outcome {
+    match request {
         ClientRequest::Range(range) => {
             outcome(services.kv.range(Request::new(range)).await, Answer::Range)
         }
@@ -339,9 +339,9 @@ async fn serve(services: &Services, asked: ClientRequest) -> Outcome {
 }
 
 /// Executes operators' requests.
-async fn operate(services: &Services, asked: ClientRequest) -> Outcome {
+async fn operate(services: &Services, request: ClientRequest) -> Outcome {
     let maintenance = &services.maintenance;
-    match asked {
+    match request {
         ClientRequest::Alarm(request) => outcome(
             maintenance.alarm(Request::new(request)).await,
             Answer::Alarm,

@@ -255,7 +255,9 @@ fn main(words: impl Iterator<Item = String>) -> i32 {
         return try_defects(&arguments);
     }
     let clock = SystemClock::new();
-    let sum = run_seeds(&arguments, |seed, report| tell(&arguments, seed, report));
+    let sum = run_seeds(&arguments, |seed, report| {
+        print_report(&arguments, seed, report)
+    });
     print_sum(&sum, clock.now());
     let missed: Vec<&str> = CoveragePoint::ALL
         .iter()
@@ -272,7 +274,7 @@ fn main(words: impl Iterator<Item = String>) -> i32 {
     }
 }
 
-fn tell(arguments: &Arguments, seed: u64, report: &Report) {
+fn print_report(arguments: &Arguments, seed: u64, report: &Report) {
     if report.findings.is_empty() {
         if arguments.one {
             println!(

@@ -80,8 +80,8 @@ pub fn strike(world: &mut World) {
         }
         Event::LinksRecover => world.network.set_conditions(0, 0, 0),
         Event::FreeDisk(id) => {
-            if let Some(node) = world.nodes.get(&id) {
-                node.disk.log().fill(None);
+            if let Some(member) = world.members.get(&id) {
+                member.disk.log().fill(None);
             }
         }
     }
@@ -147,17 +147,17 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
         }
         Kind::Stop => {
             // As a server does when it is told to: first it hands over.
-            if let Some(life) = world.life(id) {
+            if let Some(process) = world.process(id) {
                 // A full inbox has other worries.
-                let _ = life.raft.inbox().push(Input::HandOver);
+                let _ = process.raft.inbox().push(Input::HandOver);
             }
             world.faults.disturbed(soon);
             world.faults.plan(soon, Event::Stop(id));
         }
         Kind::Flush => {
-            if let Some(node) = world.nodes.get(&id) {
+            if let Some(member) = world.members.get(&id) {
                 // One that refuses is noticed by its member.
-                let _ = node.disk.state().flush();
+                let _ = member.disk.state().flush();
             }
         }
         Kind::PowerLossOfAll => {
@@ -184,12 +184,12 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
         }
         Kind::ClockJump => {
             let hours = world.faults.random.between(0, 48) as i64 - 24;
-            if let Some(node) = world.nodes.get(&id) {
+            if let Some(member) = world.members.get(&id) {
                 let jump = hours * 3_600 * SECOND as i64;
-                node.wall_offset_ns.fetch_add(jump, Ordering::SeqCst);
+                member.wall_offset_ns.fetch_add(jump, Ordering::SeqCst);
             }
         }
-        Kind::Transfer => elections::hand_round(world, id, &alive, later),
+        Kind::Transfer => elections::transfer_repeatedly(world, id, &alive, later),
         Kind::Membership => membership::change(world, id),
         Kind::Newcomer => membership::newcomer(world, id, now),
     }
@@ -231,22 +231,22 @@ fn break_disk(world: &mut World, kind: Kind, id: MemberId, until: Moment) {
             condition.may_not_start_until = condition.may_fail_until;
         }
     }
-    let Some(node) = world.nodes.get(&id) else {
+    let Some(member) = world.members.get(&id) else {
         return;
     };
     match kind {
         Kind::DiskFull => {
-            node.disk.log().fill(Some(free));
+            member.disk.log().fill(Some(free));
             world.faults.plan(until, Event::FreeDisk(id));
         }
         Kind::EngineFailure => {
             let random = &mut world.faults.random;
-            node.disk.state().refuse(match random.chance(500) {
+            member.disk.state().refuse(match random.chance(500) {
                 true => Refuses::Flushes,
                 false => Refuses::AllAfter(random.below(40)),
             });
         }
-        _ => node.disk.log().fail_next_sync(),
+        _ => member.disk.log().fail_next_sync(),
     }
 }
 
@@ -273,15 +273,15 @@ pub fn heal(world: &mut World) {
     world.faults.agenda.retain(|_, event| census(event));
     world.network.heal_all();
     world.network.set_conditions(0, 0, 0);
-    let ids: Vec<MemberId> = world.nodes.keys().copied().collect();
+    let ids: Vec<MemberId> = world.members.keys().copied().collect();
     for id in ids {
         go_on(world, id);
         if let Some(condition) = world.conditions.get_mut(&id) {
             condition.stalled_until = 0;
         }
-        if let Some(node) = world.nodes.get(&id) {
-            node.disk.log().fill(None);
-            node.disk.state().refuse(Refuses::Nothing);
+        if let Some(member) = world.members.get(&id) {
+            member.disk.log().fill(None);
+            member.disk.state().refuse(Refuses::Nothing);
         }
         restart(world, id);
     }

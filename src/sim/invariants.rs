@@ -93,13 +93,13 @@ impl World {
 
     /// Members that applied the same entries have the same state.
     pub(super) fn compare_state(&mut self, id: MemberId) {
-        let Some(node) = self.nodes.get(&id) else {
+        let Some(member) = self.members.get(&id) else {
             return;
         };
-        if node.life.is_none() {
+        if member.process.is_none() {
             return;
         }
-        let state = node.disk.state();
+        let state = member.disk.state();
         // A state that cannot be read ends the member, which is told of.
         let Ok(mark) = entry_id_of(&state) else {
             return;
@@ -121,7 +121,7 @@ impl World {
             self.second = (second, self.steps);
         } else if self.steps - self.second.1 > MAX_STEPS_A_SECOND {
             let details = format!("{MAX_STEPS_A_SECOND} steps in second {second}");
-            self.find("a member works without end", details);
+            self.find("a member never becomes idle", details);
         }
     }
 
@@ -129,16 +129,16 @@ impl World {
     pub(super) fn look_at_queues(&mut self) {
         use crate::replica::inbox::{MAX_WAITING, MAX_WAITING_BYTES};
         let mut over = Vec::new();
-        for (id, node) in &self.nodes {
-            let Some(life) = &node.life else {
+        for (id, member) in &self.members {
+            let Some(process) = &member.process else {
                 continue;
             };
-            let (inputs, bytes) = life.raft.inbox().waiting();
+            let (inputs, bytes) = process.raft.inbox().waiting();
             // What a member says to itself is not counted.
             if inputs > MAX_WAITING + 4_096 || bytes > MAX_WAITING_BYTES {
                 over.push(format!("inbox of {id}: {inputs} inputs, {bytes} bytes"));
             }
-            let counters = life.handle.shared().hub.counters();
+            let counters = process.handle.shared().hub.counters();
             let bytes = counters
                 .pending_bytes
                 .load(std::sync::atomic::Ordering::Relaxed);
@@ -146,7 +146,7 @@ impl World {
             if bytes > limit {
                 over.push(format!("watch events of {id}: {bytes} bytes"));
             }
-            let (waiting, bytes) = life.raft.waiting();
+            let (waiting, bytes) = process.raft.waiting();
             if waiting.sum() > MAX_PENDING {
                 over.push(format!("those who wait for {id}: {waiting:?}"));
             }
@@ -175,31 +175,38 @@ impl World {
     /// Nobody's data is damaged in any world, so nobody may be called corrupt: the cluster would
     /// take no more writes.
     pub(super) fn look_for_false_alarms(&mut self) {
-        let accused = self.nodes.values().find_map(|node| {
-            let status = node.life.as_ref()?.handle.shared().status();
+        let accused = self.members.values().find_map(|member| {
+            let status = member.process.as_ref()?.handle.shared().status();
             let mut alarms = status.alarms.iter();
             let corrupt = alarms.find(|alarm| {
                 // Operators name members that there never were.
-                let is_member = self.nodes.contains_key(&MemberId(alarm.member_id));
+                let is_member = self.members.contains_key(&MemberId(alarm.member_id));
                 alarm.alarm == AlarmType::Corrupt as i32 && is_member
             })?;
             Some(MemberId(corrupt.member_id))
         });
         if let Some(accused) = accused {
-            self.find("a sound member is called corrupt", format!("{accused}"));
+            self.find(
+                "a sound member is reported as corrupt",
+                format!("{accused}"),
+            );
         }
     }
 
     /// Between two groups a member says that it has applied what its state holds.
     pub(super) fn look_at_applied(&mut self, id: MemberId) {
-        let Some(node) = self.nodes.get(&id) else {
+        let Some(member) = self.members.get(&id) else {
             return;
         };
-        let Some(life) = node.life.as_ref().filter(|life| !life.is_applying()) else {
+        let Some(process) = member
+            .process
+            .as_ref()
+            .filter(|process| !process.is_applying())
+        else {
             return;
         };
-        let said = life.handle.shared().raft.applied_index();
-        if let Ok(mark) = entry_id_of(&node.disk.state())
+        let said = process.handle.shared().raft.applied_index();
+        if let Ok(mark) = entry_id_of(&member.disk.state())
             && mark.index != said
         {
             let details = format!("{id} says {said}, its state {}", mark.index);
@@ -211,7 +218,9 @@ impl World {
     /// again, and have other entries.
     pub(super) fn look_at_terms(&mut self, id: MemberId) {
         let led = self.network.promises().led_in(id);
-        let durable = self.life(id).map(|life| life.raft.status().durable_term);
+        let durable = self
+            .process(id)
+            .map(|process| process.raft.status().durable_term);
         if let (Some(led), Some(durable)) = (led, durable)
             && led > durable
         {
@@ -222,9 +231,12 @@ impl World {
 
     /// Once all streams are gone nothing is left of their watches.
     pub fn watches_are_gone(&self) -> bool {
-        let mut lives = self.nodes.values().filter_map(|node| node.life.as_ref());
-        lives.all(|life| {
-            let hub = &life.handle.shared().hub;
+        let mut processes = self
+            .members
+            .values()
+            .filter_map(|member| member.process.as_ref());
+        processes.all(|process| {
+            let hub = &process.handle.shared().hub;
             let counters = hub.counters();
             let counts = [
                 &counters.streams,
@@ -240,17 +252,17 @@ impl World {
     /// At rest raft counts on the members that the state names, and on nobody else.
     pub fn compare_members(&mut self) {
         let mut differing = Vec::new();
-        for node in self.nodes.values() {
-            let Some(life) = &node.life else {
+        for member in self.members.values() {
+            let Some(process) = &member.process else {
                 continue;
             };
-            let status = life.handle.shared().status();
+            let status = process.handle.shared().status();
             let roles = |member: &Member| (MemberId(member.id), !is_learner(member));
             let stored: BTreeMap<MemberId, bool> = status.members.iter().map(roles).collect();
-            let progress = life.raft.progress().into_iter();
+            let progress = process.raft.progress().into_iter();
             let counted: BTreeMap<_, _> = progress.map(|p| (p.member, p.voter)).collect();
             if stored != counted {
-                differing.push(format!("{}: {stored:?} and {counted:?}", node.id));
+                differing.push(format!("{}: {stored:?} and {counted:?}", member.id));
             }
         }
         for details in differing {
@@ -261,20 +273,23 @@ impl World {
     /// No request is left at any member, given up by its client or not, and nothing waits for a
     /// thread.
     pub fn nothing_waits(&self) -> bool {
-        let mut lives = self.nodes.values().filter_map(|node| node.life.as_ref());
-        let nothing = |life: &Process| {
-            let (waiting, bytes) = life.raft.waiting();
-            let reads = life.handle.shared().waiting_reads.count();
-            waiting.sum() == 0 && bytes == 0 && reads == 0 && life.handle.is_idle()
+        let mut processes = self
+            .members
+            .values()
+            .filter_map(|member| member.process.as_ref());
+        let nothing = |process: &Process| {
+            let (waiting, bytes) = process.raft.waiting();
+            let reads = process.handle.shared().waiting_reads.count();
+            waiting.sum() == 0 && bytes == 0 && reads == 0 && process.handle.is_idle()
         };
-        self.clients.served() == 0 && lives.all(nothing)
+        self.clients.served() == 0 && processes.all(nothing)
     }
 
     /// Everything that the members have agreed upon is applied by all that run.
     pub fn is_even(&self) -> bool {
-        let mut indexes = self.nodes.values().filter_map(|node| {
-            let life = node.life.as_ref()?;
-            let raft = &life.handle.shared().raft;
+        let mut indexes = self.members.values().filter_map(|member| {
+            let process = member.process.as_ref()?;
+            let raft = &process.handle.shared().raft;
             Some(raft.indexes())
         });
         let Some((commit, applied)) = indexes.next() else {
@@ -285,8 +300,11 @@ impl World {
 
     /// The members of the cluster that run, learners left out.
     pub fn serving_members(&self) -> Vec<MemberId> {
-        let lives = self.nodes.values().filter_map(|node| node.life.as_ref());
-        let newest = lives.max_by_key(|life| life.handle.shared().raft.applied_index());
+        let processes = self
+            .members
+            .values()
+            .filter_map(|member| member.process.as_ref());
+        let newest = processes.max_by_key(|process| process.handle.shared().raft.applied_index());
         let Some(newest) = newest else {
             return Vec::new();
         };
@@ -303,8 +321,11 @@ impl World {
 
     /// Nobody has history left to remove.
     pub fn compactions_are_done(&self) -> bool {
-        let lives = self.nodes.values().filter_map(|node| node.life.as_ref());
-        let mut engines = lives.map(|life| life.handle.shared().engine());
+        let processes = self
+            .members
+            .values()
+            .filter_map(|member| member.process.as_ref());
+        let mut engines = processes.map(|process| process.handle.shared().engine());
         engines
             .all(|engine| compaction::unfinished(engine.latest()).is_ok_and(|left| left.is_none()))
     }
@@ -313,15 +334,15 @@ impl World {
     pub fn describe(&self) -> String {
         let (clients, served) = (self.busy_clients(), self.clients.served());
         let mut text = format!("{clients} client tasks, {served} requests;");
-        for node in self.nodes.values() {
-            let Some(life) = &node.life else {
-                text.push_str(&format!(" {}: down;", node.id));
+        for member in self.members.values() {
+            let Some(process) = &member.process else {
+                text.push_str(&format!(" {}: down;", member.id));
                 continue;
             };
-            let (status, shared) = (life.raft.status(), life.handle.shared());
+            let (status, shared) = (process.raft.status(), process.handle.shared());
             text.push_str(&format!(
                 " {}: term {}, leader {:x}, last {}, committed {}, applied {};",
-                node.id,
+                member.id,
                 status.term,
                 status.leader,
                 status.last_index,
@@ -331,8 +352,8 @@ impl World {
             if status.is_leader {
                 text.push_str(&format!(" {:?};", shared.raft.progress()));
             }
-            text.push_str(&format!(" {:?};", life.raft.waiting()));
-            if life.log_jobs.is_some() || life.is_applying() {
+            text.push_str(&format!(" {:?};", process.raft.waiting()));
+            if process.log_jobs.is_some() || process.is_applying() {
                 text.push_str(" at work;");
             }
         }

@@ -89,7 +89,7 @@ pub struct Process {
     pub end: Arc<Mutex<Option<Exit>>>,
 }
 
-/// Why a member ended by itself.
+/// Why a member exited.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exit {
     Failed(String),
@@ -110,7 +110,7 @@ pub struct Services {
 pub struct SimMember {
     pub id: MemberId,
     pub disk: Arc<SimDisk>,
-    pub life: Option<Process>,
+    pub process: Option<Process>,
     pub wall_offset_ns: Arc<AtomicI64>,
     drift_ppm: i64,
 }
@@ -149,13 +149,13 @@ impl SimMember {
         founders: &[membershippb::Member],
         config: &SimConfig,
     ) -> Self {
-        let node = Self::new(id, disk, drift_ppm);
+        let member = Self::new(id, disk, drift_ppm);
         let new = Founding {
             identity: identity(id),
             members: founders.to_vec(),
         };
-        restore::found(&node.disk.dir(), new, &restore_options(config, 0)).expect("a new disk");
-        node
+        restore::found(&member.disk.dir(), new, &restore_options(config, 0)).expect("a new disk");
+        member
     }
 
     /// A member that has nothing yet.
@@ -166,20 +166,21 @@ impl SimMember {
         first_peers: Vec<Peer>,
         config: &SimConfig,
     ) -> Self {
-        let node = Self::new(id, disk, drift_ppm);
+        let member = Self::new(id, disk, drift_ppm);
         let joining = Joining {
             identity: identity(id),
             peers: first_peers,
         };
-        restore::join(&node.disk.dir(), joining, &restore_options(config, 0)).expect("a new disk");
-        node
+        restore::join(&member.disk.dir(), joining, &restore_options(config, 0))
+            .expect("a new disk");
+        member
     }
 
     fn new(id: MemberId, disk: Arc<SimDisk>, drift_ppm: i64) -> Self {
         Self {
             id,
             disk,
-            life: None,
+            process: None,
             wall_offset_ns: Arc::default(),
             drift_ppm,
         }
@@ -216,7 +217,7 @@ impl SimMember {
         let introduction = introduction(self.id, &config);
         let introduced = introduced(member.handle.clone(), member.existed, introduction);
         member.handle.spawn(introduced);
-        self.life = Some(Process::new(member, tasks, clock, &config));
+        self.process = Some(Process::new(member, tasks, clock, &config));
         Ok(())
     }
 }

@@ -100,7 +100,7 @@ impl SimNetwork {
         if links.cut.contains(&(to, from)) {
             for (member, peer) in [(from, to), (to, from)] {
                 if links.random.chance(500) {
-                    links.tell(member, Payload::Unreachable(peer), now_ns);
+                    links.notify(member, Payload::Unreachable(peer), now_ns);
                 }
             }
         }
@@ -150,7 +150,7 @@ impl SimNetwork {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
         if held && !links.held.contains_key(&member) {
-            let number = links.new_life();
+            let number = links.new_incarnation();
             links.held.insert(member, number);
             let silence = InFlight::to_nobody(Payload::Silence { member, number });
             let due_ns = now_ns + Delay::Silence.draw(&mut links.random);

@@ -149,7 +149,7 @@ fn run_world(seed: u64, options: RunOptions) -> Report {
 /// Everything heals, the cluster has to serve again, and the history is checked.
 pub(super) fn end(mut world: World) -> Report {
     if world.findings.is_empty() {
-        come_to_rest(&mut world);
+        converge(&mut world);
     }
     faults::close(&mut world);
     judge(world)
@@ -157,7 +157,7 @@ pub(super) fn end(mut world: World) -> Report {
 
 /// Clients work and faults befall the world; then it heals.
 fn live(world: &mut World, random: &mut Random, options: RunOptions) {
-    let ids: Vec<MemberId> = world.nodes.keys().copied().collect();
+    let ids: Vec<MemberId> = world.members.keys().copied().collect();
     for id in ids {
         world.start(id);
     }
@@ -198,7 +198,7 @@ fn live(world: &mut World, random: &mut Random, options: RunOptions) {
     world.run_until(end);
 }
 
-fn come_to_rest(world: &mut World) {
+fn converge(world: &mut World) {
     faults::heal(world);
     serve_again(world);
     world.clients.stop();
@@ -218,7 +218,7 @@ fn come_to_rest(world: &mut World) {
     wait_for(
         world,
         REST_NS,
-        "something is left of watches that ended",
+        "ended watches left state behind",
         World::watches_are_gone,
     );
     world.compare_members();
@@ -257,9 +257,9 @@ fn serve_again(world: &mut World) {
                 client.member = id;
                 let value = client.unique_value();
                 let asked = ClientRequest::Put(put(format!("probe/{}", client.number), value));
-                if let Some(door) = client.clients.door(id)
+                if let Some(endpoint) = client.clients.endpoint(id)
                     && let Outcome::Answered(_) | Outcome::Refused(_) =
-                        client.call_at(door, asked).await
+                        client.call_at(endpoint, asked).await
                 {
                     done.lock().insert(id, true);
                     return;
@@ -313,10 +313,10 @@ fn answer_in_quiet(world: &mut World) {
                 }),
                 false => ClientRequest::Range(get(key)),
             };
-            let Some(door) = client.clients.door(id) else {
+            let Some(endpoint) = client.clients.endpoint(id) else {
                 return;
             };
-            if client.call_at(door, request).await != Outcome::Unknown {
+            if client.call_at(endpoint, request).await != Outcome::Unknown {
                 *answered.lock() += 1;
             }
         };
@@ -325,7 +325,7 @@ fn answer_in_quiet(world: &mut World) {
     wait_for(
         world,
         QUIET_ANSWERS_NS,
-        "a request is not answered in quiet",
+        "a request is not answered when the cluster is idle",
         |world| *answered.lock() == asked || world.serving_members() != ids,
     );
 }
@@ -338,9 +338,9 @@ fn compare_histories(world: &mut World) {
     let mut hashes = BTreeMap::new();
     let mut kept = Vec::new();
     for id in world.alive() {
-        if let Some(life) = world.life(id) {
-            let view = life.handle.view();
-            kept.push((id, life.handle.shared().engine()));
+        if let Some(process) = world.process(id) {
+            let view = process.handle.view();
+            kept.push((id, process.handle.shared().engine()));
             let hash = view.snapshot().hash(0);
             hashes.insert(
                 id,
@@ -468,9 +468,9 @@ fn judge(mut world: World) -> Report {
         findings,
     };
     // Those who are still there end with the world.
-    for node in world.nodes.into_values() {
-        if let Some(life) = node.life {
-            life.tasks.clear();
+    for member in world.members.into_values() {
+        if let Some(process) = member.process {
+            process.tasks.clear();
         }
     }
     world.clients.tasks.clear();

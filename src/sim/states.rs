@@ -113,7 +113,7 @@ impl Checkpoints for SimDisks {
 pub struct SimDisk {
     disks: Arc<SimDisks>,
     root: PathBuf,
-    life: AtomicU64,
+    process: AtomicU64,
     /// The process ends after this many more operations on its directory.
     operations_left: AtomicU64,
     /// Directories that this process has dropped.
@@ -135,7 +135,7 @@ impl SimDisk {
         let disk = Self {
             root: SimDisks::root(member),
             disks,
-            life: AtomicU64::new(1),
+            process: AtomicU64::new(1),
             operations_left: AtomicU64::new(u64::MAX),
             dropped: Mutex::default(),
             content: Mutex::default(),
@@ -160,7 +160,7 @@ impl SimDisk {
     /// The directory for a process that starts now.
     pub fn dir(self: &Arc<Self>) -> SimDir {
         SimDir {
-            life: self.life.load(Ordering::SeqCst),
+            process: self.process.load(Ordering::SeqCst),
             disk: self.clone(),
         }
     }
@@ -195,7 +195,7 @@ impl SimDisk {
     }
 
     fn end_life(&self) {
-        self.life.fetch_add(1, Ordering::SeqCst);
+        self.process.fetch_add(1, Ordering::SeqCst);
         self.operations_left.store(u64::MAX, Ordering::SeqCst);
         self.dropped.lock().clear();
         for path in self.disks.list(&self.root) {
@@ -206,20 +206,20 @@ impl SimDisk {
     }
 
     /// Counts an operation of a process; the last one allowed ends it.
-    fn count_operation(&self, life: u64) {
+    fn count_operation(&self, process: u64) {
         let one_less = |left: u64| left.checked_sub(1);
         let left = self
             .operations_left
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
-        if left.is_err() && self.is_alive(life) {
+        if left.is_err() && self.is_alive(process) {
             let log = self.log();
             log.stop_at(log.operations() + 1);
-            self.life.fetch_add(1, Ordering::SeqCst);
+            self.process.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    fn is_alive(&self, life: u64) -> bool {
-        self.life.load(Ordering::SeqCst) == life
+    fn is_alive(&self, process: u64) -> bool {
+        self.process.load(Ordering::SeqCst) == process
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -230,14 +230,14 @@ impl SimDisk {
 /// A member's directory as one process uses it: it refuses processes that have ended.
 pub struct SimDir {
     disk: Arc<SimDisk>,
-    life: u64,
+    process: u64,
 }
 
 impl SimDir {
     /// Removes what this process has dropped; an error if it has ended.
     fn live(&self) -> Result<&SimDisk, Error> {
-        self.disk.count_operation(self.life);
-        if !self.disk.is_alive(self.life) {
+        self.disk.count_operation(self.process);
+        if !self.disk.is_alive(self.process) {
             let text = "the process that asks is dead";
             return Err(self.failed("use", "", text));
         }
@@ -311,10 +311,10 @@ impl MemberDir for SimDir {
 
     /// A dead process removes nothing.
     fn lend(&self, name: &str) -> SnapshotDir {
-        let (disk, life) = (Arc::downgrade(&self.disk), self.life);
+        let (disk, process) = (Arc::downgrade(&self.disk), self.process);
         let remove = move |path: &Path| {
             if let Some(disk) = disk.upgrade()
-                && disk.is_alive(life)
+                && disk.is_alive(process)
             {
                 disk.dropped.lock().push(path.to_owned());
             }

@@ -103,13 +103,13 @@ async fn watch(
     client: &mut Client,
     resumed: Vec<WatchCreateRequest>,
 ) -> Option<Vec<WatchCreateRequest>> {
-    let Some(door) = client.find().await else {
+    let Some(endpoint) = client.find().await else {
         return Some(resumed);
     };
     let (sender, receiver) = mpsc::channel(64);
     let requests = ReceiverStream::new(receiver);
-    let responses = door.services.watch.open(Caller::nobody(), requests);
-    let view = door.services.handle.view();
+    let responses = endpoint.services.watch.open(Caller::nobody(), requests);
+    let view = endpoint.services.handle.view();
     let (head, compacted) = (view.head, view.compacted);
     let mut streamed = Streamed {
         requests: Some(sender),

@@ -142,7 +142,10 @@ async fn operator(mut client: Client) {
         let asked = match client.random.below(14) {
             0 => ClientRequest::HashKv { revision: 0 },
             1 => {
-                let view = client.find().await.map(|door| door.services.handle.view());
+                let view = client
+                    .find()
+                    .await
+                    .map(|endpoint| endpoint.services.handle.view());
                 let head = view.map_or(1, |view| view.head);
                 let back = client.random.below(30) as i64;
                 ClientRequest::HashKv {
@@ -156,7 +159,7 @@ async fn operator(mut client: Client) {
             6 => ClientRequest::Status,
             7 => ClientRequest::Defragment,
             8 => {
-                let open = client.clients.open_doors();
+                let open = client.clients.running_members();
                 match open.is_empty() {
                     true => continue,
                     false => ClientRequest::MoveLeader {
@@ -278,7 +281,7 @@ async fn leases(mut client: Client, load: Load) {
         if !matches!(outcome, Some(Outcome::Answered(_))) {
             continue;
         }
-        client.clients.tell_of_lease(id);
+        client.clients.share_lease(id);
         if client.random.chance(300) {
             // Other clients may renew it.
             continue;
@@ -336,7 +339,7 @@ async fn odd_lease(client: &mut Client, number: i64) {
     }
     let granted = client.call(ClientRequest::LeaseGrant(grant)).await;
     if let Some(Outcome::Answered(Answer::LeaseGrant(granted))) = granted {
-        client.clients.tell_of_lease(granted.id);
+        client.clients.share_lease(granted.id);
         client.pause(100_000, 2_000_000).await;
         // No other client revokes it, and its TTL can be long.
         client

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::client::{Clients, Door};
+use super::client::{Clients, MemberEndpoint};
 use super::clock::Time;
 use super::faults::plan::Faults;
 use super::history::{AppliedEntry, Finding, Kept, Moment};
@@ -83,7 +83,7 @@ pub struct World {
     pub clients: Arc<Clients>,
     pub trace: Arc<Trace>,
     pub config: SimConfig,
-    pub nodes: BTreeMap<MemberId, SimMember>,
+    pub members: BTreeMap<MemberId, SimMember>,
     pub conditions: BTreeMap<MemberId, Condition>,
     pub faults: Faults,
     pub injector: Injector,
@@ -136,7 +136,7 @@ impl World {
             network,
             trace,
             config,
-            nodes: BTreeMap::new(),
+            members: BTreeMap::new(),
             conditions: BTreeMap::new(),
             findings: Vec::new(),
             entries: Vec::new(),
@@ -165,8 +165,8 @@ impl World {
             let id = MemberId(founder.id);
             let disk = world.new_drive(id);
             let drift_ppm = world.random_drift();
-            let node = SimMember::founder(id, disk, drift_ppm, &founders, &world.config);
-            world.add(node);
+            let member = SimMember::founder(id, disk, drift_ppm, &founders, &world.config);
+            world.add(member);
         }
         world
     }
@@ -185,18 +185,18 @@ impl World {
         self.random.between(0, 20_000) as i64 - 10_000
     }
 
-    fn add(&mut self, node: SimMember) {
-        self.conditions.insert(node.id, Condition::default());
-        self.agendas.insert(node.id, Agenda::default());
-        self.nodes.insert(node.id, node);
+    fn add(&mut self, member: SimMember) {
+        self.conditions.insert(member.id, Condition::default());
+        self.agendas.insert(member.id, Agenda::default());
+        self.members.insert(member.id, member);
     }
 
     /// Makes a member that joins, with nothing on its disk.
     pub fn add_joiner(&mut self, id: MemberId, first_peers: Vec<Peer>) {
         let disk = self.new_drive(id);
         let drift_ppm = self.random_drift();
-        let node = SimMember::joiner(id, disk, drift_ppm, first_peers, &self.config);
-        self.add(node);
+        let member = SimMember::joiner(id, disk, drift_ppm, first_peers, &self.config);
+        self.add(member);
     }
 
     pub fn find(&mut self, what: &'static str, details: String) {
@@ -207,16 +207,21 @@ impl World {
     }
 
     pub fn is_alive(&self, id: MemberId) -> bool {
-        self.nodes.get(&id).is_some_and(|node| node.life.is_some())
+        self.members
+            .get(&id)
+            .is_some_and(|member| member.process.is_some())
     }
 
     pub fn alive(&self) -> Vec<MemberId> {
-        let alive = self.nodes.values().filter(|node| node.life.is_some());
-        alive.map(|node| node.id).collect()
+        let alive = self
+            .members
+            .values()
+            .filter(|member| member.process.is_some());
+        alive.map(|member| member.id).collect()
     }
 
-    pub fn life(&self, id: MemberId) -> Option<&Process> {
-        self.nodes.get(&id)?.life.as_ref()
+    pub fn process(&self, id: MemberId) -> Option<&Process> {
+        self.members.get(&id)?.process.as_ref()
     }
 
     /// Starts a member that is down.
@@ -227,18 +232,20 @@ impl World {
             network: &self.network,
             config: self.config,
         };
-        let Some(node) = self.nodes.get_mut(&id) else {
+        let Some(member) = self.members.get_mut(&id) else {
             return;
         };
-        if node.life.is_some() {
+        if member.process.is_some() {
             return;
         }
-        let started = node.start(&around, random);
+        let started = member.start(&around, random);
         self.trace.note(format_args!("{id} starts: {started:?}"));
         self.note_applied();
         match started {
             Ok(()) => {
-                let term = self.life(id).map_or(0, |life| life.raft.status().term);
+                let term = self
+                    .process(id)
+                    .map_or(0, |process| process.raft.status().term);
                 let forgotten = self.network.promises().started(id, term);
                 if let Some(forgotten) = forgotten {
                     self.find("a member forgot its term", forgotten);
@@ -257,12 +264,12 @@ impl World {
     }
 
     fn open_door(&mut self, id: MemberId) {
-        if let Some(life) = self.life(id) {
-            let door = Door {
-                tasks: life.tasks.clone(),
-                services: life.services.clone(),
+        if let Some(process) = self.process(id) {
+            let endpoint = MemberEndpoint {
+                tasks: process.tasks.clone(),
+                services: process.services.clone(),
             };
-            self.clients.open(id, door);
+            self.clients.open(id, endpoint);
         }
     }
 
@@ -272,27 +279,27 @@ impl World {
         let seed = self.random.next();
         let mid_write = self.random.chance(800);
         let after = self.random.between(1, 5);
-        let Some(node) = self.nodes.get_mut(&id) else {
+        let Some(member) = self.members.get_mut(&id) else {
             return;
         };
-        let Some(mut life) = node.life.take() else {
+        let Some(mut process) = member.process.take() else {
             return;
         };
-        if mid_write && life.log_jobs.is_some() {
+        if mid_write && process.log_jobs.is_some() {
             // The end comes while the log is being written.
             {
-                let disk = node.disk.log();
+                let disk = member.disk.log();
                 disk.stop_at(disk.operations() + after);
             };
             // What it says no longer matters.
-            let _ = life.finish_log();
+            let _ = process.finish_log();
         }
-        life.tasks.clear();
+        process.tasks.clear();
         self.network.detach(id);
-        drop(life);
+        drop(process);
         match power {
-            true => node.disk.kill(),
-            false => node.disk.crash(seed),
+            true => member.disk.kill(),
+            false => member.disk.crash(seed),
         }
         if let Some(agenda) = self.agendas.get_mut(&id) {
             *agenda = Agenda::default();
@@ -308,13 +315,13 @@ impl World {
     /// made durable.
     pub fn stop(&mut self, id: MemberId) {
         let paused = self.conditions.get(&id).is_some_and(|c| c.paused);
-        let Some(node) = self.nodes.get_mut(&id).filter(|_| !paused) else {
+        let Some(member) = self.members.get_mut(&id).filter(|_| !paused) else {
             return;
         };
-        let Some(life) = &mut node.life else {
+        let Some(process) = &mut member.process else {
             return;
         };
-        let stopped = life.stop();
+        let stopped = process.stop();
         self.note_applied();
         match stopped {
             Ok(()) => self.die(id, true),
@@ -369,9 +376,9 @@ impl World {
         if self.clients.tasks.ready() > 0 {
             consider(Some(now), Next::ClientTask);
         }
-        for (id, node) in &mut self.nodes {
-            let (Some(life), Some(agenda), Some(condition)) = (
-                node.life.as_mut(),
+        for (id, member) in &mut self.members {
+            let (Some(process), Some(agenda), Some(condition)) = (
+                member.process.as_mut(),
                 self.agendas.get_mut(id),
                 self.conditions.get(id),
             ) else {
@@ -380,8 +387,8 @@ impl World {
             if condition.paused {
                 continue;
             }
-            agenda.plan(life, now, condition, &self.config, &mut self.random);
-            let tick = life.next_tick_ns();
+            agenda.plan(process, now, condition, &self.config, &mut self.random);
+            let tick = process.next_tick_ns();
             consider(
                 Some(agenda.raft.map_or(tick, |at| at.min(tick))),
                 Next::Raft(*id),
@@ -413,12 +420,20 @@ impl World {
             }
             Next::Raft(id) => {
                 self.network.promises().begin_turn(id);
-                self.turn(id, |life, _| life.raft_turn(), |agenda| &mut agenda.raft);
+                self.turn(
+                    id,
+                    |process, _| process.raft_turn(),
+                    |agenda| &mut agenda.raft,
+                );
                 self.look_at_terms(id);
             }
             Next::Log(id) => {
-                let resets = self.life(id).is_some_and(Process::log_resets);
-                self.turn(id, |life, _| life.finish_log(), |agenda| &mut agenda.log);
+                let resets = self.process(id).is_some_and(Process::log_resets);
+                self.turn(
+                    id,
+                    |process, _| process.finish_log(),
+                    |agenda| &mut agenda.log,
+                );
                 // The log is the new one and the state the old: a moment that seldom lasts.
                 if resets && self.random.chance(100) {
                     (self.injector.cut_short)(self, id);
@@ -427,15 +442,15 @@ impl World {
             Next::Apply(id) => {
                 self.turn(
                     id,
-                    |life, _| life.proceed_apply(),
+                    |process, _| process.proceed_apply(),
                     |agenda| &mut agenda.apply,
                 );
             }
             Next::Task(id) => self.turn(
                 id,
-                |life, random| {
+                |process, random| {
                     for _ in 0..random.between(1, 4) {
-                        life.tasks.poll_one(random);
+                        process.tasks.poll_one(random);
                     }
                     Ok(())
                 },
@@ -443,8 +458,8 @@ impl World {
             ),
             Next::Blocking(id) => self.turn(
                 id,
-                |life, random| {
-                    life.tasks.run_blocking_one(random);
+                |process, random| {
+                    process.tasks.run_blocking_one(random);
                     Ok(())
                 },
                 |agenda| &mut agenda.blocking,
@@ -466,12 +481,16 @@ impl World {
         if let Some(agenda) = self.agendas.get_mut(&id) {
             *planned(agenda) = None;
         }
-        let Some(life) = self.nodes.get_mut(&id).and_then(|node| node.life.as_mut()) else {
+        let Some(process) = self
+            .members
+            .get_mut(&id)
+            .and_then(|member| member.process.as_mut())
+        else {
             return;
         };
-        let result = act(life, &mut self.random);
-        let status = life.raft.status();
-        let end = life.end.lock().clone();
+        let result = act(process, &mut self.random);
+        let status = process.raft.status();
+        let end = process.end.lock().clone();
         self.note_applied();
         if status.is_leader {
             self.note_leader(id, status.term);
@@ -509,7 +528,7 @@ impl World {
         }
         self.die(id, true);
         if !expected {
-            self.find("a member ended by itself", format!("{id}: {reason}"));
+            self.find("a member exited unexpectedly", format!("{id}: {reason}"));
         }
         self.faults.restart_soon(id, self.time.now_ns());
     }
@@ -519,30 +538,30 @@ impl Agenda {
     /// Draws when what has become due will be done.
     fn plan(
         &mut self,
-        life: &mut Process,
+        process: &mut Process,
         now: Moment,
         condition: &Condition,
         config: &SimConfig,
         random: &mut Random,
     ) {
-        if self.raft.is_none() && life.raft.inbox().waiting().0 > 0 {
+        if self.raft.is_none() && process.raft.inbox().waiting().0 > 0 {
             self.raft = Some(now + random.between(1_000, 60_000));
         }
-        if self.log.is_none() && life.begin_log() {
+        if self.log.is_none() && process.begin_log() {
             let done = now + write_ns(random);
             self.log = Some(done.max(condition.stalled_until));
         }
-        if self.apply.is_none() && life.applying.is_some() {
+        if self.apply.is_none() && process.applying.is_some() {
             self.apply = Some(now + random.between(200, 40_000));
-        } else if self.apply.is_none() && (life.is_applying() || life.begin_apply()) {
+        } else if self.apply.is_none() && (process.is_applying() || process.begin_apply()) {
             let slow = random.chance(config.slow_apply_per_mille);
             let most = if slow { 30_000_000 } else { 200_000 };
             self.apply = Some(now + random.between(5_000, most));
         }
-        if self.task.is_none() && life.tasks.ready() > 0 {
+        if self.task.is_none() && process.tasks.ready() > 0 {
             self.task = Some(now + random.between(1_000, 40_000));
         }
-        if self.blocking.is_none() && life.tasks.blocking() > 0 {
+        if self.blocking.is_none() && process.tasks.blocking() > 0 {
             let slow = random.chance(50);
             let most = if slow { 200_000_000 } else { 1_000_000 };
             let done = now + random.between(20_000, most);

@@ -42,7 +42,7 @@ fn compare(kept: &Kept, expected: &[crate::types::Revision], findings: &mut Find
     let waste = kept.revisions.iter().filter(|one| !expected.contains(one));
     let waste: Vec<_> = waste.collect();
     if !waste.is_empty() {
-        findings.add("a compaction left what nobody can ask for", || {
+        findings.add("a compaction left versions that no read can see", || {
             let compacted = kept.compacted;
             let waste = findings::shortened(&waste);
             format!("member {member}, compacted to {compacted}, still has {waste}")

@@ -154,7 +154,7 @@ impl<'a> Lease<'a> {
             }
             let renewed = self.last_renewal(|other| other.returned_at < operation.called_at);
             if operation.returned_at < self.lives_until(renewed) {
-                findings.add("a lease was denied while it lived", || {
+                findings.add("a live lease was reported as not found", || {
                     let operation = findings::operation(operation);
                     format!("{operation}; last renewed at {}", moment(renewed))
                 });

@@ -222,7 +222,7 @@ impl Read<'_> {
     ) -> Judged<Option<Place>> {
         let first = self.replay.first_with(at);
         if first > self.upper {
-            return Err("a read shows what was not done yet");
+            return Err("a read shows a later state");
         }
         let lower = if serializable { 0 } else { self.lower };
         if self.replay.state(lower).head > at {
@@ -330,7 +330,7 @@ impl Read<'_> {
 
     fn renewed(&self, id: i64, ttl: i64) -> Judged<Place> {
         self.granted_for(id, ttl)?
-            .ok_or("a lease was renewed that was not there")
+            .ok_or("a lease was renewed that does not exist")
     }
 
     /// The first state that has the lease with that granted TTL; `None` if no state has it.
@@ -345,7 +345,7 @@ impl Read<'_> {
 
     fn lease(&self, id: i64, keys: bool, ours: &LeaseTimeToLiveResponse) -> Judged<Place> {
         let found = self.granted_for(id, ours.granted_ttl)?;
-        let place = found.ok_or("a lease was shown that was not there")?;
+        let place = found.ok_or("a lease was shown that does not exist")?;
         if ours.id != id {
             return Err("a lease's time to live is wrong");
         }

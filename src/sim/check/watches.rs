@@ -40,7 +40,7 @@ struct Watch<'a> {
     /// How many of them it has delivered.
     given: usize,
     /// The revision up to which it was reported to be complete.
-    told: i64,
+    complete_to: i64,
     last_header: i64,
     cancelled: bool,
 }
@@ -64,7 +64,7 @@ impl<'a> Watch<'a> {
                 .filter(|change| is_wanted(watched, &change.event))
                 .collect(),
             given: 0,
-            told: first - 1,
+            complete_to: first - 1,
             last_header: 0,
             cancelled: false,
         }
@@ -148,11 +148,11 @@ impl<'a> Watch<'a> {
         if response.fragment {
             return match self.watched.create.fragment {
                 true => Ok(()),
-                false => broken("a response is split and was not to be"),
+                false => broken("a response is split without being asked to"),
             };
         }
         self.check_complete(number, header)?;
-        self.told = self.told.max(header);
+        self.complete_to = self.complete_to.max(header);
         Ok(())
     }
 
@@ -227,7 +227,7 @@ impl<'a> Watch<'a> {
             .any(|change| is_of(event, change))
         {
             true => "an event is not for its watch",
-            false => "an event of nothing that was done",
+            false => "an event has no change",
         }
     }
 
@@ -255,7 +255,7 @@ impl<'a> Watch<'a> {
             && self.comes_later(missing, (number, response.events.len()));
         let what = match response.events.is_empty() {
             _ if is_torn => "a revision is torn",
-            true => "progress was told ahead of an event",
+            true => "progress was reported ahead of an event",
             false => "a watch missed an event",
         };
         Err((
@@ -278,7 +278,7 @@ impl<'a> Watch<'a> {
             }
         } else if !self.replay.was_compacted_to(compacted, at) {
             "a watch was cancelled without a compaction"
-        } else if self.told + 1 >= compacted {
+        } else if self.complete_to + 1 >= compacted {
             "a watch was cancelled though nothing of it was compacted"
         } else {
             return Ok(());

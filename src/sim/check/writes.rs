@@ -63,7 +63,7 @@ pub fn check(history: &History, replay: &Replay, findings: &mut Findings) -> Ori
             continue;
         };
         if request_id != 0 && !request_ids.insert(request_id) {
-            findings.add("a request was done twice", || {
+            findings.add("a request was applied twice", || {
                 format!("{}, and before under the same id", step_text(step))
             });
             continue;
@@ -237,12 +237,12 @@ impl Matching<'_> {
         };
         let (what, operation) = match self.suspect(group, place) {
             Suspect::Job if self.raises_corruption(place) => {
-                ("sound data was called corrupt", None)
+                ("sound data was reported as corrupt", None)
             }
             Suspect::Job => return,
             Suspect::Operation(operation) => (self.accuse(operation, place), Some(operation)),
-            Suspect::Somebody => ("a request was done twice", None),
-            Suspect::Nobody => ("an entry that nobody asked for", None),
+            Suspect::Somebody => ("a request was applied twice", None),
+            Suspect::Nobody => ("an entry has no request", None),
         };
         let asked = operation.map(|operation| &self.history.operations[operation]);
         if let Some(operation) = operation {
@@ -284,11 +284,11 @@ impl Matching<'_> {
         let at = self.replay.moment(place);
         let asked = &self.history.operations[operation];
         match &asked.outcome {
-            _ if at < asked.called_at => "a request was done before it was asked for",
+            _ if at < asked.called_at => "a request was applied before it was sent",
             Outcome::Answered(_) if at > asked.returned_at => {
-                "a request was answered before it was done"
+                "a request was answered before it was applied"
             }
-            Outcome::Answered(_) => "an answer is not what was done",
+            Outcome::Answered(_) => "an answer does not match its entry",
             Outcome::Refused(text) => self.accuse_refused(text, place),
             Outcome::Unknown => "",
         }
@@ -298,9 +298,9 @@ impl Matching<'_> {
     fn accuse_refused(&self, text: &str, place: Place) -> &'static str {
         let step = self.replay.step(place);
         if step.is_some_and(|step| step.result.is_ok()) {
-            "a refused request was done"
+            "a refused request was applied"
         } else if Error::from_text(text).is_some_and(answers::is_decided_by_the_log) {
-            "a refusal is not what the log says"
+            "a refusal contradicts the log"
         } else {
             ""
         }
@@ -346,7 +346,7 @@ impl Matching<'_> {
             Outcome::Answered(_) => "an acknowledged request is not in the log",
             Outcome::Refused(text) => match Error::from_text(text) {
                 Some(Error::NoSpace) if !self.had_no_space(operation.called_at) => {
-                    "a request was refused for want of space without an alarm"
+                    "a request was refused for lack of space without an alarm"
                 }
                 Some(Error::DuplicateKey) if !may_be_duplicate(&operation.request) => {
                     "a request was refused without reason"

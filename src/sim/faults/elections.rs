@@ -46,7 +46,12 @@ pub(super) fn come_back_slow(world: &mut World, id: MemberId, heals_at: Moment) 
 }
 
 /// Leadership goes from hand to hand, sometimes with messages of the past about.
-pub(super) fn hand_round(world: &mut World, to: MemberId, alive: &[MemberId], later: Moment) {
+pub(super) fn transfer_repeatedly(
+    world: &mut World,
+    to: MemberId,
+    alive: &[MemberId],
+    later: Moment,
+) {
     let now = world.time.now_ns();
     transfer(world, to);
     let mut at = now;
@@ -106,16 +111,16 @@ pub(super) fn coup(world: &mut World, leader: MemberId) {
 
 pub(super) fn transfer(world: &mut World, to: MemberId) {
     let leader = world
-        .nodes
+        .members
         .values()
-        .filter_map(|node| node.life.as_ref())
-        .find(|life| life.raft.status().is_leader);
-    if let Some(life) = leader {
-        let input = match to == life.handle.shared().member {
+        .filter_map(|member| member.process.as_ref())
+        .find(|process| process.raft.status().is_leader);
+    if let Some(process) = leader {
+        let input = match to == process.handle.shared().member {
             true => Input::HandOver,
             false => Input::TransferLeader(to),
         };
         // A full inbox has other worries.
-        let _ = life.raft.inbox().push(input);
+        let _ = process.raft.inbox().push(input);
     }
 }

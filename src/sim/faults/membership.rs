@@ -21,10 +21,13 @@ const MAX_MEMBERS: usize = 6;
 
 /// What the member that has applied most says about the cluster.
 fn newest_status(world: &World) -> Option<(u64, Arc<ClusterStatus>)> {
-    let lives = world.nodes.values().filter_map(|node| node.life.as_ref());
-    lives
-        .map(|life| {
-            let shared = life.handle.shared();
+    let processes = world
+        .members
+        .values()
+        .filter_map(|member| member.process.as_ref());
+    processes
+        .map(|process| {
+            let shared = process.handle.shared();
             (shared.raft.applied_index(), shared.status())
         })
         .max_by_key(|(applied, _)| *applied)
@@ -127,13 +130,15 @@ fn operate(world: &mut World, via: MemberId, member: MemberId, change: Change) {
     let mut operator = Client::new(number, world.clients.clone(), random);
     let work = async move {
         operator.member = via;
-        if let Some(door) = operator.clients.door(via) {
+        if let Some(endpoint) = operator.clients.endpoint(via) {
             let change = MemberChange {
                 member_id: member.0,
                 change: Some(change),
                 ..Default::default()
             };
-            operator.call_at(door, ClientRequest::Member(change)).await;
+            operator
+                .call_at(endpoint, ClientRequest::Member(change))
+                .await;
         }
     };
     world.clients.tasks.spawn(Box::pin(work));
@@ -148,7 +153,7 @@ pub(super) fn take_census(world: &mut World) {
     };
     for member in &status.members {
         let id = MemberId(member.id);
-        if !world.nodes.contains_key(&id) {
+        if !world.members.contains_key(&id) {
             let peers = peers_in(status.members.iter(), id);
             world.add_joiner(id, peers);
             world.faults.newest = Some(id);
@@ -156,7 +161,7 @@ pub(super) fn take_census(world: &mut World) {
         }
     }
     for id in &status.removed {
-        if world.nodes.contains_key(id) && world.faults.removed.insert(*id) {
+        if world.members.contains_key(id) && world.faults.removed.insert(*id) {
             world.trace.note(format_args!("{id} was removed"));
         }
     }
@@ -165,15 +170,15 @@ pub(super) fn take_census(world: &mut World) {
             *other != id && !world.network.is_cut(id, *other) && !world.network.is_cut(*other, id)
         };
         let knows = |other: &MemberId| {
-            let life = world.life(*other);
-            life.is_some_and(|life| life.handle.shared().status().is_removed(id))
+            let process = world.process(*other);
+            process.is_some_and(|process| process.handle.shared().status().is_removed(id))
         };
         let told = world
             .alive()
             .into_iter()
             .any(|other| reaches(&other) && knows(&other));
-        if let (true, Some(life)) = (told, world.life(id)) {
-            life.handle.shared().note_removed();
+        if let (true, Some(process)) = (told, world.process(id)) {
+            process.handle.shared().note_removed();
         }
     }
 }

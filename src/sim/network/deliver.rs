@@ -98,7 +98,7 @@ impl SimNetwork {
         if inbound.is_removed(from.member) {
             let mut links = self.links.lock();
             links.counts.lost += messages.len() as u64;
-            return links.tell_removed(from, 300, now_ns);
+            return links.report_removed(from, 300, now_ns);
         }
         messages.retain(|message| match message {
             PeerMessage::Raft(message) => message.to == to.member.0,
@@ -107,7 +107,7 @@ impl SimNetwork {
         {
             let mut links = self.links.lock();
             links.counts.delivered += messages.len() as u64;
-            links.told(to.member, from.member);
+            links.learn_address(to.member, from.member);
         }
         inbound.received(from.member, messages);
     }
@@ -123,7 +123,7 @@ impl SimNetwork {
         let Attached { inbound, tasks } = attached;
         let (from, to) = (transfer.from, transfer.to);
         if inbound.is_removed(from.member) {
-            return self.links.lock().tell_removed(from, 1_000, now_ns);
+            return self.links.lock().report_removed(from, 1_000, now_ns);
         }
         let path = SimDisks::root(to.member).join(format!("receiving-{:x}", transfer.number));
         if message.to != to.member.0 || !self.disks.copy(files.path(), &path) {
@@ -158,7 +158,7 @@ impl SimNetwork {
         // Anyone may ask who is here.
         let describes = matches!(question.request, Some(Kind::Describe(_)));
         if is_removed && !describes {
-            self.links.lock().tell_removed(from, 1_000, now_ns);
+            self.links.lock().report_removed(from, 1_000, now_ns);
             return self.answer(to, from, Err(Error::NoLeader), answer_to);
         }
         let asker = (!is_removed).then_some(from.member);
@@ -182,7 +182,7 @@ impl SimNetwork {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
         let link = (from.member, to.member);
-        if !links.lives(from) || links.is_full(link) || links.loses(link) {
+        if !links.is_alive(from) || links.is_full(link) || links.loses(link) {
             links.counts.peer_rpcs_lost += 1;
             drop(links);
             // Whoever waits finds the connection broken.
@@ -259,7 +259,7 @@ impl Drop for Transfer {
         };
         let now_ns = network.time.now_ns();
         let mut links = network.links.lock();
-        if !links.lives(self.from) {
+        if !links.is_alive(self.from) {
             return;
         }
         let back = (self.to.member, self.from.member);
@@ -271,7 +271,7 @@ impl Drop for Transfer {
             number: self.number,
             taken,
         };
-        links.tell(self.from.member, payload, now_ns);
+        links.notify(self.from.member, payload, now_ns);
     }
 }
 
@@ -287,7 +287,7 @@ impl Links {
             let skipped = random.below(count) as usize;
             let key = *self.flying.keys().nth(skipped)?;
             let flight = self.flying.remove(&key)?;
-            let held = self.held.contains_key(&flight.to.member) && self.lives(flight.to);
+            let held = self.held.contains_key(&flight.to.member) && self.is_alive(flight.to);
             let endpoint = self.endpoints.get_mut(&flight.to.member);
             match endpoint.filter(|_| held) {
                 Some(endpoint) => endpoint.waiting.push_back(flight),
@@ -299,9 +299,9 @@ impl Links {
         }
     }
 
-    fn tell_removed(&mut self, member: Incarnation, per_mille: u32, now_ns: u64) {
-        if self.lives(member) && self.random.chance(per_mille) {
-            self.tell(member.member, Payload::Removed, now_ns);
+    fn report_removed(&mut self, member: Incarnation, per_mille: u32, now_ns: u64) {
+        if self.is_alive(member) && self.random.chance(per_mille) {
+            self.notify(member.member, Payload::Removed, now_ns);
         }
     }
 }

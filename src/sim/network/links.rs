@@ -26,7 +26,7 @@ pub struct Attached {
 
 /// One life of a member.
 pub struct Endpoint {
-    pub life: u64,
+    pub incarnation: u64,
     pub clock: Arc<dyn Clock>,
     pub roster: Roster,
     pub attached: Option<Attached>,
@@ -37,9 +37,9 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    pub fn new(member: MemberId, life: u64, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(member: MemberId, incarnation: u64, clock: Arc<dyn Clock>) -> Self {
         Self {
-            life,
+            incarnation,
             clock,
             roster: Roster::new(member, vec![format!("http://{member}")]),
             attached: None,
@@ -97,28 +97,28 @@ impl Links {
     }
 
     /// A number that was never given before.
-    pub fn new_life(&mut self) -> u64 {
+    pub fn new_incarnation(&mut self) -> u64 {
         self.last_number += 1;
         self.last_number
     }
 
     /// The member as it lives now; a life of number 0 where it does not.
-    pub fn life(&self, member: MemberId) -> Incarnation {
-        let number = self.endpoints.get(&member).map_or(0, |one| one.life);
+    pub fn incarnation(&self, member: MemberId) -> Incarnation {
+        let number = self.endpoints.get(&member).map_or(0, |one| one.incarnation);
         Incarnation { member, number }
     }
 
-    pub fn lives(&self, life: Incarnation) -> bool {
+    pub fn is_alive(&self, incarnation: Incarnation) -> bool {
         self.endpoints
-            .get(&life.member)
-            .is_some_and(|endpoint| endpoint.life == life.number)
+            .get(&incarnation.member)
+            .is_some_and(|endpoint| endpoint.incarnation == incarnation.number)
     }
 
     /// Who takes what comes to this life, if it is there and takes anything.
-    pub fn attached(&self, life: Incarnation) -> Option<&Attached> {
-        let endpoint = self.endpoints.get(&life.member)?;
+    pub fn attached(&self, incarnation: Incarnation) -> Option<&Attached> {
+        let endpoint = self.endpoints.get(&incarnation.member)?;
         let attached = endpoint.attached.as_ref()?;
-        (endpoint.life == life.number).then_some(attached)
+        (endpoint.incarnation == incarnation.number).then_some(attached)
     }
 
     pub fn is_whole(&self, one: MemberId, other: MemberId) -> bool {
@@ -157,7 +157,7 @@ impl Links {
 
     /// Launches what is counted on its link already.
     pub fn relaunch(&mut self, due_ns: u64, flight: InFlight) {
-        let number = self.new_life();
+        let number = self.new_incarnation();
         self.flying.insert((due_ns, number), flight);
     }
 
@@ -183,8 +183,8 @@ impl Links {
     }
 
     /// Has a member's own network tell it something, after a moment.
-    pub fn tell(&mut self, member: MemberId, payload: Payload, now_ns: u64) {
-        let to = self.life(member);
+    pub fn notify(&mut self, member: MemberId, payload: Payload, now_ns: u64) {
+        let to = self.incarnation(member);
         let due_ns = now_ns + Delay::Notice.draw(&mut self.random);
         let from = to;
         self.launch(due_ns, InFlight { from, to, payload });
@@ -197,7 +197,7 @@ impl Links {
         let knowing: Vec<MemberId> = knowing.map(|(peer, _)| *peer).collect();
         for peer in knowing {
             if self.random.chance(per_mille) {
-                self.tell(peer, Payload::Unreachable(member), now_ns);
+                self.notify(peer, Payload::Unreachable(member), now_ns);
             }
         }
     }
@@ -211,17 +211,17 @@ impl Links {
         now_ns: u64,
     ) {
         self.counts.lost += messages.len() as u64;
-        if !self.lives(from) {
+        if !self.is_alive(from) {
             return;
         }
         let refused = refusals(&messages, Error::NoLeader);
         if !refused.is_empty() && self.random.chance(500) {
             self.counts.refused += refused.len() as u64;
             let (peer, messages) = (to, refused);
-            self.tell(from.member, Payload::Refused { peer, messages }, now_ns);
+            self.notify(from.member, Payload::Refused { peer, messages }, now_ns);
         }
         if self.random.chance(150) {
-            self.tell(from.member, Payload::Unreachable(to), now_ns);
+            self.notify(from.member, Payload::Unreachable(to), now_ns);
         }
     }
 
@@ -262,7 +262,7 @@ impl Links {
     }
 
     /// A call says where its caller listens.
-    pub fn told(&mut self, member: MemberId, caller: MemberId) {
+    pub fn learn_address(&mut self, member: MemberId, caller: MemberId) {
         if self.knows(member, caller) || probe::injected(Defect::UnlistedUnanswered) {
             return;
         }

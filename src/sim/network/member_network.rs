@@ -22,7 +22,7 @@ const BREAKS_PER_MILLE: u32 = 20;
 /// See the module.
 pub struct MemberNetwork {
     network: Weak<SimNetwork>,
-    life: Incarnation,
+    incarnation: Incarnation,
     clock: Arc<dyn Clock>,
     tasks: Arc<Tasks>,
 }
@@ -37,7 +37,7 @@ impl MemberNetwork {
     ) -> Self {
         Self {
             network,
-            life: Incarnation { member, number },
+            incarnation: Incarnation { member, number },
             clock,
             tasks,
         }
@@ -55,32 +55,38 @@ impl SimNetwork {
     ) -> Arc<MemberNetwork> {
         self.detach(member);
         let mut links = self.links.lock();
-        let life = links.new_life();
-        let endpoint = Endpoint::new(member, life, clock.clone());
+        let incarnation = links.new_incarnation();
+        let endpoint = Endpoint::new(member, incarnation, clock.clone());
         let before = links.endpoints.insert(member, endpoint);
         drop(links);
         drop(before);
         let itself = self.itself.clone();
-        Arc::new(MemberNetwork::new(itself, member, life, clock, tasks))
+        Arc::new(MemberNetwork::new(
+            itself,
+            member,
+            incarnation,
+            clock,
+            tasks,
+        ))
     }
 }
 
 impl Network for MemberNetwork {
     fn attach(&self, inbound: Arc<dyn Inbound>) {
         if let Some(network) = self.network.upgrade() {
-            network.attach(self.life.member, inbound, self.tasks.clone());
+            network.attach(self.incarnation.member, inbound, self.tasks.clone());
         }
     }
 
     fn send(&self, to: MemberId, messages: Vec<PeerMessage>) {
         if let Some(network) = self.network.upgrade() {
-            network.send(self.life, to, messages);
+            network.send(self.incarnation, to, messages);
         }
     }
 
     fn send_snapshot(&self, message: Message, files: Arc<SnapshotDir>) {
         if let Some(network) = self.network.upgrade() {
-            network.send_snapshot(self.life, message, files);
+            network.send_snapshot(self.incarnation, message, files);
         }
     }
 
@@ -89,8 +95,8 @@ impl Network for MemberNetwork {
             return;
         };
         let mut links = network.links.lock();
-        if links.lives(self.life)
-            && let Some(endpoint) = links.endpoints.get_mut(&self.life.member)
+        if links.is_alive(self.incarnation)
+            && let Some(endpoint) = links.endpoints.get_mut(&self.incarnation.member)
         {
             let inbound = endpoint.attached.as_ref().map(|one| one.inbound.clone());
             let is_removed =
@@ -106,10 +112,11 @@ impl Network for MemberNetwork {
         question: PeerRequest,
         limit: Duration,
     ) -> Boxed<Result<PeerResponse, Error>> {
-        let (network, life, clock) = (self.network.clone(), self.life, self.clock.clone());
+        let (network, incarnation, clock) =
+            (self.network.clone(), self.incarnation, self.clock.clone());
         Box::pin(async move {
             let fate = match network.upgrade() {
-                Some(network) => network.ask(life, member, question),
+                Some(network) => network.ask(incarnation, member, question),
                 None => Fate::NotConnected,
             };
             let (answer, patient) = match fate {
@@ -135,9 +142,9 @@ impl Network for MemberNetwork {
     fn active_since(&self, member: MemberId) -> Option<Duration> {
         let network = self.network.upgrade()?;
         let links = network.links.lock();
-        let endpoint = links.endpoints.get(&self.life.member)?;
+        let endpoint = links.endpoints.get(&self.incarnation.member)?;
         let connected = endpoint.connected.get(&member).copied();
-        connected.filter(|_| endpoint.life == self.life.number)
+        connected.filter(|_| endpoint.incarnation == self.incarnation.number)
     }
 }
 
@@ -182,7 +189,7 @@ impl SimNetwork {
     fn send(&self, from: Incarnation, to: MemberId, messages: Vec<PeerMessage>) {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
-        if !links.lives(from) || messages.is_empty() {
+        if !links.is_alive(from) || messages.is_empty() {
             return;
         }
         let mut promises = self.promises();
@@ -221,11 +228,11 @@ impl SimNetwork {
     fn send_snapshot(&self, from: Incarnation, message: Message, files: Arc<SnapshotDir>) {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
-        if !links.lives(from) {
+        if !links.is_alive(from) {
             return;
         }
         links.counts.snapshots_sent += 1;
-        let to = links.life(MemberId(message.to));
+        let to = links.incarnation(MemberId(message.to));
         let link = (from.member, to.member);
         let reachable = links.knows(link.0, link.1)
             && links.attached(to).is_some()
@@ -237,10 +244,10 @@ impl SimNetwork {
                 number: 0,
                 taken: false,
             };
-            links.tell(from.member, payload, now_ns);
+            links.notify(from.member, payload, now_ns);
             return;
         }
-        let number = links.new_life();
+        let number = links.new_incarnation();
         links.transfers.insert(link, number);
         let breaks = BREAKS_PER_MILLE + 4 * links.conditions.loss_per_mille;
         let breaks = links.random.chance(breaks.min(800));
@@ -259,12 +266,13 @@ impl SimNetwork {
         let mut links = self.links.lock();
         links.counts.peer_rpcs += 1;
         let endpoint = links.endpoints.get(&from.member);
-        let known = endpoint.is_some_and(|one| one.life == from.number && one.roster.knows(to));
+        let known =
+            endpoint.is_some_and(|one| one.incarnation == from.number && one.roster.knows(to));
         if !known {
             return Fate::NotConnected;
         }
         let link = (from.member, to);
-        let to = links.life(to);
+        let to = links.incarnation(to);
         if links.attached(to).is_none() || !links.is_whole(link.0, link.1) {
             links.counts.peer_rpcs_lost += 1;
             return match links.random.below(3) {
@@ -304,7 +312,7 @@ impl Links {
             self.counts.overflowed += messages.len() as u64;
             return messages;
         }
-        let to = self.life(to);
+        let to = self.incarnation(to);
         let nobody = self.attached(to).is_none() || self.cut.contains(&link);
         if nobody || self.loses(link) {
             self.lost(from, to.member, messages, now_ns);

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use crate::raft::{Message, MessageType};
 use crate::types::MemberId;
 
-/// What a member told others, in all its lives.
+/// What a member announced others, in all its lives.
 #[derive(Default)]
 struct Announced {
     term: u64,
@@ -20,7 +20,7 @@ struct Announced {
 /// See the module.
 #[derive(Default)]
 pub struct Promises {
-    told: BTreeMap<MemberId, Announced>,
+    announced: BTreeMap<MemberId, Announced>,
     /// The term in which a member spoke as leader in its present turn.
     leads: BTreeMap<MemberId, u64>,
     broken: Option<String>,
@@ -45,14 +45,14 @@ impl Promises {
         ) {
             self.leads.insert(from, message.term);
         }
-        let told = self.told.entry(from).or_default();
-        told.term = told.term.max(message.term);
+        let announced = self.announced.entry(from).or_default();
+        announced.term = announced.term.max(message.term);
         let vote = match message.get_msg_type() {
             MessageType::MsgRequestVote => from.0,
             MessageType::MsgRequestVoteResponse => message.to,
             _ => return,
         };
-        let before = *told.votes.entry(message.term).or_insert(vote);
+        let before = *announced.votes.entry(message.term).or_insert(vote);
         if before != vote {
             let term = message.term;
             self.broken = Some(format!(
@@ -63,8 +63,9 @@ impl Promises {
 
     /// A member starts in a term. Says what is wrong with that.
     pub fn started(&self, member: MemberId, term: u64) -> Option<String> {
-        let told = self.told.get(&member)?.term;
-        (term < told).then(|| format!("{member} starts in term {term} and was in term {told}"))
+        let announced = self.announced.get(&member)?.term;
+        (term < announced)
+            .then(|| format!("{member} starts in term {term} and was in term {announced}"))
     }
 
     /// The raft thread of a member begins a turn.

@@ -146,11 +146,11 @@ impl Scenario {
         let mut client = Client::new(self.clients, self.world.clients.clone(), random);
         client.member = member;
         let outcome = Arc::new(Mutex::new(None));
-        let told = outcome.clone();
+        let shared = outcome.clone();
         let work = async move {
-            let door = client.clients.door(member);
-            *told.lock() = Some(match door {
-                Some(door) => client.call_at(door, asked).await,
+            let endpoint = client.clients.endpoint(member);
+            *shared.lock() = Some(match endpoint {
+                Some(endpoint) => client.call_at(endpoint, asked).await,
                 None => Outcome::Unknown,
             });
         };
@@ -274,11 +274,11 @@ impl Scenario {
         self.disturbed();
         let condition = self.world.conditions.get_mut(&id).expect("a member");
         condition.may_fail_until = u64::MAX;
-        self.world.nodes[&id].disk.log().fail_next_sync();
+        self.world.members[&id].disk.log().fail_next_sync();
     }
 
     fn others(&self, id: MemberId) -> Vec<MemberId> {
-        let all = self.world.nodes.keys().copied();
+        let all = self.world.members.keys().copied();
         all.filter(|other| *other != id).collect()
     }
 
@@ -300,30 +300,30 @@ impl Scenario {
 
 /// The member that leads in the latest term.
 pub fn leader(world: &World) -> Option<MemberId> {
-    let lives = world.alive().into_iter();
-    let leading = lives.filter_map(|id| {
-        let status = world.life(id)?.raft.status();
+    let processes = world.alive().into_iter();
+    let leading = processes.filter_map(|id| {
+        let status = world.process(id)?.raft.status();
         status.is_leader.then_some((status.term, id))
     });
     leading.max().map(|(_, id)| id)
 }
 
-fn life(world: &World, id: MemberId) -> &Process {
-    world.life(id).expect("a member that runs")
+fn process(world: &World, id: MemberId) -> &Process {
+    world.process(id).expect("a member that runs")
 }
 
 pub fn term(world: &World, id: MemberId) -> u64 {
-    life(world, id).raft.status().term
+    process(world, id).raft.status().term
 }
 
 pub fn last_index(world: &World, id: MemberId) -> u64 {
-    life(world, id).raft.status().last_index
+    process(world, id).raft.status().last_index
 }
 
 pub fn commit_index(world: &World, id: MemberId) -> u64 {
-    life(world, id).raft.status().commit_index
+    process(world, id).raft.status().commit_index
 }
 
 pub fn applied_index(world: &World, id: MemberId) -> u64 {
-    life(world, id).handle.shared().raft.applied_index()
+    process(world, id).handle.shared().raft.applied_index()
 }

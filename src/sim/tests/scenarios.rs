@@ -35,7 +35,7 @@ fn uneven() -> SimConfig {
 
 /// The member that was added.
 fn added(world: &World) -> Option<MemberId> {
-    let joined = world.nodes.keys().find(|id| !world.founders.contains(id));
+    let joined = world.members.keys().find(|id| !world.founders.contains(id));
     joined.copied()
 }
 
@@ -228,7 +228,7 @@ fn a_leader_that_stood_still_knows_that_it_may_have_been_replaced() {
     assert!(
         world
             .world
-            .life(first)
+            .process(first)
             .expect("alive")
             .raft
             .status()
@@ -368,11 +368,15 @@ fn a_member_that_dies_while_it_installs_a_snapshot_finds_it_when_it_starts() {
     }
     world.start(away);
     world.until("about to reset its log", |world| {
-        world.life(away).is_some_and(|life| life.log_resets())
+        world
+            .process(away)
+            .is_some_and(|process| process.log_resets())
     });
     // The log is reset, and the state not switched.
     world.until("reset its log", |world| {
-        world.life(away).is_some_and(|life| !life.log_resets())
+        world
+            .process(away)
+            .is_some_and(|process| !process.log_resets())
     });
     world.kill(away);
     world.start(away);
@@ -395,7 +399,9 @@ fn a_member_whose_disk_fails_while_it_resets_its_log_for_a_snapshot_starts_again
     }
     world.start(away);
     world.until("about to reset its log", |world| {
-        world.life(away).is_some_and(|life| life.log_resets())
+        world
+            .process(away)
+            .is_some_and(|process| process.log_resets())
     });
     // The reset is written, and its sync fails: the log may begin behind the old state.
     world.fail_next_sync(away);

@@ -178,13 +178,19 @@ impl Cluster {
                 }
             },
             Client::Done(at, asked, outcome) => {
-                self.tell(number as u32, at, asked, outcome);
+                self.record(number as u32, at, asked, outcome);
                 Client::Idle
             }
         };
     }
 
-    fn tell(&mut self, client: u32, called_at: Moment, asked: ClientRequest, mut outcome: Outcome) {
+    fn record(
+        &mut self,
+        client: u32,
+        called_at: Moment,
+        asked: ClientRequest,
+        mut outcome: Outcome,
+    ) {
         // As in etcd its revision is the newest one.
         if let Outcome::Answered(Answer::Compaction(answer)) = &mut outcome
             && self.random.once_in(2)
@@ -437,8 +443,10 @@ impl Cluster {
             self.now += MILLISECOND;
             match std::mem::replace(&mut self.clients[number], Client::Idle) {
                 Client::Idle => {}
-                Client::Called(at, asked) => self.tell(number as u32, at, asked, Outcome::Unknown),
-                Client::Done(at, asked, outcome) => self.tell(number as u32, at, asked, outcome),
+                Client::Called(at, asked) => {
+                    self.record(number as u32, at, asked, Outcome::Unknown)
+                }
+                Client::Done(at, asked, outcome) => self.record(number as u32, at, asked, outcome),
             }
         }
         for _ in 0..60 {

@@ -123,7 +123,7 @@ fn answers_to_changes_of_members_are_compared() {
     assert_eq!(kinds(&member_changes(vec![1, 7, 2])), [].into());
     assert_eq!(
         kinds(&member_changes(vec![1, 2])),
-        ["an answer is not what was done"].into()
+        ["an answer does not match its entry"].into()
     );
 }
 
@@ -139,7 +139,7 @@ fn compactions_are_asked_for_unless_members_compact() {
         ..Default::default()
     };
     request(&mut history, 20, compaction);
-    assert_eq!(kinds(&history), ["an entry that nobody asked for"].into());
+    assert_eq!(kinds(&history), ["an entry has no request"].into());
     history.auto_compaction = true;
     assert_eq!(kinds(&history), [].into());
 }
@@ -149,7 +149,7 @@ fn space_may_be_short_where_an_alarm_is_raised() {
     let mut history = History::default();
     let full = Outcome::Refused(Error::NoSpace.text().to_owned());
     operation(&mut history, 10, ClientRequest::Put(put_of("1")), full);
-    let what = "a request was refused for want of space without an alarm";
+    let what = "a request was refused for lack of space without an alarm";
     assert_eq!(kinds(&history), [what].into());
     let alarm = InternalRaftRequest {
         alarm: Some(crate::proto::etcdserverpb::AlarmRequest {
@@ -209,10 +209,7 @@ fn a_refusal_says_what_the_log_says() {
     operation(&mut history, 10, ClientRequest::Put(put), outcome);
     assert_eq!(kinds(&history), [].into());
     history.operations[0].outcome = Outcome::Refused(Error::KeyNotFound.text().to_owned());
-    assert_eq!(
-        kinds(&history),
-        ["a refusal is not what the log says"].into()
-    );
+    assert_eq!(kinds(&history), ["a refusal contradicts the log"].into());
 }
 
 #[test]

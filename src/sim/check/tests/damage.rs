@@ -19,27 +19,27 @@ pub const TABLE: &[(&str, Damage, &str)] = &[
     (
         "answers swapped",
         swap_answers,
-        "an answer is not what was done",
+        "an answer does not match its entry",
     ),
     (
         "revision off by one",
         shift_revision,
-        "an answer is not what was done",
+        "an answer does not match its entry",
     ),
     (
         "answered too soon",
         answer_soon,
-        "a request was answered before it was done",
+        "a request was answered before it was applied",
     ),
     (
         "done too soon",
         ask_late,
-        "a request was done before it was asked for",
+        "a request was applied before it was sent",
     ),
     (
         "refused and done",
         refuse_done,
-        "a refused request was done",
+        "a refused request was applied",
     ),
     (
         "refused for nothing",
@@ -49,7 +49,7 @@ pub const TABLE: &[(&str, Damage, &str)] = &[
     (
         "no space for nothing",
         refuse_space,
-        "a request was refused for want of space without an alarm",
+        "a request was refused for lack of space without an alarm",
     ),
     ("wrong count", count_wrong, "a read's answer is wrong"),
     ("keys outlive a lease", outlive, "a read's answer is wrong"),
@@ -57,7 +57,7 @@ pub const TABLE: &[(&str, Damage, &str)] = &[
     (
         "read of the future",
         read_future,
-        "a read shows what was not done yet",
+        "a read shows a later state",
     ),
     (
         "read of what is compacted",
@@ -77,12 +77,12 @@ pub const TABLE: &[(&str, Damage, &str)] = &[
     (
         "no such lease renewed",
         renew_nothing,
-        "a lease was renewed that was not there",
+        "a lease was renewed that does not exist",
     ),
     (
         "no such lease shown",
         show_nothing,
-        "a lease was shown that was not there",
+        "a lease was shown that does not exist",
     ),
     (
         "wrong time to live",

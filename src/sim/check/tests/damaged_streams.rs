@@ -36,18 +36,14 @@ pub const TABLE: &[(&str, Damage, &str)] = &[
     (
         "progress too soon",
         progress_early,
-        "progress was told ahead of an event",
+        "progress was reported ahead of an event",
     ),
     (
         "event of before",
         early_event,
         "an event is not for its watch",
     ),
-    (
-        "invented event",
-        invent,
-        "an event of nothing that was done",
-    ),
+    ("invented event", invent, "an event has no change"),
     ("garbled event", garble, "an event cannot be read"),
     (
         "never compacted",
@@ -73,7 +69,7 @@ pub const TABLE: &[(&str, Damage, &str)] = &[
         "a watch's header is ahead of the log",
     ),
     ("header behind", header_back, "a watch's revisions go back"),
-    ("split", split, "a response is split and was not to be"),
+    ("split", split, "a response is split without being asked to"),
     ("goes on", go_on, "a cancelled watch went on"),
 ];
 
@@ -326,8 +322,8 @@ fn cancel(made: &mut Made, random: &mut Random) -> Option<()> {
 fn cancel_late(made: &mut Made, random: &mut Random) -> Option<()> {
     let last = pick_open(made, random, true)?;
     let compacted = made.model.compacted;
-    let told = response(made, last).header?.revision;
-    if compacted < 2 || told + 1 < compacted {
+    let complete_to = response(made, last).header?.revision;
+    if compacted < 2 || complete_to + 1 < compacted {
         return None;
     }
     push(made, last, cancelled(compacted));

@@ -46,13 +46,13 @@ fn broken_promises_are_found() {
             Trick::LoseWrite,
             "an acknowledged request is not in the log",
         ),
-        (Trick::Phantom, "an entry that nobody asked for"),
-        (Trick::ApplyTwice, "a request was done twice"),
-        (Trick::ProposeTwice, "a request was done twice"),
-        (Trick::RefuseDone, "a refused request was done"),
+        (Trick::Phantom, "an entry has no request"),
+        (Trick::ApplyTwice, "a request was applied twice"),
+        (Trick::ProposeTwice, "a request was applied twice"),
+        (Trick::RefuseDone, "a refused request was applied"),
         (Trick::RevokeEarly, "a lease was revoked early"),
         (Trick::KeepLease, "a lease was kept for too long"),
-        (Trick::DenyLease, "a lease was denied while it lived"),
+        (Trick::DenyLease, "a live lease was reported as not found"),
     ];
     let mut wrong = Vec::new();
     for (trick, what) in table {
