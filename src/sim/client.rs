@@ -242,7 +242,7 @@ fn outcome<T>(result: Result<Response<T>, Status>, answer: fn(T) -> Answer) -> O
     }
 }
 
-/// What an error tells the client about its request.
+/// What the client may conclude from an error.
 fn failed(status: &Status) -> Outcome {
     let refused = match Error::from_text(status.message()) {
         Some(Error::TooManyRequests) => true,

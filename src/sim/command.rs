@@ -21,7 +21,7 @@ const USAGE: &str =
   --seeds N      run N seeds (200)
   --from S       begin with seed S (1)
   --minutes M    begin no seed after M minutes
-  --seconds V    let faults befall a world for V virtual seconds (40)
+  --seconds V    inject faults for V virtual seconds (40)
   --threads T    worlds side by side (as many as there are processors)
   --seed S       run one seed
   --trace        print what happens in it, line by line

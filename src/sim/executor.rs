@@ -223,7 +223,7 @@ mod tests {
         let mut polls = 0;
         while tasks.poll_one(random) {
             polls += 1;
-            assert!(polls < 10_000, "it does not come to rest");
+            assert!(polls < 10_000, "the tasks never finish");
         }
         polls
     }

@@ -11,7 +11,7 @@ mod targets;
 
 use std::sync::atomic::Ordering;
 
-use self::plan::{AFTERMATH_NS, CENSUS_NS, Event, Kind, MS, SECOND};
+use self::plan::{AFTERMATH_NS, CHECK_MEMBERSHIP_NS, Event, Kind, MS, SECOND};
 use self::targets::{leader, links_to_cut};
 use super::history::Moment;
 use super::world::{Injector, World};
@@ -20,13 +20,13 @@ use crate::storage::Engine as _;
 use crate::storage::memory::Refuses;
 use crate::types::MemberId;
 
-/// A disk that refused something is found out within this.
+/// A disk error is noticed by its member within this time.
 const BROKEN_NS: u64 = 10 * SECOND;
 
-/// What a world calls when a fault is due.
+/// The functions that a world calls when a fault is due.
 pub const INJECTOR: Injector = Injector { strike, cut_short };
 
-/// Does what is due.
+/// Carries out the faults that are due.
 pub fn strike(world: &mut World) {
     let now = world.time.now_ns();
     let Some(entry) = world.faults.agenda.first_entry() else {
@@ -36,19 +36,21 @@ pub fn strike(world: &mut World) {
         return;
     }
     match entry.remove() {
-        Event::Strike => {
+        Event::InjectFault => {
             let faults = &mut world.faults;
             let next = now + faults.random.between(100 * MS, faults.interval_ns);
             if now < faults.until {
-                faults.plan(next, Event::Strike);
+                faults.plan(next, Event::InjectFault);
                 let kinds = faults.kinds.clone();
                 let kind = *faults.random.pick(&kinds);
                 begin(world, kind, now);
             }
         }
-        Event::Census => {
-            world.faults.plan(now + CENSUS_NS, Event::Census);
-            membership::take_census(world);
+        Event::CheckMembership => {
+            world
+                .faults
+                .plan(now + CHECK_MEMBERSHIP_NS, Event::CheckMembership);
+            membership::check_membership(world);
         }
         Event::Die(id) => {
             let id = id.or_else(|| leader(world));
@@ -61,7 +63,7 @@ pub fn strike(world: &mut World) {
         }
         Event::Transfer(to) => elections::transfer(world, to),
         Event::Coup(id) => elections::coup(world, id),
-        Event::Enthrone => {
+        Event::TransferToNewest => {
             if let Some(id) = world.faults.newest {
                 elections::transfer(world, id);
             }
@@ -99,7 +101,7 @@ fn restart(world: &mut World, id: MemberId) {
     }
 }
 
-/// The process stands still.
+/// Pauses the process.
 pub(super) fn pause(world: &mut World, id: MemberId) {
     let now = world.time.now_ns();
     if let Some(condition) = world.conditions.get_mut(&id) {
@@ -121,7 +123,7 @@ pub(super) fn go_on(world: &mut World, id: MemberId) {
     world.network.hold(id, false);
 }
 
-/// One that leads, or takes itself for the leader.
+/// A member that leads, or believes that it leads.
 fn begin(world: &mut World, kind: Kind, now: Moment) {
     let alive = world.alive();
     if alive.is_empty() {
@@ -131,7 +133,7 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
     let leader = leader(world);
     let random = &mut world.faults.random;
     let id = match leader {
-        // A fault at the leader shows the most.
+        // Faults at the leader have the largest effect.
         Some(leader) if random.chance(250) => leader,
         _ => *random.pick(&alive),
     };
@@ -146,9 +148,9 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
             world.faults.plan(later, Event::Restart(id));
         }
         Kind::Stop => {
-            // As a server does when it is told to: first it hands over.
+            // A server that is stopped first hands leadership over, too.
             if let Some(process) = world.process(id) {
-                // A full inbox has other worries.
+                // A full inbox only loses the request.
                 let _ = process.raft.inbox().push(Input::HandOver);
             }
             world.faults.disturbed(soon);
@@ -156,7 +158,7 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
         }
         Kind::Flush => {
             if let Some(member) = world.members.get(&id) {
-                // One that refuses is noticed by its member.
+                // The member notices an error by itself.
                 let _ = member.disk.state().flush();
             }
         }
@@ -208,7 +210,7 @@ fn cut_links(world: &mut World, kind: Kind, id: MemberId, heals_at: Moment) {
     world.faults.plan(heals_at, Event::Heal(links));
 }
 
-/// Messages get lost, doubled and late until `recover_at`.
+/// Loses, duplicates and delays messages until `recover_at`.
 fn worsen_links(world: &mut World, recover_at: Moment) {
     let random = &mut world.faults.random;
     let loss = random.between(5, 250) as u32;
@@ -223,7 +225,7 @@ fn break_disk(world: &mut World, kind: Kind, id: MemberId, until: Moment) {
     if let Some(condition) = world.conditions.get_mut(&id) {
         let since = condition.may_fail_until;
         condition.may_fail_until = match kind {
-            // It may not sync, or write, for long.
+            // Syncs or writes fail for a while.
             Kind::SyncFailure | Kind::EngineFailure => Moment::MAX,
             _ => since.max(until + BROKEN_NS),
         };
@@ -250,7 +252,7 @@ fn break_disk(world: &mut World, kind: Kind, id: MemberId, until: Moment) {
     }
 }
 
-/// Ends a member that is taking over a snapshot.
+/// Ends a member that is installing a received state.
 pub fn cut_short(world: &mut World, id: MemberId) {
     let now = world.time.now_ns();
     if now < world.faults.until {
@@ -264,13 +266,13 @@ pub fn cut_short(world: &mut World, id: MemberId) {
     }
 }
 
-/// Ends every fault, and starts whoever is down.
+/// Ends every fault, and starts every member that is down.
 pub fn heal(world: &mut World) {
     let now = world.time.now_ns();
     world.trace.note(format_args!("everything heals"));
     world.faults.until = 0;
-    let census = |event: &Event| *event == Event::Census;
-    world.faults.agenda.retain(|_, event| census(event));
+    let check = |event: &Event| *event == Event::CheckMembership;
+    world.faults.agenda.retain(|_, event| check(event));
     world.network.heal_all();
     world.network.set_conditions(0, 0, 0);
     let ids: Vec<MemberId> = world.members.keys().copied().collect();
@@ -288,7 +290,7 @@ pub fn heal(world: &mut World) {
     world.faults.busy_until = now + AFTERMATH_NS;
 }
 
-/// The end of the world: what was calm until now is noted.
+/// Records the last calm interval, at the end of the world.
 pub fn close(world: &mut World) {
     let now = world.time.now_ns();
     world.faults.note_calm(now);

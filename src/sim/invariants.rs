@@ -1,5 +1,5 @@
-//! What must hold in a world at every moment, and what can be seen of it from outside: one leader
-//! a term, equal entries at equal indexes, equal states at equal indexes, bounded queues.
+//! Invariants of a world, checked at every step, and accessors to what they need: one leader per
+//! term, equal entries and equal states at equal indexes, bounded queues.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -19,15 +19,15 @@ use crate::types::MemberId;
 /// Where the log of a cluster begins: see `FOUNDING_ENTRY`.
 const FIRST_INDEX: u64 = 2;
 
-/// A busy world takes some ten thousand.
+/// A busy world needs some ten thousand.
 const MAX_STEPS_A_SECOND: u64 = 40_000;
 /// A world has a few dozen clients, each with one request at a time.
 const MAX_PENDING: usize = 400;
-/// Beyond its limit a member takes what it has begun with: a leader its own proposals, a
-/// follower one append.
+/// A queue at its limit still accepts a batch that has been started: the leader's own proposals, or
+/// one append at a follower.
 const MAX_OVERSHOOT_BYTES: usize = 1 << 20;
-/// A state may come to a member again where its answer was lost, and twice a second while the disk
-/// of who takes it over stands still, which is for eight seconds at most.
+/// A state may be sent again if its response was lost, and twice a second while the receiver's disk
+/// is stalled, which takes eight seconds at most.
 const MAX_ARRIVALS: u64 = 24;
 
 impl World {
@@ -44,14 +44,15 @@ impl World {
         }
     }
 
-    /// Tells of terms as members come to them: who is first stands for election.
+    /// Records each member's term; the first member in a new term is a candidate.
     pub(super) fn note_term(&mut self, id: MemberId, term: u64) {
         if self.terms.insert(id, term) != Some(term) {
             self.trace.note(format_args!("{id} is in term {term}"));
         }
     }
 
-    /// Takes what was applied since the last look, and compares it with what others applied.
+    /// Takes what was applied since the last check, and compares it with what other members
+    /// applied.
     pub(super) fn note_applied(&mut self) {
         let now = self.time.now_ns();
         for applied in probe::take_applied() {
@@ -100,7 +101,7 @@ impl World {
             return;
         }
         let state = member.disk.state();
-        // A state that cannot be read ends the member, which is told of.
+        // An unreadable state ends the member, which is reported separately.
         let Ok(mark) = entry_id_of(&state) else {
             return;
         };
@@ -114,7 +115,7 @@ impl World {
         }
     }
 
-    /// Whoever has nothing to do does nothing.
+    /// Checks that idle members do not run.
     pub(super) fn look_for_spin(&mut self, now: u64) {
         let second = now / 1_000_000_000;
         if self.second.0 != second {
@@ -125,7 +126,7 @@ impl World {
         }
     }
 
-    /// No queue may grow beyond its bound.
+    /// Checks the bound of every queue.
     pub(super) fn look_at_queues(&mut self) {
         use crate::replica::inbox::{MAX_WAITING, MAX_WAITING_BYTES};
         let mut over = Vec::new();
@@ -134,7 +135,7 @@ impl World {
                 continue;
             };
             let (inputs, bytes) = process.raft.inbox().waiting();
-            // What a member says to itself is not counted.
+            // Messages to itself are not counted.
             if inputs > MAX_WAITING + 4_096 || bytes > MAX_WAITING_BYTES {
                 over.push(format!("inbox of {id}: {inputs} inputs, {bytes} bytes"));
             }
@@ -164,7 +165,7 @@ impl World {
         }
     }
 
-    /// Nobody votes twice in a term.
+    /// A member votes once per term.
     pub(super) fn look_at_votes(&mut self) {
         let broken = self.network.promises().take_broken();
         if let Some(details) = broken {
@@ -172,14 +173,14 @@ impl World {
         }
     }
 
-    /// Nobody's data is damaged in any world, so nobody may be called corrupt: the cluster would
-    /// take no more writes.
+    /// No fault corrupts a member's data, so no CORRUPT alarm may be raised: it would refuse all
+    /// writes.
     pub(super) fn look_for_false_alarms(&mut self) {
         let accused = self.members.values().find_map(|member| {
             let status = member.process.as_ref()?.handle.shared().status();
             let mut alarms = status.alarms.iter();
             let corrupt = alarms.find(|alarm| {
-                // Operators name members that there never were.
+                // Operators also use ids that no member has.
                 let is_member = self.members.contains_key(&MemberId(alarm.member_id));
                 alarm.alarm == AlarmType::Corrupt as i32 && is_member
             })?;
@@ -193,7 +194,7 @@ impl World {
         }
     }
 
-    /// Between two groups a member says that it has applied what its state holds.
+    /// Between two groups a member reports the applied index of its state.
     pub(super) fn look_at_applied(&mut self, id: MemberId) {
         let Some(member) = self.members.get(&id) else {
             return;
@@ -214,8 +215,8 @@ impl World {
         }
     }
 
-    /// Whoever speaks as leader has the term on its disk: a leader that forgot it could lead in it
-    /// again, and have other entries.
+    /// A leader's term is on its disk before it sends messages as leader: otherwise it could lead
+    /// in that term again, with different entries.
     pub(super) fn look_at_terms(&mut self, id: MemberId) {
         let led = self.network.promises().led_in(id);
         let durable = self
@@ -229,7 +230,7 @@ impl World {
         }
     }
 
-    /// Once all streams are gone nothing is left of their watches.
+    /// After all streams have ended, no watch is left.
     pub fn watches_are_gone(&self) -> bool {
         let mut processes = self
             .members
@@ -249,7 +250,7 @@ impl World {
         })
     }
 
-    /// At rest raft counts on the members that the state names, and on nobody else.
+    /// After convergence raft's configuration equals the members in the state.
     pub fn compare_members(&mut self) {
         let mut differing = Vec::new();
         for member in self.members.values() {
@@ -270,8 +271,8 @@ impl World {
         }
     }
 
-    /// No request is left at any member, given up by its client or not, and nothing waits for a
-    /// thread.
+    /// No request is in progress at any member, whether or not its client still waits, and no work
+    /// is queued for a thread.
     pub fn nothing_waits(&self) -> bool {
         let mut processes = self
             .members
@@ -285,7 +286,7 @@ impl World {
         self.clients.served() == 0 && processes.all(nothing)
     }
 
-    /// Everything that the members have agreed upon is applied by all that run.
+    /// All running members have applied everything that is committed.
     pub fn is_even(&self) -> bool {
         let mut indexes = self.members.values().filter_map(|member| {
             let process = member.process.as_ref()?;
@@ -298,7 +299,7 @@ impl World {
         applied == commit && indexes.all(|(c, a)| a == applied && c == commit)
     }
 
-    /// The members of the cluster that run, learners left out.
+    /// The voters of the cluster that run.
     pub fn serving_members(&self) -> Vec<MemberId> {
         let processes = self
             .members
@@ -313,13 +314,13 @@ impl World {
         voters.filter(|id| self.is_alive(*id)).collect()
     }
 
-    /// Members that were removed from the cluster have ended.
+    /// Members that were removed from the cluster have exited.
     pub fn removed_are_gone(&self) -> bool {
         let removed = self.faults.removed.iter();
         removed.copied().all(|id| !self.is_alive(id))
     }
 
-    /// Nobody has history left to remove.
+    /// No member has history left to remove.
     pub fn compactions_are_done(&self) -> bool {
         let processes = self
             .members
@@ -330,7 +331,7 @@ impl World {
             .all(|engine| compaction::unfinished(engine.latest()).is_ok_and(|left| left.is_none()))
     }
 
-    /// Where each member stands, for people.
+    /// The state of each member, for reports.
     pub fn describe(&self) -> String {
         let (clients, served) = (self.busy_clients(), self.clients.served());
         let mut text = format!("{clients} client tasks, {served} requests;");
@@ -360,7 +361,7 @@ impl World {
         text
     }
 
-    /// The tasks of clients that are not done.
+    /// The number of clients' tasks that are not finished.
     pub fn busy_clients(&self) -> usize {
         self.clients.tasks.len()
     }

@@ -1,7 +1,7 @@
 //! Chance from a seed: the one source of everything that a world leaves open.
 //!
-//! A source is forked for every part of the world that draws by itself, so that one more draw in
-//! one part does not change what befalls all the others.
+//! A source is forked for every part of the world that draws, so that one more draw in
+//! one part does not change the draws of all others.
 
 use parking_lot::Mutex;
 

@@ -1,5 +1,5 @@
-//! One seed from its beginning to its judgement: a world is founded, clients work while faults
-//! befall it, everything heals, the cluster has to serve again, and the history is checked.
+//! One seed from start to verdict: a world is founded, clients work while faults are injected, all
+//! faults heal, the cluster has to serve again, and the history is checked.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,32 +31,32 @@ use crate::types::MemberId;
 use crate::watch;
 
 const SECOND: u64 = 1_000_000_000;
-/// After the last fault a write through every member succeeds within this.
+/// After the last fault a write through every member has to succeed within this time.
 const SERVES_AGAIN_NS: u64 = 15 * SECOND;
-/// As long where members do not ask before they stand: each time one whose log is too short does,
-/// which it wins nothing by, the others wait anew.
+/// The same without pre-vote: each time a member with too short a log starts an election, which it
+/// cannot win, the others restart their timeouts.
 const SERVES_AGAIN_UNASKED_NS: u64 = 40 * SECOND;
-/// Clients end what they are at within this.
+/// Clients finish their current request within this time.
 const CLIENTS_END_NS: u64 = 60 * SECOND;
-/// Where nobody else asks for anything, requests are answered within this.
+/// In an idle cluster requests are answered within this time.
 const QUIET_ANSWERS_NS: u64 = 5 * SECOND;
-/// Members come to rest within this.
+/// Members converge within this time.
 const REST_NS: u64 = 90 * SECOND;
 
-/// What a seed is run with.
+/// Parameters of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct RunOptions {
-    /// For how long clients work and faults befall, in virtual seconds.
+    /// How long clients work and faults are injected, in virtual seconds.
     pub seconds: u64,
     /// Prints the trace.
     pub print: bool,
 }
 
-/// What came of a seed.
+/// The result of a seed.
 #[derive(Default)]
 pub struct Report {
     pub findings: Vec<Finding>,
-    /// Lines of the trace, and a hash of them.
+    /// The number of lines of the trace, and their hash.
     pub trace: (u64, u64),
     pub last_lines: Vec<String>,
     pub virtual_ns: u64,
@@ -111,7 +111,7 @@ fn config(random: &mut Random) -> SimConfig {
     }
 }
 
-/// Runs a seed. A thread of a member that panics ends the world: in a server it ends the process.
+/// Runs a seed. A panic in a member's thread ends the world, as it ends the process of a server.
 pub fn run(seed: u64, options: RunOptions) -> Report {
     std::panic::catch_unwind(|| run_world(seed, options)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -146,7 +146,7 @@ fn run_world(seed: u64, options: RunOptions) -> Report {
     end(world)
 }
 
-/// Everything heals, the cluster has to serve again, and the history is checked.
+/// Heals all faults, waits until the cluster serves again, and checks the history.
 pub(super) fn end(mut world: World) -> Report {
     if world.findings.is_empty() {
         converge(&mut world);
@@ -155,7 +155,7 @@ pub(super) fn end(mut world: World) -> Report {
     judge(world)
 }
 
-/// Clients work and faults befall the world; then it heals.
+/// Runs clients and injects faults; then heals the world.
 fn live(world: &mut World, random: &mut Random, options: RunOptions) {
     let ids: Vec<MemberId> = world.members.keys().copied().collect();
     for id in ids {
@@ -206,7 +206,7 @@ fn converge(world: &mut World) {
         world.busy_clients() == 0
     });
     answer_in_quiet(world);
-    wait_for(world, REST_NS, "members do not come to rest", |world| {
+    wait_for(world, REST_NS, "members do not converge", |world| {
         world.is_even() && world.removed_are_gone() && world.compactions_are_done()
     });
     wait_for(
@@ -225,7 +225,7 @@ fn converge(world: &mut World) {
     compare_histories(world);
 }
 
-/// Lets the world go on until something is true; finds fault if it never is.
+/// Runs the world until a condition holds; adds a finding if it never does.
 fn wait_for(
     world: &mut World,
     limit_ns: u64,
@@ -244,7 +244,7 @@ fn wait_for(
     }
 }
 
-/// Nothing is wrong any more: every member has a write agreed upon, soon.
+/// All faults have healed: every member has to commit a write soon.
 fn serve_again(world: &mut World) {
     let done: Arc<Mutex<BTreeMap<MemberId, bool>>> = Arc::default();
     let ids = world.serving_members();
@@ -282,15 +282,15 @@ fn serve_again(world: &mut World) {
         "the cluster does not serve again after the last fault",
         |world| {
             let done = done.lock();
-            // A member that was removed meanwhile serves nobody.
+            // A member that was removed in the meantime does not serve.
             ids.iter()
                 .all(|id| done.contains_key(id) || !world.serving_members().contains(id))
         },
     );
 }
 
-/// Nobody else asks for anything: who writes and who reads elsewhere meanwhile has an answer, though
-/// no later entry comes to wake it up.
+/// In an idle cluster, a write and reads through other members are answered, though no later entry
+/// comes to wake them up.
 fn answer_in_quiet(world: &mut World) {
     let ids = world.serving_members();
     let answered: Arc<Mutex<u64>> = Arc::default();
@@ -306,7 +306,7 @@ fn answer_in_quiet(world: &mut World) {
             client.pause(0, 3_000).await;
             let key = format!("quiet/{}", client.number);
             let request = match writes {
-                // An entry that no watch hears of: there is no such key.
+                // A write without a watch event: the key does not exist.
                 true => ClientRequest::DeleteRange(DeleteRangeRequest {
                     key: key.into(),
                     ..Default::default()
@@ -330,7 +330,7 @@ fn answer_in_quiet(world: &mut World) {
     );
 }
 
-/// At rest all members' histories have one hash.
+/// After convergence all members' histories have the same hash.
 fn compare_histories(world: &mut World) {
     if !world.findings.is_empty() {
         return;
@@ -363,7 +363,7 @@ fn compare_histories(world: &mut World) {
     }
 }
 
-/// What is left of a member's history.
+/// A member's history after compaction.
 fn kept_by(member: MemberId, read: &dyn Read) -> storage::Result<Kept> {
     let mut revisions = Vec::new();
     let mut log = read.cursor(Family::Revisions, &[], None)?;
@@ -383,8 +383,8 @@ fn kept_by(member: MemberId, read: &dyn Read) -> storage::Result<Kept> {
     })
 }
 
-/// What a server chose that its client was not told: the id of a member that it added, or of a
-/// lease.
+/// Fills in ids that a server chose and whose response its client did not receive: those of added
+/// members and of leases.
 fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, AppliedEntry)]) {
     let granted: BTreeMap<i64, i64> = entries
         .iter()
@@ -398,14 +398,14 @@ fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, AppliedEntry)]) {
         if let ClientRequest::LeaseGrant(grant) = &mut operation.request
             && grant.id == 0
         {
-            // No other has its time to live.
+            // Its TTL is unique.
             grant.id = granted.get(&grant.ttl).copied().unwrap_or_default();
         }
         let ClientRequest::Member(asked) = &mut operation.request else {
             continue;
         };
         let added = entries.iter().find_map(|(_, entry)| match &entry.payload {
-            // Nobody else has its URLs.
+            // Its peer URLs are unique.
             Payload::Member(change) if change.change == asked.change => Some(change.member_id),
             _ => None,
         });
@@ -415,7 +415,7 @@ fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, AppliedEntry)]) {
     }
 }
 
-/// When the only member stood still, until there were others.
+/// The intervals in which the only member was paused, until others were added.
 fn stood_still(world: &World) -> Vec<(u64, u64)> {
     let changes = |(_, entry): &&(u64, AppliedEntry)| matches!(entry.payload, Payload::Member(_));
     let first = world.entries.iter().find(changes);
@@ -467,7 +467,7 @@ fn judge(mut world: World) -> Report {
         paths: probe::take_reached(),
         findings,
     };
-    // Those who are still there end with the world.
+    // The remaining tasks end with the world.
     for member in world.members.into_values() {
         if let Some(process) = member.process {
             process.tasks.clear();

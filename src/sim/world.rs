@@ -1,11 +1,11 @@
 //! A world: members, clients and what is between them, on one thread in virtual time.
 //!
-//! The scheduler knows what could happen next - a turn of a thread of a member, a task that is
-//! ready, a message that arrives, a timer, a fault - and when, and always does the earliest. How
-//! long each takes is drawn from the seed, and with it the order in which they happen.
+//! The scheduler knows the next possible events - a turn of a member's thread, a ready task, the
+//! arrival of a message, a timer, a fault - with their times, and always executes the earliest. How
+//! long each takes is drawn from the seed, and so is the order in which they happen.
 //!
-//! What must hold at every moment is looked at as it happens, in `look`. What needs the whole
-//! history is left to `check`.
+//! Invariants are checked after every step (`invariants`). What needs the whole history is left to
+//! `check`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::storage::memory;
 use crate::transport::Peer;
 use crate::types::MemberId;
 
-/// What can happen next.
+/// The next event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Next {
     Fault,
@@ -39,7 +39,7 @@ enum Next {
     Blocking(MemberId),
 }
 
-/// When the parts of a member that have something to do will do it.
+/// When the threads and tasks of a member that have work will do it.
 #[derive(Default)]
 struct Agenda {
     raft: Option<Moment>,
@@ -49,28 +49,28 @@ struct Agenda {
     blocking: Option<Moment>,
 }
 
-/// What a member's disk and process are like just now.
+/// The present condition of a member's disk and process.
 #[derive(Default)]
 pub struct Condition {
-    /// The process stands still.
+    /// The process is paused.
     pub paused: bool,
     pub paused_since: Moment,
-    /// The disk takes nothing until then.
+    /// The disk is stalled until then.
     pub stalled_until: Moment,
-    /// It was removed from the cluster, or its data is gone: it never comes back.
+    /// It was removed from the cluster, or its data is gone: it is never started again.
     pub gone: bool,
-    /// A fault was put on its disk: it may end by itself until then.
+    /// A fault was injected into its disk: it may exit until then.
     pub may_fail_until: Moment,
-    /// One that its log has to do with: it may not even start until then.
+    /// The fault affects its log: until then it may even fail to start.
     pub may_not_start_until: Moment,
 }
 
-/// How faults are carried out, handed in: a world knows when one is due, not what it does.
+/// How faults are carried out, handed in: the world knows when one is due, and nothing else of it.
 #[derive(Clone, Copy)]
 pub struct Injector {
-    /// Does what is due.
+    /// Carries out the faults that are due.
     pub strike: fn(&mut World),
-    /// Ends a member that is taking over a received state.
+    /// Ends a member that is installing a received state.
     pub cut_short: fn(&mut World, MemberId),
 }
 
@@ -91,28 +91,28 @@ pub struct World {
     pub entries: Vec<(Moment, AppliedEntry)>,
     pub kept: Vec<Kept>,
     pub steps: u64,
-    /// The second that it is, and how many steps there were before it.
+    /// The current virtual second, and the number of steps before it.
     pub(super) second: (u64, u64),
     pub founders: Vec<MemberId>,
     agendas: BTreeMap<MemberId, Agenda>,
     pub(super) leaders: BTreeMap<u64, MemberId>,
-    /// In which term each member was last seen.
+    /// The last term of each member.
     pub(super) terms: BTreeMap<MemberId, u64>,
     pub(super) hashes: BTreeMap<u64, (u64, MemberId)>,
     urls: u64,
 }
 
-/// What broke a disk may break it again for so long.
+/// A broken disk may fail again within this time.
 const SETTLED_NS: u64 = 10_000_000_000;
-/// No world needs nearly as many steps.
+/// Far more steps than any world needs.
 const MAX_STEPS: u64 = 3_000_000;
-/// Nor does one step need nearly as many reads of an engine.
+/// Far more engine reads than any step needs.
 const MAX_READS_A_STEP: u64 = 1_000_000;
-/// Bounds of queues are looked at after so many steps.
+/// Bounds of queues are checked once in this many steps.
 const STEPS_PER_LOOK: u64 = 256;
 
 impl World {
-    /// A cluster that has just been founded, with nobody started.
+    /// A cluster that has just been founded, with no member running.
     pub fn new(
         mut random: Random,
         members: u64,
@@ -120,7 +120,7 @@ impl World {
         injector: Injector,
         print: bool,
     ) -> Self {
-        // Entries of an earlier world on this thread are none of ours.
+        // Discards entries of an earlier world on this thread.
         let _ = probe::take_applied();
         let time = Time::new();
         let trace = Trace::new(time.clone(), print);
@@ -171,7 +171,7 @@ impl World {
         world
     }
 
-    /// The address of a member to be.
+    /// The peer URL of a member to be added.
     pub fn new_url(&mut self) -> String {
         self.urls += 1;
         format!("http://10.0.0.{}:2380", self.urls)
@@ -191,7 +191,7 @@ impl World {
         self.members.insert(member.id, member);
     }
 
-    /// Makes a member that joins, with nothing on its disk.
+    /// Creates a joining member with an empty disk.
     pub fn add_joiner(&mut self, id: MemberId, first_peers: Vec<Peer>) {
         let disk = self.new_drive(id);
         let drift_ppm = self.random_drift();
@@ -224,7 +224,7 @@ impl World {
         self.members.get(&id)?.process.as_ref()
     }
 
-    /// Starts a member that is down.
+    /// Starts a member that is not running.
     pub fn start(&mut self, id: MemberId) {
         let random = self.random.fork(id.0);
         let around = MemberEnv {
@@ -273,7 +273,7 @@ impl World {
         }
     }
 
-    /// Ends a member's process at once. Without power its disk forgets what was not synced.
+    /// Kills a member's process. If the machine loses power, its disk loses what was not synced.
     pub fn die(&mut self, id: MemberId, power: bool) {
         self.clients.close(id);
         let seed = self.random.next();
@@ -286,12 +286,12 @@ impl World {
             return;
         };
         if mid_write && process.log_jobs.is_some() {
-            // The end comes while the log is being written.
+            // It dies while the log is being written.
             {
                 let disk = member.disk.log();
                 disk.stop_at(disk.operations() + after);
             };
-            // What it says no longer matters.
+            // Its panics no longer count.
             let _ = process.finish_log();
         }
         process.tasks.clear();
@@ -311,8 +311,7 @@ impl World {
         self.trace.note(format_args!("{id} dies, power {power}"));
     }
 
-    /// Ends a member's process in order: the threads do what they were given, and the state is
-    /// made durable.
+    /// Stops a member's process in order: its threads finish their work, and the state is flushed.
     pub fn stop(&mut self, id: MemberId) {
         let paused = self.conditions.get(&id).is_some_and(|c| c.paused);
         let Some(member) = self.members.get_mut(&id).filter(|_| !paused) else {
@@ -329,7 +328,7 @@ impl World {
         }
     }
 
-    /// Lets the world go on until a moment.
+    /// Runs the world until a time.
     pub fn run_until(&mut self, end: Moment) {
         while let Some((at, next)) = self.next() {
             if at > end || !self.findings.is_empty() {
@@ -343,8 +342,7 @@ impl World {
         }
     }
 
-    /// Lets the world go on, one step at a time, until something is so; false where it never is
-    /// before the moment.
+    /// Runs the world step by step until a condition holds; false if it does not by the given time.
     #[cfg(test)]
     pub fn run_until_so(&mut self, end: Moment, mut is_so: impl FnMut(&World) -> bool) -> bool {
         while !is_so(self) {
@@ -358,7 +356,7 @@ impl World {
         true
     }
 
-    /// What happens next, and when.
+    /// The next event, and its time.
     fn next(&mut self) -> Option<(Moment, Next)> {
         let now = self.time.now_ns();
         let mut next: Option<(Moment, Next)> = None;
@@ -413,7 +411,7 @@ impl World {
         match next {
             Next::Fault => (self.injector.strike)(self),
             Next::Delivery => self.network.deliver_due(now, &mut self.random),
-            // Moving the time has fired it.
+            // Advancing the time has fired it.
             Next::Timer => {}
             Next::ClientTask => {
                 self.clients.tasks.poll_one(&mut self.random);
@@ -434,7 +432,8 @@ impl World {
                     |process, _| process.finish_log(),
                     |agenda| &mut agenda.log,
                 );
-                // The log is the new one and the state the old: a moment that seldom lasts.
+                // The log has been reset and the state not yet switched: a short moment in which
+                // faults matter.
                 if resets && self.random.chance(100) {
                     (self.injector.cut_short)(self, id);
                 }
@@ -516,7 +515,7 @@ impl World {
         condition.is_some_and(|condition| self.time.now_ns() <= condition.may_fail_until)
     }
 
-    /// A member ended by itself.
+    /// A member exited.
     fn failed(&mut self, id: MemberId, reason: &str) {
         self.trace.note(format_args!("{id} cannot go on: {reason}"));
         let expected = self.may_fail(id);
@@ -535,7 +534,7 @@ impl World {
 }
 
 impl Agenda {
-    /// Draws when what has become due will be done.
+    /// Draws the times at which work that has become due will be done.
     fn plan(
         &mut self,
         process: &mut Process,
@@ -570,7 +569,7 @@ impl Agenda {
     }
 }
 
-/// How long a write with its sync takes.
+/// The duration of a write with its sync.
 fn write_ns(random: &mut Random) -> u64 {
     match random.below(100) {
         0 => random.between(5_000_000, 80_000_000),

@@ -168,7 +168,7 @@ impl<'a> Lease<'a> {
         self.life.from <= from && self.life.until.is_none_or(|until| last < until)
     }
 
-    /// Finds a calm interval in which nobody renewed the lease and it was not revoked.
+    /// Finds a calm interval in which the lease was neither renewed nor revoked.
     fn check_kept(
         &self,
         leaders: &[Moment],

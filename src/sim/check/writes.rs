@@ -158,8 +158,8 @@ enum Suspect {
     /// A member's background job.
     Job,
     /// A request that already has its entry.
-    Somebody,
-    Nobody,
+    MatchedRequest,
+    NoRequest,
 }
 
 struct Matching<'a> {
@@ -241,8 +241,8 @@ impl Matching<'_> {
             }
             Suspect::Job => return,
             Suspect::Operation(operation) => (self.accuse(operation, place), Some(operation)),
-            Suspect::Somebody => ("a request was applied twice", None),
-            Suspect::Nobody => ("an entry has no request", None),
+            Suspect::MatchedRequest => ("a request was applied twice", None),
+            Suspect::NoRequest => ("an entry has no request", None),
         };
         let asked = operation.map(|operation| &self.history.operations[operation]);
         if let Some(operation) = operation {
@@ -273,8 +273,8 @@ impl Matching<'_> {
             .or_else(|| self.free(group, |_| true).next());
         match free {
             Some(operation) => Suspect::Operation(operation),
-            None if group.operations.is_empty() => Suspect::Nobody,
-            None => Suspect::Somebody,
+            None if group.operations.is_empty() => Suspect::NoRequest,
+            None => Suspect::MatchedRequest,
         }
     }
 

@@ -1,4 +1,4 @@
-//! Whom a fault strikes.
+//! Chooses the members and links that a fault affects.
 
 use std::collections::BTreeSet;
 

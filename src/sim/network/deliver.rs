@@ -1,4 +1,4 @@
-//! How what flies arrives, and what becomes of it there.
+//! Delivers what is in flight, and handles its result.
 
 use std::sync::Weak;
 
@@ -14,7 +14,7 @@ use crate::sim::states::SimDisks;
 use crate::transport::{PeerMessage, SnapshotDir};
 use crate::types::MemberId;
 
-/// Those that are due may overtake this many others.
+/// Messages that are due may be reordered within this many others.
 const OVERTAKEN: u64 = 8;
 
 impl SimNetwork {
@@ -62,7 +62,7 @@ impl SimNetwork {
             },
             Payload::PeerResponse { answer, answer_to } => {
                 if attached.is_some() && self.reaches(from, to) {
-                    // Whoever asked may have given up.
+                    // The requester may have timed out.
                     let _ = answer_to.send(answer);
                 } else {
                     self.links.lock().counts.peer_rpcs_lost += 1;
@@ -77,7 +77,7 @@ impl SimNetwork {
         }
     }
 
-    /// What needs both ways of a connection.
+    /// Requests that need both directions of a connection.
     fn reaches(&self, from: Incarnation, to: Incarnation) -> bool {
         self.links.lock().is_whole(from.member, to.member)
     }
@@ -155,7 +155,7 @@ impl SimNetwork {
     ) {
         let Attached { inbound, tasks } = attached;
         let is_removed = inbound.is_removed(from.member);
-        // Anyone may ask who is here.
+        // Needs no identity.
         let describes = matches!(question.request, Some(Kind::Describe(_)));
         if is_removed && !describes {
             self.links.lock().report_removed(from, 1_000, now_ns);
@@ -185,7 +185,7 @@ impl SimNetwork {
         if !links.is_alive(from) || links.is_full(link) || links.loses(link) {
             links.counts.peer_rpcs_lost += 1;
             drop(links);
-            // Whoever waits finds the connection broken.
+            // The requester sees a broken connection.
             drop(answer_to);
             return;
         }
@@ -194,7 +194,7 @@ impl SimNetwork {
         links.launch(due_ns, InFlight { from, to, payload });
     }
 
-    /// What its own network tells a member.
+    /// Delivers a notification from the member's own network.
     fn notice(&self, to: Incarnation, notice: Payload, attached: &Attached) {
         let inbound = &attached.inbound;
         match notice {
@@ -214,7 +214,7 @@ impl SimNetwork {
             } => {
                 let link = (to.member, peer);
                 let mut links = self.links.lock();
-                // One that could not be begun has no number.
+                // A transfer that could not start has no number.
                 let news = number == 0 || links.transfers.get(&link) == Some(&number);
                 if number != 0 && news {
                     links.transfers.remove(&link);
@@ -232,7 +232,7 @@ impl SimNetwork {
         }
     }
 
-    /// The peers of a member that stood still for a while give it up.
+    /// A member was paused for a while: its peers consider it silent.
     fn silence(&self, member: MemberId, number: u64, now_ns: u64) {
         let mut links = self.links.lock();
         if links.held.get(&member) == Some(&number) {
@@ -243,7 +243,7 @@ impl SimNetwork {
     }
 }
 
-/// A snapshot on its way; its sender hears how that went, once, whatever happens.
+/// A snapshot in flight; its sender is informed of the outcome exactly once.
 struct Transfer {
     network: Weak<SimNetwork>,
     from: Incarnation,
@@ -263,7 +263,7 @@ impl Drop for Transfer {
             return;
         }
         let back = (self.to.member, self.from.member);
-        // The peer may have it and not be able to say so.
+        // The peer may have received it and be unable to answer.
         let taken = self.taken && links.is_whole(back.0, back.1) && !links.loses(back);
         links.counts.snapshots_cut += u64::from(!taken);
         let payload = Payload::SnapshotSent {
@@ -276,7 +276,7 @@ impl Drop for Transfer {
 }
 
 impl Links {
-    /// One of those that are due. What comes to a member that stands still is put aside.
+    /// Takes one of the flights that are due. Those to a paused member are held.
     fn take_due(&mut self, now_ns: u64, random: &mut Random) -> Option<InFlight> {
         loop {
             let due = self.flying.range(..=(now_ns, u64::MAX));

@@ -1,4 +1,4 @@
-//! The members of a world as the network sees them, and what lies between them.
+//! The members as the network knows them, and the links between them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -14,25 +14,25 @@ use crate::sim::random::Random;
 use crate::transport::{Inbound, PeerMessage, Roster};
 use crate::types::MemberId;
 
-/// From whom to whom.
+/// Sender and receiver.
 pub type Link = (MemberId, MemberId);
 
-/// Who takes what comes to a member.
+/// What handles a member's incoming messages.
 #[derive(Clone)]
 pub struct Attached {
     pub inbound: Arc<dyn Inbound>,
     pub tasks: Arc<Tasks>,
 }
 
-/// One life of a member.
+/// A running process of a member.
 pub struct Endpoint {
     pub incarnation: u64,
     pub clock: Arc<dyn Clock>,
     pub roster: Roster,
     pub attached: Option<Attached>,
-    /// What came while the member was held.
+    /// Flights to a member that is paused.
     pub waiting: VecDeque<InFlight>,
-    /// Since when, by its clock, a peer has been connected.
+    /// Since when a peer has been connected, by the member's clock.
     pub connected: BTreeMap<MemberId, Duration>,
 }
 
@@ -49,28 +49,28 @@ impl Endpoint {
     }
 }
 
-/// All that is behind the lock.
+/// The state behind the lock.
 pub struct Links {
     pub random: Random,
     pub conditions: LinkConditions,
-    /// What any message takes at least.
+    /// The minimum delay of every message.
     pub distance_ns: u64,
-    /// What each link loses of a thousand, once it was used in this conditions.
+    /// Per mille lost on each link, once it was used under the present conditions.
     pub losses: BTreeMap<Link, u32>,
     pub cut: BTreeSet<Link>,
     pub endpoints: BTreeMap<MemberId, Endpoint>,
-    /// Members that stand still, each since some number.
+    /// Paused members, each with the number of its pause.
     pub held: BTreeMap<MemberId, u64>,
-    /// Those of them that were found silent.
+    /// Those of them that are considered silent.
     pub silent: BTreeSet<MemberId>,
-    /// By the moment at which they are due, and then in the order in which they began.
+    /// By due time, then in the order in which they were sent.
     pub flying: BTreeMap<(u64, u64), InFlight>,
     on_link: BTreeMap<Link, usize>,
-    /// Snapshots of which the sender has not heard yet.
+    /// Snapshots of which the sender does not know the outcome yet.
     pub transfers: BTreeMap<Link, u64>,
     last_number: u64,
     pub most_in_flight: usize,
-    /// How often a state, by its index, came whole to a life.
+    /// How often a state, by its index, was received completely by a process.
     pub arrivals: BTreeMap<(u64, u64), u64>,
     pub counts: Counts,
 }
@@ -96,13 +96,13 @@ impl Links {
         }
     }
 
-    /// A number that was never given before.
+    /// A number that was not used before.
     pub fn new_incarnation(&mut self) -> u64 {
         self.last_number += 1;
         self.last_number
     }
 
-    /// The member as it lives now; a life of number 0 where it does not.
+    /// The running process of the member; number 0 if there is none.
     pub fn incarnation(&self, member: MemberId) -> Incarnation {
         let number = self.endpoints.get(&member).map_or(0, |one| one.incarnation);
         Incarnation { member, number }
@@ -114,7 +114,7 @@ impl Links {
             .is_some_and(|endpoint| endpoint.incarnation == incarnation.number)
     }
 
-    /// Who takes what comes to this life, if it is there and takes anything.
+    /// The handler of this process, if it runs and is attached.
     pub fn attached(&self, incarnation: Incarnation) -> Option<&Attached> {
         let endpoint = self.endpoints.get(&incarnation.member)?;
         let attached = endpoint.attached.as_ref()?;
@@ -125,7 +125,7 @@ impl Links {
         !self.cut.contains(&(one, other)) && !self.cut.contains(&(other, one))
     }
 
-    /// Whether the link loses what passes it now.
+    /// Whether the link loses this message.
     pub fn loses(&mut self, link: Link) -> bool {
         if self.conditions.loss_per_mille >= 1_000 {
             return true;
@@ -138,7 +138,7 @@ impl Links {
         random.chance(*loss)
     }
 
-    /// How long a message takes now.
+    /// The delay of a message sent now.
     pub fn message_delay(&mut self) -> u64 {
         let slow = self.random.chance(self.conditions.slow_per_mille);
         self.counts.delayed_long += u64::from(slow);
@@ -155,13 +155,13 @@ impl Links {
         self.most_in_flight = self.most_in_flight.max(self.in_flight());
     }
 
-    /// Launches what is counted on its link already.
+    /// Sends what has already been counted on its link.
     pub fn relaunch(&mut self, due_ns: u64, flight: InFlight) {
         let number = self.new_incarnation();
         self.flying.insert((due_ns, number), flight);
     }
 
-    /// Takes a flight off its link.
+    /// Removes a flight from its link.
     pub fn landed(&mut self, flight: &InFlight) {
         let link = (flight.from.member, flight.to.member);
         if flight.is_on_a_link()
@@ -182,7 +182,7 @@ impl Links {
         self.flying.len() + waiting.sum::<usize>()
     }
 
-    /// Has a member's own network tell it something, after a moment.
+    /// Delivers a notification from the member's own network, after a moment.
     pub fn notify(&mut self, member: MemberId, payload: Payload, now_ns: u64) {
         let to = self.incarnation(member);
         let due_ns = now_ns + Delay::Notice.draw(&mut self.random);
@@ -190,7 +190,7 @@ impl Links {
         self.launch(due_ns, InFlight { from, to, payload });
     }
 
-    /// Has some of a member's peers hear that it is gone.
+    /// Notifies some of a member's peers that it is gone.
     pub fn spread_unreachable(&mut self, member: MemberId, now_ns: u64, per_mille: u32) {
         let knowing = self.endpoints.iter();
         let knowing = knowing.filter(|(_, endpoint)| endpoint.roster.knows(member));
@@ -202,7 +202,7 @@ impl Links {
         }
     }
 
-    /// What was sent did not arrive, and will not: its sender may hear so.
+    /// What was sent has been lost; its sender may be notified.
     pub fn lost(
         &mut self,
         from: Incarnation,
@@ -225,8 +225,8 @@ impl Links {
         }
     }
 
-    /// Breaks off the snapshots that a member sends. What is returned is to be dropped without
-    /// the lock.
+    /// Aborts the snapshots that a member sends. The caller drops the returned values without the
+    /// lock.
     pub fn ground_snapshots(&mut self, member: MemberId) -> Vec<InFlight> {
         let sent = |flight: &InFlight| {
             flight.from.member == member && matches!(flight.payload, Payload::Snapshot { .. })
@@ -255,13 +255,13 @@ impl Links {
         fallen
     }
 
-    /// True where a member knows how to reach the other.
+    /// True if a member knows an address of the other.
     pub fn knows(&self, member: MemberId, peer: MemberId) -> bool {
         let endpoint = self.endpoints.get(&member);
         endpoint.is_some_and(|endpoint| endpoint.roster.knows(peer))
     }
 
-    /// A call says where its caller listens.
+    /// A call carries the caller's peer URLs.
     pub fn learn_address(&mut self, member: MemberId, caller: MemberId) {
         if self.knows(member, caller) || probe::injected(Defect::UnlistedUnanswered) {
             return;
@@ -276,7 +276,7 @@ impl Links {
         }
     }
 
-    /// Finds anew who is connected with whom.
+    /// Updates which members are connected.
     pub fn reconnect(&mut self) {
         let here = |member: &MemberId| {
             let endpoint = self.endpoints.get(member)?;
@@ -307,7 +307,7 @@ impl Links {
     }
 }
 
-/// What those who forwarded these are told.
+/// What the senders of these forwarded proposals are notified of.
 pub fn refusals(messages: &[PeerMessage], error: Error) -> Vec<PeerMessage> {
     let refusal = |message: &PeerMessage| match message {
         PeerMessage::Forwarded(forwarded) => Some(PeerMessage::Refused {

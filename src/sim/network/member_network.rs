@@ -1,4 +1,4 @@
-//! The network as one life of a member sees it, and how what it says begins to fly.
+//! The network as seen by one process of a member: how it sends messages, requests and snapshots.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::sim::executor::Tasks;
 use crate::transport::{Inbound, Network, Peer, PeerMessage, SnapshotDir};
 use crate::types::MemberId;
 
-/// What breaks of the snapshots on their way even in fine conditions, of a thousand.
+/// Per mille of snapshot transfers that fail even under good conditions.
 const BREAKS_PER_MILLE: u32 = 20;
 
 /// See the module.
@@ -45,8 +45,8 @@ impl MemberNetwork {
 }
 
 impl SimNetwork {
-    /// The network for a life of a member that begins now; its clock says how long answers are
-    /// waited for, and its tasks run what takes a while. Nothing comes in before `attach`.
+    /// The network for a process that starts now. Response timeouts follow its clock, and its tasks
+    /// run long operations. Nothing is received before `attach`.
     pub fn network(
         &self,
         member: MemberId,
@@ -148,20 +148,20 @@ impl Network for MemberNetwork {
     }
 }
 
-/// What becomes of a question.
+/// What happens to a request.
 enum Fate {
     NotConnected,
-    /// Nothing is heard until the limit, and then this.
+    /// No response until the timeout, and then this error.
     Silent(Error),
     Asked {
-        /// Closed where no answer will come.
+        /// Closed without a value if no response will come.
         answer: oneshot::Receiver<Result<PeerResponse, Error>>,
-        /// Whoever asks does not notice a broken connection.
+        /// The requester does not notice the broken connection.
         patient: bool,
     },
 }
 
-/// What a member hears of messages within the very call that sends them.
+/// Notifications that a sender gets within the call that sends.
 struct Unsent {
     attached: Option<Attached>,
     to: MemberId,
@@ -209,7 +209,7 @@ impl SimNetwork {
             unsent.messages = messages;
         } else {
             unsent.error = Error::TooManyRequests;
-            // A batch stays together, or each of its messages goes its own way.
+            // The messages of a batch are lost and delayed together, or separately.
             let together = links.random.chance(500);
             let groups = match together {
                 true => vec![messages],
@@ -277,7 +277,7 @@ impl SimNetwork {
             links.counts.peer_rpcs_lost += 1;
             return match links.random.below(3) {
                 0 => Fate::NotConnected,
-                // No connection could be made in time, or one was there that is dead.
+                // The connection could not be established in time, or is dead.
                 1 => Fate::Silent(Error::NoLeader),
                 _ => Fate::Silent(Error::Timeout),
             };
@@ -299,7 +299,7 @@ impl SimNetwork {
 }
 
 impl Links {
-    /// Returns what found no room.
+    /// Returns the messages for which the link had no room.
     fn send_group(
         &mut self,
         from: Incarnation,
@@ -320,7 +320,7 @@ impl Links {
         }
         let duplicates = self.conditions.duplicates_per_mille;
         for message in &messages {
-            // What else there is travels on a stream, which repeats nothing.
+            // All other messages use a stream, which does not repeat.
             if matches!(message, PeerMessage::Raft(_)) && self.random.chance(duplicates) {
                 self.counts.duplicated += 1;
                 let due_ns = now_ns + self.message_delay();

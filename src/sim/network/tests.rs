@@ -1,4 +1,4 @@
-//! What the network promises, tried on members that only take notes.
+//! Tests of the simulated network, with members that only record what they receive.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ const MS: u64 = 1_000_000;
 
 #[derive(Clone, Debug, PartialEq)]
 enum Note {
-    /// A raft message, known by its index.
+    /// A raft message, identified by its index.
     Raft(u64, u64),
     Forwarded(u64, u64),
     Refused(u64, u64, Error),
@@ -37,14 +37,14 @@ enum Note {
     Removed,
 }
 
-/// A member.
+/// A recording member.
 struct Member {
     notes: Mutex<Vec<Note>>,
     removed: Mutex<Vec<MemberId>>,
     disks: Arc<SimDisks>,
-    /// Takes snapshots over, or does not.
+    /// Whether it accepts snapshots.
     takes: Mutex<bool>,
-    /// Answers questions, or thinks about them for ever.
+    /// Whether it answers requests, or never responds.
     answers: Mutex<bool>,
 }
 
@@ -135,7 +135,7 @@ fn id(number: usize) -> MemberId {
 }
 
 impl TestNetwork {
-    /// Members are numbered from 1; at 0 running nobody's neighbour.
+    /// Members are numbered from 1; slot 0 is unused.
     fn new(seed: u64, members: usize) -> Self {
         let mut random = Random::new(seed);
         let (time, disks) = (Time::new(), SimDisks::new());
@@ -197,7 +197,7 @@ impl TestNetwork {
         }
     }
 
-    /// Runs until nothing is under way, for a while at most.
+    /// Runs until nothing is in flight, within a time limit.
     fn run_for(&mut self, ns: u64) {
         let end = self.time.now_ns() + ns;
         loop {
@@ -213,7 +213,7 @@ impl TestNetwork {
         }
     }
 
-    /// Asks, and returns what becomes of it and when.
+    /// Sends a request, and returns its outcome and the time.
     fn ask(&self, from: usize, to: usize, kind: Option<Kind>) -> Asking {
         let asking = Asking::default();
         let (network, noted) = (self.running[from].network.clone(), asking.clone());
@@ -503,7 +503,7 @@ fn a_member_that_stands_still_gets_it_all_when_it_goes_on() {
     assert!(world.running[1].network.active_since(id(2)).is_some());
     world.run_for(MS);
     assert_eq!(world.notes(2).len(), 50);
-    // Dead is dead, however still it stood.
+    // A dead process receives nothing, paused or not.
     world.network.hold(id(2), true);
     world.send(1, 2, vec![raft(2, 1), forwarded(3)]);
     world.run_for(MS);
@@ -550,7 +550,7 @@ fn questions_are_answered() {
     assert_eq!(*nobody.lock(), Some((Err(Error::NoLeader), 0)));
 }
 
-/// The errors that questions end with, and whether it took the whole limit.
+/// The errors of failed requests, and whether each took the whole timeout.
 fn failures(
     prepare: impl Fn(&mut TestNetwork),
     interfere: impl Fn(&mut TestNetwork),
@@ -642,7 +642,7 @@ fn a_snapshot_that_fails_is_reported_once() {
             world.network.detach(id(2));
         },
         |world| {
-            // It arrives, and its receiver dies with it.
+            // It arrives, and its receiver dies.
             let mut next = world.network.next_delivery();
             while let Some(at) = next.filter(|_| world.running[2].tasks.is_empty()) {
                 world.time.advance_to(at);
