@@ -1,17 +1,17 @@
-//! Gathers linearizable reads into rounds: one question to the quorum serves all reads that
-//! waited when it was asked.
+//! Groups linearizable reads into rounds: one read index request to the quorum serves all reads
+//! that waited when it was sent.
 //!
-//! raft-rs drops such a question silently where there is no leader or the leader has not
-//! committed in its term, and mixes up questions of equal contexts. So contexts are unique, and
-//! a round without an answer asks again; an answer to any of its questions will do, since all
-//! its reads were there before the first.
+//! raft-rs silently drops such a request if there is no leader or the leader has not committed in
+//! its term, and confuses requests with equal contexts. So contexts are unique, and a round without
+//! a response repeats its request; a response to any of them will do, since all its reads arrived
+//! before the first.
 
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::types::MemberId;
 
 /// Reads that may wait at once.
 const MAX_WAITING: usize = 100_000;
-/// Ticks after which a round asks again.
+/// Ticks after which a round repeats its request.
 const RETRY_TICKS: u64 = 2;
 
 struct WaitingRead<T> {
@@ -19,11 +19,11 @@ struct WaitingRead<T> {
     expires_at_tick: u64,
 }
 
-/// The reads of one round, and the questions asked for them.
+/// The reads of one round, and the contexts of its requests.
 struct Round<T> {
     questions: Vec<u64>,
     asked_at_tick: u64,
-    /// The leadership under which it was asked last.
+    /// The term of the last request.
     term: u64,
     reads: Vec<WaitingRead<T>>,
 }
@@ -39,7 +39,7 @@ pub struct ReadIndex<T> {
 }
 
 impl<T> ReadIndex<T> {
-    /// `first_question` must be one that this member did not use in an earlier life.
+    /// `first_question` must be a context that this member has not used before a restart.
     pub fn new(member: MemberId, first_question: u64, limit_ticks: u64) -> Self {
         Self {
             member,
@@ -50,7 +50,7 @@ impl<T> ReadIndex<T> {
         }
     }
 
-    /// Has a read wait; gives it back where too many do.
+    /// Adds a read; returns it if too many wait.
     pub fn push(&mut self, read: T, tick: u64) -> Result<(), T> {
         if self.len() >= MAX_WAITING {
             return Err(read);
@@ -66,7 +66,7 @@ impl<T> ReadIndex<T> {
         Ok(())
     }
 
-    /// Reads that wait.
+    /// The number of waiting reads.
     pub fn len(&self) -> usize {
         let asked = self.round.as_ref().map_or(0, |round| round.reads.len());
         self.waiting.len() + asked
@@ -76,7 +76,7 @@ impl<T> ReadIndex<T> {
         self.waiting.is_empty() && self.round.is_none()
     }
 
-    /// Returns the context of a question that is to be asked now.
+    /// Returns the context of a request that is to be sent now.
     pub fn ask(&mut self, tick: u64, term: u64) -> Option<Vec<u8>> {
         match &mut self.round {
             None if self.waiting.is_empty() => return None,
@@ -104,7 +104,7 @@ impl<T> ReadIndex<T> {
         Some(context)
     }
 
-    /// The reads that an answer serves; none where it is another member's or comes too late.
+    /// The reads that a response serves; none if it is another member's or too late.
     pub fn answered(&mut self, context: &[u8]) -> Vec<T> {
         let Some((member, question)) = context.split_first_chunk::<8>() else {
             return Vec::new();
@@ -120,7 +120,7 @@ impl<T> ReadIndex<T> {
         reads.into_iter().map(|waiting| waiting.read).collect()
     }
 
-    /// Takes out the reads that have waited for too long.
+    /// Takes the reads that have expired.
     pub fn expired(&mut self, tick: u64) -> Vec<T> {
         let mut expired = Vec::new();
         let is_expired = |waiting: &mut WaitingRead<T>| waiting.expires_at_tick <= tick;
@@ -208,7 +208,7 @@ mod tests {
     fn no_more_wait_than_may() {
         let mut reads = ReadIndex::new(MemberId(7), 100, 50);
         for number in 0..MAX_WAITING {
-            // Some of them within a round.
+            // Some of them are in a round.
             if number == 10 {
                 assert!(reads.ask(0, 1).is_some());
             }

@@ -11,16 +11,16 @@ use crate::storage::raft_log::EntryId;
 use crate::storage::{self, Engine, Read};
 use crate::transport::SnapshotDir;
 
-/// A snapshot that can be sent.
+/// A snapshot that can be sent to other members.
 pub struct Checkpoint {
-    /// Index, term and conf state, as raft tells them to others.
+    /// Index, term and configuration, as in raft's snapshot metadata.
     pub snapshot: Snapshot,
     pub files: Arc<SnapshotDir>,
 }
 
 /// A received state, whole, looked at and durable, and not yet in use.
 pub struct Received {
-    /// The last entry that it holds.
+    /// The last entry that it contains.
     pub entry_id: EntryId,
     pub files: SnapshotDir,
     /// While it lives no other state of this entry_id is received. Dropped after the files.
@@ -28,12 +28,12 @@ pub struct Received {
     pub claim: Arc<()>,
 }
 
-/// The state directories of a member.
+/// The directories of a member's states.
 pub trait SnapshotStore: Send + Sync + 'static {
-    /// Makes a snapshot of what the engine holds now.
+    /// Creates a snapshot of the engine's present state.
     fn checkpoint(&self, engine: &dyn Engine) -> storage::Result<Checkpoint>;
 
-    /// Looks at received files and puts them where a restart would find them.
+    /// Validates received files and moves them to where a restart would find them.
     fn receive(&self, files: SnapshotDir, entry_id: EntryId) -> Result<Received, String>;
 
     /// Makes a received state this member's, durably, and opens it. The log has to be reset to
@@ -41,7 +41,7 @@ pub trait SnapshotStore: Send + Sync + 'static {
     fn adopt(&self, received: Received) -> storage::Result<Arc<dyn Engine>>;
 }
 
-/// Index and term of the last entry that a state holds.
+/// Index and term of the last entry in a state.
 pub fn entry_id_of(state: &dyn Read) -> storage::Result<EntryId> {
     let (index, term) = Machine::applied(state)?;
     Ok(EntryId { index, term })

@@ -1,6 +1,6 @@
-//! The simulator itself: that a seed is a world, that worlds differ, and that a few of them pass.
-//! scripts/simulate runs many more, optimised. `scenarios` has worlds whose faults are chosen,
-//! `starts` members whose making is cut off.
+//! Tests of the simulator itself: seeds are reproducible, differ from each other, and a few of them
+//! pass. scripts/simulate runs many more in an optimised build. `scenarios` has worlds with chosen
+//! faults, `starts` interrupts the creation of members.
 
 mod scenario;
 mod scenarios;

@@ -1,6 +1,6 @@
-//! A cluster that keeps every promise, made of the model and nothing else: clients whose requests
-//! overlap, answers that are lost, leases that end, watches that lag. It makes histories that
-//! must be blameless, and can be asked to break one promise once.
+//! A correct cluster that consists of the model alone: clients with overlapping requests, lost
+//! responses, expiring leases, lagging watches. It generates histories without violations, and can
+//! be made to violate one property once.
 
 use std::collections::BTreeMap;
 
@@ -27,33 +27,33 @@ pub const SECOND: Moment = 1_000_000_000;
 const CLIENTS: u32 = 6;
 const STEPS: u64 = 1500;
 
-/// A promise that is broken once, where there is an occasion.
+/// A violation, introduced once where it is possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trick {
     None,
-    /// A put is answered and forgotten.
+    /// A put is acknowledged and not applied.
     LoseWrite,
-    /// An entry comes from nowhere.
+    /// An entry without a request.
     Phantom,
     /// A put is applied twice, from two entries.
     ApplyTwice,
-    /// As before, from the same proposal.
+    /// The same, with the same request id.
     ProposeTwice,
-    /// A put is done and refused.
+    /// A put is applied and refused.
     RefuseDone,
-    /// A lease ends before its time.
+    /// A lease ends early.
     RevokeEarly,
-    /// A lease is forgotten.
+    /// A lease never ends.
     KeepLease,
-    /// A lease is said to be gone.
+    /// A live lease is reported as not found.
     DenyLease,
 }
 
-/// What a client is about.
+/// What a client is doing.
 enum Client {
     Idle,
     Called(Moment, ClientRequest),
-    /// Done; to be told so.
+    /// Applied; the response is on its way.
     Done(Moment, ClientRequest, Outcome),
 }
 
@@ -70,25 +70,25 @@ pub struct Cluster {
     now: Moment,
     term: u64,
     clients: Vec<Client>,
-    /// Requests that were given up, and may be done yet.
+    /// Requests that timed out, and may still be applied.
     late: Vec<ClientRequest>,
     streams: Vec<Stream>,
     deadlines: BTreeMap<i64, Deadline>,
-    /// SnapshotStore of the past, for members that are behind.
+    /// Earlier states, for members that lag.
     past: Vec<At>,
     next_request_id: u64,
     trick: Trick,
-    /// Whether a client will hear of what is done.
+    /// Whether the client receives a response.
     heard: bool,
 }
 
-/// What a cluster left behind.
+/// The result of a cluster.
 #[derive(Clone)]
 pub struct Made {
     pub history: History,
-    /// After the last entry.
+    /// The model after the last entry.
     pub model: Model,
-    /// Whether there was an occasion for the trick.
+    /// Whether the violation was introduced.
     pub played: bool,
 }
 
@@ -146,7 +146,7 @@ impl Cluster {
         }
     }
 
-    /// True once, if this is the trick.
+    /// True once, if this is the violation to introduce.
     fn plays(&mut self, trick: Trick) -> bool {
         let late_enough = self.history.entries.len() > 60;
         if self.trick == trick && late_enough && self.heard {
@@ -191,7 +191,7 @@ impl Cluster {
         asked: ClientRequest,
         mut outcome: Outcome,
     ) {
-        // As in etcd its revision is the newest one.
+        // As in etcd, its revision is the newest one.
         if let Outcome::Answered(Answer::Compaction(answer)) = &mut outcome
             && self.random.once_in(2)
         {
@@ -303,7 +303,7 @@ impl Cluster {
         }
     }
 
-    /// Ends the leases whose time has come; mostly not at once.
+    /// Ends the leases that have expired, mostly with a delay.
     fn expire(&mut self) {
         let now = self.now;
         let lag = self.random.below(SECOND);
@@ -341,7 +341,7 @@ impl Cluster {
         self.deadlines.remove(&id);
     }
 
-    /// Does what a client asks for.
+    /// Applies a client's request.
     fn perform(&mut self, asked: &ClientRequest) -> Outcome {
         if let Some(request) = requests::proposal(asked) {
             return self.propose(request);
@@ -437,7 +437,7 @@ impl Cluster {
         Answer::LeaseTimeToLive(left)
     }
 
-    /// Lets everybody finish, and all leases end.
+    /// Lets all clients finish, and all leases end.
     fn rest(&mut self) {
         for number in 0..self.clients.len() {
             self.now += MILLISECOND;
@@ -485,7 +485,7 @@ pub fn header(revision: i64) -> Option<ResponseHeader> {
     })
 }
 
-/// Bytes that are unlike any other's.
+/// A value that no other request puts.
 pub fn unique(random: &mut Random) -> Bytes {
     format!("v{}", random.next_number()).into()
 }

@@ -1,4 +1,4 @@
-//! What random histories seldom meet, written down by hand.
+//! Cases that random histories rarely contain, written by hand.
 
 use bytes::Bytes;
 use prost::Message;
@@ -37,7 +37,7 @@ fn request(history: &mut History, at: Moment, mut request: InternalRaftRequest) 
     entry(history, at, Payload::Request(bytes.into()));
 }
 
-/// An operation that takes from one nanosecond before `at` to one behind.
+/// An operation from one nanosecond before `at` to one after it.
 fn operation(history: &mut History, at: Moment, asked: ClientRequest, outcome: Outcome) {
     history.operations.push(Operation {
         client: 1,
@@ -88,7 +88,7 @@ fn add(id: u64) -> MemberChange {
     }
 }
 
-/// Adds a learner, then another one, which is too many, and removes the first.
+/// Adds a learner, then a second one, which exceeds the limit, and removes the first.
 fn member_changes(ids: Vec<u64>) -> History {
     let mut history = History {
         founders: vec![MemberId(1), MemberId(2)],
@@ -216,7 +216,7 @@ fn a_refusal_says_what_the_log_says() {
 fn reads_follow_what_a_watch_showed() {
     let mut history = History::default();
     put(&mut history, 10, "1", 2);
-    // Nobody was told of the write but who watches.
+    // Only a watch has shown the write.
     history.operations[0].outcome = Outcome::Unknown;
     let created = WatchResponse {
         header: header(1),
@@ -269,8 +269,8 @@ fn reads_follow_what_a_watch_showed() {
     assert_eq!(read(22), ["a read is stale"].into());
 }
 
-/// A transaction that puts and deletes a key, compacted to its revision; a watch from there is
-/// told of some of its changes.
+/// A transaction that puts and deletes a key, compacted to its revision; a watch that starts there
+/// delivers a part of its changes.
 fn undone(shown: &[i32], compacted_at: Moment) -> History {
     let mut history = History {
         auto_compaction: true,

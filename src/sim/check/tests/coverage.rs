@@ -1,4 +1,4 @@
-//! That blameless histories hold enough of everything: a checker that nothing reaches finds
+//! Checks that generated histories contain enough of everything: a checker without input finds
 //! nothing.
 
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
-//! Ways to damage a blameless history of operations and entries, and what must be found then.
+//! Ways to damage a correct history of operations and entries, with the expected findings.
 //!
-//! Each finds an occasion by itself, and says whether there was one.
+//! Each returns whether the history had a place for it.
 
 use bytes::Bytes;
 
@@ -203,7 +203,7 @@ fn refuse_done(made: &mut Made, random: &mut Random) -> Option<()> {
     Some(())
 }
 
-/// Something that happens when all is over.
+/// An operation after the end of the history.
 fn add(made: &mut Made, asked: ClientRequest, outcome: Outcome) {
     let last = made
         .history
@@ -264,7 +264,7 @@ fn count_wrong(made: &mut Made, random: &mut Random) -> Option<()> {
     Some(())
 }
 
-/// The answer to a range in some state, with the header of another.
+/// The response to a range in some state, with the header of another.
 fn range_at(made: &Made, request: &RangeRequest, head: i64, shown: i64) -> Option<Outcome> {
     let at = At {
         head,
@@ -404,7 +404,7 @@ fn lower_term(made: &mut Made, _: &mut Random) -> Option<()> {
 
 fn lower_time(made: &mut Made, _: &mut Random) -> Option<()> {
     let entries = &mut made.history.entries;
-    // Nothing else depends on when a leader's first entry was applied.
+    // Nothing else depends on the time at which a leader's first entry was applied.
     let at = entries
         .iter()
         .position(|(_, entry)| entry.payload == Payload::Empty)?;

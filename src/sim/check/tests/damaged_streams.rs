@@ -1,4 +1,4 @@
-//! Ways to damage what a blameless watch was told, and what must be found then.
+//! Ways to damage a correct watch stream, with the expected findings.
 
 use super::cluster::{Made, header};
 use super::damage::Damage;
@@ -73,7 +73,7 @@ pub const TABLE: &[(&str, Damage, &str)] = &[
     ("goes on", go_on, "a cancelled watch went on"),
 ];
 
-/// A response of a watch, by the numbers of both, for which `fits` says so.
+/// A response for which `fits` holds, by the indexes of watch and response.
 fn pick(
     made: &Made,
     random: &mut Random,
@@ -91,7 +91,7 @@ fn pick(
     fit.get(random.below(fit.len() as u64) as usize).copied()
 }
 
-/// The last response of a watch that goes on.
+/// The last response of a watch that is not cancelled.
 fn pick_open(made: &Made, random: &mut Random, to_the_end: bool) -> Option<(usize, usize)> {
     let (number, _) = pick(made, random, |watched, response| {
         let cancelled = watched.responses.iter().any(|(_, other)| other.canceled);
@@ -121,7 +121,7 @@ fn main_of(event: &Event) -> i64 {
     event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
 }
 
-/// Some event that `fits` says can be damaged, and its response.
+/// An event for which `fits` holds, and its response.
 fn pick_event(
     made: &Made,
     random: &mut Random,
@@ -170,7 +170,7 @@ fn repeat_event(made: &mut Made, random: &mut Random) -> Option<()> {
     let (from, at) = pick_event(made, random, |_, _, _| true)?;
     let response = response(made, from);
     let again = response.events[at].clone();
-    // Of a key that the transaction changes twice the repetition may be right.
+    // Where the transaction changes the key twice, the repetition can be correct.
     let next = response.events.get(at + 1).map(|event| event.decoded());
     if next.is_some_and(|next| {
         main_of(&next.expect("an event")) == main_of(&again.decoded().expect("an event"))

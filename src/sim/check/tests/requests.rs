@@ -1,4 +1,4 @@
-//! Random requests of clients, and how they stand in the log.
+//! Random requests of clients, and their entries in the log.
 
 use bytes::Bytes;
 
@@ -43,13 +43,13 @@ impl Random {
         self.below(times) == 0
     }
 
-    /// A number that was not given out before.
+    /// A number that was not used before.
     pub fn next_number(&mut self) -> u64 {
         self.number += 1;
         self.number
     }
 
-    /// A lease that somebody asked for lately.
+    /// A recently granted lease.
     fn lease(&mut self) -> i64 {
         (self.lease - self.below(4) as i64).max(1)
     }
@@ -140,7 +140,7 @@ fn txn(random: &mut Random, model: &Model, depth: u64) -> TxnRequest {
     }
 }
 
-/// Something that a client may ask for.
+/// A random request.
 pub fn asked(random: &mut Random, model: &Model) -> ClientRequest {
     match random.below(100) {
         0..30 => ClientRequest::Put(put(random)),
@@ -172,7 +172,7 @@ pub fn asked(random: &mut Random, model: &Model) -> ClientRequest {
     }
 }
 
-/// What is proposed for it; `None` for what is not.
+/// The proposal of a request; `None` if it needs none.
 pub fn proposal(asked: &ClientRequest) -> Option<InternalRaftRequest> {
     let mut request = InternalRaftRequest::default();
     match asked.clone() {
@@ -181,7 +181,7 @@ pub fn proposal(asked: &ClientRequest) -> Option<InternalRaftRequest> {
         ClientRequest::Txn(txn) if !is_read_only(&txn) => request.txn = Some(txn),
         ClientRequest::Compaction(compaction) => request.compaction = Some(compaction),
         ClientRequest::LeaseGrant(mut grant) => {
-            // As members raise it.
+            // The TTL as members raise it.
             grant.ttl = grant.ttl.max(3);
             request.lease_grant = Some(grant);
         }
@@ -192,7 +192,8 @@ pub fn proposal(asked: &ClientRequest) -> Option<InternalRaftRequest> {
     Some(request)
 }
 
-/// The answer to a client, with a header as members send it; `newest` for those that have none.
+/// The response to a client, with a header as members send it; `newest` for responses without a
+/// revision of their own.
 pub fn answer(response: Response, newest: Option<ResponseHeader>) -> Answer {
     let full = |header: Option<ResponseHeader>| {
         let revision = header.map_or(0, |header| header.revision);
