@@ -1,9 +1,8 @@
-//! From a directory to a member that is restored and not yet running: one that was there, a
-//! founder, or one that joins. The server and the simulator do it by this code; they differ in
-//! the directory alone.
+//! From a directory to a restored member that does not run yet: an existing one, a founder, or one
+//! that joins. Servers and the simulator share this code; they differ in the directory alone.
 //!
-//! A new member is there once its identity file is, which is written last: every step before can
-//! be done again by the next start.
+//! A new member exists once its identity file does, which is written last: the next start repeats
+//! earlier steps.
 
 use std::sync::Arc;
 
@@ -21,15 +20,15 @@ use crate::storage::raft_log::{self, EntryId, RaftLog, Recovered};
 use crate::transport::Peer;
 use crate::types::ClusterId;
 
-/// A cluster's first state is that after this entry of this term, which no log holds: a member
-/// that joins later gets it as a snapshot, whatever the log still has.
+/// The initial state of a cluster is that after this entry, which no log contains: a member that
+/// joins later gets it as a snapshot, whatever the log still has.
 pub const FOUNDING_ENTRY: EntryId = EntryId { index: 1, term: 1 };
 
-/// How the log is written and how raft counts.
+/// Parameters of the raft log and of raft.
 #[derive(Clone, Copy, Debug)]
 pub struct RestoreOptions {
     pub segment_bytes: u64,
-    /// False where whoever starts the member takes the loss of a power failure upon himself.
+    /// False if a power failure may lose data (`--unsafe-no-fsync`).
     pub sync: bool,
     /// Ticks, of which a heartbeat is one.
     pub election_ticks: usize,
@@ -50,34 +49,34 @@ impl RestoreOptions {
     }
 }
 
-/// A member, restored and not yet running.
+/// A restored member that does not run yet.
 pub struct Restored {
     pub identity: Identity,
     pub engine: Arc<dyn Engine>,
     pub machine: Machine,
     pub log: RaftLog,
     pub replica: Replica,
-    /// The other members, as far as this one knows them: whom to dial at first. One that joins
-    /// hears of changes only once it is reached.
+    /// The other members known here, to be dialled first. A joining member learns of changes only
+    /// once it is reached.
     pub peers: Vec<Peer>,
-    /// False for a member that was made just now.
+    /// False for a member that was created now.
     pub existed: bool,
 }
 
-/// Who founds a cluster: all its first members, and which of them this is.
+/// All founders of a cluster, and which of them this member is.
 pub struct Founding {
     pub identity: Identity,
     pub members: Vec<Member>,
 }
 
-/// Who this member is in a cluster that is there, and whom it can reach.
+/// The identity of a joining member, and the peers that it can reach.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Joining {
     pub identity: Identity,
     pub peers: Vec<Peer>,
 }
 
-/// Takes up the member that the directory holds.
+/// Restores the member in the directory.
 pub fn restart(
     dir: &dyn MemberDir,
     identity: Identity,
@@ -87,7 +86,7 @@ pub fn restart(
     resume(dir, identity, options, log, recovered)
 }
 
-/// The same where the log is open already.
+/// The same with a log that is already open.
 pub fn resume(
     dir: &dyn MemberDir,
     identity: Identity,
@@ -98,7 +97,7 @@ pub fn resume(
     let (engine, machine) = open_state(dir, identity, &log, &recovered)?;
     let peers = match machine.members().iter().next() {
         Some(_) => peers_in(machine.members().iter(), identity.member),
-        // It joined, and nothing has come yet.
+        // It has joined, and has received nothing yet.
         None => dir.first_peers()?,
     };
     Ok(Restored {
@@ -112,7 +111,7 @@ pub fn resume(
     })
 }
 
-/// Makes a founder: its state is that after the founding entry, the same on all of them.
+/// Creates a founder: its state is that after the founding entry, equal on all of them.
 pub fn found(
     dir: &dyn MemberDir,
     new: Founding,
@@ -142,7 +141,7 @@ pub fn found(
     })
 }
 
-/// Makes a member that has nothing: no entries, no members, no vote. The leader sends it all.
+/// Creates an empty member without entries, members or a vote. The leader sends it the state.
 pub fn join(
     dir: &dyn MemberDir,
     joining: Joining,
@@ -191,7 +190,7 @@ pub fn open_log(
     Ok((with_filler(dir, log)?, recovered))
 }
 
-/// Has segments made ahead, where the directory has something that does.
+/// Prepares segments in advance, if the directory supports it.
 fn with_filler(dir: &dyn MemberDir, log: RaftLog) -> Result<RaftLog, Error> {
     Ok(match dir.log_filler()? {
         Some(filler) => log.with_prepare(filler),
@@ -225,7 +224,7 @@ pub fn open_state(
     Ok((engine, machine))
 }
 
-/// Makes the raft log of a new member, or goes on with one that a start which was cut off made.
+/// Creates the raft log of a new member, or continues with that of an interrupted start.
 fn new_log(
     dir: &dyn MemberDir,
     identity: Identity,
@@ -255,8 +254,8 @@ fn new_log(
     Ok((log, recovered))
 }
 
-/// Opens the state of a new member; refuses one that holds more than a start which was cut off
-/// left behind.
+/// Opens the state of a new member; refuses one that contains more than an interrupted start leaves
+/// behind.
 fn new_state(dir: &dyn MemberDir, most: u64) -> Result<Arc<dyn Engine>, Error> {
     let name = dir.current_state()?;
     let engine = dir.open_engine(&name)?;
@@ -343,7 +342,7 @@ pub fn check_origin(
     }
 }
 
-/// Refuses a state to which the log has nothing to add, or not all that it lacks.
+/// Refuses a state after which the log has a gap.
 pub fn check_together(applied: u64, log_begins_behind: u64, log_last: u64) -> Result<(), Mismatch> {
     if applied > log_last {
         let last = log_last;

@@ -1,5 +1,5 @@
-//! What other members want of this one: their messages go to the raft thread, their snapshots
-//! to the state directories, their questions to the handle.
+//! Requests of other members: messages go to the raft thread, snapshots to the state store, peer
+//! RPCs to the handle.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ impl PeerService {
     }
 }
 
-/// This member, as one that wants to join or to know its version asks for it.
+/// The description of this member, for one that wants to join or to know its version.
 fn describe(shared: &Shared) -> Description {
     let status = shared.status();
     Description {
@@ -58,7 +58,7 @@ fn describe(shared: &Shared) -> Description {
 
 async fn answer(handle: Handle, question: PeerRequest) -> Result<PeerResponse, Error> {
     use peer_request::Request as Asked;
-    // Whoever it asks for has been judged where it asked.
+    // The member that the client called has checked its permission.
     let caller = &Caller::member();
     let answer = match question.request.ok_or(Error::UnknownMethod)? {
         Asked::Describe(_) => peer_response::Response::Description(describe(handle.shared())),
@@ -101,7 +101,7 @@ async fn answer(handle: Handle, question: PeerRequest) -> Result<PeerResponse, E
 
 impl Inbound for PeerService {
     fn received(&self, from: MemberId, messages: Vec<PeerMessage>) {
-        // What a full or closed inbox does not take, its sender sends again or gives up.
+        // The sender repeats or drops what a full or closed inbox refuses.
         let _ = self.inbox.push(Input::Received(from, messages));
     }
 
@@ -123,8 +123,8 @@ impl Inbound for PeerService {
         let shared = self.shared().clone();
         Box::pin(async move {
             if entry_id.index <= shared.raft.applied_index() {
-                // The leader did not hear that it came before. It has to be told how far this
-                // member is, or it would send the same state for ever.
+                // The leader missed the acknowledgement of the first transfer. It needs this
+                // member's progress, or it would send the same state for ever.
                 probe::reached(probe::CoveragePoint::SnapshotUnwanted);
                 return inbox
                     .push(Input::SnapshotDeclined(message))
@@ -174,7 +174,7 @@ mod tests {
     use crate::service::fixture;
     use crate::storage::{self, Engine};
 
-    /// Has nothing to do with what it is given.
+    /// Ignores what it receives.
     struct NoSnapshotStore;
 
     impl SnapshotStore for NoSnapshotStore {
@@ -191,8 +191,8 @@ mod tests {
         }
     }
 
-    /// A leader whose snapshot came and whose answer was lost sends it again; it has to hear how
-    /// far the member is, or it does so for ever.
+    /// A leader whose snapshot arrived and whose response was lost sends it again; it needs this
+    /// member's progress, or it would do so for ever.
     #[tokio::test]
     async fn a_state_that_is_here_is_declined_and_not_refused() {
         let (handle, inbox) = fixture::with_network(Arc::new(crate::transport::NoNetwork));

@@ -1,5 +1,5 @@
-//! Who calls, of which cluster, and whom: the metadata of every call between members, and the
-//! refusals that its receiver answers with.
+//! The identities of caller, cluster and receiver in the metadata of every call between members,
+//! and the refusals of a receiver.
 
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
@@ -10,7 +10,7 @@ const CLUSTER: &str = "etched-cluster-id";
 const FROM: &str = "etched-from";
 const TO: &str = "etched-to";
 const VERSION: &str = "etched-version";
-/// Where the caller listens; separated by commas.
+/// The caller's peer URLs, separated by commas.
 const URLS: &str = "etched-peer-urls";
 pub const LANE: &str = "etched-lane";
 
@@ -19,18 +19,18 @@ const ADDRESSEE_TEXT: &str = "etched: member ID mismatch";
 const REMOVED_TEXT: &str = "etched: the member has been permanently removed from the cluster";
 const NAMELESS_TEXT: &str = "etched: the call does not say who calls whom";
 
-/// This member, as it tells the others.
+/// This member, as it introduces itself to the others.
 #[derive(Clone, Debug)]
 pub struct Local {
     pub member: MemberId,
     pub cluster: ClusterId,
     /// The version that this program speaks, such as 3.7.3.
     pub server_version: String,
-    /// Where it listens for the others, as long as its state does not say so.
+    /// Its peer URLs, until its state has them.
     pub peer_urls: Vec<String>,
 }
 
-/// Why a call was turned away before it was looked at.
+/// Why a call was refused without looking at its contents.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallRefusal {
     #[error("{CLUSTER_TEXT}: here it is {local}, the caller's is {remote}")]
@@ -57,16 +57,16 @@ impl From<&CallRefusal> for Status {
     }
 }
 
-/// A refusal as its caller sees it.
+/// The kind of a refusal, as the caller recognises it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalKind {
-    /// The caller itself is no longer of the cluster.
+    /// The caller was removed from the cluster.
     Removed,
-    /// Another cluster, or another member than the one that was to be called.
+    /// Another cluster, or another member than the intended one.
     Mismatch,
 }
 
-/// Tells refusals from other failures.
+/// Recognises refusals among other errors.
 pub fn recognise(status: &Status) -> Option<RefusalKind> {
     let text = status.message();
     match status.code() {
@@ -79,7 +79,7 @@ pub fn recognise(status: &Status) -> Option<RefusalKind> {
     }
 }
 
-/// Says on a call who calls whom.
+/// Adds the identities to a call.
 pub fn stamp(metadata: &mut MetadataMap, local: &Local, to: MemberId) {
     let values = [
         (CLUSTER, local.cluster.to_string()),
@@ -88,22 +88,22 @@ pub fn stamp(metadata: &mut MetadataMap, local: &Local, to: MemberId) {
         (VERSION, local.server_version.clone()),
     ];
     for (key, value) in values {
-        // A version that is no ASCII text would be left out; the ids always go.
+        // A version that is not ASCII is left out; the ids are always sent.
         if let Ok(value) = value.parse() {
             metadata.insert(key, value);
         }
     }
 }
 
-/// Says on a call where the caller listens.
+/// Adds the caller's peer URLs to a call.
 pub fn stamp_urls(metadata: &mut MetadataMap, urls: &[String]) {
-    // URLs that are no ASCII text cannot be told.
+    // URLs that are not ASCII cannot be sent.
     if let Ok(value) = urls.join(",").parse() {
         metadata.insert(URLS, value);
     }
 }
 
-/// Where the caller says that it listens.
+/// The caller's peer URLs.
 pub fn urls(metadata: &MetadataMap) -> Vec<String> {
     let text = metadata.get(URLS).and_then(|value| value.to_str().ok());
     let urls = text.unwrap_or_default().split(',');
@@ -159,8 +159,8 @@ mod tests {
         }
     }
 
-    /// How a call of member `from` in `cluster` to member `to` fares at member 2 of cluster 7,
-    /// where member 9 was removed.
+    /// The result of a call from member `from` in `cluster` to member `to`, at member 2 of cluster
+    /// 7, from which member 9 was removed.
     fn called(cluster: u64, from: u64, to: u64) -> Result<MemberId, CallRefusal> {
         let mut metadata = MetadataMap::new();
         stamp(&mut metadata, &local(cluster, from), MemberId(to));

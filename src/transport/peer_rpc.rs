@@ -1,4 +1,5 @@
-//! Peer RPCs: calls to a peer that wait for its answer, over one connection that the first makes.
+//! Peer RPCs: calls to a peer that wait for a response, over one connection that the first call
+//! makes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use crate::proto::etchedpeer::peer_client::PeerClient;
 use crate::proto::etchedpeer::peer_request::Request as Kind;
 use crate::proto::etchedpeer::{Description, Nothing, PeerRequest, PeerResponse, peer_response};
 
-/// Answers may be long in coming while the connection is fine.
+/// Responses may take long on a healthy connection.
 const KEEP_ALIVE: KeepAlive = KeepAlive {
     interval: Duration::from_secs(1),
     timeout: Duration::from_secs(2),
@@ -47,8 +48,8 @@ impl Questions {
         }
     }
 
-    /// `NoLeader` where the question certainly did not arrive, `Timeout` where it may have; else
-    /// what the peer answers.
+    /// `NoLeader` if the request certainly did not arrive, `Timeout` if it may have; otherwise the
+    /// peer's response.
     pub async fn ask(&self, question: PeerRequest, limit: Duration) -> Result<PeerResponse, Error> {
         let mut asked = None;
         match timeout(limit, self.ask_for_long(question, &mut asked)).await {
@@ -58,14 +59,14 @@ impl Questions {
                     Some(_) => Error::Timeout,
                     None => Error::NoLeader,
                 };
-                // It may be dead without having been found so.
+                // The connection may be dead without having been detected.
                 self.forget(asked);
                 Err(error)
             }
         }
     }
 
-    /// `asked` is set before the question goes out.
+    /// `asked` is set before the request is sent.
     async fn ask_for_long(
         &self,
         question: PeerRequest,
@@ -116,7 +117,7 @@ impl Questions {
         }
     }
 
-    /// The connection, made where there is none.
+    /// The connection, established if there is none.
     async fn connection(&self) -> Result<Connection, String> {
         let mut slot = self.connection.lock().await;
         if let Some(connection) = slot.as_ref().filter(|found| !found.channel.is_closed()) {
@@ -139,9 +140,9 @@ impl Questions {
         Err(reason)
     }
 
-    /// Has the next question make a new connection, unless that has been done already.
+    /// Makes the next call establish a new connection, unless one has been established already.
     fn forget(&self, number: Option<u64>) {
-        // Whoever holds the lock is making a new one.
+        // The holder of the lock is establishing a new one.
         let Ok(mut slot) = self.connection.try_lock() else {
             return;
         };
@@ -159,8 +160,8 @@ fn client(channel: &Channel, max_message_bytes: usize) -> PeerClient<Channel> {
         .max_decoding_message_size(max_message_bytes)
 }
 
-/// Asks whoever listens at any of these URLs for its description: for a member that knows no ids
-/// yet. The error names what was wrong with each.
+/// Requests the description of the member at any of these URLs: for a member that knows no ids yet.
+/// The error names the failure at each URL.
 pub async fn describe(urls: &[String], limit: Duration) -> Result<Description, String> {
     let mut asking = JoinSet::new();
     for url in urls {

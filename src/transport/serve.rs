@@ -1,4 +1,4 @@
-//! The peer port: HTTP/2 carries the calls of other members, HTTP/1 a few pages for people.
+//! The peer port: HTTP/2 for the calls of other members, HTTP/1 for a few pages.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -21,17 +21,17 @@ use super::service::PeerRpcService;
 use crate::net::{self, Http2, KeepAlive, Versions};
 use crate::proto::etchedpeer::peer_server::PeerServer;
 
-/// A connection whose other side is gone without a word.
+/// How long the other side may acknowledge nothing.
 const KEEP_ALIVE: KeepAlive = KeepAlive {
     interval: Duration::from_secs(5),
     timeout: Duration::from_secs(20),
 };
-/// From a connection to its first byte, and to the end of a request's head.
+/// The limit from accepting a connection to its first byte, and to the end of a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
 impl GrpcNetwork {
-    /// Serves the other members until `stop` says so, and a moment longer for what is under way.
-    /// May be called for several listeners.
+    /// Serves the other members until `stop` is set, and calls in progress for a moment longer. May
+    /// be called for several listeners.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, stop: watch::Receiver<bool>) {
         let service = PeerRpcService {
             context: self.context.clone(),
@@ -58,7 +58,7 @@ impl GrpcNetwork {
     }
 }
 
-/// Tells members from people; cheap to clone.
+/// Dispatches calls and page requests; cheap to clone.
 #[derive(Clone)]
 struct PeerDispatch {
     context: Arc<Context>,

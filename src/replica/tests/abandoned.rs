@@ -1,5 +1,5 @@
-//! What nobody waits for any more, in a member that finds no leader for a while; and what the
-//! span of a proposal is told on its way.
+//! Proposals whose callers have given up, in a member without a leader; and the events that a
+//! proposal's span receives.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,7 +80,7 @@ fn what_nobody_waits_for_is_not_proposed_to_a_leader_that_comes_later() {
     let (left, stays) = (request(1), request(2));
     propose(&mut router, left.clone(), until);
     propose(&mut router, stays.clone(), until);
-    // Proposed for its own sake: nobody ever waited for it.
+    // Proposed without a caller that waits.
     propose(&mut router, request(3), None);
     assert_eq!(router.waiting().without_leader, 3);
     drop(left);
@@ -88,14 +88,14 @@ fn what_nobody_waits_for_is_not_proposed_to_a_leader_that_comes_later() {
     assert!(router.work().is_some());
     let waiting = router.waiting();
     assert_eq!((waiting.without_leader, waiting.proposed), (0, 2));
-    // Nor is it where there is a leader already.
+    // Nor if there is a leader already.
     propose(&mut router, request(4), until);
     assert_eq!(router.waiting().proposed, 2);
     propose(&mut router, stays.clone(), until);
     assert_eq!(router.waiting().proposed, 3);
 }
 
-/// Keeps the texts of all events that belong to a span.
+/// Records the texts of all events in a span.
 #[derive(Clone, Default)]
 struct Heard(Arc<Mutex<Vec<String>>>);
 

@@ -13,7 +13,7 @@ use crate::proto::membershippb::RaftAttributes;
 use crate::replica::proposal::{Proposal, Proposed, Reply};
 use crate::state::Response;
 
-/// Whoever waits for an answer.
+/// A caller that waits for a reply.
 struct Asked {
     name: String,
     outcomes: Arc<Mutex<String>>,
@@ -43,7 +43,7 @@ impl Drop for Asked {
 }
 
 impl Player {
-    /// Somebody who waits, and the id of the request.
+    /// The waiting caller, and the id of its request.
     fn asked(&mut self, name: &str) -> (Asked, u64) {
         self.requests += 1;
         self.names.insert(self.requests, name.to_owned());
