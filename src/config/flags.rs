@@ -101,7 +101,7 @@ pub fn find(name: &str) -> Option<&'static Flag> {
 }
 
 const NO_BBOLT: &str = "etched keeps its data in RocksDB, not in bbolt";
-const NO_PEERS: &str = "etched notices by itself that a peer is silent";
+const NO_PEERS: &str = "etched detects silent peers itself";
 const NO_CERTIFICATES: &str = "etched serves without TLS; no certificate is in use";
 const STATES: &[&str] = &["new", "existing"];
 const FALLBACKS: &[&str] = &["exit", "proxy"];

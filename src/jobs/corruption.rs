@@ -381,10 +381,10 @@ async fn ask_peers(handle: &Handle, revision: i64, limit: Duration) -> Answered 
         .peers_of(shared.member)
         .into_iter()
         .map(|peer| {
-            let question = PeerRequest {
+            let request = PeerRequest {
                 request: Some(peer_request::Request::HashKv(HashKvRequest { revision })),
             };
-            let answer = handle.network().ask(peer.member, question, limit);
+            let answer = handle.network().ask(peer.member, request, limit);
             async move {
                 let hash = match answer.await {
                     Ok(answer) => match answer.response {

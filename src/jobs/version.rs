@@ -99,10 +99,10 @@ async fn lowest_version(handle: &Handle) -> Option<Version> {
         .peers_of(shared.member)
         .into_iter()
         .map(|peer| {
-            let question = PeerRequest {
+            let request = PeerRequest {
                 request: Some(peer_request::Request::Describe(Nothing {})),
             };
-            let answer = handle.network().ask(peer.member, question, ANSWER_LIMIT);
+            let answer = handle.network().ask(peer.member, request, ANSWER_LIMIT);
             async move { (peer.member, answer.await) }
         });
     let mut lowest = Version::parse(ETCD_VERSION);

@@ -41,8 +41,8 @@ pub enum Malformed {
     AsksForSnapshot,
     #[error("its entry {index} is not what the log can hold there")]
     Entry { index: u64 },
-    #[error("it asks or answers {0} questions instead of one")]
-    Questions(usize),
+    #[error("it has {0} read index contexts instead of one")]
+    ReadIndexContexts(usize),
     #[error("a context of {0} bytes is longer than any that is sent")]
     Context(usize),
     #[error("it goes on behind entry {index} of term 0, which no log holds")]
@@ -140,7 +140,7 @@ pub fn check_form(message: &Message) -> Result<(), Malformed> {
                 Err(Malformed::Context(entry.data.len()))
             }
             [_] => Ok(()),
-            entries => Err(Malformed::Questions(entries.len())),
+            entries => Err(Malformed::ReadIndexContexts(entries.len())),
         },
         MsgSnapshot => {
             let metadata = message.snapshot.as_ref().and_then(|s| s.metadata.as_ref());
@@ -356,7 +356,7 @@ mod tests {
         );
         assert_eq!(
             changed(MsgReadIndex, |m| m.entries.clear()),
-            Malformed::Questions(0)
+            Malformed::ReadIndexContexts(0)
         );
         assert_eq!(
             changed(MsgAppend, |m| m.log_term = 0),

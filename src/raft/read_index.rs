@@ -21,7 +21,7 @@ struct WaitingRead<T> {
 
 /// The reads of one round, and the contexts of its requests.
 struct Round<T> {
-    questions: Vec<u64>,
+    requests: Vec<u64>,
     asked_at_tick: u64,
     /// The term of the last request.
     term: u64,
@@ -31,7 +31,7 @@ struct Round<T> {
 /// See the module.
 pub struct ReadIndex<T> {
     member: MemberId,
-    next_question: u64,
+    next_request: u64,
     /// Ticks that a read may wait.
     limit_ticks: u64,
     waiting: Vec<WaitingRead<T>>,
@@ -39,11 +39,11 @@ pub struct ReadIndex<T> {
 }
 
 impl<T> ReadIndex<T> {
-    /// `first_question` must be a context that this member has not used before a restart.
-    pub fn new(member: MemberId, first_question: u64, limit_ticks: u64) -> Self {
+    /// `first_request` must be a context that this member has not used before a restart.
+    pub fn new(member: MemberId, first_request: u64, limit_ticks: u64) -> Self {
         Self {
             member,
-            next_question: first_question,
+            next_request: first_request,
             limit_ticks,
             waiting: Vec::new(),
             round: None,
@@ -82,7 +82,7 @@ impl<T> ReadIndex<T> {
             None if self.waiting.is_empty() => return None,
             None => {
                 self.round = Some(Round {
-                    questions: Vec::new(),
+                    requests: Vec::new(),
                     asked_at_tick: tick,
                     term,
                     reads: std::mem::take(&mut self.waiting),
@@ -94,26 +94,26 @@ impl<T> ReadIndex<T> {
             Some(_) => probe::reached(CoveragePoint::ReadAskedAgain),
         }
         let round = self.round.as_mut()?;
-        let question = self.next_question;
-        self.next_question = self.next_question.wrapping_add(1);
-        round.questions.push(question);
+        let request = self.next_request;
+        self.next_request = self.next_request.wrapping_add(1);
+        round.requests.push(request);
         round.asked_at_tick = tick;
         round.term = term;
         let mut context = self.member.0.to_be_bytes().to_vec();
-        context.extend_from_slice(&question.to_be_bytes());
+        context.extend_from_slice(&request.to_be_bytes());
         Some(context)
     }
 
     /// The reads that a response serves; none if it is another member's or too late.
     pub fn answered(&mut self, context: &[u8]) -> Vec<T> {
-        let Some((member, question)) = context.split_first_chunk::<8>() else {
+        let Some((member, request)) = context.split_first_chunk::<8>() else {
             return Vec::new();
         };
         let ours = *member == self.member.0.to_be_bytes();
         let asked = |round: &mut Round<T>| {
-            let mut questions = round.questions.iter();
+            let mut requests = round.requests.iter();
             let any = probe::injected(Defect::AnswerOfEarlierRound);
-            ours && (any || questions.any(|asked| asked.to_be_bytes() == question))
+            ours && (any || requests.any(|asked| asked.to_be_bytes() == request))
         };
         let round = self.round.take_if(asked);
         let reads = round.map(|round| round.reads).unwrap_or_default();
@@ -157,12 +157,12 @@ mod tests {
         let mut reads = reads();
         push(&mut reads, "a", 0);
         push(&mut reads, "b", 0);
-        let first = reads.ask(0, 1).expect("a question");
+        let first = reads.ask(0, 1).expect("a request");
         push(&mut reads, "c", 0);
         assert_eq!(reads.ask(0, 1), None);
         assert_eq!(reads.answered(&first), ["a", "b"]);
         assert_eq!(reads.answered(&first), [""; 0]);
-        let second = reads.ask(0, 1).expect("a question");
+        let second = reads.ask(0, 1).expect("a request");
         assert_ne!(first, second);
         assert_eq!(reads.answered(&second), ["c"]);
         assert!(reads.is_empty());
@@ -172,7 +172,7 @@ mod tests {
     fn a_round_asks_again_and_takes_any_answer() {
         let mut reads = reads();
         push(&mut reads, "a", 0);
-        let first = reads.ask(0, 1).expect("a question");
+        let first = reads.ask(0, 1).expect("a request");
         assert_eq!(reads.ask(1, 1), None);
         let second = reads.ask(2, 1).expect("asked again after a while");
         let third = reads.ask(2, 2).expect("asked again of another leader");
@@ -184,7 +184,7 @@ mod tests {
     fn answers_for_others_serve_nobody() {
         let mut reads = reads();
         push(&mut reads, "a", 0);
-        let context = reads.ask(0, 1).expect("a question");
+        let context = reads.ask(0, 1).expect("a request");
         let mut other = context.clone();
         other[7] ^= 1;
         assert_eq!(reads.answered(&other), [""; 0]);

@@ -144,7 +144,7 @@ impl ApplyThread {
     pub fn turn(&self, jobs: Vec<ApplyJob>) -> storage::Result<()> {
         for job in jobs {
             let group = self.apply(job)?;
-            self.tell(group);
+            self.report(group);
         }
         Ok(())
     }
@@ -170,13 +170,13 @@ impl ApplyThread {
         Ok(match proceeded {
             Proceeded::On(rest) => Some(rest),
             Proceeded::Done(group) => {
-                self.tell(group);
+                self.report(group);
                 None
             }
         })
     }
 
-    fn tell(&self, group: AppliedGroup) {
+    fn report(&self, group: AppliedGroup) {
         // A closed inbox means that the member is stopping.
         let _ = self.inbox.push(Input::Applied(group));
     }

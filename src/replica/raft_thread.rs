@@ -24,7 +24,7 @@ use super::state_store::{Checkpoint, Received, SnapshotStore};
 use super::work::{AppliedGroup, Work};
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
-use crate::proto::etchedpeer::forwarded::Proposal as Asked;
+use crate::proto::etchedpeer::forwarded::Proposal as ForwardedKind;
 use crate::raft::{Message, MessageType, Persist};
 use crate::storage;
 use crate::transport::{Network, PeerMessage};
@@ -300,7 +300,7 @@ impl RaftThread {
                 }
                 PeerMessage::Raft(message) => self.router.step(message),
                 PeerMessage::Forwarded(message) => {
-                    if matches!(message.proposal, Some(Asked::MemberChange(_))) {
+                    if matches!(message.proposal, Some(ForwardedKind::MemberChange(_))) {
                         self.note_connected();
                     }
                     self.router.propose_for(from, message);

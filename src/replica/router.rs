@@ -50,12 +50,12 @@ pub struct Router {
 }
 
 impl Router {
-    /// `first_question`: see `ReadIndex::new`.
-    pub fn new(member: MemberId, replica: Replica, first_question: u64, limit_ticks: u64) -> Self {
+    /// `first_request`: see `ReadIndex::new`.
+    pub fn new(member: MemberId, replica: Replica, first_request: u64, limit_ticks: u64) -> Self {
         Self {
             member,
             replica,
-            reads: ReadIndex::new(member, first_question, limit_ticks),
+            reads: ReadIndex::new(member, first_request, limit_ticks),
             pending: PendingProposals::default(),
             changes: VecDeque::new(),
             applied: 0,

@@ -184,7 +184,7 @@ pub fn open_log(
             segment = %torn.segment,
             offset = torn.offset,
             bytes_cut = torn.bytes_cut,
-            "cut off the end of the raft log: a write that a crash interrupted and nobody was told of"
+            "cut off the end of the raft log: a write that a crash interrupted and that was not acknowledged"
         );
     }
     Ok((with_filler(dir, log)?, recovered))

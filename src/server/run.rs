@@ -265,7 +265,7 @@ impl Member {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(reason))) => return Err(Error::Failed(reason)),
             Ok(Err(_)) => {
-                let reason = "the raft thread ended without a word".to_owned();
+                let reason = "the raft thread exited without a result".to_owned();
                 return Err(Error::Failed(reason));
             }
             Err(_) => {

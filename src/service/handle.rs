@@ -123,12 +123,12 @@ impl Handle {
     pub async fn ask_leader(
         &self,
         caller: &Caller,
-        question: PeerRequest,
+        request: PeerRequest,
     ) -> Result<PeerResponse, Error> {
         let deadline = self.deadline(caller);
         let leader = self.leader_until(deadline).await?;
         let left = deadline.saturating_sub(self.shared.clock.now());
-        self.network.ask(leader, question, left).await
+        self.network.ask(leader, request, left).await
     }
 
     async fn leader_until(&self, deadline: Duration) -> Result<MemberId, Error> {

@@ -157,13 +157,13 @@ impl Handle {
     async fn ask_for<T>(
         &self,
         caller: &Caller,
-        question: peer_request::Request,
+        request: peer_request::Request,
         pick: impl FnOnce(peer_response::Response) -> Option<T>,
     ) -> Result<T, Error> {
-        let question = PeerRequest {
-            request: Some(question),
+        let request = PeerRequest {
+            request: Some(request),
         };
-        let PeerResponse { response: answer } = self.ask_leader(caller, question).await?;
+        let PeerResponse { response: answer } = self.ask_leader(caller, request).await?;
         answer.and_then(pick).ok_or(Error::UnknownMethod)
     }
 

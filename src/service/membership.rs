@@ -262,10 +262,10 @@ impl Handle {
         id: MemberId,
     ) -> Result<Vec<etcdserverpb::Member>, Error> {
         let request = MemberPromoteRequest { id: id.0 };
-        let question = PeerRequest {
+        let request = PeerRequest {
             request: Some(peer_request::Request::Promote(request)),
         };
-        match self.ask_leader(caller, question).await {
+        match self.ask_leader(caller, request).await {
             Ok(answer) => match answer.response {
                 Some(peer_response::Response::Promoted(promoted)) => Ok(promoted.members),
                 _ => Err(Error::UnknownMethod),

@@ -56,13 +56,13 @@ fn describe(shared: &Shared) -> Description {
     }
 }
 
-async fn answer(handle: Handle, question: PeerRequest) -> Result<PeerResponse, Error> {
-    use peer_request::Request as Asked;
+async fn answer(handle: Handle, request: PeerRequest) -> Result<PeerResponse, Error> {
+    use peer_request::Request as Kind;
     // The member that the client called has checked its permission.
     let caller = &Caller::member();
-    let answer = match question.request.ok_or(Error::UnknownMethod)? {
-        Asked::Describe(_) => peer_response::Response::Description(describe(handle.shared())),
-        Asked::RenewLease(request) => {
+    let answer = match request.request.ok_or(Error::UnknownMethod)? {
+        Kind::Describe(_) => peer_response::Response::Description(describe(handle.shared())),
+        Kind::RenewLease(request) => {
             let ttl = handle.renew_lease_here(caller, LeaseId(request.id)).await?;
             peer_response::Response::LeaseRenewed(LeaseKeepAliveResponse {
                 id: request.id,
@@ -70,7 +70,7 @@ async fn answer(handle: Handle, question: PeerRequest) -> Result<PeerResponse, E
                 ..Default::default()
             })
         }
-        Asked::LeaseTimeToLive(request) => {
+        Kind::LeaseTimeToLive(request) => {
             let id = LeaseId(request.id);
             let left = handle.lease_left_here(caller, id, request.keys).await?;
             let left = left.unwrap_or_else(|| LeaseTimeToLiveResponse {
@@ -80,17 +80,17 @@ async fn answer(handle: Handle, question: PeerRequest) -> Result<PeerResponse, E
             });
             peer_response::Response::LeaseTimeToLive(left)
         }
-        Asked::Promote(request) => {
+        Kind::Promote(request) => {
             let members = handle.promote_here(caller, MemberId(request.id)).await?;
             peer_response::Response::Promoted(MemberPromoteResponse {
                 members: members.iter().map(super::membership::shown).collect(),
                 ..Default::default()
             })
         }
-        Asked::HashKv(request) => {
+        Kind::HashKv(request) => {
             peer_response::Response::HashKv(handle.hash_history(caller, request.revision).await?)
         }
-        Asked::Downgrade(request) => {
+        Kind::Downgrade(request) => {
             peer_response::Response::Downgrade(handle.downgrade(caller, request).await?)
         }
     };
@@ -150,9 +150,9 @@ impl Inbound for PeerService {
     fn asked(
         &self,
         _from: Option<MemberId>,
-        question: PeerRequest,
+        request: PeerRequest,
     ) -> Boxed<Result<PeerResponse, Error>> {
-        Box::pin(answer(self.handle.clone(), question))
+        Box::pin(answer(self.handle.clone(), request))
     }
 
     fn is_removed(&self, member: MemberId) -> bool {

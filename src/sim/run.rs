@@ -353,7 +353,7 @@ fn compare_histories(world: &mut World) {
     let first = values.next();
     if broken || values.any(|hash| Some(hash) != first) {
         let details = format!("{hashes:?}");
-        world.find("members at rest have different histories", details);
+        world.find("converged members have different histories", details);
     }
     for (member, engine) in kept {
         match kept_by(member, engine.latest()) {

@@ -190,8 +190,8 @@ mod tests {
     fn a_caller_says_where_it_listens() {
         let mut metadata = MetadataMap::new();
         assert_eq!(urls(&metadata), Vec::<String>::new());
-        let told = ["http://a:1", "nonsense", "https://[::1]:2"].map(str::to_owned);
-        stamp_urls(&mut metadata, &told);
+        let sent = ["http://a:1", "nonsense", "https://[::1]:2"].map(str::to_owned);
+        stamp_urls(&mut metadata, &sent);
         assert_eq!(urls(&metadata), ["http://a:1", "https://[::1]:2"]);
         stamp_urls(&mut metadata, &[]);
         assert_eq!(urls(&metadata), Vec::<String>::new());

@@ -1,4 +1,4 @@
-//! How members reach each other: lanes of messages, snapshots as files, and questions.
+//! How members reach each other: lanes of messages, snapshots as files, and rpcs.
 //!
 //! This module decides nothing about consensus. To send never blocks and never fails: a queue is
 //! bounded, what does not fit is dropped, and raft sends it again. What comes in is handed to an

@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use super::context::{Context, NetworkEnv, NetworkOptions};
 use super::identity::Local;
 use super::lane::{Lane, LaneKind};
-use super::peer_rpc::Questions;
+use super::peer_rpc::PeerRpcClient;
 use super::queue::Queue;
 use super::roster::Roster;
 use super::snapshot_in::{self, Arrivals};
@@ -40,7 +40,7 @@ struct Connected {
     peer: Peer,
     urgent: Arc<Queue>,
     bulk: Arc<Queue>,
-    questions: Arc<Questions>,
+    rpcs: Arc<PeerRpcClient>,
     tasks: [AbortHandle; 2],
 }
 
@@ -144,7 +144,7 @@ impl GrpcNetwork {
         };
         Connected {
             tasks: [lane(LaneKind::Urgent, &urgent), lane(LaneKind::Bulk, &bulk)],
-            questions: Arc::new(Questions::new(self.context.clone(), peer.clone())),
+            rpcs: Arc::new(PeerRpcClient::new(self.context.clone(), peer.clone())),
             urgent,
             bulk,
             peer,
@@ -210,13 +210,13 @@ impl Network for GrpcNetwork {
     fn ask(
         &self,
         member: MemberId,
-        question: PeerRequest,
+        request: PeerRequest,
         limit: Duration,
     ) -> Boxed<Result<PeerResponse, Error>> {
         let connected = self.connected(member);
         Box::pin(async move {
             match connected {
-                Some(connected) => connected.questions.ask(question, limit).await,
+                Some(connected) => connected.rpcs.ask(request, limit).await,
                 None => Err(Error::NoLeader),
             }
         })

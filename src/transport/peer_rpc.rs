@@ -27,7 +27,7 @@ const KEEP_ALIVE: KeepAlive = KeepAlive {
 };
 
 /// See the module.
-pub struct Questions {
+pub struct PeerRpcClient {
     context: Arc<Context>,
     peer: Peer,
     connection: Mutex<Option<Connection>>,
@@ -39,7 +39,7 @@ struct Connection {
     channel: Channel,
 }
 
-impl Questions {
+impl PeerRpcClient {
     pub fn new(context: Arc<Context>, peer: Peer) -> Self {
         Self {
             context,
@@ -50,9 +50,9 @@ impl Questions {
 
     /// `NoLeader` if the request certainly did not arrive, `Timeout` if it may have; otherwise the
     /// peer's response.
-    pub async fn ask(&self, question: PeerRequest, limit: Duration) -> Result<PeerResponse, Error> {
+    pub async fn ask(&self, request: PeerRequest, limit: Duration) -> Result<PeerResponse, Error> {
         let mut asked = None;
-        match timeout(limit, self.ask_for_long(question, &mut asked)).await {
+        match timeout(limit, self.ask_for_long(request, &mut asked)).await {
             Ok(answer) => answer,
             Err(_) => {
                 let error = match &asked {
@@ -69,7 +69,7 @@ impl Questions {
     /// `asked` is set before the request is sent.
     async fn ask_for_long(
         &self,
-        question: PeerRequest,
+        request: PeerRequest,
         asked: &mut Option<u64>,
     ) -> Result<PeerResponse, Error> {
         let connection = self.connection().await.map_err(|reason| {
@@ -79,7 +79,7 @@ impl Questions {
             Error::NoLeader
         })?;
         let mut client = client(&connection.channel, self.context.options.max_message_bytes);
-        let mut request = Request::new(question);
+        let mut request = Request::new(request);
         identity::stamp(
             request.metadata_mut(),
             &self.context.local,
@@ -111,7 +111,7 @@ impl Questions {
                 Error::NoLeader
             }
             None => {
-                tracing::debug!(peer = %self.peer.member, reason = why(status), "a question failed");
+                tracing::debug!(peer = %self.peer.member, reason = why(status), "a peer RPC failed");
                 Error::Timeout
             }
         }
@@ -191,10 +191,10 @@ async fn describe_one(url: &str) -> Result<Description, String> {
     /// A description is a list of members.
     const MAX_BYTES: usize = 16 << 20;
     let channel = dial::dial(url, None).await?;
-    let question = PeerRequest {
+    let request = PeerRequest {
         request: Some(Kind::Describe(Nothing {})),
     };
-    let answer = client(&channel, MAX_BYTES).ask(question).await;
+    let answer = client(&channel, MAX_BYTES).ask(request).await;
     let answer = answer.map_err(|status| format!("{url}: {}", why(&status)))?;
     match answer.into_inner().response {
         Some(peer_response::Response::Description(description)) => Ok(description),

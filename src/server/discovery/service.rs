@@ -93,10 +93,7 @@ impl<'a> Joining<'a> {
         let mut checked = self.check().await?;
         while checked.gathered.len() < checked.size {
             if let Err(reason) = self.wait(&mut checked).await {
-                tracing::warn!(
-                    error = reason,
-                    "the watch for peers ended; it is begun anew"
-                );
+                tracing::warn!(error = reason, "the watch for peers ended; it is restarted");
                 tokio::time::sleep(WATCH_PAUSE).await;
                 checked = self.check().await?;
             }

@@ -53,13 +53,12 @@ impl SimNetwork {
                     self.snapshot(transfer, message, &files, attached, now_ns);
                 }
             }
-            Payload::PeerRequest {
-                question,
-                answer_to,
-            } => match attached.filter(|_| self.reaches(from, to)) {
-                Some(attached) => self.question(from, to, question, answer_to, attached, now_ns),
-                None => self.links.lock().counts.peer_rpcs_lost += 1,
-            },
+            Payload::PeerRequest { request, answer_to } => {
+                match attached.filter(|_| self.reaches(from, to)) {
+                    Some(attached) => self.question(from, to, request, answer_to, attached, now_ns),
+                    None => self.links.lock().counts.peer_rpcs_lost += 1,
+                }
+            }
             Payload::PeerResponse { answer, answer_to } => {
                 if attached.is_some() && self.reaches(from, to) {
                     // The requester may have timed out.
@@ -148,7 +147,7 @@ impl SimNetwork {
         &self,
         from: Incarnation,
         to: Incarnation,
-        question: PeerRequest,
+        request: PeerRequest,
         answer_to: AnswerTo,
         attached: Attached,
         now_ns: u64,
@@ -156,7 +155,7 @@ impl SimNetwork {
         let Attached { inbound, tasks } = attached;
         let is_removed = inbound.is_removed(from.member);
         // Needs no identity.
-        let describes = matches!(question.request, Some(Kind::Describe(_)));
+        let describes = matches!(request.request, Some(Kind::Describe(_)));
         if is_removed && !describes {
             self.links.lock().report_removed(from, 1_000, now_ns);
             return self.answer(to, from, Err(Error::NoLeader), answer_to);
@@ -164,7 +163,7 @@ impl SimNetwork {
         let asker = (!is_removed).then_some(from.member);
         let network = self.itself.clone();
         let answering = async move {
-            let answer = inbound.asked(asker, question).await;
+            let answer = inbound.asked(asker, request).await;
             if let Some(network) = network.upgrade() {
                 network.answer(to, from, answer, answer_to);
             }

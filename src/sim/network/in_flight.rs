@@ -34,7 +34,7 @@ pub enum Payload {
         breaks: bool,
     },
     PeerRequest {
-        question: PeerRequest,
+        request: PeerRequest,
         answer_to: AnswerTo,
     },
     PeerResponse {

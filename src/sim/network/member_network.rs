@@ -109,14 +109,14 @@ impl Network for MemberNetwork {
     fn ask(
         &self,
         member: MemberId,
-        question: PeerRequest,
+        request: PeerRequest,
         limit: Duration,
     ) -> Boxed<Result<PeerResponse, Error>> {
         let (network, incarnation, clock) =
             (self.network.clone(), self.incarnation, self.clock.clone());
         Box::pin(async move {
             let fate = match network.upgrade() {
-                Some(network) => network.ask(incarnation, member, question),
+                Some(network) => network.ask(incarnation, member, request),
                 None => Fate::NotConnected,
             };
             let (answer, patient) = match fate {
@@ -125,7 +125,7 @@ impl Network for MemberNetwork {
                     clock.sleep(limit).await;
                     return Err(error);
                 }
-                Fate::Asked { answer, patient } => (answer, patient),
+                Fate::Sent { answer, patient } => (answer, patient),
             };
             let answered = async {
                 match answer.await {
@@ -153,7 +153,7 @@ enum Fate {
     NotConnected,
     /// No response until the timeout, and then this error.
     Silent(Error),
-    Asked {
+    Sent {
         /// Closed without a value if no response will come.
         answer: oneshot::Receiver<Result<PeerResponse, Error>>,
         /// The requester does not notice the broken connection.
@@ -261,7 +261,7 @@ impl SimNetwork {
         links.launch(due_ns, InFlight { from, to, payload });
     }
 
-    fn ask(&self, from: Incarnation, to: MemberId, question: PeerRequest) -> Fate {
+    fn ask(&self, from: Incarnation, to: MemberId, request: PeerRequest) -> Fate {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
         links.counts.peer_rpcs += 1;
@@ -288,13 +288,10 @@ impl SimNetwork {
             links.counts.peer_rpcs_lost += 1;
         } else {
             let due_ns = now_ns + links.message_delay();
-            let payload = Payload::PeerRequest {
-                question,
-                answer_to,
-            };
+            let payload = Payload::PeerRequest { request, answer_to };
             links.launch(due_ns, InFlight { from, to, payload });
         }
-        Fate::Asked { answer, patient }
+        Fate::Sent { answer, patient }
     }
 }
 

@@ -33,7 +33,7 @@ enum Note {
     Unreachable(u64),
     SnapshotSent(u64, bool),
     SnapshotCame(u64, bool),
-    Asked(Option<MemberId>),
+    Request(Option<MemberId>),
     Removed,
 }
 
@@ -94,7 +94,7 @@ impl Inbound for Member {
         from: Option<MemberId>,
         _question: PeerRequest,
     ) -> Boxed<Result<PeerResponse, Error>> {
-        self.note(Note::Asked(from));
+        self.note(Note::Request(from));
         let answers = *self.answers.lock();
         Box::pin(async move {
             if !answers {
@@ -219,8 +219,8 @@ impl TestNetwork {
         let (network, noted) = (self.running[from].network.clone(), asking.clone());
         let (time, begun) = (self.time.clone(), self.time.now_ns());
         self.running[from].tasks.spawn(Box::pin(async move {
-            let question = PeerRequest { request: kind };
-            let answer = network.ask(id(to), question, LIMIT).await;
+            let request = PeerRequest { request: kind };
+            let answer = network.ask(id(to), request, LIMIT).await;
             *noted.lock() = Some((answer.map(drop), time.now_ns() - begun));
         }));
         asking
@@ -397,7 +397,7 @@ fn a_link_may_be_cut_in_one_direction() {
     world.send(1, 2, vec![raft(2, 4)]);
     world.run_for(MS);
     assert_eq!(world.notes(2), [Note::Raft(1, 4)]);
-    assert!(active(&world, 1, 2) > since, "connected anew");
+    assert!(active(&world, 1, 2) > since, "connected again");
     world.network.cut(id(1), id(3));
     world.network.heal_all();
     assert!(!world.network.is_cut(id(1), id(3)));
@@ -524,7 +524,7 @@ fn a_removed_member_is_told_so() {
     let describing = world.ask(1, 2, Some(Kind::Describe(Nothing {})));
     world.snapshot(1, 2);
     world.run_for(10_000 * MS);
-    assert_eq!(world.notes(2), [Note::Asked(None)]);
+    assert_eq!(world.notes(2), [Note::Request(None)]);
     let outcome = |asking: &Asking| asking.lock().take().map(|(answer, _)| answer);
     assert_eq!(outcome(&asking), Some(Err(Error::NoLeader)));
     assert_eq!(outcome(&describing), Some(Ok(())));
@@ -544,7 +544,7 @@ fn questions_are_answered() {
     let (answer, took) = asking.lock().take().expect("an answer");
     assert_eq!(answer, Ok(()));
     assert!((100_000..MS).contains(&took), "{took}");
-    assert_eq!(world.notes(2), [Note::Asked(Some(id(1)))]);
+    assert_eq!(world.notes(2), [Note::Request(Some(id(1)))]);
     let nobody = world.ask(1, 9, None);
     world.run_for(0);
     assert_eq!(*nobody.lock(), Some((Err(Error::NoLeader), 0)));

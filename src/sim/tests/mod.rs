@@ -48,7 +48,7 @@ fn worlds_pass_and_things_happen_in_them() {
     }
     assert!(answered > 1_000, "{answered} requests were answered");
     assert!(events > 300, "{events} events were watched");
-    assert!(faults > 10, "{faults} faults befell the worlds");
+    assert!(faults > 10, "{faults} faults injected");
 }
 
 #[test]

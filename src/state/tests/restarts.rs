@@ -23,17 +23,20 @@ struct Reported {
 
 impl Reported {
     fn of(groups: &[Group]) -> Self {
-        let mut told = Reported::default();
+        let mut reported = Reported::default();
         for group in groups {
             for applied in &group.applied {
                 let answer = show::result(&applied.result);
-                told.answers.push((applied.index, answer));
+                reported.answers.push((applied.index, answer));
             }
-            told.changes.extend(group.changes.iter().map(show::change));
-            told.lease_events
+            reported
+                .changes
+                .extend(group.changes.iter().map(show::change));
+            reported
+                .lease_events
                 .extend(group.lease_events.iter().map(show::lease_event));
         }
-        told
+        reported
     }
 }
 
@@ -41,11 +44,11 @@ impl Reported {
 pub fn check(log: &[Logged]) {
     let end = log.len() as u64;
     let mut one_by_one = Member::new();
-    let told = Reported::of(&one_by_one.apply_log(log, end, 1));
+    let reported = Reported::of(&one_by_one.apply_log(log, end, 1));
     let dump = one_by_one.dump();
     for size in [2, 5, log.len().max(1)] {
         let mut grouped = Member::new();
-        assert_eq!(Reported::of(&grouped.apply_log(log, end, size)), told);
+        assert_eq!(Reported::of(&grouped.apply_log(log, end, size)), reported);
         assert!(grouped.dump() == dump, "groups of {size} differ");
     }
     let settled = one_by_one.settled_dump();
@@ -69,7 +72,7 @@ pub fn check(log: &[Logged]) {
         // Entries that are in the state already come again.
         let indexes: Vec<u64> = (1..=end).collect();
         let groups = [again.apply_group(log, &indexes)];
-        let mut expected = told.answers.clone();
+        let mut expected = reported.answers.clone();
         expected.retain(|(index, _)| *index > kept);
         assert_eq!(Reported::of(&groups).answers, expected);
         assert!(again.settled_dump() == settled, "crash after {kept} shows");

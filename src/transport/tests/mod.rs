@@ -102,11 +102,11 @@ impl Inbound for Recorder {
     fn asked(
         &self,
         from: Option<MemberId>,
-        question: PeerRequest,
+        request: PeerRequest,
     ) -> Boxed<Result<PeerResponse, Error>> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
-            match question.request {
+            match request.request {
                 // Says who asked where the version belongs.
                 Some(Kind::Describe(_)) => Ok(PeerResponse {
                     response: Some(peer_response::Response::Description(Description {
