@@ -4,14 +4,14 @@
 
 use super::value::Kind;
 
-/// Where a flag stands in the configuration file.
+/// The key of a flag in the configuration file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Key {
-    /// Under the flag's own name.
+    /// The flag's own name.
     Name,
     /// Nested, with dots.
     Path(&'static str),
-    /// Nowhere.
+    /// None.
     None,
 }
 
@@ -21,11 +21,11 @@ pub enum FlagSupport {
     Built,
     /// Refused unless it has its default.
     NotBuilt,
-    /// Accepted, and noted where it is set: what it steers is not in etched, or is not to be
-    /// steered. The text says why.
+    /// Accepted without effect, and logged if it is set: etched has nothing that it could control.
+    /// The text says why.
     NoEffect(&'static str),
-    /// Accepted, and warned of where it is set: whoever sets it expects something that is not
-    /// there. The text says what.
+    /// Accepted without effect, with a warning if it is set: it requests something that etched
+    /// lacks. The text says what.
     Missing(&'static str),
 }
 
@@ -34,7 +34,7 @@ pub enum FlagSupport {
 pub struct Flag {
     pub name: &'static str,
     pub kind: Kind,
-    /// As it would be written on the command line.
+    /// As written on the command line.
     pub default: &'static str,
     pub key: Key,
     pub state: FlagSupport,
@@ -85,13 +85,13 @@ impl Flag {
     }
 }
 
-/// Flags under one heading of the help text.
+/// The flags under one heading of the help text.
 pub struct Section {
     pub title: &'static str,
     pub flags: &'static [Flag],
 }
 
-/// Every flag, in the help text's order.
+/// Every flag, in the order of the help text.
 pub fn all() -> impl Iterator<Item = &'static Flag> {
     SECTIONS.iter().flat_map(|section| section.flags)
 }

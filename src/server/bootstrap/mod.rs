@@ -1,8 +1,8 @@
-//! Takes up the member that the data directory holds, or has a new one made in an empty directory.
+//! Restores the member in the data directory, or creates one in an empty directory.
 //!
-//! `found` says who founds a new cluster, `join` who this member is in one that is there; both
-//! ask the network through `network`. `force` makes a member a cluster of its own. `server::restore`
-//! does the rest.
+//! `found` determines the founders of a new cluster, `join` the identity in an existing one; both
+//! query `network`. `force` turns a member into a cluster of its own. `server::restore` does the
+//! rest.
 
 pub mod force;
 mod found;
@@ -33,7 +33,7 @@ pub fn store_limits(config: &Config) -> MemoryLimits {
     }
 }
 
-/// Takes up the member of a directory, or makes one. Only the latter asks the network.
+/// Restores the member in a directory, or creates one. Only the latter uses the network.
 pub async fn restore(
     config: &Config,
     dir: &dyn MemberDir,

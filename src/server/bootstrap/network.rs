@@ -1,4 +1,4 @@
-//! What a start without data asks of the network: other members, and the names' addresses.
+//! The network as a start without data needs it: other members' descriptions, and name resolution.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,9 +9,9 @@ use tokio::task::JoinSet;
 use crate::proto::etchedpeer::Description;
 use crate::transport::{self, Boxed};
 
-/// The network; a test brings its own.
+/// See the module; tests have their own.
 pub trait BootstrapNetwork: Send + Sync {
-    /// Asks whoever listens at a peer URL who belongs to its cluster.
+    /// Requests the description of the member that listens at a peer URL.
     fn describe(&self, url: String, limit: Duration) -> Boxed<Result<Description, String>>;
 
     /// Turns `host:port` into `address:port`. May block.
@@ -27,10 +27,10 @@ pub struct Patience {
     pub grace: Duration,
 }
 
-/// A peer that could not be asked, and what it answered.
+/// The description of a peer, or why there is none.
 pub type Described = Result<Description, String>;
 
-/// Asks at all URLs at once. What is not there in time is left out; the order is that of the URLs.
+/// Queries all URLs at once. Late responses are left out; the order is that of the URLs.
 pub async fn ask_all(
     network: &dyn BootstrapNetwork,
     urls: &[String],
@@ -57,7 +57,7 @@ pub async fn ask_all(
                 }
                 answers.push((at, asked));
             }
-            // A question that panicked has no answer.
+            // A task that panicked has no response.
             Some(Err(_)) => {}
             None => break,
         }
@@ -69,8 +69,8 @@ pub async fn ask_all(
     named.collect()
 }
 
-/// Seconds that names may take to become known, over the whole start: where a cluster is brought
-/// up by an orchestrator, a member's name often is so only after it runs.
+/// Seconds that name resolution may take, over the whole start: orchestrators often publish a
+/// member's name only after it runs.
 const RESOLVE_RETRIES: u32 = 30;
 
 /// The machine's network.
