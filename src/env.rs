@@ -1,5 +1,5 @@
-//! Time, chance and the threads of others, handed in: the only module that may ask the machine for
-//! the first two, so that everything else runs the same in a simulator.
+//! Clocks, random numbers and background execution, passed in: the only module that reads the
+//! machine's clocks and random source, so that everything else runs the same in the simulator.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::oneshot;
 
-/// A boxed future, for traits that are used as objects.
+/// A boxed future, for object-safe traits.
 pub type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// A monotonic clock and the wall clock.
@@ -18,11 +18,11 @@ pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Duration;
     /// Wall time since the Unix epoch; may jump.
     fn wall(&self) -> Duration;
-    /// Resolves when `now` has grown by that much.
+    /// Completes after this duration.
     fn sleep(&self, duration: Duration) -> Boxed<()>;
 }
 
-/// The result, or `None` where it takes longer than `limit`.
+/// The result, or `None` if it takes longer than `limit`.
 pub async fn timeout<T>(
     clock: &dyn Clock,
     limit: Duration,
@@ -39,7 +39,7 @@ pub async fn timeout<T>(
     .await
 }
 
-/// Moments that lie an interval apart. One that is seen late moves those after it.
+/// Ticks of an interval. A late tick delays the following ones.
 pub struct Interval {
     clock: Arc<dyn Clock>,
     every: Duration,
@@ -47,7 +47,7 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// The first moment is `every` from now.
+    /// The first tick is one interval from now.
     pub fn new(clock: &Arc<dyn Clock>, every: Duration) -> Self {
         Self {
             clock: clock.clone(),
@@ -56,41 +56,41 @@ impl Interval {
         }
     }
 
-    /// Resolves at the next moment. It may be dropped and asked for again.
+    /// Completes at the next tick. It may be dropped and called again.
     pub async fn tick(&mut self) {
         self.next.as_mut().await;
         self.next = self.clock.sleep(self.every);
     }
 }
 
-/// Runs what its caller does not wait for.
+/// Runs work in the background.
 pub trait Executor: Send + Sync + 'static {
-    /// Runs a task that waits for others, never for the disk.
+    /// Runs a task that never blocks on the disk.
     fn spawn(&self, task: Boxed<()>);
-    /// Runs work that may take long or wait for the disk.
+    /// Runs work that may block.
     fn spawn_blocking(&self, work: Box<dyn FnOnce() + Send>);
-    /// Runs such work within the calling task, whose thread is not there for others meanwhile.
+    /// Runs blocking work within the calling task, whose thread serves no other task meanwhile.
     fn block_in_place(&self, work: &mut dyn FnMut());
 }
 
-/// What was to run is not run, or not to its end: the process stops.
+/// The work did not run, or not to its end: the process is stopping.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Abandoned;
 
-/// Runs work that may take long or wait for the disk, and waits for it.
+/// Runs work that may block, and waits for it.
 pub async fn blocking<T: Send + 'static>(
     executor: &dyn Executor,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Abandoned> {
     let (sender, receiver) = oneshot::channel();
     executor.spawn_blocking(Box::new(move || {
-        // Whoever asked may have gone.
+        // The caller may be gone.
         let _ = sender.send(work());
     }));
     receiver.await.map_err(|_| Abandoned)
 }
 
-/// tokio's threads. Must be used within its runtime.
+/// tokio's threads. To be used within its runtime.
 pub struct TokioExecutor;
 
 impl Executor for TokioExecutor {
@@ -132,7 +132,7 @@ impl Clock for SystemClock {
     }
 
     fn wall(&self) -> Duration {
-        // A wall clock before 1970 reads as 1970: nothing that matters hangs on it.
+        // A wall clock before 1970 reads as 1970: nothing important depends on it.
         SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()

@@ -1,8 +1,8 @@
-//! Places that the simulator looks at: rare paths, which a run has to have taken to have tested
-//! anything, what members apply, and defects put there on purpose, which it has to find.
+//! Hooks of the simulator: coverage points of rare paths, the entries that members apply, and
+//! deliberate defects, which it has to find.
 //!
-//! In a server all of this is nothing, and the compiler removes what hangs on it.
-//! Otherwise it belongs to the calling thread, so that several worlds can run side by side.
+//! In a server all of this compiles to nothing. In the simulator it belongs to the calling thread,
+//! so that several worlds can run side by side.
 
 use bytes::Bytes;
 
@@ -11,7 +11,7 @@ macro_rules! named {
     ($(#[$doc:meta])* $name:ident { $($(#[$one:meta])* $value:ident => $text:literal,)* }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        // Some are the simulated network's, which a server does not have.
+        // Some are in the simulated network, which a server does not contain.
         #[cfg_attr(not(any(test, feature = "simulation")), allow(dead_code))]
         pub enum $name {
             $($(#[$one])* $value,)*
@@ -21,7 +21,7 @@ macro_rules! named {
         impl $name {
             pub const ALL: &[$name] = &[$($name::$value,)*];
 
-            /// As reports and command lines call it.
+            /// Its name in reports and on command lines.
             pub const fn name(self) -> &'static str {
                 match self {
                     $($name::$value => $text,)*
@@ -32,7 +32,7 @@ macro_rules! named {
 }
 
 named! {
-    /// Paths that are seldom taken.
+    /// Rarely taken paths.
     CoveragePoint {
         StrangerAnswered => "caller answered that was not known",
         LeaderUnheard => "leader that waited for its term to be on disk",
@@ -83,118 +83,120 @@ named! {
 }
 
 named! {
-    /// Deliberate defects, each a mistake that could be made.
+    /// Deliberate defects: plausible mistakes.
     Defect {
-        /// A start dials the members that its state names, whatever its log says of them.
+        /// A start dials the members in its flushed state, ignoring the log.
         MembersBeforeReplay => "members-before-replay",
-        /// A caller that the state does not name is not answered.
+        /// A caller that the state does not list is not answered.
         UnlistedUnanswered => "unlisted-unanswered",
-        /// The leader counts its own part of the log as durable before the disk has it.
+        /// The leader counts its own entries as durable before they are.
         AnswerBeforeSync => "answer-before-sync",
-        /// A follower acknowledges entries before the disk has them.
+        /// A follower acknowledges entries before they are durable.
         AcknowledgeBeforeSync => "acknowledge-before-sync",
-        /// The log is written and never synced.
+        /// The log is never synced.
         LogUnsynced => "log-unsynced",
-        /// A restart forgets whom the member voted for.
+        /// A restart forgets the member's vote.
         VoteForgotten => "vote-forgotten",
-        /// A part of a write that has no hard state takes that of the part before it away.
+        /// A part without a hard state drops that of the part before it.
         HardStateDropped => "hard-state-dropped",
-        /// The last frame that a start finds is not made durable before it is counted on.
+        /// The last frame found at a start is not synced before it counts as durable.
         FoundUnsynced => "found-unsynced",
-        /// Entries that conflict with the leader's stay in the log that raft reads.
+        /// Entries that conflict with the leader's stay in the log as read by raft.
         ConflictKept => "conflict-kept",
-        /// The log lets go of entries that only the memory's state holds.
+        /// The log is truncated beyond the flushed index.
         CutBeyondDurable => "cut-beyond-durable",
-        /// The applied index does not go into the batch.
+        /// The applied index is missing in the batch.
         AppliedIndexLeftOut => "applied-index-left-out",
-        /// A restarted member does not know how much it had applied.
+        /// A restarted member does not know its applied index.
         AppliedIndexUnknown => "applied-index-unknown",
-        /// A received state comes into use before the log is reset for it.
+        /// A received state is switched to before the log is reset.
         AdoptBeforeReset => "adopt-before-reset",
-        /// Whoever proposed is answered before the batch is written.
+        /// A proposal is answered before the batch is written.
         AnswerBeforeWrite => "answer-before-write",
         /// The view is taken before the batch is written.
         ViewBeforeWrite => "view-before-write",
-        /// A read takes its view before it asks how new that has to be.
+        /// A read takes its view before its read index.
         ViewTakenEarly => "view-taken-early",
-        /// A leader reads without asking whether it still leads.
+        /// A leader reads without asking a quorum.
         ReadWithoutQuorum => "read-without-quorum",
-        /// A sole voter reads at once although it has a learner.
+        /// A sole voter with a learner reads without asking a quorum.
         LearnerOverlooked => "learner-overlooked",
-        /// A read joins a question that was asked before it came.
+        /// A read joins a round that started before it.
         ReadJoinsRound => "read-joins-round",
-        /// An answer to an earlier question counts for the round of now.
+        /// A response to an earlier round counts for the present one.
         AnswerOfEarlierRound => "answer-of-earlier-round",
-        /// A read that waits for an entry goes on with the one after it.
+        /// A read that waits for an entry is woken by the next one.
         ReadWakesLate => "read-wakes-late",
-        /// A read does not wait until what the leader named is applied.
+        /// A read does not wait until the read index is applied.
         ReadBeforeApplied => "read-before-applied",
-        /// Raft makes a change of membership that was refused when it was applied.
+        /// Raft enacts a change of membership that was refused at apply.
         RefusedChangeMade => "refused-change-made",
-        /// A refusal counts whatever the term that it is about.
+        /// A refusal is not checked against the term of its proposal.
         RefusalUnchecked => "refusal-unchecked",
-        /// A forwarded proposal is sent again when its leader is lost, though it may be applied yet.
+        /// A forwarded proposal is proposed again when its leader is lost, though it may still be
+        /// applied.
         ForwardedTwice => "forwarded-twice",
-        /// A forwarded proposal that got lost is waited for without end.
+        /// A lost forwarded proposal is never proposed again.
         ForwardedKept => "forwarded-kept",
-        /// The term fence of a revoke is skipped.
+        /// A revocation is not fenced to its term.
         RevokeUnfenced => "revoke-unfenced",
-        /// A new leader does not start the leases anew.
+        /// A new leader does not restart the leases.
         LeasesNotRestarted => "leases-not-restarted",
-        /// A new leader does not take note that the leases are its own.
+        /// A new leader does not become the lessor.
         LeasesNotOwned => "leases-not-owned",
-        /// A leader renews leases without asking whether it still leads.
+        /// A leader renews leases without asking a quorum.
         RenewalWithoutQuorum => "renewal-without-quorum",
-        /// A renewal leaves the checkpoint of the lease as it is.
+        /// A renewal does not reset the checkpoint of the lease.
         CheckpointKept => "checkpoint-kept",
-        /// A leader that stood still counts that time against the leases.
+        /// Leases are not extended after a standstill.
         StandstillForgotten => "standstill-forgotten",
-        /// A key that is put under another lease stays with the old one too.
+        /// A key that is attached to another lease stays attached to the old one.
         KeyStaysAttached => "key-stays-attached",
-        /// A revoke misses the keys that its own batch attached.
+        /// A revocation misses the keys attached in its own batch.
         RevokeMissesBatch => "revoke-misses-batch",
         /// A transaction compares with the state before its batch.
         CompareMissesBatch => "compare-misses-batch",
-        /// A read of the past within a transaction misses its batch.
+        /// A read at a past revision within a transaction misses its batch.
         PastReadMissesBatch => "past-read-misses-batch",
-        /// A compaction is not held against the one before.
+        /// A compaction revision is not compared with the last one.
         CompactionUnordered => "compaction-unordered",
-        /// Compaction removes what is live at its revision.
+        /// A compaction removes what is live at its revision.
         CompactionTooFar => "compaction-too-far",
-        /// Compaction removes the tombstones of its own revision.
+        /// A compaction removes the tombstones of its own revision.
         TombstoneTakenEarly => "tombstone-taken-early",
-        /// Whoever waits for a compaction is not told of its end.
+        /// Requests that wait for a compaction are not answered at its end.
         CompactionUntold => "compaction-untold",
-        /// A compaction that began earlier, or elsewhere, keeps a hash of what is left.
+        /// A compaction that resumed after a restart, or in a received state, keeps the hash of
+        /// what is left.
         HashTooLate => "hash-too-late",
-        /// Compaction leaves tombstones for ever.
+        /// A compaction never removes tombstones.
         TombstoneForgotten => "tombstone-forgotten",
-        /// The hash of a compaction and one of the same history made later have to be equal.
+        /// The hash of a compaction and a later one of the same history have to be equal.
         CompactionHashAlone => "compaction-hash-alone",
-        /// A flush that failed counts as done.
+        /// A failed flush counts as done.
         FlushFailureMissed => "flush-failure-missed",
         /// A page of the catch-up ends within a revision.
         PageTorn => "page-torn",
-        /// Live watches get the first change of a revision alone.
+        /// Live watches get only the first change of a revision.
         DeliveryTorn => "delivery-torn",
-        /// Events that find a full queue are dropped.
+        /// Events for a full queue are dropped.
         EventsDropped => "events-dropped",
-        /// A watch that fell back catches up before its queue is read.
+        /// A watch that fell behind catches up before its queue is read.
         PageBeforeQueue => "page-before-queue",
-        /// Watches go on over a snapshot as if nothing had happened.
+        /// Watches continue over an installed snapshot without catching up.
         ResyncSkipped => "resync-skipped",
-        /// A watch that catches up is told the pair before the one before.
+        /// A watch that catches up gets the pair before the previous one.
         PreviousTooOld => "previous-too-old",
-        /// A watch goes live that lacks what was published while it was created.
+        /// A watch becomes live without what was published during its creation.
         LiveTooEarly => "live-too-early",
-        /// Watches of a stream that ended stay in the hub.
+        /// Watches of an ended stream stay in the hub.
         WatchesLeftBehind => "watches-left-behind",
-        /// Progress is told for watches that still catch up.
+        /// Progress is reported for watches that are catching up.
         ProgressTooEarly => "progress-too-early",
     }
 }
 
-/// What a member applied.
+/// An entry that a member applied.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Applied {
     pub member: u64,
@@ -203,7 +205,7 @@ pub struct Applied {
     pub payload: Payload,
 }
 
-/// Encoded, as the log has it.
+/// Encoded, as in the log.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Payload {
     Empty,
@@ -229,13 +231,13 @@ mod on {
         REACHED.with_borrow_mut(|reached| *reached.entry(path).or_default() += 1);
     }
 
-    /// True where this thread's world has the defect.
+    /// True if this thread's world has the defect.
     #[must_use]
     pub fn injected(defect: Defect) -> bool {
         INJECTED.get() == Some(defect)
     }
 
-    /// Notes what a member applies, where someone asked for it.
+    /// Records what a member applies, if it is being collected.
     pub fn applied(entries: impl FnOnce() -> Vec<Applied>) {
         APPLIED.with_borrow_mut(|applied| {
             if let Some(applied) = applied {
@@ -244,18 +246,18 @@ mod on {
         });
     }
 
-    /// How often each path was taken on this thread since this was last asked.
+    /// How often each path was taken on this thread since the last call.
     #[must_use]
     pub fn take_reached() -> BTreeMap<CoveragePoint, u64> {
         REACHED.take()
     }
 
-    /// Gives this thread's worlds a defect, or none.
+    /// Sets the defect of this thread's worlds, or none.
     pub fn inject(defect: Option<Defect>) {
         INJECTED.set(defect);
     }
 
-    /// What was applied on this thread since this was last asked; from the first call on.
+    /// What was applied on this thread since the last call; collected from the first call on.
     #[must_use]
     pub fn take_applied() -> Vec<Applied> {
         APPLIED.replace(Some(Vec::new())).unwrap_or_default()
@@ -270,7 +272,7 @@ pub use on::{applied, inject, injected, reached, take_applied, take_reached};
 #[inline(always)]
 pub const fn reached(_path: CoveragePoint) {}
 
-/// True where a simulated world has the defect.
+/// True if a simulated world has the defect.
 #[cfg(not(any(test, feature = "simulation")))]
 #[inline(always)]
 #[must_use]
@@ -278,7 +280,7 @@ pub const fn injected(_defect: Defect) -> bool {
     false
 }
 
-/// Notes what a member applies, in a simulation.
+/// Records what a member applies, in a simulation.
 #[cfg(not(any(test, feature = "simulation")))]
 #[inline(always)]
 pub fn applied(_entries: impl FnOnce() -> Vec<Applied>) {}

@@ -1,5 +1,5 @@
-//! How the members of a new cluster find each other where no flag lists them: by DNS or by a
-//! discovery service. Here are the flags alone; the asking is the server's.
+//! How the founders of a cluster find each other without a list in the flags: by DNS or by a
+//! discovery service. This module has only the flags; `server::discovery` does the rest.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::refusal::Refusal;
 use super::values::{Source, Values};
 use crate::types::VERSION;
 
-/// Where a start without data learns who founds the cluster.
+/// Where a start without data gets the founders from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Discovery {
     /// From `--initial-cluster`.
@@ -40,16 +40,16 @@ impl Discovery {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsDiscovery {
     pub domain: String,
-    /// Follows the services' names, behind a dash; may be empty.
+    /// A suffix of the services' names, after a dash; may be empty.
     pub suffix: String,
 }
 
-/// A cluster that serves the etcd v3 API, in which founders leave their names.
+/// A cluster with the etcd v3 API, in which founders register.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiscoveryService {
     /// As given, sorted; never empty, nor is one of them.
     pub endpoints: Vec<String>,
-    /// Names the new cluster there, and takes the place of `--initial-cluster-token`.
+    /// Identifies the new cluster there, and replaces `--initial-cluster-token`.
     pub token: String,
     pub dial_timeout: Duration,
     pub request_timeout: Duration,
@@ -57,7 +57,7 @@ pub struct DiscoveryService {
     pub credentials: Option<Credentials>,
 }
 
-/// What to log in with.
+/// The credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     pub user: String,
@@ -66,14 +66,14 @@ pub struct Credentials {
 
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A password belongs into no log.
+        // A password must not be logged.
         f.debug_struct("Credentials")
             .field("user", &self.user)
             .finish_non_exhaustive()
     }
 }
 
-/// `--initial-cluster`, unless its default gives way to a discovery.
+/// `--initial-cluster`, unless a discovery replaces its default.
 pub fn initial_cluster(values: &Values, from: Source) -> &str {
     let text = values.text("initial-cluster");
     let dns = !values.text("discovery-srv").is_empty();
@@ -83,7 +83,7 @@ pub fn initial_cluster(values: &Values, from: Source) -> &str {
             let named = !values.text("discovery-srv-name").is_empty();
             (dns || service || named) && !values.is_given("initial-cluster")
         }
-        // A file cannot tell what it leaves out from what it repeats.
+        // The values of a file do not show which ones were left out.
         Source::File => {
             let default = flags::find("initial-cluster").map(|flag| flag.default);
             (dns || service) && default == Some(text)
@@ -92,7 +92,7 @@ pub fn initial_cluster(values: &Values, from: Source) -> &str {
     if gives_way { "" } else { text }
 }
 
-/// Checks the flags against each other.
+/// Checks the combination of flags.
 ///
 /// # Errors
 /// etcd's texts.
@@ -118,10 +118,10 @@ pub fn check(values: &Values, from: Source) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The way that the flags, which `check` let pass, ask for.
+/// The discovery that the flags, which `check` accepted, configure.
 ///
 /// # Errors
-/// An endpoint that cannot be reached yet.
+/// An endpoint that is not supported yet.
 pub fn settle(values: &Values) -> Result<Discovery, Refusal> {
     let endpoints = values.words("discovery-endpoints");
     if !endpoints.is_empty() {
@@ -151,7 +151,7 @@ fn service(values: &Values, endpoints: &[String]) -> Result<DiscoveryService, Re
         values.text("discovery-user"),
         values.text("discovery-password"),
     );
-    // As in etcd, one without the other is no login.
+    // As in etcd, user or password alone are no credentials.
     let credentials = (!user.is_empty() && !password.is_empty()).then(|| Credentials {
         user: user.to_owned(),
         password: password.to_owned(),
@@ -171,7 +171,7 @@ fn service(values: &Values, endpoints: &[String]) -> Result<DiscoveryService, Re
     })
 }
 
-/// A time that is none would leave no time at all, so it stands for the default.
+/// A missing or invalid time stands for the default.
 fn or_default(values: &Values, name: &str) -> Duration {
     let default = || {
         let flag = flags::find(name)?;

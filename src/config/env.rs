@@ -15,7 +15,7 @@ pub fn variable(flag: &str) -> String {
     format!("{PREFIX}{}", flag.to_ascii_uppercase().replace('-', "_"))
 }
 
-/// Sets what the environment gives and the command line does not.
+/// Sets the values that are in the environment and not on the command line.
 ///
 /// # Errors
 /// A variable whose flag is given too, else the last bad value in the order of the flags' names.

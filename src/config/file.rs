@@ -1,9 +1,9 @@
-//! The configuration file, YAML or JSON. It stands alone: with it, other flags and the environment
-//! count for nothing.
+//! The configuration file, YAML or JSON. It is used alone: with it, other flags and the environment
+//! are ignored.
 //!
-//! As in etcd, keys are matched whatever their case, the last of equal keys wins, null leaves a
-//! default, and durations are nanoseconds. Unlike etcd, keys that mean nothing are named in one
-//! warning: a misspelled key is the commonest mistake in such a file.
+//! As in etcd, keys are case-insensitive, the last of equal keys wins, null keeps a default, and
+//! durations are nanoseconds. Unlike etcd, unknown keys are named in one warning: a misspelled key
+//! is the most common mistake in such a file.
 
 use std::cell::Cell;
 use std::fmt;
@@ -34,7 +34,7 @@ pub enum Node {
 /// Reads a file's text over the defaults.
 ///
 /// # Errors
-/// etcd's text for YAML that cannot be read, a value of another type, or a URL that is none.
+/// etcd's text for invalid YAML, a value of another type, or an invalid URL.
 pub fn read(text: &str, notes: &mut Vec<Note>) -> Result<Values, Refusal> {
     let mut values = Values::defaults();
     let entries = match document(text)? {
@@ -69,7 +69,7 @@ fn document(text: &str) -> Result<Node, Refusal> {
     };
     let room = Room(Cell::new(FREE_BYTES + TIMES_LONGER * text.len()));
     room.deserialize(document).map_err(|error| {
-        // etcd puts the place before the reason, the crate after it.
+        // etcd puts the position before the reason, the crate after it.
         let place = error
             .location()
             .map_or_else(String::new, |at| format!("line {}: ", at.line()));
@@ -117,7 +117,7 @@ fn key_of(flag: &'static Flag) -> Option<&'static str> {
     }
 }
 
-/// The value that a node stands for; none where the default stays.
+/// The value of a node; none to keep the default.
 fn convert(
     flag: &'static Flag,
     path: &str,
@@ -178,7 +178,7 @@ fn convert(
     Ok(Some(value))
 }
 
-/// Values that are texts in the file too.
+/// Values that are strings in the file too.
 fn from_text(flag: &'static Flag, text: &str, old: &Value) -> Result<Option<Value>, Refusal> {
     let mut value = old.clone();
     match flag.kind {
@@ -186,7 +186,7 @@ fn from_text(flag: &'static Flag, text: &str, old: &Value) -> Result<Option<Valu
             return Ok(None);
         }
         Kind::OneOf(_) if text.is_empty() => return Ok(None),
-        // What is no choice is refused with the others' semantic checks, not as a syntax error.
+        // An invalid choice is refused by the later checks, not as a syntax error.
         Kind::Text | Kind::OneOf(_) => value = Value::Text(text.to_owned()),
         Kind::AnyOf(_) => value = Value::Words(unique(text)),
         kind => kind.set(&mut value, text).map_err(|reason| match kind {
@@ -211,7 +211,7 @@ fn mismatch(found: &str, wanted: &str) -> Refusal {
     ))
 }
 
-/// What etcd's message says of a section that is none.
+/// etcd's message for something that is not a section.
 fn section_type(path: &str) -> &'static str {
     match path {
         "socket-options" => {
@@ -227,7 +227,7 @@ fn section_type(path: &str) -> &'static str {
     }
 }
 
-/// The name of Go's structure that etcd's message puts before a key.
+/// The name of the Go struct that etcd's message puts before a key.
 fn owner(flag: &Flag, path: &str) -> &'static str {
     let in_sections = [
         ("client-transport-security.", "securityConfig.configJSON"),
@@ -331,13 +331,13 @@ fn is_old_number(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_digit()) && (text.starts_with('0') || text.contains('_'))
 }
 
-/// What a document may become, for each of its own bytes and beside that: each node counts as a
-/// byte, and its text. Without aliases none comes near it; with them, a few hundred bytes can name
-/// more than fits the memory.
+/// The memory that a document may use, per byte of it and in total: each node costs a byte and its
+/// text. Without aliases no document comes near it; with them, a few hundred bytes can expand
+/// beyond the memory.
 const TIMES_LONGER: usize = 8;
 const FREE_BYTES: usize = 16 << 10;
 
-/// Reads nodes as long as there is room for them.
+/// Expands nodes as long as there is room for them.
 struct Room(Cell<usize>);
 
 impl Room {

@@ -4,28 +4,28 @@
 
 use super::value::Kind;
 
-/// Where a flag stands in the configuration file.
+/// The key of a flag in the configuration file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Key {
-    /// Under the flag's own name.
+    /// The flag's own name.
     Name,
     /// Nested, with dots.
     Path(&'static str),
-    /// Nowhere.
+    /// None.
     None,
 }
 
 /// What etched does with a flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum FlagSupport {
     Built,
     /// Refused unless it has its default.
     NotBuilt,
-    /// Accepted, and noted where it is set: what it steers is not in etched, or is not to be
-    /// steered. The text says why.
+    /// Accepted without effect, and logged if it is set: etched has nothing that it could control.
+    /// The text says why.
     NoEffect(&'static str),
-    /// Accepted, and warned of where it is set: whoever sets it expects something that is not
-    /// there. The text says what.
+    /// Accepted without effect, with a warning if it is set: it requests something that etched
+    /// lacks. The text says what.
     Missing(&'static str),
 }
 
@@ -34,10 +34,10 @@ pub enum State {
 pub struct Flag {
     pub name: &'static str,
     pub kind: Kind,
-    /// As it would be written on the command line.
+    /// As written on the command line.
     pub default: &'static str,
     pub key: Key,
-    pub state: State,
+    pub state: FlagSupport,
     pub usage: &'static str,
 }
 
@@ -47,13 +47,13 @@ const fn flag(name: &'static str, kind: Kind, default: &'static str, usage: &'st
         kind,
         default,
         key: Key::Name,
-        state: State::Built,
+        state: FlagSupport::Built,
         usage,
     }
 }
 
 const fn later(name: &'static str, kind: Kind, default: &'static str, usage: &'static str) -> Flag {
-    flag(name, kind, default, usage).state(State::NotBuilt)
+    flag(name, kind, default, usage).state(FlagSupport::NotBuilt)
 }
 
 const fn forgotten(name: &'static str) -> Flag {
@@ -61,17 +61,17 @@ const fn forgotten(name: &'static str) -> Flag {
 }
 
 impl Flag {
-    const fn state(mut self, state: State) -> Flag {
+    const fn state(mut self, state: FlagSupport) -> Flag {
         self.state = state;
         self
     }
 
     const fn no_effect(self, why: &'static str) -> Flag {
-        self.state(State::NoEffect(why))
+        self.state(FlagSupport::NoEffect(why))
     }
 
     const fn missing(self, what: &'static str) -> Flag {
-        self.state(State::Missing(what))
+        self.state(FlagSupport::Missing(what))
     }
 
     const fn at(mut self, path: &'static str) -> Flag {
@@ -85,13 +85,13 @@ impl Flag {
     }
 }
 
-/// Flags under one heading of the help text.
+/// The flags under one heading of the help text.
 pub struct Section {
     pub title: &'static str,
     pub flags: &'static [Flag],
 }
 
-/// Every flag, in the help text's order.
+/// Every flag, in the order of the help text.
 pub fn all() -> impl Iterator<Item = &'static Flag> {
     SECTIONS.iter().flat_map(|section| section.flags)
 }
@@ -101,7 +101,7 @@ pub fn find(name: &str) -> Option<&'static Flag> {
 }
 
 const NO_BBOLT: &str = "etched keeps its data in RocksDB, not in bbolt";
-const NO_PEERS: &str = "etched notices by itself that a peer is silent";
+const NO_PEERS: &str = "etched detects silent peers itself";
 const NO_CERTIFICATES: &str = "etched serves without TLS; no certificate is in use";
 const STATES: &[&str] = &["new", "existing"];
 const FALLBACKS: &[&str] = &["exit", "proxy"];

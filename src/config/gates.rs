@@ -1,11 +1,11 @@
-//! Feature gates, read as etcd reads them. Some defaults differ: etched keeps the remaining time
-//! of leases over restarts and leader changes, so `LeaseCheckpoint` is on, and
-//! `LeaseCheckpointPersist` follows it unless it is named. It compares the members' data where
-//! that costs little, so `InitialCorruptCheck` and `CompactHashCheck` are on; the first looks at
-//! large stores only where it is named. Most gates steer what etched does in one way only; these
-//! are accepted, shown, and noted at the start where they are set to something else.
+//! Feature gates, parsed as in etcd. Some defaults differ: etched keeps the remaining TTL of leases
+//! over restarts and leader changes, so `LeaseCheckpoint` is on, and `LeaseCheckpointPersist`
+//! follows it unless it is set. It compares the members' data where that is cheap, so
+//! `InitialCorruptCheck` and `CompactHashCheck` are on; the first checks large stores only if it is
+//! set. For most gates etched has one behaviour only; these are accepted, shown, and logged at the
+//! start if they are set to something else.
 //!
-//! Known are those of 3.7 and, for whoever prepares an upgrade, those that 3.8 brings.
+//! The gates of 3.7 are known and, to prepare an upgrade, those that 3.8 adds.
 
 use std::collections::BTreeMap;
 
@@ -17,13 +17,13 @@ enum Stage {
     Beta,
 }
 
-/// A gate that etched knows.
+/// A gate known to etched.
 struct Known {
     name: &'static str,
     stage: Stage,
-    /// In etched.
+    /// The default in etched.
     default: bool,
-    /// Why it changes nothing, where it does not.
+    /// Why it has no effect, if it has none.
     no_effect: Option<&'static str>,
 }
 
@@ -74,14 +74,14 @@ const KNOWN: &[Known] = &[
     gate("TxnModeWriteWithSharedBuffer", Beta, true).no_effect("reads in a transaction need no buffer of their own"),
 ];
 
-/// The gates that somebody set; the others have their defaults.
+/// The gates that were set; the others have their defaults.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gates {
     named: BTreeMap<&'static str, bool>,
 }
 
 impl Gates {
-    /// Adds `Name=bool,…` to what was set before.
+    /// Adds `Name=bool,…` to the gates set before.
     ///
     /// # Errors
     /// etcd's text for an unknown gate or a value that is no boolean; nothing is set then.
@@ -107,7 +107,7 @@ impl Gates {
             };
             named.insert(known.name, *on);
         }
-        // What is named by itself outranks its stage, whatever the order.
+        // A gate's own setting overrides that of its stage, whatever the order.
         for (group, stage) in [("AllAlpha", Stage::Alpha), ("AllBeta", Stage::Beta)] {
             if let Some(on) = wanted.get(group) {
                 for known in KNOWN.iter().filter(|known| known.stage == stage) {
@@ -119,7 +119,7 @@ impl Gates {
         Ok(())
     }
 
-    /// Whether a gate is on. A name that is no gate is off.
+    /// Whether a gate is on. An unknown name is off.
     pub fn enabled(&self, name: &str) -> bool {
         if let Some(on) = self.named.get(name) {
             return *on;
@@ -132,7 +132,7 @@ impl Gates {
             .any(|known| known.name == name && known.default)
     }
 
-    /// Whether somebody set a gate, by itself or with its stage.
+    /// Whether a gate was set, on its own or with its stage.
     pub fn is_named(&self, name: &str) -> bool {
         self.named.contains_key(name)
     }
@@ -145,7 +145,7 @@ impl Gates {
             .collect()
     }
 
-    /// The gates that somebody set to something else in vain, and why.
+    /// Gates that were set to a value without effect, and why.
     pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
         KNOWN
             .iter()

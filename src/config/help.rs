@@ -2,13 +2,13 @@
 
 use clap::{Arg, Command};
 
-use super::flags::{self, State};
+use super::flags::{self, FlagSupport};
 use super::gates::Gates;
 use super::machine::go_arch;
 use super::value::Kind;
 use crate::types::{ETCD_VERSION, GIT_SHA, RUST_VERSION, VERSION};
 
-/// Goes to stderr, after the line that names a mistake or before the listing of the flags.
+/// Printed to stderr, after the line about a mistake or before the list of flags.
 pub const USAGE: &str = "\
 Usage:
 
@@ -32,7 +32,7 @@ Each flag can be set by the environment too: ETCD_ and its name in capitals,
 with _ for -.
 ";
 
-/// What etcd has, is asked for by flags or commands, and is not there.
+/// Features of etcd with flags or commands that etched lacks.
 pub const NOT_THERE: &str = "\
 Not in etched: the commands gateway and grpc-proxy, unix sockets (unix:// and
 unixs:// in lists of URLs), the JSON gateway under /v3/, and profiles under
@@ -48,10 +48,10 @@ pub fn listing() -> String {
         for flag in section.flags {
             let mut usage = flag.usage.to_owned();
             match flag.state {
-                State::Built => {}
-                State::NotBuilt => usage.push_str(" [not built yet]"),
-                State::NoEffect(why) => usage.push_str(&format!(" [no effect: {why}]")),
-                State::Missing(what) => usage.push_str(&format!(" [not there: {what}]")),
+                FlagSupport::Built => {}
+                FlagSupport::NotBuilt => usage.push_str(" [not built yet]"),
+                FlagSupport::NoEffect(why) => usage.push_str(&format!(" [no effect: {why}]")),
+                FlagSupport::Missing(what) => usage.push_str(&format!(" [not there: {what}]")),
             }
             if flag.kind == Kind::Gates {
                 usage = format!("{usage}\n{}", Gates::help());
@@ -84,8 +84,8 @@ fn placeholder(kind: Kind) -> &'static str {
     }
 }
 
-/// The versions: etcd's lines, which scripts read from the first on, and below them etched's own.
-/// Where etcd names its Go release stands the compiler that etched is built with.
+/// The versions: etcd's lines first, for scripts, then etched's own. The line of etcd's Go version
+/// shows etched's compiler.
 pub fn version() -> String {
     let (os, arch) = (std::env::consts::OS, go_arch());
     format!(

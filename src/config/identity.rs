@@ -1,7 +1,7 @@
-//! Who founds a new cluster: the members' ids and the cluster's, computed as etcd computes them,
-//! so that a backup, a client's cache or a monitoring rule that knows the numbers goes on working.
+//! The founders of a new cluster: member ids and cluster id, computed as in etcd, so that backups,
+//! client caches or monitoring rules with these ids remain valid.
 //!
-//! Only a start without data asks: from then on the numbers come from the data.
+//! Used only by a start without data: later the ids are read from the data.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,11 +20,11 @@ use crate::types::{ClusterId, MemberId};
 pub struct Founder {
     pub id: MemberId,
     pub name: String,
-    /// As the cluster will list them, sorted.
+    /// As the cluster lists them, sorted.
     pub peer_urls: Vec<String>,
 }
 
-/// What a new cluster starts from; the same on all its founders.
+/// The initial members of a cluster; the same for all founders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bootstrap {
     /// This member.
@@ -37,7 +37,7 @@ pub struct Bootstrap {
 /// Turns `host:port` into `address:port`.
 pub type Resolve<'a> = &'a dyn Fn(&str) -> std::io::Result<String>;
 
-/// The members that a flag, DNS or a discovery service names, and the token of their ids.
+/// The founders from a flag, DNS or a discovery service, and the token for their ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InitialCluster {
     /// Each with its URLs, sorted.
@@ -64,7 +64,7 @@ impl InitialCluster {
         Ok(Self { members, token })
     }
 
-    /// One member alone.
+    /// A single founder.
     pub fn of_one(name: &str, urls: &[Url], token: &str) -> Self {
         Self {
             members: [(name.to_owned(), urls.to_vec())].into(),

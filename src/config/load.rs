@@ -1,7 +1,7 @@
 //! [`load`]: from a command line to a [`Config`], or to the end of the program.
 //!
-//! It is pure: what it needs of the machine comes in as [`Surroundings`], and what it would print
-//! or log goes out in [`Exit`] or as [`Note`]s, because no log is up yet while it runs.
+//! It is pure: what it needs of the machine is passed in as [`Surroundings`], and what it would
+//! print or log is returned in [`Exit`] or as [`Note`]s, because there is no log yet.
 
 use std::ffi::OsString;
 use std::io;
@@ -19,7 +19,7 @@ use super::values::{Source, Values};
 use super::{env, file, help, validate};
 use crate::types::VERSION;
 
-/// A configuration, and what to log about it.
+/// A configuration, and the log lines about it.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub config: Config,
@@ -29,7 +29,7 @@ pub struct Loaded {
 /// Reads the configuration. `args` begins with the program's own name.
 ///
 /// # Errors
-/// The exit that the program should take: a refusal, or help and version, which end it too.
+/// The exit of the program: a refusal, or after help and version.
 pub fn load(
     args: impl IntoIterator<Item = OsString>,
     around: &Surroundings<'_>,
@@ -52,7 +52,7 @@ pub fn load(
         Err(line) => return Err(refused(&Refusal::Usage(line), notes, format)),
     };
     if let Some(word) = stray {
-        // Only a first word may have been meant as a command.
+        // Only a first word can have been meant as a command.
         let commands = match words.first() == Some(&word) {
             true => commands::names(),
             false => Vec::new(),
@@ -74,7 +74,7 @@ pub fn load(
     }
 }
 
-/// Adds the environment to the command line, or puts the file in the place of both.
+/// Adds the environment to the command line, or replaces both by the file.
 fn gather(
     mut values: Values,
     around: &Surroundings<'_>,
@@ -99,7 +99,7 @@ fn gather(
     Ok((values, Source::File))
 }
 
-/// A file that cannot be read, as Go words it.
+/// The error for an unreadable file, in Go's words.
 fn unreadable(path: &str, error: &io::Error) -> String {
     let verb = match error.kind() {
         io::ErrorKind::IsADirectory => "read",
@@ -108,7 +108,7 @@ fn unreadable(path: &str, error: &io::Error) -> String {
     format!("{verb} {path}: {}", os_reason(error))
 }
 
-/// The operating system's reason for an error, as Go words it: in lower case, without the number.
+/// The operating system's error text in Go's form: lower case, without the number.
 pub fn os_reason(error: &io::Error) -> String {
     let text = match error.kind() {
         io::ErrorKind::NotFound => "no such file or directory".to_owned(),
@@ -130,7 +130,7 @@ fn texts(args: impl IntoIterator<Item = OsString>) -> Result<Vec<String>, Refusa
         .collect()
 }
 
-/// The variables that concern etched; of the others nothing is asked.
+/// The variables of etched; others are not read.
 fn env_texts(env: &[(OsString, OsString)]) -> Result<Vec<(String, String)>, Refusal> {
     let mut found = Vec::new();
     for (name, value) in env {

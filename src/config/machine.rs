@@ -1,4 +1,5 @@
-//! The machine, as a configuration needs it: the one place of this module that asks it anything.
+//! The machine's properties that a configuration needs: the only part of this module that reads
+//! them.
 
 use std::ffi::OsString;
 use std::io;
@@ -9,16 +10,16 @@ use std::path::Path;
 pub struct Surroundings<'a> {
     pub env: Vec<(OsString, OsString)>,
     pub read_file: &'a dyn Fn(&Path) -> io::Result<String>,
-    /// The machine's own address towards its default route; asked only if it is needed.
+    /// The machine's own address on its default route; determined only if needed.
     pub default_host: &'a dyn Fn() -> Option<String>,
-    /// The memory that this process may use; asked only if it is needed.
+    /// The memory available to this process; determined only if needed.
     pub memory_bytes: &'a dyn Fn() -> Option<u64>,
 }
 
-/// The address that this machine would send from if it wrote to the world, IPv4 if it can.
+/// The source address of this machine's default route, IPv4 if possible.
 ///
-/// Connecting a datagram socket sends nothing, it only asks for the route. The targets are
-/// addresses set aside for documentation, which nobody has.
+/// Connecting a datagram socket sends nothing, it only selects the route. The targets are addresses
+/// reserved for documentation.
 pub fn default_host() -> Option<String> {
     let ask = |from: &str, to: &str| -> io::Result<String> {
         let socket = UdpSocket::bind(from)?;

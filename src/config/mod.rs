@@ -1,10 +1,9 @@
-//! The configuration: command line, environment and file, read exactly as etcd 3.7.3 reads them,
-//! checked once, and handed on as one [`Config`] that nothing further down has to doubt.
+//! The configuration: command line, environment and file, parsed exactly as in etcd 3.7.3,
+//! validated once, and passed on as one [`Config`] that needs no further checks.
 //!
-//! `flags` is the table of every flag; `parse`, `env` and `file` read `values` for it, `validate`
-//! checks them, `settle` makes the [`Config`] of `settings` of them, and [`load`] puts these in
-//! their order. `summary` shows a [`Config`] to the log.
-//! `commands` reads the command lines that ask for something else than a member.
+//! `flags` is the table of all flags; `parse`, `env` and `file` read `values` for it, `validate`
+//! checks them, `settle` builds the [`Config`] of `settings`, and [`load`] runs these in order.
+//! `summary` logs a [`Config`]. `commands` parses the subcommands.
 
 mod commands;
 mod discovery;

@@ -1,10 +1,10 @@
-//! Log lines from before there is a log.
+//! Log lines from before the log is set up.
 
 use serde_json::Value as Json;
 
 use super::log::Level;
 
-/// A log line that waits for the log to be up.
+/// A log line to be written once the log is set up.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Note {
     pub level: Level,

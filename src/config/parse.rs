@@ -5,14 +5,14 @@ use super::flags;
 use super::go_syntax::quote;
 use super::values::Values;
 
-/// What a command line says.
+/// The contents of a command line.
 #[derive(Debug)]
 pub enum CommandLine {
     /// `-h` or `--help` came up before any mistake.
     Help,
     Flags {
         values: Values,
-        /// The first word that is no flag.
+        /// The first word that is not a flag.
         stray: Option<String>,
     },
 }

@@ -1,12 +1,12 @@
-//! Why a configuration is refused. The texts and exit codes are etcd's, since scripts and operators
-//! match them.
+//! Why a configuration is refused. Texts and exit codes are etcd's, since scripts and operators
+//! depend on them.
 
 use super::go_syntax::quote;
 use super::log::Level;
 use super::note::Note;
 use crate::types::VERSION;
 
-/// Why a configuration was refused. Each has etcd's exit code and its form on stderr.
+/// Why a configuration was refused, with etcd's exit code and output format for each.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// A mistake of syntax: exit 2, this line, the usage text.
@@ -15,16 +15,16 @@ pub enum Refusal {
     /// Exit 1, this line as it is.
     #[error("{0}")]
     Plain(String),
-    /// A value that makes no sense: exit 1, a log line `failed to verify flags`.
+    /// An invalid value: exit 1, a log line `failed to verify flags`.
     #[error("{0}")]
     Verify(String),
-    /// As `Verify`: a word that is no flag. Where it may have been meant as a command, these are.
+    /// As `Verify`: a word that is not a flag, with the commands that it may have been meant as.
     #[error("{} is not a valid flag", quote(word))]
     Stray { word: String, commands: Vec<String> },
     /// As `Verify`, with one more line.
     #[error("--advertise-client-urls is required when --listen-client-urls is set explicitly")]
     UnsetAdvertise,
-    /// An environment variable beside its flag: exit 1, a fatal log line.
+    /// An environment variable and its flag at once: exit 1, a fatal log line.
     #[error("environment variable {0} is shadowed by its flag")]
     Shadowed(String),
     /// What etcd only finds while starting: exit 1, a fatal log line `discovery failed`.
@@ -40,7 +40,7 @@ impl Refusal {
         }
     }
 
-    /// The log lines that say it; none for those that are not logged.
+    /// The log lines for it; none if it is not logged.
     pub fn notes(&self) -> Vec<Note> {
         let verify = || Note::warn("failed to verify flags").with("error", self.to_string());
         match self {
@@ -68,7 +68,7 @@ impl Refusal {
     }
 }
 
-/// The refusal of something that etcd has and this version of etched has not.
+/// The refusal of a feature of etcd that this version lacks.
 pub fn not_built(what: &str) -> Refusal {
     Refusal::Verify(format!(
         "{what} is not built yet in etched {VERSION}; leave it at its default"

@@ -1,4 +1,4 @@
-//! The configuration that the rest of the program reads: typed, checked, nothing left open.
+//! The configuration used by the rest of the program: typed, validated and complete.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use super::keepalive::Keepalive;
 use super::log::LogConfig;
 use super::urls::Url;
 
-/// Everything that can be set, checked. Fields without a comment are etcd's flag of that name.
+/// All settings. Fields without a comment are etcd's flag of that name.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub name: String,
@@ -62,13 +62,13 @@ pub struct Config {
     pub max_learners: u32,
     pub force_new_cluster: bool,
 
-    /// Bytes of the keyspace after which it is full; none: never.
+    /// The quota in bytes; none: unlimited.
     pub quota_bytes: Option<u64>,
     pub max_txn_ops: usize,
     /// Of one request's message, without what gRPC's framing adds.
     pub max_request_bytes: usize,
     pub max_concurrent_streams: u32,
-    /// A client that pings more often is sent away; none: any may.
+    /// A client that pings more often is disconnected; none: unlimited.
     pub grpc_keepalive_min_time: Option<Duration>,
     /// How idle connections are pinged; none: they are not.
     pub grpc_keepalive: Option<Keepalive>,

@@ -24,10 +24,10 @@ const SUGGESTED_QUOTA_BYTES: u64 = 8 << 30;
 const AUTOMATIC_BUDGET_BYTES: u64 = 256 << 20;
 const LEAST_BUDGET_BYTES: u64 = 16 << 20;
 
-/// Makes the configuration.
+/// Builds the configuration.
 ///
 /// # Errors
-/// What can only be seen here: a port, a retention, a budget that is none, a scheme not built yet.
+/// Errors found only here: invalid ports, retentions or budgets, a scheme that is not built yet.
 pub fn settle(
     values: &Values,
     log: LogConfig,
@@ -94,7 +94,7 @@ pub fn settle(
         warning_apply_duration: values.time("warning-apply-duration"),
         warning_unary_request_duration: time_or(values, "warning-unary-request-duration", 300),
         log,
-        // Any other word than this one means basic, in etcd too.
+        // As in etcd, any other word means basic.
         metrics: match values.text("metrics") {
             "extensive" => Metrics::Extensive,
             _ => Metrics::Basic,
@@ -237,8 +237,8 @@ fn memory_budget_bytes(values: &Values, around: &Surroundings<'_>) -> Result<u64
     }
 }
 
-/// A member that listens everywhere but says `localhost` is reachable from nowhere else, so etcd
-/// advertises the machine's own address; and a cluster that was not named follows the member.
+/// With a wildcard listener, `localhost` cannot be reached from other machines, so etcd advertises
+/// the machine's own address; and the default cluster uses the member's name.
 fn use_default_host(
     config: &mut Config,
     values: &Values,

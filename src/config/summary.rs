@@ -1,5 +1,5 @@
-//! The line that the log of a start begins with: every setting, so that a log alone says how a
-//! member ran. Names and order are etcd's; etched's own follow.
+//! The first line of a start's log: every setting, so that a log alone shows how a member was
+//! configured. Names and order are etcd's, followed by etched's own.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::settings::{AutoCompaction, Config, Listen, Metrics};
 use super::urls;
 use crate::types::{ETCD_VERSION, GIT_SHA, RUST_VERSION, VERSION};
 
-/// A name and what it is set to.
+/// A name and its setting.
 type Setting = (&'static str, Json);
 
 impl Config {
@@ -135,7 +135,7 @@ impl Config {
 
     fn history(&self) -> Vec<Setting> {
         let (mode, retention) = self.auto_compaction.flags();
-        // Whatever it counts, etcd shows it as a time.
+        // As in etcd, shown as a duration whatever its unit.
         let retention = match self.auto_compaction {
             AutoCompaction::Revision(kept) => duration::format(Duration::from_nanos(kept as u64)),
             _ => retention,
@@ -226,8 +226,8 @@ fn discovery(discovery: &Discovery) -> Vec<Setting> {
     settings
 }
 
-/// How a discovery service is asked, or would be. The password is not shown; flags that have to
-/// have their default are shown with it.
+/// The discovery settings. The password is not shown; flags that must have their default are shown
+/// too.
 fn service_settings(service: Option<&DiscoveryService>) -> [Setting; 10] {
     let seconds = Duration::from_secs;
     let pings = service.map_or(Some((seconds(2), seconds(6))), |service| {

@@ -1,5 +1,5 @@
-//! The flags about TLS, as far as they can be checked without a certificate: etcd refuses names
-//! that it does not know whether or not anything is encrypted.
+//! TLS flags, as far as they can be checked without a certificate: etcd refuses unknown names even
+//! if nothing is encrypted.
 
 use super::go_syntax::quote;
 use super::refusal::Refusal;

@@ -1,12 +1,12 @@
-//! From values to a [`Config`]: the checks that need more than one value or know what a value is
-//! for, in etcd's order, so that of several mistakes the same one is named.
+//! Checks of values that need several of them, or their meaning, in etcd's order, so that of
+//! several mistakes the same one is reported.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::discovery;
 use super::duration;
-use super::flags::{self, Flag, State};
+use super::flags::{self, Flag, FlagSupport};
 use super::go_syntax::quote;
 use super::log::{Level, LogConfig, LogFormat, LogOutput};
 use super::machine::Surroundings;
@@ -36,7 +36,7 @@ const DEPRECATED: &[(&str, &str)] = &[
 /// Checks every value.
 ///
 /// # Errors
-/// The first refusal, in etcd's order; what is not built comes after what etcd refuses too.
+/// The first refusal, in etcd's order; features that are not built come after etcd's own checks.
 pub fn validate(
     values: &Values,
     from: Source,
@@ -71,7 +71,7 @@ pub fn validate(
     }
     let check_ns = values.duration_ns("corrupt-check-time");
     if check_ns < 0 {
-        // etcd starts, and panics when it first looks at it.
+        // etcd starts, and panics at its first use.
         return Err(Refusal::Verify(format!(
             "--corrupt-check-time must be >=0 (set to {})",
             duration::format_ns(check_ns)
@@ -85,7 +85,7 @@ pub fn validate(
     Ok(config)
 }
 
-/// The log's form, if it has one of the known names.
+/// The log format, if it is known.
 pub fn log_format(values: &Values) -> Option<LogFormat> {
     match values.text("log-format") {
         "json" | "" => Some(LogFormat::Json),
@@ -263,17 +263,17 @@ fn check_gates(values: &Values, notes: &mut Vec<Note>) -> Result<(), Refusal> {
     }
 }
 
-/// Refuses what is not built, and says of what is accepted that it does nothing.
+/// Refuses flags that are not built, and reports accepted ones without effect.
 fn check_not_built(values: &Values, notes: &mut Vec<Note>) -> Result<(), Refusal> {
     for flag in flags::all() {
         if !asks(flag, values) {
             continue;
         }
         let (level, why) = match flag.state {
-            State::Built => continue,
-            State::NotBuilt => return Err(not_built(&format!("--{}", flag.name))),
-            State::NoEffect(why) => (Level::Info, why),
-            State::Missing(what) => (Level::Warn, what),
+            FlagSupport::Built => continue,
+            FlagSupport::NotBuilt => return Err(not_built(&format!("--{}", flag.name))),
+            FlagSupport::NoEffect(why) => (Level::Info, why),
+            FlagSupport::Missing(what) => (Level::Warn, what),
         };
         notes.push(
             Note::new(level, "the flag has no effect in etched")
@@ -291,18 +291,18 @@ fn check_not_built(values: &Values, notes: &mut Vec<Note>) -> Result<(), Refusal
     Ok(())
 }
 
-/// Whether somebody asks for more than a flag's default; for a switch that is on anyway, whether
-/// somebody asks for it by name.
+/// Whether a flag is set to something else than its default; for a switch that is on by default,
+/// whether it is set at all.
 fn asks(flag: &Flag, values: &Values) -> bool {
     let value = values.get(flag.name);
     let default = flag.kind.default_value(flag.default);
-    if let (State::Missing(_), Value::Bool(on)) = (flag.state, value) {
+    if let (FlagSupport::Missing(_), Value::Bool(on)) = (flag.state, value) {
         return *on && (values.is_given(flag.name) || *value != default);
     }
     *value != default && !names_nothing(flag.kind, value)
 }
 
-/// A list that names nothing has several spellings.
+/// An empty list has several spellings.
 fn names_nothing(kind: Kind, value: &Value) -> bool {
     match (kind, value) {
         (Kind::List | Kind::Set, Value::Words(words)) => words.iter().all(String::is_empty),
@@ -310,7 +310,7 @@ fn names_nothing(kind: Kind, value: &Value) -> bool {
     }
 }
 
-/// What is accepted but deserves a word.
+/// Warnings about accepted settings.
 fn remark(values: &Values, notes: &mut Vec<Note>) {
     for (name, warning) in DEPRECATED {
         if values.is_given(name) {

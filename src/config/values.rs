@@ -1,4 +1,4 @@
-//! Every flag's value, as far as the command line, the environment or the file have given it.
+//! The values of all flags, as far as command line, environment or file set them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,14 +8,14 @@ use super::gates::Gates;
 use super::urls::Url;
 use super::value::Value;
 
-/// Where values came from: a file knows no flag that was given, only what differs.
+/// The source of values: a file does not show which flags were set, only which differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     CommandLine,
     File,
 }
 
-/// Every flag's value, and which of them somebody gave.
+/// The values of all flags, and which of them were set.
 #[derive(Clone, Debug)]
 pub struct Values {
     values: BTreeMap<&'static str, Value>,
@@ -58,8 +58,8 @@ impl Values {
         self.values.get(name).unwrap_or(&Value::Ignored)
     }
 
-    // A flag's name and type stand in the table; asking for another type is a defect of this
-    // module that every start would show, so these have no error to hand on.
+    // Names and types of flags are fixed in the table; a mismatch is a bug that every start would
+    // show, so it is no error to return.
 
     pub fn text(&self, name: &str) -> &str {
         match self.get(name) {

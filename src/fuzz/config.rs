@@ -63,7 +63,7 @@ pub fn load(bytes: &[u8]) {
             assert_eq!(exit, again);
             assert!(exit.code <= 2);
             let says = !exit.stderr.is_empty() || !exit.stdout.is_empty();
-            assert!(says || !exit.notes.is_empty(), "refused without a word");
+            assert!(says || !exit.notes.is_empty(), "refused without a reason");
         }
         (loaded, _) => panic!("{loaded:?} the first time only"),
     }

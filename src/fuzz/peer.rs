@@ -22,7 +22,7 @@ use crate::replica::work::Work;
 use crate::state::Machine;
 use crate::state::machine::{Entry as ToApply, Payload};
 use crate::storage::memory::MemoryEngine;
-use crate::storage::raft_log::{Batch, EntryId, Files, MemoryDisk, Options, RaftLog};
+use crate::storage::raft_log::{self, EntryId, Files, MemoryDisk, RaftLog};
 use crate::transport::{PeerMessage, edges};
 use crate::types::MemberId;
 use bytes::Bytes;
@@ -214,7 +214,7 @@ fn machine(members: Vec<membershippb::Member>, entry_id: EntryId) -> Machine {
 impl Member {
     /// One of as many voters, beside whom there may be a learner.
     fn start(voters: u64, learner: bool) -> Self {
-        let options = Options {
+        let options = raft_log::Options {
             segment_bytes: 16 << 10,
             cluster_id: 1,
             member_id: ME,
@@ -225,13 +225,13 @@ impl Member {
         let hard_state = encode_hard_state(MARK.term, MARK.index);
         log.reset(MARK, Some(&hard_state)).expect("resets");
         let machine = machine(members(voters, learner), MARK);
-        let restored = replica::Restored {
+        let restored = replica::InitialState {
             reader: log.reader(),
             hard_state: Some(hard_state.into()),
             conf_state: conf_state_of(machine.members().voters(), machine.members().learners()),
             applied_index: MARK.index,
         };
-        let options = replica::Options {
+        let options = replica::ReplicaOptions {
             member: MemberId(ME),
             election_ticks: 10,
             heartbeat_ticks: 1,
@@ -454,7 +454,7 @@ impl Member {
             self.machine = machine(members(3, true), entry_id);
             self.entries.clear();
         }
-        let batch = Batch {
+        let batch = raft_log::Batch {
             entries: &persist.entries,
             hard_state,
         };

@@ -1,8 +1,8 @@
-//! Compacts the history by itself, by age or by count, as etcd's flags say.
+//! Compacts the history automatically, by age or by count, according to etcd's flags.
 //!
 //! By count: every five minutes, to the newest revision less the retention. By age: the newest
-//! revision is noted ten times a period (a period of at most an hour), and after the first
-//! retention has passed the history is compacted once a period to what was newest a retention
+//! revision is sampled ten times per period (an hour at most), and once the first retention has
+//! passed the history is compacted once per period to the revision that was newest one retention
 //! ago.
 
 use std::collections::VecDeque;
@@ -17,7 +17,7 @@ const REVISION_INTERVAL: Duration = Duration::from_secs(300);
 const MAX_PERIOD: Duration = Duration::from_secs(3600);
 const SAMPLES_PER_PERIOD: u32 = 10;
 
-/// What is kept.
+/// The retention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retention {
     Off,
@@ -27,7 +27,7 @@ pub enum Retention {
     Revisions(i64),
 }
 
-/// The revisions seen over the last retention. Pure: the time is handed in.
+/// The revisions sampled over the last retention. Pure: the time is passed in.
 pub struct AgeSamples {
     retention: Duration,
     period: Duration,
@@ -57,19 +57,19 @@ impl AgeSamples {
         }
     }
 
-    /// How often `sample` is to be called.
+    /// The interval between calls of `sample`.
     pub fn interval(&self) -> Duration {
         (self.period / SAMPLES_PER_PERIOD).max(Duration::from_millis(1))
     }
 
-    /// Notes the newest revision; returns the one to compact to, if it is time.
+    /// Records the newest revision; returns the one to compact to when a compaction is due.
     pub fn sample(&mut self, revision: i64, now: Duration) -> Option<i64> {
         let started = *self.started.get_or_insert(now);
         let due = match self.last_success {
             None => now.saturating_sub(started) >= self.retention,
             Some(last) => now.saturating_sub(last) >= self.period,
         };
-        // Looked at before the newest goes in: the oldest is a whole retention old now.
+        // Read before the newest sample is added: the oldest is exactly one retention old now.
         let oldest = self.samples.front().copied();
         self.samples.push_back(revision);
         while self.samples.len() > self.max_samples {
@@ -119,7 +119,7 @@ async fn by_count(handle: Handle, retention: i64) {
     }
 }
 
-/// True where the history is compacted to the revision now.
+/// True if the history is now compacted to that revision.
 async fn compact(handle: &Handle, revision: i64) -> bool {
     if !handle.shared().raft.is_leader() {
         return false;
@@ -144,7 +144,7 @@ mod tests {
         Duration::from_secs(60 * count)
     }
 
-    /// The times, in minutes, and revisions at which a store that makes a revision a minute is
+    /// The times, in minutes, and revisions at which a store with one revision per minute is
     /// compacted.
     fn compactions(retention: Duration, until_min: u64) -> Vec<(u64, i64)> {
         let mut samples = AgeSamples::new(retention);

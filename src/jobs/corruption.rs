@@ -1,17 +1,16 @@
-//! Compares the members' data by its hash, so that one that diverged is found and named, and the
-//! cluster stops writing before more of it goes wrong.
+//! Compares the members' data by hash, so that a diverged member is detected and named, and writes
+//! stop before more is affected.
 //!
-//! Three comparisons, each etcd's: a restarted member with its peers before it serves; the leader
-//! with its followers now and then; and the leader with its followers by the hashes that each
-//! kept of the same compaction, which cost next to nothing. What is concluded is a pure function
-//! of the hashes, here called `Judged`; asking and raising the alarm are apart from it.
+//! Three comparisons, each as in etcd: a restarted member with its peers before it serves; the
+//! leader with its followers periodically; and the leader with its followers by the hashes that
+//! each kept of the same compaction, which is cheap. The verdict is a pure function of the hashes,
+//! here called `Judged`, separate from the RPCs and the alarm.
 //!
-//! Members of one history may tell of two hashes, that of a compaction and one made just now:
-//! `HistoryHash::agrees_with` knows both.
+//! Members with equal histories may report two different hashes, that of a compaction and a new
+//! one: `HistoryHash::agrees_with` accepts both.
 //!
-//! A hash reads the whole history. What is on by default is therefore bounded: the first
-//! comparison is left out where there are many keys, unless it was asked for by name, and
-//! compactions of large stores keep no hash.
+//! A hash reads the whole history, so the defaults are bounded: the first comparison is skipped for
+//! large stores unless a flag requests it, and compactions of large stores keep no hash.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,21 +28,21 @@ use crate::service::caller::Caller;
 use crate::service::handle::Handle;
 use crate::types::MemberId;
 
-/// Stores with more keys than this are compared at a start only where it is asked for.
+/// Stores with more keys than this are compared at a start only if a flag requests it.
 const MAX_KEYS_AT_START: i64 = 200_000;
 
 /// When a member compares itself with its peers before it serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtStart {
     Never,
-    /// Where it costs little.
+    /// If it is cheap.
     Cheaply,
     Always,
 }
 
 /// When the leader compares.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
+pub struct CheckIntervals {
     /// Between comparisons of all data; none: never.
     pub all: Option<Duration>,
     /// Between comparisons of kept hashes; none: never.
@@ -53,8 +52,8 @@ pub struct Pace {
 /// A peer's hash, or why there is none.
 type Answered = Vec<(MemberId, Result<HashKvResponse, Error>)>;
 
-/// Compares a restarted member with its peers. A difference is an error: the member must not
-/// serve. A peer that does not answer proves nothing.
+/// Compares a restarted member with its peers. A difference is an error: the member must not serve.
+/// A peer without a response proves nothing.
 pub async fn check_at_start(handle: &Handle, when: AtStart) -> Result<(), String> {
     let shared = handle.shared();
     let peers = shared.status().peers_of(shared.member);
@@ -70,7 +69,7 @@ pub async fn check_at_start(handle: &Handle, when: AtStart) -> Result<(), String
         return Ok(());
     }
     let own = shared.member;
-    // A peer that is down must not hold up the start for as long as a request may take.
+    // A dead peer must not delay the start for a whole request timeout.
     let limit = match when {
         AtStart::Always => handle.settings().request_timeout(),
         AtStart::Never | AtStart::Cheaply => handle.settings().election_timeout,
@@ -95,7 +94,7 @@ pub async fn check_at_start(handle: &Handle, when: AtStart) -> Result<(), String
     ))
 }
 
-/// The peers whose data is another one. Only hashes with the same compaction can be compared.
+/// The peers whose data differs. Only hashes with the same compacted revision are comparable.
 fn differing_at_start(own: &HistoryHash, answered: &Answered) -> Vec<MemberId> {
     let differs = |answer: &HashKvResponse| {
         !own.agrees_with(answer.hash) && answer.compact_revision == own.compacted
@@ -138,7 +137,7 @@ fn log_at_start(
 }
 
 /// Compares as leader; runs until the runtime stops.
-pub async fn run(handle: Handle, pace: Pace) {
+pub async fn run(handle: Handle, pace: CheckIntervals) {
     tokio::join!(
         run_all(&handle, pace.all),
         run_compacted(&handle, pace.compacted)
@@ -171,7 +170,7 @@ async fn compare_all(handle: &Handle) -> Result<(), Error> {
     let (after, head) = handle.hash_at(&Caller::member(), 0).await?;
     let judged = judge_all(shared.member, &before, &after, head, &answered);
     let diverging = judged.first().map(|found| found.member);
-    for Found { member, reason } in judged {
+    for CorruptMember { member, reason } in judged {
         tracing::warn!(
             "leader-id" = %shared.member,
             "member-id" = %member,
@@ -191,8 +190,8 @@ async fn compare_all(handle: &Handle) -> Result<(), Error> {
     Ok(())
 }
 
-/// Waits until this leader has applied what its followers have, as far as it ever will: they may
-/// have been a little quicker.
+/// Waits until this leader has applied what its followers have applied, as far as it can: they may
+/// have been slightly ahead.
 async fn catch_up(handle: &Handle, answered: &Answered) -> Result<(), Error> {
     handle.linearizable_view(&Caller::member()).await?;
     let clock = &handle.shared().clock;
@@ -219,22 +218,22 @@ async fn catch_up(handle: &Handle, answered: &Answered) -> Result<(), Error> {
 
 /// A member whose data cannot be right.
 #[derive(Debug, PartialEq, Eq)]
-struct Found {
+struct CorruptMember {
     member: MemberId,
     reason: &'static str,
 }
 
-/// What hashes at the leader's revision say: its own before the peers were asked and after, when
-/// it was at `head`. As in etcd the first finding alone raises an alarm.
+/// Compares with the leader's own hashes, taken before the peers answered and after, when it was at
+/// `head`. As in etcd only the first finding raises an alarm.
 fn judge_all(
     leader: MemberId,
     before: &HistoryHash,
     after: &HistoryHash,
     head: i64,
     answered: &Answered,
-) -> Vec<Found> {
+) -> Vec<CorruptMember> {
     let mut found = Vec::new();
-    let mut note = |member, reason| found.push(Found { member, reason });
+    let mut note = |member, reason| found.push(CorruptMember { member, reason });
     let same_data = (after.revision, after.compacted) == (before.revision, before.compacted);
     if same_data && after.hash != before.hash {
         note(leader, "found hash mismatch");
@@ -267,7 +266,7 @@ async fn run_compacted(handle: &Handle, every: Option<Duration>) {
     let Some(every) = every else {
         return;
     };
-    // The newest revision at which all members were found to agree.
+    // The newest revision at which all members agreed.
     let mut agreed = -1;
     loop {
         handle.shared().clock.sleep(every).await;
@@ -282,7 +281,7 @@ async fn run_compacted(handle: &Handle, every: Option<Duration>) {
     }
 }
 
-/// Compares the newest kept hash that all members have; returns its revision where all agree.
+/// Compares the newest hash that all members kept; returns its revision if all agree.
 async fn compare_compacted(handle: &Handle, agreed: i64) -> Result<Option<i64>, Error> {
     let shared = handle.shared();
     let term = shared.raft.term();
@@ -332,14 +331,14 @@ async fn compare_compacted(handle: &Handle, agreed: i64) -> Result<Option<i64>, 
     Ok(result)
 }
 
-/// What the members' hashes of one compaction say.
+/// The verdict on the members' hashes of one compaction.
 #[derive(Debug, PartialEq, Eq)]
 enum Judged {
     /// All members have the same.
     Agreed,
-    /// Those that answered agree, and somebody did not, or compacted in other steps.
+    /// All responses agree, and a member did not respond or compacted in other steps.
     Unknown,
-    /// These have something else than most; member 0 stands for all, where nobody is most.
+    /// These differ from the majority; member 0 stands for all, if there is no majority.
     Diverged(Vec<MemberId>),
 }
 
@@ -374,7 +373,7 @@ fn judge_compacted(leader: MemberId, own: &HistoryHash, answered: &Answered) -> 
     Judged::Diverged(outnumbered.flatten().collect())
 }
 
-/// Asks all peers for their hash at a revision, each for `limit` at most.
+/// Requests the hash at a revision from all peers, each with the timeout `limit`.
 async fn ask_peers(handle: &Handle, revision: i64, limit: Duration) -> Answered {
     let shared = handle.shared();
     let asked = shared
@@ -382,10 +381,10 @@ async fn ask_peers(handle: &Handle, revision: i64, limit: Duration) -> Answered 
         .peers_of(shared.member)
         .into_iter()
         .map(|peer| {
-            let question = PeerRequest {
+            let request = PeerRequest {
                 request: Some(peer_request::Request::HashKv(HashKvRequest { revision })),
             };
-            let answer = handle.network().ask(peer.member, question, limit);
+            let answer = handle.network().ask(peer.member, request, limit);
             async move {
                 let hash = match answer.await {
                     Ok(answer) => match answer.response {
@@ -441,7 +440,7 @@ mod tests {
         }
     }
 
-    /// Answers of the members 2, 3, ...: hash, compact revision and newest revision, or none.
+    /// Responses of the members 2, 3, ...: hash, compacted revision and newest revision, or none.
     fn answers(answers: &[Option<(u32, i64, i64)>]) -> Answered {
         let answer = |(hash, compact_revision, revision)| HashKvResponse {
             header: Some(ResponseHeader {
@@ -468,7 +467,7 @@ mod tests {
             (&[Some((8, 4, 9)), None], vec![]),
             (&[None, None], vec![]),
             (&[Some((8, 3, 9)), Some((8, 3, 9))], vec![2, 3]),
-            // It has compacted to the very revision, and what it deleted was all.
+            // It has compacted to that very revision, and a deletion there removed everything.
             (&[Some((107, 3, 9))], vec![]),
         ] {
             let found = differing_at_start(&own, &answers(given));
@@ -483,7 +482,7 @@ mod tests {
         let after = hash(17, 5, 12);
         for (given, after, expected) in [
             (&[Some((7, 3, 9)), Some((7, 3, 12))][..], after, vec![]),
-            // It compacted further meanwhile, as the leader did.
+            // It compacted further in the meantime, as the leader did.
             (&[Some((8, 5, 9))], after, vec![]),
             (&[Some((8, 3, 9)), Some((7, 3, 9))], after, vec![2]),
             (&[Some((7, 3, 13))], after, vec![2]),
@@ -513,7 +512,7 @@ mod tests {
             (&[same, elsewhere], Judged::Unknown),
             (&[elsewhere, None], Judged::Unknown),
             (&[same, other], diverged(&[3])),
-            // The leader is the one.
+            // The leader itself differs.
             (&[other, other], diverged(&[1])),
             (&[other, None], diverged(&[0])),
             (&[other], diverged(&[0])),
@@ -529,7 +528,7 @@ mod tests {
         }
     }
 
-    /// A network of one peer, which always gives the same answer.
+    /// A network with one peer, which always gives the same response.
     struct Peer(Result<HashKvResponse, Error>);
 
     impl Network for Peer {
@@ -607,7 +606,7 @@ mod tests {
             (Some(1), false, Some(9)),
             (None, false, None),
             (Some(0), true, None),
-            // Of two members neither is most.
+            // Two members have no majority.
             (Some(1), true, Some(0)),
         ] {
             let (handle, inbox) = pair(difference);
@@ -625,7 +624,7 @@ mod tests {
                         false => compare_all(&handle).await,
                     }
                 };
-                // What is proposed is never answered here.
+                // Nothing answers proposals here.
                 let _ = tokio::time::timeout(Duration::from_millis(100), comparison).await;
             });
             let mut inputs = Vec::new();

@@ -1,8 +1,8 @@
-//! Makes the applied state durable now and then, and lets the raft log go that it replaces.
+//! Flushes the applied state periodically, and truncates the raft log up to the flushed index.
 //!
-//! A restart replays what was applied since the last flush, so the flush bounds its time. Small
-//! flushes cost more than large ones: below `MIN_FLUSH_BYTES` the snapshot waits until ten
-//! times `--snapshot-count` entries have come.
+//! A restart replays what was applied since the last flush, so flushes bound its time. Small
+//! flushes are inefficient: below `MIN_FLUSH_BYTES` a flush waits for ten times `--snapshot-count`
+//! entries.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::state::Machine;
 use crate::storage;
 
 const MIN_FLUSH_BYTES: u64 = 16 << 20;
-/// A snapshot comes after this many times `--snapshot-count` entries, however small they were.
+/// A flush is due after this many times `--snapshot-count` entries, however small they were.
 const MAX_WAIT_FACTOR: u64 = 10;
 const INTERVAL: Duration = Duration::from_millis(100);
 
@@ -54,13 +54,13 @@ pub async fn run(shared: Arc<Shared>, inbox: Arc<Inbox>, snapshot_count: u64) {
                 shared.fail(error.to_string());
                 return;
             }
-            // The runtime is going down.
+            // The runtime is shutting down.
             Err(_) => return,
         }
     }
 }
 
-/// Makes everything applied durable; returns the index that a crash would go back to.
+/// Flushes everything applied; returns the index from which a restart would replay.
 pub fn flush(shared: &Shared) -> storage::Result<u64> {
     let engine = shared.engine();
     if probe::injected(Defect::CutBeyondDurable) {

@@ -1,7 +1,7 @@
-//! Ends leases and stores how long they have left. Leader only: a revoke is proposed under the
-//! term in which the lease was seen to end, and refused if the term is another one by then.
+//! Revokes expired leases and checkpoints remaining TTLs. Leader only: a revocation is fenced to
+//! the term in which the lease was found expired.
 //!
-//! A member that stood still could not be asked to renew anything: that time is given back.
+//! Leases are extended by a time in which the process was suspended, since nobody could renew them.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::replica::shared::Shared;
 use crate::service::caller::Caller;
 use crate::service::handle::Handle;
 
-/// How often the clock is looked at, as in etcd.
+/// The interval of the check, as in etcd.
 const INTERVAL: Duration = Duration::from_millis(500);
 /// Revokes in flight at once.
 const MAX_REVOKES: usize = 500;
@@ -58,19 +58,19 @@ pub async fn run(handle: Handle, checkpoint_interval: Duration) {
             };
             handle.propose_in_term(&Caller::member(), request, term)
         });
-        // All are under way before the first is waited for, so that they share a sync.
+        // All are proposed before the first is awaited, so that they share a sync.
         let revokes = wait_for(join_all(revokes), shared, &mut standstill).await;
-        // Where none could be ended, as under a CORRUPT alarm, the next round is soon enough.
+        // If none could be revoked, as under a CORRUPT alarm, the next round is soon enough.
         let ended = |revoked: &Result<_, _>| matches!(revoked, Ok(_) | Err(Error::LeaseNotFound));
         more = revokes.len() == MAX_REVOKES && revokes.iter().any(ended);
         for revoked in revokes {
-            // A revoke that was not applied leaves the lease in the list of the next round.
+            // A lease whose revocation was not applied is found again in the next round.
             match revoked {
                 Ok(_) => {
                     probe::reached(CoveragePoint::LeaseExpired);
                     shared.metrics.leases_expired.increment();
                 }
-                // It was revoked by hand meanwhile.
+                // A client has revoked it in the meantime.
                 Err(Error::LeaseNotFound) => {}
                 Err(error) => tracing::warn!(%error, "failed to revoke lease"),
             }
@@ -83,7 +83,7 @@ pub async fn run(handle: Handle, checkpoint_interval: Duration) {
     }
 }
 
-/// To wait for entries to be applied is no standstill.
+/// Waiting for entries to be applied is no standstill.
 async fn wait_for<T>(
     applied: impl Future<Output = T>,
     shared: &Shared,
@@ -99,7 +99,7 @@ async fn wait_for<T>(
     }
 }
 
-/// Nobody could renew a lease while the process stood still.
+/// No lease could be renewed while the process was suspended.
 fn give_back(shared: &Shared, stood_still: Option<Duration>) {
     if let Some(stood_still) = stood_still
         && !probe::injected(Defect::StandstillForgotten)

@@ -1,4 +1,4 @@
-//! Work in the background: what has a deadline or can wait.
+//! Background work: what follows a schedule or can wait.
 
 pub mod auto_compaction;
 pub mod compactor;
@@ -13,19 +13,19 @@ use std::time::Duration;
 use crate::replica::inbox::Inbox;
 use crate::service::handle::Handle;
 
-/// How often and how much.
+/// Intervals and limits of the jobs.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Entries after which the state is made durable.
+    /// Entries after which the state is flushed.
     pub snapshot_count: u64,
     pub compaction: compactor::Pace,
-    pub corruption: corruption::Pace,
+    pub corruption: corruption::CheckIntervals,
     pub retention: auto_compaction::Retention,
     /// See `Deadlines`.
     pub lease_checkpoint_interval: Duration,
 }
 
-/// Starts all of it. It ends with the runtime.
+/// Starts all jobs. They end with the runtime.
 pub fn spawn(handle: &Handle, inbox: &Arc<Inbox>, settings: Settings) {
     let shared = handle.shared().clone();
     let flushing = flush::run(shared.clone(), inbox.clone(), settings.snapshot_count);

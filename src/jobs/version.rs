@@ -1,8 +1,8 @@
-//! Decides what version the cluster runs at. Leader only: asks all members which release they
-//! are, and has the lowest agreed upon; `types::version` says by which rules.
+//! Sets the cluster version. Leader only: queries the release of all members, and proposes the
+//! lowest; `types::version` has the rules.
 //!
-//! A downgrade that was begun is not ended here, as etcd's leader does once all members run the
-//! release that it leads to: a member of etched is always of the newest.
+//! etcd's leader completes a downgrade once all members run the target release. Here it stays until
+//! it is cancelled: a member of etched is always of the newest release.
 
 use std::time::Duration;
 
@@ -17,9 +17,9 @@ use crate::service::handle::Handle;
 use crate::types::version::{self, Version, short};
 use crate::types::{ETCD_VERSION, MemberId};
 
-/// How often the members are asked; etcd's figure.
+/// The interval between queries; etcd's figure.
 const INTERVAL: Duration = Duration::from_secs(4);
-/// How long an answer is waited for: a later one comes to the next round.
+/// The timeout of a response: a later one counts in the next round.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// Runs until the runtime stops.
@@ -28,7 +28,7 @@ pub async fn run(handle: Handle) {
     loop {
         tokio::select! {
             biased;
-            // A new leader looks at once.
+            // A new leader checks at once.
             () = raft.changed() => {}
             () = handle.shared().clock.sleep(INTERVAL) => {}
         }
@@ -40,7 +40,7 @@ pub async fn run(handle: Handle) {
     }
 }
 
-/// Has the cluster's version agreed upon, if it is to be another one and this member leads.
+/// Proposes a new cluster version, if it changes and this member leads.
 pub async fn update(handle: &Handle) -> Result<(), Error> {
     let shared = handle.shared();
     let term = shared.raft.term();
@@ -91,7 +91,7 @@ pub async fn update(handle: &Handle) -> Result<(), Error> {
     Ok(())
 }
 
-/// The lowest release of all members; none where one of them does not say.
+/// The lowest release of all members; none if one of them does not respond.
 async fn lowest_version(handle: &Handle) -> Option<Version> {
     let shared = handle.shared();
     let asked = shared
@@ -99,16 +99,16 @@ async fn lowest_version(handle: &Handle) -> Option<Version> {
         .peers_of(shared.member)
         .into_iter()
         .map(|peer| {
-            let question = PeerRequest {
+            let request = PeerRequest {
                 request: Some(peer_request::Request::Describe(Nothing {})),
             };
-            let answer = handle.network().ask(peer.member, question, ANSWER_LIMIT);
+            let answer = handle.network().ask(peer.member, request, ANSWER_LIMIT);
             async move { (peer.member, answer.await) }
         });
     let mut lowest = Version::parse(ETCD_VERSION);
     for (member, answer) in join_all(asked).await {
         let theirs = release_of(member, answer);
-        // All are waited for, so that each that is silent is named.
+        // All responses are awaited, so that each silent member is named.
         lowest = lowest.and_then(|lowest| theirs.map(|theirs| lowest.min(theirs)));
     }
     lowest

@@ -1,7 +1,7 @@
-//! When leases end, by the leader's monotonic clock. Only the leader's are worth anything: a
-//! new leader starts them anew, from the full time to live or what a checkpoint left of it.
+//! When leases expire, by the leader's monotonic clock. Only the leader's deadlines are valid: a
+//! new leader restarts them from the full TTL or from a checkpoint.
 //!
-//! A pure structure: the time is handed in.
+//! A pure structure: the time is passed in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,9 +9,9 @@ use std::time::Duration;
 use crate::state::lease::Lease;
 use crate::types::LeaseId;
 
-/// A lease is checkpointed after each such span of its life, if nobody says otherwise; as in etcd.
+/// The default interval between checkpoints of a lease; as in etcd.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
-/// The longest span that is added to a clock: a lease of three centuries need not end on time.
+/// The longest TTL that is added to a clock: a lease of three centuries need not expire on time.
 const MAX_TTL: Duration = Duration::from_secs(9_000_000_000);
 
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,7 @@ pub struct Deadlines {
     leases: BTreeMap<LeaseId, Entry>,
     by_deadline: BTreeSet<(Duration, LeaseId)>,
     by_checkpoint: BTreeSet<(Duration, LeaseId)>,
-    /// The term in which this member took the leases over as leader; 0 for none.
+    /// The term in which this member became the lessor as leader; 0 for none.
     term: u64,
     checkpoint_interval: Duration,
 }
@@ -44,22 +44,22 @@ impl Default for Deadlines {
 }
 
 impl Deadlines {
-    /// How long a lease lives between two checkpoints, from its next renewal on.
+    /// The interval between two checkpoints of a lease, from its next renewal on.
     pub fn checkpoint_every(&mut self, interval: Duration) {
         self.checkpoint_interval = interval;
     }
 
-    /// This member leads in this term, and all that was applied before is in here.
+    /// This member leads in this term, and everything applied before is included.
     pub fn set_term(&mut self, term: u64) {
         self.term = term;
     }
 
-    /// The term for which these deadlines are worth anything.
+    /// The term for which these deadlines are valid.
     pub fn term(&self) -> u64 {
         self.term
     }
 
-    /// Gives every lease the time back for which nobody could renew it.
+    /// Extends every lease by a time in which it could not be renewed.
     pub fn extend_all(&mut self, by: Duration) {
         let entries: Vec<_> = self
             .leases
@@ -71,7 +71,7 @@ impl Deadlines {
         }
     }
 
-    /// Starts every lease anew, as a new leader does; `extra` makes up for the time without one.
+    /// Restarts every lease, as a new leader does; `extra` makes up for the time without a leader.
     pub fn restart(
         &mut self,
         leases: impl Iterator<Item = (LeaseId, Lease)>,
@@ -100,15 +100,15 @@ impl Deadlines {
         }
     }
 
-    /// Notes what a checkpoint stored; the deadline here is the more exact one and stays.
+    /// Records a checkpoint; the deadline here is more precise and stays.
     pub fn checkpointed(&mut self, id: LeaseId, lease: Lease) {
         if let Some(entry) = self.leases.get_mut(&id) {
             entry.lease = lease;
         }
     }
 
-    /// Renews a lease to its full time. Returns the lease as it was; `None` where there is none
-    /// or it has ended.
+    /// Renews a lease to its full TTL. Returns the lease as it was before; `None` if it does not
+    /// exist or has expired.
     pub fn renew(&mut self, id: LeaseId, now: Duration) -> Option<Lease> {
         let entry = *self.leases.get(&id)?;
         if entry.deadline <= now {
@@ -119,20 +119,19 @@ impl Deadlines {
         Some(entry.lease)
     }
 
-    /// What a lease was granted for and what is left, or `None` where there is none or it has
-    /// ended.
+    /// The granted and the remaining TTL; `None` if the lease does not exist or has expired.
     pub fn remaining(&self, id: LeaseId, now: Duration) -> Option<(Lease, Duration)> {
         let entry = self.leases.get(&id)?;
         let left = entry.deadline.checked_sub(now)?;
         (!left.is_zero()).then_some((entry.lease, left))
     }
 
-    /// All leases, soonest to end first.
+    /// All leases by remaining time, the shortest first.
     pub fn ids(&self) -> Vec<LeaseId> {
         self.by_deadline.iter().map(|(_, id)| *id).collect()
     }
 
-    /// Up to `limit` leases that have ended.
+    /// Up to `limit` expired leases.
     pub fn expired(&self, now: Duration, limit: usize) -> Vec<LeaseId> {
         self.by_deadline
             .iter()
@@ -142,8 +141,8 @@ impl Deadlines {
             .collect()
     }
 
-    /// Up to `limit` leases whose remaining time is to be stored now, with it in seconds. Each
-    /// is due again after another interval.
+    /// Up to `limit` leases that are due for a checkpoint, with their remaining seconds. Each is
+    /// due again after another interval.
     pub fn due_checkpoints(&mut self, now: Duration, limit: usize) -> Vec<(LeaseId, i64)> {
         let due: Vec<LeaseId> = self
             .by_checkpoint
@@ -164,7 +163,7 @@ impl Deadlines {
                 now + self.checkpoint_interval,
             );
             let left = entry.deadline.saturating_sub(now).as_secs() as i64;
-            // A shorter life than the interval is not worth an entry.
+            // A TTL shorter than the interval is not worth an entry.
             if left > 0 && left < entry.lease.ttl_s {
                 checkpoints.push((id, left));
             }

@@ -1,5 +1,5 @@
-//! When leases end: decided from the leader's clock and from what was applied, and from nothing
-//! else. `jobs::lease_expiry` asks what is due and proposes it.
+//! When leases expire: a function of the leader's clock and of what was applied.
+//! `jobs::lease_expiry` takes the expired ones and proposes their revocation.
 
 pub mod deadlines;
 pub mod standstill;

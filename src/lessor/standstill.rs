@@ -1,14 +1,14 @@
-//! Tells a process that stood still (a paused machine, SIGSTOP) from one that was only busy.
+//! Distinguishes a process that was suspended (a paused machine, SIGSTOP) from one that was busy.
 //!
-//! A member that stood still could not be asked to renew a lease, so that time does not count.
-//! What does count is time in which the process ran and waited, for revokes to be applied for
-//! example: whoever waits has to report in between.
+//! No lease could be renewed at a suspended member, so that time does not count. Time in which the
+//! process ran and waited does count, for revocations to be applied for example: a waiting task has
+//! to call `note` in between.
 
 use std::time::Duration;
 
-/// Notices when its owner was not there for longer than the clock should have let it.
+/// Detects that its owner did not run for longer than the clock should allow.
 pub struct Standstill {
-    /// How often `note` is called by a process that runs.
+    /// The interval at which a running process calls `note`.
     every: Duration,
     noted_at: Duration,
 }
@@ -21,11 +21,11 @@ impl Standstill {
         }
     }
 
-    /// Says that the process runs now; returns for how long it did not, where it did not.
+    /// Records that the process runs; returns for how long it was suspended, if it was.
     pub fn note(&mut self, now: Duration) -> Option<Duration> {
         let stood_still = now.saturating_sub(self.noted_at).saturating_sub(self.every);
         self.noted_at = now;
-        // An interval late is a busy machine.
+        // A delay of one interval is a busy machine.
         (stood_still > self.every).then_some(stood_still)
     }
 }

@@ -20,7 +20,7 @@ use super::table::{
 use super::text::{Exposition, Family};
 use crate::types::{ETCD_VERSION, MemberId, RUST_VERSION};
 
-/// API versions that are told apart. A client makes up what it sends, and every value costs
+/// API versions that get their own series. Clients choose the value freely, and each one costs
 /// memory here and in Prometheus for good.
 const MAX_CLIENT_VERSIONS: usize = 16;
 const MAX_CLIENT_VERSION_BYTES: usize = 64;
@@ -37,7 +37,7 @@ pub const HEALTH_CHECKS: [(&str, &str); 5] = [
 /// A feature gate: its name, `ALPHA` or `BETA`, and whether it is on.
 pub type Feature = (&'static str, &'static str, bool);
 
-/// How a call goes.
+/// The kind of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallKind {
     Unary,
@@ -200,8 +200,8 @@ impl Labelled {
         }
     }
 
-    /// The first free place is taken by a version not seen before; whoever loses a race for it
-    /// finds another version there and looks on.
+    /// A version not seen before takes the first free place; a thread that loses the race for it
+    /// finds another version there and continues its search.
     fn client_version(&self, version: &str) -> &ClientVersion {
         if version.len() > MAX_CLIENT_VERSION_BYTES {
             return &self.other_client_versions;

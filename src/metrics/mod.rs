@@ -1,12 +1,12 @@
-//! What a member counts and tells Prometheus.
+//! A member's metrics, and their page for Prometheus.
 //!
-//! Whoever does something counts it in a cell of `Metrics` at once: an atomic addition, no lock,
-//! no text. What the node knows anyway (who leads, how far it is, how large) is read once a
-//! scrape, handed in as a `Scrape`. `table` names every metric and holds the cells of those
-//! without labels; `cell` holds numbers; `grpc`, `labelled`, `operation` and `peer` find the right
-//! number for labels; `text` writes the page. `Metrics` puts them together.
+//! Events are counted at once in a cell of `Metrics`: an atomic addition without locks or text.
+//! What the member knows anyway (leader, progress, sizes) is read once per scrape and passed in as
+//! a `Scrape`. `table` names every metric and holds the cells of those without labels; `cell` holds
+//! numbers; `grpc`, `labelled`, `operation` and `peer` find the cell for labels; `text` writes the
+//! page. `Metrics` combines them.
 //!
-//! Nothing in here reads a clock or the machine: times and figures are handed in.
+//! Nothing here reads a clock or the machine: times and figures are passed in.
 
 mod cell;
 mod grpc;
@@ -35,7 +35,7 @@ pub use text::CONTENT_TYPE;
 
 use labelled::Labelled;
 
-/// A member's metrics: cells to count in where things happen, read by `render`.
+/// A member's metrics: cells that are incremented where events happen, read by `render`.
 pub struct Metrics {
     unlabelled: Unlabelled,
     labelled: Labelled,
@@ -81,12 +81,12 @@ impl Metrics {
         self.labelled.grpc.started(method);
     }
 
-    /// A message of a call came in.
+    /// A message of a call was received.
     pub fn grpc_received(&self, method: usize) {
         self.labelled.grpc.received(method);
     }
 
-    /// A message of a call went out.
+    /// A message of a call was sent.
     pub fn grpc_sent(&self, method: usize) {
         self.labelled.grpc.sent(method);
     }
@@ -134,12 +134,12 @@ impl Metrics {
         self.labelled.ranged(success, took);
     }
 
-    /// The check at this place of `HEALTH_CHECKS` was made.
+    /// The check with this index in `HEALTH_CHECKS` was made.
     pub fn health_checked(&self, check: usize, passed: bool) {
         self.labelled.health_checked(check, passed);
     }
 
-    /// Where to count what is exchanged with a peer.
+    /// The cells for traffic with a peer.
     pub fn peer(&self, peer: MemberId) -> Arc<PeerCells> {
         self.labelled.peers.cells(peer)
     }

@@ -1,4 +1,4 @@
-//! What a request asks, in the words of etcd's labels.
+//! The operation of a request, as etcd's metrics label it.
 
 use crate::proto::etcdserverpb::InternalRaftRequest;
 
@@ -9,7 +9,7 @@ macro_rules! operations {
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Operation {
             $($name,)*
-            /// A transaction that writes nothing and so is no entry of the log.
+            /// A read-only transaction, which is not in the log.
             ReadonlyTxn,
             Unknown,
         }
@@ -30,7 +30,7 @@ macro_rules! operations {
                 }
             }
 
-            /// What a request to the state machine asks.
+            /// The operation of a request to the state machine.
             pub fn of(request: &InternalRaftRequest) -> Self {
                 $(if request.$field.is_some() {
                     return Operation::$name;

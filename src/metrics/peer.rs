@@ -1,4 +1,4 @@
-//! What is counted a peer: whoever talks to one holds its cells, and counts without a lock.
+//! Metrics per peer: each connection holds its peer's cells, and counts without a lock.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub struct PeerCells {
     pub snapshots_received: Transfers,
 }
 
-/// How often a peer came and went.
+/// How often a peer was connected and disconnected.
 #[derive(Default)]
 pub struct Connections {
     pub made: Counter,

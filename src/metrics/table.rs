@@ -1,9 +1,9 @@
 //! The table of all metrics: name, type, buckets and meaning, each once.
 //!
-//! Names, types, labels and buckets are etcd's, for the dashboards and alerts that read them; the
-//! help texts are ours. Some families count what only a cluster does, or what nothing here ever
-//! does (bbolt's rebalancing, the v2 store, the gRPC proxy): they stay at zero, because a
-//! dashboard tells a series at zero from one that is missing.
+//! Names, types, labels and buckets are etcd's, for the dashboards and alerts that use them; the
+//! help texts are ours. Some families count what happens only in a cluster, or what never happens
+//! here (bbolt's rebalancing, the v2 store, the gRPC proxy): they stay at zero, because a dashboard
+//! distinguishes a series at zero from a missing one.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ const STEP: Shape = Shape::seconds(ms(1), 14);
 /// Work inside the state machine.
 const FAST_STEP: Shape = Shape::seconds(us(100), 20);
 const HASH: Shape = Shape::seconds(ms(10), 15);
-/// A snapshot on its way from one member to another.
+/// A snapshot transfer between members.
 const TRANSFER: Shape = Shape::seconds(ms(100), 10);
 /// Prometheus' default bounds.
 const CALL: Shape = Shape::listed_seconds(&[
@@ -94,8 +94,7 @@ macro_rules! table {
             }
         }
 
-        /// What is read from the node and the machine at the moment of a scrape. What is `None`
-        /// is not shown.
+        /// Values read from the member and the machine at a scrape. What is `None` is not shown.
         #[derive(Clone, Debug, Default)]
         pub struct Scrape {
             $(#[doc = $figure_help] pub $figure: Option<f64>,)*

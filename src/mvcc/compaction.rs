@@ -1,9 +1,9 @@
 //! Removes what no read can reach any more.
 //!
-//! Compaction to C keeps, of each key, the version that is live at C and all later ones. Which
-//! entries go can be told from the revision log alone: a change at or below C makes the version
-//! it superseded unreachable, and a tombstone below C has nothing left to hide. Every step can
-//! be repeated, so a crash in the middle costs nothing but the work.
+//! Compaction to C keeps, of each key, the version that is live at C and all later ones. The
+//! revision log alone shows what to remove: a change at or below C makes the version it superseded
+//! unreachable, and a tombstone below C hides nothing any more. Every step can be repeated, so a
+//! crash costs only the work of a step.
 
 use super::history::decode_revision;
 use crate::probe::{self, Defect};
@@ -11,7 +11,7 @@ use crate::storage::schema::{self, ChangeKind, RevisionRecord, meta};
 use crate::storage::{self, Batch, Family, Read};
 use crate::types::Revision;
 
-/// How far a compaction has come.
+/// The progress of a compaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// The next revision to look at.
@@ -32,7 +32,7 @@ fn number(read: &dyn Read, key: &[u8]) -> storage::Result<i64> {
     }
 }
 
-/// Reads where the last finished compaction ended and where the wanted one shall end.
+/// Reads the end of the last finished compaction and the target of the next.
 pub fn unfinished(read: &dyn Read) -> storage::Result<Option<Progress>> {
     let target = number(read, meta::COMPACTED)?;
     let finished = finished(read)?;
@@ -43,8 +43,8 @@ pub fn unfinished(read: &dyn Read) -> storage::Result<Option<Progress>> {
     }))
 }
 
-/// Adds to `batch` the removals that the next `limit` revision records call for. Returns how
-/// far it came; `None` at the end, where the batch also says that the compaction is finished.
+/// Adds to `batch` the removals for the next `limit` revision records. Returns the progress; `None`
+/// at the end, when the batch also records that the compaction is finished.
 pub fn step(
     read: &dyn Read,
     progress: Progress,

@@ -27,14 +27,14 @@ pub struct HistoryHash {
     pub compacted: i64,
     /// The newest revision in it.
     pub revision: i64,
-    /// What etcd's other way of hashing makes of the same history: `hash` and
-    /// `hash_for_compaction` differ where the newest revision deleted all that was left.
+    /// The result of etcd's other hash function for the same history: `hash` and
+    /// `hash_for_compaction` differ if the newest revision deleted all remaining keys.
     pub otherwise: u32,
 }
 
 impl HistoryHash {
-    /// Whether a hash that somebody else has can be of the same history, compacted alike. Who
-    /// has compacted to the revision tells the hash of that, and others hash what they have.
+    /// Whether another member's hash can be of the same history, with the same compaction. Members
+    /// that have compacted to the revision report that hash, others compute one.
     pub fn agrees_with(&self, hash: u32) -> bool {
         if hash == self.hash {
             return true;
@@ -137,7 +137,8 @@ impl Snapshot<'_> {
         if revision <= 0 {
             return Ok(hasher.finish());
         }
-        // Where nothing is kept etcd cannot tell the dead from the kept and takes all.
+        // If nothing is kept, etcd cannot distinguish dead versions from kept ones and includes
+        // all.
         let live_at = if any_kept { revision } else { self.compacted };
         let upper = schema::revision_key(Revision::new(revision + 1, 0));
         let mut log = self.read.cursor(Family::Revisions, &[], Some(&upper))?;

@@ -24,7 +24,7 @@ use super::http2::Http2;
 /// So long a stop waits for a connection on which somebody waits for an answer.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 /// And so long for one on which nobody does: what is in the buffers gets out, and a stream, which
-/// may never end, is cut. A lone member serves again the sooner.
+/// may never end, is cut. A single member serves again the sooner.
 const FLUSH_LIMIT: Duration = Duration::from_millis(100);
 const DRAIN_POLL: Duration = Duration::from_millis(10);
 /// Before the next try to take a connection, where one failed.

@@ -1,15 +1,15 @@
-//! What a message of another member must be before raft sees it.
+//! Validates messages of other members before raft sees them.
 //!
-//! raft-rs trusts its peers: a kind of message that it does not know, a commit index beyond the
-//! end of the log, entries with a hole and a dozen other things make it panic, and some it takes
-//! without a word (a term of 0, an entry that is acknowledged and was never sent). No member
-//! that works sends any of them, but bytes come over a network and from programs of any version.
-//! So they are looked at here, once as they are decoded and once against the log they are for,
-//! and refused with a reason. raft loses nothing by it: to it, the message got lost.
+//! raft-rs trusts its peers: an unknown message type, a commit index beyond the end of the log,
+//! entries with a gap and a dozen other things make it panic, and it silently accepts others (a
+//! term of 0, an acknowledgement of an entry that was never sent). A correct member sends none of
+//! them, but bytes arrive over a network and from programs of any version. So messages are checked
+//! here, once when they are decoded and once against the log that they are for, and rejected with a
+//! reason. To raft a rejected message is a lost one.
 //!
-//! One of them says something about this member: a heartbeat commits what its sender knows to be
-//! here. Where the log ends before that, it has lost what was acknowledged, and a vote of this
-//! member's could make others forget it too.
+//! One of them shows a fault of this member: a heartbeat's commit index is what its sender knows
+//! this member to have. If the log ends before it, acknowledged entries are lost, and a vote of
+//! this member could elect a leader without them.
 
 use std::mem::{self, Discriminant};
 
@@ -18,13 +18,13 @@ use raft_proto::eraftpb::{Entry, EntryType, Message, MessageType, SnapshotMetada
 
 use crate::types::MemberId;
 
-/// Terms and indexes stay below this, so that no sum of them overflows. A member that proposed a
-/// million entries a second would get there in 100,000 years.
+/// Terms and indexes stay below this, so that sums do not overflow. At a million entries a second
+/// it would be reached in 100,000 years.
 const MAX_NUMBER: u64 = 1 << 62;
-/// What raft carries for a question after the commit index; etched's own are 16 bytes.
+/// The largest context of a read index message after the commit index; etched's are 16 bytes.
 const MAX_CONTEXT_BYTES: usize = 64;
 
-/// Why a message was kept from raft.
+/// Why a message was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     #[error("{0} is no kind of message that members send each other")]
@@ -41,8 +41,8 @@ pub enum Malformed {
     AsksForSnapshot,
     #[error("its entry {index} is not what the log can hold there")]
     Entry { index: u64 },
-    #[error("it asks or answers {0} questions instead of one")]
-    Questions(usize),
+    #[error("it has {0} read index contexts instead of one")]
+    ReadIndexContexts(usize),
     #[error("a context of {0} bytes is longer than any that is sent")]
     Context(usize),
     #[error("it goes on behind entry {index} of term 0, which no log holds")]
@@ -57,7 +57,7 @@ pub enum Malformed {
     Early,
 }
 
-/// The log ends before what the member has acknowledged.
+/// The log ends before what this member has acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the raft log ends with entry {last_index}, but this member has acknowledged entries up to \
@@ -69,16 +69,16 @@ pub struct Lost {
     pub last_index: u64,
 }
 
-/// What was refused.
+/// What was rejected.
 #[derive(Debug, Default)]
-pub struct Refused {
-    /// What was wrong with the last one.
+pub struct RejectedMessages {
+    /// The reason of the last rejection.
     last: Option<Discriminant<Malformed>>,
     lost: Option<Lost>,
 }
 
-impl Refused {
-    /// The first of a kind is told of: the rest would fill the log at the pace of the network.
+impl RejectedMessages {
+    /// Logs the first rejection of a kind only: a peer could fill the log otherwise.
     pub fn note(&mut self, message: &Message, fault: Malformed) {
         let (from, kind) = (MemberId(message.from), message.msg_type);
         let before = self.last.replace(mem::discriminant(&fault));
@@ -97,29 +97,29 @@ impl Refused {
         }
     }
 
-    /// What a refused message says about this member's log.
+    /// What a rejected message reveals about this member's log.
     pub fn lost(&self) -> Option<Lost> {
         self.lost
     }
 }
 
-/// Looks at a message by itself.
+/// Checks a message on its own.
 ///
 /// # Errors
-/// What no member sends, whatever the logs hold.
+/// A message that no correct member sends, whatever the logs hold.
 pub fn check_form(message: &Message) -> Result<(), Malformed> {
     use MessageType::*;
     let kind = MessageType::from_i32(message.msg_type);
     let kind = kind.ok_or(Malformed::Kind(message.msg_type))?;
     match kind {
-        // What raft says to itself; and proposals, which etched forwards in a way of its own.
+        // Local messages of raft; and proposals, which etched forwards in its own way.
         MsgHup | MsgBeat | MsgUnreachable | MsgSnapStatus | MsgCheckQuorum | MsgPropose => {
             return Err(Malformed::Kind(message.msg_type));
         }
-        // Passed on by whoever does not lead; raft stops where it has a term.
+        // A follower forwards it; raft panics if it has a term.
         MsgReadIndex if message.term != 0 => return Err(Malformed::Term(message.term)),
         MsgReadIndex => {}
-        // Anything else without a term would pass for this member's own.
+        // A message without a term would be taken for a local one.
         _ if message.term == 0 => return Err(Malformed::Term(0)),
         _ => {}
     }
@@ -140,7 +140,7 @@ pub fn check_form(message: &Message) -> Result<(), Malformed> {
                 Err(Malformed::Context(entry.data.len()))
             }
             [_] => Ok(()),
-            entries => Err(Malformed::Questions(entries.len())),
+            entries => Err(Malformed::ReadIndexContexts(entries.len())),
         },
         MsgSnapshot => {
             let metadata = message.snapshot.as_ref().and_then(|s| s.metadata.as_ref());
@@ -168,7 +168,7 @@ fn check_numbers(message: &Message) -> Result<(), Malformed> {
     }
 }
 
-/// Entries follow each other, and the one they go on behind, without a hole.
+/// Entries have consecutive indexes, after the entry that they follow.
 fn check_append(message: &Message) -> Result<(), Malformed> {
     if message.log_term == 0 && message.index != 0 {
         let index = message.index;
@@ -197,7 +197,8 @@ fn can_be_logged(entry: &Entry) -> bool {
     ) && entry.context.is_empty()
 }
 
-/// Some voter, nobody twice, and no change under way: raft stops where it cannot enact this.
+/// At least one voter, no duplicates, and no joint configuration: raft panics if it cannot restore
+/// this.
 fn is_sound(metadata: &SnapshotMetadata, term: u64) -> bool {
     let Some(conf) = &metadata.conf_state else {
         return false;
@@ -224,11 +225,11 @@ pub fn check<T: Storage>(message: &Message, raft: &raft::Raft<T>) -> Result<(), 
     use MessageType::*;
     check_form(message)?;
     let kind = MessageType::from_i32(message.msg_type);
-    // A question may come back to who asked it, after the leader moved.
+    // A read index response may return to a former leader.
     if message.from == raft.id && kind != Some(MsgReadIndex) {
         return Err(Malformed::FromSelf);
     }
-    // raft does not look at what is older than its term.
+    // raft ignores messages of earlier terms.
     if message.term < raft.term {
         return Ok(());
     }
@@ -240,21 +241,20 @@ pub fn check<T: Storage>(message: &Message, raft: &raft::Raft<T>) -> Result<(), 
             reaches(log, message.index)
         }
         Some(MsgTransferLeader) if raft.state != StateRole::Leader => Err(Malformed::NotLeader),
-        // raft expects of whoever becomes leader that its log is on disk; it asks for votes and
-        // acknowledges entries only then.
+        // raft expects a candidate's own log to be durable: it requests votes and acknowledges
+        // entries only after that.
         Some(MsgRequestVoteResponse) if raft.state == StateRole::Candidate && !on_disk => {
             Err(Malformed::Early)
         }
-        // A sole voter would be elected at once.
+        // A sole voter would become the leader at once.
         Some(MsgTimeoutNow) if !on_disk && raft.prs().is_singleton() => Err(Malformed::Early),
         Some(MsgTimeoutNow) if lacks_state(raft) => Err(Malformed::Early),
         _ => Ok(()),
     }
 }
 
-/// True while the state of a snapshot is on its way that raft has taken the log of. Whoever stands
-/// for election looks through what is not applied yet, and raft stops where the log does not have
-/// it.
+/// True while raft has accepted a snapshot whose state is not installed yet. A candidate reads the
+/// entries that are not applied, and raft panics if the log does not have them.
 pub fn lacks_state<T: Storage>(raft: &raft::Raft<T>) -> bool {
     raft.raft_log.applied() + 1 < raft.raft_log.first_index()
 }
@@ -329,7 +329,7 @@ mod tests {
         }
     }
 
-    /// What is said of a sound message that something was changed in.
+    /// The result for a valid message with one modification.
     fn changed(kind: MessageType, change: impl FnOnce(&mut Message)) -> Malformed {
         let mut message = sound(kind);
         change(&mut message);
@@ -356,7 +356,7 @@ mod tests {
         );
         assert_eq!(
             changed(MsgReadIndex, |m| m.entries.clear()),
-            Malformed::Questions(0)
+            Malformed::ReadIndexContexts(0)
         );
         assert_eq!(
             changed(MsgAppend, |m| m.log_term = 0),
@@ -384,7 +384,7 @@ mod tests {
             index: 9,
             last_index: 7,
         };
-        let mut refused = Refused::default();
+        let mut refused = RejectedMessages::default();
         refused.note(&sound(MessageType::MsgAppendResponse), fault);
         refused.note(&sound(MessageType::MsgHeartbeat), Malformed::FromSelf);
         assert_eq!(refused.lost(), None);

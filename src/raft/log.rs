@@ -1,9 +1,8 @@
-//! The raft log as raft-rs reads it.
+//! The raft log as read by raft-rs.
 //!
-//! Entries are held in memory from the moment raft makes them until they are on disk and
-//! applied, and a little longer for followers that lag; older ones are read back from the
-//! segment files. What a snapshot from the leader replaced is gone here at once, even while the
-//! files still have it.
+//! Entries stay in memory until they are durable and applied, and a while longer for followers that
+//! lag; older ones are read from the segment files. What a snapshot replaced is gone here at once,
+//! even while the files still contain it.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -27,16 +26,16 @@ pub struct LogView {
     persisted_index: u64,
     hard_state: HardState,
     conf_state: ConfState,
-    /// A snapshot took the place of the log, and the files do not say so yet.
+    /// A snapshot replaced the log, and the files do not have that yet.
     reset: Option<EntryId>,
-    /// What members that are too far behind can be sent.
+    /// The snapshot for members that lag too far behind.
     offered: Option<Snapshot>,
-    /// raft asked for a snapshot, and there was none of use.
+    /// raft needed a snapshot, and there was none recent enough.
     wanted: Cell<bool>,
 }
 
 impl LogView {
-    /// The log as it was found on disk; `kept_entries` stay in memory once they are applied.
+    /// The log as found on disk; `kept_entries` stay in memory once they are applied.
     pub fn new(
         reader: Reader,
         hard_state: HardState,
@@ -57,7 +56,7 @@ impl LogView {
         }
     }
 
-    /// The log is empty from now on and goes on behind `entry_id`.
+    /// Empties the log, which continues after `entry_id`.
     pub fn reset(&mut self, entry_id: EntryId) {
         self.recent.clear();
         self.recent_bytes = 0;
@@ -65,23 +64,23 @@ impl LogView {
         self.reset = Some(entry_id);
     }
 
-    /// The files say what `reset` said of this entry_id. A later snapshot may have come since, of
-    /// which they do not know yet.
+    /// The files have been reset to this entry. A later snapshot may have arrived in the meantime,
+    /// to which they are not reset yet.
     pub fn reset_persisted(&mut self, entry_id: EntryId) {
         self.reset.take_if(|reset| *reset == entry_id);
     }
 
-    /// Sets or takes back what members that are too far behind are sent.
+    /// Sets or removes the snapshot for members that lag too far behind.
     pub fn offer(&mut self, snapshot: Option<Snapshot>) {
         self.offered = snapshot;
     }
 
-    /// True once after raft asked for a snapshot in vain.
+    /// True once after raft needed a snapshot that was not there.
     pub fn take_wanted(&mut self) -> bool {
         self.wanted.take()
     }
 
-    /// Takes new entries; they replace what they conflict with.
+    /// Adds new entries; they replace conflicting ones.
     pub fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else {
             return;
@@ -106,12 +105,12 @@ impl LogView {
         self.recent.extend(entries.iter().cloned());
     }
 
-    /// Entries up to `index` are on disk.
+    /// Entries up to `index` are durable.
     pub fn persisted(&mut self, index: u64) {
         self.persisted_index = self.persisted_index.max(index);
     }
 
-    /// Entries up to `index` are applied: what is on disk too may leave the memory.
+    /// Entries up to `index` are applied: those that are durable too may leave the memory.
     pub fn applied(&mut self, index: u64) {
         let until = index.min(self.persisted_index);
         while (self.recent.len() > self.kept_entries || self.recent_bytes > KEPT_BYTES)
@@ -138,7 +137,7 @@ impl LogView {
     }
 }
 
-/// raft's entry in the form that the segment files keep: its kind in front of its data.
+/// A raft entry as the segment files keep it: its kind followed by its data.
 pub fn to_disk(entry: &Entry) -> LogEntry {
     let mut data = Vec::with_capacity(1 + entry.data.len());
     data.push(entry.entry_type as u8);
@@ -150,7 +149,7 @@ pub fn to_disk(entry: &Entry) -> LogEntry {
     }
 }
 
-/// The way back; `None` where the bytes are no entry.
+/// Decodes such an entry; `None` if the bytes are invalid.
 pub fn from_disk(entry: &LogEntry) -> Option<Entry> {
     let (kind, data) = entry.data.split_first()?;
     EntryType::from_i32(i32::from(*kind))?;
@@ -257,7 +256,7 @@ impl Storage for LogView {
         let usable = self.offered.as_ref().filter(|snapshot| {
             let metadata = snapshot.get_metadata();
             let conf = metadata.get_conf_state();
-            // It has to reach the log, and to know the member that it is for.
+            // It has to extend this log, and to contain the member that it is for.
             metadata.index >= request_index
                 && metadata.index + 1 >= self.first()
                 && (conf.voters.contains(&to) || conf.learners.contains(&to))

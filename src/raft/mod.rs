@@ -1,11 +1,10 @@
 //! Consensus: raft-rs, driven as a pure state machine.
 //!
-//! `replica` takes inputs (proposals, messages, ticks, "this is on disk now") and returns
-//! outputs (what to make durable, what to send, what is committed); it never touches a disk, a
-//! socket or a clock. `log` is what raft-rs reads of the raft log: recent entries in memory,
-//! older ones from the segment files. `unpersisted` knows what is handed out and not on disk yet.
-//! `read_index` gathers linearizable reads into rounds. `admit` keeps from raft what no member
-//! that works would send.
+//! `replica` takes inputs (proposals, messages, ticks, "this is durable now") and returns outputs
+//! (what to make durable, what to send, what is committed); it never touches a disk, a socket or a
+//! clock. `log` is the raft log as raft-rs reads it: recent entries in memory, older ones in the
+//! segment files. `unpersisted` tracks what was handed out and is not durable yet. `read_index`
+//! groups linearizable reads into rounds. `admit` rejects messages that no correct member sends.
 
 pub mod admit;
 mod drain;

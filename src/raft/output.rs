@@ -1,16 +1,16 @@
-//! What raft hands out to be done: plain data, and how it is read off raft-rs's ready.
+//! Raft's outputs as plain data, and how they are extracted from raft-rs's ready.
 
 use bytes::Bytes;
 use raft_proto::eraftpb::{ConfChange, Entry, EntryType, Message, MessageType};
 
 use crate::storage::raft_log::{EntryId, LogEntry};
 
-/// To be made durable, in order, in one step.
+/// To be made durable in one step, in order.
 #[derive(Debug, Default)]
 pub struct Persist {
-    /// To be given back to `Replica::persisted`.
+    /// To be passed back to `Replica::persisted`.
     pub number: u64,
-    /// A snapshot takes the place of the whole log first.
+    /// A snapshot that replaces the whole log first.
     pub reset: Option<EntryId>,
     pub entries: Vec<LogEntry>,
     pub hard_state: Option<Vec<u8>>,
@@ -19,13 +19,13 @@ pub struct Persist {
 }
 
 impl Persist {
-    /// True where nothing needs the disk.
+    /// True if nothing needs the disk.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.hard_state.is_none() && self.reset.is_none()
     }
 }
 
-/// No write that was answered before `context` was handed in lies behind `index`.
+/// No write that was answered before `context` was passed in is after `index`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadIndexed {
     pub context: Vec<u8>,
@@ -42,13 +42,13 @@ pub struct Committed {
 
 #[derive(Debug)]
 pub enum CommittedKind {
-    /// A leader's first entry.
+    /// The first entry of a leader.
     Empty,
     Request(Bytes),
     ConfChange(ConfChange),
 }
 
-/// What has to be done now.
+/// What has to be done next.
 #[derive(Debug, Default)]
 pub struct Output {
     pub persist: Option<Persist>,
@@ -57,8 +57,8 @@ pub struct Output {
     pub reads: Vec<ReadIndexed>,
 }
 
-/// True for a follower's messages that claim nothing about its log or its vote: the leader hears
-/// of a member whose disk is slow.
+/// True for a follower's messages that claim nothing about its log or vote: they need not wait for
+/// a slow disk.
 pub fn promises_nothing(message: &Message) -> bool {
     matches!(
         message.get_msg_type(),
@@ -76,7 +76,7 @@ pub fn take_reads(ready: &mut raft::Ready) -> Vec<ReadIndexed> {
         .collect()
 }
 
-/// An entry of the log as one that is committed; `None` where it cannot be read.
+/// A log entry as a committed one; `None` if it cannot be decoded.
 pub fn committed(logged: &LogEntry) -> Option<Committed> {
     let entry = super::log::from_disk(logged)?;
     take_committed(vec![entry]).pop()
@@ -97,7 +97,7 @@ fn committed_kind(entry: Entry) -> CommittedKind {
     match EntryType::from_i32(entry.entry_type) {
         Some(EntryType::EntryNormal) if entry.data.is_empty() => CommittedKind::Empty,
         Some(EntryType::EntryNormal) => CommittedKind::Request(entry.data.into()),
-        // Only changes that this program encoded get here; one that cannot be read is none.
+        // Only changes that this program encoded get here, so decoding them does not fail.
         _ => match prost_11::Message::decode(entry.data.as_slice()) {
             Ok(change) => CommittedKind::ConfChange(change),
             Err(_) => CommittedKind::Empty,

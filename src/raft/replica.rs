@@ -1,8 +1,8 @@
-//! One member's part in raft: inputs go in, outputs come out, nothing else happens.
+//! One member's raft state machine: inputs in, outputs out, no I/O.
 //!
-//! raft-rs's asynchronous ready is used throughout: what is to be made durable is handed out,
-//! and raft goes on; the caller says later how far the disk has come. Entries commit only when
-//! a quorum, this member included where it counts, has said so.
+//! It uses raft-rs's asynchronous ready: what is to be made durable is handed out, and raft
+//! continues; the caller reports later how far the disk is. Entries commit only when a quorum,
+//! including this member if it counts, has reported them durable.
 
 use bytes::Bytes;
 use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
@@ -10,7 +10,7 @@ use raft_proto::eraftpb::{
     ConfChange, ConfState, HardState, Message, MessageType, Snapshot, SnapshotMetadata,
 };
 
-use super::admit::{self, Lost, Malformed, Refused};
+use super::admit::{self, Lost, Malformed, RejectedMessages};
 use super::drain::TracingDrain;
 use super::log::{LogView, to_disk};
 use super::output::{Output, Persist, promises_nothing, take_committed, take_reads};
@@ -22,26 +22,26 @@ use crate::types::MemberId;
 
 /// Bytes of committed entries handed out at once: bounds the memory of a replay.
 const MAX_COMMITTED_BYTES: u64 = 8 << 20;
-/// Bytes of proposals that may wait for a quorum.
+/// Bytes of uncommitted proposals.
 const MAX_UNCOMMITTED_BYTES: u64 = 256 << 20;
 const MAX_MESSAGE_BYTES: u64 = 1 << 20;
 const MAX_INFLIGHT_MESSAGES: usize = 256;
 
-/// How a replica behaves; counts are in ticks.
+/// Parameters of a replica; counts are in ticks.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct ReplicaOptions {
     pub member: MemberId,
     pub election_ticks: usize,
     pub heartbeat_ticks: usize,
     pub pre_vote: bool,
-    /// Election timeouts follow from this, the member and the term, and from nothing else.
+    /// Election timeouts are a function of this, the member and the term alone.
     pub election_seed: u64,
     /// Applied entries kept in memory for followers that lag, `log::RECENT_ENTRIES` in a server.
     pub recent_entries: usize,
 }
 
-/// What the log and the state machine held when the member stopped.
-pub struct Restored {
+/// What the log and the state machine contain at a start.
+pub struct InitialState {
     pub reader: Reader,
     /// raft's hard state as it was last made durable.
     pub hard_state: Option<Bytes>,
@@ -49,11 +49,11 @@ pub struct Restored {
     pub applied_index: u64,
 }
 
-/// Where this member stands.
+/// The status of this member.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     pub term: u64,
-    /// The term on disk, which is what this member may speak in.
+    /// The term on disk: this member may send messages in it.
     pub durable_term: u64,
     /// 0: none.
     pub leader: u64,
@@ -62,15 +62,15 @@ pub struct Status {
     pub last_index: u64,
 }
 
-/// How far a leader knows another member to be.
+/// A leader's knowledge of another member's progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     pub member: MemberId,
     pub matched: u64,
     pub voter: bool,
-    /// It answered within the last election timeout.
+    /// It responded within the last election timeout.
     pub active: bool,
-    /// It is being sent a snapshot.
+    /// A snapshot is being sent to it.
     pub in_snapshot: bool,
 }
 
@@ -78,23 +78,23 @@ pub struct Progress {
 pub struct Replica {
     node: RawNode<LogView>,
     unpersisted: Unpersisted,
-    /// A hard state whose only news is a commit index: goes with the next write.
+    /// A hard state in which only the commit index changed: it is written with the next part.
     lazy_hard_state: bool,
     election_seed: u64,
     /// The term on disk.
     durable_term: u64,
-    refused: Refused,
+    refused: RejectedMessages,
 }
 
 impl Replica {
-    /// Takes up the member where it stopped.
-    pub fn new(options: Options, restored: Restored) -> Result<Self, raft::Error> {
+    /// Restores the member from its log and state.
+    pub fn new(options: ReplicaOptions, restored: InitialState) -> Result<Self, raft::Error> {
         let mut hard_state = match &restored.hard_state {
             Some(bytes) => prost_11::Message::decode(bytes.as_ref())
                 .map_err(|error| raft::Error::ConfigInvalid(format!("hard state: {error}")))?,
             None => HardState::default(),
         };
-        // The commit index on disk may lag; whatever was applied was committed.
+        // The commit index on disk may lag; applied entries are committed.
         hard_state.commit = hard_state.commit.max(restored.applied_index);
         let hard_state_term = hard_state.term;
         let config = raft::Config {
@@ -123,21 +123,21 @@ impl Replica {
             lazy_hard_state: false,
             election_seed: options.election_seed,
             durable_term: hard_state_term,
-            refused: Refused::default(),
+            refused: RejectedMessages::default(),
         };
         replica.draw_election_timeout();
         Ok(replica)
     }
 
     pub fn tick(&mut self) {
-        // raft-rs expects a sole voter's log to be on disk before it elects itself.
+        // raft-rs expects a sole voter's log to be durable before it elects itself.
         let elects_itself = self.is_sole_voter() && self.node.raft.state != StateRole::Leader;
         if elects_itself && !self.unpersisted.is_empty() {
             return;
         }
         if admit::lacks_state(&self.node.raft) {
-            // As long without a leader as it is, so that it votes for others; but it does not
-            // stand itself.
+            // Like a long time without a leader, so that it grants votes; but it does not become a
+            // candidate itself.
             self.node.raft.election_elapsed += 1;
             return;
         }
@@ -145,8 +145,8 @@ impl Replica {
         self.draw_election_timeout();
     }
 
-    /// Puts a timeout of ours in the place of the one that raft-rs draws, from a generator of its
-    /// own, whenever it starts to wait anew.
+    /// Replaces the election timeout that raft-rs draws from a generator of its own whenever it
+    /// restarts the timer.
     fn draw_election_timeout(&mut self) {
         let raft = &mut self.node.raft;
         let shortest = raft.election_timeout();
@@ -154,9 +154,9 @@ impl Replica {
         raft.set_randomized_election_timeout(shortest + (drawn % shortest as u64) as usize);
     }
 
-    /// Takes the leader for dead, as if it had been silent for an election timeout. The random
-    /// part of the timeout, which keeps members from standing all at once, is still waited for,
-    /// and before an election the others are asked whether they miss the leader too.
+    /// Considers the leader dead, as if it had been silent for an election timeout. The random part
+    /// of the timeout, which keeps members from campaigning at once, still has to pass, and the
+    /// pre-vote asks the others whether they miss the leader as well.
     pub fn give_up_leader(&mut self) {
         let raft = &mut self.node.raft;
         if raft.state == StateRole::Follower {
@@ -164,12 +164,12 @@ impl Replica {
         }
     }
 
-    /// Has a leader send heartbeats now.
+    /// Makes a leader send heartbeats now.
     pub fn ping(&mut self) {
         self.node.raft.ping();
     }
 
-    /// Stands for election now, unless the state of a snapshot is still on its way.
+    /// Campaigns now, unless a received state is not installed yet.
     pub fn campaign(&mut self) -> Result<(), raft::Error> {
         if admit::lacks_state(&self.node.raft) {
             return Ok(());
@@ -179,17 +179,17 @@ impl Replica {
         result
     }
 
-    /// Takes a message of another member; false where it changed nothing.
+    /// Steps a message of another member; false if it changed nothing.
     pub fn step(&mut self, message: Message) -> bool {
         if is_snapshot(&message) {
-            // Without its files it would empty the log of a state that is not there.
+            // Without its files it would reset the log to a state that does not exist.
             self.refused.note(&message, Malformed::Snapshot);
             return false;
         }
         self.step_any(message)
     }
 
-    /// Takes a snapshot's message, whose files are here. False where raft does not want it.
+    /// Steps a snapshot message whose files have been received. False if raft rejects it.
     pub fn restore(&mut self, message: Message) -> bool {
         if !is_snapshot(&message) {
             self.refused.note(&message, Malformed::Snapshot);
@@ -199,7 +199,7 @@ impl Replica {
         self.step_any(message) && self.pending_snapshot() == Some(entry_id)
     }
 
-    /// Takes the message of a snapshot whose state is here; there are no files to go with it.
+    /// Steps a snapshot message whose entry is applied here already; it has no files.
     pub fn decline(&mut self, message: Message) {
         let index = message.get_snapshot().get_metadata().index;
         if is_snapshot(&message) && index <= self.node.raft.raft_log.committed {
@@ -221,18 +221,18 @@ impl Replica {
     }
 
     /// # Errors
-    /// This member's log has lost what it had acknowledged. It must not go on.
+    /// This member's log has lost acknowledged entries. It must not continue.
     pub fn check_log(&self) -> Result<(), Lost> {
         self.refused.lost().map_or(Ok(()), Err)
     }
 
-    /// True where a proposal would be taken: this member leads and does not hand over.
+    /// True if a proposal would be accepted: this member leads and is not transferring leadership.
     pub fn takes_proposals(&self) -> bool {
         let raft = &self.node.raft;
         raft.state == StateRole::Leader && raft.lead_transferee.is_none()
     }
 
-    /// Proposes a request; only a leader takes one. Returns the term it was proposed in.
+    /// Proposes a request; only a leader accepts one. Returns the term in which it was proposed.
     pub fn propose(&mut self, request: Vec<u8>) -> Result<u64, Error> {
         if !self.takes_proposals() {
             return Err(Error::NoLeader);
@@ -244,13 +244,13 @@ impl Replica {
         }
     }
 
-    /// Proposes a change of membership; only a leader takes one.
+    /// Proposes a change of membership; only a leader accepts one.
     pub fn propose_conf_change(&mut self, change: ConfChange) -> Result<(), Error> {
         if !self.takes_proposals() {
             return Err(Error::NoLeader);
         }
         if self.node.raft.has_pending_conf() {
-            // raft-rs would put an empty entry in its place.
+            // raft-rs would replace it by an empty entry.
             return Err(Error::TooManyRequests);
         }
         self.node
@@ -263,7 +263,7 @@ impl Replica {
         self.node.apply_conf_change(change).map(|_| ())
     }
 
-    /// True where a read index would be asked for and not silently dropped.
+    /// True if a read index request would not be dropped silently.
     pub fn takes_reads(&self) -> bool {
         let raft = &self.node.raft;
         match raft.state {
@@ -272,18 +272,18 @@ impl Replica {
         }
     }
 
-    /// Asks for an index that no earlier write lies behind; the answer comes as `ReadIndexed`,
-    /// or never. A context must not be used twice in a cluster.
+    /// Requests an index that covers all earlier writes; the response is a `ReadIndexed`, or never
+    /// arrives. A context must not be used twice in a cluster.
     pub fn read_index(&mut self, context: Vec<u8>) {
         self.node.read_index(context);
     }
 
-    /// Hands leadership over, if this member leads.
+    /// Transfers leadership, if this member leads.
     pub fn transfer_leader(&mut self, to: MemberId) {
         self.node.transfer_leader(to.0);
     }
 
-    /// The leader hands over just now.
+    /// True while leadership is being transferred.
     pub fn is_transferring(&self) -> bool {
         self.node.raft.lead_transferee.is_some()
     }
@@ -300,7 +300,7 @@ impl Replica {
         self.node.report_snapshot(member.0, status);
     }
 
-    /// How far the members are, this one included; known to a leader.
+    /// The progress of all members, this one included; known to a leader.
     pub fn progress(&self) -> Vec<Progress> {
         let raft = &self.node.raft;
         let conf = raft.prs().conf().to_conf_state();
@@ -319,7 +319,7 @@ impl Replica {
         self.node.raft.prs().get(member.0).is_some()
     }
 
-    /// Sets or takes back the snapshot that members which are too far behind are sent.
+    /// Sets or removes the snapshot for members that lag too far behind.
     pub fn offer_snapshot(&mut self, snapshot: Option<Snapshot>) {
         self.node.mut_store().offer(snapshot);
     }
@@ -329,12 +329,12 @@ impl Replica {
         self.node.mut_store().take_wanted()
     }
 
-    /// Index and term of a snapshot that was stepped in and is not in `output` yet.
+    /// Index and term of a snapshot that was stepped and is not in `output` yet.
     pub fn pending_snapshot(&self) -> Option<EntryId> {
         Some(entry_id_of(self.node.snap()?.get_metadata()))
     }
 
-    /// The next thing to do; `None` when there is nothing. Must be called again until then.
+    /// The next output; `None` when there is nothing to do. To be called until then.
     pub fn output(&mut self) -> Option<Output> {
         if !self.node.has_ready() {
             return None;
@@ -360,9 +360,9 @@ impl Replica {
         let mut messages = ready.take_messages();
         messages.extend::<Vec<Message>>(at_once);
         if self.node.raft.term > self.durable_term && self.node.raft.state == StateRole::Leader {
-            // A sole voter leads before its term is on disk. Whoever hears of a term that is
-            // forgotten again could get two entries for one place in it. (No snapshot is among
-            // them: its receiver has answered in the term.)
+            // A sole voter becomes the leader before its term is durable. If a member learned of a
+            // term that is lost in a crash, it could receive two entries for one index in it.
+            // (There is no snapshot among them: its receiver has responded in the term.)
             probe::reached(CoveragePoint::LeaderUnheard);
             persist.messages.append(&mut messages);
         }
@@ -385,7 +385,7 @@ impl Replica {
         }
         self.node.mut_store().append(&entries);
         self.node.advance_append_async(ready);
-        // With nothing before it that has to come first, what is empty is as good as on disk.
+        // Without an earlier part to wait for, an empty part is durable at once.
         let waits_for_nothing = self.unpersisted.is_empty();
         self.unpersisted.push(&persist, self.node.raft.term);
         if !persist.is_empty() || !persist.messages.is_empty() {
@@ -396,7 +396,7 @@ impl Replica {
         Some(output)
     }
 
-    /// Everything up to the persist `number` is on disk.
+    /// Everything up to the part `number` is durable.
     pub fn persisted(&mut self, number: u64) {
         let mut until = number;
         while let Some(part) = self.unpersisted.pop(number) {
@@ -429,20 +429,20 @@ impl Replica {
         }
     }
 
-    /// True where this member alone decides: no round over the network is needed to commit, and
-    /// no other member can have become leader.
+    /// True if this member alone decides: committing needs no other member, and no other can have
+    /// become the leader.
     pub fn is_sole_voter(&self) -> bool {
         let conf = self.node.raft.prs().conf().to_conf_state();
         conf.voters == [self.node.raft.id] && conf.voters_outgoing.is_empty()
     }
 
-    /// True where there is no other member, not even a learner.
+    /// True if there is no other member, not even a learner.
     pub fn is_single_member(&self) -> bool {
         self.is_sole_voter() && self.node.raft.prs().conf().learners().is_empty()
     }
 }
 
-/// A number that follows from both, and looks like chance.
+/// A pseudorandom function of both.
 fn scatter(seed: u64, number: u64) -> u64 {
     let mut mixed = seed.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -461,7 +461,7 @@ fn entry_id_of(metadata: &SnapshotMetadata) -> EntryId {
     }
 }
 
-/// A conf state of these members.
+/// A conf state with these members.
 pub fn conf_state_of(
     voters: impl Iterator<Item = MemberId>,
     learners: impl Iterator<Item = MemberId>,
@@ -473,7 +473,7 @@ pub fn conf_state_of(
     }
 }
 
-/// A hard state in which everything up to `commit` is committed and nobody was voted for.
+/// A hard state in which everything up to `commit` is committed, without a vote.
 pub fn encode_hard_state(term: u64, commit: u64) -> Vec<u8> {
     prost_11::Message::encode_to_vec(&HardState {
         term,
@@ -482,7 +482,7 @@ pub fn encode_hard_state(term: u64, commit: u64) -> Vec<u8> {
     })
 }
 
-/// Term and commit index of a hard state; `None` where the bytes are none.
+/// Term and commit index of a hard state; `None` if the bytes are invalid.
 pub fn decode_hard_state(bytes: &[u8]) -> Option<(u64, u64)> {
     let state: HardState = prost_11::Message::decode(bytes).ok()?;
     Some((state.term, state.commit))

@@ -1,21 +1,21 @@
-//! The parts of raft's output that are handed out and not yet on disk, oldest first: what may be
-//! counted on once the disk is as far as one of them.
+//! The parts of raft's output that were handed out and are not durable yet, oldest first, and what
+//! becomes durable with each of them.
 
 use std::collections::VecDeque;
 
 use super::output::Persist;
 use crate::storage::raft_log::EntryId;
 
-/// A part, and what is on disk with it.
+/// A part, and what is durable with it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Part {
     pub number: u64,
-    /// Index of the last of its entries that none after it replaced; 0 for none.
+    /// Index of its last entry that no later part replaced; 0 for none.
     pub last_index: u64,
     pub reset: Option<EntryId>,
     /// Of the hard state in it.
     pub term: Option<u64>,
-    /// There is nothing to wait for but what comes before it.
+    /// It is durable as soon as all earlier parts are.
     pub is_empty: bool,
 }
 
@@ -26,14 +26,14 @@ pub struct Unpersisted {
 }
 
 impl Unpersisted {
-    /// Nothing is waited for.
+    /// True if no part is outstanding.
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }
 
-    /// Adds a part, behind all others; `term` is that of its hard state.
+    /// Adds a part after all others; `term` is that of its hard state.
     pub fn push(&mut self, persist: &Persist, term: u64) {
-        // What entries replace, or a snapshot, never counts as being on disk.
+        // Entries that were replaced never count as durable.
         let kept = persist.entries.first().map(|first| first.index - 1);
         let kept = kept.or(persist.reset.map(|entry_id| entry_id.index));
         for earlier in &mut self.parts {
@@ -48,8 +48,8 @@ impl Unpersisted {
         });
     }
 
-    /// Takes out the oldest part if it is on disk once the one with this number is: it is not
-    /// behind it, or has nothing that the disk must have.
+    /// Takes the oldest part if it is durable once the part `number` is: it is not after it, or has
+    /// nothing to write.
     pub fn pop(&mut self, number: u64) -> Option<Part> {
         let oldest = self.parts.front()?;
         let is_durable = oldest.number <= number || oldest.is_empty;
@@ -75,7 +75,7 @@ mod tests {
         }
     }
 
-    /// Number and last index of what is on disk with `number`.
+    /// Number and last index of what is durable with `number`.
     fn durable(unpersisted: &mut Unpersisted, number: u64) -> Vec<(u64, u64)> {
         let parts = std::iter::from_fn(|| unpersisted.pop(number));
         parts.map(|part| (part.number, part.last_index)).collect()
@@ -106,7 +106,7 @@ mod tests {
         assert!(!unpersisted.is_empty());
     }
 
-    /// Its messages must not leave before it is on disk, though it has no entry.
+    /// Its messages must not be sent before it is durable, though it has no entry.
     #[test]
     fn a_part_with_messages_is_waited_for() {
         let mut unpersisted = Unpersisted::default();

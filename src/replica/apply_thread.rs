@@ -1,5 +1,5 @@
-//! Runs the state machine and publishes what it did, in the order that clients rely on: the
-//! batch is written, the view shows it, whoever proposed it is answered, watches get it.
+//! Runs the state machine and publishes its results in the order that clients rely on: the batch is
+//! written, the view shows it, proposals and reads are answered, watches get the events.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,21 +29,21 @@ use crate::storage;
 use crate::transport::Network;
 use crate::types::MemberId;
 
-/// The size of the state is looked at after this many entries, for the quota.
+/// The size of the state is measured after this many entries, for the quota.
 const ENTRIES_PER_SIZE_CHECK: u64 = 256;
-/// And after this many bytes of changes, which count as they are until then.
+/// And after this many bytes of changes, which are added to the size until then.
 const BYTES_PER_SIZE_CHECK: u64 = 1 << 20;
 
-/// What the apply thread is given to do.
+/// Jobs for the apply thread.
 pub enum ApplyJob {
     Entries {
         entries: Vec<Entry>,
-        /// Of each entry, whoever waits for it here.
+        /// By entry: the reply of a proposal that waits here.
         replies: Vec<Option<Reply>>,
-        /// They hold the first entry of the term in which this member leads.
+        /// True if they contain the first entry of this member's term as leader.
         promoted_in_term: Option<u64>,
     },
-    /// A state from the leader takes the place of this one.
+    /// Replaces the state by a received one.
     Restore(Received),
 }
 
@@ -57,22 +57,22 @@ impl ApplyJob {
     }
 }
 
-/// One thing that is done with entries.
+/// A step of applying entries.
 #[derive(Clone, Copy, Debug)]
 pub enum Step {
-    /// The machine carries them out, into a batch.
+    /// The state machine executes them into a batch.
     Execute,
     /// The batch is written.
     Commit,
     /// The view shows it.
     Show,
-    /// Whoever proposed or waits to read is answered.
+    /// Proposals and reads are answered.
     Answer,
     /// Watches get the events.
     Publish,
 }
 
-/// What is done with entries, and in which order. Whoever reads may come in between two stages.
+/// The steps in their order. Readers may run between two stages.
 pub type Stages = &'static [&'static [Step]];
 
 /// The order that clients rely on.
@@ -85,22 +85,22 @@ pub const STAGES: Stages = &[
 
 /// A job on its way through the stages.
 pub enum Applying {
-    Entries(Batch),
+    Entries(ApplyBatch),
     Restore(Received),
 }
 
-/// Entries, and what came of them so far.
-pub struct Batch {
-    /// Those to be done are from here on.
+/// A group of entries, and the results so far.
+pub struct ApplyBatch {
+    /// The next stage.
     stage: usize,
     entries: Vec<Entry>,
     replies: Vec<Option<Reply>>,
     promoted_in_term: Option<u64>,
-    /// Of the first entry, whose reply is the first.
+    /// The index of the first entry, to which the first reply belongs.
     first_index: u64,
     started_at: Duration,
     executed_at: Duration,
-    /// The place of the entry that took longest to execute, and how long.
+    /// The entry that took longest to execute, by its place in the group, and its time.
     slowest: (usize, Duration),
     group: machine::Group,
 }
@@ -112,7 +112,7 @@ impl From<ApplyJob> for Applying {
                 entries,
                 replies,
                 promoted_in_term,
-            } => Self::Entries(Batch {
+            } => Self::Entries(ApplyBatch {
                 stage: 0,
                 first_index: entries.first().map_or(0, |entry| entry.index),
                 entries,
@@ -128,23 +128,23 @@ impl From<ApplyJob> for Applying {
     }
 }
 
-/// What the apply thread works with.
+/// The parts of an apply thread.
 #[derive(Clone)]
 pub struct ApplyThread {
     pub(super) applier: Arc<Mutex<Applier>>,
     pub jobs: Arc<Pipe<ApplyJob>>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) states: Arc<dyn SnapshotStore>,
-    /// `STAGES`; deliberate defects of the simulator use another order.
+    /// `STAGES`; the simulator's deliberate defects use another order.
     pub stages: Stages,
 }
 
 impl ApplyThread {
-    /// A turn of the thread: does the jobs and tells the raft thread how far it is.
+    /// A turn of the thread: does the jobs and reports its progress to the raft thread.
     pub fn turn(&self, jobs: Vec<ApplyJob>) -> storage::Result<()> {
         for job in jobs {
             let group = self.apply(job)?;
-            self.tell(group);
+            self.report(group);
         }
         Ok(())
     }
@@ -161,7 +161,7 @@ impl ApplyThread {
         }
     }
 
-    /// Takes a job through its next stage; nothing is left of it once the raft thread was told.
+    /// Takes a job through its next stage; returns nothing once the raft thread has been informed.
     #[cfg(any(test, feature = "simulation"))]
     pub fn proceed(&self, applying: Applying) -> storage::Result<Option<Applying>> {
         let mut applier = self.applier.lock();
@@ -170,13 +170,13 @@ impl ApplyThread {
         Ok(match proceeded {
             Proceeded::On(rest) => Some(rest),
             Proceeded::Done(group) => {
-                self.tell(group);
+                self.report(group);
                 None
             }
         })
     }
 
-    fn tell(&self, group: AppliedGroup) {
+    fn report(&self, group: AppliedGroup) {
         // A closed inbox means that the member is stopping.
         let _ = self.inbox.push(Input::Applied(group));
     }
@@ -196,7 +196,7 @@ pub struct Applier {
     machine: Machine,
     shared: Arc<Shared>,
     network: Arc<dyn Network>,
-    /// What a new leader adds to the life of each lease.
+    /// Added to a lease's TTL when this member becomes the leader.
     election_timeout: Duration,
     /// An apply that takes longer is logged.
     warning_apply_duration: Duration,
@@ -213,7 +213,7 @@ impl Applier {
         warning_apply_duration: Duration,
     ) -> Self {
         let now = shared.clock.now();
-        // Of no term yet: they are listed, and a leader starts them anew.
+        // They have no deadline yet: a new leader starts them.
         shared
             .deadlines
             .lock()
@@ -261,7 +261,7 @@ impl Applier {
         })
     }
 
-    fn execute(&mut self, batch: &mut Batch) -> storage::Result<()> {
+    fn execute(&mut self, batch: &mut ApplyBatch) -> storage::Result<()> {
         let entries = &batch.entries;
         self.entries_since_size_check += entries.len() as u64;
         batch.started_at = self.shared.clock.now();
@@ -284,12 +284,12 @@ impl Applier {
         Ok(())
     }
 
-    fn commit(&mut self, batch: &Batch) -> storage::Result<()> {
+    fn commit(&mut self, batch: &ApplyBatch) -> storage::Result<()> {
         self.machine.commit()?;
         let now = self.shared.clock.now();
         self.measure(&batch.group, now - batch.started_at);
         let (slowest, took) = batch.slowest;
-        // It was done once all were written, as its neighbours.
+        // Answered once all are written, like the others of its group.
         let took = took + (now - batch.executed_at);
         if took > self.warning_apply_duration
             && let Some(entry) = batch.entries.get(slowest)
@@ -309,7 +309,7 @@ impl Applier {
         self.note_leases(group);
     }
 
-    fn answer(&self, batch: &mut Batch) {
+    fn answer(&self, batch: &mut ApplyBatch) {
         if let Some(term) = batch.promoted_in_term {
             self.take_over_leases(term);
         }
@@ -333,7 +333,7 @@ impl Applier {
         }
     }
 
-    /// Goes on from a state of the leader's, at which the log begins now.
+    /// Switches to a state received from the leader, after which the log now begins.
     fn restore(
         &mut self,
         received: Received,
@@ -388,7 +388,7 @@ impl Applier {
         }
     }
 
-    /// Starts every lease anew: this member leads now, and its clock decides.
+    /// Restarts every lease: this member leads now, and its clock decides.
     fn take_over_leases(&self, term: u64) {
         let leases = self.machine.leases().iter();
         let now = self.shared.clock.now();
@@ -402,7 +402,7 @@ impl Applier {
         }
     }
 
-    /// Keeps the size that the quota is held against close to the truth.
+    /// Keeps the size for the quota close to the truth.
     fn watch_size(&mut self, group: &machine::Group) {
         let bytes = group.changes.iter().map(written_bytes).sum::<usize>() as u64;
         self.bytes_since_size_check += bytes;
@@ -419,7 +419,7 @@ impl Applier {
         }
     }
 
-    /// Entries of a group are applied together, so each took its share.
+    /// The entries of a group are applied together and share the time.
     fn measure(&self, group: &machine::Group, took: Duration) {
         let metrics = &self.shared.metrics;
         metrics.backend_commit.observe(took);
@@ -506,13 +506,13 @@ fn applied_entry(member: MemberId, entry: &Entry) -> probe::Applied {
     }
 }
 
-/// What an entry asks, for the log.
+/// The request in an entry, for log lines.
 fn request_text(entry: &Entry) -> String {
     match &entry.payload {
         Payload::Empty => String::new(),
         Payload::Decoded(request) => text::entry(request),
         Payload::Request(bytes) => {
-            // It was applied, so it can be read.
+            // It was applied, so it can be decoded.
             let decoded = machine::decode_request(bytes.clone());
             decoded.map_or(String::new(), |request| text::entry(&request))
         }
@@ -520,13 +520,13 @@ fn request_text(entry: &Entry) -> String {
     }
 }
 
-/// What a change adds to the state, about.
+/// The bytes that a change adds to the state, about.
 fn written_bytes(change: &Change) -> usize {
     let record = change.version.as_ref().map_or(0, |v| v.record().len());
     change.key.len() + record + 64
 }
 
-/// What was asked, where its time is shown.
+/// The kind of the request, if it has a metric.
 fn operation(response: &Response) -> Option<Operation> {
     Some(match response {
         Response::Put(_) => Operation::Put,
@@ -541,7 +541,7 @@ fn operation(response: &Response) -> Option<Operation> {
     })
 }
 
-/// The range deletions within a transaction's answer, nested ones included.
+/// The range deletions in a transaction's response, nested ones included.
 fn deletes(txn: &TxnResponse) -> u64 {
     txn.responses
         .iter()

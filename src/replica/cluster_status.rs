@@ -1,4 +1,4 @@
-//! What of the state changes seldom and is asked often: members, alarms, versions.
+//! The part of the state that changes rarely and is read often: members, alarms, versions.
 
 use crate::probe::{self, CoveragePoint};
 use crate::proto::etcdserverpb::{AlarmMember, AlarmType};
@@ -9,13 +9,13 @@ use crate::transport::Peer;
 use crate::types::version;
 use crate::types::{ClusterId, MemberId, STORAGE_VERSION};
 
-/// What changes seldom.
+/// See the module.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterStatus {
     pub alarms: Vec<AlarmMember>,
     pub members: Vec<Member>,
     pub cluster_version: Option<String>,
-    /// Where a downgrade that was begun goes to.
+    /// The target version of a downgrade that was begun.
     pub downgrade_target: Option<String>,
     pub removed: Vec<MemberId>,
 }
@@ -43,8 +43,8 @@ impl ClusterStatus {
         self.members.iter().filter(|member| !is_learner(member))
     }
 
-    /// The format that the state counts as, for those who plan a downgrade: as in etcd it follows
-    /// the cluster's version. etched's own format is always the same.
+    /// The storage version, as in a downgrade's plan: as in etcd it follows the cluster version.
+    /// etched's own format does not change with it.
     pub fn storage_version(&self) -> &str {
         let decided = self.cluster_version.as_deref();
         let least = version::LEAST.to_string();
@@ -61,8 +61,8 @@ impl ClusterStatus {
         self.removed.contains(&id)
     }
 
-    /// The members other than this one, and where they listen.
-    /// All members, and where they listen.
+    /// The other members, and their peer URLs.
+    /// All members, and their peer URLs.
     pub fn addresses(&self) -> Vec<Peer> {
         self.members.iter().map(address).collect()
     }
@@ -76,7 +76,7 @@ impl ClusterStatus {
     }
 }
 
-/// The members other than `own`, and where they listen.
+/// The members other than `own`, and their peer URLs.
 pub fn peers_in<'a>(members: impl Iterator<Item = &'a Member>, own: MemberId) -> Vec<Peer> {
     let others = members.filter(|member| member.id != own.0);
     others.map(address).collect()
@@ -93,7 +93,7 @@ fn address(member: &Member) -> Peer {
     }
 }
 
-/// Logs what a new status changed.
+/// Logs the differences to the previous status.
 pub fn log_changes(cluster: ClusterId, own: MemberId, old: &ClusterStatus, new: &ClusterStatus) {
     log_version(cluster, own, old, new);
     for member in &new.members {

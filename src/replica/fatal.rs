@@ -1,9 +1,9 @@
-//! Why a member cannot go on: its disk or an invariant broke, and the process has to end.
+//! Fatal errors: the disk or an invariant failed, and the process has to end.
 
 use crate::storage;
 use crate::storage::raft_log;
 
-/// Why a thread ended before it was asked to.
+/// Why a thread ended before it was stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum Fatal {
     #[error("raft log: {0}")]

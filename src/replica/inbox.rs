@@ -1,4 +1,4 @@
-//! The bounded queue into the raft thread. It takes all that has come at once, so that one sync
+//! The bounded queue into the raft thread, which takes all queued inputs at once, so that one sync
 //! serves many proposals.
 
 use std::time::Duration;
@@ -14,40 +14,40 @@ use crate::storage;
 use crate::transport::PeerMessage;
 use crate::types::MemberId;
 
-/// Proposals that may wait; more are refused with `too many requests`.
+/// Proposals that may be queued; more are refused with `too many requests`.
 pub const MAX_WAITING: usize = 20_000;
 /// The same for the bytes of their encodings.
 pub const MAX_WAITING_BYTES: usize = 256 << 20;
 
-/// What the raft thread is asked to do.
+/// Inputs of the raft thread.
 pub enum Input {
     Propose(Proposal),
-    /// Replies once a linearizable read may be made.
+    /// Replies once a linearizable read may be executed.
     ReadIndex(ReadReply),
     /// From another member.
     Received(MemberId, Vec<PeerMessage>),
-    /// Something that was sent to this member may be lost.
+    /// Something sent to this member may have been lost.
     Unreachable(MemberId),
-    /// A snapshot was taken over by this member, or was not.
+    /// Whether a peer installed a snapshot that this member sent.
     SnapshotSent(MemberId, bool),
-    /// A snapshot came whole, with the message that belongs to it.
+    /// A snapshot was received completely, with its raft message.
     SnapshotReceived(Message, Received),
-    /// One came whose state is applied here.
+    /// A snapshot message whose entry is already applied here.
     SnapshotDeclined(Message),
     CheckpointMade(storage::Result<Checkpoint>),
-    /// Everything up to this part is in the raft log.
+    /// Everything up to this part is durable in the raft log.
     Persisted(u64),
     Applied(AppliedGroup),
     TransferLeader(MemberId),
-    /// Leadership goes to whoever is furthest.
+    /// Transfers leadership to the most up-to-date member.
     HandOver,
-    /// Entries up to this index are in a durable state of the machine.
+    /// Entries up to this index are in the flushed state.
     Flushed(u64),
     Stop,
 }
 
 #[derive(Default)]
-struct State {
+struct QueuedInputs {
     inputs: Vec<Input>,
     bytes: usize,
     sleeping: bool,
@@ -57,27 +57,27 @@ struct State {
 /// See the module.
 #[derive(Default)]
 pub struct Inbox {
-    state: Mutex<State>,
+    state: Mutex<QueuedInputs>,
     wake: Condvar,
 }
 
-/// Why an input was not taken.
+/// Why an input was refused.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum PushError {
     Full,
     Closed,
 }
 
 impl Inbox {
-    pub fn push(&self, input: Input) -> Result<(), Refused> {
+    pub fn push(&self, input: Input) -> Result<(), PushError> {
         let mut state = self.state.lock();
         if state.closed {
-            return Err(Refused::Closed);
+            return Err(PushError::Closed);
         }
         if let Some(bytes) = bounded_bytes(&input) {
             let bytes = state.bytes + bytes;
             if state.inputs.len() >= MAX_WAITING || bytes > MAX_WAITING_BYTES {
-                return Err(Refused::Full);
+                return Err(PushError::Full);
             }
             state.bytes = bytes;
         }
@@ -90,7 +90,7 @@ impl Inbox {
         Ok(())
     }
 
-    /// Waits up to `timeout` for inputs and takes them all into `taken`, which must be empty.
+    /// Waits up to `timeout` for inputs and moves them all into `taken`, which must be empty.
     pub fn take(&self, timeout: Duration, taken: &mut Vec<Input>) {
         let mut state = self.state.lock();
         if state.inputs.is_empty() && !timeout.is_zero() {
@@ -102,14 +102,14 @@ impl Inbox {
         state.bytes = 0;
     }
 
-    /// How many inputs wait, and the bytes of those that are bounded by them.
+    /// The number of queued inputs, and the bytes of the bounded ones.
     #[cfg(any(test, feature = "simulation"))]
     pub fn waiting(&self) -> (usize, usize) {
         let state = self.state.lock();
         (state.inputs.len(), state.bytes)
     }
 
-    /// Takes one last input and refuses everything after it.
+    /// Queues a last input and refuses all later ones.
     pub fn close_with(&self, last: Input) {
         let mut state = self.state.lock();
         state.inputs.push(last);
@@ -119,8 +119,8 @@ impl Inbox {
     }
 }
 
-/// What an input adds to the queue's bytes; `None` for what this member says to itself, which is
-/// never refused: there is no more of it than of what it answers.
+/// The bytes that an input adds to the queue; `None` for inputs from this member's own threads,
+/// which are never refused: they answer earlier outputs and are bounded by them.
 fn bounded_bytes(input: &Input) -> Option<usize> {
     match input {
         Input::Propose(proposal) => Some(proposal.encoded_bytes()),

@@ -1,5 +1,5 @@
-//! What the log thread does: appends what raft hands out, many parts in one write, and cuts or
-//! resets the log.
+//! The log thread: appends what raft hands out, many parts in one write, and truncates or resets
+//! the log.
 
 use std::sync::Arc;
 
@@ -17,14 +17,14 @@ use crate::raft::{Message, Persist};
 use crate::storage::raft_log::{self, EntryId, LogEntry, RaftLog};
 use crate::transport::Network;
 
-/// Parts that go to the disk in one write, about.
+/// The bytes of parts in one write, about.
 const MAX_WRITE_BYTES: usize = 8 << 20;
 
 pub enum LogJob {
-    /// With the files of the snapshot that its reset of the log makes room for: they come into use
-    /// after it.
+    /// For a reset: the received state that replaces the current one, which is switched to after
+    /// the reset.
     Persist(Persist, Option<Received>),
-    /// Lets go of the entries up to an index.
+    /// Removes the entries up to an index.
     Cut(u64),
 }
 
@@ -51,7 +51,7 @@ struct Done {
     received: Option<Received>,
 }
 
-/// What the log thread works with.
+/// The parts of a log thread.
 #[derive(Clone)]
 pub struct LogThread {
     pub(super) writer: Arc<Mutex<LogWriter>>,
@@ -62,7 +62,7 @@ pub struct LogThread {
 }
 
 impl LogThread {
-    /// A turn of the thread: does the jobs and tells the raft thread how far it is.
+    /// A turn of the thread: does the jobs and reports its progress to the raft thread.
     pub fn turn(&self, jobs: Vec<LogJob>) -> Result<(), Fatal> {
         self.carry_out(jobs, |number| {
             // A closed inbox means that the member is stopping.
@@ -70,8 +70,8 @@ impl LogThread {
         })
     }
 
-    /// Does jobs in order, many parts in one write, and what had to wait for that; `persisted` is
-    /// called with the number of the last part that is on disk.
+    /// Does jobs in order, many parts in one write, then what had to wait for that; `persisted` is
+    /// called with the number of the last durable part.
     pub fn carry_out(
         &self,
         jobs: impl IntoIterator<Item = LogJob>,
@@ -81,7 +81,7 @@ impl LogThread {
         for job in jobs {
             match job {
                 LogJob::Persist(persist, received) => {
-                    // A reset is a write of its own, with what comes after it.
+                    // A reset is a write of its own, together with the parts after it.
                     let resets = persist.reset.is_some();
                     if resets || gathered.bytes >= MAX_WRITE_BYTES {
                         self.write(&mut gathered, &mut persisted)?;
@@ -105,27 +105,28 @@ impl LogThread {
             return Ok(());
         }
         if let Some(received) = &mut gathered.done.received {
-            // A reset that fails may be on the disk all the same, and then the state has to be.
+            // A reset that failed may still be on disk, and then the received state must be as
+            // well.
             received.files.stay();
         }
         let done = self.writer.lock().write(std::mem::take(gathered))?;
         if let Some(received) = done.received {
             self.apply_jobs.push(ApplyJob::Restore(received), 0);
         }
-        // Before the messages: raft must know of it when their answers come.
+        // Before the messages: raft must know of it when their responses arrive.
         persisted(done.number);
         send_grouped(self.network.as_ref(), done.messages);
         Ok(())
     }
 }
 
-/// The log, and where its times are counted.
+/// The log, and the metrics of its writes.
 pub struct LogWriter {
     log: RaftLog,
     shared: Arc<Shared>,
 }
 
-/// Parts that go to the disk together.
+/// Parts that are written together.
 #[derive(Default)]
 struct Gathered {
     entries: Vec<LogEntry>,
@@ -139,7 +140,7 @@ struct Gathered {
 impl Gathered {
     fn add(&mut self, persist: Persist, received: Option<Received>) {
         if let Some(first) = persist.entries.first() {
-            // Later entries replace earlier ones, as they would one after the other.
+            // Later entries replace conflicting earlier ones.
             let kept = self
                 .entries
                 .partition_point(|entry| entry.index < first.index);
@@ -186,7 +187,7 @@ impl LogWriter {
         Ok(gathered.done)
     }
 
-    /// Lets go of the entries up to `index`.
+    /// Removes the entries up to `index`.
     fn cut(&mut self, index: u64) -> Result<(), raft_log::Error> {
         let index = index.min(self.log.last_index());
         if index + 1 > self.log.first_index() {

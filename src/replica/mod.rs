@@ -1,16 +1,16 @@
-//! The replica: inputs to an applied log. Consensus, the raft log, the state machine and the watch
-//! hub put together, without a service, a job or an async runtime.
+//! The replica: from inputs to an applied log. It combines consensus, the raft log, the state
+//! machine and the watch hub, without a service, a job or an async runtime.
 //!
-//! - `router` routes: proposals and reads to raft or to the leader, what raft says to the log and
-//!   the machine, answers to whoever waits. It is synchronous and does no I/O. `pending` has the
-//!   proposals that wait meanwhile, `reads` the reads.
-//! - `raft_thread` takes what comes and carries out what the router decides, `log_thread` writes
-//!   the raft log, `apply_thread` runs the machine and publishes what it did: the view, the
-//!   answers, the events. `pipe` is the queue before each of the two, `inbox` the one before the
-//!   raft thread, and `run` owns the threads.
-//! - `shared` is what all of them publish and everyone else reads.
-//! - `state_store` is what the replica asks of where states are kept; `server/states.rs` installs
-//!   one that came as a snapshot.
+//! - `router` routes: proposals and reads to raft or to the leader, raft's outputs to log and apply,
+//!   results to waiting requests. It is synchronous and does no I/O. `pending` has the proposals
+//!   that wait, `reads` the reads.
+//! - `raft_thread` takes inputs and executes the router's decisions, `log_thread` writes the raft
+//!   log, `apply_thread` runs the state machine and publishes its results: the view, the responses,
+//!   the events. `pipe` is the queue of each of these two, `inbox` that of the raft thread, and
+//!   `run` owns the threads.
+//! - `shared` has what they publish for all readers.
+//! - `state_store` is the storage of states as the replica uses it; `server/states.rs` installs
+//!   received ones.
 
 pub mod apply_thread;
 pub mod cluster_status;

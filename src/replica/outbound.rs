@@ -1,4 +1,4 @@
-//! Raft's messages on their way out: those for one member leave together.
+//! Outgoing raft messages: those for one member are sent together.
 
 use crate::raft::Message;
 use crate::transport::{Network, PeerMessage};

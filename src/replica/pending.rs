@@ -1,13 +1,13 @@
-//! The proposals that wait at this member, each in one place: queued until there is a leader to
-//! take it, proposed here, or forwarded to the leader.
+//! The proposals that wait at this member, each at one stage: queued until there is a leader,
+//! proposed here, or forwarded to the leader.
 //!
-//! One that this member proposed is known by the index and term it was proposed at: the entry that
-//! is committed there is the proposal exactly if its term is the same. One that was forwarded is
-//! known by its request's id, and may only be proposed in the term in which it was sent. Either
-//! way a committed entry of a later term tells that it will never be applied, for terms in a log
-//! only grow: it is void, and is queued to be proposed again.
+//! A proposal of this member is identified by the index and term at which it was proposed: the
+//! entry committed at that index is the proposal if and only if its term is equal. A forwarded one
+//! is identified by its request id, and may be proposed only in the term in which it was forwarded.
+//! In both cases a committed entry of a later term proves that it will never be applied, since
+//! terms in a log only grow: it is void, and is queued to be proposed again.
 //!
-//! What is done at a committed entry does not depend on how many wait.
+//! The work at a committed entry does not depend on the number of waiting proposals.
 
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{HashMap, VecDeque};
@@ -20,17 +20,17 @@ use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::raft::Committed;
 
-/// Proposals that may be queued, and those that may be forwarded. What is proposed here is bounded
-/// by raft.
+/// Limits of the queued and of the forwarded proposals, each. Those proposed here are bounded by
+/// raft.
 const MAX_PENDING_PROPOSALS: usize = 20_000;
 
-/// A proposal that waits.
+/// A proposal that waits for its result.
 pub struct PendingProposal {
     pub what: Proposed,
     /// Never to be proposed again.
     pub fenced: bool,
     pub expires_at_tick: u64,
-    /// Whoever waits for it shares the request; otherwise it is to be proposed whether or not
+    /// The caller shares the request while it waits; if false, the proposal is made whether or not
     /// anyone waits.
     pub awaited: bool,
     /// See `Proposal`.
@@ -39,7 +39,7 @@ pub struct PendingProposal {
 }
 
 impl PendingProposal {
-    /// True where nobody waits for it any more, so that it need not be proposed.
+    /// True if no caller waits for it any more, so that it need not be proposed.
     pub fn is_abandoned(&self) -> bool {
         self.awaited && self.what.is_left_alone()
     }
@@ -49,11 +49,11 @@ impl PendingProposal {
     }
 }
 
-/// Where a proposal waits.
+/// The stage of a proposal.
 #[derive(Clone, Copy, Debug)]
-pub enum Place {
+pub enum ProposalStage {
     Queued,
-    /// At this index of the own log.
+    /// At this index of this member's log.
     Proposed {
         index: u64,
         term: u64,
@@ -64,7 +64,7 @@ pub enum Place {
     },
 }
 
-/// One that is proposed here.
+/// Proposed here.
 struct AtIndex {
     index: u64,
     term: u64,
@@ -80,39 +80,39 @@ struct AtLeader {
 #[derive(Default)]
 pub struct PendingProposals {
     queued: VecDeque<PendingProposal>,
-    /// In the order of the log.
+    /// In log order.
     proposed: VecDeque<AtIndex>,
     /// By request id. A deterministic hasher keeps iteration order equal in every run.
     forwarded: HashMap<u64, AtLeader, BuildHasherDefault<DefaultHasher>>,
-    /// None that is forwarded is of an earlier term.
+    /// No forwarded proposal has an earlier term.
     least_forwarded_term: u64,
-    /// Something was queued that may be proposed at once.
+    /// Something was queued that can be proposed at once.
     retry: bool,
 }
 
 impl PendingProposals {
-    /// Has a proposal wait. False where too many do: it has its answer then.
-    pub fn wait(&mut self, proposal: PendingProposal, place: Place) -> bool {
+    /// Adds a proposal. False if there are too many; it has been answered then.
+    pub fn wait(&mut self, proposal: PendingProposal, place: ProposalStage) -> bool {
         let waiting = match place {
-            Place::Queued => self.queued.len(),
-            Place::Forwarded { .. } => self.forwarded.len(),
-            Place::Proposed { .. } => 0,
+            ProposalStage::Queued => self.queued.len(),
+            ProposalStage::Forwarded { .. } => self.forwarded.len(),
+            ProposalStage::Proposed { .. } => 0,
         };
         if waiting >= MAX_PENDING_PROPOSALS {
             proposal.fail(Error::TooManyRequests);
             return false;
         }
         match place {
-            Place::Queued => {
+            ProposalStage::Queued => {
                 probe::reached(CoveragePoint::ProposalParked);
                 self.queued.push_back(proposal);
             }
-            Place::Proposed { index, term } => self.proposed.push_back(AtIndex {
+            ProposalStage::Proposed { index, term } => self.proposed.push_back(AtIndex {
                 index,
                 term,
                 proposal,
             }),
-            Place::Forwarded { term } => {
+            ProposalStage::Forwarded { term } => {
                 probe::reached(CoveragePoint::ProposalForwarded);
                 self.least_forwarded_term = self.least_forwarded_term.min(term);
                 let id = proposal.what.request_id();
@@ -122,18 +122,18 @@ impl PendingProposals {
         true
     }
 
-    /// All that is queued, in order.
+    /// Takes all queued proposals, in order.
     pub fn take_queued(&mut self) -> VecDeque<PendingProposal> {
         std::mem::take(&mut self.queued)
     }
 
-    /// True once after something was queued that may be proposed at once.
+    /// True once after something was queued that can be proposed at once.
     pub fn take_retry(&mut self) -> bool {
         std::mem::take(&mut self.retry)
     }
 
-    /// Takes out the proposal that the committed entry is, if it waits here, and queues again what
-    /// the entry shows to be void.
+    /// Takes the proposal that was committed as this entry, if it waits here, and queues those that
+    /// the entry proves void.
     pub fn committed(&mut self, committed: &Committed) -> Option<PendingProposal> {
         if !self.forwarded.is_empty() {
             let found = committed_id(committed).and_then(|id| self.forwarded.remove(&id));
@@ -155,14 +155,14 @@ impl PendingProposals {
             }
             self.retry = true;
             probe::reached(CoveragePoint::ProposedAgain);
-            self.wait(first.proposal, Place::Queued);
+            self.wait(first.proposal, ProposalStage::Queued);
         }
         None
     }
 
-    /// Looks through all that is forwarded, once a term.
+    /// Checks all forwarded proposals, once per term.
     fn queue_void_forwarded(&mut self, term: u64) {
-        // Those of its own term may be applied yet.
+        // Those of the present term may still be applied.
         let term = term + u64::from(probe::injected(Defect::ForwardedTwice));
         if self.least_forwarded_term >= term {
             return;
@@ -173,7 +173,7 @@ impl PendingProposals {
         self.retry |= !void.is_empty();
         for (_, forwarded) in void {
             probe::reached(CoveragePoint::ForwardedAgain);
-            self.wait(forwarded.proposal, Place::Queued);
+            self.wait(forwarded.proposal, ProposalStage::Queued);
         }
     }
 
@@ -182,21 +182,21 @@ impl PendingProposals {
         let Slot::Occupied(forwarded) = self.forwarded.entry(request_id) else {
             return;
         };
-        // It may have been sent to another leader since, who may well have proposed it.
+        // It may have been forwarded to another leader since, which may have proposed it.
         if forwarded.get().term != term && !probe::injected(Defect::RefusalUnchecked) {
             return probe::reached(CoveragePoint::RefusalStale);
         }
         let proposal = forwarded.remove().proposal;
         if matches!(error, Error::NotLeader | Error::NoLeader) {
             probe::reached(CoveragePoint::ProposalRefused);
-            self.wait(proposal, Place::Queued);
+            self.wait(proposal, ProposalStage::Queued);
         } else {
             proposal.fail(error);
         }
     }
 
-    /// A snapshot took the place of entries that nobody here will see: whose proposals were
-    /// among them is not known.
+    /// A snapshot replaced entries that this member will not see; which proposals were among them
+    /// is unknown.
     pub fn lose_sight(&mut self) {
         if !self.proposed.is_empty() || !self.forwarded.is_empty() {
             probe::reached(CoveragePoint::ProposalsLostFromSight);
@@ -206,8 +206,7 @@ impl PendingProposals {
         }
     }
 
-    /// Gives up what has waited for too long. What raft or a leader was given may be applied all
-    /// the same.
+    /// Fails expired proposals. Those that were proposed or forwarded may still be applied.
     pub fn expire(&mut self, tick: u64) {
         let is_expired = |proposal: &PendingProposal| proposal.expires_at_tick <= tick;
         for expired in take_such(&mut self.proposed, |one| is_expired(&one.proposal)) {
@@ -223,7 +222,7 @@ impl PendingProposals {
         }
     }
 
-    /// The member stops.
+    /// Fails all proposals when the member stops.
     pub fn stop(&mut self) {
         let sent = self.take_sent();
         for proposal in sent.into_iter().chain(self.take_queued()) {
@@ -231,15 +230,15 @@ impl PendingProposals {
         }
     }
 
-    /// Who waits here.
+    /// Counts the waiting proposals.
     #[cfg(any(test, feature = "simulation"))]
-    pub fn count(&self, waiting: &mut super::work::Waiting) {
+    pub fn count(&self, waiting: &mut super::work::PendingCounts) {
         waiting.proposed = self.proposed.len();
         waiting.forwarded = self.forwarded.len();
         waiting.without_leader = self.queued.len();
     }
 
-    /// All that raft or a leader was given.
+    /// All proposed and forwarded proposals.
     fn take_sent(&mut self) -> Vec<PendingProposal> {
         let proposed = self.proposed.drain(..).map(|one| one.proposal);
         let forwarded = self.forwarded.drain().map(|(_, one)| one.proposal);
@@ -247,8 +246,8 @@ impl PendingProposals {
     }
 }
 
-/// Takes out all that are such, wherever they are: what is proposed again keeps its expiry and
-/// stands behind later ones.
+/// Takes all proposals for which `is_such` holds, at every stage: one that was queued again keeps
+/// its expiry and is behind later ones.
 fn take_such<T>(queue: &mut VecDeque<T>, is_such: impl Fn(&T) -> bool) -> VecDeque<T> {
     if !queue.iter().any(&is_such) {
         return VecDeque::new();
@@ -258,7 +257,7 @@ fn take_such<T>(queue: &mut VecDeque<T>, is_such: impl Fn(&T) -> bool) -> VecDeq
     such
 }
 
-/// Takes out the first if it is such a one.
+/// Takes the first one if the condition holds.
 pub fn pop_if<T>(queue: &mut VecDeque<T>, is_such: impl FnOnce(&T) -> bool) -> Option<T> {
     let taken = queue.front().is_some_and(is_such);
     taken.then(|| queue.pop_front()).flatten()
@@ -286,7 +285,7 @@ mod tests {
         }
     }
 
-    /// An entry that holds the request of this id.
+    /// An entry that holds the request with this id.
     fn entry(index: u64, term: u64, id: u64) -> Committed {
         Committed {
             index,
@@ -295,7 +294,7 @@ mod tests {
         }
     }
 
-    /// A leader's first.
+    /// The first entry of a leader.
     fn empty(index: u64, term: u64) -> Committed {
         Committed {
             index,
@@ -308,21 +307,27 @@ mod tests {
     type Answer = (u64, Result<Response, Error>);
 
     #[derive(Default)]
-    struct World {
+    struct Fixture {
         pending: PendingProposals,
         answers: Arc<Mutex<Vec<Answer>>>,
     }
 
-    impl World {
-        fn wait_until(&mut self, id: u64, place: Place, expires_at_tick: u64) -> bool {
+    impl Fixture {
+        fn wait_until(&mut self, id: u64, place: ProposalStage, expires_at_tick: u64) -> bool {
             self.add(id, place, expires_at_tick, false)
         }
 
-        fn wait(&mut self, id: u64, place: Place) -> bool {
+        fn wait(&mut self, id: u64, place: ProposalStage) -> bool {
             self.add(id, place, 100, false)
         }
 
-        fn add(&mut self, id: u64, place: Place, expires_at_tick: u64, fenced: bool) -> bool {
+        fn add(
+            &mut self,
+            id: u64,
+            place: ProposalStage,
+            expires_at_tick: u64,
+            fenced: bool,
+        ) -> bool {
             let answers = self.answers.clone();
             let request = request(id);
             let encoded = request.encode_to_vec();
@@ -337,19 +342,19 @@ mod tests {
             self.pending.wait(proposal, place)
         }
 
-        /// The id of the proposal that the entry is.
+        /// The id of the proposal that was committed as this entry.
         fn committed(&mut self, entry: &Committed) -> Option<u64> {
             let found = self.pending.committed(entry)?;
             Some(found.what.request_id())
         }
 
-        /// Ids of what is queued, which is taken out.
+        /// Takes the queued proposals; returns their ids.
         fn queued(&mut self) -> Vec<u64> {
             let queued = self.pending.take_queued().into_iter();
             queued.map(|one| one.what.request_id()).collect()
         }
 
-        /// Errors that were answered since this was last asked.
+        /// The errors answered since the last call.
         fn errors(&self) -> Vec<(u64, Error)> {
             let answers = std::mem::take(&mut *self.answers.lock());
             let errors = answers.into_iter().map(|(id, answer)| match answer {
@@ -360,17 +365,17 @@ mod tests {
         }
     }
 
-    const fn at(index: u64, term: u64) -> Place {
-        Place::Proposed { index, term }
+    const fn at(index: u64, term: u64) -> ProposalStage {
+        ProposalStage::Proposed { index, term }
     }
 
-    const fn leader(term: u64) -> Place {
-        Place::Forwarded { term }
+    const fn leader(term: u64) -> ProposalStage {
+        ProposalStage::Forwarded { term }
     }
 
     #[test]
     fn an_entry_is_the_proposal_made_at_its_index_and_term() {
-        let mut world = World::default();
+        let mut world = Fixture::default();
         world.wait(1, at(5, 2));
         world.wait(2, at(6, 2));
         assert_eq!(world.committed(&entry(4, 2, 9)), None);
@@ -382,10 +387,10 @@ mod tests {
 
     #[test]
     fn an_entry_in_its_place_makes_a_proposal_void() {
-        let mut world = World::default();
+        let mut world = Fixture::default();
         world.wait(1, at(5, 2));
         world.wait(2, at(6, 2));
-        // Both: the log goes on in a later term.
+        // Both: the log continues in a later term.
         assert_eq!(world.committed(&empty(5, 3)), None);
         assert!(world.pending.take_retry());
         assert!(!world.pending.take_retry());
@@ -395,7 +400,7 @@ mod tests {
 
     #[test]
     fn a_fenced_one_is_never_proposed_again() {
-        let mut world = World::default();
+        let mut world = Fixture::default();
         world.add(1, at(5, 2), 100, true);
         assert_eq!(world.committed(&empty(5, 3)), None);
         assert_eq!(world.errors(), [(1, Error::LeaderChanged)]);
@@ -405,11 +410,11 @@ mod tests {
 
     #[test]
     fn a_forwarded_one_is_known_by_its_id_in_any_term() {
-        let mut world = World::default();
+        let mut world = Fixture::default();
         world.wait(1, leader(2));
         world.wait(2, leader(2));
         assert_eq!(world.committed(&entry(5, 2, 2)), Some(2));
-        // Of its own term: it may come yet.
+        // Of its own term: it may still be committed.
         assert_eq!(world.committed(&entry(6, 2, 9)), None);
         assert_eq!(world.queued(), [0; 0]);
         assert_eq!(world.committed(&empty(7, 3)), None);
@@ -419,13 +424,13 @@ mod tests {
 
     #[test]
     fn each_term_makes_those_of_the_terms_before_void() {
-        let mut world = World::default();
+        let mut world = Fixture::default();
         for term in 2..5 {
             world.wait(term, leader(term));
             assert_eq!(world.committed(&empty(5 + term, term)), None);
             let before: Vec<u64> = (term > 2).then_some(term - 1).into_iter().collect();
             assert_eq!(world.queued(), before);
-            // The same again tells nothing new.
+            // A repetition has no effect.
             assert_eq!(world.committed(&entry(15 + term, term, 99)), None);
             assert_eq!(world.queued(), [0; 0]);
         }
@@ -433,14 +438,14 @@ mod tests {
 
     #[test]
     fn a_refusal_counts_for_the_term_that_it_is_about() {
-        let mut world = World::default();
+        let mut world = Fixture::default();
         world.wait(1, leader(3));
         world.pending.refused(1, 2, Error::NotLeader);
         world.pending.refused(7, 3, Error::NotLeader);
         assert_eq!(world.queued(), [0; 0]);
         world.pending.refused(1, 3, Error::NotLeader);
         assert_eq!(world.queued(), [1]);
-        // Whoever refused it may not lead before something changes.
+        // The leader that refused it will not lead until something changes.
         assert!(!world.pending.take_retry());
         world.wait(2, leader(3));
         world.pending.refused(2, 3, Error::TooManyRequests);
@@ -450,8 +455,8 @@ mod tests {
 
     #[test]
     fn what_waits_too_long_is_given_up_wherever_it_waits() {
-        let mut world = World::default();
-        for (id, place) in [(1, at(5, 2)), (2, leader(2)), (3, Place::Queued)] {
+        let mut world = Fixture::default();
+        for (id, place) in [(1, at(5, 2)), (2, leader(2)), (3, ProposalStage::Queued)] {
             world.wait_until(id, place, 10);
             world.wait_until(id + 10, place, 11);
         }
@@ -467,8 +472,12 @@ mod tests {
     #[test]
     fn what_is_proposed_again_expires_no_later() {
         let (open, never) = (Error::Timeout, Error::DeadlineExceeded);
-        for (place, error) in [(at(7, 2), open), (leader(2), open), (Place::Queued, never)] {
-            let mut world = World::default();
+        for (place, error) in [
+            (at(7, 2), open),
+            (leader(2), open),
+            (ProposalStage::Queued, never),
+        ] {
+            let mut world = Fixture::default();
             world.wait_until(1, place, 20);
             world.wait_until(2, place, 10);
             world.wait_until(3, place, 20);
@@ -483,8 +492,8 @@ mod tests {
 
     #[test]
     fn a_snapshot_leaves_what_is_queued() {
-        let mut world = World::default();
-        for (id, place) in [(1, at(5, 2)), (2, leader(2)), (3, Place::Queued)] {
+        let mut world = Fixture::default();
+        for (id, place) in [(1, at(5, 2)), (2, leader(2)), (3, ProposalStage::Queued)] {
             world.wait(id, place);
         }
         world.pending.lose_sight();
@@ -494,21 +503,25 @@ mod tests {
 
     #[test]
     fn everyone_is_told_that_the_member_stops() {
-        let mut world = World::default();
-        for (id, place) in [(1, at(5, 2)), (2, leader(2)), (3, Place::Queued)] {
+        let mut world = Fixture::default();
+        for (id, place) in [(1, at(5, 2)), (2, leader(2)), (3, ProposalStage::Queued)] {
             world.wait(id, place);
         }
         world.pending.stop();
         assert_eq!(world.errors(), [1, 2, 3].map(|id| (id, Error::Stopped)));
-        let mut waiting = super::super::work::Waiting::default();
+        let mut waiting = super::super::work::PendingCounts::default();
         world.pending.count(&mut waiting);
         assert_eq!(waiting.sum(), 0);
     }
 
     #[test]
     fn the_places_without_a_bound_of_raft_have_their_own() {
-        for (place, bounded) in [(Place::Queued, true), (leader(1), true), (at(1, 1), false)] {
-            let mut world = World::default();
+        for (place, bounded) in [
+            (ProposalStage::Queued, true),
+            (leader(1), true),
+            (at(1, 1), false),
+        ] {
+            let mut world = Fixture::default();
             for id in 0..MAX_PENDING_PROPOSALS as u64 {
                 assert!(world.wait(id, place));
             }

@@ -1,5 +1,5 @@
-//! The queue in front of a thread that may wait for the disk. The raft thread fills it and never
-//! waits; it sees how much is outstanding and how long the thread has been at its work.
+//! The queue of a thread that may block on the disk. The raft thread adds to it without blocking,
+//! and sees how much is outstanding and how long the present work has taken.
 
 use std::time::Duration;
 
@@ -7,16 +7,16 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::env::Clock;
 
-struct State<T> {
+struct PipeState<T> {
     items: Vec<T>,
-    /// Of the items and of what is being worked on.
+    /// Of the queued items and those in progress.
     bytes: usize,
     working_bytes: usize,
     working_since: Option<Duration>,
     closed: bool,
 }
 
-impl<T> State<T> {
+impl<T> PipeState<T> {
     fn finish(&mut self) {
         self.bytes -= std::mem::take(&mut self.working_bytes);
         self.working_since = None;
@@ -29,16 +29,16 @@ impl<T> State<T> {
     }
 }
 
-/// See the module. It is bounded by whoever fills it: see `outstanding_bytes`.
+/// See the module. The producer keeps it bounded: see `outstanding_bytes`.
 pub struct Pipe<T> {
-    state: Mutex<State<T>>,
+    state: Mutex<PipeState<T>>,
     wake: Condvar,
 }
 
 impl<T> Default for Pipe<T> {
     fn default() -> Self {
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(PipeState {
                 items: Vec::new(),
                 bytes: 0,
                 working_bytes: 0,
@@ -62,8 +62,8 @@ impl<T> Pipe<T> {
         }
     }
 
-    /// Says that the work taken last is done, waits for more, and takes all of it; `None` once
-    /// the pipe is closed and empty.
+    /// Marks the work taken last as done, waits for more, and takes all of it; `None` once the pipe
+    /// is closed and empty.
     pub fn take(&self, clock: &dyn Clock) -> Option<Vec<T>> {
         let mut state = self.state.lock();
         state.finish();
@@ -76,7 +76,7 @@ impl<T> Pipe<T> {
         Some(state.begin(clock))
     }
 
-    /// The same without waiting: nothing where there is nothing.
+    /// The same without waiting; empty if nothing is queued.
     #[cfg(any(test, feature = "simulation"))]
     pub fn try_take(&self, clock: &dyn Clock) -> Vec<T> {
         let mut state = self.state.lock();
@@ -87,24 +87,24 @@ impl<T> Pipe<T> {
         }
     }
 
-    /// Nothing is waiting and nothing is being done.
+    /// True if nothing is queued or in progress.
     pub fn is_idle(&self) -> bool {
         let state = self.state.lock();
         state.items.is_empty() && state.working_since.is_none()
     }
 
-    /// Bytes waiting or being worked on.
+    /// Bytes queued or in progress.
     pub fn outstanding_bytes(&self) -> usize {
         self.state.lock().bytes
     }
 
-    /// For how long the thread has been at its present work.
+    /// How long the present work has taken.
     pub fn working_for(&self, now: Duration) -> Duration {
         let since = self.state.lock().working_since;
         since.map_or(Duration::ZERO, |since| now.saturating_sub(since))
     }
 
-    /// What is in it is still done.
+    /// Queued items are still processed.
     pub fn close(&self) {
         self.state.lock().closed = true;
         self.wake.notify_one();

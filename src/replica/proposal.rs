@@ -1,4 +1,4 @@
-//! What is to be agreed upon, how raft carries it, and who is told what became of it.
+//! Proposals, their encoding for raft, and where their results are sent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,42 +14,42 @@ use crate::raft::{Committed, CommittedKind, ConfChange, ConfChangeType, Entry, E
 use crate::state::{Response, machine};
 use crate::types::MemberId;
 
-/// Called once with what became of a proposal; dropped uncalled where nobody knows.
+/// Called once with the result of a proposal; dropped without a call if the outcome is unknown.
 pub type Reply = Box<dyn FnOnce(Result<Response, Error>) + Send>;
 
-/// Something to be agreed upon.
+/// A request or a change of membership to be replicated.
 pub struct Proposal {
     pub what: Proposed,
     /// Only to be proposed while this member leads in this term.
     pub fence_term: Option<u64>,
-    /// When whoever waits for it gives up, by the member's clock. Until then it shares the
-    /// request; none: it is to be proposed whether or not anyone waits.
+    /// The deadline of the caller that waits for it, by the member's clock; until then the caller
+    /// shares the request. None: it is proposed whether or not anyone waits.
     pub awaited_until: Option<Duration>,
-    /// Told when it is proposed and committed.
+    /// Records when it is proposed and committed.
     pub span: Span,
     pub reply: Reply,
 }
 
 impl Proposal {
-    /// True where nobody waits for it any more, so that it need not be proposed.
+    /// True if no caller waits for it any more, so that it need not be proposed.
     #[cfg(test)]
     pub fn is_abandoned(&self) -> bool {
         self.awaited_until.is_some() && self.what.is_left_alone()
     }
 
-    /// True where whoever waits for it has given up by now.
+    /// True if the deadline of its caller has passed.
     pub fn is_late(&self, now: Duration) -> bool {
         self.awaited_until.is_some_and(|until| until <= now)
     }
 
-    /// What it takes in the log, about.
+    /// Its size in the log, about.
     pub fn encoded_bytes(&self) -> usize {
         self.what.encoded_bytes()
     }
 }
 
-/// To a member: why its proposal was not proposed.
-pub struct Refusal {
+/// Sent to a member: why its forwarded proposal was not proposed.
+pub struct ProposalRefusal {
     pub to: MemberId,
     pub request_id: u64,
     /// That of the proposal.
@@ -58,13 +58,13 @@ pub struct Refusal {
 }
 
 pub enum Proposed {
-    /// The request and its encoding, which is empty once raft or the leader has it.
+    /// The request and its encoding, which is empty once it was passed to raft or to the leader.
     Request(Arc<InternalRaftRequest>, Vec<u8>),
     Member(MemberChange),
 }
 
 impl Proposed {
-    /// True where whoever shared it is gone.
+    /// True if the caller that shared it is gone.
     pub fn is_left_alone(&self) -> bool {
         match self {
             Self::Request(request, _) => Arc::strong_count(request) == 1,
@@ -72,7 +72,7 @@ impl Proposed {
         }
     }
 
-    /// What it takes in the log, about.
+    /// Its size in the log, about.
     pub fn encoded_bytes(&self) -> usize {
         match self {
             Proposed::Request(_, encoded) => encoded.len(),
@@ -89,7 +89,7 @@ impl Proposed {
     }
 }
 
-/// Takes the encoding of a request out of its proposal, or makes it again.
+/// Takes the encoding of a request out of its proposal, or encodes it again.
 pub fn take_encoded(request: &InternalRaftRequest, encoded: &mut Vec<u8>) -> Vec<u8> {
     match encoded.is_empty() {
         true => request.encode_to_vec(),
@@ -97,7 +97,7 @@ pub fn take_encoded(request: &InternalRaftRequest, encoded: &mut Vec<u8>) -> Vec
     }
 }
 
-/// The id in an encoded `InternalRaftRequest`, of which nothing else is decoded.
+/// The id in an encoded `InternalRaftRequest`; nothing else is decoded.
 pub fn request_id(encoded: &Bytes) -> Option<u64> {
     #[derive(Clone, PartialEq, prost::Message)]
     struct Header {
@@ -123,7 +123,7 @@ pub fn is_applicable(entry: &Entry) -> bool {
     is_change || entry.data.is_empty() || readable()
 }
 
-/// The id of what is committed, where it is a proposal.
+/// The id of a committed entry's proposal, if it has one.
 pub fn committed_id(committed: &Committed) -> Option<u64> {
     match &committed.kind {
         CommittedKind::Empty => None,
@@ -132,7 +132,7 @@ pub fn committed_id(committed: &Committed) -> Option<u64> {
     }
 }
 
-/// The change as raft takes it. New URLs change nothing for raft, and are never enacted there.
+/// The change as a raft ConfChange. Raft ignores new URLs, and such a change is never enacted.
 pub fn conf_change(change: &MemberChange) -> ConfChange {
     let change_type = match &change.change {
         Some(Change::Add(raft)) if raft.is_learner => ConfChangeType::AddLearnerNode,
@@ -147,7 +147,7 @@ pub fn conf_change(change: &MemberChange) -> ConfChange {
     }
 }
 
-/// The way back. What cannot be read is a change that every member refuses.
+/// Decodes a change. One that cannot be decoded is refused by every member.
 pub fn member_change(change: &ConfChange) -> MemberChange {
     MemberChange::decode(change.context.as_slice()).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Where raft stands, to be read without a lock: published by the raft thread, read by everyone.
+//! Raft's status, published by the raft thread and read by all others without a lock.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use crate::raft::replica::{self, Progress};
 
-/// Where raft stands, to be read without a lock.
+/// See the module.
 #[derive(Default)]
 pub struct RaftStatus {
     term: AtomicU64,
@@ -17,11 +17,11 @@ pub struct RaftStatus {
     alone: AtomicBool,
     commit_index: AtomicU64,
     applied_index: AtomicU64,
-    /// Since when there has been this leader, or none, by the clock; in nanoseconds.
+    /// Since when there has been this leader, or none, by the member's clock in nanoseconds.
     leader_since_ns: AtomicU64,
-    /// Told whenever the leader or the term changes.
+    /// Notified whenever the leader or the term changes.
     changed: Notify,
-    /// How far the members are, as this one knew it when it led.
+    /// The progress of the members, as of this member's last leadership.
     progress: Mutex<Vec<Progress>>,
 }
 
@@ -47,17 +47,17 @@ impl RaftStatus {
         *self.progress.lock() = progress;
     }
 
-    /// How far the members are; worth something while this member leads.
+    /// The progress of the members; valid while this member leads.
     pub fn progress(&self) -> Vec<Progress> {
         self.progress.lock().clone()
     }
 
-    /// Since when, by the clock, there has been this leader, or none.
+    /// Since when there has been this leader, or none, by the member's clock.
     pub fn leader_since(&self) -> Duration {
         Duration::from_nanos(self.leader_since_ns.load(Ordering::Acquire))
     }
 
-    /// True where there is no other member, not even a learner.
+    /// True if there is no other member, not even a learner.
     pub fn is_single_member(&self) -> bool {
         self.alone.load(Ordering::Acquire)
     }
@@ -66,7 +66,7 @@ impl RaftStatus {
         self.alone.store(alone, Ordering::Release);
     }
 
-    /// Resolves when the leader or the term next changes.
+    /// Completes when the leader or the term next changes.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
@@ -84,10 +84,9 @@ impl RaftStatus {
         self.is_leader.load(Ordering::Acquire)
     }
 
-    /// How far the log is committed and applied, the second never beyond the first.
-    ///
-    /// Each is published by a thread of its own, the applied index often first. What is applied
-    /// was committed, so that the larger one is true of both.
+    /// The commit index and the applied index, the second never beyond the first. Each is published
+    /// by a thread of its own, the applied index often first. Applied entries are committed, so the
+    /// maximum is a valid commit index.
     pub fn indexes(&self) -> (u64, u64) {
         let applied = self.applied_index();
         let committed = self.commit_index.load(Ordering::Acquire);

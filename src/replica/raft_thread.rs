@@ -24,7 +24,7 @@ use super::state_store::{Checkpoint, Received, SnapshotStore};
 use super::work::{AppliedGroup, Work};
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
-use crate::proto::etchedpeer::forwarded::Proposal as Asked;
+use crate::proto::etchedpeer::forwarded::Proposal as ForwardedKind;
 use crate::raft::{Message, MessageType, Persist};
 use crate::storage;
 use crate::transport::{Network, PeerMessage};
@@ -178,7 +178,7 @@ impl RaftThread {
 
     /// Who waits for what in the router, and the bytes that wait for the log and the apply thread.
     #[cfg(any(test, feature = "simulation"))]
-    pub fn waiting(&self) -> (super::work::Waiting, usize) {
+    pub fn waiting(&self) -> (super::work::PendingCounts, usize) {
         (self.router.waiting(), self.outstanding_bytes())
     }
 
@@ -300,7 +300,7 @@ impl RaftThread {
                 }
                 PeerMessage::Raft(message) => self.router.step(message),
                 PeerMessage::Forwarded(message) => {
-                    if matches!(message.proposal, Some(Asked::MemberChange(_))) {
+                    if matches!(message.proposal, Some(ForwardedKind::MemberChange(_))) {
                         self.note_connected();
                     }
                     self.router.propose_for(from, message);

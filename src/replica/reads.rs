@@ -1,5 +1,5 @@
-//! Linearizable reads on the second half of their way: a quorum has answered, and they wait until
-//! the index that it named is applied here. The first half is `raft::read_index`.
+//! Linearizable reads after the quorum's confirmation: they wait until the confirmed index is
+//! applied here. The steps before are in `raft::read_index`.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::raft_status::RaftStatus;
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
 
-/// Called once when a read may be made, or why not.
+/// Called once the read may be executed, or with an error.
 pub type ReadReply = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
 /// Reads that may wait at once.
@@ -18,21 +18,21 @@ const MAX_WAITING: usize = 100_000;
 /// Reads that wait until an index is applied here.
 #[derive(Default)]
 pub struct WaitingReads {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<ReadsByIndex>,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct ReadsByIndex {
     by_index: BTreeMap<u64, Vec<ReadReply>>,
     count: usize,
 }
 
 impl WaitingReads {
-    /// Replies once `index` is applied, which may be now.
+    /// Replies once `index` is applied, possibly at once.
     pub fn wait(&self, index: u64, replies: Vec<ReadReply>, raft: &RaftStatus) {
         let result = {
             let mut waiting = self.waiting.lock();
-            // Looked at under the lock, so that `applied` does not miss them.
+            // Checked under the lock, so that `applied` does not miss them.
             if raft.applied_index() >= index || probe::injected(Defect::ReadBeforeApplied) {
                 Ok(())
             } else if waiting.count >= MAX_WAITING {
@@ -49,7 +49,7 @@ impl WaitingReads {
         }
     }
 
-    /// How many wait.
+    /// The number of waiting reads.
     #[cfg(any(test, feature = "simulation"))]
     pub fn count(&self) -> usize {
         self.waiting.lock().count

@@ -1,17 +1,17 @@
-//! Routes between raft and the rest, without I/O: proposals and reads in; entries to persist,
-//! entries to apply, messages and replies out.
+//! Routes between raft and the other threads, without I/O: proposals and reads in; entries to
+//! persist, entries to apply, messages and replies out.
 //!
-//! A proposal goes to raft where this member leads, to the leader where another does, and waits
-//! without one. It waits in `pending` for the entry that it becomes; what is certainly not applied
-//! is proposed again, so that a client notices a change of leaders by the time it takes.
+//! A proposal is passed to raft if this member leads, forwarded to the leader if another one does,
+//! and queued if there is none. It waits in `pending` for its entry; one that certainly was not
+//! applied is proposed again, so that a client notices a change of leaders only as a longer call.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::pending::{PendingProposal, PendingProposals, Place, pop_if};
+use super::pending::{PendingProposal, PendingProposals, ProposalStage, pop_if};
 use super::proposal::{
-    Proposal, Proposed, Refusal, conf_change, is_forwarded, member_change, take_encoded,
+    Proposal, ProposalRefusal, Proposed, conf_change, is_forwarded, member_change, take_encoded,
 };
 use super::reads::ReadReply;
 use super::work::Work;
@@ -24,7 +24,7 @@ use crate::raft::{Committed, CommittedKind, Lost, Message, Replica, Snapshot, re
 use crate::state::machine::{Entry, Payload};
 use crate::types::MemberId;
 
-/// A leader whose connection broke and who is silent for so many ticks is taken for dead.
+/// Ticks of silence after which a leader whose connection broke is suspected dead.
 const SUSPECT_TICKS: u64 = 3;
 /// See the module.
 pub struct Router {
@@ -36,25 +36,26 @@ pub struct Router {
     changes: VecDeque<(u64, MemberChange)>,
     applied: u64,
     forwards: Vec<(MemberId, Forwarded)>,
-    refusals: Vec<Refusal>,
+    refusals: Vec<ProposalRefusal>,
     tick: u64,
-    /// The peers that are connected and since when, as the transport last said; none: it never did.
+    /// The connected peers and since when, as last reported by the transport; none before its first
+    /// report.
     connected: Option<BTreeMap<MemberId, Duration>>,
-    /// Since when, in ticks, the leader was not heard of after its connection broke.
+    /// The tick at which the leader's connection broke, unless a message came since.
     leader_suspected_at: Option<u64>,
     /// Ticks that a request may take.
     limit_ticks: u64,
-    /// Term, leader, and whether this member took proposals, when queued ones were looked at.
+    /// Term, leader and whether this member accepted proposals when queued ones were last retried.
     leadership: (u64, u64, bool),
 }
 
 impl Router {
-    /// `first_question`: see `ReadIndex::new`.
-    pub fn new(member: MemberId, replica: Replica, first_question: u64, limit_ticks: u64) -> Self {
+    /// `first_request`: see `ReadIndex::new`.
+    pub fn new(member: MemberId, replica: Replica, first_request: u64, limit_ticks: u64) -> Self {
         Self {
             member,
             replica,
-            reads: ReadIndex::new(member, first_question, limit_ticks),
+            reads: ReadIndex::new(member, first_request, limit_ticks),
             pending: PendingProposals::default(),
             changes: VecDeque::new(),
             applied: 0,
@@ -91,10 +92,10 @@ impl Router {
         self.replica.status()
     }
 
-    /// Who waits for what here.
+    /// Counts of what waits here.
     #[cfg(any(test, feature = "simulation"))]
-    pub fn waiting(&self) -> super::work::Waiting {
-        let mut waiting = super::work::Waiting {
+    pub fn waiting(&self) -> super::work::PendingCounts {
+        let mut waiting = super::work::PendingCounts {
             changes: self.changes.len(),
             reads: self.reads.len(),
             ..Default::default()
@@ -108,7 +109,7 @@ impl Router {
     }
 
     /// # Errors
-    /// A message has shown that this member's log is not what it was.
+    /// A message has shown that this member has lost acknowledged log entries.
     pub fn check_log(&self) -> Result<(), Lost> {
         self.replica.check_log()
     }
@@ -121,13 +122,13 @@ impl Router {
         }
     }
 
-    /// Proposes, has the leader propose, waits for a leader, or replies why not.
+    /// Proposes, forwards, queues, or replies with an error.
     pub fn propose(&mut self, mut proposal: Proposal) {
         if probe::injected(Defect::RevokeUnfenced) {
             proposal.fence_term = None;
         }
         let status = self.replica.status();
-        // What is fenced is proposed here and now, or never: it must not wait for another leader.
+        // A fenced proposal is proposed now or never: it must not wait for another leader.
         let fenced = proposal
             .fence_term
             .is_some_and(|term| term != status.term || !self.replica.takes_proposals());
@@ -158,14 +159,14 @@ impl Router {
         if self.replica.takes_proposals() && !leaves {
             self.propose_here(proposal);
         } else if status.is_leader || status.leader == 0 {
-            self.pending.wait(proposal, Place::Queued);
+            self.pending.wait(proposal, ProposalStage::Queued);
         } else {
             self.forward(proposal);
         }
     }
 
-    /// A removed leader would go on leading, to raft: where this one is to be removed and
-    /// another member can lead, that one is to propose it.
+    /// Raft would let a removed leader keep leading. If this member is to be removed and another
+    /// one can lead, that one has to propose it.
     fn steps_aside_for(&mut self, change: &MemberChange) -> bool {
         let removes_self =
             change.member_id == self.member.0 && matches!(change.change, Some(Change::Remove(_)));
@@ -190,14 +191,14 @@ impl Router {
         let replica::Status {
             last_index, term, ..
         } = self.replica.status();
-        let place = Place::Proposed {
+        let place = ProposalStage::Proposed {
             index: last_index,
             term,
         };
         self.pending.wait(proposal, place);
     }
 
-    /// Sends a proposal to the leader, which is another member.
+    /// Forwards a proposal to the leader.
     fn forward(&mut self, mut proposal: PendingProposal) {
         let replica::Status { leader, term, .. } = self.replica.status();
         let request_id = proposal.what.request_id();
@@ -207,7 +208,10 @@ impl Router {
             }
             Proposed::Member(change) => forwarded::Proposal::MemberChange(change.clone()),
         };
-        if self.pending.wait(proposal, Place::Forwarded { term }) {
+        if self
+            .pending
+            .wait(proposal, ProposalStage::Forwarded { term })
+        {
             let message = Forwarded {
                 request_id,
                 term,
@@ -217,8 +221,7 @@ impl Router {
         }
     }
 
-    /// Proposes what another member was asked for; nothing for others than members, and nothing
-    /// that members do not forward.
+    /// Proposes what another member forwarded: for members only, and only what members forward.
     pub fn propose_for(&mut self, from: MemberId, message: Forwarded) {
         let leaves = match &message.proposal {
             Some(forwarded::Proposal::MemberChange(change)) => self.steps_aside_for(change),
@@ -230,7 +233,7 @@ impl Router {
             Err(Error::NotLeader)
         } else {
             match message.proposal {
-                // Once it is in the log, every member stops at what cannot be read.
+                // Once in the log, an entry that cannot be decoded would stop every member.
                 Some(forwarded::Proposal::Request(request)) if !is_forwarded(&request) => {
                     Err(Error::UnknownMethod)
                 }
@@ -244,7 +247,7 @@ impl Router {
             }
         };
         if let Err(error) = proposed {
-            self.refusals.push(Refusal {
+            self.refusals.push(ProposalRefusal {
                 to: from,
                 request_id: message.request_id,
                 term: message.term,
@@ -253,7 +256,7 @@ impl Router {
         }
     }
 
-    /// A proposal that was sent to another member in this term was not proposed there.
+    /// A proposal that was forwarded to another member in this term was not proposed there.
     pub fn refused(&mut self, request_id: u64, term: u64, error: Error) {
         self.pending.refused(request_id, term, error);
     }
@@ -264,26 +267,26 @@ impl Router {
         }
     }
 
-    /// Replies once this member may read what was written before this call.
+    /// Replies once this member may read everything that was written before this call.
     pub fn read_index(&mut self, reply: ReadReply) {
         if let Err(reply) = self.reads.push(reply, self.tick) {
             reply(Err(Error::TooManyRequests));
         }
     }
 
-    /// Hands leadership over; raft gives up after an election timeout.
+    /// Transfers leadership; raft gives up after an election timeout.
     pub fn transfer_leader(&mut self, to: MemberId) {
         self.replica.transfer_leader(to);
     }
 
-    /// Which peers the transport is connected to, and since when. To be told before leadership may
-    /// be handed over: raft counts a member as active for an election timeout after its death.
+    /// Sets which peers are connected, and since when. Needed before leadership is transferred:
+    /// raft considers a dead member active for another election timeout.
     pub fn set_connected(&mut self, connected: BTreeMap<MemberId, Duration>) {
         self.connected = Some(connected);
     }
 
-    /// Hands leadership over to a connected voter, the furthest, and of those the one connected
-    /// for longest; returns whom, if there is anyone.
+    /// Transfers leadership to the most up-to-date connected voter, and among equals to the one
+    /// connected longest; returns it, if there is one.
     pub fn hand_over(&mut self) -> Option<MemberId> {
         if !self.status().is_leader || self.replica.is_transferring() {
             return None;
@@ -304,9 +307,8 @@ impl Router {
         Some(furthest.member)
     }
 
-    /// Something that was sent to the member may be lost. A leader of whom nothing is heard
-    /// after that for a while is given up before its time: a process that died breaks its
-    /// connections at once.
+    /// Something sent to the member may have been lost. If it is the leader and stays silent, it is
+    /// suspected before the election timeout: a process that dies breaks its connections at once.
     pub fn report_unreachable(&mut self, member: MemberId) {
         self.replica.report_unreachable(member);
         if member.0 == self.replica.status().leader && self.leader_suspected_at.is_none() {
@@ -320,23 +322,23 @@ impl Router {
 
     pub fn offer_snapshot(&mut self, snapshot: Option<Snapshot>) {
         if snapshot.is_some() {
-            // Whoever needs it is sent it with the answer to a heartbeat.
+            // It is sent again with the next heartbeat response.
             self.replica.ping();
         }
         self.replica.offer_snapshot(snapshot);
     }
 
-    /// Takes a snapshot's message, whose files are here. False where raft does not want it.
+    /// Steps a snapshot message whose files have been received. False if raft rejects it.
     pub fn restore(&mut self, message: Message) -> bool {
         self.replica.restore(message)
     }
 
-    /// Takes the message of a snapshot whose state is applied here.
+    /// Steps a snapshot message whose state is already applied here.
     pub fn decline(&mut self, message: Message) {
         self.replica.decline(message);
     }
 
-    /// The next work; `None` when there is none. Must be called again until then.
+    /// The next work; `None` if there is none. To be called until then.
     pub fn work(&mut self) -> Option<Work> {
         let status = self.replica.status();
         let leadership = (status.term, status.leader, self.replica.takes_proposals());
@@ -376,7 +378,7 @@ impl Router {
         Some(work)
     }
 
-    /// Asks the quorum for those who wait to read, where there is someone to answer.
+    /// Starts a read index round for waiting reads, if there is a leader that can answer.
     fn ask_for_reads(&mut self) {
         if self.reads.is_empty() || !self.replica.takes_reads() {
             return;
@@ -419,7 +421,7 @@ impl Router {
         work.replies.push(reply);
     }
 
-    /// Gives up what has waited for too long.
+    /// Fails what has expired.
     fn expire(&mut self) {
         self.pending.expire(self.tick);
         for reply in self.reads.expired(self.tick) {
@@ -427,13 +429,13 @@ impl Router {
         }
     }
 
-    /// Everything up to the persist `number` is on disk.
+    /// Everything up to the part `number` is durable.
     pub fn persisted(&mut self, number: u64) {
         self.replica.persisted(number);
     }
 
-    /// Entries up to `index` are applied, and of the changes of membership among them those
-    /// were made whose indexes are in `made`.
+    /// Entries up to `index` are applied, and of the membership changes among them those with an
+    /// index in `made` were accepted.
     pub fn applied(&mut self, index: u64, made: &[u64]) -> Result<(), raft::Error> {
         while let Some((at, change)) = pop_if(&mut self.changes, |first| first.0 <= index) {
             let made = made.contains(&at) || probe::injected(Defect::RefusedChangeMade);
@@ -441,7 +443,7 @@ impl Router {
                 self.replica.apply_conf_change(&conf_change(&change))?;
             }
         }
-        // What this thread did by itself may be ahead of what another reports.
+        // A thread that reports later may be behind what this one applied inline.
         if index > self.applied {
             self.applied = index;
             self.replica.applied(index);
@@ -453,12 +455,12 @@ impl Router {
         self.replica.is_sole_voter()
     }
 
-    /// True where there is no other member at all.
+    /// True if there is no other member.
     pub fn is_single_member(&self) -> bool {
         self.replica.is_single_member()
     }
 
-    /// Replies to all who wait that the member stops.
+    /// Replies to everything that waits that the member is stopping.
     pub fn stop(&mut self) {
         self.pending.stop();
         for reply in self.reads.drain() {

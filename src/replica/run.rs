@@ -1,5 +1,5 @@
-//! The threads of a member: raft, log and apply. Nothing is decided here; each takes what waits
-//! for it and does a turn of its work.
+//! The threads of a member: raft, log and apply. Each takes what is queued for it and processes it;
+//! nothing is decided here.
 
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
@@ -8,7 +8,7 @@ use super::fatal::Fatal;
 use super::raft_thread::RaftThread;
 use super::shared::Shared;
 
-/// Runs until it is told to stop, then makes the state durable.
+/// Runs until stopped, then flushes the state.
 pub fn run(mut raft: RaftThread) -> Result<(), Fatal> {
     let shared = raft.shared().clone();
     let (log, apply) = (raft.log_thread(), raft.apply_thread());
@@ -31,7 +31,7 @@ pub fn run(mut raft: RaftThread) -> Result<(), Fatal> {
     log_jobs.close();
     apply_jobs.close();
     for thread in [log, apply] {
-        // A thread that panicked has ended the process, or said why it failed.
+        // A thread that panicked has ended the process, or has reported its failure.
         let _ = thread.join();
     }
     result?;

@@ -1,5 +1,5 @@
-//! Where states are kept, as the replica sees it: it has snapshots made, and has one that came
-//! from another member take the place of the own state. `server/states.rs` does both.
+//! The storage of states, as the replica needs it: it creates snapshots, and replaces the current
+//! state by a received one. `server/states.rs` implements it.
 
 use std::sync::Arc;
 
@@ -11,43 +11,43 @@ use crate::storage::raft_log::EntryId;
 use crate::storage::{self, Engine, Read};
 use crate::transport::SnapshotDir;
 
-/// A snapshot that can be sent.
+/// A snapshot that can be sent to other members.
 pub struct Checkpoint {
-    /// Index, term and conf state, as raft tells them to others.
+    /// Index, term and configuration, as in raft's snapshot metadata.
     pub snapshot: Snapshot,
     pub files: Arc<SnapshotDir>,
 }
 
-/// A received state, whole, looked at and durable, and not yet in use.
+/// A received state: complete, validated and durable, not yet in use.
 pub struct Received {
-    /// The last entry that it holds.
+    /// The last entry that it contains.
     pub entry_id: EntryId,
     pub files: SnapshotDir,
-    /// While it lives no other state of this entry_id is received. Dropped after the files.
+    /// While it exists, no other state of this entry is accepted. Dropped after the files.
     #[allow(dead_code, reason = "held, not read")]
     pub claim: Arc<()>,
 }
 
-/// The state directories of a member.
+/// The directories of a member's states.
 pub trait SnapshotStore: Send + Sync + 'static {
-    /// Makes a snapshot of what the engine holds now.
+    /// Creates a snapshot of the engine's present state.
     fn checkpoint(&self, engine: &dyn Engine) -> storage::Result<Checkpoint>;
 
-    /// Looks at received files and puts them where a restart would find them.
+    /// Validates received files and moves them to where a restart would find them.
     fn receive(&self, files: SnapshotDir, entry_id: EntryId) -> Result<Received, String>;
 
-    /// Makes a received state this member's, durably, and opens it. The log has to be reset to
-    /// its entry_id first.
+    /// Switches durably to a received state, and opens it. The log has to be reset to its entry
+    /// first.
     fn adopt(&self, received: Received) -> storage::Result<Arc<dyn Engine>>;
 }
 
-/// Index and term of the last entry that a state holds.
+/// Index and term of the last entry in a state.
 pub fn entry_id_of(state: &dyn Read) -> storage::Result<EntryId> {
     let (index, term) = Machine::applied(state)?;
     Ok(EntryId { index, term })
 }
 
-/// A state as raft tells others of it.
+/// A state's description in raft's snapshot metadata.
 pub fn snapshot_of(state: &dyn Read) -> storage::Result<Snapshot> {
     let entry_id = entry_id_of(state)?;
     let members = Membership::load(state)?;

@@ -1,16 +1,16 @@
-//! The state after one group of entries, for reads: an immutable view of the engine and the
-//! counters that belong to it.
+//! The state after one group of entries, for reads: an immutable view of the engine with its
+//! counters.
 
 use crate::mvcc::read::Snapshot;
 use crate::state::Machine;
 use crate::storage::{Engine, Read};
 
-/// The state after one group of entries; never changes.
+/// See the module.
 pub struct ReadView {
     read: Box<dyn Read>,
     pub head: i64,
     pub compacted: i64,
-    /// How many keys there are at `head`.
+    /// The number of keys at `head`.
     pub keys: i64,
     pub applied_index: u64,
 }
@@ -34,7 +34,7 @@ impl ReadView {
         }
     }
 
-    /// The families that are not the keyspace's.
+    /// The families outside of the keyspace.
     pub fn read(&self) -> &dyn Read {
         self.read.as_ref()
     }

@@ -1,11 +1,11 @@
-//! A revision that only grows, and the tasks that wait until it is reached.
+//! A revision that only grows, and tasks that wait until it reaches a value.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use tokio::sync::Notify;
 
-/// A revision that grows, and those who wait for it. They go on in the order in which they came,
-/// which a channel of the runtime's would leave to chance.
+/// See the module. Waiting tasks are woken in order, which a channel of the runtime does not
+/// guarantee.
 pub struct Watermark {
     revision: AtomicI64,
     grown: Notify,
@@ -26,11 +26,11 @@ impl Watermark {
         self.grown.notify_waiters();
     }
 
-    /// Resolves once it is that far.
+    /// Completes once the value is reached.
     pub async fn reached(&self, revision: i64) {
         loop {
             let grown = self.grown.notified();
-            // Made before the look: what is set after it is not missed.
+            // Created before the check, so that no later update is missed.
             if self.revision.load(Ordering::Acquire) >= revision {
                 return;
             }

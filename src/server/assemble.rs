@@ -19,7 +19,7 @@ use crate::replica::router::Router;
 use crate::replica::shared::{self, Shared};
 use crate::service::handle::Handle;
 use crate::service::peer::PeerService;
-use crate::service::settings::Settings;
+use crate::service::settings::ServiceSettings;
 use crate::transport::Network;
 use crate::watch::{self, Hub};
 
@@ -36,7 +36,7 @@ pub struct Outside {
 /// How it behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    pub settings: Settings,
+    pub settings: ServiceSettings,
     pub timing: Timing,
     pub watch_limits: watch::Limits,
     pub warning_apply_duration: Duration,

@@ -1,4 +1,4 @@
-//! A member's directory on this machine: who may use it, and `MemberDir` on files and `RocksDB`.
+//! A member's directory in the file system: its lock, and `MemberDir` on files and `RocksDB`.
 //!
 //! ```text
 //! <data-dir>/member/LOCK   held by the process that uses the directory
@@ -44,7 +44,7 @@ impl DataDir {
         let wal = wal_dir.map_or_else(|| member.join("wal"), Path::to_owned);
         make_dir(&wal)?;
         make_dir(&member.join("state"))?;
-        // A power cut must not take a directory whose contents were acknowledged.
+        // A power failure must not remove a directory whose contents were acknowledged.
         for path in [&member, data_dir, &wal] {
             sync_with_parent(path)?;
         }
@@ -75,7 +75,7 @@ impl MemberDir for DataDir {
         let entries = std::fs::read_dir(&self.member).map_err(failed())?;
         entries
             .map(|entry| {
-                // A name that is not UTF-8 is not one of ours.
+                // Our names are all UTF-8.
                 let entry = entry.map_err(failed())?;
                 Ok(entry.file_name().to_string_lossy().into_owned())
             })
@@ -151,7 +151,7 @@ impl MemberDir for DataDir {
     }
 }
 
-/// Keeps other processes out of a directory while the file is open.
+/// Locks a directory while the file is open.
 fn lock_dir(dir: &Path) -> Result<File, Error> {
     let path = dir.join(LOCK_NAME);
     let lock = OpenOptions::new()
@@ -169,7 +169,7 @@ fn lock_dir(dir: &Path) -> Result<File, Error> {
     }
 }
 
-/// Makes a directory, and that it is there, durable.
+/// Creates a directory durably.
 fn sync_with_parent(path: &Path) -> Result<(), Error> {
     sync_dir(path).map_err(Error::io("sync", path))?;
     match path.canonicalize() {

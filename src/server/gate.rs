@@ -13,7 +13,7 @@ use tonic::body::Body;
 use crate::api::Api;
 use crate::http::HttpService;
 
-/// Tells gRPC from the rest; cheap to clone.
+/// Dispatches gRPC and HTTP/1 requests; cheap to clone.
 #[derive(Clone)]
 pub struct Gate {
     pub api: Arc<Api>,
@@ -21,7 +21,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// The same for the requests of one client.
+    /// A copy for the requests of one client.
     pub fn of_client(&self, remote: SocketAddr) -> Self {
         Self {
             api: Arc::new(self.api.of_client(remote)),
@@ -64,7 +64,7 @@ fn is_grpc(content_type: &HeaderValue) -> bool {
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
-/// As grpc-go answers a call with another method.
+/// grpc-go's response to another method than POST.
 fn not_post(method: &Method) -> Response<Body> {
     let method = method.as_str();
     let message = format!("Received a HEADERS frame with :method {method:?} which should be POST");
@@ -73,7 +73,7 @@ fn not_post(method: &Method) -> Response<Body> {
     response
 }
 
-/// As grpc-go answers HTTP/2 that is not gRPC.
+/// grpc-go's response to HTTP/2 that is not gRPC.
 fn not_grpc(content_type: Option<&HeaderValue>) -> Response<Body> {
     let found = content_type
         .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())

@@ -1,5 +1,5 @@
-//! How a member goes: a leader hands over before it stops, and one that was removed from the
-//! cluster stops by itself.
+//! How a member stops: a leader transfers leadership first, and a member that was removed from the
+//! cluster exits.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use crate::replica::shared::Shared;
 use crate::service::handle::Handle;
 use crate::types::MemberId;
 
-/// A member that was removed stays for this long, so that its last messages and answers get
-/// out; etcd's figure.
+/// A removed member keeps running for this long, so that its last messages and responses are sent;
+/// etcd's figure.
 const REMOVED_STAYS: Duration = Duration::from_secs(1);
 
-/// Resolves once this member was removed and may stop.
+/// Completes once this member was removed and may stop.
 pub async fn removed(shared: &Shared) {
     shared.was_removed().await;
     tokio::time::sleep(REMOVED_STAYS).await;
@@ -23,8 +23,8 @@ pub async fn removed(shared: &Shared) {
     tracing::warn!("data-dir used by this member must be removed");
 }
 
-/// Hands leadership over where this member leads and another voter can be reached; takes an
-/// election timeout at most.
+/// Transfers leadership if this member leads and another voter can be reached; takes an election
+/// timeout at most.
 pub async fn hand_over(handle: &Handle) {
     let shared = handle.shared();
     let (own, leader) = (shared.member, MemberId(shared.raft.leader()));

@@ -1,11 +1,11 @@
-//! The log, in etcd's form: one JSON object a line (`level`, `ts`, `logger`, `caller`, `msg`, then
-//! the fields), or the same in columns for people. Scripts, tests and log pipelines that know
-//! etcd's lines read these.
+//! The log in etcd's format: one JSON object per line (`level`, `ts`, `logger`, `caller`, `msg`,
+//! then the fields), or the same in columns (`console`). Scripts, tests and log pipelines depend on
+//! it.
 //!
-//! A line is made by the thread that logs and written by a thread of its own, because whoever
-//! reads stderr may stop reading, and raft must not wait for that. When lines come faster than
-//! they can be written, debug and info lines are dropped and counted; see `queue`. So the program
-//! has to call [`flush`] before it ends.
+//! A line is formatted by the thread that logs and written by a thread of its own, since a reader
+//! of stderr may stop reading, and raft must not wait for that. When lines come faster than they
+//! can be written, debug and info lines are dropped and counted; see `queue`. So the program has to
+//! call [`flush`] before it exits.
 //!
 //! As in etcd, a place in the source that logs more than 100 lines within a second is thinned out
 //! to every 100th, errors excepted.
@@ -36,7 +36,7 @@ use crate::env::{Clock, SystemClock};
 use line::Line;
 use queue::Queue;
 
-/// How long the end of the program waits for the log to be written.
+/// How long the exit waits for the log to be written.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
 static LOG: OnceLock<Arc<Log>> = OnceLock::new();
@@ -52,7 +52,7 @@ pub enum Error {
     Twice,
 }
 
-/// What all lines share.
+/// What all loggers share.
 struct Log {
     level: Level,
     format: LogFormat,
@@ -60,7 +60,7 @@ struct Log {
     sampler: Sampler,
 }
 
-/// Opens the outputs and takes every `tracing` event and every panic of the process from here on.
+/// Opens the outputs and receives every `tracing` event and every panic from now on.
 ///
 /// # Errors
 /// See [`Error`].
@@ -88,7 +88,7 @@ pub fn init(config: &LogConfig) -> Result<(), Error> {
     Ok(())
 }
 
-/// Logs what was noted before there was a log.
+/// Logs what was noted before the log was set up.
 #[track_caller]
 pub fn notes(notes: &[Note]) {
     let place = Location::caller();
@@ -100,14 +100,14 @@ pub fn notes(notes: &[Note]) {
     }
 }
 
-/// Logs with what settings the member starts; `initialized`: its directory holds a member already.
+/// Logs the settings at a start; `initialized`: the directory holds a member already.
 #[track_caller]
 pub fn started(config: &Config, initialized: bool) {
     let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
     notes(&[config.starting(initialized, cpus)]);
 }
 
-/// Logs a line of level fatal and waits until it is written; the caller ends the program.
+/// Logs a fatal line and waits until it is written; the caller exits.
 #[track_caller]
 pub fn fatal(msg: &str, error: &str) {
     let note = Note::new(Level::Fatal, msg).with("error", error);
@@ -128,7 +128,7 @@ pub fn flush() {
     }
 }
 
-/// Prints what ends the program before it began.
+/// Prints the error of a program that could not start.
 pub fn exit(exit: &Exit) -> ExitCode {
     let mut stderr = io::stderr().lock();
     print_to(&mut stderr, exit.stderr.as_bytes());
@@ -139,7 +139,7 @@ pub fn exit(exit: &Exit) -> ExitCode {
     ExitCode::from(exit.code)
 }
 
-/// Writes what nobody may be left to read: with stderr or stdout gone there is no one to tell.
+/// Writes to stderr or stdout, whose reader may be gone: then nothing can be reported.
 fn print_to(out: &mut dyn Write, bytes: &[u8]) {
     let _ = out.write_all(bytes).and_then(|()| out.flush());
 }
@@ -198,12 +198,12 @@ impl Log {
     }
 }
 
-/// Passes `tracing` events to the log. What the level excludes is switched off where it is
-/// logged, so that it costs a load and a branch.
+/// Passes `tracing` events to the log. What the level excludes is disabled at its call site, and
+/// costs a load and a branch.
 struct EventLayer {
     log: Arc<Log>,
     own: LevelFilter,
-    /// For crates that are not ours: their debug lines are about themselves.
+    /// For dependencies: their debug lines are about themselves.
     foreign: LevelFilter,
 }
 
@@ -327,7 +327,7 @@ impl Visit for Fields {
     }
 }
 
-/// Counts lines by the place they come from and the second they fall in.
+/// Counts lines by their place in the source and the second.
 struct Sampler {
     /// The second in the upper bits, the count in the lower.
     slots: Box<[AtomicU64]>,
@@ -345,7 +345,7 @@ impl Sampler {
         }
     }
 
-    /// Two places that share a slot share its count: a rare loss of lines that are many anyway.
+    /// Two places that share a slot share its count, which rarely drops lines that are many anyway.
     fn admits(&self, metadata: &Metadata<'_>, wall: Duration) -> bool {
         let mut hasher = DefaultHasher::new();
         metadata.callsite().hash(&mut hasher);

@@ -1,6 +1,6 @@
-//! What a member's directory offers, whatever it is on: a directory of the machine
-//! (`data_dir`), or the simulator's memory. The trait has the operations of a disk, and what is
-//! below it here, in `states` and in `restore` is done with them in one way.
+//! The operations of a member's directory, on a file system (`data_dir`) or in the simulator's
+//! memory. The trait has the operations of a disk; what is built on them here, in `states` and in
+//! `restore` is the same for both.
 //!
 //! ```text
 //! IDENTITY     format, cluster and member; written last when a member is made
@@ -51,22 +51,22 @@ fn hint(error: &io::Error) -> &'static str {
 }
 
 impl Error {
-    /// For `map_err`: what was tried, and on what.
+    /// For `map_err`: the operation, and its path.
     pub fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |error| Self::Io { what, path, error }
     }
 }
 
-/// What a member is called for its whole life.
+/// A member's permanent identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub cluster: ClusterId,
     pub member: MemberId,
 }
 
-/// The disk operations that a member needs, below a directory of its own. Names are those of
-/// entries of the directory.
+/// The disk operations of a member, below a directory of its own. Names are those of entries of the
+/// directory.
 pub trait MemberDir: Send + Sync + 'static {
     /// The path of an entry, for engines' checkpoints and for messages.
     fn path(&self, name: &str) -> PathBuf;
@@ -77,34 +77,34 @@ pub trait MemberDir: Send + Sync + 'static {
     /// The text of a small file, or `None` where there is none.
     fn read_file(&self, name: &str) -> Result<Option<String>, Error>;
 
-    /// Writes a small file, or puts another text in its place: the whole of it, durably.
+    /// Creates or replaces a small file, atomically and durably.
     fn replace_file(&self, name: &str, text: &str) -> Result<(), Error>;
 
     /// True where the directory has such an entry.
     fn exists(&self, name: &str) -> bool;
 
-    /// Removes a directory with what it holds; one that is not there is no error.
+    /// Removes a directory with its contents; no error if it does not exist.
     fn remove(&self, name: &str) -> Result<(), Error>;
 
-    /// Gives a directory a name in here. Durable after `sync`.
+    /// Renames a directory into this one. Durable after `sync`.
     fn rename(&self, from: &Path, name: &str) -> Result<(), Error>;
 
-    /// Makes what was created, renamed or removed in here durable.
+    /// Makes entries that were created, renamed or removed here durable.
     fn sync(&self) -> Result<(), Error>;
 
-    /// A directory in here that is removed when what is returned is dropped.
+    /// A directory in here that is removed when the returned guard is dropped.
     fn lend(&self, name: &str) -> SnapshotDir;
 
-    /// Opens the state in a directory in here, or makes an empty one.
+    /// Opens the engine in a directory, or creates an empty one.
     fn open_engine(&self, name: &str) -> storage::Result<Arc<dyn Engine>>;
 
-    /// Opens files that nobody writes to, such as a snapshot's, to read them.
+    /// Opens an engine whose files are not written to, such as a snapshot's, for reading.
     fn open_read_only(&self, path: &Path) -> storage::Result<Arc<dyn Engine>>;
 
-    /// Where the raft log is.
+    /// The files of the raft log.
     fn log_files(&self) -> Result<Arc<dyn Files>, Error>;
 
-    /// What makes segments of the raft log ahead, if anything does.
+    /// Prepares segments of the raft log in advance, if the directory supports it.
     fn log_filler(&self) -> Result<Option<Box<dyn Prepare>>, Error>;
 }
 
@@ -112,11 +112,11 @@ const IDENTITY: &str = "IDENTITY";
 const INCARNATION: &str = "INCARNATION";
 const PEERS: &str = "PEERS";
 const STATE: &str = "STATE";
-/// The state that a member begins with.
+/// The initial state of a new member.
 const FIRST_STATE: &str = "state";
 
 impl dyn MemberDir {
-    /// Whose directory this is; `None` where no member was made in it yet.
+    /// The identity; `None` if no member was created here yet.
     pub fn identity(&self) -> Result<Option<Identity>, Error> {
         let Some(text) = self.read_file(IDENTITY)? else {
             return Ok(None);
@@ -145,7 +145,7 @@ impl dyn MemberDir {
         }))
     }
 
-    /// Says whose directory this is: the last step of making a member.
+    /// Writes the identity: the last step of creating a member.
     pub fn set_identity(&self, identity: Identity) -> Result<(), Error> {
         let text = format!(
             "format {FORMAT_VERSION}\ncluster {}\nmember {}\n",
@@ -167,8 +167,7 @@ impl dyn MemberDir {
         }
     }
 
-    /// The other members, as a member that joins was told of them: of use only until it has
-    /// their list in its state.
+    /// Stores the peers of a joining member, which it uses until its state has the members.
     pub fn set_first_peers(&self, peers: &[Peer]) -> Result<(), Error> {
         let lines = peers
             .iter()
@@ -176,7 +175,7 @@ impl dyn MemberDir {
         self.replace_file(PEERS, &lines.collect::<String>())
     }
 
-    /// What `set_first_peers` left; empty where nothing did.
+    /// What `set_first_peers` stored; empty if nothing was.
     pub fn first_peers(&self) -> Result<Vec<Peer>, Error> {
         let text = self.read_file(PEERS)?.unwrap_or_default();
         let peer = |line: &str| {
@@ -200,7 +199,7 @@ impl dyn MemberDir {
         }
     }
 
-    /// Says which state is in use from now on.
+    /// Switches the state in use.
     pub fn set_current_state(&self, name: &str) -> Result<(), Error> {
         self.replace_file(STATE, &format!("{name}\n"))
     }

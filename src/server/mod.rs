@@ -1,4 +1,4 @@
-//! Puts a member together from its configuration and its data directory, and serves it.
+//! Assembles a member from its configuration and data directory, and serves it.
 
 pub mod assemble;
 pub mod bootstrap;
@@ -47,9 +47,8 @@ pub enum Error {
     Failed(String),
 }
 
-/// Ends the process by this signal, as one without a handler for it would: to systemd that is a
-/// clean stop, and no failure. The first process of a container, which signals cannot end, ends
-/// well.
+/// Ends the process by this signal, as the default handler would: systemd regards that as a clean
+/// stop. The first process of a container, which signals cannot end, exits successfully.
 pub fn end_by(signal: i32) -> ! {
     if std::process::id() != 1
         && let Err(error) = signal_hook::low_level::emulate_default_handler(signal)

@@ -1,11 +1,11 @@
-//! Tells systemd, where it asked for it, that the member serves (sd_notify).
+//! Notifies systemd, if requested, that the member serves (sd_notify).
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-/// Sends `READY=1` to the socket that the environment names; nothing where it names none.
+/// Sends `READY=1` to the socket named in the environment, if there is one.
 pub fn ready() {
     let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
         return;
@@ -25,7 +25,7 @@ fn send(name: &OsStr, message: &[u8]) -> io::Result<()> {
     }
 }
 
-/// A path, or behind an `@` a name of Linux's own space of sockets.
+/// A path, or after an `@` a name in Linux's abstract namespace.
 fn address(name: &OsStr) -> io::Result<SocketAddr> {
     #[cfg(target_os = "linux")]
     if let Some(name) = name.as_bytes().strip_prefix(b"@") {

@@ -1,6 +1,6 @@
-//! What a member does before it serves clients: it tells the cluster its name and where clients
-//! reach it, for as long as that takes. Clients are served by members alone that the cluster
-//! knows, as in etcd. Before that a restarted one makes sure that its data is that of the others.
+//! What a member does before it serves clients: it publishes its name and client URLs to the
+//! cluster, retrying until that succeeds. As in etcd, only published members serve clients. A
+//! restarted member first verifies that its data equals the others'.
 
 use std::time::Duration;
 
@@ -12,19 +12,19 @@ use crate::proto::membershippb::{Attributes, ClusterMemberAttrSetRequest};
 use crate::service::caller::Caller;
 use crate::service::handle::Handle;
 
-/// Wait before the next try; each try itself waits for a leader.
+/// Wait between attempts; each attempt itself waits for a leader.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// What a member says of itself, and whether it compares its data first.
+/// What a member publishes, and whether it compares its data first.
 #[derive(Clone, Debug)]
 pub struct Introduction {
     pub attributes: Attributes,
-    /// One that was made just now has nothing to compare.
+    /// A member that was created now has nothing to compare.
     pub check: AtStart,
 }
 
-/// Resolves once the cluster shows this member as it is; an error where its data is not that of
-/// the others, so that it must not serve.
+/// Completes once the cluster shows this member's attributes; an error if its data differs from the
+/// others', so that it must not serve.
 pub async fn introduce(
     handle: &Handle,
     existed: bool,
@@ -39,8 +39,8 @@ pub async fn introduce(
     Ok(())
 }
 
-/// A member that alone decides also settles the cluster's version; others leave that to the
-/// leader's job.
+/// The single member of a cluster also sets the cluster version; others leave that to the leader's
+/// job.
 async fn publish(handle: &Handle, attributes: Attributes) {
     let shared = handle.shared();
     let alone = || shared.raft.is_single_member() && shared.raft.is_leader();
@@ -49,7 +49,7 @@ async fn publish(handle: &Handle, attributes: Attributes) {
         let member = status.member(shared.member);
         member.and_then(|member| member.member_attributes.as_ref()) == Some(&attributes)
     };
-    // Among others the write also shows that there is a quorum and that this member follows it.
+    // The write also shows that there is a quorum and that this member follows it.
     if !alone() || !known {
         publish_attributes(handle, attributes).await;
     }

@@ -1,9 +1,8 @@
-//! From a directory to a member that is restored and not yet running: one that was there, a
-//! founder, or one that joins. The server and the simulator do it by this code; they differ in
-//! the directory alone.
+//! From a directory to a restored member that does not run yet: an existing one, a founder, or one
+//! that joins. Servers and the simulator share this code; they differ in the directory alone.
 //!
-//! A new member is there once its identity file is, which is written last: every step before can
-//! be done again by the next start.
+//! A new member exists once its identity file does, which is written last: the next start repeats
+//! earlier steps.
 
 use std::sync::Arc;
 
@@ -21,25 +20,25 @@ use crate::storage::raft_log::{self, EntryId, RaftLog, Recovered};
 use crate::transport::Peer;
 use crate::types::ClusterId;
 
-/// A cluster's first state is that after this entry of this term, which no log holds: a member
-/// that joins later gets it as a snapshot, whatever the log still has.
+/// The initial state of a cluster is that after this entry, which no log contains: a member that
+/// joins later gets it as a snapshot, whatever the log still has.
 pub const FOUNDING_ENTRY: EntryId = EntryId { index: 1, term: 1 };
 
-/// How the log is written and how raft counts.
+/// Parameters of the raft log and of raft.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct RestoreOptions {
     pub segment_bytes: u64,
-    /// False where whoever starts the member takes the loss of a power failure upon himself.
+    /// False if a power failure may lose data (`--unsafe-no-fsync`).
     pub sync: bool,
     /// Ticks, of which a heartbeat is one.
     pub election_ticks: usize,
     pub pre_vote: bool,
-    /// See `replica::Options`.
+    /// See `replica::ReplicaOptions`.
     pub election_seed: u64,
     pub recent_entries: usize,
 }
 
-impl Options {
+impl RestoreOptions {
     fn log(&self, identity: Identity) -> raft_log::Options {
         raft_log::Options {
             segment_bytes: self.segment_bytes,
@@ -50,55 +49,55 @@ impl Options {
     }
 }
 
-/// A member, restored and not yet running.
+/// A restored member that does not run yet.
 pub struct Restored {
     pub identity: Identity,
     pub engine: Arc<dyn Engine>,
     pub machine: Machine,
     pub log: RaftLog,
     pub replica: Replica,
-    /// The other members, as far as this one knows them: whom to dial at first. One that joins
-    /// hears of changes only once it is reached.
+    /// The other members known here, to be dialled first. A joining member learns of changes only
+    /// once it is reached.
     pub peers: Vec<Peer>,
-    /// False for a member that was made just now.
+    /// False for a member that was created now.
     pub existed: bool,
 }
 
-/// Who founds a cluster: all its first members, and which of them this is.
+/// All founders of a cluster, and which of them this member is.
 pub struct Founding {
     pub identity: Identity,
     pub members: Vec<Member>,
 }
 
-/// Who this member is in a cluster that is there, and whom it can reach.
+/// The identity of a joining member, and the peers that it can reach.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Joining {
     pub identity: Identity,
     pub peers: Vec<Peer>,
 }
 
-/// Takes up the member that the directory holds.
+/// Restores the member in the directory.
 pub fn restart(
     dir: &dyn MemberDir,
     identity: Identity,
-    options: &Options,
+    options: &RestoreOptions,
 ) -> Result<Restored, Error> {
     let (log, recovered) = open_log(dir, identity, options)?;
     resume(dir, identity, options, log, recovered)
 }
 
-/// The same where the log is open already.
+/// The same with a log that is already open.
 pub fn resume(
     dir: &dyn MemberDir,
     identity: Identity,
-    options: &Options,
+    options: &RestoreOptions,
     log: RaftLog,
     recovered: Recovered,
 ) -> Result<Restored, Error> {
     let (engine, machine) = open_state(dir, identity, &log, &recovered)?;
     let peers = match machine.members().iter().next() {
         Some(_) => peers_in(machine.members().iter(), identity.member),
-        // It joined, and nothing has come yet.
+        // It has joined, and has received nothing yet.
         None => dir.first_peers()?,
     };
     Ok(Restored {
@@ -112,8 +111,12 @@ pub fn resume(
     })
 }
 
-/// Makes a founder: its state is that after the founding entry, the same on all of them.
-pub fn found(dir: &dyn MemberDir, new: Founding, options: &Options) -> Result<Restored, Error> {
+/// Creates a founder: its state is that after the founding entry, equal on all of them.
+pub fn found(
+    dir: &dyn MemberDir,
+    new: Founding,
+    options: &RestoreOptions,
+) -> Result<Restored, Error> {
     let Founding { identity, members } = new;
     let (log, recovered) = new_log(dir, identity, options, Some(FOUNDING_ENTRY))?;
     let engine = new_state(dir, FOUNDING_ENTRY.index)?;
@@ -138,8 +141,12 @@ pub fn found(dir: &dyn MemberDir, new: Founding, options: &Options) -> Result<Re
     })
 }
 
-/// Makes a member that has nothing: no entries, no members, no vote. The leader sends it all.
-pub fn join(dir: &dyn MemberDir, joining: Joining, options: &Options) -> Result<Restored, Error> {
+/// Creates an empty member without entries, members or a vote. The leader sends it the state.
+pub fn join(
+    dir: &dyn MemberDir,
+    joining: Joining,
+    options: &RestoreOptions,
+) -> Result<Restored, Error> {
     let Joining { identity, peers } = joining;
     let (log, recovered) = new_log(dir, identity, options, None)?;
     let engine = new_state(dir, 0)?;
@@ -169,7 +176,7 @@ pub fn join(dir: &dyn MemberDir, joining: Joining, options: &Options) -> Result<
 pub fn open_log(
     dir: &dyn MemberDir,
     identity: Identity,
-    options: &Options,
+    options: &RestoreOptions,
 ) -> Result<(RaftLog, Recovered), Error> {
     let (log, recovered) = RaftLog::open(dir.log_files()?, options.log(identity))?;
     if let Some(torn) = &recovered.torn_tail {
@@ -177,13 +184,13 @@ pub fn open_log(
             segment = %torn.segment,
             offset = torn.offset,
             bytes_cut = torn.bytes_cut,
-            "cut off the end of the raft log: a write that a crash interrupted and nobody was told of"
+            "cut off the end of the raft log: a write that a crash interrupted and that was not acknowledged"
         );
     }
     Ok((with_filler(dir, log)?, recovered))
 }
 
-/// Has segments made ahead, where the directory has something that does.
+/// Prepares segments in advance, if the directory supports it.
 fn with_filler(dir: &dyn MemberDir, log: RaftLog) -> Result<RaftLog, Error> {
     Ok(match dir.log_filler()? {
         Some(filler) => log.with_prepare(filler),
@@ -217,11 +224,11 @@ pub fn open_state(
     Ok((engine, machine))
 }
 
-/// Makes the raft log of a new member, or goes on with one that a start which was cut off made.
+/// Creates the raft log of a new member, or continues with that of an interrupted start.
 fn new_log(
     dir: &dyn MemberDir,
     identity: Identity,
-    options: &Options,
+    options: &RestoreOptions,
     entry_id: Option<EntryId>,
 ) -> Result<(RaftLog, Recovered), Error> {
     let last = entry_id.unwrap_or_default().index;
@@ -247,8 +254,8 @@ fn new_log(
     Ok((log, recovered))
 }
 
-/// Opens the state of a new member; refuses one that holds more than a start which was cut off
-/// left behind.
+/// Opens the state of a new member; refuses one that contains more than an interrupted start leaves
+/// behind.
 fn new_state(dir: &dyn MemberDir, most: u64) -> Result<Arc<dyn Engine>, Error> {
     let name = dir.current_state()?;
     let engine = dir.open_engine(&name)?;
@@ -266,19 +273,19 @@ fn nameless(path: &str) -> Error {
 
 fn replica(
     identity: Identity,
-    options: &Options,
+    options: &RestoreOptions,
     log: &RaftLog,
     recovered: Recovered,
     machine: &Machine,
 ) -> Result<Replica, Error> {
     let members = machine.members();
-    let restored = replica::Restored {
+    let restored = replica::InitialState {
         reader: log.reader(),
         hard_state: recovered.hard_state.map(Into::into),
         conf_state: conf_state_of(members.voters(), members.learners()),
         applied_index: machine.applied_index(),
     };
-    let options = replica::Options {
+    let options = replica::ReplicaOptions {
         member: identity.member,
         election_ticks: options.election_ticks,
         heartbeat_ticks: 1,
@@ -335,7 +342,7 @@ pub fn check_origin(
     }
 }
 
-/// Refuses a state to which the log has nothing to add, or not all that it lacks.
+/// Refuses a state after which the log has a gap.
 pub fn check_together(applied: u64, log_begins_behind: u64, log_last: u64) -> Result<(), Mismatch> {
     if applied > log_last {
         let last = log_last;

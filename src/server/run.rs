@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::Error;
 use super::bootstrap;
-use super::bootstrap::world::RealWorld;
+use super::bootstrap::network::RealNetwork;
 use super::data_dir::DataDir;
 use super::gate::Gate;
 use super::leave;
@@ -34,10 +34,10 @@ use crate::replica::raft_thread::{RaftThread, Timing};
 use crate::replica::run;
 use crate::replica::shared::Shared;
 use crate::server::assemble;
-use crate::service::admission::Limits;
+use crate::service::admission::AdmissionLimits;
 use crate::service::handle::Handle;
-use crate::service::settings::{Rules, Settings};
-use crate::transport::{self, GrpcNetwork, Local, Outside};
+use crate::service::settings::{Rules, ServiceSettings};
+use crate::transport::{self, GrpcNetwork, Local, NetworkEnv};
 use crate::types::{ETCD_VERSION, MemberId};
 
 /// How long a stop waits for the disk.
@@ -107,7 +107,7 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref(), limits)?;
     let dir: Arc<dyn MemberDir> = Arc::new(dir);
     logging::started(&config, dir.identity()?.is_some());
-    let restored = bootstrap::restore(&config, dir.as_ref(), &RealWorld::new()).await?;
+    let restored = bootstrap::restore(&config, dir.as_ref(), &RealNetwork::new()).await?;
     let member = Member::start(&config, restored, dir.clone())?;
     let (stop, stopping) = watch::channel(false);
     let mut peers = Vec::new();
@@ -189,12 +189,12 @@ impl Member {
             peer_urls: urls::texts(&config.initial_advertise_peer_urls),
         };
         let metrics = metrics(config, identity.member);
-        let outside = Outside {
+        let outside = NetworkEnv {
             clock: clock.clone(),
             rng: rng.clone(),
             metrics: metrics.clone(),
         };
-        let network = GrpcNetwork::start(local, outside, transport::Options::new(incoming));
+        let network = GrpcNetwork::start(local, outside, transport::NetworkOptions::new(incoming));
         let outside = assemble::Outside {
             clock,
             rng,
@@ -266,7 +266,7 @@ impl Member {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(reason))) => return Err(Error::Failed(reason)),
             Ok(Err(_)) => {
-                let reason = "the raft thread ended without a word".to_owned();
+                let reason = "the raft thread exited without a result".to_owned();
                 return Err(Error::Failed(reason));
             }
             Err(_) => {
@@ -348,8 +348,8 @@ impl Clients {
 fn options(config: &Config) -> assemble::Options {
     let election_timeout = Duration::from_millis(config.election_timeout_ms);
     assemble::Options {
-        settings: Settings {
-            limits: Limits {
+        settings: ServiceSettings {
+            limits: AdmissionLimits {
                 max_request_bytes: config.max_request_bytes,
                 quota_bytes: config.quota_bytes.map(|quota| quota as i64),
             },
@@ -431,7 +431,7 @@ fn jobs_of(config: &Config) -> jobs::Settings {
             batch_limit: config.compaction_batch_limit,
             sleep: config.compaction_sleep_interval,
         },
-        corruption: corruption::Pace {
+        corruption: corruption::CheckIntervals {
             all: config.corrupt_check_time,
             compacted: compacted.then_some(config.compact_hash_check_time),
         },

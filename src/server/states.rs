@@ -43,7 +43,7 @@ fn is_ours(name: &str) -> bool {
     name == "state" || received || name.starts_with("receiving-") || name.starts_with("sending-")
 }
 
-/// The name of a state that came as a snapshot.
+/// The name of a received state.
 pub fn received_name(index: u64) -> String {
     format!("state-{index:016x}")
 }
@@ -127,7 +127,7 @@ impl SnapshotStore for StateDirs {
     }
 
     fn adopt(&self, received: Received) -> storage::Result<Arc<dyn Engine>> {
-        // The log was reset for it: from now on it must stay, whatever fails.
+        // The log has been reset to it: from now on it must stay, whatever fails.
         received.files.keep();
         let name = received_name(received.entry_id.index);
         self.dir
@@ -137,7 +137,7 @@ impl SnapshotStore for StateDirs {
     }
 }
 
-/// Gives received files their lasting name, durably.
+/// Renames received files to their final name, durably.
 fn rename(dir: &dyn MemberDir, files: SnapshotDir, name: &str) -> Result<SnapshotDir, String> {
     let text = |error: super::member_dir::Error| error.to_string();
     if name == dir.current_state().map_err(text)? {
@@ -159,7 +159,7 @@ struct Claimed {
 }
 
 impl Claimed {
-    /// Refuses a received state that holds something else than its message says, or that came
+    /// Refuses a received state that contains something else than announced, or that was received
     /// before and is about to be used.
     fn check(&self, state: &dyn Read, announced: EntryId) -> Result<(), String> {
         let found = entry_id_of(state).map_err(|error| error.to_string())?;
@@ -175,7 +175,7 @@ impl Claimed {
         Ok(())
     }
 
-    /// Notes the state that came last; it is about to be used while the claim lives.
+    /// Records the state received last; it is about to be used while the claim exists.
     fn claim(&mut self, index: u64) -> Arc<()> {
         let claim = Arc::new(());
         *self = Self {

@@ -1,32 +1,32 @@
-//! What a member refuses before it proposes: what is too large, what does not fit the quota,
-//! what would pile up.
+//! What a member refuses before proposing: requests that are too large or exceed the quota, and any
+//! while too much is outstanding.
 //!
-//! The quota is looked at here alone, by the member that is asked; it raises the replicated
-//! NOSPACE alarm, and apply sees only that. So a quota never makes members differ.
+//! The quota is checked here alone, by the member that was called; it raises the replicated NOSPACE
+//! alarm, and apply checks only that. So different quotas never make members diverge.
 
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
     InternalRaftRequest, PutRequest, RequestOp, TxnRequest, request_op::Request,
 };
 
-/// What a put costs beside its key and value, in bytes; etcd's figure.
+/// The overhead of a put beside key and value, in bytes; etcd's figure.
 const PUT_OVERHEAD_BYTES: i64 = 256;
 const LEASE_COST_BYTES: i64 = 64;
-/// Entries that may be committed and not applied.
+/// Entries that may be committed and not yet applied.
 pub const MAX_APPLY_GAP: u64 = 5_000;
-/// Encoded proposals under way at once, in KiB.
+/// Encoded proposals in flight, in KiB.
 pub const MAX_PROPOSED_KIB: u32 = 128 << 10;
 
 /// The limits of one member.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct AdmissionLimits {
     /// Of an encoded request.
     pub max_request_bytes: usize,
     /// Of the state; `None` for no quota.
     pub quota_bytes: Option<i64>,
 }
 
-impl Limits {
+impl AdmissionLimits {
     pub fn check_size(&self, encoded_bytes: usize) -> Result<(), Error> {
         if encoded_bytes > self.max_request_bytes {
             return Err(Error::RequestTooLarge);
@@ -34,7 +34,8 @@ impl Limits {
         Ok(())
     }
 
-    /// Whether a state of `size_bytes` has room for the request. What costs nothing always fits.
+    /// Whether a state of `size_bytes` has room for the request. A request that adds nothing always
+    /// fits.
     pub fn check_quota(&self, request: &InternalRaftRequest, size_bytes: i64) -> Result<(), Error> {
         let cost = cost_bytes(request);
         match self.quota_bytes {
@@ -114,7 +115,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(txn_cost(&txn), 256 + 2 + 256 + 3);
-        let limits = Limits {
+        let limits = AdmissionLimits {
             max_request_bytes: 10,
             quota_bytes: Some(1000),
         };

@@ -1,11 +1,10 @@
-//! Who asks, until when it waits for the answer, and under which trace.
+//! Who makes a request, until when it waits for the response, and in which trace span.
 //!
-//! Every surface makes one `Caller` a request (`api` from a call's metadata, `http` from a probe,
-//! `peer` from another member's question, `jobs` as the member itself) and nothing in `service`
-//! proposes or reads without one: what a request may do and how long it waits is decided from it.
+//! Every surface creates one `Caller` per request (`api` from a call's metadata, `http` for a
+//! probe, `peer` for another member's RPC, `jobs` for the member itself), and nothing in `service`
+//! proposes or reads without one: permission and deadline follow from it.
 //!
-//! It costs nothing where nobody listens: a span that no subscriber wants holds nothing, and only
-//! a caller with a name holds memory of its own.
+//! A span without a subscriber and an anonymous caller allocate nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +13,10 @@ use tracing::Span;
 
 use crate::proto::etcdserverpb::RequestHeader;
 
-/// Who asks.
+/// The identity of a caller.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Identity {
-    /// A client that has not said who it is.
+    /// A client that is not authenticated.
     #[default]
     Nobody,
     #[allow(dead_code, reason = "permissions and traces are about to read it")]
@@ -26,7 +25,7 @@ pub enum Identity {
     Member,
 }
 
-/// A user, as of the revision of users, roles and permissions at which it proved who it is.
+/// An authenticated user, with the auth revision at which it was authenticated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     pub name: String,
@@ -43,7 +42,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// A client. `deadline`: when it gives up, by the member's clock; none: it does not say.
+    /// A client with the deadline of its call, by the member's clock, if it has one.
     pub fn client(identity: Identity, deadline: Option<Duration>, span: Span) -> Self {
         Self {
             identity,
@@ -52,12 +51,12 @@ impl Caller {
         }
     }
 
-    /// This member, for its own work.
+    /// This member, for its background work.
     pub fn member() -> Self {
         Self::client(Identity::Member, None, Span::none())
     }
 
-    /// A client of which nothing is known.
+    /// An anonymous client without a deadline.
     #[cfg(any(test, feature = "simulation"))]
     pub fn nobody() -> Self {
         Self::client(Identity::Nobody, None, Span::none())
@@ -77,17 +76,17 @@ impl Caller {
         &self.span
     }
 
-    /// True where it has given up by now.
+    /// True if the deadline has passed.
     pub fn is_late(&self, now: Duration) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= now)
     }
 
-    /// When a wait ends that would last until `limit` for a caller with all the time.
+    /// The earlier of `limit` and the deadline.
     pub fn until(&self, limit: Duration) -> Duration {
         self.deadline.map_or(limit, |deadline| deadline.min(limit))
     }
 
-    /// What the entry of a request tells every member about who asked.
+    /// The identity for the header of the proposed request.
     pub fn header(&self, id: u64) -> RequestHeader {
         let (username, auth_revision) = match &self.identity {
             Identity::User(user) => (user.name.clone(), user.auth_revision),

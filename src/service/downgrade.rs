@@ -1,6 +1,6 @@
-//! Downgrades as an operator asks for them. etched's own storage knows one format, so what is
-//! agreed upon is what etcd would show: the version that the cluster goes down to, which the
-//! leader's look at the versions then makes the cluster's.
+//! Downgrades requested by an operator. etched has one storage format, so what is replicated is
+//! what etcd would show: the target version, to which the leader's version job then lowers the
+//! cluster version.
 
 use super::caller::Caller;
 use super::handle::Handle;
@@ -11,7 +11,7 @@ use crate::proto::membershippb::DowngradeInfoSetRequest;
 use crate::types::version::{Version, short};
 
 impl Handle {
-    /// Validates, begins or ends a downgrade. The answer has no header.
+    /// Validates, starts or cancels a downgrade. The response has no header yet.
     pub async fn downgrade(
         &self,
         caller: &Caller,
@@ -23,7 +23,7 @@ impl Handle {
             }
             Ok(DowngradeAction::Enable) => self.begin_downgrade(caller, &request.version).await?,
             Ok(DowngradeAction::Cancel) => {
-                // As in etcd, who asks is not told.
+                // As in etcd, the client gets no error.
                 if let Err(error) = self.end_downgrade(caller).await {
                     tracing::warn!(%error, "failed to cancel downgrade");
                 }
@@ -38,13 +38,13 @@ impl Handle {
         })
     }
 
-    /// The version asked for, if a downgrade to it may begin.
+    /// The requested version, if a downgrade to it may start.
     async fn check_downgrade(&self, caller: &Caller, target: &str) -> Result<Version, Error> {
         let target = Version::parse_target(target).ok_or(Error::WrongDowngradeFormat)?;
         if self.shared().status().cluster_version.is_none() {
             return Err(Error::ClusterVersionUnavailable);
         }
-        // What is decided upon must not be old.
+        // The decision must not use stale data.
         self.linearizable_view(caller).await?;
         let status = self.shared().status();
         let cluster = status.cluster_version.as_deref().and_then(Version::parse);

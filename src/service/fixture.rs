@@ -1,12 +1,12 @@
-//! A member without threads, over an empty store: for tests of what is around it. Its network is
-//! handed in, and what it proposes stays in its inbox.
+//! A member without threads over an empty store, for tests. Its network is passed in, and its
+//! proposals stay in its inbox.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::admission::Limits;
+use super::admission::AdmissionLimits;
 use super::handle::Handle;
-use super::settings::{Rules, Settings};
+use super::settings::{Rules, ServiceSettings};
 use crate::env::{Clock, ManualClock, SystemRng, TokioExecutor};
 use crate::metrics::Metrics;
 use crate::proto::membershippb::{Member, RaftAttributes};
@@ -27,7 +27,7 @@ pub fn alone() -> Handle {
     with_network(Arc::new(NoNetwork)).0
 }
 
-/// A member without a leader, whose clock stands, and where what it proposes goes.
+/// A member without a leader, with a clock that stands still and the inbox of its proposals.
 pub fn with_network(network: Arc<dyn Network>) -> (Handle, Arc<Inbox>) {
     with_clock(network, Arc::new(ManualClock::default()))
 }
@@ -46,8 +46,8 @@ pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, 
         hub: Hub::new(machine.head(), Default::default()),
         metrics: Arc::new(Metrics::new(ME, false)),
     };
-    let settings = Settings {
-        limits: Limits {
+    let settings = ServiceSettings {
+        limits: AdmissionLimits {
             max_request_bytes: 1 << 20,
             quota_bytes: None,
         },
@@ -63,7 +63,7 @@ pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, 
     (handle, inbox)
 }
 
-/// Says who leads, 0 for nobody; this member where it is `ME`.
+/// Sets the leader, 0 for none; this member is `ME`.
 pub fn set_leader(handle: &Handle, leader: MemberId) {
     let status = replica::Status {
         term: 2,
@@ -77,7 +77,7 @@ pub fn set_leader(handle: &Handle, leader: MemberId) {
     shared.raft.publish(&status, true, shared.clock.now());
 }
 
-/// Says who belongs to the cluster; the second of each is whether it is a learner.
+/// Sets the members; the flags say which are learners.
 pub fn set_members(handle: &Handle, members: &[(MemberId, bool)]) {
     let members = members.iter().map(|(id, is_learner)| Member {
         id: id.0,

@@ -1,5 +1,5 @@
-//! A member, as its services see it: what they share, how it is asked for help by them and by
-//! other members, and who leads. `propose` and `read` hold the two ways to its data.
+//! A member as its services use it: their shared state, requests to the leader, and leadership.
+//! `propose` and `read` hold the two ways to its data.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,11 +9,11 @@ use tokio::sync::Semaphore;
 
 use super::admission::MAX_PROPOSED_KIB;
 use super::caller::Caller;
-use super::settings::Settings;
+use super::settings::ServiceSettings;
 use crate::env;
 use crate::error::Error;
 use crate::proto::etchedpeer::{PeerRequest, PeerResponse};
-use crate::replica::inbox::{Inbox, Input, Refused};
+use crate::replica::inbox::{Inbox, Input, PushError};
 use crate::replica::shared::Shared;
 use crate::transport::Network;
 use crate::types::MemberId;
@@ -24,16 +24,16 @@ pub struct Handle {
     pub(super) shared: Arc<Shared>,
     inbox: Arc<Inbox>,
     pub(super) network: Arc<dyn Network>,
-    pub(super) settings: Settings,
+    pub(super) settings: ServiceSettings,
     next_request_id: Arc<AtomicU64>,
-    /// Room for proposals under way, in KiB.
+    /// Permits for proposals in flight, in KiB.
     pub(super) room_kib: Arc<Semaphore>,
-    /// One flush at a time looks whether the quota is really used up.
+    /// One flush at a time checks whether the quota is really exhausted.
     pub(super) quota_flush: Arc<tokio::sync::Mutex<()>>,
     hashing: Arc<Semaphore>,
 }
 
-/// Hashes at once: each reads the whole history.
+/// Concurrent hashes: each reads the whole history.
 const MAX_HASHES: usize = 2;
 
 impl Handle {
@@ -41,9 +41,9 @@ impl Handle {
         shared: Arc<Shared>,
         inbox: Arc<Inbox>,
         network: Arc<dyn Network>,
-        settings: Settings,
+        settings: ServiceSettings,
     ) -> Self {
-        // As in etcd: two bytes that tell members apart, then a count that starts anywhere.
+        // As in etcd: two bytes of the member id, then a counter with a random start.
         let member = shared.member.0 << 48;
         let first_id = member | (shared.rng.next_u64() >> 17);
         Self {
@@ -62,23 +62,23 @@ impl Handle {
         &self.shared
     }
 
-    pub fn settings(&self) -> &Settings {
+    pub fn settings(&self) -> &ServiceSettings {
         &self.settings
     }
 
-    /// An id that no other request or lease has; positive as an i64.
+    /// A unique id for a request or lease; positive as an i64.
     pub fn next_id(&self) -> u64 {
         self.next_request_id.fetch_add(1, Ordering::Relaxed) & (i64::MAX as u64)
     }
 
     pub(super) fn push(&self, input: Input) -> Result<(), Error> {
         self.inbox.push(input).map_err(|refused| match refused {
-            Refused::Full => Error::TooManyRequests,
-            Refused::Closed => Error::Stopped,
+            PushError::Full => Error::TooManyRequests,
+            PushError::Closed => Error::Stopped,
         })
     }
 
-    /// Runs work that may take long or wait for the disk, away from the network's threads.
+    /// Runs work that may block, off the network's threads.
     pub fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -86,7 +86,7 @@ impl Handle {
         env::blocking(self.shared.executor.as_ref(), work)
     }
 
-    /// Runs a task that waits for others, never for the disk.
+    /// Runs a task that never blocks on the disk.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.shared.executor.spawn(Box::pin(task));
     }
@@ -99,12 +99,12 @@ impl Handle {
         &self.network
     }
 
-    /// The moment at which a request of this caller that begins now is given up.
+    /// The time at which a request that this caller starts now times out.
     pub(super) fn deadline(&self, caller: &Caller) -> Duration {
         caller.until(self.shared.clock.now() + self.settings.request_timeout())
     }
 
-    /// Waits for as long as the caller does. For what has a limit of its own or needs none.
+    /// Waits until the caller's deadline. For operations with a limit of their own, or without one.
     pub async fn within<T>(
         &self,
         caller: &Caller,
@@ -119,16 +119,16 @@ impl Handle {
         done.ok_or(Error::DeadlineExceeded)
     }
 
-    /// Asks the leader, which is another member. Waits for one where there is none.
+    /// Sends a peer RPC to the leader. Waits for a leader if there is none.
     pub async fn ask_leader(
         &self,
         caller: &Caller,
-        question: PeerRequest,
+        request: PeerRequest,
     ) -> Result<PeerResponse, Error> {
         let deadline = self.deadline(caller);
         let leader = self.leader_until(deadline).await?;
         let left = deadline.saturating_sub(self.shared.clock.now());
-        self.network.ask(leader, question, left).await
+        self.network.ask(leader, request, left).await
     }
 
     async fn leader_until(&self, deadline: Duration) -> Result<MemberId, Error> {
@@ -141,7 +141,7 @@ impl Handle {
         }
     }
 
-    /// Hands leadership to a member and waits until it leads.
+    /// Transfers leadership to a member and waits until it leads.
     pub async fn move_leader(&self, caller: &Caller, to: MemberId) -> Result<(), Error> {
         let start = self.shared.clock.now();
         if caller.is_late(start) {
@@ -156,7 +156,7 @@ impl Handle {
         }
     }
 
-    /// Hands leadership to whoever is furthest, where this member leads and there is anyone.
+    /// Transfers leadership to the most up-to-date voter, if this member leads and there is one.
     pub async fn hand_over(&self, limit: Duration) -> Result<(), Error> {
         let own = self.shared.member.0;
         self.push(Input::HandOver)?;

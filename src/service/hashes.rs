@@ -1,4 +1,4 @@
-//! Hashes of the history, by which members and whole clusters are compared.
+//! Hashes of the history, which compare members and whole clusters.
 
 use super::caller::Caller;
 use super::handle::Handle;
@@ -7,7 +7,7 @@ use crate::mvcc::hash::HistoryHash;
 use crate::proto::etcdserverpb::{HashKvResponse, ResponseHeader};
 
 impl Handle {
-    /// Hashes the history up to a revision, 0 for the newest; the newest revision comes with it.
+    /// Hashes the history up to a revision, 0 for the newest; also returns the newest revision.
     pub async fn hash_at(
         &self,
         caller: &Caller,
@@ -33,7 +33,7 @@ impl Handle {
         }
     }
 
-    /// The same as it is told to others.
+    /// The hash as a response for other members and clients.
     pub async fn hash_history(
         &self,
         caller: &Caller,

@@ -1,6 +1,6 @@
-//! Leases as the services see them: the leader's clock decides, so whoever is asked asks the
-//! leader. A renewal needs no entry in the log, but a quorum has to confirm that the leader is
-//! one: a former leader must not promise what its successor has ended.
+//! Leases as the services use them. The leader's clock decides, so every member asks the leader. A
+//! renewal needs no log entry, but a quorum has to confirm the leader: a former leader must not
+//! renew what its successor has revoked.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use crate::proto::etchedpeer::{PeerRequest, PeerResponse, peer_request, peer_res
 use crate::state::lease;
 use crate::types::LeaseId;
 
-/// Wait before another leader is looked for.
+/// Wait before the leader is looked up again.
 const RETRY: Duration = Duration::from_millis(50);
 
 impl Handle {
-    /// Renews a lease; its time to live in seconds, 0 where there is none.
+    /// Renews a lease; returns its TTL in seconds, 0 if it does not exist.
     pub async fn renew_lease(&self, caller: &Caller, id: LeaseId) -> Result<i64, Error> {
         let deadline = self.deadline(caller);
         loop {
@@ -50,7 +50,7 @@ impl Handle {
         let shared = self.shared();
         let renewed = {
             let mut deadlines = shared.deadlines.lock();
-            // Looked at again under the lock: leases of another term are another leader's.
+            // Checked again under the lock: leases of another term belong to another leader.
             if deadlines.term() != term {
                 return Err(Error::NotLeader);
             }
@@ -62,7 +62,7 @@ impl Handle {
         shared.metrics.leases_renewed.increment();
         if lease.remaining_ttl_s > 0 && !probe::injected(Defect::CheckpointKept) {
             probe::reached(CoveragePoint::LeaseCheckpointReset);
-            // A new leader must not go on from the old checkpoint.
+            // A new leader must not continue from the old checkpoint.
             let checkpoint = InternalRaftRequest {
                 lease_checkpoint: Some(LeaseCheckpointRequest {
                     checkpoints: vec![LeaseCheckpoint {
@@ -78,8 +78,8 @@ impl Handle {
         Ok(lease.ttl_s)
     }
 
-    /// What is left of a lease, with its keys if they are wanted; `None` where there is none or
-    /// it has ended. The header is left to whoever answers.
+    /// The remaining TTL of a lease, with its keys if requested; `None` if it does not exist or has
+    /// expired. The caller adds the header.
     pub async fn lease_left(
         &self,
         caller: &Caller,
@@ -157,17 +157,17 @@ impl Handle {
     async fn ask_for<T>(
         &self,
         caller: &Caller,
-        question: peer_request::Request,
+        request: peer_request::Request,
         pick: impl FnOnce(peer_response::Response) -> Option<T>,
     ) -> Result<T, Error> {
-        let question = PeerRequest {
-            request: Some(question),
+        let request = PeerRequest {
+            request: Some(request),
         };
-        let PeerResponse { response: answer } = self.ask_leader(caller, question).await?;
+        let PeerResponse { response: answer } = self.ask_leader(caller, request).await?;
         answer.and_then(pick).ok_or(Error::UnknownMethod)
     }
 
-    /// Waits a little where the leader was not where it was looked for, and there is time left.
+    /// Waits briefly if the leader has changed and the deadline allows.
     async fn is_worth_another_try<T>(&self, result: &Result<T, Error>, deadline: Duration) -> bool {
         let elsewhere = matches!(
             result,

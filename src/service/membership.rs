@@ -1,9 +1,9 @@
-//! Changes of membership as an operator asks for them: what etcd checks before one is proposed,
-//! in its order. What must hold whoever proposes is checked again when the change is applied.
+//! Changes of membership requested by an operator: etcd's checks before a proposal, in etcd's
+//! order. What must hold for every proposal is checked again at apply.
 //!
-//! With the strict check a change is refused that would leave the cluster without a quorum: of
-//! members that were ever started, and of members that this one has been connected to for a
-//! while. Only the leader knows whether a learner has caught up, so it is asked to promote one.
+//! The strict check refuses a change that would leave the cluster without a quorum of started
+//! members, or of members that this one has been connected to for a while. Only the leader knows
+//! whether a learner has caught up, so promotions are sent to it.
 
 use std::time::Duration;
 
@@ -23,11 +23,11 @@ use crate::replica::cluster_status::ClusterStatus;
 use crate::replica::shared::Shared;
 use crate::types::MemberId;
 
-/// A connection counts once it has held for this long; etcd's figure.
+/// A connection counts once it has lasted this long; etcd's figure.
 const HEALTHY_AFTER: Duration = Duration::from_secs(5);
 /// The share of the leader's log that a learner must have to become a voter; etcd's figure.
 const READY_SHARE: f64 = 0.9;
-/// Wait before a change is proposed again behind another one, or to another leader.
+/// Wait before a change is proposed again after another one, or to another leader.
 const RETRY: Duration = Duration::from_millis(50);
 
 /// A member as the cluster's services show it.
@@ -58,7 +58,7 @@ fn peer_urls(given: &[String]) -> Result<Vec<Url>, Error> {
     Ok(urls)
 }
 
-/// True once the member has told its name.
+/// True once the member has published its name.
 fn is_started(member: &Member) -> bool {
     let attributes = member.member_attributes.as_ref();
     attributes.is_some_and(|attributes| !attributes.name.is_empty())
@@ -89,7 +89,7 @@ impl Voters<'_> {
 
     fn may_add(&self, learner: bool) -> Result<(), Error> {
         let (count, started) = (self.voters.len() + 1, self.started());
-        // One member alone may always get a second: that is how a cluster is restored.
+        // A single member may always add a second one: that is how a cluster is restored.
         let restores = started == 1 && count == 2;
         if !learner && !restores && started < quorum(count) {
             return Err(Error::NotEnoughStartedMembers);
@@ -101,14 +101,14 @@ impl Voters<'_> {
     }
 
     fn may_promote(&self) -> Result<(), Error> {
-        // The learner itself has certainly been started.
+        // The learner itself has been started.
         match self.started() + 1 < quorum(self.voters.len() + 1) {
             true => Err(Error::NotEnoughStartedMembers),
             false => Ok(()),
         }
     }
 
-    /// Whether a member that is no learner may go. `is_active`: it is connected just now.
+    /// Whether a voter may be removed. `is_active`: it is connected now.
     fn may_remove(&self, id: MemberId, is_active: bool) -> Result<(), Error> {
         let others = self.voters.iter().filter(|voter| voter.id != id.0);
         let left = others.clone().count();
@@ -116,7 +116,7 @@ impl Voters<'_> {
         if started < quorum(left) {
             return Err(Error::NotEnoughStartedMembers);
         }
-        // One that is down is no part of the quorum at work.
+        // A member that is down does not count towards the active quorum.
         if id != self.own && !is_active {
             return Ok(());
         }
@@ -129,7 +129,7 @@ impl Voters<'_> {
     }
 }
 
-/// Whether a learner, or whoever is asked for, has what the leader has.
+/// Whether a learner (or any member with this id) has caught up with the leader.
 fn check_caught_up(
     id: MemberId,
     leader: MemberId,
@@ -180,8 +180,8 @@ impl Handle {
         Ok((member, shown_all(&members)))
     }
 
-    /// Removes a member for good; returns those that are left. A leader that is to go hands over
-    /// before (see `core`).
+    /// Removes a member for good; returns the remaining ones. A leader transfers leadership before
+    /// it is removed (see `replica::router`).
     pub async fn remove_member(
         &self,
         caller: &Caller,
@@ -199,15 +199,15 @@ impl Handle {
         Ok(shown_all(&members))
     }
 
-    /// Changes where a member is reached by others. etcd takes any text for a URL and its
-    /// members then end in a panic; here it is refused.
+    /// Changes a member's peer URLs. etcd accepts any text as a URL, and its members then panic;
+    /// here it is refused.
     pub async fn update_member(
         &self,
         caller: &Caller,
         id: MemberId,
         urls: Vec<String>,
     ) -> Result<Vec<etcdserverpb::Member>, Error> {
-        // An unknown member is the first thing to be said, as in etcd.
+        // As in etcd, an unknown member is reported first.
         if self.shared().status().member(id).is_some() {
             peer_urls(&urls)?;
         }
@@ -242,7 +242,7 @@ impl Handle {
                     | Error::TimeoutLeaderFailed)
             );
             if !elsewhere {
-                // What refuses it now may be that it was done before.
+                // The refusal may be due to an earlier attempt that succeeded.
                 return promoted.map_err(|error| if in_doubt { Error::Timeout } else { error });
             }
             in_doubt |= !matches!(promoted, Err(Error::NotLeader | Error::NoLeader));
@@ -262,15 +262,15 @@ impl Handle {
         id: MemberId,
     ) -> Result<Vec<etcdserverpb::Member>, Error> {
         let request = MemberPromoteRequest { id: id.0 };
-        let question = PeerRequest {
+        let request = PeerRequest {
             request: Some(peer_request::Request::Promote(request)),
         };
-        match self.ask_leader(caller, question).await {
+        match self.ask_leader(caller, request).await {
             Ok(answer) => match answer.response {
                 Some(peer_response::Response::Promoted(promoted)) => Ok(promoted.members),
                 _ => Err(Error::UnknownMethod),
             },
-            // It is the other member that stops.
+            // The other member is stopping, not this one.
             Err(Error::Stopped) => Err(Error::NotLeader),
             Err(error) => Err(error),
         }
@@ -321,7 +321,7 @@ impl Handle {
         })
     }
 
-    /// Has a change agreed upon. Only one may be under way in a cluster, so a second one waits.
+    /// Has a change committed. Only one may be in progress in a cluster, so a second one waits.
     async fn change(
         &self,
         caller: &Caller,
@@ -358,7 +358,7 @@ fn count_promotion(shared: &Shared, failed: Option<Error>) {
     match failed {
         None => shared.metrics.learner_promote_successes.increment(),
         Some(error) => {
-            // etcd counts under the words of its core.
+            // etcd compares with the error texts of its core.
             let reason = match error {
                 Error::MemberNotFound => "membership: ID not found",
                 Error::MemberNotLearner => "membership: can only promote a learner member",
@@ -369,7 +369,7 @@ fn count_promotion(shared: &Shared, failed: Option<Error>) {
     }
 }
 
-/// The change in raft's words.
+/// The change as raft's ConfChange.
 fn kind(change: &Change) -> &'static str {
     match change {
         Change::Add(raft) if raft.is_learner => "ConfChangeAddLearnerNode",
@@ -398,7 +398,7 @@ mod tests {
         }
     }
 
-    /// Asks member 1 of a cluster that is written `started,connected ...`, one word a voter.
+    /// Checks member 1 of a cluster written as `started,connected ...`, one word per voter.
     fn ask<T>(cluster: &str, what: impl FnOnce(&Voters<'_>) -> T) -> T {
         let words: Vec<_> = cluster.split(' ').collect();
         let named = |word: &str| if word.contains('s') { "m" } else { "" };
@@ -441,7 +441,7 @@ mod tests {
     fn voters_are_removed_only_where_a_quorum_is_left() {
         for (cluster, id, active, expected) in [
             ("s", 1, true, NOT_STARTED),
-            // One that nobody knows is refused later.
+            // An unknown member is refused later.
             ("s", 9, false, Ok(())),
             ("s s", 2, false, Ok(())),
             ("s sc", 2, true, Ok(())),
@@ -482,7 +482,7 @@ mod tests {
             (90, 2, Ok(())),
             (89, 2, Err(Error::LearnerNotReady)),
             (0, 2, Err(Error::LearnerNotReady)),
-            // That it is no learner is found out where the change is applied.
+            // That it is no learner is detected at apply.
             (0, 1, Ok(())),
             (100, 3, Err(Error::MemberNotFound)),
         ] {

@@ -1,10 +1,10 @@
-//! What a caller may ask of a member, for every surface: gRPC, HTTP, other members and jobs.
+//! The operations that a member offers, for every surface: gRPC, HTTP, other members and jobs.
 //!
-//! `caller` says who asks and until when, `permission` whether it may, `propose` and `read` carry
-//! it out upon the member that `handle` stands for, `admission` says what is refused at once,
-//! `leases`, `membership`, `hashes` and `downgrade` hold what their requests need beside a proposal
-//! or a read, `peer` answers other members, `rpcs` is the table of all calls, and `settings` has what
-//! the configuration decides of all this.
+//! `caller` has a request's identity and deadline, `permission` decides whether it is allowed,
+//! `propose` and `read` execute it on the member that `handle` represents, `admission` refuses
+//! early, `leases`, `membership`, `hashes` and `downgrade` hold what their requests need beside a
+//! proposal or a read, `peer` answers other members, `rpcs` is the table of all RPCs, and
+//! `settings` has what the configuration decides.
 
 pub mod admission;
 pub mod caller;

@@ -1,5 +1,5 @@
-//! What other members want of this one: their messages go to the raft thread, their snapshots
-//! to the state directories, their questions to the handle.
+//! Requests of other members: messages go to the raft thread, snapshots to the state store, peer
+//! RPCs to the handle.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ impl PeerService {
     }
 }
 
-/// This member, as one that wants to join or to know its version asks for it.
+/// The description of this member, for one that wants to join or to know its version.
 fn describe(shared: &Shared) -> Description {
     let status = shared.status();
     Description {
@@ -57,13 +57,13 @@ fn describe(shared: &Shared) -> Description {
     }
 }
 
-async fn answer(handle: Handle, question: PeerRequest) -> Result<PeerResponse, Error> {
-    use peer_request::Request as Asked;
-    // Whoever it asks for has been judged where it asked.
+async fn answer(handle: Handle, request: PeerRequest) -> Result<PeerResponse, Error> {
+    use peer_request::Request as Kind;
+    // The member that the client called has checked its permission.
     let caller = &Caller::member();
-    let answer = match question.request.ok_or(Error::UnknownMethod)? {
-        Asked::Describe(_) => peer_response::Response::Description(describe(handle.shared())),
-        Asked::RenewLease(request) => {
+    let answer = match request.request.ok_or(Error::UnknownMethod)? {
+        Kind::Describe(_) => peer_response::Response::Description(describe(handle.shared())),
+        Kind::RenewLease(request) => {
             let ttl = handle.renew_lease_here(caller, LeaseId(request.id)).await?;
             peer_response::Response::LeaseRenewed(LeaseKeepAliveResponse {
                 id: request.id,
@@ -71,7 +71,7 @@ async fn answer(handle: Handle, question: PeerRequest) -> Result<PeerResponse, E
                 ..Default::default()
             })
         }
-        Asked::LeaseTimeToLive(request) => {
+        Kind::LeaseTimeToLive(request) => {
             let id = LeaseId(request.id);
             let left = handle.lease_left_here(caller, id, request.keys).await?;
             let left = left.unwrap_or_else(|| LeaseTimeToLiveResponse {
@@ -81,17 +81,17 @@ async fn answer(handle: Handle, question: PeerRequest) -> Result<PeerResponse, E
             });
             peer_response::Response::LeaseTimeToLive(left)
         }
-        Asked::Promote(request) => {
+        Kind::Promote(request) => {
             let members = handle.promote_here(caller, MemberId(request.id)).await?;
             peer_response::Response::Promoted(MemberPromoteResponse {
                 members: members.iter().map(super::membership::shown).collect(),
                 ..Default::default()
             })
         }
-        Asked::HashKv(request) => {
+        Kind::HashKv(request) => {
             peer_response::Response::HashKv(handle.hash_history(caller, request.revision).await?)
         }
-        Asked::Downgrade(request) => {
+        Kind::Downgrade(request) => {
             peer_response::Response::Downgrade(handle.downgrade(caller, request).await?)
         }
     };
@@ -121,7 +121,7 @@ impl Inbound for PeerService {
             ));
             return;
         }
-        // What a full or closed inbox does not take, its sender sends again or gives up.
+        // The sender repeats or drops what a full or closed inbox refuses.
         let _ = self.inbox.push(Input::Received(from, messages));
     }
 
@@ -143,8 +143,8 @@ impl Inbound for PeerService {
         let shared = self.shared().clone();
         Box::pin(async move {
             if entry_id.index <= shared.raft.applied_index() {
-                // The leader did not hear that it came before. It has to be told how far this
-                // member is, or it would send the same state for ever.
+                // The leader missed the acknowledgement of the first transfer. It needs this
+                // member's progress, or it would send the same state for ever.
                 probe::reached(probe::CoveragePoint::SnapshotUnwanted);
                 return inbox
                     .push(Input::SnapshotDeclined(message))
@@ -170,10 +170,10 @@ impl Inbound for PeerService {
     fn asked(
         &self,
         from: Option<MemberId>,
-        question: PeerRequest,
+        request: PeerRequest,
     ) -> Boxed<Result<PeerResponse, Error>> {
         let is_open = matches!(
-            question.request,
+            request.request,
             Some(peer_request::Request::Describe(_)) | None
         );
         let is_member = |from| self.shared().status().is_member(from);
@@ -181,7 +181,7 @@ impl Inbound for PeerService {
             // It may be one that this member has not heard of yet.
             return Box::pin(std::future::ready(Err(Error::Unhealthy)));
         }
-        Box::pin(answer(self.handle.clone(), question))
+        Box::pin(answer(self.handle.clone(), request))
     }
 
     fn is_removed(&self, member: MemberId) -> bool {
@@ -203,7 +203,7 @@ mod tests {
     use crate::service::fixture;
     use crate::storage::{self, Engine};
 
-    /// Has nothing to do with what it is given.
+    /// Ignores what it receives.
     struct NoSnapshotStore;
 
     impl SnapshotStore for NoSnapshotStore {
@@ -220,8 +220,8 @@ mod tests {
         }
     }
 
-    /// A leader whose snapshot came and whose answer was lost sends it again; it has to hear how
-    /// far the member is, or it does so for ever.
+    /// A leader whose snapshot arrived and whose response was lost sends it again; it needs this
+    /// member's progress, or it would do so for ever.
     #[tokio::test]
     async fn a_state_that_is_here_is_declined_and_not_refused() {
         let (handle, inbox) = fixture::with_network(Arc::new(crate::transport::NoNetwork));

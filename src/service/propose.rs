@@ -1,8 +1,8 @@
-//! Proposals: what is to be agreed upon is admitted, put into the raft thread's inbox and waited
-//! for, as long as its caller waits.
+//! Proposals: a request is admitted, put into the raft thread's inbox and awaited until its
+//! caller's deadline.
 //!
-//! Whoever waits for a request shares it with the replica, which thereby sees whether anyone still
-//! does: what nobody waits for any more is not proposed.
+//! The waiting caller shares the request with the replica, which thereby sees whether anyone still
+//! waits: abandoned requests are not proposed.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,11 +31,11 @@ use crate::replica::proposal::{Proposal, Proposed};
 use crate::state::Response;
 use crate::types::MemberId;
 
-/// How much later a request is given up here than where it waits.
+/// How much later than the replica this module times a request out.
 const TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
 
 impl Handle {
-    /// Has the request agreed upon and applied; returns its answer.
+    /// Has the request committed and applied; returns its response.
     pub async fn propose(
         &self,
         caller: &Caller,
@@ -44,7 +44,7 @@ impl Handle {
         self.propose_and_keep(caller, request).await.1
     }
 
-    /// As `propose`; what was asked comes back with the answer.
+    /// As `propose`; also returns the request.
     pub async fn propose_and_keep(
         &self,
         caller: &Caller,
@@ -58,8 +58,8 @@ impl Handle {
         (request, result)
     }
 
-    /// As `propose`, but only while this member leads in `term`; a job's request, which no quota
-    /// stops.
+    /// As `propose`, but only while this member leads in `term`; for jobs, whose requests ignore
+    /// the quota.
     pub fn propose_in_term(
         &self,
         caller: &Caller,
@@ -71,7 +71,7 @@ impl Handle {
         async move { handle.propose_checked(&caller, &request, Some(term)).await }
     }
 
-    /// The request with an id of its own and the name of who asks.
+    /// The request with a new id and the caller's name.
     fn identified(
         &self,
         caller: &Caller,
@@ -86,7 +86,7 @@ impl Handle {
         self.check_quota(request).await
     }
 
-    /// Has a change of membership agreed upon; returns the members after it.
+    /// Has a change of membership committed; returns the members after it.
     pub async fn change_members(
         &self,
         caller: &Caller,
@@ -106,7 +106,7 @@ impl Handle {
         }
     }
 
-    /// Compacts the history; `physical` waits until its space is free.
+    /// Compacts the history; with `physical`, waits until its space is free.
     pub async fn compact(
         &self,
         caller: &Caller,
@@ -121,7 +121,7 @@ impl Handle {
             return Err(Error::UnknownMethod);
         };
         if physical {
-            // Unlike the request itself this may take as long as the history is large.
+            // Unlike the request itself, this takes as long as the history is large.
             let finished = self.shared.compaction_finished.reached(revision);
             self.within(caller, finished).await?;
             let shared = self.shared.clone();
@@ -135,7 +135,7 @@ impl Handle {
         Ok(response)
     }
 
-    /// Raises the NOSPACE alarm where the request does not fit.
+    /// Raises the NOSPACE alarm if the request does not fit.
     async fn check_quota(&self, request: &InternalRaftRequest) -> Result<(), Error> {
         let fits = || {
             let size = self.shared.size_bytes.load(Ordering::Relaxed);
@@ -165,7 +165,7 @@ impl Handle {
                 size_bytes = size,
                 "database space exceeded; raising the alarm"
             );
-            // It is this member that raises it, however long the client waits.
+            // This member raises it, however long the client waits.
             let own = Caller::member();
             let alarm = self.identified(&own, alarm);
             if let Err(error) = self.propose_checked(&own, &alarm, None).await {
@@ -175,7 +175,7 @@ impl Handle {
         Err(error)
     }
 
-    /// Has what is in memory written to files, where overwritten versions no longer count.
+    /// Flushes, so that the size no longer counts overwritten versions in memory.
     async fn settle_size(&self, fits: &impl Fn() -> Result<(), Error>) -> Result<(), Error> {
         let _one_at_a_time = self.quota_flush.lock().await;
         if fits().is_ok() {
@@ -232,7 +232,7 @@ impl Handle {
         if unanswered {
             metrics.proposals_failed.increment();
         }
-        // What the state machine refused was answered, as etcd sees it.
+        // A refusal by the state machine is a normal response in etcd's metrics.
         let success = !unanswered && !matches!(result, Err(Error::RequestTooLarge));
         metrics.requested(operation, success, self.shared.clock.now() - start);
     }
@@ -248,7 +248,7 @@ impl Handle {
         if caller.is_late(start) {
             return Err(Error::DeadlineExceeded);
         }
-        // The raft thread gives up first, and knows better why.
+        // The raft thread times out first, and knows the cause better.
         let limit = start + self.settings.request_timeout() + TIMEOUT_MARGIN;
         let until = caller.until(limit);
         let span = caller.span().clone();
@@ -260,7 +260,7 @@ impl Handle {
         }
     }
 
-    /// Too many large requests at once wait for each other, each at its own client's cost.
+    /// Large requests wait for each other, up to their own deadlines.
     async fn submit_when_there_is_room(
         &self,
         what: Proposed,
@@ -285,7 +285,7 @@ impl Handle {
             reply: Box::new(move |result| {
                 tracing::trace!(parent: &span, success = result.is_ok(), "answered");
                 drop(room);
-                // Whoever asked may have gone; the entry is applied all the same.
+                // The caller may be gone; the entry is applied all the same.
                 let _ = sender.send(result);
             }),
         };
@@ -293,7 +293,7 @@ impl Handle {
         receiver.await.unwrap_or(Err(Error::Stopped))
     }
 
-    /// What kept a request from being answered in time; etcd's rules.
+    /// The error of a request that timed out; etcd's rules.
     pub(super) fn timed_out(&self, start: Duration) -> Error {
         let raft = &self.shared.raft;
         let two_elections = 2 * self.settings.election_timeout;
@@ -321,14 +321,14 @@ impl Handle {
         Error::Timeout
     }
 
-    /// True while no proposal of this member's is under way.
+    /// True if no proposal of this member is in flight.
     #[cfg(any(test, feature = "simulation"))]
     pub fn is_idle(&self) -> bool {
         self.room_kib.available_permits() == MAX_PROPOSED_KIB as usize
     }
 }
 
-/// Counts a proposal as pending while it lives; its client may leave at any time.
+/// Counts a proposal as pending while it exists; its client may disconnect at any time.
 struct Pending<'a>(&'a Metrics);
 
 impl<'a> Pending<'a> {

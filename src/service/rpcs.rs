@@ -1,14 +1,12 @@
-//! Every RPC that a client may call, once: how its messages flow, what its caller needs, and
-//! whether a learner answers it. Whoever has to know one of these reads it here: the gate before
-//! the services, the metrics, the log of slow calls.
+//! The table of all RPCs for clients: how messages flow, what the caller needs, and whether a
+//! learner answers. The gate before the services, the metrics and the log of slow calls read it.
 //!
-//! The limits of a message are the same for all of them (`api::Settings`), and how many of them
-//! may be under way is decided where their work is done. A test holds the table against the
-//! files in `proto/`.
+//! Message size limits are the same for all (`api::Settings`), and concurrency is bounded where the
+//! work is done. A test compares the table with the files in `proto/`.
 
 use super::permission::Needs;
 
-/// How the messages of a call flow.
+/// How the messages of an RPC flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
     Unary,
@@ -17,7 +15,7 @@ pub enum Flow {
 }
 
 impl Flow {
-    /// As metrics call it.
+    /// Its name in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Flow::Unary => "unary",
@@ -27,11 +25,11 @@ impl Flow {
     }
 }
 
-/// What a member answers that is a learner.
+/// How a learner answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learner {
     Refuses,
-    /// Where the request says that the answer may be stale.
+    /// Only if the request accepts a stale response.
     Stale,
     Answers,
 }
@@ -82,7 +80,7 @@ pub const LOCK: &str = "v3lockpb.Lock";
 pub const ELECTION: &str = "v3electionpb.Election";
 pub const HEALTH: &str = "grpc.health.v1.Health";
 
-/// The place of a row is the RPC's number, by which metrics count it.
+/// A row's index is the RPC's number in metrics.
 #[rustfmt::skip]
 pub const RPCS: &[Rpc] = &[
     row(KV, "Range", Unary, Content, Stale),

@@ -1,24 +1,24 @@
-//! What a member promises its callers and allows them.
+//! The limits and guarantees of a member's services.
 
 use std::time::Duration;
 
-use super::admission::Limits;
+use super::admission::AdmissionLimits;
 
-/// What the member promises and allows.
+/// See the module.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    pub limits: Limits,
+pub struct ServiceSettings {
+    pub limits: AdmissionLimits,
     pub rules: Rules,
     pub election_timeout: Duration,
 }
 
-impl Settings {
-    /// How long a request may take; etcd's rule.
+impl ServiceSettings {
+    /// The timeout of a request; etcd's rule.
     pub fn request_timeout(&self) -> Duration {
         Duration::from_secs(5) + 2 * self.election_timeout
     }
 
-    /// The shortest time to live of a lease, in seconds; etcd's rule.
+    /// The shortest TTL of a lease, in seconds; etcd's rule.
     pub fn min_lease_ttl_s(&self) -> i64 {
         let half_more = self.election_timeout * 3 / 2;
         half_more.as_millis().div_ceil(1000) as i64

@@ -1,5 +1,6 @@
-//! How clients call members, and how what becomes of it is recorded. A call travels to a member,
-//! runs among its tasks, and travels back; a member that dies takes it along.
+//! How clients call members, and how the outcome is recorded. A request takes a while to reach its
+//! member, runs as one of the member's tasks, and the response takes a while to return; if the
+//! member dies, both are lost.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::clock::{MemberClock, Time};
 use super::executor::Tasks;
-use super::history::{Answer, Asked, Operation, Outcome, Watched};
+use super::history::{Answer, ClientRequest, Operation, Outcome, Watched};
 use super::member::Services;
 use super::random::Random;
 use super::trace::Trace;
@@ -33,31 +34,31 @@ use crate::proto::etchedpeer::{MemberChange, member_change::Change};
 use crate::service::caller::Caller;
 use crate::types::{LeaseId, MemberId};
 
-/// As long as a client waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Leases that clients know of each other's.
+/// A client's request timeout.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many lease ids clients share.
 const KNOWN_LEASES: usize = 8;
 
-/// What a client reaches of a member that runs.
+/// What a client needs to call a running member.
 #[derive(Clone)]
-pub struct Door {
+pub struct MemberEndpoint {
     pub tasks: Arc<Tasks>,
     pub services: Arc<Services>,
 }
 
-/// What all clients of a world share.
+/// State shared by all clients of a world.
 pub struct Clients {
     pub time: Arc<Time>,
     pub clock: MemberClock,
     pub tasks: Arc<Tasks>,
     pub trace: Arc<Trace>,
-    doors: Mutex<BTreeMap<MemberId, Door>>,
+    endpoints: Mutex<BTreeMap<MemberId, MemberEndpoint>>,
     pub operations: Mutex<Vec<Operation>>,
     pub watches: Mutex<Vec<Watched>>,
     stopping: AtomicBool,
-    /// Requests that members are at, whether or not their clients still wait.
+    /// Requests that members are processing, whether or not their clients still wait.
     served: Arc<AtomicUsize>,
-    /// Those that were granted last.
+    /// Recently granted leases.
     leases: Mutex<VecDeque<i64>>,
 }
 
@@ -68,7 +69,7 @@ impl Clients {
             time,
             tasks: Tasks::new(),
             trace,
-            doors: Mutex::default(),
+            endpoints: Mutex::default(),
             operations: Mutex::default(),
             watches: Mutex::default(),
             stopping: AtomicBool::new(false),
@@ -77,25 +78,25 @@ impl Clients {
         })
     }
 
-    pub fn open(&self, member: MemberId, door: Door) {
-        self.doors.lock().insert(member, door);
+    pub fn open(&self, member: MemberId, endpoint: MemberEndpoint) {
+        self.endpoints.lock().insert(member, endpoint);
     }
 
     pub fn close(&self, member: MemberId) {
-        self.doors.lock().remove(&member);
+        self.endpoints.lock().remove(&member);
     }
 
-    pub fn door(&self, member: MemberId) -> Option<Door> {
-        self.doors.lock().get(&member).cloned()
+    pub fn endpoint(&self, member: MemberId) -> Option<MemberEndpoint> {
+        self.endpoints.lock().get(&member).cloned()
     }
 
-    /// The members that run, in order.
-    pub fn open_doors(&self) -> Vec<MemberId> {
-        self.doors.lock().keys().copied().collect()
+    /// The running members, in order.
+    pub fn running_members(&self) -> Vec<MemberId> {
+        self.endpoints.lock().keys().copied().collect()
     }
 
-    /// Lets other clients know of a lease.
-    pub fn tell_of_lease(&self, id: i64) {
+    /// Shares a lease id with the other clients.
+    pub fn share_lease(&self, id: i64) {
         let mut leases = self.leases.lock();
         leases.push_back(id);
         if leases.len() > KNOWN_LEASES {
@@ -103,19 +104,19 @@ impl Clients {
         }
     }
 
-    /// A lease that was granted of late.
+    /// A recently granted lease.
     pub fn some_lease(&self, random: &mut Random) -> Option<i64> {
         let leases = self.leases.lock();
         let number = random.below(leases.len().max(1) as u64);
         leases.get(number as usize).copied()
     }
 
-    /// Has the clients end what they are at and do nothing more.
+    /// Asks all clients to finish their current request and stop.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
     }
 
-    /// How many requests members are at; some of them may have been given up.
+    /// How many requests members are processing, including those whose clients timed out.
     pub fn served(&self) -> usize {
         self.served.load(Ordering::SeqCst)
     }
@@ -125,7 +126,7 @@ impl Clients {
     }
 }
 
-/// A request that a member is at. It ends with the member's task.
+/// A request that a member is processing; dropped with the member's task.
 struct Served(Arc<AtomicUsize>);
 
 impl Served {
@@ -141,12 +142,12 @@ impl Drop for Served {
     }
 }
 
-/// One client, which has one request under way at a time.
+/// A client; it has one request in flight at a time.
 pub struct Client {
     pub number: u32,
     pub clients: Arc<Clients>,
     pub random: Random,
-    /// Whom it asks.
+    /// The member that it calls.
     pub member: MemberId,
     values: u64,
 }
@@ -162,7 +163,7 @@ impl Client {
         }
     }
 
-    /// A value that nobody else in this world puts.
+    /// A value that no other request in this world puts.
     pub fn unique_value(&mut self) -> bytes::Bytes {
         self.values += 1;
         format!("{}-{}", self.number, self.values).into()
@@ -172,58 +173,58 @@ impl Client {
         self.clients.clock.sleep(duration).await;
     }
 
-    /// Waits a while drawn from the range, in microseconds.
+    /// Sleeps for a random time within the range, in microseconds.
     pub async fn pause(&mut self, low_us: u64, high_us: u64) {
         let us = self.random.between(low_us, high_us);
         self.sleep(Duration::from_micros(us)).await;
     }
 
-    /// A member that runs; often the one asked last.
-    pub async fn find(&mut self) -> Option<Door> {
+    /// A running member, preferably the one that was called last.
+    pub async fn find(&mut self) -> Option<MemberEndpoint> {
         if self.random.chance(30) {
             self.member = MemberId(0);
         }
-        if let Some(door) = self.clients.door(self.member) {
-            return Some(door);
+        if let Some(endpoint) = self.clients.endpoint(self.member) {
+            return Some(endpoint);
         }
-        let open = self.clients.open_doors();
+        let open = self.clients.running_members();
         if open.is_empty() {
             self.pause(10_000, 200_000).await;
             return None;
         }
         self.member = *self.random.pick(&open);
-        self.clients.door(self.member)
+        self.clients.endpoint(self.member)
     }
 
-    /// Asks a member and records it; `None` where nobody was there to be asked.
-    pub async fn call(&mut self, asked: Asked) -> Option<Outcome> {
-        let door = self.find().await?;
-        Some(self.call_at(door, asked).await)
+    /// Calls a member and records the operation; `None` if no member is running.
+    pub async fn call(&mut self, request: ClientRequest) -> Option<Outcome> {
+        let endpoint = self.find().await?;
+        Some(self.call_at(endpoint, request).await)
     }
 
-    /// Asks the member that is behind the door.
-    pub async fn call_at(&mut self, door: Door, asked: Asked) -> Outcome {
+    /// Calls the given member.
+    pub async fn call_at(&mut self, endpoint: MemberEndpoint, request: ClientRequest) -> Outcome {
         let called_at = self.clients.time.now_ns();
         self.pause(20, 400).await;
         let (sender, receiver) = oneshot::channel();
-        let (services, request) = (door.services.clone(), asked.clone());
+        let (services, copy) = (endpoint.services.clone(), request.clone());
         let served = Served::new(&self.clients.served);
-        door.tasks.spawn(Box::pin(async move {
+        endpoint.tasks.spawn(Box::pin(async move {
             let _served = served;
-            // A client that gave up does not hear of it.
-            let _ = sender.send(serve(&services, request).await);
+            // The receiver is gone if the client timed out.
+            let _ = sender.send(serve(&services, copy).await);
         }));
-        let answered = env::timeout(&self.clients.clock, PATIENCE, receiver).await;
+        let answered = env::timeout(&self.clients.clock, REQUEST_TIMEOUT, receiver).await;
         let outcome = match answered {
             Some(Ok(outcome)) => outcome,
-            // The member died, or was too slow.
+            // The member died, or the client timed out.
             Some(Err(_)) | None => Outcome::Unknown,
         };
         self.pause(20, 400).await;
         let operation = Operation {
             client: self.number,
             member: self.member,
-            asked,
+            request,
             called_at,
             returned_at: self.clients.time.now_ns(),
             outcome: outcome.clone(),
@@ -241,11 +242,11 @@ fn outcome<T>(result: Result<Response<T>, Status>, answer: fn(T) -> Answer) -> O
     }
 }
 
-/// What a client may conclude from an error.
+/// What the client may conclude from an error.
 fn failed(status: &Status) -> Outcome {
     let refused = match Error::from_text(status.message()) {
         Some(Error::TooManyRequests) => true,
-        // It was turned into a proposal that may have been forwarded.
+        // The deadline may have passed after the request was proposed or forwarded.
         Some(Error::DeadlineExceeded) => false,
         _ => !matches!(
             status.code(),
@@ -258,7 +259,7 @@ fn failed(status: &Status) -> Outcome {
     }
 }
 
-/// As an operator asks for it.
+/// Changes the membership, as an operator would.
 async fn change_members(services: &Services, change: MemberChange) -> Outcome {
     let id = MemberId(change.member_id);
     let handle = &services.handle;
@@ -283,32 +284,34 @@ async fn change_members(services: &Services, change: MemberChange) -> Outcome {
     }
 }
 
-/// Carries a request out, among the tasks of the member.
-async fn serve(services: &Services, asked: Asked) -> Outcome {
-    match asked {
-        Asked::Range(range) => outcome(services.kv.range(Request::new(range)).await, Answer::Range),
-        Asked::Put(put) => outcome(services.kv.put(Request::new(put)).await, Answer::Put),
-        Asked::DeleteRange(delete) => outcome(
+/// Executes a request, as one of the member's tasks.
+async fn serve(services: &Services, request: ClientRequest) -> Outcome {
+    match request {
+        ClientRequest::Range(range) => {
+            outcome(services.kv.range(Request::new(range)).await, Answer::Range)
+        }
+        ClientRequest::Put(put) => outcome(services.kv.put(Request::new(put)).await, Answer::Put),
+        ClientRequest::DeleteRange(delete) => outcome(
             services.kv.delete_range(Request::new(delete)).await,
             Answer::DeleteRange,
         ),
-        Asked::Txn(txn) => outcome(services.kv.txn(Request::new(txn)).await, Answer::Txn),
-        Asked::Compaction(compaction) => outcome(
+        ClientRequest::Txn(txn) => outcome(services.kv.txn(Request::new(txn)).await, Answer::Txn),
+        ClientRequest::Compaction(compaction) => outcome(
             services.kv.compact(Request::new(compaction)).await,
             Answer::Compaction,
         ),
-        Asked::LeaseGrant(grant) => outcome(
+        ClientRequest::LeaseGrant(grant) => outcome(
             services.lease.lease_grant(Request::new(grant)).await,
             Answer::LeaseGrant,
         ),
-        Asked::LeaseRevoke { id } => outcome(
+        ClientRequest::LeaseRevoke { id } => outcome(
             services
                 .lease
                 .lease_revoke(Request::new(LeaseRevokeRequest { id }))
                 .await,
             Answer::LeaseRevoke,
         ),
-        Asked::LeaseKeepAlive { id } => match services
+        ClientRequest::LeaseKeepAlive { id } => match services
             .handle
             .renew_lease(&Caller::nobody(), LeaseId(id))
             .await
@@ -316,16 +319,16 @@ async fn serve(services: &Services, asked: Asked) -> Outcome {
             Ok(ttl) => Outcome::Answered(Answer::LeaseKeepAlive { ttl }),
             Err(error) => failed(&error.into()),
         },
-        Asked::LeaseTimeToLive { id, keys } => outcome(
+        ClientRequest::LeaseTimeToLive { id, keys } => outcome(
             services
                 .lease
                 .lease_time_to_live(Request::new(LeaseTimeToLiveRequest { id, keys }))
                 .await,
             Answer::LeaseTimeToLive,
         ),
-        Asked::Member(change) => change_members(services, change).await,
-        Asked::RangeStream(range) => range_stream(services, range).await,
-        Asked::LeaseLeases => {
+        ClientRequest::Member(change) => change_members(services, change).await,
+        ClientRequest::RangeStream(range) => range_stream(services, range).await,
+        ClientRequest::LeaseLeases => {
             let request = Request::new(LeaseLeasesRequest {});
             outcome(services.lease.lease_leases(request).await, |listed| {
                 Answer::Leases(listed.leases.iter().map(|lease| lease.id).collect())
@@ -335,37 +338,37 @@ async fn serve(services: &Services, asked: Asked) -> Outcome {
     }
 }
 
-/// What operators ask for.
-async fn operate(services: &Services, asked: Asked) -> Outcome {
+/// Executes operators' requests.
+async fn operate(services: &Services, request: ClientRequest) -> Outcome {
     let maintenance = &services.maintenance;
-    match asked {
-        Asked::Alarm(request) => outcome(
+    match request {
+        ClientRequest::Alarm(request) => outcome(
             maintenance.alarm(Request::new(request)).await,
             Answer::Alarm,
         ),
-        Asked::HashKv { revision } => {
+        ClientRequest::HashKv { revision } => {
             let request = Request::new(HashKvRequest { revision });
             outcome(maintenance.hash_kv(request).await, Answer::HashKv)
         }
-        Asked::MemberList { linearizable } => {
+        ClientRequest::MemberList { linearizable } => {
             let request = Request::new(MemberListRequest { linearizable });
             outcome(services.cluster.member_list(request).await, |listed| {
                 Answer::MemberList(listed.members.iter().map(|member| member.id).collect())
             })
         }
-        Asked::MoveLeader { to } => {
+        ClientRequest::MoveLeader { to } => {
             let request = Request::new(MoveLeaderRequest { target_id: to.0 });
             outcome(maintenance.move_leader(request).await, |_| Answer::Done)
         }
-        Asked::Downgrade(request) => {
+        ClientRequest::Downgrade(request) => {
             let request = Request::new(request);
             outcome(maintenance.downgrade(request).await, |_| Answer::Done)
         }
-        Asked::Defragment => {
+        ClientRequest::Defragment => {
             let request = Request::new(DefragmentRequest {});
             outcome(maintenance.defragment(request).await, |_| Answer::Done)
         }
-        Asked::Status => {
+        ClientRequest::Status => {
             let request = Request::new(StatusRequest {});
             outcome(maintenance.status(request).await, |_| Answer::Done)
         }
@@ -373,7 +376,7 @@ async fn operate(services: &Services, asked: Asked) -> Outcome {
     }
 }
 
-/// Puts the pieces together: the answer is that of the range as a whole.
+/// Joins the parts of a stream into one range response.
 async fn range_stream(services: &Services, range: RangeRequest) -> Outcome {
     let mut pieces = match services.kv.range_stream(Request::new(range)).await {
         Ok(pieces) => pieces.into_inner(),
@@ -387,7 +390,7 @@ async fn range_stream(services: &Services, range: RangeRequest) -> Outcome {
         };
         pairs += piece.kvs.len();
         frames.extend_from_slice(piece.kvs.frames());
-        // The last one says what is true of all.
+        // The last part carries the header and the counts of the whole range.
         if piece.header.is_some() {
             return Outcome::Answered(Answer::Range(RangeResponse {
                 kvs: EncodedKvs::from_frames(frames.into(), pairs),

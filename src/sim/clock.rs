@@ -1,8 +1,8 @@
-//! The world's time, and the clocks that its members make of it.
+//! The world's time, and the members' clocks derived from it.
 //!
-//! Time stands still while anything runs, and moves only when the scheduler says so. Each life of
-//! a member has a clock of its own that runs a little too fast or too slow, as quartz does, and a
-//! wall clock that may be set at any moment. A wait ends by the member's own clock.
+//! Time stands still while code runs and is advanced by the scheduler only. Each process of a
+//! member has a clock that runs slightly fast or slow, as quartz does, and a wall clock that can
+//! jump at any moment. Waits follow the member's own clock.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -20,22 +20,22 @@ use crate::env::{Boxed, Clock};
 const FIRST_NOW_NS: u64 = 1_000_000_000_000;
 /// What a wall clock shows when the world begins: 2026-01-01T00:00:00Z.
 const FIRST_WALL_NS: i128 = 1_767_225_600_000_000_000;
-/// A drift of so much would be a clock that stands still.
+/// A drift this large would stop the clock.
 const MILLION: i128 = 1_000_000;
-/// The most that a clock is off.
+/// The largest drift of a member's clock.
 pub const MAX_DRIFT_PPM: i64 = 10_000;
 
-/// The time that passes in the world, and what waits for it.
+/// The time of the world, and its timers.
 #[derive(Default)]
 pub struct Time {
-    state: Mutex<State>,
+    state: Mutex<Timers>,
 }
 
 #[derive(Default)]
-struct State {
+struct Timers {
     now_ns: u64,
     next_timer: u64,
-    /// By deadline, and then in the order in which they were set.
+    /// By deadline, then in the order in which they were set.
     timers: BTreeMap<(u64, u64), Waker>,
 }
 
@@ -49,7 +49,7 @@ impl Time {
         self.state.lock().now_ns
     }
 
-    /// Lets time pass and wakes whoever waited for it. Time never goes back.
+    /// Advances the time and fires the timers that are due. Time never goes back.
     pub fn advance_to(&self, ns: u64) {
         let due = {
             let mut state = self.state.lock();
@@ -63,24 +63,24 @@ impl Time {
         }
     }
 
-    /// When the first of those who wait is to be woken.
+    /// When the next timer fires.
     pub fn next_timer(&self) -> Option<u64> {
         let state = self.state.lock();
         state.timers.first_key_value().map(|(key, _)| key.0)
     }
 
-    /// How many wait.
+    /// How many timers are pending.
     #[cfg(test)]
     pub fn timers(&self) -> usize {
         self.state.lock().timers.len()
     }
 }
 
-/// The clocks of one life of a member, or of a client.
+/// The clocks of one process of a member, or of a client.
 pub struct MemberClock {
     time: Arc<Time>,
     start_ns: u64,
-    /// Nanoseconds that it gains in a million.
+    /// Nanoseconds gained in a million.
     drift_ppm: i64,
     wall_offset_ns: Arc<AtomicI64>,
 }
@@ -97,7 +97,7 @@ impl MemberClock {
         }
     }
 
-    /// When the clock shows so much, in the world's time.
+    /// The world's time at which the clock shows the given value.
     pub fn world_at(&self, now: Duration) -> u64 {
         let shown = now.saturating_sub(Duration::from_nanos(FIRST_NOW_NS));
         self.world_ns(shown.as_nanos() as u64)
@@ -107,20 +107,20 @@ impl MemberClock {
         MILLION + i128::from(self.drift_ppm)
     }
 
-    /// What has passed by this clock since it was made, at a moment of the world's.
+    /// What this clock has measured since it was made, at a time of the world.
     fn shown_ns(&self, world_ns: u64) -> u64 {
         let passed = i128::from(world_ns.saturating_sub(self.start_ns));
         clamp_ns(passed * self.rate() / MILLION)
     }
 
-    /// The first moment of the world's at which so much has passed by this clock.
+    /// The first time of the world at which this clock has measured the given duration.
     fn world_ns(&self, shown_ns: u64) -> u64 {
         let passed = (i128::from(shown_ns) * MILLION + self.rate() - 1) / self.rate();
         clamp_ns(passed + i128::from(self.start_ns))
     }
 }
 
-/// A moment that never comes.
+/// A time that is never reached.
 const NEVER_NS: u64 = u64::MAX;
 
 fn clamp_ns(ns: i128) -> u64 {
@@ -152,7 +152,7 @@ impl Clock for MemberClock {
     }
 }
 
-/// A wait; its timer goes with it.
+/// A wait; dropping it cancels its timer.
 struct Sleep {
     time: Arc<Time>,
     deadline_ns: u64,
@@ -181,7 +181,7 @@ impl Future for Sleep {
             _ => state.timers.insert(key, context.waker().clone()),
         };
         drop(state);
-        // It may be the last that holds a task.
+        // The waker may hold the last reference to a task.
         drop(before);
         Poll::Pending
     }

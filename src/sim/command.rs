@@ -1,6 +1,6 @@
-//! What `scripts/simulate` does: runs many seeds on several threads, adds up what they report, and
-//! tells how to run one that failed again. A run of seeds begins with those of `seeds.txt`, which
-//! found something once.
+//! The command behind `scripts/simulate`: runs many seeds on several threads, sums up their
+//! reports, and prints the command that replays a failure. A run starts with the seeds in
+//! `seeds.txt`, which found bugs before.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::faults::plan::Kind;
 use super::history::Finding;
 use super::network::Counts;
-use super::run::{Options, Report, run};
+use super::run::{Report, RunOptions, run};
 use crate::env::{Clock, SystemClock};
 use crate::probe::{self, CoveragePoint, Defect};
 
@@ -21,7 +21,7 @@ const USAGE: &str =
   --seeds N      run N seeds (200)
   --from S       begin with seed S (1)
   --minutes M    begin no seed after M minutes
-  --seconds V    let faults befall a world for V virtual seconds (40)
+  --seconds V    inject faults for V virtual seconds (40)
   --threads T    worlds side by side (as many as there are processors)
   --seed S       run one seed
   --trace        print what happens in it, line by line
@@ -30,11 +30,11 @@ const USAGE: &str =
   --count        with --defects: run all seeds, and say in how many each is found
   --any-paths    do not ask for every rare path to have been taken";
 
-/// Every so many seeds one is run twice, and has to do the same.
+/// One in this many seeds is run twice and has to give the same trace.
 const SEEDS_PER_REPETITION: u64 = 10;
 /// Numbers at the beginning of lines.
 const KNOWN_SEEDS: &str = include_str!("seeds.txt");
-/// Seeds that each deliberate defect is looked for in, where one will do and where all count.
+/// Seeds per deliberate defect: until it is found, and for the table.
 const SEEDS_UNTIL_FOUND: u64 = 1_600;
 const SEEDS_COUNTED: u64 = 100;
 
@@ -159,7 +159,7 @@ fn run_seeds(arguments: &Arguments, ended: impl Fn(u64, &Report) + Sync) -> Sum 
         .minutes
         .map(|minutes| Duration::from_secs(60 * minutes));
     let sum = Mutex::new(Sum::default());
-    let options = Options {
+    let options = RunOptions {
         seconds: arguments.seconds,
         print: arguments.trace,
     };
@@ -201,7 +201,8 @@ fn run_seeds(arguments: &Arguments, ended: impl Fn(u64, &Report) + Sync) -> Sum 
     sum
 }
 
-/// Those of the list that would not be run anyway, unless one seed or a defect was asked for.
+/// Seeds of the list that the run would not include anyway; none if a single seed or a defect was
+/// requested.
 fn known_seeds(arguments: &Arguments, seeds: u64) -> Vec<u64> {
     if arguments.one || arguments.defects || arguments.defect.is_some() {
         return Vec::new();
@@ -216,7 +217,7 @@ fn known_seeds(arguments: &Arguments, seeds: u64) -> Vec<u64> {
         .collect()
 }
 
-/// The same seed gives the same trace.
+/// Checks that the same seed gives the same trace.
 fn compare(report: &mut Report, again: &Report) {
     if report.trace != again.trace {
         let parted = report.last_lines.iter().zip(&again.last_lines);
@@ -231,17 +232,17 @@ fn compare(report: &mut Report, again: &Report) {
     }
 }
 
-/// What the process ends with.
+/// The exit status.
 const SUCCESS: i32 = 0;
 const FAILURE: i32 = 1;
 const MISUSED: i32 = 2;
 
-/// Runs what the words say and ends the process.
+/// Runs what the arguments say and exits.
 pub fn start(words: impl Iterator<Item = String>) -> ! {
     std::process::exit(main(words))
 }
 
-/// Runs what the words say; see `USAGE`.
+/// Runs what the arguments say; see `USAGE`.
 fn main(words: impl Iterator<Item = String>) -> i32 {
     let arguments = match parse(words) {
         Ok(arguments) => arguments,
@@ -254,7 +255,9 @@ fn main(words: impl Iterator<Item = String>) -> i32 {
         return try_defects(&arguments);
     }
     let clock = SystemClock::new();
-    let sum = run_seeds(&arguments, |seed, report| tell(&arguments, seed, report));
+    let sum = run_seeds(&arguments, |seed, report| {
+        print_report(&arguments, seed, report)
+    });
     print_sum(&sum, clock.now());
     let missed: Vec<&str> = CoveragePoint::ALL
         .iter()
@@ -271,7 +274,7 @@ fn main(words: impl Iterator<Item = String>) -> i32 {
     }
 }
 
-fn tell(arguments: &Arguments, seed: u64, report: &Report) {
+fn print_report(arguments: &Arguments, seed: u64, report: &Report) {
     if report.findings.is_empty() {
         if arguments.one {
             println!(
@@ -340,7 +343,7 @@ fn try_defects(arguments: &Arguments) -> i32 {
         true => SEEDS_COUNTED,
         false => SEEDS_UNTIL_FOUND,
     });
-    // A member that panics is a way of finding a defect, and nothing to be told of.
+    // A panic is one way of finding a defect; its message would only clutter the output.
     std::panic::set_hook(Box::new(|_| {}));
     println!("| defect | found in | of seeds | first | as |");
     println!("|---|---|---|---|---|");

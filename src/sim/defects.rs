@@ -1,5 +1,5 @@
-//! Deliberate defects that change the order of steps, made by what the simulator hands to a member's
-//! threads: the code that serves has the right order alone.
+//! Deliberate defects that reorder steps, built from what the simulator hands to a member's
+//! threads, so that production code contains the correct order only.
 
 use crate::probe::{Defect, injected};
 use crate::raft::Persist;
@@ -9,7 +9,7 @@ use crate::replica::log_thread::{LogJob, LogThread};
 use crate::transport::PeerMessage;
 use crate::types::MemberId;
 
-/// The order in which the apply thread of this world's members takes its steps.
+/// The order in which the apply threads of this world take their steps.
 pub fn stages() -> Stages {
     if injected(Defect::AnswerBeforeWrite) {
         &[
@@ -28,7 +28,8 @@ pub fn stages() -> Stages {
     }
 }
 
-/// Does with the jobs that the log thread has just taken what has to wait until they are done.
+/// Runs early, on the jobs that the log thread has just taken, what has to wait until they are
+/// durable.
 pub fn before_sync(jobs: &mut [LogJob], log: &LogThread, apply: &ApplyThread, inbox: &Inbox) {
     for job in jobs {
         let LogJob::Persist(persist, received) = job else {

@@ -1,5 +1,5 @@
-//! Tasks without threads: what is ready waits until the scheduler has it polled, and which one
-//! goes first is drawn from the seed. Each life of a member has its own, and they die with it.
+//! Tasks without threads: ready tasks wait until the scheduler polls them, in an order drawn from
+//! the seed. Each process of a member has its own executor, and its tasks end with it.
 //!
 //! No lock is held while anything of a task runs or is dropped: a poll, a wake and a destructor
 //! may all spawn, and wake others.
@@ -23,28 +23,28 @@ pub struct Tasks {
 
 #[derive(Default)]
 struct Queue {
-    state: Mutex<State>,
+    state: Mutex<TaskState>,
 }
 
 #[derive(Default)]
-struct State {
+struct TaskState {
     next_task: u64,
     tasks: BTreeMap<u64, Task>,
-    /// Those to be polled, each once.
+    /// Tasks to be polled, each once.
     ready: Vec<u64>,
     blocking: Vec<Work>,
-    /// The process is gone: nothing runs any more.
+    /// The process has ended: nothing runs any more.
     dead: bool,
 }
 
 struct Task {
-    /// Out while it is polled.
+    /// None while it is being polled.
     future: Option<Boxed<()>>,
     is_ready: bool,
     waker: Waker,
 }
 
-/// Makes its task ready. It does not keep the queue: a task holds wakers of its own.
+/// Makes its task ready. It holds no reference to the queue, since tasks hold wakers themselves.
 struct TaskWaker {
     queue: Weak<Queue>,
     task: u64,
@@ -73,12 +73,12 @@ impl Tasks {
         Arc::default()
     }
 
-    /// How many tasks are to be polled.
+    /// How many tasks are ready.
     pub fn ready(&self) -> usize {
         self.queue.state.lock().ready.len()
     }
 
-    /// How many tasks there are.
+    /// How many tasks exist.
     pub fn len(&self) -> usize {
         self.queue.state.lock().tasks.len()
     }
@@ -88,13 +88,12 @@ impl Tasks {
         self.len() == 0
     }
 
-    /// How much work waits that may take long.
+    /// How many blocking jobs are queued.
     pub fn blocking(&self) -> usize {
         self.queue.state.lock().blocking.len()
     }
 
-    /// Polls one of the tasks that are ready; false where none is. A panic of the task comes out
-    /// here.
+    /// Polls one of the ready tasks; false if there is none. A panic in the task propagates.
     pub fn poll_one(&self, random: &mut Random) -> bool {
         let (number, mut future, waker) = {
             let mut state = self.queue.state.lock();
@@ -103,7 +102,7 @@ impl Tasks {
             }
             let at = random.below(state.ready.len() as u64) as usize;
             let number = state.ready.swap_remove(at);
-            // One that panicked has no future any more.
+            // A task that panicked has no future left.
             let taken = state.tasks.get_mut(&number).and_then(|task| {
                 task.is_ready = false;
                 Some((task.future.take()?, task.waker.clone()))
@@ -119,7 +118,7 @@ impl Tasks {
                 let mut state = self.queue.state.lock();
                 let ended = state.tasks.remove(&number);
                 if ended.as_ref().is_some_and(|task| task.is_ready) {
-                    // It was woken while it ran to its end.
+                    // It was woken during its last poll.
                     state.ready.retain(|ready| *ready != number);
                 }
                 drop(state);
@@ -127,7 +126,7 @@ impl Tasks {
             }
             Poll::Pending => {
                 let mut state = self.queue.state.lock();
-                // It is gone where the poll had everything cleared.
+                // It is gone if the poll stopped the executor.
                 if let Some(task) = state.tasks.get_mut(&number) {
                     task.future = Some(future);
                 }
@@ -136,7 +135,7 @@ impl Tasks {
         true
     }
 
-    /// Does one piece of work that may take long; false where none waits.
+    /// Runs one blocking job; false if there is none.
     pub fn run_blocking_one(&self, random: &mut Random) -> bool {
         let work = {
             let mut state = self.queue.state.lock();
@@ -150,7 +149,7 @@ impl Tasks {
         true
     }
 
-    /// Drops everything, for good: what is spawned from now on is dropped at once.
+    /// Drops everything for good: later spawns are dropped at once.
     pub fn clear(&self) {
         let (tasks, blocking) = {
             let mut state = self.queue.state.lock();
@@ -224,7 +223,7 @@ mod tests {
         let mut polls = 0;
         while tasks.poll_one(random) {
             polls += 1;
-            assert!(polls < 10_000, "it does not come to rest");
+            assert!(polls < 10_000, "the tasks never finish");
         }
         polls
     }
@@ -406,7 +405,7 @@ mod tests {
         let (sender, receiver) = oneshot::channel::<()>();
         let (within, held) = (kept.clone(), sender);
         tasks.spawn(Box::pin(async move {
-            // Waits for itself: its own waker lies within.
+            // A cycle: the task holds its own waker.
             let _held = (held, within);
             let _ = receiver.await;
         }));

@@ -11,7 +11,7 @@ mod targets;
 
 use std::sync::atomic::Ordering;
 
-use self::plan::{AFTERMATH_NS, CENSUS_NS, Event, Kind, MS, SECOND};
+use self::plan::{AFTERMATH_NS, CHECK_MEMBERSHIP_NS, Event, Kind, MS, SECOND};
 use self::targets::{leader, links_to_cut};
 use super::history::Moment;
 use super::world::{Injector, World};
@@ -20,13 +20,13 @@ use crate::storage::Engine as _;
 use crate::storage::memory::Refuses;
 use crate::types::MemberId;
 
-/// A disk that refused something is found out within this.
+/// A disk error is noticed by its member within this time.
 const BROKEN_NS: u64 = 10 * SECOND;
 
-/// What a world calls when a fault is due.
+/// The functions that a world calls when a fault is due.
 pub const INJECTOR: Injector = Injector { strike, cut_short };
 
-/// Does what is due.
+/// Carries out the faults that are due.
 pub fn strike(world: &mut World) {
     let now = world.time.now_ns();
     let Some(entry) = world.faults.agenda.first_entry() else {
@@ -36,19 +36,21 @@ pub fn strike(world: &mut World) {
         return;
     }
     match entry.remove() {
-        Event::Strike => {
+        Event::InjectFault => {
             let faults = &mut world.faults;
             let next = now + faults.random.between(100 * MS, faults.interval_ns);
             if now < faults.until {
-                faults.plan(next, Event::Strike);
+                faults.plan(next, Event::InjectFault);
                 let kinds = faults.kinds.clone();
                 let kind = *faults.random.pick(&kinds);
                 begin(world, kind, now);
             }
         }
-        Event::Census => {
-            world.faults.plan(now + CENSUS_NS, Event::Census);
-            membership::take_census(world);
+        Event::CheckMembership => {
+            world
+                .faults
+                .plan(now + CHECK_MEMBERSHIP_NS, Event::CheckMembership);
+            membership::check_membership(world);
         }
         Event::Die(id) => {
             let id = id.or_else(|| leader(world));
@@ -61,7 +63,7 @@ pub fn strike(world: &mut World) {
         }
         Event::Transfer(to) => elections::transfer(world, to),
         Event::Coup(id) => elections::coup(world, id),
-        Event::Enthrone => {
+        Event::TransferToNewest => {
             if let Some(id) = world.faults.newest {
                 elections::transfer(world, id);
             }
@@ -80,8 +82,8 @@ pub fn strike(world: &mut World) {
         }
         Event::LinksRecover => world.network.set_conditions(0, 0, 0),
         Event::FreeDisk(id) => {
-            if let Some(node) = world.nodes.get(&id) {
-                node.disk.log().fill(None);
+            if let Some(member) = world.members.get(&id) {
+                member.disk.log().fill(None);
             }
         }
     }
@@ -99,7 +101,7 @@ fn restart(world: &mut World, id: MemberId) {
     }
 }
 
-/// The process stands still.
+/// Pauses the process.
 pub(super) fn pause(world: &mut World, id: MemberId) {
     let now = world.time.now_ns();
     if let Some(condition) = world.conditions.get_mut(&id) {
@@ -121,7 +123,7 @@ pub(super) fn go_on(world: &mut World, id: MemberId) {
     world.network.hold(id, false);
 }
 
-/// One that leads, or takes itself for the leader.
+/// A member that leads, or believes that it leads.
 fn begin(world: &mut World, kind: Kind, now: Moment) {
     let alive = world.alive();
     if alive.is_empty() {
@@ -131,7 +133,7 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
     let leader = leader(world);
     let random = &mut world.faults.random;
     let id = match leader {
-        // A fault at the leader shows the most.
+        // Faults at the leader have the largest effect.
         Some(leader) if random.chance(250) => leader,
         _ => *random.pick(&alive),
     };
@@ -146,18 +148,18 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
             world.faults.plan(later, Event::Restart(id));
         }
         Kind::Stop => {
-            // As a server does when it is told to: first it hands over.
-            if let Some(life) = world.life(id) {
-                // A full inbox has other worries.
-                let _ = life.raft.inbox().push(Input::HandOver);
+            // A server that is stopped first hands leadership over, too.
+            if let Some(process) = world.process(id) {
+                // A full inbox only loses the request.
+                let _ = process.raft.inbox().push(Input::HandOver);
             }
             world.faults.disturbed(soon);
             world.faults.plan(soon, Event::Stop(id));
         }
         Kind::Flush => {
-            if let Some(node) = world.nodes.get(&id) {
-                // One that refuses is noticed by its member.
-                let _ = node.disk.state().flush();
+            if let Some(member) = world.members.get(&id) {
+                // The member notices an error by itself.
+                let _ = member.disk.state().flush();
             }
         }
         Kind::PowerLossOfAll => {
@@ -184,12 +186,12 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
         }
         Kind::ClockJump => {
             let hours = world.faults.random.between(0, 48) as i64 - 24;
-            if let Some(node) = world.nodes.get(&id) {
+            if let Some(member) = world.members.get(&id) {
                 let jump = hours * 3_600 * SECOND as i64;
-                node.wall_offset_ns.fetch_add(jump, Ordering::SeqCst);
+                member.wall_offset_ns.fetch_add(jump, Ordering::SeqCst);
             }
         }
-        Kind::Transfer => elections::hand_round(world, id, &alive, later),
+        Kind::Transfer => elections::transfer_repeatedly(world, id, &alive, later),
         Kind::Membership => membership::change(world, id),
         Kind::Newcomer => membership::newcomer(world, id, now),
     }
@@ -208,7 +210,7 @@ fn cut_links(world: &mut World, kind: Kind, id: MemberId, heals_at: Moment) {
     world.faults.plan(heals_at, Event::Heal(links));
 }
 
-/// Messages get lost, doubled and late until `recover_at`.
+/// Loses, duplicates and delays messages until `recover_at`.
 fn worsen_links(world: &mut World, recover_at: Moment) {
     let random = &mut world.faults.random;
     let loss = random.between(5, 250) as u32;
@@ -223,7 +225,7 @@ fn break_disk(world: &mut World, kind: Kind, id: MemberId, until: Moment) {
     if let Some(condition) = world.conditions.get_mut(&id) {
         let since = condition.may_fail_until;
         condition.may_fail_until = match kind {
-            // It may not sync, or write, for long.
+            // Syncs or writes fail for a while.
             Kind::SyncFailure | Kind::EngineFailure => Moment::MAX,
             _ => since.max(until + BROKEN_NS),
         };
@@ -231,26 +233,26 @@ fn break_disk(world: &mut World, kind: Kind, id: MemberId, until: Moment) {
             condition.may_not_start_until = condition.may_fail_until;
         }
     }
-    let Some(node) = world.nodes.get(&id) else {
+    let Some(member) = world.members.get(&id) else {
         return;
     };
     match kind {
         Kind::DiskFull => {
-            node.disk.log().fill(Some(free));
+            member.disk.log().fill(Some(free));
             world.faults.plan(until, Event::FreeDisk(id));
         }
         Kind::EngineFailure => {
             let random = &mut world.faults.random;
-            node.disk.state().refuse(match random.chance(500) {
+            member.disk.state().refuse(match random.chance(500) {
                 true => Refuses::Flushes,
                 false => Refuses::AllAfter(random.below(40)),
             });
         }
-        _ => node.disk.log().fail_next_sync(),
+        _ => member.disk.log().fail_next_sync(),
     }
 }
 
-/// Ends a member that is taking over a snapshot.
+/// Ends a member that is installing a received state.
 pub fn cut_short(world: &mut World, id: MemberId) {
     let now = world.time.now_ns();
     if now < world.faults.until {
@@ -264,31 +266,31 @@ pub fn cut_short(world: &mut World, id: MemberId) {
     }
 }
 
-/// Ends every fault, and starts whoever is down.
+/// Ends every fault, and starts every member that is down.
 pub fn heal(world: &mut World) {
     let now = world.time.now_ns();
     world.trace.note(format_args!("everything heals"));
     world.faults.until = 0;
-    let census = |event: &Event| *event == Event::Census;
-    world.faults.agenda.retain(|_, event| census(event));
+    let check = |event: &Event| *event == Event::CheckMembership;
+    world.faults.agenda.retain(|_, event| check(event));
     world.network.heal_all();
     world.network.set_conditions(0, 0, 0);
-    let ids: Vec<MemberId> = world.nodes.keys().copied().collect();
+    let ids: Vec<MemberId> = world.members.keys().copied().collect();
     for id in ids {
         go_on(world, id);
         if let Some(condition) = world.conditions.get_mut(&id) {
             condition.stalled_until = 0;
         }
-        if let Some(node) = world.nodes.get(&id) {
-            node.disk.log().fill(None);
-            node.disk.state().refuse(Refuses::Nothing);
+        if let Some(member) = world.members.get(&id) {
+            member.disk.log().fill(None);
+            member.disk.state().refuse(Refuses::Nothing);
         }
         restart(world, id);
     }
     world.faults.busy_until = now + AFTERMATH_NS;
 }
 
-/// The end of the world: what was calm until now is noted.
+/// Records the last calm interval, at the end of the world.
 pub fn close(world: &mut World) {
     let now = world.time.now_ns();
     world.faults.note_calm(now);

@@ -1,7 +1,7 @@
-//! What happened in a world, as those saw it who can judge it: the clients their requests and
-//! answers, the scheduler the entries that members applied. The checkers read nothing else.
+//! What happened in a world, as recorded by the clients (requests and responses) and by the
+//! scheduler (the entries that members applied). The checkers read nothing else.
 //!
-//! Moments are nanoseconds of the world's own time, which no member's clock shows exactly.
+//! Times are in nanoseconds of the world's clock, which differs slightly from every member's clock.
 
 use bytes::Bytes;
 
@@ -14,13 +14,13 @@ use crate::proto::etcdserverpb::{
 use crate::proto::etchedpeer::MemberChange;
 use crate::types::{MemberId, Revision};
 
-/// A moment, in nanoseconds since the world began.
+/// A time, in nanoseconds since the world began.
 pub type Moment = u64;
 
-/// Something that a client asked of a member. A value that is put is put once in a world: it
-/// tells which request wrote it.
+/// A client's request. Each value is put once in a world, so it identifies the request that wrote
+/// it.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Asked {
+pub enum ClientRequest {
     Range(RangeRequest),
     Put(PutRequest),
     DeleteRange(DeleteRangeRequest),
@@ -37,9 +37,9 @@ pub enum Asked {
         id: i64,
         keys: bool,
     },
-    /// As `Range`, of an order and without filters, in pieces.
+    /// A `Range` with an order and no filters, streamed in parts.
     RangeStream(RangeRequest),
-    /// What leases there are, as far as that member knows.
+    /// Lists the leases that this member knows.
     LeaseLeases,
     /// Raises, disarms or lists alarms.
     Alarm(AlarmRequest),
@@ -59,7 +59,7 @@ pub enum Asked {
     Member(MemberChange),
 }
 
-/// An answer that is no error.
+/// A successful response.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     Range(RangeResponse),
@@ -69,7 +69,7 @@ pub enum Answer {
     Compaction(CompactionResponse),
     LeaseGrant(LeaseGrantResponse),
     LeaseRevoke(LeaseRevokeResponse),
-    /// What it was renewed for, in seconds; 0 where there is no such lease.
+    /// The TTL after the renewal, in seconds; 0 if the lease does not exist.
     LeaseKeepAlive {
         ttl: i64,
     },
@@ -80,46 +80,46 @@ pub enum Answer {
     HashKv(HashKvResponse),
     /// The ids of the members.
     MemberList(Vec<u64>),
-    /// Nothing that could be held against anything.
+    /// A response without content that could be checked.
     Done,
     /// The ids of the members after the change.
     Member(Vec<u64>),
 }
 
-/// What became of a request, as far as its client knows.
+/// The outcome of a request, as far as its client knows.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     Answered(Answer),
-    /// The member said that it was not done, and never will be: the text of the error.
+    /// The request was not executed and never will be; holds the error text.
     Refused(String),
-    /// The member did not answer, or could not say: it may have been done, or be done yet.
+    /// No response, or an ambiguous error: the request may have been executed, or may be later.
     Unknown,
 }
 
-/// One request of a client.
+/// A client's request with its outcome.
 #[derive(Clone, Debug)]
 pub struct Operation {
-    /// A client has one request under way at a time.
+    /// A client has one request in flight at a time.
     pub client: u32,
-    /// Whom it asked.
+    /// The member that was called.
     pub member: MemberId,
-    pub asked: Asked,
+    pub request: ClientRequest,
     pub called_at: Moment,
     pub returned_at: Moment,
     pub outcome: Outcome,
 }
 
-/// One watch on one stream, from its creation to its end.
+/// One watch, from its creation to its end.
 #[derive(Clone, Debug)]
 pub struct Watched {
     pub client: u32,
     pub member: MemberId,
     pub create: WatchCreateRequest,
     pub created_at: Moment,
-    /// In the order in which they came, each with its moment; the first one is the creation's.
+    /// In the order of arrival; the first response confirms the creation.
     pub responses: Vec<(Moment, WatchResponse)>,
-    /// The client was still there, and the stream whole, when the world came to rest: nothing may
-    /// be missing at its end.
+    /// The client and its stream were still there when the world had converged: every event has to
+    /// have arrived.
     pub to_the_end: bool,
 }
 
@@ -134,51 +134,51 @@ pub enum Payload {
 
 /// An entry, as a member applied it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Applied {
+pub struct AppliedEntry {
     pub index: u64,
     pub term: u64,
     pub payload: Payload,
 }
 
-/// All that a world did.
+/// The whole history of a world.
 #[derive(Clone, Default)]
 pub struct History {
-    /// The members that founded the cluster, all of them voters.
+    /// The founding members, all of them voters.
     pub founders: Vec<MemberId>,
-    /// Members compact by themselves: a compaction need not come from a client.
+    /// Members compact automatically: not every compaction was requested by a client.
     pub auto_compaction: bool,
-    /// In the order of their returns.
+    /// In the order in which they returned.
     pub operations: Vec<Operation>,
     pub watches: Vec<Watched>,
-    /// Every entry once, in order, as the member that was first to apply it had it, and when that
-    /// was. The world itself compares them with what the other members apply.
-    pub entries: Vec<(Moment, Applied)>,
-    /// When there was no fault at all, as far as the scheduler knows: no member down or paused,
-    /// no link cut, no disk stalled. In order, not overlapping.
+    /// Every entry once, in log order, as the first member to apply it saw it, with the time of
+    /// that. The world compares it with what the other members apply.
+    pub entries: Vec<(Moment, AppliedEntry)>,
+    /// The intervals without any fault that the scheduler knows of: no member down or paused, no
+    /// link cut, no disk stalled. Ordered and disjoint.
     pub calm: Vec<(Moment, Moment)>,
-    /// When the only member stood still, from when to when, until there were others. In order.
+    /// The intervals in which the only member was paused, until others were added. Ordered.
     pub stood_still: Vec<(Moment, Moment)>,
-    /// What the members' histories hold at the end, when all compactions are done.
+    /// What the members' histories hold at the end, after all compactions.
     pub kept: Vec<Kept>,
 }
 
-/// What is left of a member's history.
+/// A member's history after compaction.
 #[derive(Clone, Debug)]
 pub struct Kept {
     pub member: MemberId,
-    /// The revision that it is compacted to; -1 for none.
+    /// The compacted revision; -1 for none.
     pub compacted: i64,
-    /// Every change that is there, in order.
+    /// Every remaining change, in order.
     pub revisions: Vec<Revision>,
-    /// Versions that a later one superseded.
+    /// Remaining versions that a later one superseded.
     pub superseded: usize,
 }
 
-/// Something that must not be.
+/// A violation found by a checker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Which promise is broken: "a read is stale".
+    /// The property that was violated: "a read is stale".
     pub what: &'static str,
-    /// Who, when and what exactly, for people.
+    /// Which operation, where and when, for the report.
     pub details: String,
 }

@@ -1,11 +1,11 @@
-//! What must hold in a world at every moment, and what can be seen of it from outside: one leader
-//! a term, equal entries at equal indexes, equal states at equal indexes, bounded queues.
+//! Invariants of a world, checked at every step, and accessors to what they need: one leader per
+//! term, equal entries and equal states at equal indexes, bounded queues.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::history::{Applied, Payload};
-use super::member::Life;
+use super::history::{AppliedEntry, Payload};
+use super::member::Process;
 use super::world::World;
 use crate::mvcc::compaction;
 use crate::probe;
@@ -19,15 +19,15 @@ use crate::types::MemberId;
 /// Where the log of a cluster begins: see `FOUNDING_ENTRY`.
 const FIRST_INDEX: u64 = 2;
 
-/// A busy world takes some ten thousand.
+/// A busy world needs some ten thousand.
 const MAX_STEPS_A_SECOND: u64 = 40_000;
 /// A world has a few dozen clients, each with one request at a time.
 const MAX_PENDING: usize = 400;
-/// Beyond its limit a member takes what it has begun with: a leader its own proposals, a
-/// follower one append.
+/// A queue at its limit still accepts a batch that has been started: the leader's own proposals, or
+/// one append at a follower.
 const MAX_OVERSHOOT_BYTES: usize = 1 << 20;
-/// A state may come to a member again where its answer was lost, and twice a second while the disk
-/// of who takes it over stands still, which is for eight seconds at most.
+/// A state may be sent again if its response was lost, and twice a second while the receiver's disk
+/// is stalled, which takes eight seconds at most.
 const MAX_ARRIVALS: u64 = 24;
 
 impl World {
@@ -44,14 +44,15 @@ impl World {
         }
     }
 
-    /// Tells of terms as members come to them: who is first stands for election.
+    /// Records each member's term; the first member in a new term is a candidate.
     pub(super) fn note_term(&mut self, id: MemberId, term: u64) {
         if self.terms.insert(id, term) != Some(term) {
             self.trace.note(format_args!("{id} is in term {term}"));
         }
     }
 
-    /// Takes what was applied since the last look, and compares it with what others applied.
+    /// Takes what was applied since the last check, and compares it with what other members
+    /// applied.
     pub(super) fn note_applied(&mut self) {
         let now = self.time.now_ns();
         for applied in probe::take_applied() {
@@ -64,7 +65,7 @@ impl World {
                     Payload::Member(change.unwrap_or_else(|_| MemberChange::default()))
                 }
             };
-            let entry = Applied {
+            let entry = AppliedEntry {
                 index: applied.index,
                 term: applied.term,
                 payload,
@@ -93,14 +94,14 @@ impl World {
 
     /// Members that applied the same entries have the same state.
     pub(super) fn compare_state(&mut self, id: MemberId) {
-        let Some(node) = self.nodes.get(&id) else {
+        let Some(member) = self.members.get(&id) else {
             return;
         };
-        if node.life.is_none() {
+        if member.process.is_none() {
             return;
         }
-        let state = node.disk.state();
-        // A state that cannot be read ends the member, which is told of.
+        let state = member.disk.state();
+        // An unreadable state ends the member, which is reported separately.
         let Ok(mark) = entry_id_of(&state) else {
             return;
         };
@@ -114,31 +115,31 @@ impl World {
         }
     }
 
-    /// Whoever has nothing to do does nothing.
+    /// Checks that idle members do not run.
     pub(super) fn look_for_spin(&mut self, now: u64) {
         let second = now / 1_000_000_000;
         if self.second.0 != second {
             self.second = (second, self.steps);
         } else if self.steps - self.second.1 > MAX_STEPS_A_SECOND {
             let details = format!("{MAX_STEPS_A_SECOND} steps in second {second}");
-            self.find("a member works without end", details);
+            self.find("a member never becomes idle", details);
         }
     }
 
-    /// No queue may grow beyond its bound.
+    /// Checks the bound of every queue.
     pub(super) fn look_at_queues(&mut self) {
         use crate::replica::inbox::{MAX_WAITING, MAX_WAITING_BYTES};
         let mut over = Vec::new();
-        for (id, node) in &self.nodes {
-            let Some(life) = &node.life else {
+        for (id, member) in &self.members {
+            let Some(process) = &member.process else {
                 continue;
             };
-            let (inputs, bytes) = life.raft.inbox().waiting();
-            // What a member says to itself is not counted.
+            let (inputs, bytes) = process.raft.inbox().waiting();
+            // Messages to itself are not counted.
             if inputs > MAX_WAITING + 4_096 || bytes > MAX_WAITING_BYTES {
                 over.push(format!("inbox of {id}: {inputs} inputs, {bytes} bytes"));
             }
-            let counters = life.handle.shared().hub.counters();
+            let counters = process.handle.shared().hub.counters();
             let bytes = counters
                 .pending_bytes
                 .load(std::sync::atomic::Ordering::Relaxed);
@@ -146,7 +147,7 @@ impl World {
             if bytes > limit {
                 over.push(format!("watch events of {id}: {bytes} bytes"));
             }
-            let (waiting, bytes) = life.raft.waiting();
+            let (waiting, bytes) = process.raft.waiting();
             if waiting.sum() > MAX_PENDING {
                 over.push(format!("those who wait for {id}: {waiting:?}"));
             }
@@ -164,7 +165,7 @@ impl World {
         }
     }
 
-    /// Nobody votes twice in a term.
+    /// A member votes once per term.
     pub(super) fn look_at_votes(&mut self) {
         let broken = self.network.promises().take_broken();
         if let Some(details) = broken {
@@ -172,34 +173,41 @@ impl World {
         }
     }
 
-    /// Nobody's data is damaged in any world, so nobody may be called corrupt: the cluster would
-    /// take no more writes.
+    /// No fault corrupts a member's data, so no CORRUPT alarm may be raised: it would refuse all
+    /// writes.
     pub(super) fn look_for_false_alarms(&mut self) {
-        let accused = self.nodes.values().find_map(|node| {
-            let status = node.life.as_ref()?.handle.shared().status();
+        let accused = self.members.values().find_map(|member| {
+            let status = member.process.as_ref()?.handle.shared().status();
             let mut alarms = status.alarms.iter();
             let corrupt = alarms.find(|alarm| {
-                // Operators name members that there never were.
-                let is_member = self.nodes.contains_key(&MemberId(alarm.member_id));
+                // Operators also use ids that no member has.
+                let is_member = self.members.contains_key(&MemberId(alarm.member_id));
                 alarm.alarm == AlarmType::Corrupt as i32 && is_member
             })?;
             Some(MemberId(corrupt.member_id))
         });
         if let Some(accused) = accused {
-            self.find("a sound member is called corrupt", format!("{accused}"));
+            self.find(
+                "a sound member is reported as corrupt",
+                format!("{accused}"),
+            );
         }
     }
 
-    /// Between two groups a member says that it has applied what its state holds.
+    /// Between two groups a member reports the applied index of its state.
     pub(super) fn look_at_applied(&mut self, id: MemberId) {
-        let Some(node) = self.nodes.get(&id) else {
+        let Some(member) = self.members.get(&id) else {
             return;
         };
-        let Some(life) = node.life.as_ref().filter(|life| !life.is_applying()) else {
+        let Some(process) = member
+            .process
+            .as_ref()
+            .filter(|process| !process.is_applying())
+        else {
             return;
         };
-        let said = life.handle.shared().raft.applied_index();
-        if let Ok(mark) = entry_id_of(&node.disk.state())
+        let said = process.handle.shared().raft.applied_index();
+        if let Ok(mark) = entry_id_of(&member.disk.state())
             && mark.index != said
         {
             let details = format!("{id} says {said}, its state {}", mark.index);
@@ -207,11 +215,13 @@ impl World {
         }
     }
 
-    /// Whoever speaks as leader has the term on its disk: a leader that forgot it could lead in it
-    /// again, and have other entries.
+    /// A leader's term is on its disk before it sends messages as leader: otherwise it could lead
+    /// in that term again, with different entries.
     pub(super) fn look_at_terms(&mut self, id: MemberId) {
         let led = self.network.promises().led_in(id);
-        let durable = self.life(id).map(|life| life.raft.status().durable_term);
+        let durable = self
+            .process(id)
+            .map(|process| process.raft.status().durable_term);
         if let (Some(led), Some(durable)) = (led, durable)
             && led > durable
         {
@@ -220,11 +230,14 @@ impl World {
         }
     }
 
-    /// Once all streams are gone nothing is left of their watches.
+    /// After all streams have ended, no watch is left.
     pub fn watches_are_gone(&self) -> bool {
-        let mut lives = self.nodes.values().filter_map(|node| node.life.as_ref());
-        lives.all(|life| {
-            let hub = &life.handle.shared().hub;
+        let mut processes = self
+            .members
+            .values()
+            .filter_map(|member| member.process.as_ref());
+        processes.all(|process| {
+            let hub = &process.handle.shared().hub;
             let counters = hub.counters();
             let counts = [
                 &counters.streams,
@@ -237,20 +250,20 @@ impl World {
         })
     }
 
-    /// At rest raft counts on the members that the state names, and on nobody else.
+    /// After convergence raft's configuration equals the members in the state.
     pub fn compare_members(&mut self) {
         let mut differing = Vec::new();
-        for node in self.nodes.values() {
-            let Some(life) = &node.life else {
+        for member in self.members.values() {
+            let Some(process) = &member.process else {
                 continue;
             };
-            let status = life.handle.shared().status();
+            let status = process.handle.shared().status();
             let roles = |member: &Member| (MemberId(member.id), !is_learner(member));
             let stored: BTreeMap<MemberId, bool> = status.members.iter().map(roles).collect();
-            let progress = life.raft.progress().into_iter();
+            let progress = process.raft.progress().into_iter();
             let counted: BTreeMap<_, _> = progress.map(|p| (p.member, p.voter)).collect();
             if stored != counted {
-                differing.push(format!("{}: {stored:?} and {counted:?}", node.id));
+                differing.push(format!("{}: {stored:?} and {counted:?}", member.id));
             }
         }
         for details in differing {
@@ -258,23 +271,26 @@ impl World {
         }
     }
 
-    /// No request is left at any member, given up by its client or not, and nothing waits for a
-    /// thread.
+    /// No request is in progress at any member, whether or not its client still waits, and no work
+    /// is queued for a thread.
     pub fn nothing_waits(&self) -> bool {
-        let mut lives = self.nodes.values().filter_map(|node| node.life.as_ref());
-        let nothing = |life: &Life| {
-            let (waiting, bytes) = life.raft.waiting();
-            let reads = life.handle.shared().waiting_reads.count();
-            waiting.sum() == 0 && bytes == 0 && reads == 0 && life.handle.is_idle()
+        let mut processes = self
+            .members
+            .values()
+            .filter_map(|member| member.process.as_ref());
+        let nothing = |process: &Process| {
+            let (waiting, bytes) = process.raft.waiting();
+            let reads = process.handle.shared().waiting_reads.count();
+            waiting.sum() == 0 && bytes == 0 && reads == 0 && process.handle.is_idle()
         };
-        self.clients.served() == 0 && lives.all(nothing)
+        self.clients.served() == 0 && processes.all(nothing)
     }
 
-    /// Everything that the members have agreed upon is applied by all that run.
+    /// All running members have applied everything that is committed.
     pub fn is_even(&self) -> bool {
-        let mut indexes = self.nodes.values().filter_map(|node| {
-            let life = node.life.as_ref()?;
-            let raft = &life.handle.shared().raft;
+        let mut indexes = self.members.values().filter_map(|member| {
+            let process = member.process.as_ref()?;
+            let raft = &process.handle.shared().raft;
             Some(raft.indexes())
         });
         let Some((commit, applied)) = indexes.next() else {
@@ -283,10 +299,13 @@ impl World {
         applied == commit && indexes.all(|(c, a)| a == applied && c == commit)
     }
 
-    /// The members of the cluster that run, learners left out.
+    /// The voters of the cluster that run.
     pub fn serving_members(&self) -> Vec<MemberId> {
-        let lives = self.nodes.values().filter_map(|node| node.life.as_ref());
-        let newest = lives.max_by_key(|life| life.handle.shared().raft.applied_index());
+        let processes = self
+            .members
+            .values()
+            .filter_map(|member| member.process.as_ref());
+        let newest = processes.max_by_key(|process| process.handle.shared().raft.applied_index());
         let Some(newest) = newest else {
             return Vec::new();
         };
@@ -295,33 +314,36 @@ impl World {
         voters.filter(|id| self.is_alive(*id)).collect()
     }
 
-    /// Members that were removed from the cluster have ended.
+    /// Members that were removed from the cluster have exited.
     pub fn removed_are_gone(&self) -> bool {
         let removed = self.faults.removed.iter();
         removed.copied().all(|id| !self.is_alive(id))
     }
 
-    /// Nobody has history left to remove.
+    /// No member has history left to remove.
     pub fn compactions_are_done(&self) -> bool {
-        let lives = self.nodes.values().filter_map(|node| node.life.as_ref());
-        let mut engines = lives.map(|life| life.handle.shared().engine());
+        let processes = self
+            .members
+            .values()
+            .filter_map(|member| member.process.as_ref());
+        let mut engines = processes.map(|process| process.handle.shared().engine());
         engines
             .all(|engine| compaction::unfinished(engine.latest()).is_ok_and(|left| left.is_none()))
     }
 
-    /// Where each member stands, for people.
+    /// The state of each member, for reports.
     pub fn describe(&self) -> String {
         let (clients, served) = (self.busy_clients(), self.clients.served());
         let mut text = format!("{clients} client tasks, {served} requests;");
-        for node in self.nodes.values() {
-            let Some(life) = &node.life else {
-                text.push_str(&format!(" {}: down;", node.id));
+        for member in self.members.values() {
+            let Some(process) = &member.process else {
+                text.push_str(&format!(" {}: down;", member.id));
                 continue;
             };
-            let (status, shared) = (life.raft.status(), life.handle.shared());
+            let (status, shared) = (process.raft.status(), process.handle.shared());
             text.push_str(&format!(
                 " {}: term {}, leader {:x}, last {}, committed {}, applied {};",
-                node.id,
+                member.id,
                 status.term,
                 status.leader,
                 status.last_index,
@@ -331,15 +353,15 @@ impl World {
             if status.is_leader {
                 text.push_str(&format!(" {:?};", shared.raft.progress()));
             }
-            text.push_str(&format!(" {:?};", life.raft.waiting()));
-            if life.log_jobs.is_some() || life.is_applying() {
+            text.push_str(&format!(" {:?};", process.raft.waiting()));
+            if process.log_jobs.is_some() || process.is_applying() {
                 text.push_str(" at work;");
             }
         }
         text
     }
 
-    /// The tasks of clients that are not done.
+    /// The number of clients' tasks that are not finished.
     pub fn busy_clients(&self) -> usize {
         self.clients.tasks.len()
     }

@@ -1,6 +1,6 @@
-//! A member of a world: its disk and its clock's offset, which outlive it, and its life, which
-//! runs the production code. What its threads would do is done a turn at a time, when the
-//! scheduler says so; a turn of the log or of the apply thread takes as long as the disk does.
+//! A member of a world: its disk and clock offset, which survive restarts, and its process, which
+//! runs the production code. The scheduler runs its threads one turn at a time; a turn of the log
+//! or apply thread takes as long as the disk needs.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,55 +24,55 @@ use crate::replica::apply_thread::{ApplyJob, ApplyThread, Applying};
 use crate::replica::inbox::Input;
 use crate::replica::log_thread::{LogJob, LogThread};
 use crate::replica::raft_thread::{RaftThread, Timing};
-use crate::server::assemble::{Member, Options, Outside};
+use crate::server::assemble::{self, Member, Outside};
 use crate::server::member_dir::{Identity, MemberDir};
 use crate::server::publish::{Introduction, introduce};
 use crate::server::restore::{self, Founding, Joining};
-use crate::service::admission::Limits;
+use crate::service::admission::AdmissionLimits;
 use crate::service::handle::Handle;
-use crate::service::settings::{Rules, Settings};
+use crate::service::settings::{Rules, ServiceSettings};
 use crate::transport::Peer;
 use crate::types::{ClusterId, MemberId};
 
 pub const CLUSTER: ClusterId = ClusterId(0xc1);
-/// A heartbeat, and with it the unit of raft's time.
+/// The heartbeat interval, which is raft's tick.
 pub const TICK: Duration = Duration::from_millis(100);
 pub const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How the members of a world behave; drawn from its seed, the same for all of them.
+/// Parameters of a world's members, drawn from its seed and equal for all.
 #[derive(Clone, Copy, Debug)]
 pub struct SimConfig {
-    /// Entries kept for members that lag.
+    /// Entries kept for followers that lag.
     pub catch_up_entries: u64,
-    /// Entries after which the state is flushed; ten times as many with small ones.
+    /// Entries between flushes; ten times as many if they are small.
     pub snapshot_count: u64,
     pub quota_bytes: Option<i64>,
-    /// Entries of the log in memory once they are applied; others are read from the files.
+    /// Applied entries of the log that stay in memory; others are read from the files.
     pub recent_entries: usize,
     pub compaction_batch: usize,
     pub segment_bytes: u64,
     pub watch_limits: crate::watch::Limits,
     pub retention: auto_compaction::Retention,
     pub check_all: Option<Duration>,
-    /// Between two comparisons of the hashes that compactions kept.
+    /// Between comparisons of compaction hashes.
     pub check_compacted: Duration,
-    /// A member that was restarted compares its data with that of the others.
+    /// A restarted member compares its data with the others' first.
     pub check_at_start: bool,
     pub pre_vote: bool,
-    /// Between two tellings of progress to a watch.
+    /// Between progress notifications of a watch.
     pub progress_interval: Duration,
-    /// How often applying takes long, of a thousand times.
+    /// Per mille of batches that take long to apply.
     pub slow_apply_per_mille: u32,
-    /// Between two checkpoints of a lease.
+    /// Between checkpoints of a lease.
     pub lease_checkpoint_interval: Duration,
-    /// Where answers that come in parts are split, about.
+    /// Size at which streamed answers are split, about.
     pub answer_bytes: usize,
     /// See `Timing`.
     pub max_outstanding_bytes: usize,
 }
 
-/// What a member loses when it dies.
-pub struct Life {
+/// A running process of a member; everything in it is lost when it dies.
+pub struct Process {
     pub handle: Handle,
     pub raft: RaftThread,
     pub log: LogThread,
@@ -80,23 +80,23 @@ pub struct Life {
     pub tasks: Arc<Tasks>,
     pub clock: Arc<MemberClock>,
     pub services: Arc<Services>,
-    /// What the two threads are at.
+    /// The present jobs of the two threads.
     pub log_jobs: Option<Vec<LogJob>>,
     pub apply_jobs: VecDeque<ApplyJob>,
-    /// How far the apply thread is with the job that was the first of them.
+    /// The progress of the first of the apply jobs.
     pub applying: Option<Applying>,
-    /// Set by the member itself: why it cannot go on, or that it was removed.
-    pub end: Arc<Mutex<Option<End>>>,
+    /// Set by the member itself: a fatal error, or its removal.
+    pub end: Arc<Mutex<Option<Exit>>>,
 }
 
-/// Why a member ended by itself.
+/// Why a member exited.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum Exit {
     Failed(String),
     Removed,
 }
 
-/// What clients call.
+/// The services that clients call.
 pub struct Services {
     pub kv: kv::KvService,
     pub lease: lease::LeaseService,
@@ -106,17 +106,17 @@ pub struct Services {
     pub handle: Handle,
 }
 
-/// A member, alive or not.
-pub struct Node {
+/// A member, running or not.
+pub struct SimMember {
     pub id: MemberId,
     pub disk: Arc<SimDisk>,
-    pub life: Option<Life>,
+    pub process: Option<Process>,
     pub wall_offset_ns: Arc<AtomicI64>,
     drift_ppm: i64,
 }
 
-/// What surrounds the members.
-pub struct Around<'a> {
+/// The parts of the world that members are connected to.
+pub struct MemberEnv<'a> {
     pub time: &'a Arc<Time>,
     pub network: &'a Arc<SimNetwork>,
     pub config: SimConfig,
@@ -129,8 +129,8 @@ fn identity(id: MemberId) -> Identity {
     }
 }
 
-fn restore_options(config: &SimConfig, election_seed: u64) -> restore::Options {
-    restore::Options {
+fn restore_options(config: &SimConfig, election_seed: u64) -> restore::RestoreOptions {
+    restore::RestoreOptions {
         segment_bytes: config.segment_bytes,
         sync: true,
         election_ticks: 10,
@@ -140,8 +140,8 @@ fn restore_options(config: &SimConfig, election_seed: u64) -> restore::Options {
     }
 }
 
-impl Node {
-    /// A founder's disk holds the first state of the cluster.
+impl SimMember {
+    /// A founder, whose disk holds the cluster's initial state.
     pub fn founder(
         id: MemberId,
         disk: Arc<SimDisk>,
@@ -149,16 +149,16 @@ impl Node {
         founders: &[membershippb::Member],
         config: &SimConfig,
     ) -> Self {
-        let node = Self::new(id, disk, drift_ppm);
+        let member = Self::new(id, disk, drift_ppm);
         let new = Founding {
             identity: identity(id),
             members: founders.to_vec(),
         };
-        restore::found(&node.disk.dir(), new, &restore_options(config, 0)).expect("a new disk");
-        node
+        restore::found(&member.disk.dir(), new, &restore_options(config, 0)).expect("a new disk");
+        member
     }
 
-    /// A member that has nothing yet.
+    /// A joining member with an empty disk.
     pub fn joiner(
         id: MemberId,
         disk: Arc<SimDisk>,
@@ -166,27 +166,28 @@ impl Node {
         first_peers: Vec<Peer>,
         config: &SimConfig,
     ) -> Self {
-        let node = Self::new(id, disk, drift_ppm);
+        let member = Self::new(id, disk, drift_ppm);
         let joining = Joining {
             identity: identity(id),
             peers: first_peers,
         };
-        restore::join(&node.disk.dir(), joining, &restore_options(config, 0)).expect("a new disk");
-        node
+        restore::join(&member.disk.dir(), joining, &restore_options(config, 0))
+            .expect("a new disk");
+        member
     }
 
     fn new(id: MemberId, disk: Arc<SimDisk>, drift_ppm: i64) -> Self {
         Self {
             id,
             disk,
-            life: None,
+            process: None,
             wall_offset_ns: Arc::default(),
             drift_ppm,
         }
     }
 
-    /// Starts the member from what is on its disk, as `server` does.
-    pub fn start(&mut self, around: &Around<'_>, mut random: Random) -> Result<(), String> {
+    /// Starts the member from its disk, as `server` does.
+    pub fn start(&mut self, around: &MemberEnv<'_>, mut random: Random) -> Result<(), String> {
         let tasks = Tasks::new();
         let clock = Arc::new(MemberClock::new(
             around.time.clone(),
@@ -216,12 +217,12 @@ impl Node {
         let introduction = introduction(self.id, &config);
         let introduced = introduced(member.handle.clone(), member.existed, introduction);
         member.handle.spawn(introduced);
-        self.life = Some(Life::new(member, tasks, clock, &config));
+        self.process = Some(Process::new(member, tasks, clock, &config));
         Ok(())
     }
 }
 
-/// Has the cluster know the member, as `server` does. Clients of a world do not wait for it.
+/// Publishes the member to the cluster, as `server` does. Clients of a world do not wait for it.
 async fn introduced(handle: Handle, existed: bool, introduction: Introduction) {
     if let Err(error) = introduce(&handle, existed, introduction).await {
         handle.shared().fail(error.to_string());
@@ -241,10 +242,10 @@ fn introduction(member: MemberId, config: &SimConfig) -> Introduction {
     }
 }
 
-fn options_of(config: &SimConfig) -> Options {
-    Options {
-        settings: Settings {
-            limits: Limits {
+fn options_of(config: &SimConfig) -> assemble::Options {
+    assemble::Options {
+        settings: ServiceSettings {
+            limits: AdmissionLimits {
                 max_request_bytes: 1 << 20,
                 quota_bytes: config.quota_bytes,
             },
@@ -273,7 +274,7 @@ fn jobs_of(config: &SimConfig) -> jobs::Settings {
             batch_limit: config.compaction_batch,
             sleep: Duration::from_millis(10),
         },
-        corruption: corruption::Pace {
+        corruption: corruption::CheckIntervals {
             all: config.check_all,
             compacted: Some(config.check_compacted),
         },
@@ -282,7 +283,7 @@ fn jobs_of(config: &SimConfig) -> jobs::Settings {
     }
 }
 
-impl Life {
+impl Process {
     fn new(member: Member, tasks: Arc<Tasks>, clock: Arc<MemberClock>, config: &SimConfig) -> Self {
         let handle = member.handle;
         let settings = ApiSettings {
@@ -305,12 +306,12 @@ impl Life {
         let (shared, ended) = (handle.shared().clone(), end.clone());
         handle.spawn(async move {
             let reason = shared.failed().await;
-            ended.lock().get_or_insert(End::Failed(reason));
+            ended.lock().get_or_insert(Exit::Failed(reason));
         });
         let (shared, ended) = (handle.shared().clone(), end.clone());
         handle.spawn(async move {
             shared.was_removed().await;
-            ended.lock().get_or_insert(End::Removed);
+            ended.lock().get_or_insert(Exit::Removed);
         });
         let mut apply = member.raft.apply_thread();
         apply.stages = defects::stages();
@@ -342,7 +343,7 @@ impl Life {
         turned.map(|_| ()).map_err(|error| error.to_string())
     }
 
-    /// All that is left to do once it is told to stop, as in `node::run`.
+    /// Does the remaining work of a stop, as in `replica::run`.
     pub fn stop(&mut self) -> Result<(), String> {
         self.raft.inbox().close_with(Input::Stop);
         self.raft_turn()?;
@@ -357,7 +358,7 @@ impl Life {
         flushed.map_err(|error| error.to_string())
     }
 
-    /// The log thread takes what waits; it is done when `finish_log` is called.
+    /// The log thread takes its queued jobs; `finish_log` completes them.
     pub fn begin_log(&mut self) -> bool {
         let mut jobs = self.log.jobs.try_take(self.clock.as_ref());
         defects::before_sync(&mut jobs, &self.log, &self.apply, self.raft.inbox());
@@ -365,7 +366,7 @@ impl Life {
         self.log_jobs.is_some()
     }
 
-    /// What is being written makes room for a snapshot's state.
+    /// A log write makes room for a received state.
     pub fn log_resets(&self) -> bool {
         let resets = |job: &LogJob| matches!(job, LogJob::Persist(_, Some(_)));
         self.log_jobs.iter().flatten().any(resets)
@@ -376,18 +377,18 @@ impl Life {
         self.log.turn(jobs).map_err(|error| error.to_string())
     }
 
-    /// True where the apply thread is at work.
+    /// True while the apply thread has a job.
     pub fn is_applying(&self) -> bool {
         self.applying.is_some() || !self.apply_jobs.is_empty()
     }
 
-    /// The apply thread takes what waits; it is done when `proceed_apply` has nothing left.
+    /// The apply thread takes its queued jobs; `proceed_apply` completes them step by step.
     pub fn begin_apply(&mut self) -> bool {
         self.apply_jobs = self.apply.jobs.try_take(self.clock.as_ref()).into();
         self.is_applying()
     }
 
-    /// The apply thread does one thing more.
+    /// The apply thread takes its next step.
     pub fn proceed_apply(&mut self) -> Result<(), String> {
         let next = self.applying.take();
         let Some(applying) = next.or_else(|| self.apply_jobs.pop_front().map(Applying::from))

@@ -1,5 +1,5 @@
 //! A deterministic simulator: whole clusters of etched on one thread in virtual time, from one
-//! seed, with everything that may befall their network, disks, clocks and processes.
+//! seed, with faults of their network, disks, clocks and processes.
 //!
 //! The production code of raft, log, state machine, MVCC, watches, leases and membership runs
 //! unchanged; what is replaced are the engine, the disk, the clock, the network and the scheduler.

@@ -1,13 +1,13 @@
-//! The network between the members of a world: every message takes a while, and may be late, lost,
+//! The network between the members of a world: every message has a delay, and may be late, lost,
 //! duplicated, or arrive after its receiver has died.
 //!
-//! Whatever crosses it is an `InFlight`, due at some moment, from one life of a member to one life of
-//! another: what was sent to a life does not reach a later one, for its connections died with it.
-//! Members are called by `deliver_due` alone and, where the real network does so too, by `send`; no
-//! lock is held while a member is called or anything of it is dropped.
+//! Everything on it is an `InFlight` with a due time, from one process of a member to one process
+//! of another: what was sent to a process does not reach a later one, since its connections ended
+//! with it. Members are called by `deliver_due` alone and, where the real network does so too, by
+//! `send`; no lock is held while a member is called or anything of it is dropped.
 //!
-//! `links` holds the members and the links between them, `in_flight` what was sent, `deliver` how it
-//! arrives, `member_network` is what a member sees, `promises` what it may not forget.
+//! `links` holds the members and the links between them, `in_flight` what was sent, `deliver`
+//! delivers it, `member_network` is a member's side, and `promises` checks terms and votes.
 
 mod conditions;
 mod deliver;
@@ -35,7 +35,7 @@ use crate::types::MemberId;
 
 /// See the module.
 pub struct SimNetwork {
-    /// For what flies and has to find back.
+    /// A reference for flights, which have to get back to the network.
     itself: Weak<SimNetwork>,
     time: Arc<Time>,
     disks: Arc<SimDisks>,
@@ -54,7 +54,7 @@ impl SimNetwork {
         })
     }
 
-    /// Has what comes to a member handed to it. Its tasks run what takes a while.
+    /// Sets the handler of a member's incoming messages. Its tasks run long operations.
     fn attach(&self, member: MemberId, inbound: Arc<dyn Inbound>, tasks: Arc<Tasks>) {
         let mut links = self.links.lock();
         let attached = Attached { inbound, tasks };
@@ -67,12 +67,12 @@ impl SimNetwork {
         drop(before);
     }
 
-    /// The member dies: nothing reaches it any more, and its peers hear of it, mostly.
+    /// The member's process ends: nothing reaches it any more, and most peers notice.
     pub fn detach(&self, member: MemberId) {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
         let mut endpoint = links.endpoints.remove(&member);
-        // What waited for it arrives at nobody.
+        // What it was waiting for is not delivered.
         let waiting = endpoint
             .as_mut()
             .map(|one| std::mem::take(&mut one.waiting));
@@ -91,8 +91,8 @@ impl SimNetwork {
         drop((endpoint, fallen));
     }
 
-    /// What one says does not reach the other. A connection has two ways: neither counts as
-    /// connected.
+    /// Nothing that `from` sends reaches `to`. A connection needs both directions, so neither
+    /// counts as connected.
     pub fn cut(&self, from: MemberId, to: MemberId) {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
@@ -100,7 +100,7 @@ impl SimNetwork {
         if links.cut.contains(&(to, from)) {
             for (member, peer) in [(from, to), (to, from)] {
                 if links.random.chance(500) {
-                    links.tell(member, Payload::Unreachable(peer), now_ns);
+                    links.notify(member, Payload::Unreachable(peer), now_ns);
                 }
             }
         }
@@ -123,12 +123,12 @@ impl SimNetwork {
         self.links.lock().cut.contains(&(from, to))
     }
 
-    /// Sets how long any message takes at least.
+    /// Sets the minimum delay of every message.
     pub fn set_distance(&self, ns: u64) {
         self.links.lock().distance_ns = ns;
     }
 
-    /// Changes how things go from now on.
+    /// Changes the conditions from now on.
     pub fn set_conditions(
         &self,
         loss_per_mille: u32,
@@ -144,13 +144,13 @@ impl SimNetwork {
         links.losses.clear();
     }
 
-    /// The member stands still, and what comes to it waits; or it goes on. After a while its
-    /// peers find it silent.
+    /// Pauses or resumes a member. What is sent to it is held; after a while its peers consider it
+    /// silent.
     pub fn hold(&self, member: MemberId, held: bool) {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
         if held && !links.held.contains_key(&member) {
-            let number = links.new_life();
+            let number = links.new_incarnation();
             links.held.insert(member, number);
             let silence = InFlight::to_nobody(Payload::Silence { member, number });
             let due_ns = now_ns + Delay::Silence.draw(&mut links.random);
@@ -168,26 +168,26 @@ impl SimNetwork {
         }
     }
 
-    /// When something is to be delivered next.
+    /// When the next delivery is due.
     pub fn next_delivery(&self) -> Option<u64> {
         let links = self.links.lock();
         links.flying.first_key_value().map(|(key, _)| key.0)
     }
 
-    /// How much flies or waits for a member that stands still.
+    /// How many messages are in flight or held for a paused member.
     #[cfg(test)]
     pub fn in_flight(&self) -> usize {
         self.links.lock().in_flight()
     }
 
-    /// The most that ever did.
+    /// The maximum of that so far.
     #[cfg(test)]
     pub fn most_in_flight(&self) -> usize {
         self.links.lock().most_in_flight
     }
 
-    /// How often one state came whole to one life, at most. A few times where what it answered
-    /// was lost.
+    /// How often one process received the same state completely, at most. More than once is normal
+    /// where its response was lost.
     pub fn most_arrivals(&self) -> u64 {
         self.links
             .lock()
@@ -198,7 +198,7 @@ impl SimNetwork {
             .unwrap_or(0)
     }
 
-    /// What members told others of terms and votes.
+    /// The terms and votes that members have announced.
     pub fn promises(&self) -> MutexGuard<'_, Promises> {
         self.promises.lock()
     }

@@ -1,7 +1,7 @@
-//! Chance from a seed: the one source of everything that a world leaves open.
+//! A seeded random number generator: the only source of randomness in a world.
 //!
-//! A source is forked for every part of the world that draws by itself, so that one more draw in
-//! one part does not change what befalls all the others.
+//! Each part of the world has a fork of its own, so that an additional draw in one part does not
+//! change the draws of the others.
 
 use parking_lot::Mutex;
 
@@ -26,7 +26,7 @@ impl Random {
         Self { state: seed }
     }
 
-    /// A source that goes its own way. The label keeps forks apart that are made of equal states.
+    /// A fork that is independent of its origin. The label separates forks of equal generators.
     pub fn fork(&mut self, label: u64) -> Self {
         Self::new(mix(self.next() ^ mix(label.wrapping_add(STEP))))
     }
@@ -36,18 +36,18 @@ impl Random {
         mix(self.state)
     }
 
-    /// A number below `bound`, which is 1 at least.
+    /// A number below `bound`, which has to be at least 1.
     pub fn below(&mut self, bound: u64) -> u64 {
-        // The high half of a product: no division, and no bias that a world would ever show.
+        // The high half of a product: no division, and a negligible bias.
         ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 
-    /// True in so many of a thousand cases.
+    /// True with this probability, per mille.
     pub fn chance(&mut self, per_mille: u32) -> bool {
         self.below(1_000) < u64::from(per_mille)
     }
 
-    /// A number between the two, both included.
+    /// A number between the two, inclusive.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
         match (high - low).checked_add(1) {
             Some(span) => low + self.below(span),
@@ -55,13 +55,13 @@ impl Random {
         }
     }
 
-    /// One of `choices`, of which there is at least one.
+    /// One of `choices`, which must not be empty.
     pub fn pick<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
         &choices[self.below(choices.len() as u64) as usize]
     }
 }
 
-/// The randomness that a member is given.
+/// The random numbers that a member gets.
 pub struct MemberRng {
     random: Mutex<Random>,
 }
@@ -93,7 +93,7 @@ mod tests {
         };
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(2));
-        // Fixed, so that a seed in a report still names the same world after a change in here.
+        // Golden values: seeds in reports must keep their meaning.
         assert_eq!(Random::new(0).next(), 0xe220_a839_7b1d_cdaf);
     }
 

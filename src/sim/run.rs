@@ -1,5 +1,5 @@
-//! One seed from its beginning to its judgement: a world is founded, clients work while faults
-//! befall it, everything heals, the cluster has to serve again, and the history is checked.
+//! One seed from start to verdict: a world is founded, clients work while faults are injected, all
+//! faults heal, the cluster has to serve again, and the history is checked.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,9 @@ use super::check;
 use super::client::Client;
 use super::faults;
 use super::faults::plan::Kind;
-use super::history::{Applied, Asked, Finding, History, Kept, Operation, Outcome, Payload};
+use super::history::{
+    AppliedEntry, ClientRequest, Finding, History, Kept, Operation, Outcome, Payload,
+};
 use super::member::SimConfig;
 use super::network;
 use super::random::Random;
@@ -29,32 +31,32 @@ use crate::types::MemberId;
 use crate::watch;
 
 const SECOND: u64 = 1_000_000_000;
-/// After the last fault a write through every member succeeds within this.
+/// After the last fault a write through every member has to succeed within this time.
 const SERVES_AGAIN_NS: u64 = 15 * SECOND;
-/// As long where members do not ask before they stand: each time one whose log is too short does,
-/// which it wins nothing by, the others wait anew.
+/// The same without pre-vote: each time a member with too short a log starts an election, which it
+/// cannot win, the others restart their timeouts.
 const SERVES_AGAIN_UNASKED_NS: u64 = 40 * SECOND;
-/// Clients end what they are at within this.
+/// Clients finish their current request within this time.
 const CLIENTS_END_NS: u64 = 60 * SECOND;
-/// Where nobody else asks for anything, requests are answered within this.
+/// In an idle cluster requests are answered within this time.
 const QUIET_ANSWERS_NS: u64 = 5 * SECOND;
-/// Members come to rest within this.
+/// Members converge within this time.
 const REST_NS: u64 = 90 * SECOND;
 
-/// What a seed is run with.
+/// Parameters of a run.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// For how long clients work and faults befall, in virtual seconds.
+pub struct RunOptions {
+    /// How long clients work and faults are injected, in virtual seconds.
     pub seconds: u64,
     /// Prints the trace.
     pub print: bool,
 }
 
-/// What came of a seed.
+/// The result of a seed.
 #[derive(Default)]
 pub struct Report {
     pub findings: Vec<Finding>,
-    /// Lines of the trace, and a hash of them.
+    /// The number of lines of the trace, and their hash.
     pub trace: (u64, u64),
     pub last_lines: Vec<String>,
     pub virtual_ns: u64,
@@ -109,8 +111,8 @@ fn config(random: &mut Random) -> SimConfig {
     }
 }
 
-/// Runs a seed. A thread of a member that panics ends the world: in a server it ends the process.
-pub fn run(seed: u64, options: Options) -> Report {
+/// Runs a seed. A panic in a member's thread ends the world, as it ends the process of a server.
+pub fn run(seed: u64, options: RunOptions) -> Report {
     std::panic::catch_unwind(|| run_world(seed, options)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
@@ -124,7 +126,7 @@ pub fn run(seed: u64, options: Options) -> Report {
     })
 }
 
-fn run_world(seed: u64, options: Options) -> Report {
+fn run_world(seed: u64, options: RunOptions) -> Report {
     let _ = probe::take_reached();
     memory::allow_reads(u64::MAX);
     let mut random = Random::new(seed);
@@ -144,18 +146,18 @@ fn run_world(seed: u64, options: Options) -> Report {
     end(world)
 }
 
-/// Everything heals, the cluster has to serve again, and the history is checked.
+/// Heals all faults, waits until the cluster serves again, and checks the history.
 pub(super) fn end(mut world: World) -> Report {
     if world.findings.is_empty() {
-        come_to_rest(&mut world);
+        converge(&mut world);
     }
     faults::close(&mut world);
     judge(world)
 }
 
-/// Clients work and faults befall the world; then it heals.
-fn live(world: &mut World, random: &mut Random, options: Options) {
-    let ids: Vec<MemberId> = world.nodes.keys().copied().collect();
+/// Runs clients and injects faults; then heals the world.
+fn live(world: &mut World, random: &mut Random, options: RunOptions) {
+    let ids: Vec<MemberId> = world.members.keys().copied().collect();
     for id in ids {
         world.start(id);
     }
@@ -196,7 +198,7 @@ fn live(world: &mut World, random: &mut Random, options: Options) {
     world.run_until(end);
 }
 
-fn come_to_rest(world: &mut World) {
+fn converge(world: &mut World) {
     faults::heal(world);
     serve_again(world);
     world.clients.stop();
@@ -204,7 +206,7 @@ fn come_to_rest(world: &mut World) {
         world.busy_clients() == 0
     });
     answer_in_quiet(world);
-    wait_for(world, REST_NS, "members do not come to rest", |world| {
+    wait_for(world, REST_NS, "members do not converge", |world| {
         world.is_even() && world.removed_are_gone() && world.compactions_are_done()
     });
     wait_for(
@@ -216,14 +218,14 @@ fn come_to_rest(world: &mut World) {
     wait_for(
         world,
         REST_NS,
-        "something is left of watches that ended",
+        "ended watches left state behind",
         World::watches_are_gone,
     );
     world.compare_members();
     compare_histories(world);
 }
 
-/// Lets the world go on until something is true; finds fault if it never is.
+/// Runs the world until a condition holds; adds a finding if it never does.
 fn wait_for(
     world: &mut World,
     limit_ns: u64,
@@ -242,7 +244,7 @@ fn wait_for(
     }
 }
 
-/// Nothing is wrong any more: every member has a write agreed upon, soon.
+/// All faults have healed: every member has to commit a write soon.
 fn serve_again(world: &mut World) {
     let done: Arc<Mutex<BTreeMap<MemberId, bool>>> = Arc::default();
     let ids = world.serving_members();
@@ -254,10 +256,10 @@ fn serve_again(world: &mut World) {
             loop {
                 client.member = id;
                 let value = client.unique_value();
-                let asked = Asked::Put(put(format!("probe/{}", client.number), value));
-                if let Some(door) = client.clients.door(id)
+                let asked = ClientRequest::Put(put(format!("probe/{}", client.number), value));
+                if let Some(endpoint) = client.clients.endpoint(id)
                     && let Outcome::Answered(_) | Outcome::Refused(_) =
-                        client.call_at(door, asked).await
+                        client.call_at(endpoint, asked).await
                 {
                     done.lock().insert(id, true);
                     return;
@@ -280,15 +282,15 @@ fn serve_again(world: &mut World) {
         "the cluster does not serve again after the last fault",
         |world| {
             let done = done.lock();
-            // A member that was removed meanwhile serves nobody.
+            // A member that was removed in the meantime does not serve.
             ids.iter()
                 .all(|id| done.contains_key(id) || !world.serving_members().contains(id))
         },
     );
 }
 
-/// Nobody else asks for anything: who writes and who reads elsewhere meanwhile has an answer, though
-/// no later entry comes to wake it up.
+/// In an idle cluster, a write and reads through other members are answered, though no later entry
+/// comes to wake them up.
 fn answer_in_quiet(world: &mut World) {
     let ids = world.serving_members();
     let answered: Arc<Mutex<u64>> = Arc::default();
@@ -304,17 +306,17 @@ fn answer_in_quiet(world: &mut World) {
             client.pause(0, 3_000).await;
             let key = format!("quiet/{}", client.number);
             let request = match writes {
-                // An entry that no watch hears of: there is no such key.
-                true => Asked::DeleteRange(DeleteRangeRequest {
+                // A write without a watch event: the key does not exist.
+                true => ClientRequest::DeleteRange(DeleteRangeRequest {
                     key: key.into(),
                     ..Default::default()
                 }),
-                false => Asked::Range(get(key)),
+                false => ClientRequest::Range(get(key)),
             };
-            let Some(door) = client.clients.door(id) else {
+            let Some(endpoint) = client.clients.endpoint(id) else {
                 return;
             };
-            if client.call_at(door, request).await != Outcome::Unknown {
+            if client.call_at(endpoint, request).await != Outcome::Unknown {
                 *answered.lock() += 1;
             }
         };
@@ -323,12 +325,12 @@ fn answer_in_quiet(world: &mut World) {
     wait_for(
         world,
         QUIET_ANSWERS_NS,
-        "a request is not answered in quiet",
+        "a request is not answered when the cluster is idle",
         |world| *answered.lock() == asked || world.serving_members() != ids,
     );
 }
 
-/// At rest all members' histories have one hash.
+/// After convergence all members' histories have the same hash.
 fn compare_histories(world: &mut World) {
     if !world.findings.is_empty() {
         return;
@@ -336,9 +338,9 @@ fn compare_histories(world: &mut World) {
     let mut hashes = BTreeMap::new();
     let mut kept = Vec::new();
     for id in world.alive() {
-        if let Some(life) = world.life(id) {
-            let view = life.handle.view();
-            kept.push((id, life.handle.shared().engine()));
+        if let Some(process) = world.process(id) {
+            let view = process.handle.view();
+            kept.push((id, process.handle.shared().engine()));
             let hash = view.snapshot().hash(0);
             hashes.insert(
                 id,
@@ -351,7 +353,7 @@ fn compare_histories(world: &mut World) {
     let first = values.next();
     if broken || values.any(|hash| Some(hash) != first) {
         let details = format!("{hashes:?}");
-        world.find("members at rest have different histories", details);
+        world.find("converged members have different histories", details);
     }
     for (member, engine) in kept {
         match kept_by(member, engine.latest()) {
@@ -361,7 +363,7 @@ fn compare_histories(world: &mut World) {
     }
 }
 
-/// What is left of a member's history.
+/// A member's history after compaction.
 fn kept_by(member: MemberId, read: &dyn Read) -> storage::Result<Kept> {
     let mut revisions = Vec::new();
     let mut log = read.cursor(Family::Revisions, &[], None)?;
@@ -381,9 +383,9 @@ fn kept_by(member: MemberId, read: &dyn Read) -> storage::Result<Kept> {
     })
 }
 
-/// What a server chose that its client was not told: the id of a member that it added, or of a
-/// lease.
-fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, Applied)]) {
+/// Fills in ids that a server chose and whose response its client did not receive: those of added
+/// members and of leases.
+fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, AppliedEntry)]) {
     let granted: BTreeMap<i64, i64> = entries
         .iter()
         .filter_map(|(_, entry)| match &entry.payload {
@@ -393,17 +395,17 @@ fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, Applied)]) {
         .map(|grant| (grant.ttl, grant.id))
         .collect();
     for operation in operations {
-        if let Asked::LeaseGrant(grant) = &mut operation.asked
+        if let ClientRequest::LeaseGrant(grant) = &mut operation.request
             && grant.id == 0
         {
-            // No other has its time to live.
+            // Its TTL is unique.
             grant.id = granted.get(&grant.ttl).copied().unwrap_or_default();
         }
-        let Asked::Member(asked) = &mut operation.asked else {
+        let ClientRequest::Member(asked) = &mut operation.request else {
             continue;
         };
         let added = entries.iter().find_map(|(_, entry)| match &entry.payload {
-            // Nobody else has its URLs.
+            // Its peer URLs are unique.
             Payload::Member(change) if change.change == asked.change => Some(change.member_id),
             _ => None,
         });
@@ -413,9 +415,9 @@ fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, Applied)]) {
     }
 }
 
-/// When the only member stood still, until there were others.
+/// The intervals in which the only member was paused, until others were added.
 fn stood_still(world: &World) -> Vec<(u64, u64)> {
-    let changes = |(_, entry): &&(u64, Applied)| matches!(entry.payload, Payload::Member(_));
+    let changes = |(_, entry): &&(u64, AppliedEntry)| matches!(entry.payload, Payload::Member(_));
     let first = world.entries.iter().find(changes);
     let alone_until = match world.founders.len() {
         1 => first.map_or(u64::MAX, |(at, _)| *at),
@@ -465,10 +467,10 @@ fn judge(mut world: World) -> Report {
         paths: probe::take_reached(),
         findings,
     };
-    // Those who are still there end with the world.
-    for node in world.nodes.into_values() {
-        if let Some(life) = node.life {
-            life.tasks.clear();
+    // The remaining tasks end with the world.
+    for member in world.members.into_values() {
+        if let Some(process) = member.process {
+            process.tasks.clear();
         }
     }
     world.clients.tasks.clear();

@@ -1,9 +1,9 @@
-//! Disks that are memory: what a member's machine has on its disk, as a `MemberDir`. How a state
-//! takes another's place is the production code's (`server::states`).
+//! Disks in memory: what a member's machine has on its disk, as a `MemberDir`. How a received state
+//! replaces the current one is production code (`server::states`).
 //!
-//! A `SimDisk` outlives the lives of its member. What a process that died would never have done, its
-//! destructors must not do here: a directory that is dropped is removed when its life next does
-//! something, for only then was it not the end that dropped it.
+//! A `SimDisk` outlives its member's processes. Destructors of a process that died must not do what
+//! a dead process could not: a dropped directory is removed when its process performs its next
+//! operation, which shows that it had not died.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,10 +21,10 @@ use crate::storage::{self, Engine};
 use crate::transport::SnapshotDir;
 use crate::types::MemberId;
 
-/// The directories of all machines of a world: each holds a state.
+/// The directories of all machines in a world, each with a state.
 #[derive(Default)]
 pub struct SimDisks {
-    /// For the engines, which can make checkpoints on it.
+    /// Handed to the engines, which create checkpoints on it.
     itself: Weak<SimDisks>,
     directories: Mutex<BTreeMap<PathBuf, MemoryEngine>>,
 }
@@ -37,12 +37,12 @@ impl SimDisks {
         })
     }
 
-    /// Where the directories of a member's machine are.
+    /// The path of a member's directories.
     pub fn root(member: MemberId) -> PathBuf {
         PathBuf::from(format!("member-{member}"))
     }
 
-    /// The state in a directory.
+    /// The engine in a directory.
     pub fn get(&self, path: &Path) -> Option<MemoryEngine> {
         self.directories.lock().get(path).cloned()
     }
@@ -54,7 +54,7 @@ impl SimDisks {
         below.cloned().collect()
     }
 
-    /// Copies a directory, as a snapshot that went over the network; false where it is gone.
+    /// Copies a directory, like a snapshot sent over the network; false if it no longer exists.
     pub fn copy(&self, from: &Path, to: &Path) -> bool {
         match self.get(from) {
             Some(state) => self.keep(to, state.copy()).is_ok(),
@@ -67,7 +67,7 @@ impl SimDisks {
         drop(gone);
     }
 
-    /// A directory that is removed when what is returned is dropped.
+    /// A directory that is removed when the returned guard is dropped.
     pub fn lend(self: &Arc<Self>, path: PathBuf) -> SnapshotDir {
         let disks = Arc::downgrade(self);
         let remove = move |path: &Path| {
@@ -109,23 +109,23 @@ impl Checkpoints for SimDisks {
     }
 }
 
-/// What a member's machine keeps over the member's lives.
+/// What a member's machine keeps across restarts of its process.
 pub struct SimDisk {
     disks: Arc<SimDisks>,
     root: PathBuf,
-    life: AtomicU64,
-    /// The life ends at the operation on its directory before which so many are left.
+    process: AtomicU64,
+    /// The process ends after this many more operations on its directory.
     operations_left: AtomicU64,
-    /// Directories that this life has dropped.
+    /// Directories that this process has dropped.
     dropped: Mutex<Vec<PathBuf>>,
     content: Mutex<Content>,
 }
 
-/// What is there beside the states.
+/// The files beside the states.
 #[derive(Default)]
 struct Content {
     log: Arc<MemoryDisk>,
-    /// Small files, by name. What is written to them is durable at once.
+    /// Small files, by name. Writes to them are durable at once.
     files: BTreeMap<String, String>,
 }
 
@@ -135,7 +135,7 @@ impl SimDisk {
         let disk = Self {
             root: SimDisks::root(member),
             disks,
-            life: AtomicU64::new(1),
+            process: AtomicU64::new(1),
             operations_left: AtomicU64::new(u64::MAX),
             dropped: Mutex::default(),
             content: Mutex::default(),
@@ -144,12 +144,12 @@ impl SimDisk {
         Arc::new(disk)
     }
 
-    /// Where the raft log is. The same until the disk is wiped.
+    /// The files of the raft log; the same until the disk is wiped.
     pub fn log(&self) -> Arc<MemoryDisk> {
         self.content.lock().log.clone()
     }
 
-    /// The state in use, for those who look on.
+    /// The state in use, for the invariants.
     pub fn state(self: &Arc<Self>) -> MemoryEngine {
         let dir: &dyn MemberDir = &self.dir();
         let name = dir.current_state();
@@ -157,35 +157,35 @@ impl SimDisk {
         state.unwrap_or_default()
     }
 
-    /// The directory as a life that begins now uses it.
+    /// The directory for a process that starts now.
     pub fn dir(self: &Arc<Self>) -> SimDir {
         SimDir {
-            life: self.life.load(Ordering::SeqCst),
+            process: self.process.load(Ordering::SeqCst),
             disk: self.clone(),
         }
     }
 
-    /// The process ends after so many more operations on its directory: each of them, and of the
-    /// raft log's files, that follows is refused until `kill` or `crash`.
+    /// The process ends after this many more operations on its directory; later ones, and those on
+    /// the raft log's files, fail until `kill` or `crash`.
     #[cfg(test)]
     pub fn stop_after(&self, operations: u64) {
         self.operations_left.store(operations, Ordering::SeqCst);
     }
 
-    /// The process dies and the machine does not: what was written to the raft log is still
-    /// there. A state loses what was not flushed.
+    /// The process is killed and the machine keeps running: writes to the raft log survive, a state
+    /// loses what was not flushed.
     pub fn kill(&self) {
         self.log().kill();
         self.end_life();
     }
 
-    /// The machine loses its power.
+    /// The machine loses power.
     pub fn crash(&self, seed: u64) {
         self.log().crash(seed);
         self.end_life();
     }
 
-    /// Everything is gone, as on a new disk. Nothing may live on it.
+    /// Wipes the disk, like a replacement disk. No process may be running on it.
     pub fn wipe(&self) {
         self.end_life();
         *self.content.lock() = Content::default();
@@ -195,7 +195,7 @@ impl SimDisk {
     }
 
     fn end_life(&self) {
-        self.life.fetch_add(1, Ordering::SeqCst);
+        self.process.fetch_add(1, Ordering::SeqCst);
         self.operations_left.store(u64::MAX, Ordering::SeqCst);
         self.dropped.lock().clear();
         for path in self.disks.list(&self.root) {
@@ -205,21 +205,21 @@ impl SimDisk {
         }
     }
 
-    /// Counts an operation of a life; the one too many ends it.
-    fn count_operation(&self, life: u64) {
+    /// Counts an operation of a process; the last one allowed ends it.
+    fn count_operation(&self, process: u64) {
         let one_less = |left: u64| left.checked_sub(1);
         let left = self
             .operations_left
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
-        if left.is_err() && self.is_alive(life) {
+        if left.is_err() && self.is_alive(process) {
             let log = self.log();
             log.stop_at(log.operations() + 1);
-            self.life.fetch_add(1, Ordering::SeqCst);
+            self.process.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    fn is_alive(&self, life: u64) -> bool {
-        self.life.load(Ordering::SeqCst) == life
+    fn is_alive(&self, process: u64) -> bool {
+        self.process.load(Ordering::SeqCst) == process
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -227,17 +227,17 @@ impl SimDisk {
     }
 }
 
-/// A member's directory as one life of the member uses it: it refuses those that have ended.
+/// A member's directory as one process uses it: it refuses processes that have ended.
 pub struct SimDir {
     disk: Arc<SimDisk>,
-    life: u64,
+    process: u64,
 }
 
 impl SimDir {
-    /// Removes what this life has dropped; an error where it has ended.
+    /// Removes what this process has dropped; an error if it has ended.
     fn live(&self) -> Result<&SimDisk, Error> {
-        self.disk.count_operation(self.life);
-        if !self.disk.is_alive(self.life) {
+        self.disk.count_operation(self.process);
+        if !self.disk.is_alive(self.process) {
             let text = "the process that asks is dead";
             return Err(self.failed("use", "", text));
         }
@@ -309,12 +309,12 @@ impl MemberDir for SimDir {
         self.live().map(drop)
     }
 
-    /// The dead remove nothing.
+    /// A dead process removes nothing.
     fn lend(&self, name: &str) -> SnapshotDir {
-        let (disk, life) = (Arc::downgrade(&self.disk), self.life);
+        let (disk, process) = (Arc::downgrade(&self.disk), self.process);
         let remove = move |path: &Path| {
             if let Some(disk) = disk.upgrade()
-                && disk.is_alive(life)
+                && disk.is_alive(process)
             {
                 disk.dropped.lock().push(path.to_owned());
             }
@@ -466,11 +466,11 @@ mod tests {
         let engine = store.adopt(received).expect("adopts");
         assert_eq!(entry_id_of(engine.latest()).expect("reads"), entry_id(8));
         assert_eq!(applied(&disk.state()), 8);
-        // The old one stays for its readers.
+        // The old state stays for its readers.
         assert_eq!(names(&disks), ["state".to_owned(), received_name(8)]);
         disk.kill();
         assert_eq!(applied(start(&disk, 8).as_ref()), 8);
-        // The same once more is not wanted.
+        // The same state a second time is not wanted.
         let again = states(&disk).receive(incoming(&disks, 8), entry_id(8));
         assert_eq!(again.err(), Some("this state is already in use".to_owned()));
         assert_eq!(names(&disks), [received_name(8)]);
@@ -508,8 +508,7 @@ mod tests {
             let disk = disk(&disks, 3);
             let received = states(&disk).receive(incoming(&disks, 8), entry_id(8));
             let received = received.expect("fits");
-            // The process dies; what its destructors would do, the dead do not, whenever the
-            // disk hears of it.
+            // The process dies; its destructors have no effect on the disk, whenever they run.
             if dropped_first {
                 drop(received);
                 disk.kill();
@@ -524,7 +523,7 @@ mod tests {
             disk.crash(1);
             assert_eq!(applied(start(&disk, reset_to).as_ref()), expected);
         }
-        // It was reset for a state that is not there: the caller finds that it lacks a part.
+        // The log was reset to a state that does not exist: the caller has to detect that.
         let disks = SimDisks::new();
         let disk = disk(&disks, 3);
         assert_eq!(applied(start(&disk, 8).as_ref()), 3);
@@ -539,7 +538,7 @@ mod tests {
         grow(&engine, 7);
         disk.kill();
         assert_eq!(applied(&disk.state()), 3);
-        // The dead write into what nobody reads.
+        // Writes of a dead process go to files that are no longer read.
         grow(&engine, 9);
         engine.flush().expect("flushes");
         assert_eq!(applied(start(&disk, 0).as_ref()), 3);
@@ -558,7 +557,8 @@ mod tests {
         assert!(store.adopt(received).is_err());
         assert!(store.checkpoint(engine.as_ref()).is_err());
         assert!(store.receive(incoming(&disks, 9), entry_id(9)).is_err());
-        // Leftovers stay until a start removes them, and then no dead hand reaches the new ones.
+        // Leftovers stay until a start removes them; after that a dead process's guard must not
+        // remove new files of the same name.
         assert!(names(&disks).contains(&"sending-1".to_owned()));
         let engine = start(&disk, 0);
         assert_eq!(names(&disks), ["state"]);

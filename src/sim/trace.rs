@@ -1,5 +1,5 @@
-//! What happens in a world, line by line. All of it goes into a hash, by which two runs are
-//! compared; the last lines are kept for whoever has to find out what went wrong.
+//! The events of a world, line by line. A hash over all lines compares two runs; the last lines are
+//! kept for the report of a failure.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -16,10 +16,10 @@ const KEPT_LINES: usize = 400;
 /// See the module.
 pub struct Trace {
     time: Arc<Time>,
-    state: Mutex<State>,
+    state: Mutex<TraceState>,
 }
 
-struct State {
+struct TraceState {
     hash: u64,
     lines: u64,
     last: VecDeque<String>,
@@ -31,7 +31,7 @@ impl Trace {
     pub fn new(time: Arc<Time>, print: bool) -> Arc<Self> {
         Arc::new(Self {
             time,
-            state: Mutex::new(State {
+            state: Mutex::new(TraceState {
                 hash: 0xcbf2_9ce4_8422_2325,
                 lines: 0,
                 last: VecDeque::new(),
@@ -65,7 +65,7 @@ impl Trace {
             "client {} at {}: {:?} -> {:?} (called at {})",
             operation.client,
             operation.member,
-            operation.asked,
+            operation.request,
             operation.outcome,
             operation.called_at
         ));

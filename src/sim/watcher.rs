@@ -1,5 +1,5 @@
-//! Clients that watch: several watches on a stream, read quickly or slowly, from now on or from
-//! history, taken up again where they were cut.
+//! Clients that watch: several watches on a stream, read quickly or slowly, starting now or in the
+//! past, and resumed after the stream broke.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -22,15 +22,16 @@ use crate::proto::etcdserverpb::{
 use crate::service::caller::Caller;
 use crate::watch::ALL_WATCHES;
 
-/// A stream that brings no event for so long at the end has nothing more to say: longer than the
-/// longest lease lives.
+/// After the clients have stopped, a stream without an event for this long is complete: it is
+/// longer than the longest TTL.
 const QUIET: Duration = Duration::from_secs(20);
-/// Progress is told at least so often, so that this long a silence is a stream that is dead.
+/// Longer than the interval of progress notifications, so a stream that is silent for this long has
+/// ended.
 const WAIT: Duration = Duration::from_secs(2);
 
-/// A watch of a stream, and what was made of it.
+/// A watch on a stream, as far as its client has received it.
 struct Open {
-    /// Its place in the world's list.
+    /// Its index in the world's list of watches.
     place: usize,
     next_revision: i64,
     create: WatchCreateRequest,
@@ -38,10 +39,10 @@ struct Open {
 }
 
 struct Streamed {
-    /// None where the client has closed its side, which ends nothing.
+    /// None once the client has closed its side, which ends no watch.
     requests: Option<mpsc::Sender<Result<WatchRequest, Status>>>,
     responses: ReceiverStream<Result<WatchResponse, Status>>,
-    /// Created and not answered yet, in order.
+    /// Requested and not yet created, in order.
     asked_for: VecDeque<Open>,
     /// By id.
     open: BTreeMap<i64, Open>,
@@ -96,19 +97,19 @@ fn random_create(random: &mut Random, head: i64, compacted: i64) -> WatchCreateR
     }
 }
 
-/// Opens a stream, reads from it until it breaks, it is enough or the world ends; what is to be
-/// taken up again comes back.
+/// Opens a stream and reads it until it breaks, has lasted long enough, or the world ends. Returns
+/// the watches to resume.
 async fn watch(
     client: &mut Client,
     resumed: Vec<WatchCreateRequest>,
 ) -> Option<Vec<WatchCreateRequest>> {
-    let Some(door) = client.find().await else {
+    let Some(endpoint) = client.find().await else {
         return Some(resumed);
     };
     let (sender, receiver) = mpsc::channel(64);
     let requests = ReceiverStream::new(receiver);
-    let responses = door.services.watch.open(Caller::nobody(), requests);
-    let view = door.services.handle.view();
+    let responses = endpoint.services.watch.open(Caller::nobody(), requests);
+    let view = endpoint.services.handle.view();
     let (head, compacted) = (view.head, view.compacted);
     let mut streamed = Streamed {
         requests: Some(sender),
@@ -124,9 +125,9 @@ async fn watch(
     for (number, create) in creates.into_iter().enumerate() {
         let create = WatchCreateRequest {
             watch_id: match client.random.below(8) {
-                // The server's to choose.
+                // The server chooses the id.
                 0 => 0,
-                // Taken, where it is not the first.
+                // A duplicate id, unless it is the first.
                 1 if number > 0 => number as i64,
                 _ => number as i64 + 1,
             },
@@ -179,7 +180,7 @@ impl Streamed {
         }
     }
 
-    /// True where the stream broke.
+    /// Returns true if the stream broke.
     async fn read(&mut self, client: &mut Client, slow: bool, life: u64) -> bool {
         let mut last_event = client.clients.clock.now();
         let mut read = 0;
@@ -201,7 +202,7 @@ impl Streamed {
             }
             let stopping = client.clients.stopping();
             if !stopping {
-                // What happened before counts as something: leases end later than their clients.
+                // The quiet period starts when the clients stop: leases expire after that.
                 last_event = client.clients.clock.now();
             }
             let quiet = client.clients.clock.now() - last_event;
@@ -265,7 +266,7 @@ impl Streamed {
         }
     }
 
-    /// Nothing more is to come on these.
+    /// Marks these watches as complete: no more events are to come.
     fn end(&self, client: &Client) {
         let mut watches = client.clients.watches.lock();
         let answered = self.open.values().filter(|open| !open.ended);
@@ -274,7 +275,7 @@ impl Streamed {
         }
     }
 
-    /// The same watches, from where they are.
+    /// The same watches, starting after what was received.
     fn resumed(&self) -> Vec<WatchCreateRequest> {
         let open = self.open.values().filter(|open| !open.ended);
         open.map(|open| WatchCreateRequest {

@@ -1,5 +1,6 @@
-//! What clients do: registers changed by compare-and-set, keys of all kinds, nested transactions,
-//! compactions, leases, and what operators do. Each is a loop that ends when the world says so.
+//! What clients do: compare-and-set registers, random operations on keys, nested transactions,
+//! compactions, leases, and operator requests. Each is a loop that runs until the world stops its
+//! clients.
 
 mod load;
 mod requests;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::client::{Client, Clients};
-use super::history::{Answer, Asked, Outcome};
+use super::history::{Answer, ClientRequest, Outcome};
 use super::random::Random;
 use crate::proto::etcdserverpb::alarm_request::AlarmAction;
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -23,10 +24,10 @@ pub use load::Load;
 use requests::*;
 pub use requests::{get, put};
 
-/// Kinds of clients of a world in which leases matter most.
+/// The kinds of clients in a world that concentrates on leases.
 pub const MANY_LEASES: [u32; 6] = [5, 7, 6, 7, 7, 0];
 
-/// Starts a client of a kind; kinds are numbers that go round.
+/// Starts a client; `kind` is taken modulo the number of kinds.
 pub fn start(clients: &Arc<Clients>, number: u32, kind: u32, load: Load, random: Random) {
     let client = Client::new(number, clients.clone(), random);
     let work = async move {
@@ -48,13 +49,13 @@ async fn think(client: &mut Client, load: Load) {
     client.pause(us / 20, us).await;
 }
 
-/// Reads a register and writes it if it is still what was read.
+/// Reads a register and writes it if it was not modified in between.
 async fn registers(mut client: Client, load: Load) {
     while !client.clients.stopping() {
         think(&mut client, load).await;
         let key = format!("r{}", client.random.below(REGISTERS));
         let Some(Outcome::Answered(Answer::Range(read))) =
-            client.call(Asked::Range(get(key.clone()))).await
+            client.call(ClientRequest::Range(get(key.clone()))).await
         else {
             continue;
         };
@@ -71,11 +72,11 @@ async fn registers(mut client: Client, load: Load) {
             success: vec![op(Request::RequestPut(put(key.clone(), value)))],
             failure: vec![op(Request::RequestRange(get(key)))],
         };
-        client.call(Asked::Txn(txn)).await;
+        client.call(ClientRequest::Txn(txn)).await;
     }
 }
 
-/// The newest revision that the answer tells of.
+/// The newest revision in the answer's header.
 fn head_of(outcome: Option<&Outcome>, head: i64) -> i64 {
     let header = match outcome {
         Some(Outcome::Answered(answer)) => match answer {
@@ -90,19 +91,19 @@ fn head_of(outcome: Option<&Outcome>, head: i64) -> i64 {
     header.map_or(head, |header| header.revision.max(head))
 }
 
-/// Reads, puts and deletes; frees space where the quota is used up.
+/// Reads, puts and deletes; frees space once the quota is exhausted.
 async fn mixed(mut client: Client, load: Load) {
     let mut head = 1;
     while !client.clients.stopping() {
         think(&mut client, load).await;
         let key = *client.random.pick(&KEYS);
         let asked = match client.random.below(10) {
-            0..4 => Asked::Put(random_put(&mut client, load, key)),
-            4 => Asked::DeleteRange(random_delete(&mut client.random)),
+            0..4 => ClientRequest::Put(random_put(&mut client, load, key)),
+            4 => ClientRequest::DeleteRange(random_delete(&mut client.random)),
             5 if client.random.chance(300) => {
-                Asked::RangeStream(plain_read(&mut client.random, head))
+                ClientRequest::RangeStream(plain_read(&mut client.random, head))
             }
-            _ => Asked::Range(random_read(&mut client.random, head)),
+            _ => ClientRequest::Range(random_read(&mut client.random, head)),
         };
         let outcome = client.call(asked).await;
         head = head_of(outcome.as_ref(), head);
@@ -114,9 +115,9 @@ async fn mixed(mut client: Client, load: Load) {
 }
 
 async fn free_space(client: &mut Client, head: i64) {
-    client.call(Asked::DeleteRange(everything())).await;
+    client.call(ClientRequest::DeleteRange(everything())).await;
     client
-        .call(Asked::Compaction(CompactionRequest {
+        .call(ClientRequest::Compaction(CompactionRequest {
             revision: head,
             physical: true,
         }))
@@ -126,39 +127,42 @@ async fn free_space(client: &mut Client, head: i64) {
         .await;
 }
 
-fn alarm(action: AlarmAction, kind: AlarmType, member: u64) -> Asked {
-    Asked::Alarm(AlarmRequest {
+fn alarm(action: AlarmAction, kind: AlarmType, member: u64) -> ClientRequest {
+    ClientRequest::Alarm(AlarmRequest {
         action: action as i32,
         member_id: member,
         alarm: kind as i32,
     })
 }
 
-/// Looks after the cluster: asks how it is, and does to it what only operators do.
+/// An operator: queries the cluster's status and issues maintenance requests.
 async fn operator(mut client: Client) {
     while !client.clients.stopping() {
         client.pause(100_000, 2_000_000).await;
         let asked = match client.random.below(14) {
-            0 => Asked::HashKv { revision: 0 },
+            0 => ClientRequest::HashKv { revision: 0 },
             1 => {
-                let view = client.find().await.map(|door| door.services.handle.view());
+                let view = client
+                    .find()
+                    .await
+                    .map(|endpoint| endpoint.services.handle.view());
                 let head = view.map_or(1, |view| view.head);
                 let back = client.random.below(30) as i64;
-                Asked::HashKv {
+                ClientRequest::HashKv {
                     revision: (head - back).max(0),
                 }
             }
-            2 | 3 => Asked::LeaseLeases,
-            4 | 5 => Asked::MemberList {
+            2 | 3 => ClientRequest::LeaseLeases,
+            4 | 5 => ClientRequest::MemberList {
                 linearizable: client.random.chance(500),
             },
-            6 => Asked::Status,
-            7 => Asked::Defragment,
+            6 => ClientRequest::Status,
+            7 => ClientRequest::Defragment,
             8 => {
-                let open = client.clients.open_doors();
+                let open = client.clients.running_members();
                 match open.is_empty() {
                     true => continue,
-                    false => Asked::MoveLeader {
+                    false => ClientRequest::MoveLeader {
                         to: *client.random.pick(&open),
                     },
                 }
@@ -169,7 +173,7 @@ async fn operator(mut client: Client) {
                     DowngradeAction::Enable,
                     DowngradeAction::Cancel,
                 ]);
-                Asked::Downgrade(DowngradeRequest {
+                ClientRequest::Downgrade(DowngradeRequest {
                     action: action as i32,
                     version: "3.6.0".to_owned(),
                 })
@@ -187,9 +191,9 @@ async fn operator(mut client: Client) {
     }
 }
 
-/// Raises an alarm by hand, and disarms it whatever became of that.
+/// Raises an alarm and disarms it again, whether or not raising it succeeded.
 async fn raise_for_a_while(client: &mut Client, kind: AlarmType) {
-    // Nobody else raises or disarms it for this member.
+    // No other client raises or disarms the alarm of this member.
     let member = 1_000_000 + u64::from(client.number);
     client
         .call(alarm(AlarmAction::Activate, kind, member))
@@ -205,7 +209,7 @@ async fn raise_for_a_while(client: &mut Client, kind: AlarmType) {
     }
 }
 
-/// Transactions within transactions.
+/// Nested transactions.
 async fn nested(mut client: Client, load: Load) {
     let mut head = 1;
     while !client.clients.stopping() {
@@ -214,29 +218,29 @@ async fn nested(mut client: Client, load: Load) {
         let count = client.random.between(1, 4) as usize;
         let keys = &KEYS[first..first + count];
         let txn = random_txn(&mut client, load, keys, 2, head);
-        let outcome = client.call(Asked::Txn(txn)).await;
+        let outcome = client.call(ClientRequest::Txn(txn)).await;
         head = head_of(outcome.as_ref(), head);
     }
 }
 
-/// Lets go of history now and then, and sometimes of all keys before.
+/// Compacts the history now and then, sometimes after all keys were deleted.
 async fn compactions(mut client: Client) {
     while !client.clients.stopping() {
         client.pause(500_000, 4_000_000).await;
         if client.random.chance(100) {
-            let emptied = client.call(Asked::DeleteRange(everything())).await;
+            let emptied = client.call(ClientRequest::DeleteRange(everything())).await;
             let revision = head_of(emptied.as_ref(), 0);
             let physical = client.random.chance(300);
-            // Others may look at what is left before it is compacted.
+            // Lets other clients read the remaining history before it is compacted.
             client.pause(1_000, 400_000).await;
             if revision > 0 {
                 let compaction = CompactionRequest { revision, physical };
-                client.call(Asked::Compaction(compaction)).await;
+                client.call(ClientRequest::Compaction(compaction)).await;
             }
             continue;
         }
         let Some(Outcome::Answered(Answer::Range(read))) =
-            client.call(Asked::Range(get("compactor"))).await
+            client.call(ClientRequest::Range(get("compactor"))).await
         else {
             continue;
         };
@@ -250,7 +254,10 @@ async fn compactions(mut client: Client) {
         if revision > 0 {
             let physical = client.random.chance(300);
             client
-                .call(Asked::Compaction(CompactionRequest { revision, physical }))
+                .call(ClientRequest::Compaction(CompactionRequest {
+                    revision,
+                    physical,
+                }))
                 .await;
         }
     }
@@ -270,13 +277,13 @@ async fn leases(mut client: Client, load: Load) {
             continue;
         }
         let grant = LeaseGrantRequest { ttl, id };
-        let outcome = client.call(Asked::LeaseGrant(grant)).await;
+        let outcome = client.call(ClientRequest::LeaseGrant(grant)).await;
         if !matches!(outcome, Some(Outcome::Answered(_))) {
             continue;
         }
-        client.clients.tell_of_lease(id);
+        client.clients.share_lease(id);
         if client.random.chance(300) {
-            // Others may keep it alive.
+            // Other clients may renew it.
             continue;
         }
         for _ in 0..client.random.below(3) {
@@ -286,29 +293,31 @@ async fn leases(mut client: Client, load: Load) {
                 lease: id,
                 ..put(key, value)
             };
-            client.call(Asked::Put(attached)).await;
+            client.call(ClientRequest::Put(attached)).await;
         }
         let renewals = client.random.below(6);
         for _ in 0..renewals {
             if client.clients.stopping() {
                 return;
             }
-            // A third is usual; some wait for long.
+            // Clients usually renew after a third of the TTL; some wait longer.
             let part = *client.random.pick(&[330, 330, 600, 850]);
             client.sleep(Duration::from_millis(ttl as u64 * part)).await;
-            client.call(Asked::LeaseKeepAlive { id }).await;
+            client.call(ClientRequest::LeaseKeepAlive { id }).await;
             if client.random.chance(250) {
                 let keys = client.random.chance(500);
-                client.call(Asked::LeaseTimeToLive { id, keys }).await;
+                client
+                    .call(ClientRequest::LeaseTimeToLive { id, keys })
+                    .await;
             }
         }
         if client.random.chance(400) {
-            client.call(Asked::LeaseRevoke { id }).await;
+            client.call(ClientRequest::LeaseRevoke { id }).await;
         }
     }
 }
 
-/// Asks for a lease whose id is the server's to choose, or for one that cannot be had.
+/// Requests a lease with an id that the server chooses, or one that has to be refused.
 async fn odd_lease(client: &mut Client, number: i64) {
     let grant = match client.random.below(4) {
         0 => LeaseGrantRequest {
@@ -321,23 +330,25 @@ async fn odd_lease(client: &mut Client, number: i64) {
         },
         _ => LeaseGrantRequest {
             id: 0,
-            // It shows which one this is.
+            // The TTL identifies the request.
             ttl: 100_000 + (i64::from(client.number) << 20) + number,
         },
     };
     if grant.id == 0 && grant.ttl < 100_000 {
         return;
     }
-    let granted = client.call(Asked::LeaseGrant(grant)).await;
+    let granted = client.call(ClientRequest::LeaseGrant(grant)).await;
     if let Some(Outcome::Answered(Answer::LeaseGrant(granted))) = granted {
-        client.clients.tell_of_lease(granted.id);
+        client.clients.share_lease(granted.id);
         client.pause(100_000, 2_000_000).await;
-        // Nobody else would, and some live for long.
-        client.call(Asked::LeaseRevoke { id: granted.id }).await;
+        // No other client revokes it, and its TTL can be long.
+        client
+            .call(ClientRequest::LeaseRevoke { id: granted.id })
+            .await;
     }
 }
 
-/// Renews and uses the leases of others, and now and then ends one.
+/// Renews and uses other clients' leases, and occasionally revokes one.
 async fn sharers(mut client: Client, load: Load) {
     while !client.clients.stopping() {
         think(&mut client, load).await;
@@ -345,17 +356,17 @@ async fn sharers(mut client: Client, load: Load) {
             continue;
         };
         let asked = match client.random.below(12) {
-            0 => Asked::LeaseRevoke { id },
-            1 | 2 => Asked::LeaseTimeToLive { id, keys: true },
+            0 => ClientRequest::LeaseRevoke { id },
+            1 | 2 => ClientRequest::LeaseTimeToLive { id, keys: true },
             3..=5 => {
                 let key = format!("l{}/{}", client.number % 2, client.random.below(4));
                 let value = client.unique_value();
-                Asked::Put(PutRequest {
+                ClientRequest::Put(PutRequest {
                     lease: id,
                     ..put(key, value)
                 })
             }
-            _ => Asked::LeaseKeepAlive { id },
+            _ => ClientRequest::LeaseKeepAlive { id },
         };
         client.call(asked).await;
     }

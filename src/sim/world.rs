@@ -1,20 +1,20 @@
 //! A world: members, clients and what is between them, on one thread in virtual time.
 //!
-//! The scheduler knows what could happen next - a turn of a thread of a member, a task that is
-//! ready, a message that arrives, a timer, a fault - and when, and always does the earliest. How
-//! long each takes is drawn from the seed, and with it the order in which they happen.
+//! The scheduler knows the next possible events - a turn of a member's thread, a ready task, the
+//! arrival of a message, a timer, a fault - with their times, and always executes the earliest. How
+//! long each takes is drawn from the seed, and so is the order in which they happen.
 //!
-//! What must hold at every moment is looked at as it happens, in `look`. What needs the whole
-//! history is left to `check`.
+//! Invariants are checked after every step (`invariants`). What needs the whole history is left to
+//! `check`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::client::{Clients, Door};
+use super::client::{Clients, MemberEndpoint};
 use super::clock::Time;
 use super::faults::plan::Faults;
-use super::history::{Applied, Finding, Kept, Moment};
-use super::member::{Around, End, Life, Node, SimConfig};
+use super::history::{AppliedEntry, Finding, Kept, Moment};
+use super::member::{Exit, MemberEnv, Process, SimConfig, SimMember};
 use super::network::SimNetwork;
 use super::random::Random;
 use super::states::{SimDisk, SimDisks};
@@ -25,7 +25,7 @@ use crate::storage::memory;
 use crate::transport::Peer;
 use crate::types::MemberId;
 
-/// What can happen next.
+/// The next event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Next {
     Fault,
@@ -39,7 +39,7 @@ enum Next {
     Blocking(MemberId),
 }
 
-/// When the parts of a member that have something to do will do it.
+/// When the threads and tasks of a member that have work will do it.
 #[derive(Default)]
 struct Agenda {
     raft: Option<Moment>,
@@ -49,28 +49,28 @@ struct Agenda {
     blocking: Option<Moment>,
 }
 
-/// What a member's disk and process are like just now.
+/// The present condition of a member's disk and process.
 #[derive(Default)]
 pub struct Condition {
-    /// The process stands still.
+    /// The process is paused.
     pub paused: bool,
     pub paused_since: Moment,
-    /// The disk takes nothing until then.
+    /// The disk is stalled until then.
     pub stalled_until: Moment,
-    /// It was removed from the cluster, or its data is gone: it never comes back.
+    /// It was removed from the cluster, or its data is gone: it is never started again.
     pub gone: bool,
-    /// A fault was put on its disk: it may end by itself until then.
+    /// A fault was injected into its disk: it may exit until then.
     pub may_fail_until: Moment,
-    /// One that its log has to do with: it may not even start until then.
+    /// The fault affects its log: until then it may even fail to start.
     pub may_not_start_until: Moment,
 }
 
-/// How faults are carried out, handed in: a world knows when one is due, not what it does.
+/// How faults are carried out, handed in: the world knows when one is due, and nothing else of it.
 #[derive(Clone, Copy)]
 pub struct Injector {
-    /// Does what is due.
+    /// Carries out the faults that are due.
     pub strike: fn(&mut World),
-    /// Ends a member that is taking over a received state.
+    /// Ends a member that is installing a received state.
     pub cut_short: fn(&mut World, MemberId),
 }
 
@@ -83,36 +83,36 @@ pub struct World {
     pub clients: Arc<Clients>,
     pub trace: Arc<Trace>,
     pub config: SimConfig,
-    pub nodes: BTreeMap<MemberId, Node>,
+    pub members: BTreeMap<MemberId, SimMember>,
     pub conditions: BTreeMap<MemberId, Condition>,
     pub faults: Faults,
     pub injector: Injector,
     pub findings: Vec<Finding>,
-    pub entries: Vec<(Moment, Applied)>,
+    pub entries: Vec<(Moment, AppliedEntry)>,
     pub kept: Vec<Kept>,
     pub steps: u64,
-    /// The second that it is, and how many steps there were before it.
+    /// The current virtual second, and the number of steps before it.
     pub(super) second: (u64, u64),
     pub founders: Vec<MemberId>,
     agendas: BTreeMap<MemberId, Agenda>,
     pub(super) leaders: BTreeMap<u64, MemberId>,
-    /// In which term each member was last seen.
+    /// The last term of each member.
     pub(super) terms: BTreeMap<MemberId, u64>,
     pub(super) hashes: BTreeMap<u64, (u64, MemberId)>,
     urls: u64,
 }
 
-/// What broke a disk may break it again for so long.
+/// A broken disk may fail again within this time.
 const SETTLED_NS: u64 = 10_000_000_000;
-/// No world needs nearly as many steps.
+/// Far more steps than any world needs.
 const MAX_STEPS: u64 = 3_000_000;
-/// Nor does one step need nearly as many reads of an engine.
+/// Far more engine reads than any step needs.
 const MAX_READS_A_STEP: u64 = 1_000_000;
-/// Bounds of queues are looked at after so many steps.
+/// Bounds of queues are checked once in this many steps.
 const STEPS_PER_LOOK: u64 = 256;
 
 impl World {
-    /// A cluster that has just been founded, with nobody started.
+    /// A cluster that has just been founded, with no member running.
     pub fn new(
         mut random: Random,
         members: u64,
@@ -120,7 +120,7 @@ impl World {
         injector: Injector,
         print: bool,
     ) -> Self {
-        // Entries of an earlier world on this thread are none of ours.
+        // Discards entries of an earlier world on this thread.
         let _ = probe::take_applied();
         let time = Time::new();
         let trace = Trace::new(time.clone(), print);
@@ -136,7 +136,7 @@ impl World {
             network,
             trace,
             config,
-            nodes: BTreeMap::new(),
+            members: BTreeMap::new(),
             conditions: BTreeMap::new(),
             findings: Vec::new(),
             entries: Vec::new(),
@@ -165,13 +165,13 @@ impl World {
             let id = MemberId(founder.id);
             let disk = world.new_drive(id);
             let drift_ppm = world.random_drift();
-            let node = Node::founder(id, disk, drift_ppm, &founders, &world.config);
-            world.add(node);
+            let member = SimMember::founder(id, disk, drift_ppm, &founders, &world.config);
+            world.add(member);
         }
         world
     }
 
-    /// The address of a member to be.
+    /// The peer URL of a member to be added.
     pub fn new_url(&mut self) -> String {
         self.urls += 1;
         format!("http://10.0.0.{}:2380", self.urls)
@@ -185,18 +185,18 @@ impl World {
         self.random.between(0, 20_000) as i64 - 10_000
     }
 
-    fn add(&mut self, node: Node) {
-        self.conditions.insert(node.id, Condition::default());
-        self.agendas.insert(node.id, Agenda::default());
-        self.nodes.insert(node.id, node);
+    fn add(&mut self, member: SimMember) {
+        self.conditions.insert(member.id, Condition::default());
+        self.agendas.insert(member.id, Agenda::default());
+        self.members.insert(member.id, member);
     }
 
-    /// Makes a member that joins, with nothing on its disk.
+    /// Creates a joining member with an empty disk.
     pub fn add_joiner(&mut self, id: MemberId, first_peers: Vec<Peer>) {
         let disk = self.new_drive(id);
         let drift_ppm = self.random_drift();
-        let node = Node::joiner(id, disk, drift_ppm, first_peers, &self.config);
-        self.add(node);
+        let member = SimMember::joiner(id, disk, drift_ppm, first_peers, &self.config);
+        self.add(member);
     }
 
     pub fn find(&mut self, what: &'static str, details: String) {
@@ -207,38 +207,45 @@ impl World {
     }
 
     pub fn is_alive(&self, id: MemberId) -> bool {
-        self.nodes.get(&id).is_some_and(|node| node.life.is_some())
+        self.members
+            .get(&id)
+            .is_some_and(|member| member.process.is_some())
     }
 
     pub fn alive(&self) -> Vec<MemberId> {
-        let alive = self.nodes.values().filter(|node| node.life.is_some());
-        alive.map(|node| node.id).collect()
+        let alive = self
+            .members
+            .values()
+            .filter(|member| member.process.is_some());
+        alive.map(|member| member.id).collect()
     }
 
-    pub fn life(&self, id: MemberId) -> Option<&Life> {
-        self.nodes.get(&id)?.life.as_ref()
+    pub fn process(&self, id: MemberId) -> Option<&Process> {
+        self.members.get(&id)?.process.as_ref()
     }
 
-    /// Starts a member that is down.
+    /// Starts a member that is not running.
     pub fn start(&mut self, id: MemberId) {
         let random = self.random.fork(id.0);
-        let around = Around {
+        let around = MemberEnv {
             time: &self.time,
             network: &self.network,
             config: self.config,
         };
-        let Some(node) = self.nodes.get_mut(&id) else {
+        let Some(member) = self.members.get_mut(&id) else {
             return;
         };
-        if node.life.is_some() {
+        if member.process.is_some() {
             return;
         }
-        let started = node.start(&around, random);
+        let started = member.start(&around, random);
         self.trace.note(format_args!("{id} starts: {started:?}"));
         self.note_applied();
         match started {
             Ok(()) => {
-                let term = self.life(id).map_or(0, |life| life.raft.status().term);
+                let term = self
+                    .process(id)
+                    .map_or(0, |process| process.raft.status().term);
                 let forgotten = self.network.promises().started(id, term);
                 if let Some(forgotten) = forgotten {
                     self.find("a member forgot its term", forgotten);
@@ -257,42 +264,42 @@ impl World {
     }
 
     fn open_door(&mut self, id: MemberId) {
-        if let Some(life) = self.life(id) {
-            let door = Door {
-                tasks: life.tasks.clone(),
-                services: life.services.clone(),
+        if let Some(process) = self.process(id) {
+            let endpoint = MemberEndpoint {
+                tasks: process.tasks.clone(),
+                services: process.services.clone(),
             };
-            self.clients.open(id, door);
+            self.clients.open(id, endpoint);
         }
     }
 
-    /// Ends a member's process at once. Without power its disk forgets what was not synced.
+    /// Kills a member's process. If the machine loses power, its disk loses what was not synced.
     pub fn die(&mut self, id: MemberId, power: bool) {
         self.clients.close(id);
         let seed = self.random.next();
         let mid_write = self.random.chance(800);
         let after = self.random.between(1, 5);
-        let Some(node) = self.nodes.get_mut(&id) else {
+        let Some(member) = self.members.get_mut(&id) else {
             return;
         };
-        let Some(mut life) = node.life.take() else {
+        let Some(mut process) = member.process.take() else {
             return;
         };
-        if mid_write && life.log_jobs.is_some() {
-            // The end comes while the log is being written.
+        if mid_write && process.log_jobs.is_some() {
+            // It dies while the log is being written.
             {
-                let disk = node.disk.log();
+                let disk = member.disk.log();
                 disk.stop_at(disk.operations() + after);
             };
-            // What it says no longer matters.
-            let _ = life.finish_log();
+            // Its panics no longer count.
+            let _ = process.finish_log();
         }
-        life.tasks.clear();
+        process.tasks.clear();
         self.network.detach(id);
-        drop(life);
+        drop(process);
         match power {
-            true => node.disk.kill(),
-            false => node.disk.crash(seed),
+            true => member.disk.kill(),
+            false => member.disk.crash(seed),
         }
         if let Some(agenda) = self.agendas.get_mut(&id) {
             *agenda = Agenda::default();
@@ -304,17 +311,16 @@ impl World {
         self.trace.note(format_args!("{id} dies, power {power}"));
     }
 
-    /// Ends a member's process in order: the threads do what they were given, and the state is
-    /// made durable.
+    /// Stops a member's process in order: its threads finish their work, and the state is flushed.
     pub fn stop(&mut self, id: MemberId) {
         let paused = self.conditions.get(&id).is_some_and(|c| c.paused);
-        let Some(node) = self.nodes.get_mut(&id).filter(|_| !paused) else {
+        let Some(member) = self.members.get_mut(&id).filter(|_| !paused) else {
             return;
         };
-        let Some(life) = &mut node.life else {
+        let Some(process) = &mut member.process else {
             return;
         };
-        let stopped = life.stop();
+        let stopped = process.stop();
         self.note_applied();
         match stopped {
             Ok(()) => self.die(id, true),
@@ -322,7 +328,7 @@ impl World {
         }
     }
 
-    /// Lets the world go on until a moment.
+    /// Runs the world until a time.
     pub fn run_until(&mut self, end: Moment) {
         while let Some((at, next)) = self.next() {
             if at > end || !self.findings.is_empty() {
@@ -336,8 +342,7 @@ impl World {
         }
     }
 
-    /// Lets the world go on, one step at a time, until something is so; false where it never is
-    /// before the moment.
+    /// Runs the world step by step until a condition holds; false if it does not by the given time.
     #[cfg(test)]
     pub fn run_until_so(&mut self, end: Moment, mut is_so: impl FnMut(&World) -> bool) -> bool {
         while !is_so(self) {
@@ -351,7 +356,7 @@ impl World {
         true
     }
 
-    /// What happens next, and when.
+    /// The next event, and its time.
     fn next(&mut self) -> Option<(Moment, Next)> {
         let now = self.time.now_ns();
         let mut next: Option<(Moment, Next)> = None;
@@ -369,9 +374,9 @@ impl World {
         if self.clients.tasks.ready() > 0 {
             consider(Some(now), Next::ClientTask);
         }
-        for (id, node) in &mut self.nodes {
-            let (Some(life), Some(agenda), Some(condition)) = (
-                node.life.as_mut(),
+        for (id, member) in &mut self.members {
+            let (Some(process), Some(agenda), Some(condition)) = (
+                member.process.as_mut(),
                 self.agendas.get_mut(id),
                 self.conditions.get(id),
             ) else {
@@ -380,8 +385,8 @@ impl World {
             if condition.paused {
                 continue;
             }
-            agenda.plan(life, now, condition, &self.config, &mut self.random);
-            let tick = life.next_tick_ns();
+            agenda.plan(process, now, condition, &self.config, &mut self.random);
+            let tick = process.next_tick_ns();
             consider(
                 Some(agenda.raft.map_or(tick, |at| at.min(tick))),
                 Next::Raft(*id),
@@ -406,20 +411,29 @@ impl World {
         match next {
             Next::Fault => (self.injector.strike)(self),
             Next::Delivery => self.network.deliver_due(now, &mut self.random),
-            // Moving the time has fired it.
+            // Advancing the time has fired it.
             Next::Timer => {}
             Next::ClientTask => {
                 self.clients.tasks.poll_one(&mut self.random);
             }
             Next::Raft(id) => {
                 self.network.promises().begin_turn(id);
-                self.turn(id, |life, _| life.raft_turn(), |agenda| &mut agenda.raft);
+                self.turn(
+                    id,
+                    |process, _| process.raft_turn(),
+                    |agenda| &mut agenda.raft,
+                );
                 self.look_at_terms(id);
             }
             Next::Log(id) => {
-                let resets = self.life(id).is_some_and(Life::log_resets);
-                self.turn(id, |life, _| life.finish_log(), |agenda| &mut agenda.log);
-                // The log is the new one and the state the old: a moment that seldom lasts.
+                let resets = self.process(id).is_some_and(Process::log_resets);
+                self.turn(
+                    id,
+                    |process, _| process.finish_log(),
+                    |agenda| &mut agenda.log,
+                );
+                // The log has been reset and the state not yet switched: a short moment in which
+                // faults matter.
                 if resets && self.random.chance(100) {
                     (self.injector.cut_short)(self, id);
                 }
@@ -427,15 +441,15 @@ impl World {
             Next::Apply(id) => {
                 self.turn(
                     id,
-                    |life, _| life.proceed_apply(),
+                    |process, _| process.proceed_apply(),
                     |agenda| &mut agenda.apply,
                 );
             }
             Next::Task(id) => self.turn(
                 id,
-                |life, random| {
+                |process, random| {
                     for _ in 0..random.between(1, 4) {
-                        life.tasks.poll_one(random);
+                        process.tasks.poll_one(random);
                     }
                     Ok(())
                 },
@@ -443,8 +457,8 @@ impl World {
             ),
             Next::Blocking(id) => self.turn(
                 id,
-                |life, random| {
-                    life.tasks.run_blocking_one(random);
+                |process, random| {
+                    process.tasks.run_blocking_one(random);
                     Ok(())
                 },
                 |agenda| &mut agenda.blocking,
@@ -460,18 +474,22 @@ impl World {
     fn turn(
         &mut self,
         id: MemberId,
-        act: impl FnOnce(&mut Life, &mut Random) -> Result<(), String>,
+        act: impl FnOnce(&mut Process, &mut Random) -> Result<(), String>,
         planned: impl FnOnce(&mut Agenda) -> &mut Option<Moment>,
     ) {
         if let Some(agenda) = self.agendas.get_mut(&id) {
             *planned(agenda) = None;
         }
-        let Some(life) = self.nodes.get_mut(&id).and_then(|node| node.life.as_mut()) else {
+        let Some(process) = self
+            .members
+            .get_mut(&id)
+            .and_then(|member| member.process.as_mut())
+        else {
             return;
         };
-        let result = act(life, &mut self.random);
-        let status = life.raft.status();
-        let end = life.end.lock().clone();
+        let result = act(process, &mut self.random);
+        let status = process.raft.status();
+        let end = process.end.lock().clone();
         self.note_applied();
         if status.is_leader {
             self.note_leader(id, status.term);
@@ -480,8 +498,8 @@ impl World {
         self.compare_state(id);
         match (result, end) {
             (Err(reason), _) => self.failed(id, &reason),
-            (Ok(()), Some(End::Failed(reason))) => self.failed(id, &reason),
-            (Ok(()), Some(End::Removed)) => {
+            (Ok(()), Some(Exit::Failed(reason))) => self.failed(id, &reason),
+            (Ok(()), Some(Exit::Removed)) => {
                 probe::reached(probe::CoveragePoint::MemberRemoved);
                 self.die(id, true);
                 if let Some(condition) = self.conditions.get_mut(&id) {
@@ -497,7 +515,7 @@ impl World {
         condition.is_some_and(|condition| self.time.now_ns() <= condition.may_fail_until)
     }
 
-    /// A member ended by itself.
+    /// A member exited.
     fn failed(&mut self, id: MemberId, reason: &str) {
         self.trace.note(format_args!("{id} cannot go on: {reason}"));
         let expected = self.may_fail(id);
@@ -509,40 +527,40 @@ impl World {
         }
         self.die(id, true);
         if !expected {
-            self.find("a member ended by itself", format!("{id}: {reason}"));
+            self.find("a member exited unexpectedly", format!("{id}: {reason}"));
         }
         self.faults.restart_soon(id, self.time.now_ns());
     }
 }
 
 impl Agenda {
-    /// Draws when what has become due will be done.
+    /// Draws the times at which work that has become due will be done.
     fn plan(
         &mut self,
-        life: &mut Life,
+        process: &mut Process,
         now: Moment,
         condition: &Condition,
         config: &SimConfig,
         random: &mut Random,
     ) {
-        if self.raft.is_none() && life.raft.inbox().waiting().0 > 0 {
+        if self.raft.is_none() && process.raft.inbox().waiting().0 > 0 {
             self.raft = Some(now + random.between(1_000, 60_000));
         }
-        if self.log.is_none() && life.begin_log() {
+        if self.log.is_none() && process.begin_log() {
             let done = now + write_ns(random);
             self.log = Some(done.max(condition.stalled_until));
         }
-        if self.apply.is_none() && life.applying.is_some() {
+        if self.apply.is_none() && process.applying.is_some() {
             self.apply = Some(now + random.between(200, 40_000));
-        } else if self.apply.is_none() && (life.is_applying() || life.begin_apply()) {
+        } else if self.apply.is_none() && (process.is_applying() || process.begin_apply()) {
             let slow = random.chance(config.slow_apply_per_mille);
             let most = if slow { 30_000_000 } else { 200_000 };
             self.apply = Some(now + random.between(5_000, most));
         }
-        if self.task.is_none() && life.tasks.ready() > 0 {
+        if self.task.is_none() && process.tasks.ready() > 0 {
             self.task = Some(now + random.between(1_000, 40_000));
         }
-        if self.blocking.is_none() && life.tasks.blocking() > 0 {
+        if self.blocking.is_none() && process.tasks.blocking() > 0 {
             let slow = random.chance(50);
             let most = if slow { 200_000_000 } else { 1_000_000 };
             let done = now + random.between(20_000, most);
@@ -551,7 +569,7 @@ impl Agenda {
     }
 }
 
-/// How long a write with its sync takes.
+/// The duration of a write with its sync.
 fn write_ns(random: &mut Random) -> u64 {
     match random.below(100) {
         0 => random.between(5_000_000, 80_000_000),

@@ -1,4 +1,4 @@
-//! Alarms: what an operator has to know, and what the cluster refuses meanwhile.
+//! Alarms: conditions that an operator has to fix, and under which requests are refused.
 
 use std::collections::BTreeSet;
 

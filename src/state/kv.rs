@@ -15,7 +15,7 @@ use crate::proto::etcdserverpb::{
 use crate::storage::schema::Version;
 use crate::types::{KeyRange, LeaseId};
 
-/// A header that holds a revision alone; the API adds who answers.
+/// A header with the revision only; the API adds the member.
 pub fn header(revision: i64) -> Option<ResponseHeader> {
     Some(ResponseHeader {
         revision,
@@ -56,7 +56,7 @@ pub fn range_read(request: &RangeRequest) -> std::result::Result<RangeRead, Erro
     })
 }
 
-/// The answer as a message; `revision` is the newest one of the state that was read.
+/// The response message; `revision` is the newest one of the state that was read.
 pub fn range_response(ranged: Ranged, revision: i64) -> RangeResponse {
     RangeResponse {
         header: header(revision),
@@ -66,7 +66,7 @@ pub fn range_response(ranged: Ranged, revision: i64) -> RangeResponse {
     }
 }
 
-/// Reads within a writing transaction, its own changes included.
+/// Reads within a writing transaction, including its own changes.
 pub fn range(txn: &Txn<'_>, request: &RangeRequest) -> Result<RangeResponse> {
     let read = range_read(request)?;
     let (head, compacted) = (txn.revision(), txn.compacted());
@@ -80,7 +80,7 @@ pub fn range(txn: &Txn<'_>, request: &RangeRequest) -> Result<RangeResponse> {
     Ok(range_response(snapshot.range(&read)?, head))
 }
 
-/// Refuses a put that could not be done.
+/// Checks a put before anything is written.
 pub fn check_put(
     request: &PutRequest,
     leases: &Leases,
@@ -96,7 +96,7 @@ pub fn check_put(
     Ok(())
 }
 
-/// Writes; the request was checked. Never refuses, so that no transaction is left half done.
+/// Writes after the checks. Never fails, so that no transaction is left half done.
 pub fn put(txn: &mut Txn<'_>, request: &PutRequest) -> Result<PutResponse> {
     let kept = if request.ignore_value || request.ignore_lease {
         txn.get(&request.key)?

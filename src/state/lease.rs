@@ -1,6 +1,6 @@
-//! Which leases exist, how long they were granted for, and which keys hang on them.
+//! Which leases exist, their TTLs, and the keys attached to them.
 //!
-//! When a lease ends is not decided here: the leader watches the clock and proposes a revoke.
+//! Expiry is not decided here: the leader checks the clock and proposes a revocation.
 
 use std::collections::BTreeMap;
 
@@ -12,20 +12,20 @@ use crate::storage::schema::{self, meta};
 use crate::storage::{self, Batch, Family, Read};
 use crate::types::LeaseId;
 
-/// The longest time to live that can be granted, in seconds; etcd's limit.
+/// The longest TTL that can be granted, in seconds; etcd's limit.
 pub const MAX_TTL_S: i64 = 9_000_000_000;
 
 /// A lease that exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// What it was granted for, in seconds.
+    /// The granted TTL, in seconds.
     pub ttl_s: i64,
-    /// What was left at the last checkpoint, in seconds; 0 where there was none.
+    /// The remaining TTL at the last checkpoint, in seconds; 0 if there is none.
     pub remaining_ttl_s: i64,
 }
 
 impl Lease {
-    /// How long it lives when its time starts anew after a change of leader, in seconds.
+    /// The TTL with which a new leader restarts it, in seconds.
     pub fn restart_ttl_s(&self) -> i64 {
         if self.remaining_ttl_s > 0 {
             self.remaining_ttl_s
@@ -35,7 +35,7 @@ impl Lease {
     }
 }
 
-/// What happened to a lease, for whoever keeps its deadline.
+/// A change of a lease, for the lessor's deadlines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseEvent {
     Granted(LeaseId, Lease),
@@ -107,7 +107,7 @@ impl Leases {
         Ok(lease)
     }
 
-    /// Forgets the lease; its keys are the caller's to delete.
+    /// Removes the lease; the caller deletes its keys.
     pub fn remove(&mut self, id: LeaseId, batch: &mut Batch) {
         self.leases.remove(&id);
         batch.delete(Family::Meta, &lease_meta_key(id));

@@ -1,9 +1,9 @@
-//! Apply: takes committed entries in order, changes the state, and says what to answer and what
-//! watches and lease deadlines have to know.
+//! Apply: takes committed entries in order, changes the state, and returns the responses and what
+//! watches and the lessor need.
 //!
-//! A group of entries becomes one engine batch that ends with the applied index of its last
-//! entry. Where an entry needs to read what the engine alone can show (a scan of a lease's keys,
-//! a read of the past) the group so far is written first.
+//! A group of entries becomes one engine batch that ends with the applied index of its last entry.
+//! If an entry needs to read what only the engine has (a scan of a lease's keys, a read at a past
+//! revision), the group so far is written first.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ use crate::storage::schema::{self, meta};
 use crate::storage::{self, Engine, Family, Read};
 use crate::types::{ClusterId, LeaseId, MemberId};
 
-/// What an applied request answers; headers hold the revision alone.
+/// The response to an applied request; headers have only the revision.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Response {
     Put(PutResponse),
@@ -44,12 +44,12 @@ pub enum Response {
     Alarm(AlarmResponse),
     /// The members after a change of membership.
     Members(Vec<Member>),
-    /// Requests whose answer nobody reads.
+    /// Requests without a response.
     Done,
 }
 
 impl Response {
-    /// The size of its message; none where etcd has no message.
+    /// The size of its message; none if etcd has no message for it.
     pub fn encoded_len(&self) -> Option<usize> {
         Some(match self {
             Response::Put(response) => response.encoded_len(),
@@ -65,25 +65,25 @@ impl Response {
     }
 }
 
-/// An entry that was applied, and what to tell whoever proposed it.
+/// An applied entry, and the result for its proposer.
 #[derive(Debug)]
 pub struct Applied {
     pub index: u64,
     pub result: Result<Response, Error>,
 }
 
-/// What a group of applied entries did.
+/// The effects of a group of applied entries.
 #[derive(Debug, Default)]
 pub struct Group {
     /// One for each entry, in order.
     pub applied: Vec<Applied>,
     pub changes: Vec<Change>,
     pub lease_events: Vec<LeaseEvent>,
-    /// The indexes of changes of membership that were made.
+    /// Indexes of membership changes that were accepted.
     pub member_changes: Vec<u64>,
-    /// True where alarms, members, the cluster's version or its downgrade changed.
+    /// True if alarms, members, the cluster version or its downgrade changed.
     pub status_changed: bool,
-    /// True where the history was asked to be compacted further.
+    /// True if a further compaction was requested.
     pub compacted: bool,
 }
 
@@ -100,14 +100,14 @@ pub enum Payload {
     /// A leader's first entry.
     Empty,
     Request(Bytes),
-    /// A request that this process proposed itself and still has at hand.
+    /// A request proposed by this process, which still has it decoded.
     Decoded(Arc<InternalRaftRequest>),
-    /// A change of membership; refused where it may not be made.
+    /// A change of membership; refused at apply if it is not allowed.
     Membership(MemberChange),
 }
 
 impl Entry {
-    /// What it takes in memory, about.
+    /// Its size in memory, about.
     pub fn bytes(&self) -> usize {
         match &self.payload {
             Payload::Request(bytes) => bytes.len(),
@@ -117,16 +117,16 @@ impl Entry {
     }
 }
 
-/// Reads a request as the log holds it.
+/// Decodes a request of the log.
 ///
-/// The decoder bounds how deep messages may nest. A transaction as deep as a client may send
-/// lies one message deeper in its entry, so it is read by itself: what was applied when it was
-/// proposed must be applied when it is read again.
+/// The decoder limits the nesting of messages. The deepest transaction that a client may send is
+/// nested one level deeper in its entry, so it is decoded separately: what was accepted as a
+/// proposal must be decodable from the log.
 ///
 /// # Errors
-/// The bytes are no request; no member can apply an entry that holds them.
+/// The bytes are not a request; no member can apply such an entry.
 pub fn decode_request(bytes: Bytes) -> Result<InternalRaftRequest, prost::DecodeError> {
-    /// `InternalRaftRequest` with the transaction left as it is.
+    /// `InternalRaftRequest` with the transaction left encoded.
     #[derive(Clone, PartialEq, prost::Message)]
     struct Undecoded {
         #[prost(uint64, tag = "1")]
@@ -160,7 +160,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Takes up the state that the engine holds.
+    /// Loads the state from the engine.
     pub fn open(engine: Arc<dyn Engine>) -> storage::Result<Self> {
         let read = engine.latest();
         let (applied_index, applied_term) = Self::applied(read)?;
@@ -212,7 +212,7 @@ impl Machine {
         self.writer.commit(index, term)
     }
 
-    /// Removes all members but one, which then decides alone: for a survivor of a lost quorum.
+    /// Removes all members but one: for a survivor of a lost quorum.
     pub fn force_sole_member(
         &mut self,
         member: MemberId,
@@ -270,16 +270,16 @@ impl Machine {
         &self.versions
     }
 
-    /// Applies entries in order and writes them. An error is fatal: the state on disk is as
-    /// before the group or after a part of it that ends with a whole entry.
+    /// Applies entries in order and writes them. An error is fatal: the state on disk is then that
+    /// before the group, or after some complete entries of it.
     pub fn apply(&mut self, entries: Vec<Entry>) -> storage::Result<Group> {
         let group = self.stage(&entries, |_| ())?;
         self.commit()?;
         Ok(group)
     }
 
-    /// Applies entries in order. Nobody may be told of them before `commit` has written them.
-    /// `applied` is called behind each with its place among them.
+    /// Applies entries in order. Nothing may be published before `commit` has written them.
+    /// `applied` is called after each, with its position among them.
     pub fn stage(
         &mut self,
         entries: &[Entry],
@@ -287,7 +287,7 @@ impl Machine {
     ) -> storage::Result<Group> {
         let mut group = Group::default();
         for (place, entry) in entries.iter().enumerate() {
-            // An entry that the state already holds comes again after a restart.
+            // After a restart, entries that the state contains already are skipped.
             if entry.index <= self.applied_index {
                 continue;
             }
@@ -303,7 +303,7 @@ impl Machine {
         Ok(group)
     }
 
-    /// Writes what `stage` did, all that is left of it in one batch.
+    /// Writes the changes that `stage` has not written yet, in one batch.
     pub fn commit(&mut self) -> storage::Result<()> {
         self.writer.commit(self.applied_index, self.applied_term)
     }
@@ -403,7 +403,7 @@ impl Machine {
             return Ok(Response::Done);
         }
         if request.downgrade_version_test.is_some() {
-            // etcd's tests put it into the log; it does nothing there either.
+            // etcd's tests put it into the log; it has no effect there either.
             return Ok(Response::Done);
         }
         if let Some(set) = &request.cluster_member_attr_set {
@@ -413,12 +413,12 @@ impl Machine {
                 .set_attributes(MemberId(set.member_id), attributes, self.writer.batch());
             return Ok(Response::Done);
         }
-        // A newer leader's request: every member of this version refuses it alike.
+        // A newer leader's request: every member of this version refuses it equally.
         Err(Error::UnknownMethod.into())
     }
 
-    /// What the active alarms forbid. etcd refuses more under CORRUPT than under NOSPACE, and a
-    /// transaction under NOSPACE only where a branch puts.
+    /// The restrictions of the active alarms. etcd refuses more under CORRUPT than under NOSPACE,
+    /// and under NOSPACE only transactions with a put in a branch.
     fn check_alarms(&self, request: &InternalRaftRequest) -> Result<(), Error> {
         let writes = request.put.is_some()
             || request.txn.is_some()
@@ -489,7 +489,7 @@ impl Machine {
         if !self.leases.contains(id) {
             return Err(Error::LeaseNotFound.into());
         }
-        // Attachments of this group are still on their way to the engine.
+        // Attachments of this group are not in the engine yet.
         if !probe::injected(Defect::RevokeMissesBatch) {
             self.commit()?;
         }
@@ -511,7 +511,7 @@ impl Machine {
     ) -> mvcc::Result<LeaseCheckpointResponse> {
         for checkpoint in &request.checkpoints {
             let id = LeaseId(checkpoint.id);
-            // A lease that was revoked meanwhile has nothing to remember.
+            // A lease that was revoked in the meantime needs no checkpoint.
             let stored = self
                 .leases
                 .checkpoint(id, checkpoint.remaining_ttl, self.writer.batch());
@@ -561,7 +561,7 @@ impl Machine {
         }
     }
 
-    /// Index and term of the last entry that a state holds.
+    /// Index and term of the last entry in a state.
     pub fn applied(read: &dyn Read) -> storage::Result<(u64, u64)> {
         match read.get(Family::Meta, meta::APPLIED)? {
             Some(value) => {
@@ -572,7 +572,7 @@ impl Machine {
         }
     }
 
-    /// The applied index that a crash would go back to.
+    /// The applied index after a crash.
     pub fn durable_applied_index(engine: &dyn Engine) -> storage::Result<u64> {
         match engine.persisted(meta::APPLIED)? {
             Some(value) => {

@@ -1,7 +1,7 @@
-//! Who the members are, where they can be reached, who votes, and who was removed for good.
+//! The members, their URLs, the voters, and the members that were removed for good.
 //!
-//! Raft's conf state follows from this: those that are no learners vote. It is not stored a
-//! second time.
+//! Raft's configuration is derived from it, with all members but learners as voters, and not stored
+//! separately.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use crate::storage::schema::{self, meta};
 use crate::storage::{self, Batch, Family, Read};
 use crate::types::MemberId;
 
-/// All members, learners included, and the ids that may never come back.
+/// All members, learners included, and the ids of removed ones, which must not be reused.
 #[derive(Clone, Default, Debug, PartialEq)]
 pub struct Membership {
     members: BTreeMap<MemberId, Member>,
@@ -53,17 +53,17 @@ impl Membership {
         self.members.get(&id)
     }
 
-    /// The ids that may never come back.
+    /// The ids of removed members.
     pub fn removed(&self) -> impl Iterator<Item = MemberId> {
         self.removed.iter().copied()
     }
 
-    /// Who votes.
+    /// The voters.
     pub fn voters(&self) -> impl Iterator<Item = MemberId> {
         self.by_role(false)
     }
 
-    /// Who gets the log and does not vote.
+    /// The learners.
     pub fn learners(&self) -> impl Iterator<Item = MemberId> {
         self.by_role(true)
     }
@@ -86,7 +86,7 @@ impl Membership {
         store(id, member, batch);
     }
 
-    /// Takes over what a member says of itself; an unknown one is ignored, as in etcd.
+    /// Sets a member's attributes; as in etcd an unknown member is ignored.
     pub fn set_attributes(&mut self, id: MemberId, attributes: Attributes, batch: &mut Batch) {
         if let Some(member) = self.members.get_mut(&id) {
             member.member_attributes = Some(attributes);
@@ -94,7 +94,7 @@ impl Membership {
         }
     }
 
-    /// Removes a member; its id may not come back.
+    /// Removes a member; its id must not be reused.
     pub fn remove(&mut self, id: MemberId, batch: &mut Batch) {
         if self.members.remove(&id).is_some() {
             batch.delete(Family::Meta, &schema::meta_key(meta::MEMBERS, &[id.0]));
@@ -104,7 +104,7 @@ impl Membership {
         batch.put(Family::Meta, &key, &[]);
     }
 
-    /// Takes a removed id back; only a survivor that goes on alone may.
+    /// Allows a removed id again, for a survivor that becomes a cluster of its own.
     pub fn readmit(&mut self, id: MemberId, batch: &mut Batch) {
         if self.removed.remove(&id) {
             let key = schema::meta_key(meta::REMOVED_MEMBERS, &[id.0]);
@@ -112,10 +112,10 @@ impl Membership {
         }
     }
 
-    /// Whether a change may be made now; etcd's rules, in its order.
+    /// Whether a change is allowed now; etcd's rules, in its order.
     pub fn check(&self, change: &MemberChange) -> Result<(), Error> {
         let id = MemberId(change.member_id);
-        // To raft, 0 is nobody.
+        // raft reserves the id 0.
         if id.0 == 0 || self.removed.contains(&id) {
             return Err(Error::MemberNotFound);
         }
@@ -141,13 +141,13 @@ impl Membership {
             Some(Change::Remove(_)) => {
                 let removed = known.ok_or(Error::MemberNotFound)?;
                 if !is_learner(removed) && self.voters().count() == 1 {
-                    // Nobody would be left to decide anything. Unlike etcd, which panics where
-                    // it does not check what is proposed.
+                    // The cluster would have no voter. etcd does not check this at proposal and
+                    // panics.
                     return Err(Error::NotEnoughStartedMembers);
                 }
                 Ok(())
             }
-            // A newer leader's change: every member of this version refuses it alike.
+            // A newer leader's change: every member of this version refuses it equally.
             None => Err(Error::UnknownMethod),
         }
     }
@@ -166,7 +166,7 @@ impl Membership {
         Ok(())
     }
 
-    /// Makes a change that `check` allows.
+    /// Executes a change that `check` allows.
     pub fn apply(&mut self, change: MemberChange, batch: &mut Batch) {
         let id = MemberId(change.member_id);
         match change.change {

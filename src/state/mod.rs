@@ -1,4 +1,4 @@
-//! The replicated state machine: what entries of the raft log mean.
+//! The replicated state machine: the execution of log entries.
 //!
 //! Invariants:
 //! - apply is deterministic: the same entries give the same state and the same answers on every

@@ -18,19 +18,19 @@ use crate::storage::schema::Version;
 use crate::storage::{self, Family};
 use crate::types::KeyRange;
 
-/// True where no branch holds anything but ranges. A nested transaction counts as a write, as
-/// in etcd.
+/// True if no branch contains anything but ranges. As in etcd a nested transaction counts as a
+/// write.
 pub fn is_read_only(request: &TxnRequest) -> bool {
     all_ops(request).all(|op| matches!(op.request, Some(Request::RequestRange(_))))
 }
 
-/// True where every range of a read-only transaction may be stale.
+/// True if every range of a read-only transaction is serializable.
 pub fn is_serializable(request: &TxnRequest) -> bool {
     all_ops(request)
         .all(|op| matches!(&op.request, Some(Request::RequestRange(range)) if range.serializable))
 }
 
-/// True where a read-only transaction reads single keys alone.
+/// True if a read-only transaction reads single keys only.
 pub fn reads_points(request: &TxnRequest) -> bool {
     let points = |op: &RequestOp| matches!(&op.request, Some(Request::RequestRange(range)) if range.range_end.is_empty());
     all_ops(request).all(points) && request.compare.iter().all(|c| c.range_end.is_empty())
@@ -94,7 +94,7 @@ impl<'a> Path<'a> {
         })
     }
 
-    /// Refuses what could not be done.
+    /// Checks all operations of a branch.
     fn check(&self, snapshot: &Snapshot<'_>, leases: &Leases) -> Result<()> {
         let mut nested = self.nested.iter();
         for op in self.ops {
@@ -127,7 +127,7 @@ impl<'a> Path<'a> {
                 Some(Request::RequestTxn(_)) => match nested.next() {
                     Some(path) => {
                         let mut response = path.execute(txn)?;
-                        // etcd leaves the header of a nested answer empty.
+                        // etcd leaves the header of a nested response empty.
                         response.header = Some(Default::default());
                         Some(Response::ResponseTxn(response))
                     }

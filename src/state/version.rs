@@ -1,4 +1,4 @@
-//! The version that the cluster runs at, and the one that it is to be taken down to.
+//! The cluster version, and the target of a downgrade.
 
 use prost::Message;
 
@@ -37,12 +37,12 @@ impl Versions {
         })
     }
 
-    /// What the cluster runs at; none before it is decided.
+    /// The cluster version; none before it is set.
     pub fn cluster(&self) -> Option<&str> {
         self.cluster.as_deref()
     }
 
-    /// Where a downgrade that was begun goes to.
+    /// The target version of a downgrade that was begun.
     pub fn downgrade_target(&self) -> Option<&str> {
         self.downgrade_target.as_deref()
     }
@@ -52,7 +52,7 @@ impl Versions {
         self.cluster = Some(request.ver);
     }
 
-    /// Begins or ends a downgrade.
+    /// Begins or cancels a downgrade.
     pub fn set_downgrade(&mut self, request: DowngradeInfoSetRequest, batch: &mut Batch) {
         if request.enabled {
             batch.put(Family::Meta, meta::DOWNGRADE, &request.encode_to_vec());

@@ -1,6 +1,6 @@
-//! An engine in memory for tests and the simulator. `crash` forgets what was not flushed, as a
-//! machine that loses its power does; `refuse` has it refuse what would go to a disk, as
-//! `RocksDB` does from the first write that its disk refused until it is opened anew.
+//! An engine in memory for tests and the simulator. `crash` drops what was not flushed, like a loss
+//! of power; `refuse` makes it fail writes, as `RocksDB` does from the first failed write on until
+//! it is reopened.
 
 mod sorted;
 
@@ -21,8 +21,8 @@ thread_local! {
     static READS_LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
 }
 
-/// Lets this thread read so often from now on: one read more is a panic, for whoever reads
-/// without end would keep a world from ending.
+/// Limits the reads of this thread: one more panics, since an endless loop of reads would keep a
+/// world from ending.
 pub fn allow_reads(reads: u64) {
     READS_LEFT.set(reads);
 }
@@ -36,22 +36,22 @@ fn count_read() {
 #[derive(Clone, Default)]
 struct State {
     families: BTreeMap<Family, Sorted>,
-    /// Of all keys and values that can be read.
+    /// Of all readable keys and values.
     live_bytes: u64,
     /// Of those that were replaced or deleted since `compact`.
     dead_bytes: u64,
-    /// Of all that was ever written.
+    /// Of everything written.
     written_bytes: u64,
     content: Content,
 }
 
-/// A hash over what members must agree on: a sum over keys and values, so that any order of
-/// writes leads to it.
+/// A hash over what members must agree on: a sum over keys and values, independent of the order of
+/// writes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Content(u64);
 
 impl Content {
-    /// What a member's own pace of compaction changes, and what names the member, is left out.
+    /// Excludes what depends on a member's progress of compaction, or names the member.
     fn covers(family: Family, key: &[u8]) -> bool {
         match family {
             Family::Current | Family::LeaseKeys => true,
@@ -137,7 +137,7 @@ impl Read for State {
 
 struct MapCursor {
     map: Sorted,
-    /// Where the next entry is.
+    /// The next entry.
     next: Place,
     upper: Option<Vec<u8>>,
     entry: (Bytes, Bytes),
@@ -184,9 +184,9 @@ impl Cursor for MapCursor {
     }
 }
 
-/// Where checkpoints of engines in memory are kept.
+/// The checkpoints of engines in memory.
 pub trait Checkpoints: Send + Sync {
-    /// Keeps a copy of an engine's state in the place of files in `dir`, which must not be there.
+    /// Stores a copy of an engine's state in place of files in `dir`, which must not exist.
     fn keep(&self, dir: &Path, copy: MemoryEngine) -> Result<()>;
 }
 
@@ -200,24 +200,24 @@ pub struct MemoryEngine {
 struct Shared {
     live: Mutex<State>,
     durable: Mutex<State>,
-    /// Weak, for what keeps checkpoints keeps engines.
+    /// Weak, since the store of checkpoints holds engines.
     checkpoints: Option<Weak<dyn Checkpoints>>,
     refuses: Mutex<Refuses>,
 }
 
-/// What an engine refuses.
+/// The writes that an engine fails.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Refuses {
     #[default]
     Nothing,
-    /// Flushes and checkpoints; memory still takes what is written.
+    /// Flushes and checkpoints; writes to memory succeed.
     Flushes,
-    /// Everything once so many more writes, flushes and checkpoints are done.
+    /// Everything, after this many more writes, flushes and checkpoints.
     AllAfter(u64),
 }
 
 impl Shared {
-    /// Counts a write, or what goes to the disk, that is about to be done.
+    /// Counts a write, flush or checkpoint before it is executed.
     fn take(&self, to_disk: bool) -> Result<()> {
         let mut refuses = self.refuses.lock();
         match &mut *refuses {
@@ -254,34 +254,34 @@ impl MemoryEngine {
         }
     }
 
-    /// Goes back to the state of the last flush.
+    /// Returns to the state of the last flush.
     #[cfg(test)]
     pub fn crash(&self) {
         *self.shared.live.lock() = self.shared.durable.lock().clone();
     }
 
-    /// From now on refuses that; what `survivor` and `copy` make refuses nothing.
+    /// Fails these writes from now on; engines made by `survivor` and `copy` fail none.
     pub fn refuse(&self, refuses: Refuses) {
         *self.shared.refuses.lock() = refuses;
     }
 
-    /// An engine of its own with the state as of now, all of it durable.
+    /// A separate engine with the present state, all of it durable.
     #[must_use]
     pub fn copy(&self) -> Self {
         let state = self.shared.live.lock().clone();
         Self::holding(state, self.shared.checkpoints.clone())
     }
 
-    /// An engine of its own with the state of the last flush: who holds this one reaches the
-    /// other no more.
+    /// A separate engine with the state of the last flush, which holders of this one no longer
+    /// reach.
     #[must_use]
     pub fn survivor(&self) -> Self {
         let state = self.shared.durable.lock().clone();
         Self::holding(state, self.shared.checkpoints.clone())
     }
 
-    /// A hash of all that members agree on when they have applied the same entries: what differs
-    /// with the pace at which each removes what was compacted is left out.
+    /// A hash of what members agree on when they have applied the same entries, excluding what
+    /// depends on the progress of compaction.
     pub fn content_hash(&self) -> u64 {
         self.shared.live.lock().content.0
     }

@@ -1,7 +1,7 @@
-//! Batches of messages: how they are encoded on their way out and read on their way in.
+//! Batches of messages: their encoding and decoding.
 //!
-//! raft's messages are encoded straight into the connection's buffer: a batch is on the wire what
-//! `etchedpeer.MessageBatch` is, but is never built as one.
+//! Raft messages are encoded directly into the connection's buffer: a batch has the wire format of
+//! `etchedpeer.MessageBatch` without being built as one.
 
 use bytes::BufMut;
 use prost::Message as _;
@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::proto::etchedpeer::{self, LaneAnswer, MessageBatch, peer_message};
 use crate::raft::{Malformed, Message, MessageType, admit};
 
-/// What tonic encodes before it hands it to the connection.
+/// Bytes that tonic encodes before it passes them to the connection.
 const BUFFER_BYTES: usize = 64 << 10;
 
 const MESSAGES_TAG: u32 = 1;
@@ -24,8 +24,8 @@ const RAFT_TAG: u32 = 1;
 const FORWARDED_TAG: u32 = 2;
 const REFUSED_TAG: u32 = 3;
 
-/// Messages on their way out.
-pub struct Batch {
+/// An outgoing batch.
+pub struct OutgoingBatch {
     messages: Vec<Outgoing>,
     probe: u64,
     /// Of the whole encoding.
@@ -44,7 +44,7 @@ enum Payload {
     Refused(etchedpeer::Refused),
 }
 
-impl Batch {
+impl OutgoingBatch {
     pub fn new(messages: Vec<PeerMessage>, probe: Option<u64>) -> Self {
         let probe = probe.unwrap_or_default();
         let mut len = match probe {
@@ -68,7 +68,7 @@ impl Batch {
         }
     }
 
-    /// Bytes of the messages themselves, without what frames them.
+    /// Payload bytes, without framing.
     pub fn payload_bytes(&self) -> usize {
         self.messages
             .iter()
@@ -144,17 +144,17 @@ impl From<PeerMessage> for Payload {
     }
 }
 
-/// A batch as it is on the wire.
+/// A batch in its wire format.
 #[cfg(any(test, feature = "fuzzing"))]
 pub fn encoded(messages: Vec<PeerMessage>, probe: Option<u64>) -> Vec<u8> {
-    let batch = Batch::new(messages, probe);
+    let batch = OutgoingBatch::new(messages, probe);
     let mut bytes = Vec::with_capacity(batch.len);
     batch.encode(&mut bytes);
     bytes
 }
 
-/// A newer member may have errors that this one does not know: the outcome is open then, which
-/// is what a timeout says.
+/// A newer member may send an error that this one does not know: the outcome is then unknown, which
+/// a timeout expresses.
 fn refused(message: &etchedpeer::Refused) -> PeerMessage {
     PeerMessage::Refused {
         request_id: message.request_id,
@@ -163,20 +163,20 @@ fn refused(message: &etchedpeer::Refused) -> PeerMessage {
     }
 }
 
-/// A batch that came in.
+/// A batch that was received.
 #[derive(Debug, Default)]
 pub struct Incoming {
     pub messages: Vec<PeerMessage>,
-    /// Of messages that are not for raft to see, and are left out, the last one's fault.
+    /// Of messages that are rejected before raft, the last one's fault.
     pub malformed: Option<Malformed>,
 }
 
-/// Reads the messages of a batch that came in; the error names what is wrong with one.
+/// Decodes a received batch; the error names what is wrong with a message.
 pub fn read(batch: MessageBatch) -> Result<Incoming, String> {
-    // Not with room for all: a message without anything in it takes two bytes on the way.
+    // Not preallocated: an empty message takes two bytes on the wire.
     let mut incoming = Incoming::default();
     for message in batch.messages {
-        // What a newer member says beyond this is not for us.
+        // A field of a newer version.
         let Some(message) = message.message else {
             continue;
         };
@@ -196,12 +196,12 @@ pub fn read(batch: MessageBatch) -> Result<Incoming, String> {
     Ok(incoming)
 }
 
-/// Reads a message of raft's, which may be malformed.
+/// Decodes a raft message, which may be malformed.
 fn read_raft(bytes: bytes::Bytes) -> Result<Message, String> {
     prost_11::Message::decode(bytes).map_err(|error| format!("a message of raft's: {error}"))
 }
 
-/// Reads the message that belongs to a snapshot.
+/// Decodes the raft message of a snapshot.
 pub fn read_snapshot(bytes: bytes::Bytes) -> Result<Message, String> {
     let message = read_raft(bytes)?;
     admit::check_form(&message).map_err(|fault| format!("a message of raft's: {fault}"))?;
@@ -215,7 +215,7 @@ pub fn read_snapshot(bytes: bytes::Bytes) -> Result<Message, String> {
 pub struct LaneCodec;
 
 impl Codec for LaneCodec {
-    type Encode = Batch;
+    type Encode = OutgoingBatch;
     type Decode = LaneAnswer;
     type Encoder = BatchEncoder;
     type Decoder = <ProstCodec<LaneAnswer, LaneAnswer> as Codec>::Decoder;
@@ -232,10 +232,10 @@ impl Codec for LaneCodec {
 pub struct BatchEncoder;
 
 impl Encoder for BatchEncoder {
-    type Item = Batch;
+    type Item = OutgoingBatch;
     type Error = Status;
 
-    fn encode(&mut self, batch: Batch, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+    fn encode(&mut self, batch: OutgoingBatch, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
         buffer.reserve(batch.len);
         batch.encode(buffer);
         Ok(())
@@ -290,7 +290,7 @@ mod tests {
                 error: Error::NotLeader,
             },
         ];
-        let batch = Batch::new(messages.clone(), Some(300));
+        let batch = OutgoingBatch::new(messages.clone(), Some(300));
         let bytes = encoded(messages, Some(300));
         assert_eq!(bytes.len(), batch.len);
         let plain = MessageBatch::decode(bytes.as_slice()).expect("decodes");

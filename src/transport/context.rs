@@ -1,5 +1,5 @@
-//! What all connections of a member share: who it is, where what comes in goes, and what is said
-//! about it in the log.
+//! What all connections of a member share: its identity, the handler of incoming requests, and log
+//! lines about peers.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,50 +12,50 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use super::health::Health;
-use super::identity::{self, Local, Refusal};
-use super::queue::Limits;
+use super::identity::{self, CallRefusal, Local};
+use super::queue::QueueLimits;
 use super::{Inbound, PeerMessage};
 use crate::env::{Clock, Rng};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::types::MemberId;
 
-/// What the machine lends.
+/// The environment of the network: clock, random numbers, metrics.
 #[derive(Clone)]
-pub struct Outside {
+pub struct NetworkEnv {
     pub clock: Arc<dyn Clock>,
     pub rng: Arc<dyn Rng>,
     pub metrics: Arc<Metrics>,
 }
 
-/// Bounds, and where snapshots come to.
+/// Limits, and where received snapshots are stored.
 #[derive(Clone, Debug)]
-pub struct Options {
-    /// Snapshots come into directories below this one; made when needed.
+pub struct NetworkOptions {
+    /// Snapshots are received into directories below this one, which is created when needed.
     pub incoming_snapshots: PathBuf,
-    /// The largest batch or answer that is taken from a peer. A raft message can hold a client's
-    /// largest request several times over.
+    /// The largest batch or response that is accepted from a peer. A raft message can hold several
+    /// client requests of the maximum size.
     pub max_message_bytes: usize,
-    pub urgent: Limits,
-    pub bulk: Limits,
-    /// Snapshots on their way out at once; further ones wait for a while.
+    pub urgent: QueueLimits,
+    pub bulk: QueueLimits,
+    /// Concurrent outgoing snapshots; further ones wait for a while.
     pub max_snapshots_sent: usize,
-    /// A snapshot of which no byte moves for this long has failed.
+    /// A snapshot transfer without progress for this long has failed.
     pub snapshot_silence: Duration,
-    /// A snapshot that went out whole may take this long to be put to use.
+    /// Installing a snapshot after its transfer may take this long.
     pub snapshot_install_limit: Duration,
 }
 
-impl Options {
+impl NetworkOptions {
     pub fn new(incoming_snapshots: PathBuf) -> Self {
         Self {
             incoming_snapshots,
             max_message_bytes: 1 << 30,
-            urgent: Limits {
+            urgent: QueueLimits {
                 messages: 4_096,
                 bytes: 4 << 20,
             },
-            bulk: Limits {
+            bulk: QueueLimits {
                 messages: 16_384,
                 bytes: 64 << 20,
             },
@@ -72,22 +72,22 @@ const MAX_INCARNATIONS: usize = 1024;
 /// See the module.
 pub struct Context {
     pub local: Local,
-    pub options: Options,
-    pub outside: Outside,
+    pub options: NetworkOptions,
+    pub outside: NetworkEnv,
     pub health: Arc<Health>,
     pub notices: Notices,
     /// Changes whenever the set of peers does.
     pub peers_changed: watch::Sender<()>,
-    /// The peer that called last: it is up, so it can be called too.
+    /// The peer that called last: it is running, so it can be dialled too.
     pub called: watch::Sender<MemberId>,
-    /// Where this member listens, told on every call.
+    /// The peer URLs of this member, sent on every call.
     pub own_urls: RwLock<Vec<String>>,
     incarnations: Mutex<BTreeMap<MemberId, u64>>,
     inbound: RwLock<Option<Arc<dyn Inbound>>>,
 }
 
 impl Context {
-    pub fn new(local: Local, outside: Outside, options: Options) -> Self {
+    pub fn new(local: Local, outside: NetworkEnv, options: NetworkOptions) -> Self {
         Self {
             health: Arc::new(Health::new(outside.clock.clone(), outside.metrics.clone())),
             own_urls: RwLock::new(local.peer_urls.clone()),
@@ -110,13 +110,13 @@ impl Context {
         self.inbound.read().clone()
     }
 
-    /// The inbound, or the answer while there is none: a start or a stop.
+    /// The inbound handler, or the response while there is none: during a start or a stop.
     pub fn serving(&self) -> Result<Arc<dyn Inbound>, Status> {
         self.inbound()
             .ok_or_else(|| Status::unavailable("etched: the member is starting or stopping"))
     }
 
-    /// The caller of a call to this member, or why it is refused.
+    /// The caller of an incoming call, or why it is refused.
     pub fn admit(&self, metadata: &MetadataMap) -> Result<MemberId, Status> {
         let inbound = self.serving()?;
         identity::check(metadata, &self.local, |member| inbound.is_removed(member))
@@ -133,7 +133,7 @@ impl Context {
         &self,
         from: MemberId,
         metadata: &MetadataMap,
-    ) -> Result<MemberId, Refusal> {
+    ) -> Result<MemberId, CallRefusal> {
         let Some(incarnation) = identity::incarnation(metadata) else {
             return Ok(from);
         };
@@ -143,27 +143,27 @@ impl Context {
         }
         match *known.entry(from).or_insert(incarnation) == incarnation {
             true => Ok(from),
-            false => Err(Refusal::Incarnation(from)),
+            false => Err(CallRefusal::Incarnation(from)),
         }
     }
 
-    fn note_refusal(&self, refusal: &Refusal) {
+    fn note_refusal(&self, refusal: &CallRefusal) {
         let subject = match refusal {
-            Refusal::Removed(member) | Refusal::Incarnation(member) => member.to_string(),
+            CallRefusal::Removed(member) | CallRefusal::Incarnation(member) => member.to_string(),
             _ => String::new(),
         };
         if self.is_news(&format!("{subject} {refusal}")) {
             match refusal {
-                Refusal::Cluster { local, remote } => tracing::warn!(
+                CallRefusal::Cluster { local, remote } => tracing::warn!(
                     "local-member-id" = %self.local.member,
                     "local-member-cluster-id" = %local,
                     "remote-peer-cluster-id" = %remote,
                     "request cluster ID mismatch"
                 ),
-                Refusal::Removed(member) => {
+                CallRefusal::Removed(member) => {
                     tracing::warn!(peer = %member, "refused a member that was removed");
                 }
-                Refusal::Incarnation(member) => tracing::warn!(
+                CallRefusal::Incarnation(member) => tracing::warn!(
                     peer = %member,
                     "refused a member that called with another data directory before; remove it from the cluster and add it again"
                 ),
@@ -172,13 +172,13 @@ impl Context {
         }
     }
 
-    /// False where the same was said a short while ago.
+    /// False if the same was logged a short while ago.
     pub fn is_news(&self, text: &str) -> bool {
         self.notices.is_news(text, self.outside.clock.now())
     }
 
-    /// Messages that were certainly not sent are dropped: raft is told, and who forwarded a
-    /// proposal learns that nobody has it.
+    /// Drops messages that were certainly not sent: raft is informed, and so is the sender of a
+    /// forwarded proposal.
     pub fn drop_unsent(&self, peer: MemberId, messages: Vec<PeerMessage>, error: Error) {
         if messages.is_empty() {
             return;
@@ -211,7 +211,7 @@ impl Context {
     }
 }
 
-/// What was said in the log lately: whatever is tried again and again is said once in a while.
+/// Texts that were logged recently: repeated attempts are logged once in a while.
 #[derive(Default)]
 pub struct Notices(Mutex<BTreeMap<String, Duration>>);
 

@@ -25,14 +25,14 @@ use tonic::codegen::Service;
 
 use crate::net::{self, KeepAlive};
 
-/// To resolve the name and to connect.
+/// The timeout of resolving the name and connecting.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// The kernel gives up a connection whose peer acknowledges nothing for this long.
 pub const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(5);
-/// An answer may be sent this much ahead of its reader.
+/// How far a response may be sent ahead of its reader.
 const WINDOW_BYTES: u32 = 4 << 20;
 
-/// Bytes that went over a connection.
+/// Bytes transferred over a connection.
 #[derive(Debug, Default)]
 pub struct Moved {
     read: AtomicU64,
@@ -50,7 +50,7 @@ impl Moved {
     }
 }
 
-/// A connection that carries calls. The connection ends with its last clone.
+/// A connection for calls. It ends with its last clone.
 #[derive(Clone)]
 pub struct Channel {
     sender: http2::SendRequest<Body>,
@@ -59,8 +59,8 @@ pub struct Channel {
     _connection: Arc<Ending>,
 }
 
-/// The tasks that hyper runs a connection with. It leaves them running for as long as a call is
-/// open, even on a link that is dead; here they end at once.
+/// The tasks with which hyper runs a connection. hyper keeps them while a call is open, even on a
+/// dead link; here they end with the connection.
 #[derive(Clone, Default)]
 struct Tasks(Arc<Mutex<JoinSet<()>>>);
 
@@ -109,12 +109,12 @@ impl Service<http::Request<Body>> for Channel {
     }
 }
 
-/// Connects to one URL; the error says why it did not come about.
+/// Connects to one URL; the error says why it failed.
 pub async fn dial(url: &str, keep_alive: Option<KeepAlive>) -> Result<Channel, String> {
     dial_within(CONNECT_LIMIT, url, keep_alive).await
 }
 
-/// As `dial`, with a limit of the caller's.
+/// As `dial`, with the caller's timeout.
 pub async fn dial_within(
     limit: Duration,
     url: &str,
@@ -171,7 +171,7 @@ async fn wrap(origin: &Uri) -> Result<TcpStream, String> {
         return Err("only http:// peer URLs can be reached yet".to_owned());
     }
     let host = origin.host().unwrap_or_default();
-    // An IPv6 address stands in brackets.
+    // An IPv6 address is in brackets.
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let port = origin.port_u16().unwrap_or(80);
     let stream = TcpStream::connect((host, port))
@@ -181,7 +181,7 @@ async fn wrap(origin: &Uri) -> Result<TcpStream, String> {
     Ok(stream)
 }
 
-/// Counts what passes.
+/// Counts transferred bytes.
 struct Metered<S> {
     stream: S,
     moved: Arc<Moved>,

@@ -1,8 +1,8 @@
 //! Which peers are connected, and since when.
 //!
-//! A peer is active while both lanes to it are accepted and its own urgent lane comes in: then it
-//! can be told things, and can tell things. Its bulk lane does not count: on a slow link its
-//! silence shows late.
+//! A peer is active while both lanes to it are accepted and its own urgent lane is connected here,
+//! so that messages pass in both directions. Its bulk lane does not count: on a slow link its
+//! silence is detected late.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::env::Clock;
 use crate::metrics::Metrics;
 use crate::types::MemberId;
 
-/// What connects two members.
+/// The links between two members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
     UrgentOut,
@@ -50,14 +50,14 @@ impl Health {
         self.peers.lock().get(&peer)?.since
     }
 
-    /// Urgent lanes of a peer that come in.
+    /// Incoming urgent lanes of a peer.
     #[cfg(test)]
     pub fn lanes_in(&self, peer: MemberId) -> usize {
         let peers = self.peers.lock();
         peers.get(&peer).map_or(0, |links| links.urgent_in)
     }
 
-    /// A link came up; it is down again when what is returned is dropped.
+    /// A link is up; it is down again when the returned guard is dropped.
     pub fn up(self: &Arc<Self>, peer: MemberId, link: Link) -> Up {
         self.change(peer, |links| *links.count(link) += 1);
         Up {
@@ -139,7 +139,7 @@ mod tests {
         let since = Some(Duration::from_secs(1));
         assert_eq!(health.active_since(peer), since);
         advance();
-        // A second lane that comes in changes nothing, nor does the end of the first.
+        // Neither a second incoming lane nor the end of the first changes anything.
         let second_in = health.up(peer, Link::UrgentIn);
         drop(first_in);
         assert_eq!(health.active_since(peer), since);

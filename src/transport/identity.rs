@@ -1,5 +1,5 @@
-//! Who calls, of which cluster, and whom: the metadata of every call between members, and the
-//! refusals that its receiver answers with.
+//! The identities of caller, cluster and receiver in the metadata of every call between members,
+//! and the refusals of a receiver.
 
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
@@ -11,7 +11,7 @@ const FROM: &str = "etched-from";
 const TO: &str = "etched-to";
 const INCARNATION: &str = "etched-incarnation";
 const VERSION: &str = "etched-version";
-/// Where the caller listens; separated by commas.
+/// The caller's peer URLs, separated by commas.
 const URLS: &str = "etched-peer-urls";
 pub const LANE: &str = "etched-lane";
 
@@ -23,7 +23,7 @@ const INCARNATION_TEXT: &str = "etched: this member called with another data dir
     member from its cluster and add it again with an empty one";
 const NAMELESS_TEXT: &str = "etched: the call does not say who calls whom";
 
-/// This member, as it tells the others.
+/// This member, as it introduces itself to the others.
 #[derive(Clone, Debug)]
 pub struct Local {
     pub member: MemberId,
@@ -32,13 +32,13 @@ pub struct Local {
     pub incarnation: u64,
     /// The version that this program speaks, such as 3.7.3.
     pub server_version: String,
-    /// Where it listens for the others, as long as its state does not say so.
+    /// Its peer URLs, until its state has them.
     pub peer_urls: Vec<String>,
 }
 
-/// Why a call was turned away before it was looked at.
+/// Why a call was refused without looking at its contents.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum CallRefusal {
     #[error("{CLUSTER_TEXT}: here it is {local}, the caller's is {remote}")]
     Cluster { local: ClusterId, remote: ClusterId },
     #[error("{ADDRESSEE_TEXT}: here is {local}, the call is from {from} to {to}")]
@@ -55,30 +55,30 @@ pub enum Refusal {
     Nameless,
 }
 
-impl From<&Refusal> for Status {
-    fn from(refusal: &Refusal) -> Self {
+impl From<&CallRefusal> for Status {
+    fn from(refusal: &CallRefusal) -> Self {
         let code = match refusal {
-            Refusal::Removed(_) => Code::PermissionDenied,
+            CallRefusal::Removed(_) => Code::PermissionDenied,
             _ => Code::FailedPrecondition,
         };
         Status::new(code, refusal.to_string())
     }
 }
 
-/// A refusal as its caller sees it.
+/// The kind of a refusal, as the caller recognises it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen {
-    /// The caller itself is no longer of the cluster.
+pub enum RefusalKind {
+    /// The caller was removed from the cluster.
     Removed,
-    /// Another cluster, or another member than the one that was to be called.
+    /// Another cluster, or another member than the intended one.
     Mismatch,
 }
 
-/// Tells refusals from other failures.
-pub fn recognise(status: &Status) -> Option<Seen> {
+/// Recognises refusals among other errors.
+pub fn recognise(status: &Status) -> Option<RefusalKind> {
     let text = status.message();
     match status.code() {
-        Code::PermissionDenied if text == REMOVED_TEXT => Some(Seen::Removed),
+        Code::PermissionDenied if text == REMOVED_TEXT => Some(RefusalKind::Removed),
         Code::FailedPrecondition => [
             CLUSTER_TEXT,
             ADDRESSEE_TEXT,
@@ -87,12 +87,12 @@ pub fn recognise(status: &Status) -> Option<Seen> {
         ]
         .iter()
         .any(|known| text.starts_with(known))
-        .then_some(Seen::Mismatch),
+        .then_some(RefusalKind::Mismatch),
         _ => None,
     }
 }
 
-/// Says on a call who calls whom.
+/// Adds the identities to a call.
 pub fn stamp(metadata: &mut MetadataMap, local: &Local, to: MemberId) {
     let values = [
         (CLUSTER, local.cluster.to_string()),
@@ -102,22 +102,22 @@ pub fn stamp(metadata: &mut MetadataMap, local: &Local, to: MemberId) {
         (VERSION, local.server_version.clone()),
     ];
     for (key, value) in values {
-        // A version that is no ASCII text would be left out; the ids always go.
+        // A version that is not ASCII is left out; the ids are always sent.
         if let Ok(value) = value.parse() {
             metadata.insert(key, value);
         }
     }
 }
 
-/// Says on a call where the caller listens.
+/// Adds the caller's peer URLs to a call.
 pub fn stamp_urls(metadata: &mut MetadataMap, urls: &[String]) {
-    // URLs that are no ASCII text cannot be told.
+    // URLs that are not ASCII cannot be sent.
     if let Ok(value) = urls.join(",").parse() {
         metadata.insert(URLS, value);
     }
 }
 
-/// Where the caller says that it listens.
+/// The caller's peer URLs.
 pub fn urls(metadata: &MetadataMap) -> Vec<String> {
     let text = metadata.get(URLS).and_then(|value| value.to_str().ok());
     let urls = text.unwrap_or_default().split(',');
@@ -139,25 +139,25 @@ pub fn check(
     metadata: &MetadataMap,
     local: &Local,
     is_removed: impl Fn(MemberId) -> bool,
-) -> Result<MemberId, Refusal> {
+) -> Result<MemberId, CallRefusal> {
     let id = |key| {
         let text = metadata.get(key).and_then(|value| value.to_str().ok());
         text.and_then(|text| u64::from_str_radix(text, 16).ok())
-            .ok_or(Refusal::Nameless)
+            .ok_or(CallRefusal::Nameless)
     };
     let cluster = ClusterId(id(CLUSTER)?);
     let (from, to) = (MemberId(id(FROM)?), MemberId(id(TO)?));
     if cluster != local.cluster {
-        return Err(Refusal::Cluster {
+        return Err(CallRefusal::Cluster {
             local: local.cluster,
             remote: cluster,
         });
     }
     if is_removed(from) {
-        return Err(Refusal::Removed(from));
+        return Err(CallRefusal::Removed(from));
     }
     if to != local.member || from == local.member {
-        return Err(Refusal::Addressee {
+        return Err(CallRefusal::Addressee {
             local: local.member,
             from,
             to,
@@ -180,9 +180,9 @@ mod tests {
         }
     }
 
-    /// How a call of member `from` in `cluster` to member `to` fares at member 2 of cluster 7,
-    /// where member 9 was removed.
-    fn called(cluster: u64, from: u64, to: u64) -> Result<MemberId, Refusal> {
+    /// The result of a call from member `from` in `cluster` to member `to`, at member 2 of cluster
+    /// 7, from which member 9 was removed.
+    fn called(cluster: u64, from: u64, to: u64) -> Result<MemberId, CallRefusal> {
         let mut metadata = MetadataMap::new();
         stamp(&mut metadata, &local(cluster, from), MemberId(to));
         check(&metadata, &local(7, 2), |member| member == MemberId(9))
@@ -192,21 +192,27 @@ mod tests {
     fn a_call_must_be_for_this_member_of_this_cluster() {
         let high = u64::MAX - 1;
         assert_eq!(called(7, high, 2), Ok(MemberId(high)));
-        assert!(matches!(called(8, 1, 2), Err(Refusal::Cluster { .. })));
-        assert!(matches!(called(8, 9, 2), Err(Refusal::Cluster { .. })));
-        assert!(matches!(called(7, 1, 3), Err(Refusal::Addressee { .. })));
-        assert!(matches!(called(7, 2, 2), Err(Refusal::Addressee { .. })));
-        assert_eq!(called(7, 9, 2), Err(Refusal::Removed(MemberId(9))));
+        assert!(matches!(called(8, 1, 2), Err(CallRefusal::Cluster { .. })));
+        assert!(matches!(called(8, 9, 2), Err(CallRefusal::Cluster { .. })));
+        assert!(matches!(
+            called(7, 1, 3),
+            Err(CallRefusal::Addressee { .. })
+        ));
+        assert!(matches!(
+            called(7, 2, 2),
+            Err(CallRefusal::Addressee { .. })
+        ));
+        assert_eq!(called(7, 9, 2), Err(CallRefusal::Removed(MemberId(9))));
         let nobody = check(&MetadataMap::new(), &local(7, 2), |_| false);
-        assert_eq!(nobody, Err(Refusal::Nameless));
+        assert_eq!(nobody, Err(CallRefusal::Nameless));
     }
 
     #[test]
     fn a_caller_says_where_it_listens() {
         let mut metadata = MetadataMap::new();
         assert_eq!(urls(&metadata), Vec::<String>::new());
-        let told = ["http://a:1", "nonsense", "https://[::1]:2"].map(str::to_owned);
-        stamp_urls(&mut metadata, &told);
+        let sent = ["http://a:1", "nonsense", "https://[::1]:2"].map(str::to_owned);
+        stamp_urls(&mut metadata, &sent);
         assert_eq!(urls(&metadata), ["http://a:1", "https://[::1]:2"]);
         stamp_urls(&mut metadata, &[]);
         assert_eq!(urls(&metadata), Vec::<String>::new());
@@ -215,11 +221,14 @@ mod tests {
     #[test]
     fn a_caller_recognises_refusals() {
         for (refusal, seen) in [
-            (called(8, 1, 2), Seen::Mismatch),
-            (called(7, 1, 3), Seen::Mismatch),
-            (called(7, 9, 2), Seen::Removed),
-            (Err(Refusal::Incarnation(MemberId(1))), Seen::Mismatch),
-            (Err(Refusal::Nameless), Seen::Mismatch),
+            (called(8, 1, 2), RefusalKind::Mismatch),
+            (called(7, 1, 3), RefusalKind::Mismatch),
+            (called(7, 9, 2), RefusalKind::Removed),
+            (
+                Err(CallRefusal::Incarnation(MemberId(1))),
+                RefusalKind::Mismatch,
+            ),
+            (Err(CallRefusal::Nameless), RefusalKind::Mismatch),
         ] {
             let status = Status::from(&refusal.expect_err("refused"));
             assert_eq!(recognise(&status), Some(seen));

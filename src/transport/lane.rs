@@ -1,9 +1,9 @@
-//! One lane to one peer: keeps a connection, and reports when it has none.
+//! One lane to one peer: keeps a connection, and reports when there is none.
 //!
-//! A peer has two lanes, each over a connection of its own, so that what is urgent never waits
-//! behind a large append: not in a queue, not in HTTP/2's windows and not in the kernel's buffers.
-//! A lane whose connection breaks or cannot be made drops what waits: raft sends it again, and
-//! what is old by then would only be in the way.
+//! A peer has two lanes, each over a connection of its own, so that an urgent message never waits
+//! behind a large append: neither in a queue, nor in HTTP/2's windows, nor in the kernel's buffers.
+//! A lane whose connection breaks or cannot be established drops its queue: raft sends again, and
+//! old messages would only delay new ones.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,14 +20,14 @@ use super::batch::LaneCodec;
 use super::context::Context;
 use super::dial::{self, Channel};
 use super::health::Link;
-use super::identity::{self, Seen};
+use super::identity::{self, RefusalKind};
 use super::pulse::{self, Beat, Pulse};
 use super::queue::Queue;
 use crate::error::Error;
 use crate::proto::etchedpeer::LaneAnswer;
 use crate::types::MemberId;
 
-/// Which of the two.
+/// The kind of a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaneKind {
     Urgent,
@@ -56,7 +56,7 @@ impl LaneKind {
         }
     }
 
-    /// As the metadata names it.
+    /// Its name in the metadata.
     pub fn name(self) -> &'static str {
         match self {
             Self::Urgent => "urgent",
@@ -71,15 +71,15 @@ impl LaneKind {
         }
     }
 
-    fn pulse(self) -> pulse::Limits {
+    fn pulse(self) -> pulse::PulseLimits {
         match self {
-            Self::Urgent => pulse::Limits {
+            Self::Urgent => pulse::PulseLimits {
                 between_probes: 2,
                 silent: 6,
                 unanswered: 20,
             },
-            // What waits in buffers ahead of a probe may take long on a slow link.
-            Self::Bulk => pulse::Limits {
+            // On a slow link, buffered data delays a probe.
+            Self::Bulk => pulse::PulseLimits {
                 between_probes: 2,
                 silent: 8,
                 unanswered: 240,
@@ -90,13 +90,13 @@ impl LaneKind {
 
 const MESSAGES_PATH: &str = "/etchedpeer.Peer/Messages";
 const TICK: Duration = Duration::from_millis(250);
-/// From the call to the headers of its answer.
+/// From the call to the headers of the response.
 const ACCEPT_LIMIT: Duration = Duration::from_millis(1_500);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// Nothing changes soon where a peer refuses to talk.
+/// A peer that refuses calls is tried less often.
 const REFUSED_PAUSE: Duration = Duration::from_secs(2);
-/// A connection that held for this long was a good one.
+/// A connection that lasted this long resets the backoff.
 const STEADY: Duration = Duration::from_secs(1);
 
 /// See the module.
@@ -107,20 +107,21 @@ pub struct Lane {
     pub urls: Vec<String>,
     pub kind: LaneKind,
     pub queue: Arc<Queue>,
-    /// Counts how often the urgent lane found the peer silent: the other lane is no better then.
+    /// Counts how often the urgent lane detected a silent peer, which affects the other lane as
+    /// well.
     pub silences: Arc<watch::Sender<u64>>,
 }
 
 /// How a connection ended.
 struct End {
     why: String,
-    refused: Option<Seen>,
-    /// How long it carried messages, if it ever did.
+    refused: Option<RefusalKind>,
+    /// How long it carried messages, if it did.
     held: Option<Duration>,
 }
 
 impl Lane {
-    /// Runs for ever; the lane ends with its task.
+    /// Runs until its task ends.
     pub async fn run(self) {
         let mut pause = FIRST_PAUSE;
         for url in self.urls.iter().cycle() {
@@ -138,10 +139,10 @@ impl Lane {
                 () = self.called() => pause = FIRST_PAUSE,
             }
         }
-        // No URL at all: `send` has nowhere to queue for such a peer.
+        // Without a URL there is no queue for such a peer.
     }
 
-    /// Resolves when the peer calls this member.
+    /// Completes when the peer calls this member.
     async fn called(&self) {
         let mut called = self.context.called.subscribe();
         loop {
@@ -152,7 +153,7 @@ impl Lane {
         }
     }
 
-    /// Between three and five quarters, so that members do not knock in step.
+    /// Between three and five quarters, so that members do not dial in step.
     fn jittered(&self, pause: Duration) -> Duration {
         let eighths = 6 + (self.context.outside.rng.next_u64() % 5) as u32;
         pause * eighths / 8
@@ -178,7 +179,7 @@ impl Lane {
                 None => tracing::warn!(%peer, lane, url, reason, "cannot connect to a peer"),
             }
         }
-        if end.refused == Some(Seen::Removed)
+        if end.refused == Some(RefusalKind::Removed)
             && let Some(inbound) = context.inbound()
         {
             inbound.removed();
@@ -192,7 +193,7 @@ impl Lane {
         }
     }
 
-    /// Makes the call that the messages travel in.
+    /// Starts the call that carries the messages.
     async fn call(&self, url: &str) -> Result<(Channel, Streaming<LaneAnswer>), End> {
         let failed = |why| End {
             why,
@@ -224,7 +225,7 @@ impl Lane {
         }
     }
 
-    /// Watches over an accepted call; its messages go by themselves.
+    /// Monitors an accepted call; its messages are sent by the connection.
     async fn carry(&self, channel: Channel, mut answers: Streaming<LaneAnswer>) -> End {
         let clock = &self.context.outside.clock;
         let cells = self.context.outside.metrics.peer(self.peer);

@@ -1,13 +1,13 @@
-//! How members reach each other: lanes of messages, snapshots as files, and questions.
+//! Communication between members: lanes of messages, snapshots as files, and peer RPCs.
 //!
-//! This module decides nothing about consensus. To send never blocks and never fails: a queue is
-//! bounded, what does not fit is dropped, and raft sends it again. What comes in is handed to an
-//! `Inbound`, which the node implements. The simulator brings a `Network` of its own.
+//! This module decides nothing about consensus. Sending never blocks and never fails: a queue is
+//! bounded, messages that do not fit are dropped, and raft sends them again. What is received is
+//! passed to an `Inbound`, which `service` implements. The simulator has a `Network` of its own.
 //!
 //! `GrpcNetwork` is the real one: `lane` keeps the connections that carry messages, `queue` holds
-//! what waits for one and `batch` is how it goes over the wire; `snapshot_out` and `snapshot_in`
-//! carry files; `questions` asks, and `serve` and `service` answer. `identity` says on every call
-//! who calls whom.
+//! waiting messages and `batch` encodes them; `snapshot_out` and `snapshot_in` transfer files;
+//! `peer_rpc` calls peers, and `serve` and `service` answer. `identity` adds caller and receiver to
+//! every call.
 
 mod batch;
 mod context;
@@ -37,7 +37,7 @@ use crate::proto::etchedpeer::{Forwarded, PeerRequest, PeerResponse, forwarded};
 use crate::raft::Message;
 use crate::types::MemberId;
 
-pub use context::{Options, Outside};
+pub use context::{NetworkEnv, NetworkOptions};
 pub use dial::{Channel, dial_within};
 pub use identity::Local;
 pub use network::GrpcNetwork;
@@ -45,14 +45,14 @@ pub use peer_rpc::describe;
 #[cfg(any(test, feature = "simulation"))]
 pub use roster::Roster;
 
-/// What reads the bytes of other members, by itself: for fuzzing.
+/// The decoders of other members' bytes, for fuzzing.
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod edges {
     pub use super::batch::{encoded, read};
     pub use super::snapshot_in::write;
 }
 
-/// What one member tells another without waiting for an answer. Nearly all are raft's own.
+/// A message from one member to another that needs no response. Most are raft's own.
 #[derive(Clone, Debug)]
 #[expect(
     clippy::large_enum_variant,
@@ -65,14 +65,14 @@ pub enum PeerMessage {
     /// A forwarded proposal was not proposed.
     Refused {
         request_id: u64,
-        /// That of the proposal: a later one may be on its way under the same id.
+        /// That of the proposal: a later one may be in flight with the same id.
         term: u64,
         error: Error,
     },
 }
 
 impl PeerMessage {
-    /// What it takes in memory and on the way, about.
+    /// Its size in memory and on the wire, about.
     pub fn bytes(&self) -> usize {
         const FIXED: usize = 64;
         const ENTRY: usize = 24;
@@ -97,29 +97,29 @@ impl PeerMessage {
     }
 }
 
-/// Another member, and where it listens.
+/// Another member, with its peer URLs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub member: MemberId,
     pub urls: Vec<String>,
 }
 
-/// Removes a directory with what it holds.
+/// Removes a directory with its contents.
 pub type Remove = Box<dyn FnOnce(&Path) + Send + Sync>;
 
-/// A directory that holds the files of a snapshot and goes with the last who needs it.
+/// A directory with the files of a snapshot, removed with its last reference.
 pub struct SnapshotDir {
     path: PathBuf,
     remove: Option<Remove>,
 }
 
 impl SnapshotDir {
-    /// Takes over a directory; it is removed when this is dropped.
+    /// Takes ownership of a directory; it is removed when this is dropped.
     pub fn new(path: PathBuf) -> Self {
         Self::of(path, Box::new(remove_files))
     }
 
-    /// The same for one that is not on a disk of this machine.
+    /// The same for a directory that is not on this machine's disk.
     pub fn of(path: PathBuf, remove: Remove) -> Self {
         Self {
             path,
@@ -131,12 +131,12 @@ impl SnapshotDir {
         &self.path
     }
 
-    /// Leaves the directory where it is when this is dropped.
+    /// Keeps the directory when this is dropped.
     pub fn stay(&mut self) {
         self.remove = None;
     }
 
-    /// Leaves the directory where it is.
+    /// Keeps the directory.
     pub fn keep(mut self) -> PathBuf {
         self.remove = None;
         std::mem::take(&mut self.path)
@@ -157,25 +157,25 @@ fn remove_files(path: &Path) {
     }
 }
 
-/// The way to the other members.
+/// The connections to the other members.
 pub trait Network: Send + Sync + 'static {
-    /// Sets who takes what comes in; nothing does before.
+    /// Sets the handler of incoming requests; before that they are refused.
     fn attach(&self, inbound: std::sync::Arc<dyn Inbound>);
 
-    /// Queues messages for a peer. What cannot be queued is dropped; `Inbound` may be told so
-    /// within this very call.
+    /// Queues messages for a peer. If they cannot be queued they are dropped, which `Inbound` may
+    /// learn within this call.
     fn send(&self, to: MemberId, messages: Vec<PeerMessage>);
 
-    /// Sends a snapshot's files and then its message; `Inbound::snapshot_sent` always follows.
+    /// Sends a snapshot's files and then its message; `Inbound::snapshot_sent` is always called
+    /// afterwards.
     fn send_snapshot(&self, message: Message, files: std::sync::Arc<SnapshotDir>);
 
-    /// Replaces the set of members, this one among them if it is one. Connections to those that
-    /// are gone end; those whose URLs changed are made anew. See `Roster` for who else is a peer.
+    /// Replaces the set of members, which may include this one. Connections to removed members end;
+    /// those to members with new URLs are established again. See `Roster` for other peers.
     fn set_peers(&self, peers: Vec<Peer>);
 
-    /// Asks a member and waits for its answer, for `limit` at most. Beside the member's own
-    /// errors: `NoLeader` where the question certainly did not arrive, `Timeout` where it may
-    /// have.
+    /// Calls a member and waits for its response, for `limit` at most. Beside the member's own
+    /// errors: `NoLeader` if the request certainly did not arrive, `Timeout` if it may have.
     fn ask(
         &self,
         member: MemberId,
@@ -183,38 +183,38 @@ pub trait Network: Send + Sync + 'static {
         limit: Duration,
     ) -> Boxed<Result<PeerResponse, Error>>;
 
-    /// Since when, by the clock handed in, a peer has been connected without a break.
+    /// Since when, by the clock passed in, a peer has been connected without interruption.
     fn active_since(&self, member: MemberId) -> Option<Duration>;
 }
 
-/// What the other members want of this one.
+/// Handles what other members send.
 pub trait Inbound: Send + Sync + 'static {
-    /// Messages came. Must not block. Where a forwarded proposal was certainly not sent, this is
-    /// called with a `Refused` in its receiver's name: `NoLeader` where it is not connected,
-    /// `TooManyRequests` where the queue is full.
+    /// Handles messages. Must not block. If a forwarded proposal was certainly not sent, this is
+    /// called with a `Refused` in its receiver's name: `NoLeader` if it is not connected,
+    /// `TooManyRequests` if the queue is full.
     fn received(&self, from: MemberId, messages: Vec<PeerMessage>);
 
-    /// Something that was sent to the peer may not have arrived.
+    /// Something sent to the peer may not have arrived.
     fn unreachable(&self, peer: MemberId);
 
-    /// A snapshot was taken over by the peer, or was not.
+    /// Whether the peer installed a snapshot.
     fn snapshot_sent(&self, to: MemberId, taken: bool);
 
-    /// All files of a snapshot are in the directory, whole and synced. Resolves when the
-    /// snapshot is in use, or is not wanted.
+    /// All files of a snapshot are in the directory, complete and synced. Completes when the
+    /// snapshot is in use, or was rejected.
     fn snapshot_received(&self, message: Message, files: SnapshotDir) -> Boxed<Result<(), Error>>;
 
-    /// A member asks. `from` is none where one asks that is no member yet.
+    /// Handles a peer RPC. `from` is none if the caller is not a member yet.
     fn asked(
         &self,
         from: Option<MemberId>,
         question: PeerRequest,
     ) -> Boxed<Result<PeerResponse, Error>>;
 
-    /// True where the member was removed from the cluster for good.
+    /// True if the member was removed from the cluster for good.
     fn is_removed(&self, member: MemberId) -> bool;
 
-    /// A peer says that this member was removed from the cluster.
+    /// A peer reports that this member was removed from the cluster.
     fn removed(&self);
 }
 

@@ -1,4 +1,4 @@
-//! The network between real members: a registry of peers with their lanes and questions, and the
+//! The network between real members: a registry of peers with their lanes and peer RPCs, and the
 //! implementation of `Network` on top of it.
 
 use std::collections::HashMap;
@@ -10,10 +10,10 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use super::context::{Context, Options, Outside};
+use super::context::{Context, NetworkEnv, NetworkOptions};
 use super::identity::Local;
 use super::lane::{Lane, LaneKind};
-use super::peer_rpc::Questions;
+use super::peer_rpc::PeerRpcClient;
 use super::queue::Queue;
 use super::roster::Roster;
 use super::snapshot_in::{self, Arrivals};
@@ -24,31 +24,30 @@ use crate::proto::etchedpeer::{PeerRequest, PeerResponse};
 use crate::raft::Message;
 use crate::types::MemberId;
 
-/// The way to the other members over TCP, and theirs to this one (see `serve`).
+/// The connections to and from the other members over TCP (see `serve`).
 pub struct GrpcNetwork {
     pub(super) context: Arc<Context>,
     pub(super) arrivals: Arc<Arrivals>,
     runtime: Handle,
-    /// Held while `peers` follows it.
+    /// Held while `peers` is updated from it.
     roster: Mutex<Roster>,
     peers: RwLock<HashMap<MemberId, Arc<Connected>>>,
     snapshots: Arc<Snapshots>,
 }
 
-/// A peer, and the tasks that keep its lanes; they end with it.
+/// A peer, and the tasks that run its lanes; they end with it.
 struct Connected {
     peer: Peer,
     urgent: Arc<Queue>,
     bulk: Arc<Queue>,
-    questions: Arc<Questions>,
+    rpcs: Arc<PeerRpcClient>,
     tasks: [AbortHandle; 2],
 }
 
 impl GrpcNetwork {
-    /// Must be called within the async runtime that is to carry it all. Removes what is left of
-    /// snapshots that an earlier run did not get whole. Until `attach` no call is taken and
-    /// nothing is reported.
-    pub fn start(local: Local, outside: Outside, options: Options) -> Arc<Self> {
+    /// Must be called within the async runtime that will run it. Removes incomplete snapshots of an
+    /// earlier run. Until `attach` no call is accepted and nothing is reported.
+    pub fn start(local: Local, outside: NetworkEnv, options: NetworkOptions) -> Arc<Self> {
         snapshot_in::remove_leftovers(&options.incoming_snapshots);
         let snapshots = Snapshots::new(options.max_snapshots_sent);
         let roster = Roster::new(local.member, local.peer_urls.clone());
@@ -63,7 +62,7 @@ impl GrpcNetwork {
         })
     }
 
-    /// Ends all connections to peers and lets go of the inbound; nothing is reported any more.
+    /// Ends all connections to peers and drops the inbound handler; nothing is reported any more.
     pub fn stop(&self) {
         self.context.attach(None);
         let mut roster = self.roster.lock();
@@ -76,7 +75,7 @@ impl GrpcNetwork {
         self.roster.lock().peers().is_empty()
     }
 
-    /// A member that called said where it listens.
+    /// A member called and sent its peer URLs.
     pub(super) fn learn(&self, caller: MemberId, urls: &[String]) {
         let mut roster = self.roster.lock();
         if roster.learn(caller, urls) {
@@ -87,7 +86,7 @@ impl GrpcNetwork {
         }
     }
 
-    /// Connects to all peers as the roster has them; to all of them `anew` or to those that
+    /// Updates the connections from the roster: all of them if `anew`, otherwise those that
     /// changed.
     fn follow(&self, roster: &Roster, anew: bool) {
         let mut gone = Vec::new();
@@ -144,7 +143,7 @@ impl GrpcNetwork {
         };
         Connected {
             tasks: [lane(LaneKind::Urgent, &urgent), lane(LaneKind::Bulk, &bulk)],
-            questions: Arc::new(Questions::new(self.context.clone(), peer.clone())),
+            rpcs: Arc::new(PeerRpcClient::new(self.context.clone(), peer.clone())),
             urgent,
             bulk,
             peer,
@@ -201,7 +200,7 @@ impl Network for GrpcNetwork {
         roster.list(peers, is_removed);
         let moved = *self.context.own_urls.read() != roster.own_urls();
         if moved {
-            // What is connected was told the old ones.
+            // Existing connections have sent the old URLs.
             *self.context.own_urls.write() = roster.own_urls().to_vec();
         }
         self.follow(&roster, moved);
@@ -210,13 +209,13 @@ impl Network for GrpcNetwork {
     fn ask(
         &self,
         member: MemberId,
-        question: PeerRequest,
+        request: PeerRequest,
         limit: Duration,
     ) -> Boxed<Result<PeerResponse, Error>> {
         let connected = self.connected(member);
         Box::pin(async move {
             match connected {
-                Some(connected) => connected.questions.ask(question, limit).await,
+                Some(connected) => connected.rpcs.ask(request, limit).await,
                 None => Err(Error::NoLeader),
             }
         })

@@ -45,7 +45,7 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// Answers a request of HTTP/1; its body is not read.
+/// Responds to a request of HTTP/1; its body is not read.
 pub async fn respond(context: &Context, method: &Method, uri: &Uri) -> Response<Body> {
     let path = uri.path();
     if !matches!(path, "/members" | "/version") {
@@ -113,7 +113,7 @@ fn versions(description: &Description) -> Response<Body> {
 }
 
 fn json(text: serde_json::Result<String>) -> Response<Body> {
-    // Strings and numbers can always be written.
+    // Strings and numbers can always be serialised.
     let body = text.unwrap_or_default();
     page(StatusCode::OK, "application/json", body)
 }

@@ -1,4 +1,5 @@
-//! Peer RPCs: calls to a peer that wait for its answer, over one connection that the first makes.
+//! Peer RPCs: calls to a peer that wait for a response, over one connection that the first call
+//! makes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tonic::{Request, Status};
 use super::Peer;
 use super::context::Context;
 use super::dial::{self, Channel};
-use super::identity::{self, Seen};
+use super::identity::{self, RefusalKind};
 use super::lane::why;
 use crate::error::Error;
 use crate::net::KeepAlive;
@@ -19,14 +20,14 @@ use crate::proto::etchedpeer::peer_client::PeerClient;
 use crate::proto::etchedpeer::peer_request::Request as Kind;
 use crate::proto::etchedpeer::{Description, Nothing, PeerRequest, PeerResponse, peer_response};
 
-/// Answers may be long in coming while the connection is fine.
+/// Responses may take long on a healthy connection.
 const KEEP_ALIVE: KeepAlive = KeepAlive {
     interval: Duration::from_secs(1),
     timeout: Duration::from_secs(2),
 };
 
 /// See the module.
-pub struct Questions {
+pub struct PeerRpcClient {
     context: Arc<Context>,
     peer: Peer,
     connection: Mutex<Option<Connection>>,
@@ -38,7 +39,7 @@ struct Connection {
     channel: Channel,
 }
 
-impl Questions {
+impl PeerRpcClient {
     pub fn new(context: Arc<Context>, peer: Peer) -> Self {
         Self {
             context,
@@ -47,28 +48,28 @@ impl Questions {
         }
     }
 
-    /// `NoLeader` where the question certainly did not arrive, `Timeout` where it may have; else
-    /// what the peer answers.
-    pub async fn ask(&self, question: PeerRequest, limit: Duration) -> Result<PeerResponse, Error> {
+    /// `NoLeader` if the request certainly did not arrive, `Timeout` if it may have; otherwise the
+    /// peer's response.
+    pub async fn ask(&self, request: PeerRequest, limit: Duration) -> Result<PeerResponse, Error> {
         let mut asked = None;
-        match timeout(limit, self.ask_for_long(question, &mut asked)).await {
+        match timeout(limit, self.ask_for_long(request, &mut asked)).await {
             Ok(answer) => answer,
             Err(_) => {
                 let error = match &asked {
                     Some(_) => Error::Timeout,
                     None => Error::NoLeader,
                 };
-                // It may be dead without having been found so.
+                // The connection may be dead without having been detected.
                 self.forget(asked);
                 Err(error)
             }
         }
     }
 
-    /// `asked` is set before the question goes out.
+    /// `asked` is set before the request is sent.
     async fn ask_for_long(
         &self,
-        question: PeerRequest,
+        request: PeerRequest,
         asked: &mut Option<u64>,
     ) -> Result<PeerResponse, Error> {
         let connection = self.connection().await.map_err(|reason| {
@@ -78,7 +79,7 @@ impl Questions {
             Error::NoLeader
         })?;
         let mut client = client(&connection.channel, self.context.options.max_message_bytes);
-        let mut request = Request::new(question);
+        let mut request = Request::new(request);
         identity::stamp(
             request.metadata_mut(),
             &self.context.local,
@@ -102,7 +103,7 @@ impl Questions {
         }
         match identity::recognise(status) {
             Some(seen) => {
-                if seen == Seen::Removed
+                if seen == RefusalKind::Removed
                     && let Some(inbound) = self.context.inbound()
                 {
                     inbound.removed();
@@ -110,13 +111,13 @@ impl Questions {
                 Error::NoLeader
             }
             None => {
-                tracing::debug!(peer = %self.peer.member, reason = why(status), "a question failed");
+                tracing::debug!(peer = %self.peer.member, reason = why(status), "a peer RPC failed");
                 Error::Timeout
             }
         }
     }
 
-    /// The connection, made where there is none.
+    /// The connection, established if there is none.
     async fn connection(&self) -> Result<Connection, String> {
         let mut slot = self.connection.lock().await;
         if let Some(connection) = slot.as_ref().filter(|found| !found.channel.is_closed()) {
@@ -139,9 +140,9 @@ impl Questions {
         Err(reason)
     }
 
-    /// Has the next question make a new connection, unless that has been done already.
+    /// Makes the next call establish a new connection, unless one has been established already.
     fn forget(&self, number: Option<u64>) {
-        // Whoever holds the lock is making a new one.
+        // The holder of the lock is establishing a new one.
         let Ok(mut slot) = self.connection.try_lock() else {
             return;
         };
@@ -159,8 +160,8 @@ fn client(channel: &Channel, max_message_bytes: usize) -> PeerClient<Channel> {
         .max_decoding_message_size(max_message_bytes)
 }
 
-/// Asks whoever listens at any of these URLs for its description: for a member that knows no ids
-/// yet. The error names what was wrong with each.
+/// Requests the description of the member at any of these URLs: for a member that knows no ids yet.
+/// The error names the failure at each URL.
 pub async fn describe(urls: &[String], limit: Duration) -> Result<Description, String> {
     let mut asking = JoinSet::new();
     for url in urls {
@@ -190,10 +191,10 @@ async fn describe_one(url: &str) -> Result<Description, String> {
     /// A description is a list of members.
     const MAX_BYTES: usize = 16 << 20;
     let channel = dial::dial(url, None).await?;
-    let question = PeerRequest {
+    let request = PeerRequest {
         request: Some(Kind::Describe(Nothing {})),
     };
-    let answer = client(&channel, MAX_BYTES).ask(question).await;
+    let answer = client(&channel, MAX_BYTES).ask(request).await;
     let answer = answer.map_err(|status| format!("{url}: {}", why(&status)))?;
     match answer.into_inner().response {
         Some(peer_response::Response::Description(description)) => Ok(description),

@@ -1,21 +1,21 @@
-//! Whether a lane is alive: a probe goes out every so often, and its answer, or at least some
-//! movement on the connection, has to be seen in time.
+//! Whether a lane is alive: probes are sent periodically, and their responses, or at least some
+//! traffic on the connection, have to be seen in time.
 //!
-//! Time is counted in ticks that were lived through. A process that stood still for a while finds
-//! the answers in its sockets when it goes on, and must not take its own pause for the peer's.
+//! Time is counted in ticks during which the process ran. A process that was suspended finds the
+//! responses in its sockets when it continues, and must not take its own pause for the peer's.
 
-/// How many ticks.
+/// Limits, in ticks.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct PulseLimits {
     /// From one probe to the next.
     pub between_probes: u32,
-    /// A probe may stay without an answer for this long while nothing moves.
+    /// The longest wait for a probe's response without any traffic.
     pub silent: u32,
-    /// A probe may stay without an answer for this long at all.
+    /// The longest wait for a probe's response.
     pub unanswered: u32,
 }
 
-/// What a tick asks for.
+/// The action after a tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beat {
     Rest,
@@ -27,18 +27,18 @@ pub enum Beat {
 
 /// See the module.
 pub struct Pulse {
-    limits: Limits,
+    limits: PulseLimits,
     probes: u64,
     waiting: bool,
-    /// Since the newest probe was sent.
+    /// Ticks since the newest probe was sent.
     since_probe: u32,
-    /// Since something moved, or the newest probe was sent.
+    /// Ticks since the last traffic, or since the newest probe was sent.
     since_sign: u32,
     moved: u64,
 }
 
 impl Pulse {
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: PulseLimits) -> Self {
         Self {
             limits,
             probes: 0,
@@ -49,7 +49,7 @@ impl Pulse {
         }
     }
 
-    /// A tick passed; `moved` grows with whatever counts as a sign of life.
+    /// A tick passed; `moved` counts the traffic so far.
     pub fn tick(&mut self, moved: u64) -> Beat {
         self.since_probe += 1;
         self.since_sign += 1;
@@ -72,7 +72,7 @@ impl Pulse {
         Beat::Probe(self.probes)
     }
 
-    /// An answer came; true where it is to the newest probe.
+    /// A response arrived; true if it is to the newest probe.
     pub fn answered(&mut self, probe: u64) -> bool {
         let newest = self.waiting && probe == self.probes;
         if newest {
@@ -86,7 +86,7 @@ impl Pulse {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits {
+    const LIMITS: PulseLimits = PulseLimits {
         between_probes: 2,
         silent: 4,
         unanswered: 10,

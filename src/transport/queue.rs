@@ -1,10 +1,9 @@
-//! What waits for a lane to a peer: a bounded queue, filled by any thread, emptied by the
-//! connection itself.
+//! The bounded queue of a lane to a peer, filled by any thread and emptied by the connection.
 //!
-//! To put something in takes a lock for a moment and never waits. Messages are taken out in
-//! batches at the moment the connection has room for them, so that what waits, waits here, where
-//! it is bounded, counted and can be dropped. Only the connection that opened the queue last may
-//! take: the body of one that broke may live on for a while and must not steal.
+//! Adding a message takes a lock briefly and never waits. Messages are removed in batches at the
+//! moment the connection has room, so that they wait here, where they are bounded, counted and can
+//! be dropped. Only the connection that opened the queue last may take messages: the body of a
+//! broken call may live on for a while.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -15,51 +14,51 @@ use parking_lot::Mutex;
 use tokio_stream::Stream;
 
 use super::PeerMessage;
-use super::batch::Batch;
+use super::batch::OutgoingBatch;
 use crate::metrics::PeerCells;
 
-/// A batch has about so many bytes at most; a larger message goes alone.
+/// The size of a batch, about; a larger message is sent alone.
 const MAX_BATCH_BYTES: usize = 1 << 20;
 
-/// How much may wait.
+/// The bounds of a queue.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct QueueLimits {
     pub messages: usize,
-    /// About; a single message may be larger when nothing else waits.
+    /// About; a single message may be larger if the queue is empty.
     pub bytes: usize,
 }
 
 /// See the module.
 pub struct Queue {
-    limits: Limits,
-    state: Mutex<State>,
+    limits: QueueLimits,
+    state: Mutex<QueueState>,
 }
 
 #[derive(Default)]
-struct State {
-    waiting: VecDeque<Waiting>,
+struct QueueState {
+    waiting: VecDeque<QueuedMessage>,
     weight_bytes: usize,
     probe: Option<u64>,
-    /// Who may take; 0 for nobody.
+    /// Which taker may take messages; 0 for none.
     taker: u64,
     takers_so_far: u64,
     waker: Option<Waker>,
 }
 
-struct Waiting {
+struct QueuedMessage {
     message: PeerMessage,
     weight_bytes: usize,
 }
 
 impl Queue {
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: QueueLimits) -> Self {
         Self {
             limits,
             state: Mutex::default(),
         }
     }
 
-    /// Adds what fits, and gives back the rest.
+    /// Adds the messages that fit, and returns the rest.
     pub fn put(&self, messages: impl IntoIterator<Item = PeerMessage>) -> Vec<PeerMessage> {
         let mut refused = Vec::new();
         let waker = {
@@ -70,7 +69,7 @@ impl Queue {
                     && state.weight_bytes + weight_bytes <= self.limits.bytes;
                 if fits || state.waiting.is_empty() {
                     state.weight_bytes += weight_bytes;
-                    state.waiting.push_back(Waiting {
+                    state.waiting.push_back(QueuedMessage {
                         message,
                         weight_bytes,
                     });
@@ -86,7 +85,7 @@ impl Queue {
         refused
     }
 
-    /// Has the next batch carry a probe.
+    /// Adds a probe to the next batch.
     pub fn probe(&self, number: u64) {
         let waker = {
             let mut state = self.state.lock();
@@ -98,7 +97,7 @@ impl Queue {
         }
     }
 
-    /// A way to take messages out; it gives none before `open`. What is taken is counted as sent.
+    /// A stream of the messages, which yields none before `open`. What it yields counts as sent.
     pub fn taker(self: &Arc<Self>, cells: Arc<PeerCells>) -> Taker {
         let mut state = self.state.lock();
         state.takers_so_far += 1;
@@ -109,7 +108,7 @@ impl Queue {
         }
     }
 
-    /// Lets the newest taker begin.
+    /// Lets the newest taker start.
     pub fn open(&self) {
         let waker = {
             let mut state = self.state.lock();
@@ -121,11 +120,11 @@ impl Queue {
         }
     }
 
-    /// Ends the newest taker and empties the queue. What is returned was certainly not sent.
+    /// Stops the newest taker and empties the queue. The returned messages were certainly not sent.
     pub fn close(&self) -> Vec<PeerMessage> {
         let mut state = self.state.lock();
         state.taker = 0;
-        // A taker that was never opened must not be let in later.
+        // A taker that was never opened must not be opened later.
         state.takers_so_far += 1;
         state.probe = None;
         state.weight_bytes = 0;
@@ -145,9 +144,9 @@ pub struct Taker {
 }
 
 impl Stream for Taker {
-    type Item = Batch;
+    type Item = OutgoingBatch;
 
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Batch>> {
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<OutgoingBatch>> {
         let (messages, probe) = {
             let mut state = self.queue.state.lock();
             if self.number != state.takers_so_far {
@@ -160,14 +159,14 @@ impl Stream for Taker {
             }
             (state.take(MAX_BATCH_BYTES), state.probe.take())
         };
-        let batch = Batch::new(messages, probe);
+        let batch = OutgoingBatch::new(messages, probe);
         self.cells.sent_bytes.add(batch.payload_bytes() as u64);
         Poll::Ready(Some(batch))
     }
 }
 
-impl State {
-    /// Takes what goes into one batch: at least one message, where any waits.
+impl QueueState {
+    /// Takes the messages of one batch: at least one, if there is any.
     fn take(&mut self, max_bytes: usize) -> Vec<PeerMessage> {
         let mut taken_bytes = 0;
         let count = self.waiting.iter().position(|waiting| {
@@ -206,13 +205,13 @@ mod tests {
     }
 
     fn queue() -> Arc<Queue> {
-        Arc::new(Queue::new(Limits {
+        Arc::new(Queue::new(QueueLimits {
             messages: 100,
             bytes: 4 << 20,
         }))
     }
 
-    /// Payload bytes of the next batch; none where there is none yet.
+    /// Payload bytes of the next batch; none if it is not ready.
     fn poll(taker: &mut Taker) -> Poll<Option<usize>> {
         let mut context = Context::from_waker(Waker::noop());
         let polled = Pin::new(taker).poll_next(&mut context);
@@ -235,7 +234,7 @@ mod tests {
         assert_eq!(poll(&mut first), Poll::Ready(None));
         assert_eq!(poll(&mut second), Poll::Pending);
         assert_eq!(queue.close().len(), 2);
-        // Too late for one that was never let in.
+        // Too late for a taker that was never opened.
         queue.open();
         queue.put([append(1, 0)]);
         assert_eq!(poll(&mut second), Poll::Ready(None));
@@ -248,7 +247,7 @@ mod tests {
         queue.open();
         let small = (0..10).map(|index| append(index, 300 << 10));
         assert_eq!(queue.put(small).len(), 0);
-        // One that is alone may be larger than everything else together.
+        // A single message may be larger than the bound.
         assert_eq!(queue.put([append(10, 8 << 20)]).len(), 1);
         for messages in [3, 3, 3, 1] {
             let Poll::Ready(Some(bytes)) = poll(&mut taker) else {

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use super::Peer;
 use crate::types::MemberId;
 
-/// Unlisted peers that are kept at once.
+/// The number of unlisted peers that are remembered.
 const MAX_UNLISTED_PEERS: usize = 64;
-/// URLs that are kept of a caller.
+/// The number of a caller's URLs that are remembered.
 const MAX_LEARNED_URLS: usize = 16;
 
 /// See the module.
@@ -24,7 +24,7 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// Of a member that listens at these URLs, as far as it knows.
+    /// For a member with these peer URLs, as far as it knows them.
     pub fn new(own: MemberId, own_urls: Vec<String>) -> Self {
         Self {
             own,
@@ -34,8 +34,8 @@ impl Roster {
         }
     }
 
-    /// Takes the members of the state, this one among them or not. A former member is
-    /// forgotten; an unlisted peer is kept unless it was removed for good.
+    /// Sets the members of the state, with or without this one. Former members are forgotten; an
+    /// unlisted peer stays unless it was removed for good.
     pub fn list(&mut self, members: Vec<Peer>, is_removed: impl Fn(MemberId) -> bool) {
         let now: BTreeMap<_, _> = members
             .into_iter()
@@ -64,7 +64,7 @@ impl Roster {
         let known = self.listed.get(&caller);
         let known = known.is_some_and(|listed| urls.iter().all(|url| listed.contains(url)));
         if known || urls.is_empty() || caller == self.own {
-            // What was learned before is out of date.
+            // URLs learned before are outdated.
             return !urls.is_empty() && self.learned.remove(&caller).is_some();
         }
         if self
@@ -82,7 +82,7 @@ impl Roster {
         true
     }
 
-    /// Everyone who can be reached. The URLs of the state come first.
+    /// All reachable peers. The URLs in the state come first.
     pub fn peers(&self) -> Vec<Peer> {
         let mut peers = self.listed.clone();
         for (member, learned) in &self.learned {
@@ -97,13 +97,13 @@ impl Roster {
         peers.map(|(member, urls)| Peer { member, urls }).collect()
     }
 
-    /// True where the member can be reached.
+    /// True if the member can be reached.
     #[cfg(any(test, feature = "simulation"))]
     pub fn knows(&self, member: MemberId) -> bool {
         self.listed.contains_key(&member) || self.learned.contains_key(&member)
     }
 
-    /// Where this member listens, as its state says once it is named there.
+    /// The peer URLs of this member, as its state has them once it lists the member.
     pub fn own_urls(&self) -> &[String] {
         &self.own_urls
     }
@@ -144,10 +144,10 @@ mod tests {
         assert!(roster.learn(MemberId(3), &urls("c")));
         assert!(!roster.learn(MemberId(3), &urls("c")));
         assert_eq!(roster.peers(), members("2 a, 3 c"));
-        // A change of others leaves it.
+        // A change of other members has no effect.
         roster.list(members("1 here, 2 a, 4 d"), |_| false);
         assert_eq!(roster.peers(), members("2 a, 3 c, 4 d"));
-        // The state names it, then no longer.
+        // The state lists it, then no longer.
         roster.list(members("2 a, 3 c"), |_| false);
         assert_eq!(roster.peers(), members("2 a, 3 c"));
         roster.list(members("2 a"), |_| false);

@@ -1,4 +1,4 @@
-//! The peer port: HTTP/2 carries the calls of other members, HTTP/1 a few pages for people.
+//! The peer port: HTTP/2 for the calls of other members, HTTP/1 for a few pages.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -17,23 +17,23 @@ use super::context::Context;
 use super::dial::UNACKNOWLEDGED_LIMIT;
 use super::network::GrpcNetwork;
 use super::pages;
-use super::service::PeerService;
+use super::service::PeerRpcService;
 use crate::net::{self, Http2, KeepAlive, Versions};
 use crate::proto::etchedpeer::peer_server::PeerServer;
 
-/// A connection whose other side is gone without a word.
+/// How long the other side may acknowledge nothing.
 const KEEP_ALIVE: KeepAlive = KeepAlive {
     interval: Duration::from_secs(5),
     timeout: Duration::from_secs(20),
 };
-/// From a connection to its first byte, and to the end of a request's head.
+/// The limit from accepting a connection to its first byte, and to the end of a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
 impl GrpcNetwork {
-    /// Serves the other members until `stop` says so, and a moment longer for what is under way.
-    /// May be called for several listeners.
+    /// Serves the other members until `stop` is set, and calls in progress for a moment longer. May
+    /// be called for several listeners.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, stop: watch::Receiver<bool>) {
-        let service = PeerService {
+        let service = PeerRpcService {
             context: self.context.clone(),
             network: self.clone(),
             arrivals: self.arrivals.clone(),
@@ -41,7 +41,7 @@ impl GrpcNetwork {
         };
         let server = PeerServer::new(service)
             .max_decoding_message_size(self.context.options.max_message_bytes);
-        let gate = Gate {
+        let gate = PeerDispatch {
             context: self.context.clone(),
             server,
         };
@@ -58,16 +58,16 @@ impl GrpcNetwork {
     }
 }
 
-/// Tells members from people; cheap to clone.
+/// Dispatches calls and page requests; cheap to clone.
 #[derive(Clone)]
-struct Gate {
+struct PeerDispatch {
     context: Arc<Context>,
-    server: PeerServer<PeerService>,
+    server: PeerServer<PeerRpcService>,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
-impl hyper::service::Service<Request<Incoming>> for Gate {
+impl hyper::service::Service<Request<Incoming>> for PeerDispatch {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Answer;

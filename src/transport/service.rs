@@ -1,4 +1,4 @@
-//! What this member does with the calls of others.
+//! Answers the calls of other members.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::context::Context;
 use super::health::Link;
-use super::identity::{self, Refusal};
+use super::identity::{self, CallRefusal};
 use super::lane::{LaneKind, why};
 use super::network::GrpcNetwork;
 use super::snapshot_in::Arrivals;
@@ -27,11 +27,11 @@ use crate::types::MemberId;
 /// One probe is under way at a time.
 const ANSWERS: usize = 4;
 const TICK: Duration = Duration::from_secs(1);
-/// The urgent lane of a living peer brings a probe at least every second.
+/// The urgent lane of a running peer carries a probe at least every second.
 const SILENT_TICKS: u32 = 4;
 
 /// See the module.
-pub struct PeerService {
+pub struct PeerRpcService {
     pub context: Arc<Context>,
     pub network: Arc<GrpcNetwork>,
     pub arrivals: Arc<Arrivals>,
@@ -39,7 +39,7 @@ pub struct PeerService {
 }
 
 #[tonic::async_trait]
-impl Peer for PeerService {
+impl Peer for PeerRpcService {
     type MessagesStream = ReceiverStream<Result<LaneAnswer, Status>>;
 
     async fn messages(
@@ -83,7 +83,7 @@ impl Peer for PeerService {
         let describes = matches!(request.get_ref().request, Some(Kind::Describe(_)));
         let inbound = self.context.serving()?;
         let from = if describes {
-            // Anyone may ask who is here.
+            // Needs no identity.
             let local = &self.context.local;
             let is_removed = |member| inbound.is_removed(member);
             identity::check(request.metadata(), local, is_removed).ok()
@@ -95,7 +95,7 @@ impl Peer for PeerService {
     }
 }
 
-/// A lane of another member's that comes in.
+/// An incoming lane of another member.
 struct IncomingLane {
     context: Arc<Context>,
     inbound: Arc<dyn Inbound>,
@@ -135,7 +135,7 @@ impl IncomingLane {
                 _ = stop.wait_for(|stop| *stop) => return,
                 Ok(()) = peers_changed.changed() => {
                     if self.inbound.is_removed(self.from) {
-                        self.refuse(Status::from(&Refusal::Removed(self.from)));
+                        self.refuse(Status::from(&CallRefusal::Removed(self.from)));
                         return;
                     }
                 }
@@ -150,9 +150,9 @@ impl IncomingLane {
         }
     }
 
-    /// The last thing that the peer hears on this lane.
+    /// The last message to the peer on this lane.
     fn refuse(&self, status: Status) {
-        // No room means that the peer does not listen anyway.
+        // Without room, the peer does not read anyway.
         let _ = self.answers.try_send(Err(status));
     }
 
@@ -181,7 +181,7 @@ impl IncomingLane {
             self.inbound.received(self.from, messages);
         }
         if probe != 0 {
-            // No room means that the peer does not wait for it.
+            // Without room, the peer no longer waits for it.
             let _ = self.answers.try_send(Ok(LaneAnswer { probe }));
         }
         Ok(())
@@ -191,8 +191,8 @@ impl IncomingLane {
         let PeerMessage::Raft(message) = message else {
             return true;
         };
-        // A question keeps the name of who asked it when it is passed on, and an order to hand
-        // over is in the name of whom leadership is to go to.
+        // A read index request keeps its origin when it is forwarded, and a leadership transfer
+        // names the member that is to lead.
         let passed_on = matches!(
             message.msg_type(),
             MessageType::MsgReadIndex | MessageType::MsgTransferLeader

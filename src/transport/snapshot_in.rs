@@ -1,5 +1,5 @@
-//! Snapshots that come in: written into a fresh directory, checked, synced, and only then handed
-//! on. Whatever is cut or wrong is removed again, and harms nothing else.
+//! Incoming snapshots: written into a new directory, validated, synced, and only then passed on.
+//! Incomplete or invalid ones are removed and affect nothing else.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -24,26 +24,26 @@ use crate::raft::Message;
 use crate::types::MemberId;
 
 const PREFIX: &str = "receiving-";
-/// Parts that wait between the connection and the thread that writes.
+/// Parts between the connection and the writing thread.
 const PARTS_AHEAD: usize = 8;
-/// A name that a file system takes.
+/// Accepted file names.
 const MAX_NAME_BYTES: usize = 255;
 
-/// Removes directories that an earlier run left.
+/// Removes directories of an earlier run.
 pub fn remove_leftovers(incoming: &Path) {
-    // Not there yet: nothing is left.
+    // Not created yet: nothing to remove.
     let Ok(entries) = std::fs::read_dir(incoming) else {
         return;
     };
     for entry in entries.flatten() {
         if entry.file_name().to_string_lossy().starts_with(PREFIX) {
-            // Says so itself where it cannot be removed.
+            // It logs a failure to remove itself.
             drop(SnapshotDir::new(entry.path()));
         }
     }
 }
 
-/// Why a snapshot was not taken.
+/// Why a snapshot was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
     #[error("{path}: {error}")]
@@ -91,7 +91,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> Unfit {
 }
 
 impl Intake {
-    /// `number` makes the directory's name.
+    /// `number` makes the directory's name unique.
     fn begin(incoming: &Path, number: u64) -> Result<Self, Unfit> {
         std::fs::create_dir_all(incoming).map_err(at(incoming))?;
         let path = incoming.join(format!("{PREFIX}{number:016x}"));
@@ -104,7 +104,7 @@ impl Intake {
         })
     }
 
-    /// Takes the next part; returns the raft message when the snapshot is complete.
+    /// Writes the next part; returns the raft message when the snapshot is complete.
     fn take(&mut self, part: SnapshotPart) -> Result<Option<Message>, Unfit> {
         match (part.part.ok_or(Unfit::Order)?, &mut self.open) {
             (Part::File(file), None) => self.create(file)?,
@@ -180,13 +180,13 @@ impl OpenFile {
     }
 }
 
-/// Who is sending a snapshot to this member.
+/// The members that are sending a snapshot to this one.
 pub struct Arrivals {
     context: Arc<Context>,
     senders: Mutex<HashSet<MemberId>>,
 }
 
-/// Held until nothing of the snapshot is worked on any more.
+/// Held until all work on the snapshot has ended.
 struct Arrival {
     arrivals: Arc<Arrivals>,
     from: MemberId,
@@ -198,7 +198,7 @@ impl Drop for Arrival {
     }
 }
 
-/// A snapshot that is whole.
+/// A complete snapshot.
 pub struct Whole {
     pub message: Message,
     pub dir: SnapshotDir,
@@ -214,7 +214,7 @@ impl Arrivals {
         }
     }
 
-    /// Takes a snapshot over; resolves when it is in use.
+    /// Installs a snapshot; completes when it is in use.
     pub async fn take(
         self: Arc<Self>,
         from: MemberId,
@@ -239,7 +239,7 @@ impl Arrivals {
                 return Err(status(&unfit));
             }
         };
-        // Goes on where the connection breaks now.
+        // Continues here if the connection breaks from now on.
         let installed = tokio::spawn(async move {
             let size_bytes = whole.size_bytes;
             tracing::info!(peer = %from, size_bytes, "received a snapshot");
@@ -267,7 +267,7 @@ impl Arrivals {
         let (to_disk, mut from_network) = mpsc::channel(PARTS_AHEAD);
         let incoming = self.context.options.incoming_snapshots.clone();
         let number = self.context.outside.rng.next_u64();
-        // Ends by itself when `to_disk` goes, with this future at the latest.
+        // Ends when `to_disk` is dropped, with this future at the latest.
         let written = tokio::task::spawn_blocking(move || {
             let parts = std::iter::from_fn(|| from_network.blocking_recv());
             let written = write(&incoming, number, parts);
@@ -278,7 +278,7 @@ impl Arrivals {
             match timeout(self.context.options.snapshot_silence, parts.message()).await {
                 Ok(Ok(Some(part))) => {
                     if to_disk.send(part).await.is_err() {
-                        // The writer says why.
+                        // The writer returns the cause.
                         break None;
                     }
                 }
@@ -305,11 +305,11 @@ impl Arrivals {
     }
 }
 
-/// Writes parts as they come. `number` makes the name of a directory below `incoming`, which goes
-/// where this fails.
+/// Writes parts as they arrive. `number` makes the name of a directory below `incoming` unique,
+/// which is removed on failure.
 ///
 /// # Errors
-/// The snapshot is not whole, or cannot be written.
+/// The snapshot is incomplete, or cannot be written.
 pub fn write(
     incoming: &Path,
     number: u64,
@@ -336,7 +336,7 @@ fn status(unfit: &Unfit) -> Status {
     }
 }
 
-/// Counts a snapshot as failed unless it is told otherwise.
+/// Counts a snapshot as failed unless it is marked as successful.
 struct Counted {
     context: Arc<Context>,
     from: MemberId,
@@ -404,7 +404,7 @@ mod tests {
         Part::Message(prost_11::Message::encode_to_vec(&message).into())
     }
 
-    /// What becomes of these parts: the number of files, or what is wrong.
+    /// The result of these parts: the number of files, or the error.
     fn taken(parts: Vec<Part>) -> Result<usize, String> {
         let incoming = tempfile::tempdir().expect("a directory");
         let parts = parts.into_iter();

@@ -1,5 +1,5 @@
-//! Snapshots on their way out: files read in order by a blocking thread, sent over a connection
-//! of their own.
+//! Outgoing snapshots: files read in order by a blocking thread, sent over a connection of their
+//! own.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -19,7 +19,7 @@ use tonic::Request;
 use super::SnapshotDir;
 use super::context::Context;
 use super::dial::{self, Channel};
-use super::identity::{self, Seen};
+use super::identity::{self, RefusalKind};
 use super::lane::why;
 use crate::net::KeepAlive;
 use crate::proto::etchedpeer::peer_client::PeerClient;
@@ -29,12 +29,12 @@ use crate::raft::Message;
 use crate::types::MemberId;
 
 pub const CHUNK_BYTES: usize = 256 << 10;
-/// Chunks that wait between the thread that reads and the connection.
+/// Chunks between the reading thread and the connection.
 const CHUNKS_AHEAD: usize = 8;
-/// A snapshot waits this long for others that are under way.
+/// How long a snapshot waits for others in progress.
 const TURN_LIMIT: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_secs(1);
-/// A peer that is gone is found while it takes the snapshot over, too.
+/// Detects a dead peer while it installs the snapshot, too.
 const KEEP_ALIVE: KeepAlive = KeepAlive {
     interval: Duration::from_secs(5),
     timeout: Duration::from_secs(20),
@@ -54,7 +54,7 @@ impl Snapshots {
         }
     }
 
-    /// Sends a snapshot, and reports how that went.
+    /// Sends a snapshot, and reports the result.
     pub async fn send(
         self: Arc<Self>,
         context: Arc<Context>,
@@ -101,7 +101,7 @@ impl Snapshots {
     }
 }
 
-/// Tells raft how it went, once, whatever happens.
+/// Reports the result to raft, exactly once.
 struct Report {
     context: Arc<Context>,
     to: MemberId,
@@ -144,7 +144,7 @@ async fn transfer(
         let result = read_files(files.path(), &message, &parts);
         done.store(result.is_ok(), Ordering::Relaxed);
         drop((parts, files));
-        // The transfer may have been given up.
+        // The transfer may have been aborted.
         let _ = outcome.send(result);
     });
     let mut client = PeerClient::with_origin(channel.clone(), channel.origin());
@@ -157,10 +157,10 @@ async fn transfer(
     drop(client);
     match (answer, read.await) {
         (Ok(()), Ok(Ok(bytes))) => Ok(bytes),
-        // Broken files are the cause of what the peer says, not the other way round.
+        // A failure to read files is the cause of the peer's error, not its effect.
         (_, Ok(Err(ReadError::File(path, error)))) => Err(format!("{}: {error}", path.display())),
         (Err(status), _) => {
-            if identity::recognise(&status) == Some(Seen::Removed)
+            if identity::recognise(&status) == Some(RefusalKind::Removed)
                 && let Some(inbound) = context.inbound()
             {
                 inbound.removed();
@@ -182,8 +182,8 @@ async fn dial_any(urls: &[String]) -> Result<Channel, String> {
     Err(reason)
 }
 
-/// Resolves when the transfer has stood still for too long. Counted in ticks that were lived
-/// through, so that a process that was stopped for a while does not blame its peer.
+/// Completes when the transfer has made no progress for too long. Counted in ticks during which the
+/// process ran, so that a process that was suspended does not blame its peer.
 async fn stalled(context: &Context, channel: &Channel, read_out: &AtomicBool) -> String {
     let options = &context.options;
     let mut ticks = interval(TICK.min(options.snapshot_silence));
@@ -199,7 +199,7 @@ async fn stalled(context: &Context, channel: &Channel, read_out: &AtomicBool) ->
             silence = Duration::ZERO;
         }
         moved = now;
-        // What is in the socket's buffers when all is read out counts as taken over.
+        // What is still in the socket's buffers after the last read counts as being installed.
         let (limit, reason) = if read_out.load(Ordering::Relaxed) {
             (
                 options.snapshot_install_limit,
@@ -216,11 +216,12 @@ async fn stalled(context: &Context, channel: &Channel, read_out: &AtomicBool) ->
 
 enum ReadError {
     File(PathBuf, io::Error),
-    /// Nobody wants the rest.
+    /// The receiver is gone.
     GivenUp,
 }
 
-/// Sends all files below a directory, by name, and the message; returns the bytes of the files.
+/// Sends all files below a directory, by name, then the raft message; returns the bytes of the
+/// files.
 fn read_files(
     dir: &Path,
     message: &Message,
@@ -258,7 +259,7 @@ fn read_files(
         let mut left = size_bytes;
         while left > 0 {
             let len = left.min(CHUNK_BYTES as u64) as usize;
-            // Takes the memory of chunks that are on the wire already.
+            // Reuses the memory of chunks that have been sent.
             buffer.resize(len, 0);
             file.read_exact(&mut buffer).map_err(at(&path))?;
             crc = crc32c::crc32c_append(crc, &buffer);

@@ -32,7 +32,7 @@ enum State {
     Leaving,
     /// In `CatchUp`.
     CatchingUp,
-    /// Told that it was compacted.
+    /// Its compaction was reported.
     Compacted,
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::super::flags::{self, State};
+use super::super::flags::{self, FlagSupport};
 use super::super::gates::Gates;
 use super::{Case, run};
 
@@ -101,8 +101,12 @@ fn a_setting_that_nothing_reads_says_so() {
     for field in fields {
         let is_read = names(&code, "config.", field);
         let excepted = READ_WITHIN.iter().any(|(name, _)| *name == field);
-        let said = flags::find(&field.replace('_', "-"))
-            .is_some_and(|flag| matches!(flag.state, State::NoEffect(_) | State::Missing(_)));
+        let said = flags::find(&field.replace('_', "-")).is_some_and(|flag| {
+            matches!(
+                flag.state,
+                FlagSupport::NoEffect(_) | FlagSupport::Missing(_)
+            )
+        });
         match (is_read, said, excepted) {
             (true, false, false) | (false, true, false) | (false, false, true) => {}
             (false, false, false) => wrong.push(format!("nothing reads {field}")),
@@ -117,7 +121,7 @@ fn a_setting_that_nothing_reads_says_so() {
 fn a_flag_that_nothing_settles_says_so() {
     let mut wrong = Vec::new();
     for flag in flags::all().filter(|flag| !flag.usage.is_empty()) {
-        if flag.state != State::Built || READ_APART.contains(&flag.name) {
+        if flag.state != FlagSupport::Built || READ_APART.contains(&flag.name) {
             continue;
         }
         let quoted = format!("\"{}\"", flag.name);

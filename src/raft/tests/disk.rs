@@ -6,9 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft_proto::eraftpb::{ConfState, HardState};
 
-use crate::raft::replica::{self, Restored, encode_hard_state};
+use crate::raft::replica::{self, InitialState, encode_hard_state};
 use crate::raft::{Message, Persist, Replica};
-use crate::storage::raft_log::{Batch, EntryId, Files, MemoryDisk, Options, RaftLog, Reader};
+use crate::storage::raft_log::{self, EntryId, Files, MemoryDisk, RaftLog, Reader};
 use crate::types::MemberId;
 
 /// Where the log of every founder begins.
@@ -68,7 +68,7 @@ impl Disk {
         hard_state.commit = hard_state.commit.min(index);
         *self = Self::founder(self.member);
         let (mut log, _) = self.open();
-        let batch = Batch {
+        let batch = raft_log::Batch {
             entries: &kept,
             hard_state: Some(&prost_11::Message::encode_to_vec(&hard_state)),
         };
@@ -76,8 +76,8 @@ impl Disk {
     }
 }
 
-fn options(member: MemberId) -> Options {
-    Options {
+fn options(member: MemberId) -> raft_log::Options {
+    raft_log::Options {
         segment_bytes: 64 << 10,
         cluster_id: 1,
         member_id: member.0,
@@ -101,7 +101,7 @@ pub fn replica(
     applied_index: u64,
     pre_vote: bool,
 ) -> Replica {
-    let options = replica::Options {
+    let options = replica::ReplicaOptions {
         member,
         election_ticks: ELECTION_TICKS,
         heartbeat_ticks: 1,
@@ -109,7 +109,7 @@ pub fn replica(
         election_seed: member.0,
         recent_entries: crate::raft::log::RECENT_ENTRIES,
     };
-    let restored = Restored {
+    let restored = InitialState {
         reader: log.reader(),
         hard_state,
         conf_state,
@@ -149,7 +149,7 @@ impl Writer {
             let hard_state = hard_state.take();
             self.log.reset(entry_id, hard_state).expect("resets");
         }
-        let batch = Batch {
+        let batch = raft_log::Batch {
             entries: &persist.entries,
             hard_state,
         };

@@ -104,19 +104,23 @@ fn content(message: &Message, show: ShowRequest) -> String {
             let conf = conf_state(metadata.get_conf_state());
             format!("snapshot as of {id}, {conf}")
         }
-        MsgReadIndex => format!("asks for a read index{}", asked(question(message))),
-        MsgReadIndexResp => format!("read index {}{}", message.index, asked(question(message))),
-        MsgTimeoutNow => "stand for election now".to_owned(),
+        MsgReadIndex => format!("asks for a read index{}", asked(read_context(message))),
+        MsgReadIndexResp => format!(
+            "read index {}{}",
+            message.index,
+            asked(read_context(message))
+        ),
+        MsgTimeoutNow => "campaign now".to_owned(),
         MsgTransferLeader => "asks to lead".to_owned(),
         other => format!("{other:?}"),
     }
 }
 
-fn question(message: &Message) -> &[u8] {
+fn read_context(message: &Message) -> &[u8] {
     message.entries.first().map_or(&[], |entry| &entry.data)
 }
 
-/// Questions are numbered by the member that asks: `for read 1 of 2`, or have names.
+/// Read index requests are numbered per member, `request 1 of 2`, or have names.
 fn asked(context: &[u8]) -> String {
     match context.split_first_chunk::<8>() {
         _ if context.is_empty() => String::new(),
@@ -125,7 +129,7 @@ fn asked(context: &[u8]) -> String {
                 .iter()
                 .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
             let member = u64::from_be_bytes(*member);
-            format!(", question {number} of {member}")
+            format!(", request {number} of {member}")
         }
         _ => format!(", read {}", String::from_utf8_lossy(context)),
     }

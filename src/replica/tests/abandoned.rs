@@ -1,5 +1,5 @@
-//! What nobody waits for any more, in a member that finds no leader for a while; and what the
-//! span of a proposal is told on its way.
+//! Proposals whose callers have given up, in a member without a leader; and the events that a
+//! proposal's span receives.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::raft::Replica;
 use crate::raft::replica::{self, conf_state_of, encode_hard_state};
 use crate::replica::proposal::{Proposal, Proposed};
 use crate::replica::router::Router;
-use crate::storage::raft_log::{Batch, EntryId, Files, MemoryDisk, Options, RaftLog};
+use crate::storage::raft_log::{self, EntryId, Files, MemoryDisk, RaftLog};
 use crate::types::MemberId;
 
 const FIRST: EntryId = EntryId { index: 1, term: 1 };
@@ -25,7 +25,7 @@ const FIRST: EntryId = EntryId { index: 1, term: 1 };
 /// The only voter of a cluster, which does not lead yet; and its log, which it reads.
 fn sole_voter() -> (Router, RaftLog) {
     let files: Arc<dyn Files> = Arc::new(MemoryDisk::new());
-    let options = Options {
+    let options = raft_log::Options {
         segment_bytes: 64 << 10,
         cluster_id: 1,
         member_id: 1,
@@ -34,7 +34,7 @@ fn sole_voter() -> (Router, RaftLog) {
     let mut log = RaftLog::create(files, options).expect("a new log");
     let hard_state = encode_hard_state(FIRST.term, FIRST.index);
     log.reset(FIRST, Some(&hard_state)).expect("resets");
-    let options = replica::Options {
+    let options = replica::ReplicaOptions {
         member: MemberId(1),
         election_ticks: 10,
         heartbeat_ticks: 1,
@@ -42,7 +42,7 @@ fn sole_voter() -> (Router, RaftLog) {
         election_seed: 1,
         recent_entries: crate::raft::log::RECENT_ENTRIES,
     };
-    let restored = replica::Restored {
+    let restored = replica::InitialState {
         reader: log.reader(),
         hard_state: Some(hard_state.into()),
         conf_state: conf_state_of([MemberId(1)].into_iter(), std::iter::empty()),
@@ -80,7 +80,7 @@ fn what_nobody_waits_for_is_not_proposed_to_a_leader_that_comes_later() {
     let (left, stays) = (request(1), request(2));
     propose(&mut router, left.clone(), until);
     propose(&mut router, stays.clone(), until);
-    // Proposed for its own sake: nobody ever waited for it.
+    // Proposed without a caller that waits.
     propose(&mut router, request(3), None);
     assert_eq!(router.waiting().without_leader, 3);
     drop(left);
@@ -88,14 +88,14 @@ fn what_nobody_waits_for_is_not_proposed_to_a_leader_that_comes_later() {
     assert!(router.work().is_some());
     let waiting = router.waiting();
     assert_eq!((waiting.without_leader, waiting.proposed), (0, 2));
-    // Nor is it where there is a leader already.
+    // Nor if there is a leader already.
     propose(&mut router, request(4), until);
     assert_eq!(router.waiting().proposed, 2);
     propose(&mut router, stays.clone(), until);
     assert_eq!(router.waiting().proposed, 3);
 }
 
-/// Keeps the texts of all events that belong to a span.
+/// Records the texts of all events in a span.
 #[derive(Clone, Default)]
 struct Heard(Arc<Mutex<Vec<String>>>);
 
@@ -133,7 +133,7 @@ fn a_span_follows_a_proposal_until_it_is_committed() {
         });
         while let Some(work) = router.work() {
             if let Some(persist) = work.persist {
-                let batch = Batch {
+                let batch = raft_log::Batch {
                     hard_state: persist.hard_state.as_deref(),
                     entries: &persist.entries,
                 };

@@ -1,5 +1,5 @@
-//! What becomes of requests in a small cluster of routers, shown by scripts (`testdata/`). Whole
-//! members under random faults are the simulator's.
+//! Scripts (`testdata/`) that show what happens to requests in a small cluster of routers. Whole
+//! members under random faults are left to the simulator.
 
 mod abandoned;
 mod scripts;

@@ -42,7 +42,7 @@ use crate::raft::replica::Status;
 use crate::raft::tests::disk::{Disk, Writer};
 use crate::raft::tests::links::{Links, meant};
 use crate::raft::tests::show;
-use crate::replica::proposal::{Refusal, Reply};
+use crate::replica::proposal::{ProposalRefusal, Reply};
 use crate::replica::reads::ReadReply;
 use crate::replica::router::Router;
 use crate::replica::state_store::snapshot_of;
@@ -57,7 +57,7 @@ use crate::types::{KeyRange, MemberId};
 enum Sent {
     Raft(Message),
     Forwarded(Forwarded),
-    Refused(Refusal),
+    Refused(ProposalRefusal),
 }
 
 /// What a member loses when it dies.

@@ -1,17 +1,17 @@
-//! `--force-new-cluster`: a member whose cluster lost its quorum for good goes on alone, with all
-//! that it has, under its own ids.
+//! `--force-new-cluster`: a member whose cluster lost its quorum for good continues as a single
+//! member, with all its data and its ids.
 //!
-//! The forced state is made aside, as one that comes in a snapshot: a copy of the state in use,
-//! to which the rest of the log is applied, and in which this member is the only one. It counts
-//! as the state after one entry more than the log has. The one step that counts is that the log
-//! is reset to that entry. A cut before it leaves the member as it was; a cut after it leaves a
-//! log that begins behind the old state, and the next start, forced or not, takes over the state
+//! The forced state is prepared in a staging directory, like a received state: a copy of the
+//! current state, to which the rest of the log is applied, and in which this is the only member. It
+//! counts as the state after one entry more than the log has. It takes effect when the log is reset
+//! to that entry. A crash before the reset leaves the member as it was; a crash after it leaves a
+//! log that begins after the old state, and the next start, forced or not, switches to the state
 //! that fits.
 //!
-//! Entries beyond the commit index are applied too, where etcd drops them. The index on disk lags
-//! behind the true one: behind it may lie writes that were acknowledged. To keep them all is what
-//! this member would do had its peers elected it; what nobody was told of may come out either way.
-//! Changes of membership among them are left out: nothing hangs on them any more.
+//! Entries beyond the commit index are applied as well, which etcd drops. The commit index on disk
+//! lags: acknowledged writes may follow it. Keeping them all is what this member would do if its
+//! peers had elected it; a write that was not acknowledged may have either outcome. Changes of
+//! membership among them are left out: they no longer matter.
 
 use prost::Message;
 
@@ -29,12 +29,12 @@ use crate::state::Machine;
 use crate::state::machine::{Entry, Payload};
 use crate::storage::raft_log::{EntryId, LogEntry, RaftLog, Recovered};
 
-/// Where the forced state is made; a start that finds it there removes it.
+/// The staging directory; a start that finds it removes it.
 const ASIDE: &str = "receiving-forced";
-/// Bytes of entries that are applied at once.
+/// Bytes of entries that are applied in one batch.
 const GROUP_BYTES: u64 = 8 << 20;
 
-/// Makes the member a cluster of its own; answers what the log holds from then on.
+/// Makes the member a cluster of its own; returns what the log contains afterwards.
 pub fn force(
     config: &Config,
     dir: &dyn MemberDir,
@@ -53,8 +53,7 @@ pub fn force(
     })
 }
 
-/// Makes the forced state, durable and under its lasting name; answers the entry that it ends
-/// with.
+/// Creates the forced state durably under its final name; returns its entry.
 pub(super) fn prepare(
     config: &Config,
     dir: &dyn MemberDir,
@@ -135,7 +134,7 @@ fn apply_log(
     Ok(())
 }
 
-/// The entry as the machine takes it, and whether a change was left out of it.
+/// The entry for the state machine, and whether a change was left out of it.
 fn readable(logged: &LogEntry, commit_index: u64) -> Result<(Entry, bool), Error> {
     let index = logged.index;
     let Some(Committed { kind, term, .. }) = committed(logged) else {
@@ -149,7 +148,7 @@ fn readable(logged: &LogEntry, commit_index: u64) -> Result<(Entry, bool), Error
         CommittedKind::ConfChange(_) if index > commit_index => (Payload::Empty, true),
         CommittedKind::ConfChange(change) => {
             let change = MemberChange::decode(change.context.as_slice());
-            // What cannot be read is a change that every member refuses.
+            // A change that cannot be decoded is refused by every member.
             (Payload::Membership(change.unwrap_or_default()), false)
         }
     };

@@ -1,15 +1,15 @@
-//! A new cluster: who founds it, and whether this member may.
+//! Founding a cluster: its founders, and whether this member may be one.
 //!
-//! A founder that lost its data and founds again under its old id could vote a second time in a
-//! term and forget entries that it acknowledged. The other founders know whether it ran before.
-//! The id follows from the peer URLs and the token. Where the flags have another token than the
-//! cluster that listens there, this member is a new one: it founds, and waits until enough of the
-//! others are started anew as well, as in the recovery of a cluster in its own place. What it and
-//! the members of the other cluster say to each other until then is refused (`transport`).
+//! A founder that lost its data and founds again with its old id could vote a second time in a term
+//! and forget entries that it acknowledged. The other founders know whether it has run before. The
+//! id is derived from the peer URLs and the token. If the flags have another token than the running
+//! cluster, this member is a new one: it founds, and waits until enough of the others are restarted
+//! as well, as in a disaster recovery with the same machines. Until then its requests to the
+//! members of the other cluster, and theirs, are refused (`transport`).
 
 use std::time::Duration;
 
-use super::world::{Patience, World, ask_all};
+use super::network::{BootstrapNetwork, Patience, ask_all};
 use crate::config::{Bootstrap, Config, Discovery, InitialCluster};
 use crate::proto::etchedpeer::Description;
 use crate::proto::membershippb::{Attributes, Member, RaftAttributes};
@@ -19,23 +19,23 @@ use crate::server::member_dir::Identity;
 use crate::server::restore::Founding;
 use crate::types::{ClusterId, MemberId};
 
-/// As long as etcd waits; a first start loses it only to peers that neither answer nor refuse.
+/// As long as in etcd; a first start waits only for peers that neither answer nor refuse.
 const PATIENCE: Patience = Patience {
     limit: Duration::from_secs(1),
     grace: Duration::from_millis(300),
 };
 
-/// Finds out who founds the cluster, and that this member may be one of them.
-pub async fn founders(config: &Config, world: &dyn World) -> Result<Founding, Error> {
+/// Determines the founders, and checks that this member may be one of them.
+pub async fn founders(config: &Config, network: &dyn BootstrapNetwork) -> Result<Founding, Error> {
     let cluster = initial_cluster(config).await?;
     let refused = |refusal: crate::config::Refusal| Error::Refused(refusal.to_string());
     let mut new = config
-        .found(&cluster, &|name| world.resolve(name))
+        .found(&cluster, &|name| network.resolve(name))
         .map_err(refused)?;
-    check_never_ran(config, &cluster, &new, world).await?;
+    check_never_ran(config, &cluster, &new, network).await?;
     match &config.discovery {
         Discovery::Static => {}
-        // Every founder has other names for the others; they publish theirs when they run.
+        // Every founder has other names for the others, which publish theirs once they run.
         Discovery::Dns(_) => new
             .founders
             .iter_mut()
@@ -70,7 +70,7 @@ fn founding(new: Bootstrap) -> Founding {
     }
 }
 
-/// The members that the flags or the DNS name; for a discovery service this one alone.
+/// The members from flags or DNS; with a discovery service only this one.
 pub async fn initial_cluster(config: &Config) -> Result<InitialCluster, Error> {
     match &config.discovery {
         Discovery::Static => config
@@ -85,7 +85,7 @@ pub async fn initial_cluster(config: &Config) -> Result<InitialCluster, Error> {
     }
 }
 
-/// The cluster that a discovery service gathered.
+/// The cluster that registered with a discovery service.
 fn founded_with(
     config: &Config,
     found: &str,
@@ -99,7 +99,7 @@ fn founded_with(
         )));
     }
     let new = cluster.founded_by(&config.name);
-    // Another member of the same name takes this one's URLs for its own.
+    // Another member with the same name takes this one's URLs for its own.
     new.filter(|new| new.member_id == own).ok_or_else(|| {
         Error::Refused(format!(
             "discovery cluster {cluster} has another member with the name of this one; give every member its own --name"
@@ -111,13 +111,13 @@ async fn check_never_ran(
     config: &Config,
     cluster: &InitialCluster,
     new: &Bootstrap,
-    world: &dyn World,
+    network: &dyn BootstrapNetwork,
 ) -> Result<(), Error> {
     let urls = cluster.urls_beside(&config.name);
     if urls.is_empty() {
         return Ok(());
     }
-    let asked = ask_all(world, &urls, PATIENCE).await;
+    let asked = ask_all(network, &urls, PATIENCE).await;
     let answers: Vec<Description> = asked
         .into_iter()
         .filter_map(|(_, answer)| answer.ok())
@@ -125,7 +125,7 @@ async fn check_never_ran(
     may_found(new.member_id, new.cluster_id, &answers)
 }
 
-/// Whether what peers answered allows this member to found the cluster.
+/// Whether the peers' responses allow this member to found the cluster.
 fn may_found(member: MemberId, cluster: ClusterId, answers: &[Description]) -> Result<(), Error> {
     if answers.iter().any(|answer| has_run(answer, member)) {
         return Err(Error::Refused(format!(
@@ -156,7 +156,7 @@ fn may_found(member: MemberId, cluster: ClusterId, answers: &[Description]) -> R
     Ok(())
 }
 
-/// True where a member told the cluster where it serves clients: it was up, so it has voted and
+/// True if a member has published its client URLs: it has run, so it may have voted and
 /// acknowledged entries.
 pub fn has_run(answer: &Description, member: MemberId) -> bool {
     let known = answer.members.iter().find(|known| known.id == member.0);

@@ -1,12 +1,12 @@
-//! Joining a cluster that is there: the other members are asked who belongs to it, and which of
-//! its members this one is.
+//! Joining an existing cluster: the other members are asked for its members, and which of them this
+//! one is.
 //!
-//! The member begins with nothing, not even a vote, and gets everything from the leader.
+//! The member begins empty, without a vote, and gets everything from the leader.
 
 use std::time::Duration;
 
 use super::found::{has_run, initial_cluster};
-use super::world::{Asked, Patience, World, ask_all};
+use super::network::{BootstrapNetwork, Described, Patience, ask_all};
 use crate::config::{Config, Discovery, InitialCluster, Resolve, same_peer_urls};
 use crate::proto::etchedpeer::Description;
 use crate::proto::membershippb::Member;
@@ -22,8 +22,8 @@ const PATIENCE: Patience = Patience {
     grace: Duration::from_secs(1),
 };
 
-/// Finds out who this member is in the cluster.
-pub async fn ask(config: &Config, world: &dyn World) -> Result<Joining, Error> {
+/// Determines this member's identity in the cluster.
+pub async fn ask(config: &Config, network: &dyn BootstrapNetwork) -> Result<Joining, Error> {
     let cluster = initial_cluster(config).await?;
     config
         .check_joining(&cluster)
@@ -34,21 +34,21 @@ pub async fn ask(config: &Config, world: &dyn World) -> Result<Joining, Error> {
         ));
     }
     let urls = cluster.urls_beside(&config.name);
-    let asked = ask_all(world, &urls, PATIENCE).await;
+    let asked = ask_all(network, &urls, PATIENCE).await;
     for (url, answer) in &asked {
         if let Err(error) = answer {
             tracing::warn!(address = %url, %error, "failed to get cluster response");
         }
     }
     let answers = asked.into_iter().map(|(_, answer)| answer).collect();
-    decide(config, &cluster, answers, &|name| world.resolve(name)).map_err(Error::Refused)
+    decide(config, &cluster, answers, &|name| network.resolve(name)).map_err(Error::Refused)
 }
 
-/// What the answers come to; the error is the refusal's text.
+/// The conclusion from the responses; the error is the refusal's text.
 fn decide(
     config: &Config,
     cluster: &InitialCluster,
-    asked: Vec<Asked>,
+    asked: Vec<Described>,
     resolve: Resolve<'_>,
 ) -> Result<Joining, String> {
     let fetch = |why: &str| format!("cannot fetch cluster info from peer urls: {why}");
@@ -69,7 +69,7 @@ fn decide(
         )));
     }
     let cluster_id = ClusterId(first.cluster_id);
-    // One that just joined itself knows no members yet.
+    // A member that is joining itself does not know any members yet.
     let answers: Vec<Description> = answered
         .into_iter()
         .filter(|answer| !answer.members.is_empty())
@@ -80,7 +80,7 @@ fn decide(
             "failed to get raft cluster member(s) from the given URLs",
         ));
     }
-    // A member that lags may not know of this one yet, or know one that was since removed.
+    // A member that lags may not know this one yet, or know one that was removed.
     let mut refusal = String::new();
     let mut found = None;
     for answer in &answers {
@@ -125,7 +125,7 @@ fn urls_of(member: &Member) -> &[String] {
     raft.map_or(&[], |raft| raft.peer_urls.as_slice())
 }
 
-/// This member's id: that of the member with its URLs, where all the others match as well.
+/// This member's id: that of the member with its URLs, if all others match as well.
 fn own_id(
     config: &Config,
     cluster: &InitialCluster,
@@ -176,8 +176,8 @@ fn assign_ids(
             own = Some(MemberId(member.id));
         }
     }
-    // As many of the one as of the other, and every one matched: only URLs that two members
-    // share can leave this one without an id.
+    // The numbers are equal and every one matched: only URLs that two members share can leave this
+    // one without an id.
     own.ok_or_else(|| "two members have the same URLs".to_owned())
 }
 
@@ -202,7 +202,7 @@ fn shown(answer: &Description) -> String {
     )
 }
 
-/// Some member must know a cluster version, and none one that this release does not.
+/// Some member must know a cluster version, and no member one that this release does not support.
 fn check_versions(answers: &[Description]) -> Result<(), String> {
     let mut known = answers
         .iter()

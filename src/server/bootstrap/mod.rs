@@ -1,26 +1,26 @@
-//! Takes up the member that the data directory holds, or has a new one made in an empty directory.
+//! Restores the member in the data directory, or creates one in an empty directory.
 //!
-//! `found` says who founds a new cluster, `join` who this member is in one that is there; both
-//! ask the world through `world`. `force` makes a member a cluster of its own. `server::restore`
-//! does the rest.
+//! `found` determines the founders of a new cluster, `join` the identity in an existing one; both
+//! query `network`. `force` turns a member into a cluster of its own. `server::restore` does the
+//! rest.
 
 pub mod force;
 mod found;
 mod join;
+pub mod network;
 #[cfg(test)]
 mod tests;
-pub mod world;
 
 use super::Error;
 use super::member_dir::{Identity, MemberDir};
-use super::restore::{self, Options, Restored};
+use super::restore::{self, RestoreOptions, Restored};
 use crate::budget::{Budget, Part};
 use crate::config::{ClusterState, Config};
 use crate::env::{Rng, SystemRng};
 use crate::storage::raft_log;
 use crate::storage::rocks::MemoryLimits;
 
-use world::World;
+use network::BootstrapNetwork;
 
 /// What of the memory budget is the store's.
 pub fn store_limits(config: &Config) -> MemoryLimits {
@@ -33,11 +33,11 @@ pub fn store_limits(config: &Config) -> MemoryLimits {
     }
 }
 
-/// Takes up the member of a directory, or makes one. Only the latter asks the world.
+/// Restores the member in a directory, or creates one. Only the latter uses the network.
 pub async fn restore(
     config: &Config,
     dir: &dyn MemberDir,
-    world: &dyn World,
+    network: &dyn BootstrapNetwork,
 ) -> Result<Restored, Error> {
     let options = options(config);
     if let Some(identity) = dir.identity()? {
@@ -48,11 +48,11 @@ pub async fn restore(
     }
     match config.initial_cluster_state {
         ClusterState::New => {
-            let new = found::founders(config, world).await?;
+            let new = found::founders(config, network).await?;
             restore::found(dir, new, &options)
         }
         ClusterState::Existing => {
-            let joining = join::ask(config, world).await?;
+            let joining = join::ask(config, network).await?;
             restore::join(dir, joining, &options)
         }
     }
@@ -62,15 +62,15 @@ fn restart_forced(
     config: &Config,
     dir: &dyn MemberDir,
     identity: Identity,
-    options: &Options,
+    options: &RestoreOptions,
 ) -> Result<Restored, Error> {
     let (mut log, recovered) = restore::open_log(dir, identity, options)?;
     let recovered = force::force(config, dir, identity, &mut log, recovered)?;
     restore::resume(dir, identity, options, log, recovered)
 }
 
-fn options(config: &Config) -> Options {
-    Options {
+fn options(config: &Config) -> RestoreOptions {
+    RestoreOptions {
         segment_bytes: raft_log::DEFAULT_SEGMENT_BYTES,
         sync: !config.unsafe_no_fsync,
         election_ticks: config.election_ticks(),

@@ -1,4 +1,4 @@
-//! Starts with and without data, in a world made up.
+//! Starts with and without data, in a network made up.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use prost::Message as _;
 
-use super::world::World;
+use super::network::BootstrapNetwork;
 use super::*;
 use crate::config::{self, Surroundings};
 use crate::proto::etcdserverpb::{InternalRaftRequest, PutRequest};
@@ -36,7 +36,7 @@ impl MadeUp {
     }
 }
 
-impl World for MadeUp {
+impl BootstrapNetwork for MadeUp {
     fn describe(&self, url: String, _limit: Duration) -> Boxed<Result<Description, String>> {
         let answer = self.0.get(&url).cloned();
         Box::pin(async move { answer.ok_or_else(|| format!("{url}: connection refused")) })
@@ -71,18 +71,18 @@ fn config(dir: &Path, words: &str) -> Config {
     loaded.expect("is accepted").config
 }
 
-fn start_in(dir: &Path, words: &str, world: &MadeUp) -> Result<Restored, Error> {
+fn start_in(dir: &Path, words: &str, network: &MadeUp) -> Result<Restored, Error> {
     let config = config(dir, words);
     let opened = DataDir::open(dir, None, store_limits(&config))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
         .expect("a runtime");
-    runtime.block_on(restore(&config, &opened, world))
+    runtime.block_on(restore(&config, &opened, network))
 }
 
-fn refusal(dir: &Path, words: &str, world: &MadeUp) -> String {
-    match start_in(dir, words, world) {
+fn refusal(dir: &Path, words: &str, network: &MadeUp) -> String {
+    match start_in(dir, words, network) {
         Ok(_) => "starts".to_owned(),
         Err(error) => error.to_string(),
     }
@@ -134,7 +134,7 @@ fn existing(cluster: &str) -> String {
 fn who_joins_has_nothing_but_its_ids_and_whom_to_dial() {
     let dir = tempfile::tempdir().expect("a directory");
     let answer = cluster();
-    let world = MadeUp::with(&[("http://10.0.0.3:3", &answer)]);
+    let network = MadeUp::with(&[("http://10.0.0.3:3", &answer)]);
     let peers = |restored: &Restored| -> Vec<String> {
         let peers = restored.peers.iter();
         peers
@@ -143,7 +143,7 @@ fn who_joins_has_nothing_but_its_ids_and_whom_to_dial() {
     };
     let expected = ["a http://10.0.0.1:1", "c http://10.0.0.3:3"];
     {
-        let joined = start_in(dir.path(), &existing(THREE), &world).expect("joins");
+        let joined = start_in(dir.path(), &existing(THREE), &network).expect("joins");
         let identity = Identity {
             cluster: ClusterId(0xcafe),
             member: MemberId(0xb),
@@ -167,8 +167,8 @@ fn a_name_and_its_address_are_the_same_member() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut answer = cluster();
     answer.members[2] = member(0xb, "", "http://host.test:2", true, "");
-    let world = MadeUp::with(&[("http://10.0.0.3:3", &answer)]);
-    let joined = start_in(dir.path(), &existing(THREE), &world).expect("joins");
+    let network = MadeUp::with(&[("http://10.0.0.3:3", &answer)]);
+    let joined = start_in(dir.path(), &existing(THREE), &network).expect("joins");
     assert_eq!(joined.identity.member, MemberId(0xb));
 }
 
@@ -178,11 +178,11 @@ fn a_member_that_lags_decides_nothing() {
     let answer = cluster();
     let mut stale = cluster();
     stale.members.truncate(2);
-    let world = MadeUp::with(&[
+    let network = MadeUp::with(&[
         ("http://10.0.0.1:1", &stale),
         ("http://10.0.0.3:3", &answer),
     ]);
-    let joined = start_in(dir.path(), &existing(THREE), &world).expect("joins");
+    let joined = start_in(dir.path(), &existing(THREE), &network).expect("joins");
     assert_eq!(joined.identity.member, MemberId(0xb));
     // It still lists an earlier member with this one's URL, which the other knows was removed.
     let dir = tempfile::tempdir().expect("a directory");
@@ -190,11 +190,11 @@ fn a_member_that_lags_decides_nothing() {
     stale.members[2].id = 0xbb;
     let mut answer = cluster();
     answer.removed_member_ids = vec![0xbb];
-    let world = MadeUp::with(&[
+    let network = MadeUp::with(&[
         ("http://10.0.0.1:1", &stale),
         ("http://10.0.0.3:3", &answer),
     ]);
-    let joined = start_in(dir.path(), &existing(THREE), &world).expect("joins");
+    let joined = start_in(dir.path(), &existing(THREE), &network).expect("joins");
     assert_eq!(joined.identity.member, MemberId(0xb));
 }
 
@@ -272,17 +272,17 @@ fn refusals_to_join() {
     ];
     let dir = tempfile::tempdir().expect("a directory");
     for (named, answer, text) in &cases {
-        let world = MadeUp::with(&[(asked, answer)]);
-        assert_eq!(refusal(dir.path(), &existing(named), &world), *text);
+        let network = MadeUp::with(&[(asked, answer)]);
+        assert_eq!(refusal(dir.path(), &existing(named), &network), *text);
     }
     assert_eq!(
         refusal(dir.path(), &existing(THREE), &MadeUp::default()),
         "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"
     );
     let other = change(&|answer| answer.cluster_id = 0xbeef);
-    let world = MadeUp::with(&[("http://10.0.0.1:1", &other), (asked, &cluster())]);
+    let network = MadeUp::with(&[("http://10.0.0.1:1", &other), (asked, &cluster())]);
     assert_eq!(
-        refusal(dir.path(), &existing(THREE), &world),
+        refusal(dir.path(), &existing(THREE), &network),
         "cannot fetch cluster info from peer urls: the given URLs belong to different clusters, beef and cafe"
     );
     let discovered =
@@ -291,8 +291,8 @@ fn refusals_to_join() {
         refusal(dir.path(), discovered, &MadeUp::default()),
         "discovery URL should not be set when joining existing initial cluster"
     );
-    let world = MadeUp::with(&[(asked, &cluster())]);
-    assert_eq!(refusal(dir.path(), &existing(THREE), &world), "starts");
+    let network = MadeUp::with(&[(asked, &cluster())]);
+    assert_eq!(refusal(dir.path(), &existing(THREE), &network), "starts");
 }
 
 fn new(words: &str) -> String {
@@ -327,8 +327,8 @@ fn founders_that_ran_before_or_were_removed_are_refused() {
     let mut removed = describe("");
     removed.members.clear();
     removed.removed_member_ids = vec![own.0];
-    let world = MadeUp::with(&[("http://10.0.0.1:1", &removed)]);
-    let text = refusal(dir.path(), &new(""), &world);
+    let network = MadeUp::with(&[("http://10.0.0.1:1", &removed)]);
+    let text = refusal(dir.path(), &new(""), &network);
     let expected = format!(
         "member {own} was removed from cluster {}",
         founded.cluster_id
@@ -336,11 +336,11 @@ fn founders_that_ran_before_or_were_removed_are_refused() {
     assert!(text.starts_with(&expected), "{text}");
     // One peer of another cluster does not keep the others from founding theirs.
     let first_up = describe("");
-    let world = MadeUp::with(&[
+    let network = MadeUp::with(&[
         ("http://10.0.0.1:1", &cluster()),
         ("http://10.0.0.3:3", &first_up),
     ]);
-    let made = start_in(dir.path(), &new(""), &world).expect("founds");
+    let made = start_in(dir.path(), &new(""), &network).expect("founds");
     assert_eq!(made.identity.member, own);
     assert_eq!(ids(&made.machine).len(), 3);
     let peers: Vec<_> = made.peers.iter().map(|peer| peer.urls.join(" ")).collect();
@@ -382,9 +382,9 @@ fn a_founder_with_another_token_is_another_member() {
     let dir = tempfile::tempdir().expect("a directory");
     let own = other_token(dir.path()).member_id;
     old.members[2].id = own.0;
-    let world = MadeUp::with(&[("http://10.0.0.1:1", &old)]);
+    let network = MadeUp::with(&[("http://10.0.0.1:1", &old)]);
     assert_eq!(
-        refusal(dir.path(), &new("--initial-cluster-token other"), &world),
+        refusal(dir.path(), &new("--initial-cluster-token other"), &network),
         format!("member {own} has already been bootstrapped")
     );
 }
@@ -573,8 +573,8 @@ fn forced_again_it_loses_nothing() {
 #[test]
 fn a_learner_that_is_forced_votes() {
     let dir = tempfile::tempdir().expect("a directory");
-    let world = MadeUp::with(&[("http://10.0.0.3:3", &cluster())]);
-    let mut joined = start_in(dir.path(), &existing(THREE), &world).expect("joins");
+    let network = MadeUp::with(&[("http://10.0.0.3:3", &cluster())]);
+    let mut joined = start_in(dir.path(), &existing(THREE), &network).expect("joins");
     let own = joined.identity.member;
     // As a snapshot would leave it.
     let members = vec![

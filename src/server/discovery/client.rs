@@ -1,4 +1,4 @@
-//! A client of another cluster's etcd v3 API: as much of it as a discovery needs.
+//! A client of another cluster's etcd v3 API, limited to what discovery needs.
 
 use std::future::Future;
 
@@ -20,8 +20,8 @@ use crate::transport::{Channel, dial_within};
 
 const NOT_ENABLED: &str = "etcdserver: authentication is not enabled";
 
-/// Pairs, and the store's revision when they were read.
-pub struct Found {
+/// Pairs, and the store's revision at the read.
+pub struct FoundPairs {
     pub pairs: Vec<KeyValue>,
     pub revision: i64,
 }
@@ -36,7 +36,7 @@ pub struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    /// Logs in where there is something to log in with.
+    /// Authenticates if there are credentials.
     pub async fn new(service: &'a DiscoveryService) -> Result<Self, String> {
         let mut client = Self {
             service,
@@ -53,15 +53,15 @@ impl<'a> Client<'a> {
         Ok(client)
     }
 
-    pub async fn get(&mut self, key: &str) -> Result<Found, String> {
+    pub async fn get(&mut self, key: &str) -> Result<FoundPairs, String> {
         self.range(key, Vec::new()).await
     }
 
-    pub async fn get_prefix(&mut self, prefix: &str) -> Result<Found, String> {
+    pub async fn get_prefix(&mut self, prefix: &str) -> Result<FoundPairs, String> {
         self.range(prefix, end_of(prefix)).await
     }
 
-    async fn range(&mut self, key: &str, end: Vec<u8>) -> Result<Found, String> {
+    async fn range(&mut self, key: &str, end: Vec<u8>) -> Result<FoundPairs, String> {
         let range = RangeRequest {
             key: key.to_owned().into(),
             range_end: end.into(),
@@ -74,7 +74,7 @@ impl<'a> Client<'a> {
                 client.range(request).await
             })
             .await?;
-        Ok(Found {
+        Ok(FoundPairs {
             pairs: answer.kvs.decoded().map_err(|error| error.to_string())?,
             revision: answer.header.map_or(0, |header| header.revision),
         })
@@ -94,7 +94,7 @@ impl<'a> Client<'a> {
         .map(|_| ())
     }
 
-    /// Watches what begins with `prefix` from a revision on.
+    /// Watches a prefix from a revision on.
     pub async fn watch(&mut self, prefix: &str, revision: i64) -> Result<Watch, String> {
         let create = WatchCreateRequest {
             key: prefix.to_owned().into(),
@@ -120,7 +120,7 @@ impl<'a> Client<'a> {
         })
     }
 
-    /// Makes one call within the time of a request.
+    /// Makes one call with the request timeout.
     async fn call<Q, A, F>(
         &mut self,
         question: Q,
@@ -161,7 +161,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// The connection there is, else one to the first endpoint that has one to give.
+    /// The present connection, or one to the first endpoint that can be reached.
     async fn connect(&mut self) -> Result<Channel, String> {
         if let Some(channel) = self.channel.as_ref().filter(|channel| !channel.is_closed()) {
             return Ok(channel.clone());
@@ -218,7 +218,7 @@ impl<'a> Client<'a> {
                 Ok(())
             }
             Ok(Err(status)) if status.message() == NOT_ENABLED => {
-                // Any value will do: nobody looks at it.
+                // Any value will do: it is not read.
                 self.token = Some(MetadataValue::from_static(""));
                 Ok(())
             }
@@ -239,8 +239,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The next pairs that were put, and the revision that they came with. Waits for as long as
-    /// nothing happens; the connection's pings find a peer that is gone.
+    /// The next pairs that were put, and their revision. Waits until something happens; the
+    /// connection's pings detect a dead peer.
     pub async fn next(&mut self) -> Result<(Vec<KeyValue>, i64), String> {
         let answer = match self.answers.message().await {
             Ok(Some(answer)) => answer,
@@ -260,7 +260,7 @@ impl Watch {
     }
 }
 
-/// The first key behind all that begin with `prefix`.
+/// The first key after all with `prefix`.
 fn end_of(prefix: &str) -> Vec<u8> {
     crate::storage::schema::prefix_end(prefix.as_bytes()).unwrap_or_else(|| vec![0])
 }

@@ -1,7 +1,7 @@
-//! Asks the machine's name servers for SRV records.
+//! Queries the machine's name servers for SRV records.
 //!
-//! Names are tried with the domains of resolv.conf as a resolver does; a name server that does
-//! not answer, or cannot, gives way to the next one.
+//! Names are completed with the domains of resolv.conf as a resolver does; if a name server fails
+//! or does not answer, the next one is used.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -45,7 +45,7 @@ pub struct Servers {
 #[derive(Debug, PartialEq, Eq)]
 enum Failure {
     NoSuchHost,
-    /// Another server may know better.
+    /// Another server may have a better answer.
     Other(String),
 }
 
@@ -169,7 +169,7 @@ fn query(id: u16, name: &str) -> Result<Vec<u8>, Failure> {
     query.build_bytes_vec().map_err(bad)
 }
 
-/// The first datagram that answers the query; others are somebody else's.
+/// The first datagram that answers the query; others are ignored.
 async fn over_udp(server: SocketAddr, id: u16, query: &[u8]) -> io::Result<Vec<u8>> {
     let any: SocketAddr = match server {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -199,7 +199,7 @@ async fn over_tcp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// The records in an answer; `None` where it was cut off.
+/// The records in an answer; `None` if it was truncated.
 fn read(answer: &[u8], id: u16, name: &str) -> Result<Option<Vec<Target>>, Failure> {
     let misbehaving = || Failure::Other("server misbehaving".to_owned());
     let packet = Packet::parse(answer).map_err(|_| misbehaving())?;

@@ -1,4 +1,4 @@
-//! How the founders of a cluster find each other where no flag lists them: `srv` asks the DNS,
+//! How the founders of a cluster find each other without a list in the flags: `srv` uses the DNS,
 //! `service` a discovery service.
 
 mod client;
@@ -11,7 +11,7 @@ mod tests;
 
 use crate::config::Note;
 
-/// The last lines of a member that a discovery service turned away.
+/// The last log lines of a member that a discovery service refused.
 pub fn refusal(token: &str, endpoints: &[String], reason: &str) -> Vec<Note> {
     let error = format!("failed to join discovery cluster ({reason})");
     vec![

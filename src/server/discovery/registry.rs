@@ -6,8 +6,8 @@
 //! /_etcd/registry/<token>/members/<id>    NAME=URL,NAME=URL of one of them
 //! ```
 //!
-//! The first to come are the founders, by the revision that made their key; who comes later is
-//! told that the cluster is full.
+//! The first members by create revision of their key are the founders; later ones are refused
+//! because the cluster is full.
 
 use crate::config::InitialCluster;
 use crate::proto::KeyValue;
@@ -49,14 +49,14 @@ impl Keys {
     }
 }
 
-/// Reads the size that the planner put there.
+/// Reads the configured size.
 pub fn size(value: &[u8]) -> Option<usize> {
     let text = std::str::from_utf8(value).ok()?;
     let size: i64 = text.strip_prefix('+').unwrap_or(text).parse().ok()?;
     usize::try_from(size).ok().filter(|size| *size > 0)
 }
 
-/// Members in the order in which they came.
+/// Members in the order of registration.
 #[derive(Debug, Default)]
 pub struct Gathered {
     members: Vec<Registered>,
@@ -75,10 +75,10 @@ impl Gathered {
         self.members.len()
     }
 
-    /// Takes a member's key.
+    /// Reads a member's key.
     ///
     /// # Errors
-    /// etcd's text for a key that counts for nothing.
+    /// etcd's text for an invalid key.
     pub fn add(&mut self, pair: &KeyValue) -> Result<(), &'static str> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         let (key, urls) = (text(&pair.key), text(&pair.value));

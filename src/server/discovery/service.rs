@@ -1,8 +1,8 @@
-//! Founds a cluster by a discovery service: this member leaves its name there and waits until as
-//! many as are to found the cluster have done so.
+//! Founds a cluster by a discovery service: this member registers and waits until the configured
+//! number of members has done so.
 //!
-//! What cannot be asked now is asked again, for as long as it takes, as in etcd: whoever planned
-//! the cluster may bring up the service last. Only an answer ends it.
+//! As in etcd, failed requests are retried indefinitely: the service may be started last. Only a
+//! response ends it.
 
 use std::time::Duration;
 
@@ -15,15 +15,15 @@ use crate::types::MemberId;
 
 /// The wait before a repetition doubles up to 2 to this power, in seconds.
 const MAX_DOUBLINGS: u32 = 8;
-/// Before a watch that ended is begun anew.
+/// The wait before a watch that ended is restarted.
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
 const SIZE_NOT_FOUND: &str = "discovery: size key not found";
 const BAD_SIZE: &str = "discovery: size key is bad";
 const FULL: &str = "discovery: cluster is full";
 
-/// Registers this member as `own`, which is `NAME=URL,…`, and waits for the others; answers all
-/// of them as `--initial-cluster` would have them.
+/// Registers this member as `own`, which is `NAME=URL,…`, and waits for the others; returns all of
+/// them in the form of `--initial-cluster`.
 pub async fn join(
     service: &DiscoveryService,
     member: MemberId,
@@ -69,7 +69,7 @@ struct Joining<'a> {
     retries: u32,
 }
 
-/// What is registered, and as of when.
+/// The registered members, and the revision of that.
 struct Checked {
     gathered: Gathered,
     size: usize,
@@ -93,10 +93,7 @@ impl<'a> Joining<'a> {
         let mut checked = self.check().await?;
         while checked.gathered.len() < checked.size {
             if let Err(reason) = self.wait(&mut checked).await {
-                tracing::warn!(
-                    error = reason,
-                    "the watch for peers ended; it is begun anew"
-                );
+                tracing::warn!(error = reason, "the watch for peers ended; it is restarted");
                 tokio::time::sleep(WATCH_PAUSE).await;
                 checked = self.check().await?;
             }
@@ -110,7 +107,7 @@ impl<'a> Joining<'a> {
         Ok(checked.gathered.founders(checked.size)?)
     }
 
-    /// What is registered, if there is room for this member.
+    /// The registered members, if there is room for this one.
     async fn check(&mut self) -> Result<Checked, String> {
         loop {
             match self.read().await {
@@ -127,7 +124,7 @@ impl<'a> Joining<'a> {
         }
     }
 
-    /// The outer error asks for another try, the inner one is an answer.
+    /// The outer error is retried, the inner one is a final response.
     async fn read(&mut self) -> Result<Result<Checked, &'static str>, String> {
         let found = self.client.get(&self.keys.size()).await?;
         let Some(pair) = found.pairs.first() else {
@@ -163,7 +160,7 @@ impl<'a> Joining<'a> {
         );
     }
 
-    /// Takes what is registered after `checked` until that is enough.
+    /// Waits for registrations after revision `checked` until there are enough.
     async fn wait(&mut self, checked: &mut Checked) -> Result<(), String> {
         let prefix = self.keys.members();
         let mut watch = self.client.watch(&prefix, checked.revision + 1).await?;

@@ -1,4 +1,4 @@
-//! How a line looks.
+//! The format of a log line.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde_json::ser::{Formatter, Serializer};
 use crate::config::{Level, LogFormat};
 use crate::types::timestamp;
 
-/// One line of the log, not yet in its form.
+/// A line of the log, not formatted yet.
 pub struct Line<'a> {
     pub level: Level,
     /// Since the Unix epoch.

@@ -1,8 +1,8 @@
-//! The lines that wait to be written, and the thread that writes them.
+//! The queue of formatted lines, and the thread that writes them.
 //!
-//! The queue is bounded in lines and bytes. When it is full, a line that may go is dropped; one
-//! that must not (warnings and above) takes the place of one that may, or waits a second for
-//! room. Whatever was dropped is counted, and the count is logged once there is room again.
+//! The queue is bounded in lines and bytes. When it is full, a line that may be dropped is dropped;
+//! one that must be kept (warnings and above) replaces one that may be dropped, or waits a second
+//! for room. Dropped lines are counted, and the count is logged once there is room again.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -15,23 +15,23 @@ const MOST_LINES: usize = 4096;
 const MOST_BYTES: usize = 8 << 20;
 const ROOM_LIMIT: Duration = Duration::from_secs(1);
 
-/// Makes the line that tells how many were dropped.
+/// Formats the line with the number of dropped lines.
 pub type Report = Box<dyn Fn(u64) -> Vec<u8> + Send>;
 
 pub struct Queue {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<Backlog>,
     filled: Condvar,
     written: Condvar,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct Backlog {
     lines: VecDeque<Entry>,
     bytes: usize,
     dropped: u64,
     /// Whether lines are out of the queue and not yet written.
     writing: bool,
-    /// Whether somebody waited for room in vain since the last write: nobody else has to.
+    /// Whether a thread has waited for room in vain since the last write: others need not.
     stalled: bool,
 }
 
@@ -40,13 +40,13 @@ struct Entry {
     keep: bool,
 }
 
-impl Waiting {
+impl Backlog {
     fn has_room(&self, size: usize) -> bool {
         let fits = self.bytes.saturating_add(size) <= MOST_BYTES || self.lines.is_empty();
         self.lines.len() < MOST_LINES && fits
     }
 
-    /// Drops the oldest line that may go; false if there is none.
+    /// Drops the oldest line that may be dropped; false if there is none.
     fn evict(&mut self) -> bool {
         let Some(at) = self.lines.iter().position(|entry| !entry.keep) else {
             return false;
@@ -63,10 +63,10 @@ impl Queue {
     /// Starts the thread; it lives as long as the process.
     ///
     /// # Errors
-    /// Of the operating system, which has no thread to give.
+    /// The operating system cannot create a thread.
     pub fn start(outputs: Vec<Box<dyn Write + Send>>, report: Report) -> io::Result<Arc<Queue>> {
         let queue = Arc::new(Queue {
-            waiting: Mutex::new(Waiting::default()),
+            waiting: Mutex::new(Backlog::default()),
             filled: Condvar::new(),
             written: Condvar::new(),
         });
@@ -77,8 +77,8 @@ impl Queue {
         Ok(queue)
     }
 
-    /// Adds a line. One to `keep` is lost only if the queue is full of its like and nothing at
-    /// all could be written for a second.
+    /// Adds a line. One to `keep` is lost only if the queue is full of such lines and nothing could
+    /// be written for a second.
     pub fn push(&self, bytes: Vec<u8>, keep: bool) {
         let mut waiting = self.waiting.lock();
         while !waiting.has_room(bytes.len()) {
@@ -97,10 +97,10 @@ impl Queue {
         self.filled.notify_one();
     }
 
-    /// Waits until every line that was added is written, or for `limit`.
+    /// Waits until all lines added so far are written, or for `limit`.
     pub fn flush(&self, limit: Duration) {
         let mut waiting = self.waiting.lock();
-        let unwritten = |waiting: &mut Waiting| waiting.writing || !waiting.lines.is_empty();
+        let unwritten = |waiting: &mut Backlog| waiting.writing || !waiting.lines.is_empty();
         self.written.wait_while_for(&mut waiting, unwritten, limit);
     }
 
@@ -113,8 +113,8 @@ impl Queue {
             }
             for output in &mut outputs {
                 let result = output.write_all(&text).and_then(|()| output.flush());
-                // Once is enough: a full disk would repeat it with every line. If stderr is what
-                // failed, there is nobody left to tell.
+                // Reported once: a full disk would repeat it for every line. If stderr itself
+                // failed, it cannot be reported.
                 if let Err(error) = &result
                     && !failed
                 {
@@ -130,7 +130,7 @@ impl Queue {
         }
     }
 
-    /// Every waiting line as one text, and how many were dropped.
+    /// All queued lines as one text, and the number of dropped ones.
     fn take(&self) -> (Vec<u8>, u64) {
         let mut waiting = self.waiting.lock();
         while waiting.lines.is_empty() {

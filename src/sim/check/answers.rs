@@ -1,5 +1,5 @@
-//! Whether an answer is the one that the model gives. Who answered, and in which term, is not
-//! the model's business.
+//! Whether a response is the one that the model gives. Which member answered, and in which term, is
+//! not checked.
 
 use super::replay::{Meant, Place, Replay, Step};
 use crate::error::Error;
@@ -9,7 +9,7 @@ use crate::proto::etcdserverpb::{
 use crate::sim::history::{Answer, Operation, Outcome};
 use crate::state::Response;
 
-/// The header as the model makes it: the revision alone.
+/// The header as the model fills it: only the revision.
 fn bare(header: Option<&ResponseHeader>) -> Option<ResponseHeader> {
     header.map(|header| ResponseHeader {
         revision: header.revision,
@@ -22,7 +22,7 @@ pub fn revision(header: Option<&ResponseHeader>) -> i64 {
     header.map_or(0, |header| header.revision)
 }
 
-/// Compares two answers of one kind but for who gave them.
+/// Compares two responses of one kind, ignoring who sent them.
 macro_rules! same {
     ($ours:expr, $theirs:expr) => {{
         let mut ours = $ours.clone();
@@ -39,7 +39,7 @@ pub fn same_txn(ours: &TxnResponse, theirs: &TxnResponse) -> bool {
     same!(ours, theirs)
 }
 
-/// Whether what a client was told of its request can be what that entry did.
+/// Whether the client's outcome is one that this entry can have produced.
 pub fn fits(operation: &Operation, step: &Step, place: Place, replay: &Replay) -> bool {
     match (&operation.outcome, &step.result) {
         (Outcome::Unknown, _) => true,
@@ -57,7 +57,7 @@ pub fn fits(operation: &Operation, step: &Step, place: Place, replay: &Replay) -
     }
 }
 
-/// `head`: the newest revision behind the entry; `newest`: when the client had its answer.
+/// `head`: the newest revision after the entry; `newest`: that at the time of the response.
 fn same(answer: &Answer, meant: &Meant, head: i64, newest: i64) -> bool {
     match (answer, meant) {
         (Answer::Put(ours), Meant::Response(Response::Put(theirs))) => same!(ours, theirs),
@@ -65,7 +65,7 @@ fn same(answer: &Answer, meant: &Meant, head: i64, newest: i64) -> bool {
             same!(ours, theirs)
         }
         (Answer::Txn(ours), Meant::Response(Response::Txn(theirs))) => same!(ours, theirs),
-        // Its revision is the newest one when it is answered, as in etcd.
+        // As in etcd, its revision is the newest one at the time of the response.
         (Answer::Compaction(ours), Meant::Response(Response::Compaction(_))) => {
             (head..=newest).contains(&revision(ours.header.as_ref()))
         }
@@ -85,8 +85,8 @@ fn same(answer: &Answer, meant: &Meant, head: i64, newest: i64) -> bool {
     }
 }
 
-/// Whether an error says something of the state that only the log decides; others are about the
-/// request itself, or about who was asked.
+/// Whether an error depends on the state at the entry; others depend on the request alone or on the
+/// member that was called.
 pub fn is_decided_by_the_log(error: Error) -> bool {
     matches!(
         error,
@@ -99,8 +99,7 @@ pub fn is_decided_by_the_log(error: Error) -> bool {
     )
 }
 
-/// Whether a transaction could be taken for one that changes a key twice: no other may be
-/// refused for that.
+/// Whether a transaction may be rejected for changing a key twice; no other may.
 pub fn has_duplicates(request: &TxnRequest) -> bool {
     let mut changes = Vec::new();
     gather_changes(&request.success, &mut changes);

@@ -1,13 +1,13 @@
-//! Gathers findings, and says who did what in words.
+//! Collects findings and describes operations in words.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use crate::sim::history::{Finding, Moment, Operation};
 
-/// Findings of one kind that are kept: one broken promise often shows in very many places.
+/// Findings kept per kind: one violation often shows in many places.
 const MAX_OF_A_KIND: usize = 10;
-/// Bytes of a request or an answer that are shown.
+/// Bytes of a request or response that are printed.
 const MAX_SHOWN_BYTES: usize = 300;
 
 /// See the module.
@@ -48,7 +48,7 @@ pub fn moment(at: Moment) -> String {
     format!("{}.{:09}", at / 1_000_000_000, at % 1_000_000_000)
 }
 
-/// Anything, cut where it gets long.
+/// Any value, truncated when its text is long.
 pub fn shortened(any: &impl Debug) -> String {
     let mut shown = format!("{any:?}");
     if shown.len() > MAX_SHOWN_BYTES {
@@ -60,14 +60,14 @@ pub fn shortened(any: &impl Debug) -> String {
     shown
 }
 
-/// Who asked whom for what and when, and what came of it.
+/// A line about an operation: client, member, request, times and outcome.
 pub fn operation(operation: &Operation) -> String {
     format!(
         "client {} asked member {} at {} for {} and had at {}: {}",
         operation.client,
         operation.member,
         moment(operation.called_at),
-        shortened(&operation.asked),
+        shortened(&operation.request),
         moment(operation.returned_at),
         shortened(&operation.outcome),
     )

@@ -1,4 +1,4 @@
-//! What a compaction leaves of the history: all that can still be asked for, and nothing else.
+//! What a compaction leaves of the history: everything that can still be read, and nothing else.
 
 use super::findings::{self, Findings};
 use super::replay::Replay;
@@ -42,7 +42,7 @@ fn compare(kept: &Kept, expected: &[crate::types::Revision], findings: &mut Find
     let waste = kept.revisions.iter().filter(|one| !expected.contains(one));
     let waste: Vec<_> = waste.collect();
     if !waste.is_empty() {
-        findings.add("a compaction left what nobody can ask for", || {
+        findings.add("a compaction left versions that no read can see", || {
             let compacted = kept.compacted;
             let waste = findings::shortened(&waste);
             format!("member {member}, compacted to {compacted}, still has {waste}")
@@ -50,8 +50,8 @@ fn compare(kept: &Kept, expected: &[crate::types::Revision], findings: &mut Find
     }
 }
 
-/// Whether a change can be asked for after a compaction to that revision: what is newer, what is
-/// live there, and that a key was deleted right there.
+/// Whether a change can still be read after a compaction to that revision: newer changes, what is
+/// live at the revision, and tombstones at exactly that revision.
 fn is_kept(change: &Changed, compacted: i64) -> bool {
     match change.event.r#type {
         0 => change.superseded_at.is_none_or(|at| at > compacted),

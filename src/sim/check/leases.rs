@@ -1,22 +1,21 @@
-//! What leases promise about time: none ends early, and none is kept for long.
+//! The timing guarantees of leases: none ends early, and none is kept for much too long.
 //!
-//! The leader's clock decides when a lease ends, and it may run fast or slow a little. A renewal
-//! counts from the moment when its client called, since the leader may have done it at once; for
-//! how long a lease may be kept it counts until it was answered, or given up.
+//! The leader's clock decides when a lease ends, and it may run slightly fast or slow. For "too
+//! early" a renewal counts from its call, since the leader may have executed it at once; for "too
+//! long" it counts until it returned or timed out.
 
 use std::collections::BTreeMap;
 
 use super::findings::{self, Findings, moment};
 use super::reads::Order;
-use super::replay::{Life, Place, Replay};
+use super::replay::{LeaseSpan, Place, Replay};
 use super::writes::Origins;
-use crate::sim::history::{Answer, Asked, History, Moment, Operation, Outcome};
+use crate::sim::history::{Answer, ClientRequest, History, Moment, Operation, Outcome};
 
-/// How much faster than the world's time a member's clock may run, in millionths.
+/// The largest drift of a member's clock, in millionths.
 pub const MAX_DRIFT_PPM: u64 = 10_000;
-/// How much later than twice its time to live a lease is gone, in nanoseconds, while nothing is
-/// amiss: a request that its client gave up may still renew it, and the leader looks at leases
-/// now and then.
+/// How much later than twice its TTL a lease may end in a calm interval, in nanoseconds: a request
+/// that timed out may still renew it, and the leader checks leases periodically.
 pub const KEPT_SLACK: Moment = 10 * SECOND;
 
 const SECOND: Moment = 1_000_000_000;
@@ -46,18 +45,20 @@ pub fn check(
     }
 }
 
-/// The moments at which leaders may have started all leases anew.
+/// The times at which leaders may have restarted all leases.
 fn new_leaders(replay: &Replay) -> Vec<Moment> {
     let pairs = replay.steps.windows(2);
     let changes = pairs.filter(|pair| pair[0].term != pair[1].term);
     changes.map(|pair| pair[1].at).collect()
 }
 
-/// The renewals and questions about each lease, by number, in the order of their returns.
+/// The renewals and queries of each lease, by operation number, in the order of their returns.
 fn asks_by_lease(history: &History) -> BTreeMap<i64, Vec<usize>> {
     let mut asks = BTreeMap::<i64, Vec<usize>>::new();
     for (number, operation) in history.operations.iter().enumerate() {
-        if let Asked::LeaseKeepAlive { id } | Asked::LeaseTimeToLive { id, .. } = operation.asked {
+        if let ClientRequest::LeaseKeepAlive { id } | ClientRequest::LeaseTimeToLive { id, .. } =
+            operation.request
+        {
             asks.entry(id).or_default().push(number);
         }
     }
@@ -67,8 +68,8 @@ fn asks_by_lease(history: &History) -> BTreeMap<i64, Vec<usize>> {
 struct Lease<'a> {
     history: &'a History,
     replay: &'a Replay,
-    life: &'a Life,
-    /// The operations that asked about it.
+    life: &'a LeaseSpan,
+    /// The operations on this lease.
     asked: &'a [usize],
 }
 
@@ -79,12 +80,12 @@ impl<'a> Lease<'a> {
         asked.map(|number| (*number, &operations[*number]))
     }
 
-    /// When it was granted, at the earliest.
+    /// The earliest time at which it can have been granted.
     fn granted_at(&self) -> Moment {
         self.replay.moment(self.life.from)
     }
 
-    /// The moment before which it cannot have ended, where it was last renewed at `renewed`.
+    /// The earliest time at which it can have expired if it was last renewed at `renewed`.
     fn lives_until(&self, renewed: Moment) -> Moment {
         let mut ttl = seconds(self.life.ttl_s);
         ttl -= ttl / 1_000_000 * MAX_DRIFT_PPM;
@@ -94,8 +95,8 @@ impl<'a> Lease<'a> {
         renewed.saturating_add(ttl)
     }
 
-    /// What a member that decides alone gives back of the time in which it stood still: it looks
-    /// at its clock now and then, and a short while counts for nothing.
+    /// The part of a single-member cluster's pause that extends its leases: the leader checks its
+    /// clock periodically, and short pauses do not count.
     fn given_back(&self, from: Moment, to: Moment) -> Moment {
         let inside = |(begin, end): &&(Moment, Moment)| *begin >= from && *end <= to;
         let still = self.history.stood_still.iter().filter(inside);
@@ -104,8 +105,7 @@ impl<'a> Lease<'a> {
         given_back - given_back / 1_000_000 * MAX_DRIFT_PPM
     }
 
-    /// The last call of an acknowledged renewal among those that `counts` says count, or the
-    /// grant.
+    /// The last call of an acknowledged renewal for which `counts` holds, or the grant.
     fn last_renewal(&self, counts: impl Fn(&Operation) -> bool) -> Moment {
         let renewals = self.operations().map(|(_, operation)| operation);
         let renewals = renewals.filter(|operation| renews(operation) == Some(true));
@@ -140,7 +140,7 @@ impl<'a> Lease<'a> {
         }
     }
 
-    /// Looks at answers that say that there is no such lease.
+    /// Checks responses that report the lease as not found.
     fn check_denials(&self, order: &Order, findings: &mut Findings) {
         for (number, operation) in self.operations() {
             let denies = match &operation.outcome {
@@ -154,7 +154,7 @@ impl<'a> Lease<'a> {
             }
             let renewed = self.last_renewal(|other| other.returned_at < operation.called_at);
             if operation.returned_at < self.lives_until(renewed) {
-                findings.add("a lease was denied while it lived", || {
+                findings.add("a live lease was reported as not found", || {
                     let operation = findings::operation(operation);
                     format!("{operation}; last renewed at {}", moment(renewed))
                 });
@@ -162,13 +162,13 @@ impl<'a> Lease<'a> {
         }
     }
 
-    /// Whether it was there in every state from `from` to the newest at a moment.
+    /// Whether the lease exists in every state from `from` to the newest at a time.
     fn is_there(&self, from: Place, moment: Moment) -> bool {
         let last = self.replay.until(moment);
         self.life.from <= from && self.life.until.is_none_or(|until| last < until)
     }
 
-    /// Looks for a calm time in which nobody renewed it and it stayed.
+    /// Finds a calm interval in which the lease was neither renewed nor revoked.
     fn check_kept(
         &self,
         leaders: &[Moment],
@@ -210,13 +210,14 @@ impl<'a> Lease<'a> {
     }
 }
 
-/// Whether an operation renewed the lease; `None` where nobody knows.
+/// Whether an operation renewed the lease; `None` if its outcome is unknown.
 fn renews(operation: &Operation) -> Option<bool> {
-    match (&operation.asked, &operation.outcome) {
-        (Asked::LeaseKeepAlive { .. }, Outcome::Unknown) => None,
-        (Asked::LeaseKeepAlive { .. }, Outcome::Answered(Answer::LeaseKeepAlive { ttl })) => {
-            Some(*ttl > 0)
-        }
+    match (&operation.request, &operation.outcome) {
+        (ClientRequest::LeaseKeepAlive { .. }, Outcome::Unknown) => None,
+        (
+            ClientRequest::LeaseKeepAlive { .. },
+            Outcome::Answered(Answer::LeaseKeepAlive { ttl }),
+        ) => Some(*ttl > 0),
         _ => Some(false),
     }
 }

@@ -1,15 +1,14 @@
-//! Judges what happened in a world, from its history alone.
+//! Checks a world from its history alone.
 //!
-//! The log, as it was applied, is the total order that everything is held against: `replay` does
-//! its entries once more on the model, and so knows every state there was and the moments
-//! between which it was the newest. Then `writes` finds the request of each entry, and the entry
-//! of each answer; `reads` finds the state that each answer shows and holds all of them against
-//! real time; `watches` compares streams of events with the changes; `leases` looks at what
-//! leases promise about time, `kept` at what compactions left.
+//! The log as it was applied is the total order that everything is checked against: `replay`
+//! applies its entries to the model, and so knows every state and the interval in which it was the
+//! newest. Then `writes` matches entries with requests and responses; `reads` finds the state that
+//! each response shows and checks real-time order; `watches` compares event streams with the
+//! changes; `leases` checks the timing of leases, `kept` what compactions left.
 //!
-//! A finding is a broken promise for sure: where the history leaves open what happened, the
-//! kindest reading counts. All of it takes time linear in the history, but for requests that
-//! cannot be told apart and reads that many states could answer.
+//! A finding is always a real violation: where the history is ambiguous, the most favourable
+//! interpretation counts. The checks take time linear in the history, except for indistinguishable
+//! requests and for reads that many states could have answered.
 
 mod answers;
 mod findings;
@@ -27,7 +26,7 @@ use replay::Replay;
 
 use super::history::{Finding, History};
 
-/// Every promise that was broken, a bounded number of each kind.
+/// Every violation, a bounded number of each kind.
 pub fn check(history: &History) -> Vec<Finding> {
     let mut findings = Findings::default();
     let replay = Replay::of(history, &mut findings);

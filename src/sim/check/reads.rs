@@ -1,9 +1,9 @@
-//! Finds the state that every answer shows, and holds them all against real time.
+//! Finds the state that every response shows, and checks real-time order.
 //!
-//! Whoever asks for a linearizable answer gets one from a state that is no older than any that
-//! was shown to anybody, in an answer or by a watch, before it asked. Operations are looked at in
-//! the order of their calls, and each is given the oldest state that could have answered it: so
-//! no choice made early rules out a later answer that another choice would allow.
+//! A linearizable read has to return a state at least as new as any that a response or a watch had
+//! shown before the read was called. Operations are taken in the order of their calls, and each is
+//! assigned the oldest state that fits: no early choice rules out a later response that another
+//! choice would allow.
 
 use std::collections::BTreeMap;
 
@@ -15,17 +15,17 @@ use crate::error::Error;
 use crate::proto::etcdserverpb::{
     HashKvResponse, LeaseTimeToLiveResponse, RangeRequest, TxnRequest,
 };
-use crate::sim::history::{Answer, Asked, History, Moment, Operation, Outcome};
+use crate::sim::history::{Answer, ClientRequest, History, Moment, Operation, Outcome};
 use crate::state::model::At;
 use crate::state::txn::{is_read_only, is_serializable};
 
-/// How operations stand to the states.
+/// How operations relate to the states.
 pub struct Order {
-    /// By operation: the newest state that was shown to anybody before it was called.
+    /// By operation: the newest state that any client had seen before it was called.
     pub lower: Vec<Place>,
 }
 
-/// What is wrong with an answer.
+/// What is wrong with a response.
 type Judged<T> = Result<T, &'static str>;
 
 pub fn check(
@@ -73,11 +73,11 @@ pub fn check(
     order
 }
 
-/// The states that were shown, and when.
+/// The states that clients saw, and when.
 struct Shown {
-    /// Newest state first, so that the next to come is at the end.
+    /// In descending order, so that the next one is at the end.
     by_watches: Vec<(Moment, Place)>,
-    /// By the moment of the return; the newest of each.
+    /// By time of return; the newest of each.
     by_answers: BTreeMap<Moment, Place>,
     of_client: BTreeMap<u32, Place>,
     newest: Place,
@@ -109,8 +109,8 @@ impl Shown {
         }
     }
 
-    /// The newest state that was shown before the operation was called, or to its client; calls
-    /// come in order.
+    /// The newest state that any client had seen before the operation was called, or that its own
+    /// client has seen; calls come in order.
     fn before(&mut self, operation: &Operation) -> Place {
         while let Some((at, place)) = self.by_watches.last()
             && *at < operation.called_at
@@ -135,24 +135,24 @@ impl Shown {
     }
 }
 
-/// An operation that no entry belongs to.
+/// An operation without an entry.
 struct Read<'a> {
     operation: &'a Operation,
     replay: &'a Replay,
     /// The oldest state that may answer it, if it is linearizable.
     lower: Place,
-    /// The newest state there was when it was answered.
+    /// The newest state at the time of the response.
     upper: Place,
 }
 
 impl Read<'_> {
-    /// The oldest state that can have given the answer; `None` where it shows none.
+    /// The oldest state that can have given the response; `None` if it shows no state.
     fn place(&self) -> Judged<Option<Place>> {
         let model = &self.replay.model;
-        match (&self.operation.asked, &self.operation.outcome) {
+        match (&self.operation.request, &self.operation.outcome) {
             (_, Outcome::Unknown) => Ok(None),
             (
-                Asked::Range(request) | Asked::RangeStream(request),
+                ClientRequest::Range(request) | ClientRequest::RangeStream(request),
                 Outcome::Answered(Answer::Range(ours)),
             ) => {
                 let at = revision(ours.header.as_ref());
@@ -161,7 +161,7 @@ impl Read<'_> {
                     Ok(answers::same_range(ours, &theirs))
                 })
             }
-            (Asked::Txn(request), Outcome::Answered(Answer::Txn(ours)))
+            (ClientRequest::Txn(request), Outcome::Answered(Answer::Txn(ours)))
                 if is_read_only(request) =>
             {
                 let at = revision(ours.header.as_ref());
@@ -170,47 +170,50 @@ impl Read<'_> {
                     Ok(answers::same_txn(ours, &theirs))
                 })
             }
-            (Asked::Range(request) | Asked::RangeStream(request), Outcome::Refused(text)) => {
-                self.range_refused(request, text)
-            }
-            (Asked::LeaseLeases, Outcome::Answered(Answer::Leases(ours))) => {
+            (
+                ClientRequest::Range(request) | ClientRequest::RangeStream(request),
+                Outcome::Refused(text),
+            ) => self.range_refused(request, text),
+            (ClientRequest::LeaseLeases, Outcome::Answered(Answer::Leases(ours))) => {
                 self.listed_leases(ours)
             }
-            (Asked::MemberList { linearizable }, Outcome::Answered(Answer::MemberList(ours))) => {
-                self.listed_members(ours, *linearizable)
-            }
-            (Asked::HashKv { revision }, Outcome::Answered(Answer::HashKv(ours))) => {
+            (
+                ClientRequest::MemberList { linearizable },
+                Outcome::Answered(Answer::MemberList(ours)),
+            ) => self.listed_members(ours, *linearizable),
+            (ClientRequest::HashKv { revision }, Outcome::Answered(Answer::HashKv(ours))) => {
                 self.hash(*revision, ours)
             }
-            (Asked::Txn(request), Outcome::Refused(text)) if is_read_only(request) => {
+            (ClientRequest::Txn(request), Outcome::Refused(text)) if is_read_only(request) => {
                 self.txn_refused(request, text)
             }
             (
-                Asked::LeaseTimeToLive { id, keys },
+                ClientRequest::LeaseTimeToLive { id, keys },
                 Outcome::Answered(Answer::LeaseTimeToLive(ours)),
             ) => match ours.ttl {
-                // Whether it may have ended without being revoked is a question of time.
+                // Whether it may have expired without a revocation is checked by `leases`.
                 ..0 => Ok(self.replay.no_lease_in(*id, self.lower, self.upper)),
                 _ => self.lease(*id, *keys, ours).map(Some),
             },
-            (Asked::LeaseKeepAlive { id }, Outcome::Answered(Answer::LeaseKeepAlive { ttl })) => {
-                match ttl {
-                    ..=0 => Ok(self.replay.no_lease_in(*id, self.lower, self.upper)),
-                    ttl => self.renewed(*id, *ttl).map(Some),
-                }
-            }
-            // Writes that have no entry were judged with the others.
+            (
+                ClientRequest::LeaseKeepAlive { id },
+                Outcome::Answered(Answer::LeaseKeepAlive { ttl }),
+            ) => match ttl {
+                ..=0 => Ok(self.replay.no_lease_in(*id, self.lower, self.upper)),
+                ttl => self.renewed(*id, *ttl).map(Some),
+            },
+            // Writes without an entry are checked by `writes`.
             (_, Outcome::Refused(_)) => Ok(None),
-            (Asked::Range(_) | Asked::Txn(_), Outcome::Answered(_))
-            | (Asked::LeaseTimeToLive { .. }, Outcome::Answered(_))
-            | (Asked::LeaseKeepAlive { .. }, Outcome::Answered(_)) => {
+            (ClientRequest::Range(_) | ClientRequest::Txn(_), Outcome::Answered(_))
+            | (ClientRequest::LeaseTimeToLive { .. }, Outcome::Answered(_))
+            | (ClientRequest::LeaseKeepAlive { .. }, Outcome::Answered(_)) => {
                 Err("an answer is of another kind")
             }
             (_, Outcome::Answered(_)) => Ok(None),
         }
     }
 
-    /// Finds the state with newest revision `at` that gives the answer.
+    /// Finds the state with head revision `at` that gives this response.
     fn answered(
         &self,
         at: i64,
@@ -219,7 +222,7 @@ impl Read<'_> {
     ) -> Judged<Option<Place>> {
         let first = self.replay.first_with(at);
         if first > self.upper {
-            return Err("a read shows what was not done yet");
+            return Err("a read shows a later state");
         }
         let lower = if serializable { 0 } else { self.lower };
         if self.replay.state(lower).head > at {
@@ -236,7 +239,7 @@ impl Read<'_> {
             }
             match is_same(state) {
                 Ok(true) => return Ok(Some(place)),
-                // No state of one revision shows anything else.
+                // All states of one revision give the same result.
                 Ok(false) => return Err("a read's answer is wrong"),
                 Err(_) => {}
             }
@@ -268,8 +271,8 @@ impl Read<'_> {
         })
     }
 
-    /// Finds the first state in which a reason holds. Where the state may be of any age, the
-    /// newest are looked at first, and which one it was tells nothing.
+    /// Finds the first state in which the reason for a refusal holds. For serializable requests the
+    /// newest states are tried first, and the match constrains nothing.
     fn refused(&self, serializable: bool, holds: impl Fn(At) -> bool) -> Judged<Option<Place>> {
         let mut seen = None;
         let mut is_it = |place: &Place| {
@@ -289,7 +292,7 @@ impl Read<'_> {
         }
     }
 
-    /// Which leases there are is what one member knows, who may be behind.
+    /// A lease listing is one member's own state, which may lag.
     fn listed_leases(&self, ours: &[i64]) -> Judged<Option<Place>> {
         let shown = replay::set_of_leases(ours);
         match (0..=self.upper).any(|place| self.replay.leases_at(place) == shown) {
@@ -302,7 +305,7 @@ impl Read<'_> {
         let mut shown = ours.to_vec();
         shown.sort_unstable();
         let lower = if linearizable { self.lower } else { 0 };
-        // One that joins knows nobody yet.
+        // A joining member does not know any member yet.
         let joins = shown.is_empty() && !linearizable;
         match joins || self.replay.had_members(&shown, lower, self.upper) {
             true => Ok(None),
@@ -310,8 +313,8 @@ impl Read<'_> {
         }
     }
 
-    /// Holds a hash of the history against the model's. Behind a compaction a member may show
-    /// what it kept of it, which is not always the same.
+    /// Compares a hash of the history with the model's. After a compaction a member may return a
+    /// hash that it kept, which can differ.
     fn hash(&self, asked: i64, ours: &HashKvResponse) -> Judged<Option<Place>> {
         let (compacted, revision) = (ours.compact_revision, ours.hash_revision);
         if revision > self.replay.state(self.upper).head || (asked != 0 && asked != revision) {
@@ -327,11 +330,10 @@ impl Read<'_> {
 
     fn renewed(&self, id: i64, ttl: i64) -> Judged<Place> {
         self.granted_for(id, ttl)?
-            .ok_or("a lease was renewed that was not there")
+            .ok_or("a lease was renewed that does not exist")
     }
 
-    /// The first place at which the lease is there and was granted for that long; `None` where
-    /// it is not there at all.
+    /// The first state that has the lease with that granted TTL; `None` if no state has it.
     fn granted_for(&self, id: i64, ttl: i64) -> Judged<Option<Place>> {
         let mut lives = self.replay.lives_in(id, self.lower, self.upper);
         let is_there = lives.clone().next().is_some();
@@ -343,7 +345,7 @@ impl Read<'_> {
 
     fn lease(&self, id: i64, keys: bool, ours: &LeaseTimeToLiveResponse) -> Judged<Place> {
         let found = self.granted_for(id, ours.granted_ttl)?;
-        let place = found.ok_or("a lease was shown that was not there")?;
+        let place = found.ok_or("a lease was shown that does not exist")?;
         if ours.id != id {
             return Err("a lease's time to live is wrong");
         }

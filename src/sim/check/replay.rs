@@ -1,8 +1,7 @@
-//! The log done once more on the model.
+//! Replays the log on the model.
 //!
-//! A *place* is a number of entries: state `n` is the one after the first `n` of them. The
-//! newest state that anybody can have seen at a moment follows from when the entries were first
-//! applied.
+//! A *place* is a number of entries: state `n` is the one after the first `n` entries. The newest
+//! state that a client can have seen at a time follows from when the entries were first applied.
 
 use std::collections::BTreeMap;
 
@@ -10,16 +9,16 @@ use super::findings::{Findings, moment, shortened};
 use crate::error::Error;
 use crate::proto::etcdserverpb::{AlarmType, InternalRaftRequest};
 use crate::proto::etchedpeer::MemberChange;
-use crate::sim::history::{Applied, History, Moment, Payload};
+use crate::sim::history::{AppliedEntry, History, Moment, Payload};
 use crate::sim::random::Random;
 use crate::state::Response;
 use crate::state::machine::decode_request;
 use crate::state::model::{At, Changed, Members, Model};
 
-/// How many entries a state is behind the beginning.
+/// The number of entries applied to reach a state.
 pub type Place = usize;
 
-/// What an entry asks for.
+/// The request in an entry.
 #[derive(Clone, Debug)]
 pub enum Content {
     Empty,
@@ -28,7 +27,7 @@ pub enum Content {
     Unreadable,
 }
 
-/// What an entry means according to the model.
+/// The effect of an entry according to the model.
 #[derive(Clone, Debug)]
 pub enum Meant {
     Response(Response),
@@ -36,7 +35,7 @@ pub enum Meant {
     Members(Vec<u64>),
 }
 
-/// An entry, and what the model made of it.
+/// An entry and its effect on the model.
 #[derive(Debug)]
 pub struct Step {
     /// When it was first applied.
@@ -47,44 +46,44 @@ pub struct Step {
     pub result: Result<Meant, Error>,
 }
 
-/// The life of a lease.
+/// A lease from its grant to its revocation.
 #[derive(Clone, Debug)]
-pub struct Life {
+pub struct LeaseSpan {
     pub id: i64,
-    /// What it was granted for, in seconds.
+    /// The granted TTL, in seconds.
     pub ttl_s: i64,
-    /// The first place at which it is there.
+    /// The first place at which it exists.
     pub from: Place,
-    /// The first place at which it is gone; `None` where it was not revoked.
+    /// The first place at which it is gone; `None` if it was not revoked.
     pub until: Option<Place>,
-    /// What was left of it was stored, in whole seconds.
+    /// Its remaining TTL was checkpointed, in whole seconds.
     pub checkpointed: bool,
 }
 
 /// See the module.
 pub struct Replay {
-    /// After the last entry; it can be asked about any state before.
+    /// The model after the last entry; it can be queried at every earlier state.
     pub model: Model,
     pub steps: Vec<Step>,
     /// Every change of a key, in order.
     pub changes: Vec<Changed>,
     /// By id, each in order.
-    pub lives: BTreeMap<i64, Vec<Life>>,
-    /// One more than there are steps.
+    pub lives: BTreeMap<i64, Vec<LeaseSpan>>,
+    /// One more than the number of steps.
     states: Vec<At>,
-    /// Whether the NOSPACE alarm is up, by place.
+    /// Whether the NOSPACE alarm is raised, by place.
     no_space: Vec<bool>,
-    /// Whether the CORRUPT alarm is up, by place.
+    /// Whether the CORRUPT alarm is raised, by place.
     corrupt: Vec<bool>,
     /// See `set_of_leases`, by place.
     leases: Vec<u64>,
     /// The members' ids from a place on, in order.
     members: Vec<(Place, Vec<u64>)>,
-    /// The moments of the steps, never going back.
+    /// The times of the steps, never decreasing.
     moments: Vec<Moment>,
 }
 
-/// A number that stands for a set of leases: sets are many and large.
+/// Identifies a set of leases by a number, since sets are many and large.
 pub fn set_of_leases(ids: &[i64]) -> u64 {
     let marks = ids.iter().map(|id| mark_of_lease(*id));
     marks.fold(0, u64::wrapping_add)
@@ -131,7 +130,7 @@ impl Replay {
         replay
     }
 
-    fn take(&mut self, at: Moment, entry: &Applied, members: &mut Members) -> Step {
+    fn take(&mut self, at: Moment, entry: &AppliedEntry, members: &mut Members) -> Step {
         let content = match &entry.payload {
             Payload::Empty => Content::Empty,
             Payload::Member(change) => Content::Member(change.clone()),
@@ -170,11 +169,11 @@ impl Replay {
         }
     }
 
-    /// Takes note of what a request that was just done did to leases.
+    /// Records what an applied request did to leases.
     fn note_lease(&mut self, request: &InternalRaftRequest) {
         let place = self.states.len() - 1;
         if let Some(grant) = &request.lease_grant {
-            self.lives.entry(grant.id).or_default().push(Life {
+            self.lives.entry(grant.id).or_default().push(LeaseSpan {
                 id: grant.id,
                 ttl_s: grant.ttl,
                 from: place,
@@ -218,12 +217,12 @@ impl Replay {
         }
     }
 
-    /// The state after so many entries.
+    /// The state after this many entries.
     pub fn state(&self, place: Place) -> At {
         self.states[place]
     }
 
-    /// The last state there is.
+    /// The last state.
     pub fn end(&self) -> Place {
         self.steps.len()
     }
@@ -232,7 +231,7 @@ impl Replay {
         self.no_space[place]
     }
 
-    /// The moments between which leases cannot be revoked: the CORRUPT alarm forbids it.
+    /// The intervals in which leases cannot be revoked because of the CORRUPT alarm.
     pub fn corrupt_times(&self) -> Vec<(Moment, Moment)> {
         let mut times = Vec::new();
         let mut since = None;
@@ -250,12 +249,12 @@ impl Replay {
         times
     }
 
-    /// The leases that there are, as `set_of_leases`.
+    /// The leases at a place, as a `set_of_leases`.
     pub fn leases_at(&self, place: Place) -> u64 {
         self.leases[place]
     }
 
-    /// Whether these were the members at a place from `from` to `to`.
+    /// Whether these were the members at some place from `from` to `to`.
     pub fn had_members(&self, ids: &[u64], from: Place, to: Place) -> bool {
         self.members
             .iter()
@@ -266,23 +265,23 @@ impl Replay {
             })
     }
 
-    /// The entry that ends in that state; `None` for the first one.
+    /// The entry that produced that state; `None` for the first one.
     pub fn step(&self, place: Place) -> Option<&Step> {
         self.steps.get(place.checked_sub(1)?)
     }
 
-    /// The newest state that was there at a moment.
+    /// The newest state at a time.
     pub fn until(&self, moment: Moment) -> Place {
         self.moments.partition_point(|at| *at <= moment)
     }
 
-    /// The first state whose newest revision is `revision` or more; one behind the last where
-    /// there is none.
+    /// The first state with a head revision of `revision` or more; one past the last if there is
+    /// none.
     pub fn first_with(&self, revision: i64) -> Place {
         self.states.partition_point(|state| state.head < revision)
     }
 
-    /// Whether the history had been compacted to exactly that revision by a moment.
+    /// Whether the history had been compacted to exactly that revision by a time.
     pub fn was_compacted_to(&self, revision: i64, by: Moment) -> bool {
         let first = self
             .states
@@ -290,7 +289,7 @@ impl Replay {
         first <= self.until(by) && self.states[first].compacted == revision
     }
 
-    /// When a state was first there.
+    /// When a state first existed.
     pub fn moment(&self, place: Place) -> Moment {
         match place {
             0 => 0,
@@ -298,14 +297,13 @@ impl Replay {
         }
     }
 
-    /// The lives of the lease that were there from `from` to `to`, each with its first place
-    /// there.
+    /// The spans of the lease that overlap `from` to `to`, each with its first place there.
     pub fn lives_in(
         &self,
         id: i64,
         from: Place,
         to: Place,
-    ) -> impl Iterator<Item = (Place, &Life)> + Clone {
+    ) -> impl Iterator<Item = (Place, &LeaseSpan)> + Clone {
         let lives = self.lives.get(&id).into_iter().flatten();
         lives.filter_map(move |life| {
             let first = life.from.max(from);
@@ -314,7 +312,7 @@ impl Replay {
         })
     }
 
-    /// The first place from `from` to `to` at which there is no such lease.
+    /// The first place from `from` to `to` without this lease.
     pub fn no_lease_in(&self, id: i64, from: Place, to: Place) -> Option<Place> {
         let mut place = from;
         for life in self.lives.get(&id).into_iter().flatten() {
@@ -329,7 +327,7 @@ impl Replay {
     }
 }
 
-/// An entry, when it was applied, and what the model says of it.
+/// An entry with the time at which it was applied and its effect on the model.
 pub fn step_text(step: &Step) -> String {
     format!(
         "entry {} of term {}, first applied at {}: {}, which the model answers with {}",

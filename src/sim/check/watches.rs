@@ -1,7 +1,7 @@
-//! Holds what watches were told against the changes: every event of the range from the start
-//! revision on, once, in order, no revision torn; or the truth that its history was compacted.
+//! Compares watch responses with the changes: every event of the range from the start revision on,
+//! once, in order, no revision split across responses; or a cancellation because of a compaction.
 //!
-//! Of each watch only the first broken promise is told: the rest mostly follows from it.
+//! Only the first violation of each watch is reported: the rest mostly follows from it.
 
 use super::answers::revision;
 use super::findings::{self, Findings, moment};
@@ -28,19 +28,19 @@ pub fn check(history: &History, replay: &Replay, findings: &mut Findings) {
     }
 }
 
-/// Which promise is broken, and how.
+/// The violated property, and the details.
 type Broken = (&'static str, String);
 
-/// A watch, as far as its responses have been looked at.
+/// A watch, as far as its responses have been checked.
 struct Watch<'a> {
     watched: &'a Watched,
     replay: &'a Replay,
-    /// What it has to be given, in order.
+    /// The events that it has to deliver, in order.
     expected: Vec<&'a Changed>,
-    /// How many of them it was given.
+    /// How many of them it has delivered.
     given: usize,
-    /// The revision up to which it was told to have everything.
-    told: i64,
+    /// The revision up to which it was reported to be complete.
+    complete_to: i64,
     last_header: i64,
     cancelled: bool,
 }
@@ -64,7 +64,7 @@ impl<'a> Watch<'a> {
                 .filter(|change| is_wanted(watched, &change.event))
                 .collect(),
             given: 0,
-            told: first - 1,
+            complete_to: first - 1,
             last_header: 0,
             cancelled: false,
         }
@@ -82,7 +82,7 @@ impl<'a> Watch<'a> {
             return Err(("a watch was never answered", shown(*at, created)));
         }
         if created.canceled {
-            // Its id may be taken.
+            // Its id may be a duplicate.
             return match is_senseless(create) || create.watch_id != 0 {
                 true => Ok(()),
                 false => Err(("a watch was refused without reason", shown(*at, created))),
@@ -148,21 +148,21 @@ impl<'a> Watch<'a> {
         if response.fragment {
             return match self.watched.create.fragment {
                 true => Ok(()),
-                false => broken("a response is split and was not to be"),
+                false => broken("a response is split without being asked to"),
             };
         }
         self.check_complete(number, header)?;
-        self.told = self.told.max(header);
+        self.complete_to = self.complete_to.max(header);
         Ok(())
     }
 
-    /// The compacted revision when a response came.
+    /// The compacted revision at the time of a response.
     fn compacted(&self, at: Moment) -> i64 {
         self.replay.state(self.replay.until(at)).compacted
     }
 
-    /// The next event that it must get. A change that a later one of the same transaction undid
-    /// goes with a compaction to the very revision.
+    /// The next event that must be delivered. A change that the same transaction superseded
+    /// disappears in a compaction to exactly that revision.
     fn next_certain(&self, compacted: i64) -> Option<&'a Changed> {
         let mut left = self.expected[self.given..].iter();
         left.find(|change| !is_lost(change, compacted)).copied()
@@ -227,11 +227,11 @@ impl<'a> Watch<'a> {
             .any(|change| is_of(event, change))
         {
             true => "an event is not for its watch",
-            false => "an event of nothing that was done",
+            false => "an event has no change",
         }
     }
 
-    /// Whether a change is told behind the event `place` of response `number`.
+    /// Whether a change is delivered after event `place` of response `number`.
     fn comes_later(&self, change: &Changed, (number, place): (usize, usize)) -> bool {
         let responses = self.watched.responses.iter().enumerate().skip(number);
         let mut events = responses.flat_map(|(other, (_, response))| {
@@ -241,7 +241,7 @@ impl<'a> Watch<'a> {
         events.any(|event| event.decoded().is_ok_and(|event| is_of(&event, change)))
     }
 
-    /// Holds the header of a whole response against what was given with it and before.
+    /// Checks the header of a complete response against the events delivered so far.
     fn check_complete(&self, number: usize, header: i64) -> Result<(), Broken> {
         let (at, response) = &self.watched.responses[number];
         let missing = self.next_certain(self.compacted(*at));
@@ -255,7 +255,7 @@ impl<'a> Watch<'a> {
             && self.comes_later(missing, (number, response.events.len()));
         let what = match response.events.is_empty() {
             _ if is_torn => "a revision is torn",
-            true => "progress was told ahead of an event",
+            true => "progress was reported ahead of an event",
             false => "a watch missed an event",
         };
         Err((
@@ -271,14 +271,14 @@ impl<'a> Watch<'a> {
     fn check_cancelled(&self, at: Moment, response: &WatchResponse) -> Result<(), Broken> {
         let compacted = response.compact_revision;
         let what = if compacted == 0 {
-            // A client that cancels its watch does not see it to the end.
+            // A client that cancels its watch does not receive the rest.
             match self.watched.to_the_end {
                 true => "a watch was cancelled without reason",
                 false => return Ok(()),
             }
         } else if !self.replay.was_compacted_to(compacted, at) {
             "a watch was cancelled without a compaction"
-        } else if self.told + 1 >= compacted {
+        } else if self.complete_to + 1 >= compacted {
             "a watch was cancelled though nothing of it was compacted"
         } else {
             return Ok(());
@@ -291,7 +291,7 @@ fn shown(at: Moment, response: &WatchResponse) -> String {
     format!("at {} {}", moment(at), findings::shortened(response))
 }
 
-/// Whether an event tells of a change; what it tells is another question.
+/// Whether an event is about a change; its content is checked elsewhere.
 fn is_of(event: &Event, change: &Changed) -> bool {
     let (Some(ours), Some(theirs)) = (&event.kv, &change.event.kv) else {
         return false;
@@ -301,8 +301,8 @@ fn is_of(event: &Event, change: &Changed) -> bool {
         && ours.key == theirs.key
 }
 
-/// Whether a compaction may have taken the change away from a watch that starts right there: a
-/// later one of the same transaction undid it.
+/// Whether a compaction may have removed the change before a watch that starts at exactly that
+/// revision delivered it: the same transaction superseded it.
 fn is_lost(change: &Changed, compacted: i64) -> bool {
     let main = change.revision.main;
     change.event.r#type == 0 && change.superseded_at == Some(main) && main <= compacted
@@ -327,7 +327,7 @@ fn is_wanted(watched: &Watched, event: &Event) -> bool {
     is_inside && !create.filters.contains(&(filter as i32))
 }
 
-/// Whether a watch has to be refused: for a start that never was, or an empty range.
+/// Whether a watch has to be refused: an invalid start revision, or an empty range.
 fn is_senseless(create: &WatchCreateRequest) -> bool {
     let from: &[u8] = match create.key.is_empty() {
         true => &[0],

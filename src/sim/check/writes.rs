@@ -1,9 +1,9 @@
-//! Finds the request of every entry, and the entry of every answer.
+//! Matches entries with requests, and responses with entries.
 //!
-//! Entries carry no name that clients know, so they are told apart by what they ask for. Most
-//! requests are unlike any other, since a value is put once in a world. Where several are equal,
-//! each entry goes to the one that fits it (by answer and by time) and returned first; one whose
-//! outcome is unknown comes last, as it fits everything. No other choice leaves less unexplained.
+//! Entries carry no id that clients know, so they are matched by content. Most requests are unique,
+//! since each value is put once in a world. Among equal ones, an entry is assigned to the one that
+//! fits it (by response and by time) and returned first; operations with unknown outcome come last,
+//! as they fit everything. No other assignment leaves fewer entries unmatched.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,31 +18,31 @@ use crate::proto::etcdserverpb::{
     alarm_request::AlarmAction,
 };
 use crate::proto::etchedpeer::{MemberChange, member_change::Change};
-use crate::sim::history::{Asked, History, Moment, Outcome};
+use crate::sim::history::{ClientRequest, History, Moment, Outcome};
 use crate::state::txn::is_read_only;
 
-/// How far behind a member may be that refuses for want of space, in nanoseconds.
+/// How far a member that refuses for lack of space may lag, in nanoseconds.
 const ALARM_LAG: Moment = 10_000_000_000;
 
-/// Which entry belongs to which operation.
+/// The matching of entries and operations.
 pub struct Origins {
-    /// By operation: the state that its entry made.
+    /// By operation: the state that its entry produced.
     pub place_of: Vec<Option<Place>>,
     /// By entry.
     pub asked_by: Vec<Option<usize>>,
 }
 
-/// What is asked for, as an entry shows it and without what the member adds.
+/// The request in an entry, without what the member added.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
     Request(Vec<u8>),
     Member(Vec<u8>),
 }
 
-/// Equal requests, and the entries that ask for the same, both by their numbers.
+/// Equal requests, and the entries that hold them, both by number.
 #[derive(Default)]
 struct Group {
-    /// In the order of their returns.
+    /// In the order in which they returned.
     operations: Vec<usize>,
     /// In order.
     places: Vec<Place>,
@@ -53,7 +53,7 @@ pub fn check(history: &History, replay: &Replay, findings: &mut Findings) -> Ori
     let mut by_return: Vec<usize> = (0..history.operations.len()).collect();
     by_return.sort_by_key(|operation| history.operations[*operation].returned_at);
     for operation in by_return {
-        if let Some(key) = key_of_asked(&history.operations[operation].asked) {
+        if let Some(key) = key_of_asked(&history.operations[operation].request) {
             groups.entry(key).or_default().operations.push(operation);
         }
     }
@@ -63,7 +63,7 @@ pub fn check(history: &History, replay: &Replay, findings: &mut Findings) -> Ori
             continue;
         };
         if request_id != 0 && !request_ids.insert(request_id) {
-            findings.add("a request was done twice", || {
+            findings.add("a request was applied twice", || {
                 format!("{}, and before under the same id", step_text(step))
             });
             continue;
@@ -85,35 +85,35 @@ pub fn check(history: &History, replay: &Replay, findings: &mut Findings) -> Ori
     matching.origins
 }
 
-fn key_of_asked(asked: &Asked) -> Option<Key> {
+fn key_of_asked(asked: &ClientRequest) -> Option<Key> {
     let mut request = InternalRaftRequest::default();
     match asked {
-        Asked::Put(put) => request.put = Some(put.clone()),
-        Asked::DeleteRange(delete) => request.delete_range = Some(delete.clone()),
-        Asked::Txn(txn) if !is_read_only(txn) => request.txn = Some(txn.clone()),
-        Asked::Compaction(compaction) => request.compaction = Some(*compaction),
-        Asked::LeaseGrant(grant) => request.lease_grant = Some(*grant),
-        Asked::LeaseRevoke { id } => request.lease_revoke = Some(LeaseRevokeRequest { id: *id }),
-        Asked::Alarm(alarm) => request.alarm = Some(*alarm),
-        Asked::Member(change) => return Some(key_of_member(change)),
-        Asked::Txn(_)
-        | Asked::Range(_)
-        | Asked::LeaseKeepAlive { .. }
-        | Asked::LeaseTimeToLive { .. }
-        | Asked::RangeStream(_)
-        | Asked::LeaseLeases
-        | Asked::HashKv { .. }
-        | Asked::MemberList { .. }
-        | Asked::MoveLeader { .. }
-        | Asked::Defragment
-        | Asked::Status
-        // Whether it has to write is the server's to know, and its answer says nothing of it.
-        | Asked::Downgrade(_) => return None,
+        ClientRequest::Put(put) => request.put = Some(put.clone()),
+        ClientRequest::DeleteRange(delete) => request.delete_range = Some(delete.clone()),
+        ClientRequest::Txn(txn) if !is_read_only(txn) => request.txn = Some(txn.clone()),
+        ClientRequest::Compaction(compaction) => request.compaction = Some(*compaction),
+        ClientRequest::LeaseGrant(grant) => request.lease_grant = Some(*grant),
+        ClientRequest::LeaseRevoke { id } => request.lease_revoke = Some(LeaseRevokeRequest { id: *id }),
+        ClientRequest::Alarm(alarm) => request.alarm = Some(*alarm),
+        ClientRequest::Member(change) => return Some(key_of_member(change)),
+        ClientRequest::Txn(_)
+        | ClientRequest::Range(_)
+        | ClientRequest::LeaseKeepAlive { .. }
+        | ClientRequest::LeaseTimeToLive { .. }
+        | ClientRequest::RangeStream(_)
+        | ClientRequest::LeaseLeases
+        | ClientRequest::HashKv { .. }
+        | ClientRequest::MemberList { .. }
+        | ClientRequest::MoveLeader { .. }
+        | ClientRequest::Defragment
+        | ClientRequest::Status
+        // Whether it needs a write is decided by the server, and the response does not show it.
+        | ClientRequest::Downgrade(_) => return None,
     }
     Some(key_of_request(request))
 }
 
-/// The key and the id under which the request was proposed; 0 for none.
+/// The key, and the id of the proposal; 0 for none.
 fn key_of_entry(content: &Content) -> Option<(Key, u64)> {
     match content {
         Content::Empty | Content::Unreadable => None,
@@ -128,7 +128,7 @@ fn key_of_entry(content: &Content) -> Option<(Key, u64)> {
 fn key_of_request(mut request: InternalRaftRequest) -> Key {
     request.header = None;
     request.id = 0;
-    // The member raises a short time to live, and clients choose the ids.
+    // The member may raise a short TTL, and clients choose the ids.
     if let Some(grant) = &mut request.lease_grant {
         *grant = LeaseGrantRequest {
             id: grant.id,
@@ -145,21 +145,21 @@ fn key_of_member(change: &MemberChange) -> Key {
     if let Some(Change::Add(raft) | Change::Update(raft)) = &mut change.change {
         raft.peer_urls.sort();
     }
-    // Whoever is asked chooses the id of a new member; no two share their URLs.
+    // The member that is called chooses the id of a new member; peer URLs are unique.
     if matches!(change.change, Some(Change::Add(_))) {
         change.member_id = 0;
     }
     Key::Member(change.encode_to_vec())
 }
 
-/// Who may have asked for an entry.
+/// The possible origin of an entry.
 enum Suspect {
     Operation(usize),
-    /// A member by itself.
+    /// A member's background job.
     Job,
-    /// Somebody whose request has its entry already.
-    Somebody,
-    Nobody,
+    /// A request that already has its entry.
+    MatchedRequest,
+    NoRequest,
 }
 
 struct Matching<'a> {
@@ -208,7 +208,7 @@ impl Matching<'_> {
         })
     }
 
-    /// Whether the entry was first applied while the operation was under way.
+    /// Whether the entry was first applied while the operation was in flight.
     fn is_in_time(&self, operation: usize, place: Place) -> bool {
         let operation = &self.history.operations[operation];
         let at = self.replay.moment(place);
@@ -230,19 +230,19 @@ impl Matching<'_> {
         known.into_iter().find(good).or_else(|| unknown.find(good))
     }
 
-    /// Finds the kindest reason for an entry that no operation fits.
+    /// Finds the least severe explanation of an entry that no operation fits.
     fn explain(&mut self, group: &Group, place: Place) {
         let Some(step) = self.replay.step(place) else {
             return;
         };
         let (what, operation) = match self.suspect(group, place) {
             Suspect::Job if self.raises_corruption(place) => {
-                ("sound data was called corrupt", None)
+                ("sound data was reported as corrupt", None)
             }
             Suspect::Job => return,
             Suspect::Operation(operation) => (self.accuse(operation, place), Some(operation)),
-            Suspect::Somebody => ("a request was done twice", None),
-            Suspect::Nobody => ("an entry that nobody asked for", None),
+            Suspect::MatchedRequest => ("a request was applied twice", None),
+            Suspect::NoRequest => ("an entry has no request", None),
         };
         let asked = operation.map(|operation| &self.history.operations[operation]);
         if let Some(operation) = operation {
@@ -256,7 +256,7 @@ impl Matching<'_> {
         }
     }
 
-    /// Who may have asked for an entry that no operation fits.
+    /// The possible origin of an entry that no operation fits.
     fn suspect(&self, group: &Group, place: Place) -> Suspect {
         let in_time = |operation: &usize| self.is_in_time(*operation, place);
         let answered = |outcome: &Outcome| matches!(outcome, Outcome::Answered(_));
@@ -273,45 +273,45 @@ impl Matching<'_> {
             .or_else(|| self.free(group, |_| true).next());
         match free {
             Some(operation) => Suspect::Operation(operation),
-            None if group.operations.is_empty() => Suspect::Nobody,
-            None => Suspect::Somebody,
+            None if group.operations.is_empty() => Suspect::NoRequest,
+            None => Suspect::MatchedRequest,
         }
     }
 
-    /// What is wrong where an operation asked for an entry that does not fit it; nothing where
-    /// that did no harm.
+    /// The violation where an operation's request equals an entry that does not fit it; none if it
+    /// is harmless.
     fn accuse(&self, operation: usize, place: Place) -> &'static str {
         let at = self.replay.moment(place);
         let asked = &self.history.operations[operation];
         match &asked.outcome {
-            _ if at < asked.called_at => "a request was done before it was asked for",
+            _ if at < asked.called_at => "a request was applied before it was sent",
             Outcome::Answered(_) if at > asked.returned_at => {
-                "a request was answered before it was done"
+                "a request was answered before it was applied"
             }
-            Outcome::Answered(_) => "an answer is not what was done",
+            Outcome::Answered(_) => "an answer does not match its entry",
             Outcome::Refused(text) => self.accuse_refused(text, place),
             Outcome::Unknown => "",
         }
     }
 
-    /// As `accuse`, of a request that was refused.
+    /// As `accuse`, for a request that was refused.
     fn accuse_refused(&self, text: &str, place: Place) -> &'static str {
         let step = self.replay.step(place);
         if step.is_some_and(|step| step.result.is_ok()) {
-            "a refused request was done"
+            "a refused request was applied"
         } else if Error::from_text(text).is_some_and(answers::is_decided_by_the_log) {
-            "a refusal is not what the log says"
+            "a refusal contradicts the log"
         } else {
             ""
         }
     }
 
-    /// Whether members propose the entry by themselves.
+    /// Whether members propose this entry in background jobs.
     fn is_a_jobs(&self, place: Place) -> bool {
         let step = self.replay.step(place);
         let request = match step.map(|step| (&step.content, &step.result)) {
             Some((Content::Request(request), _)) => request,
-            // A promotion is proposed again where nobody knows what became of it.
+            // A promotion with an unknown outcome is proposed again.
             Some((Content::Member(_), Err(_))) => return true,
             _ => return false,
         };
@@ -325,8 +325,8 @@ impl Matching<'_> {
             || (request.compaction.is_some() && self.history.auto_compaction)
     }
 
-    /// Whether the entry says that a member's data is not that of the others: were it so, it would
-    /// have been found before.
+    /// Whether the entry reports a member's data as corrupt: real corruption would have been found
+    /// by the invariants before.
     fn raises_corruption(&self, place: Place) -> bool {
         let step = self.replay.step(place);
         let Some(Content::Request(request)) = step.map(|step| &step.content) else {
@@ -338,7 +338,7 @@ impl Matching<'_> {
         })
     }
 
-    /// Judges an operation that may write and has no entry.
+    /// Checks an operation that may write and has no entry.
     fn miss(&mut self, operation: usize) {
         let operation = &self.history.operations[operation];
         let what = match &operation.outcome {
@@ -346,9 +346,9 @@ impl Matching<'_> {
             Outcome::Answered(_) => "an acknowledged request is not in the log",
             Outcome::Refused(text) => match Error::from_text(text) {
                 Some(Error::NoSpace) if !self.had_no_space(operation.called_at) => {
-                    "a request was refused for want of space without an alarm"
+                    "a request was refused for lack of space without an alarm"
                 }
-                Some(Error::DuplicateKey) if !may_be_duplicate(&operation.asked) => {
+                Some(Error::DuplicateKey) if !may_be_duplicate(&operation.request) => {
                     "a request was refused without reason"
                 }
                 Some(error) if answers::is_decided_by_the_log(error) => {
@@ -360,13 +360,13 @@ impl Matching<'_> {
         self.findings.add(what, || findings::operation(operation));
     }
 
-    /// Whether the alarm is up, or was shortly before, or is raised yet.
+    /// Whether the alarm is raised, was raised shortly before, or is raised later.
     fn had_no_space(&self, called_at: Moment) -> bool {
         let from = self.replay.until(called_at.saturating_sub(ALARM_LAG));
         (from..=self.replay.end()).any(|place| self.replay.has_no_space(place))
     }
 }
 
-fn may_be_duplicate(asked: &Asked) -> bool {
-    matches!(asked, Asked::Txn(txn) if answers::has_duplicates(txn))
+fn may_be_duplicate(asked: &ClientRequest) -> bool {
+    matches!(asked, ClientRequest::Txn(txn) if answers::has_duplicates(txn))
 }

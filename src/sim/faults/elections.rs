@@ -1,5 +1,5 @@
-//! Faults around elections and around members that come back: each takes several steps, so that
-//! it happens in the very moment in which it matters.
+//! Faults around elections and around restarting members: each takes several steps, so that it
+//! happens at the moment that matters.
 
 use super::plan::{Event, Kind, MS, SECOND};
 use super::targets::{leader, links_to_cut};
@@ -8,7 +8,7 @@ use crate::sim::history::Moment;
 use crate::sim::world::World;
 use crate::types::MemberId;
 
-/// Members die and come back, one after the other; often the one that leads by then.
+/// Members die and restart one after the other; often the present leader is next.
 pub(super) fn turmoil(world: &mut World, alive: &[MemberId], now: Moment) {
     let mut at = now;
     for _ in 0..world.faults.random.between(5, 20) {
@@ -23,8 +23,7 @@ pub(super) fn turmoil(world: &mut World, alive: &[MemberId], now: Moment) {
     world.faults.disturbed(at);
 }
 
-/// A member that was cut off until then has much to catch up with, and a disk that is not up to
-/// it.
+/// A member that was partitioned until then lags far behind, and has a slow disk.
 pub(super) fn come_back_slow(world: &mut World, id: MemberId, heals_at: Moment) {
     let slow_until = heals_at + world.faults.random.between(300 * MS, 4 * SECOND);
     if let Some(condition) = world.conditions.get_mut(&id) {
@@ -32,11 +31,11 @@ pub(super) fn come_back_slow(world: &mut World, id: MemberId, heals_at: Moment) 
     }
     let faults = &mut world.faults;
     match faults.random.below(4) {
-        // What it is sent meanwhile comes from another leader.
+        // Messages to it come from another leader in the meantime.
         0 => faults.plan((heals_at + slow_until) / 2, Event::Die(None)),
-        // It dies over it.
+        // It dies meanwhile.
         1 => faults.plan(slow_until - 1, Event::Die(Some(id))),
-        // It cannot say what it has.
+        // Its acknowledgements are lost.
         _ => {
             world.network.set_conditions(100, 0, 0);
             faults.plan(slow_until, Event::LinksRecover);
@@ -45,8 +44,13 @@ pub(super) fn come_back_slow(world: &mut World, id: MemberId, heals_at: Moment) 
     faults.disturbed(slow_until);
 }
 
-/// Leadership goes from hand to hand, sometimes with messages of the past about.
-pub(super) fn hand_round(world: &mut World, to: MemberId, alive: &[MemberId], later: Moment) {
+/// Leadership is transferred repeatedly, sometimes with delayed messages in flight.
+pub(super) fn transfer_repeatedly(
+    world: &mut World,
+    to: MemberId,
+    alive: &[MemberId],
+    later: Moment,
+) {
     let now = world.time.now_ns();
     transfer(world, to);
     let mut at = now;
@@ -63,7 +67,7 @@ pub(super) fn hand_round(world: &mut World, to: MemberId, alive: &[MemberId], la
     world.faults.disturbed(later.max(at));
 }
 
-/// Cuts one member off and has the others elect a leader.
+/// Partitions one member and makes the others elect a leader.
 pub(super) fn prepare_coup(world: &mut World, id: MemberId, now: Moment) {
     let leader = leader(world);
     let others: Vec<MemberId> = world.alive().into_iter().filter(|one| *one != id).collect();
@@ -82,8 +86,8 @@ pub(super) fn prepare_coup(world: &mut World, id: MemberId, now: Moment) {
     transfer(world, to);
 }
 
-/// Cuts a leader off from those that elected it, before they can have heard more of it, and
-/// has them start again. The one that was cut off before comes back.
+/// Partitions a new leader from its voters before they have received more from it, and restarts
+/// them. The member that was partitioned before returns.
 pub(super) fn coup(world: &mut World, leader: MemberId) {
     let now = world.time.now_ns();
     world.trace.note(format_args!("coup against {leader}"));
@@ -106,16 +110,16 @@ pub(super) fn coup(world: &mut World, leader: MemberId) {
 
 pub(super) fn transfer(world: &mut World, to: MemberId) {
     let leader = world
-        .nodes
+        .members
         .values()
-        .filter_map(|node| node.life.as_ref())
-        .find(|life| life.raft.status().is_leader);
-    if let Some(life) = leader {
-        let input = match to == life.handle.shared().member {
+        .filter_map(|member| member.process.as_ref())
+        .find(|process| process.raft.status().is_leader);
+    if let Some(process) = leader {
+        let input = match to == process.handle.shared().member {
             true => Input::HandOver,
             false => Input::TransferLeader(to),
         };
-        // A full inbox has other worries.
-        let _ = life.raft.inbox().push(input);
+        // A full inbox only loses the request.
+        let _ = process.raft.inbox().push(input);
     }
 }

@@ -1,5 +1,5 @@
-//! Changes of membership: operators ask for them, and somebody has to start who was added. A
-//! world's network knows members by their ids, so one whose address changes is still reached.
+//! Changes of membership: operators request them, and machines are provided for added members. The
+//! simulated network addresses members by id, so one whose peer URLs change is still reached.
 
 use std::sync::Arc;
 
@@ -10,21 +10,24 @@ use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
 use crate::proto::membershippb::RaftAttributes;
 use crate::replica::cluster_status::{ClusterStatus, peers_in};
 use crate::sim::client::Client;
-use crate::sim::history::{Asked, Moment};
+use crate::sim::history::{ClientRequest, Moment};
 use crate::sim::world::World;
 use crate::types::MemberId;
 
-/// Whoever changes the membership is a client of a number above this.
+/// Operators that change the membership have client numbers above this.
 const FIRST_OPERATOR: u32 = 10_000;
-/// Members that a cluster may grow to.
+/// The largest cluster.
 const MAX_MEMBERS: usize = 6;
 
-/// What the member that has applied most says about the cluster.
+/// The cluster status of the member that has applied most.
 fn newest_status(world: &World) -> Option<(u64, Arc<ClusterStatus>)> {
-    let lives = world.nodes.values().filter_map(|node| node.life.as_ref());
-    lives
-        .map(|life| {
-            let shared = life.handle.shared();
+    let processes = world
+        .members
+        .values()
+        .filter_map(|member| member.process.as_ref());
+    processes
+        .map(|process| {
+            let shared = process.handle.shared();
             (shared.raft.applied_index(), shared.status())
         })
         .max_by_key(|(applied, _)| *applied)
@@ -46,12 +49,12 @@ pub(super) fn change(world: &mut World, via: MemberId) {
     let members: Vec<MemberId> = status.members.iter().map(|m| MemberId(m.id)).collect();
     let target = match (leader, members.is_empty()) {
         (_, true) => via,
-        // A leader has to step aside first.
+        // A leader has to hand leadership over first.
         (Some(leader), _) if random.chance(300) => leader,
         _ => *random.pick(&members),
     };
     let moves = random.chance(120);
-    // Somebody's already: the founders' are not known to those who check.
+    // Some are in use: the members do not know the founders' URLs.
     let founders = &world.founders;
     let others = status.members.iter().rev();
     let mut others = others.filter(|member| !founders.contains(&MemberId(member.id)));
@@ -59,7 +62,7 @@ pub(super) fn change(world: &mut World, via: MemberId) {
     let taken = raft.and_then(|raft| raft.peer_urls.first().cloned());
     let taken = taken.filter(|_| random.chance(300));
     let remove = members.len() >= MAX_MEMBERS || members.len() > 3 && random.chance(400);
-    // With a learner beside it a sole voter is a case of its own.
+    // A sole voter with a learner is a case of its own.
     let promote = random.chance(match status.voters().count() {
         1 => 250,
         _ => 700,
@@ -79,20 +82,21 @@ pub(super) fn change(world: &mut World, via: MemberId) {
                 peer_urls: vec![url],
                 is_learner: as_learner,
             };
-            // Its id is the server's to choose.
+            // The server chooses the id.
             (MemberId(0), Change::Add(raft))
         }
     };
     operate(world, via, member, change.clone());
-    // Somebody else may have the same idea, or be impatient. An address is one member's alone.
+    // The operator may repeat the request, or another may send the same. Peer URLs are unique.
     let again = world.faults.random.chance(300) && !matches!(change, Change::Add(_));
     if again {
         operate(world, via, member, change);
     }
 }
 
-/// Adds a member and has it lead, while the disk of another takes nothing, which then dies: it
-/// comes back to a leader that its state does not name. (Were it cut off, nobody could be added.)
+/// Adds a member and makes it the leader while another member's disk is stalled; that one is then
+/// killed and restarts with a leader that its state does not list. (If it were partitioned instead,
+/// no member could be added.)
 pub(super) fn newcomer(world: &mut World, away: MemberId, now: Moment) {
     let others: Vec<MemberId> = world.alive().into_iter().filter(|id| *id != away).collect();
     let full = newest_status(world).is_none_or(|(_, status)| status.members.len() >= MAX_MEMBERS);
@@ -112,14 +116,14 @@ pub(super) fn newcomer(world: &mut World, away: MemberId, now: Moment) {
     }
     let mut at = now + SECOND;
     while at < back_at + SECOND {
-        faults.plan(at, Event::Enthrone);
+        faults.plan(at, Event::TransferToNewest);
         at += 400 * MS;
     }
     faults.plan(back_at, Event::Die(Some(away)));
     faults.disturbed(back_at + SECOND);
 }
 
-/// Has an operator ask for a change.
+/// Sends a change of membership as an operator.
 fn operate(world: &mut World, via: MemberId, member: MemberId, change: Change) {
     world.faults.operators += 1;
     let number = FIRST_OPERATOR + world.faults.operators;
@@ -127,28 +131,30 @@ fn operate(world: &mut World, via: MemberId, member: MemberId, change: Change) {
     let mut operator = Client::new(number, world.clients.clone(), random);
     let work = async move {
         operator.member = via;
-        if let Some(door) = operator.clients.door(via) {
+        if let Some(endpoint) = operator.clients.endpoint(via) {
             let change = MemberChange {
                 member_id: member.0,
                 change: Some(change),
                 ..Default::default()
             };
-            operator.call_at(door, Asked::Member(change)).await;
+            operator
+                .call_at(endpoint, ClientRequest::Member(change))
+                .await;
         }
     };
     world.clients.tasks.spawn(Box::pin(work));
 }
 
-/// Gives members that the cluster has added a machine. Those that it has removed learn of it when
-/// they dial another, even if they have nothing to say.
-pub(super) fn take_census(world: &mut World) {
+/// Provides machines for added members. Removed members learn of their removal when they dial
+/// another, even if they have nothing to send.
+pub(super) fn check_membership(world: &mut World) {
     let now = world.time.now_ns();
     let Some((_, status)) = newest_status(world) else {
         return;
     };
     for member in &status.members {
         let id = MemberId(member.id);
-        if !world.nodes.contains_key(&id) {
+        if !world.members.contains_key(&id) {
             let peers = peers_in(status.members.iter(), id);
             world.add_joiner(id, peers);
             world.faults.newest = Some(id);
@@ -156,7 +162,7 @@ pub(super) fn take_census(world: &mut World) {
         }
     }
     for id in &status.removed {
-        if world.nodes.contains_key(id) && world.faults.removed.insert(*id) {
+        if world.members.contains_key(id) && world.faults.removed.insert(*id) {
             world.trace.note(format_args!("{id} was removed"));
         }
     }
@@ -165,15 +171,15 @@ pub(super) fn take_census(world: &mut World) {
             *other != id && !world.network.is_cut(id, *other) && !world.network.is_cut(*other, id)
         };
         let knows = |other: &MemberId| {
-            let life = world.life(*other);
-            life.is_some_and(|life| life.handle.shared().status().is_removed(id))
+            let process = world.process(*other);
+            process.is_some_and(|process| process.handle.shared().status().is_removed(id))
         };
-        let told = world
+        let informed = world
             .alive()
             .into_iter()
             .any(|other| reaches(&other) && knows(&other));
-        if let (true, Some(life)) = (told, world.life(id)) {
-            life.handle.shared().note_removed();
+        if let (true, Some(process)) = (informed, world.process(id)) {
+            process.handle.shared().note_removed();
         }
     }
 }

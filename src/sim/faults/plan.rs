@@ -8,9 +8,9 @@ use crate::types::MemberId;
 
 pub const MS: u64 = 1_000_000;
 pub const SECOND: u64 = 1_000 * MS;
-/// How often it is looked whether the cluster has members that are not there yet.
-pub const CENSUS_NS: u64 = 150 * MS;
-/// A fault is over for the clients so long after it ended.
+/// How often new members are looked for that need a machine.
+pub const CHECK_MEMBERSHIP_NS: u64 = 150 * MS;
+/// How long after its end a fault may still affect clients.
 pub(super) const AFTERMATH_NS: u64 = 4 * SECOND;
 
 /// The kinds of fault.
@@ -20,46 +20,46 @@ pub enum Kind {
     Kill,
     /// A machine loses its power.
     PowerLoss,
-    /// A process is told to stop, and does it in order.
+    /// A process is stopped in order.
     Stop,
-    /// An engine makes its state durable by itself.
+    /// An engine flushes its state.
     Flush,
-    /// All machines do, at once.
+    /// All machines lose power at once.
     PowerLossOfAll,
-    /// Members die and come back, one after the other, for a while.
+    /// Members die and restart one after the other, for a while.
     Turmoil,
-    /// A leader is cut off the moment it is elected, and those that elected it lose their power.
+    /// A leader is partitioned the moment it is elected, and its voters lose power.
     Coup,
-    /// A process stands still.
+    /// A process is paused.
     Pause,
-    /// A member is cut off from all others.
+    /// A member is partitioned from all others.
     Isolation,
-    /// The members fall into two groups.
+    /// The members are partitioned into two groups.
     Partition,
-    /// What a member sends, or what it is sent, is lost.
+    /// Messages are lost in one direction, from or to a member.
     OneWay,
-    /// Messages are lost, doubled and late.
+    /// Messages are lost, duplicated and delayed.
     LinkConditions,
-    /// A disk takes nothing for a while.
+    /// A disk stalls.
     DiskStall,
-    /// A disk refuses to sync.
+    /// A sync fails.
     SyncFailure,
     /// A disk is full.
     DiskFull,
-    /// A disk refuses what the engine writes, until the member is started again.
+    /// A disk refuses the engine's writes until the member is restarted.
     EngineFailure,
     /// A wall clock jumps.
     ClockJump,
-    /// Leadership is handed on.
+    /// Leadership is transferred.
     Transfer,
-    /// A member is added, promoted, removed or gets another address.
+    /// A member is added, promoted, removed or gets other peer URLs.
     Membership,
-    /// A member joins and leads while another is away.
+    /// A member joins and becomes the leader while another is unreachable.
     Newcomer,
 }
 
 impl Kind {
-    /// As reports call it.
+    /// Its name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Kill => "process killed",
@@ -109,19 +109,19 @@ impl Kind {
     ];
 }
 
-/// What happens at a moment that was drawn before.
+/// What happens at a time drawn earlier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    Strike,
-    Census,
-    /// The one that leads where it is none.
+    InjectFault,
+    CheckMembership,
+    /// `None` is the leader at that time.
     Die(Option<MemberId>),
     Restart(MemberId),
     Transfer(MemberId),
     /// This one was just elected.
     Coup(MemberId),
-    /// The member that joined last is to lead.
-    Enthrone,
+    /// Leadership is transferred to the member that joined last.
+    TransferToNewest,
     Stop(MemberId),
     Continue(MemberId),
     Heal(Vec<(MemberId, MemberId)>),
@@ -135,19 +135,20 @@ pub struct Faults {
     pub(super) kinds: Vec<Kind>,
     pub(super) agenda: BTreeMap<(Moment, u64), Event>,
     planned: u64,
-    /// No fault begins after it.
+    /// No fault begins after this time.
     pub(super) until: Moment,
-    /// The longest wait between two faults.
+    /// The longest interval between faults.
     pub(super) interval_ns: u64,
     pub(super) busy_until: Moment,
     pub calm: Vec<(Moment, Moment)>,
-    /// When members stood still and went on.
+    /// When members were paused and resumed.
     pub stood_still: Vec<(Moment, Moment)>,
     pub counts: BTreeMap<Kind, u64>,
     pub(super) operators: u32,
-    /// The next leader is cut off if it is elected by then; this one was cut off before.
+    /// If the next leader is elected by then it is partitioned; the given member was partitioned
+    /// before.
     pub(super) coup: Option<(Moment, MemberId)>,
-    /// Who joined last.
+    /// The member that joined last.
     pub(super) newest: Option<MemberId>,
     /// Members that the cluster has removed.
     pub removed: BTreeSet<MemberId>,
@@ -161,11 +162,11 @@ impl Faults {
             .collect();
         match random.below(24) {
             0 => kinds.clear(),
-            // Elections, and members that restart while they are held.
+            // Elections, and members that restart while messages to them are held.
             1 => kinds = vec![Kind::Turmoil],
             2 => kinds = vec![Kind::Coup],
             3 => kinds = vec![Kind::Transfer, Kind::LinkConditions],
-            // Members that fall behind, and come back to a snapshot.
+            // Members that lag, and need a snapshot when they return.
             4 | 5 => kinds = vec![Kind::Isolation],
             6 | 7 => kinds = vec![Kind::Newcomer, Kind::Membership],
             _ => {}
@@ -189,7 +190,7 @@ impl Faults {
         }
     }
 
-    /// No fault is drawn: somebody else chooses what is injected into the world.
+    /// No fault is drawn: the caller chooses what is injected.
     #[cfg(test)]
     pub fn chosen(random: Random) -> Self {
         let mut faults = Self::new(random);
@@ -197,13 +198,13 @@ impl Faults {
         faults
     }
 
-    /// Faults begin until that moment.
+    /// Faults begin until that time.
     pub fn begin(&mut self, now: Moment, until: Moment) {
         self.until = until;
         self.busy_until = now + AFTERMATH_NS;
-        self.plan(now + CENSUS_NS, Event::Census);
+        self.plan(now + CHECK_MEMBERSHIP_NS, Event::CheckMembership);
         if !self.kinds.is_empty() {
-            self.plan(now + 2 * SECOND, Event::Strike);
+            self.plan(now + 2 * SECOND, Event::InjectFault);
         }
     }
 
@@ -212,18 +213,18 @@ impl Faults {
         self.agenda.insert((at, self.planned), event);
     }
 
-    /// When something is to happen next.
+    /// When the next event is due.
     pub fn next(&self) -> Option<Moment> {
         self.agenda.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// Has as much of a kind as of all others together.
+    /// Makes one kind as likely as all others together.
     pub fn prefer(&mut self, kind: Kind) {
         let others = self.kinds.len().max(1);
         self.kinds.extend(std::iter::repeat_n(kind, others));
     }
 
-    /// Somebody leads for the first time in a term.
+    /// A member is the first to lead in a term.
     pub fn note_elected(&mut self, id: MemberId, now: Moment) {
         let is_due = |coup: &mut (Moment, MemberId)| coup.0 >= now && coup.1 != id;
         if self.coup.take_if(is_due).is_some() {
@@ -231,7 +232,7 @@ impl Faults {
         }
     }
 
-    /// Has a member that ended started again in a while.
+    /// Schedules the restart of a member that exited.
     pub fn restart_soon(&mut self, id: MemberId, now: Moment) {
         let at = now + self.random.between(30 * MS, 3 * SECOND);
         self.disturbed(at);
@@ -242,7 +243,7 @@ impl Faults {
         self.busy_until = self.busy_until.max(until + AFTERMATH_NS);
     }
 
-    /// There was nothing wrong from the end of the last fault until now.
+    /// Records the interval without faults that ends now.
     pub fn note_calm(&mut self, now: Moment) {
         if now > self.busy_until {
             self.calm.push((self.busy_until, now));

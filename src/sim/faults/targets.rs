@@ -1,4 +1,4 @@
-//! Whom a fault strikes.
+//! Chooses the members and links that a fault affects.
 
 use std::collections::BTreeSet;
 
@@ -8,15 +8,15 @@ use crate::types::MemberId;
 
 pub fn leader(world: &World) -> Option<MemberId> {
     let is_leader = |id: &MemberId| {
-        let life = world.life(*id);
-        life.is_some_and(|life| life.raft.status().is_leader)
+        let process = world.process(*id);
+        process.is_some_and(|process| process.raft.status().is_leader)
     };
     world.alive().into_iter().find(is_leader)
 }
 
 pub fn links_to_cut(world: &mut World, kind: Kind, id: MemberId) -> Vec<(MemberId, MemberId)> {
     let random = &mut world.faults.random;
-    let all: Vec<MemberId> = world.nodes.keys().copied().collect();
+    let all: Vec<MemberId> = world.members.keys().copied().collect();
     let side: BTreeSet<MemberId> = match kind {
         Kind::Partition => all.iter().copied().filter(|_| random.chance(500)).collect(),
         _ => BTreeSet::from([id]),

@@ -1,29 +1,30 @@
-//! How well the network between members works, and what happened on it so far.
+//! The conditions on the network between members, and counts of what happened on it.
 
-/// Flights between two members at once, in one direction; more messages are refused.
+/// Messages in flight between two members, in one direction; more are refused.
 pub const MAX_ON_A_LINK: usize = 2_048;
 
-/// How things go between all members that are not cut off.
+/// The conditions on all links that are not cut.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkConditions {
-    /// Each link loses between nothing and twice as much; all of them everything at 1000.
+    /// Per mille. Each link loses between nothing and twice as much; at 1000 every link loses
+    /// everything.
     pub loss_per_mille: u32,
     pub duplicates_per_mille: u32,
-    /// What takes far longer than usual.
+    /// Per mille of messages with an extreme delay.
     pub slow_per_mille: u32,
 }
 
-/// What happened so far, by kind.
+/// Events so far, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub delivered: u64,
     pub lost: u64,
     pub duplicated: u64,
-    /// Messages that took far longer than usual.
+    /// Messages with an extreme delay.
     pub delayed_long: u64,
-    /// Messages that found no room on their link.
+    /// Messages refused because their link was full.
     pub overflowed: u64,
-    /// Forwarded proposals whose sender learned that nobody has them.
+    /// Forwarded proposals whose sender was informed that they were lost.
     pub refused: u64,
     pub reported_unreachable: u64,
     pub reported_removed: u64,
@@ -35,7 +36,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Adds what happened elsewhere.
+    /// Adds the counts of another network.
     pub fn add(&mut self, other: &Counts) {
         self.delivered += other.delivered;
         self.lost += other.lost;

@@ -1,8 +1,8 @@
-//! How what flies arrives, and what becomes of it there.
+//! Delivers what is in flight, and handles its result.
 
 use std::sync::Weak;
 
-use super::in_flight::{AnswerTo, InFlight, Life, Payload};
+use super::in_flight::{AnswerTo, InFlight, Incarnation, Payload};
 use super::{Attached, Links, SimNetwork};
 use crate::env::Executor;
 use crate::error::Error;
@@ -14,7 +14,7 @@ use crate::sim::states::SimDisks;
 use crate::transport::{PeerMessage, SnapshotDir};
 use crate::types::MemberId;
 
-/// Those that are due may overtake this many others.
+/// Messages that are due may be reordered within this many others.
 const OVERTAKEN: u64 = 8;
 
 impl SimNetwork {
@@ -53,16 +53,15 @@ impl SimNetwork {
                     self.snapshot(transfer, message, &files, attached, now_ns);
                 }
             }
-            Payload::PeerRequest {
-                question,
-                answer_to,
-            } => match attached.filter(|_| self.reaches(from, to)) {
-                Some(attached) => self.question(from, to, question, answer_to, attached, now_ns),
-                None => self.links.lock().counts.peer_rpcs_lost += 1,
-            },
+            Payload::PeerRequest { request, answer_to } => {
+                match attached.filter(|_| self.reaches(from, to)) {
+                    Some(attached) => self.question(from, to, request, answer_to, attached, now_ns),
+                    None => self.links.lock().counts.peer_rpcs_lost += 1,
+                }
+            }
             Payload::PeerResponse { answer, answer_to } => {
                 if attached.is_some() && self.reaches(from, to) {
-                    // Whoever asked may have given up.
+                    // The requester may have timed out.
                     let _ = answer_to.send(answer);
                 } else {
                     self.links.lock().counts.peer_rpcs_lost += 1;
@@ -77,15 +76,15 @@ impl SimNetwork {
         }
     }
 
-    /// What needs both ways of a connection.
-    fn reaches(&self, from: Life, to: Life) -> bool {
+    /// Requests that need both directions of a connection.
+    fn reaches(&self, from: Incarnation, to: Incarnation) -> bool {
         self.links.lock().is_whole(from.member, to.member)
     }
 
     fn messages(
         &self,
-        from: Life,
-        to: Life,
+        from: Incarnation,
+        to: Incarnation,
         mut messages: Vec<PeerMessage>,
         attached: Option<Attached>,
         now_ns: u64,
@@ -98,7 +97,7 @@ impl SimNetwork {
         if inbound.is_removed(from.member) {
             let mut links = self.links.lock();
             links.counts.lost += messages.len() as u64;
-            return links.tell_removed(from, 300, now_ns);
+            return links.report_removed(from, 300, now_ns);
         }
         messages.retain(|message| match message {
             PeerMessage::Raft(message) => message.to == to.member.0,
@@ -107,7 +106,7 @@ impl SimNetwork {
         {
             let mut links = self.links.lock();
             links.counts.delivered += messages.len() as u64;
-            links.told(to.member, from.member);
+            links.learn_address(to.member, from.member);
         }
         inbound.received(from.member, messages);
     }
@@ -123,7 +122,7 @@ impl SimNetwork {
         let Attached { inbound, tasks } = attached;
         let (from, to) = (transfer.from, transfer.to);
         if inbound.is_removed(from.member) {
-            return self.links.lock().tell_removed(from, 1_000, now_ns);
+            return self.links.lock().report_removed(from, 1_000, now_ns);
         }
         let path = SimDisks::root(to.member).join(format!("receiving-{:x}", transfer.number));
         if message.to != to.member.0 || !self.disks.copy(files.path(), &path) {
@@ -146,25 +145,25 @@ impl SimNetwork {
 
     fn question(
         &self,
-        from: Life,
-        to: Life,
-        question: PeerRequest,
+        from: Incarnation,
+        to: Incarnation,
+        request: PeerRequest,
         answer_to: AnswerTo,
         attached: Attached,
         now_ns: u64,
     ) {
         let Attached { inbound, tasks } = attached;
         let is_removed = inbound.is_removed(from.member);
-        // Anyone may ask who is here.
-        let describes = matches!(question.request, Some(Kind::Describe(_)));
+        // Needs no identity.
+        let describes = matches!(request.request, Some(Kind::Describe(_)));
         if is_removed && !describes {
-            self.links.lock().tell_removed(from, 1_000, now_ns);
+            self.links.lock().report_removed(from, 1_000, now_ns);
             return self.answer(to, from, Err(Error::NoLeader), answer_to);
         }
         let asker = (!is_removed).then_some(from.member);
         let network = self.itself.clone();
         let answering = async move {
-            let answer = inbound.asked(asker, question).await;
+            let answer = inbound.asked(asker, request).await;
             if let Some(network) = network.upgrade() {
                 network.answer(to, from, answer, answer_to);
             }
@@ -174,18 +173,18 @@ impl SimNetwork {
 
     fn answer(
         &self,
-        from: Life,
-        to: Life,
+        from: Incarnation,
+        to: Incarnation,
         answer: Result<PeerResponse, Error>,
         answer_to: AnswerTo,
     ) {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
         let link = (from.member, to.member);
-        if !links.lives(from) || links.is_full(link) || links.loses(link) {
+        if !links.is_alive(from) || links.is_full(link) || links.loses(link) {
             links.counts.peer_rpcs_lost += 1;
             drop(links);
-            // Whoever waits finds the connection broken.
+            // The requester sees a broken connection.
             drop(answer_to);
             return;
         }
@@ -194,8 +193,8 @@ impl SimNetwork {
         links.launch(due_ns, InFlight { from, to, payload });
     }
 
-    /// What its own network tells a member.
-    fn notice(&self, to: Life, notice: Payload, attached: &Attached) {
+    /// Delivers a notification from the member's own network.
+    fn notice(&self, to: Incarnation, notice: Payload, attached: &Attached) {
         let inbound = &attached.inbound;
         match notice {
             Payload::Refused { peer, messages } => inbound.received(peer, messages),
@@ -214,7 +213,7 @@ impl SimNetwork {
             } => {
                 let link = (to.member, peer);
                 let mut links = self.links.lock();
-                // One that could not be begun has no number.
+                // A transfer that could not start has no number.
                 let news = number == 0 || links.transfers.get(&link) == Some(&number);
                 if number != 0 && news {
                     links.transfers.remove(&link);
@@ -232,7 +231,7 @@ impl SimNetwork {
         }
     }
 
-    /// The peers of a member that stood still for a while give it up.
+    /// A member was paused for a while: its peers consider it silent.
     fn silence(&self, member: MemberId, number: u64, now_ns: u64) {
         let mut links = self.links.lock();
         if links.held.get(&member) == Some(&number) {
@@ -243,11 +242,11 @@ impl SimNetwork {
     }
 }
 
-/// A snapshot on its way; its sender hears how that went, once, whatever happens.
+/// A snapshot in flight; its sender is informed of the outcome exactly once.
 struct Transfer {
     network: Weak<SimNetwork>,
-    from: Life,
-    to: Life,
+    from: Incarnation,
+    to: Incarnation,
     number: u64,
     taken: bool,
 }
@@ -259,11 +258,11 @@ impl Drop for Transfer {
         };
         let now_ns = network.time.now_ns();
         let mut links = network.links.lock();
-        if !links.lives(self.from) {
+        if !links.is_alive(self.from) {
             return;
         }
         let back = (self.to.member, self.from.member);
-        // The peer may have it and not be able to say so.
+        // The peer may have received it and be unable to answer.
         let taken = self.taken && links.is_whole(back.0, back.1) && !links.loses(back);
         links.counts.snapshots_cut += u64::from(!taken);
         let payload = Payload::SnapshotSent {
@@ -271,12 +270,12 @@ impl Drop for Transfer {
             number: self.number,
             taken,
         };
-        links.tell(self.from.member, payload, now_ns);
+        links.notify(self.from.member, payload, now_ns);
     }
 }
 
 impl Links {
-    /// One of those that are due. What comes to a member that stands still is put aside.
+    /// Takes one of the flights that are due. Those to a paused member are held.
     fn take_due(&mut self, now_ns: u64, random: &mut Random) -> Option<InFlight> {
         loop {
             let due = self.flying.range(..=(now_ns, u64::MAX));
@@ -287,7 +286,7 @@ impl Links {
             let skipped = random.below(count) as usize;
             let key = *self.flying.keys().nth(skipped)?;
             let flight = self.flying.remove(&key)?;
-            let held = self.held.contains_key(&flight.to.member) && self.lives(flight.to);
+            let held = self.held.contains_key(&flight.to.member) && self.is_alive(flight.to);
             let endpoint = self.endpoints.get_mut(&flight.to.member);
             match endpoint.filter(|_| held) {
                 Some(endpoint) => endpoint.waiting.push_back(flight),
@@ -299,9 +298,9 @@ impl Links {
         }
     }
 
-    fn tell_removed(&mut self, member: Life, per_mille: u32, now_ns: u64) {
-        if self.lives(member) && self.random.chance(per_mille) {
-            self.tell(member.member, Payload::Removed, now_ns);
+    fn report_removed(&mut self, member: Incarnation, per_mille: u32, now_ns: u64) {
+        if self.is_alive(member) && self.random.chance(per_mille) {
+            self.notify(member.member, Payload::Removed, now_ns);
         }
     }
 }

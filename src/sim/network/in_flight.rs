@@ -1,4 +1,4 @@
-//! What flies between members, and for how long.
+//! What is in flight between members, and its delay.
 
 use std::sync::Arc;
 
@@ -11,37 +11,37 @@ use crate::sim::random::Random;
 use crate::transport::{PeerMessage, SnapshotDir};
 use crate::types::MemberId;
 
-/// Where the answer to a question goes.
+/// Where the response to a peer RPC is delivered.
 pub type AnswerTo = oneshot::Sender<Result<PeerResponse, Error>>;
 
-/// One life of a member.
+/// One process of a member, by the number of its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Life {
+pub struct Incarnation {
     pub member: MemberId,
     pub number: u64,
 }
 
-/// Something on its way to a member.
+/// A message or notification in flight to a member.
 pub enum Payload {
     /// From another member.
     Messages(Vec<PeerMessage>),
     Snapshot {
         message: Message,
         files: Arc<SnapshotDir>,
-        /// Tells this transfer from others between the same two.
+        /// Identifies the transfer among those between the same two members.
         number: u64,
-        /// The transfer breaks on its way.
+        /// The transfer fails on its way.
         breaks: bool,
     },
     PeerRequest {
-        question: PeerRequest,
+        request: PeerRequest,
         answer_to: AnswerTo,
     },
     PeerResponse {
         answer: Result<PeerResponse, Error>,
         answer_to: AnswerTo,
     },
-    /// What its own network tells a member, in a peer's name or not.
+    /// A notification from the member's own network, possibly about a peer.
     Refused {
         peer: MemberId,
         messages: Vec<PeerMessage>,
@@ -53,30 +53,30 @@ pub enum Payload {
         taken: bool,
     },
     Removed,
-    /// A member that was held under this number is found silent: to nobody.
+    /// A member that was paused under this number is now considered silent. Not delivered.
     Silence {
         member: MemberId,
         number: u64,
     },
 }
 
-/// Payload with its way.
+/// A payload with its sender and receiver.
 pub struct InFlight {
-    pub from: Life,
-    pub to: Life,
+    pub from: Incarnation,
+    pub to: Incarnation,
     pub payload: Payload,
 }
 
 impl InFlight {
     pub fn to_nobody(payload: Payload) -> Self {
         Self {
-            from: Life::default(),
-            to: Life::default(),
+            from: Incarnation::default(),
+            to: Incarnation::default(),
             payload,
         }
     }
 
-    /// What has to pass a link, and counts for its bound.
+    /// What has to pass a link and counts towards its bound.
     pub fn is_on_a_link(&self) -> bool {
         !matches!(
             self.payload,
@@ -92,18 +92,18 @@ impl InFlight {
 const US: u64 = 1_000;
 const MS: u64 = 1_000_000;
 
-/// How long something takes.
+/// The kinds of delay.
 #[derive(Clone, Copy, Debug)]
 pub enum Delay {
-    /// As a message does on a good day.
+    /// That of an ordinary message.
     Usual,
-    /// As one that is held up.
+    /// That of a message that is held up.
     Slow,
-    /// Until a transfer of files is done.
+    /// The duration of a file transfer.
     Transfer,
-    /// Until one's own side notices something.
+    /// Until the sender's own side detects a failure.
     Notice,
-    /// Until a peer that says nothing is given up.
+    /// Until a silent peer is considered dead.
     Silence,
 }
 
@@ -111,7 +111,7 @@ impl Delay {
     pub fn draw(self, random: &mut Random) -> u64 {
         match self {
             Self::Usual => random.between(50 * US, 500 * US),
-            // Each order of magnitude as often as the other.
+            // Uniform over the orders of magnitude.
             Self::Slow => match random.below(3) {
                 0 => random.between(MS, 10 * MS),
                 1 => random.between(10 * MS, 100 * MS),

@@ -1,11 +1,11 @@
-//! The members of a world as the network sees them, and what lies between them.
+//! The members as the network knows them, and the links between them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::conditions::{Counts, LinkConditions, MAX_ON_A_LINK};
-use super::in_flight::{Delay, InFlight, Life, Payload};
+use super::in_flight::{Delay, InFlight, Incarnation, Payload};
 use crate::env::Clock;
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
@@ -14,32 +14,32 @@ use crate::sim::random::Random;
 use crate::transport::{Inbound, PeerMessage, Roster};
 use crate::types::MemberId;
 
-/// From whom to whom.
+/// Sender and receiver.
 pub type Link = (MemberId, MemberId);
 
-/// Who takes what comes to a member.
+/// What handles a member's incoming messages.
 #[derive(Clone)]
 pub struct Attached {
     pub inbound: Arc<dyn Inbound>,
     pub tasks: Arc<Tasks>,
 }
 
-/// One life of a member.
+/// A running process of a member.
 pub struct Endpoint {
-    pub life: u64,
+    pub incarnation: u64,
     pub clock: Arc<dyn Clock>,
     pub roster: Roster,
     pub attached: Option<Attached>,
-    /// What came while the member was held.
+    /// Flights to a member that is paused.
     pub waiting: VecDeque<InFlight>,
-    /// Since when, by its clock, a peer has been connected.
+    /// Since when a peer has been connected, by the member's clock.
     pub connected: BTreeMap<MemberId, Duration>,
 }
 
 impl Endpoint {
-    pub fn new(member: MemberId, life: u64, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(member: MemberId, incarnation: u64, clock: Arc<dyn Clock>) -> Self {
         Self {
-            life,
+            incarnation,
             clock,
             roster: Roster::new(member, vec![format!("http://{member}")]),
             attached: None,
@@ -49,28 +49,28 @@ impl Endpoint {
     }
 }
 
-/// All that is behind the lock.
+/// The state behind the lock.
 pub struct Links {
     pub random: Random,
     pub conditions: LinkConditions,
-    /// What any message takes at least.
+    /// The minimum delay of every message.
     pub distance_ns: u64,
-    /// What each link loses of a thousand, once it was used in this conditions.
+    /// Per mille lost on each link, once it was used under the present conditions.
     pub losses: BTreeMap<Link, u32>,
     pub cut: BTreeSet<Link>,
     pub endpoints: BTreeMap<MemberId, Endpoint>,
-    /// Members that stand still, each since some number.
+    /// Paused members, each with the number of its pause.
     pub held: BTreeMap<MemberId, u64>,
-    /// Those of them that were found silent.
+    /// Those of them that are considered silent.
     pub silent: BTreeSet<MemberId>,
-    /// By the moment at which they are due, and then in the order in which they began.
+    /// By due time, then in the order in which they were sent.
     pub flying: BTreeMap<(u64, u64), InFlight>,
     on_link: BTreeMap<Link, usize>,
-    /// Snapshots of which the sender has not heard yet.
+    /// Snapshots of which the sender does not know the outcome yet.
     pub transfers: BTreeMap<Link, u64>,
     last_number: u64,
     pub most_in_flight: usize,
-    /// How often a state, by its index, came whole to a life.
+    /// How often a state, by its index, was received completely by a process.
     pub arrivals: BTreeMap<(u64, u64), u64>,
     pub counts: Counts,
 }
@@ -96,36 +96,36 @@ impl Links {
         }
     }
 
-    /// A number that was never given before.
-    pub fn new_life(&mut self) -> u64 {
+    /// A number that was not used before.
+    pub fn new_incarnation(&mut self) -> u64 {
         self.last_number += 1;
         self.last_number
     }
 
-    /// The member as it lives now; a life of number 0 where it does not.
-    pub fn life(&self, member: MemberId) -> Life {
-        let number = self.endpoints.get(&member).map_or(0, |one| one.life);
-        Life { member, number }
+    /// The running process of the member; number 0 if there is none.
+    pub fn incarnation(&self, member: MemberId) -> Incarnation {
+        let number = self.endpoints.get(&member).map_or(0, |one| one.incarnation);
+        Incarnation { member, number }
     }
 
-    pub fn lives(&self, life: Life) -> bool {
+    pub fn is_alive(&self, incarnation: Incarnation) -> bool {
         self.endpoints
-            .get(&life.member)
-            .is_some_and(|endpoint| endpoint.life == life.number)
+            .get(&incarnation.member)
+            .is_some_and(|endpoint| endpoint.incarnation == incarnation.number)
     }
 
-    /// Who takes what comes to this life, if it is there and takes anything.
-    pub fn attached(&self, life: Life) -> Option<&Attached> {
-        let endpoint = self.endpoints.get(&life.member)?;
+    /// The handler of this process, if it runs and is attached.
+    pub fn attached(&self, incarnation: Incarnation) -> Option<&Attached> {
+        let endpoint = self.endpoints.get(&incarnation.member)?;
         let attached = endpoint.attached.as_ref()?;
-        (endpoint.life == life.number).then_some(attached)
+        (endpoint.incarnation == incarnation.number).then_some(attached)
     }
 
     pub fn is_whole(&self, one: MemberId, other: MemberId) -> bool {
         !self.cut.contains(&(one, other)) && !self.cut.contains(&(other, one))
     }
 
-    /// Whether the link loses what passes it now.
+    /// Whether the link loses this message.
     pub fn loses(&mut self, link: Link) -> bool {
         if self.conditions.loss_per_mille >= 1_000 {
             return true;
@@ -138,7 +138,7 @@ impl Links {
         random.chance(*loss)
     }
 
-    /// How long a message takes now.
+    /// The delay of a message sent now.
     pub fn message_delay(&mut self) -> u64 {
         let slow = self.random.chance(self.conditions.slow_per_mille);
         self.counts.delayed_long += u64::from(slow);
@@ -155,13 +155,13 @@ impl Links {
         self.most_in_flight = self.most_in_flight.max(self.in_flight());
     }
 
-    /// Launches what is counted on its link already.
+    /// Sends what has already been counted on its link.
     pub fn relaunch(&mut self, due_ns: u64, flight: InFlight) {
-        let number = self.new_life();
+        let number = self.new_incarnation();
         self.flying.insert((due_ns, number), flight);
     }
 
-    /// Takes a flight off its link.
+    /// Removes a flight from its link.
     pub fn landed(&mut self, flight: &InFlight) {
         let link = (flight.from.member, flight.to.member);
         if flight.is_on_a_link()
@@ -182,45 +182,51 @@ impl Links {
         self.flying.len() + waiting.sum::<usize>()
     }
 
-    /// Has a member's own network tell it something, after a moment.
-    pub fn tell(&mut self, member: MemberId, payload: Payload, now_ns: u64) {
-        let to = self.life(member);
+    /// Delivers a notification from the member's own network, after a moment.
+    pub fn notify(&mut self, member: MemberId, payload: Payload, now_ns: u64) {
+        let to = self.incarnation(member);
         let due_ns = now_ns + Delay::Notice.draw(&mut self.random);
         let from = to;
         self.launch(due_ns, InFlight { from, to, payload });
     }
 
-    /// Has some of a member's peers hear that it is gone.
+    /// Notifies some of a member's peers that it is gone.
     pub fn spread_unreachable(&mut self, member: MemberId, now_ns: u64, per_mille: u32) {
         let knowing = self.endpoints.iter();
         let knowing = knowing.filter(|(_, endpoint)| endpoint.roster.knows(member));
         let knowing: Vec<MemberId> = knowing.map(|(peer, _)| *peer).collect();
         for peer in knowing {
             if self.random.chance(per_mille) {
-                self.tell(peer, Payload::Unreachable(member), now_ns);
+                self.notify(peer, Payload::Unreachable(member), now_ns);
             }
         }
     }
 
-    /// What was sent did not arrive, and will not: its sender may hear so.
-    pub fn lost(&mut self, from: Life, to: MemberId, messages: Vec<PeerMessage>, now_ns: u64) {
+    /// What was sent has been lost; its sender may be notified.
+    pub fn lost(
+        &mut self,
+        from: Incarnation,
+        to: MemberId,
+        messages: Vec<PeerMessage>,
+        now_ns: u64,
+    ) {
         self.counts.lost += messages.len() as u64;
-        if !self.lives(from) {
+        if !self.is_alive(from) {
             return;
         }
         let refused = refusals(&messages, Error::NoLeader);
         if !refused.is_empty() && self.random.chance(500) {
             self.counts.refused += refused.len() as u64;
             let (peer, messages) = (to, refused);
-            self.tell(from.member, Payload::Refused { peer, messages }, now_ns);
+            self.notify(from.member, Payload::Refused { peer, messages }, now_ns);
         }
         if self.random.chance(150) {
-            self.tell(from.member, Payload::Unreachable(to), now_ns);
+            self.notify(from.member, Payload::Unreachable(to), now_ns);
         }
     }
 
-    /// Breaks off the snapshots that a member sends. What is returned is to be dropped without
-    /// the lock.
+    /// Aborts the snapshots that a member sends. The caller drops the returned values without the
+    /// lock.
     pub fn ground_snapshots(&mut self, member: MemberId) -> Vec<InFlight> {
         let sent = |flight: &InFlight| {
             flight.from.member == member && matches!(flight.payload, Payload::Snapshot { .. })
@@ -249,14 +255,14 @@ impl Links {
         fallen
     }
 
-    /// True where a member knows how to reach the other.
+    /// True if a member knows an address of the other.
     pub fn knows(&self, member: MemberId, peer: MemberId) -> bool {
         let endpoint = self.endpoints.get(&member);
         endpoint.is_some_and(|endpoint| endpoint.roster.knows(peer))
     }
 
-    /// A call says where its caller listens.
-    pub fn told(&mut self, member: MemberId, caller: MemberId) {
+    /// A call carries the caller's peer URLs.
+    pub fn learn_address(&mut self, member: MemberId, caller: MemberId) {
         if self.knows(member, caller) || probe::injected(Defect::UnlistedUnanswered) {
             return;
         }
@@ -270,7 +276,7 @@ impl Links {
         }
     }
 
-    /// Finds anew who is connected with whom.
+    /// Updates which members are connected.
     pub fn reconnect(&mut self) {
         let here = |member: &MemberId| {
             let endpoint = self.endpoints.get(member)?;
@@ -301,7 +307,7 @@ impl Links {
     }
 }
 
-/// What those who forwarded these are told.
+/// What the senders of these forwarded proposals are notified of.
 pub fn refusals(messages: &[PeerMessage], error: Error) -> Vec<PeerMessage> {
     let refusal = |message: &PeerMessage| match message {
         PeerMessage::Forwarded(forwarded) => Some(PeerMessage::Refused {

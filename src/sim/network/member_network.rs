@@ -1,4 +1,4 @@
-//! The network as one life of a member sees it, and how what it says begins to fly.
+//! The network as seen by one process of a member: how it sends messages, requests and snapshots.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::SimNetwork;
-use super::in_flight::{Delay, InFlight, Life, Payload};
+use super::in_flight::{Delay, InFlight, Incarnation, Payload};
 use super::links::{Attached, Endpoint, Links, refusals};
 use crate::env::{Boxed, Clock, timeout};
 use crate::error::Error;
@@ -16,13 +16,13 @@ use crate::sim::executor::Tasks;
 use crate::transport::{Inbound, Network, Peer, PeerMessage, SnapshotDir};
 use crate::types::MemberId;
 
-/// What breaks of the snapshots on their way even in fine conditions, of a thousand.
+/// Per mille of snapshot transfers that fail even under good conditions.
 const BREAKS_PER_MILLE: u32 = 20;
 
 /// See the module.
 pub struct MemberNetwork {
     network: Weak<SimNetwork>,
-    life: Life,
+    incarnation: Incarnation,
     clock: Arc<dyn Clock>,
     tasks: Arc<Tasks>,
 }
@@ -37,7 +37,7 @@ impl MemberNetwork {
     ) -> Self {
         Self {
             network,
-            life: Life { member, number },
+            incarnation: Incarnation { member, number },
             clock,
             tasks,
         }
@@ -45,8 +45,8 @@ impl MemberNetwork {
 }
 
 impl SimNetwork {
-    /// The network for a life of a member that begins now; its clock says how long answers are
-    /// waited for, and its tasks run what takes a while. Nothing comes in before `attach`.
+    /// The network for a process that starts now. Response timeouts follow its clock, and its tasks
+    /// run long operations. Nothing is received before `attach`.
     pub fn network(
         &self,
         member: MemberId,
@@ -55,32 +55,38 @@ impl SimNetwork {
     ) -> Arc<MemberNetwork> {
         self.detach(member);
         let mut links = self.links.lock();
-        let life = links.new_life();
-        let endpoint = Endpoint::new(member, life, clock.clone());
+        let incarnation = links.new_incarnation();
+        let endpoint = Endpoint::new(member, incarnation, clock.clone());
         let before = links.endpoints.insert(member, endpoint);
         drop(links);
         drop(before);
         let itself = self.itself.clone();
-        Arc::new(MemberNetwork::new(itself, member, life, clock, tasks))
+        Arc::new(MemberNetwork::new(
+            itself,
+            member,
+            incarnation,
+            clock,
+            tasks,
+        ))
     }
 }
 
 impl Network for MemberNetwork {
     fn attach(&self, inbound: Arc<dyn Inbound>) {
         if let Some(network) = self.network.upgrade() {
-            network.attach(self.life.member, inbound, self.tasks.clone());
+            network.attach(self.incarnation.member, inbound, self.tasks.clone());
         }
     }
 
     fn send(&self, to: MemberId, messages: Vec<PeerMessage>) {
         if let Some(network) = self.network.upgrade() {
-            network.send(self.life, to, messages);
+            network.send(self.incarnation, to, messages);
         }
     }
 
     fn send_snapshot(&self, message: Message, files: Arc<SnapshotDir>) {
         if let Some(network) = self.network.upgrade() {
-            network.send_snapshot(self.life, message, files);
+            network.send_snapshot(self.incarnation, message, files);
         }
     }
 
@@ -89,8 +95,8 @@ impl Network for MemberNetwork {
             return;
         };
         let mut links = network.links.lock();
-        if links.lives(self.life)
-            && let Some(endpoint) = links.endpoints.get_mut(&self.life.member)
+        if links.is_alive(self.incarnation)
+            && let Some(endpoint) = links.endpoints.get_mut(&self.incarnation.member)
         {
             let inbound = endpoint.attached.as_ref().map(|one| one.inbound.clone());
             let is_removed =
@@ -103,13 +109,14 @@ impl Network for MemberNetwork {
     fn ask(
         &self,
         member: MemberId,
-        question: PeerRequest,
+        request: PeerRequest,
         limit: Duration,
     ) -> Boxed<Result<PeerResponse, Error>> {
-        let (network, life, clock) = (self.network.clone(), self.life, self.clock.clone());
+        let (network, incarnation, clock) =
+            (self.network.clone(), self.incarnation, self.clock.clone());
         Box::pin(async move {
             let fate = match network.upgrade() {
-                Some(network) => network.ask(life, member, question),
+                Some(network) => network.ask(incarnation, member, request),
                 None => Fate::NotConnected,
             };
             let (answer, patient) = match fate {
@@ -118,7 +125,7 @@ impl Network for MemberNetwork {
                     clock.sleep(limit).await;
                     return Err(error);
                 }
-                Fate::Asked { answer, patient } => (answer, patient),
+                Fate::Sent { answer, patient } => (answer, patient),
             };
             let answered = async {
                 match answer.await {
@@ -135,26 +142,26 @@ impl Network for MemberNetwork {
     fn active_since(&self, member: MemberId) -> Option<Duration> {
         let network = self.network.upgrade()?;
         let links = network.links.lock();
-        let endpoint = links.endpoints.get(&self.life.member)?;
+        let endpoint = links.endpoints.get(&self.incarnation.member)?;
         let connected = endpoint.connected.get(&member).copied();
-        connected.filter(|_| endpoint.life == self.life.number)
+        connected.filter(|_| endpoint.incarnation == self.incarnation.number)
     }
 }
 
-/// What becomes of a question.
+/// What happens to a request.
 enum Fate {
     NotConnected,
-    /// Nothing is heard until the limit, and then this.
+    /// No response until the timeout, and then this error.
     Silent(Error),
-    Asked {
-        /// Closed where no answer will come.
+    Sent {
+        /// Closed without a value if no response will come.
         answer: oneshot::Receiver<Result<PeerResponse, Error>>,
-        /// Whoever asks does not notice a broken connection.
+        /// The requester does not notice the broken connection.
         patient: bool,
     },
 }
 
-/// What a member hears of messages within the very call that sends them.
+/// Notifications that a sender gets within the call that sends.
 struct Unsent {
     attached: Option<Attached>,
     to: MemberId,
@@ -179,10 +186,10 @@ impl Unsent {
 }
 
 impl SimNetwork {
-    fn send(&self, from: Life, to: MemberId, messages: Vec<PeerMessage>) {
+    fn send(&self, from: Incarnation, to: MemberId, messages: Vec<PeerMessage>) {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
-        if !links.lives(from) || messages.is_empty() {
+        if !links.is_alive(from) || messages.is_empty() {
             return;
         }
         let mut promises = self.promises();
@@ -202,7 +209,7 @@ impl SimNetwork {
             unsent.messages = messages;
         } else {
             unsent.error = Error::TooManyRequests;
-            // A batch stays together, or each of its messages goes its own way.
+            // The messages of a batch are lost and delayed together, or separately.
             let together = links.random.chance(500);
             let groups = match together {
                 true => vec![messages],
@@ -218,14 +225,14 @@ impl SimNetwork {
         unsent.report();
     }
 
-    fn send_snapshot(&self, from: Life, message: Message, files: Arc<SnapshotDir>) {
+    fn send_snapshot(&self, from: Incarnation, message: Message, files: Arc<SnapshotDir>) {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
-        if !links.lives(from) {
+        if !links.is_alive(from) {
             return;
         }
         links.counts.snapshots_sent += 1;
-        let to = links.life(MemberId(message.to));
+        let to = links.incarnation(MemberId(message.to));
         let link = (from.member, to.member);
         let reachable = links.knows(link.0, link.1)
             && links.attached(to).is_some()
@@ -237,10 +244,10 @@ impl SimNetwork {
                 number: 0,
                 taken: false,
             };
-            links.tell(from.member, payload, now_ns);
+            links.notify(from.member, payload, now_ns);
             return;
         }
-        let number = links.new_life();
+        let number = links.new_incarnation();
         links.transfers.insert(link, number);
         let breaks = BREAKS_PER_MILLE + 4 * links.conditions.loss_per_mille;
         let breaks = links.random.chance(breaks.min(800));
@@ -254,22 +261,23 @@ impl SimNetwork {
         links.launch(due_ns, InFlight { from, to, payload });
     }
 
-    fn ask(&self, from: Life, to: MemberId, question: PeerRequest) -> Fate {
+    fn ask(&self, from: Incarnation, to: MemberId, request: PeerRequest) -> Fate {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
         links.counts.peer_rpcs += 1;
         let endpoint = links.endpoints.get(&from.member);
-        let known = endpoint.is_some_and(|one| one.life == from.number && one.roster.knows(to));
+        let known =
+            endpoint.is_some_and(|one| one.incarnation == from.number && one.roster.knows(to));
         if !known {
             return Fate::NotConnected;
         }
         let link = (from.member, to);
-        let to = links.life(to);
+        let to = links.incarnation(to);
         if links.attached(to).is_none() || !links.is_whole(link.0, link.1) {
             links.counts.peer_rpcs_lost += 1;
             return match links.random.below(3) {
                 0 => Fate::NotConnected,
-                // No connection could be made in time, or one was there that is dead.
+                // The connection could not be established in time, or is dead.
                 1 => Fate::Silent(Error::NoLeader),
                 _ => Fate::Silent(Error::Timeout),
             };
@@ -280,21 +288,18 @@ impl SimNetwork {
             links.counts.peer_rpcs_lost += 1;
         } else {
             let due_ns = now_ns + links.message_delay();
-            let payload = Payload::PeerRequest {
-                question,
-                answer_to,
-            };
+            let payload = Payload::PeerRequest { request, answer_to };
             links.launch(due_ns, InFlight { from, to, payload });
         }
-        Fate::Asked { answer, patient }
+        Fate::Sent { answer, patient }
     }
 }
 
 impl Links {
-    /// Returns what found no room.
+    /// Returns the messages for which the link had no room.
     fn send_group(
         &mut self,
-        from: Life,
+        from: Incarnation,
         to: MemberId,
         messages: Vec<PeerMessage>,
         now_ns: u64,
@@ -304,7 +309,7 @@ impl Links {
             self.counts.overflowed += messages.len() as u64;
             return messages;
         }
-        let to = self.life(to);
+        let to = self.incarnation(to);
         let nobody = self.attached(to).is_none() || self.cut.contains(&link);
         if nobody || self.loses(link) {
             self.lost(from, to.member, messages, now_ns);
@@ -312,7 +317,7 @@ impl Links {
         }
         let duplicates = self.conditions.duplicates_per_mille;
         for message in &messages {
-            // What else there is travels on a stream, which repeats nothing.
+            // All other messages use a stream, which does not repeat.
             if matches!(message, PeerMessage::Raft(_)) && self.random.chance(duplicates) {
                 self.counts.duplicated += 1;
                 let due_ns = now_ns + self.message_delay();

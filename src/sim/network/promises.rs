@@ -1,33 +1,33 @@
-//! What members tell each other of terms and votes. It has to be on their disks by then: whoever
-//! forgets it in a crash may vote, or lead, in a term a second time.
+//! The terms and votes that members have announced to each other. They have to be durable by then:
+//! a member that forgets them in a crash may vote, or lead, in the same term twice.
 //!
-//! Looked at where it leaves a member: that two leaders or two histories come of it takes another
-//! crash at the right moment, and is seldom seen.
+//! Checked when a message is sent: two leaders or two histories arise from such a bug only after
+//! another crash at the right moment, which is rare.
 
 use std::collections::BTreeMap;
 
 use crate::raft::{Message, MessageType};
 use crate::types::MemberId;
 
-/// What a member told others, in all its lives.
+/// What a member has announced, over all restarts.
 #[derive(Default)]
-struct Told {
+struct Announced {
     term: u64,
-    /// Whom it voted for, by term.
+    /// The candidate it voted for, by term.
     votes: BTreeMap<u64, u64>,
 }
 
 /// See the module.
 #[derive(Default)]
 pub struct Promises {
-    told: BTreeMap<MemberId, Told>,
-    /// The term in which a member spoke as leader in its present turn.
+    announced: BTreeMap<MemberId, Announced>,
+    /// The term in which a member has sent messages as leader during its present turn.
     leads: BTreeMap<MemberId, u64>,
     broken: Option<String>,
 }
 
 impl Promises {
-    /// Takes note of a message that leaves a member.
+    /// Records a message that a member sends.
     pub fn note(&mut self, from: MemberId, message: &Message) {
         let counts = match message.get_msg_type() {
             MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgRequestVote => {
@@ -45,14 +45,14 @@ impl Promises {
         ) {
             self.leads.insert(from, message.term);
         }
-        let told = self.told.entry(from).or_default();
-        told.term = told.term.max(message.term);
+        let announced = self.announced.entry(from).or_default();
+        announced.term = announced.term.max(message.term);
         let vote = match message.get_msg_type() {
             MessageType::MsgRequestVote => from.0,
             MessageType::MsgRequestVoteResponse => message.to,
             _ => return,
         };
-        let before = *told.votes.entry(message.term).or_insert(vote);
+        let before = *announced.votes.entry(message.term).or_insert(vote);
         if before != vote {
             let term = message.term;
             self.broken = Some(format!(
@@ -61,10 +61,11 @@ impl Promises {
         }
     }
 
-    /// A member starts in a term. Says what is wrong with that.
+    /// Checks the term in which a member starts. Returns the violation.
     pub fn started(&self, member: MemberId, term: u64) -> Option<String> {
-        let told = self.told.get(&member)?.term;
-        (term < told).then(|| format!("{member} starts in term {term} and was in term {told}"))
+        let announced = self.announced.get(&member)?.term;
+        (term < announced)
+            .then(|| format!("{member} starts in term {term} and was in term {announced}"))
     }
 
     /// The raft thread of a member begins a turn.
@@ -72,7 +73,7 @@ impl Promises {
         self.leads.remove(&member);
     }
 
-    /// The term in which a member spoke as leader since then.
+    /// The term in which a member has sent messages as leader since then.
     pub fn led_in(&self, member: MemberId) -> Option<u64> {
         self.leads.get(&member).copied()
     }

@@ -1,4 +1,4 @@
-//! What the network promises, tried on members that only take notes.
+//! Tests of the simulated network, with members that only record what they receive.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,25 +26,25 @@ const MS: u64 = 1_000_000;
 
 #[derive(Clone, Debug, PartialEq)]
 enum Note {
-    /// A raft message, known by its index.
+    /// A raft message, identified by its index.
     Raft(u64, u64),
     Forwarded(u64, u64),
     Refused(u64, u64, Error),
     Unreachable(u64),
     SnapshotSent(u64, bool),
     SnapshotCame(u64, bool),
-    Asked(Option<MemberId>),
+    Request(Option<MemberId>),
     Removed,
 }
 
-/// A member.
+/// A recording member.
 struct Member {
     notes: Mutex<Vec<Note>>,
     removed: Mutex<Vec<MemberId>>,
     disks: Arc<SimDisks>,
-    /// Takes snapshots over, or does not.
+    /// Whether it accepts snapshots.
     takes: Mutex<bool>,
-    /// Answers questions, or thinks about them for ever.
+    /// Whether it answers requests, or never responds.
     answers: Mutex<bool>,
 }
 
@@ -94,7 +94,7 @@ impl Inbound for Member {
         from: Option<MemberId>,
         _question: PeerRequest,
     ) -> Boxed<Result<PeerResponse, Error>> {
-        self.note(Note::Asked(from));
+        self.note(Note::Request(from));
         let answers = *self.answers.lock();
         Box::pin(async move {
             if !answers {
@@ -115,27 +115,27 @@ impl Inbound for Member {
     }
 }
 
-/// A member that lives.
-struct Life {
+/// A member that running.
+struct RunningMember {
     member: Arc<Member>,
     network: Arc<MemberNetwork>,
     tasks: Arc<Tasks>,
 }
 
-struct World {
+struct TestNetwork {
     time: Arc<Time>,
     disks: Arc<SimDisks>,
     network: Arc<SimNetwork>,
     random: Random,
-    lives: Vec<Life>,
+    running: Vec<RunningMember>,
 }
 
 fn id(number: usize) -> MemberId {
     MemberId(number as u64)
 }
 
-impl World {
-    /// Members are numbered from 1; at 0 lives nobody's neighbour.
+impl TestNetwork {
+    /// Members are numbered from 1; slot 0 is unused.
     fn new(seed: u64, members: usize) -> Self {
         let mut random = Random::new(seed);
         let (time, disks) = (Time::new(), SimDisks::new());
@@ -145,16 +145,16 @@ impl World {
             disks,
             network,
             random,
-            lives: Vec::new(),
+            running: Vec::new(),
         };
         for number in 0..=members {
             let life = world.start(number, members);
-            world.lives.push(life);
+            world.running.push(life);
         }
         world
     }
 
-    fn start(&self, number: usize, members: usize) -> Life {
+    fn start(&self, number: usize, members: usize) -> RunningMember {
         let offset = Arc::new(AtomicI64::new(0));
         let clock = Arc::new(MemberClock::new(self.time.clone(), 0, offset));
         let (tasks, member) = (Tasks::new(), self.member());
@@ -166,7 +166,7 @@ impl World {
         });
         network.set_peers(peers.collect());
         network.attach(member.clone());
-        Life {
+        RunningMember {
             member,
             network,
             tasks,
@@ -184,20 +184,20 @@ impl World {
     }
 
     fn send(&self, from: usize, to: usize, messages: Vec<PeerMessage>) {
-        self.lives[from].network.send(id(to), messages);
+        self.running[from].network.send(id(to), messages);
     }
 
     fn notes(&self, member: usize) -> Vec<Note> {
-        self.lives[member].member.take()
+        self.running[member].member.take()
     }
 
     fn poll(&mut self) {
-        for life in &self.lives {
+        for life in &self.running {
             while life.tasks.poll_one(&mut self.random) {}
         }
     }
 
-    /// Runs until nothing is under way, for a while at most.
+    /// Runs until nothing is in flight, within a time limit.
     fn run_for(&mut self, ns: u64) {
         let end = self.time.now_ns() + ns;
         loop {
@@ -213,14 +213,14 @@ impl World {
         }
     }
 
-    /// Asks, and returns what becomes of it and when.
+    /// Sends a request, and returns its outcome and the time.
     fn ask(&self, from: usize, to: usize, kind: Option<Kind>) -> Asking {
         let asking = Asking::default();
-        let (network, noted) = (self.lives[from].network.clone(), asking.clone());
+        let (network, noted) = (self.running[from].network.clone(), asking.clone());
         let (time, begun) = (self.time.clone(), self.time.now_ns());
-        self.lives[from].tasks.spawn(Box::pin(async move {
-            let question = PeerRequest { request: kind };
-            let answer = network.ask(id(to), question, LIMIT).await;
+        self.running[from].tasks.spawn(Box::pin(async move {
+            let request = PeerRequest { request: kind };
+            let answer = network.ask(id(to), request, LIMIT).await;
             *noted.lock() = Some((answer.map(drop), time.now_ns() - begun));
         }));
         asking
@@ -238,7 +238,7 @@ impl World {
             to: to as u64,
             ..Default::default()
         };
-        self.lives[from].network.send_snapshot(message, files);
+        self.running[from].network.send_snapshot(message, files);
     }
 }
 
@@ -276,7 +276,7 @@ fn count(notes: &[Note], like: impl Fn(&Note) -> bool) -> usize {
 
 #[test]
 fn in_fine_weather_everything_arrives_once_and_not_in_order() {
-    let mut world = World::new(1, 2);
+    let mut world = TestNetwork::new(1, 2);
     for index in 0..200 {
         world.send(1, 2, vec![raft(2, index), forwarded(index), refused(index)]);
     }
@@ -308,7 +308,7 @@ fn in_fine_weather_everything_arrives_once_and_not_in_order() {
 #[test]
 fn the_same_seed_is_the_same_network() {
     let run = |seed| {
-        let mut world = World::new(seed, 3);
+        let mut world = TestNetwork::new(seed, 3);
         world.network.set_conditions(100, 100, 100);
         for index in 0..300 {
             world.send(1, 2, vec![raft(2, index), forwarded(index)]);
@@ -323,7 +323,7 @@ fn the_same_seed_is_the_same_network() {
 
 #[test]
 fn bad_weather_loses_repeats_and_delays_but_repeats_no_proposal() {
-    let mut world = World::new(2, 3);
+    let mut world = TestNetwork::new(2, 3);
     world.network.set_conditions(100, 200, 100);
     for index in 0..1_000 {
         for to in [2, 3] {
@@ -332,7 +332,7 @@ fn bad_weather_loses_repeats_and_delays_but_repeats_no_proposal() {
         world.run_for(MS);
     }
     world.run_for(10_000 * MS);
-    let told = world.notes(1);
+    let reported = world.notes(1);
     let notes = [world.notes(2), world.notes(3)];
     let mut losses = Vec::new();
     for (at, notes) in notes.iter().enumerate() {
@@ -342,8 +342,8 @@ fn bad_weather_loses_repeats_and_delays_but_repeats_no_proposal() {
             rafts += count(notes, |note| *note == Note::Raft(1, index)).min(1);
             let proposals = count(notes, |note| *note == Note::Forwarded(1, index));
             let refusal = Note::Refused(peer, index, Error::NoLeader);
-            let refusals = count(&told, |note| *note == refusal);
-            // Who is told that nobody has it may propose it again.
+            let refusals = count(&reported, |note| *note == refusal);
+            // The sender may propose it again after this.
             assert!(proposals + refusals <= 1, "{index}");
         }
         assert!(count(notes, |note| matches!(note, Note::Raft(..))) > rafts + 50);
@@ -351,13 +351,13 @@ fn bad_weather_loses_repeats_and_delays_but_repeats_no_proposal() {
     }
     assert_ne!(losses[0], losses[1], "each link has a loss of its own");
     let counts = world.network.counts();
-    let told_of = |like: fn(&Note) -> bool| count(&told, like) as u64;
+    let count_of = |like: fn(&Note) -> bool| count(&reported, like) as u64;
     assert_eq!(
-        told_of(|note| matches!(note, Note::Refused(..))),
+        count_of(|note| matches!(note, Note::Refused(..))),
         counts.refused
     );
     assert_eq!(
-        told_of(|note| matches!(note, Note::Unreachable(_))),
+        count_of(|note| matches!(note, Note::Unreachable(_))),
         counts.reported_unreachable
     );
     for number in [
@@ -373,9 +373,9 @@ fn bad_weather_loses_repeats_and_delays_but_repeats_no_proposal() {
 
 #[test]
 fn a_link_may_be_cut_in_one_direction() {
-    let mut world = World::new(3, 3);
+    let mut world = TestNetwork::new(3, 3);
     let active =
-        |world: &World, one: usize, other| world.lives[one].network.active_since(id(other));
+        |world: &TestNetwork, one: usize, other| world.running[one].network.active_since(id(other));
     let since = active(&world, 1, 2);
     assert!(since.is_some() && active(&world, 2, 1).is_some());
     world.run_for(50 * MS);
@@ -389,15 +389,15 @@ fn a_link_may_be_cut_in_one_direction() {
     assert!(active(&world, 1, 3).is_some());
     world.run_for(1_000 * MS);
     assert_eq!(world.notes(2), [], "neither what flew nor what came later");
-    let told = world.notes(1);
-    assert_eq!(count(&told, |note| *note == Note::Raft(2, 2)), 1);
+    let notes = world.notes(1);
+    assert_eq!(count(&notes, |note| *note == Note::Raft(2, 2)), 1);
     assert_eq!(world.notes(3), [Note::Raft(1, 3)]);
     assert_eq!(world.network.counts().lost, 2);
     world.network.heal(id(1), id(2));
     world.send(1, 2, vec![raft(2, 4)]);
     world.run_for(MS);
     assert_eq!(world.notes(2), [Note::Raft(1, 4)]);
-    assert!(active(&world, 1, 2) > since, "connected anew");
+    assert!(active(&world, 1, 2) > since, "connected again");
     world.network.cut(id(1), id(3));
     world.network.heal_all();
     assert!(!world.network.is_cut(id(1), id(3)));
@@ -407,7 +407,7 @@ fn a_link_may_be_cut_in_one_direction() {
 fn who_is_cut_off_is_noticed_now_and_then() {
     let noticed: usize = (0..20)
         .map(|seed| {
-            let mut world = World::new(seed, 2);
+            let mut world = TestNetwork::new(seed, 2);
             world.network.cut(id(1), id(2));
             world.network.cut(id(2), id(1));
             world.run_for(1_000 * MS);
@@ -419,20 +419,24 @@ fn who_is_cut_off_is_noticed_now_and_then() {
 
 #[test]
 fn what_was_sent_to_one_life_does_not_reach_the_next() {
-    let mut world = World::new(4, 2);
+    let mut world = TestNetwork::new(4, 2);
     world.send(1, 2, vec![raft(2, 1), forwarded(1)]);
     world.send(2, 1, vec![raft(1, 2)]);
-    let old = world.lives[2].network.clone();
+    let old = world.running[2].network.clone();
     world.network.detach(id(2));
-    assert_eq!(world.lives[1].network.active_since(id(2)), None);
-    world.lives[2] = world.start(2, 2);
+    assert_eq!(world.running[1].network.active_since(id(2)), None);
+    world.running[2] = world.start(2, 2);
     old.send(id(1), vec![raft(1, 3)]);
     assert_eq!(old.active_since(id(1)), None);
     world.run_for(1_000 * MS);
     assert_eq!(world.notes(2), []);
-    let told = world.notes(1);
-    assert_eq!(count(&told, |note| *note == Note::Raft(2, 2)), 1);
-    assert_eq!(count(&told, |note| *note == Note::Raft(2, 3)), 0, "it died");
+    let notes = world.notes(1);
+    assert_eq!(count(&notes, |note| *note == Note::Raft(2, 2)), 1);
+    assert_eq!(
+        count(&notes, |note| *note == Note::Raft(2, 3)),
+        0,
+        "it died"
+    );
     world.send(1, 2, vec![raft(2, 4)]);
     world.run_for(MS);
     assert_eq!(world.notes(2), [Note::Raft(1, 4)]);
@@ -440,7 +444,7 @@ fn what_was_sent_to_one_life_does_not_reach_the_next() {
 
 #[test]
 fn who_is_no_peer_is_refused_at_once() {
-    let world = World::new(5, 2);
+    let world = TestNetwork::new(5, 2);
     world.send(1, 3, vec![forwarded(1)]);
     assert_eq!(world.notes(1), [Note::Refused(3, 1, Error::NoLeader)]);
     world.send(1, 3, vec![raft(3, 1), forwarded(2)]);
@@ -451,16 +455,16 @@ fn who_is_no_peer_is_refused_at_once() {
 
 #[test]
 fn a_link_holds_only_so_much() {
-    let mut world = World::new(6, 2);
+    let mut world = TestNetwork::new(6, 2);
     for index in 0..2 * MAX_ON_A_LINK as u64 {
         world.send(1, 2, vec![forwarded(index)]);
     }
-    let told = world.notes(1);
+    let notes = world.notes(1);
     assert_eq!(world.network.in_flight(), MAX_ON_A_LINK);
     assert_eq!(world.network.most_in_flight(), MAX_ON_A_LINK);
-    assert_eq!(told.len(), MAX_ON_A_LINK);
+    assert_eq!(notes.len(), MAX_ON_A_LINK);
     let full = Note::Refused(2, MAX_ON_A_LINK as u64, Error::TooManyRequests);
-    assert_eq!(told[0], full);
+    assert_eq!(notes[0], full);
     world.run_for(MS);
     assert_eq!(world.notes(2).len(), MAX_ON_A_LINK);
     world.send(1, 2, vec![forwarded(1)]);
@@ -470,7 +474,7 @@ fn a_link_holds_only_so_much() {
 
 #[test]
 fn a_member_that_stands_still_gets_it_all_when_it_goes_on() {
-    let mut world = World::new(7, 2);
+    let mut world = TestNetwork::new(7, 2);
     world.network.hold(id(2), true);
     world.network.hold(id(2), true);
     for index in 0..50 {
@@ -484,10 +488,10 @@ fn a_member_that_stands_still_gets_it_all_when_it_goes_on() {
         ),
         (0, true)
     );
-    assert!(world.lives[1].network.active_since(id(2)).is_some());
+    assert!(world.running[1].network.active_since(id(2)).is_some());
     world.run_for(2_000 * MS);
     assert_eq!(
-        world.lives[1].network.active_since(id(2)),
+        world.running[1].network.active_since(id(2)),
         None,
         "found silent"
     );
@@ -496,23 +500,23 @@ fn a_member_that_stands_still_gets_it_all_when_it_goes_on() {
         (None, 50)
     );
     world.network.hold(id(2), false);
-    assert!(world.lives[1].network.active_since(id(2)).is_some());
+    assert!(world.running[1].network.active_since(id(2)).is_some());
     world.run_for(MS);
     assert_eq!(world.notes(2).len(), 50);
-    // Dead is dead, however still it stood.
+    // A dead process receives nothing, paused or not.
     world.network.hold(id(2), true);
     world.send(1, 2, vec![raft(2, 1), forwarded(3)]);
     world.run_for(MS);
     world.network.detach(id(2));
-    world.lives[2] = world.start(2, 2);
+    world.running[2] = world.start(2, 2);
     world.run_for(5_000 * MS);
     assert_eq!((world.notes(2), world.network.in_flight()), (Vec::new(), 0));
 }
 
 #[test]
 fn a_removed_member_is_told_so() {
-    let mut world = World::new(8, 2);
-    world.lives[2].member.removed.lock().push(id(1));
+    let mut world = TestNetwork::new(8, 2);
+    world.running[2].member.removed.lock().push(id(1));
     for index in 0..30 {
         world.send(1, 2, vec![raft(2, index)]);
     }
@@ -520,37 +524,40 @@ fn a_removed_member_is_told_so() {
     let describing = world.ask(1, 2, Some(Kind::Describe(Nothing {})));
     world.snapshot(1, 2);
     world.run_for(10_000 * MS);
-    assert_eq!(world.notes(2), [Note::Asked(None)]);
+    assert_eq!(world.notes(2), [Note::Request(None)]);
     let outcome = |asking: &Asking| asking.lock().take().map(|(answer, _)| answer);
     assert_eq!(outcome(&asking), Some(Err(Error::NoLeader)));
     assert_eq!(outcome(&describing), Some(Ok(())));
-    let told = world.notes(1);
-    assert!(count(&told, |note| *note == Note::Removed) > 3);
+    let notes = world.notes(1);
+    assert!(count(&notes, |note| *note == Note::Removed) > 3);
     assert_eq!(
-        count(&told, |note| *note == Note::SnapshotSent(2, false)),
+        count(&notes, |note| *note == Note::SnapshotSent(2, false)),
         1
     );
 }
 
 #[test]
 fn questions_are_answered() {
-    let mut world = World::new(9, 2);
+    let mut world = TestNetwork::new(9, 2);
     let asking = world.ask(1, 2, None);
     world.run_for(10 * MS);
     let (answer, took) = asking.lock().take().expect("an answer");
     assert_eq!(answer, Ok(()));
     assert!((100_000..MS).contains(&took), "{took}");
-    assert_eq!(world.notes(2), [Note::Asked(Some(id(1)))]);
+    assert_eq!(world.notes(2), [Note::Request(Some(id(1)))]);
     let nobody = world.ask(1, 9, None);
     world.run_for(0);
     assert_eq!(*nobody.lock(), Some((Err(Error::NoLeader), 0)));
 }
 
-/// The errors that questions end with, and whether it took the whole limit.
-fn failures(prepare: impl Fn(&mut World), interfere: impl Fn(&mut World)) -> Vec<(Error, bool)> {
+/// The errors of failed requests, and whether each took the whole timeout.
+fn failures(
+    prepare: impl Fn(&mut TestNetwork),
+    interfere: impl Fn(&mut TestNetwork),
+) -> Vec<(Error, bool)> {
     let mut seen = Vec::new();
     for seed in 0..40 {
-        let mut world = World::new(seed, 2);
+        let mut world = TestNetwork::new(seed, 2);
         prepare(&mut world);
         let asking = world.ask(1, 2, None);
         world.run_for(MS);
@@ -585,26 +592,26 @@ fn questions_without_an_answer_end_as_they_should() {
     assert_eq!(cut, sorted(unreachable.to_vec()));
     let lost = failures(|world| world.network.set_conditions(1_000, 0, 0), |_| {});
     assert_eq!(lost, broken);
-    let thinking = |world: &mut World| *world.lives[2].member.answers.lock() = false;
+    let thinking = |world: &mut TestNetwork| *world.running[2].member.answers.lock() = false;
     assert_eq!(failures(thinking, |_| {}), [(Error::Timeout, true)]);
     let dies = failures(thinking, |world| {
         world.network.detach(id(2));
-        world.lives[2].tasks.clear();
+        world.running[2].tasks.clear();
     });
     assert_eq!(dies, broken);
 }
 
 #[test]
 fn snapshots_come_whole_and_are_reported() {
-    let mut world = World::new(12, 3);
+    let mut world = TestNetwork::new(12, 3);
     world.snapshot(1, 2);
     // One at a time.
     world.snapshot(1, 2);
     world.run_for(5_000 * MS);
     assert_eq!(world.notes(2), [Note::SnapshotCame(1, true)]);
-    let told = [Note::SnapshotSent(2, false), Note::SnapshotSent(2, true)];
-    assert_eq!(world.notes(1), told);
-    *world.lives[3].member.takes.lock() = false;
+    let notes = [Note::SnapshotSent(2, false), Note::SnapshotSent(2, true)];
+    assert_eq!(world.notes(1), notes);
+    *world.running[3].member.takes.lock() = false;
     world.snapshot(1, 3);
     world.run_for(5_000 * MS);
     assert_eq!(world.notes(3), [Note::SnapshotCame(1, true)]);
@@ -624,7 +631,7 @@ fn snapshots_come_whole_and_are_reported() {
 
 #[test]
 fn a_snapshot_that_fails_is_reported_once() {
-    type Mishap = fn(&mut World);
+    type Mishap = fn(&mut TestNetwork);
     let mishaps: [Mishap; 5] = [
         |world| world.network.detach(id(2)),
         |world| world.network.cut(id(1), id(2)),
@@ -635,20 +642,20 @@ fn a_snapshot_that_fails_is_reported_once() {
             world.network.detach(id(2));
         },
         |world| {
-            // It arrives, and its receiver dies with it.
+            // It arrives, and its receiver dies.
             let mut next = world.network.next_delivery();
-            while let Some(at) = next.filter(|_| world.lives[2].tasks.is_empty()) {
+            while let Some(at) = next.filter(|_| world.running[2].tasks.is_empty()) {
                 world.time.advance_to(at);
                 world.network.deliver_due(at, &mut world.random);
                 next = world.network.next_delivery();
             }
             world.network.detach(id(2));
-            world.lives[2].tasks.clear();
+            world.running[2].tasks.clear();
         },
     ];
     for (number, mishap) in mishaps.into_iter().enumerate() {
         for seed in 0..10 {
-            let mut world = World::new(seed, 2);
+            let mut world = TestNetwork::new(seed, 2);
             if number == 2 {
                 mishap(&mut world);
                 world.snapshot(1, 2);
@@ -657,10 +664,10 @@ fn a_snapshot_that_fails_is_reported_once() {
                 mishap(&mut world);
             }
             world.run_for(20_000 * MS);
-            let told = world.notes(1);
-            let reports = count(&told, |note| matches!(note, Note::SnapshotSent(..)));
+            let notes = world.notes(1);
+            let reports = count(&notes, |note| matches!(note, Note::SnapshotSent(..)));
             assert_eq!(reports, 1, "mishap {number}, seed {seed}");
-            let taken = count(&told, |note| *note == Note::SnapshotSent(2, true));
+            let taken = count(&notes, |note| *note == Note::SnapshotSent(2, true));
             assert!(taken == 0 || number == 2, "mishap {number}, seed {seed}");
             assert_eq!(world.disks.list(Path::new("")).len(), 0);
             assert_eq!(world.network.in_flight(), 0);
@@ -670,11 +677,11 @@ fn a_snapshot_that_fails_is_reported_once() {
 
 #[test]
 fn a_sender_that_dies_takes_its_snapshot_along() {
-    let mut world = World::new(11, 2);
+    let mut world = TestNetwork::new(11, 2);
     world.snapshot(1, 2);
     world.network.detach(id(1));
     assert_eq!(world.disks.list(Path::new("")).len(), 0);
-    world.lives[1] = world.start(1, 2);
+    world.running[1] = world.start(1, 2);
     world.snapshot(1, 2);
     world.run_for(5_000 * MS);
     let came = world.notes(2);

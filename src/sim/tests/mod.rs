@@ -1,15 +1,15 @@
-//! The simulator itself: that a seed is a world, that worlds differ, and that a few of them pass.
-//! scripts/simulate runs many more, optimised. `scenarios` has worlds whose faults are chosen,
-//! `starts` members whose making is cut off.
+//! Tests of the simulator itself: seeds are reproducible, differ from each other, and a few of them
+//! pass. scripts/simulate runs many more in an optimised build. `scenarios` has worlds with chosen
+//! faults, `starts` interrupts the creation of members.
 
 mod scenario;
 mod scenarios;
 mod starts;
 
-use super::run::{Options, Report, run};
+use super::run::{Report, RunOptions, run};
 use crate::probe::{self, Defect};
 
-const SHORT: Options = Options {
+const SHORT: RunOptions = RunOptions {
     seconds: 12,
     print: false,
 };
@@ -48,7 +48,7 @@ fn worlds_pass_and_things_happen_in_them() {
     }
     assert!(answered > 1_000, "{answered} requests were answered");
     assert!(events > 300, "{events} events were watched");
-    assert!(faults > 10, "{faults} faults befell the worlds");
+    assert!(faults > 10, "{faults} faults injected");
 }
 
 #[test]

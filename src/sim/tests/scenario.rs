@@ -1,5 +1,5 @@
-//! A world whose faults are chosen: what a scenario says happens to it, and nothing else. It ends
-//! as random worlds do: everything heals, and every invariant and the whole history are checked.
+//! A world with chosen faults instead of random ones. It ends like a random world: all faults heal,
+//! and every invariant and the whole history are checked.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use crate::proto::etchedpeer::{MemberChange, member_change::Change};
 use crate::sim::client::Client;
 use crate::sim::faults::plan::Faults;
 use crate::sim::faults::{self, INJECTOR};
-use crate::sim::history::{Answer, Asked, Outcome};
-use crate::sim::member::{Life, SimConfig};
+use crate::sim::history::{Answer, ClientRequest, Outcome};
+use crate::sim::member::{Process, SimConfig};
 use crate::sim::random::Random;
 use crate::sim::run::{self, Report};
 use crate::sim::workload::{get, put};
@@ -24,15 +24,15 @@ use crate::types::MemberId;
 use crate::{probe, watch};
 
 const MS: u64 = 1_000_000;
-/// What a scenario waits for comes within this, or never.
+/// The longest that a scenario waits for a condition.
 const LIMIT_MS: u64 = 15_000;
-/// A cluster has elected a leader by then, and its members have been connected for as long as a
-/// change of membership asks for.
+/// By then a cluster has elected a leader, and its members have been connected for as long as a
+/// change of membership requires.
 const FOUNDED_MS: u64 = 7_000;
-/// Clients of a scenario are numbered from here on.
+/// The first client number of a scenario.
 const FIRST_CLIENT: u32 = 100;
 
-/// Nothing of it gets in the way of what a scenario shows.
+/// Settings that do not interfere with what a scenario shows.
 pub fn calm() -> SimConfig {
     SimConfig {
         catch_up_entries: 500,
@@ -61,7 +61,7 @@ pub struct Scenario {
     clients: u32,
 }
 
-/// A request on its way, or what became of it.
+/// A request in flight, or its outcome.
 pub struct Call {
     outcome: Arc<Mutex<Option<Outcome>>>,
 }
@@ -73,7 +73,7 @@ impl Call {
 }
 
 impl Scenario {
-    /// A cluster that serves.
+    /// A cluster that is ready to serve.
     pub fn of(members: u64, config: SimConfig) -> Self {
         let _ = probe::take_reached();
         memory::allow_reads(u64::MAX);
@@ -101,7 +101,7 @@ impl Scenario {
         self.check_found();
     }
 
-    /// Runs until something is so, and stops in that very moment.
+    /// Runs until a condition holds, and stops at that moment.
     pub fn until(&mut self, what: &str, is_so: impl FnMut(&World) -> bool) {
         let end = self.world.time.now_ns() + LIMIT_MS * MS;
         let came = self.world.run_until_so(end, is_so);
@@ -131,7 +131,7 @@ impl Scenario {
         alive.filter(|id| *id != leader).collect()
     }
 
-    /// Waits for a leader other than the one.
+    /// Waits for a leader other than the given member.
     pub fn next_leader(&mut self, before: MemberId) -> MemberId {
         self.until("another leader", |world| {
             leader(world).is_some_and(|leader| leader != before)
@@ -139,18 +139,18 @@ impl Scenario {
         self.leader()
     }
 
-    /// Has a client of its own ask a member.
-    pub fn ask(&mut self, member: MemberId, asked: Asked) -> Call {
+    /// Sends a request to a member, from a client of its own.
+    pub fn ask(&mut self, member: MemberId, asked: ClientRequest) -> Call {
         self.clients += 1;
         let random = self.world.random.fork(u64::from(self.clients));
         let mut client = Client::new(self.clients, self.world.clients.clone(), random);
         client.member = member;
         let outcome = Arc::new(Mutex::new(None));
-        let told = outcome.clone();
+        let shared = outcome.clone();
         let work = async move {
-            let door = client.clients.door(member);
-            *told.lock() = Some(match door {
-                Some(door) => client.call_at(door, asked).await,
+            let endpoint = client.clients.endpoint(member);
+            *shared.lock() = Some(match endpoint {
+                Some(endpoint) => client.call_at(endpoint, asked).await,
                 None => Outcome::Unknown,
             });
         };
@@ -158,13 +158,13 @@ impl Scenario {
         Call { outcome }
     }
 
-    /// Asks for a put of a value that nobody else puts.
+    /// Sends a put with a unique value.
     pub fn put(&mut self, member: MemberId, key: &str) -> Call {
         let value = self.value();
-        self.ask(member, Asked::Put(put(key.to_owned(), value)))
+        self.ask(member, ClientRequest::Put(put(key.to_owned(), value)))
     }
 
-    /// What the next put puts.
+    /// The value of the next put.
     pub fn value(&self) -> Bytes {
         format!("{}-1", self.clients + 1).into()
     }
@@ -175,10 +175,10 @@ impl Scenario {
             change: Some(change),
             ..Default::default()
         };
-        self.ask(via, Asked::Member(change))
+        self.ask(via, ClientRequest::Member(change))
     }
 
-    /// Waits for what becomes of a request.
+    /// Waits for the outcome of a request.
     pub fn outcome(&mut self, call: &Call) -> Outcome {
         self.until("an outcome", |_| call.outcome().is_some());
         call.outcome().expect("an outcome")
@@ -191,15 +191,15 @@ impl Scenario {
         }
     }
 
-    /// Puts, and waits for the answer.
+    /// Puts, and waits for the response.
     pub fn write(&mut self, member: MemberId, key: &str) {
         let call = self.put(member, key);
         self.answer(&call);
     }
 
-    /// What a linearizable read shows.
+    /// The result of a linearizable read.
     pub fn read(&mut self, member: MemberId, key: &str) -> Option<Bytes> {
-        let call = self.ask(member, Asked::Range(get(key.to_owned())));
+        let call = self.ask(member, ClientRequest::Range(get(key.to_owned())));
         match self.answer(&call) {
             Answer::Range(range) => {
                 let found = range.kvs.decoded().expect("pairs");
@@ -209,7 +209,7 @@ impl Scenario {
         }
     }
 
-    /// Kills the process; the machine goes on.
+    /// Kills the process; the machine keeps running.
     pub fn kill(&mut self, id: MemberId) {
         self.disturbed();
         self.world.die(id, true);
@@ -235,7 +235,7 @@ impl Scenario {
         faults::go_on(&mut self.world, id);
     }
 
-    /// Nothing that a member sends arrives any more.
+    /// Cuts all links from a member.
     pub fn mute(&mut self, id: MemberId) {
         self.disturbed();
         for other in self.others(id) {
@@ -243,7 +243,7 @@ impl Scenario {
         }
     }
 
-    /// Nothing arrives any more that is sent to a member.
+    /// Cuts all links to a member.
     pub fn deafen(&mut self, id: MemberId) {
         self.disturbed();
         for other in self.others(id) {
@@ -261,7 +261,7 @@ impl Scenario {
         self.world.network.heal_all();
     }
 
-    /// The disk takes nothing for so long.
+    /// Stalls the disk for this long.
     pub fn stall_disk(&mut self, id: MemberId, ms: u64) {
         let until = self.world.time.now_ns() + ms * MS;
         self.world.faults.disturbed(until);
@@ -269,26 +269,26 @@ impl Scenario {
         condition.stalled_until = until;
     }
 
-    /// The disk's next sync fails: its member ends by itself.
+    /// The next sync fails, and the member exits.
     pub fn fail_next_sync(&mut self, id: MemberId) {
         self.disturbed();
         let condition = self.world.conditions.get_mut(&id).expect("a member");
         condition.may_fail_until = u64::MAX;
-        self.world.nodes[&id].disk.log().fail_next_sync();
+        self.world.members[&id].disk.log().fail_next_sync();
     }
 
     fn others(&self, id: MemberId) -> Vec<MemberId> {
-        let all = self.world.nodes.keys().copied();
+        let all = self.world.members.keys().copied();
         all.filter(|other| *other != id).collect()
     }
 
-    /// Clients may notice what was just done until everything heals.
+    /// Marks that the fault may affect clients until everything heals.
     fn disturbed(&mut self) {
         let now = self.world.time.now_ns();
         self.world.faults.disturbed(now + LIMIT_MS * MS);
     }
 
-    /// Everything heals, and all that holds in random worlds has to hold in this one.
+    /// Heals all faults, and checks all that holds in random worlds.
     pub fn passes(self) -> Report {
         let report = run::end(self.world);
         let findings = &report.findings;
@@ -298,32 +298,32 @@ impl Scenario {
     }
 }
 
-/// The member that leads in the latest term.
+/// The leader of the latest term.
 pub fn leader(world: &World) -> Option<MemberId> {
-    let lives = world.alive().into_iter();
-    let leading = lives.filter_map(|id| {
-        let status = world.life(id)?.raft.status();
+    let processes = world.alive().into_iter();
+    let leading = processes.filter_map(|id| {
+        let status = world.process(id)?.raft.status();
         status.is_leader.then_some((status.term, id))
     });
     leading.max().map(|(_, id)| id)
 }
 
-fn life(world: &World, id: MemberId) -> &Life {
-    world.life(id).expect("a member that runs")
+fn process(world: &World, id: MemberId) -> &Process {
+    world.process(id).expect("a member that runs")
 }
 
 pub fn term(world: &World, id: MemberId) -> u64 {
-    life(world, id).raft.status().term
+    process(world, id).raft.status().term
 }
 
 pub fn last_index(world: &World, id: MemberId) -> u64 {
-    life(world, id).raft.status().last_index
+    process(world, id).raft.status().last_index
 }
 
 pub fn commit_index(world: &World, id: MemberId) -> u64 {
-    life(world, id).raft.status().commit_index
+    process(world, id).raft.status().commit_index
 }
 
 pub fn applied_index(world: &World, id: MemberId) -> u64 {
-    life(world, id).handle.shared().raft.applied_index()
+    process(world, id).handle.shared().raft.applied_index()
 }

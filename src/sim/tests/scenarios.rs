@@ -1,12 +1,12 @@
-//! Clusters to which one thing happens, by name. What has to hold in random worlds is checked in
-//! each at its end (`Scenario::passes`); what a scenario says itself is what its name says.
+//! Named scenarios of clusters with one fault each. `Scenario::passes` checks at the end what has
+//! to hold in every world; the scenario itself asserts what its name says.
 
 use super::scenario::{Scenario, applied_index, calm, commit_index, last_index, leader, term};
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{LeaseGrantRequest, PutRequest};
 use crate::proto::etchedpeer::{Nothing, member_change::Change};
 use crate::proto::membershippb::RaftAttributes;
-use crate::sim::history::{Answer, Asked, Outcome};
+use crate::sim::history::{Answer, ClientRequest, Outcome};
 use crate::sim::member::SimConfig;
 use crate::sim::workload::{get, put};
 use crate::sim::world::World;
@@ -16,7 +16,7 @@ fn three() -> Scenario {
     Scenario::of(3, calm())
 }
 
-/// Members that are away for a while find the log cut and need a snapshot.
+/// Members that are away for a while find the log truncated and need a snapshot.
 fn forgetful() -> SimConfig {
     SimConfig {
         catch_up_entries: 5,
@@ -25,7 +25,7 @@ fn forgetful() -> SimConfig {
     }
 }
 
-/// Each group of entries takes one member much longer to apply than another.
+/// One member applies much more slowly than another.
 fn uneven() -> SimConfig {
     SimConfig {
         slow_apply_per_mille: 1_000,
@@ -35,7 +35,7 @@ fn uneven() -> SimConfig {
 
 /// The member that was added.
 fn added(world: &World) -> Option<MemberId> {
-    let joined = world.nodes.keys().find(|id| !world.founders.contains(id));
+    let joined = world.members.keys().find(|id| !world.founders.contains(id));
     joined.copied()
 }
 
@@ -57,7 +57,7 @@ fn caught_up(world: &World, id: MemberId) -> bool {
     world.is_alive(id) && world.is_even()
 }
 
-// A leader that dies.
+// The leader dies.
 
 #[test]
 fn a_leader_that_dies_before_its_entry_leaves_takes_the_write_along() {
@@ -134,13 +134,13 @@ fn a_cluster_without_a_quorum_answers_nothing_and_comes_back() {
         world.kill(follower);
     }
     let write = world.put(first, "a");
-    let read = world.ask(first, Asked::Range(get("a")));
+    let read = world.ask(first, ClientRequest::Range(get("a")));
     assert_eq!(world.outcome(&write), Outcome::Unknown);
     assert_eq!(world.outcome(&read), Outcome::Unknown);
     world.passes();
 }
 
-// A leader that is cut off.
+// The leader is partitioned.
 
 #[test]
 fn a_leader_that_is_cut_off_is_replaced_and_shows_no_stale_read() {
@@ -149,13 +149,13 @@ fn a_leader_that_is_cut_off_is_replaced_and_shows_no_stale_read() {
     world.write(first, "a");
     world.isolate(first);
     let second = world.next_leader(first);
-    // Much to apply, so that a read has something to wait for.
+    // Much to apply, so that the read has to wait.
     for _ in 0..40 {
         world.write(second, "b");
     }
     let value = world.value();
     world.write(second, "a");
-    let stale = world.ask(first, Asked::Range(get("a")));
+    let stale = world.ask(first, ClientRequest::Range(get("a")));
     world.run_for(2_000);
     assert_eq!(stale.outcome(), None);
     world.heal_links();
@@ -224,17 +224,17 @@ fn a_leader_that_stood_still_knows_that_it_may_have_been_replaced() {
     let value = world.value();
     world.write(second, "a");
     world.go_on(first);
-    // It takes itself for the leader yet, for it has heard of no other.
+    // It still believes that it leads, since it has not learned of a new leader.
     assert!(
         world
             .world
-            .life(first)
+            .process(first)
             .expect("alive")
             .raft
             .status()
             .is_leader
     );
-    let read = world.ask(first, Asked::Range(get("a")));
+    let read = world.ask(first, ClientRequest::Range(get("a")));
     world.run_for(100);
     assert_eq!(read.outcome(), None);
     world.heal_links();
@@ -368,11 +368,15 @@ fn a_member_that_dies_while_it_installs_a_snapshot_finds_it_when_it_starts() {
     }
     world.start(away);
     world.until("about to reset its log", |world| {
-        world.life(away).is_some_and(|life| life.log_resets())
+        world
+            .process(away)
+            .is_some_and(|process| process.log_resets())
     });
-    // The log is reset, and the state not switched.
+    // The log has been reset, and the state not yet switched.
     world.until("reset its log", |world| {
-        world.life(away).is_some_and(|life| !life.log_resets())
+        world
+            .process(away)
+            .is_some_and(|process| !process.log_resets())
     });
     world.kill(away);
     world.start(away);
@@ -395,9 +399,11 @@ fn a_member_whose_disk_fails_while_it_resets_its_log_for_a_snapshot_starts_again
     }
     world.start(away);
     world.until("about to reset its log", |world| {
-        world.life(away).is_some_and(|life| life.log_resets())
+        world
+            .process(away)
+            .is_some_and(|process| process.log_resets())
     });
-    // The reset is written, and its sync fails: the log may begin behind the old state.
+    // The reset has been written, and its sync fails: the log may begin after the old state.
     world.fail_next_sync(away);
     world.until("ended", |world| !world.is_alive(away));
     world.start(away);
@@ -409,7 +415,7 @@ fn a_member_whose_disk_fails_while_it_resets_its_log_for_a_snapshot_starts_again
 fn a_proposal_that_a_snapshot_took_from_sight_has_an_unknown_outcome() {
     let mut world = Scenario::of(3, forgetful());
     let (first, asked) = (world.leader(), world.followers()[0]);
-    // The leader hears it, and is not heard.
+    // The leader receives, and its messages are lost.
     world.world.network.cut(first, asked);
     let value = world.value();
     let call = world.put(asked, "a");
@@ -471,7 +477,7 @@ fn a_member_that_joins_is_promoted_when_it_has_caught_up_and_then_counts() {
     world.run_for(1_000);
     let call = world.change(first, joined, Change::Promote(Nothing {}));
     world.answer(&call);
-    // Three of four are a quorum, the new one among them.
+    // Three of four are a quorum, including the new member.
     let founder = world.followers().into_iter().find(|id| *id != joined);
     world.kill(founder.expect("a founder"));
     let value = world.value();
@@ -503,14 +509,14 @@ fn a_lease_lives_anew_under_the_next_leader_and_ends_then() {
     let mut world = three();
     let first = world.leader();
     let grant = LeaseGrantRequest { ttl: 5, id: 77 };
-    let call = world.ask(first, Asked::LeaseGrant(grant));
+    let call = world.ask(first, ClientRequest::LeaseGrant(grant));
     world.answer(&call);
     let value = world.value();
     let attached = PutRequest {
         lease: 77,
         ..put("a", value.clone())
     };
-    let call = world.ask(first, Asked::Put(attached));
+    let call = world.ask(first, ClientRequest::Put(attached));
     world.answer(&call);
     world.run_for(4_000);
     world.kill(first);
@@ -519,7 +525,10 @@ fn a_lease_lives_anew_under_the_next_leader_and_ends_then() {
     assert_eq!(world.read(second, "a"), Some(value));
     world.run_for(4_000);
     assert_eq!(world.read(second, "a"), None);
-    let call = world.ask(second, Asked::LeaseTimeToLive { id: 77, keys: true });
+    let call = world.ask(
+        second,
+        ClientRequest::LeaseTimeToLive { id: 77, keys: true },
+    );
     match world.answer(&call) {
         Answer::LeaseTimeToLive(lease) => assert_eq!(lease.ttl, -1),
         other => panic!("{other:?}"),
@@ -527,7 +536,7 @@ fn a_lease_lives_anew_under_the_next_leader_and_ends_then() {
     world.passes();
 }
 
-/// A scenario that cannot fail shows nothing: each of these finds a deliberate defect.
+/// Each of these scenarios finds a deliberate defect: one that cannot fail shows nothing.
 #[test]
 fn defects_are_found() {
     let scenarios: [(Defect, fn()); 9] = [

@@ -1,10 +1,10 @@
-//! Starts that are cut off, on a simulated disk.
+//! Starts that are interrupted, on a simulated disk.
 
 use crate::proto::membershippb::{Attributes, Member, RaftAttributes};
 use crate::server::Error;
 use crate::server::member_dir::{Identity, MemberDir};
 use crate::server::restore::{
-    FOUNDING_ENTRY, Founding, Joining, Options, Restored, found, join, restart,
+    FOUNDING_ENTRY, Founding, Joining, RestoreOptions, Restored, found, join, restart,
 };
 use crate::sim::states::{SimDisk, SimDisks};
 use crate::transport::Peer;
@@ -14,7 +14,7 @@ const IDENTITY: Identity = Identity {
     cluster: ClusterId(0xc),
     member: MemberId(0xa),
 };
-const OPTIONS: Options = Options {
+const OPTIONS: RestoreOptions = RestoreOptions {
     segment_bytes: 16 << 10,
     sync: true,
     election_ticks: 10,
@@ -60,7 +60,7 @@ fn start(dir: &dyn MemberDir, make: Make) -> Result<Restored, Error> {
 
 type Make = fn(&dyn MemberDir) -> Result<Restored, Error>;
 
-/// What a start has to come to, however often it was cut off before.
+/// The result that a start has to reach, however often it was interrupted before.
 fn check(restored: &Restored, applied: u64) {
     assert_eq!(restored.identity, IDENTITY);
     assert_eq!(restored.machine.applied_index(), applied);
@@ -71,8 +71,8 @@ fn check(restored: &Restored, applied: u64) {
     assert_eq!(peers, [0xb]);
 }
 
-/// Every operation of a disk while a member is made, on its directory or on the raft log's
-/// files, is the last one once; with and without the power.
+/// Interrupts the creation of a member at every operation on its directory and on the raft log's
+/// files, with and without a loss of power.
 #[test]
 fn making_a_member_can_be_cut_at_any_operation() {
     let cases: [(Make, u64); 2] = [(founder, FOUNDING_ENTRY.index), (joiner, 0)];

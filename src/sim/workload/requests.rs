@@ -1,4 +1,4 @@
-//! Random requests, of every shape that clients can ask for.
+//! Random requests, of every shape that the API allows.
 
 use super::load::Load;
 
@@ -68,7 +68,7 @@ pub(super) fn random_value(client: &mut Client, load: Load) -> Bytes {
     value.into()
 }
 
-/// A range of keys: one, some, or all.
+/// A key range: one key, some, or all.
 pub(super) fn random_range(random: &mut Random) -> (Bytes, Bytes) {
     let key = *random.pick(&KEYS);
     let end: Bytes = match random.below(5) {
@@ -97,7 +97,7 @@ pub(super) const TARGETS: [SortTarget; 5] = [
     SortTarget::Value,
 ];
 
-/// Revisions that pairs are to be of.
+/// Filters by create and mod revision.
 pub(super) fn random_filters(random: &mut Random, head: i64, read: &mut RangeRequest) {
     let mut near = || match random.chance(500) {
         true => (head - random.below(60) as i64).max(0),
@@ -164,7 +164,7 @@ pub(super) fn random_put(client: &mut Client, load: Load, key: &str) -> PutReque
     request
 }
 
-/// A lease that was granted of late, which may have ended; 0 for none.
+/// A recently granted lease, which may have ended; 0 for none.
 pub(super) fn some_lease(client: &mut Client) -> i64 {
     let lease = client.clients.clone().some_lease(&mut client.random);
     lease.unwrap_or_default()
@@ -202,7 +202,7 @@ pub(super) fn random_compare(client: &mut Client, head: i64) -> Compare {
         1 => (CompareTarget::Create, TargetUnion::CreateRevision(near)),
         2 => (CompareTarget::Mod, TargetUnion::ModRevision(near)),
         3 => {
-            // About where the values of that client are.
+            // Close to the values that this client wrote.
             let value = format!("{number}-{}", random.below(100));
             (CompareTarget::Value, TargetUnion::Value(value.into()))
         }
@@ -214,14 +214,14 @@ pub(super) fn random_compare(client: &mut Client, head: i64) -> Compare {
     let mut compare = compare(key, result, target, union);
     compare.range_end = match random.below(12) {
         0 => Bytes::from_static(b"\0"),
-        // Empty where it is not behind the key.
+        // An empty range if it does not sort after the key.
         1 => (*random.pick(&KEYS)).into(),
         _ => Bytes::new(),
     };
     compare
 }
 
-/// Operations of a transaction; each key is put by one of them at most.
+/// Operations of a transaction; at most one of them puts each key.
 pub(super) fn random_ops(
     client: &mut Client,
     load: Load,
@@ -247,7 +247,7 @@ pub(super) fn random_ops(
             _ => {
                 let mut read = random_read(&mut client.random, head);
                 read.revision = match client.random.chance(150) {
-                    // Where the newest is by now, about.
+                    // Close to the current revision.
                     true => (head + client.random.below(10) as i64 - 3).max(0),
                     false => 0,
                 };
@@ -277,7 +277,7 @@ pub(super) fn random_txn(
     }
 }
 
-/// Every key there is.
+/// The range of all keys.
 pub(super) fn everything() -> DeleteRangeRequest {
     DeleteRangeRequest {
         key: Bytes::from_static(b"\0"),

@@ -15,25 +15,28 @@ use crate::storage::memory::MemoryEngine;
 
 /// Answers, changes and lease events of groups, by index where they have one.
 #[derive(Debug, PartialEq, Default)]
-struct Told {
+struct Reported {
     answers: Vec<(u64, String)>,
     changes: String,
     lease_events: String,
 }
 
-impl Told {
+impl Reported {
     fn of(groups: &[Group]) -> Self {
-        let mut told = Told::default();
+        let mut reported = Reported::default();
         for group in groups {
             for applied in &group.applied {
                 let answer = show::result(&applied.result);
-                told.answers.push((applied.index, answer));
+                reported.answers.push((applied.index, answer));
             }
-            told.changes.extend(group.changes.iter().map(show::change));
-            told.lease_events
+            reported
+                .changes
+                .extend(group.changes.iter().map(show::change));
+            reported
+                .lease_events
                 .extend(group.lease_events.iter().map(show::lease_event));
         }
-        told
+        reported
     }
 }
 
@@ -41,11 +44,11 @@ impl Told {
 pub fn check(log: &[Logged]) {
     let end = log.len() as u64;
     let mut one_by_one = Member::new();
-    let told = Told::of(&one_by_one.apply_log(log, end, 1));
+    let reported = Reported::of(&one_by_one.apply_log(log, end, 1));
     let dump = one_by_one.dump();
     for size in [2, 5, log.len().max(1)] {
         let mut grouped = Member::new();
-        assert_eq!(Told::of(&grouped.apply_log(log, end, size)), told);
+        assert_eq!(Reported::of(&grouped.apply_log(log, end, size)), reported);
         assert!(grouped.dump() == dump, "groups of {size} differ");
     }
     let settled = one_by_one.settled_dump();
@@ -69,9 +72,9 @@ pub fn check(log: &[Logged]) {
         // Entries that are in the state already come again.
         let indexes: Vec<u64> = (1..=end).collect();
         let groups = [again.apply_group(log, &indexes)];
-        let mut expected = told.answers.clone();
+        let mut expected = reported.answers.clone();
         expected.retain(|(index, _)| *index > kept);
-        assert_eq!(Told::of(&groups).answers, expected);
+        assert_eq!(Reported::of(&groups).answers, expected);
         assert!(again.settled_dump() == settled, "crash after {kept} shows");
     }
 }
@@ -114,7 +117,7 @@ fn the_deepest_transaction_can_be_read_again() {
             payload,
         };
         let group = member.machine.apply(vec![entry]).expect("applies");
-        (Told::of(&[group]), member.dump())
+        (Reported::of(&[group]), member.dump())
     };
     let bytes = request.encode_to_vec().into();
     assert_eq!(

@@ -6,7 +6,7 @@
 //! | `group`, `end` | gathers entries into one group; applies it |
 //! | `empty` | an entry that holds nothing |
 //! | `member …` | a change of membership; see `member_change` |
-//! | `events` | what the last group told watches and lease deadlines |
+//! | `events` | what the last group reported to watches and lease deadlines |
 //! | `history FROM` | the same history from storage |
 //! | `hash [R]` | |
 //! | `compaction_hash` | the hash of the history as the last compaction found it |
@@ -135,8 +135,8 @@ impl Player {
         let indexes: Vec<u64> = (from..=self.log.len() as u64).collect();
         self.last = self.member.apply_group(&self.log, &indexes);
         if !self.last.compacted {
-            // What watches are told at once is what they would read later.
-            assert_eq!(self.events_since(before + 1), self.told());
+            // Watches get at once what they would read later.
+            assert_eq!(self.events_since(before + 1), self.published());
         }
         if self.last.compacted {
             let before = Snapshot {
@@ -153,7 +153,7 @@ impl Player {
             .collect()
     }
 
-    fn told(&self) -> String {
+    fn published(&self) -> String {
         self.last.changes.iter().map(show::change).collect()
     }
 
@@ -172,7 +172,7 @@ impl Player {
     }
 
     fn events(&self) -> String {
-        let mut text = self.told();
+        let mut text = self.published();
         for event in &self.last.lease_events {
             text += &show::lease_event(event);
         }

@@ -167,7 +167,7 @@ async fn what_does_not_fit_is_dropped_and_reported() {
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", silent.local_addr().expect("an address"));
     let a = Site::start_with(A, CLUSTER, "127.0.0.1:0", |options| {
-        options.bulk = crate::transport::queue::Limits {
+        options.bulk = crate::transport::queue::QueueLimits {
             messages: 3,
             bytes: 1 << 20,
         };

@@ -104,11 +104,11 @@ impl Inbound for Recorder {
     fn asked(
         &self,
         from: Option<MemberId>,
-        question: PeerRequest,
+        request: PeerRequest,
     ) -> Boxed<Result<PeerResponse, Error>> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
-            match question.request {
+            match request.request {
                 // Says who asked where the version belongs.
                 Some(Kind::Describe(_)) => Ok(PeerResponse {
                     response: Some(peer_response::Response::Description(Description {
@@ -155,7 +155,7 @@ impl Site {
         member: MemberId,
         cluster: ClusterId,
         address: &str,
-        change: impl FnOnce(&mut Options),
+        change: impl FnOnce(&mut NetworkOptions),
     ) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let metrics = Arc::new(Metrics::new(member, false));
@@ -166,12 +166,12 @@ impl Site {
             server_version: "3.7.3".to_owned(),
             peer_urls: Vec::new(),
         };
-        let outside = Outside {
+        let outside = NetworkEnv {
             clock: Arc::new(SystemClock::new()),
             rng: Arc::new(SystemRng),
             metrics: metrics.clone(),
         };
-        let mut options = Options::new(dir.path().join("incoming"));
+        let mut options = NetworkOptions::new(dir.path().join("incoming"));
         change(&mut options);
         let network = GrpcNetwork::start(local, outside, options);
         let inbound = Arc::new(Recorder::default());
@@ -307,12 +307,16 @@ async fn another_data_directory_of_a_member_is_refused() {
         server_version: "3.7.3".to_owned(),
         peer_urls: Vec::new(),
     };
-    let outside = Outside {
+    let outside = NetworkEnv {
         clock: Arc::new(SystemClock::new()),
         rng: Arc::new(SystemRng),
         metrics: Arc::new(Metrics::new(B, false)),
     };
-    let here = Context::new(member(B, 7), outside, Options::new("incoming".into()));
+    let here = Context::new(
+        member(B, 7),
+        outside,
+        NetworkOptions::new("incoming".into()),
+    );
     here.attach(Some(Arc::new(Recorder::default())));
     let admit = |from, incarnation| {
         let mut metadata = tonic::metadata::MetadataMap::new();
@@ -324,7 +328,7 @@ async fn another_data_directory_of_a_member_is_refused() {
         (A, 1, Ok(A)),
         (A, 1, Ok(A)),
         (C, 1, Ok(C)),
-        (A, 2, Err(Some(identity::Seen::Mismatch))),
+        (A, 2, Err(Some(identity::RefusalKind::Mismatch))),
         (A, 1, Ok(A)),
     ] {
         assert_eq!(admit(from, incarnation), expected, "{from} {incarnation}");

@@ -1,4 +1,4 @@
-//! Questions to members, and to whoever is there.
+//! Peer RPCs: to a member, and to any member at some URLs.
 
 use super::proxy::{Mode, Proxy};
 use super::*;
@@ -35,7 +35,7 @@ async fn answers_and_errors_come_back() {
         let asked = a.network.ask(B, promote(), LONG).await;
         assert_eq!(asked, Err(Error::NotLeader));
     }
-    // Two lanes and one connection for all questions.
+    // Two lanes and one connection for all rpcs.
     assert_eq!(proxy.connections.load(Ordering::SeqCst), 3);
 }
 

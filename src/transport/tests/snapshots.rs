@@ -116,7 +116,7 @@ async fn a_snapshot_that_is_cut_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_that_stands_still_is_given_up() {
     let silence = Duration::from_millis(400);
-    let hasty = |options: &mut Options| options.snapshot_silence = silence;
+    let hasty = |options: &mut NetworkOptions| options.snapshot_silence = silence;
     let a = Site::start_with(A, CLUSTER, "127.0.0.1:0", hasty).await;
     let b = Site::start_with(B, CLUSTER, "127.0.0.1:0", hasty).await;
     let proxy = Proxy::to(&b.address).await;

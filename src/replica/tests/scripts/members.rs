@@ -15,7 +15,7 @@ use crate::raft::replica::{Status, conf_state_of};
 use crate::raft::tests::disk::{self, Disk, FOUNDING_ENTRY, Writer};
 use crate::raft::tests::links::meant;
 use crate::raft::tests::show;
-use crate::replica::proposal::{Refusal, conf_change, request_id};
+use crate::replica::proposal::{ProposalRefusal, conf_change, request_id};
 use crate::replica::router::Router;
 use crate::script::number;
 use crate::state::Machine;
@@ -212,7 +212,7 @@ impl Player {
             Sent::Raft(message) => life.router.step(message),
             Sent::Forwarded(message) => life.router.propose_for(from, message),
             Sent::Refused(refusal) => {
-                let Refusal {
+                let ProposalRefusal {
                     request_id, term, ..
                 } = refusal;
                 life.router.refused(request_id, term, refusal.error);

@@ -16,48 +16,48 @@ use crate::replica::proposal::{Proposal, Proposed, Reply};
 use crate::state::Response;
 use crate::types::MemberId;
 
-/// Whoever waits for an answer.
-struct Asked {
+/// A caller that waits for a reply.
+struct WaitingCaller {
     name: String,
     outcomes: Arc<Mutex<String>>,
 }
 
-impl Asked {
-    fn tell(&self, outcome: &str) {
+impl WaitingCaller {
+    fn record(&self, outcome: &str) {
         let outcome = format!("{} {outcome}\n", self.name);
         self.outcomes.lock().push_str(&outcome);
     }
 
     fn refused(self, error: &Error) {
-        self.tell(&format!("is refused: {error}"));
+        self.record(&format!("is refused: {error}"));
         std::mem::forget(self);
     }
 
     fn answered(self, how: &str) {
-        self.tell(&format!("is answered{how}"));
+        self.record(&format!("is answered{how}"));
         std::mem::forget(self);
     }
 }
 
-impl Drop for Asked {
+impl Drop for WaitingCaller {
     fn drop(&mut self) {
-        self.tell("is never answered");
+        self.record("is never answered");
     }
 }
 
 impl Player {
-    /// Somebody who waits, and the id of the request.
-    fn asked(&mut self, name: &str) -> (Asked, u64) {
+    /// The waiting caller, and the id of its request.
+    fn asked(&mut self, name: &str) -> (WaitingCaller, u64) {
         self.requests += 1;
         self.names.insert(self.requests, name.to_owned());
-        let asked = Asked {
+        let asked = WaitingCaller {
             name: name.to_owned(),
             outcomes: self.outcomes.clone(),
         };
         (asked, self.requests)
     }
 
-    fn propose(&mut self, id: u64, what: Proposed, fence_term: Option<u64>, asked: Asked) {
+    fn propose(&mut self, id: u64, what: Proposed, fence_term: Option<u64>, asked: WaitingCaller) {
         let reply: Reply = Box::new(move |result| match result {
             Ok(Response::Put(put)) => {
                 let revision = put.header.expect("a header").revision;

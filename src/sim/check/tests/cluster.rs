@@ -1,6 +1,6 @@
-//! A cluster that keeps every promise, made of the model and nothing else: clients whose requests
-//! overlap, answers that are lost, leases that end, watches that lag. It makes histories that
-//! must be blameless, and can be asked to break one promise once.
+//! A correct cluster that consists of the model alone: clients with overlapping requests, lost
+//! responses, expiring leases, lagging watches. It generates histories without violations, and can
+//! be made to violate one property once.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,9 @@ use crate::proto::etcdserverpb::{
     LeaseTimeToLiveResponse, PutRequest, RequestHeader, ResponseHeader,
 };
 use crate::sim::check::tests::streams::Stream;
-use crate::sim::history::{Answer, Applied, Asked, History, Moment, Operation, Outcome, Payload};
+use crate::sim::history::{
+    Answer, AppliedEntry, ClientRequest, History, Moment, Operation, Outcome, Payload,
+};
 use crate::state::Response;
 use crate::state::model::{At, Model};
 use crate::state::txn::{is_read_only, is_serializable};
@@ -25,34 +27,34 @@ pub const SECOND: Moment = 1_000_000_000;
 const CLIENTS: u32 = 6;
 const STEPS: u64 = 1500;
 
-/// A promise that is broken once, where there is an occasion.
+/// A violation, introduced once where it is possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trick {
     None,
-    /// A put is answered and forgotten.
+    /// A put is acknowledged and not applied.
     LoseWrite,
-    /// An entry comes from nowhere.
+    /// An entry without a request.
     Phantom,
     /// A put is applied twice, from two entries.
     ApplyTwice,
-    /// As before, from the same proposal.
+    /// The same, with the same request id.
     ProposeTwice,
-    /// A put is done and refused.
+    /// A put is applied and refused.
     RefuseDone,
-    /// A lease ends before its time.
+    /// A lease ends early.
     RevokeEarly,
-    /// A lease is forgotten.
+    /// A lease never ends.
     KeepLease,
-    /// A lease is said to be gone.
+    /// A live lease is reported as not found.
     DenyLease,
 }
 
-/// What a client is about.
+/// What a client is doing.
 enum Client {
     Idle,
-    Called(Moment, Asked),
-    /// Done; to be told so.
-    Done(Moment, Asked, Outcome),
+    Called(Moment, ClientRequest),
+    /// Applied; the response is on its way.
+    Done(Moment, ClientRequest, Outcome),
 }
 
 /// When a lease ends.
@@ -68,25 +70,25 @@ pub struct Cluster {
     now: Moment,
     term: u64,
     clients: Vec<Client>,
-    /// Requests that were given up, and may be done yet.
-    late: Vec<Asked>,
+    /// Requests that timed out, and may still be applied.
+    late: Vec<ClientRequest>,
     streams: Vec<Stream>,
     deadlines: BTreeMap<i64, Deadline>,
-    /// SnapshotStore of the past, for members that are behind.
+    /// Earlier states, for members that lag.
     past: Vec<At>,
     next_request_id: u64,
     trick: Trick,
-    /// Whether a client will hear of what is done.
+    /// Whether the client receives a response.
     heard: bool,
 }
 
-/// What a cluster left behind.
+/// The result of a cluster.
 #[derive(Clone)]
 pub struct Made {
     pub history: History,
-    /// After the last entry.
+    /// The model after the last entry.
     pub model: Model,
-    /// Whether there was an occasion for the trick.
+    /// Whether the violation was introduced.
     pub played: bool,
 }
 
@@ -144,7 +146,7 @@ impl Cluster {
         }
     }
 
-    /// True once, if this is the trick.
+    /// True once, if this is the violation to introduce.
     fn plays(&mut self, trick: Trick) -> bool {
         let late_enough = self.history.entries.len() > 60;
         if self.trick == trick && late_enough && self.heard {
@@ -176,14 +178,20 @@ impl Cluster {
                 }
             },
             Client::Done(at, asked, outcome) => {
-                self.tell(number as u32, at, asked, outcome);
+                self.record(number as u32, at, asked, outcome);
                 Client::Idle
             }
         };
     }
 
-    fn tell(&mut self, client: u32, called_at: Moment, asked: Asked, mut outcome: Outcome) {
-        // As in etcd its revision is the newest one.
+    fn record(
+        &mut self,
+        client: u32,
+        called_at: Moment,
+        asked: ClientRequest,
+        mut outcome: Outcome,
+    ) {
+        // As in etcd, its revision is the newest one.
         if let Outcome::Answered(Answer::Compaction(answer)) = &mut outcome
             && self.random.once_in(2)
         {
@@ -192,7 +200,7 @@ impl Cluster {
         self.history.operations.push(Operation {
             client,
             member: MemberId(1 + u64::from(client) % 3),
-            asked,
+            request: asked,
             called_at,
             returned_at: self.now,
             outcome,
@@ -201,7 +209,7 @@ impl Cluster {
 
     fn append(&mut self, payload: Payload) {
         let index = self.history.entries.len() as u64 + 5;
-        let entry = Applied {
+        let entry = AppliedEntry {
             index,
             term: self.term,
             payload,
@@ -295,7 +303,7 @@ impl Cluster {
         }
     }
 
-    /// Ends the leases whose time has come; mostly not at once.
+    /// Ends the leases that have expired, mostly with a delay.
     fn expire(&mut self) {
         let now = self.now;
         let lag = self.random.below(SECOND);
@@ -333,28 +341,28 @@ impl Cluster {
         self.deadlines.remove(&id);
     }
 
-    /// Does what a client asks for.
-    fn perform(&mut self, asked: &Asked) -> Outcome {
+    /// Applies a client's request.
+    fn perform(&mut self, asked: &ClientRequest) -> Outcome {
         if let Some(request) = requests::proposal(asked) {
             return self.propose(request);
         }
         match asked {
-            Asked::Range(request) => {
+            ClientRequest::Range(request) => {
                 let at = self.read_at(request.serializable);
                 outcome(self.model.range(request, at), |mut range| {
                     range.header = header(at.head);
                     Answer::Range(range)
                 })
             }
-            Asked::Txn(request) if is_read_only(request) => {
+            ClientRequest::Txn(request) if is_read_only(request) => {
                 let at = self.read_at(is_serializable(request));
                 outcome(self.model.read_txn(request, at), |mut txn| {
                     txn.header = header(at.head);
                     Answer::Txn(txn)
                 })
             }
-            Asked::LeaseKeepAlive { id } => Outcome::Answered(self.renew(*id)),
-            Asked::LeaseTimeToLive { id, keys } => Outcome::Answered(self.left(*id, *keys)),
+            ClientRequest::LeaseKeepAlive { id } => Outcome::Answered(self.renew(*id)),
+            ClientRequest::LeaseTimeToLive { id, keys } => Outcome::Answered(self.left(*id, *keys)),
             _ => Outcome::Unknown,
         }
     }
@@ -429,14 +437,16 @@ impl Cluster {
         Answer::LeaseTimeToLive(left)
     }
 
-    /// Lets everybody finish, and all leases end.
+    /// Lets all clients finish, and all leases end.
     fn rest(&mut self) {
         for number in 0..self.clients.len() {
             self.now += MILLISECOND;
             match std::mem::replace(&mut self.clients[number], Client::Idle) {
                 Client::Idle => {}
-                Client::Called(at, asked) => self.tell(number as u32, at, asked, Outcome::Unknown),
-                Client::Done(at, asked, outcome) => self.tell(number as u32, at, asked, outcome),
+                Client::Called(at, asked) => {
+                    self.record(number as u32, at, asked, Outcome::Unknown)
+                }
+                Client::Done(at, asked, outcome) => self.record(number as u32, at, asked, outcome),
             }
         }
         for _ in 0..60 {
@@ -475,7 +485,7 @@ pub fn header(revision: i64) -> Option<ResponseHeader> {
     })
 }
 
-/// Bytes that are unlike any other's.
+/// A value that no other request puts.
 pub fn unique(random: &mut Random) -> Bytes {
     format!("v{}", random.next_number()).into()
 }

@@ -1,4 +1,4 @@
-//! What random histories seldom meet, written down by hand.
+//! Cases that random histories rarely contain, written by hand.
 
 use bytes::Bytes;
 use prost::Message;
@@ -14,13 +14,13 @@ use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
 use crate::proto::membershippb::RaftAttributes;
 use crate::proto::{Event, KeyValue};
 use crate::sim::history::{
-    Answer, Applied, Asked, History, Moment, Operation, Outcome, Payload, Watched,
+    Answer, AppliedEntry, ClientRequest, History, Moment, Operation, Outcome, Payload, Watched,
 };
 use crate::types::MemberId;
 
 fn entry(history: &mut History, at: Moment, payload: Payload) {
     let index = history.entries.len() as u64 + 1;
-    let entry = Applied {
+    let entry = AppliedEntry {
         index,
         term: 1,
         payload,
@@ -37,12 +37,12 @@ fn request(history: &mut History, at: Moment, mut request: InternalRaftRequest) 
     entry(history, at, Payload::Request(bytes.into()));
 }
 
-/// An operation that takes from one nanosecond before `at` to one behind.
-fn operation(history: &mut History, at: Moment, asked: Asked, outcome: Outcome) {
+/// An operation from one nanosecond before `at` to one after it.
+fn operation(history: &mut History, at: Moment, asked: ClientRequest, outcome: Outcome) {
     history.operations.push(Operation {
         client: 1,
         member: MemberId(1),
-        asked,
+        request: asked,
         called_at: at - 1,
         returned_at: at + 1,
         outcome,
@@ -71,7 +71,7 @@ fn put(history: &mut History, at: Moment, value: &'static str, revision: i64) {
     operation(
         history,
         at,
-        Asked::Put(put),
+        ClientRequest::Put(put),
         Outcome::Answered(Answer::Put(answer)),
     );
 }
@@ -88,7 +88,7 @@ fn add(id: u64) -> MemberChange {
     }
 }
 
-/// Adds a learner, then another one, which is too many, and removes the first.
+/// Adds a learner, then a second one, which exceeds the limit, and removes the first.
 fn member_changes(ids: Vec<u64>) -> History {
     let mut history = History {
         founders: vec![MemberId(1), MemberId(2)],
@@ -113,7 +113,7 @@ fn member_changes(ids: Vec<u64>) -> History {
             request_id: 0,
             ..change
         };
-        operation(&mut history, at, Asked::Member(asked), outcome);
+        operation(&mut history, at, ClientRequest::Member(asked), outcome);
     }
     history
 }
@@ -123,7 +123,7 @@ fn answers_to_changes_of_members_are_compared() {
     assert_eq!(kinds(&member_changes(vec![1, 7, 2])), [].into());
     assert_eq!(
         kinds(&member_changes(vec![1, 2])),
-        ["an answer is not what was done"].into()
+        ["an answer does not match its entry"].into()
     );
 }
 
@@ -139,7 +139,7 @@ fn compactions_are_asked_for_unless_members_compact() {
         ..Default::default()
     };
     request(&mut history, 20, compaction);
-    assert_eq!(kinds(&history), ["an entry that nobody asked for"].into());
+    assert_eq!(kinds(&history), ["an entry has no request"].into());
     history.auto_compaction = true;
     assert_eq!(kinds(&history), [].into());
 }
@@ -148,8 +148,8 @@ fn compactions_are_asked_for_unless_members_compact() {
 fn space_may_be_short_where_an_alarm_is_raised() {
     let mut history = History::default();
     let full = Outcome::Refused(Error::NoSpace.text().to_owned());
-    operation(&mut history, 10, Asked::Put(put_of("1")), full);
-    let what = "a request was refused for want of space without an alarm";
+    operation(&mut history, 10, ClientRequest::Put(put_of("1")), full);
+    let what = "a request was refused for lack of space without an alarm";
     assert_eq!(kinds(&history), [what].into());
     let alarm = InternalRaftRequest {
         alarm: Some(crate::proto::etcdserverpb::AlarmRequest {
@@ -178,7 +178,7 @@ fn a_key_changed_twice_is_refused_and_no_other() {
             put.key = Bytes::from_static(key.as_bytes());
             op(Request::RequestPut(put))
         };
-        Asked::Txn(TxnRequest {
+        ClientRequest::Txn(TxnRequest {
             success: vec![put("a"), put(second)],
             ..Default::default()
         })
@@ -206,20 +206,17 @@ fn a_refusal_says_what_the_log_says() {
     };
     request(&mut history, 10, raft);
     let outcome = Outcome::Refused(Error::LeaseNotFound.text().to_owned());
-    operation(&mut history, 10, Asked::Put(put), outcome);
+    operation(&mut history, 10, ClientRequest::Put(put), outcome);
     assert_eq!(kinds(&history), [].into());
     history.operations[0].outcome = Outcome::Refused(Error::KeyNotFound.text().to_owned());
-    assert_eq!(
-        kinds(&history),
-        ["a refusal is not what the log says"].into()
-    );
+    assert_eq!(kinds(&history), ["a refusal contradicts the log"].into());
 }
 
 #[test]
 fn reads_follow_what_a_watch_showed() {
     let mut history = History::default();
     put(&mut history, 10, "1", 2);
-    // Nobody was told of the write but who watches.
+    // Only a watch has shown the write.
     history.operations[0].outcome = Outcome::Unknown;
     let created = WatchResponse {
         header: header(1),
@@ -265,15 +262,15 @@ fn reads_follow_what_a_watch_showed() {
             ..Default::default()
         };
         let outcome = Outcome::Answered(Answer::Range(answer));
-        operation(&mut history, at, Asked::Range(asked), outcome);
+        operation(&mut history, at, ClientRequest::Range(asked), outcome);
         kinds(&history)
     };
     assert_eq!(read(20), [].into());
     assert_eq!(read(22), ["a read is stale"].into());
 }
 
-/// A transaction that puts and deletes a key, compacted to its revision; a watch from there is
-/// told of some of its changes.
+/// A transaction that puts and deletes a key, compacted to its revision; a watch that starts there
+/// delivers a part of its changes.
 fn undone(shown: &[i32], compacted_at: Moment) -> History {
     let mut history = History {
         auto_compaction: true,
@@ -299,7 +296,7 @@ fn undone(shown: &[i32], compacted_at: Moment) -> History {
         ..Default::default()
     };
     request(&mut history, 10, raft);
-    operation(&mut history, 10, Asked::Txn(txn), Outcome::Unknown);
+    operation(&mut history, 10, ClientRequest::Txn(txn), Outcome::Unknown);
     let compaction = InternalRaftRequest {
         compaction: Some(CompactionRequest {
             revision: 2,

@@ -1,14 +1,14 @@
-//! That blameless histories hold enough of everything: a checker that nothing reaches finds
+//! Checks that generated histories contain enough of everything: a checker without input finds
 //! nothing.
 
 use std::collections::BTreeMap;
 
 use super::{cluster, seeds};
-use crate::sim::history::{Answer, Asked, History, Outcome};
+use crate::sim::history::{Answer, ClientRequest, History, Outcome};
 
 fn operations(history: &History, seen: &mut BTreeMap<String, u64>) {
     for operation in &history.operations {
-        let asked = format!("{:?}", operation.asked);
+        let asked = format!("{:?}", operation.request);
         let asked: String = asked
             .chars()
             .take_while(char::is_ascii_alphabetic)
@@ -20,8 +20,8 @@ fn operations(history: &History, seen: &mut BTreeMap<String, u64>) {
             Outcome::Refused(text) => text.clone(),
             Outcome::Unknown => "unknown".to_owned(),
         };
-        let serializable = match &operation.asked {
-            Asked::Range(range) if range.serializable => " serializable",
+        let serializable = match &operation.request {
+            ClientRequest::Range(range) if range.serializable => " serializable",
             _ => "",
         };
         *seen

@@ -1,6 +1,6 @@
-//! Ways to damage a blameless history of operations and entries, and what must be found then.
+//! Ways to damage a correct history of operations and entries, with the expected findings.
 //!
-//! Each finds an occasion by itself, and says whether there was one.
+//! Each returns whether the history had a place for it.
 
 use bytes::Bytes;
 
@@ -8,7 +8,7 @@ use super::cluster::{Made, header};
 use super::requests::Random;
 use crate::error::Error;
 use crate::proto::etcdserverpb::{LeaseTimeToLiveResponse, PutRequest, PutResponse, RangeRequest};
-use crate::sim::history::{Answer, Asked, History, Moment, Operation, Outcome, Payload};
+use crate::sim::history::{Answer, ClientRequest, History, Moment, Operation, Outcome, Payload};
 use crate::state::machine::decode_request;
 use crate::state::model::At;
 use crate::types::MemberId;
@@ -19,27 +19,27 @@ pub const TABLE: &[(&str, Damage, &str)] = &[
     (
         "answers swapped",
         swap_answers,
-        "an answer is not what was done",
+        "an answer does not match its entry",
     ),
     (
         "revision off by one",
         shift_revision,
-        "an answer is not what was done",
+        "an answer does not match its entry",
     ),
     (
         "answered too soon",
         answer_soon,
-        "a request was answered before it was done",
+        "a request was answered before it was applied",
     ),
     (
         "done too soon",
         ask_late,
-        "a request was done before it was asked for",
+        "a request was applied before it was sent",
     ),
     (
         "refused and done",
         refuse_done,
-        "a refused request was done",
+        "a refused request was applied",
     ),
     (
         "refused for nothing",
@@ -49,7 +49,7 @@ pub const TABLE: &[(&str, Damage, &str)] = &[
     (
         "no space for nothing",
         refuse_space,
-        "a request was refused for want of space without an alarm",
+        "a request was refused for lack of space without an alarm",
     ),
     ("wrong count", count_wrong, "a read's answer is wrong"),
     ("keys outlive a lease", outlive, "a read's answer is wrong"),
@@ -57,7 +57,7 @@ pub const TABLE: &[(&str, Damage, &str)] = &[
     (
         "read of the future",
         read_future,
-        "a read shows what was not done yet",
+        "a read shows a later state",
     ),
     (
         "read of what is compacted",
@@ -77,12 +77,12 @@ pub const TABLE: &[(&str, Damage, &str)] = &[
     (
         "no such lease renewed",
         renew_nothing,
-        "a lease was renewed that was not there",
+        "a lease was renewed that does not exist",
     ),
     (
         "no such lease shown",
         show_nothing,
-        "a lease was shown that was not there",
+        "a lease was shown that does not exist",
     ),
     (
         "wrong time to live",
@@ -118,8 +118,8 @@ fn pick<T>(
 }
 
 fn answered_put(operation: &Operation) -> Option<(PutRequest, PutResponse)> {
-    match (&operation.asked, &operation.outcome) {
-        (Asked::Put(put), Outcome::Answered(Answer::Put(answer))) => {
+    match (&operation.request, &operation.outcome) {
+        (ClientRequest::Put(put), Outcome::Answered(Answer::Put(answer))) => {
             Some((put.clone(), answer.clone()))
         }
         _ => None,
@@ -132,8 +132,8 @@ fn revision_of_put(operation: &Operation) -> Option<i64> {
 
 /// The request and revision of a linearizable range of now that was answered.
 fn answered_range(operation: &Operation) -> Option<(RangeRequest, i64)> {
-    match (&operation.asked, &operation.outcome) {
-        (Asked::Range(range), Outcome::Answered(Answer::Range(answer)))
+    match (&operation.request, &operation.outcome) {
+        (ClientRequest::Range(range), Outcome::Answered(Answer::Range(answer)))
             if range.revision == 0 && !range.serializable =>
         {
             Some((range.clone(), answer.header?.revision))
@@ -203,8 +203,8 @@ fn refuse_done(made: &mut Made, random: &mut Random) -> Option<()> {
     Some(())
 }
 
-/// Something that happens when all is over.
-fn add(made: &mut Made, asked: Asked, outcome: Outcome) {
+/// An operation after the end of the history.
+fn add(made: &mut Made, asked: ClientRequest, outcome: Outcome) {
     let last = made
         .history
         .operations
@@ -220,15 +220,15 @@ fn add(made: &mut Made, asked: Asked, outcome: Outcome) {
     made.history.operations.push(Operation {
         client: 50,
         member: MemberId(1),
-        asked,
+        request: asked,
         called_at: at,
         returned_at: at,
         outcome,
     });
 }
 
-fn new_put() -> Asked {
-    Asked::Put(PutRequest {
+fn new_put() -> ClientRequest {
+    ClientRequest::Put(PutRequest {
         key: "a".into(),
         value: "never put".into(),
         ..Default::default()
@@ -264,7 +264,7 @@ fn count_wrong(made: &mut Made, random: &mut Random) -> Option<()> {
     Some(())
 }
 
-/// The answer to a range in some state, with the header of another.
+/// The response to a range in some state, with the header of another.
 fn range_at(made: &Made, request: &RangeRequest, head: i64, shown: i64) -> Option<Outcome> {
     let at = At {
         head,
@@ -288,7 +288,7 @@ fn outlive(made: &mut Made, _: &mut Random) -> Option<()> {
     };
     let before = of_lease.revision.main - 1;
     let outcome = range_at(made, &request, before, made.model.head)?;
-    add(made, Asked::Range(request), outcome);
+    add(made, ClientRequest::Range(request), outcome);
     Some(())
 }
 
@@ -316,8 +316,8 @@ fn read_future(made: &mut Made, random: &mut Random) -> Option<()> {
 }
 
 fn read_compacted(made: &mut Made, random: &mut Random) -> Option<()> {
-    let compacted = |operation: &Operation| match (&operation.asked, &operation.outcome) {
-        (Asked::Compaction(asked), Outcome::Answered(_)) if asked.revision > 1 => {
+    let compacted = |operation: &Operation| match (&operation.request, &operation.outcome) {
+        (ClientRequest::Compaction(asked), Outcome::Answered(_)) if asked.revision > 1 => {
             Some((asked.revision, operation.returned_at))
         }
         _ => None,
@@ -328,7 +328,7 @@ fn read_compacted(made: &mut Made, random: &mut Random) -> Option<()> {
     let (number, (mut request, shown)) = pick(made, random, behind)?;
     request.revision = revision - 1;
     let outcome = range_at(made, &request, shown, shown)?;
-    made.history.operations[number].asked = Asked::Range(request);
+    made.history.operations[number].request = ClientRequest::Range(request);
     made.history.operations[number].outcome = outcome;
     Some(())
 }
@@ -346,14 +346,14 @@ fn answer_otherwise(made: &mut Made, random: &mut Random) -> Option<()> {
 }
 
 fn renew_nothing(made: &mut Made, _: &mut Random) -> Option<()> {
-    let asked = Asked::LeaseKeepAlive { id: 9999 };
+    let asked = ClientRequest::LeaseKeepAlive { id: 9999 };
     let answer = Answer::LeaseKeepAlive { ttl: 5 };
     add(made, asked, Outcome::Answered(answer));
     Some(())
 }
 
 fn show_nothing(made: &mut Made, _: &mut Random) -> Option<()> {
-    let asked = Asked::LeaseTimeToLive {
+    let asked = ClientRequest::LeaseTimeToLive {
         id: 9999,
         keys: false,
     };
@@ -369,12 +369,11 @@ fn show_nothing(made: &mut Made, _: &mut Random) -> Option<()> {
 }
 
 fn left(operation: &Operation) -> Option<(bool, LeaseTimeToLiveResponse)> {
-    match (&operation.asked, &operation.outcome) {
-        (Asked::LeaseTimeToLive { keys, .. }, Outcome::Answered(Answer::LeaseTimeToLive(left)))
-            if left.ttl >= 0 =>
-        {
-            Some((*keys, left.clone()))
-        }
+    match (&operation.request, &operation.outcome) {
+        (
+            ClientRequest::LeaseTimeToLive { keys, .. },
+            Outcome::Answered(Answer::LeaseTimeToLive(left)),
+        ) if left.ttl >= 0 => Some((*keys, left.clone())),
         _ => None,
     }
 }
@@ -405,7 +404,7 @@ fn lower_term(made: &mut Made, _: &mut Random) -> Option<()> {
 
 fn lower_time(made: &mut Made, _: &mut Random) -> Option<()> {
     let entries = &mut made.history.entries;
-    // Nothing else depends on when a leader's first entry was applied.
+    // Nothing else depends on the time at which a leader's first entry was applied.
     let at = entries
         .iter()
         .position(|(_, entry)| entry.payload == Payload::Empty)?;

@@ -1,4 +1,4 @@
-//! Ways to damage what a blameless watch was told, and what must be found then.
+//! Ways to damage a correct watch stream, with the expected findings.
 
 use super::cluster::{Made, header};
 use super::damage::Damage;
@@ -36,18 +36,14 @@ pub const TABLE: &[(&str, Damage, &str)] = &[
     (
         "progress too soon",
         progress_early,
-        "progress was told ahead of an event",
+        "progress was reported ahead of an event",
     ),
     (
         "event of before",
         early_event,
         "an event is not for its watch",
     ),
-    (
-        "invented event",
-        invent,
-        "an event of nothing that was done",
-    ),
+    ("invented event", invent, "an event has no change"),
     ("garbled event", garble, "an event cannot be read"),
     (
         "never compacted",
@@ -73,11 +69,11 @@ pub const TABLE: &[(&str, Damage, &str)] = &[
         "a watch's header is ahead of the log",
     ),
     ("header behind", header_back, "a watch's revisions go back"),
-    ("split", split, "a response is split and was not to be"),
+    ("split", split, "a response is split without being asked to"),
     ("goes on", go_on, "a cancelled watch went on"),
 ];
 
-/// A response of a watch, by the numbers of both, for which `fits` says so.
+/// A response for which `fits` holds, by the indexes of watch and response.
 fn pick(
     made: &Made,
     random: &mut Random,
@@ -95,7 +91,7 @@ fn pick(
     fit.get(random.below(fit.len() as u64) as usize).copied()
 }
 
-/// The last response of a watch that goes on.
+/// The last response of a watch that is not cancelled.
 fn pick_open(made: &Made, random: &mut Random, to_the_end: bool) -> Option<(usize, usize)> {
     let (number, _) = pick(made, random, |watched, response| {
         let cancelled = watched.responses.iter().any(|(_, other)| other.canceled);
@@ -125,7 +121,7 @@ fn main_of(event: &Event) -> i64 {
     event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
 }
 
-/// Some event that `fits` says can be damaged, and its response.
+/// An event for which `fits` holds, and its response.
 fn pick_event(
     made: &Made,
     random: &mut Random,
@@ -174,7 +170,7 @@ fn repeat_event(made: &mut Made, random: &mut Random) -> Option<()> {
     let (from, at) = pick_event(made, random, |_, _, _| true)?;
     let response = response(made, from);
     let again = response.events[at].clone();
-    // Of a key that the transaction changes twice the repetition may be right.
+    // Where the transaction changes the key twice, the repetition can be correct.
     let next = response.events.get(at + 1).map(|event| event.decoded());
     if next.is_some_and(|next| {
         main_of(&next.expect("an event")) == main_of(&again.decoded().expect("an event"))
@@ -326,8 +322,8 @@ fn cancel(made: &mut Made, random: &mut Random) -> Option<()> {
 fn cancel_late(made: &mut Made, random: &mut Random) -> Option<()> {
     let last = pick_open(made, random, true)?;
     let compacted = made.model.compacted;
-    let told = response(made, last).header?.revision;
-    if compacted < 2 || told + 1 < compacted {
+    let complete_to = response(made, last).header?.revision;
+    if compacted < 2 || complete_to + 1 < compacted {
         return None;
     }
     push(made, last, cancelled(compacted));

@@ -1,5 +1,5 @@
-//! Blameless histories in which nothing may be found, and damaged ones in which exactly the
-//! damage must be.
+//! Correct histories, in which nothing may be found, and damaged ones, in which exactly the damage
+//! has to be found.
 //!
 //! `ETCHED_SEEDS` says how many seeds are tried.
 
@@ -33,26 +33,26 @@ fn nothing_is_found_where_nothing_is_wrong() {
     }
 }
 
-/// What was found in a history, each kind once.
+/// The kinds of findings in a history.
 fn kinds(history: &History) -> BTreeSet<&'static str> {
     check(history).iter().map(|finding| finding.what).collect()
 }
 
 #[test]
 fn broken_promises_are_found() {
-    // A lease may be denied to a client that cannot know of it.
+    // A client that cannot know of the lease may be told that it does not exist.
     let table = [
         (
             Trick::LoseWrite,
             "an acknowledged request is not in the log",
         ),
-        (Trick::Phantom, "an entry that nobody asked for"),
-        (Trick::ApplyTwice, "a request was done twice"),
-        (Trick::ProposeTwice, "a request was done twice"),
-        (Trick::RefuseDone, "a refused request was done"),
+        (Trick::Phantom, "an entry has no request"),
+        (Trick::ApplyTwice, "a request was applied twice"),
+        (Trick::ProposeTwice, "a request was applied twice"),
+        (Trick::RefuseDone, "a refused request was applied"),
         (Trick::RevokeEarly, "a lease was revoked early"),
         (Trick::KeepLease, "a lease was kept for too long"),
-        (Trick::DenyLease, "a lease was denied while it lived"),
+        (Trick::DenyLease, "a live lease was reported as not found"),
     ];
     let mut wrong = Vec::new();
     for (trick, what) in table {

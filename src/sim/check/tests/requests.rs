@@ -1,4 +1,4 @@
-//! Random requests of clients, and how they stand in the log.
+//! Random requests of clients, and their entries in the log.
 
 use bytes::Bytes;
 
@@ -9,7 +9,7 @@ use crate::proto::etcdserverpb::{
     LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader,
     TxnRequest, request_op::Request,
 };
-use crate::sim::history::{Answer, Asked};
+use crate::sim::history::{Answer, ClientRequest};
 use crate::state::Response;
 use crate::state::model::Model;
 use crate::state::txn::is_read_only;
@@ -43,13 +43,13 @@ impl Random {
         self.below(times) == 0
     }
 
-    /// A number that was not given out before.
+    /// A number that was not used before.
     pub fn next_number(&mut self) -> u64 {
         self.number += 1;
         self.number
     }
 
-    /// A lease that somebody asked for lately.
+    /// A recently granted lease.
     fn lease(&mut self) -> i64 {
         (self.lease - self.below(4) as i64).max(1)
     }
@@ -140,59 +140,60 @@ fn txn(random: &mut Random, model: &Model, depth: u64) -> TxnRequest {
     }
 }
 
-/// Something that a client may ask for.
-pub fn asked(random: &mut Random, model: &Model) -> Asked {
+/// A random request.
+pub fn asked(random: &mut Random, model: &Model) -> ClientRequest {
     match random.below(100) {
-        0..30 => Asked::Put(put(random)),
-        30..38 => Asked::DeleteRange(delete(random)),
-        38..55 => Asked::Txn(txn(random, model, 0)),
-        55..58 => Asked::Compaction(CompactionRequest {
+        0..30 => ClientRequest::Put(put(random)),
+        30..38 => ClientRequest::DeleteRange(delete(random)),
+        38..55 => ClientRequest::Txn(txn(random, model, 0)),
+        55..58 => ClientRequest::Compaction(CompactionRequest {
             revision: model.head + 1 - random.below(12) as i64,
             physical: false,
         }),
         58..63 => {
             random.lease += 1;
-            Asked::LeaseGrant(LeaseGrantRequest {
+            ClientRequest::LeaseGrant(LeaseGrantRequest {
                 id: random.lease,
                 ttl: 2 + random.below(4) as i64,
             })
         }
-        63..65 => Asked::LeaseRevoke { id: random.lease() },
-        65..70 => Asked::LeaseKeepAlive { id: random.lease() },
-        70..74 => Asked::LeaseTimeToLive {
+        63..65 => ClientRequest::LeaseRevoke { id: random.lease() },
+        65..70 => ClientRequest::LeaseKeepAlive { id: random.lease() },
+        70..74 => ClientRequest::LeaseTimeToLive {
             id: random.lease(),
             keys: random.once_in(2),
         },
-        74..77 => Asked::Alarm(AlarmRequest {
+        74..77 => ClientRequest::Alarm(AlarmRequest {
             action: 2,
             member_id: 1,
             alarm: 1,
         }),
-        _ => Asked::Range(range(random, model)),
+        _ => ClientRequest::Range(range(random, model)),
     }
 }
 
-/// What is proposed for it; `None` for what is not.
-pub fn proposal(asked: &Asked) -> Option<InternalRaftRequest> {
+/// The proposal of a request; `None` if it needs none.
+pub fn proposal(asked: &ClientRequest) -> Option<InternalRaftRequest> {
     let mut request = InternalRaftRequest::default();
     match asked.clone() {
-        Asked::Put(put) => request.put = Some(put),
-        Asked::DeleteRange(delete) => request.delete_range = Some(delete),
-        Asked::Txn(txn) if !is_read_only(&txn) => request.txn = Some(txn),
-        Asked::Compaction(compaction) => request.compaction = Some(compaction),
-        Asked::LeaseGrant(mut grant) => {
-            // As members raise it.
+        ClientRequest::Put(put) => request.put = Some(put),
+        ClientRequest::DeleteRange(delete) => request.delete_range = Some(delete),
+        ClientRequest::Txn(txn) if !is_read_only(&txn) => request.txn = Some(txn),
+        ClientRequest::Compaction(compaction) => request.compaction = Some(compaction),
+        ClientRequest::LeaseGrant(mut grant) => {
+            // The TTL as members raise it.
             grant.ttl = grant.ttl.max(3);
             request.lease_grant = Some(grant);
         }
-        Asked::LeaseRevoke { id } => request.lease_revoke = Some(LeaseRevokeRequest { id }),
-        Asked::Alarm(alarm) => request.alarm = Some(alarm),
+        ClientRequest::LeaseRevoke { id } => request.lease_revoke = Some(LeaseRevokeRequest { id }),
+        ClientRequest::Alarm(alarm) => request.alarm = Some(alarm),
         _ => return None,
     }
     Some(request)
 }
 
-/// The answer to a client, with a header as members send it; `newest` for those that have none.
+/// The response to a client, with a header as members send it; `newest` for responses without a
+/// revision of their own.
 pub fn answer(response: Response, newest: Option<ResponseHeader>) -> Answer {
     let full = |header: Option<ResponseHeader>| {
         let revision = header.map_or(0, |header| header.revision);

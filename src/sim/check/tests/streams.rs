@@ -1,4 +1,4 @@
-//! Watches that lag behind, and miss nothing.
+//! Watches that lag, and miss nothing.
 
 use super::cluster::header;
 use super::requests::Random;
@@ -10,13 +10,13 @@ use crate::types::MemberId;
 
 pub struct Stream {
     pub watched: Watched,
-    /// Everything below it was given.
+    /// Every change below it has been delivered.
     next: i64,
     ended: bool,
 }
 
 impl Stream {
-    /// Begins a watch on a member that is `behind` revisions behind.
+    /// Creates a watch on a member that lags by `behind` revisions.
     pub fn open(
         random: &mut Random,
         model: &Model,
@@ -84,7 +84,7 @@ impl Stream {
         self.watched.responses.push((now, response));
     }
 
-    /// Hands out what there is up to some revision.
+    /// Delivers the changes up to a revision.
     pub fn deliver(&mut self, random: &mut Random, model: &Model, now: Moment) {
         if self.ended || self.next > model.head {
             return;
@@ -130,7 +130,7 @@ impl Stream {
         self.push(now, WatchResponse { events, ..whole });
     }
 
-    /// Hands out all there is.
+    /// Delivers all changes.
     pub fn finish(&mut self, random: &mut Random, model: &Model, now: Moment) {
         while !self.ended && self.next <= model.head {
             self.deliver(random, model, now);

@@ -1,4 +1,4 @@
-//! What a start without data asks of the world: other members, and the names' addresses.
+//! The network as a start without data needs it: other members' descriptions, and name resolution.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,9 +9,9 @@ use tokio::task::JoinSet;
 use crate::proto::etchedpeer::Description;
 use crate::transport::{self, Boxed};
 
-/// The world; a test brings its own.
-pub trait World: Send + Sync {
-    /// Asks whoever listens at a peer URL who belongs to its cluster.
+/// See the module; tests have their own.
+pub trait BootstrapNetwork: Send + Sync {
+    /// Requests the description of the member that listens at a peer URL.
     fn describe(&self, url: String, limit: Duration) -> Boxed<Result<Description, String>>;
 
     /// Turns `host:port` into `address:port`. May block.
@@ -27,18 +27,18 @@ pub struct Patience {
     pub grace: Duration,
 }
 
-/// A peer that could not be asked, and what it answered.
-pub type Asked = Result<Description, String>;
+/// The description of a peer, or why there is none.
+pub type Described = Result<Description, String>;
 
-/// Asks at all URLs at once. What is not there in time is left out; the order is that of the URLs.
+/// Queries all URLs at once. Late responses are left out; the order is that of the URLs.
 pub async fn ask_all(
-    world: &dyn World,
+    network: &dyn BootstrapNetwork,
     urls: &[String],
     patience: Patience,
-) -> Vec<(String, Asked)> {
+) -> Vec<(String, Described)> {
     let mut asking = JoinSet::new();
     for (at, url) in urls.iter().enumerate() {
-        let asked = world.describe(url.clone(), patience.limit);
+        let asked = network.describe(url.clone(), patience.limit);
         asking.spawn(async move { (at, asked.await) });
     }
     let mut answers = Vec::new();
@@ -57,7 +57,7 @@ pub async fn ask_all(
                 }
                 answers.push((at, asked));
             }
-            // A question that panicked has no answer.
+            // A task that panicked has no response.
             Some(Err(_)) => {}
             None => break,
         }
@@ -69,16 +69,16 @@ pub async fn ask_all(
     named.collect()
 }
 
-/// Seconds that names may take to become known, over the whole start: where a cluster is brought
-/// up by an orchestrator, a member's name often is so only after it runs.
+/// Seconds that name resolution may take, over the whole start: orchestrators often publish a
+/// member's name only after it runs.
 const RESOLVE_RETRIES: u32 = 30;
 
 /// The machine's network.
-pub struct RealWorld {
+pub struct RealNetwork {
     retries_left: AtomicU32,
 }
 
-impl RealWorld {
+impl RealNetwork {
     pub fn new() -> Self {
         Self {
             retries_left: AtomicU32::new(RESOLVE_RETRIES),
@@ -94,13 +94,13 @@ impl RealWorld {
     }
 }
 
-impl Default for RealWorld {
+impl Default for RealNetwork {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl World for RealWorld {
+impl BootstrapNetwork for RealNetwork {
     fn describe(&self, url: String, limit: Duration) -> Boxed<Result<Description, String>> {
         Box::pin(async move { transport::describe(&[url], limit).await })
     }
