@@ -189,8 +189,8 @@ impl Machine {
         Ok(Some(ClusterId(cluster)))
     }
 
-    /// Writes the first state of a founding member: who belongs to the cluster. It is the state
-    /// after the entry `index`, which no log holds: who joins later gets it as a snapshot.
+    /// Writes the initial state of a founder: the members and their cluster. It is the state
+    /// after the entry `index`, which no log contains: later members get it as a snapshot.
     pub fn bootstrap(
         &mut self,
         cluster: ClusterId,
