@@ -115,7 +115,7 @@ named! {
         AnswerBeforeWrite => "answer-before-write",
         /// The view is taken before the batch is written.
         ViewBeforeWrite => "view-before-write",
-        /// A read takes its view before it asks how new that has to be.
+        /// A read takes its view before it is told how new that has to be.
         ViewTakenEarly => "view-taken-early",
         /// A leader reads without asking whether it still leads.
         ReadWithoutQuorum => "read-without-quorum",
@@ -179,7 +179,7 @@ named! {
         DeliveryTorn => "delivery-torn",
         /// Events that find a full queue are dropped.
         EventsDropped => "events-dropped",
-        /// A watch that fell back catches up before its queue is read.
+        /// A queue does not count its items: a watch that fell back catches up before they are out.
         PageBeforeQueue => "page-before-queue",
         /// Watches go on over a snapshot as if nothing had happened.
         ResyncSkipped => "resync-skipped",

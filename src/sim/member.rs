@@ -338,6 +338,7 @@ impl Life {
     pub fn raft_turn(&mut self) -> Result<(), String> {
         let mut inputs = Vec::new();
         self.raft.inbox().take(Duration::ZERO, &mut inputs);
+        defects::before_turn(&mut inputs);
         let turned = self.raft.turn(&mut inputs);
         turned.map(|_| ()).map_err(|error| error.to_string())
     }
