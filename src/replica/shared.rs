@@ -44,11 +44,18 @@ pub struct Shared {
     pub size_bytes: AtomicI64,
     pub size_in_use_bytes: AtomicI64,
     /// A snapshot from the leader replaces it: whoever reads and writes takes it once for both.
-    engine: RwLock<Arc<dyn Engine>>,
+    engine: RwLock<NumberedEngine>,
     view: RwLock<Arc<ReadView>>,
     status: RwLock<Arc<ClusterStatus>>,
     failure: tokio_watch::Sender<Option<String>>,
     removed: tokio_watch::Sender<bool>,
+}
+
+/// The engine of a state, and the how manyth since the member started it is.
+#[derive(Clone)]
+pub struct NumberedEngine {
+    pub number: u64,
+    pub engine: Arc<dyn Engine>,
 }
 
 /// What a member is made of.
@@ -86,7 +93,10 @@ impl Shared {
             failure: tokio_watch::Sender::new(None),
             removed: tokio_watch::Sender::new(false),
             waiting_reads: WaitingReads::default(),
-            engine: RwLock::new(parts.engine),
+            engine: RwLock::new(NumberedEngine {
+                number: 0,
+                engine: parts.engine,
+            }),
         };
         // Reads and admissions count from what the state held when it was opened: nothing may be
         // left to apply.
@@ -99,12 +109,20 @@ impl Shared {
 
     /// The engine of now.
     pub fn engine(&self) -> Arc<dyn Engine> {
+        self.engine.read().engine.clone()
+    }
+
+    /// The same for whoever has to know it again.
+    pub fn numbered_engine(&self) -> NumberedEngine {
         self.engine.read().clone()
     }
 
     /// Goes on with another engine; the old one's files go with its last reader.
     pub fn replace_engine(&self, engine: Arc<dyn Engine>) {
-        let old = std::mem::replace(&mut *self.engine.write(), engine);
+        let mut current = self.engine.write();
+        current.number += 1;
+        let old = std::mem::replace(&mut current.engine, engine);
+        drop(current);
         old.retire();
         self.compaction_hashes.lock().clear();
     }
