@@ -72,11 +72,7 @@ fn tell_finished(shared: &Shared, engine: &dyn Engine) -> storage::Result<()> {
 
 /// `seen` is the number of the engine that this run has looked at before: a compaction that is
 /// found begun in another one, an earlier run's or the leader's, has lost what its hash would need.
-async fn catch_up(
-    shared: &Arc<Shared>,
-    pace: Pace,
-    seen: &mut Option<u64>,
-) -> storage::Result<()> {
+async fn catch_up(shared: &Arc<Shared>, pace: Pace, seen: &mut Option<u64>) -> storage::Result<()> {
     loop {
         // One engine for all steps: a snapshot may put another in its place meanwhile, and what
         // is dead in this one may live there.

@@ -8,6 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch as tokio_watch};
 
 use super::cluster_status::ClusterStatus;
+use super::outside::Outside;
 use super::raft_status::RaftStatus;
 use super::reads::WaitingReads;
 use super::view::ReadView;
@@ -58,29 +59,23 @@ pub struct NumberedEngine {
     pub engine: Arc<dyn Engine>,
 }
 
-/// What a member is made of.
-pub struct Parts {
-    pub member: MemberId,
-    pub cluster: ClusterId,
-    pub clock: Arc<dyn Clock>,
-    pub rng: Arc<dyn Rng>,
-    pub executor: Arc<dyn Executor>,
-    pub engine: Arc<dyn Engine>,
-    pub hub: Arc<Hub>,
-    pub metrics: Arc<Metrics>,
-}
-
 impl Shared {
-    pub fn new(parts: Parts, machine: &Machine) -> Self {
-        let view = ReadView::new(parts.engine.as_ref(), machine);
+    /// Of a member whose state is that of the machine.
+    pub fn new(
+        member: MemberId,
+        cluster: ClusterId,
+        outside: &Outside,
+        machine: &Machine,
+    ) -> Arc<Self> {
+        let engine = machine.engine().clone();
         let shared = Self {
-            member: parts.member,
-            cluster: parts.cluster,
-            clock: parts.clock,
-            rng: parts.rng,
-            executor: parts.executor,
-            hub: parts.hub,
-            metrics: parts.metrics,
+            member,
+            cluster,
+            clock: outside.clock.clone(),
+            rng: outside.rng.clone(),
+            executor: outside.executor.clone(),
+            hub: Hub::new(machine.head(), outside.watch_limits),
+            metrics: outside.metrics.clone(),
             raft: RaftStatus::default(),
             deadlines: Mutex::new(Deadlines::default()),
             compaction_wanted: Notify::new(),
@@ -88,15 +83,12 @@ impl Shared {
             compaction_hashes: Mutex::default(),
             size_bytes: AtomicI64::new(0),
             size_in_use_bytes: AtomicI64::new(0),
-            view: RwLock::new(Arc::new(view)),
+            view: RwLock::new(Arc::new(ReadView::new(engine.as_ref(), machine))),
             status: RwLock::new(Arc::new(ClusterStatus::of(machine))),
             failure: tokio_watch::Sender::new(None),
             removed: tokio_watch::Sender::new(false),
             waiting_reads: WaitingReads::default(),
-            engine: RwLock::new(NumberedEngine {
-                number: 0,
-                engine: parts.engine,
-            }),
+            engine: RwLock::new(NumberedEngine { number: 0, engine }),
         };
         // Reads and admissions count from what the state held when it was opened: nothing may be
         // left to apply.
@@ -104,7 +96,7 @@ impl Shared {
             shared.raft.set_applied_index(machine.applied_index());
         }
         shared.refresh_size();
-        shared
+        Arc::new(shared)
     }
 
     /// The engine of now.

@@ -5,8 +5,6 @@
 //! A new member is there once its identity file is, which is written last: every step before can
 //! be done again by the next start.
 
-use std::sync::Arc;
-
 use super::Error;
 use super::member_dir::{Identity, MemberDir};
 use super::states;
@@ -16,7 +14,6 @@ use crate::raft::replica::{self, conf_state_of, encode_hard_state};
 use crate::replica::cluster_status::peers_in;
 use crate::replica::state_store::entry_id_of;
 use crate::state::Machine;
-use crate::storage::Engine;
 use crate::storage::raft_log::{self, EntryId, RaftLog, Recovered};
 use crate::transport::Peer;
 
@@ -52,7 +49,6 @@ impl Options {
 /// A member, restored and not yet running.
 pub struct Restored {
     pub identity: Identity,
-    pub engine: Arc<dyn Engine>,
     pub machine: Machine,
     pub log: RaftLog,
     pub replica: Replica,
@@ -94,7 +90,7 @@ pub fn resume(
     log: RaftLog,
     recovered: Recovered,
 ) -> Result<Restored, Error> {
-    let (engine, machine) = open_state(dir, &recovered)?;
+    let machine = open_state(dir, &recovered)?;
     let peers = match machine.members().iter().next() {
         Some(_) => peers_in(machine.members().iter(), identity.member),
         // It joined, and nothing has come yet.
@@ -103,7 +99,6 @@ pub fn resume(
     Ok(Restored {
         replica: replica(identity, options, &log, recovered, &machine)?,
         identity,
-        engine,
         machine,
         log,
         peers,
@@ -115,15 +110,13 @@ pub fn resume(
 pub fn found(dir: &dyn MemberDir, new: Founding, options: &Options) -> Result<Restored, Error> {
     let Founding { identity, members } = new;
     let (log, recovered) = new_log(dir, identity, options, Some(FOUNDING_ENTRY))?;
-    let engine = new_state(dir, FOUNDING_ENTRY.index)?;
-    let mut machine = Machine::open(engine.clone())?;
+    let mut machine = new_state(dir, FOUNDING_ENTRY.index)?;
     machine.bootstrap(members, FOUNDING_ENTRY.index, FOUNDING_ENTRY.term)?;
-    engine.flush()?;
+    machine.engine().flush()?;
     let replica = replica(identity, options, &log, recovered, &machine)?;
     dir.set_identity(identity)?;
     Ok(Restored {
         identity,
-        engine,
         peers: peers_in(machine.members().iter(), identity.member),
         machine,
         log,
@@ -136,9 +129,8 @@ pub fn found(dir: &dyn MemberDir, new: Founding, options: &Options) -> Result<Re
 pub fn join(dir: &dyn MemberDir, joining: Joining, options: &Options) -> Result<Restored, Error> {
     let Joining { identity, peers } = joining;
     let (log, recovered) = new_log(dir, identity, options, None)?;
-    let engine = new_state(dir, 0)?;
-    let machine = Machine::open(engine.clone())?;
-    engine.flush()?;
+    let machine = new_state(dir, 0)?;
+    machine.engine().flush()?;
     let replica = replica(identity, options, &log, recovered, &machine)?;
     dir.set_first_peers(&peers)?;
     dir.set_identity(identity)?;
@@ -150,7 +142,6 @@ pub fn join(dir: &dyn MemberDir, joining: Joining, options: &Options) -> Result<
     );
     Ok(Restored {
         identity,
-        engine,
         machine,
         log,
         replica,
@@ -186,16 +177,12 @@ fn with_filler(dir: &dyn MemberDir, log: RaftLog) -> Result<RaftLog, Error> {
 }
 
 /// Opens the state that belongs to a log.
-pub fn open_state(
-    dir: &dyn MemberDir,
-    recovered: &Recovered,
-) -> Result<(Arc<dyn Engine>, Machine), Error> {
+pub fn open_state(dir: &dyn MemberDir, recovered: &Recovered) -> Result<Machine, Error> {
     let begins_behind = recovered.compacted.index;
-    let engine = states::open(dir, begins_behind)?;
-    let machine = Machine::open(engine.clone())?;
+    let machine = Machine::open(states::open(dir, begins_behind)?)?;
     check_together(machine.applied_index(), begins_behind, recovered.last_index)
         .map_err(|mismatch| Error::Refused(mismatch.to_string()))?;
-    Ok((engine, machine))
+    Ok(machine)
 }
 
 /// Makes the raft log of a new member, or goes on with one that a start which was cut off made.
@@ -230,11 +217,11 @@ fn new_log(
 
 /// Opens the state of a new member; refuses one that holds more than a start which was cut off
 /// left behind.
-fn new_state(dir: &dyn MemberDir, most: u64) -> Result<Arc<dyn Engine>, Error> {
+fn new_state(dir: &dyn MemberDir, most: u64) -> Result<Machine, Error> {
     let name = dir.current_state()?;
     let engine = dir.open_engine(&name)?;
     match entry_id_of(engine.latest())?.index <= most {
-        true => Ok(engine),
+        true => Ok(Machine::open(engine)?),
         false => Err(nameless(&dir.path(&name).display().to_string())),
     }
 }

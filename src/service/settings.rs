@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::admission::Limits;
+use crate::replica::outside::request_timeout;
 
 /// What the member promises and allows.
 #[derive(Clone, Copy, Debug)]
@@ -13,9 +14,9 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// How long a request may take; etcd's rule.
+    /// How long a request may take.
     pub fn request_timeout(&self) -> Duration {
-        Duration::from_secs(5) + 2 * self.election_timeout
+        request_timeout(self.election_timeout)
     }
 
     /// The shortest time to live of a lease, in seconds; etcd's rule.

@@ -175,6 +175,10 @@ impl Machine {
         })
     }
 
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        self.writer.engine()
+    }
+
     /// Writes the first state of a founding member: who belongs to the cluster. It is the state
     /// after the entry `index`, which no log holds: who joins later gets it as a snapshot.
     pub fn bootstrap(
