@@ -53,6 +53,7 @@ named! {
         LeaderSteppedAside => "leader stepped aside for its removal",
         LeaderHandedOverForDisk => "leader handed over for its disk",
         LeaderGivenUp => "silent leader given up early",
+        ElectionAdvanced => "first election brought forward",
         SoleVoterElected => "sole voter elected itself at its start",
         ProposalParked => "proposal waited for a leader",
         ProposalForwarded => "proposal forwarded",

@@ -24,6 +24,8 @@ pub struct Outside {
 pub struct Timing {
     pub tick: Duration,
     pub election_timeout: Duration,
+    /// The first election after a start does not wait for all of an election timeout.
+    pub initial_election_tick_advance: bool,
     /// Entries kept behind the newest for members that lag.
     pub catch_up_entries: u64,
     /// Appends of a leader are refused while this much waits for the disk or to be applied.

@@ -37,6 +37,9 @@ use crate::types::MemberId;
 const MAX_BATCH_BYTES: usize = 8 << 20;
 /// What may be outstanding in a server: see `Timing`.
 pub const MAX_OUTSTANDING_BYTES: usize = 64 << 20;
+/// The first election is brought forward where a quorum is connected this soon after a start;
+/// etcd's figure.
+const ADVANCE_LIMIT: Duration = Duration::from_secs(5);
 /// A snapshot that nobody is being sent is let go after this.
 const CHECKPOINT_LIFE: Duration = Duration::from_secs(30);
 
@@ -61,6 +64,8 @@ pub struct RaftThread {
     /// The files of the snapshot that raft takes over, until it has the log reset to its entry.
     received: Option<Received>,
     next_tick: Duration,
+    /// Until when the first election may be brought forward; none: it was, or is not to be.
+    advance_until: Option<Duration>,
 }
 
 impl RaftThread {
@@ -75,6 +80,7 @@ impl RaftThread {
     ) -> Self {
         let (network, timing) = (outside.network.clone(), outside.timing);
         let inbox = Arc::<Inbox>::default();
+        let now = shared.clock.now();
         let first_question = shared.rng.next_u64();
         let limit_ticks = timing.request_ticks();
         let applier = Applier::new(machine, shared.clone(), network.clone(), timing);
@@ -99,7 +105,10 @@ impl RaftThread {
             inbox,
             network,
             states,
-            next_tick: shared.clock.now() + timing.tick,
+            next_tick: now + timing.tick,
+            advance_until: timing
+                .initial_election_tick_advance
+                .then_some(now + ADVANCE_LIMIT),
             shared,
             timing,
             offered: None,
@@ -255,7 +264,28 @@ impl RaftThread {
         }
     }
 
+    /// Brings the first election forward once a quorum is connected. A single member needs none of
+    /// this: it has elected itself in `recover`.
+    fn advance_election(&mut self, now: Duration) {
+        let Some(until) = self.advance_until else {
+            return;
+        };
+        self.note_connected();
+        let over = now > until || self.router.status().leader != 0;
+        let advanced = !over && self.router.advance_election();
+        if advanced {
+            tracing::info!(
+                "local-member-id" = %self.shared.member,
+                "initialized peer connections; fast-forwarding election ticks"
+            );
+        }
+        if over || advanced {
+            self.advance_until = None;
+        }
+    }
+
     fn tick(&mut self, now: Duration) {
+        self.advance_election(now);
         self.router.tick();
         if self.router.status().is_leader {
             self.shared.raft.publish_progress(self.router.progress());

@@ -276,9 +276,27 @@ impl Router {
     }
 
     /// Which peers the transport is connected to, and since when. To be told before leadership may
-    /// be handed over: raft counts a member as active for an election timeout after its death.
+    /// be handed over, or an election brought forward: raft counts a member as active for an election timeout after its death.
     pub fn set_connected(&mut self, connected: BTreeMap<MemberId, Duration>) {
         self.connected = Some(connected);
+    }
+
+    /// Brings the first election after a start forward, where this member and the voters that it
+    /// is connected to are enough to hold it; false where they are not.
+    pub fn advance_election(&mut self) -> bool {
+        let (mut voters, mut present) = (0, 0);
+        for voter in self.replica.progress().iter().filter(|other| other.voter) {
+            let connected = self.connected.as_ref();
+            let is_connected = connected.is_some_and(|peers| peers.contains_key(&voter.member));
+            voters += 1;
+            present += usize::from(is_connected || voter.member == self.member);
+        }
+        let suffice = present > voters / 2;
+        if suffice {
+            probe::reached(CoveragePoint::ElectionAdvanced);
+            self.replica.advance_election();
+        }
+        suffice
     }
 
     /// Hands leadership over to a connected voter, the furthest, and of those the one connected

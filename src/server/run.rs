@@ -363,6 +363,7 @@ fn timing(config: &Config) -> Timing {
     Timing {
         tick: Duration::from_millis(config.heartbeat_interval_ms),
         election_timeout: Duration::from_millis(config.election_timeout_ms),
+        initial_election_tick_advance: config.initial_election_tick_advance,
         catch_up_entries: config.snapshot_catchup_entries,
         max_outstanding_bytes: MAX_OUTSTANDING_BYTES,
         warning_apply_duration: config.warning_apply_duration,

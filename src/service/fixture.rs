@@ -44,6 +44,7 @@ pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, 
         timing: Timing {
             tick: Duration::from_millis(100),
             election_timeout: Duration::from_secs(1),
+            initial_election_tick_advance: false,
             catch_up_entries: 0,
             max_outstanding_bytes: 1 << 20,
             warning_apply_duration: Duration::MAX,

@@ -60,6 +60,8 @@ pub struct SimConfig {
     /// A member that was restarted compares its data with that of the others.
     pub check_at_start: bool,
     pub pre_vote: bool,
+    /// See `Timing`.
+    pub initial_election_tick_advance: bool,
     /// Between two tellings of progress to a watch.
     pub progress_interval: Duration,
     /// How often applying takes long, of a thousand times.
@@ -262,6 +264,7 @@ fn timing_of(config: &SimConfig) -> Timing {
     Timing {
         tick: TICK,
         election_timeout: ELECTION_TIMEOUT,
+        initial_election_tick_advance: config.initial_election_tick_advance,
         catch_up_entries: config.catch_up_entries,
         max_outstanding_bytes: config.max_outstanding_bytes,
         warning_apply_duration: Duration::from_millis(100),
