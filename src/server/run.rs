@@ -30,7 +30,8 @@ use crate::net::listen::{self, SocketOptions};
 use crate::net::{self, Guard, Http2, KeepAlive, Versions};
 use crate::proto::membershippb::Attributes;
 use crate::replica::inbox::{Inbox, Input};
-use crate::replica::raft_thread::{RaftThread, Timing};
+use crate::replica::outside::{Outside, Timing};
+use crate::replica::raft_thread::{MAX_OUTSTANDING_BYTES, RaftThread};
 use crate::replica::run;
 use crate::replica::shared::Shared;
 use crate::server::assemble;
@@ -176,7 +177,6 @@ struct Member {
 
 impl Member {
     fn start(config: &Config, restored: Restored, dir: Arc<dyn MemberDir>) -> Result<Self, Error> {
-        let options = options(config);
         let incoming = dir.path("");
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let rng: Arc<dyn Rng> = Arc::new(SystemRng);
@@ -189,26 +189,28 @@ impl Member {
             peer_urls: urls::texts(&config.initial_advertise_peer_urls),
         };
         let metrics = metrics(config, identity.member);
-        let outside = NetworkEnv {
+        let network_env = NetworkEnv {
             clock: clock.clone(),
             rng: rng.clone(),
             metrics: metrics.clone(),
         };
-        let network = GrpcNetwork::start(local, outside, transport::NetworkOptions::new(incoming));
-        let outside = assemble::Outside {
+        let network =
+            GrpcNetwork::start(local, network_env, transport::NetworkOptions::new(incoming));
+        let outside = Outside {
             clock,
             rng,
             executor: Arc::new(TokioExecutor),
             network: network.clone(),
-            dir,
             metrics,
+            timing: timing(config),
+            watch_limits: crate::watch::Limits::default(),
         };
         let assemble::Member {
             handle,
             inbox,
             raft,
             existed,
-        } = assemble::Member::start(outside, restored, options)?;
+        } = assemble::Member::start(restored, dir, &outside, settings(config), jobs_of(config))?;
         let raft_ended = spawn_raft(raft, handle.shared().clone())?;
         Ok(Self {
             handle,
@@ -345,29 +347,28 @@ impl Clients {
     }
 }
 
-fn options(config: &Config) -> assemble::Options {
-    let election_timeout = Duration::from_millis(config.election_timeout_ms);
-    assemble::Options {
-        settings: ServiceSettings {
-            limits: AdmissionLimits {
-                max_request_bytes: config.max_request_bytes,
-                quota_bytes: config.quota_bytes.map(|quota| quota as i64),
-            },
-            rules: Rules {
-                strict: config.strict_reconfig_check,
-                max_learners: config.max_learners,
-            },
-            election_timeout,
+fn settings(config: &Config) -> ServiceSettings {
+    ServiceSettings {
+        limits: AdmissionLimits {
+            max_request_bytes: config.max_request_bytes,
+            quota_bytes: config.quota_bytes.map(|quota| quota as i64),
         },
-        timing: Timing {
-            tick: Duration::from_millis(config.heartbeat_interval_ms),
-            election_timeout,
-            catch_up_entries: config.snapshot_catchup_entries,
-            max_outstanding_bytes: crate::replica::raft_thread::MAX_OUTSTANDING_BYTES,
+        rules: Rules {
+            strict: config.strict_reconfig_check,
+            max_learners: config.max_learners,
         },
-        watch_limits: crate::watch::Limits::default(),
+        election_timeout: Duration::from_millis(config.election_timeout_ms),
+    }
+}
+
+fn timing(config: &Config) -> Timing {
+    Timing {
+        tick: Duration::from_millis(config.heartbeat_interval_ms),
+        election_timeout: Duration::from_millis(config.election_timeout_ms),
+        initial_election_tick_advance: config.initial_election_tick_advance,
+        catch_up_entries: config.snapshot_catchup_entries,
+        max_outstanding_bytes: MAX_OUTSTANDING_BYTES,
         warning_apply_duration: config.warning_apply_duration,
-        jobs: jobs_of(config),
     }
 }
 

@@ -268,7 +268,9 @@ impl Queue {
 
     fn push(&self, state: &mut State, len: usize, bytes: usize, item: impl FnOnce() -> Item) {
         state.items.push_back(item());
-        state.pushed += 1;
+        if !probe::injected(Defect::PageBeforeQueue) {
+            state.pushed += 1;
+        }
         state.events += len;
         state.bytes += bytes;
         self.counters.pending_events.fetch_add(len as i64, Relaxed);

@@ -405,7 +405,7 @@ fn data_without_an_identity_is_not_founded_upon() {
         hard_state: None,
     })
     .expect("appends");
-    drop((log, made.engine, made.machine, made.replica));
+    drop((log, made.machine, made.replica));
     std::fs::remove_file(dir.path().join("member/IDENTITY")).expect("removes");
     let text = refusal(dir.path(), &new(""), &MadeUp::default());
     assert!(text.contains("IDENTITY file is missing"), "{text}");
@@ -563,7 +563,7 @@ fn forced_again_it_loses_nothing() {
         hard_state: Some(&encode_hard_state(5, 7)),
     })
     .expect("appends");
-    drop((log, forced.engine, forced.machine, forced.replica));
+    drop((log, forced.machine, forced.replica));
     let again = start_in(dir.path(), force, &MadeUp::default()).expect("starts");
     assert_eq!(again.machine.keys(), 4);
     assert_eq!(ids(&again.machine), [own.0]);
@@ -585,7 +585,7 @@ fn a_learner_that_is_forced_votes() {
         .machine
         .bootstrap(joined.identity.cluster, members, 5, 2)
         .expect("writes");
-    joined.engine.flush().expect("flushes");
+    joined.machine.engine().flush().expect("flushes");
     let hard_state = encode_hard_state(2, 5);
     let entry_id = EntryId { index: 5, term: 2 };
     joined
