@@ -27,6 +27,9 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 /// may never end, is cut. A single member serves again the sooner.
 const FLUSH_LIMIT: Duration = Duration::from_millis(100);
 const DRAIN_POLL: Duration = Duration::from_millis(10);
+/// What a connection of HTTP/1 may send ahead, and the largest head of a request. Its requests are
+/// answered one by one: the next is read when the answer before it has been written.
+const HTTP1_BUFFER_BYTES: usize = 64 << 10;
 /// Before the next try to take a connection, where one failed.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -214,6 +217,7 @@ where
     builder
         .http1()
         .timer(TokioTimer::new())
+        .max_buf_size(HTTP1_BUFFER_BYTES)
         .header_read_timeout(options.head_limit);
     options.http2.apply(builder.http2());
     let waiting = Arc::new(AtomicUsize::new(0));

@@ -26,10 +26,11 @@ use crate::types::MemberId;
 
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
+const LARGE_BYTES: usize = 256 << 10;
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Answers every request, `/stream` with a body that never ends and `/slow` once it may. It says how long its body and the headers
-/// in `k` are.
+/// Answers every request, `/stream` with a body that never ends, `/large` with `LARGE_BYTES` and
+/// `/slow` once it may. It says how long its body and the headers in `k` are.
 #[derive(Clone)]
 struct Echo {
     /// Permits, of which `/slow` takes one before its body is read.
@@ -51,6 +52,10 @@ impl hyper::service::Service<Request<Incoming>> for Echo {
                 let never = futures_util::stream::pending::<Result<_, tonic::Status>>();
                 let never = http_body_util::StreamBody::new(never);
                 return Ok(Response::new(Body::new(never)));
+            }
+            if path == "/large" {
+                let large = http_body_util::Full::new(bytes::Bytes::from(vec![b'x'; LARGE_BYTES]));
+                return Ok(Response::new(Body::new(large)));
             }
             if path == "/slow" {
                 may.acquire().await.expect("is open").forget();
@@ -289,6 +294,30 @@ async fn a_date_is_told_over_http_1_alone() {
     let answer = http1.send_request(request()).await.expect("is answered");
     assert_eq!(answer.version(), Version::HTTP_11);
     assert!(answer.headers().contains_key("date"));
+}
+
+/// The kernel's buffers take a few answers; what would follow is not even asked for.
+#[tokio::test]
+async fn a_request_of_http_1_waits_until_the_answer_before_it_is_written() {
+    const ASKED: usize = 200;
+    let served = start(LIMIT);
+    let mut client = TcpStream::connect(served.address).await.expect("connects");
+    let requests = "GET /large HTTP/1.1\r\nhost: a\r\n\r\n".repeat(ASKED);
+    client.write_all(requests.as_bytes()).await.expect("writes");
+    let begun = || served.echo.paths.lock().expect("no panic").len();
+    let mut before = 0;
+    while begun() > before || before == 0 {
+        before = begun();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(before < ASKED / 2, "{before} answers were made for nobody");
+    let mut read = 0;
+    let mut buffer = vec![0; LARGE_BYTES];
+    while read < ASKED * LARGE_BYTES {
+        let more = tokio::time::timeout(LIMIT, client.read(&mut buffer)).await;
+        read += more.expect("in time").expect("reads");
+    }
+    assert_eq!(begun(), ASKED);
 }
 
 #[tokio::test]
