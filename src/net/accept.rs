@@ -20,6 +20,7 @@ use tonic::body::Body;
 
 use super::guard::{Guard, Guarded};
 use super::http2::Http2;
+use crate::budget::unread::{self, Unread};
 
 /// So long a stop waits for a connection on which somebody waits for an answer.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
@@ -50,6 +51,8 @@ pub struct Options {
     pub http2: Http2,
     /// What clients of any make are held to; none among members.
     pub guard: Option<Guard>,
+    /// Counts what guarded connections have unread.
+    pub unread: Arc<Unread>,
     /// From a connection to its first byte.
     pub first_byte_limit: Duration,
     /// To the end of the head of a request of HTTP/1.
@@ -57,6 +60,13 @@ pub struct Options {
     /// The kernel gives up a connection whose other side acknowledges nothing for this long;
     /// none: when the system's time is over.
     pub unacknowledged_limit: Option<Duration>,
+}
+
+/// A connection, as whoever answers its requests sees it.
+pub struct Client {
+    pub remote: SocketAddr,
+    /// What it sent and nobody has read.
+    pub unread: Arc<unread::Connection>,
 }
 
 /// What answers requests.
@@ -147,7 +157,7 @@ async fn drained(waiting: &AtomicUsize) {
 pub async fn serve<S: Service>(
     listener: TcpListener,
     options: Options,
-    service: impl Fn(SocketAddr) -> S,
+    service: impl Fn(Client) -> S,
     mut stop: watch::Receiver<bool>,
 ) {
     let options = Arc::new(options);
@@ -160,8 +170,12 @@ pub async fn serve<S: Service>(
         };
         match accepted {
             Ok((stream, remote)) => {
-                let service = service(remote);
-                let serving = connection(stream, options.clone(), service, stop.clone());
+                let unread = options.unread.connection();
+                let service = service(Client {
+                    remote,
+                    unread: unread.clone(),
+                });
+                let serving = connection(stream, unread, options.clone(), service, stop.clone());
                 connections.spawn(serving);
             }
             Err(error) => {
@@ -183,6 +197,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 /// One connection, from its first byte to its last.
 async fn connection<S: Service>(
     stream: TcpStream,
+    unread: Arc<unread::Connection>,
     options: Arc<Options>,
     service: S,
     mut stop: watch::Receiver<bool>,
@@ -198,7 +213,10 @@ async fn connection<S: Service>(
         return;
     }
     match options.guard.clone() {
-        Some(guard) => http(Guarded::new(stream, guard), &options, service, stop).await,
+        Some(guard) => {
+            let guarded = Guarded::new(stream, guard, unread);
+            http(guarded, &options, service, stop).await;
+        }
         None => http(stream, &options, service, stop).await,
     }
 }

@@ -24,7 +24,7 @@ mod pings;
 #[cfg(test)]
 mod tests;
 
-pub use accept::{Options, Versions, serve, tune};
+pub use accept::{Client, Options, Versions, serve, tune};
 pub use guard::Guard;
 pub use http2::{Http2, KeepAlive};
 #[cfg(any(test, feature = "fuzzing"))]

@@ -80,7 +80,7 @@ impl Member {
             metrics,
         };
         let shared = Arc::new(Shared::new(parts, &restored.machine));
-        let inbox = Arc::new(Inbox::default());
+        let inbox = Arc::new(Inbox::new(settings.limits.max_waiting_bytes()));
         let handle = Handle::new(shared.clone(), inbox.clone(), network.clone(), settings);
         let limit_ms = settings.request_timeout().as_millis();
         let limit_ticks = (limit_ms / timing.tick.as_millis().max(1)) as u64;

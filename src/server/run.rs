@@ -20,6 +20,7 @@ use super::notify;
 use super::publish::{Introduction, introduce};
 use super::restore::Restored;
 use crate::api::{self, Api};
+use crate::budget::{Part, Requests};
 use crate::config::{AutoCompaction, Config, Listen, urls};
 use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
 use crate::http::{Access, HttpService};
@@ -234,9 +235,12 @@ impl Member {
             interval: keepalive.interval,
             timeout: keepalive.timeout,
         });
+        let part_bytes = bootstrap::budget(config).bytes(Part::Requests);
+        let requests = Arc::new(Requests::new(part_bytes, settings.max_message_bytes()));
+        let unread = requests.unread().clone();
         Clients {
             gate: Gate {
-                api: Arc::new(Api::new(self.handle.clone(), settings)),
+                api: Arc::new(Api::new(self.handle.clone(), settings, requests)),
                 http: HttpService::new(self.handle.clone()).with_access(Access {
                     cors: config.cors.clone(),
                     host_whitelist: config.host_whitelist.clone(),
@@ -251,6 +255,7 @@ impl Member {
                     min_ping_time: config.grpc_keepalive_min_time.unwrap_or_default(),
                     metrics,
                 }),
+                unread,
                 first_byte_limit: FIRST_BYTE_LIMIT,
                 head_limit: HEAD_LIMIT,
                 unacknowledged_limit: None,
@@ -337,7 +342,7 @@ impl Clients {
                 ..self.options.clone()
             };
             let gate = gate.clone();
-            let of_client = move |remote| gate.of_client(remote);
+            let of_client = move |client| gate.of_client(client);
             let serving = net::serve(listener, options, of_client, stop.clone());
             tokio::spawn(serving)
         };
@@ -351,6 +356,7 @@ fn options(config: &Config) -> assemble::Options {
         settings: ServiceSettings {
             limits: AdmissionLimits {
                 max_request_bytes: config.max_request_bytes,
+                requests_bytes: bootstrap::budget(config).bytes(Part::Requests),
                 quota_bytes: config.quota_bytes.map(|quota| quota as i64),
             },
             rules: Rules {

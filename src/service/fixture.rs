@@ -49,6 +49,7 @@ pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, 
     let settings = ServiceSettings {
         limits: AdmissionLimits {
             max_request_bytes: 1 << 20,
+            requests_bytes: 48 << 20,
             quota_bytes: None,
         },
         rules: Rules {
@@ -57,7 +58,7 @@ pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, 
         },
         election_timeout: Duration::from_secs(1),
     };
-    let inbox = Arc::new(Inbox::default());
+    let inbox = Arc::new(Inbox::new(settings.limits.max_waiting_bytes()));
     let shared = Arc::new(Shared::new(parts, &machine));
     let handle = Handle::new(shared, inbox.clone(), network, settings);
     (handle, inbox)

@@ -12,7 +12,7 @@ use prost::Message;
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::admission::{self, MAX_PROPOSED_KIB};
+use super::admission;
 use super::caller::Caller;
 use super::handle::Handle;
 use super::permission::{self, Asks};
@@ -270,10 +270,8 @@ impl Handle {
     ) -> Result<Response, Error> {
         let needed_kib = (what.encoded_bytes() / 1024 + 1) as u32;
         let room = self.room_kib.clone();
-        let Ok(room) = room
-            .acquire_many_owned(needed_kib.min(MAX_PROPOSED_KIB))
-            .await
-        else {
+        let max_kib = self.settings.limits.max_proposed_kib();
+        let Ok(room) = room.acquire_many_owned(needed_kib.min(max_kib)).await else {
             return Err(Error::Stopped);
         };
         let (sender, receiver) = oneshot::channel();
@@ -324,7 +322,7 @@ impl Handle {
     /// True if no proposal of this member is in flight.
     #[cfg(any(test, feature = "simulation"))]
     pub fn is_idle(&self) -> bool {
-        self.room_kib.available_permits() == MAX_PROPOSED_KIB as usize
+        self.room_kib.available_permits() == self.settings.limits.max_proposed_kib() as usize
     }
 }
 

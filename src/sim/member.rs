@@ -247,6 +247,7 @@ fn options_of(config: &SimConfig) -> assemble::Options {
         settings: ServiceSettings {
             limits: AdmissionLimits {
                 max_request_bytes: 1 << 20,
+                requests_bytes: 48 << 20,
                 quota_bytes: config.quota_bytes,
             },
             rules: Rules {

@@ -18,6 +18,7 @@ use super::dial::UNACKNOWLEDGED_LIMIT;
 use super::network::GrpcNetwork;
 use super::pages;
 use super::service::PeerRpcService;
+use crate::budget::unread::Unread;
 use crate::net::{self, Http2, KeepAlive, Versions};
 use crate::proto::etchedpeer::peer_server::PeerServer;
 
@@ -50,6 +51,7 @@ impl GrpcNetwork {
             versions: Versions::Both,
             http2: Http2::of_peers(KEEP_ALIVE),
             guard: None,
+            unread: Unread::new(usize::MAX),
             first_byte_limit: HEAD_LIMIT,
             head_limit: HEAD_LIMIT,
             unacknowledged_limit: Some(UNACKNOWLEDGED_LIMIT),
