@@ -199,7 +199,7 @@ impl Member {
         let outside = assemble::Outside {
             clock,
             rng,
-            executor: Arc::new(TokioExecutor),
+            executor: Arc::new(TokioExecutor::default()),
             network: network.clone(),
             dir,
             metrics,

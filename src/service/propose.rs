@@ -124,8 +124,14 @@ impl Handle {
             // Unlike the request itself, this takes as long as the history is large.
             let finished = self.shared.compaction_finished.reached(revision);
             self.within(caller, finished).await?;
+            // One at a time, also if its client leaves: each occupies a thread.
+            let turn = self.quota_flush.clone().lock_owned();
+            let turn = self.within(caller, turn).await?;
             let shared = self.shared.clone();
-            let flushed = self.blocking(move || shared.engine().flush());
+            let flushed = self.blocking(move || {
+                let _turn = turn;
+                shared.engine().flush()
+            });
             match flushed.await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Err(self.shared.fail_storage(error)),
