@@ -16,8 +16,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Sleep;
 use tonic::body::Body;
 
+use super::allowance::Allowance;
 use super::guard::{Guard, Guarded};
 use super::http2::Http2;
 use crate::budget::unread::{self, Unread};
@@ -31,6 +33,8 @@ const DRAIN_POLL: Duration = Duration::from_millis(10);
 /// What a connection of HTTP/1 may send ahead, and the largest head of a request. Its requests are
 /// answered one by one: the next is read when the answer before it has been written.
 const HTTP1_BUFFER_BYTES: usize = 64 << 10;
+/// Between two lines in the log that connections are refused.
+const REFUSAL_QUIET: Duration = Duration::from_secs(60);
 /// Before the next try to take a connection, where one failed.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -51,6 +55,8 @@ pub struct Options {
     pub http2: Http2,
     /// What clients of any make are held to; none among members.
     pub guard: Option<Guard>,
+    /// How many connections may be open, with other listeners that share it.
+    pub allowance: Arc<Allowance>,
     /// Counts what guarded connections have unread.
     pub unread: Arc<Unread>,
     /// From a connection to its first byte.
@@ -153,7 +159,8 @@ async fn drained(waiting: &AtomicUsize) {
 }
 
 /// Serves until `stop` says so, and as long as what is under way then needs for its last answers,
-/// a second at most. `service` makes what answers a client. There is one task for each connection; the limit of open files bounds them.
+/// a second at most. `service` makes what answers a client. There is one task for each
+/// connection; their allowance bounds them.
 pub async fn serve<S: Service>(
     listener: TcpListener,
     options: Options,
@@ -162,21 +169,38 @@ pub async fn serve<S: Service>(
 ) {
     let options = Arc::new(options);
     let mut connections = JoinSet::new();
+    // Over when a refusal may be logged again.
+    let mut quiet: Option<Pin<Box<Sleep>>> = None;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             Some(_) = connections.join_next() => continue,
+            () = elapsed(&mut quiet) => {
+                quiet = None;
+                continue;
+            }
             () = stopped(&mut stop) => break,
         };
         match accepted {
             Ok((stream, remote)) => {
+                let Some(place) = options.allowance.enter() else {
+                    drop(stream);
+                    if quiet.is_none() {
+                        warn_of_refusals(&options);
+                        quiet = Some(Box::pin(tokio::time::sleep(REFUSAL_QUIET)));
+                    }
+                    continue;
+                };
                 let unread = options.unread.connection();
                 let service = service(Client {
                     remote,
                     unread: unread.clone(),
                 });
                 let serving = connection(stream, unread, options.clone(), service, stop.clone());
-                connections.spawn(serving);
+                connections.spawn(async move {
+                    serving.await;
+                    drop(place);
+                });
             }
             Err(error) => {
                 // Out of descriptors, most likely: others may become free.
@@ -187,6 +211,22 @@ pub async fn serve<S: Service>(
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
+}
+
+async fn elapsed(sleep: &mut Option<Pin<Box<Sleep>>>) {
+    match sleep {
+        Some(sleep) => sleep.as_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn warn_of_refusals(options: &Options) {
+    tracing::warn!(
+        from = options.who,
+        refused = options.allowance.take_unreported(),
+        limit = options.allowance.limit(),
+        "connections are closed at once: as many are open as the limit of open files leaves for them; raise it (ulimit -n, LimitNOFILE=) or close some"
+    );
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {

@@ -13,6 +13,7 @@
 //!   what the library would refuse and etcd takes.
 
 mod accept;
+mod allowance;
 mod authority;
 mod frames;
 mod guard;
@@ -25,6 +26,7 @@ mod pings;
 mod tests;
 
 pub use accept::{Client, Options, Versions, serve, tune};
+pub use allowance::Allowance;
 pub use guard::Guard;
 pub use http2::{Http2, KeepAlive};
 #[cfg(any(test, feature = "fuzzing"))]

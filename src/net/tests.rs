@@ -20,13 +20,14 @@ use tonic::body::Body;
 use super::frames::{
     ACK_OR_END_STREAM, CONTINUATION, DATA, END_HEADERS, Frame, HEADER_BYTES, HEADERS, RST_STREAM,
 };
-use super::{Client, Guard, Http2, Options, Versions, listen, serve};
+use super::{Allowance, Client, Guard, Http2, Options, Versions, listen, serve};
 use crate::budget::unread::{self, Unread};
 use crate::metrics::Metrics;
 use crate::types::MemberId;
 
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
+const ALLOWED: usize = 10;
 const UNREAD_BYTES: usize = 4 << 20;
 const LARGE_BYTES: usize = 256 << 10;
 const LIMIT: Duration = Duration::from_secs(20);
@@ -87,6 +88,7 @@ struct Served {
     address: SocketAddr,
     echo: Echo,
     unread: Arc<Unread>,
+    metrics: Arc<Metrics>,
     stop: watch::Sender<bool>,
     serving: JoinHandle<()>,
 }
@@ -96,6 +98,7 @@ fn start(first_byte_limit: Duration) -> Served {
     let listener = listen::bind(any, listen::SocketOptions::default()).expect("binds");
     let address = listener.local_addr().expect("is bound");
     let unread = Unread::new(UNREAD_BYTES);
+    let metrics = Arc::new(Metrics::new(MemberId(1), false));
     let echo = Echo {
         may: Arc::new(Semaphore::new(0)),
         paths: Arc::default(),
@@ -107,12 +110,13 @@ fn start(first_byte_limit: Duration) -> Served {
         http2: Http2::of_clients(u32::MAX, None),
         guard: Some(Guard {
             min_ping_time: Duration::from_secs(5),
-            metrics: Arc::new(Metrics::new(MemberId(1), false)),
+            metrics: metrics.clone(),
         }),
         first_byte_limit,
         head_limit: LIMIT,
         unacknowledged_limit: None,
         unread: unread.clone(),
+        allowance: Allowance::new(ALLOWED, metrics.clone()),
     };
     let (stop, stopping) = watch::channel(false);
     let served = echo.clone();
@@ -125,6 +129,7 @@ fn start(first_byte_limit: Duration) -> Served {
         address,
         echo,
         unread,
+        metrics,
         stop,
         serving,
     }
@@ -383,6 +388,36 @@ async fn a_request_of_http_1_waits_until_the_answer_before_it_is_written() {
         read += more.expect("in time").expect("reads");
     }
     assert_eq!(begun(), ASKED);
+}
+
+#[tokio::test]
+async fn connections_beyond_the_allowance_are_closed_at_once() {
+    let served = start(LIMIT);
+    let mut open = Vec::new();
+    for _ in 0..ALLOWED {
+        open.push(Raw::connect(&served).await);
+    }
+    for refused in 1..=3 {
+        let mut stream = TcpStream::connect(served.address).await.expect("connects");
+        let ended = tokio::time::timeout(LIMIT, stream.read_u8()).await;
+        assert!(ended.expect("in time").is_err());
+        assert_eq!(served.metrics.connections_refused.get(), refused);
+    }
+    drop(open.pop());
+    let call = async {
+        loop {
+            let stream = TcpStream::connect(served.address).await.expect("connects");
+            let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+            let (mut http1, connection) = handshake.expect("shakes hands");
+            tokio::spawn(connection);
+            let request = Request::get("/x").header("host", "a").body(Body::empty());
+            if http1.send_request(request.expect("is valid")).await.is_ok() {
+                return;
+            }
+        }
+    };
+    let answered = tokio::time::timeout(LIMIT, call).await;
+    answered.expect("a place becomes free");
 }
 
 #[tokio::test]
