@@ -17,6 +17,8 @@ pub struct Outside {
     pub metrics: Arc<Metrics>,
     pub timing: Timing,
     pub watch_limits: watch::Limits,
+    /// What may wait for the raft thread.
+    pub inbox_bytes: usize,
 }
 
 /// How raft's time passes, how much of its log is kept, and what counts as slow.

@@ -79,7 +79,7 @@ impl RaftThread {
         machine: Machine,
     ) -> Self {
         let (network, timing) = (outside.network.clone(), outside.timing);
-        let inbox = Arc::<Inbox>::default();
+        let inbox = Arc::new(Inbox::new(outside.inbox_bytes));
         let now = shared.clock.now();
         let first_question = shared.rng.next_u64();
         let limit_ticks = timing.request_ticks();

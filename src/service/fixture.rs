@@ -38,7 +38,7 @@ pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, 
     let outside = Outside {
         clock,
         rng: Arc::new(SystemRng),
-        executor: Arc::new(TokioExecutor),
+        executor: Arc::new(TokioExecutor::default()),
         network: network.clone(),
         metrics: Arc::new(Metrics::new(ME, false)),
         timing: Timing {
@@ -50,10 +50,12 @@ pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, 
             warning_apply_duration: Duration::MAX,
         },
         watch_limits: Default::default(),
+        inbox_bytes: 1 << 20,
     };
     let settings = ServiceSettings {
         limits: AdmissionLimits {
             max_request_bytes: 1 << 20,
+            requests_bytes: 48 << 20,
             quota_bytes: None,
         },
         rules: Rules {
@@ -62,7 +64,7 @@ pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, 
         },
         election_timeout: outside.timing.election_timeout,
     };
-    let inbox = Arc::new(Inbox::default());
+    let inbox = Arc::new(Inbox::new(outside.inbox_bytes));
     let shared = Shared::new(ME, ClusterId(1), &outside, &machine);
     let handle = Handle::new(shared, inbox.clone(), network, settings);
     (handle, inbox)

@@ -215,6 +215,7 @@ impl SimMember {
             metrics: Arc::new(Metrics::new(self.id, false)),
             timing: timing_of(&config),
             watch_limits: config.watch_limits,
+            inbox_bytes: settings_of(&config).limits.max_waiting_bytes(),
         };
         let (settings, jobs) = (settings_of(&config), jobs_of(&config));
         let member = Member::start(restored, dir, &outside, settings, jobs)
@@ -251,6 +252,7 @@ fn settings_of(config: &SimConfig) -> ServiceSettings {
     ServiceSettings {
         limits: AdmissionLimits {
             max_request_bytes: 1 << 20,
+            requests_bytes: 48 << 20,
             quota_bytes: config.quota_bytes,
         },
         rules: Rules {

@@ -18,16 +18,21 @@ use crate::budget::{Budget, Part};
 use crate::config::{ClusterState, Config};
 use crate::env::{Rng, SystemRng};
 use crate::storage::raft_log;
-use crate::storage::rocks::MemoryLimits;
+use crate::storage::rocks::EngineLimits;
 
 use network::BootstrapNetwork;
 
-/// What of the memory budget is the store's.
-pub fn store_limits(config: &Config) -> MemoryLimits {
-    let budget = Budget {
+pub fn budget(config: &Config) -> Budget {
+    Budget {
         total_bytes: config.memory_budget_bytes,
-    };
-    MemoryLimits {
+    }
+}
+
+/// What of the memory budget is the store's.
+pub fn store_limits(config: &Config, open_files: usize) -> EngineLimits {
+    let budget = budget(config);
+    EngineLimits {
+        open_files,
         memtable_bytes: budget.bytes(Part::Memtables),
         block_cache_bytes: budget.bytes(Part::BlockCache),
     }

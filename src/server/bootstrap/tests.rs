@@ -73,7 +73,7 @@ fn config(dir: &Path, words: &str) -> Config {
 
 fn start_in(dir: &Path, words: &str, network: &MadeUp) -> Result<Restored, Error> {
     let config = config(dir, words);
-    let opened = DataDir::open(dir, None, store_limits(&config))?;
+    let opened = DataDir::open(dir, None, store_limits(&config, 256))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -521,7 +521,7 @@ fn forcing_can_be_cut_anywhere() {
     let own = survivor(dir.path(), |_| put(4, "b"));
     let flags = config(dir.path(), "--force-new-cluster");
     let cut = |reset: bool| {
-        let opened = DataDir::open(dir.path(), None, store_limits(&flags)).expect("opens");
+        let opened = DataDir::open(dir.path(), None, store_limits(&flags, 256)).expect("opens");
         let opened: &dyn MemberDir = &opened;
         let identity = opened.identity().expect("reads").expect("is there");
         let (mut log, recovered) =
