@@ -172,8 +172,7 @@ impl EncodedKvs {
     }
 
     /// The pairs as `from_frames` takes them.
-    #[cfg(any(test, feature = "simulation"))]
-    pub fn frames(&self) -> &[u8] {
+    pub fn frames(&self) -> &Bytes {
         &self.frames
     }
 
@@ -208,14 +207,26 @@ pub struct RangeResponse {
     pub count: i64,
 }
 
-impl prost::Message for RangeResponse {
-    fn encode_raw(&self, buf: &mut impl BufMut) {
+impl RangeResponse {
+    /// What the message holds before its pairs.
+    pub fn encode_before_kvs(&self, buf: &mut impl BufMut) {
         if let Some(header) = &self.header {
             encoding::message::encode(1, header, buf);
         }
-        buf.put_slice(&self.kvs.frames);
+    }
+
+    /// And behind them.
+    pub fn encode_behind_kvs(&self, buf: &mut impl BufMut) {
         put_varint_field(buf, 3, i64::from(self.more));
         put_varint_field(buf, 4, self.count);
+    }
+}
+
+impl prost::Message for RangeResponse {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        self.encode_before_kvs(buf);
+        buf.put_slice(&self.kvs.frames);
+        self.encode_behind_kvs(buf);
     }
 
     fn merge_field(

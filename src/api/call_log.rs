@@ -11,10 +11,11 @@ use std::time::Duration;
 use prost::Message;
 
 use super::Settings;
+use super::answers::RangeAnswer;
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
-    DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse,
-    RequestOp, TxnRequest, TxnResponse, response_op,
+    DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RequestOp,
+    TxnRequest, TxnResponse, response_op,
 };
 use crate::proto::text;
 use crate::replica::shared::Shared;
@@ -109,12 +110,12 @@ impl CallLog {
         &self,
         started: Duration,
         request: &RangeRequest,
-        result: &Result<RangeResponse, Error>,
+        result: &Result<RangeAnswer, Error>,
     ) {
-        self.read(started, result, "read-only range ", |response| {
+        self.read(started, result, "read-only range ", |answer| {
             let request = text::range(request);
-            let response = response.map(|response| {
-                let (count, size) = (response.kvs.len(), response.encoded_len());
+            let response = answer.map(|answer| {
+                let (count, size) = (answer.pairs(), answer.size_bytes());
                 format!("range_response_count:{count} size:{size}")
             });
             (request, response)
@@ -192,12 +193,12 @@ impl Content {
         }
     }
 
-    pub fn range(request: &RangeRequest, response: Option<&RangeResponse>) -> Self {
+    pub fn range(request: &RangeRequest, answer: Option<&RangeAnswer>) -> Self {
         Self {
             request_count: 0,
             request_size: size_of(request),
-            response_count: response.map_or(0, |response| response.count),
-            response_size: response.map_or(0, size_of),
+            response_count: answer.map_or(0, |answer| answer.response.count),
+            response_size: answer.map_or(0, |answer| answer.size_bytes() as i64),
             request: text::range(request),
         }
     }

@@ -4,15 +4,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::answers::{Answers, RangeAnswer};
 use super::call_log::{CallLog, Content};
 use super::gate::AskedOfLearner;
 use super::range_stream::{Chunks, WAITING_CHUNKS, send_chunks};
 use super::{Settings, caller, header, validate};
+use crate::budget::Share;
 use crate::error::Error;
 use crate::metrics::Operation;
 use crate::mvcc;
@@ -29,7 +31,7 @@ use crate::service::rpcs;
 use crate::state::Response as Applied;
 use crate::state::{kv, txn};
 
-/// Large reads at once; each may build an answer of any size in memory.
+/// Reads at once that may take long.
 const MAX_LARGE_READS: usize = 8;
 
 /// Cheap to clone.
@@ -37,17 +39,18 @@ const MAX_LARGE_READS: usize = 8;
 pub struct KvService {
     handle: Handle,
     settings: Settings,
-    large_reads: Arc<Semaphore>,
+    answers: Answers,
     log: CallLog,
 }
 
 impl KvService {
-    pub fn new(handle: Handle, settings: Settings) -> Self {
+    /// `answers` counts what answers take.
+    pub fn new(handle: Handle, settings: Settings, answers: Arc<Share>) -> Self {
         Self {
             log: CallLog::new(&handle, &settings),
+            answers: Answers::new(handle.clone(), answers, MAX_LARGE_READS),
             handle,
             settings,
-            large_reads: Arc::new(Semaphore::new(MAX_LARGE_READS)),
         }
     }
 
@@ -73,20 +76,23 @@ impl KvService {
         &self,
         caller: &Caller,
         request: &RangeRequest,
-    ) -> Result<RangeResponse, Error> {
+    ) -> Result<RangeAnswer, Error> {
         let view = self.view(caller, request).await?;
         let read = kv::range_read(request)?;
-        let head = view.head;
         let shared = self.handle.shared();
         let start = shared.clock.now();
-        let small = is_small(request);
-        let ranged = self.read(caller, small, move || view.snapshot().range(&read));
-        let ranged = ranged.await;
+        let answer = if is_small(request) {
+            let answer = self.answers.read(&view, &read);
+            answer.map_err(|error| self.handle.refusal(error))
+        } else {
+            let answers = self.answers.clone();
+            self.read(caller, move || answers.read(&view, &read)).await
+        };
         shared.metrics.ranges.increment();
         shared
             .metrics
-            .ranged(ranged.is_ok(), shared.clock.now() - start);
-        Ok(kv::range_response(ranged?, head))
+            .ranged(answer.is_ok(), shared.clock.now() - start);
+        answer
     }
 
     async fn read_txn(
@@ -95,13 +101,12 @@ impl KvService {
         view: Arc<ReadView>,
         request: &TxnRequest,
     ) -> Result<TxnResponse, Error> {
-        let small = txn::reads_points(request);
-        if small {
+        if txn::reads_points(request) {
             let read = || txn::read(&view.snapshot(), request);
             return read().map_err(|error| self.handle.refusal(error));
         }
         let request = request.clone();
-        self.read(caller, small, move || txn::read(&view.snapshot(), &request))
+        self.read(caller, move || txn::read(&view.snapshot(), &request))
             .await
     }
 
@@ -112,7 +117,7 @@ impl KvService {
     }
 
     /// Has a request of a client agreed upon. `pick` takes out what it asked and what came of it.
-    async fn write<Q, A>(
+    async fn write<Q, A: Message>(
         &self,
         caller: &Caller,
         method: &'static str,
@@ -131,27 +136,23 @@ impl KvService {
             let response = answered.as_ref().ok();
             asked.map_or_else(Content::unknown, |asked| (kind.content)(asked, response))
         });
-        Ok(Response::new(answered?))
+        self.answers.respond(answered?)
     }
 
-    /// Runs a read, off the network's threads where it may take long.
-    async fn read<T, F>(&self, caller: &Caller, small: bool, read: F) -> Result<T, Error>
+    /// Runs a read that may take long, off the network's threads.
+    async fn read<T, F>(&self, caller: &Caller, read: F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: FnOnce() -> mvcc::Result<T> + Send + 'static,
     {
-        let result = if small {
+        let turn = self.answers.large_reads.clone().acquire_owned();
+        let permit = self.handle.within(caller, turn).await?;
+        let work = move || {
+            let _permit = permit;
             read()
-        } else {
-            let turn = self.large_reads.clone().acquire_owned();
-            let permit = self.handle.within(caller, turn).await?;
-            let work = move || {
-                let _permit = permit;
-                read()
-            };
-            let done = self.handle.blocking(work);
-            done.await.map_err(|_| Error::Stopped)?
         };
+        let done = self.handle.blocking(work).await;
+        let result = done.map_err(|_| Error::Stopped)?;
         result.map_err(|error| self.handle.refusal(error))
     }
 }
@@ -215,14 +216,14 @@ impl Kv for KvService {
         let result = self.read_range(&caller, &request).await;
         self.requested(Operation::Range, started, &result);
         self.log.range_read(started, &request, &result);
-        let filled = result.map(|mut response| {
-            header::fill(&self.handle, &mut response.header);
-            response
+        let filled = result.map(|mut answer| {
+            header::fill(&self.handle, &mut answer.response.header);
+            answer
         });
         self.log.ended(rpcs::KV, "Range", started, || {
             Content::range(&request, filled.as_ref().ok())
         });
-        Ok(Response::new(filled?))
+        self.answers.respond_range(filled?)
     }
 
     type RangeStreamStream = ReceiverStream<Result<RangeStreamResponse, Status>>;
@@ -242,7 +243,7 @@ impl Kv for KvService {
             &request,
             self.settings.max_request_bytes,
         )?;
-        let sending = send_chunks(chunks, sender, self.large_reads.clone());
+        let sending = send_chunks(chunks, sender, self.answers.large_reads.clone());
         self.handle.spawn(sending);
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
@@ -304,7 +305,7 @@ impl Kv for KvService {
         self.log.ended(rpcs::KV, "Txn", called, || {
             Content::txn(&request, answered.as_ref().ok())
         });
-        Ok(Response::new(answered?))
+        self.answers.respond(answered?)
     }
 
     async fn compact(

@@ -4,6 +4,7 @@
 //! `Api` routes by path, without a general router: a call goes straight to its service, and an
 //! unknown one is answered in grpc-go's words.
 
+mod answers;
 pub mod auth;
 pub mod call_log;
 pub mod caller;
@@ -40,6 +41,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service;
 
+use crate::budget::Share;
 use crate::proto::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer,
     lease_server::LeaseServer, maintenance_server::MaintenanceServer, watch_server::WatchServer,
@@ -87,11 +89,12 @@ macro_rules! limited {
 }
 
 impl Api {
-    pub fn new(handle: Handle, settings: Settings) -> Self {
+    /// `answers` counts what answers take.
+    pub fn new(handle: Handle, settings: Settings, answers: Arc<Share>) -> Self {
         let max = settings.max_request_bytes + GRPC_OVERHEAD_BYTES;
         let shared = handle.shared().clone();
         let gate = Gate::new(&handle);
-        let kv_service = kv::KvService::new(handle.clone(), settings);
+        let kv_service = kv::KvService::new(handle.clone(), settings, answers);
         let log = CallLog::new(&handle, &settings);
         Self {
             kv: limited!(KvServer, kv_service.clone(), max),
@@ -188,6 +191,7 @@ impl Api {
         Box::pin(async move {
             match future.await {
                 Ok(response) => {
+                    let response = answers::take_over(response);
                     let response = status_text::in_grpc_go_words(response, max);
                     if let Some((log, started)) = log {
                         log.ended(rpc.service, rpc.method, started, Content::unknown);

@@ -13,7 +13,6 @@ use crate::proto::etcdserverpb::{RangeRequest, RangeResponse, RangeStreamRespons
 use crate::replica::view::ReadView;
 use crate::service::handle::Handle;
 use crate::state::kv;
-use crate::types::KeyRange;
 
 /// Pairs in the first chunk of a stream; etcd's figure.
 const FIRST_CHUNK_KEYS: i64 = 10;
@@ -112,7 +111,7 @@ impl Chunks {
             .last_key
             .as_ref()
             .filter(|_| more)
-            .map(|key| behind(&self.read.range, key));
+            .map(|key| self.read.range.behind(key));
         if !more || self.sent == self.total {
             let mut count = self.sent;
             if let Some(rest) = rest {
@@ -145,16 +144,6 @@ impl Chunks {
             more,
             count,
         }
-    }
-}
-
-/// The part of `range` behind `key`.
-fn behind(range: &KeyRange, key: &[u8]) -> KeyRange {
-    let mut start = key.to_vec();
-    start.push(0);
-    match range {
-        KeyRange::Span(_, end) => KeyRange::Span(start.into(), end.clone()),
-        KeyRange::Point(_) | KeyRange::From(_) => KeyRange::From(start.into()),
     }
 }
 

@@ -20,6 +20,7 @@ use super::notify;
 use super::publish::{Introduction, introduce};
 use super::restore::Restored;
 use crate::api::{self, Api};
+use crate::budget::{Part, Share};
 use crate::config::{AutoCompaction, Config, Listen, urls};
 use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
 use crate::http::{Access, HttpService};
@@ -229,6 +230,7 @@ impl Member {
             warning_unary_request_duration: config.warning_unary_request_duration,
             warning_apply_duration: config.warning_apply_duration,
         };
+        let answers = Share::new(bootstrap::budget(config).bytes(Part::Answers));
         let metrics = self.handle.shared().metrics.clone();
         let keep_alive = config.grpc_keepalive.map(|keepalive| KeepAlive {
             interval: keepalive.interval,
@@ -236,7 +238,7 @@ impl Member {
         });
         Clients {
             gate: Gate {
-                api: Arc::new(Api::new(self.handle.clone(), settings)),
+                api: Arc::new(Api::new(self.handle.clone(), settings, answers)),
                 http: HttpService::new(self.handle.clone()).with_access(Access {
                     cors: config.cors.clone(),
                     host_whitelist: config.host_whitelist.clone(),

@@ -16,6 +16,7 @@ use super::network::SimNetwork;
 use super::random::{MemberRng, Random};
 use super::states::SimDisk;
 use crate::api::{Settings as ApiSettings, cluster, kv, lease, maintenance, watch};
+use crate::budget::Share;
 use crate::jobs::corruption::AtStart;
 use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
@@ -295,7 +296,8 @@ impl Process {
             progress_interval: config.progress_interval,
         };
         let services = Services {
-            kv: kv::KvService::new(handle.clone(), settings),
+            // Answers are looked at whole.
+            kv: kv::KvService::new(handle.clone(), settings, Share::new(usize::MAX)),
             lease: lease::LeaseService::new(handle.clone(), settings),
             watch: watch::WatchService::new(handle.clone(), settings),
             cluster: cluster::ClusterService::new(handle.clone()),

@@ -12,14 +12,15 @@ use super::member::{Logged, Member};
 use super::{restarts, show};
 use crate::error::Error;
 use crate::mvcc::history::{PageLimit, WithPrevious};
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::pages::{Pages, Rooms};
+use crate::mvcc::read::{RangeRead, Snapshot};
 use crate::mvcc::tests::golden::show_event;
 use crate::mvcc::{self, Change, compaction};
 use crate::proto::etcdserverpb::compare::TargetUnion;
 use crate::proto::etcdserverpb::{
     AlarmRequest, CompactionRequest, Compare, DeleteRangeRequest, InternalRaftRequest,
     LeaseCheckpoint, LeaseCheckpointRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
-    RangeRequest, RequestOp, TxnRequest, request_op::Request,
+    RangeRequest, RangeResponse, RequestOp, TxnRequest, request_op::Request,
 };
 use crate::proto::{Event, KeyValue};
 use crate::state::lease::attached_keys;
@@ -355,6 +356,38 @@ impl Pair {
         let shown = |range: &Result<_, _>| range.as_ref().map(show::range).map_err(|e| *e);
         assert_eq!(shown(&ours), shown(&theirs), "{request:?}");
         assert_eq!(ours, theirs, "the encodings of {request:?}");
+        if let Ok(whole) = &ours {
+            self.compare_pages(&snapshot, &read, whole);
+        }
+    }
+
+    /// What is measured and given in pages is the answer as well.
+    fn compare_pages(&mut self, snapshot: &Snapshot<'_>, read: &RangeRead, whole: &RangeResponse) {
+        let room_bytes = self.random.below(4000) as usize;
+        let mut room = |bytes| bytes <= room_bytes;
+        let measured = snapshot.measure(read, &mut room).expect("reads");
+        let kvs = &whole.kvs;
+        assert_eq!(measured.pairs, kvs.len(), "{read:?}");
+        assert_eq!(measured.size_bytes, kvs.size_bytes() as u64, "{read:?}");
+        assert_eq!((measured.count, measured.more), (whole.count, whole.more));
+        if let Some(kept) = &measured.kvs {
+            assert_eq!(kept, kvs, "{read:?}");
+        }
+        let page_bytes = 1 + self.random.below(100) as usize;
+        let mut pages = Pages::new(snapshot, read.clone(), measured.pairs).expect("reads");
+        let mut frames = Vec::new();
+        loop {
+            let mut rooms = Rooms {
+                page_bytes,
+                large_pair: &mut |bytes| bytes <= room_bytes % 200,
+                rows: &mut |bytes| bytes <= room_bytes,
+            };
+            let page = pages.next(snapshot, &mut rooms).expect("reads");
+            let Some(page) = page else { break };
+            assert!(!page.is_empty() && page.len() <= page_bytes.max(room_bytes % 200));
+            frames.extend_from_slice(&page);
+        }
+        assert_eq!(&frames, kvs.frames(), "pages of {page_bytes}: {read:?}");
     }
 
     fn compare_txn(&mut self, member: &Member) {
