@@ -138,8 +138,7 @@ encoded_message!(
 
 /// Appends a length-delimited field to `buf`.
 pub fn put_bytes_field(buf: &mut impl BufMut, tag: u32, bytes: &[u8]) {
-    encoding::encode_key(tag, WireType::LengthDelimited, buf);
-    encoding::encode_varint(bytes.len() as u64, buf);
+    begin_nested(tag, bytes.len(), buf);
     buf.put_slice(bytes);
 }
 
@@ -149,6 +148,17 @@ pub fn put_varint_field(buf: &mut impl BufMut, tag: u32, value: i64) {
         encoding::encode_key(tag, WireType::Varint, buf);
         encoding::encode_varint(value as u64, buf);
     }
+}
+
+/// What a field takes that holds a message, or bytes, of this length; its tag is below 16.
+pub fn nested_len(message_bytes: usize) -> usize {
+    1 + encoding::encoded_len_varint(message_bytes as u64) + message_bytes
+}
+
+/// Begins a field that holds a message, or bytes, of this length.
+pub fn begin_nested(tag: u32, message_bytes: usize, buf: &mut impl BufMut) {
+    encoding::encode_key(tag, WireType::LengthDelimited, buf);
+    encoding::encode_varint(message_bytes as u64, buf);
 }
 
 /// The field of `RangeResponse` that holds a pair.

@@ -3,84 +3,92 @@
 //! it has room for it.
 //!
 //! A service leaves such an answer beside its message, as an extension of the response, and
-//! `take_over` makes it the body of the call before the message is encoded. So all that comes
+//! `sliced::take_over` makes it the body of the call before the message is encoded. So all that comes
 //! before an answer, and every small one, stays with tonic.
 //!
 //! A range that may not be held is read again for its answer: a page at a time, from the view
 //! that it was measured in, as its reader takes them. Of a stream that nobody reads two pages are
 //! held at most, and a place in the view.
 
-use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
-use bytes::{BufMut, Bytes};
-use http::HeaderMap;
-use http_body::{Body as HttpBody, Frame, SizeHint};
-use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::Semaphore;
-use tonic::body::Body;
 use tonic::{Response, Status};
 
-use crate::budget::{Held, Share};
+use super::sliced::{
+    Messages, Piece, Reader, Reads, Rest, STREAMED_RANGE_TAG, begin_message, beside, counted,
+};
+use crate::budget::{Held, Room, Share};
 use crate::mvcc;
-use crate::mvcc::pages::{Pages, Rooms};
-use crate::mvcc::range::Measured;
+use crate::mvcc::pages::Pages;
 use crate::mvcc::read::RangeRead;
-use crate::proto::etcdserverpb::RangeResponse;
+use crate::proto::etcdserverpb::{RangeResponse, ResponseOp, TxnRequest, TxnResponse, response_op};
+use crate::proto::{begin_nested, nested_len};
 use crate::replica::view::ReadView;
 use crate::service::handle::Handle;
-use crate::state::kv;
+use crate::state::{kv, txn};
 
 /// Larger ones are counted and sliced.
 const SMALL_BYTES: usize = 32 << 10;
-/// What the network is handed at once, and a page of a range that is not held.
-const SLICE_BYTES: usize = 32 << 10;
 /// Larger ranges are not held even where there is room for them.
 const MAX_HELD_BYTES: usize = 4 << 20;
-/// A flag and the length in front of every message of gRPC.
-const PREFIX_BYTES: usize = 5;
-/// As for every other answer.
-pub const MAX_MESSAGE_BYTES: usize = i32::MAX as usize;
+/// As tonic has it for every other answer.
+const MAX_MESSAGE_BYTES: usize = i32::MAX as usize;
 
 /// What answers need; cheap to clone.
 #[derive(Clone)]
 pub struct Answers {
-    handle: Handle,
-    share: Arc<Share>,
-    /// Reads off the network's threads at once.
-    pub large_reads: Arc<Semaphore>,
+    reads: Reads,
 }
 
 impl Answers {
-    pub fn new(handle: Handle, share: Arc<Share>, large_reads: usize) -> Self {
+    /// `share` counts what answers take; `turns` reads may run at once off the network's threads.
+    pub fn new(handle: Handle, share: Arc<Share>, turns: usize) -> Self {
         Self {
-            handle,
-            share,
-            large_reads: Arc::new(Semaphore::new(large_reads)),
+            reads: Reads {
+                handle,
+                share,
+                turns: Arc::new(Semaphore::new(turns)),
+            },
         }
     }
 
+    /// Whoever reads for long waits for its turn.
+    pub fn turns(&self) -> &Arc<Semaphore> {
+        &self.reads.turns
+    }
+
+    fn room(&self) -> Room<'_> {
+        Room::new(&self.reads.share, SMALL_BYTES, MAX_HELD_BYTES)
+    }
+
     /// Answers a range request, or measures it.
-    pub fn read(&self, view: &Arc<ReadView>, read: &RangeRead) -> mvcc::Result<RangeAnswer> {
-        let mut room = Room::new(&self.share, MAX_HELD_BYTES);
-        let snapshot = view.snapshot();
-        let measured = snapshot.measure(read, &mut |bytes| room.holds(bytes))?;
-        let rest = match &measured.kvs {
-            Some(_) => None,
-            None => Some(Rest {
-                pages: Pages::new(&snapshot, read.clone(), measured.pairs)?,
-                pairs: measured.pairs,
-                size_bytes: measured.size_bytes as usize,
-                view: view.clone(),
-            }),
-        };
+    pub fn range(&self, view: &Arc<ReadView>, read: &RangeRead) -> mvcc::Result<RangeAnswer> {
+        let mut room = self.room();
+        let (response, rest) = measure(view, read, &mut |bytes| room.holds(bytes))?;
         Ok(RangeAnswer {
-            response: response(measured, view.head),
-            held: room.held,
+            response,
+            held: room.into_held(),
             rest,
+        })
+    }
+
+    /// The same for a transaction of ranges.
+    pub fn txn(&self, view: &Arc<ReadView>, request: &TxnRequest) -> mvcc::Result<TxnAnswer> {
+        let mut room = self.room();
+        let (mut rests, mut held_bytes) = (Vec::new(), 0);
+        let response = txn::read(&view.snapshot(), request, |read| {
+            let mut room = |bytes| room.holds(held_bytes + bytes);
+            let (response, rest) = measure(view, read, &mut room)?;
+            held_bytes += response.kvs.size_bytes();
+            rests.push(rest);
+            Ok(response)
+        })?;
+        Ok(TxnAnswer {
+            response,
+            held: room.into_held(),
+            rests,
         })
     }
 
@@ -94,25 +102,77 @@ impl Answers {
         if size_bytes <= SMALL_BYTES {
             return Ok(Response::new(answer.response));
         }
-        let (mut before, mut behind) = (Vec::new(), Vec::new());
-        put_prefix(&mut before, size_bytes);
-        answer.response.encode_before_kvs(&mut before);
-        answer.response.encode_behind_kvs(&mut behind);
-        let pairs = match answer.rest {
-            Some(rest) => Piece::Pages(Box::new(Reader {
-                answers: self.clone(),
-                left_bytes: rest.size_bytes,
-                place: Some(Place { rest, rows: None }),
-                reading: None,
-            })),
-            None => Piece::Bytes(counted(answer.response.kvs.frames().clone(), answer.held)),
+        let mut pieces = Pieces::new(&self.reads, size_bytes);
+        pieces.range(&answer.response, answer.rest, answer.held);
+        Ok(beside(answer.response, pieces.finish()))
+    }
+
+    /// Answers a range in as many messages as it needs.
+    ///
+    /// # Errors
+    /// The view cannot be read as asked.
+    pub fn range_stream(
+        &self,
+        view: &Arc<ReadView>,
+        read: &RangeRead,
+    ) -> mvcc::Result<RangeAnswer> {
+        let (response, rest) = measure(view, read, &mut |bytes| bytes <= SMALL_BYTES)?;
+        Ok(RangeAnswer {
+            response,
+            held: None,
+            rest,
+        })
+    }
+
+    /// The response of such a range, `nothing` as far as tonic knows.
+    pub fn respond_stream<M>(&self, answer: RangeAnswer, nothing: M) -> Response<M> {
+        let Some(rest) = answer.rest else {
+            let size_bytes = answer.response.encoded_len();
+            let mut pieces = Pieces::new(&self.reads, nested_len(size_bytes));
+            begin_nested(STREAMED_RANGE_TAG, size_bytes, &mut pieces.bytes);
+            answer.response.encode_raw(&mut pieces.bytes);
+            return beside(nothing, pieces.finish());
         };
-        let pieces = [
-            Piece::Bytes(before.into()),
-            pairs,
-            Piece::Bytes(behind.into()),
-        ];
-        Ok(beside(answer.response, pieces))
+        let reader = Reader::new(self.reads.clone(), rest);
+        let messages = Messages::new(reader, answer.response);
+        beside(nothing, [Piece::Messages(Box::new(messages))])
+    }
+
+    /// The response of a transaction of ranges.
+    ///
+    /// # Errors
+    /// It is larger than any may be.
+    pub fn respond_txn(&self, answer: TxnAnswer) -> Result<Response<TxnResponse>, Status> {
+        if answer.rests.iter().all(Option::is_none) {
+            return self.respond(answer.response);
+        }
+        let size_bytes = answer.size_bytes();
+        check_size(size_bytes)?;
+        let mut pieces = Pieces::new(&self.reads, size_bytes);
+        let front = TxnResponse {
+            header: answer.response.header,
+            succeeded: answer.response.succeeded,
+            responses: Vec::new(),
+        };
+        front.encode_raw(&mut pieces.bytes);
+        let mut held = answer.held;
+        for (op, rest) in answer.response.responses.iter().zip(answer.rests) {
+            let Some(range) = range_of(op) else {
+                continue;
+            };
+            let range_bytes = range.encoded_len() + rest.as_ref().map_or(0, |rest| rest.size_bytes);
+            let op_bytes = nested_len(range_bytes);
+            begin_nested(TXN_RESPONSES_TAG, op_bytes, &mut pieces.bytes);
+            begin_nested(OP_RANGE_TAG, range_bytes, &mut pieces.bytes);
+            let held = match rest {
+                Some(_) => None,
+                None => held
+                    .as_mut()
+                    .and_then(|held| held.split(range.kvs.size_bytes())),
+            };
+            pieces.range(range, rest, held);
+        }
+        Ok(beside(answer.response, pieces.finish()))
     }
 
     /// The response of any other call.
@@ -125,22 +185,37 @@ impl Answers {
         if size_bytes <= SMALL_BYTES {
             return Ok(Response::new(message));
         }
-        let held = self.share.take_anyway(size_bytes);
-        let mut encoded = Vec::with_capacity(PREFIX_BYTES + size_bytes);
-        put_prefix(&mut encoded, size_bytes);
-        message.encode_raw(&mut encoded);
-        let encoded = counted(encoded.into(), Some(held));
-        Ok(beside(message, [Piece::Bytes(encoded)]))
+        let mut pieces = Pieces::new(&self.reads, size_bytes);
+        pieces.bytes.reserve_exact(size_bytes);
+        message.encode_raw(&mut pieces.bytes);
+        Ok(beside(message, pieces.finish()))
     }
 }
 
-fn response(measured: Measured, revision: i64) -> RangeResponse {
-    RangeResponse {
-        header: kv::header(revision),
+/// Answers a range where `room` lets it be held.
+fn measure(
+    view: &Arc<ReadView>,
+    read: &RangeRead,
+    room: &mut dyn FnMut(usize) -> bool,
+) -> mvcc::Result<(RangeResponse, Option<Rest>)> {
+    let snapshot = view.snapshot();
+    let measured = snapshot.measure(read, room)?;
+    let rest = match &measured.kvs {
+        Some(_) => None,
+        None => Some(Rest {
+            pages: Pages::new(&snapshot, read.clone(), measured.pairs)?,
+            pairs: measured.pairs,
+            size_bytes: measured.size_bytes as usize,
+            view: view.clone(),
+        }),
+    };
+    let response = RangeResponse {
+        header: kv::header(view.head),
         kvs: measured.kvs.unwrap_or_default(),
         more: measured.more,
         count: measured.count,
-    }
+    };
+    Ok((response, rest))
 }
 
 /// In tonic's words, which clients have seen so far.
@@ -153,9 +228,51 @@ fn check_size(size_bytes: usize) -> Result<(), Status> {
     )))
 }
 
-fn put_prefix(out: &mut Vec<u8>, size_bytes: usize) {
-    out.put_u8(0);
-    out.put_u32(size_bytes as u32);
+/// `TxnResponse.responses`
+const TXN_RESPONSES_TAG: u32 = 3;
+/// `ResponseOp.response_range`
+const OP_RANGE_TAG: u32 = 1;
+
+/// The pieces of one message of gRPC.
+struct Pieces<'a> {
+    reads: &'a Reads,
+    done: Vec<Piece>,
+    /// The end so far.
+    bytes: Vec<u8>,
+}
+
+impl<'a> Pieces<'a> {
+    fn new(reads: &'a Reads, size_bytes: usize) -> Self {
+        let mut bytes = Vec::new();
+        begin_message(size_bytes, &mut bytes);
+        Self {
+            reads,
+            done: Vec::new(),
+            bytes,
+        }
+    }
+
+    fn range(&mut self, response: &RangeResponse, rest: Option<Rest>, held: Option<Held>) {
+        response.encode_before_kvs(&mut self.bytes);
+        self.end_bytes();
+        self.done.push(match rest {
+            Some(rest) => Piece::Pages(Box::new(Reader::new(self.reads.clone(), rest))),
+            None => Piece::Bytes(counted(response.kvs.frames().clone(), held)),
+        });
+        response.encode_behind_kvs(&mut self.bytes);
+    }
+
+    fn end_bytes(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        let large = bytes.len() > SMALL_BYTES;
+        let held = large.then(|| self.reads.share.take_anyway(bytes.len()));
+        self.done.push(Piece::Bytes(counted(bytes.into(), held)));
+    }
+
+    fn finish(mut self) -> Vec<Piece> {
+        self.end_bytes();
+        self.done
+    }
 }
 
 /// The answer to a range, or what it takes to read it.
@@ -168,7 +285,7 @@ pub struct RangeAnswer {
 
 impl RangeAnswer {
     pub fn pairs(&self) -> usize {
-        self.response.kvs.len() + self.rest.as_ref().map_or(0, |rest| rest.pairs)
+        pairs(&self.response, &self.rest)
     }
 
     /// Of the encoded message.
@@ -177,234 +294,185 @@ impl RangeAnswer {
     }
 }
 
-/// Pairs that are not held.
-struct Rest {
-    view: Arc<ReadView>,
-    pages: Pages,
-    pairs: usize,
-    size_bytes: usize,
+fn pairs(response: &RangeResponse, rest: &Option<Rest>) -> usize {
+    response.kvs.len() + rest.as_ref().map_or(0, |rest| rest.pairs)
 }
 
-/// Counts what a read holds; what is small is not counted.
-struct Room<'a> {
-    share: &'a Arc<Share>,
-    most_bytes: usize,
+/// The answer to a transaction of ranges.
+pub struct TxnAnswer {
+    /// Without the pairs that are not held.
+    pub response: TxnResponse,
     held: Option<Held>,
+    /// Of each range.
+    rests: Vec<Option<Rest>>,
 }
 
-impl<'a> Room<'a> {
-    fn new(share: &'a Arc<Share>, most_bytes: usize) -> Self {
-        Self {
-            share,
-            // So that one of them alone does not keep out all others.
-            most_bytes: most_bytes.min(share.limit_bytes() / 8),
-            held: None,
-        }
+impl TxnAnswer {
+    /// Of each range.
+    pub fn pairs(&self) -> impl Iterator<Item = usize> {
+        let ops = self.response.responses.iter().zip(&self.rests);
+        ops.filter_map(|(op, rest)| Some(pairs(range_of(op)?, rest)))
     }
 
-    fn holds(&mut self, bytes: usize) -> bool {
-        if bytes <= SMALL_BYTES {
-            self.held = None;
-            return true;
-        }
-        if bytes > self.most_bytes {
-            return false;
-        }
-        let Some(held) = &mut self.held else {
-            self.held = self.share.try_take(bytes);
-            return self.held.is_some();
-        };
-        match bytes.checked_sub(held.bytes()) {
-            None => held.shrink(held.bytes() - bytes),
-            Some(0) => {}
-            Some(more) => return held.try_grow(more),
-        }
-        true
-    }
-}
-
-/// Bytes that are counted until the last slice of them is dropped.
-fn counted(bytes: Bytes, held: Option<Held>) -> Bytes {
-    struct Counted {
-        bytes: Bytes,
-        _held: Held,
-    }
-    impl AsRef<[u8]> for Counted {
-        fn as_ref(&self) -> &[u8] {
-            &self.bytes
-        }
-    }
-    match held {
-        Some(held) => Bytes::from_owner(Counted { bytes, _held: held }),
-        None => bytes,
-    }
-}
-
-/// An answer beside its message.
-#[derive(Clone)]
-struct Beside(Arc<Mutex<Option<Body>>>);
-
-fn beside<M>(message: M, pieces: impl Into<VecDeque<Piece>>) -> Response<M> {
-    let body = Body::new(Sliced {
-        pieces: pieces.into(),
-        ended: false,
-    });
-    let mut response = Response::new(message);
-    let beside = Beside(Arc::new(Mutex::new(Some(body))));
-    response.extensions_mut().insert(beside);
-    response
-}
-
-/// Makes what stands beside a message the body of its response.
-pub fn take_over(mut response: http::Response<Body>) -> http::Response<Body> {
-    let beside: Option<Beside> = response.extensions_mut().remove();
-    match beside.and_then(|beside| beside.0.lock().take()) {
-        Some(body) => response.map(|_never_encoded| body),
-        None => response,
-    }
-}
-
-enum Piece {
-    Bytes(Bytes),
-    Pages(Box<Reader>),
-}
-
-/// One message in slices, then the trailers.
-struct Sliced {
-    pieces: VecDeque<Piece>,
-    ended: bool,
-}
-
-impl HttpBody for Sliced {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = self.get_mut();
-        while let Some(piece) = this.pieces.front_mut() {
-            let data = match piece {
-                Piece::Bytes(bytes) => Some(bytes.split_to(bytes.len().min(SLICE_BYTES))),
-                Piece::Pages(reader) => match ready!(reader.poll_page(context)) {
-                    // A large pair is a large page.
-                    Some(Ok(page)) => {
-                        this.pieces.push_front(Piece::Bytes(page));
-                        continue;
-                    }
-                    Some(Err(status)) => {
-                        this.pieces.clear();
-                        this.ended = true;
-                        return Poll::Ready(Some(Err(status)));
-                    }
-                    None => None,
-                },
+    /// Of the encoded message.
+    pub fn size_bytes(&self) -> usize {
+        let mut bytes = self.response.encoded_len();
+        for (op, rest) in self.response.responses.iter().zip(&self.rests) {
+            let (Some(rest), Some(range)) = (rest, range_of(op)) else {
+                continue;
             };
-            match data {
-                Some(data) if !data.is_empty() => return Poll::Ready(Some(Ok(Frame::data(data)))),
-                _ => {
-                    this.pieces.pop_front();
-                }
-            }
+            let len = |range_bytes| nested_len(nested_len(range_bytes));
+            let without = range.encoded_len();
+            bytes += len(without + rest.size_bytes) - len(without);
         }
-        if std::mem::replace(&mut this.ended, true) {
-            return Poll::Ready(None);
-        }
-        let mut trailers = HeaderMap::new();
-        let added = Status::ok("").add_header(&mut trailers);
-        Poll::Ready(Some(added.map(|()| Frame::trailers(trailers))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ended
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::default()
+        bytes
     }
 }
 
-/// Reads the pages of a range.
-struct Reader {
-    answers: Answers,
-    left_bytes: usize,
-    /// None while a page is read, and after a failure.
-    place: Option<Place>,
-    reading: Option<Reading>,
+fn range_of(op: &ResponseOp) -> Option<&RangeResponse> {
+    match &op.response {
+        Some(response_op::Response::ResponseRange(range)) => Some(range),
+        _ => None,
+    }
 }
 
-type Page = Result<(Place, Option<Bytes>), Status>;
-type Reading = Pin<Box<dyn Future<Output = Page> + Send>>;
+#[cfg(test)]
+mod tests {
+    use bytes::BufMut;
+    use http_body_util::BodyExt;
+    use tonic::body::Body;
 
-struct Place {
-    rest: Rest,
-    /// What the rows of a sorted range take that are kept from page to page.
-    rows: Option<Held>,
-}
+    use super::*;
+    use crate::api::sliced;
+    use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
+    use crate::proto::etcdserverpb::{
+        InternalRaftRequest, PutRequest, RangeRequest, RequestOp, request_op,
+    };
+    use crate::service::fixture;
+    use crate::state::Machine;
+    use crate::state::machine::{Entry, Payload};
+    use crate::storage::memory::MemoryEngine;
 
-impl Reader {
-    /// The next page; none behind the last.
-    fn poll_page(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
-        if self.reading.is_none() {
-            let Some(place) = self.place.take() else {
-                return Poll::Ready(None);
-            };
-            self.reading = Some(Box::pin(read_page(self.answers.clone(), place)));
-        }
-        let Some(reading) = &mut self.reading else {
-            return Poll::Ready(None);
+    /// Of the values of the keys k0, k1, ...
+    const VALUES: [usize; 7] = [10, 40_000, 100, 0, 1_500_000, 33_000, 32_000];
+
+    fn view() -> Arc<ReadView> {
+        let engine = Arc::new(MemoryEngine::new());
+        let mut machine = Machine::open(engine.clone()).expect("opens");
+        let put = |(place, size): (usize, &usize)| Entry {
+            index: place as u64 + 1,
+            term: 1,
+            payload: Payload::Decoded(Arc::new(InternalRaftRequest {
+                put: Some(PutRequest {
+                    key: format!("k{place}").into(),
+                    value: vec![b'a' + place as u8; *size].into(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            })),
         };
-        let read = ready!(reading.as_mut().poll(context));
-        self.reading = None;
-        Poll::Ready(match read {
-            Ok((place, Some(page))) if page.len() <= self.left_bytes => {
-                self.left_bytes -= page.len();
-                self.place = Some(place);
-                Some(Ok(page))
-            }
-            Ok((_, None)) if self.left_bytes == 0 => None,
-            Ok(_) => Some(Err(Status::internal(
-                "a range gave another answer than it was measured to give",
-            ))),
-            Err(status) => Some(Err(status)),
-        })
+        let entries = VALUES.iter().enumerate().map(put).collect();
+        machine.apply(entries).expect("applies");
+        Arc::new(ReadView::new(engine.as_ref(), &machine))
     }
-}
 
-async fn read_page(answers: Answers, mut place: Place) -> Page {
-    let turn = answers.large_reads.clone().acquire_owned().await;
-    let handle = answers.handle.clone();
-    let read = handle.blocking(move || {
-        let _turn = turn;
-        let page = place.next(&answers.share);
-        page.map(|page| (place, page))
-    });
-    let page = read
-        .await
-        .map_err(|_| Status::from(crate::error::Error::Stopped))?;
-    page.map_err(|error| Status::from(handle.refusal(error)))
-}
+    fn all() -> RangeRequest {
+        RangeRequest {
+            key: "k".into(),
+            range_end: "l".into(),
+            ..Default::default()
+        }
+    }
 
-impl Place {
-    fn next(&mut self, share: &Arc<Share>) -> mvcc::Result<Option<Bytes>> {
-        let mut large_pair = Room::new(share, MAX_HELD_BYTES);
-        let mut rows = Room::new(share, MAX_HELD_BYTES);
-        rows.held = self.rows.take();
-        let snapshot = self.rest.view.snapshot();
-        let page = self.rest.pages.next(
-            &snapshot,
-            &mut Rooms {
-                page_bytes: SLICE_BYTES,
-                large_pair: &mut |bytes| large_pair.holds(bytes),
-                rows: &mut |bytes| rows.holds(bytes),
+    fn requests() -> Vec<RangeRequest> {
+        let sorted = |target, order| RangeRequest {
+            sort_target: target as i32,
+            sort_order: order as i32,
+            limit: 5,
+            ..all()
+        };
+        let point = |key: &str| RangeRequest {
+            key: key.to_owned().into(),
+            ..Default::default()
+        };
+        vec![
+            all(),
+            RangeRequest { limit: 2, ..all() },
+            RangeRequest {
+                keys_only: true,
+                ..all()
             },
-        )?;
-        self.rows = rows.held;
-        let held = large_pair.held;
-        Ok(page.map(|page| {
-            let held = held.unwrap_or_else(|| share.take_anyway(page.len()));
-            counted(page, Some(held))
-        }))
+            RangeRequest {
+                min_mod_revision: 4,
+                ..all()
+            },
+            sorted(SortTarget::Key, SortOrder::Descend),
+            sorted(SortTarget::Value, SortOrder::Ascend),
+            sorted(SortTarget::Mod, SortOrder::Descend),
+            point("k0"),
+            point("k4"),
+            point("k5"),
+            point("none"),
+        ]
+    }
+
+    /// The data of a response, which is one message of gRPC; and that the call ended well.
+    async fn sent<M: Message>(response: Response<M>) -> Vec<u8> {
+        let (_, message, extensions) = response.into_parts();
+        let mut taken = http::Response::new(Body::empty());
+        *taken.extensions_mut() = extensions;
+        let taken = sliced::take_over(taken);
+        if http_body::Body::is_end_stream(taken.body()) {
+            return whole(&message);
+        }
+        let collected = taken.into_body().collect().await.expect("a whole body");
+        let trailers = collected.trailers().expect("trailers");
+        assert_eq!(trailers.get("grpc-status").expect("a status"), "0");
+        collected.to_bytes().to_vec()
+    }
+
+    fn whole(message: &impl Message) -> Vec<u8> {
+        let mut whole = vec![0];
+        whole.put_u32(message.encoded_len() as u32);
+        message.encode_raw(&mut whole);
+        whole
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_is_the_message() {
+        let view = view();
+        let snapshot = view.snapshot();
+        let answer = |read: &RangeRead| {
+            let ranged = snapshot.range(read)?;
+            Ok(kv::range_response(ranged, view.head))
+        };
+        // Nothing has room, something has, everything has.
+        for limit_bytes in [0, 400 << 10, 16 << 20, usize::MAX] {
+            let share = Share::new(limit_bytes);
+            let answers = Answers::new(fixture::alone(), share.clone(), 1);
+            for request in requests() {
+                let read = kv::range_read(&request).expect("a read");
+                let expected = answer(&read).expect("reads");
+                let found = answers.range(&view, &read).expect("reads");
+                assert_eq!(found.size_bytes(), expected.encoded_len(), "{request:?}");
+                assert_eq!(found.pairs(), expected.kvs.len(), "{request:?}");
+                let response = answers.respond_range(found).expect("may be sent");
+                let sent = sent(response).await;
+                assert!(sent == whole(&expected), "{limit_bytes}: {request:?}");
+            }
+            let op = |range| RequestOp {
+                request: Some(request_op::Request::RequestRange(range)),
+            };
+            let request = TxnRequest {
+                success: requests().into_iter().map(op).collect(),
+                ..Default::default()
+            };
+            let expected = txn::read(&snapshot, &request, answer).expect("reads");
+            let found = answers.txn(&view, &request).expect("reads");
+            assert_eq!(found.size_bytes(), expected.encoded_len());
+            let response = answers.respond_txn(found).expect("may be sent");
+            assert!(sent(response).await == whole(&expected), "{limit_bytes}");
+            assert_eq!(share.used_bytes(), 0);
+        }
     }
 }

@@ -5,14 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
-use super::answers::{Answers, RangeAnswer};
+use super::answers::{Answers, RangeAnswer, TxnAnswer};
 use super::call_log::{CallLog, Content};
 use super::gate::AskedOfLearner;
-use super::range_stream::{Chunks, WAITING_CHUNKS, send_chunks};
 use super::{Settings, caller, header, validate};
 use crate::budget::Share;
 use crate::error::Error;
@@ -82,11 +80,11 @@ impl KvService {
         let shared = self.handle.shared();
         let start = shared.clock.now();
         let answer = if is_small(request) {
-            let answer = self.answers.read(&view, &read);
+            let answer = self.answers.range(&view, &read);
             answer.map_err(|error| self.handle.refusal(error))
         } else {
             let answers = self.answers.clone();
-            self.read(caller, move || answers.read(&view, &read)).await
+            self.read(caller, move || answers.range(&view, &read)).await
         };
         shared.metrics.ranges.increment();
         shared
@@ -100,13 +98,13 @@ impl KvService {
         caller: &Caller,
         view: Arc<ReadView>,
         request: &TxnRequest,
-    ) -> Result<TxnResponse, Error> {
+    ) -> Result<TxnAnswer, Error> {
         if txn::reads_points(request) {
-            let read = || txn::read(&view.snapshot(), request);
-            return read().map_err(|error| self.handle.refusal(error));
+            let answer = self.answers.txn(&view, request);
+            return answer.map_err(|error| self.handle.refusal(error));
         }
-        let request = request.clone();
-        self.read(caller, move || txn::read(&view.snapshot(), &request))
+        let (answers, request) = (self.answers.clone(), request.clone());
+        self.read(caller, move || answers.txn(&view, &request))
             .await
     }
 
@@ -145,7 +143,7 @@ impl KvService {
         T: Send + 'static,
         F: FnOnce() -> mvcc::Result<T> + Send + 'static,
     {
-        let turn = self.answers.large_reads.clone().acquire_owned();
+        let turn = self.answers.turns().clone().acquire_owned();
         let permit = self.handle.within(caller, turn).await?;
         let work = move || {
             let _permit = permit;
@@ -226,7 +224,8 @@ impl Kv for KvService {
         self.answers.respond_range(filled?)
     }
 
-    type RangeStreamStream = ReceiverStream<Result<RangeStreamResponse, Status>>;
+    /// Its messages stand beside it.
+    type RangeStreamStream = Empty<Result<RangeStreamResponse, Status>>;
 
     async fn range_stream(
         &self,
@@ -236,16 +235,12 @@ impl Kv for KvService {
         let request = request.into_inner();
         validate::range_stream(&request)?;
         let view = self.view(&caller, &request).await?;
-        let (sender, receiver) = mpsc::channel(WAITING_CHUNKS);
-        let chunks = Chunks::new(
-            self.handle.clone(),
-            view,
-            &request,
-            self.settings.max_request_bytes,
-        )?;
-        let sending = send_chunks(chunks, sender, self.answers.large_reads.clone());
-        self.handle.spawn(sending);
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        let read = kv::range_read(&request)?;
+        let answers = self.answers.clone();
+        let answer = self.read(&caller, move || answers.range_stream(&view, &read));
+        let mut answer = answer.await?;
+        header::fill(&self.handle, &mut answer.response.header);
+        Ok(self.answers.respond_stream(answer, tokio_stream::empty()))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
@@ -298,14 +293,14 @@ impl Kv for KvService {
             }
             Err(error) => Err(error),
         };
-        let answered = answered.map(|mut response| {
-            header::fill(&self.handle, &mut response.header);
-            response
+        let answered = answered.map(|mut answer| {
+            header::fill(&self.handle, &mut answer.response.header);
+            answer
         });
         self.log.ended(rpcs::KV, "Txn", called, || {
-            Content::txn(&request, answered.as_ref().ok())
+            Content::read_txn(&request, answered.as_ref().ok())
         });
-        self.answers.respond(answered?)
+        self.answers.respond_txn(answered?)
     }
 
     async fn compact(

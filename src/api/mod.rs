@@ -20,8 +20,8 @@ pub mod lease;
 pub mod lock;
 pub mod maintenance;
 mod methods;
-mod range_stream;
 mod settings;
+pub mod sliced;
 mod status_text;
 pub mod validate;
 pub mod watch;
@@ -191,7 +191,7 @@ impl Api {
         Box::pin(async move {
             match future.await {
                 Ok(response) => {
-                    let response = answers::take_over(response);
+                    let response = sliced::take_over(response);
                     let response = status_text::in_grpc_go_words(response, max);
                     if let Some((log, started)) = log {
                         log.ended(rpc.service, rpc.method, started, Content::unknown);

@@ -8,10 +8,12 @@
 //! A part is never lent to another: a flood of requests must not take from answers, or nothing
 //! that is held would ever be released.
 
-// Requests and answers take from it next.
+mod room;
+// Requests take from it next.
 #[allow(dead_code)]
 mod share;
 
+pub use room::Room;
 #[allow(unused_imports)]
 pub use share::{Exhausted, Held, Share, Waiting};
 

@@ -4,8 +4,6 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
-
 use super::Result;
 use super::frame::{Fields, Room};
 use super::order::{Keeps, Round, Row};
@@ -33,6 +31,17 @@ enum Order {
         /// The last that was given.
         after: Option<Row>,
     },
+}
+
+/// Frames of pairs.
+pub struct Page {
+    pub bytes: Vec<u8>,
+    /// True where it begins within a pair; then it holds nothing else.
+    pub continues: bool,
+    /// What its last pair has behind it, in bytes.
+    pub rest_bytes: usize,
+    /// Of its first pair this much has been given before; of its last one, when it is done.
+    offset: usize,
 }
 
 /// What a page may take.
@@ -74,16 +83,14 @@ impl Pages {
     }
 
     /// The next page from the same snapshot; none behind the last.
-    pub fn next(
-        &mut self,
-        snapshot: &Snapshot<'_>,
-        rooms: &mut Rooms<'_>,
-    ) -> Result<Option<Bytes>> {
+    pub fn next(&mut self, snapshot: &Snapshot<'_>, rooms: &mut Rooms<'_>) -> Result<Option<Page>> {
         if self.left == 0 {
             return Ok(None);
         }
         let mut page = Page {
             bytes: Vec::new(),
+            continues: self.offset > 0,
+            rest_bytes: 0,
             offset: self.offset,
         };
         match &mut self.order {
@@ -102,7 +109,7 @@ impl Pages {
             Order::Sorted { .. } => self.take_rows(snapshot, &mut page, rooms)?,
         }
         self.offset = page.offset;
-        Ok(Some(page.bytes.into()))
+        Ok(Some(page))
     }
 
     /// Fills a page in key order; the range behind its last whole pair.
@@ -179,16 +186,13 @@ impl Pages {
     }
 }
 
-struct Page {
-    bytes: Vec<u8>,
-    /// Of its first pair this much has been given before; of its last one, when it is done.
-    offset: usize,
-}
-
 impl Page {
     fn put(&mut self, frame: Frame<'_>, rooms: &mut Rooms<'_>) -> Put {
         let len = frame.encoded_len();
         let is_first = self.bytes.is_empty();
+        if self.continues && !is_first {
+            return Put::Nothing;
+        }
         if self.offset == 0 {
             if self.bytes.len() + len <= rooms.page_bytes {
                 if is_first {
@@ -209,7 +213,8 @@ impl Page {
         self.bytes.reserve_exact(rooms.page_bytes);
         frame.append_part(self.offset, rooms.page_bytes, &mut self.bytes);
         self.offset += self.bytes.len();
-        if self.offset < len {
+        self.rest_bytes = len - self.offset;
+        if self.rest_bytes > 0 {
             return Put::Part;
         }
         self.offset = 0;

@@ -238,11 +238,7 @@ impl<'a> Frames<'a> {
 
     /// True where the limit is reached.
     fn is_full(&self) -> bool {
-        let RangeRead {
-            limit, limit_bytes, ..
-        } = *self.request;
-        (limit > 0 && self.len as i64 >= limit)
-            || (limit_bytes > 0 && self.size_bytes >= limit_bytes as u64)
+        self.request.limit > 0 && self.len as i64 >= self.request.limit
     }
 
     fn measured(self, count: i64, more: bool) -> Measured {

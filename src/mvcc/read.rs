@@ -48,13 +48,11 @@ pub struct RangeRead {
     pub max_create_revision: i64,
     /// Counts every key of the range, not only those up to the limit.
     pub total_count: bool,
-    /// Ends an answer in key order, as a limit does, behind the pair with which it is this large;
-    /// 0 for any size.
-    pub limit_bytes: usize,
 }
 
 impl RangeRead {
     /// Every pair of `range` at the newest revision.
+    #[cfg(test)]
     pub fn all(range: KeyRange) -> Self {
         Self {
             range,
@@ -69,7 +67,6 @@ impl RangeRead {
             min_create_revision: 0,
             max_create_revision: 0,
             total_count: true,
-            limit_bytes: 0,
         }
     }
 

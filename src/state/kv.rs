@@ -53,7 +53,6 @@ pub fn range_read(request: &RangeRequest) -> std::result::Result<RangeRead, Erro
         min_create_revision: request.min_create_revision,
         max_create_revision: request.max_create_revision,
         total_count: true,
-        limit_bytes: 0,
     })
 }
 

@@ -6,13 +6,13 @@
 use super::kv;
 use super::lease::Leases;
 use crate::error::Error;
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::read::{RangeRead, Snapshot};
 use crate::mvcc::write::Txn;
 use crate::mvcc::{Error as MvccError, Result};
 use crate::probe::{self, Defect};
 use crate::proto::etcdserverpb::{
-    Compare, PutRequest, RangeRequest, RequestOp, ResponseOp, TxnRequest, TxnResponse, compare,
-    request_op::Request, response_op::Response,
+    Compare, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseOp, TxnRequest,
+    TxnResponse, compare, request_op::Request, response_op::Response,
 };
 use crate::storage::schema::Version;
 use crate::storage::{self, Family};
@@ -169,17 +169,20 @@ pub fn write(txn: &mut Txn<'_>, request: &TxnRequest, leases: &Leases) -> Result
     })
 }
 
-/// Runs a read-only transaction on a snapshot.
-pub fn read(snapshot: &Snapshot<'_>, request: &TxnRequest) -> Result<TxnResponse> {
+/// Runs a read-only transaction on a snapshot; `range` answers each of its ranges, in order.
+pub fn read(
+    snapshot: &Snapshot<'_>,
+    request: &TxnRequest,
+    mut range: impl FnMut(&RangeRead) -> Result<RangeResponse>,
+) -> Result<TxnResponse> {
     let path = Path::choose(snapshot, request)?;
     let mut responses = Vec::with_capacity(path.ops.len());
     for op in path.ops {
-        let Some(Request::RequestRange(range)) = &op.request else {
+        let Some(Request::RequestRange(asked)) = &op.request else {
             return Err(Error::KeyNotFound.into());
         };
-        check_range(snapshot, range)?;
-        let ranged = snapshot.range(&kv::range_read(range)?)?;
-        let response = kv::range_response(ranged, snapshot.head);
+        check_range(snapshot, asked)?;
+        let response = range(&kv::range_read(asked)?)?;
         responses.push(ResponseOp {
             response: Some(Response::ResponseRange(response)),
         });

@@ -375,7 +375,7 @@ impl Pair {
         }
         let page_bytes = 1 + self.random.below(100) as usize;
         let mut pages = Pages::new(snapshot, read.clone(), measured.pairs).expect("reads");
-        let mut frames = Vec::new();
+        let (mut frames, mut rest_bytes) = (Vec::new(), 0);
         loop {
             let mut rooms = Rooms {
                 page_bytes,
@@ -384,8 +384,10 @@ impl Pair {
             };
             let page = pages.next(snapshot, &mut rooms).expect("reads");
             let Some(page) = page else { break };
-            assert!(!page.is_empty() && page.len() <= page_bytes.max(room_bytes % 200));
-            frames.extend_from_slice(&page);
+            assert!((1..=page_bytes.max(room_bytes % 200)).contains(&page.bytes.len()));
+            assert_eq!(page.continues, rest_bytes > 0);
+            rest_bytes = page.rest_bytes;
+            frames.extend_from_slice(&page.bytes);
         }
         assert_eq!(&frames, kvs.frames(), "pages of {page_bytes}: {read:?}");
     }
@@ -397,7 +399,9 @@ impl Pair {
             ops.retain(|op| matches!(op.request, Some(Request::RequestRange(_))));
         }
         assert!(txn::is_read_only(&request));
-        let ours = refused(txn::read(&member.snapshot(), &request));
+        let snapshot = member.snapshot();
+        let range = |read: &_| Ok(kv::range_response(snapshot.range(read)?, snapshot.head));
+        let ours = refused(txn::read(&snapshot, &request, range));
         let theirs = self.model.read_txn(&request, self.model.now());
         let shown = |txn: &Result<_, _>| txn.as_ref().map(show::txn).map_err(|e| *e);
         assert_eq!(shown(&ours), shown(&theirs), "{request:?}");
