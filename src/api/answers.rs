@@ -19,15 +19,18 @@ use tonic::{Response, Status};
 use super::sliced::{
     Messages, Piece, Reader, Reads, Rest, STREAMED_RANGE_TAG, begin_message, beside, counted,
 };
-use crate::budget::{Held, Room, Share};
+use crate::budget::{Held, Room, Share, Waiting};
+use crate::error::Error;
 use crate::mvcc;
 use crate::mvcc::pages::Pages;
 use crate::mvcc::read::RangeRead;
-use crate::proto::etcdserverpb::{RangeResponse, ResponseOp, TxnRequest, TxnResponse, response_op};
+use crate::proto::etcdserverpb::{
+    InternalRaftRequest, RangeResponse, ResponseOp, TxnRequest, TxnResponse, response_op,
+};
 use crate::proto::{begin_nested, nested_len};
 use crate::replica::view::ReadView;
 use crate::service::handle::Handle;
-use crate::state::{kv, txn};
+use crate::state::{answer, kv, txn};
 
 /// Larger ones are counted and sliced.
 const SMALL_BYTES: usize = 32 << 10;
@@ -35,6 +38,15 @@ const SMALL_BYTES: usize = 32 << 10;
 const MAX_HELD_BYTES: usize = 4 << 20;
 /// As tonic has it for every other answer.
 const MAX_MESSAGE_BYTES: usize = i32::MAX as usize;
+
+/// A small budget must not refuse what any request may read.
+const LEAST_LIMIT_BYTES: usize = 4 << 20;
+
+/// What the answer to a write may hold, of a share of this size. Other answers are as large as
+/// they are: only what was written at the same time has to be kept for it.
+pub fn answer_limit_bytes(share_bytes: usize) -> usize {
+    share_bytes.max(LEAST_LIMIT_BYTES)
+}
 
 /// What answers need; cheap to clone.
 #[derive(Clone)]
@@ -144,7 +156,7 @@ impl Answers {
     /// It is larger than any may be.
     pub fn respond_txn(&self, answer: TxnAnswer) -> Result<Response<TxnResponse>, Status> {
         if answer.rests.iter().all(Option::is_none) {
-            return self.respond(answer.response);
+            return self.respond(answer.response, answer.held);
         }
         let size_bytes = answer.size_bytes();
         check_size(size_bytes)?;
@@ -175,11 +187,30 @@ impl Answers {
         Ok(beside(answer.response, pieces.finish()))
     }
 
-    /// The response of any other call.
+    /// Takes what a write would answer now, or says that it would be too large.
+    pub fn admit(&self, request: &InternalRaftRequest) -> mvcc::Result<Waiting> {
+        let share = &self.reads.share;
+        let limit_bytes = answer_limit_bytes(share.limit_bytes());
+        let view = self.reads.handle.view();
+        let size = answer::size_now(&view.snapshot(), request, limit_bytes);
+        match size {
+            Ok(bytes) if bytes > limit_bytes => Err(Error::AnswerTooLarge.into()),
+            Ok(bytes) => Ok(share.take(bytes)),
+            // Apply refuses it as well, if it is still so then.
+            Err(mvcc::Error::Refused(_)) => Ok(share.take(0)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The response of any other call; `held` counts a large one already.
     ///
     /// # Errors
     /// It is larger than any may be.
-    pub fn respond<M: Message>(&self, message: M) -> Result<Response<M>, Status> {
+    pub fn respond<M: Message>(
+        &self,
+        message: M,
+        held: Option<Held>,
+    ) -> Result<Response<M>, Status> {
         let size_bytes = message.encoded_len();
         check_size(size_bytes)?;
         if size_bytes <= SMALL_BYTES {
@@ -188,7 +219,8 @@ impl Answers {
         let mut pieces = Pieces::new(&self.reads, size_bytes);
         pieces.bytes.reserve_exact(size_bytes);
         message.encode_raw(&mut pieces.bytes);
-        Ok(beside(message, pieces.finish()))
+        pieces.end_bytes(held);
+        Ok(beside(message, pieces.done))
     }
 }
 
@@ -209,13 +241,7 @@ fn measure(
             view: view.clone(),
         }),
     };
-    let response = RangeResponse {
-        header: kv::header(view.head),
-        kvs: measured.kvs.unwrap_or_default(),
-        more: measured.more,
-        count: measured.count,
-    };
-    Ok((response, rest))
+    Ok((kv::range_response(measured, view.head), rest))
 }
 
 /// In tonic's words, which clients have seen so far.
@@ -254,7 +280,7 @@ impl<'a> Pieces<'a> {
 
     fn range(&mut self, response: &RangeResponse, rest: Option<Rest>, held: Option<Held>) {
         response.encode_before_kvs(&mut self.bytes);
-        self.end_bytes();
+        self.end_bytes(None);
         self.done.push(match rest {
             Some(rest) => Piece::Pages(Box::new(Reader::new(self.reads.clone(), rest))),
             None => Piece::Bytes(counted(response.kvs.frames().clone(), held)),
@@ -262,15 +288,16 @@ impl<'a> Pieces<'a> {
         response.encode_behind_kvs(&mut self.bytes);
     }
 
-    fn end_bytes(&mut self) {
+    fn end_bytes(&mut self, held: Option<Held>) {
         let bytes = std::mem::take(&mut self.bytes);
+        let share = &self.reads.share;
         let large = bytes.len() > SMALL_BYTES;
-        let held = large.then(|| self.reads.share.take_anyway(bytes.len()));
+        let held = held.or_else(|| large.then(|| share.take_anyway(bytes.len())));
         self.done.push(Piece::Bytes(counted(bytes.into(), held)));
     }
 
     fn finish(mut self) -> Vec<Piece> {
-        self.end_bytes();
+        self.end_bytes(None);
         self.done
     }
 }
@@ -345,9 +372,7 @@ mod tests {
     use super::*;
     use crate::api::sliced;
     use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
-    use crate::proto::etcdserverpb::{
-        InternalRaftRequest, PutRequest, RangeRequest, RequestOp, request_op,
-    };
+    use crate::proto::etcdserverpb::{PutRequest, RangeRequest, RequestOp, request_op};
     use crate::service::fixture;
     use crate::state::Machine;
     use crate::state::machine::{Entry, Payload};

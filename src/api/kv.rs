@@ -12,7 +12,8 @@ use super::answers::{Answers, RangeAnswer, TxnAnswer};
 use super::call_log::{CallLog, Content};
 use super::gate::AskedOfLearner;
 use super::{Settings, caller, header, validate};
-use crate::budget::Share;
+use crate::budget::{Held, Share};
+use crate::env;
 use crate::error::Error;
 use crate::metrics::Operation;
 use crate::mvcc;
@@ -27,10 +28,12 @@ use crate::service::handle::Handle;
 use crate::service::permission::Asks;
 use crate::service::rpcs;
 use crate::state::Response as Applied;
-use crate::state::{kv, txn};
+use crate::state::{answer, kv, txn};
 
 /// Reads at once that may take long.
 const MAX_LARGE_READS: usize = 8;
+/// How long a write waits for others whose large answers have not been read.
+const ROOM_LIMIT: Duration = Duration::from_secs(5);
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -123,6 +126,10 @@ impl KvService {
         kind: Write<Q, A>,
     ) -> Result<Response<A>, Status> {
         let started = self.log.now();
+        let held = match answer::may_be_large(&request) {
+            true => Some(self.admit(caller, request.clone()).await?),
+            false => None,
+        };
         let (request, result) = self.handle.propose_and_keep(caller, request).await;
         let answered = result.and_then(|applied| {
             let mut response = (kind.answer)(applied).ok_or(Error::UnknownMethod)?;
@@ -134,7 +141,17 @@ impl KvService {
             let response = answered.as_ref().ok();
             asked.map_or_else(Content::unknown, |asked| (kind.content)(asked, response))
         });
-        self.answers.respond(answered?)
+        self.answers.respond(answered?, held)
+    }
+
+    /// Takes room for the answer to a write that reads much.
+    async fn admit(&self, caller: &Caller, request: InternalRaftRequest) -> Result<Held, Error> {
+        let answers = self.answers.clone();
+        let room = self.read(caller, move || answers.admit(&request)).await?;
+        let clock = &self.handle.shared().clock;
+        let room = env::timeout(clock.as_ref(), ROOM_LIMIT, room);
+        let room = self.handle.within(caller, room).await?;
+        room.and_then(Result::ok).ok_or(Error::TooManyRequests)
     }
 
     /// Runs a read that may take long, off the network's threads.

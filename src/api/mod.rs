@@ -53,6 +53,7 @@ use crate::replica::shared::Shared;
 use crate::service::handle::Handle;
 use crate::service::rpcs::{self, RPCS};
 
+pub use answers::answer_limit_bytes;
 pub use methods::methods;
 pub use settings::{GRPC_OVERHEAD_BYTES, Settings};
 

@@ -8,6 +8,8 @@
 //! A part is never lent to another: a flood of requests must not take from answers, or nothing
 //! that is held would ever be released.
 
+use std::sync::Arc;
+
 mod room;
 // Requests take from it next.
 #[allow(dead_code)]
@@ -19,7 +21,6 @@ pub use share::{Exhausted, Held, Share, Waiting};
 
 /// Who holds memory; the label of `etched_memory_bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code)]
 pub enum Part {
     Memtables,
     BlockCache,
@@ -29,7 +30,6 @@ pub enum Part {
 }
 
 impl Part {
-    #[allow(dead_code)]
     pub const ALL: [Self; 5] = [
         Self::Memtables,
         Self::BlockCache,
@@ -38,7 +38,6 @@ impl Part {
         Self::Watches,
     ];
 
-    #[allow(dead_code)]
     pub fn name(self) -> &'static str {
         match self {
             Self::Memtables => "memtables",
@@ -69,6 +68,22 @@ impl Budget {
     /// What a part may hold.
     pub fn bytes(self, part: Part) -> usize {
         (self.total_bytes / 32 * part.pieces()) as usize
+    }
+}
+
+/// A budget and the shares of those parts that many hold, to be looked at.
+#[derive(Clone)]
+pub struct Ledger {
+    pub budget: Budget,
+    pub shares: Vec<(Part, Arc<Share>)>,
+}
+
+impl Ledger {
+    /// What of a part is held by those that share it.
+    pub fn used_bytes(&self, part: Part) -> Option<usize> {
+        let mut shares = self.shares.iter();
+        let (_, share) = shares.find(|(of, _)| *of == part)?;
+        Some(share.used_bytes())
     }
 }
 

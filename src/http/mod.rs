@@ -24,6 +24,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::Serialize;
 use tonic::body::Body;
 
+use crate::budget::Ledger;
 use crate::service::handle::Handle;
 use crate::types::ETCD_VERSION;
 pub use access::Access;
@@ -33,6 +34,7 @@ pub use access::Access;
 pub struct HttpService {
     handle: Handle,
     access: Arc<Access>,
+    memory: Option<Arc<Ledger>>,
     surface: Surface,
 }
 
@@ -56,6 +58,7 @@ impl HttpService {
         Self {
             handle,
             access: Arc::default(),
+            memory: None,
             surface: Surface::Client,
         }
     }
@@ -63,6 +66,12 @@ impl HttpService {
     /// Limits who may ask.
     pub fn with_access(mut self, access: Access) -> Self {
         self.access = Arc::new(access);
+        self
+    }
+
+    /// With what the memory budget's parts hold among its metrics.
+    pub fn with_memory(mut self, memory: Ledger) -> Self {
+        self.memory = Some(Arc::new(memory));
         self
     }
 
@@ -134,10 +143,10 @@ impl HttpService {
 
     async fn metrics_page(&self, headers: &HeaderMap) -> Response<Body> {
         let gzipped = accepts_gzip(headers);
-        let handle = self.handle.clone();
+        let (handle, memory) = (self.handle.clone(), self.memory.clone());
         // Reads files and formats thousands of lines: not on the network's threads.
         let rendered = tokio::task::spawn_blocking(move || {
-            let scrape = scrape::scrape(&handle);
+            let scrape = scrape::scrape(&handle, memory.as_deref());
             let text = handle.shared().metrics.render(&scrape);
             if gzipped {
                 gzip(text.as_bytes())

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use super::Result;
 use super::frame::{Fields, Room};
 use super::order::{Keeps, Round, Row};
-use super::read::{RangeRead, Ranged, Snapshot, parse_head};
+use super::read::{RangeRead, Snapshot, parse_head};
 use crate::proto::EncodedKvs;
 use crate::storage;
 use crate::storage::Family;
@@ -23,20 +23,13 @@ pub struct Measured {
     pub count: i64,
     /// True where the limit cut the answer.
     pub more: bool,
-    /// The last key of the answer, where it was cut.
-    pub last_key: Option<Bytes>,
 }
 
 impl Snapshot<'_> {
-    /// Answers a range request.
-    pub fn range(&self, request: &RangeRead) -> Result<Ranged> {
-        let measured = self.measure(request, &mut |_| true)?;
-        Ok(Ranged {
-            kvs: measured.kvs.unwrap_or_default(),
-            count: measured.count,
-            more: measured.more,
-            last_key: measured.last_key,
-        })
+    /// Answers a range request, however large the answer is.
+    #[cfg(test)]
+    pub fn range(&self, request: &RangeRead) -> Result<Measured> {
+        self.measure(request, &mut |_| true)
     }
 
     /// Answers a range request whose pairs `room` lets it hold, and measures any other.
@@ -52,6 +45,25 @@ impl Snapshot<'_> {
             true => self.scan(request, revision, room),
             false => self.sorted(request, revision, room),
         }
+    }
+
+    /// How large the pairs of an answer are; what is beyond `most_bytes` is not looked at.
+    pub fn size(&self, request: &RangeRead, most_bytes: usize) -> Result<usize> {
+        let cut = request.limit > 0 && !request.is_in_key_order();
+        if request.range.is_empty() || request.count_only || cut {
+            let measured = self.measure(request, &mut |_| false)?;
+            return Ok(measured.size_bytes as usize);
+        }
+        let revision = self.check_revision(request.revision)?;
+        let mut walk = self.walk(&request.range, revision)?;
+        let mut frames = Frames::new(request);
+        while frames.size_bytes <= most_bytes as u64 && !frames.is_full() && walk.advance()? {
+            let (key, record) = (walk.key(), walk.record());
+            if request.passes_filters(&parse_head(key, record)?) {
+                frames.push(key, record, &mut |_| false)?;
+            }
+        }
+        Ok(frames.size_bytes as usize)
     }
 
     fn point(
@@ -78,7 +90,6 @@ impl Snapshot<'_> {
         let filters = request.has_revision_filters();
         let mut walk = self.walk(&request.range, revision)?;
         let mut frames = Frames::new(request);
-        let mut last_key = None;
         let (mut count, mut more) = (0, false);
         while walk.advance()? {
             count += 1;
@@ -89,22 +100,13 @@ impl Snapshot<'_> {
             if filters && !request.passes_filters(&parse_head(key, record)?) {
                 continue;
             }
-            if last_key.is_none() {
-                frames.push(key, record, room)?;
-                if frames.is_full() {
-                    last_key = Some(Bytes::copy_from_slice(key));
-                }
-            } else {
+            if frames.is_full() {
                 more = true;
-                if !request.total_count {
-                    break;
-                }
+            } else {
+                frames.push(key, record, room)?;
             }
         }
-        Ok(Measured {
-            last_key: last_key.filter(|_| more),
-            ..frames.measured(count, more)
-        })
+        Ok(frames.measured(count, more))
     }
 
     /// Filters and sorts everything, then cuts.
@@ -118,18 +120,13 @@ impl Snapshot<'_> {
         if rows.len() == pairs {
             let mut frames = Frames::new(request);
             let mut rows_bytes: usize = rows.iter().map(Row::size_bytes).sum();
-            let last = rows.last().filter(|_| more);
-            let last_key = last.map(|row| Bytes::copy_from_slice(&row.key));
             for row in rows {
                 let mut beside = |bytes| room(bytes + rows_bytes);
                 frames.push(&row.key, &row.record, &mut beside)?;
                 rows_bytes -= row.size_bytes();
             }
             room(frames.bytes.capacity());
-            return Ok(Measured {
-                last_key,
-                ..frames.measured(seen.count, more)
-            });
+            return Ok(frames.measured(seen.count, more));
         }
         drop(rows);
         let size_bytes = match more {
@@ -143,7 +140,6 @@ impl Snapshot<'_> {
             size_bytes,
             count: seen.count,
             more,
-            last_key: None,
         })
     }
 
@@ -249,7 +245,6 @@ impl<'a> Frames<'a> {
             size_bytes: self.size_bytes,
             count,
             more,
-            last_key: None,
         }
     }
 }

@@ -6,7 +6,6 @@
 use bytes::Bytes;
 
 use crate::error;
-use crate::proto::EncodedKvs;
 use crate::storage::schema::{self, Head, Version};
 use crate::storage::{self, Cursor, Family, Read};
 use crate::types::{KeyRange, Revision};
@@ -46,13 +45,10 @@ pub struct RangeRead {
     pub max_mod_revision: i64,
     pub min_create_revision: i64,
     pub max_create_revision: i64,
-    /// Counts every key of the range, not only those up to the limit.
-    pub total_count: bool,
 }
 
 impl RangeRead {
     /// Every pair of `range` at the newest revision.
-    #[cfg(test)]
     pub fn all(range: KeyRange) -> Self {
         Self {
             range,
@@ -66,7 +62,6 @@ impl RangeRead {
             max_mod_revision: 0,
             min_create_revision: 0,
             max_create_revision: 0,
-            total_count: true,
         }
     }
 
@@ -106,17 +101,6 @@ impl RangeRead {
     pub(super) fn hides_lease(&self) -> bool {
         self.keys_only && self.sort_target != SortTarget::Value
     }
-}
-
-/// The answer to a `RangeRead`.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Ranged {
-    pub kvs: EncodedKvs,
-    pub count: i64,
-    /// True where the limit cut the answer.
-    pub more: bool,
-    /// The last key of the answer, where it was cut.
-    pub last_key: Option<Bytes>,
 }
 
 /// The keyspace at one moment, to be read at any of its revisions.

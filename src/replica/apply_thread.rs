@@ -200,6 +200,8 @@ pub struct Applier {
     election_timeout: Duration,
     /// An apply that takes longer is logged.
     warning_apply_duration: Duration,
+    /// What one answer may hold.
+    answer_limit_bytes: usize,
     entries_since_size_check: u64,
     bytes_since_size_check: u64,
 }
@@ -211,6 +213,7 @@ impl Applier {
         network: Arc<dyn Network>,
         election_timeout: Duration,
         warning_apply_duration: Duration,
+        answer_limit_bytes: usize,
     ) -> Self {
         let now = shared.clock.now();
         // They have no deadline yet: a new leader starts them.
@@ -224,6 +227,7 @@ impl Applier {
             network,
             election_timeout,
             warning_apply_duration,
+            answer_limit_bytes,
             entries_since_size_check: 0,
             bytes_since_size_check: 0,
         }
@@ -273,7 +277,12 @@ impl Applier {
                 .collect()
         });
         let (clock, mut before) = (self.shared.clock.as_ref(), batch.started_at);
-        batch.group = self.machine.stage(&batch.entries, |place| {
+        let (replies, limit_bytes) = (&batch.replies, self.answer_limit_bytes);
+        let answer_bytes = |place: usize| match replies.get(place) {
+            Some(Some(_)) => limit_bytes,
+            _ => 0,
+        };
+        batch.group = self.machine.stage(&batch.entries, answer_bytes, |place| {
             let now = clock.now();
             if now - before > batch.slowest.1 {
                 batch.slowest = (place, now - before);

@@ -40,6 +40,8 @@ pub struct Options {
     pub timing: Timing,
     pub watch_limits: watch::Limits,
     pub warning_apply_duration: Duration,
+    /// What the answer to one write may hold.
+    pub answer_limit_bytes: usize,
     pub jobs: jobs::Settings,
 }
 
@@ -98,6 +100,7 @@ impl Member {
                 network.clone(),
                 timing.election_timeout,
                 options.warning_apply_duration,
+                options.answer_limit_bytes,
             ),
             inbox: inbox.clone(),
             shared,

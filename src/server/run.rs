@@ -20,7 +20,7 @@ use super::notify;
 use super::publish::{Introduction, introduce};
 use super::restore::Restored;
 use crate::api::{self, Api};
-use crate::budget::{Part, Share};
+use crate::budget::{Ledger, Part, Share};
 use crate::config::{AutoCompaction, Config, Listen, urls};
 use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
 use crate::http::{Access, HttpService};
@@ -230,7 +230,12 @@ impl Member {
             warning_unary_request_duration: config.warning_unary_request_duration,
             warning_apply_duration: config.warning_apply_duration,
         };
-        let answers = Share::new(bootstrap::budget(config).bytes(Part::Answers));
+        let budget = bootstrap::budget(config);
+        let answers = Share::new(budget.bytes(Part::Answers));
+        let memory = Ledger {
+            budget,
+            shares: vec![(Part::Answers, answers.clone())],
+        };
         let metrics = self.handle.shared().metrics.clone();
         let keep_alive = config.grpc_keepalive.map(|keepalive| KeepAlive {
             interval: keepalive.interval,
@@ -239,10 +244,12 @@ impl Member {
         Clients {
             gate: Gate {
                 api: Arc::new(Api::new(self.handle.clone(), settings, answers)),
-                http: HttpService::new(self.handle.clone()).with_access(Access {
-                    cors: config.cors.clone(),
-                    host_whitelist: config.host_whitelist.clone(),
-                }),
+                http: HttpService::new(self.handle.clone())
+                    .with_memory(memory)
+                    .with_access(Access {
+                        cors: config.cors.clone(),
+                        host_whitelist: config.host_whitelist.clone(),
+                    }),
             },
             options: net::Options {
                 who: "client",
@@ -369,6 +376,7 @@ fn options(config: &Config) -> assemble::Options {
         },
         watch_limits: crate::watch::Limits::default(),
         warning_apply_duration: config.warning_apply_duration,
+        answer_limit_bytes: api::answer_limit_bytes(bootstrap::budget(config).bytes(Part::Answers)),
         jobs: jobs_of(config),
     }
 }

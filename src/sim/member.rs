@@ -264,6 +264,7 @@ fn options_of(config: &SimConfig) -> assemble::Options {
         },
         watch_limits: config.watch_limits,
         warning_apply_duration: Duration::from_millis(100),
+        answer_limit_bytes: usize::MAX,
         jobs: jobs_of(config),
     }
 }
