@@ -30,8 +30,8 @@ use crate::service::rpcs;
 use crate::state::Response as Applied;
 use crate::state::{answer, kv, txn};
 
-/// Reads at once that may take long.
-const MAX_LARGE_READS: usize = 8;
+/// Reads at once that may take long; more would take the processors from short ones.
+const MAX_LARGE_READS: usize = 4;
 /// How long a write waits for others whose large answers have not been read.
 const ROOM_LIMIT: Duration = Duration::from_secs(5);
 

@@ -34,7 +34,7 @@ impl Kept {
         match self.left_bytes.checked_sub(bytes) {
             Some(left_bytes) => self.left_bytes = left_bytes,
             None => {
-                self.too_large = self.left_bytes > 0;
+                self.too_large |= self.left_bytes > 0;
                 self.left_bytes = 0;
             }
         }
@@ -103,7 +103,7 @@ mod tests {
         let mut kept = Kept::up_to(100);
         assert!(kept.takes(60) && !kept.is_too_large());
         assert!(!kept.takes(60) && kept.is_too_large());
-        assert!(!kept.takes(1));
+        assert!(!kept.takes(1) && kept.is_too_large());
         let mut nobody = Kept::up_to(0);
         assert!(!nobody.takes(1) && !nobody.is_too_large());
     }
