@@ -30,7 +30,7 @@ use crate::proto::etcdserverpb::{
 use crate::proto::{begin_nested, nested_len};
 use crate::replica::view::ReadView;
 use crate::service::handle::Handle;
-use crate::state::{answer, kv, txn};
+use crate::state::{answer_size, kv, txn};
 
 /// Larger ones are counted and sliced.
 const SMALL_BYTES: usize = 32 << 10;
@@ -192,7 +192,7 @@ impl Answers {
         let share = &self.reads.share;
         let limit_bytes = answer_limit_bytes(share.limit_bytes());
         let view = self.reads.handle.view();
-        let size = answer::size_now(&view.snapshot(), request, limit_bytes);
+        let size = answer_size::of_now(&view.snapshot(), request, limit_bytes);
         match size {
             Ok(bytes) if bytes > limit_bytes => Err(Error::AnswerTooLarge.into()),
             Ok(bytes) => Ok(share.take(bytes)),

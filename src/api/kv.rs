@@ -28,7 +28,7 @@ use crate::service::handle::Handle;
 use crate::service::permission::Asks;
 use crate::service::rpcs;
 use crate::state::Response as Applied;
-use crate::state::{answer, kv, txn};
+use crate::state::{answer_size, kv, txn};
 
 /// Reads at once that may take long; more would take the processors from short ones.
 const MAX_LARGE_READS: usize = 4;
@@ -126,7 +126,7 @@ impl KvService {
         kind: Write<Q, A>,
     ) -> Result<Response<A>, Status> {
         let started = self.log.now();
-        let held = match answer::may_be_large(&request) {
+        let held = match answer_size::may_be_large(&request) {
             true => Some(self.admit(caller, request.clone()).await?),
             false => None,
         };

@@ -9,6 +9,7 @@
 
 pub mod alarm;
 pub mod answer;
+pub mod answer_size;
 pub mod kv;
 pub mod lease;
 pub mod machine;

@@ -211,7 +211,7 @@ pub fn write(
     })
 }
 
-/// See `answer::size_now`.
+/// See `answer_size::of_now`.
 pub fn size_now(snapshot: &Snapshot<'_>, request: &TxnRequest, most_bytes: usize) -> Result<usize> {
     Path::choose(snapshot, request)?.size(snapshot, most_bytes)
 }

@@ -10,7 +10,7 @@ use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::{
     DeleteRangeRequest, InternalRaftRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
 };
-use crate::state::{Machine, answer};
+use crate::state::{Machine, answer_size};
 use crate::storage::Engine;
 use crate::storage::memory::MemoryEngine;
 
@@ -125,8 +125,12 @@ fn the_size_of_an_answer_is_foreseen() {
             head: machine.head(),
             compacted: machine.compacted(),
         };
-        let size = |most| answer::size_now(&snapshot, &request, most).expect("reads");
-        sizes.push((answer::may_be_large(&request), size(usize::MAX), size(10)));
+        let size = |most| answer_size::of_now(&snapshot, &request, most).expect("reads");
+        sizes.push((
+            answer_size::may_be_large(&request),
+            size(usize::MAX),
+            size(10),
+        ));
         let entries = vec![entry(index, &Logged::Request(request.clone()))];
         machine.apply(entries).expect("applies");
     }
