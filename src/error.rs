@@ -53,6 +53,8 @@ errors! {
     FutureRevision => OutOfRange, "etcdserver: mvcc: required revision is a future revision";
     LeaseTtlTooLarge => OutOfRange, "etcdserver: too large lease TTL";
     NoSpace => ResourceExhausted, "etcdserver: mvcc: database space exceeded";
+    AnswerTooLarge => ResourceExhausted, "etcdserver: the answer would be larger than the memory budget lets it be; nothing was changed";
+    AnswerNotKept => ResourceExhausted, "etcdserver: the request was applied, but its answer is larger than the memory budget lets it be";
     LeaseNotFound => NotFound, "etcdserver: requested lease not found";
     MemberNotFound => NotFound, "etcdserver: member not found";
     LeaseExists => FailedPrecondition, "etcdserver: lease already exists";

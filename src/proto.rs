@@ -138,8 +138,7 @@ encoded_message!(
 
 /// Appends a length-delimited field to `buf`.
 pub fn put_bytes_field(buf: &mut impl BufMut, tag: u32, bytes: &[u8]) {
-    encoding::encode_key(tag, WireType::LengthDelimited, buf);
-    encoding::encode_varint(bytes.len() as u64, buf);
+    begin_nested(tag, bytes.len(), buf);
     buf.put_slice(bytes);
 }
 
@@ -149,6 +148,17 @@ pub fn put_varint_field(buf: &mut impl BufMut, tag: u32, value: i64) {
         encoding::encode_key(tag, WireType::Varint, buf);
         encoding::encode_varint(value as u64, buf);
     }
+}
+
+/// What a field takes that holds a message, or bytes, of this length; its tag is below 16.
+pub fn nested_len(message_bytes: usize) -> usize {
+    1 + encoding::encoded_len_varint(message_bytes as u64) + message_bytes
+}
+
+/// Begins a field that holds a message, or bytes, of this length.
+pub fn begin_nested(tag: u32, message_bytes: usize, buf: &mut impl BufMut) {
+    encoding::encode_key(tag, WireType::LengthDelimited, buf);
+    encoding::encode_varint(message_bytes as u64, buf);
 }
 
 /// The field of `RangeResponse` that holds a pair.
@@ -172,8 +182,7 @@ impl EncodedKvs {
     }
 
     /// The pairs as `from_frames` takes them.
-    #[cfg(any(test, feature = "simulation"))]
-    pub fn frames(&self) -> &[u8] {
+    pub fn frames(&self) -> &Bytes {
         &self.frames
     }
 
@@ -208,14 +217,26 @@ pub struct RangeResponse {
     pub count: i64,
 }
 
-impl prost::Message for RangeResponse {
-    fn encode_raw(&self, buf: &mut impl BufMut) {
+impl RangeResponse {
+    /// What the message holds before its pairs.
+    pub fn encode_before_kvs(&self, buf: &mut impl BufMut) {
         if let Some(header) = &self.header {
             encoding::message::encode(1, header, buf);
         }
-        buf.put_slice(&self.kvs.frames);
+    }
+
+    /// And behind them.
+    pub fn encode_behind_kvs(&self, buf: &mut impl BufMut) {
         put_varint_field(buf, 3, i64::from(self.more));
         put_varint_field(buf, 4, self.count);
+    }
+}
+
+impl prost::Message for RangeResponse {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        self.encode_before_kvs(buf);
+        buf.put_slice(&self.kvs.frames);
+        self.encode_behind_kvs(buf);
     }
 
     fn merge_field(

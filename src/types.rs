@@ -115,6 +115,18 @@ impl KeyRange {
         }
     }
 
+    /// The part behind `key`, which lies in it.
+    pub fn behind(&self, key: &[u8]) -> Self {
+        let mut start = key.to_vec();
+        start.push(0);
+        let start = bytes::Bytes::from(start);
+        match self {
+            Self::Span(_, end) => Self::Span(start, end.clone()),
+            Self::Point(_) => Self::Span(start.clone(), start),
+            Self::From(_) => Self::From(start),
+        }
+    }
+
     #[cfg(test)]
     pub fn contains(&self, key: &[u8]) -> bool {
         match self {

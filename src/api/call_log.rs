@@ -11,10 +11,11 @@ use std::time::Duration;
 use prost::Message;
 
 use super::Settings;
+use super::answers::{RangeAnswer, TxnAnswer};
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
-    DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse,
-    RequestOp, TxnRequest, TxnResponse, response_op,
+    DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RequestOp,
+    TxnRequest, TxnResponse,
 };
 use crate::proto::text;
 use crate::replica::shared::Shared;
@@ -109,12 +110,12 @@ impl CallLog {
         &self,
         started: Duration,
         request: &RangeRequest,
-        result: &Result<RangeResponse, Error>,
+        result: &Result<RangeAnswer, Error>,
     ) {
-        self.read(started, result, "read-only range ", |response| {
+        self.read(started, result, "read-only range ", |answer| {
             let request = text::range(request);
-            let response = response.map(|response| {
-                let (count, size) = (response.kvs.len(), response.encoded_len());
+            let response = answer.map(|answer| {
+                let (count, size) = (answer.pairs(), answer.size_bytes());
                 format!("range_response_count:{count} size:{size}")
             });
             (request, response)
@@ -126,12 +127,13 @@ impl CallLog {
         &self,
         started: Duration,
         request: &TxnRequest,
-        result: &Result<TxnResponse, Error>,
+        result: &Result<TxnAnswer, Error>,
     ) {
-        self.read(started, result, "read-only txn ", |response| {
-            let response = response.map(|response| {
-                let counts: Vec<_> = response.responses.iter().filter_map(range_count).collect();
-                let size = response.encoded_len();
+        self.read(started, result, "read-only txn ", |answer| {
+            let response = answer.map(|answer| {
+                let count = |pairs| format!("range_response_count:{pairs}");
+                let counts: Vec<_> = answer.pairs().map(count).collect();
+                let size = answer.size_bytes();
                 format!("responses:<{}> size:{size}", counts.join(" "))
             });
             (text::txn(request), response)
@@ -162,15 +164,6 @@ impl CallLog {
     }
 }
 
-fn range_count(op: &crate::proto::etcdserverpb::ResponseOp) -> Option<String> {
-    match &op.response {
-        Some(response_op::Response::ResponseRange(range)) => {
-            Some(format!("range_response_count:{}", range.kvs.len()))
-        }
-        _ => None,
-    }
-}
-
 /// True where the service says what a call held: etcd looks into these requests alone.
 pub fn is_logged_by_its_service(rpc: &Rpc) -> bool {
     rpc.service == rpcs::KV && matches!(rpc.method, "Range" | "Put" | "DeleteRange" | "Txn")
@@ -192,12 +185,12 @@ impl Content {
         }
     }
 
-    pub fn range(request: &RangeRequest, response: Option<&RangeResponse>) -> Self {
+    pub fn range(request: &RangeRequest, answer: Option<&RangeAnswer>) -> Self {
         Self {
             request_count: 0,
             request_size: size_of(request),
-            response_count: response.map_or(0, |response| response.count),
-            response_size: response.map_or(0, size_of),
+            response_count: answer.map_or(0, |answer| answer.response.count),
+            response_size: answer.map_or(0, |answer| answer.size_bytes() as i64),
             request: text::range(request),
         }
     }
@@ -225,19 +218,30 @@ impl Content {
         }
     }
 
-    /// Counts the branch that was taken; of a transaction that failed nothing is known.
     pub fn txn(request: &TxnRequest, response: Option<&TxnResponse>) -> Self {
-        let taken: &[RequestOp] = match response {
-            Some(response) if response.succeeded => &request.success,
-            Some(_) => &request.failure,
+        let succeeded = response.map(|response| response.succeeded);
+        Self::of_txn(request, succeeded, response.map_or(0, size_of))
+    }
+
+    pub fn read_txn(request: &TxnRequest, answer: Option<&TxnAnswer>) -> Self {
+        let succeeded = answer.map(|answer| answer.response.succeeded);
+        let size = answer.map_or(0, |answer| answer.size_bytes() as i64);
+        Self::of_txn(request, succeeded, size)
+    }
+
+    /// Counts the branch that was taken; of a transaction that failed nothing is known.
+    fn of_txn(request: &TxnRequest, succeeded: Option<bool>, response_size: i64) -> Self {
+        let taken: &[RequestOp] = match succeeded {
+            Some(true) => &request.success,
+            Some(false) => &request.failure,
             None => &[],
         };
         Self {
             request_count: taken.len() as i64,
             request_size: taken.iter().map(size_of).sum(),
             response_count: 0,
-            response_size: response.map_or(0, size_of),
-            request: response.map_or(String::new(), |_| text::txn(request)),
+            response_size,
+            request: succeeded.map_or(String::new(), |_| text::txn(request)),
         }
     }
 }

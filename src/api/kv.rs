@@ -4,15 +4,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use prost::Message;
+use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
+use super::answers::{Answers, RangeAnswer, TxnAnswer};
 use super::call_log::{CallLog, Content};
 use super::gate::AskedOfLearner;
-use super::range_stream::{Chunks, WAITING_CHUNKS, send_chunks};
 use super::{Settings, caller, header, validate};
+use crate::budget::{Held, Share};
+use crate::env;
 use crate::error::Error;
 use crate::metrics::Operation;
 use crate::mvcc;
@@ -27,27 +28,30 @@ use crate::service::handle::Handle;
 use crate::service::permission::Asks;
 use crate::service::rpcs;
 use crate::state::Response as Applied;
-use crate::state::{kv, txn};
+use crate::state::{answer_size, kv, txn};
 
-/// Large reads at once; each may build an answer of any size in memory.
-const MAX_LARGE_READS: usize = 8;
+/// Reads at once that may take long; more would take the processors from short ones.
+const MAX_LARGE_READS: usize = 4;
+/// How long a write waits for others whose large answers have not been read.
+const ROOM_LIMIT: Duration = Duration::from_secs(5);
 
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct KvService {
     handle: Handle,
     settings: Settings,
-    large_reads: Arc<Semaphore>,
+    answers: Answers,
     log: CallLog,
 }
 
 impl KvService {
-    pub fn new(handle: Handle, settings: Settings) -> Self {
+    /// `answers` counts what answers take.
+    pub fn new(handle: Handle, settings: Settings, answers: Arc<Share>) -> Self {
         Self {
             log: CallLog::new(&handle, &settings),
+            answers: Answers::new(handle.clone(), answers, MAX_LARGE_READS),
             handle,
             settings,
-            large_reads: Arc::new(Semaphore::new(MAX_LARGE_READS)),
         }
     }
 
@@ -73,20 +77,23 @@ impl KvService {
         &self,
         caller: &Caller,
         request: &RangeRequest,
-    ) -> Result<RangeResponse, Error> {
+    ) -> Result<RangeAnswer, Error> {
         let view = self.view(caller, request).await?;
         let read = kv::range_read(request)?;
-        let head = view.head;
         let shared = self.handle.shared();
         let start = shared.clock.now();
-        let small = is_small(request);
-        let ranged = self.read(caller, small, move || view.snapshot().range(&read));
-        let ranged = ranged.await;
+        let answer = if is_small(request) {
+            let answer = self.answers.range(&view, &read);
+            answer.map_err(|error| self.handle.refusal(error))
+        } else {
+            let answers = self.answers.clone();
+            self.read(caller, move || answers.range(&view, &read)).await
+        };
         shared.metrics.ranges.increment();
         shared
             .metrics
-            .ranged(ranged.is_ok(), shared.clock.now() - start);
-        Ok(kv::range_response(ranged?, head))
+            .ranged(answer.is_ok(), shared.clock.now() - start);
+        answer
     }
 
     async fn read_txn(
@@ -94,14 +101,13 @@ impl KvService {
         caller: &Caller,
         view: Arc<ReadView>,
         request: &TxnRequest,
-    ) -> Result<TxnResponse, Error> {
-        let small = txn::reads_points(request);
-        if small {
-            let read = || txn::read(&view.snapshot(), request);
-            return read().map_err(|error| self.handle.refusal(error));
+    ) -> Result<TxnAnswer, Error> {
+        if txn::reads_points(request) {
+            let answer = self.answers.txn(&view, request);
+            return answer.map_err(|error| self.handle.refusal(error));
         }
-        let request = request.clone();
-        self.read(caller, small, move || txn::read(&view.snapshot(), &request))
+        let (answers, request) = (self.answers.clone(), request.clone());
+        self.read(caller, move || answers.txn(&view, &request))
             .await
     }
 
@@ -112,7 +118,7 @@ impl KvService {
     }
 
     /// Has a request of a client agreed upon. `pick` takes out what it asked and what came of it.
-    async fn write<Q, A>(
+    async fn write<Q, A: Message>(
         &self,
         caller: &Caller,
         method: &'static str,
@@ -120,6 +126,10 @@ impl KvService {
         kind: Write<Q, A>,
     ) -> Result<Response<A>, Status> {
         let started = self.log.now();
+        let held = match answer_size::may_be_large(&request) {
+            true => Some(self.admit(caller, request.clone()).await?),
+            false => None,
+        };
         let (request, result) = self.handle.propose_and_keep(caller, request).await;
         let answered = result.and_then(|applied| {
             let mut response = (kind.answer)(applied).ok_or(Error::UnknownMethod)?;
@@ -131,27 +141,33 @@ impl KvService {
             let response = answered.as_ref().ok();
             asked.map_or_else(Content::unknown, |asked| (kind.content)(asked, response))
         });
-        Ok(Response::new(answered?))
+        self.answers.respond(answered?, held)
     }
 
-    /// Runs a read, off the network's threads where it may take long.
-    async fn read<T, F>(&self, caller: &Caller, small: bool, read: F) -> Result<T, Error>
+    /// Takes room for the answer to a write that reads much.
+    async fn admit(&self, caller: &Caller, request: InternalRaftRequest) -> Result<Held, Error> {
+        let answers = self.answers.clone();
+        let room = self.read(caller, move || answers.admit(&request)).await?;
+        let clock = &self.handle.shared().clock;
+        let room = env::timeout(clock.as_ref(), ROOM_LIMIT, room);
+        let room = self.handle.within(caller, room).await?;
+        room.and_then(Result::ok).ok_or(Error::TooManyRequests)
+    }
+
+    /// Runs a read that may take long, off the network's threads.
+    async fn read<T, F>(&self, caller: &Caller, read: F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: FnOnce() -> mvcc::Result<T> + Send + 'static,
     {
-        let result = if small {
+        let turn = self.answers.turns().clone().acquire_owned();
+        let permit = self.handle.within(caller, turn).await?;
+        let work = move || {
+            let _permit = permit;
             read()
-        } else {
-            let turn = self.large_reads.clone().acquire_owned();
-            let permit = self.handle.within(caller, turn).await?;
-            let work = move || {
-                let _permit = permit;
-                read()
-            };
-            let done = self.handle.blocking(work);
-            done.await.map_err(|_| Error::Stopped)?
         };
+        let done = self.handle.blocking(work).await;
+        let result = done.map_err(|_| Error::Stopped)?;
         result.map_err(|error| self.handle.refusal(error))
     }
 }
@@ -215,17 +231,18 @@ impl Kv for KvService {
         let result = self.read_range(&caller, &request).await;
         self.requested(Operation::Range, started, &result);
         self.log.range_read(started, &request, &result);
-        let filled = result.map(|mut response| {
-            header::fill(&self.handle, &mut response.header);
-            response
+        let filled = result.map(|mut answer| {
+            header::fill(&self.handle, &mut answer.response.header);
+            answer
         });
         self.log.ended(rpcs::KV, "Range", started, || {
             Content::range(&request, filled.as_ref().ok())
         });
-        Ok(Response::new(filled?))
+        self.answers.respond_range(filled?)
     }
 
-    type RangeStreamStream = ReceiverStream<Result<RangeStreamResponse, Status>>;
+    /// Its messages stand beside it.
+    type RangeStreamStream = Empty<Result<RangeStreamResponse, Status>>;
 
     async fn range_stream(
         &self,
@@ -235,16 +252,12 @@ impl Kv for KvService {
         let request = request.into_inner();
         validate::range_stream(&request)?;
         let view = self.view(&caller, &request).await?;
-        let (sender, receiver) = mpsc::channel(WAITING_CHUNKS);
-        let chunks = Chunks::new(
-            self.handle.clone(),
-            view,
-            &request,
-            self.settings.max_request_bytes,
-        )?;
-        let sending = send_chunks(chunks, sender, self.large_reads.clone());
-        self.handle.spawn(sending);
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        let read = kv::range_read(&request)?;
+        let answers = self.answers.clone();
+        let answer = self.read(&caller, move || answers.range_stream(&view, &read));
+        let mut answer = answer.await?;
+        header::fill(&self.handle, &mut answer.response.header);
+        Ok(self.answers.respond_stream(answer, tokio_stream::empty()))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
@@ -297,14 +310,14 @@ impl Kv for KvService {
             }
             Err(error) => Err(error),
         };
-        let answered = answered.map(|mut response| {
-            header::fill(&self.handle, &mut response.header);
-            response
+        let answered = answered.map(|mut answer| {
+            header::fill(&self.handle, &mut answer.response.header);
+            answer
         });
         self.log.ended(rpcs::KV, "Txn", called, || {
-            Content::txn(&request, answered.as_ref().ok())
+            Content::read_txn(&request, answered.as_ref().ok())
         });
-        Ok(Response::new(answered?))
+        self.answers.respond_txn(answered?)
     }
 
     async fn compact(

@@ -4,6 +4,7 @@
 //! `Api` routes by path, without a general router: a call goes straight to its service, and an
 //! unknown one is answered in grpc-go's words.
 
+mod answers;
 mod arriving;
 pub mod auth;
 pub mod call_log;
@@ -20,8 +21,8 @@ pub mod lease;
 pub mod lock;
 pub mod maintenance;
 mod methods;
-mod range_stream;
 mod settings;
+pub mod sliced;
 mod status_text;
 pub mod validate;
 pub mod watch;
@@ -42,7 +43,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service;
 
-use crate::budget::{Requests, unread};
+use crate::budget::{Requests, Share, unread};
 use crate::proto::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer,
     lease_server::LeaseServer, maintenance_server::MaintenanceServer, watch_server::WatchServer,
@@ -54,6 +55,7 @@ use crate::replica::shared::Shared;
 use crate::service::handle::Handle;
 use crate::service::rpcs::{self, Flow, RPCS};
 
+pub use answers::answer_limit_bytes;
 pub use methods::methods;
 pub use settings::{GRPC_OVERHEAD_BYTES, Settings};
 
@@ -92,8 +94,13 @@ macro_rules! limited {
 }
 
 impl Api {
-    /// `requests` counts what clients send.
-    pub fn new(handle: Handle, settings: Settings, requests: Arc<Requests>) -> Self {
+    /// `requests` counts what clients send, `answers` what they get.
+    pub fn new(
+        handle: Handle,
+        settings: Settings,
+        requests: Arc<Requests>,
+        answers: Arc<Share>,
+    ) -> Self {
         let max = settings.max_message_bytes();
         let shared = handle.shared().clone();
         let source = Arc::new(Source {
@@ -102,7 +109,7 @@ impl Api {
             max_message_bytes: max,
         });
         let gate = Gate::new(&handle);
-        let kv_service = kv::KvService::new(handle.clone(), settings);
+        let kv_service = kv::KvService::new(handle.clone(), settings, answers);
         let log = CallLog::new(&handle, &settings);
         Self {
             kv: limited!(KvServer, kv_service.clone(), max),
@@ -213,6 +220,7 @@ impl Api {
             match future.await {
                 Ok(response) => {
                     drop(kept);
+                    let response = sliced::take_over(response);
                     let response = status_text::in_grpc_go_words(response, max);
                     if let Some((log, started)) = log {
                         log.ended(rpc.service, rpc.method, started, Content::unknown);

@@ -8,19 +8,19 @@
 //! A part is never lent to another: a flood of requests must not take from answers, or nothing
 //! that is held would ever be released.
 
+use std::sync::Arc;
+
 pub mod requests;
-// Answers take from it next.
-#[allow(dead_code)]
+mod room;
 mod share;
 pub mod unread;
 
 pub use requests::Requests;
-#[allow(unused_imports)]
-pub use share::{Exhausted, Held, Holder, Share, Waiting};
+pub use room::Room;
+pub use share::{Held, Share, Waiting};
 
 /// Who holds memory; the label of `etched_memory_bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code)]
 pub enum Part {
     Memtables,
     BlockCache,
@@ -30,7 +30,6 @@ pub enum Part {
 }
 
 impl Part {
-    #[allow(dead_code)]
     pub const ALL: [Self; 5] = [
         Self::Memtables,
         Self::BlockCache,
@@ -39,7 +38,6 @@ impl Part {
         Self::Watches,
     ];
 
-    #[allow(dead_code)]
     pub fn name(self) -> &'static str {
         match self {
             Self::Memtables => "memtables",
@@ -70,6 +68,22 @@ impl Budget {
     /// What a part may hold.
     pub fn bytes(self, part: Part) -> usize {
         (self.total_bytes / 32 * part.pieces()) as usize
+    }
+}
+
+/// A budget and the shares of those parts that many hold, to be looked at.
+#[derive(Clone)]
+pub struct Ledger {
+    pub budget: Budget,
+    pub shares: Vec<(Part, Arc<Share>)>,
+}
+
+impl Ledger {
+    /// What of a part is held by those that share it.
+    pub fn used_bytes(&self, part: Part) -> Option<usize> {
+        let mut shares = self.shares.iter();
+        let (_, share) = shares.find(|(of, _)| *of == part)?;
+        Some(share.used_bytes())
     }
 }
 

@@ -29,6 +29,10 @@ impl Requests {
         }
     }
 
+    pub fn share(&self) -> &Arc<Share> {
+        &self.share
+    }
+
     pub fn unread(&self) -> &Arc<Unread> {
         &self.unread
     }

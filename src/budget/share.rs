@@ -276,6 +276,14 @@ impl Held {
         self.wish.bytes += std::mem::take(&mut more.wish.bytes);
     }
 
+    /// Makes a part of it one of its own; none where nothing is held any more.
+    pub fn split(&mut self, bytes: usize) -> Option<Self> {
+        let bytes = bytes.min(self.wish.bytes);
+        self.wish.bytes -= bytes;
+        let holder = self.wish.holder.clone();
+        (bytes > 0).then(|| self.share.held(Wish { bytes, holder }))
+    }
+
     /// Gives a part back.
     pub fn shrink(&mut self, bytes: usize) {
         let bytes = bytes.min(self.wish.bytes);
@@ -406,6 +414,9 @@ mod tests {
             (held[0].bytes(), share.used_bytes()),
             (SMALL, 2 * LARGE + SMALL)
         );
+        let part = held[0].split(SMALL / 2).map(|part| part.bytes());
+        assert_eq!((part, held[0].bytes()), (Some(SMALL / 2), SMALL / 2));
+        assert_eq!(share.used_bytes(), 2 * LARGE + SMALL / 2);
         drop(held);
         assert_eq!(share.used_bytes(), 0);
     }

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::scrape;
+use crate::budget::Ledger;
 use crate::service::handle::Handle;
 
 /// From the beginning of a page to that of the next.
@@ -50,10 +51,15 @@ impl MetricsPage {
     }
 
     /// The next page; none where it could not be made.
-    pub async fn get(self: &Arc<Self>, handle: &Handle, gzipped: bool) -> Option<Bytes> {
+    pub async fn get(
+        self: &Arc<Self>,
+        handle: &Handle,
+        memory: Option<&Arc<Ledger>>,
+        gzipped: bool,
+    ) -> Option<Bytes> {
         let mut made = {
             let mut next = self.next.lock();
-            let next = next.get_or_insert_with(|| self.begin(handle));
+            let next = next.get_or_insert_with(|| self.begin(handle, memory));
             match gzipped {
                 true => next.gzipped = true,
                 false => next.plain = true,
@@ -68,9 +74,9 @@ impl MetricsPage {
     }
 
     /// Has a page made, whether those who wait for it stay or not.
-    fn begin(self: &Arc<Self>, handle: &Handle) -> Next {
+    fn begin(self: &Arc<Self>, handle: &Handle, memory: Option<&Arc<Ledger>>) -> Next {
         let (sender, made) = watch::channel(None);
-        let (pages, handle) = (self.clone(), handle.clone());
+        let (pages, handle, memory) = (self.clone(), handle.clone(), memory.cloned());
         handle.clone().spawn(async move {
             let mut begun = pages.begun.lock().await;
             let clock = &handle.shared().clock;
@@ -85,7 +91,7 @@ impl MetricsPage {
                 return;
             };
             let rendering = handle.clone();
-            let page = handle.blocking(move || render(&rendering, &next));
+            let page = handle.blocking(move || render(&rendering, memory.as_deref(), &next));
             if let Ok(page) = page.await {
                 sender.send_replace(Some(page));
             }
@@ -98,8 +104,8 @@ impl MetricsPage {
     }
 }
 
-fn render(handle: &Handle, next: &Next) -> Page {
-    let scrape = scrape::scrape(handle);
+fn render(handle: &Handle, memory: Option<&Ledger>, next: &Next) -> Page {
+    let scrape = scrape::scrape(handle, memory);
     let text = handle.shared().metrics.render(&scrape);
     let gzipped = next.gzipped.then(|| gzip(text.as_bytes()));
     Page {
@@ -130,7 +136,7 @@ mod tests {
         let clock = Arc::new(SystemClock::new());
         let (handle, _inbox) = fixture::with_clock(Arc::new(NoNetwork), clock);
         let page = MetricsPage::new();
-        let asked = (0..100).map(|at| page.get(&handle, at % 2 == 0));
+        let asked = (0..100).map(|at| page.get(&handle, None, at % 2 == 0));
         let pages = futures_util::future::join_all(asked).await;
         let [zipped, plain] = [0, 1].map(|at| pages[at].as_ref().expect("a page"));
         assert_ne!(zipped, plain);
@@ -142,7 +148,7 @@ mod tests {
         let before = handle.shared().clock.now();
         for count in 1..=3 {
             handle.shared().metrics.ranges.increment();
-            let text = page.get(&handle, false).await.expect("a page");
+            let text = page.get(&handle, None, false).await.expect("a page");
             let line = format!("\netcd_mvcc_range_total {count}\n");
             assert!(String::from_utf8_lossy(&text).contains(&line), "{line}");
         }
@@ -155,11 +161,11 @@ mod tests {
         let (handle, _inbox) = fixture::with_clock(Arc::new(NoNetwork), clock);
         let page = MetricsPage::new();
         {
-            let mut left = std::pin::pin!(page.get(&handle, false));
+            let mut left = std::pin::pin!(page.get(&handle, None, false));
             let polled = std::future::poll_fn(|cx| Poll::Ready(left.as_mut().poll(cx)));
             assert!(polled.await.is_pending());
         }
-        assert!(page.get(&handle, true).await.is_some());
+        assert!(page.get(&handle, None, true).await.is_some());
         assert!(page.next.lock().is_none());
     }
 }

@@ -24,6 +24,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::Serialize;
 use tonic::body::Body;
 
+use crate::budget::Ledger;
 use crate::service::handle::Handle;
 use crate::types::ETCD_VERSION;
 pub use access::Access;
@@ -34,6 +35,7 @@ use metrics_page::MetricsPage;
 pub struct HttpService {
     handle: Handle,
     access: Arc<Access>,
+    memory: Option<Arc<Ledger>>,
     surface: Surface,
     metrics: Arc<MetricsPage>,
 }
@@ -58,6 +60,7 @@ impl HttpService {
         Self {
             handle,
             access: Arc::default(),
+            memory: None,
             surface: Surface::Client,
             metrics: MetricsPage::new(),
         }
@@ -66,6 +69,12 @@ impl HttpService {
     /// Limits who may ask.
     pub fn with_access(mut self, access: Access) -> Self {
         self.access = Arc::new(access);
+        self
+    }
+
+    /// With what the memory budget's parts hold among its metrics.
+    pub fn with_memory(mut self, memory: Ledger) -> Self {
+        self.memory = Some(Arc::new(memory));
         self
     }
 
@@ -137,7 +146,11 @@ impl HttpService {
 
     async fn metrics_page(&self, headers: &HeaderMap) -> Response<Body> {
         let gzipped = accepts_gzip(headers);
-        match self.metrics.get(&self.handle, gzipped).await {
+        match self
+            .metrics
+            .get(&self.handle, self.memory.as_ref(), gzipped)
+            .await
+        {
             Some(body) => page::metrics(body, gzipped),
             None => page::refusal(StatusCode::INTERNAL_SERVER_ERROR, "the scrape failed"),
         }

@@ -14,8 +14,8 @@ use super::operation::Operation;
 use super::peer::Peers;
 use super::table::{
     ALARMS, APPLIES, CLIENT_REQUESTS, CLUSTER_VERSION, FEATURE_ENABLED, GO_VERSION, HEALTH_CHECK,
-    HEALTH_CHECKS_MADE, KNOWN_PEERS, LEARNER_PROMOTE_FAILURES, RANGES, REQUESTS, SCRAPES,
-    SERVER_ID, SERVER_VERSION, STREAM_FAILURES, Scrape,
+    HEALTH_CHECKS_MADE, KNOWN_PEERS, LEARNER_PROMOTE_FAILURES, MEMORY, MEMORY_LIMIT, RANGES,
+    REQUESTS, SCRAPES, SERVER_ID, SERVER_VERSION, STREAM_FAILURES, Scrape,
 };
 use super::text::{Exposition, Family};
 use crate::types::{ETCD_VERSION, MemberId, RUST_VERSION};
@@ -269,6 +269,11 @@ impl Labelled {
             .expose(&APPLIES, "op", &[("version", "v3")], page);
         if let Some(ranges) = &self.ranges {
             ranges.expose(&RANGES, &[], page);
+        }
+        for (part, bytes, limit_bytes) in &scrape.memory {
+            let labels = [("part", *part)];
+            page.number(&MEMORY, &labels, *bytes as f64);
+            page.number(&MEMORY_LIMIT, &labels, *limit_bytes as f64);
         }
         let scrapes = self.scrapes.get() as f64;
         for (code, count) in [("200", scrapes), ("500", 0.0), ("503", 0.0)] {

@@ -4,6 +4,7 @@
 //! help texts are ours. Some families count what happens only in a cluster, or what never happens
 //! here (bbolt's rebalancing, the v2 store, the gRPC proxy): they stay at zero, because a dashboard
 //! distinguishes a series at zero from a missing one.
+//! A name of ours begins with `etched_`.
 
 use std::time::Duration;
 
@@ -106,6 +107,9 @@ macro_rules! table {
             pub removed: Vec<MemberId>,
             /// The alarms that are active: whose, and their kind in etcd's words.
             pub alarms: Vec<(MemberId, &'static str)>,
+            /// Of each part of the memory budget: its name, and the bytes that it holds and may
+            /// hold.
+            pub memory: Vec<(&'static str, u64, u64)>,
         }
 
         #[cfg(test)]
@@ -280,6 +284,8 @@ table! {
         SNAPSHOT_RECEIVE_TOTAL_DURATION: Histogram(TRANSFER) = "etcd_network_snapshot_receive_total_duration_seconds", "Time of receiving a snapshot and taking it over.";
         LEARNER_PROMOTE_FAILURES: Counter = "etcd_server_learner_promote_failures", "Learners that this member as leader refused to promote, by reason.";
         ALARMS: Gauge = "etcd_debugging_server_alarms", "1 while an alarm is active, 0 once it is cleared.";
+        MEMORY: Gauge = "etched_memory_bytes", "Bytes of the memory budget that a part holds.";
+        MEMORY_LIMIT: Gauge = "etched_memory_limit_bytes", "Bytes of the memory budget that a part may hold.";
         SCRAPES: Counter = "promhttp_metric_handler_requests_total", "Scrapes answered, by status.";
     }
 }

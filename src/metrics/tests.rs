@@ -147,6 +147,7 @@ fn full_scrape() -> Scrape {
         cluster_version: Some("3.7.0".to_owned()),
         members: vec![MemberId(0xb71f)],
         alarms: vec![(MemberId(5), "NOSPACE")],
+        memory: vec![("answers", 3, 24)],
         ..Scrape::filled(2.0)
     }
 }
@@ -162,6 +163,8 @@ fn a_page_reads_back() {
             "etcd_network_known_peers{Local=\"b71f\",Remote=\"b71f\"}",
             1.0,
         ),
+        ("etched_memory_bytes{part=\"answers\"}", 3.0),
+        ("etched_memory_limit_bytes{part=\"answers\"}", 24.0),
         (
             "etcd_debugging_server_alarms{alarm_type=\"NOSPACE\",server_id=\"5\"}",
             1.0,

@@ -9,8 +9,12 @@
 //! - nothing here knows of raft, leases' lives or clients.
 
 pub mod compaction;
+mod frame;
 pub mod hash;
 pub mod history;
+mod order;
+pub mod pages;
+pub mod range;
 pub mod read;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -1,16 +1,14 @@
 //! Reads of the keyspace at any revision that is not compacted.
 //!
 //! At the newest revision a read is a plain walk of `current`; at an older one `current` and
-//! `undo` are merged by key. Pairs are framed for the answer straight from the stored bytes.
+//! `undo` are merged by key. `range` makes an answer of a walk.
 
 use bytes::Bytes;
 
-use super::Result;
 use crate::error;
-use crate::proto::{EncodedKvs, RANGE_KVS_TAG};
 use crate::storage::schema::{self, Head, Version};
 use crate::storage::{self, Cursor, Family, Read};
-use crate::types::{KeyRange, LeaseId, Revision};
+use crate::types::{KeyRange, Revision};
 
 /// What an answer is sorted by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,8 +45,6 @@ pub struct RangeRead {
     pub max_mod_revision: i64,
     pub min_create_revision: i64,
     pub max_create_revision: i64,
-    /// Counts every key of the range, not only those up to the limit.
-    pub total_count: bool,
 }
 
 impl RangeRead {
@@ -66,8 +62,18 @@ impl RangeRead {
             max_mod_revision: 0,
             min_create_revision: 0,
             max_create_revision: 0,
-            total_count: true,
         }
+    }
+
+    /// True where the answer has the order of the walk.
+    pub(super) fn is_in_key_order(&self) -> bool {
+        self.count_only
+            || (self.sort_target == SortTarget::Key && self.sort_order != SortOrder::Descend)
+    }
+
+    /// True where, as in etcd, the limit comes before a sort that was only implied by its target.
+    pub(super) fn cuts_first(&self) -> bool {
+        self.has_default_order() && !self.has_revision_filters()
     }
 
     fn has_default_order(&self) -> bool {
@@ -75,14 +81,14 @@ impl RangeRead {
             || (self.sort_target == SortTarget::Key && self.sort_order == SortOrder::Ascend)
     }
 
-    fn has_revision_filters(&self) -> bool {
+    pub(super) fn has_revision_filters(&self) -> bool {
         self.min_mod_revision != 0
             || self.max_mod_revision != 0
             || self.min_create_revision != 0
             || self.max_create_revision != 0
     }
 
-    fn passes_filters(&self, head: &Head) -> bool {
+    pub(super) fn passes_filters(&self, head: &Head) -> bool {
         let mod_revision = head.mod_revision.main;
         let create_revision = head.create_revision;
         (self.max_mod_revision == 0 || mod_revision <= self.max_mod_revision)
@@ -92,20 +98,9 @@ impl RangeRead {
     }
 
     /// etcd answers keys from its index alone, which knows no leases.
-    fn hides_lease(&self) -> bool {
+    pub(super) fn hides_lease(&self) -> bool {
         self.keys_only && self.sort_target != SortTarget::Value
     }
-}
-
-/// The answer to a `RangeRead`.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Ranged {
-    pub kvs: EncodedKvs,
-    pub count: i64,
-    /// True where the limit cut the answer.
-    pub more: bool,
-    /// The last key of the answer, where it was cut.
-    pub last_key: Option<Bytes>,
 }
 
 /// The keyspace at one moment, to be read at any of its revisions.
@@ -187,121 +182,6 @@ impl<'a> Snapshot<'a> {
         })))
     }
 
-    /// Answers a range request.
-    pub fn range(&self, request: &RangeRead) -> Result<Ranged> {
-        let revision = self.check_revision(request.revision)?;
-        if request.range.is_empty() {
-            return Ok(Ranged::default());
-        }
-        if let KeyRange::Point(key) = &request.range {
-            return self.point(request, key, revision);
-        }
-        if request.has_default_order() && !request.has_revision_filters() {
-            let explicit = request.sort_order == SortOrder::Ascend;
-            if explicit || request.sort_target == SortTarget::Key || request.count_only {
-                return self.scan(request, revision);
-            }
-        }
-        self.sorted(request, revision)
-    }
-
-    fn point(&self, request: &RangeRead, key: &Bytes, revision: i64) -> Result<Ranged> {
-        let Some(version) = self.get(key, revision)? else {
-            return Ok(Ranged::default());
-        };
-        let record = version.record();
-        let head = Head::parse(record).ok_or_else(|| storage::Error::Damaged {
-            family: Family::Current,
-            key: key.to_vec(),
-            reason: "its version record cannot be read",
-        })?;
-        let mut frames = Frames::new(request, record.len() + key.len() + 16);
-        if !request.count_only && request.passes_filters(&head) {
-            frames.push(key, record)?;
-        }
-        Ok(Ranged {
-            kvs: frames.finish(),
-            count: 1,
-            more: false,
-            last_key: None,
-        })
-    }
-
-    /// Answers in key order, counting on behind the limit.
-    fn scan(&self, request: &RangeRead, revision: i64) -> Result<Ranged> {
-        let limit = match request.limit {
-            limit if limit > 0 => limit,
-            _ => i64::MAX,
-        };
-        let mut walk = self.walk(&request.range, revision)?;
-        let mut frames = Frames::new(request, 4096);
-        let mut count = 0;
-        let mut last_key = None;
-        while walk.advance()? {
-            count += 1;
-            if request.count_only {
-                continue;
-            }
-            if count <= limit {
-                frames.push(walk.key(), walk.record())?;
-                if count == limit {
-                    last_key = Some(Bytes::copy_from_slice(walk.key()));
-                }
-            } else if !request.total_count {
-                break;
-            }
-        }
-        let more = !request.count_only && count > limit;
-        Ok(Ranged {
-            kvs: frames.finish(),
-            count,
-            more,
-            last_key: last_key.filter(|_| more),
-        })
-    }
-
-    /// Reads, filters and sorts everything, then cuts. As in etcd the limit comes before a sort
-    /// that was only implied by its target.
-    fn sorted(&self, request: &RangeRead, revision: i64) -> Result<Ranged> {
-        let limit = usize::try_from(request.limit).unwrap_or(0);
-        let cut_first = request.has_default_order() && !request.has_revision_filters();
-        let mut walk = self.walk(&request.range, revision)?;
-        let mut rows = Vec::new();
-        let mut count = 0;
-        while walk.advance()? {
-            count += 1;
-            if cut_first && limit > 0 && rows.len() > limit {
-                continue;
-            }
-            if request.count_only {
-                continue;
-            }
-            let row = Row::new(walk.key(), walk.record())?;
-            if request.passes_filters(&row.head) {
-                rows.push(row);
-            }
-        }
-        sort_rows(&mut rows, request);
-        let more = limit > 0 && rows.len() > limit;
-        if more {
-            rows.truncate(limit);
-        }
-        let mut frames = Frames::new(request, 4096);
-        for row in &rows {
-            frames.push(&row.key, &row.record)?;
-        }
-        let last_key = rows
-            .last()
-            .filter(|_| more)
-            .map(|row| Bytes::copy_from_slice(&row.key));
-        Ok(Ranged {
-            kvs: frames.finish(),
-            count,
-            more,
-            last_key,
-        })
-    }
-
     /// The pairs of a range at `revision`, spelled out, in key order.
     #[cfg(test)]
     pub fn key_values(
@@ -320,83 +200,12 @@ impl<'a> Snapshot<'a> {
     }
 }
 
-struct Row {
-    key: Vec<u8>,
-    record: Vec<u8>,
-    head: Head,
-}
-
-impl Row {
-    fn new(key: &[u8], record: &[u8]) -> storage::Result<Self> {
-        Ok(Self {
-            key: key.to_vec(),
-            record: record.to_vec(),
-            head: parse_head(key, record)?,
-        })
-    }
-}
-
-fn parse_head(key: &[u8], record: &[u8]) -> storage::Result<Head> {
+pub(super) fn parse_head(key: &[u8], record: &[u8]) -> storage::Result<Head> {
     Head::parse(record).ok_or_else(|| storage::Error::Damaged {
         family: Family::Current,
         key: key.to_vec(),
         reason: "its version record cannot be read",
     })
-}
-
-/// Equal rows stay in key order; etcd's sort is not stable, so clients cannot rely on theirs.
-fn sort_rows(rows: &mut [Row], request: &RangeRead) {
-    let compare = |a: &Row, b: &Row| match request.sort_target {
-        SortTarget::Key => a.key.cmp(&b.key),
-        SortTarget::Version => a.head.version.cmp(&b.head.version),
-        SortTarget::Create => a.head.create_revision.cmp(&b.head.create_revision),
-        SortTarget::Mod => a.head.mod_revision.main.cmp(&b.head.mod_revision.main),
-        SortTarget::Value => a.head.value(&a.record).cmp(b.head.value(&b.record)),
-    };
-    match (request.sort_order, request.sort_target) {
-        (SortOrder::None, SortTarget::Key) => {}
-        (SortOrder::None | SortOrder::Ascend, _) => rows.sort_by(compare),
-        (SortOrder::Descend, _) => rows.sort_by(|a, b| compare(b, a)),
-    }
-}
-
-/// Collects the pairs of an answer.
-struct Frames {
-    bytes: Vec<u8>,
-    len: usize,
-    keys_only: bool,
-    hides_lease: bool,
-}
-
-impl Frames {
-    fn new(request: &RangeRead, capacity: usize) -> Self {
-        Self {
-            bytes: Vec::with_capacity(capacity),
-            len: 0,
-            keys_only: request.keys_only,
-            hides_lease: request.hides_lease(),
-        }
-    }
-
-    fn push(&mut self, key: &[u8], record: &[u8]) -> storage::Result<()> {
-        self.len += 1;
-        if !self.keys_only {
-            schema::append_kv_frame(&mut self.bytes, RANGE_KVS_TAG, key, record);
-            return Ok(());
-        }
-        let head = parse_head(key, record)?;
-        let lease = if self.hides_lease {
-            LeaseId::NONE
-        } else {
-            head.lease
-        };
-        schema::append_key_frame(&mut self.bytes, RANGE_KVS_TAG, key, &head, lease);
-        Ok(())
-    }
-
-    fn finish(self) -> EncodedKvs {
-        EncodedKvs::from_frames(self.bytes.into(), self.len)
-    }
 }
 
 /// Versions in key order.

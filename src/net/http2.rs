@@ -40,7 +40,7 @@ const PENDING_RESETS: usize = 16_384;
 const ERROR_RESETS: Option<usize> = None;
 /// What the answers of one stream may hold in the library's buffers while its client does not
 /// read; those that produce answers wait, nobody is refused.
-const SEND_BUFFER_BYTES: usize = 400 << 10;
+const SEND_BUFFER_BYTES: usize = 32 << 10;
 
 /// What differs between listeners.
 #[derive(Clone, Copy, Debug)]

@@ -270,7 +270,12 @@ impl Applier {
                 .collect()
         });
         let (clock, mut before) = (self.shared.clock.as_ref(), batch.started_at);
-        batch.group = self.machine.stage(&batch.entries, |place| {
+        let (replies, limit_bytes) = (&batch.replies, self.timing.answer_limit_bytes);
+        let answer_bytes = |place: usize| match replies.get(place) {
+            Some(Some(_)) => limit_bytes,
+            _ => 0,
+        };
+        batch.group = self.machine.stage(&batch.entries, answer_bytes, |place| {
             let now = clock.now();
             if now - before > batch.slowest.1 {
                 batch.slowest = (place, now - before);

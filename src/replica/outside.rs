@@ -34,6 +34,8 @@ pub struct Timing {
     pub max_outstanding_bytes: usize,
     /// An apply that takes longer is logged.
     pub warning_apply_duration: Duration,
+    /// What the answer to one write may hold.
+    pub answer_limit_bytes: usize,
 }
 
 impl Timing {

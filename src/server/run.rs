@@ -21,7 +21,7 @@ use super::notify;
 use super::publish::{Introduction, introduce};
 use super::restore::Restored;
 use crate::api::{self, Api};
-use crate::budget::{Part, Requests};
+use crate::budget::{Ledger, Part, Requests, Share};
 use crate::config::{AutoCompaction, Config, Listen, urls};
 use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
 use crate::http::{Access, HttpService};
@@ -226,21 +226,32 @@ impl Member {
             warning_unary_request_duration: config.warning_unary_request_duration,
             warning_apply_duration: config.warning_apply_duration,
         };
+        let budget = bootstrap::budget(config);
+        let requests = Requests::new(budget.bytes(Part::Requests), settings.max_message_bytes());
+        let requests = Arc::new(requests);
+        let unread = requests.unread().clone();
+        let answers = Share::new(budget.bytes(Part::Answers));
+        let memory = Ledger {
+            budget,
+            shares: vec![
+                (Part::Requests, requests.share().clone()),
+                (Part::Answers, answers.clone()),
+            ],
+        };
         let metrics = self.handle.shared().metrics.clone();
         let keep_alive = config.grpc_keepalive.map(|keepalive| KeepAlive {
             interval: keepalive.interval,
             timeout: keepalive.timeout,
         });
-        let part_bytes = bootstrap::budget(config).bytes(Part::Requests);
-        let requests = Arc::new(Requests::new(part_bytes, settings.max_message_bytes()));
-        let unread = requests.unread().clone();
         Clients {
             gate: Gate {
-                api: Arc::new(Api::new(self.handle.clone(), settings, requests)),
-                http: HttpService::new(self.handle.clone()).with_access(Access {
-                    cors: config.cors.clone(),
-                    host_whitelist: config.host_whitelist.clone(),
-                }),
+                api: Arc::new(Api::new(self.handle.clone(), settings, requests, answers)),
+                http: HttpService::new(self.handle.clone())
+                    .with_memory(memory)
+                    .with_access(Access {
+                        cors: config.cors.clone(),
+                        host_whitelist: config.host_whitelist.clone(),
+                    }),
             },
             probes: Allowance::new(descriptors.probes, metrics.clone()),
             options: net::Options {
@@ -379,6 +390,7 @@ fn timing(config: &Config) -> Timing {
         catch_up_entries: config.snapshot_catchup_entries,
         max_outstanding_bytes: MAX_OUTSTANDING_BYTES,
         warning_apply_duration: config.warning_apply_duration,
+        answer_limit_bytes: api::answer_limit_bytes(bootstrap::budget(config).bytes(Part::Answers)),
     }
 }
 

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Buf;
+use http_body_util::BodyExt;
 use parking_lot::Mutex;
+use prost::Message;
 use tokio::sync::oneshot;
-use tokio_stream::StreamExt;
 use tonic::{Code, Request, Response, Status};
 
 use super::clock::{MemberClock, Time};
@@ -18,6 +20,7 @@ use super::history::{Answer, ClientRequest, Operation, Outcome, Watched};
 use super::member::Services;
 use super::random::Random;
 use super::trace::Trace;
+use crate::api::sliced;
 use crate::env::{self, Clock, Executor};
 use crate::error::Error;
 use crate::proto::EncodedKvs;
@@ -28,7 +31,7 @@ use crate::proto::etcdserverpb::maintenance_server::Maintenance;
 use crate::proto::etcdserverpb::{
     DefragmentRequest, HashKvRequest, LeaseLeasesRequest, LeaseRevokeRequest,
     LeaseTimeToLiveRequest, MemberListRequest, MoveLeaderRequest, RangeRequest, RangeResponse,
-    StatusRequest,
+    RangeStreamResponse, StatusRequest,
 };
 use crate::proto::etchedpeer::{MemberChange, member_change::Change};
 use crate::service::caller::Caller;
@@ -378,16 +381,24 @@ async fn operate(services: &Services, request: ClientRequest) -> Outcome {
 
 /// Joins the parts of a stream into one range response.
 async fn range_stream(services: &Services, range: RangeRequest) -> Outcome {
-    let mut pieces = match services.kv.range_stream(Request::new(range)).await {
-        Ok(pieces) => pieces.into_inner(),
+    let mut extensions = match services.kv.range_stream(Request::new(range)).await {
+        Ok(response) => response.into_parts().2,
+        Err(status) => return failed(&status),
+    };
+    let Some(body) = sliced::body_of(&mut extensions) else {
+        return Outcome::Unknown;
+    };
+    let mut messages = match body.collect().await {
+        Ok(collected) => collected.to_bytes(),
         Err(status) => return failed(&status),
     };
     let (mut frames, mut pairs) = (Vec::new(), 0);
-    while let Some(piece) = pieces.next().await {
-        let piece = match piece {
-            Ok(piece) => piece.range_response.unwrap_or_default(),
-            Err(status) => return failed(&status),
-        };
+    while messages.has_remaining() {
+        messages.advance(1);
+        let size_bytes = messages.get_u32() as usize;
+        let message = RangeStreamResponse::decode(messages.split_to(size_bytes));
+        let Ok(message) = message else { break };
+        let piece = message.range_response.unwrap_or_default();
         pairs += piece.kvs.len();
         frames.extend_from_slice(piece.kvs.frames());
         // The last part carries the header and the counts of the whole range.

@@ -16,6 +16,7 @@ use super::network::SimNetwork;
 use super::random::{MemberRng, Random};
 use super::states::SimDisk;
 use crate::api::{Settings as ApiSettings, cluster, kv, lease, maintenance, watch};
+use crate::budget::Share;
 use crate::jobs::corruption::AtStart;
 use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
@@ -271,6 +272,7 @@ fn timing_of(config: &SimConfig) -> Timing {
         catch_up_entries: config.catch_up_entries,
         max_outstanding_bytes: config.max_outstanding_bytes,
         warning_apply_duration: Duration::from_millis(100),
+        answer_limit_bytes: usize::MAX,
     }
 }
 
@@ -302,7 +304,8 @@ impl Process {
             progress_interval: config.progress_interval,
         };
         let services = Services {
-            kv: kv::KvService::new(handle.clone(), settings),
+            // Answers are looked at whole.
+            kv: kv::KvService::new(handle.clone(), settings, Share::new(usize::MAX)),
             lease: lease::LeaseService::new(handle.clone(), settings),
             watch: watch::WatchService::new(handle.clone(), settings),
             cluster: cluster::ClusterService::new(handle.clone()),

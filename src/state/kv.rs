@@ -3,9 +3,11 @@
 
 use bytes::Bytes;
 
+use super::answer::Kept;
 use super::lease::{self, Leases};
 use crate::error::Error;
-use crate::mvcc::read::{RangeRead, Ranged, Snapshot, SortOrder, SortTarget};
+use crate::mvcc::range::Measured;
+use crate::mvcc::read::{RangeRead, Snapshot, SortOrder, SortTarget};
 use crate::mvcc::write::Txn;
 use crate::mvcc::{self, Result};
 use crate::proto::etcdserverpb::{
@@ -52,22 +54,26 @@ pub fn range_read(request: &RangeRequest) -> std::result::Result<RangeRead, Erro
         max_mod_revision: request.max_mod_revision,
         min_create_revision: request.min_create_revision,
         max_create_revision: request.max_create_revision,
-        total_count: true,
     })
 }
 
-/// The response message; `revision` is the newest one of the state that was read.
-pub fn range_response(ranged: Ranged, revision: i64) -> RangeResponse {
+/// The response message, without pairs that are not held; `revision` is the newest one of the state
+/// that was read.
+pub fn range_response(measured: Measured, revision: i64) -> RangeResponse {
     RangeResponse {
         header: header(revision),
-        kvs: ranged.kvs,
-        more: ranged.more,
-        count: ranged.count,
+        kvs: measured.kvs.unwrap_or_default(),
+        more: measured.more,
+        count: measured.count,
     }
 }
 
-/// Reads within a writing transaction, including its own changes.
-pub fn range(txn: &Txn<'_>, request: &RangeRequest) -> Result<RangeResponse> {
+/// Reads within a writing transaction, including its own changes, what `kept` has room for.
+pub fn range(txn: &Txn<'_>, request: &RangeRequest, kept: &mut Kept) -> Result<RangeResponse> {
+    let most_bytes = kept.left_bytes();
+    if most_bytes == 0 {
+        return Ok(RangeResponse::default());
+    }
     let read = range_read(request)?;
     let (head, compacted) = (txn.revision(), txn.compacted());
     let pending = txn.pending();
@@ -77,7 +83,9 @@ pub fn range(txn: &Txn<'_>, request: &RangeRequest) -> Result<RangeResponse> {
         head,
         compacted,
     };
-    Ok(range_response(snapshot.range(&read)?, head))
+    let measured = snapshot.measure(&read, &mut |bytes| bytes <= most_bytes)?;
+    kept.takes(measured.size_bytes as usize);
+    Ok(range_response(measured, head))
 }
 
 /// Checks a put before anything is written.
@@ -97,17 +105,17 @@ pub fn check_put(
 }
 
 /// Writes after the checks. Never fails, so that no transaction is left half done.
-pub fn put(txn: &mut Txn<'_>, request: &PutRequest) -> Result<PutResponse> {
-    let kept = if request.ignore_value || request.ignore_lease {
+pub fn put(txn: &mut Txn<'_>, request: &PutRequest, kept: &mut Kept) -> Result<PutResponse> {
+    let stays = if request.ignore_value || request.ignore_lease {
         txn.get(&request.key)?
     } else {
         None
     };
-    let value = match &kept {
+    let value = match &stays {
         Some(old) if request.ignore_value => old.value(),
         _ => request.value.clone(),
     };
-    let lease = match &kept {
+    let lease = match &stays {
         Some(old) if request.ignore_lease => old.lease,
         _ => LeaseId(request.lease),
     };
@@ -117,7 +125,7 @@ pub fn put(txn: &mut Txn<'_>, request: &PutRequest) -> Result<PutResponse> {
     Ok(PutResponse {
         header: header(txn.revision()),
         prev_kv: previous
-            .filter(|_| request.prev_kv)
+            .filter(|old| request.prev_kv && kept.takes(old.record().len()))
             .map(|old| old.to_kv(&request.key)),
     })
 }
@@ -125,11 +133,13 @@ pub fn put(txn: &mut Txn<'_>, request: &PutRequest) -> Result<PutResponse> {
 pub fn delete_range(
     txn: &mut Txn<'_>,
     request: &DeleteRangeRequest,
+    kept: &mut Kept,
 ) -> Result<DeleteRangeResponse> {
     let range = KeyRange::from_wire(&request.key, &request.range_end);
     let found = txn.delete_range(&range)?;
     detach(txn, &found);
-    let prev_kvs = if request.prev_kv {
+    let size = |(key, old): &(Bytes, Version)| key.len() + old.record().len();
+    let prev_kvs = if request.prev_kv && kept.takes(found.iter().map(size).sum()) {
         found.iter().map(|(key, old)| old.to_kv(key)).collect()
     } else {
         Vec::new()

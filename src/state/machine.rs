@@ -11,6 +11,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::alarm::Alarms;
+use super::answer::Kept;
 use super::lease::{self, LeaseEvent, Leases};
 use super::membership::Membership;
 use super::version::Versions;
@@ -277,16 +278,18 @@ impl Machine {
     /// Applies entries in order and writes them. An error is fatal: the state on disk is then that
     /// before the group, or after some complete entries of it.
     pub fn apply(&mut self, entries: Vec<Entry>) -> storage::Result<Group> {
-        let group = self.stage(&entries, |_| ())?;
+        let group = self.stage(&entries, |_| usize::MAX, |_| ())?;
         self.commit()?;
         Ok(group)
     }
 
     /// Applies entries in order. Nothing may be published before `commit` has written them.
-    /// `applied` is called after each, with its position among them.
+    /// For each, by its position among them, `answer_bytes` says how large its response may be, 0
+    /// where nobody waits for it; `applied` is called after it.
     pub fn stage(
         &mut self,
         entries: &[Entry],
+        answer_bytes: impl Fn(usize) -> usize,
         mut applied: impl FnMut(usize),
     ) -> storage::Result<Group> {
         let mut group = Group::default();
@@ -295,7 +298,8 @@ impl Machine {
             if entry.index <= self.applied_index {
                 continue;
             }
-            let result = self.apply_entry(entry.index, &entry.payload, &mut group)?;
+            let mut kept = Kept::up_to(answer_bytes(place));
+            let result = self.apply_entry(entry, &mut group, &mut kept)?;
             group.applied.push(Applied {
                 index: entry.index,
                 result,
@@ -314,11 +318,12 @@ impl Machine {
 
     fn apply_entry(
         &mut self,
-        index: u64,
-        payload: &Payload,
+        entry: &Entry,
         group: &mut Group,
+        kept: &mut Kept,
     ) -> storage::Result<Result<Response, Error>> {
-        let request = match payload {
+        let index = entry.index;
+        let request = match &entry.payload {
             Payload::Empty => return Ok(Ok(Response::Done)),
             Payload::Decoded(request) => request,
             Payload::Request(bytes) => {
@@ -327,7 +332,7 @@ impl Machine {
                         "entry {index} of the raft log is not a request: {error}"
                     ))
                 })?;
-                return self.answer_request(&decoded, group);
+                return self.answer_request(&decoded, group, kept);
             }
             Payload::Membership(change) => {
                 if let Err(error) = self.members.check(change) {
@@ -341,15 +346,17 @@ impl Machine {
                 return Ok(Ok(Response::Members(members)));
             }
         };
-        self.answer_request(request, group)
+        self.answer_request(request, group, kept)
     }
 
     fn answer_request(
         &mut self,
         request: &InternalRaftRequest,
         group: &mut Group,
+        kept: &mut Kept,
     ) -> storage::Result<Result<Response, Error>> {
-        match self.apply_request(request, group) {
+        match self.apply_request(request, group, kept) {
+            Ok(_) if kept.is_too_large() => Ok(Err(Error::AnswerNotKept)),
             Ok(response) => Ok(Ok(response)),
             Err(mvcc::Error::Refused(error)) => Ok(Err(error)),
             Err(mvcc::Error::Storage(error)) => Err(error),
@@ -360,17 +367,18 @@ impl Machine {
         &mut self,
         request: &InternalRaftRequest,
         group: &mut Group,
+        kept: &mut Kept,
     ) -> mvcc::Result<Response> {
         self.check_alarms(request)?;
         if let Some(put) = &request.put {
-            return self.put(put, group).map(Response::Put);
+            return self.put(put, group, kept).map(Response::Put);
         }
         if let Some(txn) = &request.txn {
-            return self.txn(txn, group).map(Response::Txn);
+            return self.txn(txn, group, kept).map(Response::Txn);
         }
         if let Some(delete) = &request.delete_range {
             let mut txn = self.writer.begin();
-            let response = kv::delete_range(&mut txn, delete)?;
+            let response = kv::delete_range(&mut txn, delete, kept)?;
             group.changes.extend(txn.finish());
             return Ok(Response::DeleteRange(response));
         }
@@ -446,10 +454,11 @@ impl Machine {
         &mut self,
         request: &crate::proto::etcdserverpb::PutRequest,
         group: &mut Group,
+        kept: &mut Kept,
     ) -> mvcc::Result<PutResponse> {
         let mut txn = self.writer.begin();
         kv::check_put(request, &self.leases, &|key| txn.get(key))?;
-        let response = kv::put(&mut txn, request)?;
+        let response = kv::put(&mut txn, request, kept)?;
         group.changes.extend(txn.finish());
         Ok(response)
     }
@@ -458,13 +467,14 @@ impl Machine {
         &mut self,
         request: &crate::proto::etcdserverpb::TxnRequest,
         group: &mut Group,
+        kept: &mut Kept,
     ) -> mvcc::Result<TxnResponse> {
         let misses = probe::injected(Defect::PastReadMissesBatch);
         if self.writer.has_pending_keys() && txn::reads_past(request) && !misses {
             self.commit()?;
         }
         let mut txn = self.writer.begin();
-        let response = txn::write(&mut txn, request, &self.leases)?;
+        let response = txn::write(&mut txn, request, &self.leases, kept)?;
         group.changes.extend(txn.finish());
         Ok(response)
     }

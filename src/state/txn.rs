@@ -3,16 +3,17 @@
 //! As in etcd every compare, nested ones included, sees the state before the transaction; the
 //! branch that they choose is checked as a whole, and only then is anything changed.
 
+use super::answer::Kept;
 use super::kv;
 use super::lease::Leases;
 use crate::error::Error;
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::read::{RangeRead, Snapshot};
 use crate::mvcc::write::Txn;
 use crate::mvcc::{Error as MvccError, Result};
 use crate::probe::{self, Defect};
 use crate::proto::etcdserverpb::{
-    Compare, PutRequest, RangeRequest, RequestOp, ResponseOp, TxnRequest, TxnResponse, compare,
-    request_op::Request, response_op::Response,
+    Compare, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseOp, TxnRequest,
+    TxnResponse, compare, request_op::Request, response_op::Response,
 };
 use crate::storage::schema::Version;
 use crate::storage::{self, Family};
@@ -112,21 +113,57 @@ impl<'a> Path<'a> {
         Ok(())
     }
 
-    fn execute(&self, txn: &mut Txn<'_>) -> Result<TxnResponse> {
+    /// What it would answer in this state, about.
+    fn size(&self, snapshot: &Snapshot<'_>, most_bytes: usize) -> Result<usize> {
+        let mut nested = self.nested.iter();
+        let mut size = 0;
+        for op in self.ops {
+            let left = most_bytes.saturating_sub(size);
+            if left == 0 {
+                break;
+            }
+            let previous = |key, range_end| {
+                let range = KeyRange::from_wire(key, range_end);
+                snapshot.size(&RangeRead::all(range), left)
+            };
+            size += match &op.request {
+                Some(Request::RequestRange(range)) => {
+                    check_range(snapshot, range)?;
+                    snapshot.size(&kv::range_read(range)?, left)?
+                }
+                Some(Request::RequestPut(put)) if put.prev_kv => {
+                    previous(&put.key, &Default::default())?
+                }
+                Some(Request::RequestDeleteRange(delete)) if delete.prev_kv => {
+                    previous(&delete.key, &delete.range_end)?
+                }
+                Some(Request::RequestTxn(_)) => match nested.next() {
+                    Some(path) => path.size(snapshot, left)?,
+                    None => 0,
+                },
+                _ => 0,
+            };
+        }
+        Ok(size)
+    }
+
+    fn execute(&self, txn: &mut Txn<'_>, kept: &mut Kept) -> Result<TxnResponse> {
         let mut responses = Vec::with_capacity(self.ops.len());
         let mut nested = self.nested.iter();
         for op in self.ops {
             let response = match &op.request {
                 Some(Request::RequestRange(range)) => {
-                    Some(Response::ResponseRange(kv::range(txn, range)?))
+                    Some(Response::ResponseRange(kv::range(txn, range, kept)?))
                 }
-                Some(Request::RequestPut(put)) => Some(Response::ResponsePut(kv::put(txn, put)?)),
+                Some(Request::RequestPut(put)) => {
+                    Some(Response::ResponsePut(kv::put(txn, put, kept)?))
+                }
                 Some(Request::RequestDeleteRange(delete)) => Some(Response::ResponseDeleteRange(
-                    kv::delete_range(txn, delete)?,
+                    kv::delete_range(txn, delete, kept)?,
                 )),
                 Some(Request::RequestTxn(_)) => match nested.next() {
                     Some(path) => {
-                        let mut response = path.execute(txn)?;
+                        let mut response = path.execute(txn, kept)?;
                         // etcd leaves the header of a nested response empty.
                         response.header = Some(Default::default());
                         Some(Response::ResponseTxn(response))
@@ -145,8 +182,13 @@ impl<'a> Path<'a> {
     }
 }
 
-/// Runs a transaction that may write.
-pub fn write(txn: &mut Txn<'_>, request: &TxnRequest, leases: &Leases) -> Result<TxnResponse> {
+/// Runs a transaction that may write; what it reads is answered as far as `kept` has room.
+pub fn write(
+    txn: &mut Txn<'_>,
+    request: &TxnRequest,
+    leases: &Leases,
+    kept: &mut Kept,
+) -> Result<TxnResponse> {
     let path = {
         let pending = txn.pending();
         let snapshot = Snapshot {
@@ -161,7 +203,7 @@ pub fn write(txn: &mut Txn<'_>, request: &TxnRequest, leases: &Leases) -> Result
         path.check(&snapshot, leases)?;
         path
     };
-    path.execute(txn).map_err(|error| match error {
+    path.execute(txn, kept).map_err(|error| match error {
         MvccError::Refused(refused) => MvccError::Storage(storage::Error::Engine(format!(
             "a transaction that was checked failed half way: {refused}"
         ))),
@@ -169,17 +211,25 @@ pub fn write(txn: &mut Txn<'_>, request: &TxnRequest, leases: &Leases) -> Result
     })
 }
 
-/// Runs a read-only transaction on a snapshot.
-pub fn read(snapshot: &Snapshot<'_>, request: &TxnRequest) -> Result<TxnResponse> {
+/// See `answer_size::of_now`.
+pub fn size_now(snapshot: &Snapshot<'_>, request: &TxnRequest, most_bytes: usize) -> Result<usize> {
+    Path::choose(snapshot, request)?.size(snapshot, most_bytes)
+}
+
+/// Runs a read-only transaction on a snapshot; `range` answers each of its ranges, in order.
+pub fn read(
+    snapshot: &Snapshot<'_>,
+    request: &TxnRequest,
+    mut range: impl FnMut(&RangeRead) -> Result<RangeResponse>,
+) -> Result<TxnResponse> {
     let path = Path::choose(snapshot, request)?;
     let mut responses = Vec::with_capacity(path.ops.len());
     for op in path.ops {
-        let Some(Request::RequestRange(range)) = &op.request else {
+        let Some(Request::RequestRange(asked)) = &op.request else {
             return Err(Error::KeyNotFound.into());
         };
-        check_range(snapshot, range)?;
-        let ranged = snapshot.range(&kv::range_read(range)?)?;
-        let response = kv::range_response(ranged, snapshot.head);
+        check_range(snapshot, asked)?;
+        let response = range(&kv::range_read(asked)?)?;
         responses.push(ResponseOp {
             response: Some(Response::ResponseRange(response)),
         });

@@ -334,6 +334,7 @@ impl Engine for MemoryEngine {
         Size {
             total_bytes: live.live_bytes + live.dead_bytes,
             in_use_bytes: live.live_bytes,
+            ..Default::default()
         }
     }
 

@@ -172,6 +172,10 @@ pub struct Size {
     pub total_bytes: u64,
     /// An estimate of the bytes that live data needs of it.
     pub in_use_bytes: u64,
+    /// What writes that are not in a file yet take in memory.
+    pub memtable_bytes: u64,
+    /// What is kept in memory of files.
+    pub block_cache_bytes: u64,
 }
 
 /// Reads of one consistent state.

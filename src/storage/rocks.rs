@@ -106,11 +106,14 @@ impl RocksEngine {
     fn sum_property(&self, name: &str) -> u64 {
         Family::ALL
             .iter()
-            .filter_map(|family| {
-                let handle = self.db.cf_handle(family.name())?;
-                self.db.property_int_value_cf(handle, name).ok()?
-            })
+            .map(|family| self.property(*family, name))
             .sum()
+    }
+
+    fn property(&self, family: Family, name: &str) -> u64 {
+        let handle = self.db.cf_handle(family.name());
+        let value = handle.and_then(|handle| self.db.property_int_value_cf(handle, name).ok()?);
+        value.unwrap_or_default()
     }
 }
 
@@ -402,6 +405,8 @@ impl Engine for RocksEngine {
         Size {
             total_bytes: self.sum_property("rocksdb.total-sst-files-size") + memtables,
             in_use_bytes: self.sum_property("rocksdb.estimate-live-data-size") + memtables,
+            memtable_bytes: memtables,
+            block_cache_bytes: self.property(Family::Current, "rocksdb.block-cache-usage"),
         }
     }
 

@@ -174,39 +174,81 @@ impl Head {
 }
 
 /// The part of a record that is protobuf: everything behind the sub-revision.
-fn record_fields(record: &[u8]) -> &[u8] {
+pub fn record_fields(record: &[u8]) -> &[u8] {
     let skip = record.iter().take_while(|byte| **byte >= 0x80).count() + 1;
     record.get(skip..).unwrap_or_default()
 }
 
-/// Appends a pair to `frames` as one field of a repeated message field `tag`.
-pub fn append_kv_frame(frames: &mut Vec<u8>, tag: u32, key: &[u8], record: &[u8]) {
-    let fields = record_fields(record);
-    append_frame(frames, tag, key, &[fields]);
+/// What `keys_only` answers of a record: no value, and a lease of the caller's choice.
+pub struct KeyFields {
+    bytes: [u8; 48],
+    len: usize,
 }
 
-/// As `append_kv_frame`, without value and lease, as `keys_only` answers.
-pub fn append_key_frame(frames: &mut Vec<u8>, tag: u32, key: &[u8], head: &Head, lease: LeaseId) {
-    let mut numbers = [0u8; 48];
-    let mut rest = &mut numbers[..];
-    put_varint_field(&mut rest, CREATE_TAG, head.create_revision);
-    put_varint_field(&mut rest, MOD_TAG, head.mod_revision.main);
-    put_varint_field(&mut rest, VERSION_TAG, head.version);
-    put_varint_field(&mut rest, LEASE_TAG, lease.0);
-    let unused = rest.len();
-    let used = numbers.len() - unused;
-    append_frame(frames, tag, key, &[&numbers[..used]]);
+impl KeyFields {
+    pub fn new(head: &Head, lease: LeaseId) -> Self {
+        let mut bytes = [0u8; 48];
+        let mut rest = &mut bytes[..];
+        put_varint_field(&mut rest, CREATE_TAG, head.create_revision);
+        put_varint_field(&mut rest, MOD_TAG, head.mod_revision.main);
+        put_varint_field(&mut rest, VERSION_TAG, head.version);
+        put_varint_field(&mut rest, LEASE_TAG, lease.0);
+        let len = 48 - rest.len();
+        Self { bytes, len }
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
 }
 
-fn append_frame(frames: &mut Vec<u8>, tag: u32, key: &[u8], parts: &[&[u8]]) {
-    let key_len = 1 + encoded_len_varint(key.len() as u64) + key.len();
-    let len = key_len + parts.iter().map(|part| part.len()).sum::<usize>();
-    frames.reserve(len + 12);
-    encode_varint(u64::from(tag << 3 | 2), frames);
-    encode_varint(len as u64, frames);
-    put_bytes_field(frames, KEY_TAG, key);
-    for part in parts {
-        frames.extend_from_slice(part);
+/// A pair as one field of a repeated message field; `fields` is all of it but the key.
+#[derive(Clone, Copy)]
+pub struct Frame<'a> {
+    pub tag: u32,
+    pub key: &'a [u8],
+    pub fields: &'a [u8],
+}
+
+impl Frame<'_> {
+    /// What both lengths and both tags take.
+    const MAX_PREFIX_BYTES: usize = 24;
+
+    fn message_len(&self) -> usize {
+        1 + encoded_len_varint(self.key.len() as u64) + self.key.len() + self.fields.len()
+    }
+
+    pub fn encoded_len(&self) -> usize {
+        let len = self.message_len();
+        encoded_len_varint(u64::from(self.tag << 3 | 2)) + encoded_len_varint(len as u64) + len
+    }
+
+    pub fn append(&self, frames: &mut Vec<u8>) {
+        frames.reserve(self.encoded_len());
+        self.append_prefix(self.message_len(), frames);
+        frames.extend_from_slice(self.key);
+        frames.extend_from_slice(self.fields);
+    }
+
+    fn append_prefix(&self, message_len: usize, out: &mut Vec<u8>) {
+        encode_varint(u64::from(self.tag << 3 | 2), out);
+        encode_varint(message_len as u64, out);
+        encode_varint(u64::from(KEY_TAG << 3 | 2), out);
+        encode_varint(self.key.len() as u64, out);
+    }
+
+    /// Appends up to `most` bytes of the frame from `offset` on.
+    pub fn append_part(&self, offset: usize, most: usize, out: &mut Vec<u8>) {
+        let mut prefix = Vec::with_capacity(Self::MAX_PREFIX_BYTES);
+        self.append_prefix(self.message_len(), &mut prefix);
+        let (mut skip, mut left) = (offset, most);
+        for part in [prefix.as_slice(), self.key, self.fields] {
+            let rest = &part[skip.min(part.len())..];
+            skip -= part.len() - rest.len();
+            let taken = &rest[..left.min(rest.len())];
+            left -= taken.len();
+            out.extend_from_slice(taken);
+        }
     }
 }
 
@@ -438,7 +480,20 @@ mod tests {
             let kv = KeyValue::decode(version.to_kv(b"k").encoded().clone()).expect("decodes");
             assert_eq!(kv, version.to_key_value(b"k"));
             let mut frames = Vec::new();
-            append_kv_frame(&mut frames, 2, b"k", version.record());
+            let frame = Frame {
+                tag: 2,
+                key: b"k",
+                fields: record_fields(version.record()),
+            };
+            frame.append(&mut frames);
+            assert_eq!(frames.len(), frame.encoded_len());
+            for part in 1..frames.len() {
+                let mut parts = Vec::new();
+                while parts.len() < frames.len() {
+                    frame.append_part(parts.len(), part, &mut parts);
+                }
+                assert_eq!(parts, frames, "in parts of {part}");
+            }
             let kvs = crate::proto::EncodedKvs::from_frames(frames.into(), 1);
             assert_eq!(kvs.decoded().expect("decodes"), vec![kv]);
         }

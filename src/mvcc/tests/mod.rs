@@ -136,11 +136,9 @@ impl Player {
             if ranged.more {
                 text.push_str(" more");
             }
-            if let Some(key) = &ranged.last_key {
-                write!(text, " last {}", show_bytes(key)).expect("writes");
-            }
             text.push('\n');
-            for kv in ranged.kvs.decoded().expect("decodes") {
+            let kvs = ranged.kvs.expect("all pairs");
+            for kv in kvs.decoded().expect("decodes") {
                 writeln!(text, "{}", show_kv(&kv)).expect("writes");
             }
             Ok(text)
@@ -237,7 +235,6 @@ fn range_read(words: &[&str]) -> RangeRead {
         max_mod_revision: option("max_mod"),
         min_create_revision: option("min_create"),
         max_create_revision: option("max_create"),
-        total_count: !words.contains(&"no_total"),
         ..RangeRead::all(range(words[0]))
     }
 }

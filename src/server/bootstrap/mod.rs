@@ -22,6 +22,7 @@ use crate::storage::rocks::EngineLimits;
 
 use network::BootstrapNetwork;
 
+/// What a member may hold in memory.
 pub fn budget(config: &Config) -> Budget {
     Budget {
         total_bytes: config.memory_budget_bytes,

@@ -1,5 +1,6 @@
 //! What entries mean: scripts, a model that keeps the whole history, and restarts.
 
+mod answers;
 mod language;
 mod member;
 mod random;

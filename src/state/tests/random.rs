@@ -12,14 +12,15 @@ use super::member::{Logged, Member};
 use super::{restarts, show};
 use crate::error::Error;
 use crate::mvcc::history::{PageLimit, WithPrevious};
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::pages::{Pages, Rooms};
+use crate::mvcc::read::{RangeRead, Snapshot};
 use crate::mvcc::tests::golden::show_event;
 use crate::mvcc::{self, Change, compaction};
 use crate::proto::etcdserverpb::compare::TargetUnion;
 use crate::proto::etcdserverpb::{
     AlarmRequest, CompactionRequest, Compare, DeleteRangeRequest, InternalRaftRequest,
     LeaseCheckpoint, LeaseCheckpointRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
-    RangeRequest, RequestOp, TxnRequest, request_op::Request,
+    RangeRequest, RangeResponse, RequestOp, TxnRequest, request_op::Request,
 };
 use crate::proto::{Event, KeyValue};
 use crate::state::lease::attached_keys;
@@ -355,6 +356,42 @@ impl Pair {
         let shown = |range: &Result<_, _>| range.as_ref().map(show::range).map_err(|e| *e);
         assert_eq!(shown(&ours), shown(&theirs), "{request:?}");
         assert_eq!(ours, theirs, "the encodings of {request:?}");
+        if let Ok(whole) = &ours {
+            self.compare_pages(&snapshot, &read, whole);
+        }
+    }
+
+    /// What is measured and given in pages is the answer as well.
+    fn compare_pages(&self, snapshot: &Snapshot<'_>, read: &RangeRead, whole: &RangeResponse) {
+        // What comes after this does not hang on it.
+        let mut random = Random::new(self.random.0);
+        let room_bytes = random.below(4000) as usize;
+        let mut room = |bytes| bytes <= room_bytes;
+        let measured = snapshot.measure(read, &mut room).expect("reads");
+        let kvs = &whole.kvs;
+        assert_eq!(measured.pairs, kvs.len(), "{read:?}");
+        assert_eq!(measured.size_bytes, kvs.size_bytes() as u64, "{read:?}");
+        assert_eq!((measured.count, measured.more), (whole.count, whole.more));
+        if let Some(kept) = &measured.kvs {
+            assert_eq!(kept, kvs, "{read:?}");
+        }
+        let page_bytes = 1 + random.below(100) as usize;
+        let mut pages = Pages::new(snapshot, read.clone(), measured.pairs).expect("reads");
+        let (mut frames, mut rest_bytes) = (Vec::new(), 0);
+        loop {
+            let mut rooms = Rooms {
+                page_bytes,
+                large_pair: &mut |bytes| bytes <= room_bytes % 200,
+                rows: &mut |bytes| bytes <= room_bytes,
+            };
+            let page = pages.next(snapshot, &mut rooms).expect("reads");
+            let Some(page) = page else { break };
+            assert!((1..=page_bytes.max(room_bytes % 200)).contains(&page.bytes.len()));
+            assert_eq!(page.continues, rest_bytes > 0);
+            rest_bytes = page.rest_bytes;
+            frames.extend_from_slice(&page.bytes);
+        }
+        assert_eq!(&frames, kvs.frames(), "pages of {page_bytes}: {read:?}");
     }
 
     fn compare_txn(&mut self, member: &Member) {
@@ -364,7 +401,9 @@ impl Pair {
             ops.retain(|op| matches!(op.request, Some(Request::RequestRange(_))));
         }
         assert!(txn::is_read_only(&request));
-        let ours = refused(txn::read(&member.snapshot(), &request));
+        let snapshot = member.snapshot();
+        let range = |read: &_| Ok(kv::range_response(snapshot.range(read)?, snapshot.head));
+        let ours = refused(txn::read(&snapshot, &request, range));
         let theirs = self.model.read_txn(&request, self.model.now());
         let shown = |txn: &Result<_, _>| txn.as_ref().map(show::txn).map_err(|e| *e);
         assert_eq!(shown(&ours), shown(&theirs), "{request:?}");

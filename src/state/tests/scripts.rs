@@ -209,7 +209,9 @@ impl Player {
     fn read_txn(&self, command: &str) -> String {
         let request = language::request(command).txn.expect("a transaction");
         assert!(txn::is_read_only(&request));
-        Self::answer(txn::read(&self.member.snapshot(), &request).map(|txn| show::txn(&txn)))
+        let snapshot = self.member.snapshot();
+        let range = |read: &_| Ok(kv::range_response(snapshot.range(read)?, snapshot.head));
+        Self::answer(txn::read(&snapshot, &request, range).map(|txn| show::txn(&txn)))
     }
 
     fn hash(&self, revision: i64) -> String {

@@ -1,0 +1,313 @@
+//! A message that goes out in slices: what of it is in memory as the network takes it, what is
+//! not is read page by page, each when the network asks for more.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{BufMut, Bytes};
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use parking_lot::Mutex;
+use prost::Message;
+use tokio::sync::Semaphore;
+use tonic::body::Body;
+use tonic::{Response, Status};
+
+use crate::budget::{Held, Room, Share};
+use crate::error::Error;
+use crate::mvcc;
+use crate::mvcc::pages::{Pages, Rooms};
+use crate::proto::etcdserverpb::RangeResponse;
+use crate::proto::{begin_nested, nested_len};
+use crate::replica::view::ReadView;
+use crate::service::handle::Handle;
+
+/// What the network is handed at once, and a page.
+const SLICE_BYTES: usize = 32 << 10;
+
+/// Larger ones are held only where a page has them as a whole pair and there is room.
+const MAX_PAIR_BYTES: usize = 2 << 20;
+/// Of a sorted range, from page to page.
+const MAX_ROWS_BYTES: usize = 4 << 20;
+
+/// Where pages are read and counted; cheap to clone.
+#[derive(Clone)]
+pub struct Reads {
+    pub handle: Handle,
+    pub share: Arc<Share>,
+    /// Reads off the network's threads at once.
+    pub turns: Arc<Semaphore>,
+}
+
+/// Bytes that are counted until the last slice of them is dropped.
+pub fn counted(bytes: Bytes, held: Option<Held>) -> Bytes {
+    struct Counted {
+        bytes: Bytes,
+        _held: Held,
+    }
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            &self.bytes
+        }
+    }
+    match held {
+        Some(held) => Bytes::from_owner(Counted { bytes, _held: held }),
+        None => bytes,
+    }
+}
+
+/// A part of a message.
+pub enum Piece {
+    Bytes(Bytes),
+    Pages(Box<Reader>),
+    /// This one is of many messages.
+    Messages(Box<Messages>),
+}
+
+/// `RangeStreamResponse.range_response`
+pub const STREAMED_RANGE_TAG: u32 = 1;
+
+/// A flag and the length stand in front of every message of gRPC.
+pub fn begin_message(size_bytes: usize, out: &mut Vec<u8>) {
+    out.put_u8(0);
+    out.put_u32(size_bytes as u32);
+}
+
+/// A body beside the message that it stands for.
+#[derive(Clone)]
+struct Beside(Arc<Mutex<Option<Body>>>);
+
+/// A response whose body is made of pieces.
+pub fn beside<M>(message: M, pieces: impl Into<VecDeque<Piece>>) -> Response<M> {
+    let body = Body::new(Sliced {
+        pieces: pieces.into(),
+        ended: false,
+    });
+    let mut response = Response::new(message);
+    let beside = Beside(Arc::new(Mutex::new(Some(body))));
+    response.extensions_mut().insert(beside);
+    response
+}
+
+/// What stands beside a message.
+pub fn body_of(extensions: &mut http::Extensions) -> Option<Body> {
+    let beside: Option<Beside> = extensions.remove();
+    beside.and_then(|beside| beside.0.lock().take())
+}
+
+/// Makes what stands beside a message the body of its response.
+pub fn take_over(mut response: http::Response<Body>) -> http::Response<Body> {
+    match body_of(response.extensions_mut()) {
+        Some(body) => response.map(|_never_encoded| body),
+        None => response,
+    }
+}
+
+/// One message in slices, then the trailers.
+struct Sliced {
+    pieces: VecDeque<Piece>,
+    ended: bool,
+}
+
+impl HttpBody for Sliced {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        while let Some(piece) = this.pieces.front_mut() {
+            let polled = match piece {
+                Piece::Bytes(bytes) if bytes.is_empty() => None,
+                Piece::Bytes(bytes) => {
+                    let slice = bytes.split_to(bytes.len().min(SLICE_BYTES));
+                    return Poll::Ready(Some(Ok(Frame::data(slice))));
+                }
+                Piece::Pages(reader) => {
+                    let page = ready!(reader.poll_page(context));
+                    page.map(|page| page.map(|page| [Bytes::new(), page.bytes, Bytes::new()]))
+                }
+                Piece::Messages(messages) => ready!(messages.poll_part(context)),
+            };
+            match polled {
+                None => {
+                    this.pieces.pop_front();
+                }
+                Some(Ok(parts)) => {
+                    for part in parts.into_iter().rev() {
+                        this.pieces.push_front(Piece::Bytes(part));
+                    }
+                }
+                Some(Err(status)) => {
+                    this.pieces.clear();
+                    this.ended = true;
+                    return Poll::Ready(Some(Err(status)));
+                }
+            }
+        }
+        if std::mem::replace(&mut this.ended, true) {
+            return Poll::Ready(None);
+        }
+        let mut trailers = HeaderMap::new();
+        let added = Status::ok("").add_header(&mut trailers);
+        Poll::Ready(Some(added.map(|()| Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+/// Pairs that are not held: how large they are, and what it takes to read them.
+pub struct Rest {
+    pub view: Arc<ReadView>,
+    pub pages: Pages,
+    pub pairs: usize,
+    pub size_bytes: usize,
+}
+
+/// Reads the pages of a range.
+pub struct Reader {
+    reads: Reads,
+    left_bytes: usize,
+    /// None while a page is read, and after a failure.
+    place: Option<Place>,
+    reading: Option<Reading>,
+}
+
+type Read = Result<(Place, Option<Page>), Status>;
+type Reading = Pin<Box<dyn Future<Output = Read> + Send>>;
+
+/// A page whose bytes are counted.
+struct Page {
+    bytes: Bytes,
+    continues: bool,
+    rest_bytes: usize,
+}
+
+struct Place {
+    rest: Rest,
+    /// What the rows of a sorted range take that are kept from page to page.
+    rows: Option<Held>,
+}
+
+impl Reader {
+    pub fn new(reads: Reads, rest: Rest) -> Self {
+        Self {
+            reads,
+            left_bytes: rest.size_bytes,
+            place: Some(Place { rest, rows: None }),
+            reading: None,
+        }
+    }
+
+    /// The next page; none behind the last.
+    fn poll_page(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Page, Status>>> {
+        if self.reading.is_none() {
+            let Some(place) = self.place.take() else {
+                return Poll::Ready(None);
+            };
+            self.reading = Some(Box::pin(read_page(self.reads.clone(), place)));
+        }
+        let Some(reading) = &mut self.reading else {
+            return Poll::Ready(None);
+        };
+        let read = ready!(reading.as_mut().poll(context));
+        self.reading = None;
+        Poll::Ready(match read {
+            Ok((place, Some(page))) if page.bytes.len() <= self.left_bytes => {
+                self.left_bytes -= page.bytes.len();
+                self.place = (self.left_bytes > 0).then_some(place);
+                Some(Ok(page))
+            }
+            Ok(_) => Some(Err(Status::internal(
+                "a range gave another answer than it was measured to give",
+            ))),
+            Err(status) => Some(Err(status)),
+        })
+    }
+}
+
+/// A range as messages of a stream, each a page, or a pair that is larger.
+pub struct Messages {
+    reader: Reader,
+    /// What the last of them says of all.
+    last: RangeResponse,
+}
+
+impl Messages {
+    pub fn new(reader: Reader, last: RangeResponse) -> Self {
+        Self { reader, last }
+    }
+
+    /// The next page, what stands before it and what behind it.
+    fn poll_part(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<[Bytes; 3], Status>>> {
+        let page = match ready!(self.reader.poll_page(context)) {
+            Some(Ok(page)) => page,
+            Some(Err(status)) => return Poll::Ready(Some(Err(status))),
+            None => return Poll::Ready(None),
+        };
+        let (mut before, mut behind) = (Vec::new(), Vec::new());
+        let is_last = self.reader.left_bytes == page.rest_bytes;
+        if !page.continues {
+            let around = if is_last { self.last.encoded_len() } else { 0 };
+            let range_bytes = page.bytes.len() + page.rest_bytes + around;
+            begin_message(nested_len(range_bytes), &mut before);
+            begin_nested(STREAMED_RANGE_TAG, range_bytes, &mut before);
+            if is_last {
+                self.last.encode_before_kvs(&mut before);
+            }
+        }
+        if is_last && page.rest_bytes == 0 {
+            self.last.encode_behind_kvs(&mut behind);
+        }
+        Poll::Ready(Some(Ok([before.into(), page.bytes, behind.into()])))
+    }
+}
+
+async fn read_page(reads: Reads, mut place: Place) -> Read {
+    let turn = reads.turns.clone().acquire_owned().await;
+    let handle = reads.handle.clone();
+    let read = handle.blocking(move || {
+        let _turn = turn;
+        let page = place.next(&reads.share);
+        page.map(|page| (place, page))
+    });
+    let page = read.await.map_err(|_| Status::from(Error::Stopped))?;
+    page.map_err(|error| Status::from(handle.refusal(error)))
+}
+
+impl Place {
+    fn next(&mut self, share: &Arc<Share>) -> mvcc::Result<Option<Page>> {
+        let mut large_pair = Room::new(share, SLICE_BYTES, MAX_PAIR_BYTES);
+        let rows = Room::new(share, SLICE_BYTES, MAX_ROWS_BYTES);
+        let mut rows = rows.with_held(self.rows.take());
+        let snapshot = self.rest.view.snapshot();
+        let page = self.rest.pages.next(
+            &snapshot,
+            &mut Rooms {
+                page_bytes: SLICE_BYTES,
+                large_pair: &mut |bytes| large_pair.holds(bytes),
+                rows: &mut |bytes| rows.holds(bytes),
+            },
+        )?;
+        self.rows = rows.into_held();
+        let held = large_pair.into_held();
+        Ok(page.map(|page| {
+            let held = held.unwrap_or_else(|| share.take_anyway(page.bytes.len()));
+            Page {
+                bytes: counted(page.bytes.into(), Some(held)),
+                continues: page.continues,
+                rest_bytes: page.rest_bytes,
+            }
+        }))
+    }
+}

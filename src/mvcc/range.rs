@@ -1,0 +1,250 @@
+//! Answers to range requests: whole, or measured where they are too large to be held. `pages`
+//! gives what was measured piece by piece.
+
+use bytes::Bytes;
+
+use super::Result;
+use super::frame::{Fields, Room};
+use super::order::{Keeps, Round, Row};
+use super::read::{RangeRead, Snapshot, parse_head};
+use crate::proto::EncodedKvs;
+use crate::storage;
+use crate::storage::Family;
+use crate::types::KeyRange;
+
+/// An answer, or how large it is.
+#[derive(Debug)]
+pub struct Measured {
+    /// Where there was room for them.
+    pub kvs: Option<EncodedKvs>,
+    pub pairs: usize,
+    /// Of all pairs, as `EncodedKvs` counts them.
+    pub size_bytes: u64,
+    pub count: i64,
+    /// True where the limit cut the answer.
+    pub more: bool,
+}
+
+impl Snapshot<'_> {
+    /// Answers a range request, however large the answer is.
+    #[cfg(test)]
+    pub fn range(&self, request: &RangeRead) -> Result<Measured> {
+        self.measure(request, &mut |_| true)
+    }
+
+    /// Answers a range request whose pairs `room` lets it hold, and measures any other.
+    pub fn measure(&self, request: &RangeRead, room: Room<'_>) -> Result<Measured> {
+        let revision = self.check_revision(request.revision)?;
+        if request.range.is_empty() {
+            return Ok(Frames::new(request).measured(0, false));
+        }
+        if let KeyRange::Point(key) = &request.range {
+            return self.point(request, key, revision, room);
+        }
+        match request.is_in_key_order() {
+            true => self.scan(request, revision, room),
+            false => self.sorted(request, revision, room),
+        }
+    }
+
+    /// How large the pairs of an answer are; what is beyond `most_bytes` is not looked at.
+    pub fn size(&self, request: &RangeRead, most_bytes: usize) -> Result<usize> {
+        let cut = request.limit > 0 && !request.is_in_key_order();
+        if request.range.is_empty() || request.count_only || cut {
+            let measured = self.measure(request, &mut |_| false)?;
+            return Ok(measured.size_bytes as usize);
+        }
+        let revision = self.check_revision(request.revision)?;
+        let mut walk = self.walk(&request.range, revision)?;
+        let mut frames = Frames::new(request);
+        while frames.size_bytes <= most_bytes as u64 && !frames.is_full() && walk.advance()? {
+            let (key, record) = (walk.key(), walk.record());
+            if request.passes_filters(&parse_head(key, record)?) {
+                frames.push(key, record, &mut |_| false)?;
+            }
+        }
+        Ok(frames.size_bytes as usize)
+    }
+
+    fn point(
+        &self,
+        request: &RangeRead,
+        key: &Bytes,
+        revision: i64,
+        room: Room<'_>,
+    ) -> Result<Measured> {
+        let mut frames = Frames::new(request);
+        let Some(version) = self.get(key, revision)? else {
+            return Ok(frames.measured(0, false));
+        };
+        let record = version.record();
+        let head = parse_head(key, record)?;
+        if !request.count_only && request.passes_filters(&head) {
+            frames.push(key, record, room)?;
+        }
+        Ok(frames.measured(1, false))
+    }
+
+    /// Answers in key order, counting on behind the limit.
+    fn scan(&self, request: &RangeRead, revision: i64, room: Room<'_>) -> Result<Measured> {
+        let filters = request.has_revision_filters();
+        let mut walk = self.walk(&request.range, revision)?;
+        let mut frames = Frames::new(request);
+        let (mut count, mut more) = (0, false);
+        while walk.advance()? {
+            count += 1;
+            if request.count_only {
+                continue;
+            }
+            let (key, record) = (walk.key(), walk.record());
+            if filters && !request.passes_filters(&parse_head(key, record)?) {
+                continue;
+            }
+            if frames.is_full() {
+                more = true;
+            } else {
+                frames.push(key, record, room)?;
+            }
+        }
+        Ok(frames.measured(count, more))
+    }
+
+    /// Filters and sorts everything, then cuts.
+    fn sorted(&self, request: &RangeRead, revision: i64, room: Room<'_>) -> Result<Measured> {
+        let limit = usize::try_from(request.limit).unwrap_or(0);
+        let most = if limit > 0 { limit } else { usize::MAX };
+        let all = (None, most, Keeps::Records);
+        let Round { rows, seen } = Round::walk(self, request, revision, all, room)?;
+        let pairs = seen.candidates.min(most);
+        let more = seen.candidates > pairs;
+        if rows.len() == pairs {
+            let mut frames = Frames::new(request);
+            let mut rows_bytes: usize = rows.iter().map(Row::size_bytes).sum();
+            for row in rows {
+                let mut beside = |bytes| room(bytes + rows_bytes);
+                frames.push(&row.key, &row.record, &mut beside)?;
+                rows_bytes -= row.size_bytes();
+            }
+            room(frames.bytes.capacity());
+            return Ok(frames.measured(seen.count, more));
+        }
+        drop(rows);
+        let size_bytes = match more {
+            false => seen.bytes,
+            true => self.size_of_first(request, revision, pairs, room)?,
+        };
+        room(0);
+        Ok(Measured {
+            kvs: None,
+            pairs,
+            size_bytes,
+            count: seen.count,
+            more,
+        })
+    }
+
+    /// How large the first `pairs` of a sorted answer are.
+    fn size_of_first(
+        &self,
+        request: &RangeRead,
+        revision: i64,
+        pairs: usize,
+        room: Room<'_>,
+    ) -> Result<u64> {
+        let (mut left, mut after, mut bytes) = (pairs, None::<Row>, 0);
+        while left > 0 {
+            room(0);
+            let place = (after.as_ref(), left, Keeps::Keys);
+            let rows = Round::walk(self, request, revision, place, room)?.rows;
+            bytes += rows.iter().map(|row| row.frame_len as u64).sum::<u64>();
+            left -= rows.len();
+            after = rows.into_iter().last();
+            if after.is_none() {
+                return Err(changed().into());
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// A snapshot gave less than it had held.
+pub(super) fn changed() -> storage::Error {
+    storage::Error::Engine(format!(
+        "a range of one snapshot of {:?} was read twice and differed",
+        Family::Current
+    ))
+}
+
+/// Collects the pairs of an answer for as long as there is room for them.
+struct Frames<'a> {
+    request: &'a RangeRead,
+    bytes: Vec<u8>,
+    len: usize,
+    size_bytes: u64,
+    dropped: bool,
+}
+
+/// An answer of many pairs begins with so much memory.
+const LEAST_BYTES: usize = 4096;
+
+impl<'a> Frames<'a> {
+    fn new(request: &'a RangeRead) -> Self {
+        Self {
+            request,
+            bytes: Vec::new(),
+            len: 0,
+            size_bytes: 0,
+            dropped: false,
+        }
+    }
+
+    fn push(&mut self, key: &[u8], record: &[u8], room: Room<'_>) -> storage::Result<()> {
+        let fields = Fields::of(self.request, key, record)?;
+        let frame = fields.frame(key);
+        let len = frame.encoded_len();
+        self.len += 1;
+        self.size_bytes += len as u64;
+        if !self.dropped && self.has_room(self.bytes.len() + len, room) {
+            frame.append(&mut self.bytes);
+        }
+        Ok(())
+    }
+
+    fn has_room(&mut self, needed: usize, room: Room<'_>) -> bool {
+        let capacity = self.bytes.capacity();
+        if needed <= capacity {
+            return true;
+        }
+        let least = match self.request.range {
+            KeyRange::Point(_) => 0,
+            _ => LEAST_BYTES,
+        };
+        let grown = needed.max(capacity * 2).max(least);
+        let wanted = [grown, needed].into_iter().find(|bytes| room(*bytes));
+        match wanted {
+            Some(wanted) => self.bytes.reserve_exact(wanted - self.bytes.len()),
+            None => {
+                self.bytes = Vec::new();
+                self.dropped = true;
+                room(0);
+            }
+        }
+        !self.dropped
+    }
+
+    /// True where the limit is reached.
+    fn is_full(&self) -> bool {
+        self.request.limit > 0 && self.len as i64 >= self.request.limit
+    }
+
+    fn measured(self, count: i64, more: bool) -> Measured {
+        let kvs = EncodedKvs::from_frames(self.bytes.into(), self.len);
+        Measured {
+            kvs: (!self.dropped).then_some(kvs),
+            pairs: self.len,
+            size_bytes: self.size_bytes,
+            count,
+            more,
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! How much of what a request reads is kept for its answer. What is applied is the same on every
+//! member whatever it keeps: results lead to nothing but the answer.
+
+/// See the module.
+pub struct Kept {
+    left_bytes: usize,
+    too_large: bool,
+}
+
+impl Kept {
+    /// Up to `bytes`; nothing where nobody waits for the answer.
+    pub fn up_to(bytes: usize) -> Self {
+        Self {
+            left_bytes: bytes,
+            too_large: false,
+        }
+    }
+
+    pub fn left_bytes(&self) -> usize {
+        self.left_bytes
+    }
+
+    /// Whether so many bytes more are kept; if not, none behind them are.
+    pub fn takes(&mut self, bytes: usize) -> bool {
+        match self.left_bytes.checked_sub(bytes) {
+            Some(left_bytes) => self.left_bytes = left_bytes,
+            None => {
+                self.too_large |= self.left_bytes > 0;
+                self.left_bytes = 0;
+            }
+        }
+        self.left_bytes > 0
+    }
+
+    /// True where somebody waits for more than may be kept.
+    pub fn is_too_large(&self) -> bool {
+        self.too_large
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_ends_at_the_first_that_does_not_fit() {
+        let mut kept = Kept::up_to(100);
+        assert!(kept.takes(60) && !kept.is_too_large());
+        assert!(!kept.takes(60) && kept.is_too_large());
+        assert!(!kept.takes(1) && kept.is_too_large());
+        let mut nobody = Kept::up_to(0);
+        assert!(!nobody.takes(1) && !nobody.is_too_large());
+    }
+}
