@@ -223,6 +223,9 @@ where
             self.stall = None;
             return Poll::Pending;
         }
+        if matches!(self.state, State::Within(_)) {
+            self.unread.starves();
+        }
         loop {
             let stall = self.stall.get_or_insert_with(|| Stall {
                 until: self.source.clock.sleep(STALL_LIMIT),

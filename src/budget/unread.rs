@@ -5,13 +5,17 @@
 //! is taken over. Between the two some is dropped (a call was refused, its client gave it up)
 //! without a word to either, so a connection none of whose bodies may hold anything begins anew
 //! at nothing. Together they may hold `limit_bytes`; beyond that a connection that holds more
-//! than `FLOOR_BYTES` is not read from. Its own windows already stop the others' senders.
+//! than `FLOOR_BYTES` is not read from. If one of its bodies has room for what it lacks, it is read
+//! from up to `HUNGRY_FACTOR` times the limit: what comes before that is what others of its calls
+//! wait with, and without it none of them would ever end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A connection may always have so much unread.
 const FLOOR_BYTES: usize = 64 << 10;
+/// See the module.
+const HUNGRY_FACTOR: usize = 4;
 /// What a piece costs the library at least, whatever is in it.
 const PIECE_BYTES: usize = 256;
 
@@ -43,6 +47,7 @@ impl Unread {
             all: self.clone(),
             bytes: AtomicUsize::new(0),
             bodies: AtomicUsize::new(0),
+            hungry: AtomicUsize::new(0),
         })
     }
 }
@@ -53,6 +58,8 @@ pub struct Connection {
     bytes: AtomicUsize,
     /// Bodies that may hold some of it.
     bodies: AtomicUsize,
+    /// Bodies that wait for more, and have room for it.
+    hungry: AtomicUsize,
 }
 
 impl Connection {
@@ -72,6 +79,9 @@ impl Connection {
         if !self.all.is_over() || self.bytes.load(Ordering::Relaxed) <= FLOOR_BYTES {
             return false;
         }
+        if self.hungry.load(Ordering::Relaxed) > 0 {
+            return self.all.bytes() > self.all.limit_bytes.saturating_mul(HUNGRY_FACTOR);
+        }
         if self.bodies.load(Ordering::Relaxed) > 0 {
             return true;
         }
@@ -85,6 +95,7 @@ impl Connection {
         Body {
             connection: self.clone(),
             holds: true,
+            hungry: false,
         }
     }
 
@@ -111,11 +122,26 @@ impl Drop for Connection {
 pub struct Body {
     connection: Arc<Connection>,
     holds: bool,
+    hungry: bool,
 }
 
 impl Body {
+    /// It waits for more, and has room for it.
+    pub fn starves(&mut self) {
+        if !std::mem::replace(&mut self.hungry, true) {
+            self.connection.hungry.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn eats(&mut self) {
+        if std::mem::take(&mut self.hungry) {
+            self.connection.hungry.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     /// A piece came out of it; there may be more.
     pub fn took(&mut self, bytes: usize) {
+        self.eats();
         self.connection.give_back(bytes.max(PIECE_BYTES));
         if !std::mem::replace(&mut self.holds, true) {
             self.connection.bodies.fetch_add(1, Ordering::Relaxed);
@@ -135,6 +161,7 @@ impl Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
+        self.eats();
         self.drained();
     }
 }
@@ -162,6 +189,26 @@ mod tests {
         drop((much, little));
         drop((body, _other));
         assert_eq!(unread.bytes(), 0);
+    }
+
+    #[test]
+    fn who_has_room_for_more_is_read_from_for_longer() {
+        let unread = Unread::new(LARGE);
+        let connection = unread.connection();
+        let (mut hungry, _waits) = (connection.body(), connection.body());
+        connection.came(2 * LARGE);
+        assert!(connection.must_wait());
+        hungry.drained();
+        hungry.starves();
+        assert!(!connection.must_wait());
+        connection.came(HUNGRY_FACTOR * LARGE);
+        assert!(connection.must_wait());
+        hungry.took(HUNGRY_FACTOR * LARGE);
+        assert!(connection.must_wait(), "nothing is hungry any more");
+        hungry.starves();
+        assert!(!connection.must_wait());
+        drop(hungry);
+        assert!(connection.must_wait());
     }
 
     #[test]
