@@ -20,6 +20,7 @@ use super::notify;
 use super::publish::{Introduction, introduce};
 use super::restore::Restored;
 use crate::api::{self, Api};
+use crate::budget::Part;
 use crate::config::{AutoCompaction, Config, Listen, urls};
 use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
 use crate::http::{Access, HttpService};
@@ -365,7 +366,10 @@ fn options(config: &Config) -> assemble::Options {
             catch_up_entries: config.snapshot_catchup_entries,
             max_outstanding_bytes: crate::replica::raft_thread::MAX_OUTSTANDING_BYTES,
         },
-        watch_limits: crate::watch::Limits::default(),
+        watch_limits: crate::watch::Limits {
+            total_bytes: bootstrap::budget(config).bytes(Part::Watches),
+            ..crate::watch::Limits::default()
+        },
         warning_apply_duration: config.warning_apply_duration,
         jobs: jobs_of(config),
     }

@@ -48,8 +48,14 @@ struct Watch {
     /// It started at what was the newest revision when its client asked, and catches up only
     /// because more was published since. To the client it counts as live.
     fresh: bool,
+    /// Queued items of revisions below this are not for it: it fell behind since. While it
+    /// catches up none are.
+    live_from: i64,
     state: State,
 }
+
+/// No revision is as new as that.
+const NEVER: i64 = i64::MAX;
 
 /// The watches of one client stream, and what they have to say. Dropping it ends them all.
 ///
@@ -87,7 +93,8 @@ impl Hub {
     /// the stream may have something to say after `Stream::next` returned `None`: once, until it
     /// does so again.
     pub fn open(self: &Arc<Self>, wake: Arc<dyn Fn() + Send + Sync>) -> Stream {
-        let queue = Queue::new(*self.limits(), self.counters().clone(), wake);
+        let counters = self.counters().clone();
+        let queue = Queue::new(*self.limits(), counters, self.names().clone(), wake);
         Stream::new(self.clone(), queue)
     }
 }
@@ -143,6 +150,7 @@ impl Stream {
             progress_notify: request.progress_notify,
             quiet: true,
             fresh: from_now,
+            live_from: NEVER,
             state: State::CatchingUp,
         };
         let mut index = self.hub.lock();
@@ -231,7 +239,9 @@ impl Stream {
         self.queue.take_spilled(&mut self.leaving);
         for spilled in self.leaving.iter().skip(known) {
             let watch = find(&mut self.watches, spilled.watch);
-            if let Some(watch) = watch {
+            if let Some(watch) = watch
+                && watch.is_news(spilled)
+            {
                 watch.state = State::Leaving;
                 watch.fresh = false;
             }
@@ -244,8 +254,11 @@ impl Stream {
         while let Some(spilled) = self.leaving.front()
             && (spilled.after <= self.popped || early)
         {
-            if let Some(watch) = find(&mut self.watches, spilled.watch) {
+            if let Some(watch) = find(&mut self.watches, spilled.watch)
+                && watch.is_news(spilled)
+            {
                 watch.state = State::CatchingUp;
+                watch.live_from = NEVER;
                 self.catch_up
                     .insert(spilled.watch, &watch.range, watch.wanted, spilled.next);
             }
@@ -296,19 +309,28 @@ impl Stream {
 
     /// True where there was something to read.
     fn read_page(&mut self, snapshot: &Snapshot<'_>) -> storage::Result<bool> {
-        let limits = self.hub.limits();
-        let pending = &self.hub.counters().pending_bytes;
-        let free = limits
-            .total_bytes
-            .saturating_sub(pending.load(Relaxed).max(0) as usize);
-        // An eighth of what is free, so that many streams can read their pages at once.
-        let page_bytes = limits.page_bytes.min(free / 8).max(1);
-        self.page = self.catch_up.read(snapshot, limits, page_bytes)?;
+        let (limits, share) = (self.hub.limits(), self.hub.share());
+        self.page = self.catch_up.read(snapshot, limits, share)?;
         if let Some(page) = &self.page {
-            pending.fetch_add(page.bytes as i64, Relaxed);
             self.told = self.told.max(page.next - 1);
         }
         Ok(self.page.is_some())
+    }
+
+    /// Whether a page is held, or the rest of one.
+    pub fn holds_page(&self) -> bool {
+        self.page.is_some()
+    }
+
+    /// Lets go of the page that is held: the client does not read. It is read again when `next`
+    /// is called again.
+    pub fn put_back_page(&mut self) {
+        if let Some(page) = self.page.take() {
+            probe::reached(CoveragePoint::PagePutBack);
+            for (name, from) in page.into_unserved() {
+                self.fall_back(name, from);
+            }
+        }
     }
 
     fn serve_page(&mut self) -> Option<Output> {
@@ -339,9 +361,7 @@ impl Stream {
     }
 
     fn drop_page(&mut self) {
-        if let Some(page) = self.page.take() {
-            let pending = &self.hub.counters().pending_bytes;
-            pending.fetch_sub(page.bytes as i64, Relaxed);
+        if self.page.take().is_some() {
             self.next_page_at = self.queue.pushed();
         }
     }
@@ -353,12 +373,48 @@ impl Stream {
                 watch: name,
                 revision,
                 events,
+                ..
             } => {
                 let watch = find(&mut self.watches, name)?;
-                Some(watch.events(&self.hub, name.id, revision, events.into_vec()))
+                if revision < watch.live_from {
+                    return None;
+                }
+                let Some(events) = events.read() else {
+                    probe::reached(CoveragePoint::QueuedEventGone);
+                    self.fall_back(name, revision);
+                    return None;
+                };
+                Some(watch.events(&self.hub, name.id, revision, events))
             }
             Item::Progress { of, revision } => self.take_progress(of, revision),
         }
+    }
+}
+
+impl Stream {
+    /// Has a watch catch up, again or from further back: what it was to be given is gone.
+    fn fall_back(&mut self, name: WatchName, revision: i64) {
+        let Some(watch) = find(&mut self.watches, name) else {
+            return;
+        };
+        match watch.state {
+            State::Compacted => return,
+            State::CatchingUp => self.catch_up.remove(name.id),
+            // One that is leaving was counted as slow when it left the index.
+            State::Leaving => {}
+            State::Live(node) => {
+                if self.hub.lock().remove(node, name.serial) {
+                    self.hub.counters().slow_watches.fetch_add(1, Relaxed);
+                }
+            }
+        }
+        watch.state = State::CatchingUp;
+        watch.fresh = false;
+        watch.live_from = NEVER;
+        // Progress that is queued does not speak for it.
+        self.past_starts += 1;
+        self.catch_up
+            .insert(name, &watch.range, watch.wanted, revision);
     }
 }
 
@@ -373,6 +429,7 @@ impl Drop for Stream {
         }
         drop(index);
         self.queue.clear();
+        self.hub.lock().trim();
         self.hub.counters().streams.fetch_sub(1, Relaxed);
     }
 }
@@ -392,7 +449,13 @@ impl Watch {
         }
     }
 
+    /// Not of a time before it fell back and was live again.
+    fn is_news(&self, spilled: &Spilled) -> bool {
+        self.live_from <= spilled.next && self.live_from != NEVER
+    }
+
     fn go_live(&mut self, index: &mut Index, watch: WatchName, queue: &Arc<Queue>, from: i64) {
+        self.live_from = from;
         let live = Live {
             watch,
             queue: queue.clone(),

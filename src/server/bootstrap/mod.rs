@@ -22,11 +22,16 @@ use crate::storage::rocks::MemoryLimits;
 
 use network::BootstrapNetwork;
 
+/// What a member may hold in memory.
+pub fn budget(config: &Config) -> Budget {
+    Budget {
+        total_bytes: config.memory_budget_bytes,
+    }
+}
+
 /// What of the memory budget is the store's.
 pub fn store_limits(config: &Config) -> MemoryLimits {
-    let budget = Budget {
-        total_bytes: config.memory_budget_bytes,
-    };
+    let budget = budget(config);
     MemoryLimits {
         memtable_bytes: budget.bytes(Part::Memtables),
         block_cache_bytes: budget.bytes(Part::BlockCache),
