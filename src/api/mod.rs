@@ -188,6 +188,7 @@ impl Api {
         Box::pin(async move {
             match future.await {
                 Ok(response) => {
+                    let response = watch::with_own_body(response);
                     let response = status_text::in_grpc_go_words(response, max);
                     if let Some((log, started)) = log {
                         log.ended(rpc.service, rpc.method, started, Content::unknown);
