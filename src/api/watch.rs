@@ -45,7 +45,7 @@ const LINE_FULL_PAUSE: Duration = Duration::from_millis(100);
 const PAGE_KEPT: Duration = Duration::from_millis(100);
 /// Where memory is short, a client that takes nothing for so long is sent away in the middle of
 /// what it was being sent; it can come back for it.
-const STALL_LIMIT: Duration = Duration::from_secs(5);
+const STALL_LIMIT: Duration = Duration::from_secs(10);
 /// Outputs handed on before other things get their turn.
 const OUTPUTS_A_TURN: usize = 64;
 /// The shortest interval of progress notifications; etcd's.

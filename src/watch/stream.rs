@@ -48,14 +48,8 @@ struct Watch {
     /// It started at what was the newest revision when its client asked, and catches up only
     /// because more was published since. To the client it counts as live.
     fresh: bool,
-    /// Queued items of revisions below this are not for it: it fell behind since. While it
-    /// catches up none are.
-    live_from: i64,
     state: State,
 }
-
-/// No revision is as new as that.
-const NEVER: i64 = i64::MAX;
 
 /// The watches of one client stream, and what they have to say. Dropping it ends them all.
 ///
@@ -150,7 +144,6 @@ impl Stream {
             progress_notify: request.progress_notify,
             quiet: true,
             fresh: from_now,
-            live_from: NEVER,
             state: State::CatchingUp,
         };
         let mut index = self.hub.lock();
@@ -239,9 +232,7 @@ impl Stream {
         self.queue.take_spilled(&mut self.leaving);
         for spilled in self.leaving.iter().skip(known) {
             let watch = find(&mut self.watches, spilled.watch);
-            if let Some(watch) = watch
-                && watch.is_news(spilled)
-            {
+            if let Some(watch) = watch {
                 watch.state = State::Leaving;
                 watch.fresh = false;
             }
@@ -254,11 +245,8 @@ impl Stream {
         while let Some(spilled) = self.leaving.front()
             && (spilled.after <= self.popped || early)
         {
-            if let Some(watch) = find(&mut self.watches, spilled.watch)
-                && watch.is_news(spilled)
-            {
+            if let Some(watch) = find(&mut self.watches, spilled.watch) {
                 watch.state = State::CatchingUp;
-                watch.live_from = NEVER;
                 self.catch_up
                     .insert(spilled.watch, &watch.range, watch.wanted, spilled.next);
             }
@@ -376,9 +364,6 @@ impl Stream {
                 ..
             } => {
                 let watch = find(&mut self.watches, name)?;
-                if revision < watch.live_from {
-                    return None;
-                }
                 let Some(events) = events.read() else {
                     probe::reached(CoveragePoint::QueuedEventGone);
                     self.fall_back(name, revision);
@@ -392,7 +377,9 @@ impl Stream {
 }
 
 impl Stream {
-    /// Has a watch catch up, again or from further back: what it was to be given is gone.
+    /// Has a watch catch up, again or from further back: what it was to be given is gone. What is
+    /// queued for it, or says that it left the index, names it by its old serial and is not for
+    /// it any more.
     fn fall_back(&mut self, name: WatchName, revision: i64) {
         let Some(watch) = find(&mut self.watches, name) else {
             return;
@@ -410,9 +397,10 @@ impl Stream {
         }
         watch.state = State::CatchingUp;
         watch.fresh = false;
-        watch.live_from = NEVER;
         // Progress that is queued does not speak for it.
         self.past_starts += 1;
+        watch.serial = self.hub.next_serial();
+        let name = watch.name(name.id);
         self.catch_up
             .insert(name, &watch.range, watch.wanted, revision);
     }
@@ -449,13 +437,7 @@ impl Watch {
         }
     }
 
-    /// Not of a time before it fell back and was live again.
-    fn is_news(&self, spilled: &Spilled) -> bool {
-        self.live_from <= spilled.next && self.live_from != NEVER
-    }
-
     fn go_live(&mut self, index: &mut Index, watch: WatchName, queue: &Arc<Queue>, from: i64) {
-        self.live_from = from;
         let live = Live {
             watch,
             queue: queue.clone(),

@@ -51,11 +51,14 @@ impl Frames {
         self.responses.push_back(response);
     }
 
-    /// The oldest response, where none is begun.
+    /// The oldest response, where none is begun; a copy, as a client has it.
     #[cfg(any(test, feature = "simulation"))]
     pub fn pop(&mut self) -> Option<WatchResponse> {
-        let response = self.responses.pop_front()?;
+        let mut response = self.responses.pop_front()?;
         self.bytes -= size_bytes(&response);
+        for event in &mut response.events {
+            *event = EncodedEvent::from_encoded(event.encoded().to_vec().into());
+        }
         Some(response)
     }
 

@@ -55,10 +55,7 @@ impl Stream {
     /// Progress that came to the front of the queue; nothing where it no longer holds.
     pub(super) fn take_progress(&mut self, of: ProgressOf, revision: i64) -> Option<Output> {
         let watch_id = match of {
-            // One that fell back may not have seen everything.
-            ProgressOf::Watch(name) => find(&mut self.watches, name)
-                .filter(|watch| watch.live_from <= revision.saturating_add(1))
-                .map(|_| name.id)?,
+            ProgressOf::Watch(name) => find(&mut self.watches, name).map(|_| name.id)?,
             // A watch that came since may not be as far.
             ProgressOf::Stream { past_starts } if past_starts != self.past_starts => return None,
             ProgressOf::Stream { .. } if revision < self.told => {
