@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::Limits;
+use super::copies::Copies;
 use super::queue::{Encoded, Wanted, WatchName};
 use super::range_set::{NodeId, RangeSet};
-use crate::budget::{Held, Share};
+use crate::budget::Held;
 use crate::mvcc::Change;
 use crate::mvcc::history::{PageLimit, WithPrevious};
 use crate::mvcc::read::Snapshot;
@@ -134,12 +135,13 @@ impl CatchUp {
         &mut self,
         snapshot: &Snapshot<'_>,
         limits: &Limits,
-        share: &Arc<Share>,
+        copies: &Arc<Copies>,
     ) -> storage::Result<Option<Page>> {
         let Some(from) = self.begin(snapshot.head) else {
             return Ok(None);
         };
         self.sum_up_wants(from);
+        let share = copies.share();
         let free = share.limit_bytes().saturating_sub(share.used_bytes());
         let mut hits = Hits {
             limit: limits.page_hits,
@@ -160,7 +162,7 @@ impl CatchUp {
         let serve = self.move_on(from, next, &by_range);
         let bytes = changes.iter().map(Change::size_bytes).sum();
         Ok(Some(Page {
-            share: share.clone(),
+            copies: copies.clone(),
             _held: share.take_anyway(bytes),
             changes: changes
                 .into_iter()
@@ -303,7 +305,7 @@ pub(super) struct Page {
     serve: VecDeque<Served>,
     /// The first revision that it does not cover.
     pub next: i64,
-    share: Arc<Share>,
+    copies: Arc<Copies>,
     _held: Held,
 }
 
@@ -342,7 +344,7 @@ impl Page {
             for place in places {
                 let (change, encoded) = &mut self.changes[*place as usize];
                 if change.revision.main >= served.from && served.wanted.kind(change.kind) {
-                    let event = encoded.get(&self.share, change, served.wanted.previous);
+                    let event = encoded.get(&self.copies, change, served.wanted.previous);
                     events.push((**event).clone());
                 }
             }

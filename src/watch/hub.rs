@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::copies::Copies;
 use super::queue::{Encoded, Events, Pushed, Queue, Wanted, WatchName};
 use super::range_set::{NodeId, RangeSet};
 use super::recent::{EventName, Recent};
@@ -24,7 +25,7 @@ use crate::types::KeyRange;
 pub struct Hub {
     limits: Limits,
     counters: Arc<Counters>,
-    share: Arc<Share>,
+    copies: Arc<Copies>,
     names: Arc<Share>,
     serials: AtomicU64,
     index: Mutex<Index>,
@@ -50,7 +51,7 @@ pub(super) struct Index {
     pub head: i64,
     ranges: RangeSet<Members>,
     recent: Recent,
-    share: Arc<Share>,
+    copies: Arc<Copies>,
     /// Streams to wake after the next publish.
     waiting: Vec<Arc<Queue>>,
     /// Memory of `matching`, kept for the next change.
@@ -74,18 +75,18 @@ impl Hub {
     /// A hub for a keyspace that stands at revision `head`.
     pub fn new(head: i64, limits: Limits) -> Arc<Self> {
         let names_bytes = limits.total_bytes / 4;
-        let share = Share::new(limits.total_bytes - names_bytes);
+        let copies = Copies::new(Share::new(limits.total_bytes - names_bytes));
         Arc::new(Self {
             limits,
             counters: Arc::default(),
-            share: share.clone(),
+            copies: copies.clone(),
             names: Share::new(names_bytes),
             serials: AtomicU64::new(0),
             index: Mutex::new(Index {
                 head,
                 ranges: RangeSet::default(),
                 recent: Recent::default(),
-                share,
+                copies,
                 waiting: Vec::new(),
                 matching: Vec::new(),
             }),
@@ -163,7 +164,11 @@ impl Hub {
 
     /// What events, pages and what is on its way to clients are taken from.
     pub fn share(&self) -> &Arc<Share> {
-        &self.share
+        self.copies.share()
+    }
+
+    pub(super) fn copies(&self) -> &Arc<Copies> {
+        &self.copies
     }
 
     /// What queues are taken from. A share of their own: streams that nobody reads may use it up
@@ -175,7 +180,7 @@ impl Hub {
     /// What all streams hold in memory.
     #[cfg(any(test, feature = "simulation"))]
     pub fn held_bytes(&self) -> usize {
-        self.share.used_bytes() + self.names.used_bytes()
+        self.share().used_bytes() + self.names.used_bytes()
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Index> {
@@ -228,7 +233,7 @@ impl Index {
 
     /// Lets go of events that nobody will read.
     pub fn trim(&mut self) {
-        self.recent.trim(&self.share);
+        self.recent.trim(self.copies.share());
     }
 
     fn deliver(&mut self, main: i64, changes: &[Change], limits: &Limits, wakes: &mut Wakes) {
@@ -263,7 +268,7 @@ impl Index {
                 if main < live.from || !live.wanted.kind(change.kind) {
                     continue;
                 }
-                let event = encoded.get(&self.share, change, live.wanted.previous);
+                let event = encoded.get(&self.copies, change, live.wanted.previous);
                 let name = Events::One(Arc::downgrade(event));
                 if live.push(main, name, event.encoded().len(), wakes) == Pushed::Spilled {
                     spilled.push((*node, *serial));
@@ -298,7 +303,7 @@ impl Index {
                         live.gathered = all.len();
                         all.push(Gathered::new(*node, *serial));
                     }
-                    let event = encoded.get(&self.share, change, live.wanted.previous);
+                    let event = encoded.get(&self.copies, change, live.wanted.previous);
                     let name = Arc::downgrade(event);
                     all[live.gathered].add(name, event.encoded().len(), limits);
                 }

@@ -20,6 +20,7 @@
 //! No thread, no clock and no socket in here: `api` moves what `Stream::next` hands out.
 
 mod catch_up;
+mod copies;
 mod fragment;
 mod hub;
 mod queue;

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use parking_lot::Mutex;
 
+use super::copies::Copies;
 use super::recent::EventName;
 use super::{Counters, Limits};
 use crate::budget::{Held, Share};
@@ -61,24 +62,14 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
-    /// Counts in `share` what it makes, for as long as anybody holds it.
-    pub fn get(
-        &mut self,
-        share: &Arc<Share>,
-        change: &Change,
-        previous: bool,
-    ) -> &Arc<EncodedEvent> {
+    pub fn get(&mut self, copies: &Copies, change: &Change, previous: bool) -> &Arc<EncodedEvent> {
         let previous = previous && change.previous.is_some() && !change.is_create();
         let place = if previous {
             &mut self.with_previous
         } else {
             &mut self.plain
         };
-        place.get_or_insert_with(|| {
-            let bytes = change.to_event(previous).encoded().clone();
-            let held = share.take_anyway(bytes.len());
-            Arc::new(EncodedEvent::from_encoded(held.over(bytes)))
-        })
+        place.get_or_insert_with(|| Arc::new(copies.encode(change, previous)))
     }
 
     pub fn into_events(self) -> impl Iterator<Item = Arc<EncodedEvent>> {

@@ -297,8 +297,8 @@ impl Stream {
 
     /// True where there was something to read.
     fn read_page(&mut self, snapshot: &Snapshot<'_>) -> storage::Result<bool> {
-        let (limits, share) = (self.hub.limits(), self.hub.share());
-        self.page = self.catch_up.read(snapshot, limits, share)?;
+        let (limits, copies) = (self.hub.limits(), self.hub.copies());
+        self.page = self.catch_up.read(snapshot, limits, copies)?;
         if let Some(page) = &self.page {
             self.told = self.told.max(page.next - 1);
         }

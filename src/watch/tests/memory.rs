@@ -109,3 +109,23 @@ fn a_page_that_is_not_taken_is_put_back_and_read_again() {
     let twice: Vec<i64> = (first..first + PUTS).flat_map(|it| [it, it]).collect();
     assert_eq!(seen, twice);
 }
+
+#[test]
+fn streams_that_catch_up_over_the_same_events_hold_one_copy() {
+    let mut world = World::new();
+    let hub = Hub::new(world.head(), limits());
+    let first = world.head() + 1;
+    (0..PUTS).for_each(|_| put(&mut world, &hub));
+    let view = world.view();
+    let held: Vec<_> = (0..200)
+        .map(|_| {
+            let mut stream = watch(&hub, first);
+            let output = stream.next(&view.snapshot()).expect("read");
+            assert!(matches!(output, Some(Output::Events { .. })), "{output:?}");
+            (output, stream)
+        })
+        .collect();
+    assert!(hub.share().used_bytes() < TOTAL_BYTES / 2);
+    drop(held);
+    assert_eq!(hub.held_bytes(), 0);
+}
