@@ -13,7 +13,7 @@ use std::time::Duration;
 use http::Response as HttpResponse;
 use parking_lot::Mutex;
 use prost::Message;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_stream::{Empty, Stream as TokioStream, StreamExt};
 use tonic::body::Body;
 use tonic::{Request, Response, Status, Streaming};
@@ -39,6 +39,8 @@ use crate::watch::{self, ALL_WATCHES, Output, Stream};
 const MAX_WAITING_ANSWERS: usize = 64;
 /// See `room_bytes`; less only where a test has less to give.
 const ROOM_BYTES: usize = 16 << 10;
+/// Streams that read history at once: each needs a thread and what it reads.
+const READS_AT_ONCE: usize = 4;
 /// How long to wait where already too many wait for that.
 const LINE_FULL_PAUSE: Duration = Duration::from_millis(100);
 /// A page of history is kept so long for a client that does not take it.
@@ -58,11 +60,16 @@ pub use outbox::Responses;
 pub struct WatchService {
     handle: Handle,
     settings: Settings,
+    reads: Arc<Semaphore>,
 }
 
 impl WatchService {
     pub fn new(handle: Handle, settings: Settings) -> Self {
-        Self { handle, settings }
+        Self {
+            handle,
+            settings,
+            reads: Arc::new(Semaphore::new(READS_AT_ONCE)),
+        }
     }
 }
 
@@ -114,6 +121,7 @@ impl WatchService {
             caller,
             stream,
             outbox,
+            reads: self.reads.clone(),
             waiting: VecDeque::new(),
             busy: false,
             max_request_bytes: self.settings.max_request_bytes,
@@ -135,11 +143,18 @@ fn with_jitter(handle: &Handle, interval: Duration) -> Duration {
 /// The client went away or the member stops; the stream ends without a word.
 struct Gone;
 
+/// What it takes to read history.
+struct Room {
+    _held: Held,
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
 struct Session {
     handle: Handle,
     caller: Caller,
     stream: Stream,
     outbox: Outbox,
+    reads: Arc<Semaphore>,
     /// What is to be sent next, in order, before anything more of `stream`.
     waiting: VecDeque<WatchResponse>,
     /// True while `stream` may have something to say.
@@ -214,7 +229,7 @@ impl Session {
 
     /// Returns when the network asks for more and, where history is to be read for it, there is
     /// room: who waits for that holds nothing but its place.
-    async fn ready(&self) -> Option<Held> {
+    async fn ready(&self) -> Option<Room> {
         self.outbox.asked().await;
         if !self.waiting.is_empty() || !self.stream.reads_storage() {
             return None;
@@ -223,7 +238,13 @@ impl Session {
         let share = shared.hub.share();
         loop {
             match share.take(room_bytes(share)).await {
-                Ok(room) => return Some(room),
+                Ok(held) => {
+                    let turn = self.reads.clone().acquire_owned().await.ok();
+                    return Some(Room {
+                        _held: held,
+                        _turn: turn,
+                    });
+                }
                 Err(Exhausted) => shared.clock.sleep(LINE_FULL_PAUSE).await,
             }
         }
@@ -298,7 +319,7 @@ impl Session {
 
     /// Hands on what there is, up to a bounded number and while the network asks for more.
     /// Reads history once, with `room` for it.
-    fn turn(&mut self, mut room: Option<Held>) -> Result<(), Gone> {
+    fn turn(&mut self, mut room: Option<Room>) -> Result<(), Gone> {
         for _ in 0..OUTPUTS_A_TURN {
             let reads = self.waiting.is_empty() && self.stream.reads_storage();
             if !self.outbox.has_room() || reads && room.is_none() {
