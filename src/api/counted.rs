@@ -15,6 +15,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+use super::watch::MessageCount;
 use crate::replica::shared::Shared;
 use crate::service::rpcs::RPCS;
 
@@ -54,6 +55,7 @@ impl Counted {
         response.map(|body| {
             Body::new(CountedBody {
                 body,
+                messages: MessageCount::default(),
                 counted: self,
             })
         })
@@ -86,6 +88,7 @@ fn code_of(headers: &HeaderMap) -> Option<Code> {
 /// The body of a stream.
 struct CountedBody {
     body: Body,
+    messages: MessageCount,
     counted: Counted,
 }
 
@@ -105,8 +108,12 @@ impl HttpBody for CountedBody {
                     let code = code_of(trailers).unwrap_or(Code::Unknown);
                     this.counted.end(code);
                 }
-                // tonic sends what is ready together, so this counts at least one message.
-                None => this.counted.shared.metrics.grpc_sent(this.counted.method),
+                None => {
+                    let frame = frame.data_ref().map_or(&[][..], |data| data);
+                    for _ in 0..this.messages.begun(frame) {
+                        this.counted.shared.metrics.grpc_sent(this.counted.method);
+                    }
+                }
             }
         }
         polled

@@ -221,6 +221,7 @@ impl Api {
                 Ok(response) => {
                     drop(kept);
                     let response = sliced::take_over(response);
+                    let response = watch::with_own_body(response);
                     let response = status_text::in_grpc_go_words(response, max);
                     if let Some((log, started)) = log {
                         log.ended(rpc.service, rpc.method, started, Content::unknown);

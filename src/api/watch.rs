@@ -1,20 +1,26 @@
 //! Watch: moves what a stream of the hub hands out to the network, one task a client stream.
 //!
-//! The task takes the hub's next output only when the network has room for it, so a slow client
-//! fills nothing but its own bounded queue in the hub. Requests are read meanwhile.
+//! The task takes the hub's next output only when the network asks for it, so a client that does
+//! not read fills nothing but its own bounded queue in the hub. Requests are read meanwhile.
+
+mod frames;
+mod outbox;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Response as HttpResponse;
+use parking_lot::Mutex;
 use prost::Message;
-use tokio::sync::{Notify, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_stream::{Stream as TokioStream, StreamExt};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio_stream::{Empty, Stream as TokioStream, StreamExt};
+use tonic::body::Body;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::status_text::broken_stream;
 use super::{Settings, caller, header};
+use crate::budget::{Exhausted, Held, Share};
 use crate::env::Interval;
 use crate::error::watch_reason;
 use crate::metrics::Metrics;
@@ -29,64 +35,93 @@ use crate::service::permission::{self, Asks};
 use crate::types::KeyRange;
 use crate::watch::{self, ALL_WATCHES, Output, Stream};
 
-/// Responses that wait for the network.
-const WAITING_RESPONSES: usize = 32;
-/// A larger one waits until it is the only one, so that a slow client holds no more than that.
-const LARGE_RESPONSE_BYTES: usize = 64 << 10;
 /// Answers to requests that wait behind events; a client that does not read is not read from.
-const MAX_WAITING_ANSWERS: usize = 1024;
+const MAX_WAITING_ANSWERS: usize = 64;
+/// See `room_bytes`; less only where a test has less to give.
+const ROOM_BYTES: usize = 16 << 10;
+/// Streams that read history at once: each needs a thread and what it reads.
+const READS_AT_ONCE: usize = 4;
+/// How long to wait where already too many wait for that.
+const LINE_FULL_PAUSE: Duration = Duration::from_millis(100);
+/// A page of history is kept so long for a client that does not take it.
+const PAGE_KEPT: Duration = Duration::from_millis(100);
+/// Where memory is short, a client that takes nothing for so long is sent away in the middle of
+/// what it was being sent; it can come back for it.
+const STALL_LIMIT: Duration = Duration::from_secs(10);
 /// Outputs handed on before other things get their turn.
 const OUTPUTS_A_TURN: usize = 64;
 /// The shortest interval of progress notifications; etcd's.
 const MIN_PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
+pub use frames::MessageCount;
+use outbox::Outbox;
+pub use outbox::Responses;
+
 pub struct WatchService {
     handle: Handle,
     settings: Settings,
+    reads: Arc<Semaphore>,
 }
 
 impl WatchService {
     pub fn new(handle: Handle, settings: Settings) -> Self {
-        Self { handle, settings }
+        Self {
+            handle,
+            settings,
+            reads: Arc::new(Semaphore::new(READS_AT_ONCE)),
+        }
     }
 }
 
 #[tonic::async_trait]
 impl Watch for WatchService {
-    type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
+    /// What goes out instead is in the response's extensions; see `with_own_body`.
+    type WatchStream = Empty<Result<WatchResponse, Status>>;
 
     async fn watch(
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let caller = caller::of(&self.handle, "Watch", &request);
-        Ok(Response::new(self.open(caller, request.into_inner())))
+        let responses = self.open(caller, request.into_inner());
+        let mut response = Response::new(tokio_stream::empty());
+        response
+            .extensions_mut()
+            .insert(OwnBody(Arc::new(Mutex::new(Some(responses)))));
+        Ok(response)
+    }
+}
+
+/// The body of a watch, which shares large events; tonic's would copy each of them.
+#[derive(Clone)]
+struct OwnBody(Arc<Mutex<Option<Responses>>>);
+
+/// Puts the body of a watch into the response that tonic made for it.
+pub fn with_own_body(mut response: HttpResponse<Body>) -> HttpResponse<Body> {
+    let own = response.extensions_mut().remove::<OwnBody>();
+    match own.and_then(|own| own.0.lock().take()) {
+        Some(responses) => response.map(|_| Body::new(responses)),
+        None => response,
     }
 }
 
 impl WatchService {
     /// Answers the requests of a client stream.
-    pub fn open<R>(
-        &self,
-        caller: Caller,
-        requests: R,
-    ) -> ReceiverStream<Result<WatchResponse, Status>>
+    pub fn open<R>(&self, caller: Caller, requests: R) -> Responses
     where
         R: TokioStream<Item = Result<WatchRequest, Status>> + Send + Unpin + 'static,
     {
-        let (sender, receiver) = mpsc::channel(WAITING_RESPONSES);
+        let hub = &self.handle.shared().hub;
+        let (outbox, responses) = outbox::outbox(hub.share().clone());
         let wake = Arc::new(Notify::new());
         let waker = wake.clone();
-        let stream = self
-            .handle
-            .shared()
-            .hub
-            .open(Arc::new(move || waker.notify_one()));
+        let stream = hub.open(Arc::new(move || waker.notify_one()));
         let session = Session {
             handle: self.handle.clone(),
             caller,
             stream,
-            sender,
+            outbox,
+            reads: self.reads.clone(),
             waiting: VecDeque::new(),
             busy: false,
             max_request_bytes: self.settings.max_request_bytes,
@@ -94,7 +129,7 @@ impl WatchService {
         };
         let interval = with_jitter(&self.handle, self.settings.progress_interval);
         self.handle.spawn(session.run(requests, wake, interval));
-        ReceiverStream::new(receiver)
+        responses
     }
 }
 
@@ -108,11 +143,18 @@ fn with_jitter(handle: &Handle, interval: Duration) -> Duration {
 /// The client went away or the member stops; the stream ends without a word.
 struct Gone;
 
+/// What it takes to read history.
+struct Room {
+    _held: Held,
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
 struct Session {
     handle: Handle,
     caller: Caller,
     stream: Stream,
-    sender: mpsc::Sender<Result<WatchResponse, Status>>,
+    outbox: Outbox,
+    reads: Arc<Semaphore>,
     /// What is to be sent next, in order, before anything more of `stream`.
     waiting: VecDeque<WatchResponse>,
     /// True while `stream` may have something to say.
@@ -136,11 +178,13 @@ impl Session {
         loop {
             let sends = self.busy || !self.waiting.is_empty();
             let reads = open && self.waiting.len() < MAX_WAITING_ANSWERS;
-            let room = self.waiting.front().map_or(1, room_for);
+            let unread_page = self.stream.holds_page() && !self.outbox.has_room();
+            let stalled = self.outbox.is_stalled();
+            let clock = self.handle.shared().clock.clone();
             let last_was_request = std::mem::take(&mut was_request);
             let step = tokio::select! {
                 biased;
-                () = self.sender.closed() => Err(Gone),
+                () = self.outbox.closed() => Err(Gone),
                 () = wake.notified(), if !self.busy => {
                     self.busy = true;
                     Ok(())
@@ -150,7 +194,7 @@ impl Session {
                     self.busy = true;
                     Ok(())
                 }
-                () = has_room(&self.sender, room), if sends && last_was_request => self.turn(),
+                room = self.ready(), if sends && last_was_request => self.turn(room),
                 request = requests.next(), if reads => match request {
                     Some(Ok(request)) => {
                         was_request = true;
@@ -159,8 +203,7 @@ impl Session {
                     }
                     Some(Err(status)) => {
                         let status = broken_stream(&status, self.max_request_bytes);
-                        // A client that has gone needs no error.
-                        let _ = self.sender.send(Err(status)).await;
+                        self.outbox.end(status);
                         Err(Gone)
                     }
                     None => {
@@ -168,12 +211,55 @@ impl Session {
                         Ok(())
                     }
                 },
-                () = has_room(&self.sender, room), if sends => self.turn(),
+                room = self.ready(), if sends => self.turn(room),
+                () = async { clock.sleep(PAGE_KEPT).await }, if unread_page => {
+                    self.stream.put_back_page();
+                    self.busy = true;
+                    Ok(())
+                }
+                () = async { clock.sleep(STALL_LIMIT).await }, if stalled && !unread_page => {
+                    self.give_up_if_short()
+                }
             };
             if step.is_err() {
                 return;
             }
         }
+    }
+
+    /// Returns when the network asks for more and, where history is to be read for it, there is
+    /// room: who waits for that holds nothing but its place.
+    async fn ready(&self) -> Option<Room> {
+        self.outbox.asked().await;
+        if !self.waiting.is_empty() || !self.stream.reads_storage() {
+            return None;
+        }
+        let shared = self.handle.shared();
+        let share = shared.hub.share();
+        loop {
+            match share.take(room_bytes(share)).await {
+                Ok(held) => {
+                    let turn = self.reads.clone().acquire_owned().await.ok();
+                    return Some(Room {
+                        _held: held,
+                        _turn: turn,
+                    });
+                }
+                Err(Exhausted) => shared.clock.sleep(LINE_FULL_PAUSE).await,
+            }
+        }
+    }
+
+    /// Ends the stream where others wait for what it holds.
+    fn give_up_if_short(&mut self) -> Result<(), Gone> {
+        let share = self.handle.shared().hub.share();
+        if share.used_bytes() + room_bytes(share) <= share.limit_bytes() {
+            return Ok(());
+        }
+        self.outbox.break_off(Status::unavailable(
+            "memory is short and the client does not read what its watches sent",
+        ));
+        Err(Gone)
     }
 
     fn request(&mut self, request: WatchRequest) {
@@ -231,26 +317,31 @@ impl Session {
         self.waiting.push_back(response);
     }
 
-    /// Hands on what there is, up to a bounded number and while the network takes it.
-    fn turn(&mut self) -> Result<(), Gone> {
+    /// Hands on what there is, up to a bounded number and while the network asks for more.
+    /// Reads history once, with `room` for it.
+    fn turn(&mut self, mut room: Option<Room>) -> Result<(), Gone> {
         for _ in 0..OUTPUTS_A_TURN {
+            let reads = self.waiting.is_empty() && self.stream.reads_storage();
+            if !self.outbox.has_room() || reads && room.is_none() {
+                break;
+            }
             let started = self.handle.shared().clock.now();
             if self.waiting.is_empty() && self.busy {
                 self.step()?;
-            }
-            let Some(response) = self.waiting.front() else {
-                return Ok(());
-            };
-            if self.sender.capacity() < room_for(response) {
-                return Ok(());
+                if reads {
+                    room = None;
+                }
             }
             if let Some(response) = self.waiting.pop_front() {
                 let kind = Kind::of(&response);
-                self.sender.try_send(Ok(response)).map_err(|_| Gone)?;
+                self.outbox.push(response);
                 let shared = self.handle.shared();
                 kind.observe(&shared.metrics, shared.clock.now() - started);
+            } else if !self.busy {
+                break;
             }
         }
+        self.outbox.hand_over();
         Ok(())
     }
 
@@ -372,26 +463,9 @@ impl Kind {
     }
 }
 
-/// The places of the queue that have to be free for a response.
-fn room_for(response: &WatchResponse) -> usize {
-    let bytes: usize = response
-        .events
-        .iter()
-        .map(|event| event.encoded().len())
-        .sum();
-    if bytes > LARGE_RESPONSE_BYTES {
-        WAITING_RESPONSES
-    } else {
-        1
-    }
-}
-
-/// Returns when that many places of the queue are free; never where the client has gone, which
-/// shows elsewhere.
-async fn has_room(sender: &mpsc::Sender<Result<WatchResponse, Status>>, places: usize) {
-    if sender.reserve_many(places).await.is_err() {
-        std::future::pending().await
-    }
+/// What has to be free before history is read for a stream.
+fn room_bytes(share: &Share) -> usize {
+    ROOM_BYTES.min(share.limit_bytes() / 16)
 }
 
 fn watch_request(create: WatchCreateRequest) -> watch::Request {

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 /// Up to this size what waits is small.
@@ -284,6 +285,20 @@ impl Held {
         (bytes > 0).then(|| self.share.held(Wish { bytes, holder }))
     }
 
+    /// The same bytes; they are held until the last of those that share them is dropped.
+    pub fn over(self, bytes: Bytes) -> Bytes {
+        struct Counted {
+            bytes: Bytes,
+            _held: Held,
+        }
+        impl AsRef<[u8]> for Counted {
+            fn as_ref(&self) -> &[u8] {
+                &self.bytes
+            }
+        }
+        Bytes::from_owner(Counted { bytes, _held: self })
+    }
+
     /// Gives a part back.
     pub fn shrink(&mut self, bytes: usize) {
         let bytes = bytes.min(self.wish.bytes);
@@ -418,6 +433,18 @@ mod tests {
         assert_eq!((part, held[0].bytes()), (Some(SMALL / 2), SMALL / 2));
         assert_eq!(share.used_bytes(), 2 * LARGE + SMALL / 2);
         drop(held);
+        assert_eq!(share.used_bytes(), 0);
+    }
+
+    #[test]
+    fn bytes_are_held_until_nobody_shares_them() {
+        let share = Share::new(LIMIT);
+        let held = share.try_take(SMALL).expect("room");
+        let bytes = held.over(vec![7; SMALL].into());
+        let part = bytes.slice(1..2);
+        drop(bytes);
+        assert_eq!((part[0], share.used_bytes()), (7, SMALL));
+        drop(part);
         assert_eq!(share.used_bytes(), 0);
     }
 

@@ -197,7 +197,10 @@ impl Member {
             network: network.clone(),
             metrics,
             timing: timing(config),
-            watch_limits: crate::watch::Limits::default(),
+            watch_limits: crate::watch::Limits {
+                total_bytes: bootstrap::budget(config).bytes(Part::Watches),
+                ..crate::watch::Limits::default()
+            },
             inbox_bytes: settings(config).limits.max_waiting_bytes(),
         };
         let assemble::Member {

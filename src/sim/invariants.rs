@@ -140,11 +140,8 @@ impl World {
             if inputs > MAX_WAITING + 4_096 || bytes > inbox.max_waiting_bytes() {
                 over.push(format!("inbox of {id}: {inputs} inputs, {bytes} bytes"));
             }
-            let counters = process.handle.shared().hub.counters();
-            let bytes = counters
-                .pending_bytes
-                .load(std::sync::atomic::Ordering::Relaxed);
-            let limit = self.config.watch_limits.total_bytes as i64 + (4 << 20);
+            let bytes = process.handle.shared().hub.held_bytes();
+            let limit = self.config.watch_limits.total_bytes + (4 << 20);
             if bytes > limit {
                 over.push(format!("watch events of {id}: {bytes} bytes"));
             }
@@ -245,9 +242,10 @@ impl World {
                 &counters.watches,
                 &counters.slow_watches,
                 &counters.pending_events,
-                &counters.pending_bytes,
             ];
-            hub.is_idle() && counts.iter().all(|count| count.load(Relaxed) == 0)
+            hub.is_idle()
+                && hub.held_bytes() == 0
+                && counts.iter().all(|count| count.load(Relaxed) == 0)
         })
     }
 

@@ -84,6 +84,7 @@ fn config(random: &mut Random) -> SimConfig {
             true => watch::Limits {
                 queue_events: random.between(2, 40) as usize,
                 queue_bytes: random.between(200, 8_000) as usize,
+                total_bytes: 12_000,
                 page_revisions: random.between(1, 20) as usize,
                 page_records: random.between(2, 40) as usize,
                 page_bytes: random.between(100, 10_000) as usize,

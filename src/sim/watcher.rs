@@ -13,6 +13,7 @@ use tonic::Status;
 use super::client::{Client, Clients};
 use super::history::Watched;
 use super::random::Random;
+use crate::api::watch::Responses;
 use crate::env::{self, Clock as _};
 use crate::proto::etcdserverpb::watch_create_request::FilterType;
 use crate::proto::etcdserverpb::watch_request::RequestUnion;
@@ -41,7 +42,7 @@ struct Open {
 struct Streamed {
     /// None once the client has closed its side, which ends no watch.
     requests: Option<mpsc::Sender<Result<WatchRequest, Status>>>,
-    responses: ReceiverStream<Result<WatchResponse, Status>>,
+    responses: Responses,
     /// Requested and not yet created, in order.
     asked_for: VecDeque<Open>,
     /// By id.

@@ -5,10 +5,13 @@
 //! that is nearest to the head, so that it need not wait for the others.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 
 use super::Limits;
+use super::copies::Copies;
 use super::queue::{Encoded, Wanted, WatchName};
 use super::range_set::{NodeId, RangeSet};
+use crate::budget::Held;
 use crate::mvcc::Change;
 use crate::mvcc::history::{PageLimit, WithPrevious};
 use crate::mvcc::read::Snapshot;
@@ -19,6 +22,10 @@ use crate::types::KeyRange;
 
 /// How many changes are looked at for one call that finds none to hand out.
 const SERVE_STEPS: usize = if cfg!(test) { 20 } else { 100_000 };
+
+/// A page may take this part of what is free, with what is encoded of it: many streams can then
+/// read their pages at once.
+const SHARE_OF_FREE_ROOM: usize = 64;
 
 /// No revision at all.
 const NEVER: i64 = i64::MAX;
@@ -128,12 +135,14 @@ impl CatchUp {
         &mut self,
         snapshot: &Snapshot<'_>,
         limits: &Limits,
-        page_bytes: usize,
+        copies: &Arc<Copies>,
     ) -> storage::Result<Option<Page>> {
         let Some(from) = self.begin(snapshot.head) else {
             return Ok(None);
         };
         self.sum_up_wants(from);
+        let share = copies.share();
+        let free = share.limit_bytes().saturating_sub(share.used_bytes());
         let mut hits = Hits {
             limit: limits.page_hits,
             ..Hits::default()
@@ -141,7 +150,7 @@ impl CatchUp {
         let limit = PageLimit {
             revisions: limits.page_revisions,
             records: limits.page_records,
-            bytes: page_bytes,
+            bytes: limits.page_bytes.min(free / SHARE_OF_FREE_ROOM).max(1),
         };
         let page = snapshot.changes(from, limit, &mut |key, kind, revision| {
             hits.look(&self.ranges, key, kind, revision)
@@ -151,8 +160,10 @@ impl CatchUp {
         changes.truncate(changes.partition_point(|change| change.revision.main < next));
         let by_range = hits.by_range(changes.len());
         let serve = self.move_on(from, next, &by_range);
+        let bytes = changes.iter().map(Change::size_bytes).sum();
         Ok(Some(Page {
-            bytes: changes.iter().map(Change::size_bytes).sum(),
+            copies: copies.clone(),
+            _held: share.take_anyway(bytes),
             changes: changes
                 .into_iter()
                 .map(|change| (change, Encoded::default()))
@@ -294,7 +305,8 @@ pub(super) struct Page {
     serve: VecDeque<Served>,
     /// The first revision that it does not cover.
     pub next: i64,
-    pub bytes: usize,
+    copies: Arc<Copies>,
+    _held: Held,
 }
 
 /// What a page has for the next of its watches.
@@ -309,6 +321,12 @@ pub(super) enum Part {
 impl Page {
     pub fn is_served(&self) -> bool {
         self.serve.is_empty()
+    }
+
+    /// The watches that were not given their part, and where they were before it.
+    pub fn into_unserved(self) -> impl Iterator<Item = (WatchName, i64)> {
+        let serve = self.serve.into_iter();
+        serve.map(|served| (served.watch, served.from))
     }
 
     /// The part of the next watch that `is_there` says is still wanted.
@@ -326,7 +344,8 @@ impl Page {
             for place in places {
                 let (change, encoded) = &mut self.changes[*place as usize];
                 if change.revision.main >= served.from && served.wanted.kind(change.kind) {
-                    events.push(encoded.get(change, served.wanted.previous).clone());
+                    let event = encoded.get(&self.copies, change, served.wanted.previous);
+                    events.push((**event).clone());
                 }
             }
             if !events.is_empty() {

@@ -11,18 +11,22 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::queue::{Encoded, Events, Pushed, Queue, Wanted, WatchName, event_bytes};
+use super::copies::Copies;
+use super::queue::{Encoded, Events, Pushed, Queue, Wanted, WatchName};
 use super::range_set::{NodeId, RangeSet};
+use super::recent::{EventName, Recent};
 use super::{Counters, Limits};
+use crate::budget::Share;
 use crate::mvcc::Change;
 use crate::probe::{self, CoveragePoint, Defect};
-use crate::proto::EncodedEvent;
 use crate::types::KeyRange;
 
 /// All watches of a member.
 pub struct Hub {
     limits: Limits,
     counters: Arc<Counters>,
+    copies: Arc<Copies>,
+    names: Arc<Share>,
     serials: AtomicU64,
     index: Mutex<Index>,
 }
@@ -46,6 +50,8 @@ pub(super) struct Index {
     /// Every revision up to this has been put into the queues.
     pub head: i64,
     ranges: RangeSet<Members>,
+    recent: Recent,
+    copies: Arc<Copies>,
     /// Streams to wake after the next publish.
     waiting: Vec<Arc<Queue>>,
     /// Memory of `matching`, kept for the next change.
@@ -56,7 +62,7 @@ pub(super) struct Index {
 struct Gathered {
     node: NodeId,
     serial: u64,
-    events: Vec<EncodedEvent>,
+    events: Vec<EventName>,
     bytes: usize,
     /// They cannot fit any queue and are no longer kept.
     overflowed: bool,
@@ -68,13 +74,19 @@ type Wakes = Vec<Arc<Queue>>;
 impl Hub {
     /// A hub for a keyspace that stands at revision `head`.
     pub fn new(head: i64, limits: Limits) -> Arc<Self> {
+        let names_bytes = limits.total_bytes / 4;
+        let copies = Copies::new(Share::new(limits.total_bytes - names_bytes));
         Arc::new(Self {
             limits,
             counters: Arc::default(),
+            copies: copies.clone(),
+            names: Share::new(names_bytes),
             serials: AtomicU64::new(0),
             index: Mutex::new(Index {
                 head,
                 ranges: RangeSet::default(),
+                recent: Recent::default(),
+                copies,
                 waiting: Vec::new(),
                 matching: Vec::new(),
             }),
@@ -150,6 +162,27 @@ impl Hub {
         &self.counters
     }
 
+    /// What events, pages and what is on its way to clients are taken from.
+    pub fn share(&self) -> &Arc<Share> {
+        self.copies.share()
+    }
+
+    pub(super) fn copies(&self) -> &Arc<Copies> {
+        &self.copies
+    }
+
+    /// What queues are taken from. A share of their own: streams that nobody reads may use it up
+    /// for good, and then no queue grows; those that catch up need room that comes back.
+    pub(super) fn names(&self) -> &Arc<Share> {
+        &self.names
+    }
+
+    /// What all streams hold in memory.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn held_bytes(&self) -> usize {
+        self.share().used_bytes() + self.names.used_bytes()
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, Index> {
         self.index.lock()
     }
@@ -198,6 +231,11 @@ impl Index {
         self.waiting.retain(|known| !Arc::ptr_eq(known, queue));
     }
 
+    /// Lets go of events that nobody will read.
+    pub fn trim(&mut self) {
+        self.recent.trim(self.copies.share());
+    }
+
     fn deliver(&mut self, main: i64, changes: &[Change], limits: &Limits, wakes: &mut Wakes) {
         let mut matching = std::mem::take(&mut self.matching);
         let mut spilled = Vec::new();
@@ -211,6 +249,7 @@ impl Index {
             self.remove(node, serial);
         }
         self.matching = matching;
+        self.trim();
     }
 
     fn deliver_one(
@@ -229,12 +268,14 @@ impl Index {
                 if main < live.from || !live.wanted.kind(change.kind) {
                     continue;
                 }
-                let event = encoded.get(change, live.wanted.previous).clone();
-                if live.push(main, Events::One(event), wakes) == Pushed::Spilled {
+                let event = encoded.get(&self.copies, change, live.wanted.previous);
+                let name = Events::One(Arc::downgrade(event));
+                if live.push(main, name, event.encoded().len(), wakes) == Pushed::Spilled {
                     spilled.push((*node, *serial));
                 }
             }
         }
+        self.recent.keep(encoded);
     }
 
     /// Collects the events of a revision by watch, so that each gets them whole.
@@ -262,10 +303,12 @@ impl Index {
                         live.gathered = all.len();
                         all.push(Gathered::new(*node, *serial));
                     }
-                    let event = encoded.get(change, live.wanted.previous);
-                    all[live.gathered].add(event, limits);
+                    let event = encoded.get(&self.copies, change, live.wanted.previous);
+                    let name = Arc::downgrade(event);
+                    all[live.gathered].add(name, event.encoded().len(), limits);
                 }
             }
+            self.recent.keep(encoded);
         }
         all
     }
@@ -287,7 +330,7 @@ impl Index {
                 }
                 Pushed::Spilled
             } else {
-                live.push(main, Events::Many(gathered.events), wakes)
+                live.push(main, Events::Many(gathered.events), gathered.bytes, wakes)
             };
             if fits == Pushed::Spilled {
                 spilled.push((gathered.node, gathered.serial));
@@ -297,8 +340,8 @@ impl Index {
 }
 
 impl Live {
-    fn push(&self, main: i64, events: Events, wakes: &mut Wakes) -> Pushed {
-        let (pushed, wake) = self.queue.push_events(self.watch, main, events);
+    fn push(&self, main: i64, events: Events, bytes: usize, wakes: &mut Wakes) -> Pushed {
+        let (pushed, wake) = self.queue.push_events(self.watch, main, events, bytes);
         if wake {
             wakes.push(self.queue.clone());
         }
@@ -317,15 +360,15 @@ impl Gathered {
         }
     }
 
-    fn add(&mut self, event: &EncodedEvent, limits: &Limits) {
-        self.bytes += event_bytes(event);
+    fn add(&mut self, name: EventName, bytes: usize, limits: &Limits) {
+        self.bytes += bytes;
         if self.events.len() >= limits.queue_events || self.bytes > limits.queue_bytes {
             probe::reached(CoveragePoint::RevisionOverflowed);
             self.overflowed = true;
             self.events = Vec::new();
         }
         if !self.overflowed {
-            self.events.push(event.clone());
+            self.events.push(name);
         }
     }
 }

@@ -5,7 +5,8 @@
 //! puts its events into the bounded queue of its stream. *Catching up*: it stands in no index;
 //! its stream reads pages of history from storage for it when the client is ready for more. A
 //! watch whose event does not fit its queue leaves the index at that revision and catches up,
-//! so a slow reader costs neither memory nor the writer's time. It returns under the hub's lock
+//! so a slow reader costs neither memory nor the writer's time. So does a watch whose queued
+//! event is gone because all that is queued takes too much (see `recent`). It returns under the hub's lock
 //! once it has seen everything that was published.
 //!
 //! Invariants:
@@ -19,10 +20,12 @@
 //! No thread, no clock and no socket in here: `api` moves what `Stream::next` hands out.
 
 mod catch_up;
+mod copies;
 mod fragment;
 mod hub;
 mod queue;
 mod range_set;
+mod recent;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -42,9 +45,10 @@ pub use stream::Stream;
 pub struct Limits {
     /// Events in the queue of one stream.
     pub queue_events: usize,
-    /// Bytes in the queue of one stream. An event that several watches get counts for each.
+    /// Bytes of the events that the queue of one stream names. One that several watches get
+    /// counts for each.
     pub queue_bytes: usize,
-    /// Bytes in the queues and pages of all streams.
+    /// Bytes that queues, events and pages take together; an event counts once.
     pub total_bytes: usize,
     /// Revisions with at least one wanted change in a page.
     pub page_revisions: usize,
@@ -62,7 +66,7 @@ impl Default for Limits {
         Self {
             queue_events: 16_384,
             queue_bytes: 4 << 20,
-            total_bytes: 256 << 20,
+            total_bytes: 24 << 20,
             // etcd sends no more revisions than this in one response to a watch catching up.
             page_revisions: 1_000,
             page_records: 5_000,
@@ -137,8 +141,6 @@ pub struct Counters {
     pub slow_watches: AtomicI64,
     /// Events in the queues.
     pub pending_events: AtomicI64,
-    /// Bytes in the queues and pages.
-    pub pending_bytes: AtomicI64,
     /// Events handed out since the start.
     pub events: AtomicU64,
 }

@@ -10,7 +10,10 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use parking_lot::Mutex;
 
+use super::copies::Copies;
+use super::recent::EventName;
 use super::{Counters, Limits};
+use crate::budget::{Held, Share};
 use crate::mvcc::Change;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::EncodedEvent;
@@ -20,8 +23,12 @@ use crate::storage::schema::ChangeKind;
 /// slow readers then shares the room, and never takes the last of it from the others.
 const SHARE_OF_FREE_ROOM: usize = 4;
 
-/// What an item takes beside the bytes of its events.
+/// What an item takes beside its events.
 const ITEM_BYTES: usize = 96;
+/// Items that take no more are not counted: what a stream needs in any case.
+const UNCOUNTED_BYTES: usize = if cfg!(test) { ITEM_BYTES } else { 1 << 10 };
+/// A queue is counted in steps of this.
+const STEP_BYTES: usize = if cfg!(test) { ITEM_BYTES } else { 4 << 10 };
 
 /// Names a watch for its whole life; `serial` is never used again, the client's id may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,55 +57,58 @@ impl Wanted {
 /// The encodings of one change, each made when first asked for.
 #[derive(Default)]
 pub(super) struct Encoded {
-    plain: Option<EncodedEvent>,
-    with_previous: Option<EncodedEvent>,
+    plain: Option<Arc<EncodedEvent>>,
+    with_previous: Option<Arc<EncodedEvent>>,
 }
 
 impl Encoded {
-    pub fn get(&mut self, change: &Change, previous: bool) -> &EncodedEvent {
+    pub fn get(&mut self, copies: &Copies, change: &Change, previous: bool) -> &Arc<EncodedEvent> {
         let previous = previous && change.previous.is_some() && !change.is_create();
         let place = if previous {
             &mut self.with_previous
         } else {
             &mut self.plain
         };
-        place.get_or_insert_with(|| change.to_event(previous))
+        place.get_or_insert_with(|| Arc::new(copies.encode(change, previous)))
+    }
+
+    pub fn into_events(self) -> impl Iterator<Item = Arc<EncodedEvent>> {
+        self.plain.into_iter().chain(self.with_previous)
     }
 }
 
 /// The events of one revision for one watch.
+#[derive(Debug)]
 pub(super) enum Events {
-    One(EncodedEvent),
-    Many(Vec<EncodedEvent>),
+    One(EventName),
+    Many(Vec<EventName>),
 }
 
 impl Events {
-    pub fn into_vec(self) -> Vec<EncodedEvent> {
-        match self {
-            Events::One(event) => vec![event],
-            Events::Many(events) => events,
-        }
+    /// The events; `None` where one of them is gone.
+    pub fn read(&self) -> Option<Vec<EncodedEvent>> {
+        let names = match self {
+            Events::One(name) => std::slice::from_ref(name),
+            Events::Many(names) => names,
+        };
+        let read = |name: &EventName| name.upgrade().map(|event| (*event).clone());
+        names.iter().map(read).collect()
     }
 
     fn len(&self) -> usize {
         match self {
             Events::One(_) => 1,
-            Events::Many(events) => events.len(),
+            Events::Many(names) => names.len(),
         }
     }
 
-    fn size_bytes(&self) -> usize {
-        let events = match self {
-            Events::One(event) => event.encoded().len(),
-            Events::Many(events) => events.iter().map(event_bytes).sum(),
-        };
-        events + ITEM_BYTES
+    /// What they take in a queue.
+    fn own_bytes(&self) -> usize {
+        match self {
+            Events::One(_) => ITEM_BYTES,
+            Events::Many(names) => ITEM_BYTES + names.len() * std::mem::size_of::<EventName>(),
+        }
     }
-}
-
-/// What one event of several takes in a queue.
-pub(super) fn event_bytes(event: &EncodedEvent) -> usize {
-    event.encoded().len() + std::mem::size_of::<EncodedEvent>()
 }
 
 pub(super) enum Item {
@@ -106,6 +116,8 @@ pub(super) enum Item {
         watch: WatchName,
         revision: i64,
         events: Events,
+        /// Of the events themselves, gone or not.
+        bytes: usize,
     },
     Progress {
         of: ProgressOf,
@@ -132,11 +144,39 @@ pub(super) struct Spilled {
     pub after: u64,
 }
 
+/// Of an item, or of all together.
+#[derive(Clone, Copy, Default)]
+struct Size {
+    events: usize,
+    /// Of the events that are named.
+    named_bytes: usize,
+    /// Of the items themselves.
+    own_bytes: usize,
+}
+
+impl Item {
+    fn size(&self) -> Size {
+        match self {
+            Item::Events { events, bytes, .. } => Size {
+                events: events.len(),
+                named_bytes: *bytes + ITEM_BYTES,
+                own_bytes: events.own_bytes(),
+            },
+            Item::Progress { .. } => Size {
+                events: 1,
+                named_bytes: ITEM_BYTES,
+                own_bytes: ITEM_BYTES,
+            },
+        }
+    }
+}
+
 #[derive(Default)]
 struct State {
     items: VecDeque<Item>,
-    events: usize,
-    bytes: usize,
+    size: Size,
+    /// What of it is counted.
+    held: Option<Held>,
     /// Items ever pushed.
     pushed: u64,
     spilled: Vec<Spilled>,
@@ -148,6 +188,8 @@ struct State {
 pub(super) struct Queue {
     limits: Limits,
     counters: Arc<Counters>,
+    /// See `Hub::names`.
+    share: Arc<Share>,
     wake: Arc<dyn Fn() + Send + Sync>,
     state: Mutex<State>,
 }
@@ -163,22 +205,35 @@ impl Queue {
     pub fn new(
         limits: Limits,
         counters: Arc<Counters>,
+        share: Arc<Share>,
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> Arc<Self> {
         Arc::new(Self {
             limits,
             counters,
+            share,
             wake,
             state: Mutex::default(),
         })
     }
 
-    /// Adds the events of one revision whole, or spills the watch. True beside it: call `wake`
-    /// when no lock is held any more.
-    pub fn push_events(&self, watch: WatchName, revision: i64, events: Events) -> (Pushed, bool) {
-        let (len, bytes) = (events.len(), events.size_bytes());
+    /// Adds the events of one revision whole, or spills the watch; `bytes` is what the events
+    /// take. True beside it: call `wake` when no lock is held any more.
+    pub fn push_events(
+        &self,
+        watch: WatchName,
+        revision: i64,
+        events: Events,
+        bytes: usize,
+    ) -> (Pushed, bool) {
+        let item = Item::Events {
+            watch,
+            revision,
+            events,
+            bytes,
+        };
         let mut state = self.state.lock();
-        if !self.has_room(&state, len, bytes) {
+        if !self.push(&mut state, item) {
             if probe::injected(Defect::EventsDropped) {
                 return (Pushed::Fits, false);
             }
@@ -186,23 +241,12 @@ impl Queue {
             self.note_spilled(&mut state, watch, revision);
             return (Pushed::Spilled, wakes(&mut state));
         }
-        self.push(&mut state, len, bytes, || Item::Events {
-            watch,
-            revision,
-            events,
-        });
         (Pushed::Fits, wakes(&mut state))
     }
 
     /// Adds progress; false where there is no room.
     pub fn push_progress(&self, of: ProgressOf, revision: i64) -> bool {
-        let mut state = self.state.lock();
-        let has_room = self.has_room(&state, 1, ITEM_BYTES);
-        if has_room {
-            let item = Item::Progress { of, revision };
-            self.push(&mut state, 1, ITEM_BYTES, || item);
-        }
-        has_room
+        self.push(&mut self.state.lock(), Item::Progress { of, revision })
     }
 
     /// Notes that a watch left the index; true as for `push_events`.
@@ -229,11 +273,15 @@ impl Queue {
     pub fn pop(&self) -> Option<Item> {
         let mut state = self.state.lock();
         let item = state.items.pop_front()?;
-        let (len, bytes) = item_size(&item);
-        state.events -= len;
-        state.bytes -= bytes;
+        let size = item.size();
+        state.size.events -= size.events;
+        state.size.named_bytes -= size.named_bytes;
+        state.size.own_bytes -= size.own_bytes;
+        if state.items.is_empty() && state.held.take().is_some() {
+            state.items = VecDeque::new();
+        }
         drop(state);
-        self.release(len, bytes);
+        self.release(size.events);
         Some(item)
     }
 
@@ -253,33 +301,62 @@ impl Queue {
     /// Forgets everything; the stream is gone.
     pub fn clear(&self) {
         let mut state = self.state.lock();
-        state.items.clear();
+        state.items = VecDeque::new();
         state.spilled.clear();
-        self.release(state.events, state.bytes);
-        (state.events, state.bytes) = (0, 0);
+        state.held = None;
+        self.release(state.size.events);
+        state.size = Size::default();
     }
 
-    fn has_room(&self, state: &State, len: usize, bytes: usize) -> bool {
-        let taken = self.counters.pending_bytes.load(Relaxed).max(0) as usize;
-        let free = self.limits.total_bytes.saturating_sub(taken);
-        let queue_bytes = self.limits.queue_bytes.min(free / SHARE_OF_FREE_ROOM);
-        state.events + len <= self.limits.queue_events && state.bytes + bytes <= queue_bytes
-    }
-
-    fn push(&self, state: &mut State, len: usize, bytes: usize, item: impl FnOnce() -> Item) {
-        state.items.push_back(item());
-        if !probe::injected(Defect::PageBeforeQueue) {
-            state.pushed += 1;
+    /// False where there is no room.
+    fn push(&self, state: &mut State, item: Item) -> bool {
+        let (more, size) = (item.size(), state.size);
+        let size = Size {
+            events: size.events + more.events,
+            named_bytes: size.named_bytes + more.named_bytes,
+            own_bytes: size.own_bytes + more.own_bytes,
+        };
+        let has_room = size.events <= self.limits.queue_events
+            && size.named_bytes <= self.limits.queue_bytes
+            && self.holds(state, size.own_bytes);
+        if has_room {
+            state.items.push_back(item);
+            state.size = size;
+            if !probe::injected(Defect::PageBeforeQueue) {
+                state.pushed += 1;
+            }
+            let events = more.events as i64;
+            self.counters.pending_events.fetch_add(events, Relaxed);
         }
-        state.events += len;
-        state.bytes += bytes;
-        self.counters.pending_events.fetch_add(len as i64, Relaxed);
-        self.counters.pending_bytes.fetch_add(bytes as i64, Relaxed);
+        has_room
     }
 
-    fn release(&self, len: usize, bytes: usize) {
-        self.counters.pending_events.fetch_sub(len as i64, Relaxed);
-        self.counters.pending_bytes.fetch_sub(bytes as i64, Relaxed);
+    /// Counts the items themselves; false where too little is free.
+    fn holds(&self, state: &mut State, own_bytes: usize) -> bool {
+        let held = state.held.as_ref().map_or(0, Held::bytes);
+        if own_bytes <= held.max(UNCOUNTED_BYTES) {
+            return true;
+        }
+        let free = self
+            .share
+            .limit_bytes()
+            .saturating_sub(self.share.used_bytes());
+        if own_bytes > (held + free) / SHARE_OF_FREE_ROOM {
+            return false;
+        }
+        let step = (own_bytes - held).next_multiple_of(STEP_BYTES);
+        match &mut state.held {
+            Some(held) => held.try_grow(step),
+            none => {
+                *none = self.share.try_take(step);
+                none.is_some()
+            }
+        }
+    }
+
+    fn release(&self, events: usize) {
+        let events = events as i64;
+        self.counters.pending_events.fetch_sub(events, Relaxed);
     }
 
     fn note_spilled(&self, state: &mut State, watch: WatchName, next: i64) {
@@ -296,13 +373,6 @@ fn wakes(state: &mut State) -> bool {
     !std::mem::replace(&mut state.awake, true)
 }
 
-fn item_size(item: &Item) -> (usize, usize) {
-    match item {
-        Item::Events { events, .. } => (events.len(), events.size_bytes()),
-        Item::Progress { .. } => (1, ITEM_BYTES),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -311,19 +381,26 @@ mod tests {
 
     fn queue(limits: Limits) -> (Arc<Queue>, Arc<Counters>) {
         let counters = Arc::<Counters>::default();
-        let queue = Queue::new(limits, counters.clone(), Arc::new(|| {}));
+        let share = Share::new(limits.total_bytes);
+        let queue = Queue::new(limits, counters.clone(), share, Arc::new(|| {}));
         (queue, counters)
     }
 
-    fn event(len: usize) -> Events {
-        Events::One(EncodedEvent::from_encoded(vec![0; len].into()))
+    fn event() -> Events {
+        Events::One(EventName::new())
     }
 
     #[test]
     fn wakes_once_and_never_sleeps_beside_something() {
         let (queue, _) = queue(Limits::default());
-        assert_eq!(queue.push_events(WATCH, 1, event(1)), (Pushed::Fits, true));
-        assert_eq!(queue.push_events(WATCH, 2, event(1)), (Pushed::Fits, false));
+        assert_eq!(
+            queue.push_events(WATCH, 1, event(), 1),
+            (Pushed::Fits, true)
+        );
+        assert_eq!(
+            queue.push_events(WATCH, 2, event(), 1),
+            (Pushed::Fits, false)
+        );
         assert!(queue.pop().is_some());
         assert!(!queue.sleep(), "an item is left");
         assert!(!queue.rouse());
@@ -343,7 +420,7 @@ mod tests {
             queue_bytes: 1_000,
             ..Limits::default()
         });
-        let pushed = |size: usize| queue.push_events(WATCH, 1, event(size)).0;
+        let pushed = |size: usize| queue.push_events(WATCH, 1, event(), size).0;
         assert_eq!(pushed(1_000 - ITEM_BYTES + 1), Pushed::Spilled);
         assert_eq!(pushed(1_000 - ITEM_BYTES), Pushed::Fits);
         assert_eq!(pushed(0), Pushed::Spilled);
@@ -357,27 +434,44 @@ mod tests {
         assert_eq!(counters.pending_events.load(Relaxed), 3);
         queue.clear();
         assert_eq!(counters.pending_events.load(Relaxed), 0);
-        assert_eq!(counters.pending_bytes.load(Relaxed), 0);
     }
 
     #[test]
     fn slow_readers_leave_room_for_the_others() {
-        let limits = Limits {
-            total_bytes: 1 << 20,
-            ..Limits::default()
+        let share = Share::new(1 << 20);
+        let limits = Limits::default();
+        let new = || {
+            let counters = Arc::<Counters>::default();
+            Queue::new(limits, counters, share.clone(), Arc::new(|| {}))
         };
-        let counters = Arc::<Counters>::default();
         let queues: Vec<_> = (0..50)
             .map(|_| {
-                let queue = Queue::new(limits, counters.clone(), Arc::new(|| {}));
-                while queue.push_events(WATCH, 1, event(1_000)).0 == Pushed::Fits {}
+                let queue = new();
+                while queue.push_events(WATCH, 1, event(), 10).0 == Pushed::Fits {}
                 queue
             })
             .collect();
-        assert!(counters.pending_bytes.load(Relaxed) <= 1 << 20);
+        assert!(share.used_bytes() > 700 << 10 && share.used_bytes() <= 1 << 20);
         // The first took the most, and made way as it was read.
         while queues[0].pop().is_some() {}
-        let quick = Queue::new(limits, counters.clone(), Arc::new(|| {}));
-        assert_eq!(quick.push_events(WATCH, 1, event(1_000)).0, Pushed::Fits);
+        let quick = new();
+        let pushes = || quick.push_events(WATCH, 1, event(), 10).0 == Pushed::Fits;
+        assert!((0..500).all(|_| pushes()));
+        queues
+            .iter()
+            .chain([&quick])
+            .for_each(|queue| queue.clear());
+        assert_eq!(share.used_bytes(), 0);
+    }
+
+    #[test]
+    fn an_event_that_is_gone_is_not_read() {
+        let kept = Arc::new(EncodedEvent::from_encoded("event".into()));
+        let other = Arc::new(EncodedEvent::default());
+        let names = vec![Arc::downgrade(&kept), Arc::downgrade(&other)];
+        let events = Events::Many(names);
+        assert_eq!(events.read().map(|events| events.len()), Some(2));
+        drop(other);
+        assert_eq!(events.read(), None);
     }
 }

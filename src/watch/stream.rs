@@ -106,7 +106,8 @@ impl Hub {
     /// the stream may have something to say after `Stream::next` returned `None`: once, until it
     /// does so again.
     pub fn open(self: &Arc<Self>, wake: Arc<dyn Fn() + Send + Sync>) -> Stream {
-        let queue = Queue::new(*self.limits(), self.counters().clone(), wake);
+        let counters = self.counters().clone();
+        let queue = Queue::new(*self.limits(), counters, self.names().clone(), wake);
         Stream::new(self.clone(), queue)
     }
 }
@@ -304,19 +305,28 @@ impl Stream {
 
     /// True where there was something to read.
     fn read_page(&mut self, snapshot: &Snapshot<'_>) -> storage::Result<bool> {
-        let limits = self.hub.limits();
-        let pending = &self.hub.counters().pending_bytes;
-        let free = limits
-            .total_bytes
-            .saturating_sub(pending.load(Relaxed).max(0) as usize);
-        // An eighth of what is free, so that many streams can read their pages at once.
-        let page_bytes = limits.page_bytes.min(free / 8).max(1);
-        self.page = self.catch_up.read(snapshot, limits, page_bytes)?;
+        let (limits, copies) = (self.hub.limits(), self.hub.copies());
+        self.page = self.catch_up.read(snapshot, limits, copies)?;
         if let Some(page) = &self.page {
-            pending.fetch_add(page.bytes as i64, Relaxed);
             self.told = self.told.max(page.next - 1);
         }
         Ok(self.page.is_some())
+    }
+
+    /// Whether a page is held, or the rest of one.
+    pub fn holds_page(&self) -> bool {
+        self.page.is_some()
+    }
+
+    /// Lets go of the page that is held: the client does not read. It is read again when `next`
+    /// is called again.
+    pub fn put_back_page(&mut self) {
+        if let Some(page) = self.page.take() {
+            probe::reached(CoveragePoint::PagePutBack);
+            for (name, from) in page.into_unserved() {
+                self.fall_back(name, from);
+            }
+        }
     }
 
     fn serve_page(&mut self) -> Option<Output> {
@@ -347,9 +357,7 @@ impl Stream {
     }
 
     fn drop_page(&mut self) {
-        if let Some(page) = self.page.take() {
-            let pending = &self.hub.counters().pending_bytes;
-            pending.fetch_sub(page.bytes as i64, Relaxed);
+        if self.page.take().is_some() {
             self.order.note_page_ended(&self.queue);
         }
     }
@@ -361,12 +369,48 @@ impl Stream {
                 watch: name,
                 revision,
                 events,
+                ..
             } => {
                 let watch = find(&mut self.watches, name)?;
-                Some(watch.events(&self.hub, name.id, revision, events.into_vec()))
+                let Some(events) = events.read() else {
+                    probe::reached(CoveragePoint::QueuedEventGone);
+                    self.fall_back(name, revision);
+                    return None;
+                };
+                Some(watch.events(&self.hub, name.id, revision, events))
             }
             Item::Progress { of, revision } => self.take_progress(of, revision),
         }
+    }
+}
+
+impl Stream {
+    /// Has a watch catch up, again or from further back: what it was to be given is gone. What is
+    /// queued for it, or says that it left the index, names it by its old serial and is not for
+    /// it any more.
+    fn fall_back(&mut self, name: WatchName, revision: i64) {
+        let Some(watch) = find(&mut self.watches, name) else {
+            return;
+        };
+        match watch.state {
+            State::Compacted => return,
+            State::CatchingUp => self.catch_up.remove(name.id),
+            // One that is leaving was counted as slow when it left the index.
+            State::Leaving => {}
+            State::Live(node) => {
+                if self.hub.lock().remove(node, name.serial) {
+                    self.hub.counters().slow_watches.fetch_add(1, Relaxed);
+                }
+            }
+        }
+        watch.state = State::CatchingUp;
+        watch.fresh = false;
+        // Progress that is queued does not speak for it.
+        self.past_starts += 1;
+        watch.serial = self.hub.next_serial();
+        let name = watch.name(name.id);
+        self.catch_up
+            .insert(name, &watch.range, watch.wanted, revision);
     }
 }
 
@@ -381,6 +425,7 @@ impl Drop for Stream {
         }
         drop(index);
         self.queue.clear();
+        self.hub.lock().trim();
         self.hub.counters().streams.fetch_sub(1, Relaxed);
     }
 }

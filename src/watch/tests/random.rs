@@ -105,6 +105,7 @@ struct Seen {
     compactions: usize,
     progresses: usize,
     slow: usize,
+    pages_put_back: usize,
 }
 
 struct Run {
@@ -255,6 +256,10 @@ impl Run {
 
     fn read(&mut self) {
         let Some(at) = self.pick() else { return };
+        if self.dice.chance(4) && self.clients[at].stream.holds_page() {
+            self.clients[at].stream.put_back_page();
+            self.seen.pages_put_back += 1;
+        }
         let steps = self.dice.below(30);
         for _ in 0..steps {
             if self.read_one(at).is_none() {
@@ -298,7 +303,6 @@ impl Run {
         let counters = self.hub.counters();
         assert_eq!(counters.slow_watches.load(SeqCst), 0);
         assert_eq!(counters.pending_events.load(SeqCst), 0);
-        assert_eq!(counters.pending_bytes.load(SeqCst), 0);
         let live = |client: &Client| {
             let watches = client.checker.watches.values();
             watches.filter(|watch| !watch.compacted).count() as i64
@@ -311,6 +315,7 @@ impl Run {
         let counters = self.hub.counters();
         assert_eq!(counters.watches.load(SeqCst), 0);
         assert_eq!(counters.streams.load(SeqCst), 0);
+        assert_eq!(self.hub.held_bytes(), 0);
         self.seen
     }
 }
@@ -333,12 +338,14 @@ fn run_seeds(seeds: std::ops::Range<u64>) {
         total.compactions += seen.compactions;
         total.progresses += seen.progresses;
         total.slow += seen.slow;
+        total.pages_put_back += seen.pages_put_back;
     }
     let all = [
         total.events,
         total.compactions,
         total.progresses,
         total.slow,
+        total.pages_put_back,
     ];
     assert!(all.iter().all(|count| *count > 0), "{total:?}");
     println!("{total:?}");

@@ -219,7 +219,7 @@ fn readers_beside_a_writer_see_their_histories() {
         events += check(&world, notes);
     }
     assert!(events > 1_000, "the readers saw {events} events only");
-    assert_eq!(hub.counters().pending_bytes.load(SeqCst), 0);
+    assert_eq!(hub.held_bytes(), 0);
     assert_eq!(hub.counters().watches.load(SeqCst), 0);
 }
 
