@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use etched::bench::{
-    Entry, InternalRaftRequest, Machine, MemoryLimits, Payload, PutRequest, RocksEngine,
+    EngineLimits, Entry, InternalRaftRequest, Machine, Payload, PutRequest, RocksEngine,
 };
 
 const GROUP: u64 = 64;
-const BUDGET: MemoryLimits = MemoryLimits {
+const BUDGET: EngineLimits = EngineLimits {
+    open_files: 256,
     block_cache_bytes: 128 << 20,
     memtable_bytes: 128 << 20,
 };

@@ -7,7 +7,7 @@ pub use crate::state::machine::{Entry, Payload};
 pub use crate::storage::raft_log::{
     Batch, DEFAULT_SEGMENT_BYTES, Error, Files, LogEntry, Options, RaftLog, RealFiles, ZeroFiller,
 };
-pub use crate::storage::rocks::{MemoryLimits, RocksEngine};
+pub use crate::storage::rocks::{EngineLimits, RocksEngine};
 pub use crate::storage::schema::{ChangeKind, Version};
 pub use crate::types::{KeyRange, LeaseId, Revision};
 pub use crate::watch::{Hub, Limits, Request, Stream};

@@ -1,12 +1,15 @@
 //! Clocks, random numbers and background execution, passed in: the only module that reads the
 //! machine's clocks and random source, so that everything else runs the same in the simulator.
 
+use std::collections::VecDeque;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 /// A boxed future, for object-safe traits.
@@ -91,7 +94,47 @@ pub async fn blocking<T: Send + 'static>(
 }
 
 /// tokio's threads. To be used within its runtime.
-pub struct TokioExecutor;
+#[derive(Default)]
+pub struct TokioExecutor {
+    blocking: Arc<Blocking>,
+}
+
+/// Work of `spawn_blocking` at once, and so many threads. The runtime has more of them, which
+/// `block_in_place` needs: work that stands still must not stop the network.
+const MAX_BLOCKING: usize = 32;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct Blocking {
+    /// Threads under way, and what waits for one.
+    state: Mutex<(usize, VecDeque<Work>)>,
+}
+
+impl Blocking {
+    /// The work, where there is a thread for it.
+    fn begin(&self, work: Work) -> Option<Work> {
+        let mut state = self.state.lock();
+        let (threads, waiting) = &mut *state;
+        if *threads == MAX_BLOCKING {
+            waiting.push_back(work);
+            return None;
+        }
+        *threads += 1;
+        Some(work)
+    }
+
+    /// What a thread does next; its place is free if that is nothing.
+    fn next(&self) -> Option<Work> {
+        let mut state = self.state.lock();
+        let (threads, waiting) = &mut *state;
+        let work = waiting.pop_front();
+        if work.is_none() {
+            *threads -= 1;
+        }
+        work
+    }
+}
 
 impl Executor for TokioExecutor {
     fn spawn(&self, task: Boxed<()>) {
@@ -99,7 +142,18 @@ impl Executor for TokioExecutor {
     }
 
     fn spawn_blocking(&self, work: Box<dyn FnOnce() + Send>) {
-        tokio::task::spawn_blocking(work);
+        let mut next = self.blocking.begin(work);
+        if next.is_none() {
+            return;
+        }
+        let blocking = self.blocking.clone();
+        tokio::task::spawn_blocking(move || {
+            while let Some(work) = next {
+                // Whoever waits for it sees that it ended; the panic has been reported.
+                let _ = std::panic::catch_unwind(AssertUnwindSafe(work));
+                next = blocking.next();
+            }
+        });
     }
 
     fn block_in_place(&self, work: &mut dyn FnMut()) {
@@ -184,5 +238,48 @@ pub struct SystemRng;
 impl Rng for SystemRng {
     fn next_u64(&self) -> u64 {
         rand::random()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const WORKS: usize = 3 * MAX_BLOCKING;
+
+    #[tokio::test]
+    async fn work_waits_for_a_thread_and_one_that_panics_takes_none_away() {
+        let executor = TokioExecutor::default();
+        for panics in [true, false] {
+            let (begun, begins) = mpsc::channel();
+            let (ends, gate) = mpsc::channel::<()>();
+            let gate = Arc::new(Mutex::new(gate));
+            for _ in 0..WORKS {
+                let (begun, gate) = (begun.clone(), gate.clone());
+                executor.spawn_blocking(Box::new(move || {
+                    begun.send(()).expect("somebody counts");
+                    // Once for each that is to end.
+                    gate.lock().recv().expect("a word");
+                    assert!(!panics, "as the test wants it");
+                }));
+            }
+            let limit = Duration::from_secs(20);
+            for _ in 0..MAX_BLOCKING {
+                begins.recv_timeout(limit).expect("begins");
+            }
+            let more = begins.recv_timeout(Duration::from_millis(50));
+            assert!(more.is_err(), "more at once than there may be");
+            for _ in 0..WORKS {
+                ends.send(()).expect("somebody waits");
+            }
+            for _ in MAX_BLOCKING..WORKS {
+                begins.recv_timeout(limit).expect("begins");
+            }
+            while executor.blocking.state.lock().0 > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
     }
 }

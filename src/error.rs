@@ -82,6 +82,7 @@ errors! {
     Corrupt => DataLoss, "etcdserver: corrupt cluster";
     WatchCanceled => Cancelled, "etcdserver: watch canceled";
     TooManyRequests => Unknown, "etcdserver: too many requests";
+    Overloaded => ResourceExhausted, "etched: too many large requests at once; try again later";
     UnknownMethod => Unknown, "etcdserver: unknown method";
     RangeStreamSort => Unimplemented, "RangeStream does not support custom sort orders";
     RangeStreamFilters => Unimplemented, "RangeStream does not support revision filters";

@@ -53,6 +53,7 @@ named! {
         LeaderSteppedAside => "leader stepped aside for its removal",
         LeaderHandedOverForDisk => "leader handed over for its disk",
         LeaderGivenUp => "silent leader given up early",
+        ElectionAdvanced => "first election brought forward",
         SoleVoterElected => "sole voter elected itself at its start",
         ProposalParked => "proposal waited for a leader",
         ProposalForwarded => "proposal forwarded",
@@ -183,7 +184,7 @@ named! {
         DeliveryTorn => "delivery-torn",
         /// Events for a full queue are dropped.
         EventsDropped => "events-dropped",
-        /// A watch that fell behind catches up before its queue is read.
+        /// A queue does not count its items: a watch that fell behind catches up before they are sent.
         PageBeforeQueue => "page-before-queue",
         /// Watches continue over an installed snapshot without catching up.
         ResyncSkipped => "resync-skipped",

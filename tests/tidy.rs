@@ -87,6 +87,7 @@ const DOCUMENTS: &[&str] = &[
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "docs/ARCHITECTURE.md",
+    "docs/EDGES.md",
     "docs/GLOSSARY.md",
     "docs/SIMULATOR.md",
     "docs/STYLE.md",

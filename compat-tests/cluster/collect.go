@@ -39,7 +39,7 @@ func (r *Run) Collect() (*Evidence, error) {
 			r.Fault(crash.WatchBroken, "%s stands at revision %d, %d is due", w.got.Name, w.seen(), head)
 		}
 	}
-	evidence := &Evidence{Head: head, Operations: r.log.operationsSoFar(), Leases: r.log.leases}
+	evidence := &Evidence{Head: head, Beside: r.beside, Operations: r.log.operationsSoFar(), Leases: r.log.leases}
 	for _, w := range r.watchers {
 		evidence.Watches = append(evidence.Watches, w.taken(head))
 	}

@@ -63,6 +63,14 @@ var damages = []damage{
 		e.Operations = slices.DeleteFunc(e.Operations, func(other *Operation) bool { return other == o })
 		return true
 	}},
+	{"a revision that nobody asked for, where others may write", nil, func(e *Evidence) bool {
+		probe := func(o *Operation) bool {
+			return o.Action == Put && o.Outcome == crash.Acknowledged && strings.HasPrefix(o.Key, probeSpace)
+		}
+		o := pick(e, probe)
+		e.Operations, e.Beside = slices.DeleteFunc(e.Operations, func(other *Operation) bool { return other == o }), probeSpace
+		return o != nil
+	}},
 	{"a deletion that nobody asked for", []crash.Kind{crash.Phantom}, func(e *Evidence) bool {
 		o := pick(e, func(o *Operation) bool { return acknowledged(Delete)(o) && o.Applied && !openDeletion(e, o.Key) })
 		if o == nil {

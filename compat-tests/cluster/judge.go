@@ -31,6 +31,8 @@ type Evidence struct {
 	// of their revisions up to Head.
 	Events []*mvccpb.Event
 	Head   int64
+	// Beside begins the keys whose writers kept no record; "" where there are none.
+	Beside string
 	// Members are the other members' views, and the same one's again.
 	Members []*View
 }
@@ -131,7 +133,7 @@ func (j *judge) revisions() {
 func (j *judge) writes() {
 	made := map[string]int64{}
 	for _, event := range j.evidence.Events {
-		if event.Type != mvccpb.Event_PUT {
+		if event.Type != mvccpb.Event_PUT || j.unrecorded(event) {
 			continue
 		}
 		value := crash.TokenOf(event.Kv.Value)
@@ -201,6 +203,9 @@ func (j *judge) origins() {
 		}
 		for _, event := range j.history.Events(revision) {
 			key := string(event.Kv.Key)
+			if j.unrecorded(event) {
+				continue
+			}
 			if event.Type == mvccpb.Event_DELETE {
 				if !leases[key] {
 					if open[key]--; open[key] < 0 {
@@ -215,6 +220,11 @@ func (j *judge) origins() {
 			}
 		}
 	}
+}
+
+// unrecorded says that nobody is known to have asked for this, nor has to be.
+func (j *judge) unrecorded(event *mvccpb.Event) bool {
+	return j.evidence.Beside != "" && strings.HasPrefix(string(event.Kv.Key), j.evidence.Beside)
 }
 
 // leases checks that none ended before its time.

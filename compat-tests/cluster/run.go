@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -34,6 +35,12 @@ type Options struct {
 	Bulk bool
 	// Etcd makes the members etcd's, whatever the flags say.
 	Etcd bool
+	// Pause is what a client takes between two requests; 0 is the usual time. A long run
+	// leaves a history that can still be judged with a longer one.
+	Pause time.Duration
+	// Beside begins the keys, if any, that others than the clients write meanwhile: what
+	// they hold must be the same everywhere, but is held against no record.
+	Beside string
 }
 
 // Run is a cluster under load, from its start to its verdict.
@@ -43,6 +50,9 @@ type Run struct {
 	log  *log
 	seed uint64
 	rng  *rand.Rand
+
+	pause  time.Duration
+	beside string
 
 	clients int
 	working sync.WaitGroup
@@ -70,7 +80,10 @@ func Kind() harness.Kind {
 // Start starts a cluster, its watches and its clients, and lets some time pass.
 func Start(tb testing.TB, options Options) *Run {
 	tb.Helper()
-	r := &Run{TB: tb, seed: *seed, log: &log{}, ofMember: map[*harness.Member]*watcher{}}
+	r := &Run{
+		TB: tb, seed: *seed, log: &log{}, ofMember: map[*harness.Member]*watcher{},
+		pause: cmp.Or(options.Pause, usualPause), beside: options.Beside,
+	}
 	if r.seed == 0 {
 		r.seed = uint64(time.Now().UnixNano())
 	}
@@ -91,8 +104,8 @@ func Start(tb testing.TB, options Options) *Run {
 	}
 	for range 2 {
 		writer, reader := r.newClient("all", r.Members()), r.newClient("all", r.Members())
-		r.working.Go(func() { writer.work(r.stopped, (*client).writeNext, pause) })
-		r.working.Go(func() { reader.work(r.stopped, (*client).readNext, pause) })
+		r.working.Go(func() { writer.work(r.stopped, (*client).writeNext, r.pause) })
+		r.working.Go(func() { reader.work(r.stopped, (*client).readNext, r.pause) })
 	}
 	for range 3 {
 		holder := r.newClient("all", r.Members())
@@ -100,7 +113,7 @@ func Start(tb testing.TB, options Options) *Run {
 	}
 	if options.Bulk {
 		bulk := r.newClient("all", r.Members())
-		r.working.Go(func() { bulk.work(r.stopped, (*client).bulkNext, 2*pause) })
+		r.working.Go(func() { bulk.work(r.stopped, (*client).bulkNext, 2*r.pause) })
 	}
 	r.Pass(1500 * time.Millisecond)
 	return r
@@ -115,8 +128,8 @@ func (r *Run) Now() time.Duration { return r.log.now() }
 // Use gives a member a writer, a reader and a watch of its own.
 func (r *Run) Use(member *harness.Member) {
 	writer, reader := r.newClient(member.Name(), []*harness.Member{member}), r.newClient(member.Name(), []*harness.Member{member})
-	r.working.Go(func() { writer.work(r.stopped, (*client).writeNext, pause) })
-	r.working.Go(func() { reader.work(r.stopped, (*client).readNext, pause) })
+	r.working.Go(func() { writer.work(r.stopped, (*client).writeNext, r.pause) })
+	r.working.Go(func() { reader.work(r.stopped, (*client).readNext, r.pause) })
 	requireLeader := r.rng.IntN(2) == 0
 	name := fmt.Sprintf("the watch of %s", member.Name())
 	if requireLeader {
@@ -202,10 +215,18 @@ func (r *Run) Gone(member *harness.Member) {
 	w.gone = true
 }
 
-// Finish waits until the cluster is whole again, ends the load, collects the
-// evidence and fails the test on whatever is wrong with it. Members that do not
-// run are started.
+// Finish fails the test on whatever is wrong with the verdict.
 func (r *Run) Finish() {
+	r.Helper()
+	if _, report := r.Verdict(); !report.Empty() {
+		r.Fatalf("DAMAGE, seed %d\n%s", r.seed, report.String())
+	}
+}
+
+// Verdict waits until the cluster is whole again, ends the load, collects the
+// evidence and answers it, nil where there is none, with all that is wrong. Members
+// that do not run are started.
+func (r *Run) Verdict() (*Evidence, crash.Report) {
 	r.Helper()
 	evidence, err := r.Collect()
 	if err != nil {
@@ -216,9 +237,7 @@ func (r *Run) Finish() {
 		r.report.Merge(Judge(evidence))
 		r.Logf("%v in all, judged in %v: %s", round(r.Now()), round(time.Since(began)), evidence.Summary())
 	}
-	if !r.report.Empty() {
-		r.Fatalf("DAMAGE, seed %d\n%s", r.seed, r.report.String())
-	}
+	return evidence, r.report
 }
 
 // end stops everything that Collect may not have come to stop.

@@ -23,11 +23,11 @@ const (
 	// requestLimit is what clients give a request before its fate is open. It is
 	// shorter than a server's own limit, so that a client never waits out a fault.
 	requestLimit = 2 * time.Second
-	// pause is what a client takes between two requests, idle what it takes after
+	// usualPause is what a client takes between two requests, idle what it takes after
 	// one that failed: enough load to notice everything, and a machine of two cores
 	// that also runs three members keeps time for elections.
-	pause = 12 * time.Millisecond
-	idle  = 40 * time.Millisecond
+	usualPause = 12 * time.Millisecond
+	idle       = 40 * time.Millisecond
 )
 
 // client sends one request after the other.

@@ -42,6 +42,8 @@ type ClusterOptions struct {
 	DataDir            func(member int) string
 	Env                func(member int) []string
 	AdvertiseClientURL func(member int) string
+	// FileLimit is how many files each member may have open; see Options.
+	FileLimit int
 	// ReadyTimeout limits the wait for all members to serve; 0 means 60 s.
 	ReadyTimeout time.Duration
 }
@@ -143,7 +145,7 @@ func memberName(node int) string { return fmt.Sprintf("m%d", node+1) }
 func (c *Cluster) prepare(node int, initial, state string) (*Member, error) {
 	options := Options{
 		Name: memberName(node), PeerURL: c.peerURL(node), InitialCluster: initial,
-		ParentDir: c.options.ParentDir, EtchedFlags: c.options.EtchedFlags, EtcdFlags: c.options.EtcdFlags,
+		ParentDir: c.options.ParentDir, FileLimit: c.options.FileLimit, EtchedFlags: c.options.EtchedFlags, EtcdFlags: c.options.EtcdFlags,
 		Flags: append([]string{"--initial-cluster-state=" + state}, c.options.Flags...),
 	}
 	if c.options.DataDir != nil {

@@ -53,16 +53,28 @@ func (s *Server) CPUTime() (time.Duration, error) {
 }
 
 // ResidentBytes answers VmRSS of the running process.
-func (s *Server) ResidentBytes() (int64, error) {
+func (s *Server) ResidentBytes() (int64, error) { return s.memory("VmRSS:") }
+
+// PeakResidentBytes answers VmHWM of the running process: the most that was resident
+// since its start or since ResetPeak.
+func (s *Server) PeakResidentBytes() (int64, error) { return s.memory("VmHWM:") }
+
+// ResetPeak makes PeakResidentBytes count from now on.
+func (s *Server) ResetPeak() error {
+	const peak = "5"
+	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", s.PID()), []byte(peak), 0)
+}
+
+func (s *Server) memory(field string) (int64, error) {
 	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.PID()))
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.SplitSeq(string(content), "\n") {
-		if value, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+		if value, ok := strings.CutPrefix(line, field); ok {
 			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
 			return kib * 1024, err
 		}
 	}
-	return 0, fmt.Errorf("no VmRSS in /proc/%d/status", s.PID())
+	return 0, fmt.Errorf("no %s in /proc/%d/status", field, s.PID())
 }

@@ -47,12 +47,15 @@ type Options struct {
 	PeerURL string
 	// InitialCluster is --initial-cluster; empty means this member alone.
 	InitialCluster string
+	// FileLimit is how many files the process may have open; 0 means as many as this one.
+	FileLimit int
 	// ReadyTimeout limits the wait for the first linearizable read; 0 means 30 s.
 	ReadyTimeout time.Duration
 }
 
 // Server is one process, running or ended. Its methods are not for use from
-// several goroutines at once, save Exited, PID, Running, CPUTime and ResidentBytes.
+// several goroutines at once, save Exited, PID, Running, CPUTime and those of
+// its memory.
 type Server struct {
 	kind     Kind
 	options  Options
@@ -186,7 +189,7 @@ func (s *Server) Spawn() error {
 		return err
 	}
 	defer log.Close()
-	command := exec.Command(s.binary, s.Args()...)
+	command := s.command()
 	command.Stdout, command.Stderr = log, log
 	command.Env = append(environment(), s.options.Env...)
 	command.Dir = s.root
@@ -197,6 +200,16 @@ func (s *Server) Spawn() error {
 	}
 	s.latest.Store(started)
 	return nil
+}
+
+// command is the process to start. A shell sets the limit of files and is replaced by it,
+// since it has to hold from the first instruction on.
+func (s *Server) command() *exec.Cmd {
+	if s.options.FileLimit == 0 {
+		return exec.Command(s.binary, s.Args()...)
+	}
+	limited := fmt.Sprintf(`ulimit -n %d && exec "$@"`, s.options.FileLimit)
+	return exec.Command("sh", append([]string{"-c", limited, "sh", s.binary}, s.Args()...)...)
 }
 
 // environment is this process's, without settings meant for an etcd or etcdctl.
@@ -271,6 +284,9 @@ func (s *Server) Kind() Kind { return s.kind }
 
 // Endpoint is the client address, host:port.
 func (s *Server) Endpoint() string { return fmt.Sprintf("127.0.0.1:%d", s.port) }
+
+// PeerEndpoint is where the server listens for other members, host:port.
+func (s *Server) PeerEndpoint() string { return fmt.Sprintf("127.0.0.1:%d", s.peerPort) }
 
 // URL is the client address as a URL.
 func (s *Server) URL() string { return "http://" + s.Endpoint() }

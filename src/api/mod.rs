@@ -4,6 +4,7 @@
 //! `Api` routes by path, without a general router: a call goes straight to its service, and an
 //! unknown one is answered in grpc-go's words.
 
+mod arriving;
 pub mod auth;
 pub mod call_log;
 pub mod caller;
@@ -30,6 +31,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use arriving::{Arriving, Kept, Source, Until};
 use call_log::{CallLog, Content};
 use counted::Counted;
 use ending::End;
@@ -40,6 +42,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service;
 
+use crate::budget::{Requests, unread};
 use crate::proto::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer,
     lease_server::LeaseServer, maintenance_server::MaintenanceServer, watch_server::WatchServer,
@@ -49,7 +52,7 @@ use crate::proto::v3electionpb::election_server::ElectionServer;
 use crate::proto::v3lockpb::lock_server::LockServer;
 use crate::replica::shared::Shared;
 use crate::service::handle::Handle;
-use crate::service::rpcs::{self, RPCS};
+use crate::service::rpcs::{self, Flow, RPCS};
 
 pub use methods::methods;
 pub use settings::{GRPC_OVERHEAD_BYTES, Settings};
@@ -70,6 +73,8 @@ pub struct Api {
     gate: Gate,
     log: CallLog,
     shared: Arc<Shared>,
+    requests: Arc<Requests>,
+    source: Arc<Source>,
     max_message_bytes: usize,
 }
 
@@ -87,9 +92,15 @@ macro_rules! limited {
 }
 
 impl Api {
-    pub fn new(handle: Handle, settings: Settings) -> Self {
-        let max = settings.max_request_bytes + GRPC_OVERHEAD_BYTES;
+    /// `requests` counts what clients send.
+    pub fn new(handle: Handle, settings: Settings, requests: Arc<Requests>) -> Self {
+        let max = settings.max_message_bytes();
         let shared = handle.shared().clone();
+        let source = Arc::new(Source {
+            of_connection: requests.of_connection(requests.unread().connection()),
+            clock: shared.clock.clone(),
+            max_message_bytes: max,
+        });
         let gate = Gate::new(&handle);
         let kv_service = kv::KvService::new(handle.clone(), settings);
         let log = CallLog::new(&handle, &settings);
@@ -123,14 +134,21 @@ impl Api {
             gate,
             log,
             shared,
+            requests,
+            source,
             max_message_bytes: max,
         }
     }
 
-    /// The same for the calls of one client.
-    pub fn of_client(&self, remote: SocketAddr) -> Self {
+    /// The same for the calls of one connection.
+    pub fn of_client(&self, remote: SocketAddr, unread: Arc<unread::Connection>) -> Self {
         let kv_service = self.kv_service.of_client(remote);
         Self {
+            source: Arc::new(Source {
+                of_connection: self.requests.of_connection(unread),
+                clock: self.shared.clock.clone(),
+                max_message_bytes: self.max_message_bytes,
+            }),
             kv: limited!(KvServer, kv_service.clone(), self.max_message_bytes),
             kv_service,
             log: self.log.of_client(remote),
@@ -141,7 +159,7 @@ impl Api {
     /// Answers a gRPC call.
     pub fn call<B>(&self, mut request: Request<B>) -> CallFuture
     where
-        B: http_body::Body + Send + 'static,
+        B: http_body::Body + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError> + Send + 'static,
         B::Data: Send,
     {
@@ -169,6 +187,12 @@ impl Api {
             }
             Passed::NeedsLeader => gate = Some(self.gate.clone()),
         }
+        let kept = Kept::default();
+        let until = match RPCS[method].flow {
+            Flow::Unary | Flow::ServerStream => Until::Answered(kept.clone()),
+            Flow::BidiStream => Until::NextMessage(Vec::new()),
+        };
+        let request = request.map(|body| Arriving::new(body, self.source.clone(), until));
         let future = match RPCS[method].service {
             rpcs::KV => self.kv.clone().call(request),
             rpcs::WATCH => self.watch.clone().call(request),
@@ -188,6 +212,7 @@ impl Api {
         Box::pin(async move {
             match future.await {
                 Ok(response) => {
+                    drop(kept);
                     let response = watch::with_own_body(response);
                     let response = status_text::in_grpc_go_words(response, max);
                     if let Some((log, started)) = log {

@@ -18,3 +18,10 @@ pub struct Settings {
     /// A read that takes longer is logged.
     pub warning_apply_duration: Duration,
 }
+
+impl Settings {
+    /// What a message of a request may hold.
+    pub fn max_message_bytes(&self) -> usize {
+        self.max_request_bytes + GRPC_OVERHEAD_BYTES
+    }
+}

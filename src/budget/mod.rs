@@ -8,12 +8,15 @@
 //! A part is never lent to another: a flood of requests must not take from answers, or nothing
 //! that is held would ever be released.
 
-// Requests and answers take from it next.
+pub mod requests;
+// Answers take from it next.
 #[allow(dead_code)]
 mod share;
+pub mod unread;
 
+pub use requests::Requests;
 #[allow(unused_imports)]
-pub use share::{Exhausted, Held, Share, Waiting};
+pub use share::{Exhausted, Held, Holder, Share, Waiting};
 
 /// Who holds memory; the label of `etched_memory_bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,12 +4,16 @@
 //!   a single holder: alone it may take any size, so that nothing waits for ever.
 //! - Those that wait are served in their order. Small ones have a line of their own and the last
 //!   quarter of the limit to themselves, so that they pass large ones that wait.
+//! - Those that are named (`Holder`) take of what large ones may have, whatever their size. One of
+//!   them holds half of that at most, unless it begins with more, and of those that wait the one
+//!   that holds least is served first.
 //! - The lines are bounded; who finds one full is refused at once.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -36,10 +40,39 @@ struct State {
 
 struct Waiter {
     number: u64,
-    bytes: usize,
+    wish: Wish,
     waker: Waker,
     /// The bytes are taken; who waits finds that out when it is polled.
     granted: bool,
+}
+
+/// One of those who share; what it holds changes under the share's lock alone.
+#[derive(Default)]
+pub struct Holder {
+    bytes: AtomicUsize,
+}
+
+impl Holder {
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// What is to be taken, and by whom.
+#[derive(Clone)]
+struct Wish {
+    bytes: usize,
+    holder: Option<Arc<Holder>>,
+}
+
+impl Wish {
+    fn is_small(&self) -> bool {
+        self.holder.is_none() && self.bytes <= SMALL_BYTES
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.holder.as_ref().map_or(0, |holder| holder.bytes())
+    }
 }
 
 /// Too many wait already.
@@ -62,56 +95,123 @@ impl Share {
         self.state.lock().used_bytes
     }
 
+    /// Whether somebody waits.
+    pub fn is_awaited(&self) -> bool {
+        let state = self.state.lock();
+        !state.small.is_empty() || !state.large.is_empty()
+    }
+
     /// Takes bytes where they are free and nobody waits for them.
     pub fn try_take(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+        self.try_take_wish(&Wish {
+            bytes,
+            holder: None,
+        })
+    }
+
+    /// The same in the name of a holder.
+    pub fn try_take_as(self: &Arc<Self>, holder: &Arc<Holder>, bytes: usize) -> Option<Held> {
+        self.try_take_wish(&Wish {
+            bytes,
+            holder: Some(holder.clone()),
+        })
+    }
+
+    fn try_take_wish(self: &Arc<Self>, wish: &Wish) -> Option<Held> {
         let mut state = self.state.lock();
-        let free = state.line(bytes).is_empty() && state.fits(bytes, self.limit_bytes);
+        let free = state.line(wish).is_empty()
+            && state.fits(wish, self.limit_bytes)
+            && state.may(wish, self.limit_bytes);
         free.then(|| {
-            state.used_bytes += bytes;
-            self.held(bytes)
+            state.take(wish);
+            self.held(wish.clone())
         })
     }
 
     /// Counts bytes that are there already, beyond the limit where need be.
     pub fn take_anyway(self: &Arc<Self>, bytes: usize) -> Held {
-        self.state.lock().used_bytes += bytes;
-        self.held(bytes)
+        let wish = Wish {
+            bytes,
+            holder: None,
+        };
+        self.state.lock().take(&wish);
+        self.held(wish)
     }
 
     /// Takes bytes as soon as they are free.
     pub fn take(self: &Arc<Self>, bytes: usize) -> Waiting {
+        self.waiting(Wish {
+            bytes,
+            holder: None,
+        })
+    }
+
+    /// The same in the name of a holder.
+    pub fn take_as(self: &Arc<Self>, holder: &Arc<Holder>, bytes: usize) -> Waiting {
+        self.waiting(Wish {
+            bytes,
+            holder: Some(holder.clone()),
+        })
+    }
+
+    fn waiting(self: &Arc<Self>, wish: Wish) -> Waiting {
         Waiting {
             share: self.clone(),
-            bytes,
+            wish,
             number: None,
         }
     }
 
-    fn held(self: &Arc<Self>, bytes: usize) -> Held {
+    fn held(self: &Arc<Self>, wish: Wish) -> Held {
         Held {
             share: self.clone(),
-            bytes,
+            wish,
         }
     }
 
-    fn give_back(&self, bytes: usize) {
+    fn give_back(&self, wish: &Wish) {
         let mut state = self.state.lock();
-        state.used_bytes -= bytes;
+        state.give_back(wish);
         state.grant(self.limit_bytes);
     }
 }
 
+/// What large ones may have together.
+fn large_bytes(limit_bytes: usize) -> usize {
+    limit_bytes / 4 * 3
+}
+
 impl State {
-    fn fits(&self, bytes: usize, limit_bytes: usize) -> bool {
-        let limit_bytes = match is_small(bytes) {
+    fn fits(&self, wish: &Wish, limit_bytes: usize) -> bool {
+        let limit_bytes = match wish.is_small() {
             true => limit_bytes,
-            false => limit_bytes / 4 * 3,
+            false => large_bytes(limit_bytes),
         };
-        self.used_bytes == 0 || self.used_bytes.saturating_add(bytes) <= limit_bytes
+        self.used_bytes == 0 || self.used_bytes.saturating_add(wish.bytes) <= limit_bytes
     }
 
-    fn line(&mut self, bytes: usize) -> &mut VecDeque<Waiter> {
-        match is_small(bytes) {
+    /// Whether its holder may have more.
+    fn may(&self, wish: &Wish, limit_bytes: usize) -> bool {
+        let held = wish.held_bytes();
+        held == 0 || held.saturating_add(wish.bytes) <= large_bytes(limit_bytes) / 2
+    }
+
+    fn take(&mut self, wish: &Wish) {
+        self.used_bytes += wish.bytes;
+        if let Some(holder) = &wish.holder {
+            holder.bytes.fetch_add(wish.bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn give_back(&mut self, wish: &Wish) {
+        self.used_bytes -= wish.bytes;
+        if let Some(holder) = &wish.holder {
+            holder.bytes.fetch_sub(wish.bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn line(&mut self, wish: &Wish) -> &mut VecDeque<Waiter> {
+        match wish.is_small() {
             true => &mut self.small,
             false => &mut self.large,
         }
@@ -120,51 +220,61 @@ impl State {
     /// Gives what is free to those that wait.
     fn grant(&mut self, limit_bytes: usize) {
         for small in [true, false] {
-            let mut at = 0;
-            loop {
+            while let Some(at) = self.next(small, limit_bytes) {
                 let line = if small { &self.small } else { &self.large };
-                let Some(waiter) = line.get(at) else { break };
-                if !waiter.granted {
-                    if !self.fits(waiter.bytes, limit_bytes) {
-                        break;
-                    }
-                    self.used_bytes += waiter.bytes;
-                    let line = if small {
-                        &mut self.small
-                    } else {
-                        &mut self.large
-                    };
-                    line[at].granted = true;
-                    line[at].waker.wake_by_ref();
+                let wish = line[at].wish.clone();
+                if !self.fits(&wish, limit_bytes) {
+                    break;
                 }
-                at += 1;
+                self.take(&wish);
+                let line = self.line(&wish);
+                line[at].granted = true;
+                line[at].waker.wake_by_ref();
             }
         }
     }
-}
 
-fn is_small(bytes: usize) -> bool {
-    bytes <= SMALL_BYTES
+    /// Whose turn it is in a line.
+    fn next(&self, small: bool, limit_bytes: usize) -> Option<usize> {
+        let line = if small { &self.small } else { &self.large };
+        let waiting = line.iter().enumerate().filter(|(_, waiter)| {
+            !waiter.granted && (small || self.may(&waiter.wish, limit_bytes))
+        });
+        let mut waiting = waiting.map(|(at, waiter)| (waiter.wish.held_bytes(), at));
+        let turn = if small { waiting.next() } else { waiting.min() };
+        turn.map(|(_, at)| at)
+    }
 }
 
 /// Bytes of a share; dropped they are free again.
 pub struct Held {
     share: Arc<Share>,
-    bytes: usize,
+    wish: Wish,
 }
 
 impl Held {
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.wish.bytes
     }
 
     /// Adds to what is held, where that is free and nobody waits for it.
     pub fn try_grow(&mut self, bytes: usize) -> bool {
-        let Some(mut more) = self.share.try_take(bytes) else {
-            return false;
-        };
-        self.bytes += std::mem::take(&mut more.bytes);
-        true
+        let more = self.share.try_take_wish(&Wish {
+            bytes,
+            holder: self.wish.holder.clone(),
+        });
+        match more {
+            Some(more) => {
+                self.join(more);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Adds what the same holder, or nobody, took of the same share.
+    pub fn join(&mut self, mut more: Held) {
+        self.wish.bytes += std::mem::take(&mut more.wish.bytes);
     }
 
     /// The same bytes; they are held until the last of those that share them is dropped.
@@ -183,16 +293,19 @@ impl Held {
 
     /// Gives a part back.
     pub fn shrink(&mut self, bytes: usize) {
-        let bytes = bytes.min(self.bytes);
-        self.bytes -= bytes;
-        self.share.give_back(bytes);
+        let bytes = bytes.min(self.wish.bytes);
+        self.wish.bytes -= bytes;
+        self.share.give_back(&Wish {
+            bytes,
+            holder: self.wish.holder.clone(),
+        });
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if self.bytes > 0 {
-            self.share.give_back(self.bytes);
+        if self.wish.bytes > 0 {
+            self.share.give_back(&self.wish);
         }
     }
 }
@@ -201,7 +314,7 @@ impl Drop for Held {
 #[must_use = "a place is taken when it is first polled"]
 pub struct Waiting {
     share: Arc<Share>,
-    bytes: usize,
+    wish: Wish,
     /// None before the first poll and after the last.
     number: Option<u64>,
 }
@@ -212,18 +325,18 @@ impl Future for Waiting {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let Some(number) = this.number else {
-            if let Some(held) = this.share.try_take(this.bytes) {
+            if let Some(held) = this.share.try_take_wish(&this.wish) {
                 return Poll::Ready(Ok(held));
             }
             let mut state = this.share.state.lock();
-            if state.line(this.bytes).len() >= MAX_WAITING {
+            if state.line(&this.wish).len() >= MAX_WAITING {
                 return Poll::Ready(Err(Exhausted));
             }
             let number = state.next_number;
             state.next_number += 1;
-            state.line(this.bytes).push_back(Waiter {
+            state.line(&this.wish).push_back(Waiter {
                 number,
-                bytes: this.bytes,
+                wish: this.wish.clone(),
                 waker: context.waker().clone(),
                 granted: false,
             });
@@ -233,7 +346,7 @@ impl Future for Waiting {
             return Poll::Pending;
         };
         let mut state = this.share.state.lock();
-        let line = state.line(this.bytes);
+        let line = state.line(&this.wish);
         let Ok(at) = line.binary_search_by_key(&number, |waiter| waiter.number) else {
             return Poll::Ready(Err(Exhausted));
         };
@@ -244,7 +357,7 @@ impl Future for Waiting {
         line.remove(at);
         drop(state);
         this.number = None;
-        Poll::Ready(Ok(this.share.held(this.bytes)))
+        Poll::Ready(Ok(this.share.held(this.wish.clone())))
     }
 }
 
@@ -254,14 +367,14 @@ impl Drop for Waiting {
             return;
         };
         let mut state = self.share.state.lock();
-        let line = state.line(self.bytes);
+        let line = state.line(&self.wish);
         let at = line.binary_search_by_key(&number, |waiter| waiter.number);
         let granted = at
             .ok()
             .and_then(|at| line.remove(at))
             .is_some_and(|waiter| waiter.granted);
         if granted {
-            state.used_bytes -= self.bytes;
+            state.give_back(&self.wish);
         }
         // It may have stood before others that fit.
         state.grant(self.share.limit_bytes);
@@ -369,6 +482,35 @@ mod tests {
         assert_eq!(share.used_bytes(), 3 * LARGE);
         drop(third);
         assert_eq!(share.used_bytes(), 2 * LARGE);
+    }
+
+    #[test]
+    fn one_holder_has_half_and_who_holds_least_comes_first() {
+        let share = Share::new(LIMIT);
+        let [one, other, third] = [(); 3].map(|()| Arc::new(Holder::default()));
+        let mut held: Vec<Held> =
+            std::iter::from_fn(|| share.try_take_as(&one, LARGE / 2)).collect();
+        assert_eq!((held.len(), one.bytes()), (3, LARGE / 2 * 3));
+        // Nor does a named one take what is kept for small ones.
+        held.extend(share.try_take_as(&other, SMALL));
+        held.extend(share.try_take_as(&third, 14 * SMALL));
+        assert_eq!(share.used_bytes(), 3 * LARGE);
+        assert!(share.try_take_as(&third, SMALL).is_none());
+        let mut first = share.take_as(&one, LARGE);
+        let mut second = share.take_as(&other, LARGE);
+        assert!(poll(&mut first).is_none() && poll(&mut second).is_none());
+        assert!(share.is_awaited());
+        // There is room for the first, which holds more than the second as long as it waits.
+        held.drain(..2);
+        assert!(poll(&mut first).is_none());
+        let second = poll(&mut second).expect("served").expect("room");
+        drop((held, second));
+        let first = poll(&mut first).expect("served").expect("room");
+        assert_eq!((one.bytes(), other.bytes(), third.bytes()), (LARGE, 0, 0));
+        drop(first);
+        // Alone it may take any size.
+        assert!(share.try_take_as(&one, 10 * LIMIT).is_some());
+        assert_eq!((one.bytes(), share.is_awaited()), (0, false));
     }
 
     #[test]

@@ -131,7 +131,7 @@ pub static SECTIONS: &[Section] = &[
         flag("max-snapshots", Uint, "5", "Deprecated: snapshot files to keep.").no_effect("etched keeps one state and writes no snapshot files"),
         flag("heartbeat-interval", Uint, "100", "Milliseconds between a leader's heartbeats."),
         flag("election-timeout", Uint, "1000", "Milliseconds without a leader before an election."),
-        flag("initial-election-tick-advance", Bool, "true", "Hold the first election sooner.").no_effect("a single member leads at once; any other gives a leader the whole election timeout to be heard"),
+        flag("initial-election-tick-advance", Bool, "true", "Hold the first election sooner, once a quorum is connected."),
         flag("listen-peer-urls", Urls, "http://localhost:2380", "Where to listen for other members."),
         flag("listen-client-urls", Urls, "http://localhost:2379", "Where to listen for clients: gRPC, and HTTP unless it has its own."),
         flag("listen-client-http-urls", Urls, "", "Where to listen for HTTP alone; takes HTTP off the client URLs."),

@@ -9,6 +9,7 @@
 mod access;
 mod debug;
 mod health;
+mod metrics_page;
 mod page;
 mod process;
 mod query;
@@ -16,7 +17,6 @@ mod scrape;
 #[cfg(test)]
 mod tests;
 
-use std::io::Write as _;
 use std::sync::Arc;
 
 use http::header::ACCEPT_ENCODING;
@@ -27,6 +27,7 @@ use tonic::body::Body;
 use crate::service::handle::Handle;
 use crate::types::ETCD_VERSION;
 pub use access::Access;
+use metrics_page::MetricsPage;
 
 /// Answers HTTP requests; cheap to clone.
 #[derive(Clone)]
@@ -34,6 +35,7 @@ pub struct HttpService {
     handle: Handle,
     access: Arc<Access>,
     surface: Surface,
+    metrics: Arc<MetricsPage>,
 }
 
 /// What a listener shows.
@@ -57,6 +59,7 @@ impl HttpService {
             handle,
             access: Arc::default(),
             surface: Surface::Client,
+            metrics: MetricsPage::new(),
         }
     }
 
@@ -134,31 +137,11 @@ impl HttpService {
 
     async fn metrics_page(&self, headers: &HeaderMap) -> Response<Body> {
         let gzipped = accepts_gzip(headers);
-        let handle = self.handle.clone();
-        // Reads files and formats thousands of lines: not on the network's threads.
-        let rendered = tokio::task::spawn_blocking(move || {
-            let scrape = scrape::scrape(&handle);
-            let text = handle.shared().metrics.render(&scrape);
-            if gzipped {
-                gzip(text.as_bytes())
-            } else {
-                Ok(text.into_bytes())
-            }
-        });
-        match rendered.await {
-            Ok(Ok(body)) => page::metrics(body, gzipped),
-            Ok(Err(_)) | Err(_) => {
-                page::refusal(StatusCode::INTERNAL_SERVER_ERROR, "the scrape failed")
-            }
+        match self.metrics.get(&self.handle, gzipped).await {
+            Some(body) => page::metrics(body, gzipped),
+            None => page::refusal(StatusCode::INTERNAL_SERVER_ERROR, "the scrape failed"),
         }
     }
-}
-
-fn gzip(text: &[u8]) -> std::io::Result<Vec<u8>> {
-    let level = flate2::Compression::fast();
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
-    encoder.write_all(text)?;
-    encoder.finish()
 }
 
 fn accepts_gzip(headers: &HeaderMap) -> bool {

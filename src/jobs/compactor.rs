@@ -1,14 +1,14 @@
 //! Removes compacted history in small steps with pauses between them, so that requests hardly
 //! notice. A step can be repeated: after a restart it goes on from the last finished compaction.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::env::blocking;
 use crate::mvcc::compaction::{self, Progress};
 use crate::mvcc::read::Snapshot;
 use crate::probe::{self, CoveragePoint, Defect};
-use crate::replica::shared::Shared;
+use crate::replica::shared::{NumberedEngine, Shared};
 use crate::storage::{self, Batch, Engine};
 
 /// Hashes kept; etcd's figure.
@@ -40,7 +40,7 @@ pub async fn run(shared: Arc<Shared>, pace: Pace) {
 /// Keeps the hash of the history as this compaction finds it: members that compacted to the
 /// same revision can be compared by it later, when the history itself is gone.
 fn keep_hash(shared: &Shared, progress: Progress) -> storage::Result<()> {
-    let engine = shared.engine();
+    let NumberedEngine { number, engine } = shared.numbered_engine();
     let view = shared.view();
     // A compaction to 0 keeps everything, and 0 asks for the newest hash.
     if view.keys > MAX_HASHED_KEYS || progress.target == 0 {
@@ -52,7 +52,7 @@ fn keep_hash(shared: &Shared, progress: Progress) -> storage::Result<()> {
     };
     let hash = before.hash_for_compaction(progress.target)?;
     let mut hashes = shared.compaction_hashes.lock();
-    if !Arc::ptr_eq(&engine, &shared.engine()) {
+    if number != shared.numbered_engine().number {
         // A snapshot took the state's place: what was hashed may be either's.
         return Ok(());
     }
@@ -70,20 +70,15 @@ fn tell_finished(shared: &Shared, engine: &dyn Engine) -> storage::Result<()> {
     Ok(())
 }
 
-/// `seen` is the engine that this run has looked at before: a compaction that is found begun in
-/// another one, an earlier run's or the leader's, has lost what its hash would need.
-async fn catch_up(
-    shared: &Arc<Shared>,
-    pace: Pace,
-    seen: &mut Option<Weak<dyn Engine>>,
-) -> storage::Result<()> {
+/// `seen` is the number of the engine that this run has looked at before: a compaction that is
+/// found begun in another one, an earlier run's or the leader's, has lost what its hash would need.
+async fn catch_up(shared: &Arc<Shared>, pace: Pace, seen: &mut Option<u64>) -> storage::Result<()> {
     loop {
         // One engine for all steps: a snapshot may put another in its place meanwhile, and what
         // is dead in this one may live there.
-        let engine = shared.engine();
-        let current = Arc::downgrade(&engine);
-        let hashes = seen.as_ref().is_some_and(|seen| seen.ptr_eq(&current));
-        let first = seen.replace(current).is_none();
+        let NumberedEngine { number, engine } = shared.numbered_engine();
+        let before = seen.replace(number);
+        let hashes = before == Some(number);
         let Some(start) = compaction::unfinished(engine.latest())? else {
             // A state of the leader's may have brought it: somebody may wait for it here.
             return tell_finished(shared, engine.as_ref());
@@ -91,14 +86,13 @@ async fn catch_up(
         if shared.view().compacted < start.target {
             // A batch is written before the view shows it, and a hash of the view would lack the
             // last revisions. The job is woken once they are shown.
-            *seen = Some(Arc::downgrade(&engine));
             return Ok(());
         }
         let started = shared.clock.now();
-        match (hashes, first) {
-            (true, _) => {}
-            (false, true) => probe::reached(CoveragePoint::CompactionResumed),
-            (false, false) => probe::reached(CoveragePoint::CompactionOfSnapshot),
+        match before {
+            _ if hashes => {}
+            None => probe::reached(CoveragePoint::CompactionResumed),
+            Some(_) => probe::reached(CoveragePoint::CompactionOfSnapshot),
         }
         if hashes || probe::injected(Defect::HashTooLate) {
             let hashing = shared.clone();

@@ -160,6 +160,7 @@ table! {
         health_failures = "etcd_server_health_failures", "Requests of /health answered with health false.";
         grpc_sent_bytes = "etcd_network_client_grpc_sent_bytes_total", "Bytes of messages sent to gRPC clients.";
         grpc_received_bytes = "etcd_network_client_grpc_received_bytes_total", "Bytes of messages received from gRPC clients.";
+        connections_refused = "etched_connections_refused_total", "Connections closed when they were accepted, because as many were open as the limit of open files leaves for them.";
         puts = "etcd_mvcc_put_total", "Puts applied here, those within transactions included.";
         deletes = "etcd_mvcc_delete_total", "Range deletions applied here, those within transactions included.";
         ranges = "etcd_mvcc_range_total", "Ranges read here, those within transactions included.";

@@ -16,10 +16,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Sleep;
 use tonic::body::Body;
 
+use super::allowance::Allowance;
 use super::guard::{Guard, Guarded};
 use super::http2::Http2;
+use crate::budget::unread::{self, Unread};
 
 /// So long a stop waits for a connection on which somebody waits for an answer.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
@@ -27,6 +30,11 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 /// may never end, is cut. A single member serves again the sooner.
 const FLUSH_LIMIT: Duration = Duration::from_millis(100);
 const DRAIN_POLL: Duration = Duration::from_millis(10);
+/// What a connection of HTTP/1 may send ahead, and the largest head of a request. Its requests are
+/// answered one by one: the next is read when the answer before it has been written.
+const HTTP1_BUFFER_BYTES: usize = 64 << 10;
+/// Between two lines in the log that connections are refused.
+const REFUSAL_QUIET: Duration = Duration::from_secs(60);
 /// Before the next try to take a connection, where one failed.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -47,6 +55,10 @@ pub struct Options {
     pub http2: Http2,
     /// What clients of any make are held to; none among members.
     pub guard: Option<Guard>,
+    /// How many connections may be open, with other listeners that share it.
+    pub allowance: Arc<Allowance>,
+    /// Counts what guarded connections have unread.
+    pub unread: Arc<Unread>,
     /// From a connection to its first byte.
     pub first_byte_limit: Duration,
     /// To the end of the head of a request of HTTP/1.
@@ -54,6 +66,13 @@ pub struct Options {
     /// The kernel gives up a connection whose other side acknowledges nothing for this long;
     /// none: when the system's time is over.
     pub unacknowledged_limit: Option<Duration>,
+}
+
+/// A connection, as whoever answers its requests sees it.
+pub struct Client {
+    pub remote: SocketAddr,
+    /// What it sent and nobody has read.
+    pub unread: Arc<unread::Connection>,
 }
 
 /// What answers requests.
@@ -140,26 +159,48 @@ async fn drained(waiting: &AtomicUsize) {
 }
 
 /// Serves until `stop` says so, and as long as what is under way then needs for its last answers,
-/// a second at most. `service` makes what answers a client. There is one task for each connection; the limit of open files bounds them.
+/// a second at most. `service` makes what answers a client. There is one task for each
+/// connection; their allowance bounds them.
 pub async fn serve<S: Service>(
     listener: TcpListener,
     options: Options,
-    service: impl Fn(SocketAddr) -> S,
+    service: impl Fn(Client) -> S,
     mut stop: watch::Receiver<bool>,
 ) {
     let options = Arc::new(options);
     let mut connections = JoinSet::new();
+    // Over when a refusal may be logged again.
+    let mut quiet: Option<Pin<Box<Sleep>>> = None;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             Some(_) = connections.join_next() => continue,
+            () = elapsed(&mut quiet) => {
+                quiet = None;
+                continue;
+            }
             () = stopped(&mut stop) => break,
         };
         match accepted {
             Ok((stream, remote)) => {
-                let service = service(remote);
-                let serving = connection(stream, options.clone(), service, stop.clone());
-                connections.spawn(serving);
+                let Some(place) = options.allowance.enter() else {
+                    drop(stream);
+                    if quiet.is_none() {
+                        warn_of_refusals(&options);
+                        quiet = Some(Box::pin(tokio::time::sleep(REFUSAL_QUIET)));
+                    }
+                    continue;
+                };
+                let unread = options.unread.connection();
+                let service = service(Client {
+                    remote,
+                    unread: unread.clone(),
+                });
+                let serving = connection(stream, unread, options.clone(), service, stop.clone());
+                connections.spawn(async move {
+                    serving.await;
+                    drop(place);
+                });
             }
             Err(error) => {
                 // Out of descriptors, most likely: others may become free.
@@ -172,6 +213,22 @@ pub async fn serve<S: Service>(
     while connections.join_next().await.is_some() {}
 }
 
+async fn elapsed(sleep: &mut Option<Pin<Box<Sleep>>>) {
+    match sleep {
+        Some(sleep) => sleep.as_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn warn_of_refusals(options: &Options) {
+    tracing::warn!(
+        from = options.who,
+        refused = options.allowance.take_unreported(),
+        limit = options.allowance.limit(),
+        "connections are closed at once: as many are open as the limit of open files leaves for them; raise it (ulimit -n, LimitNOFILE=) or close some"
+    );
+}
+
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     // Where whoever would say so is gone, that is the end as well.
     let _ = stop.wait_for(|stop| *stop).await;
@@ -180,6 +237,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 /// One connection, from its first byte to its last.
 async fn connection<S: Service>(
     stream: TcpStream,
+    unread: Arc<unread::Connection>,
     options: Arc<Options>,
     service: S,
     mut stop: watch::Receiver<bool>,
@@ -195,7 +253,10 @@ async fn connection<S: Service>(
         return;
     }
     match options.guard.clone() {
-        Some(guard) => http(Guarded::new(stream, guard), &options, service, stop).await,
+        Some(guard) => {
+            let guarded = Guarded::new(stream, guard, unread);
+            http(guarded, &options, service, stop).await;
+        }
         None => http(stream, &options, service, stop).await,
     }
 }
@@ -214,6 +275,7 @@ where
     builder
         .http1()
         .timer(TokioTimer::new())
+        .max_buf_size(HTTP1_BUFFER_BYTES)
         .header_read_timeout(options.head_limit);
     options.http2.apply(builder.http2());
     let waiting = Arc::new(AtomicUsize::new(0));

@@ -1,5 +1,6 @@
 //! Stands between a client's socket and the HTTP/2 library, and sees what passes: counts the bytes,
-//! has `pings` judge the frames of both sides, and `inbound` mend what the client sends.
+//! has `pings` judge the frames of both sides, and `inbound` mend what the client sends. A client is
+//! not read from while all have too much unread (`budget::unread`) and it is one of those that do.
 //!
 //! HTTP/1 passes untouched.
 
@@ -11,11 +12,19 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
+use tokio::time::Sleep;
 
-use super::frames::Frames;
+use super::frames::{DATA, Frames};
 use super::inbound::Inbound;
 use super::pings::{GOAWAY, Policy};
+use crate::budget::unread;
 use crate::metrics::Metrics;
+
+/// Between two looks whether a connection that waits may be read from.
+const PAUSE: Duration = Duration::from_millis(20);
+/// One that had to wait for so long is closed: those that read its requests have given them up by
+/// then, so what it has unread is for nobody.
+const PAUSE_LIMIT: Duration = Duration::from_secs(15);
 
 /// What clients are held to.
 #[derive(Clone)]
@@ -35,11 +44,14 @@ pub struct Guarded<S> {
     http2: Option<bool>,
     goodbye: &'static [u8],
     ended: bool,
+    unread: Arc<unread::Connection>,
+    /// While it is not read from: until the next look, and since when.
+    paused: Option<(Pin<Box<Sleep>>, Instant)>,
     metrics: Arc<Metrics>,
 }
 
 impl<S> Guarded<S> {
-    pub fn new(stream: S, guard: Guard) -> Self {
+    pub fn new(stream: S, guard: Guard, unread: Arc<unread::Connection>) -> Self {
         Self {
             stream,
             policy: Policy::new(guard.min_ping_time),
@@ -48,6 +60,8 @@ impl<S> Guarded<S> {
             http2: None,
             goodbye: &[],
             ended: false,
+            unread,
+            paused: None,
             metrics: guard.metrics,
         }
     }
@@ -64,16 +78,40 @@ impl<S> Guarded<S> {
             return bytes.len();
         }
         self.metrics.grpc_received_bytes.add(bytes.len() as u64);
-        let policy = &mut self.policy;
+        let (policy, unread) = (&mut self.policy, &self.unread);
         let mut now = None;
         let passing = self.inbound.feed(bytes, |frame| {
             policy.received(frame, *now.get_or_insert_with(Instant::now));
+            // What comes for a call that has ended is dropped at once.
+            if frame.kind == DATA && frame.len > 0 && policy.is_open(frame.stream) {
+                unread.came(frame.len);
+            }
         });
         if policy.violated() && !self.ended {
             self.ended = true;
             self.goodbye = GOAWAY;
         }
         passing
+    }
+
+    /// Resolves when the client may be read from.
+    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.http2 != Some(true) || !self.unread.must_wait() {
+                self.paused = None;
+                return Poll::Ready(Ok(()));
+            }
+            let (next_look, since) = self.paused.get_or_insert_with(|| {
+                let next_look = Box::pin(tokio::time::sleep(PAUSE));
+                (next_look, Instant::now())
+            });
+            if since.elapsed() > PAUSE_LIMIT {
+                let reason = "the client sent too much that nobody reads";
+                return Poll::Ready(Err(io::Error::other(reason)));
+            }
+            ready!(next_look.as_mut().poll(cx));
+            next_look.as_mut().reset(Instant::now() + PAUSE);
+        }
     }
 
     fn saw_written(&mut self, bytes: &[u8]) {
@@ -119,6 +157,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<S> {
                 buffer.put_slice(guard.inbound.ready(buffer.remaining()).as_ref());
                 return Poll::Ready(Ok(()));
             }
+            ready!(guard.poll_pause(cx))?;
             let before = buffer.filled().len();
             ready!(Pin::new(&mut guard.stream).poll_read(cx, buffer))?;
             let read = buffer.filled().len() - before;

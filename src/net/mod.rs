@@ -13,6 +13,7 @@
 //!   what the library would refuse and etcd takes.
 
 mod accept;
+mod allowance;
 mod authority;
 mod frames;
 mod guard;
@@ -24,7 +25,8 @@ mod pings;
 #[cfg(test)]
 mod tests;
 
-pub use accept::{Options, Versions, serve, tune};
+pub use accept::{Client, Options, Versions, serve, tune};
+pub use allowance::Allowance;
 pub use guard::Guard;
 pub use http2::{Http2, KeepAlive};
 #[cfg(any(test, feature = "fuzzing"))]

@@ -71,6 +71,11 @@ impl Policy {
         }
     }
 
+    /// Whether a call is under way on this stream.
+    pub fn is_open(&self, stream: u32) -> bool {
+        self.open.contains(&stream)
+    }
+
     fn ping(&mut self, now: Instant) {
         let last = self.last_ping.replace(now);
         if std::mem::take(&mut self.forgiven) {

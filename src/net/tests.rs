@@ -20,21 +20,26 @@ use tonic::body::Body;
 use super::frames::{
     ACK_OR_END_STREAM, CONTINUATION, DATA, END_HEADERS, Frame, HEADER_BYTES, HEADERS, RST_STREAM,
 };
-use super::{Guard, Http2, Options, Versions, listen, serve};
+use super::{Allowance, Client, Guard, Http2, Options, Versions, listen, serve};
+use crate::budget::unread::{self, Unread};
 use crate::metrics::Metrics;
 use crate::types::MemberId;
 
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
+const ALLOWED: usize = 10;
+const UNREAD_BYTES: usize = 4 << 20;
+const LARGE_BYTES: usize = 256 << 10;
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Answers every request, `/stream` with a body that never ends and `/slow` once it may. It says how long its body and the headers
-/// in `k` are.
+/// Answers every request, `/stream` with a body that never ends, `/large` with `LARGE_BYTES` and
+/// `/slow` once it may. It says how long its body and the headers in `k` are.
 #[derive(Clone)]
 struct Echo {
     /// Permits, of which `/slow` takes one before its body is read.
     may: Arc<Semaphore>,
     paths: Arc<Mutex<Vec<String>>>,
+    unread: Arc<unread::Connection>,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Echo {
@@ -43,7 +48,8 @@ impl hyper::service::Service<Request<Incoming>> for Echo {
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let Self { may, paths } = self.clone();
+        let Self { may, paths, unread } = self.clone();
+        let mut counted = unread.body();
         Box::pin(async move {
             let path = request.uri().path().to_owned();
             paths.lock().expect("no panic").push(path.clone());
@@ -51,6 +57,10 @@ impl hyper::service::Service<Request<Incoming>> for Echo {
                 let never = futures_util::stream::pending::<Result<_, tonic::Status>>();
                 let never = http_body_util::StreamBody::new(never);
                 return Ok(Response::new(Body::new(never)));
+            }
+            if path == "/large" {
+                let large = http_body_util::Full::new(bytes::Bytes::from(vec![b'x'; LARGE_BYTES]));
+                return Ok(Response::new(Body::new(large)));
             }
             if path == "/slow" {
                 may.acquire().await.expect("is open").forget();
@@ -61,7 +71,9 @@ impl hyper::service::Service<Request<Incoming>> for Echo {
             let mut body = request.into_body();
             let mut bytes = 0;
             while let Some(Ok(frame)) = body.frame().await {
-                bytes += frame.data_ref().map_or(0, bytes::Bytes::len);
+                let came = frame.data_ref().map_or(0, bytes::Bytes::len);
+                counted.took(came);
+                bytes += came;
             }
             let response = Response::builder()
                 .header("x-body", bytes)
@@ -75,6 +87,8 @@ impl hyper::service::Service<Request<Incoming>> for Echo {
 struct Served {
     address: SocketAddr,
     echo: Echo,
+    unread: Arc<Unread>,
+    metrics: Arc<Metrics>,
     stop: watch::Sender<bool>,
     serving: JoinHandle<()>,
 }
@@ -83,9 +97,12 @@ fn start(first_byte_limit: Duration) -> Served {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let listener = listen::bind(any, listen::SocketOptions::default()).expect("binds");
     let address = listener.local_addr().expect("is bound");
+    let unread = Unread::new(UNREAD_BYTES);
+    let metrics = Arc::new(Metrics::new(MemberId(1), false));
     let echo = Echo {
         may: Arc::new(Semaphore::new(0)),
         paths: Arc::default(),
+        unread: unread.connection(),
     };
     let options = Options {
         who: "test",
@@ -93,19 +110,26 @@ fn start(first_byte_limit: Duration) -> Served {
         http2: Http2::of_clients(u32::MAX, None),
         guard: Some(Guard {
             min_ping_time: Duration::from_secs(5),
-            metrics: Arc::new(Metrics::new(MemberId(1), false)),
+            metrics: metrics.clone(),
         }),
         first_byte_limit,
         head_limit: LIMIT,
         unacknowledged_limit: None,
+        unread: unread.clone(),
+        allowance: Allowance::new(ALLOWED, metrics.clone()),
     };
     let (stop, stopping) = watch::channel(false);
     let served = echo.clone();
-    let each = move |_| served.clone();
+    let each = move |client: Client| Echo {
+        unread: client.unread,
+        ..served.clone()
+    };
     let serving = tokio::spawn(serve(listener, options, each, stopping));
     Served {
         address,
         echo,
+        unread,
+        metrics,
         stop,
         serving,
     }
@@ -218,7 +242,7 @@ async fn authorities_that_are_none_are_answered() {
 
 #[tokio::test]
 async fn small_messages_may_come_as_many_as_the_window_takes() {
-    for (count, message) in [(60_000, vec![7; 14]), (200_000, vec![7; 5])] {
+    for (count, message) in [(4_681, vec![7; 14]), (13_107, vec![7; 5])] {
         let served = start(LIMIT);
         let mut client = Raw::connect(&served).await;
         let slow = b"\x83\x86\x44\x05/slow\x41\x01a";
@@ -239,6 +263,57 @@ async fn small_messages_may_come_as_many_as_the_window_takes() {
         let found = answer.windows(coded.len()).any(|part| part == coded);
         assert!(found, "{digits} in {answer:x?}");
     }
+}
+
+/// A client whose calls wait may not fill the memory of all; when they go on it goes on as well.
+#[tokio::test]
+async fn who_has_much_unread_is_not_read_from_while_all_have_too_much() {
+    const CALLS: usize = 200;
+    const BODY_BYTES: usize = 64 << 10;
+    let served = start(LIMIT);
+    let client = Raw::connect(&served).await;
+    let mut sent = Vec::new();
+    for call in 0..CALLS {
+        let stream = 2 * call as u32 + 1;
+        let head = b"\x83\x86\x44\x05/slow\x41\x01a";
+        sent.extend(frame(HEADERS, END_HEADERS, stream, head));
+        for _ in 0..4 {
+            sent.extend(frame(DATA, 0, stream, &vec![7; BODY_BYTES / 4]));
+        }
+        sent.extend(frame(DATA, ACK_OR_END_STREAM, stream, &[]));
+    }
+    let (mut from, mut to) = client.0.into_split();
+    let sending = tokio::spawn(async move { to.write_all(&sent).await.map(|()| to) });
+    let full = async {
+        while !served.unread.is_over() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, full).await.expect("fills up");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let unread = served.unread.bytes();
+    assert!(unread < UNREAD_BYTES + (1 << 20), "{unread} bytes unread");
+    assert!(!sending.is_finished());
+    // Others are served meanwhile.
+    let mut other = Raw::connect(&served).await;
+    let head = b"\x83\x86\x44\x02/a\x41\x01a";
+    other.send(&frame(HEADERS, 5, 1, head)).await;
+    other.answered(1).await;
+    served.echo.may.add_permits(CALLS);
+    let mut answers = 0;
+    while answers < CALLS {
+        let mut header = [0; HEADER_BYTES];
+        let next = async {
+            from.read_exact(&mut header).await.expect("a frame");
+            let mut payload = vec![0; Frame::parse(header).len];
+            from.read_exact(&mut payload).await.expect("its payload");
+        };
+        tokio::time::timeout(LIMIT, next).await.expect("in time");
+        assert_ne!(Frame::parse(header).kind, GOAWAY);
+        answers += usize::from(Frame::parse(header).kind == HEADERS);
+    }
+    let _to = sending.await.expect("no panic").expect("all was sent");
+    assert_eq!(served.unread.bytes(), 0);
 }
 
 async fn client(served: &Served) -> hyper::client::conn::http2::SendRequest<Body> {
@@ -289,6 +364,60 @@ async fn a_date_is_told_over_http_1_alone() {
     let answer = http1.send_request(request()).await.expect("is answered");
     assert_eq!(answer.version(), Version::HTTP_11);
     assert!(answer.headers().contains_key("date"));
+}
+
+/// The kernel's buffers take a few answers; what would follow is not even asked for.
+#[tokio::test]
+async fn a_request_of_http_1_waits_until_the_answer_before_it_is_written() {
+    const ASKED: usize = 200;
+    let served = start(LIMIT);
+    let mut client = TcpStream::connect(served.address).await.expect("connects");
+    let requests = "GET /large HTTP/1.1\r\nhost: a\r\n\r\n".repeat(ASKED);
+    client.write_all(requests.as_bytes()).await.expect("writes");
+    let begun = || served.echo.paths.lock().expect("no panic").len();
+    let mut before = 0;
+    while begun() > before || before == 0 {
+        before = begun();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(before < ASKED / 2, "{before} answers were made for nobody");
+    let mut read = 0;
+    let mut buffer = vec![0; LARGE_BYTES];
+    while read < ASKED * LARGE_BYTES {
+        let more = tokio::time::timeout(LIMIT, client.read(&mut buffer)).await;
+        read += more.expect("in time").expect("reads");
+    }
+    assert_eq!(begun(), ASKED);
+}
+
+#[tokio::test]
+async fn connections_beyond_the_allowance_are_closed_at_once() {
+    let served = start(LIMIT);
+    let mut open = Vec::new();
+    for _ in 0..ALLOWED {
+        open.push(Raw::connect(&served).await);
+    }
+    for refused in 1..=3 {
+        let mut stream = TcpStream::connect(served.address).await.expect("connects");
+        let ended = tokio::time::timeout(LIMIT, stream.read_u8()).await;
+        assert!(ended.expect("in time").is_err());
+        assert_eq!(served.metrics.connections_refused.get(), refused);
+    }
+    drop(open.pop());
+    let call = async {
+        loop {
+            let stream = TcpStream::connect(served.address).await.expect("connects");
+            let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+            let (mut http1, connection) = handshake.expect("shakes hands");
+            tokio::spawn(connection);
+            let request = Request::get("/x").header("host", "a").body(Body::empty());
+            if http1.send_request(request.expect("is valid")).await.is_ok() {
+                return;
+            }
+        }
+    };
+    let answered = tokio::time::timeout(LIMIT, call).await;
+    answered.expect("a place becomes free");
 }
 
 #[tokio::test]

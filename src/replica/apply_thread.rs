@@ -10,6 +10,7 @@ use prost::Message as _;
 
 use super::cluster_status::{ClusterStatus, log_changes};
 use super::inbox::{Inbox, Input};
+use super::outside::Timing;
 use super::pipe::Pipe;
 use super::proposal::Reply;
 use super::shared::Shared;
@@ -196,10 +197,8 @@ pub struct Applier {
     machine: Machine,
     shared: Arc<Shared>,
     network: Arc<dyn Network>,
-    /// Added to a lease's TTL when this member becomes the leader.
-    election_timeout: Duration,
-    /// An apply that takes longer is logged.
-    warning_apply_duration: Duration,
+    /// A new leader adds an election timeout to the TTL of each lease.
+    timing: Timing,
     entries_since_size_check: u64,
     bytes_since_size_check: u64,
 }
@@ -209,21 +208,19 @@ impl Applier {
         machine: Machine,
         shared: Arc<Shared>,
         network: Arc<dyn Network>,
-        election_timeout: Duration,
-        warning_apply_duration: Duration,
+        timing: Timing,
     ) -> Self {
         let now = shared.clock.now();
         // They have no deadline yet: a new leader starts them.
         shared
             .deadlines
             .lock()
-            .restart(machine.leases().iter(), now, election_timeout);
+            .restart(machine.leases().iter(), now, timing.election_timeout);
         Self {
             machine,
             shared,
             network,
-            election_timeout,
-            warning_apply_duration,
+            timing,
             entries_since_size_check: 0,
             bytes_since_size_check: 0,
         }
@@ -291,7 +288,7 @@ impl Applier {
         let (slowest, took) = batch.slowest;
         // Answered once all are written, like the others of its group.
         let took = took + (now - batch.executed_at);
-        if took > self.warning_apply_duration
+        if took > self.timing.warning_apply_duration
             && let Some(entry) = batch.entries.get(slowest)
             && !matches!(entry.payload, Payload::Empty)
         {
@@ -352,7 +349,7 @@ impl Applier {
         self.shared
             .deadlines
             .lock()
-            .restart(leases, now, self.election_timeout);
+            .restart(leases, now, self.timing.election_timeout);
         let index = self.machine.applied_index();
         self.shared.waiting_reads.applied(index);
         self.shared.hub.resync(self.machine.head());
@@ -395,7 +392,7 @@ impl Applier {
         let mut deadlines = self.shared.deadlines.lock();
         probe::reached(CoveragePoint::LeasesTakenOver);
         if !probe::injected(Defect::LeasesNotRestarted) {
-            deadlines.restart(leases, now, self.election_timeout);
+            deadlines.restart(leases, now, self.timing.election_timeout);
         }
         if !probe::injected(Defect::LeasesNotOwned) {
             deadlines.set_term(term);
@@ -458,7 +455,7 @@ impl Applier {
         let size = response.and_then(Response::encoded_len);
         let slow = Slow {
             took,
-            limit: self.warning_apply_duration,
+            limit: self.timing.warning_apply_duration,
             prefix: "",
             request: request_text(entry),
             response: size.map_or(String::new(), |size| format!("size:{size}")),

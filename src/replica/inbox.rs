@@ -16,8 +16,6 @@ use crate::types::MemberId;
 
 /// Proposals that may be queued; more are refused with `too many requests`.
 pub const MAX_WAITING: usize = 20_000;
-/// The same for the bytes of their encodings.
-pub const MAX_WAITING_BYTES: usize = 256 << 20;
 
 /// Inputs of the raft thread.
 pub enum Input {
@@ -55,8 +53,9 @@ struct QueuedInputs {
 }
 
 /// See the module.
-#[derive(Default)]
 pub struct Inbox {
+    /// What the encodings of what waits may take; one alone may take more.
+    max_waiting_bytes: usize,
     state: Mutex<QueuedInputs>,
     wake: Condvar,
 }
@@ -69,16 +68,25 @@ pub enum PushError {
 }
 
 impl Inbox {
+    pub fn new(max_waiting_bytes: usize) -> Self {
+        Self {
+            max_waiting_bytes,
+            state: Mutex::default(),
+            wake: Condvar::new(),
+        }
+    }
+
     pub fn push(&self, input: Input) -> Result<(), PushError> {
         let mut state = self.state.lock();
         if state.closed {
             return Err(PushError::Closed);
         }
         if let Some(bytes) = bounded_bytes(&input) {
-            let bytes = state.bytes + bytes;
-            if state.inputs.len() >= MAX_WAITING || bytes > MAX_WAITING_BYTES {
+            let is_too_much = state.bytes > 0 && state.bytes + bytes > self.max_waiting_bytes;
+            if state.inputs.len() >= MAX_WAITING || is_too_much {
                 return Err(PushError::Full);
             }
+            let bytes = state.bytes + bytes;
             state.bytes = bytes;
         }
         state.inputs.push(input);
@@ -100,6 +108,11 @@ impl Inbox {
         }
         std::mem::swap(&mut state.inputs, taken);
         state.bytes = 0;
+    }
+
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn max_waiting_bytes(&self) -> usize {
+        self.max_waiting_bytes
     }
 
     /// The number of queued inputs, and the bytes of the bounded ones.

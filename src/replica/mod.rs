@@ -18,6 +18,7 @@ pub mod fatal;
 pub mod inbox;
 pub mod log_thread;
 mod outbound;
+pub mod outside;
 mod pending;
 pub mod pipe;
 pub mod proposal;

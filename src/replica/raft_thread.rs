@@ -17,6 +17,7 @@ use super::fatal::Fatal;
 use super::inbox::{Inbox, Input};
 use super::log_thread::{LogJob, LogThread, LogWriter};
 use super::outbound::send_grouped;
+use super::outside::{Outside, Timing};
 use super::proposal::Proposed;
 use super::router::Router;
 use super::shared::Shared;
@@ -25,8 +26,10 @@ use super::work::{AppliedGroup, Work};
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etchedpeer::forwarded::Proposal as ForwardedKind;
-use crate::raft::{Message, MessageType, Persist};
+use crate::raft::{Message, MessageType, Persist, Replica};
+use crate::state::Machine;
 use crate::storage;
+use crate::storage::raft_log::RaftLog;
 use crate::transport::{Network, PeerMessage};
 use crate::types::MemberId;
 
@@ -34,36 +37,16 @@ use crate::types::MemberId;
 const MAX_BATCH_BYTES: usize = 8 << 20;
 /// What may be outstanding in a server: see `Timing`.
 pub const MAX_OUTSTANDING_BYTES: usize = 64 << 20;
+/// The first election is brought forward where a quorum is connected this soon after a start;
+/// etcd's figure.
+const ADVANCE_LIMIT: Duration = Duration::from_secs(5);
 /// A snapshot that nobody is being sent is let go after this.
 const CHECKPOINT_LIFE: Duration = Duration::from_secs(30);
-
-/// How raft's time passes and how much of its log is kept.
-#[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    pub tick: Duration,
-    pub election_timeout: Duration,
-    /// Entries kept behind the newest for members that lag.
-    pub catch_up_entries: u64,
-    /// Appends of a leader are refused while this much waits for the disk or to be applied.
-    pub max_outstanding_bytes: usize,
-}
 
 /// A snapshot that is offered to members which are too far behind.
 struct Offered {
     checkpoint: Checkpoint,
     used_at: Duration,
-}
-
-/// Everything that the raft thread needs.
-pub struct Parts {
-    pub router: Router,
-    pub log: LogWriter,
-    pub applier: Applier,
-    pub inbox: Arc<Inbox>,
-    pub shared: Arc<Shared>,
-    pub network: Arc<dyn Network>,
-    pub states: Arc<dyn SnapshotStore>,
-    pub timing: Timing,
 }
 
 /// See the module.
@@ -81,34 +64,53 @@ pub struct RaftThread {
     /// The files of the snapshot that raft takes over, until it has the log reset to its entry.
     received: Option<Received>,
     next_tick: Duration,
+    /// Until when the first election may be brought forward; none: it was, or is not to be.
+    advance_until: Option<Duration>,
 }
 
 impl RaftThread {
-    pub fn new(parts: Parts) -> Self {
+    /// Of a member with this part in raft, this log and this state.
+    pub fn new(
+        outside: &Outside,
+        shared: Arc<Shared>,
+        states: Arc<dyn SnapshotStore>,
+        replica: Replica,
+        log: RaftLog,
+        machine: Machine,
+    ) -> Self {
+        let (network, timing) = (outside.network.clone(), outside.timing);
+        let inbox = Arc::new(Inbox::new(outside.inbox_bytes));
+        let now = shared.clock.now();
+        let first_question = shared.rng.next_u64();
+        let limit_ticks = timing.request_ticks();
+        let applier = Applier::new(machine, shared.clone(), network.clone(), timing);
         let apply = ApplyThread {
-            applier: Arc::new(Mutex::new(parts.applier)),
+            applier: Arc::new(Mutex::new(applier)),
             jobs: Arc::default(),
-            inbox: parts.inbox.clone(),
-            states: parts.states.clone(),
+            inbox: inbox.clone(),
+            states: states.clone(),
             stages: STAGES,
         };
         let log = LogThread {
-            writer: Arc::new(Mutex::new(parts.log)),
+            writer: Arc::new(Mutex::new(LogWriter::new(log, shared.clone()))),
             jobs: Arc::default(),
             apply_jobs: apply.jobs.clone(),
-            inbox: parts.inbox.clone(),
-            network: parts.network.clone(),
+            inbox: inbox.clone(),
+            network: network.clone(),
         };
         Self {
-            router: parts.router,
+            router: Router::new(shared.member, replica, first_question, limit_ticks),
             log,
             apply,
-            inbox: parts.inbox,
-            network: parts.network,
-            states: parts.states,
-            next_tick: parts.shared.clock.now() + parts.timing.tick,
-            shared: parts.shared,
-            timing: parts.timing,
+            inbox,
+            network,
+            states,
+            next_tick: now + timing.tick,
+            advance_until: timing
+                .initial_election_tick_advance
+                .then_some(now + ADVANCE_LIMIT),
+            shared,
+            timing,
             offered: None,
             making_checkpoint: false,
             received: None,
@@ -262,7 +264,28 @@ impl RaftThread {
         }
     }
 
+    /// Brings the first election forward once a quorum is connected. A single member needs none of
+    /// this: it has elected itself in `recover`.
+    fn advance_election(&mut self, now: Duration) {
+        let Some(until) = self.advance_until else {
+            return;
+        };
+        self.note_connected();
+        let over = now > until || self.router.status().leader != 0;
+        let advanced = !over && self.router.advance_election();
+        if advanced {
+            tracing::info!(
+                "local-member-id" = %self.shared.member,
+                "initialized peer connections; fast-forwarding election ticks"
+            );
+        }
+        if over || advanced {
+            self.advance_until = None;
+        }
+    }
+
     fn tick(&mut self, now: Duration) {
+        self.advance_election(now);
         self.router.tick();
         if self.router.status().is_leader {
             self.shared.raft.publish_progress(self.router.progress());

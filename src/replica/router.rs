@@ -279,10 +279,29 @@ impl Router {
         self.replica.transfer_leader(to);
     }
 
-    /// Sets which peers are connected, and since when. Needed before leadership is transferred:
-    /// raft considers a dead member active for another election timeout.
+    /// Sets which peers are connected, and since when. Needed before leadership is transferred or
+    /// an election brought forward: raft considers a dead member active for another election
+    /// timeout.
     pub fn set_connected(&mut self, connected: BTreeMap<MemberId, Duration>) {
         self.connected = Some(connected);
+    }
+
+    /// Brings the first election after a start forward, where this member and the voters that it
+    /// is connected to are enough to hold it; false where they are not.
+    pub fn advance_election(&mut self) -> bool {
+        let (mut voters, mut present) = (0, 0);
+        for voter in self.replica.progress().iter().filter(|other| other.voter) {
+            let connected = self.connected.as_ref();
+            let is_connected = connected.is_some_and(|peers| peers.contains_key(&voter.member));
+            voters += 1;
+            present += usize::from(is_connected || voter.member == self.member);
+        }
+        let suffice = present > voters / 2;
+        if suffice {
+            probe::reached(CoveragePoint::ElectionAdvanced);
+            self.replica.advance_election();
+        }
+        suffice
     }
 
     /// Transfers leadership to the most up-to-date connected voter, and among equals to the one

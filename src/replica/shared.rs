@@ -8,6 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch as tokio_watch};
 
 use super::cluster_status::ClusterStatus;
+use super::outside::Outside;
 use super::raft_status::RaftStatus;
 use super::reads::WaitingReads;
 use super::view::ReadView;
@@ -44,36 +45,37 @@ pub struct Shared {
     pub size_bytes: AtomicI64,
     pub size_in_use_bytes: AtomicI64,
     /// A snapshot from the leader replaces it: whoever reads and writes takes it once for both.
-    engine: RwLock<Arc<dyn Engine>>,
+    engine: RwLock<NumberedEngine>,
     view: RwLock<Arc<ReadView>>,
     status: RwLock<Arc<ClusterStatus>>,
     failure: tokio_watch::Sender<Option<String>>,
     removed: tokio_watch::Sender<bool>,
 }
 
-/// What a member is made of.
-pub struct Parts {
-    pub member: MemberId,
-    pub cluster: ClusterId,
-    pub clock: Arc<dyn Clock>,
-    pub rng: Arc<dyn Rng>,
-    pub executor: Arc<dyn Executor>,
+/// The engine of a state, and the how manyth since the member started it is.
+#[derive(Clone)]
+pub struct NumberedEngine {
+    pub number: u64,
     pub engine: Arc<dyn Engine>,
-    pub hub: Arc<Hub>,
-    pub metrics: Arc<Metrics>,
 }
 
 impl Shared {
-    pub fn new(parts: Parts, machine: &Machine) -> Self {
-        let view = ReadView::new(parts.engine.as_ref(), machine);
+    /// Of a member whose state is that of the machine.
+    pub fn new(
+        member: MemberId,
+        cluster: ClusterId,
+        outside: &Outside,
+        machine: &Machine,
+    ) -> Arc<Self> {
+        let engine = machine.engine().clone();
         let shared = Self {
-            member: parts.member,
-            cluster: parts.cluster,
-            clock: parts.clock,
-            rng: parts.rng,
-            executor: parts.executor,
-            hub: parts.hub,
-            metrics: parts.metrics,
+            member,
+            cluster,
+            clock: outside.clock.clone(),
+            rng: outside.rng.clone(),
+            executor: outside.executor.clone(),
+            hub: Hub::new(machine.head(), outside.watch_limits),
+            metrics: outside.metrics.clone(),
             raft: RaftStatus::default(),
             deadlines: Mutex::new(Deadlines::default()),
             compaction_wanted: Notify::new(),
@@ -81,12 +83,12 @@ impl Shared {
             compaction_hashes: Mutex::default(),
             size_bytes: AtomicI64::new(0),
             size_in_use_bytes: AtomicI64::new(0),
-            view: RwLock::new(Arc::new(view)),
+            view: RwLock::new(Arc::new(ReadView::new(engine.as_ref(), machine))),
             status: RwLock::new(Arc::new(ClusterStatus::of(machine))),
             failure: tokio_watch::Sender::new(None),
             removed: tokio_watch::Sender::new(false),
             waiting_reads: WaitingReads::default(),
-            engine: RwLock::new(parts.engine),
+            engine: RwLock::new(NumberedEngine { number: 0, engine }),
         };
         // Reads and admissions count from what the state held when it was opened: nothing may be
         // left to apply.
@@ -94,17 +96,25 @@ impl Shared {
             shared.raft.set_applied_index(machine.applied_index());
         }
         shared.refresh_size();
-        shared
+        Arc::new(shared)
     }
 
     /// The engine of now.
     pub fn engine(&self) -> Arc<dyn Engine> {
+        self.engine.read().engine.clone()
+    }
+
+    /// The same for whoever has to know it again.
+    pub fn numbered_engine(&self) -> NumberedEngine {
         self.engine.read().clone()
     }
 
     /// Goes on with another engine; the old one's files go with its last reader.
     pub fn replace_engine(&self, engine: Arc<dyn Engine>) {
-        let old = std::mem::replace(&mut *self.engine.write(), engine);
+        let mut current = self.engine.write();
+        current.number += 1;
+        let old = std::mem::replace(&mut current.engine, engine);
+        drop(current);
         old.retire();
         self.compaction_hashes.lock().clear();
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::member_dir::{Error, MemberDir};
 use crate::storage::raft_log::{Files, LOCK_NAME, Prepare, RealFiles, ZeroFiller};
-use crate::storage::rocks::{MemoryLimits, RocksEngine};
+use crate::storage::rocks::{EngineLimits, RocksEngine};
 use crate::storage::{self, Engine};
 use crate::transport::SnapshotDir;
 
@@ -23,7 +23,7 @@ pub struct DataDir {
     member: PathBuf,
     wal: PathBuf,
     /// What an engine in it may take.
-    budget: MemoryLimits,
+    budget: EngineLimits,
     _lock: File,
     _wal_lock: Option<File>,
 }
@@ -33,7 +33,7 @@ impl DataDir {
     pub fn open(
         data_dir: &Path,
         wal_dir: Option<&Path>,
-        budget: MemoryLimits,
+        budget: EngineLimits,
     ) -> Result<Self, Error> {
         let member = data_dir.join("member");
         make_dir(&member)?;
@@ -210,7 +210,8 @@ mod tests {
     use super::*;
     use crate::types::{ClusterId, MemberId};
 
-    const BUDGET: MemoryLimits = MemoryLimits {
+    const BUDGET: EngineLimits = EngineLimits {
+        open_files: 256,
         block_cache_bytes: 1 << 20,
         memtable_bytes: 1 << 20,
     };

@@ -1,7 +1,6 @@
 //! Requests of a client: HTTP/2 carries gRPC, HTTP/1 carries everything else, on one port.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -12,6 +11,7 @@ use tonic::body::Body;
 
 use crate::api::Api;
 use crate::http::HttpService;
+use crate::net::Client;
 
 /// Dispatches gRPC and HTTP/1 requests; cheap to clone.
 #[derive(Clone)]
@@ -21,10 +21,10 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// A copy for the requests of one client.
-    pub fn of_client(&self, remote: SocketAddr) -> Self {
+    /// The same for the requests of one client.
+    pub fn of_client(&self, client: Client) -> Self {
         Self {
-            api: Arc::new(self.api.of_client(remote)),
+            api: Arc::new(self.api.of_client(client.remote, client.unread)),
             http: self.http.clone(),
         }
     }

@@ -3,6 +3,7 @@
 pub mod assemble;
 pub mod bootstrap;
 pub mod data_dir;
+pub mod descriptors;
 pub mod discovery;
 pub mod gate;
 pub mod leave;

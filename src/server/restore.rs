@@ -4,8 +4,6 @@
 //! A new member exists once its identity file does, which is written last: the next start repeats
 //! earlier steps.
 
-use std::sync::Arc;
-
 use super::Error;
 use super::member_dir::{Identity, MemberDir};
 use super::states;
@@ -15,7 +13,6 @@ use crate::raft::replica::{self, conf_state_of, encode_hard_state};
 use crate::replica::cluster_status::peers_in;
 use crate::replica::state_store::entry_id_of;
 use crate::state::Machine;
-use crate::storage::Engine;
 use crate::storage::raft_log::{self, EntryId, RaftLog, Recovered};
 use crate::transport::Peer;
 use crate::types::ClusterId;
@@ -52,7 +49,6 @@ impl RestoreOptions {
 /// A restored member that does not run yet.
 pub struct Restored {
     pub identity: Identity,
-    pub engine: Arc<dyn Engine>,
     pub machine: Machine,
     pub log: RaftLog,
     pub replica: Replica,
@@ -94,7 +90,7 @@ pub fn resume(
     log: RaftLog,
     recovered: Recovered,
 ) -> Result<Restored, Error> {
-    let (engine, machine) = open_state(dir, identity, &log, &recovered)?;
+    let machine = open_state(dir, identity, &log, &recovered)?;
     let peers = match machine.members().iter().next() {
         Some(_) => peers_in(machine.members().iter(), identity.member),
         // It has joined, and has received nothing yet.
@@ -103,7 +99,6 @@ pub fn resume(
     Ok(Restored {
         replica: replica(identity, options, &log, recovered, &machine)?,
         identity,
-        engine,
         machine,
         log,
         peers,
@@ -119,20 +114,18 @@ pub fn found(
 ) -> Result<Restored, Error> {
     let Founding { identity, members } = new;
     let (log, recovered) = new_log(dir, identity, options, Some(FOUNDING_ENTRY))?;
-    let engine = new_state(dir, FOUNDING_ENTRY.index)?;
-    let mut machine = Machine::open(engine.clone())?;
+    let mut machine = new_state(dir, FOUNDING_ENTRY.index)?;
     machine.bootstrap(
         identity.cluster,
         members,
         FOUNDING_ENTRY.index,
         FOUNDING_ENTRY.term,
     )?;
-    engine.flush()?;
+    machine.engine().flush()?;
     let replica = replica(identity, options, &log, recovered, &machine)?;
     dir.set_identity(identity)?;
     Ok(Restored {
         identity,
-        engine,
         peers: peers_in(machine.members().iter(), identity.member),
         machine,
         log,
@@ -149,9 +142,8 @@ pub fn join(
 ) -> Result<Restored, Error> {
     let Joining { identity, peers } = joining;
     let (log, recovered) = new_log(dir, identity, options, None)?;
-    let engine = new_state(dir, 0)?;
-    let machine = Machine::open(engine.clone())?;
-    engine.flush()?;
+    let machine = new_state(dir, 0)?;
+    machine.engine().flush()?;
     let replica = replica(identity, options, &log, recovered, &machine)?;
     dir.set_first_peers(&peers)?;
     dir.set_identity(identity)?;
@@ -163,7 +155,6 @@ pub fn join(
     );
     Ok(Restored {
         identity,
-        engine,
         machine,
         log,
         replica,
@@ -204,10 +195,9 @@ pub fn open_state(
     identity: Identity,
     log: &RaftLog,
     recovered: &Recovered,
-) -> Result<(Arc<dyn Engine>, Machine), Error> {
+) -> Result<Machine, Error> {
     let begins_behind = recovered.compacted.index;
-    let engine = states::open(dir, begins_behind)?;
-    let machine = Machine::open(engine.clone())?;
+    let machine = Machine::open(states::open(dir, begins_behind)?)?;
     check_together(machine.applied_index(), begins_behind, recovered.last_index)
         .map_err(|mismatch| Error::Refused(mismatch.to_string()))?;
     let applied = EntryId {
@@ -221,7 +211,7 @@ pub fn open_state(
     )
     .map_err(|mismatch| Error::Refused(mismatch.to_string()))?;
     states::remove_unused(dir)?;
-    Ok((engine, machine))
+    Ok(machine)
 }
 
 /// Creates the raft log of a new member, or continues with that of an interrupted start.
@@ -256,11 +246,11 @@ fn new_log(
 
 /// Opens the state of a new member; refuses one that contains more than an interrupted start leaves
 /// behind.
-fn new_state(dir: &dyn MemberDir, most: u64) -> Result<Arc<dyn Engine>, Error> {
+fn new_state(dir: &dyn MemberDir, most: u64) -> Result<Machine, Error> {
     let name = dir.current_state()?;
     let engine = dir.open_engine(&name)?;
     match entry_id_of(engine.latest())?.index <= most {
-        true => Ok(engine),
+        true => Ok(Machine::open(engine)?),
         false => Err(nameless(&dir.path(&name).display().to_string())),
     }
 }

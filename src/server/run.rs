@@ -12,6 +12,7 @@ use super::Error;
 use super::bootstrap;
 use super::bootstrap::network::RealNetwork;
 use super::data_dir::DataDir;
+use super::descriptors::{self, Descriptors};
 use super::gate::Gate;
 use super::leave;
 use super::logging;
@@ -20,7 +21,7 @@ use super::notify;
 use super::publish::{Introduction, introduce};
 use super::restore::Restored;
 use crate::api::{self, Api};
-use crate::budget::Part;
+use crate::budget::{Part, Requests};
 use crate::config::{AutoCompaction, Config, Listen, urls};
 use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
 use crate::http::{Access, HttpService};
@@ -28,10 +29,11 @@ use crate::jobs::corruption::AtStart;
 use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
 use crate::net::listen::{self, SocketOptions};
-use crate::net::{self, Guard, Http2, KeepAlive, Versions};
+use crate::net::{self, Allowance, Guard, Http2, KeepAlive, Versions};
 use crate::proto::membershippb::Attributes;
 use crate::replica::inbox::{Inbox, Input};
-use crate::replica::raft_thread::{RaftThread, Timing};
+use crate::replica::outside::{Outside, Timing};
+use crate::replica::raft_thread::{MAX_OUTSTANDING_BYTES, RaftThread};
 use crate::replica::run;
 use crate::replica::shared::Shared;
 use crate::server::assemble;
@@ -86,25 +88,11 @@ fn bind_all(config: &Config) -> Result<Sockets, Error> {
     })
 }
 
-/// Allows as many open files as the system lets this process have: every client connection is
-/// one, and the usual limit is soon reached.
-fn raise_file_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    if limit.current == limit.maximum {
-        return;
-    }
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
-}
-
 /// Runs until a signal comes or the member cannot go on.
 pub async fn run(config: Config) -> Result<Stopped, Error> {
-    raise_file_limit();
+    let descriptors = Descriptors::of(descriptors::raise_limit());
     let mut sockets = bind_all(&config)?;
-    let limits = bootstrap::store_limits(&config);
+    let limits = bootstrap::store_limits(&config, descriptors.tables);
     let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref(), limits)?;
     let dir: Arc<dyn MemberDir> = Arc::new(dir);
     logging::started(&config, dir.identity()?.is_some());
@@ -112,13 +100,19 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let member = Member::start(&config, restored, dir.clone())?;
     let (stop, stopping) = watch::channel(false);
     let mut peers = Vec::new();
+    let metrics = member.handle.shared().metrics.clone();
+    let peers_allowance = Allowance::new(descriptors.peers, metrics);
     for (listen, held) in sockets.peers.drain(..) {
         let listener = held.listen()?;
         tracing::info!(address = %listen.address, "serving peer traffic");
-        let serving = member.network.clone().serve(listener, stopping.clone());
+        let allowance = peers_allowance.clone();
+        let serving = member
+            .network
+            .clone()
+            .serve(listener, allowance, stopping.clone());
         peers.push(tokio::spawn(serving));
     }
-    let clients = member.clients(&config);
+    let clients = member.clients(&config, descriptors);
     let mut serving = clients.serve_metrics(sockets.metrics, &stopping);
     let work = async {
         introduce(&member.handle, member.existed, introduction(&config)).await?;
@@ -177,7 +171,6 @@ struct Member {
 
 impl Member {
     fn start(config: &Config, restored: Restored, dir: Arc<dyn MemberDir>) -> Result<Self, Error> {
-        let options = options(config);
         let incoming = dir.path("");
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let rng: Arc<dyn Rng> = Arc::new(SystemRng);
@@ -190,26 +183,29 @@ impl Member {
             peer_urls: urls::texts(&config.initial_advertise_peer_urls),
         };
         let metrics = metrics(config, identity.member);
-        let outside = NetworkEnv {
+        let network_env = NetworkEnv {
             clock: clock.clone(),
             rng: rng.clone(),
             metrics: metrics.clone(),
         };
-        let network = GrpcNetwork::start(local, outside, transport::NetworkOptions::new(incoming));
-        let outside = assemble::Outside {
+        let network =
+            GrpcNetwork::start(local, network_env, transport::NetworkOptions::new(incoming));
+        let outside = Outside {
             clock,
             rng,
-            executor: Arc::new(TokioExecutor),
+            executor: Arc::new(TokioExecutor::default()),
             network: network.clone(),
-            dir,
             metrics,
+            timing: timing(config),
+            watch_limits: watch_limits(config),
+            inbox_bytes: settings(config).limits.max_waiting_bytes(),
         };
         let assemble::Member {
             handle,
             inbox,
             raft,
             existed,
-        } = assemble::Member::start(outside, restored, options)?;
+        } = assemble::Member::start(restored, dir, &outside, settings(config), jobs_of(config))?;
         let raft_ended = spawn_raft(raft, handle.shared().clone())?;
         Ok(Self {
             handle,
@@ -221,7 +217,7 @@ impl Member {
     }
 
     /// What listeners of clients have in common.
-    fn clients(&self, config: &Config) -> Clients {
+    fn clients(&self, config: &Config, descriptors: Descriptors) -> Clients {
         let settings = api::Settings {
             max_txn_ops: config.max_txn_ops,
             max_request_bytes: config.max_request_bytes,
@@ -235,14 +231,18 @@ impl Member {
             interval: keepalive.interval,
             timeout: keepalive.timeout,
         });
+        let part_bytes = bootstrap::budget(config).bytes(Part::Requests);
+        let requests = Arc::new(Requests::new(part_bytes, settings.max_message_bytes()));
+        let unread = requests.unread().clone();
         Clients {
             gate: Gate {
-                api: Arc::new(Api::new(self.handle.clone(), settings)),
+                api: Arc::new(Api::new(self.handle.clone(), settings, requests)),
                 http: HttpService::new(self.handle.clone()).with_access(Access {
                     cors: config.cors.clone(),
                     host_whitelist: config.host_whitelist.clone(),
                 }),
             },
+            probes: Allowance::new(descriptors.probes, metrics.clone()),
             options: net::Options {
                 who: "client",
                 versions: Versions::Both,
@@ -250,8 +250,10 @@ impl Member {
                 guard: Some(Guard {
                     // No minimum at all is a minimum of nothing.
                     min_ping_time: config.grpc_keepalive_min_time.unwrap_or_default(),
-                    metrics,
+                    metrics: metrics.clone(),
                 }),
+                unread,
+                allowance: Allowance::new(descriptors.clients, metrics.clone()),
                 first_byte_limit: FIRST_BYTE_LIMIT,
                 head_limit: HEAD_LIMIT,
                 unacknowledged_limit: None,
@@ -286,6 +288,8 @@ impl Member {
 struct Clients {
     gate: Gate,
     options: net::Options,
+    /// For the listeners of `--listen-metrics-urls`.
+    probes: Arc<Allowance>,
 }
 
 impl Clients {
@@ -300,7 +304,12 @@ impl Clients {
             http: self.gate.http.clone().metrics_only(),
             ..self.gate.clone()
         };
-        self.spawn(sockets, Versions::Http1, &gate, stop)
+        let options = net::Options {
+            versions: Versions::Http1,
+            allowance: self.probes.clone(),
+            ..self.options.clone()
+        };
+        Self::spawn(sockets, &options, &gate, stop)
     }
 
     fn serve(
@@ -314,31 +323,32 @@ impl Clients {
         } else {
             Versions::Http2
         };
-        let mut tasks = self.spawn(grpc, versions, &self.gate, stop);
-        tasks.extend(self.spawn(http, Versions::Http1, &self.gate, stop));
+        let options = |versions| net::Options {
+            versions,
+            ..self.options.clone()
+        };
+        let mut tasks = Self::spawn(grpc, &options(versions), &self.gate, stop);
+        let http = Self::spawn(http, &options(Versions::Http1), &self.gate, stop);
+        tasks.extend(http);
         tasks
     }
 
     fn spawn(
-        &self,
         sockets: Vec<(Listen, TcpListener)>,
-        versions: Versions,
+        options: &net::Options,
         gate: &Gate,
         stop: &watch::Receiver<bool>,
     ) -> Vec<JoinHandle<()>> {
         let one = |(listen, listener): (Listen, TcpListener)| {
-            let traffic = match versions {
+            let traffic = match options.versions {
                 Versions::Both => "grpc+http",
                 Versions::Http2 => "grpc",
                 Versions::Http1 => "http",
             };
             tracing::info!(address = %listen.address, traffic, "serving client traffic insecurely; this is strongly discouraged!");
-            let options = net::Options {
-                versions,
-                ..self.options.clone()
-            };
+            let options = options.clone();
             let gate = gate.clone();
-            let of_client = move |remote| gate.of_client(remote);
+            let of_client = move |client| gate.of_client(client);
             let serving = net::serve(listener, options, of_client, stop.clone());
             tokio::spawn(serving)
         };
@@ -346,32 +356,36 @@ impl Clients {
     }
 }
 
-fn options(config: &Config) -> assemble::Options {
-    let election_timeout = Duration::from_millis(config.election_timeout_ms);
-    assemble::Options {
-        settings: ServiceSettings {
-            limits: AdmissionLimits {
-                max_request_bytes: config.max_request_bytes,
-                quota_bytes: config.quota_bytes.map(|quota| quota as i64),
-            },
-            rules: Rules {
-                strict: config.strict_reconfig_check,
-                max_learners: config.max_learners,
-            },
-            election_timeout,
+fn settings(config: &Config) -> ServiceSettings {
+    ServiceSettings {
+        limits: AdmissionLimits {
+            max_request_bytes: config.max_request_bytes,
+            requests_bytes: bootstrap::budget(config).bytes(Part::Requests),
+            quota_bytes: config.quota_bytes.map(|quota| quota as i64),
         },
-        timing: Timing {
-            tick: Duration::from_millis(config.heartbeat_interval_ms),
-            election_timeout,
-            catch_up_entries: config.snapshot_catchup_entries,
-            max_outstanding_bytes: crate::replica::raft_thread::MAX_OUTSTANDING_BYTES,
+        rules: Rules {
+            strict: config.strict_reconfig_check,
+            max_learners: config.max_learners,
         },
-        watch_limits: crate::watch::Limits {
-            total_bytes: bootstrap::budget(config).bytes(Part::Watches),
-            ..crate::watch::Limits::default()
-        },
+        election_timeout: Duration::from_millis(config.election_timeout_ms),
+    }
+}
+
+fn watch_limits(config: &Config) -> crate::watch::Limits {
+    crate::watch::Limits {
+        total_bytes: bootstrap::budget(config).bytes(Part::Watches),
+        ..crate::watch::Limits::default()
+    }
+}
+
+fn timing(config: &Config) -> Timing {
+    Timing {
+        tick: Duration::from_millis(config.heartbeat_interval_ms),
+        election_timeout: Duration::from_millis(config.election_timeout_ms),
+        initial_election_tick_advance: config.initial_election_tick_advance,
+        catch_up_entries: config.snapshot_catchup_entries,
+        max_outstanding_bytes: MAX_OUTSTANDING_BYTES,
         warning_apply_duration: config.warning_apply_duration,
-        jobs: jobs_of(config),
     }
 }
 

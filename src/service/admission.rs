@@ -4,6 +4,7 @@
 //! The quota is checked here alone, by the member that was called; it raises the replicated NOSPACE
 //! alarm, and apply checks only that. So different quotas never make members diverge.
 
+use crate::budget::requests::{inbox_bytes, proposed_bytes};
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
     InternalRaftRequest, PutRequest, RequestOp, TxnRequest, request_op::Request,
@@ -14,8 +15,6 @@ const PUT_OVERHEAD_BYTES: i64 = 256;
 const LEASE_COST_BYTES: i64 = 64;
 /// Entries that may be committed and not yet applied.
 pub const MAX_APPLY_GAP: u64 = 5_000;
-/// Encoded proposals in flight, in KiB.
-pub const MAX_PROPOSED_KIB: u32 = 128 << 10;
 
 /// The limits of one member.
 #[derive(Clone, Copy, Debug)]
@@ -24,9 +23,21 @@ pub struct AdmissionLimits {
     pub max_request_bytes: usize,
     /// Of the state; `None` for no quota.
     pub quota_bytes: Option<i64>,
+    /// The memory budget's part of requests.
+    pub requests_bytes: usize,
 }
 
 impl AdmissionLimits {
+    /// Encoded proposals under way at once, in KiB.
+    pub fn max_proposed_kib(&self) -> u32 {
+        (proposed_bytes(self.requests_bytes) >> 10).clamp(1, u32::MAX as usize >> 3) as u32
+    }
+
+    /// What may wait for the raft thread.
+    pub fn max_waiting_bytes(&self) -> usize {
+        inbox_bytes(self.requests_bytes)
+    }
+
     pub fn check_size(&self, encoded_bytes: usize) -> Result<(), Error> {
         if encoded_bytes > self.max_request_bytes {
             return Err(Error::RequestTooLarge);
@@ -118,6 +129,7 @@ mod tests {
         let limits = AdmissionLimits {
             max_request_bytes: 10,
             quota_bytes: Some(1000),
+            requests_bytes: 0,
         };
         let request = InternalRaftRequest {
             txn: Some(txn),

@@ -13,12 +13,12 @@ use crate::proto::membershippb::{Member, RaftAttributes};
 use crate::raft::replica;
 use crate::replica::cluster_status::ClusterStatus;
 use crate::replica::inbox::Inbox;
-use crate::replica::shared::{Parts, Shared};
+use crate::replica::outside::{Outside, Timing};
+use crate::replica::shared::Shared;
 use crate::state::Machine;
 use crate::storage::memory::MemoryEngine;
 use crate::transport::{Network, NoNetwork};
 use crate::types::{ClusterId, MemberId};
-use crate::watch::Hub;
 
 pub const ME: MemberId = MemberId(0xb71f);
 
@@ -34,31 +34,38 @@ pub fn with_network(network: Arc<dyn Network>) -> (Handle, Arc<Inbox>) {
 
 /// The same with a clock of the test's choice.
 pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, Arc<Inbox>) {
-    let engine = Arc::new(MemoryEngine::new());
-    let machine = Machine::open(engine.clone()).expect("an empty store opens");
-    let parts = Parts {
-        member: ME,
-        cluster: ClusterId(1),
+    let machine = Machine::open(Arc::new(MemoryEngine::new())).expect("an empty store opens");
+    let outside = Outside {
         clock,
         rng: Arc::new(SystemRng),
-        executor: Arc::new(TokioExecutor),
-        engine,
-        hub: Hub::new(machine.head(), Default::default()),
+        executor: Arc::new(TokioExecutor::default()),
+        network: network.clone(),
         metrics: Arc::new(Metrics::new(ME, false)),
+        timing: Timing {
+            tick: Duration::from_millis(100),
+            election_timeout: Duration::from_secs(1),
+            initial_election_tick_advance: false,
+            catch_up_entries: 0,
+            max_outstanding_bytes: 1 << 20,
+            warning_apply_duration: Duration::MAX,
+        },
+        watch_limits: Default::default(),
+        inbox_bytes: 1 << 20,
     };
     let settings = ServiceSettings {
         limits: AdmissionLimits {
             max_request_bytes: 1 << 20,
+            requests_bytes: 48 << 20,
             quota_bytes: None,
         },
         rules: Rules {
             strict: true,
             max_learners: 1,
         },
-        election_timeout: Duration::from_secs(1),
+        election_timeout: outside.timing.election_timeout,
     };
-    let inbox = Arc::new(Inbox::default());
-    let shared = Arc::new(Shared::new(parts, &machine));
+    let inbox = Arc::new(Inbox::new(outside.inbox_bytes));
+    let shared = Shared::new(ME, ClusterId(1), &outside, &machine);
     let handle = Handle::new(shared, inbox.clone(), network, settings);
     (handle, inbox)
 }

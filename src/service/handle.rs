@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::admission::MAX_PROPOSED_KIB;
 use super::caller::Caller;
 use super::settings::ServiceSettings;
 use crate::env;
@@ -46,13 +45,14 @@ impl Handle {
         // As in etcd: two bytes of the member id, then a counter with a random start.
         let member = shared.member.0 << 48;
         let first_id = member | (shared.rng.next_u64() >> 17);
+        let max_proposed_kib = settings.limits.max_proposed_kib();
         Self {
             shared,
             inbox,
             network,
             settings,
             next_request_id: Arc::new(AtomicU64::new(first_id)),
-            room_kib: Arc::new(Semaphore::new(MAX_PROPOSED_KIB as usize)),
+            room_kib: Arc::new(Semaphore::new(max_proposed_kib as usize)),
             quota_flush: Arc::default(),
             hashing: Arc::new(Semaphore::new(MAX_HASHES)),
         }

@@ -115,6 +115,10 @@ fn unreadable_entry(message: &PeerMessage) -> Option<u64> {
 impl Inbound for PeerService {
     fn received(&self, from: MemberId, messages: Vec<PeerMessage>) {
         if let Some(index) = messages.iter().find_map(unreadable_entry) {
+            if !self.shared().status().is_member(from) {
+                tracing::warn!(%from, index, "dropped an unreadable entry of a caller that is no member");
+                return;
+            }
             // Once it is in the log, this member could never start again.
             self.shared().fail(format!(
                 "{from} sent entry {index}, which this etched cannot read; nothing of it was written: start the version of etched that {from} runs"
@@ -255,6 +259,7 @@ mod tests {
     async fn an_entry_that_cannot_be_read_stops_the_member_before_it_is_written() {
         let (handle, inbox) = fixture::with_network(Arc::new(crate::transport::NoNetwork));
         let shared = handle.shared().clone();
+        fixture::set_members(&handle, &[(MemberId(2), false)]);
         let service = PeerService::new(handle, inbox.clone(), Arc::new(NoSnapshotStore));
         let append = |data: &[u8]| {
             let entry = crate::raft::Entry {
@@ -273,6 +278,10 @@ mod tests {
         service.received(MemberId(2), append(b""));
         inbox.take(Duration::ZERO, &mut inputs);
         assert!(matches!(inputs[..], [Input::Received(..)]));
+        inputs.clear();
+        service.received(MemberId(3), append(b"\x22\x05junk"));
+        let ended = tokio::time::timeout(Duration::from_millis(10), shared.failed());
+        assert!(ended.await.is_err(), "a caller that is no member ended it");
         service.received(MemberId(2), append(b"\x22\x05junk"));
         let reason = shared.failed().await;
         assert!(reason.contains("sent entry 5"), "{reason}");

@@ -12,7 +12,7 @@ use prost::Message;
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::admission::{self, MAX_PROPOSED_KIB};
+use super::admission;
 use super::caller::Caller;
 use super::handle::Handle;
 use super::permission::{self, Asks};
@@ -124,8 +124,14 @@ impl Handle {
             // Unlike the request itself, this takes as long as the history is large.
             let finished = self.shared.compaction_finished.reached(revision);
             self.within(caller, finished).await?;
+            // One at a time, also if its client leaves: each occupies a thread.
+            let turn = self.quota_flush.clone().lock_owned();
+            let turn = self.within(caller, turn).await?;
             let shared = self.shared.clone();
-            let flushed = self.blocking(move || shared.engine().flush());
+            let flushed = self.blocking(move || {
+                let _turn = turn;
+                shared.engine().flush()
+            });
             match flushed.await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Err(self.shared.fail_storage(error)),
@@ -270,10 +276,8 @@ impl Handle {
     ) -> Result<Response, Error> {
         let needed_kib = (what.encoded_bytes() / 1024 + 1) as u32;
         let room = self.room_kib.clone();
-        let Ok(room) = room
-            .acquire_many_owned(needed_kib.min(MAX_PROPOSED_KIB))
-            .await
-        else {
+        let max_kib = self.settings.limits.max_proposed_kib();
+        let Ok(room) = room.acquire_many_owned(needed_kib.min(max_kib)).await else {
             return Err(Error::Stopped);
         };
         let (sender, receiver) = oneshot::channel();
@@ -324,7 +328,7 @@ impl Handle {
     /// True if no proposal of this member is in flight.
     #[cfg(any(test, feature = "simulation"))]
     pub fn is_idle(&self) -> bool {
-        self.room_kib.available_permits() == MAX_PROPOSED_KIB as usize
+        self.room_kib.available_permits() == self.settings.limits.max_proposed_kib() as usize
     }
 }
 

@@ -51,7 +51,6 @@ impl Handle {
         if alone && raft.is_leader() {
             return Ok(self.shared.view());
         }
-        let early = probe::injected(Defect::ViewTakenEarly).then(|| self.shared.view());
         let (sender, receiver) = oneshot::channel();
         let start = self.shared.clock.now();
         if caller.is_late(start) {
@@ -74,7 +73,7 @@ impl Handle {
             self.shared.metrics.read_indexes_failed.increment();
             return Err(error);
         }
-        Ok(early.unwrap_or_else(|| self.shared.view()))
+        Ok(self.shared.view())
     }
 
     /// Why a read failed: a refusal goes to whoever asked, a broken store ends the process.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::admission::AdmissionLimits;
+use crate::replica::outside::request_timeout;
 
 /// See the module.
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +16,7 @@ pub struct ServiceSettings {
 impl ServiceSettings {
     /// The timeout of a request; etcd's rule.
     pub fn request_timeout(&self) -> Duration {
-        Duration::from_secs(5) + 2 * self.election_timeout
+        request_timeout(self.election_timeout)
     }
 
     /// The shortest TTL of a lease, in seconds; etcd's rule.

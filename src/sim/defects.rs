@@ -28,6 +28,19 @@ pub fn stages() -> Stages {
     }
 }
 
+/// Answers read index requests as soon as the raft thread has taken them; the round still runs.
+pub fn before_turn(inputs: &mut [Input]) {
+    if !injected(Defect::ViewTakenEarly) {
+        return;
+    }
+    for input in inputs {
+        if let Input::ReadIndex(reply) = input {
+            let reply = std::mem::replace(reply, Box::new(|_| ()));
+            reply(Ok(()));
+        }
+    }
+}
+
 /// Runs early, on the jobs that the log thread has just taken, what has to wait until they are
 /// durable.
 pub fn before_sync(jobs: &mut [LogJob], log: &LogThread, apply: &ApplyThread, inbox: &Inbox) {

@@ -128,15 +128,16 @@ impl World {
 
     /// Checks the bound of every queue.
     pub(super) fn look_at_queues(&mut self) {
-        use crate::replica::inbox::{MAX_WAITING, MAX_WAITING_BYTES};
+        use crate::replica::inbox::MAX_WAITING;
         let mut over = Vec::new();
         for (id, member) in &self.members {
             let Some(process) = &member.process else {
                 continue;
             };
-            let (inputs, bytes) = process.raft.inbox().waiting();
+            let inbox = process.raft.inbox();
+            let (inputs, bytes) = inbox.waiting();
             // Messages to itself are not counted.
-            if inputs > MAX_WAITING + 4_096 || bytes > MAX_WAITING_BYTES {
+            if inputs > MAX_WAITING + 4_096 || bytes > inbox.max_waiting_bytes() {
                 over.push(format!("inbox of {id}: {inputs} inputs, {bytes} bytes"));
             }
             let bytes = process.handle.shared().hub.held_bytes();

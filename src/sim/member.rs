@@ -23,8 +23,9 @@ use crate::proto::membershippb;
 use crate::replica::apply_thread::{ApplyJob, ApplyThread, Applying};
 use crate::replica::inbox::Input;
 use crate::replica::log_thread::{LogJob, LogThread};
-use crate::replica::raft_thread::{RaftThread, Timing};
-use crate::server::assemble::{self, Member, Outside};
+use crate::replica::outside::{Outside, Timing};
+use crate::replica::raft_thread::RaftThread;
+use crate::server::assemble::Member;
 use crate::server::member_dir::{Identity, MemberDir};
 use crate::server::publish::{Introduction, introduce};
 use crate::server::restore::{self, Founding, Joining};
@@ -59,6 +60,8 @@ pub struct SimConfig {
     /// A restarted member compares its data with the others' first.
     pub check_at_start: bool,
     pub pre_vote: bool,
+    /// See `Timing`.
+    pub initial_election_tick_advance: bool,
     /// Between progress notifications of a watch.
     pub progress_interval: Duration,
     /// Per mille of batches that take long to apply.
@@ -209,10 +212,13 @@ impl SimMember {
             rng: Arc::new(MemberRng::new(random.fork(1))),
             executor: tasks.clone(),
             network,
-            dir,
             metrics: Arc::new(Metrics::new(self.id, false)),
+            timing: timing_of(&config),
+            watch_limits: config.watch_limits,
+            inbox_bytes: settings_of(&config).limits.max_waiting_bytes(),
         };
-        let member = Member::start(outside, restored, options_of(&config))
+        let (settings, jobs) = (settings_of(&config), jobs_of(&config));
+        let member = Member::start(restored, dir, &outside, settings, jobs)
             .map_err(|error| error.to_string())?;
         let introduction = introduction(self.id, &config);
         let introduced = introduced(member.handle.clone(), member.existed, introduction);
@@ -242,28 +248,29 @@ fn introduction(member: MemberId, config: &SimConfig) -> Introduction {
     }
 }
 
-fn options_of(config: &SimConfig) -> assemble::Options {
-    assemble::Options {
-        settings: ServiceSettings {
-            limits: AdmissionLimits {
-                max_request_bytes: 1 << 20,
-                quota_bytes: config.quota_bytes,
-            },
-            rules: Rules {
-                strict: true,
-                max_learners: 1,
-            },
-            election_timeout: ELECTION_TIMEOUT,
+fn settings_of(config: &SimConfig) -> ServiceSettings {
+    ServiceSettings {
+        limits: AdmissionLimits {
+            max_request_bytes: 1 << 20,
+            requests_bytes: 48 << 20,
+            quota_bytes: config.quota_bytes,
         },
-        timing: Timing {
-            tick: TICK,
-            election_timeout: ELECTION_TIMEOUT,
-            catch_up_entries: config.catch_up_entries,
-            max_outstanding_bytes: config.max_outstanding_bytes,
+        rules: Rules {
+            strict: true,
+            max_learners: 1,
         },
-        watch_limits: config.watch_limits,
+        election_timeout: ELECTION_TIMEOUT,
+    }
+}
+
+fn timing_of(config: &SimConfig) -> Timing {
+    Timing {
+        tick: TICK,
+        election_timeout: ELECTION_TIMEOUT,
+        initial_election_tick_advance: config.initial_election_tick_advance,
+        catch_up_entries: config.catch_up_entries,
+        max_outstanding_bytes: config.max_outstanding_bytes,
         warning_apply_duration: Duration::from_millis(100),
-        jobs: jobs_of(config),
     }
 }
 
@@ -339,6 +346,7 @@ impl Process {
     pub fn raft_turn(&mut self) -> Result<(), String> {
         let mut inputs = Vec::new();
         self.raft.inbox().take(Duration::ZERO, &mut inputs);
+        defects::before_turn(&mut inputs);
         let turned = self.raft.turn(&mut inputs);
         turned.map(|_| ()).map_err(|error| error.to_string())
     }

@@ -104,6 +104,7 @@ fn config(random: &mut Random) -> SimConfig {
         check_compacted: Duration::from_millis(*random.pick(&[2_000, 7_000, 60_000])),
         check_at_start: random.chance(500),
         pre_vote: random.chance(800),
+        initial_election_tick_advance: random.chance(800),
         progress_interval: Duration::from_millis(*random.pick(&[100, 700, 5_000])),
         slow_apply_per_mille: *random.pick(&[20, 20, 300]),
         lease_checkpoint_interval: Duration::from_secs(*random.pick(&[1, 3, 5, 300])),

@@ -175,6 +175,10 @@ impl Machine {
         })
     }
 
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        self.writer.engine()
+    }
+
     /// The cluster that the state is of, where it says so.
     pub fn cluster(&self) -> storage::Result<Option<ClusterId>> {
         let Some(value) = self

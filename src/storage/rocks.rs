@@ -19,9 +19,10 @@ use rocksdb::{
 
 use super::{Batch, Cursor, Engine, Error, Family, Op, Read, Result, Size};
 
-/// How much memory the engine may take.
+/// How much memory the engine may take, and how many of its tables it keeps open.
 #[derive(Clone, Copy, Debug)]
-pub struct MemoryLimits {
+pub struct EngineLimits {
+    pub open_files: usize,
     pub block_cache_bytes: usize,
     /// Of all memtables together.
     pub memtable_bytes: usize,
@@ -67,7 +68,7 @@ pub struct RocksEngine {
 
 impl RocksEngine {
     /// Opens or creates the engine in `dir`.
-    pub fn open(dir: &Path, budget: MemoryLimits) -> Result<Self> {
+    pub fn open(dir: &Path, budget: EngineLimits) -> Result<Self> {
         let cache = Cache::new_lru_cache(budget.block_cache_bytes);
         let options = db_options(budget);
         let families = Family::ALL.map(|family| {
@@ -113,13 +114,13 @@ impl RocksEngine {
     }
 }
 
-fn db_options(budget: MemoryLimits) -> Options {
+fn db_options(budget: EngineLimits) -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
     options.set_atomic_flush(true);
     options.set_max_background_jobs(2);
-    options.set_max_open_files(1024);
+    options.set_max_open_files(i32::try_from(budget.open_files).unwrap_or(i32::MAX));
     options.set_skip_stats_update_on_db_open(true);
     options.set_avoid_unnecessary_blocking_io(true);
     options.set_bytes_per_sync(1 << 20);
@@ -131,7 +132,7 @@ fn db_options(budget: MemoryLimits) -> Options {
     options
 }
 
-fn family_options(family: Family, cache: &Cache, budget: MemoryLimits) -> Options {
+fn family_options(family: Family, cache: &Cache, budget: EngineLimits) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
     table.set_block_size(8 << 10);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::memory::MemoryEngine;
-use super::rocks::{MemoryLimits, RocksEngine};
+use super::rocks::{EngineLimits, RocksEngine};
 use super::{Batch, Cursor, Engine, Family, Read};
 
 const KEYS: [&[u8]; 8] = [
@@ -76,7 +76,8 @@ fn walk(random: &mut Random, reads: [&dyn Read; 2]) {
 fn engines_agree() {
     for seed in 0..20 {
         let dir = tempfile::tempdir().expect("a directory");
-        let budget = MemoryLimits {
+        let budget = EngineLimits {
+            open_files: 256,
             block_cache_bytes: 1 << 20,
             memtable_bytes: 8 << 20,
         };

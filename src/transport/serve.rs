@@ -18,7 +18,8 @@ use super::dial::UNACKNOWLEDGED_LIMIT;
 use super::network::GrpcNetwork;
 use super::pages;
 use super::service::PeerRpcService;
-use crate::net::{self, Http2, KeepAlive, Versions};
+use crate::budget::unread::Unread;
+use crate::net::{self, Allowance, Http2, KeepAlive, Versions};
 use crate::proto::etchedpeer::peer_server::PeerServer;
 
 /// How long the other side may acknowledge nothing.
@@ -32,7 +33,12 @@ const HEAD_LIMIT: Duration = Duration::from_secs(10);
 impl GrpcNetwork {
     /// Serves the other members until `stop` is set, and calls in progress for a moment longer. May
     /// be called for several listeners.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, stop: watch::Receiver<bool>) {
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        allowance: Arc<Allowance>,
+        stop: watch::Receiver<bool>,
+    ) {
         let service = PeerRpcService {
             context: self.context.clone(),
             network: self.clone(),
@@ -50,6 +56,8 @@ impl GrpcNetwork {
             versions: Versions::Both,
             http2: Http2::of_peers(KEEP_ALIVE),
             guard: None,
+            allowance,
+            unread: Unread::new(usize::MAX),
             first_byte_limit: HEAD_LIMIT,
             head_limit: HEAD_LIMIT,
             unacknowledged_limit: Some(UNACKNOWLEDGED_LIMIT),

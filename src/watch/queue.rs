@@ -322,7 +322,9 @@ impl Queue {
         if has_room {
             state.items.push_back(item);
             state.size = size;
-            state.pushed += 1;
+            if !probe::injected(Defect::PageBeforeQueue) {
+                state.pushed += 1;
+            }
             let events = more.events as i64;
             self.counters.pending_events.fetch_add(events, Relaxed);
         }

@@ -1,19 +1,43 @@
 //! The watches of one client stream, and the order in which their news go out.
 //!
+//! ```text
+//!            create: it starts with what is published next
+//!  (nothing) ---------------------------------------------> Live <-------------+
+//!      |                                                     |                 |
+//!      |                       spill: the queue was full, or |                 | join: the next
+//!      |                       a snapshot replaced the state |                 | that it needs is
+//!      |                                                     v                 | not published
+//!      |                                                  Leaving              | yet
+//!      |                                                     |                 |
+//!      |                        what was queued before it is |                 |
+//!      | create: it starts with                          out |                 |
+//!      | what is published                                   v                 |
+//!      +------------------------------------------------> CatchingUp ----------+
+//!                                                            |
+//!                            the next that it needs is gone: |
+//!                            its client is told              v
+//!                                                        Compacted
+//! ```
+//!
+//! From each state `cancel` ends a watch, and so does the end of the stream. The hub feeds live
+//! watches through the queue and spills them; the stream learns of a spill in its next step, and
+//! does everything else.
+//!
 //! A step hands out, first to last: the rest of a page; news of a compacted watch; the first part
-//! of a new page, where everything that was queued when the last page ended is out; the front of
-//! the queue. So neither live watches nor those that catch up wait for more than one page or one
-//! queue of the others.
+//! of a new page, where `order` lets one be read; the front of the queue. So neither live watches
+//! nor those that catch up wait for more than one page or one queue of the others.
 
+mod order;
 mod progress;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use self::order::PageOrder;
 use super::catch_up::{CatchUp, Page, Part};
 use super::hub::{Hub, Index, Live};
-use super::queue::{Item, Queue, Spilled, Wanted, WatchName};
+use super::queue::{Item, Queue, Wanted, WatchName};
 use super::range_set::NodeId;
 use super::{CreateError, Output, Request};
 use crate::mvcc::read::Snapshot;
@@ -60,14 +84,9 @@ pub struct Stream {
     queue: Arc<Queue>,
     watches: BTreeMap<i64, Watch>,
     next_id: i64,
-    /// Watches that wait for their queued items to go out before they catch up.
-    leaving: VecDeque<Spilled>,
+    order: PageOrder,
     catch_up: CatchUp,
     page: Option<Page>,
-    /// Items taken out of the queue.
-    popped: u64,
-    /// How many must be taken out before the next page is read.
-    next_page_at: u64,
     held_progress: Option<HeldProgress>,
     /// The newest revision that the client heard of in a header; the hub's head may be behind it
     /// for a moment. Progress never says less.
@@ -101,11 +120,9 @@ impl Stream {
             queue,
             watches: BTreeMap::new(),
             next_id: 0,
-            leaving: VecDeque::new(),
+            order: PageOrder::default(),
             catch_up: CatchUp::default(),
             page: None,
-            popped: 0,
-            next_page_at: 0,
             held_progress: None,
             told: 0,
             past_starts: 0,
@@ -208,31 +225,26 @@ impl Stream {
         }
         // Spilled watches are noted last, so that `reads_storage` knows of all that `next` knows.
         self.note_spilled();
-        while let Some(item) = self.queue.pop() {
-            self.popped += 1;
+        while let Some(item) = self.order.take(&self.queue) {
             if let Some(output) = self.take_item(item) {
                 return Ok(Some(output));
             }
         }
         self.answer_progress();
-        let idle = self.catch_up.is_empty() && self.leaving.is_empty() && self.queue.sleep();
+        let idle = self.catch_up.is_empty() && self.order.is_empty() && self.queue.sleep();
         Ok((!idle).then_some(Output::Again))
     }
 
     /// Whether the next call of `next` may read storage; it does not where this says false.
     pub fn reads_storage(&self) -> bool {
-        let begins = |spilled: &Spilled| spilled.after <= self.popped;
-        let behind = !self.catch_up.is_empty() || self.leaving.front().is_some_and(begins);
-        self.page.is_none() && behind && self.popped >= self.next_page_at
+        let behind = !self.catch_up.is_empty() || self.order.has_ready();
+        self.page.is_none() && behind && self.order.page_is_due()
     }
 
     /// Takes note of the watches that left the index.
     fn note_spilled(&mut self) {
-        let known = self.leaving.len();
-        self.queue.take_spilled(&mut self.leaving);
-        for spilled in self.leaving.iter().skip(known) {
-            let watch = find(&mut self.watches, spilled.watch);
-            if let Some(watch) = watch {
+        for name in self.order.note_spilled(&self.queue) {
+            if let Some(watch) = find(&mut self.watches, name) {
                 watch.state = State::Leaving;
                 watch.fresh = false;
             }
@@ -241,16 +253,12 @@ impl Stream {
 
     /// Lets those catch up whose queued items are out.
     fn begin_catching_up(&mut self) {
-        let early = probe::injected(Defect::PageBeforeQueue);
-        while let Some(spilled) = self.leaving.front()
-            && (spilled.after <= self.popped || early)
-        {
+        while let Some(spilled) = self.order.take_ready() {
             if let Some(watch) = find(&mut self.watches, spilled.watch) {
                 watch.state = State::CatchingUp;
                 self.catch_up
                     .insert(spilled.watch, &watch.range, watch.wanted, spilled.next);
             }
-            self.leaving.pop_front();
         }
     }
 
@@ -350,7 +358,7 @@ impl Stream {
 
     fn drop_page(&mut self) {
         if self.page.take().is_some() {
-            self.next_page_at = self.queue.pushed();
+            self.order.note_page_ended(&self.queue);
         }
     }
 

@@ -19,6 +19,7 @@
 //! | `kill ID`, `restart ID`, `stop ID` | the process ends, is started again, ends in order |
 //! | `campaign ID`, `transfer ID TO`, `hand-over ID` | leadership |
 //! | `unreachable ID PEER` | a connection breaks |
+//! | `advance ID [PEER…]` | the first election is brought forward, where these peers and the member are a quorum |
 //! | `snapshot ID` | offers the applied state to members that are too far behind |
 //! | `cut ID INDEX` | removes the log's entries up to INDEX |
 //! | `status`, `state` | where each member stands; what it has applied |
@@ -30,6 +31,7 @@ mod requests;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -178,6 +180,18 @@ impl Player {
             }
             ("restart", []) => return self.start(id),
             ("stop", []) => self.router(id).stop(),
+            ("advance", peers) => {
+                let connected = peers
+                    .iter()
+                    .map(|peer| (MemberId(number(peer)), Duration::ZERO));
+                let router = self.router(id);
+                router.set_connected(connected.collect());
+                let text = match router.advance_election() {
+                    true => "brought forward\n",
+                    false => "no quorum is connected\n",
+                };
+                self.print(text);
+            }
             ("unreachable", [peer]) => {
                 let peer = MemberId(number(peer));
                 self.router(id).report_unreachable(peer);

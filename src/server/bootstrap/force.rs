@@ -62,9 +62,9 @@ pub(super) fn prepare(
     recovered: &Recovered,
 ) -> Result<EntryId, Error> {
     // Removes what an earlier start left of a forced state.
-    let (engine, machine) = open_state(dir, identity, log, recovered)?;
-    engine.checkpoint(&dir.path(ASIDE))?;
-    drop((engine, machine));
+    let machine = open_state(dir, identity, log, recovered)?;
+    machine.engine().checkpoint(&dir.path(ASIDE))?;
+    drop(machine);
     let engine = dir.open_engine(ASIDE)?;
     let mut machine = Machine::open(engine.clone())?;
     let (term, commit_index) = hard_state(recovered)?;

@@ -18,7 +18,7 @@ use crate::budget::{Budget, Part};
 use crate::config::{ClusterState, Config};
 use crate::env::{Rng, SystemRng};
 use crate::storage::raft_log;
-use crate::storage::rocks::MemoryLimits;
+use crate::storage::rocks::EngineLimits;
 
 use network::BootstrapNetwork;
 
@@ -30,9 +30,10 @@ pub fn budget(config: &Config) -> Budget {
 }
 
 /// What of the memory budget is the store's.
-pub fn store_limits(config: &Config) -> MemoryLimits {
+pub fn store_limits(config: &Config, open_files: usize) -> EngineLimits {
     let budget = budget(config);
-    MemoryLimits {
+    EngineLimits {
+        open_files,
         memtable_bytes: budget.bytes(Part::Memtables),
         block_cache_bytes: budget.bytes(Part::BlockCache),
     }

@@ -73,7 +73,7 @@ fn config(dir: &Path, words: &str) -> Config {
 
 fn start_in(dir: &Path, words: &str, network: &MadeUp) -> Result<Restored, Error> {
     let config = config(dir, words);
-    let opened = DataDir::open(dir, None, store_limits(&config))?;
+    let opened = DataDir::open(dir, None, store_limits(&config, 256))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -405,7 +405,7 @@ fn data_without_an_identity_is_not_founded_upon() {
         hard_state: None,
     })
     .expect("appends");
-    drop((log, made.engine, made.machine, made.replica));
+    drop((log, made.machine, made.replica));
     std::fs::remove_file(dir.path().join("member/IDENTITY")).expect("removes");
     let text = refusal(dir.path(), &new(""), &MadeUp::default());
     assert!(text.contains("IDENTITY file is missing"), "{text}");
@@ -521,7 +521,7 @@ fn forcing_can_be_cut_anywhere() {
     let own = survivor(dir.path(), |_| put(4, "b"));
     let flags = config(dir.path(), "--force-new-cluster");
     let cut = |reset: bool| {
-        let opened = DataDir::open(dir.path(), None, store_limits(&flags)).expect("opens");
+        let opened = DataDir::open(dir.path(), None, store_limits(&flags, 256)).expect("opens");
         let opened: &dyn MemberDir = &opened;
         let identity = opened.identity().expect("reads").expect("is there");
         let (mut log, recovered) =
@@ -563,7 +563,7 @@ fn forced_again_it_loses_nothing() {
         hard_state: Some(&encode_hard_state(5, 7)),
     })
     .expect("appends");
-    drop((log, forced.engine, forced.machine, forced.replica));
+    drop((log, forced.machine, forced.replica));
     let again = start_in(dir.path(), force, &MadeUp::default()).expect("starts");
     assert_eq!(again.machine.keys(), 4);
     assert_eq!(ids(&again.machine), [own.0]);
@@ -585,7 +585,7 @@ fn a_learner_that_is_forced_votes() {
         .machine
         .bootstrap(joined.identity.cluster, members, 5, 2)
         .expect("writes");
-    joined.engine.flush().expect("flushes");
+    joined.machine.engine().flush().expect("flushes");
     let hard_state = encode_hard_state(2, 5);
     let entry_id = EntryId { index: 5, term: 2 };
     joined

@@ -47,6 +47,7 @@ pub fn calm() -> SimConfig {
         check_compacted: Duration::from_secs(60),
         check_at_start: false,
         pre_vote: true,
+        initial_election_tick_advance: false,
         progress_interval: Duration::from_secs(5),
         slow_apply_per_mille: 20,
         lease_checkpoint_interval: Duration::from_secs(300),

@@ -1,13 +1,15 @@
 //! Named scenarios of clusters with one fault each. `Scenario::passes` checks at the end what has
 //! to hold in every world; the scenario itself asserts what its name says.
 
+use std::time::Duration;
+
 use super::scenario::{Scenario, applied_index, calm, commit_index, last_index, leader, term};
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{LeaseGrantRequest, PutRequest};
 use crate::proto::etchedpeer::{Nothing, member_change::Change};
 use crate::proto::membershippb::RaftAttributes;
 use crate::sim::history::{Answer, ClientRequest, Outcome};
-use crate::sim::member::SimConfig;
+use crate::sim::member::{ELECTION_TIMEOUT, SimConfig};
 use crate::sim::workload::{get, put};
 use crate::sim::world::World;
 use crate::types::MemberId;
@@ -55,6 +57,35 @@ fn add(scenario: &mut Scenario, is_learner: bool) -> MemberId {
 
 fn caught_up(world: &World, id: MemberId) -> bool {
     world.is_alive(id) && world.is_even()
+}
+
+// The start.
+
+/// How long a cluster whose members were all killed is without a leader when they start again.
+fn time_to_lead_again(initial_election_tick_advance: bool) -> Duration {
+    let config = SimConfig {
+        initial_election_tick_advance,
+        ..calm()
+    };
+    let mut world = Scenario::of(3, config);
+    let members = world.world.alive();
+    for member in &members {
+        world.kill(*member);
+    }
+    for member in members {
+        world.start(member);
+    }
+    let started_ns = world.world.time.now_ns();
+    world.until("a leader", |world| leader(world).is_some());
+    let took = Duration::from_nanos(world.world.time.now_ns() - started_ns);
+    world.passes();
+    took
+}
+
+#[test]
+fn members_that_start_together_elect_a_leader_before_an_election_timeout_is_over() {
+    assert!(time_to_lead_again(true) < ELECTION_TIMEOUT);
+    assert!(time_to_lead_again(false) > ELECTION_TIMEOUT);
 }
 
 // The leader dies.

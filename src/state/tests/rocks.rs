@@ -12,7 +12,7 @@ use super::member::{Dump, Member, dump};
 use super::random::{Pair, seeds};
 use crate::state::Machine;
 use crate::storage::memory::MemoryEngine;
-use crate::storage::rocks::{MemoryLimits, RocksEngine};
+use crate::storage::rocks::{EngineLimits, RocksEngine};
 use crate::storage::{self, Batch, Cursor, Engine, Family, Read, Size};
 
 /// RocksDB, and what it has to hold after each batch since it was opened.
@@ -24,7 +24,7 @@ struct Twin {
 }
 
 impl Twin {
-    fn open(dir: &Path, budget: MemoryLimits) -> Self {
+    fn open(dir: &Path, budget: EngineLimits) -> Self {
         let rocks = RocksEngine::open(dir, budget).expect("opens");
         let found = dump(&rocks);
         let memory = MemoryEngine::new();
@@ -148,7 +148,7 @@ struct End {
 }
 
 /// Goes on for some groups, then stops: by a crash, or in order.
-fn live(pair: &mut Pair, dir: &Path, next_dir: &Path, budget: MemoryLimits) -> End {
+fn live(pair: &mut Pair, dir: &Path, next_dir: &Path, budget: EngineLimits) -> End {
     let twin = Arc::new(Twin::open(dir, budget));
     let mut member = Member::on(twin.clone());
     let lost = pair.log.len() as u64;
@@ -195,7 +195,8 @@ fn live(pair: &mut Pair, dir: &Path, next_dir: &Path, budget: MemoryLimits) -> E
 /// Returns how many crashes kept more than was flushed on demand.
 fn play(seed: u64, memtable_bytes: usize) -> usize {
     println!("seed {seed}");
-    let budget = MemoryLimits {
+    let budget = EngineLimits {
+        open_files: 256,
         block_cache_bytes: 1 << 20,
         memtable_bytes,
     };

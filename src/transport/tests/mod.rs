@@ -22,6 +22,7 @@ use super::context::Context;
 use super::*;
 use crate::env::{SystemClock, SystemRng};
 use crate::metrics::{Metrics, PeerCells};
+use crate::net::Allowance;
 use crate::proto::etchedpeer::forwarded::Proposal;
 use crate::proto::etchedpeer::peer_request::Request as Kind;
 use crate::proto::etchedpeer::{Description, Nothing, peer_response};
@@ -179,7 +180,8 @@ impl Site {
         let listener = TcpListener::bind(address).await.expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
         let (stop, stopped) = watch::channel(false);
-        let serving = tokio::spawn(network.clone().serve(listener, stopped));
+        let allowance = Allowance::new(usize::MAX, metrics.clone());
+        let serving = tokio::spawn(network.clone().serve(listener, allowance, stopped));
         Self {
             network,
             inbound,

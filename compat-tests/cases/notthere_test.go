@@ -1,0 +1,307 @@
+package cases
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"etched.dev/compat-tests/harness"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// What the README and --help say is not there is not there, and says so as they
+// say it. Each claim stands here in their words: one that is reworded, added or
+// dropped there has to be looked at here.
+
+// absence checks one claim against a running member.
+type absence func(*testing.T, *harness.Server)
+
+// The cells of the README's column "not yet (and what it answers)", by row.
+var notInREADME = map[string]struct {
+	claim  string
+	checks []absence
+}{
+	"Maintenance": {"Snapshot (Unimplemented)", []absence{
+		unimplemented("Snapshot", func(ctx context.Context, c grpc.ClientConnInterface) error {
+			stream, err := pb.NewMaintenanceClient(c).Snapshot(ctx, &pb.SnapshotRequest{})
+			if err == nil {
+				_, err = stream.Recv()
+			}
+			return err
+		}),
+	}},
+	"Auth": {"users, roles, AuthEnable (Unimplemented)", []absence{
+		unimplemented("AuthEnable", func(ctx context.Context, c grpc.ClientConnInterface) error {
+			_, err := pb.NewAuthClient(c).AuthEnable(ctx, &pb.AuthEnableRequest{})
+			return err
+		}),
+		unimplemented("UserAdd", func(ctx context.Context, c grpc.ClientConnInterface) error {
+			_, err := pb.NewAuthClient(c).UserAdd(ctx, &pb.AuthUserAddRequest{Name: "a", Password: "b"})
+			return err
+		}),
+		unimplemented("RoleAdd", func(ctx context.Context, c grpc.ClientConnInterface) error {
+			_, err := pb.NewAuthClient(c).RoleAdd(ctx, &pb.AuthRoleAddRequest{Name: "a"})
+			return err
+		}),
+	}},
+	"Lock, Election": {"the two services (Unimplemented)", []absence{
+		unimplemented("Lock", func(ctx context.Context, c grpc.ClientConnInterface) error {
+			_, err := v3lockpb.NewLockClient(c).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("a")})
+			return err
+		}),
+		unimplemented("Campaign", func(ctx context.Context, c grpc.ClientConnInterface) error {
+			_, err := v3electionpb.NewElectionClient(c).Campaign(ctx, &v3electionpb.CampaignRequest{Name: []byte("a")})
+			return err
+		}),
+	}},
+	"HTTP": {"the JSON gateway under `/v3/` (404), profiles", []absence{noGateway, noProfiles}},
+	"Configuration": {"TLS, auth, unix sockets, log rotation, tracing: named and refused at the start", []absence{
+		refusesFlag("--cert-file=/x"), refusesFlag("--auto-tls"), refusesFlag("--auth-token=jwt"),
+		noUnixSockets, refusesFlag("--enable-log-rotation"), refusesFlag("--enable-distributed-tracing"),
+	}},
+	"Commands": {"etcd's `gateway` and `grpc-proxy` (refused)", []absence{noCommands}},
+}
+
+// The sentence at the end of --help, a list.
+const notInHelp = "Not in etched: "
+
+var checksOfHelp = map[string]absence{
+	"the commands gateway and grpc-proxy":                  noCommands,
+	"unix sockets (unix:// and unixs:// in lists of URLs)": noUnixSockets,
+	"the JSON gateway under /v3/":                          noGateway,
+	"profiles under /debug/pprof/":                         noProfiles,
+}
+
+func TestWhatIsNotThere(t *testing.T) {
+	t.Parallel()
+	server := harness.Start(t, harness.Etched, harness.Options{})
+	claims := readmeClaims(t)
+	for row, claim := range claims {
+		expected, known := notInREADME[row]
+		if !known || expected.claim != claim {
+			t.Errorf("nothing here checks what the README says of %s: %q", row, claim)
+		}
+	}
+	for row, expected := range notInREADME {
+		if claims[row] == "" {
+			t.Errorf("the README no longer says of %s: %q", row, expected.claim)
+		}
+		for _, check := range expected.checks {
+			check(t, server)
+		}
+	}
+	sentence := helpSentence(t)
+	for item := range checksOfHelp {
+		if !strings.Contains(sentence, item) {
+			t.Errorf("--help no longer says that there is none of: %s", item)
+		}
+		sentence = strings.Replace(sentence, item, "", 1)
+	}
+	if rest := strings.Trim(strings.ReplaceAll(sentence, "and", ""), " ,."); rest != "" {
+		t.Errorf("nothing here checks what --help says is not there: %q", rest)
+	}
+	for _, check := range checksOfHelp {
+		check(t, server)
+	}
+}
+
+// readmeClaims are the last cells of the table that has them, by the first.
+func readmeClaims(t *testing.T) map[string]string {
+	t.Helper()
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, found := strings.Cut(string(text), "| | works | not yet (and what it answers) |\n|---|---|---|\n")
+	if !found {
+		t.Fatal("the README has no table of what is not there")
+	}
+	claims := make(map[string]string)
+	for line := range strings.Lines(table) {
+		cells := strings.Split(strings.TrimSpace(line), "|")
+		if len(cells) != 5 {
+			break
+		}
+		if claim := strings.TrimSpace(cells[3]); claim != "" {
+			claims[strings.TrimSpace(cells[1])] = claim
+		}
+	}
+	return claims
+}
+
+// help is what --help says, its lines broken nowhere.
+func help(t *testing.T) string {
+	t.Helper()
+	binary, err := harness.Binary(harness.Etched)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(binary, "--help").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+func helpSentence(t *testing.T) string {
+	t.Helper()
+	_, sentence, found := strings.Cut(help(t), notInHelp)
+	if !found {
+		t.Fatalf("--help has no sentence that begins with %q", notInHelp)
+	}
+	return strings.Join(strings.Fields(sentence), " ")
+}
+
+var flagInHelp = regexp.MustCompile(`(?m)^ +--(\S+) <([A-Z]+)>\n +(.*)$`)
+
+// Each flag that --help calls not built is refused in one line that names it, and
+// each without an effect is accepted, and named in the log of the start.
+func TestFlagsThatAreNotBuilt(t *testing.T) {
+	t.Parallel()
+	var without []string
+	count := 0
+	for _, flag := range flagInHelp.FindAllStringSubmatch(help(t), -1) {
+		name, usage := flag[1], flag[3]
+		switch {
+		case strings.Contains(usage, "[not built yet]"):
+			count++
+			refusesFlag("--"+name+"="+otherThanDefault(name, flag[2], usage))(t, nil)
+		case strings.Contains(usage, "[no effect: "), strings.Contains(usage, "[not there: "):
+			without = append(without, "--"+name+"="+otherThanDefault(name, flag[2], usage))
+		}
+	}
+	if count == 0 || len(without) == 0 {
+		t.Errorf("--help lists %d flags as not built and %d as without an effect: is its form another?", count, len(without))
+	}
+	server := harness.Start(t, harness.Etched, harness.Options{Flags: without})
+	lines, err := server.Log()
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := make(map[string]bool)
+	for _, line := range harness.Says("the flag has no effect in etched")(lines) {
+		named[fmt.Sprint(line["flag"])] = true
+	}
+	for _, flag := range without {
+		name, _, _ := strings.Cut(strings.TrimPrefix(flag, "--"), "=")
+		if !named[name] {
+			t.Errorf("the log of a start with %s does not say that it has no effect; it names %v", flag, slices.Sorted(maps.Keys(named)))
+		}
+	}
+}
+
+// otherThanDefault is a value that asks a flag for something, and that it could have.
+func otherThanDefault(name, kind, usage string) string {
+	isOn := strings.Contains(usage, "[default: true]")
+	switch {
+	case kind == "BOOL" && strings.Contains(usage, "[not there: "):
+		// Who switches off what is not there asks for nothing.
+		return "true"
+	case kind == "BOOL":
+		return fmt.Sprint(!isOn)
+	case kind == "NUMBER":
+		return "7"
+	case kind == "DURATION":
+		return "7s"
+	case name == "v2-deprecation":
+		return "gone"
+	case name == "backend-bbolt-freelist-type":
+		return "map"
+	case name == "cipher-suites":
+		return "TLS_AES_128_GCM_SHA256"
+	case name == "tls-min-version":
+		// TLS1.3 would go with no cipher suites.
+		return ""
+	case name == "tls-max-version":
+		return "TLS1.3"
+	case name == "auth-token":
+		return "jwt"
+	default:
+		return "x"
+	}
+}
+
+func refusesFlag(flag string) absence {
+	return func(t *testing.T, _ *harness.Server) {
+		t.Helper()
+		name, _, _ := strings.Cut(flag, "=")
+		got := exits(t, harness.Etched, nil, []string{flag})
+		if got.Code != 1 || !strings.HasPrefix(got.Error, name+" is not built yet in etched ") {
+			t.Errorf("%s: %+v", flag, got)
+		}
+	}
+}
+
+func unimplemented(name string, call func(context.Context, grpc.ClientConnInterface) error) absence {
+	return func(t *testing.T, server *harness.Server) {
+		t.Helper()
+		err := call(harness.Context(t, 5*time.Second), server.Dial(t))
+		if status.Code(err) != codes.Unimplemented {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func noCommands(t *testing.T, _ *harness.Server) {
+	t.Helper()
+	for _, command := range []string{"gateway", "grpc-proxy"} {
+		for _, args := range [][]string{{command}, {command, "start"}} {
+			got := exits(t, harness.Etched, nil, args)
+			if got.Code != 1 || !strings.HasPrefix(got.First, command+" is not built yet in etched ") {
+				t.Errorf("%v: %+v", args, got)
+			}
+		}
+	}
+}
+
+func noUnixSockets(t *testing.T, _ *harness.Server) {
+	t.Helper()
+	for _, flags := range [][]string{
+		{"--advertise-client-urls=http://127.0.0.1:1", "--listen-client-urls="},
+		{"--listen-peer-urls="}, {"--listen-metrics-urls="}, {"--listen-client-http-urls="},
+	} {
+		for _, scheme := range []string{"unix", "unixs"} {
+			args := slices.Clone(flags)
+			args[len(args)-1] += scheme + "://127.0.0.1:2379"
+			got := exits(t, harness.Etched, nil, args)
+			if said := got.First + got.Error; got.Code == 0 || got.Code == -1 || !strings.Contains(said, "unix") {
+				t.Errorf("%v: %+v", args, got)
+			}
+		}
+	}
+}
+
+func noGateway(t *testing.T, server *harness.Server) {
+	t.Helper()
+	response, err := http.Post(server.URL()+"/v3/kv/range", "application/json", strings.NewReader(`{"key":"YQ=="}`))
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusNotFound {
+		t.Errorf("POST /v3/kv/range: %s", response.Status)
+	}
+}
+
+func noProfiles(t *testing.T, server *harness.Server) {
+	t.Helper()
+	for _, path := range []string{"/debug/pprof/", "/debug/pprof/heap"} {
+		if code, _, err := server.HTTPGet(path); err != nil || code != http.StatusNotFound {
+			t.Errorf("GET %s: %d, %v", path, code, err)
+		}
+	}
+}

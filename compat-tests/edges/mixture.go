@@ -1,0 +1,226 @@
+package edges
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"etched.dev/compat-tests/cluster"
+	"etched.dev/compat-tests/crash"
+	"etched.dev/compat-tests/harness"
+)
+
+const (
+	// concurrentAttacks is how many attacks run at a time.
+	concurrentAttacks = 2
+	// killEvery is the time between two kills, restartAfter the time until the restart.
+	killEvery, restartAfter = 12 * time.Second, time.Second
+	// mixedLimit bounds the time of one attack.
+	mixedLimit = 20 * time.Second
+	// mixedWrites is how many bytes attacks may write: the judge holds the whole history
+	// in memory.
+	mixedWrites = 48 * megabyte
+	mixedFiles  = 1024
+)
+
+// mixture is a run of a cluster under concurrent attacks and kills.
+type mixture struct {
+	*cluster.Run
+	total  *attackRun // notes, faults and outcomes of all attacks
+	budget atomic.Int64
+
+	mu  sync.Mutex
+	rng *rand.Rand
+}
+
+// runMixture attacks three members for -edges.minutes.
+func runMixture(t *testing.T, kind harness.Kind) *Outcome {
+	t.Helper()
+	lasting := time.Duration(*minutes * float64(time.Minute))
+	drawn := *seed
+	if drawn == 0 {
+		drawn = uint64(time.Now().UnixNano())
+	}
+	m := &mixture{total: &attackRun{kind: kind}, rng: rand.New(rand.NewPCG(drawn, 3))}
+	m.budget.Store(mixedWrites)
+	m.Run = cluster.Start(t, cluster.Options{
+		Etcd: kind == harness.Etcd, Beside: attackSpace,
+		// So that an hour's history can still be judged.
+		Pause: max(12*time.Millisecond, time.Duration(*minutes*float64(1500*time.Microsecond))),
+		ClusterOptions: harness.ClusterOptions{
+			Flags: manyOps, EtchedFlags: []string{fmt.Sprint("--memory-budget-bytes=", budget)}, FileLimit: mixedFiles,
+		},
+	})
+	m.total.note("%v, seed %d", lasting, drawn)
+	o := &Outcome{Attack: "mixture", Server: kind.String(), Health: "none", Alive: true}
+	for _, member := range m.Members() {
+		resident, err := member.ResidentBytes()
+		m.Must(err)
+		o.Before = max(o.Before, resident)
+	}
+	o.Peak = m.attackAndKill(t.Context(), lasting)
+	for _, member := range m.Members() {
+		if resident, err := member.ResidentBytes(); err == nil {
+			o.After = max(o.After, resident)
+		}
+	}
+	evidence, damage := m.Verdict()
+	if evidence != nil {
+		acknowledged := o.count(evidence)
+		o.Writes = fmt.Sprintf("all of %d", acknowledged)
+		if damage.Has(crash.LostWrite) {
+			o.Writes = fmt.Sprintf("not all of %d", acknowledged)
+		}
+	}
+	if !damage.Empty() {
+		m.total.fault("the judge found: %s", damage.String())
+	}
+	if o.Peak > budget+allowance {
+		m.total.fault("%s resident", mebibytes(o.Peak))
+	}
+	o.Seen, o.answers, o.Notes, o.Faults = m.total.answers.String(), m.total.answers.copied(), m.total.notes, m.total.faults
+	if err := record(o); err != nil {
+		t.Error(err)
+	}
+	return o
+}
+
+// count fills in the latencies of the run's clients and returns the number of their
+// acknowledged writes.
+func (o *Outcome) count(evidence *cluster.Evidence) (acknowledged int) {
+	reads, writes := &figures{}, &figures{}
+	for _, operation := range evidence.Operations {
+		into := reads
+		if operation.Writes() {
+			into = writes
+		}
+		var err error
+		if operation.Outcome != crash.Acknowledged {
+			err = errors.New(operation.Err)
+		} else if operation.Writes() {
+			acknowledged++
+		}
+		into.add(operation.Return-operation.Call, err)
+	}
+	o.Reads, o.Puts = "none, "+reads.String(), writes.String()
+	return acknowledged
+}
+
+// attackAndKill returns the largest resident memory of any member.
+func (m *mixture) attackAndKill(parent context.Context, lasting time.Duration) int64 {
+	ctx, cancel := context.WithTimeout(parent, lasting)
+	defer cancel()
+	watched, unwatch := context.WithCancel(parent)
+	defer unwatch()
+	var watching, attacking sync.WaitGroup
+	largest := make([]int64, len(m.Members()))
+	for i, member := range m.Members() {
+		watching.Go(func() {
+			largest[i] = watchMemory(watched, member.Server, func(why string) { m.tooLarge(member, why) })
+		})
+	}
+	for range concurrentAttacks {
+		attacking.Go(func() {
+			for ctx.Err() == nil {
+				m.runOneAttack(ctx)
+			}
+		})
+	}
+	m.kill(ctx)
+	attacking.Wait()
+	time.Sleep(settleTime)
+	unwatch()
+	watching.Wait()
+	var peak int64
+	for _, one := range largest {
+		peak = max(peak, one)
+	}
+	return peak
+}
+
+// tooLarge reports the first time that a member passed the limit.
+func (m *mixture) tooLarge(member *harness.Member, why string) {
+	const passed = "a member passed 6 GiB"
+	if m.total.answers.of(passed) == 0 {
+		m.total.fault("%s: %s", member.Name(), why)
+	}
+	m.total.answers.add(passed)
+}
+
+// draw returns a random number below n.
+func (m *mixture) draw(n int) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.rng.IntN(n)
+}
+
+// runOneAttack makes a random attack on a random member. Errors are expected: the member
+// may be killed meanwhile.
+func (m *mixture) runOneAttack(parent context.Context) {
+	var fit []*attack
+	for _, a := range attacks() {
+		if a.divisor > 0 {
+			fit = append(fit, a)
+		}
+	}
+	a, member := fit[m.draw(len(fit))], m.Members()[m.draw(len(m.Members()))]
+	ctx, cancel := context.WithTimeout(parent, mixedLimit)
+	defer cancel()
+	const leaseTTL = 10
+	s := &attackRun{
+		attack: a, kind: m.total.kind, server: member.Server, among: m.Members(), divisor: a.divisor, spare: &m.budget, leaseTTL: leaseTTL,
+	}
+	client, err := crash.NewClient(member.Endpoint())
+	if err != nil {
+		m.total.answers.add("no client")
+		pause(ctx, time.Second)
+		return
+	}
+	defer client.Close()
+	err = s.connect(ctx, client)
+	if err == nil && a.setup != nil {
+		err = a.setup(ctx, s)
+	}
+	if err == nil {
+		err = a.attack(ctx, s)
+	}
+	s.close()
+	told := a.name + ": done"
+	if err != nil {
+		told = a.name + ": interrupted"
+	}
+	m.total.answers.add(told)
+	for _, fault := range s.faults {
+		m.total.fault("%s on %s: %s", a.name, member.Name(), fault)
+	}
+	pause(ctx, time.Second)
+}
+
+// kill kills and restarts members, one at a time, until the context ends. It also reports
+// and restarts members that exited for another reason.
+func (m *mixture) kill(ctx context.Context) {
+	const pollEvery = 200 * time.Millisecond
+	next := time.Now().Add(killEvery / 2)
+	for ; ctx.Err() == nil; pause(ctx, pollEvery) {
+		for _, member := range m.Members() {
+			if !member.Running() {
+				m.total.fault("%s exited: %s", member.Name(), lastError(member.Server))
+				m.Must(member.Restart())
+			}
+		}
+		if time.Now().Before(next) {
+			continue
+		}
+		next = time.Now().Add(killEvery)
+		member := m.Members()[m.draw(len(m.Members()))]
+		m.Must(member.Kill())
+		m.total.answers.add("kills")
+		time.Sleep(restartAfter)
+		m.Must(member.Restart())
+	}
+}

@@ -1,0 +1,186 @@
+//! Bytes of requests that have come over the network and nobody has read: the HTTP/2 library holds
+//! them for as long as its windows let a client send.
+//!
+//! What comes is counted where it is read from a socket, and what is read where a request's body
+//! is taken over. Between the two some is dropped (a call was refused, its client gave it up)
+//! without a word to either, so a connection none of whose bodies may hold anything begins anew
+//! at nothing. Together they may hold `limit_bytes`; beyond that a connection that holds more
+//! than `FLOOR_BYTES` is not read from. Its own windows already stop the others' senders.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A connection may always have so much unread.
+const FLOOR_BYTES: usize = 64 << 10;
+/// What a piece costs the library at least, whatever is in it.
+const PIECE_BYTES: usize = 256;
+
+/// See the module.
+pub struct Unread {
+    limit_bytes: usize,
+    bytes: AtomicUsize,
+}
+
+impl Unread {
+    pub fn new(limit_bytes: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit_bytes,
+            bytes: AtomicUsize::new(0),
+        })
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.bytes() > self.limit_bytes
+    }
+
+    /// One more connection.
+    pub fn connection(self: &Arc<Self>) -> Arc<Connection> {
+        Arc::new(Connection {
+            all: self.clone(),
+            bytes: AtomicUsize::new(0),
+            bodies: AtomicUsize::new(0),
+        })
+    }
+}
+
+/// What one connection has unread.
+pub struct Connection {
+    all: Arc<Unread>,
+    bytes: AtomicUsize,
+    /// Bodies that may hold some of it.
+    bodies: AtomicUsize,
+}
+
+impl Connection {
+    pub fn all(&self) -> &Unread {
+        &self.all
+    }
+
+    /// A piece came from the network.
+    pub fn came(&self, bytes: usize) {
+        let bytes = bytes.max(PIECE_BYTES);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.all.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether nothing more is to be read from this connection for now.
+    pub fn must_wait(&self) -> bool {
+        if !self.all.is_over() || self.bytes.load(Ordering::Relaxed) <= FLOOR_BYTES {
+            return false;
+        }
+        if self.bodies.load(Ordering::Relaxed) > 0 {
+            return true;
+        }
+        self.give_back(usize::MAX);
+        false
+    }
+
+    /// A body begins; it may hold something.
+    pub fn body(self: &Arc<Self>) -> Body {
+        self.bodies.fetch_add(1, Ordering::Relaxed);
+        Body {
+            connection: self.clone(),
+            holds: true,
+        }
+    }
+
+    fn give_back(&self, bytes: usize) {
+        let before = self
+            .bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+                Some(held.saturating_sub(bytes))
+            });
+        let (Ok(before) | Err(before)) = before;
+        self.all
+            .bytes
+            .fetch_sub(before.min(bytes), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.give_back(usize::MAX);
+    }
+}
+
+/// The body of a request.
+pub struct Body {
+    connection: Arc<Connection>,
+    holds: bool,
+}
+
+impl Body {
+    /// A piece came out of it; there may be more.
+    pub fn took(&mut self, bytes: usize) {
+        self.connection.give_back(bytes.max(PIECE_BYTES));
+        if !std::mem::replace(&mut self.holds, true) {
+            self.connection.bodies.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// All that came was taken out of it.
+    pub fn drained(&mut self) {
+        if !std::mem::replace(&mut self.holds, false) {
+            return;
+        }
+        if self.connection.bodies.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.connection.give_back(usize::MAX);
+        }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        self.drained();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LARGE: usize = 100 << 10;
+
+    #[test]
+    fn beyond_the_limit_those_that_hold_much_wait() {
+        let unread = Unread::new(3 * LARGE);
+        let [much, little] = [(); 2].map(|()| unread.connection());
+        let (mut body, _other) = (much.body(), little.body());
+        for _ in 0..3 {
+            much.came(LARGE);
+            assert!(!much.must_wait(), "within the limit");
+        }
+        little.came(1);
+        assert_eq!(unread.bytes(), 3 * LARGE + PIECE_BYTES);
+        assert!(much.must_wait() && !little.must_wait());
+        body.took(LARGE);
+        assert!(!much.must_wait());
+        drop((much, little));
+        drop((body, _other));
+        assert_eq!(unread.bytes(), 0);
+    }
+
+    #[test]
+    fn what_was_dropped_does_not_count_for_ever() {
+        let unread = Unread::new(LARGE);
+        let connection = unread.connection();
+        let (mut first, second) = (connection.body(), connection.body());
+        connection.came(2 * LARGE);
+        drop(second);
+        assert!(connection.must_wait(), "the first may hold it");
+        first.took(1);
+        first.drained();
+        assert_eq!((unread.bytes(), connection.must_wait()), (0, false));
+        // What comes for no body at all is gone as well.
+        connection.came(2 * LARGE);
+        assert!(!connection.must_wait());
+        assert_eq!(unread.bytes(), 0);
+        // More may be taken than was counted since.
+        first.took(LARGE);
+        assert_eq!(unread.bytes(), 0);
+    }
+}

@@ -1,0 +1,93 @@
+//! Who gets how many of the descriptors that the process may have open.
+//!
+//! A member that cannot open the next segment of its log or the next table of its state has to
+//! stop, so these come first, then other members, then probes; clients get what is left. Everyone
+//! but the log and the state gets connections, and one above its share is closed when it is
+//! accepted.
+
+/// Standard streams, the runtime's own, locks, listeners, the log's segments, `RocksDB`'s own
+/// files and those that a flush or a compaction writes, connections to other members, and a file
+/// or two for a moment (a scrape, a name that is looked up, a snapshot).
+const OWN: u64 = 64;
+/// The least and the most that the engine keeps open of its tables; it takes no fewer than 20. Two
+/// engines are open while a received state replaces one that is still read.
+const TABLES: (u64, u64) = (20, 1024);
+/// Incoming connections of members; a pair keeps two in each direction, and calls take more.
+const PEERS: (u64, u64) = (16, 128);
+/// Connections of the listeners for probes and metrics.
+const PROBES: (u64, u64) = (8, 64);
+/// Clients have so many, however little is left: the rest is seldom needed all at once.
+const MIN_CLIENTS: u64 = 16;
+
+/// How many each may have open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptors {
+    pub tables: usize,
+    pub peers: usize,
+    pub probes: usize,
+    pub clients: usize,
+}
+
+impl Descriptors {
+    /// Of so many in all.
+    pub fn of(limit: u64) -> Self {
+        let part = |of: u64, (least, most): (u64, u64)| (limit / of).clamp(least, most);
+        let (tables, peers, probes) = (part(8, TABLES), part(16, PEERS), part(16, PROBES));
+        let clients = limit.saturating_sub(OWN + 2 * tables + peers + probes);
+        let count = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+        Self {
+            tables: count(tables),
+            peers: count(peers),
+            probes: count(probes),
+            clients: count(clients.max(MIN_CLIENTS)),
+        }
+    }
+}
+
+/// Raises the limit of open files as far as the system lets this process, and returns it.
+pub fn raise_limit() -> u64 {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let before = limit.current;
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "cannot raise the limit of open files");
+            limit.current = before;
+        }
+    }
+    limit.current.unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_and_the_state_come_first_and_clients_get_the_rest() {
+        // The limit, and what tables, peers, probes and clients get of it.
+        let cases = [
+            (64, [20, 16, 8, 16]),
+            (128, [20, 16, 8, 16]),
+            (256, [32, 16, 16, 96]),
+            (1024, [128, 64, 64, 576]),
+            (4096, [512, 128, 64, 2816]),
+            (1 << 20, [1024, 128, 64, (1 << 20) - 2304]),
+            (u64::MAX, [1024, 128, 64, usize::MAX - 2304]),
+        ];
+        for (limit, [tables, peers, probes, clients]) in cases {
+            let expected = Descriptors {
+                tables,
+                peers,
+                probes,
+                clients,
+            };
+            assert_eq!(Descriptors::of(limit), expected, "of {limit}");
+        }
+        for limit in 256..5000 {
+            let parts = Descriptors::of(limit);
+            let sum = 2 * parts.tables + parts.peers + parts.probes + parts.clients;
+            assert!(sum as u64 + OWN <= limit, "{parts:?} of {limit}");
+        }
+    }
+}
