@@ -197,10 +197,7 @@ impl Member {
             network: network.clone(),
             metrics,
             timing: timing(config),
-            watch_limits: crate::watch::Limits {
-                total_bytes: bootstrap::budget(config).bytes(Part::Watches),
-                ..crate::watch::Limits::default()
-            },
+            watch_limits: watch_limits(config),
             inbox_bytes: settings(config).limits.max_waiting_bytes(),
         };
         let assemble::Member {
@@ -239,6 +236,7 @@ impl Member {
             shares: vec![
                 (Part::Requests, requests.share().clone()),
                 (Part::Answers, answers.clone()),
+                (Part::Watches, self.handle.shared().hub.share().clone()),
             ],
         };
         let metrics = self.handle.shared().metrics.clone();
@@ -382,6 +380,13 @@ fn settings(config: &Config) -> ServiceSettings {
             max_learners: config.max_learners,
         },
         election_timeout: Duration::from_millis(config.election_timeout_ms),
+    }
+}
+
+fn watch_limits(config: &Config) -> crate::watch::Limits {
+    crate::watch::Limits {
+        total_bytes: bootstrap::budget(config).bytes(Part::Watches),
+        ..crate::watch::Limits::default()
     }
 }
 
