@@ -100,6 +100,9 @@ impl Connection {
     }
 
     fn give_back(&self, bytes: usize) {
+        if self.bytes.load(Ordering::Relaxed) == 0 {
+            return;
+        }
         let before = self
             .bytes
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {

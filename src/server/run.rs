@@ -317,6 +317,7 @@ impl Clients {
             ..self.gate.clone()
         };
         let options = net::Options {
+            who: "probe",
             versions: Versions::Http1,
             allowance: self.probes.clone(),
             ..self.options.clone()
