@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
-use tokio_stream::Empty;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::answers::{Answers, RangeAnswer, TxnAnswer};
 use super::call_log::{CallLog, Content};
 use super::gate::AskedOfLearner;
+use super::range_stream::{Chunks, WAITING_CHUNKS, is_sorted_in_chunks, send_chunks};
 use super::{Settings, caller, header, validate};
 use crate::budget::{Held, Share};
 use crate::env;
@@ -241,8 +243,8 @@ impl Kv for KvService {
         self.answers.respond_range(filled?)
     }
 
-    /// Its messages stand beside it.
-    type RangeStreamStream = Empty<Result<RangeStreamResponse, Status>>;
+    /// Empty where its messages stand beside it.
+    type RangeStreamStream = ReceiverStream<Result<RangeStreamResponse, Status>>;
 
     async fn range_stream(
         &self,
@@ -253,11 +255,20 @@ impl Kv for KvService {
         validate::range_stream(&request)?;
         let view = self.view(&caller, &request).await?;
         let read = kv::range_read(&request)?;
+        let (sender, receiver) = mpsc::channel(WAITING_CHUNKS);
+        let nothing = ReceiverStream::new(receiver);
+        if is_sorted_in_chunks(&read) {
+            let target_bytes = self.settings.max_request_bytes;
+            let chunks = Chunks::new(self.handle.clone(), view, &request, target_bytes)?;
+            let turns = self.answers.turns().clone();
+            self.handle.spawn(send_chunks(chunks, sender, turns));
+            return Ok(Response::new(nothing));
+        }
         let answers = self.answers.clone();
         let answer = self.read(&caller, move || answers.range_stream(&view, &read));
         let mut answer = answer.await?;
         header::fill(&self.handle, &mut answer.response.header);
-        Ok(self.answers.respond_stream(answer, tokio_stream::empty()))
+        Ok(self.answers.respond_stream(answer, nothing))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {

@@ -21,6 +21,7 @@ pub mod lease;
 pub mod lock;
 pub mod maintenance;
 mod methods;
+mod range_stream;
 mod settings;
 pub mod sliced;
 mod status_text;

@@ -12,6 +12,7 @@ use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::oneshot;
+use tokio_stream::StreamExt;
 use tonic::{Code, Request, Response, Status};
 
 use super::clock::{MemberClock, Time};
@@ -381,12 +382,15 @@ async fn operate(services: &Services, request: ClientRequest) -> Outcome {
 
 /// Joins the parts of a stream into one range response.
 async fn range_stream(services: &Services, range: RangeRequest) -> Outcome {
-    let mut extensions = match services.kv.range_stream(Request::new(range)).await {
-        Ok(response) => response.into_parts().2,
+    let (chunks, mut extensions) = match services.kv.range_stream(Request::new(range)).await {
+        Ok(response) => {
+            let (_, chunks, extensions) = response.into_parts();
+            (chunks, extensions)
+        }
         Err(status) => return failed(&status),
     };
     let Some(body) = sliced::body_of(&mut extensions) else {
-        return Outcome::Unknown;
+        return sorted_chunks(chunks).await;
     };
     let mut messages = match body.collect().await {
         Ok(collected) => collected.to_bytes(),
@@ -402,6 +406,28 @@ async fn range_stream(services: &Services, range: RangeRequest) -> Outcome {
         pairs += piece.kvs.len();
         frames.extend_from_slice(piece.kvs.frames());
         // The last part carries the header and the counts of the whole range.
+        if piece.header.is_some() {
+            return Outcome::Answered(Answer::Range(RangeResponse {
+                kvs: EncodedKvs::from_frames(frames.into(), pairs),
+                ..piece
+            }));
+        }
+    }
+    Outcome::Unknown
+}
+
+/// The same of chunks that are sorted one by one.
+async fn sorted_chunks(
+    mut chunks: impl tokio_stream::Stream<Item = Result<RangeStreamResponse, Status>> + Unpin,
+) -> Outcome {
+    let (mut frames, mut pairs) = (Vec::new(), 0);
+    while let Some(chunk) = chunks.next().await {
+        let piece = match chunk {
+            Ok(chunk) => chunk.range_response.unwrap_or_default(),
+            Err(status) => return failed(&status),
+        };
+        pairs += piece.kvs.len();
+        frames.extend_from_slice(piece.kvs.frames());
         if piece.header.is_some() {
             return Outcome::Answered(Answer::Range(RangeResponse {
                 kvs: EncodedKvs::from_frames(frames.into(), pairs),
