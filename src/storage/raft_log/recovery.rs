@@ -7,19 +7,23 @@
 //!   before it is durable, so what cannot be read here was durable once: damage.
 //! - Nothing whole follows, and a sector of the bad frame is empty. No sector of a frame is written
 //!   empty, so the write did not reach the disk as a whole, and nobody was told that it had: it is
-//!   cut off. So is what lies about of a frame whose first sector is missing, and a frame beyond
-//!   the end of a file cut short.
+//!   cut off. So is what lies about of a frame whose first sector is missing.
 //! - Nothing whole follows, but every sector was written. The frame may have been acknowledged and
 //!   have suffered since: damage.
+//!
+//! No crash makes a file shorter: a segment is made at its full size, durably, before it is begun.
+//! One that is shorter than its header says is damage. (Version 1 did not say, so there a frame
+//! beyond the end of the file is cut off as a torn write.) Behind the last segment that was begun
+//! there is one at most, for it is made only then: where there are two, one was emptied.
 
 use std::sync::Arc;
 
 use super::files::{Files, OpenFile};
-use super::found::{Found, damaged, survey};
+use super::found::{FIRST_SEQUENCE, Found, damaged, survey};
 use super::frame::{Head, SEGMENT_HEADER_BYTES, sectors};
 use super::index::{Index, Place};
 use super::replay::{Replay, Stop};
-use super::segment::{Pace, Remains, Window, fill, io_error, is_zero};
+use super::segment::{self, Pace, Remains, Window, fill, io_error, is_zero};
 use super::writer::{Active, segment_bytes, unlink};
 use super::{Error, Options, TornTail};
 use crate::probe::{self, CoveragePoint, Defect};
@@ -88,7 +92,8 @@ pub(super) fn recover(files: &dyn Files, options: &Options) -> Result<Recovery, 
             sequence: last.sequence,
             file: Arc::clone(&last.file),
             end: stop.offset,
-            capacity: last.file_bytes,
+            capacity: last.capacity(),
+            checksum: stop.checksum,
         },
         ready: mending.ready,
         torn_tail: mending.torn_tail,
@@ -98,6 +103,16 @@ pub(super) fn recover(files: &dyn Files, options: &Options) -> Result<Recovery, 
 /// The error for segments of which the first was never begun. The very first write of a log fits a
 /// sector, so a crash leaves nothing of it but zeros.
 fn no_log(files: &dyn Files, found: &[Found]) -> Error {
+    match found {
+        [first, next, ..] if first.head == Head::Unused => {
+            return emptied(files, first, next);
+        }
+        [only] if only.sequence > FIRST_SEQUENCE => {
+            let file = files.describe(&segment::name(only.sequence - 1));
+            return Error::MissingSegment { file };
+        }
+        _ => {}
+    }
     for segment in found {
         match segment.remains(files, 0) {
             Ok(Remains { end: None, .. }) => {}
@@ -111,6 +126,16 @@ fn no_log(files: &dyn Files, found: &[Found]) -> Error {
 
 fn bad_head(files: &dyn Files, segment: &Found) -> Error {
     let what = "its header is not what was written";
+    damaged(files, &segment.name, 0, what)
+}
+
+/// A segment that should have been begun: the one behind it is made only then.
+fn emptied(files: &dyn Files, segment: &Found, next: &Found) -> Error {
+    let what = format!(
+        "it holds nothing, but {} behind it is made only when this one is in use: what was in it \
+         is gone",
+        next.name
+    );
     damaged(files, &segment.name, 0, what)
 }
 
@@ -133,6 +158,11 @@ fn judge(
         && !is_torn(files, last, stop.offset, extent)?
     {
         return refuse("a frame fails its checksum though all of it was written".to_owned());
+    }
+    if let [first, second, ..] = spare
+        && first.head == Head::Unused
+    {
+        return Err(emptied(files, first, second));
     }
     let mut torn = behind.end.map(|end| (last, stop.offset, end));
     let mut mending = Mending {
@@ -174,9 +204,7 @@ fn judge(
 fn spare_end(files: &dyn Files, segment: &Found) -> Result<Option<u64>, Error> {
     let remains = segment.remains(files, 0)?;
     // The header lies in one sector: it is as it was written, or not there at all.
-    let cut_short = segment.file_bytes < SEGMENT_HEADER_BYTES;
-    let torn = segment.head == Head::Unused || cut_short;
-    if torn && remains.frame.is_none() {
+    if segment.head == Head::Unused && remains.frame.is_none() {
         Ok(remains.end)
     } else {
         Err(bad_head(files, segment))

@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use super::files::{Files, OpenFile};
 use super::filler::Prepare;
-use super::frame::{ALIGNMENT, Content, MAX_PAYLOAD_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::found::FIRST_SEQUENCE;
+use super::frame::{
+    ALIGNMENT, Content, Link, MAX_PAYLOAD_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
+};
 use super::index::Place;
 use super::reader::Shared;
 use super::segment::{self, Pace, io_error, make_zeroed};
@@ -32,6 +35,8 @@ pub(super) struct Active {
     pub end: u64,
     /// What the file can hold.
     pub capacity: u64,
+    /// That of the last frame's header, 0 without one.
+    pub checksum: u32,
 }
 
 pub(super) struct Writer {
@@ -71,15 +76,16 @@ impl Writer {
 
     /// A writer whose first frame begins segment 1.
     pub fn create(options: Options, shared: Arc<Shared>) -> Result<Self, Error> {
-        let name = segment::name(1);
+        let name = segment::name(FIRST_SEQUENCE);
         let bytes = segment_bytes(&options, 0).min(FIRST_SEGMENT_BYTES);
         let file = make_zeroed(&*shared.files, &name, bytes, &|| Pace::Hurried)
             .map_err(io_error(&*shared.files, "create", &name))?;
         let none = Active {
-            sequence: 0,
+            sequence: FIRST_SEQUENCE - 1,
             file: Arc::clone(&file),
             end: 0,
             capacity: 0,
+            checksum: 0,
         };
         Ok(Self::new(options, shared, none, Some(file)))
     }
@@ -129,13 +135,14 @@ impl Writer {
         let offset = self.active.end;
         let file = Arc::clone(&self.active.file);
         self.buffer.clear();
-        content.encode(
+        let checksum = content.encode(
             self.shared.owner.segment_key(sequence),
             offset,
             &mut self.buffer,
         );
         self.write_buffer(&*file, sequence, offset)?;
         self.active.end += bytes;
+        self.active.checksum = checksum;
         Ok(Place {
             sequence,
             offset,
@@ -154,10 +161,14 @@ impl Writer {
             sequence,
             first_index: self.shared.index().last + 1,
             previous_end: self.active.end,
+            link: Some(Link {
+                previous_checksum: self.active.checksum,
+                made_bytes: capacity,
+            }),
         };
         self.buffer.clear();
         header.encode(&mut self.buffer);
-        content.encode(
+        let checksum = content.encode(
             self.shared.owner.segment_key(sequence),
             offset,
             &mut self.buffer,
@@ -172,6 +183,7 @@ impl Writer {
             file,
             end: offset + bytes,
             capacity,
+            checksum,
         };
         self.preparing = false;
         Ok(Place {
