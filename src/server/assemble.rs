@@ -84,6 +84,7 @@ impl Member {
         let handle = Handle::new(shared.clone(), inbox.clone(), network.clone(), settings);
         let limit_ms = settings.request_timeout().as_millis();
         let limit_ticks = (limit_ms / timing.tick.as_millis().max(1)) as u64;
+        let mark = restored.log.synced_mark();
         let mut raft = RaftThread::new(raft_thread::Parts {
             router: Router::new(
                 identity.member,
@@ -117,7 +118,7 @@ impl Member {
         let service = PeerService::new(handle.clone(), inbox.clone(), states);
         network.attach(Arc::new(service));
         network.set_peers(peers);
-        jobs::spawn(&handle, &inbox, options.jobs);
+        jobs::spawn(&handle, &inbox, mark, options.jobs);
         Ok(Self {
             handle,
             inbox,

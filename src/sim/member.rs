@@ -353,6 +353,7 @@ impl Life {
                 break;
             }
         }
+        self.log.close().map_err(|error| error.to_string())?;
         let flushed = self.handle.shared().engine().flush();
         flushed.map_err(|error| error.to_string())
     }

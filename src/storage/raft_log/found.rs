@@ -7,6 +7,7 @@ use super::frame::{
     FORMAT_VERSION, Head, Link, Owner, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKey,
 };
 use super::segment::{self, Remains, Window, io_error, is_zero};
+use super::synced;
 use super::{Error, LOCK_NAME};
 
 /// That of a log's first segment.
@@ -23,8 +24,13 @@ pub(super) struct Found {
 }
 
 /// Refuses a directory in which a segment was ever begun: one that is not zeros was, and the first
-/// was where there is another.
-pub(super) fn ensure_unused(files: &dyn Files) -> Result<(), Error> {
+/// was where there is another, or where the file of how far the log was synced names one.
+pub(super) fn ensure_unused(files: &dyn Files, owner: Owner) -> Result<(), Error> {
+    let synced = synced::read(files, owner)?;
+    if synced.is_some_and(|record| record.position.sequence > 0) {
+        let file = files.describe(synced::FILE_NAME);
+        return Err(Error::Exists { file });
+    }
     for (sequence, name) in segment_names(files)? {
         let found = files.open(&name).map_err(io_error(files, "open", &name))?;
         let mut bytes = [0; SEGMENT_HEADER_BYTES as usize];
@@ -50,7 +56,8 @@ fn segment_names(files: &dyn Files) -> Result<Vec<(u64, String)>, Error> {
 /// Names files that are not the log's: its directory is no place for them.
 fn warn_of_others(files: &dyn Files) -> Result<(), Error> {
     for name in files.list().map_err(io_error(files, "list", ""))? {
-        if segment::sequence(&name).is_none() && name != LOCK_NAME {
+        let is_ours = [LOCK_NAME, synced::FILE_NAME].contains(&name.as_str());
+        if segment::sequence(&name).is_none() && !is_ours {
             tracing::warn!(
                 file = files.describe(&name),
                 "found a file that is not the raft log's"

@@ -13,7 +13,8 @@ use super::frame::{
 use super::index::Place;
 use super::reader::Shared;
 use super::segment::{self, Pace, io_error, make_zeroed};
-use super::{Error, Options, Stats};
+use super::synced::{Position, Synced};
+use super::{EntryId, Error, LogEntry, Options, Stats};
 use crate::probe::{self, CoveragePoint, Defect};
 
 /// Bounds the work of one compaction; the next one deletes what is left.
@@ -37,11 +38,14 @@ pub(super) struct Active {
     pub capacity: u64,
     /// That of the last frame's header, 0 without one.
     pub checksum: u32,
+    /// The log's last entry, that of a reset or none at all where there is none after it.
+    pub last: EntryId,
 }
 
 pub(super) struct Writer {
     pub shared: Arc<Shared>,
     pub stats: Stats,
+    pub synced: Arc<Synced>,
     options: Options,
     active: Active,
     /// The next segment, if it was found made already.
@@ -58,12 +62,14 @@ impl Writer {
     pub fn new(
         options: Options,
         shared: Arc<Shared>,
+        synced: Arc<Synced>,
         active: Active,
         ready: Option<Arc<dyn OpenFile>>,
     ) -> Self {
         Self {
             shared,
             stats: Stats::default(),
+            synced,
             options,
             active,
             preparing: ready.is_some(),
@@ -75,7 +81,11 @@ impl Writer {
     }
 
     /// A writer whose first frame begins segment 1.
-    pub fn create(options: Options, shared: Arc<Shared>) -> Result<Self, Error> {
+    pub fn create(
+        options: Options,
+        shared: Arc<Shared>,
+        synced: Arc<Synced>,
+    ) -> Result<Self, Error> {
         let name = segment::name(FIRST_SEQUENCE);
         let bytes = segment_bytes(&options, 0).min(FIRST_SEGMENT_BYTES);
         let file = make_zeroed(&*shared.files, &name, bytes, &|| Pace::Hurried)
@@ -86,8 +96,9 @@ impl Writer {
             end: 0,
             capacity: 0,
             checksum: 0,
+            last: EntryId::default(),
         };
-        Ok(Self::new(options, shared, none, Some(file)))
+        Ok(Self::new(options, shared, synced, none, Some(file)))
     }
 
     pub fn prepare_with(&mut self, prepare: Box<dyn Prepare>) {
@@ -116,14 +127,40 @@ impl Writer {
             bytes = frame_bytes(&content)?;
         }
         self.failed = true;
-        let place = if self.fits(bytes) {
-            self.write_in_active(&content, bytes)?
-        } else {
+        let begins = !self.fits(bytes);
+        let place = if begins {
             self.write_in_next(&content, bytes)?
+        } else {
+            self.write_in_active(&content, bytes)?
         };
+        self.active.last = last_of(&content).unwrap_or(self.active.last);
+        self.note_synced();
+        if begins && self.syncs() {
+            self.synced.write()?;
+        }
         self.failed = false;
         self.prepare_next();
         Ok(place)
+    }
+
+    /// What was written is synced: notes how far the log is.
+    pub fn note_synced(&self) {
+        if self.syncs() {
+            self.synced.reached(self.position());
+        }
+    }
+
+    /// Where the frames end.
+    pub fn position(&self) -> Position {
+        Position {
+            sequence: self.active.sequence,
+            offset: self.active.end,
+            last: self.active.last,
+        }
+    }
+
+    fn syncs(&self) -> bool {
+        self.options.sync && !probe::injected(Defect::LogUnsynced)
     }
 
     fn fits(&self, frame_bytes: u64) -> bool {
@@ -184,6 +221,7 @@ impl Writer {
             end: offset + bytes,
             capacity,
             checksum,
+            last: self.active.last,
         };
         self.preparing = false;
         Ok(Place {
@@ -203,7 +241,7 @@ impl Writer {
             |action, error| io_error(&*self.shared.files, action, &segment::name(sequence))(error);
         file.write_at(&self.buffer, offset)
             .map_err(|error| failed("write to", error))?;
-        if self.options.sync && !probe::injected(Defect::LogUnsynced) {
+        if self.syncs() {
             file.sync_data().map_err(|error| failed("sync", error))?;
             self.stats.syncs += 1;
         }
@@ -275,6 +313,17 @@ impl Writer {
             self.shared.index_mut().segments.remove(&sequence);
         }
         Ok(())
+    }
+}
+
+/// The log's last entry after a frame; `None` where the frame does not change it.
+fn last_of(content: &Content<'_>) -> Option<EntryId> {
+    match content.entries.last() {
+        Some(LogEntry { index, term, .. }) => Some(EntryId {
+            index: *index,
+            term: *term,
+        }),
+        None => content.entry_id.filter(|_| content.reset),
     }
 }
 

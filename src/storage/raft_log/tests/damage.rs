@@ -3,6 +3,7 @@
 
 use super::super::Files;
 use super::super::frame::{Content, Owner, SegmentHeader};
+use super::super::synced::FILE_NAME;
 use super::*;
 
 /// Entries in a log of three segments: as many as fill them almost.
@@ -19,7 +20,7 @@ fn three_segments() -> (MemoryDisk, Model) {
         append(&mut log, &batch, Some(&state));
         model.append(&batch, Some(&state));
     }
-    let names: Vec<_> = disk.contents().into_keys().collect();
+    let names: Vec<_> = segments(&disk).into_keys().collect();
     assert_eq!(names, [segment(1), segment(2), segment(3)]);
     (disk, model)
 }
@@ -53,7 +54,7 @@ fn assert_holds(disk: &MemoryDisk, model: &Model, what: &str) -> Recovered {
 #[test]
 fn a_flipped_bit_is_never_taken_for_anything_else() {
     let (disk, _) = three_segments();
-    for (name, bytes) in disk.contents() {
+    for (name, bytes) in segments(&disk) {
         for at in 0..used(&bytes) {
             let flipped = disk.copy();
             let bit = 1 << ((at * 7 + 3) % 8);
@@ -119,7 +120,7 @@ fn bytes_among_the_zeros_behind_the_end_lose_nothing() {
         assert_refused(&strewn, "a header's place"),
         Error::Damaged { .. }
     ));
-    for (name, bytes) in disk.contents().into_iter().take(2) {
+    for (name, bytes) in segments(&disk).into_iter().take(2) {
         let strewn = disk.copy();
         let at = used(&bytes) + 100;
         strewn
@@ -185,7 +186,7 @@ fn any_part_of_the_last_write_may_be_missing() {
 #[test]
 fn a_missing_sector_that_others_follow_is_damage() {
     let (disk, _) = three_segments();
-    let contents = disk.contents();
+    let contents = segments(&disk);
     for (name, bytes) in &contents {
         let sectors = used(bytes) / 512;
         // The last whole sector of the last segment holds only the last frames.
@@ -223,13 +224,14 @@ fn three_segments_of_version_1() -> (MemoryDisk, Model) {
         disk.tamper(&segment(sequence), |bytes| as_version_1(bytes))
             .expect("the segment");
     }
+    disk.unlink(FILE_NAME).expect("it is there");
     (disk, model)
 }
 
 #[test]
 fn a_file_that_was_begun_is_never_shorter_than_it_was_made() {
     let (disk, _) = three_segments();
-    for (name, bytes) in disk.contents() {
+    for (name, bytes) in segments(&disk) {
         // All that is cut off may be zeros.
         for length in (1..64).chain((64..bytes.len()).step_by(7)).chain([4095]) {
             let short = disk.copy();
@@ -295,6 +297,9 @@ fn a_segment_that_was_begun_is_missed_where_the_one_behind_it_is_there() {
             removed.unlink(&segment(sequence)).expect("it is there");
         }
         let error = assert_refused(&removed, "all removed");
+        assert!(matches!(error, Error::Damaged { .. }), "{error}");
+        removed.unlink(FILE_NAME).expect("it is there");
+        let error = assert_refused(&removed, "all removed, and how far they went");
         assert!(matches!(error, Error::MissingSegment { .. }), "{error}");
     }
 }
@@ -344,8 +349,9 @@ fn a_log_of_version_1_opens_and_goes_on() {
         model.append(&batch, None);
     }
     drop(log);
-    let versions: Vec<u8> = disk.contents().values().map(|bytes| bytes[8]).collect();
+    let versions: Vec<u8> = segments(&disk).values().map(|bytes| bytes[8]).collect();
     assert_eq!(versions[..4], [1, 1, 1, 2]);
+    assert!(disk.contents().contains_key(FILE_NAME));
     assert_holds(&disk, &model, "gone on");
 }
 
@@ -385,7 +391,7 @@ fn the_last_file_of_version_1_may_be_cut_short_behind_its_header() {
 #[test]
 fn segments_must_be_this_members_and_all_there() {
     let (disk, _) = three_segments();
-    let contents = disk.contents();
+    let contents = segments(&disk);
     let with = |kept: &[(u64, u64)]| {
         let changed = MemoryDisk::new();
         for (name, content) in kept {
@@ -558,8 +564,12 @@ fn assert_values_are_no_frames(disk: &MemoryDisk, copied: u64, torn_segment: u64
             term: 9,
             data: data.into(),
         };
+        let mark = torn.contents().remove(FILE_NAME).expect("a mark");
         append(&mut log, &[value], None);
         drop(log);
+        // It was not synced.
+        torn.tamper(FILE_NAME, |bytes| bytes.clone_from(&mark))
+            .expect("it is there");
         torn.tamper(&segment(torn_segment), |bytes| {
             bytes[torn_at..torn_at + 512].fill(0);
         })
