@@ -44,6 +44,8 @@ named! {
         LogCut => "log cut",
         SegmentDeleted => "log segment deleted",
         TailTorn => "torn tail cut at a start",
+        DoubtSettled => "vote withheld until a leader had shown the log to be whole",
+        DoubtGivenUp => "vote withheld until the wait for a leader was over",
         AppendDropped => "append dropped while the disk lags",
         LearnerPromoted => "learner promoted",
         MemberRemoved => "member removed itself",

@@ -5,9 +5,10 @@
 //! socket or a clock. `log` is what raft-rs reads of the raft log: recent entries in memory,
 //! older ones from the segment files. `unpersisted` knows what is handed out and not on disk yet.
 //! `read_index` gathers linearizable reads into rounds. `admit` keeps from raft what no member
-//! that works would send.
+//! that works would send. `doubt` withholds the vote of a member whose log was cut at its start.
 
 pub mod admit;
+mod doubt;
 mod drain;
 pub mod log;
 pub mod output;
