@@ -44,6 +44,8 @@ named! {
         LogCut => "log cut",
         SegmentDeleted => "log segment deleted",
         TailTorn => "torn tail cut at a start",
+        ShortLogRefused => "log refused whose file was cut short",
+        LostEndRefused => "log refused that had lost its end",
         DoubtSettled => "vote withheld until a leader had shown the log to be whole",
         DoubtGivenUp => "vote withheld until the wait for a leader was over",
         AppendDropped => "append dropped while the disk lags",
@@ -103,6 +105,10 @@ named! {
         HardStateDropped => "hard-state-dropped",
         /// The last frame that a start finds is not made durable before it is counted on.
         FoundUnsynced => "found-unsynced",
+        /// A file of the log that was cut short counts as one whose last write was torn.
+        ShortFileTaken => "short-file-taken",
+        /// A start does not ask how far the log was synced.
+        SyncedMarkIgnored => "synced-mark-ignored",
         /// Entries that conflict with the leader's stay in the log that raft reads.
         ConflictKept => "conflict-kept",
         /// The log lets go of entries that only the memory's state holds.

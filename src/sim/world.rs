@@ -302,6 +302,7 @@ impl World {
             self.network.hold(id, false);
         }
         self.trace.note(format_args!("{id} dies, power {power}"));
+        self.try_damaged_logs(id, seed);
     }
 
     /// Ends a member's process in order: the threads do what they were given, and the state is

@@ -49,6 +49,8 @@ pub use entry::{EntryId, LogEntry};
 pub use error::Error;
 pub use files::{Files, OpenFile, RealFiles};
 pub use filler::{Prepare, ZeroFiller};
+#[cfg(any(test, feature = "simulation"))]
+pub use memory::Damage;
 #[cfg(any(test, feature = "in-memory"))]
 pub use memory::MemoryDisk;
 pub use options::{LOCK_NAME, Options, Stats, TornTail};

@@ -78,6 +78,9 @@ pub(super) fn recover(shared_files: &Arc<dyn Files>, options: &Options) -> Resul
     let mending = judge(files, last, &stop, &spare, segment_bytes(options, 0))?;
     replay.check_complete(&found[0])?;
     check_synced(files, last, stop.offset, record)?;
+    if mending.torn_tail.is_some() {
+        probe::reached(CoveragePoint::TailTorn);
+    }
 
     let rewrite = replay
         .last_frame
@@ -137,7 +140,9 @@ fn check_synced(
             )),
         };
     };
-    if (last.sequence, offset) < (position.sequence, position.offset) {
+    if (last.sequence, offset) < (position.sequence, position.offset)
+        && !probe::injected(Defect::SyncedMarkIgnored)
+    {
         return Err(ends_early(files, &last.name, offset, position));
     }
     Ok(())
@@ -251,13 +256,10 @@ fn judge(
             mending.unlink.push(segment.sequence);
         }
     }
-    mending.torn_tail = torn.map(|(segment, offset, end)| {
-        probe::reached(CoveragePoint::TailTorn);
-        TornTail {
-            segment: files.describe(&segment.name),
-            offset,
-            bytes_cut: end - offset,
-        }
+    mending.torn_tail = torn.map(|(segment, offset, end)| TornTail {
+        segment: files.describe(&segment.name),
+        offset,
+        bytes_cut: end - offset,
     });
     Ok(mending)
 }

@@ -2,8 +2,9 @@
 //! synced.
 
 use super::super::synced::FILE_NAME;
-use super::super::{Files, Stats};
+use super::super::{Damage, Files, Stats};
 use super::*;
+use crate::probe::{self, Defect};
 
 /// A log of 30 entries in three segments, marked when it held `marked` of them, and where the frames
 /// of the last segment end.
@@ -271,4 +272,30 @@ fn entries_replaced_compacted_and_reset_leave_the_mark_true() {
     let last = disk.list().expect("names").len() as u64;
     assert!(last >= 2);
     open(&disk).expect("marked behind the reset");
+}
+
+#[test]
+fn what_simulators_damage_is_refused_but_for_the_defects_that_they_know() {
+    let (disk, _) = marked_at(30);
+    let opened = |damage, defect| {
+        probe::inject(defect);
+        let opens = |seed: &u64| {
+            let harmed = disk.copy();
+            harmed.damage(damage, OPTIONS, *seed).expect("a log");
+            open(&harmed).is_ok()
+        };
+        let opened = (0..100).filter(opens).count();
+        probe::inject(None);
+        opened
+    };
+    for (damage, defect) in [
+        (Damage::CutShort, Defect::ShortFileTaken),
+        (Damage::EndZeroed, Defect::SyncedMarkIgnored),
+    ] {
+        assert_eq!(opened(damage, None), 0, "{damage:?}");
+        assert!(opened(damage, Some(defect)) > 0, "{defect:?}");
+    }
+    let fresh = MemoryDisk::new();
+    assert_eq!(fresh.damage(Damage::CutShort, OPTIONS, 1), None);
+    assert_eq!(fresh.damage(Damage::EndZeroed, OPTIONS, 1), None);
 }
