@@ -44,6 +44,10 @@ named! {
         LogCut => "log cut",
         SegmentDeleted => "log segment deleted",
         TailTorn => "torn tail cut at a start",
+        ShortLogRefused => "log refused whose file was cut short",
+        LostEndRefused => "log refused that had lost its end",
+        DoubtSettled => "vote withheld until a leader had shown the log to be whole",
+        DoubtGivenUp => "vote withheld until the wait for a leader was over",
         AppendDropped => "append dropped while the disk lags",
         LearnerPromoted => "learner promoted",
         MemberRemoved => "member removed itself",
@@ -104,6 +108,10 @@ named! {
         HardStateDropped => "hard-state-dropped",
         /// The last frame found at a start is not synced before it counts as durable.
         FoundUnsynced => "found-unsynced",
+        /// A file of the log that was cut short is treated as a torn tail.
+        ShortFileTaken => "short-file-taken",
+        /// A start ignores how far the log was synced.
+        SyncedMarkIgnored => "synced-mark-ignored",
         /// Entries that conflict with the leader's stay in the log as read by raft.
         ConflictKept => "conflict-kept",
         /// The log is truncated beyond the flushed index.

@@ -228,29 +228,6 @@ func TestFlippedBitInTheLog(t *testing.T) {
 	}
 }
 
-// The end of a write that did not reach the disk is cut off, and said so. Here
-// it is the last one's, which the test knows to be acknowledged: a machine that
-// keeps what it synced never loses that one.
-func TestTornTail(t *testing.T) {
-	t.Parallel()
-	server := stopped(t, false)
-	segment := only(t, filepath.Join(server.DataDir(), "member", "wal", "*1.raftlog"))
-	edit(t, segment, func(content []byte) {
-		end := used(content)
-		clear(content[(end-1024)/512*512 : end])
-	})
-	if err := server.Restart(); err != nil {
-		t.Fatalf("%v\n%s", err, server.LogTail(5))
-	}
-	if log := server.LogTail(100); !strings.Contains(log, "cut off the end of the raft log") {
-		t.Errorf("no word of what was cut:\n%s", log)
-	}
-	got, err := server.Client(t).Get(harness.Context(t, limit), "key", clientv3.WithPrefix(), clientv3.WithCountOnly())
-	if err != nil || got.Count != 49 {
-		t.Errorf("%v keys are left, of the 49 before the last: %v", got, err)
-	}
-}
-
 // A damaged file of the engine is noticed at the latest when it is read, and
 // ends the member: a wrong answer would be worse.
 func TestFlippedBitInTheState(t *testing.T) {

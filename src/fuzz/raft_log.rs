@@ -492,7 +492,9 @@ fn harm(input: &mut Input<'_>, disk: &MemoryDisk) -> bool {
         let names: Vec<String> = disk.contents().into_keys().collect();
         let (how, which) = (input.u8(), usize::from(input.u8()));
         // From the newest backwards: a torn write is there.
-        let Some(name) = names.iter().rev().nth(which % names.len().max(1)) else {
+        // Behind them, by its name, stands the file of how far the log was synced.
+        let which = if which < 0xf0 { which + 1 } else { which };
+        let Some(name) = names.iter().rev().cycle().nth(which) else {
             break;
         };
         if how % 8 == 7 {

@@ -5,6 +5,7 @@ pub mod compactor;
 pub mod corruption;
 pub mod flush;
 pub mod lease_expiry;
+pub mod log_mark;
 pub mod version;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use crate::replica::inbox::Inbox;
 use crate::service::handle::Handle;
+use crate::storage::raft_log::SyncedMark;
 
 /// Intervals and limits of the jobs.
 #[derive(Clone, Copy, Debug)]
@@ -26,10 +28,11 @@ pub struct Settings {
 }
 
 /// Starts all jobs. They end with the runtime.
-pub fn spawn(handle: &Handle, inbox: &Arc<Inbox>, settings: Settings) {
+pub fn spawn(handle: &Handle, inbox: &Arc<Inbox>, mark: SyncedMark, settings: Settings) {
     let shared = handle.shared().clone();
     let flushing = flush::run(shared.clone(), inbox.clone(), settings.snapshot_count);
     handle.spawn(flushing);
+    handle.spawn(log_mark::run(shared.clone(), mark));
     handle.spawn(compactor::run(shared, settings.compaction));
     handle.spawn(lease_expiry::run(
         handle.clone(),

@@ -5,8 +5,10 @@
 //! clock. `log` is the raft log as raft-rs reads it: recent entries in memory, older ones in the
 //! segment files. `unpersisted` tracks what was handed out and is not durable yet. `read_index`
 //! groups linearizable reads into rounds. `admit` rejects messages that no correct member sends.
+//! `doubt` withholds the vote of a member whose log was cut at its start.
 
 pub mod admit;
+mod doubt;
 mod drain;
 pub mod log;
 pub mod output;

@@ -11,6 +11,7 @@ use raft_proto::eraftpb::{
 };
 
 use super::admit::{self, Lost, Malformed, RejectedMessages};
+use super::doubt::{Doubt, Shown};
 use super::drain::TracingDrain;
 use super::log::{LogView, to_disk};
 use super::output::{Output, Persist, promises_nothing, take_committed, take_reads};
@@ -86,6 +87,7 @@ pub struct Replica {
     /// The term on disk.
     durable_term: u64,
     refused: RejectedMessages,
+    doubt: Doubt,
 }
 
 impl Replica {
@@ -126,15 +128,32 @@ impl Replica {
             election_seed: options.election_seed,
             durable_term: hard_state_term,
             refused: RejectedMessages::default(),
+            doubt: Doubt::default(),
         };
         replica.draw_election_timeout();
         Ok(replica)
+    }
+
+    /// The log was cut at the start: this member does not vote before a leader has shown that it
+    /// lacks nothing.
+    pub fn doubt_log(&mut self) {
+        if !self.is_sole_voter() {
+            self.doubt.begin();
+        }
     }
 
     pub fn tick(&mut self) {
         // raft-rs expects a sole voter's log to be durable before it elects itself.
         let elects_itself = self.is_sole_voter() && self.node.raft.state != StateRole::Leader;
         if elects_itself && !self.unpersisted.is_empty() {
+            return;
+        }
+        let sole_voter = self.is_sole_voter();
+        let election_ticks = self.node.raft.election_timeout();
+        if self.doubt.waits(election_ticks, sole_voter) {
+            // Then a random part of the timeout is left, as after any leader's silence.
+            let raft = &mut self.node.raft;
+            raft.election_elapsed = election_ticks.min(raft.election_elapsed + 1);
             return;
         }
         if admit::lacks_state(&self.node.raft) {
@@ -181,9 +200,9 @@ impl Replica {
         self.node.raft.ping();
     }
 
-    /// Campaigns now, unless a received state is not installed yet.
+    /// Campaigns now, unless a received state is not installed yet or the log's end is in doubt.
     pub fn campaign(&mut self) -> Result<(), raft::Error> {
-        if admit::lacks_state(&self.node.raft) {
+        if admit::lacks_state(&self.node.raft) || self.doubt.is_open() {
             return Ok(());
         }
         let result = self.node.campaign();
@@ -224,7 +243,12 @@ impl Replica {
             self.refused.note(&message, fault);
             return false;
         }
+        if !self.doubt.admits(&message) {
+            return false;
+        }
+        let shown = Shown::of(&message);
         let stepped = self.node.step(message);
+        self.doubt.stepped(&shown, &self.node.raft);
         self.draw_election_timeout();
         if let Err(error) = &stepped {
             tracing::debug!(%error, "raft did not take a message");

@@ -100,6 +100,11 @@ impl LogThread {
         self.write(&mut gathered, &mut persisted)
     }
 
+    /// The log is left in order: nothing more comes.
+    pub fn close(&self) -> Result<(), Fatal> {
+        Ok(self.writer.lock().log.synced_mark().write()?)
+    }
+
     fn write(&self, gathered: &mut Gathered, persisted: &mut impl FnMut(u64)) -> Result<(), Fatal> {
         if gathered.parts == 0 {
             return Ok(());

@@ -8,7 +8,7 @@ use super::fatal::Fatal;
 use super::raft_thread::RaftThread;
 use super::shared::Shared;
 
-/// Runs until stopped, then flushes the state.
+/// Runs until stopped, then flushes the state and records how far the log is synced.
 pub fn run(mut raft: RaftThread) -> Result<(), Fatal> {
     let shared = raft.shared().clone();
     let (log, apply) = (raft.log_thread(), raft.apply_thread());
@@ -35,6 +35,7 @@ pub fn run(mut raft: RaftThread) -> Result<(), Fatal> {
         let _ = thread.join();
     }
     result?;
+    raft.log_thread().close()?;
     Ok(shared.engine().flush()?)
 }
 

@@ -44,6 +44,7 @@ impl Member {
             existed,
         } = restored;
         let states = Arc::new(StateDirs::new(dir));
+        let mark = log.synced_mark();
         let shared = Shared::new(member, cluster, outside, &machine);
         let mut raft = RaftThread::new(
             outside,
@@ -68,7 +69,7 @@ impl Member {
         let service = PeerService::new(handle.clone(), inbox.clone(), states);
         network.attach(Arc::new(service));
         network.set_peers(peers);
-        jobs::spawn(&handle, &inbox, jobs);
+        jobs::spawn(&handle, &inbox, mark, jobs);
         Ok(Self {
             handle,
             inbox,

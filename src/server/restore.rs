@@ -269,6 +269,7 @@ fn replica(
     machine: &Machine,
 ) -> Result<Replica, Error> {
     let members = machine.members();
+    let is_cut = recovered.torn_tail.is_some();
     let restored = replica::InitialState {
         reader: log.reader(),
         hard_state: recovered.hard_state.map(Into::into),
@@ -283,7 +284,11 @@ fn replica(
         election_seed: options.election_seed,
         recent_entries: options.recent_entries,
     };
-    Ok(Replica::new(options, restored)?)
+    let mut replica = Replica::new(options, restored)?;
+    if is_cut {
+        replica.doubt_log();
+    }
+    Ok(replica)
 }
 
 /// A log and a state that do not belong together.

@@ -365,6 +365,7 @@ impl Process {
                 break;
             }
         }
+        self.log.close().map_err(|error| error.to_string())?;
         let flushed = self.handle.shared().engine().flush();
         flushed.map_err(|error| error.to_string())
     }

@@ -9,6 +9,7 @@ pub mod check;
 pub mod client;
 pub mod clock;
 pub mod command;
+mod damage;
 mod defects;
 pub mod executor;
 pub mod faults;

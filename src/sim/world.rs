@@ -309,6 +309,7 @@ impl World {
             self.network.hold(id, false);
         }
         self.trace.note(format_args!("{id} dies, power {power}"));
+        self.try_damaged_logs(id, seed);
     }
 
     /// Stops a member's process in order: its threads finish their work, and the state is flushed.

@@ -12,9 +12,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::copies::Copies;
-use super::queue::{Encoded, Events, Pushed, Queue, Wanted, WatchName};
+use super::queue::{Encoded, EventName, Events, Pushed, Queue, Wanted, WatchName};
 use super::range_set::{NodeId, RangeSet};
-use super::recent::{EventName, Recent};
+use super::recent::Recent;
 use super::{Counters, Limits};
 use crate::budget::Share;
 use crate::mvcc::Change;

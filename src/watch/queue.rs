@@ -5,13 +5,12 @@
 //! of items in front of it, so that its stream first hands those out.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
 use super::copies::Copies;
-use super::recent::EventName;
 use super::{Counters, Limits};
 use crate::budget::{Held, Share};
 use crate::mvcc::Change;
@@ -76,6 +75,9 @@ impl Encoded {
         self.plain.into_iter().chain(self.with_previous)
     }
 }
+
+/// An event as a queue holds it: the event itself is in `recent`.
+pub(super) type EventName = Weak<EncodedEvent>;
 
 /// The events of one revision for one watch.
 #[derive(Debug)]

@@ -6,14 +6,11 @@
 //! hold names of a bounded number and no bytes, and those that are read lose nothing to them.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use super::queue::Encoded;
 use crate::budget::Share;
 use crate::proto::EncodedEvent;
-
-/// An event as a queue holds it.
-pub(super) type EventName = Weak<EncodedEvent>;
 
 /// See the module.
 #[derive(Default)]

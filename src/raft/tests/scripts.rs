@@ -15,6 +15,7 @@
 //! | `deliver FROM->TO [N]`, `drop FROM->TO [N]` | messages arrive or get lost; `*` is any member |
 //! | `settle [ID…]` | does all that there is to do, among these members; prints roles, reads, and what is applied |
 //! | `kill ID`, `restart ID` | the process ends: what is not on disk is forgotten |
+//! | `doubt ID` | takes the log for one that was cut at the start |
 //! | `lose ID INDEX` | the disk of a member that is down loses the entries behind INDEX |
 //! | `snapshot ID` | offers the applied state to members that are too far behind |
 //! | `cut ID INDEX` | removes the log's entries up to INDEX |
@@ -119,6 +120,7 @@ impl Player {
                 let ticks = if rest.is_empty() { 1 } else { limit(rest) };
                 self.tick(id, ticks);
             }
+            ("doubt", []) => self.life(id).replica.doubt_log(),
             ("timeout", []) => self.time_out(id),
             ("campaign", []) => self.life(id).replica.campaign().expect("campaigns"),
             ("elect", []) => {

@@ -29,8 +29,8 @@ pub enum Error {
         offset: u64,
         what: String,
     },
-    /// Segments on both sides are there.
-    #[error("the raft log segment {file} is missing between its neighbours; {RESTORE}")]
+    /// A segment behind it is there.
+    #[error("the raft log segment {file} is missing, though there is one behind it; {RESTORE}")]
     MissingSegment { file: String },
     /// Entries are missing though every frame is whole.
     #[error(

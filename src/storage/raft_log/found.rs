@@ -3,9 +3,16 @@
 use std::sync::Arc;
 
 use super::files::{Files, OpenFile};
-use super::frame::{FORMAT_VERSION, Head, Owner, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKey};
+use super::frame::{
+    FORMAT_VERSION, Head, Link, Owner, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKey,
+};
 use super::segment::{self, Remains, Window, io_error, is_zero};
+use super::synced;
 use super::{Error, LOCK_NAME};
+use crate::probe::{self, Defect};
+
+/// That of a log's first segment.
+pub(super) const FIRST_SEQUENCE: u64 = 1;
 
 /// A segment file as it was found.
 pub(super) struct Found {
@@ -17,15 +24,21 @@ pub(super) struct Found {
     pub key: SegmentKey,
 }
 
-/// Refuses a directory in which a segment was ever begun.
-pub(super) fn ensure_unused(files: &dyn Files) -> Result<(), Error> {
-    for (_, name) in segment_names(files)? {
+/// Refuses a directory in which a segment was ever begun: one that is not zeros was, and the first
+/// was where there is another, or where the file of how far the log was synced names one.
+pub(super) fn ensure_unused(files: &dyn Files, owner: Owner) -> Result<(), Error> {
+    let synced = synced::read(files, owner)?;
+    if synced.is_some_and(|record| record.position.sequence > 0) {
+        let file = files.describe(synced::FILE_NAME);
+        return Err(Error::Exists { file });
+    }
+    for (sequence, name) in segment_names(files)? {
         let found = files.open(&name).map_err(io_error(files, "open", &name))?;
         let mut bytes = [0; SEGMENT_HEADER_BYTES as usize];
         found
             .read_at(&mut bytes, 0)
             .map_err(io_error(files, "read", &name))?;
-        if !is_zero(&bytes) {
+        if sequence > FIRST_SEQUENCE || !is_zero(&bytes) {
             let file = files.describe(&name);
             return Err(Error::Exists { file });
         }
@@ -44,7 +57,8 @@ fn segment_names(files: &dyn Files) -> Result<Vec<(u64, String)>, Error> {
 /// Names files that are not the log's: its directory is no place for them.
 fn warn_of_others(files: &dyn Files) -> Result<(), Error> {
     for name in files.list().map_err(io_error(files, "list", ""))? {
-        if segment::sequence(&name).is_none() && name != LOCK_NAME {
+        let is_ours = [LOCK_NAME, synced::FILE_NAME].contains(&name.as_str());
+        if segment::sequence(&name).is_none() && !is_ours {
             tracing::warn!(
                 file = files.describe(&name),
                 "found a file that is not the raft log's"
@@ -98,6 +112,16 @@ fn examine(files: &dyn Files, owner: Owner, sequence: u64, name: String) -> Resu
             );
             Err(damaged(files, &name, 0, what))
         }
+        Head::Valid(SegmentHeader {
+            link: Some(Link { made_bytes, .. }),
+            ..
+        }) if file_bytes < made_bytes && !probe::injected(Defect::ShortFileTaken) => {
+            let what = format!(
+                "the file ends here but was made with {made_bytes} bytes before its first use: \
+                 somebody or the disk has cut it short"
+            );
+            Err(damaged(files, &name, file_bytes, what))
+        }
         Head::Valid(_) | Head::Unused | Head::Bad => Ok(Found {
             key: owner.segment_key(sequence),
             sequence,
@@ -115,6 +139,12 @@ impl Found {
             Head::Valid(header) => Some(header),
             Head::Unused | Head::Bad | Head::Newer(_) => None,
         }
+    }
+
+    /// What a segment that was begun can hold.
+    pub fn capacity(&self) -> u64 {
+        let link = self.header().and_then(|header| header.link);
+        link.map_or(self.file_bytes, |link| link.made_bytes)
     }
 
     pub fn window<'a>(&'a self, files: &dyn Files) -> Result<Window<'a>, Error> {

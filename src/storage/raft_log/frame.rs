@@ -6,16 +6,16 @@
 //! |---|---|---|
 //! | 0 | 8 | `etchedRL` |
 //! | 8 | 4 | format version |
-//! | 12 | 4 | zero |
+//! | 12 | 4 | CRC in the header of the last frame of the segment before this one, 0 without one |
 //! | 16, 24 | 8, 8 | cluster id, member id |
 //! | 32 | 8 | sequence number, as in the file's name |
 //! | 40 | 8 | first index: the one after the log's last entry when the segment was begun |
 //! | 48 | 8 | offset at which the segment before this one ended, 0 in the first |
-//! | 56 | 4 | zero |
+//! | 56 | 4 | bytes of the file as it was made, divided by 8 |
 //! | 60 | 4 | CRC-32 of the 60 bytes before |
 //!
-//! Size, entry_id and place of the CRC are the same in every version, so that an older etched can name
-//! the one it needs.
+//! Size, magic and place of the CRC are the same in every version, so that an older etched can name
+//! the one it needs. Version 1 has zeros at 12 and 56; its frames are the same.
 //!
 //! | at | bytes | frame |
 //! |---|---|---|
@@ -47,7 +47,9 @@ use super::entry::{EntryId, LogEntry};
 
 pub(super) const SEGMENT_HEADER_BYTES: u64 = 64;
 pub(super) const FRAME_HEADER_BYTES: u64 = 40;
-pub(super) const FORMAT_VERSION: u32 = 1;
+pub(super) const FORMAT_VERSION: u32 = 2;
+/// Its headers neither tell how long a file was made nor name the frame before.
+const UNLINKED_VERSION: u32 = 1;
 /// The unit that a disk writes wholly or not at all.
 pub(super) const SECTOR_BYTES: u64 = 512;
 /// Frames begin at multiples of this.
@@ -119,6 +121,17 @@ pub(super) struct SegmentHeader {
     pub sequence: u64,
     pub first_index: u64,
     pub previous_end: u64,
+    /// `None` in version 1.
+    pub link: Option<Link>,
+}
+
+/// What a segment's header tells of files since version 2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Link {
+    /// That of the last frame of the segment before, 0 without one.
+    pub previous_checksum: u32,
+    /// The file's length before its first use, a multiple of 8; up to 32 GiB of it.
+    pub made_bytes: u64,
 }
 
 /// What the first bytes of a segment are.
@@ -136,9 +149,14 @@ pub(super) enum Head {
 impl SegmentHeader {
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
+        let (version, previous_checksum, made_bytes) = match self.link {
+            Some(link) => (FORMAT_VERSION, link.previous_checksum, link.made_bytes),
+            None => (UNLINKED_VERSION, 0, 0),
+        };
+        let made_units = u32::try_from(made_bytes / ALIGNMENT).unwrap_or(u32::MAX);
         out.extend_from_slice(SEGMENT_MAGIC);
-        out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&version.to_le_bytes());
+        out.extend_from_slice(&previous_checksum.to_le_bytes());
         let Owner {
             cluster_id,
             member_id,
@@ -152,7 +170,7 @@ impl SegmentHeader {
         ] {
             out.extend_from_slice(&number.to_le_bytes());
         }
-        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&made_units.to_le_bytes());
         let checksum = crc32fast::hash(&out[start..]);
         out.extend_from_slice(&checksum.to_le_bytes());
     }
@@ -169,20 +187,31 @@ impl SegmentHeader {
         if checked.get(..8)? != SEGMENT_MAGIC || crc32fast::hash(checked) != u32_at(bytes, 60)? {
             return None;
         }
-        Some(match u32_at(bytes, 8)? {
-            FORMAT_VERSION if !(1..=MAX_INDEX).contains(&u64_at(bytes, 40)?) => Head::Bad,
-            FORMAT_VERSION => Head::Valid(Self {
-                owner: Owner {
-                    cluster_id: u64_at(bytes, 16)?,
-                    member_id: u64_at(bytes, 24)?,
-                },
-                sequence: u64_at(bytes, 32)?,
-                first_index: u64_at(bytes, 40)?,
-                previous_end: u64_at(bytes, 48)?,
-            }),
-            0 => Head::Bad,
-            newer => Head::Newer(newer),
-        })
+        let version = u32_at(bytes, 8)?;
+        if version == 0 {
+            return None;
+        }
+        if version > FORMAT_VERSION {
+            return Some(Head::Newer(version));
+        }
+        let first_index = u64_at(bytes, 40)?;
+        if !(1..=MAX_INDEX).contains(&first_index) {
+            return None;
+        }
+        let link = Link {
+            previous_checksum: u32_at(bytes, 12)?,
+            made_bytes: u64::from(u32_at(bytes, 56)?) * ALIGNMENT,
+        };
+        Some(Head::Valid(Self {
+            owner: Owner {
+                cluster_id: u64_at(bytes, 16)?,
+                member_id: u64_at(bytes, 24)?,
+            },
+            sequence: u64_at(bytes, 32)?,
+            first_index,
+            previous_end: u64_at(bytes, 48)?,
+            link: (version > UNLINKED_VERSION).then_some(link),
+        }))
     }
 }
 
@@ -219,8 +248,8 @@ impl Content<'_> {
     }
 
     /// Appends the frame to `out`, for `offset` in the segment of `key`. [`Content::frame_bytes`]
-    /// was asked before, so no length overflows.
-    pub fn encode(&self, key: SegmentKey, offset: u64, out: &mut Vec<u8>) {
+    /// was asked before, so no length overflows. Answers the CRC of the frame's header.
+    pub fn encode(&self, key: SegmentKey, offset: u64, out: &mut Vec<u8>) -> u32 {
         let start = out.len();
         let payload_start = start + FRAME_HEADER_BYTES as usize;
         out.resize(payload_start, 0);
@@ -235,10 +264,11 @@ impl Content<'_> {
             first: self.entries.first().map_or(0, |entry| entry.index),
             last: self.entries.last().map_or(0, |entry| entry.index),
             payload_checksum: 0,
+            checksum: 0,
         };
         header.seal(key, offset, &mut out[start..]);
         if sectors(offset, &out[start..]).all(has_two_bits) {
-            return;
+            return header.checksum;
         }
         let plain = out[payload_start..].to_vec();
         for mask in masks(offset + FRAME_HEADER_BYTES, &plain) {
@@ -247,9 +277,10 @@ impl Content<'_> {
             header.mask = mask;
             header.seal(key, offset, &mut out[start..]);
             if sectors(offset, &out[start..]).all(has_two_bits) {
-                return;
+                break;
             }
         }
+        header.checksum
     }
 
     fn flags(&self) -> u16 {
@@ -328,6 +359,8 @@ pub(super) struct FrameHeader {
     first: u64,
     last: u64,
     payload_checksum: u32,
+    /// Of the header itself; it covers the payload's.
+    pub checksum: u32,
 }
 
 impl FrameHeader {
@@ -338,7 +371,7 @@ impl FrameHeader {
         self.encode(key, offset, header);
     }
 
-    fn encode(&self, key: SegmentKey, offset: u64, out: &mut [u8]) {
+    fn encode(&mut self, key: SegmentKey, offset: u64, out: &mut [u8]) {
         out[0..4].copy_from_slice(&FRAME_MAGIC.to_le_bytes());
         out[4..6].copy_from_slice(&self.flags.to_le_bytes());
         out[6..8].fill(0);
@@ -347,14 +380,14 @@ impl FrameHeader {
         out[16..24].copy_from_slice(&self.first.to_le_bytes());
         out[24..32].copy_from_slice(&self.last.to_le_bytes());
         out[32..36].copy_from_slice(&self.payload_checksum.to_le_bytes());
-        let checksum = key.checksum(offset, &out[..36]);
-        out[36..40].copy_from_slice(&checksum.to_le_bytes());
+        self.checksum = key.checksum(offset, &out[..36]);
+        out[36..40].copy_from_slice(&self.checksum.to_le_bytes());
     }
 
     /// `None` if `bytes` do not begin with a frame's header, as it was written at this place.
     pub fn decode(key: SegmentKey, offset: u64, bytes: &[u8]) -> Option<Self> {
-        let checked = bytes.get(..36)?;
-        if !begins_frame(bytes) || key.checksum(offset, checked) != u32_at(bytes, 36)? {
+        let checksum = u32_at(bytes, 36)?;
+        if !begins_frame(bytes) || key.checksum(offset, bytes.get(..36)?) != checksum {
             return None;
         }
         let header = Self {
@@ -364,6 +397,7 @@ impl FrameHeader {
             first: u64_at(bytes, 16)?,
             last: u64_at(bytes, 24)?,
             payload_checksum: u32_at(bytes, 32)?,
+            checksum,
         };
         (u64::from(header.payload_bytes) <= MAX_PAYLOAD_BYTES).then_some(header)
     }
@@ -487,7 +521,7 @@ mod tests {
         }
     }
 
-    /// The bytes of format version 1. They change with the version only.
+    /// The bytes of the format. They change with its version only.
     #[test]
     fn the_format_is_as_it_was() {
         let mut bytes = Vec::new();
@@ -496,6 +530,10 @@ mod tests {
             sequence: 5,
             first_index: 6,
             previous_end: 7000,
+            link: Some(Link {
+                previous_checksum: 0x0a0b_0c0d,
+                made_bytes: 64_000_000,
+            }),
         }
         .encode(&mut bytes);
         Content {

@@ -9,6 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::files::{Files, OpenFile};
 use super::frame::{FRAME_HEADER_BYTES, SECTOR_BYTES, SEGMENT_HEADER_BYTES};
+#[cfg(any(test, feature = "simulation"))]
+use super::{
+    Options,
+    frame::{Head, SegmentHeader},
+    segment, synced,
+};
 
 /// The disk. Clones are the same disk.
 #[derive(Clone, Default)]
@@ -40,6 +46,16 @@ struct Stored {
     current: Vec<u8>,
     durable: Vec<u8>,
     unsynced: Vec<(u64, Vec<u8>)>,
+}
+
+/// What somebody or a disk takes away that was synced.
+#[cfg(any(test, feature = "simulation"))]
+#[derive(Debug, Clone, Copy)]
+pub enum Damage {
+    /// The last segment that was begun loses its end, of which nothing need have been used.
+    CutShort,
+    /// What lies behind a place that was synced when the log was marked reads as zeros.
+    EndZeroed,
 }
 
 /// What a crash does to writes that were not synced.
@@ -167,7 +183,6 @@ impl MemoryDisk {
     }
 
     /// A disk that holds what this one reads now, all of it durable.
-    #[cfg(any(test, feature = "fuzzing"))]
     #[must_use]
     pub fn copy(&self) -> Self {
         let state = self.state();
@@ -189,6 +204,47 @@ impl MemoryDisk {
         };
         let state = Arc::new(Mutex::new(copy));
         Self { state }
+    }
+
+    /// Damages the log on the disk as no crash does; says what was done, or `None` where there is
+    /// nothing to damage.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn damage(&self, damage: Damage, options: Options, seed: u64) -> Option<String> {
+        let mut random = Random(seed);
+        let (name, at) = match damage {
+            Damage::CutShort => {
+                let state = self.state();
+                let begun = |(name, id): (&String, &u64)| {
+                    let bytes = &state.files.get(id)?.current;
+                    segment::sequence(name)?;
+                    let header = bytes.first_chunk()?;
+                    let begun = matches!(SegmentHeader::decode(header), Head::Valid(_));
+                    begun.then(|| (name.clone(), bytes.len() as u64))
+                };
+                let begun: Vec<_> = state.names.iter().filter_map(begun).collect();
+                let (name, bytes) = begun.last()?.clone();
+                (name, 1 + random.below(bytes - 1))
+            }
+            Damage::EndZeroed => {
+                let record = synced::read(self, options.owner()).ok()??;
+                let position = record.position;
+                // Something of a frame lies in each sector before it.
+                let sectors = position.offset.div_ceil(SECTOR_BYTES);
+                if position.sequence == 0 {
+                    return None;
+                }
+                let sector = random.below(sectors);
+                (segment::name(position.sequence), sector * SECTOR_BYTES)
+            }
+        };
+        let mut state = self.state();
+        let id = state.id(&name).ok()?;
+        let bytes = &mut state.files.get_mut(&id)?.current;
+        match damage {
+            Damage::CutShort => bytes.truncate(at as usize),
+            Damage::EndZeroed => bytes.get_mut(at as usize..)?.fill(0),
+        }
+        Some(format!("{damage:?} {name} from byte {at} on"))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

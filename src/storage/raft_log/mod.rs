@@ -17,6 +17,7 @@
 //! - The first frame of a segment repeats the hard state, and a segment is deleted only after the
 //!   compaction that makes it superfluous was written behind it. So those that are left are a log.
 //! - Segments are deleted oldest first, each durably before the next one: they never have a hole.
+//! - A file says how far the log was synced a while ago: a log that ends before that lost its end.
 //!
 //! The disk is trusted to write a sector of 512 bytes wholly or not at all, and not to harm a
 //! neighbouring one.
@@ -37,6 +38,7 @@ mod reader;
 mod recovery;
 mod replay;
 mod segment;
+mod synced;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -47,14 +49,19 @@ pub use entry::{EntryId, LogEntry};
 pub use error::Error;
 pub use files::{Files, OpenFile, RealFiles};
 pub use filler::{Prepare, ZeroFiller};
+#[cfg(any(test, feature = "simulation"))]
+pub use memory::Damage;
 #[cfg(any(test, feature = "in-memory"))]
 pub use memory::MemoryDisk;
 pub use options::{LOCK_NAME, Options, Stats, TornTail};
 pub use reader::Reader;
+pub use synced::SyncedMark;
 
+use crate::probe::{self, Defect};
 use frame::Content;
 use index::{Index, Place};
 use reader::Shared;
+use synced::{Position, Synced};
 use writer::Writer;
 
 /// The size of a segment, as in etcd.
@@ -95,10 +102,11 @@ impl RaftLog {
     /// # Errors
     /// [`Error::Exists`] if there is a log, whatever its state; [`Error::Io`].
     pub fn create(files: Arc<dyn Files>, options: Options) -> Result<Self, Error> {
-        found::ensure_unused(&*files)?;
+        found::ensure_unused(&*files, options.owner())?;
+        let synced = Synced::create(Arc::clone(&files), options.owner(), Position::default())?;
         let shared = Arc::new(Shared::new(files, options.owner(), Index::default()));
         let mut log = Self {
-            writer: Writer::create(options, shared)?,
+            writer: Writer::create(options, shared, synced)?,
             hard_state: None,
         };
         log.write(Content {
@@ -116,7 +124,7 @@ impl RaftLog {
     /// [`Error::MissingSegment`], [`Error::Foreign`] and [`Error::NewerVersion`] if the log must
     /// not be used: then nothing on disk was changed. [`Error::Io`].
     pub fn open(files: Arc<dyn Files>, options: Options) -> Result<(Self, Recovered), Error> {
-        let recovery = recovery::recover(&*files, &options)?;
+        let recovery = recovery::recover(&files, &options)?;
         let recovered = Recovered {
             hard_state: recovery.hard_state.clone(),
             compacted: recovery.index.entry_id,
@@ -124,8 +132,18 @@ impl RaftLog {
             torn_tail: recovery.torn_tail,
         };
         let shared = Arc::new(Shared::new(files, options.owner(), recovery.index));
+        let writer = Writer::new(
+            options,
+            shared,
+            recovery.synced,
+            recovery.active,
+            recovery.ready,
+        );
+        if !probe::injected(Defect::FoundUnsynced) {
+            writer.note_synced();
+        }
         let log = Self {
-            writer: Writer::new(options, shared, recovery.active, recovery.ready),
+            writer,
             hard_state: recovery.hard_state,
         };
         Ok((log, recovered))
@@ -144,6 +162,12 @@ impl RaftLog {
         Reader {
             shared: Arc::clone(&self.writer.shared),
         }
+    }
+
+    /// Writes the mark of how far the log is synced, beside the log.
+    #[must_use]
+    pub fn synced_mark(&self) -> SyncedMark {
+        SyncedMark(Arc::clone(&self.writer.synced))
     }
 
     /// Makes a batch durable. An empty one costs nothing.

@@ -7,21 +7,28 @@
 //!   before it is durable, so what cannot be read here was durable once: damage.
 //! - Nothing whole follows, and a sector of the bad frame is empty. No sector of a frame is written
 //!   empty, so the write did not reach the disk as a whole, and nobody was told that it had: it is
-//!   cut off. So is what lies about of a frame whose first sector is missing, and a frame beyond
-//!   the end of a file cut short.
+//!   cut off. So is what lies about of a frame whose first sector is missing.
 //! - Nothing whole follows, but every sector was written. The frame may have been acknowledged and
 //!   have suffered since: damage.
+//!
+//! No crash makes a file shorter: a segment is made at its full size, durably, before it is begun.
+//! One that is shorter than its header says is damage. (Version 1 did not say, so there a frame
+//! beyond the end of the file is cut off as a torn write.) Behind the last segment that was begun
+//! there is one at most, for it is made only then: where there are two, one was emptied. And a log
+//! that ends before what `synced` knows to have been durable is damaged, whatever its end looks
+//! like.
 
 use std::sync::Arc;
 
 use super::files::{Files, OpenFile};
-use super::found::{Found, damaged, survey};
+use super::found::{FIRST_SEQUENCE, Found, damaged, survey};
 use super::frame::{Head, SEGMENT_HEADER_BYTES, sectors};
 use super::index::{Index, Place};
 use super::replay::{Replay, Stop};
-use super::segment::{Pace, Remains, Window, fill, io_error, is_zero};
+use super::segment::{self, Pace, Remains, Window, fill, io_error, is_zero};
+use super::synced::{self, Position, Record, Synced};
 use super::writer::{Active, segment_bytes, unlink};
-use super::{Error, Options, TornTail};
+use super::{EntryId, Error, Options, TornTail};
 use crate::probe::{self, CoveragePoint, Defect};
 
 /// A log that can be appended to.
@@ -31,6 +38,7 @@ pub(super) struct Recovery {
     pub active: Active,
     pub ready: Option<Arc<dyn OpenFile>>,
     pub torn_tail: Option<TornTail>,
+    pub synced: Arc<Synced>,
 }
 
 /// What has to be written before the log can be used.
@@ -44,8 +52,11 @@ struct Mending {
 }
 
 /// Opens the log that `files` holds.
-pub(super) fn recover(files: &dyn Files, options: &Options) -> Result<Recovery, Error> {
-    let found = survey(files, options.owner())?;
+pub(super) fn recover(shared_files: &Arc<dyn Files>, options: &Options) -> Result<Recovery, Error> {
+    let files = &**shared_files;
+    let owner = options.owner();
+    let found = survey(files, owner)?;
+    let record = synced::read(files, owner)?;
     let mut replay = Replay::new(files);
     let mut begun: Option<(&Found, Stop)> = None;
     for segment in &found {
@@ -59,13 +70,17 @@ pub(super) fn recover(files: &dyn Files, options: &Options) -> Result<Recovery, 
         begun = Some((segment, replay.segment(segment)?));
     }
     let Some((last, stop)) = begun else {
-        return Err(no_log(files, &found));
+        return Err(no_log(files, &found, record));
     };
     let (begun, spare): (Vec<&Found>, Vec<&Found>) = found
         .iter()
         .partition(|segment| segment.sequence <= last.sequence);
     let mending = judge(files, last, &stop, &spare, segment_bytes(options, 0))?;
     replay.check_complete(&found[0])?;
+    check_synced(files, last, stop.offset, record)?;
+    if mending.torn_tail.is_some() {
+        probe::reached(CoveragePoint::TailTorn);
+    }
 
     let rewrite = replay
         .last_frame
@@ -81,23 +96,90 @@ pub(super) fn recover(files: &dyn Files, options: &Options) -> Result<Recovery, 
             .segments
             .insert(segment.sequence, Arc::clone(&segment.file));
     }
+    let active = Active {
+        sequence: last.sequence,
+        file: Arc::clone(&last.file),
+        end: stop.offset,
+        capacity: last.capacity(),
+        checksum: stop.checksum,
+        last: EntryId {
+            index: index.last,
+            term: index.term(index.last).unwrap_or_default(),
+        },
+    };
+    let synced = match record {
+        Some(record) => Synced::open(Arc::clone(shared_files), owner, record)?,
+        None => Synced::create(Arc::clone(shared_files), owner, Position::default())?,
+    };
     Ok(Recovery {
         index,
         hard_state,
-        active: Active {
-            sequence: last.sequence,
-            file: Arc::clone(&last.file),
-            end: stop.offset,
-            capacity: last.file_bytes,
-        },
+        active,
         ready: mending.ready,
         torn_tail: mending.torn_tail,
+        synced,
     })
+}
+
+/// Whether a log whose frames end at `offset` of `last` reaches as far as it was synced.
+fn check_synced(
+    files: &dyn Files,
+    last: &Found,
+    offset: u64,
+    record: Option<Record>,
+) -> Result<(), Error> {
+    let Some(Record { position, .. }) = record else {
+        return match last.header().and_then(|header| header.link) {
+            None => Ok(()),
+            Some(_) => Err(damaged(
+                files,
+                synced::FILE_NAME,
+                0,
+                "it is missing or neither of its records is whole, so nobody can tell whether the \
+                 log lost its end",
+            )),
+        };
+    };
+    if (last.sequence, offset) < (position.sequence, position.offset)
+        && !probe::injected(Defect::SyncedMarkIgnored)
+    {
+        return Err(ends_early(files, &last.name, offset, position));
+    }
+    Ok(())
+}
+
+fn ends_early(files: &dyn Files, name: &str, offset: u64, position: Position) -> Error {
+    let what = format!(
+        "the log ends here, but it was synced up to byte {} of {}, which is entry {} of term {}: \
+         writes that were acknowledged are missing",
+        position.offset,
+        segment::name(position.sequence),
+        position.last.index,
+        position.last.term,
+    );
+    damaged(files, name, offset, what)
 }
 
 /// The error for segments of which the first was never begun. The very first write of a log fits a
 /// sector, so a crash leaves nothing of it but zeros.
-fn no_log(files: &dyn Files, found: &[Found]) -> Error {
+fn no_log(files: &dyn Files, found: &[Found], record: Option<Record>) -> Error {
+    if let Some(Record { position, .. }) = record
+        && position.sequence > 0
+        && found.iter().all(|segment| segment.head == Head::Unused)
+    {
+        let name = segment::name(position.sequence);
+        return ends_early(files, &name, 0, position);
+    }
+    match found {
+        [first, next, ..] if first.head == Head::Unused => {
+            return emptied(files, first, next);
+        }
+        [only] if only.sequence > FIRST_SEQUENCE => {
+            let file = files.describe(&segment::name(only.sequence - 1));
+            return Error::MissingSegment { file };
+        }
+        _ => {}
+    }
     for segment in found {
         match segment.remains(files, 0) {
             Ok(Remains { end: None, .. }) => {}
@@ -111,6 +193,16 @@ fn no_log(files: &dyn Files, found: &[Found]) -> Error {
 
 fn bad_head(files: &dyn Files, segment: &Found) -> Error {
     let what = "its header is not what was written";
+    damaged(files, &segment.name, 0, what)
+}
+
+/// A segment that should have been begun: the one behind it is made only then.
+fn emptied(files: &dyn Files, segment: &Found, next: &Found) -> Error {
+    let what = format!(
+        "it holds nothing, but {} behind it is made only when this one is in use: what was in it \
+         is gone",
+        next.name
+    );
     damaged(files, &segment.name, 0, what)
 }
 
@@ -133,6 +225,11 @@ fn judge(
         && !is_torn(files, last, stop.offset, extent)?
     {
         return refuse("a frame fails its checksum though all of it was written".to_owned());
+    }
+    if let [first, second, ..] = spare
+        && first.head == Head::Unused
+    {
+        return Err(emptied(files, first, second));
     }
     let mut torn = behind.end.map(|end| (last, stop.offset, end));
     let mut mending = Mending {
@@ -159,13 +256,10 @@ fn judge(
             mending.unlink.push(segment.sequence);
         }
     }
-    mending.torn_tail = torn.map(|(segment, offset, end)| {
-        probe::reached(CoveragePoint::TailTorn);
-        TornTail {
-            segment: files.describe(&segment.name),
-            offset,
-            bytes_cut: end - offset,
-        }
+    mending.torn_tail = torn.map(|(segment, offset, end)| TornTail {
+        segment: files.describe(&segment.name),
+        offset,
+        bytes_cut: end - offset,
     });
     Ok(mending)
 }
@@ -174,9 +268,7 @@ fn judge(
 fn spare_end(files: &dyn Files, segment: &Found) -> Result<Option<u64>, Error> {
     let remains = segment.remains(files, 0)?;
     // The header lies in one sector: it is as it was written, or not there at all.
-    let cut_short = segment.file_bytes < SEGMENT_HEADER_BYTES;
-    let torn = segment.head == Head::Unused || cut_short;
-    if torn && remains.frame.is_none() {
+    if segment.head == Head::Unused && remains.frame.is_none() {
         Ok(remains.end)
     } else {
         Err(bad_head(files, segment))

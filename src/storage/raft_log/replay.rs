@@ -11,6 +11,8 @@ use super::{EntryId, Error};
 pub(super) struct Stop {
     pub offset: u64,
     pub bad_extent: Option<u64>,
+    /// That of the last frame's header, 0 without one.
+    pub checksum: u32,
 }
 
 /// The log as the frames read so far make it.
@@ -63,6 +65,17 @@ impl<'a> Replay<'a> {
                 "there should be zeros behind the last frame",
             ));
         }
+        if header
+            .link
+            .is_some_and(|link| link.previous_checksum != stop.checksum)
+        {
+            let what = format!(
+                "it ends with another frame than the one behind which the next segment, {}, was \
+                 begun",
+                segment.name
+            );
+            return Err(damaged(self.files, &before.name, stop.offset, what));
+        }
         if header.first_index != self.index.last + 1 {
             return Err(Error::Gap {
                 file: self.files.describe(&segment.name),
@@ -78,6 +91,7 @@ impl<'a> Replay<'a> {
     pub fn segment(&mut self, segment: &Found) -> Result<Stop, Error> {
         let mut window = segment.window(self.files)?;
         let mut offset = SEGMENT_HEADER_BYTES;
+        let mut checksum = 0;
         loop {
             let at = window.frame(segment.key, offset).map_err(io_error(
                 self.files,
@@ -88,12 +102,17 @@ impl<'a> Replay<'a> {
                 At::Frame(header) => {
                     self.frame(segment, &mut window, &header, offset)?;
                     offset += header.frame_bytes();
+                    checksum = header.checksum;
                     continue;
                 }
                 At::End => None,
                 At::Bad { extent } => Some(extent),
             };
-            return Ok(Stop { offset, bad_extent });
+            return Ok(Stop {
+                offset,
+                bad_extent,
+                checksum,
+            });
         }
     }
 

@@ -6,11 +6,15 @@ use std::sync::Arc;
 
 use super::files::{Files, OpenFile};
 use super::filler::Prepare;
-use super::frame::{ALIGNMENT, Content, MAX_PAYLOAD_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::found::FIRST_SEQUENCE;
+use super::frame::{
+    ALIGNMENT, Content, Link, MAX_PAYLOAD_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
+};
 use super::index::Place;
 use super::reader::Shared;
 use super::segment::{self, Pace, io_error, make_zeroed};
-use super::{Error, Options, Stats};
+use super::synced::{Position, Synced};
+use super::{EntryId, Error, LogEntry, Options, Stats};
 use crate::probe::{self, CoveragePoint, Defect};
 
 /// Bounds the work of one compaction; the next one deletes what is left.
@@ -32,11 +36,16 @@ pub(super) struct Active {
     pub end: u64,
     /// What the file can hold.
     pub capacity: u64,
+    /// That of the last frame's header, 0 without one.
+    pub checksum: u32,
+    /// The log's last entry, that of a reset or none at all where there is none after it.
+    pub last: EntryId,
 }
 
 pub(super) struct Writer {
     pub shared: Arc<Shared>,
     pub stats: Stats,
+    pub synced: Arc<Synced>,
     options: Options,
     active: Active,
     /// The next segment, if it was found made already.
@@ -53,12 +62,14 @@ impl Writer {
     pub fn new(
         options: Options,
         shared: Arc<Shared>,
+        synced: Arc<Synced>,
         active: Active,
         ready: Option<Arc<dyn OpenFile>>,
     ) -> Self {
         Self {
             shared,
             stats: Stats::default(),
+            synced,
             options,
             active,
             preparing: ready.is_some(),
@@ -70,18 +81,24 @@ impl Writer {
     }
 
     /// A writer whose first frame begins segment 1.
-    pub fn create(options: Options, shared: Arc<Shared>) -> Result<Self, Error> {
-        let name = segment::name(1);
+    pub fn create(
+        options: Options,
+        shared: Arc<Shared>,
+        synced: Arc<Synced>,
+    ) -> Result<Self, Error> {
+        let name = segment::name(FIRST_SEQUENCE);
         let bytes = segment_bytes(&options, 0).min(FIRST_SEGMENT_BYTES);
         let file = make_zeroed(&*shared.files, &name, bytes, &|| Pace::Hurried)
             .map_err(io_error(&*shared.files, "create", &name))?;
         let none = Active {
-            sequence: 0,
+            sequence: FIRST_SEQUENCE - 1,
             file: Arc::clone(&file),
             end: 0,
             capacity: 0,
+            checksum: 0,
+            last: EntryId::default(),
         };
-        Ok(Self::new(options, shared, none, Some(file)))
+        Ok(Self::new(options, shared, synced, none, Some(file)))
     }
 
     pub fn prepare_with(&mut self, prepare: Box<dyn Prepare>) {
@@ -110,14 +127,40 @@ impl Writer {
             bytes = frame_bytes(&content)?;
         }
         self.failed = true;
-        let place = if self.fits(bytes) {
-            self.write_in_active(&content, bytes)?
-        } else {
+        let begins = !self.fits(bytes);
+        let place = if begins {
             self.write_in_next(&content, bytes)?
+        } else {
+            self.write_in_active(&content, bytes)?
         };
+        self.active.last = last_of(&content).unwrap_or(self.active.last);
+        self.note_synced();
+        if begins && self.syncs() {
+            self.synced.write()?;
+        }
         self.failed = false;
         self.prepare_next();
         Ok(place)
+    }
+
+    /// What was written is synced: notes how far the log is.
+    pub fn note_synced(&self) {
+        if self.syncs() {
+            self.synced.reached(self.position());
+        }
+    }
+
+    /// Where the frames end.
+    pub fn position(&self) -> Position {
+        Position {
+            sequence: self.active.sequence,
+            offset: self.active.end,
+            last: self.active.last,
+        }
+    }
+
+    fn syncs(&self) -> bool {
+        self.options.sync && !probe::injected(Defect::LogUnsynced)
     }
 
     fn fits(&self, frame_bytes: u64) -> bool {
@@ -129,13 +172,14 @@ impl Writer {
         let offset = self.active.end;
         let file = Arc::clone(&self.active.file);
         self.buffer.clear();
-        content.encode(
+        let checksum = content.encode(
             self.shared.owner.segment_key(sequence),
             offset,
             &mut self.buffer,
         );
         self.write_buffer(&*file, sequence, offset)?;
         self.active.end += bytes;
+        self.active.checksum = checksum;
         Ok(Place {
             sequence,
             offset,
@@ -154,10 +198,14 @@ impl Writer {
             sequence,
             first_index: self.shared.index().last + 1,
             previous_end: self.active.end,
+            link: Some(Link {
+                previous_checksum: self.active.checksum,
+                made_bytes: capacity,
+            }),
         };
         self.buffer.clear();
         header.encode(&mut self.buffer);
-        content.encode(
+        let checksum = content.encode(
             self.shared.owner.segment_key(sequence),
             offset,
             &mut self.buffer,
@@ -172,6 +220,8 @@ impl Writer {
             file,
             end: offset + bytes,
             capacity,
+            checksum,
+            last: self.active.last,
         };
         self.preparing = false;
         Ok(Place {
@@ -191,7 +241,7 @@ impl Writer {
             |action, error| io_error(&*self.shared.files, action, &segment::name(sequence))(error);
         file.write_at(&self.buffer, offset)
             .map_err(|error| failed("write to", error))?;
-        if self.options.sync && !probe::injected(Defect::LogUnsynced) {
+        if self.syncs() {
             file.sync_data().map_err(|error| failed("sync", error))?;
             self.stats.syncs += 1;
         }
@@ -263,6 +313,17 @@ impl Writer {
             self.shared.index_mut().segments.remove(&sequence);
         }
         Ok(())
+    }
+}
+
+/// The log's last entry after a frame; `None` where the frame does not change it.
+fn last_of(content: &Content<'_>) -> Option<EntryId> {
+    match content.entries.last() {
+        Some(LogEntry { index, term, .. }) => Some(EntryId {
+            index: *index,
+            term: *term,
+        }),
+        None => content.entry_id.filter(|_| content.reset),
     }
 }
 

@@ -12,6 +12,7 @@ enum Step {
     Append(Vec<LogEntry>, Option<Vec<u8>>),
     Compact(u64),
     Reset(EntryId, Option<Vec<u8>>),
+    NoteSynced,
     Reopen,
 }
 
@@ -59,6 +60,7 @@ fn choose(random: &mut Random, model: &Model) -> (Step, Model) {
             after.reset(entry_id, state.as_deref());
             Step::Reset(entry_id, state)
         }
+        6 | 7 => Step::NoteSynced,
         kind => {
             let back = if kind < 12 {
                 random.below(live.min(12) + 1)
@@ -107,6 +109,7 @@ impl Run {
                 }),
                 Step::Compact(to) => log.compact(to),
                 Step::Reset(entry_id, hard_state) => log.reset(entry_id, hard_state.as_deref()),
+                Step::NoteSynced => log.synced_mark().write(),
                 Step::Reopen => {
                     drop(log);
                     match open(&self.disk) {

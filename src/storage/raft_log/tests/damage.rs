@@ -3,6 +3,7 @@
 
 use super::super::Files;
 use super::super::frame::{Content, Owner, SegmentHeader};
+use super::super::synced::FILE_NAME;
 use super::*;
 
 /// Entries in a log of three segments: as many as fill them almost.
@@ -19,7 +20,7 @@ fn three_segments() -> (MemoryDisk, Model) {
         append(&mut log, &batch, Some(&state));
         model.append(&batch, Some(&state));
     }
-    let names: Vec<_> = disk.contents().into_keys().collect();
+    let names: Vec<_> = segments(&disk).into_keys().collect();
     assert_eq!(names, [segment(1), segment(2), segment(3)]);
     (disk, model)
 }
@@ -53,7 +54,7 @@ fn assert_holds(disk: &MemoryDisk, model: &Model, what: &str) -> Recovered {
 #[test]
 fn a_flipped_bit_is_never_taken_for_anything_else() {
     let (disk, _) = three_segments();
-    for (name, bytes) in disk.contents() {
+    for (name, bytes) in segments(&disk) {
         for at in 0..used(&bytes) {
             let flipped = disk.copy();
             let bit = 1 << ((at * 7 + 3) % 8);
@@ -119,7 +120,7 @@ fn bytes_among_the_zeros_behind_the_end_lose_nothing() {
         assert_refused(&strewn, "a header's place"),
         Error::Damaged { .. }
     ));
-    for (name, bytes) in disk.contents().into_iter().take(2) {
+    for (name, bytes) in segments(&disk).into_iter().take(2) {
         let strewn = disk.copy();
         let at = used(&bytes) + 100;
         strewn
@@ -185,7 +186,7 @@ fn any_part_of_the_last_write_may_be_missing() {
 #[test]
 fn a_missing_sector_that_others_follow_is_damage() {
     let (disk, _) = three_segments();
-    let contents = disk.contents();
+    let contents = segments(&disk);
     for (name, bytes) in &contents {
         let sectors = used(bytes) / 512;
         // The last whole sector of the last segment holds only the last frames.
@@ -209,12 +210,157 @@ fn a_missing_sector_that_others_follow_is_damage() {
     }
 }
 
-#[test]
-fn the_last_file_may_be_cut_short_anywhere() {
+/// Rewrites a segment's header as version 1 had it.
+fn as_version_1(bytes: &mut [u8]) {
+    bytes[8..16].copy_from_slice(&1_u64.to_le_bytes());
+    bytes[56..60].fill(0);
+    let checksum = crc32fast::hash(&bytes[..60]);
+    bytes[60..64].copy_from_slice(&checksum.to_le_bytes());
+}
+
+fn three_segments_of_version_1() -> (MemoryDisk, Model) {
     let (disk, model) = three_segments();
+    for sequence in 1..=3 {
+        disk.tamper(&segment(sequence), |bytes| as_version_1(bytes))
+            .expect("the segment");
+    }
+    disk.unlink(FILE_NAME).expect("it is there");
+    (disk, model)
+}
+
+#[test]
+fn a_file_that_was_begun_is_never_shorter_than_it_was_made() {
+    let (disk, _) = three_segments();
+    for (name, bytes) in segments(&disk) {
+        // All that is cut off may be zeros.
+        for length in (1..64).chain((64..bytes.len()).step_by(7)).chain([4095]) {
+            let short = disk.copy();
+            short
+                .tamper(&name, |bytes| bytes.truncate(length))
+                .expect("the segment");
+            let error = assert_refused(&short, &format!("{name} of {length} bytes"));
+            assert!(
+                matches!(&error, Error::Damaged { file, .. } if file.ends_with(&name)),
+                "{length} bytes: {error}"
+            );
+            let says = error.to_string().contains("cut it short");
+            assert!(says || length < 64, "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_segment_that_was_begun_is_missed_where_the_one_behind_it_is_there() {
+    let (disk, _) = three_segments();
+    let files: &dyn Files = &disk;
+    files.create(&segment(4)).expect("a new file");
+    for length in [0, SEGMENT_BYTES as usize] {
+        disk.tamper(&segment(4), |bytes| bytes.resize(length, 0))
+            .expect("the segment");
+        open(&disk.copy()).expect("a segment made ahead, or half made");
+        let emptied: [fn(&mut Vec<u8>); 3] = [
+            Vec::clear,
+            |bytes| bytes.fill(0),
+            |bytes| {
+                bytes.truncate(4000);
+                bytes.fill(0);
+            },
+        ];
+        for harm in emptied {
+            for sequence in 1..=3 {
+                let harmed = disk.copy();
+                harmed.tamper(&segment(sequence), harm).expect("a segment");
+                let error = assert_refused(&harmed, &format!("segment {sequence}, {length}"));
+                let Error::Damaged { file, .. } = &error else {
+                    panic!("segment {sequence}: {error}");
+                };
+                assert!(file.ends_with(&segment(sequence)), "{error}");
+            }
+            // Nothing that was begun is left.
+            let harmed = disk.copy();
+            for sequence in 1..=3 {
+                harmed.tamper(&segment(sequence), harm).expect("a segment");
+            }
+            let error = assert_refused(&harmed, "nothing left");
+            assert!(matches!(error, Error::Damaged { .. }), "{error}");
+            let again = RaftLog::create(Arc::new(harmed), OPTIONS);
+            assert!(matches!(again.err(), Some(Error::Exists { .. })));
+        }
+        let removed = disk.copy();
+        removed.unlink(&segment(3)).expect("it is there");
+        let error = assert_refused(&removed, "removed");
+        assert!(
+            matches!(&error, Error::MissingSegment { file } if file.ends_with(&segment(3))),
+            "{error}"
+        );
+        for sequence in 1..=2 {
+            removed.unlink(&segment(sequence)).expect("it is there");
+        }
+        let error = assert_refused(&removed, "all removed");
+        assert!(matches!(error, Error::Damaged { .. }), "{error}");
+        removed.unlink(FILE_NAME).expect("it is there");
+        let error = assert_refused(&removed, "all removed, and how far they went");
+        assert!(matches!(error, Error::MissingSegment { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_segment_names_the_last_frame_before_it() {
+    let (disk, _) = three_segments();
+    // The same log, but for one byte of the hard state in the last frame of a segment.
+    let twin = MemoryDisk::new();
+    let mut log = create(&twin);
+    let before_seam = {
+        let (log, _) = open(&disk).expect("the log");
+        let index = log.writer.shared.index();
+        let starts = (1..=LAST).find(|index_of| {
+            let (extent, _) = index.extent(*index_of).expect("an entry");
+            extent.place.sequence == 2
+        });
+        starts.expect("a second segment") - 1
+    };
+    for index in 1..=LAST {
+        let batch = [entry(index, index / 10 + 1, 250)];
+        let state = [index as u8 + u8::from(index == before_seam) * 100; 3];
+        append(&mut log, &batch, Some(&state));
+    }
+    drop(log);
+    open(&twin.copy()).expect("the log");
+    let other = twin.contents().remove(&segment(1)).expect("the segment");
+    disk.tamper(&segment(1), |bytes| bytes.clone_from(&other))
+        .expect("the segment");
+    let error = assert_refused(&disk, "another last frame");
+    assert!(
+        matches!(&error, Error::Damaged { file, .. } if file.ends_with(&segment(1))),
+        "{error}"
+    );
+    assert!(error.to_string().contains("another frame"), "{error}");
+}
+
+#[test]
+fn a_log_of_version_1_opens_and_goes_on() {
+    let (disk, mut model) = three_segments_of_version_1();
+    let recovered = assert_holds(&disk.copy(), &model, "version 1");
+    assert_eq!(recovered.torn_tail, None);
+    let (mut log, _) = open(&disk).expect("the log");
+    for index in LAST + 1..LAST + 40 {
+        let batch = [entry(index, 9, 250)];
+        append(&mut log, &batch, None);
+        model.append(&batch, None);
+    }
+    drop(log);
+    let versions: Vec<u8> = segments(&disk).values().map(|bytes| bytes[8]).collect();
+    assert_eq!(versions[..4], [1, 1, 1, 2]);
+    assert!(disk.contents().contains_key(FILE_NAME));
+    assert_holds(&disk, &model, "gone on");
+}
+
+#[test]
+fn the_last_file_of_version_1_may_be_cut_short_behind_its_header() {
+    let (disk, model) = three_segments_of_version_1();
     let end = used(&disk.contents()[&segment(3)]);
     let mut seen = Vec::new();
-    for length in 0..=end {
+    for length in 64..=end {
         let short = disk.copy();
         short
             .tamper(&segment(3), |bytes| bytes.truncate(length))
@@ -239,30 +385,13 @@ fn the_last_file_may_be_cut_short_anywhere() {
         seen.push((last, recovered.torn_tail.is_some()));
     }
     assert!(seen.is_sorted_by_key(|(last, _)| last));
-    assert!(seen.len() > 1000 && seen[end] == (LAST, false));
-    let (first, last) = (seen[0].0, seen[end].0);
-    assert!((first..=last).all(|index| seen.contains(&(index, false)) || index == LAST));
-
-    for name in [segment(1), segment(2)] {
-        let end = used(&disk.contents()[&name]);
-        for length in [0, 40, 64, end - 9] {
-            let short = disk.copy();
-            short
-                .tamper(&name, |bytes| bytes.truncate(length))
-                .expect("the segment");
-            let error = assert_refused(&short, &format!("{name} of {length} bytes"));
-            assert!(
-                matches!(&error, Error::Damaged { file, .. } if file.ends_with(&name)),
-                "{length} bytes: {error}"
-            );
-        }
-    }
+    assert!(seen.len() > 1000 && seen.last() == Some(&(LAST, false)));
 }
 
 #[test]
 fn segments_must_be_this_members_and_all_there() {
     let (disk, _) = three_segments();
-    let contents = disk.contents();
+    let contents = segments(&disk);
     let with = |kept: &[(u64, u64)]| {
         let changed = MemoryDisk::new();
         for (name, content) in kept {
@@ -328,7 +457,7 @@ fn a_log_of_a_later_format_names_the_version_it_needs() {
             newer,
             Error::NewerVersion {
                 needed: 7,
-                supported: 1,
+                supported: 2,
                 ..
             }
         ),
@@ -352,6 +481,7 @@ fn made_of(frames: &[Content<'_>]) -> MemoryDisk {
             sequence: 1,
             first_index: 1,
             previous_end: 0,
+            link: None,
         }
         .encode(&mut made);
         for frame in frames {
@@ -434,8 +564,12 @@ fn assert_values_are_no_frames(disk: &MemoryDisk, copied: u64, torn_segment: u64
             term: 9,
             data: data.into(),
         };
+        let mark = torn.contents().remove(FILE_NAME).expect("a mark");
         append(&mut log, &[value], None);
         drop(log);
+        // It was not synced.
+        torn.tamper(FILE_NAME, |bytes| bytes.clone_from(&mark))
+            .expect("it is there");
         torn.tamper(&segment(torn_segment), |bytes| {
             bytes[torn_at..torn_at + 512].fill(0);
         })
@@ -532,24 +666,27 @@ fn only_one_write_can_have_been_torn() {
 }
 
 #[test]
-fn unused_segments_are_cleared_away_without_leaving_a_hole() {
+fn a_segment_half_made_is_cleared_away() {
     let (disk, model) = three_segments();
     let files: &dyn Files = &disk;
-    for sequence in 4..=6 {
-        files.create(&segment(sequence)).expect("a new file");
-    }
-    for stop_at in 1..=10 {
-        for seed in 0..8 {
-            let stopped = disk.copy();
-            stopped.stop_at(stop_at);
-            let outcome = open(&stopped);
-            assert_eq!(
-                outcome.is_err(),
-                stop_at < 10,
-                "six changes to clear, three to make all durable"
-            );
-            stopped.crash(seed);
-            assert_holds(&stopped, &model, &format!("change {stop_at}, seed {seed}"));
+    files.create(&segment(4)).expect("a new file");
+    for length in [0, 512, SEGMENT_BYTES as usize - 8] {
+        for stop_at in 1..=6 {
+            for seed in 0..8 {
+                let stopped = disk.copy();
+                stopped
+                    .tamper(&segment(4), |bytes| bytes.resize(length, 0))
+                    .expect("the segment");
+                stopped.stop_at(stop_at);
+                let outcome = open(&stopped);
+                assert_eq!(
+                    outcome.is_err(),
+                    stop_at < 6,
+                    "two changes to clear, three to make all durable"
+                );
+                stopped.crash(seed);
+                assert_holds(&stopped, &model, &format!("change {stop_at}, seed {seed}"));
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod real;
 mod rules;
+mod synced;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -154,6 +155,13 @@ impl Prepare for Eager {
 /// The name of segment `sequence`.
 pub fn segment(sequence: u64) -> String {
     super::segment::name(sequence)
+}
+
+/// The segments of a disk and their bytes, in order.
+pub fn segments(disk: &MemoryDisk) -> BTreeMap<String, Vec<u8>> {
+    let mut files = disk.contents();
+    files.retain(|name, _| super::segment::sequence(name).is_some());
+    files
 }
 
 /// Where the bytes that are not zero end.

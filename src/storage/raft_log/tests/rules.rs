@@ -171,7 +171,7 @@ fn large_batches_and_entries_get_segments_of_their_size() {
     append(&mut log, &[entry(1, 1, 50_000)], None);
     append(&mut log, &entries(2..200, 1, 100), None);
     append(&mut log, &[entry(200, 1, 10)], None);
-    let sizes: Vec<_> = disk.contents().values().map(Vec::len).collect();
+    let sizes: Vec<_> = segments(&disk).values().map(Vec::len).collect();
     assert_eq!(sizes, [4096, 53_248, 24_576]);
     for _ in 0..2 {
         assert_eq!(
@@ -196,13 +196,13 @@ fn compaction_deletes_whole_segments_and_keeps_the_hard_state() {
     for index in 1..=100 {
         append(&mut log, &[entry(index, 7, 300)], None);
     }
-    let all = disk.contents().len();
+    let all = segments(&disk).len();
     assert!(all > 8, "{all} segments");
     let reader = log.reader();
     log.compact(99).expect("a compaction");
     log.compact(100).expect("a compaction");
     assert_eq!(
-        disk.contents().len(),
+        segments(&disk).len(),
         1,
         "two compactions delete up to sixteen"
     );
@@ -235,9 +235,9 @@ fn a_compaction_deletes_a_bounded_number_of_segments() {
     for index in 1..=200 {
         append(&mut log, &[entry(index, 1, 1000)], None);
     }
-    let all = disk.contents().len();
+    let all = segments(&disk).len();
     log.compact(199).expect("a compaction");
-    assert_eq!(disk.contents().len(), all - 8);
+    assert_eq!(segments(&disk).len(), all - 8);
 }
 
 #[test]
