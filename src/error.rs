@@ -131,7 +131,10 @@ mod tests {
         let mut texts: Vec<_> = Error::ALL.iter().map(|error| error.text()).collect();
         for (error, text) in Error::ALL.iter().zip(&texts) {
             let plain = matches!(error.code(), Code::Unimplemented | Code::DeadlineExceeded);
-            assert!(plain || text.starts_with("etcdserver: "), "{text}");
+            assert!(
+                plain || text.starts_with("etcdserver: ") || text.starts_with("etched: "),
+                "{text}"
+            );
         }
         texts.sort_unstable();
         texts.dedup();

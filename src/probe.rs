@@ -76,7 +76,6 @@ named! {
         ReadWaited => "read waited for entries to be applied",
         WatchFellBack => "watch fell behind and catches up",
         QueuedEventGone => "queued event was gone, its watch catches up",
-        PagePutBack => "page of a watch was not read and put back",
         WatchCaughtUp => "watch caught up",
         WatchCompacted => "watch cut by compaction",
         WatchResynced => "watches resumed over a snapshot",

@@ -322,7 +322,6 @@ impl Stream {
     /// is called again.
     pub fn put_back_page(&mut self) {
         if let Some(page) = self.page.take() {
-            probe::reached(CoveragePoint::PagePutBack);
             for (name, from) in page.into_unserved() {
                 self.fall_back(name, from);
             }
