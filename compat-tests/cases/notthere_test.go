@@ -68,7 +68,7 @@ var notInREADME = map[string]struct {
 		}),
 	}},
 	"HTTP": {"the JSON gateway under `/v3/` (404), profiles", []absence{noGateway, noProfiles}},
-	"Configuration": {"TLS, auth, unix sockets, log rotation, tracing: named and refused at the start", []absence{
+	"Configuration": {"TLS, auth, unix sockets, log rotation, tracing: refused at the start", []absence{
 		refusesFlag("--cert-file=/x"), refusesFlag("--auto-tls"), refusesFlag("--auth-token=jwt"),
 		noUnixSockets, refusesFlag("--enable-log-rotation"), refusesFlag("--enable-distributed-tracing"),
 	}},

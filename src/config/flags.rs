@@ -251,7 +251,7 @@ pub static SECTIONS: &[Section] = &[
         flag("force-new-cluster", Bool, "false", "Make this member a cluster of its own."),
     ]},
     Section { title: "etched's own", flags: &[
-        flag("memory-budget-bytes", Uint64, "0", "Memory for caches and buffers together; 0: a quarter of the machine's, at most 256 MiB."),
+        flag("memory-budget-bytes", Uint64, "0", "Memory for caches, requests, answers and watches together; 0: a quarter of the machine's, at most 256 MiB."),
     ]},
     Section { title: "Start", flags: &[
         flag("config-file", Text, "", "YAML or JSON file to read instead of other flags and the environment. Durations in it are nanoseconds.").no_key(),

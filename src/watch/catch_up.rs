@@ -23,9 +23,9 @@ use crate::types::KeyRange;
 /// How many changes are looked at for one call that finds none to hand out.
 const SERVE_STEPS: usize = if cfg!(test) { 20 } else { 100_000 };
 
-/// A page may take this part of what is free, with what is encoded of it: many streams can then
-/// read their pages at once.
-const SHARE_OF_FREE_ROOM: usize = 64;
+/// A page may take this part of what is free: the first streams that read at once get pages as
+/// large as etcd's responses, the later ones smaller and smaller ones.
+const SHARE_OF_FREE_ROOM: usize = 3;
 
 /// No revision at all.
 const NEVER: i64 = i64::MAX;
