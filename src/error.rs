@@ -49,6 +49,24 @@ errors! {
     WrongDowngradeFormat => InvalidArgument, "etcdserver: wrong downgrade target version format";
     InvalidDowngradeTarget => InvalidArgument, "etcdserver: invalid downgrade target version";
     InvalidAlarmAction => InvalidArgument, "etcdserver: unknown alarm action";
+    UserEmpty => InvalidArgument, "etcdserver: user name is empty";
+    RoleEmpty => InvalidArgument, "etcdserver: role name is empty";
+    AuthFailed => InvalidArgument, "etcdserver: authentication failed, invalid user ID or password";
+    PermissionNotGiven => InvalidArgument, "etcdserver: permission not given";
+    InvalidPermissionType => InvalidArgument, "etcdserver: unknown permission type";
+    InvalidAuthManagement => InvalidArgument, "etcdserver: invalid auth management";
+    AuthOldRevision => InvalidArgument, "etcdserver: revision of auth store is old";
+    InvalidAuthToken => Unauthenticated, "etcdserver: invalid auth token";
+    PermissionDenied => PermissionDenied, "etcdserver: permission denied";
+    RootUserNotExist => FailedPrecondition, "etcdserver: root user does not exist";
+    RootRoleNotExist => FailedPrecondition, "etcdserver: root user does not have root role";
+    UserExists => FailedPrecondition, "etcdserver: user name already exists";
+    UserNotFound => FailedPrecondition, "etcdserver: user name not found";
+    RoleExists => FailedPrecondition, "etcdserver: role name already exists";
+    RoleNotFound => FailedPrecondition, "etcdserver: role name not found";
+    RoleNotGranted => FailedPrecondition, "etcdserver: role is not granted to the user";
+    PermissionNotGranted => FailedPrecondition, "etcdserver: permission is not granted to the role";
+    NoPasswordUser => Unknown, "auth: authentication failed, password was given for no password user";
     Compacted => OutOfRange, "etcdserver: mvcc: required revision has been compacted";
     FutureRevision => OutOfRange, "etcdserver: mvcc: required revision is a future revision";
     LeaseTtlTooLarge => OutOfRange, "etcdserver: too large lease TTL";
@@ -132,7 +150,10 @@ mod tests {
         for (error, text) in Error::ALL.iter().zip(&texts) {
             let plain = matches!(error.code(), Code::Unimplemented | Code::DeadlineExceeded);
             assert!(
-                plain || text.starts_with("etcdserver: ") || text.starts_with("etched: "),
+                plain
+                    || ["etcdserver: ", "etched: ", "auth: "]
+                        .iter()
+                        .any(|prefix| text.starts_with(prefix)),
                 "{text}"
             );
         }

@@ -11,9 +11,6 @@ use crate::types::MemberId;
 
 use super::process;
 
-/// The revision of an auth store that nobody has written to.
-const FIRST_AUTH_REVISION: f64 = 1.0;
-
 /// Reads the node and the operating system; takes well under a millisecond, on files of /proc.
 pub fn scrape(handle: &Handle, memory: Option<&Ledger>) -> Scrape {
     let shared = handle.shared();
@@ -45,7 +42,7 @@ pub fn scrape(handle: &Handle, memory: Option<&Ledger>) -> Scrape {
         slow_watchers: number(watches.slow_watches.load(Ordering::Relaxed)),
         pending_events: number(watches.pending_events.load(Ordering::Relaxed)),
         events: Some(watches.events.load(Ordering::Relaxed) as f64),
-        auth_revision: Some(FIRST_AUTH_REVISION),
+        auth_revision: Some(view.auth.revision() as f64),
         scrapes_in_flight: Some(1.0),
         cluster_version: status.cluster_version.clone(),
         members: status

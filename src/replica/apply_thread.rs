@@ -307,6 +307,9 @@ impl Applier {
         if group.status_changed {
             self.publish_status();
         }
+        if !group.auth_events.is_empty() {
+            self.shared.tokens.applied(&group.auth_events);
+        }
         self.watch_size(group);
         self.note_leases(group);
     }
@@ -346,6 +349,7 @@ impl Applier {
         self.machine = Machine::open(engine.clone())?;
         self.shared.replace_engine(engine);
         self.publish_view();
+        self.shared.tokens.replaced(self.machine.auth());
         self.publish_status();
         self.shared.refresh_size();
         probe::reached(CoveragePoint::SnapshotInstalled);
@@ -539,6 +543,23 @@ fn operation(response: &Response) -> Option<Operation> {
         Response::LeaseRevoke(_) => Operation::LeaseRevoke,
         Response::LeaseCheckpoint(_) => Operation::LeaseCheckpoint,
         Response::Alarm(_) => Operation::Alarm,
+        Response::Authenticate(_) => Operation::Authenticate,
+        Response::AuthEnable(_) => Operation::AuthEnable,
+        Response::AuthDisable(_) => Operation::AuthDisable,
+        Response::AuthStatus(_) => Operation::AuthStatus,
+        Response::AuthUserAdd(_) => Operation::AuthUserAdd,
+        Response::AuthUserGet(_) => Operation::AuthUserGet,
+        Response::AuthUserList(_) => Operation::AuthUserList,
+        Response::AuthUserDelete(_) => Operation::AuthUserDelete,
+        Response::AuthUserChangePassword(_) => Operation::AuthUserChangePassword,
+        Response::AuthUserGrantRole(_) => Operation::AuthUserGrantRole,
+        Response::AuthUserRevokeRole(_) => Operation::AuthUserRevokeRole,
+        Response::AuthRoleAdd(_) => Operation::AuthRoleAdd,
+        Response::AuthRoleGet(_) => Operation::AuthRoleGet,
+        Response::AuthRoleList(_) => Operation::AuthRoleList,
+        Response::AuthRoleDelete(_) => Operation::AuthRoleDelete,
+        Response::AuthRoleGrantPermission(_) => Operation::AuthRoleGrantPermission,
+        Response::AuthRoleRevokePermission(_) => Operation::AuthRoleRevokePermission,
         Response::Members(_) | Response::Done => return None,
     })
 }

@@ -13,6 +13,7 @@
 //!   received ones.
 
 pub mod apply_thread;
+pub mod auth_observer;
 pub mod cluster_status;
 pub mod fatal;
 pub mod inbox;

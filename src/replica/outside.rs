@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::auth_observer::AuthObserver;
 use crate::env::{Clock, Executor, Rng};
 use crate::metrics::Metrics;
 use crate::transport::Network;
@@ -14,6 +15,8 @@ pub struct Outside {
     pub rng: Arc<dyn Rng>,
     pub executor: Arc<dyn Executor>,
     pub network: Arc<dyn Network>,
+    /// The tokens of this member.
+    pub tokens: Arc<dyn AuthObserver>,
     pub metrics: Arc<Metrics>,
     pub timing: Timing,
     pub watch_limits: watch::Limits,

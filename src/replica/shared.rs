@@ -2,11 +2,12 @@
 //! active.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch as tokio_watch};
 
+use super::auth_observer::AuthObserver;
 use super::cluster_status::ClusterStatus;
 use super::outside::Outside;
 use super::raft_status::RaftStatus;
@@ -44,6 +45,9 @@ pub struct Shared {
     /// Bytes of state, for the quota; refreshed now and then.
     pub size_bytes: AtomicI64,
     pub size_in_use_bytes: AtomicI64,
+    pub tokens: Arc<dyn AuthObserver>,
+    /// That of the newest view, for those who need no more of it.
+    auth_enabled: AtomicBool,
     /// A snapshot from the leader replaces it: whoever reads and writes takes it once for both.
     engine: RwLock<NumberedEngine>,
     view: RwLock<Arc<ReadView>>,
@@ -83,6 +87,8 @@ impl Shared {
             compaction_hashes: Mutex::default(),
             size_bytes: AtomicI64::new(0),
             size_in_use_bytes: AtomicI64::new(0),
+            tokens: outside.tokens.clone(),
+            auth_enabled: AtomicBool::new(machine.auth().is_enabled()),
             view: RwLock::new(Arc::new(ReadView::new(engine.as_ref(), machine))),
             status: RwLock::new(Arc::new(ClusterStatus::of(machine))),
             failure: tokio_watch::Sender::new(None),
@@ -124,8 +130,20 @@ impl Shared {
         self.view.read().clone()
     }
 
+    /// True if permissions are checked in the newest view, or in one that is about to be.
+    #[allow(
+        dead_code,
+        reason = "those who resolve identities are about to read it"
+    )]
+    pub fn is_auth_enabled(&self) -> bool {
+        self.auth_enabled.load(Ordering::Acquire)
+    }
+
     pub fn publish_view(&self, view: ReadView) {
         self.raft.set_applied_index(view.applied_index);
+        // Whoever sees the view sees this.
+        self.auth_enabled
+            .store(view.auth.is_enabled(), Ordering::Release);
         let view = Arc::new(view);
         // The old view is dropped outside the lock: its end may cost the engine some work.
         let old = std::mem::replace(&mut *self.view.write(), view);

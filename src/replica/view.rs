@@ -1,8 +1,11 @@
 //! The state after one group of entries, for reads: an immutable view of the engine with its
 //! counters.
 
+use std::sync::Arc;
+
 use crate::mvcc::read::Snapshot;
 use crate::state::Machine;
+use crate::state::auth::AuthView;
 use crate::storage::{Engine, Read};
 
 /// See the module.
@@ -13,6 +16,8 @@ pub struct ReadView {
     /// The number of keys at `head`.
     pub keys: i64,
     pub applied_index: u64,
+    /// Who may read what of it.
+    pub auth: Arc<AuthView>,
 }
 
 impl ReadView {
@@ -23,6 +28,7 @@ impl ReadView {
             compacted: machine.compacted(),
             keys: machine.keys(),
             applied_index: machine.applied_index(),
+            auth: machine.auth().clone(),
         }
     }
 

@@ -31,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::net::listen::{self, SocketOptions};
 use crate::net::{self, Allowance, Guard, Http2, KeepAlive, Versions};
 use crate::proto::membershippb::Attributes;
+use crate::replica::auth_observer::NoTokens;
 use crate::replica::inbox::{Inbox, Input};
 use crate::replica::outside::{Outside, Timing};
 use crate::replica::raft_thread::{MAX_OUTSTANDING_BYTES, RaftThread};
@@ -195,6 +196,7 @@ impl Member {
             rng,
             executor: Arc::new(TokioExecutor::default()),
             network: network.clone(),
+            tokens: Arc::new(NoTokens),
             metrics,
             timing: timing(config),
             watch_limits: watch_limits(config),

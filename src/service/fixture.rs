@@ -11,6 +11,7 @@ use crate::env::{Clock, ManualClock, SystemRng, TokioExecutor};
 use crate::metrics::Metrics;
 use crate::proto::membershippb::{Member, RaftAttributes};
 use crate::raft::replica;
+use crate::replica::auth_observer::NoTokens;
 use crate::replica::cluster_status::ClusterStatus;
 use crate::replica::inbox::Inbox;
 use crate::replica::outside::{Outside, Timing};
@@ -40,6 +41,7 @@ pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, 
         rng: Arc::new(SystemRng),
         executor: Arc::new(TokioExecutor::default()),
         network: network.clone(),
+        tokens: Arc::new(NoTokens),
         metrics: Arc::new(Metrics::new(ME, false)),
         timing: Timing {
             tick: Duration::from_millis(100),

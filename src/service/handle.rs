@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::proto::etchedpeer::{PeerRequest, PeerResponse};
 use crate::replica::inbox::{Inbox, Input, PushError};
 use crate::replica::shared::Shared;
+use crate::state::auth::AuthView;
 use crate::transport::Network;
 use crate::types::MemberId;
 
@@ -60,6 +61,15 @@ impl Handle {
 
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Users, roles and permissions as of the newest view.
+    #[allow(
+        dead_code,
+        reason = "the services of users and tokens are about to read it"
+    )]
+    pub fn auth(&self) -> Arc<AuthView> {
+        self.shared.view().auth.clone()
     }
 
     pub fn settings(&self) -> &ServiceSettings {

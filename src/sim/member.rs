@@ -22,6 +22,7 @@ use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
 use crate::proto::membershippb;
 use crate::replica::apply_thread::{ApplyJob, ApplyThread, Applying};
+use crate::replica::auth_observer::NoTokens;
 use crate::replica::inbox::Input;
 use crate::replica::log_thread::{LogJob, LogThread};
 use crate::replica::outside::{Outside, Timing};
@@ -213,6 +214,7 @@ impl SimMember {
             rng: Arc::new(MemberRng::new(random.fork(1))),
             executor: tasks.clone(),
             network,
+            tokens: Arc::new(NoTokens),
             metrics: Arc::new(Metrics::new(self.id, false)),
             timing: timing_of(&config),
             watch_limits: config.watch_limits,

@@ -12,8 +12,11 @@ use prost::Message;
 
 use super::alarm::Alarms;
 use super::answer::Kept;
+use super::auth::store::Effects;
+use super::auth::{AuthEvent, AuthStore, AuthView};
 use super::lease::{self, LeaseEvent, Leases};
 use super::membership::Membership;
+use super::response::Response;
 use super::version::Versions;
 use super::{kv, txn};
 use crate::error::Error;
@@ -21,9 +24,9 @@ use crate::mvcc::write::Writer;
 use crate::mvcc::{self, Change};
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{
-    AlarmRequest, AlarmResponse, AlarmType, CompactionResponse, DeleteRangeResponse,
-    InternalRaftRequest, LeaseCheckpointRequest, LeaseCheckpointResponse, LeaseGrantRequest,
-    LeaseGrantResponse, LeaseRevokeResponse, PutResponse, RequestHeader, TxnRequest, TxnResponse,
+    AlarmRequest, AlarmResponse, AlarmType, CompactionResponse, InternalRaftRequest,
+    LeaseCheckpointRequest, LeaseCheckpointResponse, LeaseGrantRequest, LeaseGrantResponse,
+    LeaseRevokeResponse, PutResponse, RequestHeader, TxnRequest, TxnResponse,
     alarm_request::AlarmAction,
 };
 use crate::proto::etchedpeer::MemberChange;
@@ -31,40 +34,6 @@ use crate::proto::membershippb::{Member, RaftAttributes};
 use crate::storage::schema::{self, meta};
 use crate::storage::{self, Engine, Family, Read};
 use crate::types::{ClusterId, LeaseId, MemberId};
-
-/// The response to an applied request; headers have only the revision.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Response {
-    Put(PutResponse),
-    DeleteRange(DeleteRangeResponse),
-    Txn(TxnResponse),
-    Compaction(CompactionResponse),
-    LeaseGrant(LeaseGrantResponse),
-    LeaseRevoke(LeaseRevokeResponse),
-    LeaseCheckpoint(LeaseCheckpointResponse),
-    Alarm(AlarmResponse),
-    /// The members after a change of membership.
-    Members(Vec<Member>),
-    /// Requests without a response.
-    Done,
-}
-
-impl Response {
-    /// The size of its message; none if etcd has no message for it.
-    pub fn encoded_len(&self) -> Option<usize> {
-        Some(match self {
-            Response::Put(response) => response.encoded_len(),
-            Response::DeleteRange(response) => response.encoded_len(),
-            Response::Txn(response) => response.encoded_len(),
-            Response::Compaction(response) => response.encoded_len(),
-            Response::LeaseGrant(response) => response.encoded_len(),
-            Response::LeaseRevoke(response) => response.encoded_len(),
-            Response::LeaseCheckpoint(response) => response.encoded_len(),
-            Response::Alarm(response) => response.encoded_len(),
-            Response::Members(_) | Response::Done => return None,
-        })
-    }
-}
 
 /// An applied entry, and the result for its proposer.
 #[derive(Debug)]
@@ -80,6 +49,7 @@ pub struct Group {
     pub applied: Vec<Applied>,
     pub changes: Vec<Change>,
     pub lease_events: Vec<LeaseEvent>,
+    pub auth_events: Vec<AuthEvent>,
     /// Indexes of membership changes that were accepted.
     pub member_changes: Vec<u64>,
     /// True if alarms, members, the cluster version or its downgrade changed.
@@ -156,6 +126,7 @@ pub struct Machine {
     alarms: Alarms,
     members: Membership,
     versions: Versions,
+    auth: AuthStore,
     applied_index: u64,
     applied_term: u64,
 }
@@ -170,6 +141,7 @@ impl Machine {
             alarms: Alarms::load(read)?,
             members: Membership::load(read)?,
             versions: Versions::load(read)?,
+            auth: AuthStore::load(read)?,
             applied_index,
             applied_term,
             writer: Writer::open(engine.clone())?,
@@ -275,6 +247,11 @@ impl Machine {
         &self.versions
     }
 
+    /// Users, roles and permissions.
+    pub fn auth(&self) -> &Arc<AuthView> {
+        self.auth.view()
+    }
+
     /// Applies entries in order and writes them. An error is fatal: the state on disk is then that
     /// before the group, or after some complete entries of it.
     pub fn apply(&mut self, entries: Vec<Entry>) -> storage::Result<Group> {
@@ -332,7 +309,7 @@ impl Machine {
                         "entry {index} of the raft log is not a request: {error}"
                     ))
                 })?;
-                return self.answer_request(&decoded, group, kept);
+                return self.answer_request(index, &decoded, group, kept);
             }
             Payload::Membership(change) => {
                 if let Err(error) = self.members.check(change) {
@@ -346,16 +323,17 @@ impl Machine {
                 return Ok(Ok(Response::Members(members)));
             }
         };
-        self.answer_request(request, group, kept)
+        self.answer_request(index, request, group, kept)
     }
 
     fn answer_request(
         &mut self,
+        index: u64,
         request: &InternalRaftRequest,
         group: &mut Group,
         kept: &mut Kept,
     ) -> storage::Result<Result<Response, Error>> {
-        match self.apply_request(request, group, kept) {
+        match self.apply_request(index, request, group, kept) {
             Ok(_) if kept.is_too_large() => Ok(Err(Error::AnswerNotKept)),
             Ok(response) => Ok(Ok(response)),
             Err(mvcc::Error::Refused(error)) => Ok(Err(error)),
@@ -365,6 +343,7 @@ impl Machine {
 
     fn apply_request(
         &mut self,
+        index: u64,
         request: &InternalRaftRequest,
         group: &mut Group,
         kept: &mut Kept,
@@ -424,6 +403,15 @@ impl Machine {
             self.members
                 .set_attributes(MemberId(set.member_id), attributes, self.writer.batch());
             return Ok(Response::Done);
+        }
+        let mut effects = Effects {
+            index,
+            header: kv::header(self.writer.head()),
+            batch: self.writer.batch(),
+            events: &mut group.auth_events,
+        };
+        if let Some(result) = self.auth.apply(request, &mut effects) {
+            return result.map_err(mvcc::Error::from);
         }
         // A newer leader's request: every member of this version refuses it equally.
         Err(Error::UnknownMethod.into())

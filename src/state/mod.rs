@@ -10,12 +10,14 @@
 pub mod alarm;
 pub mod answer;
 pub mod answer_size;
+pub mod auth;
 pub mod kv;
 pub mod lease;
 pub mod machine;
 pub mod membership;
 #[cfg(any(test, feature = "simulation"))]
 pub mod model;
+pub mod response;
 #[cfg(test)]
 mod tests;
 pub mod txn;
@@ -23,4 +25,5 @@ pub mod version;
 
 #[cfg(test)]
 pub use machine::Group;
-pub use machine::{Machine, Response};
+pub use machine::Machine;
+pub use response::Response;

@@ -426,6 +426,14 @@ pub mod meta {
     pub const MEMBERS: &[u8] = b"m/";
     /// Members that were removed: `r/` and the id; empty.
     pub const REMOVED_MEMBERS: &[u8] = b"r/";
+    /// Empty: authentication is enabled; absent while it is not.
+    pub const AUTH_ENABLED: &[u8] = b"auth_enabled";
+    /// u64: how often users, roles and permissions were changed, from 1; absent at 1.
+    pub const AUTH_REVISION: &[u8] = b"auth_revision";
+    /// Users: `user/` and the name; an encoded `authpb.User`.
+    pub const USERS: &[u8] = b"user/";
+    /// Roles: `role/` and the name; an encoded `authpb.Role`.
+    pub const ROLES: &[u8] = b"role/";
 }
 
 /// A meta key of a numbered thing below `prefix`.
@@ -435,6 +443,11 @@ pub fn meta_key(prefix: &[u8], numbers: &[u64]) -> Vec<u8> {
         key.extend_from_slice(&number.to_be_bytes());
     }
     key
+}
+
+/// A meta key of a named thing below `prefix`.
+pub fn meta_name(prefix: &[u8], name: &str) -> Vec<u8> {
+    [prefix, name.as_bytes()].concat()
 }
 
 /// The numbers behind `prefix` in a meta key.

@@ -11,7 +11,11 @@
 //! | `alarm ACTION KIND MEMBER` | |
 //! | `downgrade TARGET`, `downgrade cancel`, `downgrade test` | the last does nothing |
 //! | `version TEXT`, `attributes MEMBER NAME URL` | the cluster's version, what a member says of itself |
+//! | `as NAME@REVISION COMMAND` | a request whose header says so |
+//!
+//! `auth_language` has those that are about users and roles.
 
+use super::auth_language;
 use crate::mvcc::tests::golden::{bytes, number};
 use crate::proto::etcdserverpb::alarm_request::AlarmAction;
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -19,8 +23,8 @@ use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::{
     AlarmRequest, AlarmType, CompactionRequest, Compare, DeleteRangeRequest,
     DowngradeVersionTestRequest, InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest,
-    LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
-    request_op::Request,
+    LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest, RequestHeader, RequestOp,
+    TxnRequest, request_op::Request,
 };
 use crate::proto::membershippb::{
     Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest, DowngradeInfoSetRequest,
@@ -59,7 +63,7 @@ fn int<T: std::str::FromStr>(word: &str) -> T {
 }
 
 /// What a range is on the wire.
-fn wire_range(text: &str) -> (Bytes, Bytes) {
+pub fn wire_range(text: &str) -> (Bytes, Bytes) {
     match text.split_once("..") {
         None => (bytes(text), Bytes::new()),
         Some((start, "")) => (bytes(start), Bytes::from_static(b"\0")),
@@ -195,6 +199,18 @@ fn alarm(words: &[&str]) -> AlarmRequest {
 
 /// The request of a command.
 pub fn request(command: &str) -> InternalRaftRequest {
+    if let Some(rest) = command.strip_prefix("as ") {
+        let (identity, command) = rest.split_once(' ').expect("a command");
+        let (name, revision) = identity.split_once('@').expect("an auth revision");
+        return InternalRaftRequest {
+            header: Some(RequestHeader {
+                username: name.to_owned(),
+                auth_revision: int(revision),
+                ..Default::default()
+            }),
+            ..request(command)
+        };
+    }
     let spaced = command.replace('(', " ( ").replace(')', " ) ");
     let nodes = parse(&mut spaced.split_whitespace());
     let mut request = InternalRaftRequest::default();
@@ -206,6 +222,9 @@ pub fn request(command: &str) -> InternalRaftRequest {
         return request;
     }
     let rest = words(rest);
+    if auth_language::request(&[&[*verb], rest.as_slice()].concat(), &mut request) {
+        return request;
+    }
     match *verb {
         "put" => request.put = Some(put(&rest)),
         "del" => request.delete_range = Some(delete_range(&rest)),

@@ -91,6 +91,7 @@ impl Member {
             let again = Machine::open(self.engine.clone()).expect("opens");
             assert_eq!((again.applied_index(), again.applied_term()), applied);
             assert_eq!(again.head(), self.machine.head());
+            assert_eq!(again.auth(), self.machine.auth());
         }
         group
     }

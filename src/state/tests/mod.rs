@@ -1,6 +1,7 @@
 //! What entries mean: scripts, a model that keeps the whole history, and restarts.
 
 mod answers;
+mod auth_language;
 mod language;
 mod member;
 mod random;

@@ -13,12 +13,13 @@ use crate::state::{Group, Machine};
 use crate::storage::Engine;
 use crate::storage::memory::MemoryEngine;
 
-/// Answers, changes and lease events of groups, by index where they have one.
+/// Answers, changes and events of groups, by index where they have one.
 #[derive(Debug, PartialEq, Default)]
 struct Reported {
     answers: Vec<(u64, String)>,
     changes: String,
     lease_events: String,
+    auth_events: String,
 }
 
 impl Reported {
@@ -35,6 +36,9 @@ impl Reported {
             reported
                 .lease_events
                 .extend(group.lease_events.iter().map(show::lease_event));
+            reported
+                .auth_events
+                .extend(group.auth_events.iter().map(show::auth_event));
         }
         reported
     }

@@ -10,7 +10,7 @@
 //! | `history FROM` | the same history from storage |
 //! | `hash [R]` | |
 //! | `compaction_hash` | the hash of the history as the last compaction found it |
-//! | `leases`, `keys ID`, `members`, `voters` | |
+//! | `leases`, `keys ID`, `members`, `voters`, `auth` | |
 //! | `restart` | crashes, and applies again what was lost |
 //!
 //! A compaction's removals follow it at once. At the end of a script its log is applied again in
@@ -20,7 +20,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use super::member::{Logged, Member};
-use super::{language, restarts, show};
+use super::{auth_language, language, restarts, show};
 use crate::mvcc::hash::HistoryHash;
 use crate::mvcc::history::{PageLimit, WithPrevious};
 use crate::mvcc::read::Snapshot;
@@ -79,6 +79,7 @@ impl Player {
             ["compaction_hash"] => show_hash(self.compaction_hash.expect("a compaction")),
             ["hash", revision] => self.hash(revision.parse().expect("a revision")),
             ["leases"] => self.leases(),
+            ["auth"] => auth_language::show(self.member.machine.auth()),
             ["keys", id] => {
                 let id = LeaseId(id.parse().expect("a lease"));
                 let keys = attached_keys(self.engine.as_ref(), id).expect("reads");
@@ -175,6 +176,9 @@ impl Player {
         let mut text = self.published();
         for event in &self.last.lease_events {
             text += &show::lease_event(event);
+        }
+        for event in &self.last.auth_events {
+            text += &show::auth_event(event);
         }
         if self.last.status_changed {
             text += "status changed\n";

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::auth_language;
 use crate::error::Error;
 use crate::mvcc::Change;
 use crate::mvcc::tests::golden::{show_event, show_kv};
@@ -10,6 +11,7 @@ use crate::proto::etcdserverpb::{
     response_op::Response as OpResponse,
 };
 use crate::state::Response;
+use crate::state::auth::AuthEvent;
 use crate::state::lease::LeaseEvent;
 
 fn head(header: &Option<ResponseHeader>) -> String {
@@ -80,6 +82,9 @@ pub fn result(result: &Result<Response, Error>) -> String {
         Ok(response) => response,
         Err(error) => return format!("{error}\n"),
     };
+    if let Some((header, text)) = auth_language::answer(response) {
+        return format!("{}{text}\n", head(&header));
+    }
     match response {
         Response::Put(response) => put(response),
         Response::DeleteRange(response) => delete_range(response),
@@ -107,6 +112,7 @@ pub fn result(result: &Result<Response, Error>) -> String {
             text
         }
         Response::Done => "done\n".to_owned(),
+        _ => unreachable!("answered above"),
     }
 }
 
@@ -126,5 +132,13 @@ pub fn lease_event(event: &LeaseEvent) -> String {
                 lease.restart_ttl_s()
             )
         }
+    }
+}
+
+pub fn auth_event(event: &AuthEvent) -> String {
+    match event {
+        AuthEvent::TokenIssued { token, user } => format!("token {token} of {user}\n"),
+        AuthEvent::UserTokensRevoked { user } => format!("no tokens of {user}\n"),
+        AuthEvent::AllTokensRevoked => "no tokens\n".to_owned(),
     }
 }
