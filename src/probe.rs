@@ -78,6 +78,7 @@ named! {
         QueuedEventGone => "queued event was gone, its watch catches up",
         WatchCaughtUp => "watch caught up",
         WatchCompacted => "watch cut by compaction",
+        WatchEndedByAuth => "watch ended whose user had lost the right to it",
         WatchResynced => "watches resumed over a snapshot",
         RevisionOverflowed => "revision larger than a watch queue",
         CompactionResumed => "compaction resumed after a restart",

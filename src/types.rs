@@ -109,6 +109,15 @@ impl KeyRange {
         }
     }
 
+    /// As a request has it.
+    pub fn to_wire(&self) -> (&[u8], &[u8]) {
+        match self {
+            Self::Point(key) => (key, b""),
+            Self::Span(start, end) => (start, end),
+            Self::From(start) => (start, b"\0"),
+        }
+    }
+
     pub fn start(&self) -> &bytes::Bytes {
         match self {
             Self::Point(start) | Self::Span(start, _) | Self::From(start) => start,

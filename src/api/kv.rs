@@ -128,7 +128,9 @@ impl KvService {
         kind: Write<Q, A>,
     ) -> Result<Response<A>, Status> {
         let started = self.log.now();
-        let held = match answer_size::may_be_large(&request) {
+        let reads_much =
+            answer_size::may_be_large(&request) && self.handle.seems_permitted(caller, &request);
+        let held = match reads_much {
             true => Some(self.admit(caller, request.clone()).await?),
             false => None,
         };

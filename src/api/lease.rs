@@ -100,7 +100,10 @@ impl Lease for LeaseService {
                 // The header is made first, so that it never shows a revision at which the
                 // lease may already be gone.
                 let header = header::now(&handle);
-                let renewed = handle.renew_lease(&caller, LeaseId(request.id)).await;
+                let renewed = match caller.again() {
+                    Ok(caller) => handle.renew_lease(&caller, LeaseId(request.id)).await,
+                    Err(error) => Err(error),
+                };
                 let failed = renewed.is_err();
                 let answer = renewed.map(|ttl| LeaseKeepAliveResponse {
                     header: Some(header),
@@ -135,10 +138,10 @@ impl Lease for LeaseService {
 
     async fn lease_leases(
         &self,
-        _request: Request<LeaseLeasesRequest>,
+        request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
-        // etcd lists what this member knows, without asking a quorum.
-        let ids = self.handle.shared().deadlines.lock().ids();
+        let caller = caller::of(&self.handle, "LeaseLeases", &request);
+        let ids = self.handle.list_leases(&caller).await?;
         Ok(Response::new(LeaseLeasesResponse {
             header: Some(header::now(&self.handle)),
             leases: ids.into_iter().map(|id| LeaseStatus { id: id.0 }).collect(),

@@ -13,6 +13,8 @@ pub struct Settings {
     /// Where a watch's response is split, if its client allows it, in bytes.
     pub fragment_bytes: usize,
     pub progress_interval: Duration,
+    /// Whether running watches end when their users lose the right to them.
+    pub recheck_watches: bool,
     /// A unary call that takes longer is logged.
     pub warning_unary_request_duration: Duration,
     /// A read that takes longer is logged.

@@ -5,6 +5,9 @@
 
 mod frames;
 mod outbox;
+mod rechecks;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,7 +25,7 @@ use super::status_text::broken_stream;
 use super::{Settings, caller, header};
 use crate::budget::{Exhausted, Held, Share};
 use crate::env::Interval;
-use crate::error::watch_reason;
+use crate::error::{Error, watch_reason};
 use crate::metrics::Metrics;
 use crate::probe::{self, CoveragePoint};
 use crate::proto::etcdserverpb::{
@@ -31,7 +34,8 @@ use crate::proto::etcdserverpb::{
 };
 use crate::service::caller::Caller;
 use crate::service::handle::Handle;
-use crate::service::permission::{self, Asks};
+use crate::service::permission;
+use crate::state::auth::AuthView;
 use crate::types::KeyRange;
 use crate::watch::{self, ALL_WATCHES, Output, Stream};
 
@@ -56,16 +60,19 @@ const MIN_PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 pub use frames::MessageCount;
 use outbox::Outbox;
 pub use outbox::Responses;
+use rechecks::{Rechecks, Woken};
 
 pub struct WatchService {
     handle: Handle,
     settings: Settings,
     reads: Arc<Semaphore>,
+    rechecks: Arc<Rechecks>,
 }
 
 impl WatchService {
     pub fn new(handle: Handle, settings: Settings) -> Self {
         Self {
+            rechecks: Rechecks::begin(&handle, settings.recheck_watches),
             handle,
             settings,
             reads: Arc::new(Semaphore::new(READS_AT_ONCE)),
@@ -115,6 +122,7 @@ impl WatchService {
         let (outbox, responses) = outbox::outbox(hub.share().clone());
         let wake = Arc::new(Notify::new());
         let waker = wake.clone();
+        let woken = self.rechecks.join(wake.clone());
         let stream = hub.open(Arc::new(move || waker.notify_one()));
         let session = Session {
             handle: self.handle.clone(),
@@ -124,6 +132,9 @@ impl WatchService {
             reads: self.reads.clone(),
             waiting: VecDeque::new(),
             busy: false,
+            judged: None,
+            rechecks: self.settings.recheck_watches,
+            _woken: woken,
             max_request_bytes: self.settings.max_request_bytes,
             fragment_bytes: self.settings.fragment_bytes,
         };
@@ -159,6 +170,11 @@ struct Session {
     waiting: VecDeque<WatchResponse>,
     /// True while `stream` may have something to say.
     busy: bool,
+    /// The users and roles by which all watches were judged last.
+    judged: Option<Arc<AuthView>>,
+    /// False: as in etcd a watch goes on when its user loses the right to it.
+    rechecks: bool,
+    _woken: Woken,
     max_request_bytes: usize,
     fragment_bytes: usize,
 }
@@ -187,6 +203,7 @@ impl Session {
                 () = self.outbox.closed() => Err(Gone),
                 () = wake.notified(), if !self.busy => {
                     self.busy = true;
+                    self.recheck();
                     Ok(())
                 }
                 () = progress.tick() => {
@@ -288,14 +305,10 @@ impl Session {
 
     fn create(&mut self, create: WatchCreateRequest) {
         let head = self.handle.view().head;
-        let asks = Asks::Read {
-            key: &create.key,
-            range_end: &create.range_end,
-        };
-        let created = if let Err(error) = permission::check(&self.caller, asks) {
-            Err(error.text().to_owned())
-        } else if create.start_revision < 0 {
+        let created = if create.start_revision < 0 {
             Err(watch_reason::COMPACTED.to_owned())
+        } else if let Err(error) = self.check(&create) {
+            Err(refusal_text(error))
         } else {
             self.stream
                 .create(watch_request(create), head)
@@ -315,6 +328,51 @@ impl Session {
             }
         }
         self.waiting.push_back(response);
+    }
+
+    /// Whether a watch may be made. Its range is judged as it was asked for.
+    fn check(&self, create: &WatchCreateRequest) -> Result<(), Error> {
+        let shared = self.handle.shared();
+        if !shared.is_auth_enabled() {
+            return Ok(());
+        }
+        let caller = self.caller.again()?;
+        let auth = self.handle.auth();
+        let access = permission::access(&auth, &caller);
+        access.read(first_key(create), &create.range_end)
+    }
+
+    /// Ends the watches whose user may not read what they watch any more; returns their ids.
+    fn recheck(&mut self) -> Vec<i64> {
+        if !self.rechecks || !self.handle.shared().is_auth_enabled() {
+            return Vec::new();
+        }
+        let auth = self.handle.auth();
+        let judged = self.judged.as_ref();
+        if judged.is_some_and(|judged| Arc::ptr_eq(judged, &auth)) {
+            return Vec::new();
+        }
+        // Whose token has expired goes on as the user that it was.
+        let caller = self.caller.again().unwrap_or_else(|_| self.caller.clone());
+        let access = permission::access_at_any_revision(&auth, &caller);
+        let refused = self.stream.ranges().filter_map(|(watch_id, range)| {
+            let (key, range_end) = range.to_wire();
+            Some((watch_id, access.read(key, range_end).err()?))
+        });
+        let refused: Vec<(i64, Error)> = refused.collect();
+        self.judged = Some(auth.clone());
+        for (watch_id, error) in &refused {
+            probe::reached(CoveragePoint::WatchEndedByAuth);
+            self.stream.cancel(*watch_id);
+            self.waiting.push_back(WatchResponse {
+                header: Some(header::now(&self.handle)),
+                watch_id: *watch_id,
+                canceled: true,
+                cancel_reason: refusal_text(*error),
+                ..Default::default()
+            });
+        }
+        refused.into_iter().map(|(watch_id, _)| watch_id).collect()
     }
 
     /// Hands on what there is, up to a bounded number and while the network asks for more.
@@ -359,7 +417,14 @@ impl Session {
             stream.next(&view.snapshot())
         };
         match output {
-            Ok(Some(output)) => self.output(output),
+            Ok(Some(output)) => {
+                // What it holds was shown to readers before: the users and roles of now are at
+                // least as new.
+                let ended = self.recheck();
+                if !output.watch_id().is_some_and(|id| ended.contains(&id)) {
+                    self.output(output);
+                }
+            }
             Ok(None) => self.busy = false,
             Err(error) => {
                 self.handle.shared().fail_storage(error);
@@ -468,13 +533,29 @@ fn room_bytes(share: &Share) -> usize {
     ROOM_BYTES.min(share.limit_bytes() / 16)
 }
 
+/// Why a watch is refused or ended, as etcd has it: the error as its client prints it. What etcd
+/// does not foresee there is a missing permission.
+fn refusal_text(error: Error) -> String {
+    let shown = match error {
+        Error::InvalidAuthToken | Error::AuthOldRevision | Error::UserEmpty => error,
+        _ => Error::PermissionDenied,
+    };
+    format!("rpc error: code = {:?} desc = {shown}", shown.code())
+}
+
+/// An empty key stands for the smallest one.
+fn first_key(create: &WatchCreateRequest) -> &[u8] {
+    match create.key.is_empty() {
+        true => &[0],
+        false => &create.key,
+    }
+}
+
 fn watch_request(create: WatchCreateRequest) -> watch::Request {
     let has = |filter: FilterType| create.filters.contains(&(filter as i32));
-    // An empty key stands for the smallest one.
-    let key = if create.key.is_empty() {
-        bytes::Bytes::from_static(&[0])
-    } else {
-        create.key.clone()
+    let key = match create.key.is_empty() {
+        true => bytes::Bytes::copy_from_slice(first_key(&create)),
+        false => create.key.clone(),
     };
     watch::Request {
         watch_id: create.watch_id,

@@ -79,6 +79,8 @@ pub struct Config {
     pub compaction_sleep_interval: Duration,
     /// At least 100 ms.
     pub watch_progress_notify_interval: Duration,
+    /// End running watches whose users lost the right to them.
+    pub watch_permission_recheck: bool,
     /// Between comparisons of all members' data; none: they are not made.
     pub corrupt_check_time: Option<Duration>,
     /// Between comparisons of the hashes kept at compactions.

@@ -89,6 +89,7 @@ pub fn settle(
             .positive("watch-progress-notify-interval")
             .unwrap_or(Duration::from_secs(600))
             .max(Duration::from_millis(100)),
+        watch_permission_recheck: values.bool("watch-permission-recheck"),
         corrupt_check_time: values.positive("corrupt-check-time"),
         compact_hash_check_time: values.time("compact-hash-check-time"),
         warning_apply_duration: values.time("warning-apply-duration"),

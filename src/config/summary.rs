@@ -181,6 +181,10 @@ impl Config {
                 spelled(self.watch_progress_notify_interval),
             ),
             (
+                "watch-permission-recheck",
+                self.watch_permission_recheck.into(),
+            ),
+            (
                 "warning-apply-duration",
                 spelled(self.warning_apply_duration),
             ),

@@ -3,7 +3,7 @@
 //! This is the only place that gives out revisions. Changes of a group are kept in an overlay
 //! over the engine until the group is written, so that a later entry of the group sees them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -22,6 +22,8 @@ pub struct Writer {
     engine: Arc<dyn Engine>,
     batch: Batch,
     overlay: Overlay,
+    /// Leases whose attached keys changed in the batch.
+    moved: BTreeSet<LeaseId>,
     head: i64,
     compacted: i64,
     keys: i64,
@@ -39,6 +41,7 @@ impl Writer {
             engine,
             batch: Batch::default(),
             overlay: Overlay::new(),
+            moved: BTreeSet::new(),
             head: head as i64,
             compacted,
             keys: keys as i64,
@@ -80,6 +83,16 @@ impl Writer {
         !self.overlay.is_empty()
     }
 
+    /// True where the engine does not have all changes of a lease's keys yet.
+    pub fn has_pending_attachments(&self, lease: LeaseId) -> bool {
+        self.moved.contains(&lease)
+    }
+
+    /// Notes that the batch changes the keys of a lease.
+    pub fn note_attachment(&mut self, lease: LeaseId) {
+        self.moved.insert(lease);
+    }
+
     /// Writes the group: what it changed and the entry that it ends with, in one batch.
     pub fn commit(&mut self, applied_index: u64, applied_term: u64) -> storage::Result<()> {
         let applied = schema::encode_numbers(&[applied_index, applied_term]);
@@ -91,6 +104,7 @@ impl Writer {
         self.engine.write(&self.batch)?;
         self.batch.clear();
         self.overlay.clear();
+        self.moved.clear();
         Ok(())
     }
 

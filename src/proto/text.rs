@@ -131,10 +131,15 @@ pub fn entry(request: &InternalRaftRequest) -> String {
 }
 
 fn header(header: &RequestHeader) -> String {
+    // Without a name the revision is a mark of members.
+    let of_user = match header.username.as_str() {
+        "" => 0,
+        _ => header.auth_revision,
+    };
     Fields::newer()
         .number("ID", header.id)
         .bytes("username", header.username.as_bytes())
-        .number("auth_revision", header.auth_revision)
+        .number("auth_revision", of_user)
         .text
 }
 

@@ -48,6 +48,7 @@ pub struct Shared {
     pub tokens: Arc<dyn AuthObserver>,
     /// That of the newest view, for those who need no more of it.
     auth_enabled: AtomicBool,
+    auth_changes: tokio_watch::Sender<()>,
     /// A snapshot from the leader replaces it: whoever reads and writes takes it once for both.
     engine: RwLock<NumberedEngine>,
     view: RwLock<Arc<ReadView>>,
@@ -89,6 +90,7 @@ impl Shared {
             size_in_use_bytes: AtomicI64::new(0),
             tokens: outside.tokens.clone(),
             auth_enabled: AtomicBool::new(machine.auth().is_enabled()),
+            auth_changes: tokio_watch::Sender::new(()),
             view: RwLock::new(Arc::new(ReadView::new(engine.as_ref(), machine))),
             status: RwLock::new(Arc::new(ClusterStatus::of(machine))),
             failure: tokio_watch::Sender::new(None),
@@ -145,9 +147,18 @@ impl Shared {
         self.auth_enabled
             .store(view.auth.is_enabled(), Ordering::Release);
         let view = Arc::new(view);
+        let auth = view.auth.clone();
         // The old view is dropped outside the lock: its end may cost the engine some work.
         let old = std::mem::replace(&mut *self.view.write(), view);
+        if !Arc::ptr_eq(&old.auth, &auth) {
+            self.auth_changes.send_replace(());
+        }
         drop(old);
+    }
+
+    /// Says that the newest view has other users, roles or permissions than one before.
+    pub fn auth_changes(&self) -> tokio_watch::Receiver<()> {
+        self.auth_changes.subscribe()
     }
 
     pub fn status(&self) -> Arc<ClusterStatus> {

@@ -225,6 +225,7 @@ impl Member {
             max_request_bytes: config.max_request_bytes,
             fragment_bytes: config.max_request_bytes + api::GRPC_OVERHEAD_BYTES,
             progress_interval: config.watch_progress_notify_interval,
+            recheck_watches: config.watch_permission_recheck,
             warning_unary_request_duration: config.warning_unary_request_duration,
             warning_apply_duration: config.warning_apply_duration,
         };

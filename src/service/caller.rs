@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use tracing::Span;
 
+use crate::error::Error;
 use crate::proto::etcdserverpb::RequestHeader;
+use crate::state::auth::verdict::MEMBER_REVISION;
 
 /// The identity of a caller.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,7 +21,10 @@ pub enum Identity {
     /// A client that is not authenticated.
     #[default]
     Nobody,
-    #[allow(dead_code, reason = "permissions and traces are about to read it")]
+    #[allow(
+        dead_code,
+        reason = "those who resolve identities are about to make it"
+    )]
     User(Arc<User>),
     /// This member, or another one of the cluster.
     Member,
@@ -32,10 +37,18 @@ pub struct User {
     pub auth_revision: u64,
 }
 
+/// What a client showed to say who it is.
+pub trait Credentials: std::fmt::Debug + Send + Sync {
+    /// Whose they are now. A token may have expired, and its user's auth revision is that of now.
+    fn identity(&self) -> Result<Identity, Error>;
+}
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Caller {
     identity: Identity,
+    /// None for one whose identity stays what it is.
+    credentials: Option<Arc<dyn Credentials>>,
     deadline: Option<Duration>,
     #[allow(dead_code, reason = "permissions and traces are about to read it")]
     span: Span,
@@ -46,8 +59,35 @@ impl Caller {
     pub fn client(identity: Identity, deadline: Option<Duration>, span: Span) -> Self {
         Self {
             identity,
+            credentials: None,
             deadline,
             span,
+        }
+    }
+
+    /// The same with what it showed, for a stream, which lasts longer than an identity.
+    #[allow(
+        dead_code,
+        reason = "those who resolve identities are about to hand them in"
+    )]
+    pub fn with_credentials(self, credentials: Arc<dyn Credentials>) -> Self {
+        Self {
+            credentials: Some(credentials),
+            ..self
+        }
+    }
+
+    /// Who a caller is now, for each message of a stream.
+    ///
+    /// # Errors
+    /// What it showed is not valid any more.
+    pub fn again(&self) -> Result<Self, Error> {
+        match &self.credentials {
+            None => Ok(self.clone()),
+            Some(credentials) => Ok(Self {
+                identity: credentials.identity()?,
+                ..self.clone()
+            }),
         }
     }
 
@@ -62,7 +102,6 @@ impl Caller {
         Self::client(Identity::Nobody, None, Span::none())
     }
 
-    #[allow(dead_code, reason = "permissions and traces are about to read it")]
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -89,8 +128,13 @@ impl Caller {
     /// The identity for the header of the proposed request.
     pub fn header(&self, id: u64) -> RequestHeader {
         let (username, auth_revision) = match &self.identity {
-            Identity::User(user) => (user.name.clone(), user.auth_revision),
-            Identity::Nobody | Identity::Member => Default::default(),
+            // A signed token can name any revision; that of members is not for users.
+            Identity::User(user) => (
+                user.name.clone(),
+                user.auth_revision.min(MEMBER_REVISION - 1),
+            ),
+            Identity::Nobody => Default::default(),
+            Identity::Member => (String::new(), MEMBER_REVISION),
         };
         RequestHeader {
             id,
@@ -127,7 +171,7 @@ mod tests {
         };
         for (identity, name, revision) in [
             (Identity::Nobody, "", 0),
-            (Identity::Member, "", 0),
+            (Identity::Member, "", MEMBER_REVISION),
             (Identity::User(Arc::new(alice)), "alice", 7),
         ] {
             let header = Caller::client(identity, None, Span::none()).header(9);

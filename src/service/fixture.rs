@@ -4,11 +4,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use tracing::Span;
+
 use super::admission::AdmissionLimits;
+use super::caller::{Caller, Identity, User};
 use super::handle::Handle;
 use super::settings::{Rules, ServiceSettings};
 use crate::env::{Clock, ManualClock, SystemRng, TokioExecutor};
 use crate::metrics::Metrics;
+use crate::proto::authpb::Permission;
+use crate::proto::etcdserverpb::{
+    AuthEnableRequest, AuthRoleAddRequest, AuthRoleGrantPermissionRequest, AuthUserAddRequest,
+    AuthUserGrantRoleRequest, InternalRaftRequest,
+};
 use crate::proto::membershippb::{Member, RaftAttributes};
 use crate::raft::replica;
 use crate::replica::auth_observer::NoTokens;
@@ -16,7 +25,9 @@ use crate::replica::cluster_status::ClusterStatus;
 use crate::replica::inbox::Inbox;
 use crate::replica::outside::{Outside, Timing};
 use crate::replica::shared::Shared;
+use crate::replica::view::ReadView;
 use crate::state::Machine;
+use crate::state::machine::{Entry, Payload};
 use crate::storage::memory::MemoryEngine;
 use crate::transport::{Network, NoNetwork};
 use crate::types::{ClusterId, MemberId};
@@ -71,6 +82,81 @@ pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, 
     let shared = Shared::new(ME, ClusterId(1), &outside, &machine);
     let handle = Handle::new(shared, inbox.clone(), network, settings);
     (handle, inbox)
+}
+
+/// The kind, key and range end of each permission.
+pub type Permissions = &'static [(i32, &'static str, &'static str)];
+
+/// Requests that make a user with a role of its own, for each name and its permissions, and then enable authentication. Who is called `root` has the role of that name.
+pub fn auth_requests(users: &[(&str, Permissions)]) -> Vec<InternalRaftRequest> {
+    let mut requests = Vec::new();
+    for (name, permissions) in users {
+        let name = (*name).to_owned();
+        requests.push(InternalRaftRequest {
+            auth_user_add: Some(AuthUserAddRequest {
+                name: name.clone(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        requests.push(InternalRaftRequest {
+            auth_role_add: Some(AuthRoleAddRequest { name: name.clone() }),
+            ..Default::default()
+        });
+        requests.push(InternalRaftRequest {
+            auth_user_grant_role: Some(AuthUserGrantRoleRequest {
+                user: name.clone(),
+                role: name.clone(),
+            }),
+            ..Default::default()
+        });
+        for (kind, key, range_end) in *permissions {
+            let permission = Permission {
+                perm_type: *kind,
+                key: Bytes::copy_from_slice(key.as_bytes()),
+                range_end: Bytes::copy_from_slice(range_end.as_bytes()),
+            };
+            requests.push(InternalRaftRequest {
+                auth_role_grant_permission: Some(AuthRoleGrantPermissionRequest {
+                    name: name.clone(),
+                    perm: Some(permission),
+                }),
+                ..Default::default()
+            });
+        }
+    }
+    requests.push(InternalRaftRequest {
+        auth_enable: Some(AuthEnableRequest {}),
+        ..Default::default()
+    });
+    requests
+}
+
+/// Applies requests to the state of a member and shows it, as its apply thread would.
+pub fn apply(handle: &Handle, requests: Vec<InternalRaftRequest>) {
+    let shared = handle.shared();
+    let mut machine = Machine::open(shared.engine()).expect("opens");
+    let first = machine.applied_index() + 1;
+    let entries = (first..).zip(requests).map(|(index, request)| Entry {
+        index,
+        term: 1,
+        payload: Payload::Decoded(Arc::new(request)),
+    });
+    let group = machine.apply(entries.collect()).expect("applies");
+    for applied in &group.applied {
+        assert!(applied.result.is_ok(), "{applied:?}");
+    }
+    shared.publish_view(ReadView::new(shared.engine().as_ref(), &machine));
+    shared.hub.publish(machine.head(), &group.changes);
+}
+
+/// A client that was authenticated at an auth revision.
+pub fn user(name: &str, auth_revision: u64) -> Caller {
+    let user = User {
+        name: name.to_owned(),
+        auth_revision,
+    };
+    Caller::client(Identity::User(Arc::new(user)), None, Span::none())
 }
 
 /// Sets the leader, 0 for none; this member is `ME`.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use super::caller::Caller;
+use super::permission::{self, Asks, Needs};
 use super::settings::ServiceSettings;
 use crate::env;
 use crate::error::Error;
@@ -64,12 +65,16 @@ impl Handle {
     }
 
     /// Users, roles and permissions as of the newest view.
-    #[allow(
-        dead_code,
-        reason = "the services of users and tokens are about to read it"
-    )]
     pub fn auth(&self) -> Arc<AuthView> {
         self.shared.view().auth.clone()
+    }
+
+    /// Whether a caller may call what needs this of it, as far as this member knows.
+    pub fn check_call(&self, caller: &Caller, needs: Needs) -> Result<(), Error> {
+        match self.shared.is_auth_enabled() {
+            true => permission::check(&self.auth(), caller, Asks::Call(needs)),
+            false => Ok(()),
+        }
     }
 
     pub fn settings(&self) -> &ServiceSettings {

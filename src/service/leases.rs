@@ -2,18 +2,26 @@
 //! renewal needs no log entry, but a quorum has to confirm the leader: a former leader must not
 //! renew what its successor has revoked.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use super::caller::Caller;
 use super::handle::Handle;
+use super::permission;
 use crate::error::Error;
+use crate::mvcc;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{
     InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseKeepAliveRequest,
     LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
 use crate::proto::etchedpeer::{PeerRequest, PeerResponse, peer_request, peer_response};
-use crate::state::lease;
+use crate::replica::view::ReadView;
+use crate::state::auth::verdict::Access;
+use crate::state::lease::{self, Attached};
+use crate::storage::Read;
 use crate::types::LeaseId;
 
 /// Wait before the leader is looked up again.
@@ -22,6 +30,12 @@ const RETRY: Duration = Duration::from_millis(50);
 impl Handle {
     /// Renews a lease; returns its TTL in seconds, 0 if it does not exist.
     pub async fn renew_lease(&self, caller: &Caller, id: LeaseId) -> Result<i64, Error> {
+        if let Some(view) = self.judging_view(caller)? {
+            let asks = move |access: &Access<'_>, read: &dyn Read| {
+                access.write_attached(id, &Attached(read))
+            };
+            self.judge(caller, view, asks).await?;
+        }
         let deadline = self.deadline(caller);
         loop {
             let renewed = if self.shared().raft.is_leader() {
@@ -105,9 +119,70 @@ impl Handle {
                 .await
             };
             if !self.is_worth_another_try(&left, deadline).await {
-                return left;
+                let left = left?;
+                let shown = left.as_ref().map_or(&[][..], |left| &left.keys);
+                self.check_shown(caller, shown).await?;
+                return Ok(left);
             }
         }
+    }
+
+    /// Whether a caller may see the names of these keys of a lease. Those that are shown are judged,
+    /// and not, as in etcd, those that this member knew the lease to have: the leader may know more.
+    async fn check_shown(&self, caller: &Caller, keys: &[Bytes]) -> Result<(), Error> {
+        if self.judging_view(caller)?.is_none() || keys.is_empty() {
+            return Ok(());
+        }
+        let view = self.linearizable_view(caller).await?;
+        let access = permission::access(&view.auth, caller);
+        match access.root() {
+            Ok(()) => Ok(()),
+            Err(_) => keys.iter().try_for_each(|key| access.read(key, b"")),
+        }
+    }
+
+    /// The ids of all leases that this member knows, to a caller who may read all their keys; etcd
+    /// does not ask a quorum either.
+    pub async fn list_leases(&self, caller: &Caller) -> Result<Vec<LeaseId>, Error> {
+        let ids = self.shared().deadlines.lock().ids();
+        if let Some(view) = self.judging_view(caller)? {
+            let asks = move |access: &Access<'_>, read: &dyn Read| {
+                access.read_all_attached(&Attached(read))
+            };
+            self.judge(caller, view, asks).await?;
+        }
+        Ok(ids)
+    }
+
+    /// The state by which a caller is judged who is not allowed everything.
+    ///
+    /// # Errors
+    /// It is nobody.
+    fn judging_view(&self, caller: &Caller) -> Result<Option<Arc<ReadView>>, Error> {
+        if !self.shared().is_auth_enabled() {
+            return Ok(None);
+        }
+        let view = self.view();
+        let access = permission::access(&view.auth, caller);
+        access.user()?;
+        let is_root = access.root().is_ok();
+        Ok((!is_root).then_some(view))
+    }
+
+    /// Judges by all keys of leases, off the network's threads: there may be many.
+    async fn judge(
+        &self,
+        caller: &Caller,
+        view: Arc<ReadView>,
+        asks: impl Fn(&Access<'_>, &dyn Read) -> mvcc::Result<()> + Send + 'static,
+    ) -> Result<(), Error> {
+        let caller = caller.clone();
+        let judged = self.blocking(move || {
+            let access = permission::access(&view.auth, &caller);
+            asks(&access, view.read())
+        });
+        let verdict = judged.await.map_err(|_| Error::Stopped)?;
+        verdict.map_err(|error| self.refusal(error))
     }
 
     /// As `lease_left`, if this member leads.

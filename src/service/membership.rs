@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::caller::Caller;
 use super::handle::Handle;
+use super::permission::Needs;
 use super::settings::Rules;
 use crate::config::{self, Url, urls};
 use crate::error::Error;
@@ -157,6 +158,8 @@ impl Handle {
         learner: bool,
     ) -> Result<(etcdserverpb::Member, Vec<etcdserverpb::Member>), Error> {
         let urls = peer_urls(urls)?;
+        // As in etcd what is wrong with the request comes first.
+        self.check_call(caller, Needs::Root)?;
         let seconds = self.shared().clock.wall().as_secs();
         let id = config::member_id(&urls, &seconds.to_string());
         let added = RaftAttributes {

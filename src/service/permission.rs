@@ -1,25 +1,25 @@
-//! Whether a caller may do something: one check before every read and every proposal, on all
-//! surfaces.
+//! Whether a caller may do something: asked before every read and every proposal, on all surfaces.
 //!
-//! Everything is allowed: there are no users yet. The checks already get everything that the
-//! decision will need. Key ranges are those of the request, not normalised: a range end of one zero
-//! byte means all keys from the start key on, and has to be checked as such.
+//! `state::auth::verdict` decides. Here is which state it decides by: a read is judged by the users
+//! and roles of the very state that is read, so that it can neither see what was written after its
+//! right was taken nor be refused what an earlier state allowed. A proposal is judged when it is
+//! applied; only who is nobody at all is refused before it reaches the log.
 
-use super::caller::Caller;
+use super::caller::{Caller, Identity};
 use crate::error::Error;
+use crate::mvcc;
 use crate::proto::etcdserverpb::{InternalRaftRequest, TxnRequest};
+use crate::state::auth::AuthView;
+use crate::state::auth::verdict::{self, Access, NoKeys};
 
 /// The permission that is requested.
-#[allow(dead_code, reason = "permissions and traces are about to read it")]
 #[derive(Clone, Copy, Debug)]
 pub enum Asks<'a> {
-    /// To read a key or a range, now or as it changes; `range_end` as in a request.
+    /// To read a key or a range, now or as it changes. As in a request, not normalised: a range end
+    /// of one zero byte means all keys from the start key on.
     Read { key: &'a [u8], range_end: &'a [u8] },
     /// To execute a read-only transaction.
     ReadTxn(&'a TxnRequest),
-    /// To have a request replicated. Its contents are checked again at apply, for the identity in
-    /// its header: permissions may have changed in between.
-    Propose(&'a InternalRaftRequest),
     /// To call an RPC of this kind at all.
     Call(Needs),
 }
@@ -28,7 +28,7 @@ pub enum Asks<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
     Nothing,
-    /// Permissions for the keys in the request, which are checked where it is executed.
+    /// What depends on the request, which is checked where it is executed.
     Content,
     /// To be authenticated, with any role.
     User,
@@ -36,8 +36,179 @@ pub enum Needs {
     Root,
 }
 
+/// What a caller may do, by an auth state.
+pub fn access<'a>(auth: &'a AuthView, caller: &'a Caller) -> Access<'a> {
+    let identity = match caller.identity() {
+        Identity::Nobody => verdict::Identity::Nobody,
+        Identity::Member => verdict::Identity::Member,
+        Identity::User(user) => verdict::Identity::User {
+            name: &user.name,
+            auth_revision: user.auth_revision,
+        },
+    };
+    Access::of(auth, identity)
+}
+
+/// The same for what began when the caller was authenticated and goes on: what counts is its name.
+pub fn access_at_any_revision<'a>(auth: &'a AuthView, caller: &'a Caller) -> Access<'a> {
+    match caller.identity() {
+        Identity::User(user) => Access::of(
+            auth,
+            verdict::Identity::User {
+                name: &user.name,
+                auth_revision: auth.revision(),
+            },
+        ),
+        Identity::Nobody | Identity::Member => access(auth, caller),
+    }
+}
+
 /// # Errors
-/// The caller is not allowed to do that.
-pub fn check(_caller: &Caller, _asks: Asks<'_>) -> Result<(), Error> {
-    Ok(())
+/// The caller is not allowed to do that in the state that `auth` is of.
+pub fn check(auth: &AuthView, caller: &Caller, asks: Asks<'_>) -> Result<(), Error> {
+    if !auth.is_enabled() {
+        return Ok(());
+    }
+    let access = access(auth, caller);
+    match asks {
+        Asks::Read { key, range_end } => {
+            access.read(key, range_end)?;
+            access.same_revision()
+        }
+        Asks::ReadTxn(txn) => {
+            without_leases(access.txn(txn, &NoKeys))?;
+            access.same_revision()
+        }
+        Asks::Call(Needs::User) => access.user(),
+        Asks::Call(Needs::Root) => access.root(),
+        Asks::Call(Needs::Nothing | Needs::Content) => Ok(()),
+    }
+}
+
+/// Whether a request would be refused whatever its leases are attached to, by an auth state.
+pub fn check_request(
+    auth: &AuthView,
+    caller: &Caller,
+    request: &InternalRaftRequest,
+) -> Result<(), Error> {
+    without_leases(access(auth, caller).request(request, &NoKeys))
+}
+
+/// A verdict for which nothing was read.
+fn without_leases(verdict: mvcc::Result<()>) -> Result<(), Error> {
+    match verdict {
+        Ok(()) => Ok(()),
+        Err(mvcc::Error::Refused(error)) => Err(error),
+        Err(mvcc::Error::Storage(_)) => Err(Error::PermissionDenied),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::service::fixture::{self, user};
+
+    /// `alice` may read `a` to `c` and write `a`.
+    fn auth() -> Arc<AuthView> {
+        let handle = fixture::alone();
+        let alice: fixture::Permissions = &[(0, "a", "c"), (1, "a", "")];
+        let requests = fixture::auth_requests(&[("alice", alice), ("root", &[])]);
+        fixture::apply(&handle, requests);
+        handle.auth()
+    }
+
+    #[test]
+    fn reads_are_judged_by_the_state_that_is_read() {
+        let auth = auth();
+        let now = auth.revision();
+        let read = |key: &'static str, end: &'static str| Asks::Read {
+            key: key.as_bytes(),
+            range_end: end.as_bytes(),
+        };
+        for (caller, asks, expected) in [
+            (Caller::nobody(), read("a", ""), Err(Error::UserEmpty)),
+            (Caller::member(), read("a", "\0"), Ok(())),
+            (user("alice", now), read("a", "c"), Ok(())),
+            (
+                user("alice", now),
+                read("a", "\0"),
+                Err(Error::PermissionDenied),
+            ),
+            (
+                user("alice", now - 1),
+                read("a", "c"),
+                Err(Error::AuthOldRevision),
+            ),
+            // A signed token of a state that this member has not seen yet.
+            (
+                user("alice", now + 1),
+                read("a", "c"),
+                Err(Error::AuthOldRevision),
+            ),
+            (
+                user("alice", now + 1),
+                read("x", ""),
+                Err(Error::PermissionDenied),
+            ),
+            (
+                user("bob", now),
+                read("a", ""),
+                Err(Error::PermissionDenied),
+            ),
+            (user("root", now), read("x", "\0"), Ok(())),
+            (
+                user("root", now - 1),
+                read("x", "\0"),
+                Err(Error::AuthOldRevision),
+            ),
+            (user("root", 1), Asks::Call(Needs::Root), Ok(())),
+            (
+                user("alice", now),
+                Asks::Call(Needs::Root),
+                Err(Error::PermissionDenied),
+            ),
+            (
+                user("bob", now),
+                Asks::Call(Needs::Root),
+                Err(Error::UserNotFound),
+            ),
+            (user("bob", now), Asks::Call(Needs::User), Ok(())),
+            (
+                Caller::nobody(),
+                Asks::Call(Needs::User),
+                Err(Error::UserEmpty),
+            ),
+            (
+                Caller::nobody(),
+                Asks::Call(Needs::Root),
+                Err(Error::UserEmpty),
+            ),
+            (Caller::nobody(), Asks::Call(Needs::Nothing), Ok(())),
+        ] {
+            let who = format!("{:?} {asks:?}", caller.identity());
+            assert_eq!(check(&auth, &caller, asks), expected, "{who}");
+        }
+        let empty = TxnRequest::default();
+        assert_eq!(
+            check(&auth, &Caller::nobody(), Asks::ReadTxn(&empty)),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn nothing_is_asked_where_authentication_is_not_enabled() {
+        let auth = AuthView::default();
+        for asks in [
+            Asks::Read {
+                key: b"a",
+                range_end: b"\0",
+            },
+            Asks::Call(Needs::Root),
+        ] {
+            assert_eq!(check(&auth, &Caller::nobody(), asks), Ok(()));
+            assert_eq!(check(&auth, &user("nobody", 99), asks), Ok(()));
+        }
+    }
 }

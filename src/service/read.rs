@@ -34,7 +34,7 @@ impl Handle {
             false => self.linearizable_view(caller).await?,
         };
         // Behind the wait: permissions are part of what is read.
-        permission::check(caller, asks)?;
+        permission::check(&view.auth, caller, asks)?;
         Ok(view)
     }
 

@@ -95,7 +95,7 @@ pub const RPCS: &[Rpc] = &[
     row(LEASE, "LeaseKeepAlive", BidiStream, Content, Refuses),
     row(LEASE, "LeaseTimeToLive", Unary, Content, Refuses),
     row(LEASE, "LeaseLeases", Unary, Content, Refuses),
-    row(CLUSTER, "MemberAdd", Unary, Root, Refuses),
+    row(CLUSTER, "MemberAdd", Unary, Content, Refuses),
     row(CLUSTER, "MemberRemove", Unary, Root, Refuses),
     row(CLUSTER, "MemberUpdate", Unary, Root, Refuses),
     row(CLUSTER, "MemberList", Unary, User, Refuses),

@@ -304,6 +304,7 @@ impl Process {
             warning_unary_request_duration: Duration::MAX,
             warning_apply_duration: Duration::MAX,
             progress_interval: config.progress_interval,
+            recheck_watches: true,
         };
         let services = Services {
             // Answers are looked at whole.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::proto::etcdserverpb::{AlarmMember, AlarmType};
+use crate::proto::etcdserverpb::{
+    AlarmMember, AlarmRequest, AlarmType, alarm_request::AlarmAction,
+};
 use crate::storage::schema::{self, meta};
 use crate::storage::{self, Batch, Family, Read};
 use crate::types::MemberId;
@@ -38,8 +40,23 @@ impl Alarms {
             .collect()
     }
 
+    /// Executes a request; returns the alarms that it is about.
+    pub fn execute(&mut self, request: &AlarmRequest, batch: &mut Batch) -> Vec<AlarmMember> {
+        let member = MemberId(request.member_id);
+        match AlarmAction::try_from(request.action) {
+            Ok(AlarmAction::Get) => self.list(request.alarm),
+            Ok(AlarmAction::Activate) if request.alarm == AlarmType::None as i32 => Vec::new(),
+            Ok(AlarmAction::Activate) => vec![self.activate(request.alarm, member, batch)],
+            Ok(AlarmAction::Deactivate) => self
+                .deactivate(request.alarm, member, batch)
+                .into_iter()
+                .collect(),
+            Err(_) => Vec::new(),
+        }
+    }
+
     /// Raises an alarm; raising it again changes nothing.
-    pub fn activate(&mut self, kind: i32, member: MemberId, batch: &mut Batch) -> AlarmMember {
+    fn activate(&mut self, kind: i32, member: MemberId, batch: &mut Batch) -> AlarmMember {
         if self.active.insert((kind, member)) {
             batch.put(Family::Meta, &alarm_key(kind, member), &[]);
         }
@@ -47,7 +64,7 @@ impl Alarms {
     }
 
     /// Clears an alarm; `None` where it was not raised.
-    pub fn deactivate(
+    fn deactivate(
         &mut self,
         kind: i32,
         member: MemberId,

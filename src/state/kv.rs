@@ -121,7 +121,7 @@ pub fn put(txn: &mut Txn<'_>, request: &PutRequest, kept: &mut Kept) -> Result<P
     };
     let previous = txn.put(&request.key, &value, lease)?;
     let before = previous.as_ref().map_or(LeaseId::NONE, |old| old.lease);
-    lease::move_key(before, lease, &request.key, txn.writer().batch());
+    lease::move_key(before, lease, &request.key, txn.writer());
     Ok(PutResponse {
         header: header(txn.revision()),
         prev_kv: previous
@@ -162,6 +162,6 @@ pub fn delete_attached(txn: &mut Txn<'_>, keys: &[Bytes]) -> mvcc::Result<()> {
 
 fn detach(txn: &mut Txn<'_>, deleted: &[(Bytes, Version)]) {
     for (key, old) in deleted {
-        lease::move_key(old.lease, LeaseId::NONE, key, txn.writer().batch());
+        lease::move_key(old.lease, LeaseId::NONE, key, txn.writer());
     }
 }

@@ -6,8 +6,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::auth::verdict::AttachedKeys;
 use crate::error::Error;
+use crate::mvcc;
+use crate::mvcc::write::Writer;
 use crate::probe::{self, Defect};
+use crate::proto::etcdserverpb::{InternalRaftRequest, TxnRequest, request_op::Request};
 use crate::storage::schema::{self, meta};
 use crate::storage::{self, Batch, Family, Read};
 use crate::types::LeaseId;
@@ -126,27 +130,98 @@ fn lease_meta_key(id: LeaseId) -> Vec<u8> {
 
 /// The keys attached to a lease, in order.
 pub fn attached_keys(read: &dyn Read, id: LeaseId) -> storage::Result<Vec<Bytes>> {
-    let (lower, upper) = schema::lease_bounds(id);
-    let mut cursor = read.cursor(Family::LeaseKeys, &lower, upper.as_deref())?;
     let mut keys = Vec::new();
-    while cursor.next()? {
-        keys.push(Bytes::copy_from_slice(schema::decode_lease_key(
-            cursor.key(),
-        )));
-    }
+    each_key(read, Some(id), &mut |key| {
+        keys.push(Bytes::copy_from_slice(key));
+        true
+    })?;
     Ok(keys)
 }
 
+/// Calls `goes_on` for the keys attached to a lease, or to any, in order, until it says no.
+fn each_key(
+    read: &dyn Read,
+    id: Option<LeaseId>,
+    goes_on: &mut dyn FnMut(&[u8]) -> bool,
+) -> storage::Result<()> {
+    let (lower, upper) = id.map_or_else(Default::default, schema::lease_bounds);
+    let mut cursor = read.cursor(Family::LeaseKeys, &lower, upper.as_deref())?;
+    while cursor.next()? && goes_on(schema::decode_lease_key(cursor.key())) {}
+    Ok(())
+}
+
+/// The attached keys in a state, for verdicts.
+pub struct Attached<'a>(pub &'a dyn Read);
+
+impl Attached<'_> {
+    fn check(
+        &self,
+        lease: Option<LeaseId>,
+        check: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
+    ) -> mvcc::Result<()> {
+        let mut verdict = Ok(());
+        each_key(self.0, lease, &mut |key| {
+            verdict = check(key);
+            verdict.is_ok()
+        })?;
+        Ok(verdict?)
+    }
+}
+
+impl AttachedKeys for Attached<'_> {
+    fn check_all(
+        &self,
+        lease: LeaseId,
+        check: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
+    ) -> mvcc::Result<()> {
+        self.check(Some(lease), check)
+    }
+
+    fn check_every_lease(
+        &self,
+        check: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
+    ) -> mvcc::Result<()> {
+        self.check(None, check)
+    }
+}
+
 /// Moves a key from one lease to another; either may be none.
-pub fn move_key(from: LeaseId, to: LeaseId, key: &[u8], batch: &mut Batch) {
+pub fn move_key(from: LeaseId, to: LeaseId, key: &[u8], writer: &mut Writer) {
     if from == to {
         return;
     }
+    for lease in [from, to].into_iter().filter(|lease| lease.is_some()) {
+        writer.note_attachment(lease);
+    }
+    let batch = writer.batch();
     let stays = to.is_some() && probe::injected(Defect::KeyStaysAttached);
     if from.is_some() && !stays {
         batch.delete(Family::LeaseKeys, &schema::lease_key(from, key));
     }
     if to.is_some() {
         batch.put(Family::LeaseKeys, &schema::lease_key(to, key), &[]);
+    }
+}
+
+/// Calls `named` for each lease whose keys decide whether a request is permitted.
+pub fn each_named(request: &InternalRaftRequest, named: &mut dyn FnMut(LeaseId)) {
+    if let Some(put) = &request.put {
+        named(LeaseId(put.lease));
+    }
+    if let Some(revoke) = &request.lease_revoke {
+        named(LeaseId(revoke.id));
+    }
+    if let Some(txn) = &request.txn {
+        each_put_to(txn, named);
+    }
+}
+
+fn each_put_to(txn: &TxnRequest, named: &mut dyn FnMut(LeaseId)) {
+    for op in txn.success.iter().chain(&txn.failure) {
+        match &op.request {
+            Some(Request::RequestPut(put)) => named(LeaseId(put.lease)),
+            Some(Request::RequestTxn(nested)) => each_put_to(nested, named),
+            _ => {}
+        }
     }
 }

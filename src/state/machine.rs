@@ -13,8 +13,9 @@ use prost::Message;
 use super::alarm::Alarms;
 use super::answer::Kept;
 use super::auth::store::Effects;
+use super::auth::verdict::{Access, Identity};
 use super::auth::{AuthEvent, AuthStore, AuthView};
-use super::lease::{self, LeaseEvent, Leases};
+use super::lease::{self, Attached, LeaseEvent, Leases};
 use super::membership::Membership;
 use super::response::Response;
 use super::version::Versions;
@@ -24,10 +25,9 @@ use crate::mvcc::write::Writer;
 use crate::mvcc::{self, Change};
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{
-    AlarmRequest, AlarmResponse, AlarmType, CompactionResponse, InternalRaftRequest,
-    LeaseCheckpointRequest, LeaseCheckpointResponse, LeaseGrantRequest, LeaseGrantResponse,
-    LeaseRevokeResponse, PutResponse, RequestHeader, TxnRequest, TxnResponse,
-    alarm_request::AlarmAction,
+    AlarmResponse, AlarmType, CompactionResponse, InternalRaftRequest, LeaseCheckpointRequest,
+    LeaseCheckpointResponse, LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeResponse,
+    PutResponse, RequestHeader, TxnRequest, TxnResponse,
 };
 use crate::proto::etchedpeer::MemberChange;
 use crate::proto::membershippb::{Member, RaftAttributes};
@@ -349,6 +349,7 @@ impl Machine {
         kept: &mut Kept,
     ) -> mvcc::Result<Response> {
         self.check_alarms(request)?;
+        self.check_permission(request)?;
         if let Some(put) = &request.put {
             return self.put(put, group, kept).map(Response::Put);
         }
@@ -379,7 +380,10 @@ impl Machine {
         }
         if let Some(alarm) = &request.alarm {
             group.status_changed = true;
-            return Ok(Response::Alarm(self.alarm(alarm)));
+            return Ok(Response::Alarm(AlarmResponse {
+                header: kv::header(self.writer.head()),
+                alarms: self.alarms.execute(alarm, self.writer.batch()),
+            }));
         }
         if let Some(version) = &request.cluster_version_set {
             group.status_changed = true;
@@ -415,6 +419,24 @@ impl Machine {
         }
         // A newer leader's request: every member of this version refuses it equally.
         Err(Error::UnknownMethod.into())
+    }
+
+    /// Whether whoever proposed the request may do what it asks, by the users and roles of now: they
+    /// may have changed since it was proposed.
+    fn check_permission(&mut self, request: &InternalRaftRequest) -> mvcc::Result<()> {
+        if !self.auth.view().is_enabled() {
+            return Ok(());
+        }
+        let auth = self.auth.view().clone();
+        let access = Access::of(&auth, Identity::of(request.header.as_ref()));
+        let mut pending = false;
+        lease::each_named(request, &mut |lease| {
+            pending |= self.writer.has_pending_attachments(lease);
+        });
+        if pending {
+            self.commit()?;
+        }
+        access.request(request, &Attached(self.writer.engine().latest()))
     }
 
     /// The restrictions of the active alarms. etcd refuses more under CORRUPT than under NOSPACE,
@@ -539,28 +561,6 @@ impl Machine {
         Ok(Response::Compaction(CompactionResponse {
             header: kv::header(self.writer.head()),
         }))
-    }
-
-    fn alarm(&mut self, request: &AlarmRequest) -> AlarmResponse {
-        let member = MemberId(request.member_id);
-        let batch = self.writer.batch();
-        let alarms = match AlarmAction::try_from(request.action) {
-            Ok(AlarmAction::Get) => self.alarms.list(request.alarm),
-            Ok(AlarmAction::Activate) if request.alarm == AlarmType::None as i32 => Vec::new(),
-            Ok(AlarmAction::Activate) => {
-                vec![self.alarms.activate(request.alarm, member, batch)]
-            }
-            Ok(AlarmAction::Deactivate) => self
-                .alarms
-                .deactivate(request.alarm, member, batch)
-                .into_iter()
-                .collect(),
-            Err(_) => Vec::new(),
-        };
-        AlarmResponse {
-            header: kv::header(self.writer.head()),
-            alarms,
-        }
     }
 
     /// Index and term of the last entry in a state.

@@ -127,6 +127,18 @@ pub enum Output {
     Again,
 }
 
+impl Output {
+    /// The watch that it is about, if it is one.
+    pub fn watch_id(&self) -> Option<i64> {
+        match self {
+            Self::Events { watch_id, .. }
+            | Self::Compacted { watch_id, .. }
+            | Self::Progress { watch_id, .. } => Some(*watch_id),
+            Self::Again => None,
+        }
+    }
+}
+
 /// The watch id of progress that speaks for a whole stream.
 pub const ALL_WATCHES: i64 = -1;
 

@@ -195,6 +195,14 @@ impl Stream {
         Ok(self.next_id - 1)
     }
 
+    /// The watches that have not ended, and what they watch.
+    pub fn ranges(&self) -> impl Iterator<Item = (i64, &KeyRange)> {
+        let running = |watch: &Watch| watch.state != State::Compacted;
+        let watches = self.watches.iter();
+        let running = watches.filter(move |(_, watch)| running(watch));
+        running.map(|(id, watch)| (*id, &watch.range))
+    }
+
     /// Ends a watch: nothing more comes of it. False where there is none of that id.
     pub fn cancel(&mut self, watch_id: i64) -> bool {
         let Some(watch) = self.watches.remove(&watch_id) else {

@@ -3,13 +3,14 @@
 //! `store` executes the requests of the log on them, `view` is what the rest of a member sees: an
 //! immutable state that is published together with the keyspace of the same entry, so that nobody
 //! reads data of one moment by the permissions of an earlier one. `permissions` holds the key
-//! ranges of a user, computed once for each change.
+//! ranges of a user, computed once for each change; `verdict` decides with them.
 //!
 //! Passwords are here as bcrypt hashes only, and nothing here prints them.
 
 pub mod event;
 pub mod permissions;
 pub mod store;
+pub mod verdict;
 pub mod view;
 
 pub use event::AuthEvent;

@@ -57,7 +57,7 @@ impl AuthView {
     }
 
     /// All roles, by name.
-    #[cfg(any(test, feature = "simulation"))]
+    #[cfg(test)]
     pub fn roles(&self) -> impl Iterator<Item = (&str, &Role)> {
         let roles = self.roles.iter();
         roles.map(|(name, role)| (name.as_str(), role.as_ref()))

@@ -11,7 +11,7 @@
 //! | `alarm ACTION KIND MEMBER` | |
 //! | `downgrade TARGET`, `downgrade cancel`, `downgrade test` | the last does nothing |
 //! | `version TEXT`, `attributes MEMBER NAME URL` | the cluster's version, what a member says of itself |
-//! | `as NAME@REVISION COMMAND` | a request whose header says so |
+//! | `as PROPOSER COMMAND` | a request whose header says so; see `proposer` |
 //!
 //! `auth_language` has those that are about users and roles.
 
@@ -29,6 +29,7 @@ use crate::proto::etcdserverpb::{
 use crate::proto::membershippb::{
     Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest, DowngradeInfoSetRequest,
 };
+use crate::state::auth::verdict::MEMBER_REVISION;
 use bytes::Bytes;
 
 /// A word, or what stands in parentheses.
@@ -197,17 +198,27 @@ fn alarm(words: &[&str]) -> AlarmRequest {
     }
 }
 
+/// The header of `member`, `nobody` or `NAME@REVISION`.
+pub fn proposer(who: &str) -> Option<RequestHeader> {
+    let (username, auth_revision) = match who.split_once('@') {
+        Some((name, revision)) => (name.to_owned(), int(revision)),
+        None if who == "member" => (String::new(), MEMBER_REVISION),
+        None if who == "nobody" => return None,
+        None => panic!("not a proposer: {who}"),
+    };
+    Some(RequestHeader {
+        username,
+        auth_revision,
+        ..Default::default()
+    })
+}
+
 /// The request of a command.
 pub fn request(command: &str) -> InternalRaftRequest {
     if let Some(rest) = command.strip_prefix("as ") {
         let (identity, command) = rest.split_once(' ').expect("a command");
-        let (name, revision) = identity.split_once('@').expect("an auth revision");
         return InternalRaftRequest {
-            header: Some(RequestHeader {
-                username: name.to_owned(),
-                auth_revision: int(revision),
-                ..Default::default()
-            }),
+            header: proposer(identity),
             ..request(command)
         };
     }

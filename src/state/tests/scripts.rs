@@ -5,6 +5,7 @@
 //! | `get`, `read txn` | reads outside of the log |
 //! | `group`, `end` | gathers entries into one group; applies it |
 //! | `empty` | an entry that holds nothing |
+//! | `proposer member`, `proposer nobody`, `proposer NAME@REVISION` | who proposes the requests that follow |
 //! | `member …` | a change of membership; see `member_change` |
 //! | `events` | what the last group reported to watches and lease deadlines |
 //! | `history FROM` | the same history from storage |
@@ -26,6 +27,7 @@ use crate::mvcc::history::{PageLimit, WithPrevious};
 use crate::mvcc::read::Snapshot;
 use crate::mvcc::tests::golden::show_bytes;
 use crate::mvcc::{Error, compaction};
+use crate::proto::etcdserverpb::RequestHeader;
 use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
 use crate::proto::membershippb::RaftAttributes;
 use crate::script;
@@ -39,6 +41,7 @@ struct Player {
     member: Member,
     log: Vec<Logged>,
     groups: bool,
+    proposer: Option<RequestHeader>,
     last: Group,
     compaction_hash: Option<HistoryHash>,
 }
@@ -51,6 +54,7 @@ impl Player {
             engine,
             log: Vec::new(),
             groups: false,
+            proposer: None,
             last: Group::default(),
             compaction_hash: None,
         }
@@ -68,6 +72,10 @@ impl Player {
             ["end"] => {
                 self.groups = false;
                 self.apply()
+            }
+            ["proposer", who] => {
+                self.proposer = language::proposer(who);
+                String::new()
             }
             ["empty"] => self.push(Logged::Empty),
             ["member", kind, id, ref rest @ ..] => {
@@ -118,7 +126,11 @@ impl Player {
                 self.member.compact(2, usize::MAX);
                 format!("from index {applied}\n")
             }
-            _ => self.push(Logged::Request(language::request(command))),
+            _ => {
+                let mut request = language::request(command);
+                request.header = request.header.or_else(|| self.proposer.clone());
+                self.push(Logged::Request(request))
+            }
         }
     }
 
