@@ -169,6 +169,28 @@ named! {
         CompareMissesBatch => "compare-misses-batch",
         /// A read at a past revision within a transaction misses its batch.
         PastReadMissesBatch => "past-read-misses-batch",
+        /// Entries are executed whoever proposed them.
+        ApplyUnchecked => "apply-unchecked",
+        /// Of a branch of a transaction the first operation is judged.
+        TxnJudgedInPart => "txn-judged-in-part",
+        /// Nested transactions are not judged.
+        NestedUnchecked => "nested-unchecked",
+        /// A put shows the previous pair to who may only write.
+        PrevKvUnchecked => "prev-kv-unchecked",
+        /// A lease is revoked, and keys attached to it, whoever may write its keys.
+        LeaseKeysUnchecked => "lease-keys-unchecked",
+        /// The end of a permitted range is permitted.
+        RangeEndPermitted => "range-end-permitted",
+        /// A token of an earlier auth revision is accepted.
+        OldRevisionAccepted => "old-revision-accepted",
+        /// A read is judged by the users and roles from before it waited.
+        RightsTakenEarly => "rights-taken-early",
+        /// Running watches are not judged again.
+        WatchNotJudgedAgain => "watch-not-judged-again",
+        /// A restart knows users and not the roles they hold.
+        RightsLostAtStart => "rights-lost-at-start",
+        /// Entries of a member for itself look like those of nobody.
+        MemberUnmarked => "member-unmarked",
         /// A compaction revision is not compared with the last one.
         CompactionUnordered => "compaction-unordered",
         /// A compaction removes what is live at its revision.

@@ -27,7 +27,7 @@ use crate::budget::{Exhausted, Held, Share};
 use crate::env::Interval;
 use crate::error::{Error, watch_reason};
 use crate::metrics::Metrics;
-use crate::probe::{self, CoveragePoint};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{
     WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType,
     watch_request::RequestUnion, watch_server::Watch,
@@ -344,7 +344,10 @@ impl Session {
 
     /// Ends the watches whose user may not read what they watch any more; returns their ids.
     fn recheck(&mut self) -> Vec<i64> {
-        if !self.rechecks || !self.handle.shared().is_auth_enabled() {
+        if !self.rechecks
+            || probe::injected(Defect::WatchNotJudgedAgain)
+            || !self.handle.shared().is_auth_enabled()
+        {
             return Vec::new();
         }
         let auth = self.handle.auth();

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tracing::Span;
 
 use crate::error::Error;
+use crate::probe::{self, Defect};
 use crate::proto::etcdserverpb::RequestHeader;
 use crate::state::auth::verdict::MEMBER_REVISION;
 
@@ -134,6 +135,7 @@ impl Caller {
                 user.auth_revision.min(MEMBER_REVISION - 1),
             ),
             Identity::Nobody => Default::default(),
+            Identity::Member if probe::injected(Defect::MemberUnmarked) => Default::default(),
             Identity::Member => (String::new(), MEMBER_REVISION),
         };
         RequestHeader {

@@ -29,6 +29,13 @@ impl Handle {
         asks: Asks<'_>,
         serializable: bool,
     ) -> Result<Arc<ReadView>, Error> {
+        if probe::injected(Defect::RightsTakenEarly) {
+            permission::check(&self.auth(), caller, asks)?;
+            return match serializable {
+                true => Ok(self.view()),
+                false => self.linearizable_view(caller).await,
+            };
+        }
         let view = match serializable {
             true => self.view(),
             false => self.linearizable_view(caller).await?,

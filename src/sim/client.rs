@@ -14,6 +14,7 @@ use prost::Message;
 use tokio::sync::oneshot;
 use tokio_stream::StreamExt;
 use tonic::{Code, Request, Response, Status};
+use tracing::Span;
 
 use super::clock::{MemberClock, Time};
 use super::executor::Tasks;
@@ -35,7 +36,8 @@ use crate::proto::etcdserverpb::{
     RangeStreamResponse, StatusRequest,
 };
 use crate::proto::etchedpeer::{MemberChange, member_change::Change};
-use crate::service::caller::Caller;
+use crate::service::caller::{Caller, Identity, User};
+use crate::state::model::auth::Who;
 use crate::types::{LeaseId, MemberId};
 
 /// A client's request timeout.
@@ -60,6 +62,8 @@ pub struct Clients {
     pub operations: Mutex<Vec<Operation>>,
     pub watches: Mutex<Vec<Watched>>,
     stopping: AtomicBool,
+    /// Authentication is in use in this world: who is nobody else is `root`.
+    has_users: AtomicBool,
     /// Requests that members are processing, whether or not their clients still wait.
     served: Arc<AtomicUsize>,
     /// Recently granted leases.
@@ -77,6 +81,7 @@ impl Clients {
             operations: Mutex::default(),
             watches: Mutex::default(),
             stopping: AtomicBool::new(false),
+            has_users: AtomicBool::new(false),
             served: Arc::default(),
             leases: Mutex::default(),
         })
@@ -125,6 +130,11 @@ impl Clients {
         self.served.load(Ordering::SeqCst)
     }
 
+    /// Has the clients made from now on be somebody.
+    pub fn use_users(&self) {
+        self.has_users.store(true, Ordering::SeqCst);
+    }
+
     pub fn stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }
@@ -153,13 +163,19 @@ pub struct Client {
     pub random: Random,
     /// The member that it calls.
     pub member: MemberId,
+    /// Whose requests it sends; nobody's in a world without users.
+    pub user: Option<&'static str>,
+    pub has_old_tokens: bool,
     values: u64,
 }
 
 impl Client {
     pub fn new(number: u32, clients: Arc<Clients>, random: Random) -> Self {
+        let has_users = clients.has_users.load(Ordering::SeqCst);
         Self {
             number,
+            user: has_users.then_some("root"),
+            has_old_tokens: false,
             clients,
             random,
             member: MemberId(0),
@@ -200,6 +216,30 @@ impl Client {
         self.clients.endpoint(self.member)
     }
 
+    /// This client as a member sees it, by the users and roles that the member knows now. Some have
+    /// a token of an earlier time.
+    pub fn caller(&mut self, endpoint: &MemberEndpoint) -> Caller {
+        let Some(name) = self.user else {
+            return Caller::nobody();
+        };
+        let user = User {
+            name: name.to_owned(),
+            auth_revision: endpoint.services.handle.auth().revision(),
+        };
+        let has_old = self.has_old_tokens && self.random.chance(100);
+        let user = match has_old {
+            true => User {
+                auth_revision: user
+                    .auth_revision
+                    .saturating_sub(self.random.below(3))
+                    .max(1),
+                ..user
+            },
+            false => user,
+        };
+        Caller::client(Identity::User(Arc::new(user)), None, Span::none())
+    }
+
     /// Calls a member and records the operation; `None` if no member is running.
     pub async fn call(&mut self, request: ClientRequest) -> Option<Outcome> {
         let endpoint = self.find().await?;
@@ -212,11 +252,13 @@ impl Client {
         self.pause(20, 400).await;
         let (sender, receiver) = oneshot::channel();
         let (services, copy) = (endpoint.services.clone(), request.clone());
+        let caller = self.caller(&endpoint);
+        let who = who(&caller);
         let served = Served::new(&self.clients.served);
         endpoint.tasks.spawn(Box::pin(async move {
             let _served = served;
             // The receiver is gone if the client timed out.
-            let _ = sender.send(serve(&services, copy).await);
+            let _ = sender.send(serve(&services, copy, &caller).await);
         }));
         let answered = env::timeout(&self.clients.clock, REQUEST_TIMEOUT, receiver).await;
         let outcome = match answered {
@@ -228,6 +270,7 @@ impl Client {
         let operation = Operation {
             client: self.number,
             member: self.member,
+            who,
             request,
             called_at,
             returned_at: self.clients.time.now_ns(),
@@ -236,6 +279,25 @@ impl Client {
         self.clients.trace.operation(&operation);
         self.clients.operations.lock().push(operation);
         outcome
+    }
+}
+
+/// A request as a caller sends it.
+fn of<T>(caller: &Caller, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.extensions_mut().insert(caller.clone());
+    request
+}
+
+/// A caller as the history names it.
+pub fn who(caller: &Caller) -> Who {
+    match caller.identity() {
+        Identity::Nobody => Who::Nobody,
+        Identity::Member => Who::Member,
+        Identity::User(user) => Who::User {
+            name: user.name.clone(),
+            auth_revision: user.auth_revision,
+        },
     }
 }
 
@@ -264,10 +326,9 @@ fn failed(status: &Status) -> Outcome {
 }
 
 /// Changes the membership, as an operator would.
-async fn change_members(services: &Services, change: MemberChange) -> Outcome {
+async fn change_members(services: &Services, change: MemberChange, caller: &Caller) -> Outcome {
     let id = MemberId(change.member_id);
     let handle = &services.handle;
-    let caller = &Caller::nobody();
     let changed = match change.change {
         Some(Change::Add(raft)) => {
             let added = handle
@@ -289,91 +350,95 @@ async fn change_members(services: &Services, change: MemberChange) -> Outcome {
 }
 
 /// Executes a request, as one of the member's tasks.
-async fn serve(services: &Services, request: ClientRequest) -> Outcome {
+async fn serve(services: &Services, request: ClientRequest, caller: &Caller) -> Outcome {
     match request {
         ClientRequest::Range(range) => {
-            outcome(services.kv.range(Request::new(range)).await, Answer::Range)
+            outcome(services.kv.range(of(caller, range)).await, Answer::Range)
         }
-        ClientRequest::Put(put) => outcome(services.kv.put(Request::new(put)).await, Answer::Put),
+        ClientRequest::Put(put) => outcome(services.kv.put(of(caller, put)).await, Answer::Put),
         ClientRequest::DeleteRange(delete) => outcome(
-            services.kv.delete_range(Request::new(delete)).await,
+            services.kv.delete_range(of(caller, delete)).await,
             Answer::DeleteRange,
         ),
-        ClientRequest::Txn(txn) => outcome(services.kv.txn(Request::new(txn)).await, Answer::Txn),
+        ClientRequest::Txn(txn) => outcome(services.kv.txn(of(caller, txn)).await, Answer::Txn),
         ClientRequest::Compaction(compaction) => outcome(
-            services.kv.compact(Request::new(compaction)).await,
+            services.kv.compact(of(caller, compaction)).await,
             Answer::Compaction,
         ),
         ClientRequest::LeaseGrant(grant) => outcome(
-            services.lease.lease_grant(Request::new(grant)).await,
+            services.lease.lease_grant(of(caller, grant)).await,
             Answer::LeaseGrant,
         ),
         ClientRequest::LeaseRevoke { id } => outcome(
             services
                 .lease
-                .lease_revoke(Request::new(LeaseRevokeRequest { id }))
+                .lease_revoke(of(caller, LeaseRevokeRequest { id }))
                 .await,
             Answer::LeaseRevoke,
         ),
-        ClientRequest::LeaseKeepAlive { id } => match services
-            .handle
-            .renew_lease(&Caller::nobody(), LeaseId(id))
-            .await
-        {
-            Ok(ttl) => Outcome::Answered(Answer::LeaseKeepAlive { ttl }),
-            Err(error) => failed(&error.into()),
-        },
+        ClientRequest::LeaseKeepAlive { id } => {
+            match services.handle.renew_lease(caller, LeaseId(id)).await {
+                Ok(ttl) => Outcome::Answered(Answer::LeaseKeepAlive { ttl }),
+                Err(error) => failed(&error.into()),
+            }
+        }
         ClientRequest::LeaseTimeToLive { id, keys } => outcome(
             services
                 .lease
-                .lease_time_to_live(Request::new(LeaseTimeToLiveRequest { id, keys }))
+                .lease_time_to_live(of(caller, LeaseTimeToLiveRequest { id, keys }))
                 .await,
             Answer::LeaseTimeToLive,
         ),
-        ClientRequest::Member(change) => change_members(services, change).await,
-        ClientRequest::RangeStream(range) => range_stream(services, range).await,
+        ClientRequest::Auth(request) => {
+            let proposed = services.handle.propose(caller, *request).await;
+            match proposed {
+                Ok(response) => Outcome::Answered(Answer::Auth(Box::new(response))),
+                Err(error) => failed(&error.into()),
+            }
+        }
+        ClientRequest::Member(change) => change_members(services, change, caller).await,
+        ClientRequest::RangeStream(range) => range_stream(services, range, caller).await,
         ClientRequest::LeaseLeases => {
-            let request = Request::new(LeaseLeasesRequest {});
+            let request = of(caller, LeaseLeasesRequest {});
             outcome(services.lease.lease_leases(request).await, |listed| {
                 Answer::Leases(listed.leases.iter().map(|lease| lease.id).collect())
             })
         }
-        operated => operate(services, operated).await,
+        operated => operate(services, operated, caller).await,
     }
 }
 
 /// Executes operators' requests.
-async fn operate(services: &Services, request: ClientRequest) -> Outcome {
+async fn operate(services: &Services, request: ClientRequest, caller: &Caller) -> Outcome {
     let maintenance = &services.maintenance;
     match request {
-        ClientRequest::Alarm(request) => outcome(
-            maintenance.alarm(Request::new(request)).await,
-            Answer::Alarm,
-        ),
+        ClientRequest::Alarm(request) => {
+            outcome(maintenance.alarm(of(caller, request)).await, Answer::Alarm)
+        }
         ClientRequest::HashKv { revision } => {
-            let request = Request::new(HashKvRequest { revision });
+            let request = of(caller, HashKvRequest { revision });
             outcome(maintenance.hash_kv(request).await, Answer::HashKv)
         }
         ClientRequest::MemberList { linearizable } => {
-            let request = Request::new(MemberListRequest { linearizable });
+            let request = of(caller, MemberListRequest { linearizable });
             outcome(services.cluster.member_list(request).await, |listed| {
                 Answer::MemberList(listed.members.iter().map(|member| member.id).collect())
             })
         }
         ClientRequest::MoveLeader { to } => {
-            let request = Request::new(MoveLeaderRequest { target_id: to.0 });
+            let request = of(caller, MoveLeaderRequest { target_id: to.0 });
             outcome(maintenance.move_leader(request).await, |_| Answer::Done)
         }
         ClientRequest::Downgrade(request) => {
-            let request = Request::new(request);
+            let request = of(caller, request);
             outcome(maintenance.downgrade(request).await, |_| Answer::Done)
         }
         ClientRequest::Defragment => {
-            let request = Request::new(DefragmentRequest {});
+            let request = of(caller, DefragmentRequest {});
             outcome(maintenance.defragment(request).await, |_| Answer::Done)
         }
         ClientRequest::Status => {
-            let request = Request::new(StatusRequest {});
+            let request = of(caller, StatusRequest {});
             outcome(maintenance.status(request).await, |_| Answer::Done)
         }
         _ => Outcome::Refused(Error::UnknownMethod.text().to_owned()),
@@ -381,8 +446,8 @@ async fn operate(services: &Services, request: ClientRequest) -> Outcome {
 }
 
 /// Joins the parts of a stream into one range response.
-async fn range_stream(services: &Services, range: RangeRequest) -> Outcome {
-    let (chunks, mut extensions) = match services.kv.range_stream(Request::new(range)).await {
+async fn range_stream(services: &Services, range: RangeRequest, caller: &Caller) -> Outcome {
+    let (chunks, mut extensions) = match services.kv.range_stream(of(caller, range)).await {
         Ok(response) => {
             let (_, chunks, extensions) = response.into_parts();
             (chunks, extensions)

@@ -7,11 +7,13 @@ use bytes::Bytes;
 
 use crate::proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, CompactionRequest, CompactionResponse, DeleteRangeRequest,
-    DeleteRangeResponse, DowngradeRequest, HashKvResponse, LeaseGrantRequest, LeaseGrantResponse,
-    LeaseRevokeResponse, LeaseTimeToLiveResponse, PutRequest, PutResponse, RangeRequest,
-    RangeResponse, TxnRequest, TxnResponse, WatchCreateRequest, WatchResponse,
+    DeleteRangeResponse, DowngradeRequest, HashKvResponse, InternalRaftRequest, LeaseGrantRequest,
+    LeaseGrantResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, TxnRequest, TxnResponse, WatchCreateRequest, WatchResponse,
 };
 use crate::proto::etchedpeer::MemberChange;
+use crate::state::Response;
+use crate::state::model::auth::Who;
 use crate::types::{MemberId, Revision};
 
 /// A time, in nanoseconds since the world began.
@@ -57,6 +59,8 @@ pub enum ClientRequest {
     Status,
     /// Adds, removes, promotes or updates a member.
     Member(MemberChange),
+    /// Changes or lists users, roles and permissions, or turns authentication on or off.
+    Auth(Box<InternalRaftRequest>),
 }
 
 /// A successful response.
@@ -84,6 +88,7 @@ pub enum Answer {
     Done,
     /// The ids of the members after the change.
     Member(Vec<u64>),
+    Auth(Box<Response>),
 }
 
 /// The outcome of a request, as far as its client knows.
@@ -103,6 +108,8 @@ pub struct Operation {
     pub client: u32,
     /// The member that was called.
     pub member: MemberId,
+    /// Whose request it is, with the auth revision that the member knew when it was called.
+    pub who: Who,
     pub request: ClientRequest,
     pub called_at: Moment,
     pub returned_at: Moment,
@@ -114,6 +121,8 @@ pub struct Operation {
 pub struct Watched {
     pub client: u32,
     pub member: MemberId,
+    /// Whose it is; its auth revision does not matter.
+    pub who: Who,
     pub create: WatchCreateRequest,
     pub created_at: Moment,
     /// In the order of arrival; the first response confirms the creation.

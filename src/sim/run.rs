@@ -31,6 +31,7 @@ use crate::types::MemberId;
 use crate::watch;
 
 const SECOND: u64 = 1_000_000_000;
+const USERS_SALT: u64 = 0x0a07_4000_0000_0000;
 /// After the last fault a write through every member has to succeed within this time.
 const SERVES_AGAIN_NS: u64 = 15 * SECOND;
 /// The same without pre-vote: each time a member with too short a log starts an election, which it
@@ -144,7 +145,9 @@ fn run_world(seed: u64, options: RunOptions) -> Report {
     world
         .trace
         .note(format_args!("seed {seed}: {members} members, {config:?}"));
-    live(&mut world, &mut random, options);
+    // Drawn apart, so that the other worlds stay what they are.
+    let has_users = Random::new(seed ^ USERS_SALT).chance(300);
+    live(&mut world, &mut random, options, has_users);
     end(world)
 }
 
@@ -158,10 +161,13 @@ pub(super) fn end(mut world: World) -> Report {
 }
 
 /// Runs clients and injects faults; then heals the world.
-fn live(world: &mut World, random: &mut Random, options: RunOptions) {
+fn live(world: &mut World, random: &mut Random, options: RunOptions, has_users: bool) {
     let ids: Vec<MemberId> = world.members.keys().copied().collect();
     for id in ids {
         world.start(id);
+    }
+    if has_users {
+        world.clients.use_users();
     }
     let load = Load {
         think_ms: *random.pick(&[40, 150, 600]),
@@ -193,7 +199,10 @@ fn live(world: &mut World, random: &mut Random, options: RunOptions) {
     }
     let watching = random.between(1, 5) as u32;
     for number in working..working + watching {
-        watcher::start(&world.clients, number, random.fork(u64::from(number)));
+        watcher::start(&world.clients, number, None, random.fork(u64::from(number)));
+    }
+    if has_users {
+        workload::start_users(&world.clients, load, random);
     }
     let end = options.seconds * SECOND;
     world.faults.begin(0, end);

@@ -15,12 +15,15 @@ use super::history::Watched;
 use super::random::Random;
 use crate::api::watch::Responses;
 use crate::env::{self, Clock as _};
+use crate::error::Error;
 use crate::proto::etcdserverpb::watch_create_request::FilterType;
 use crate::proto::etcdserverpb::watch_request::RequestUnion;
 use crate::proto::etcdserverpb::{
     WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
 };
-use crate::service::caller::Caller;
+use crate::service::caller::{Caller, Credentials, Identity, User};
+use crate::service::handle::Handle;
+use crate::state::model::auth::Who;
 use crate::watch::ALL_WATCHES;
 
 /// After the clients have stopped, a stream without an event for this long is complete: it is
@@ -39,6 +42,27 @@ struct Open {
     ended: bool,
 }
 
+/// A token that is of the auth revision of now, as simple tokens are.
+struct Token {
+    handle: Handle,
+    name: &'static str,
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl Credentials for Token {
+    fn identity(&self) -> Result<Identity, Error> {
+        Ok(Identity::User(Arc::new(User {
+            name: self.name.to_owned(),
+            auth_revision: self.handle.auth().revision(),
+        })))
+    }
+}
+
 struct Streamed {
     /// None once the client has closed its side, which ends no watch.
     requests: Option<mpsc::Sender<Result<WatchRequest, Status>>>,
@@ -49,9 +73,10 @@ struct Streamed {
     open: BTreeMap<i64, Open>,
 }
 
-/// Starts a client that watches.
-pub fn start(clients: &Arc<Clients>, number: u32, random: Random) {
+/// Starts a client that watches, as the user who others are or as another one.
+pub fn start(clients: &Arc<Clients>, number: u32, user: Option<&'static str>, random: Random) {
     let mut client = Client::new(number, clients.clone(), random);
+    client.user = user.or(client.user);
     let work = async move {
         let mut resumed = Vec::new();
         while !client.clients.stopping() {
@@ -109,7 +134,15 @@ async fn watch(
     };
     let (sender, receiver) = mpsc::channel(64);
     let requests = ReceiverStream::new(receiver);
-    let responses = endpoint.services.watch.open(Caller::nobody(), requests);
+    let caller = match client.user {
+        None => Caller::nobody(),
+        Some(name) => {
+            let handle = endpoint.services.handle.clone();
+            let token = Arc::new(Token { handle, name });
+            client.caller(&endpoint).with_credentials(token)
+        }
+    };
+    let responses = endpoint.services.watch.open(caller, requests);
     let view = endpoint.services.handle.view();
     let (head, compacted) = (view.head, view.compacted);
     let mut streamed = Streamed {
@@ -151,6 +184,13 @@ impl Streamed {
         let watched = Watched {
             client: client.number,
             member: client.member,
+            who: match client.user {
+                None => Who::Nobody,
+                Some(name) => Who::User {
+                    name: name.to_owned(),
+                    auth_revision: 0,
+                },
+            },
             create: create.clone(),
             created_at: client.clients.time.now_ns(),
             responses: Vec::new(),

@@ -4,6 +4,7 @@
 
 mod load;
 mod requests;
+mod users;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use super::client::{Client, Clients};
 use super::history::{Answer, ClientRequest, Outcome};
 use super::random::Random;
+use super::watcher;
 use crate::proto::etcdserverpb::alarm_request::AlarmAction;
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::proto::etcdserverpb::downgrade_request::DowngradeAction;
@@ -44,9 +46,25 @@ pub fn start(clients: &Arc<Clients>, number: u32, kind: u32, load: Load, random:
     crate::env::Executor::spawn(clients.tasks.as_ref(), Box::pin(work));
 }
 
-async fn think(client: &mut Client, load: Load) {
-    let us = load.think_ms * 1_000;
-    client.pause(us / 20, us).await;
+/// Starts those who make a world's users, and are some of them.
+pub fn start_users(clients: &Arc<Clients>, load: Load, random: &mut Random) {
+    let spawn = |work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+        crate::env::Executor::spawn(clients.tasks.as_ref(), work);
+    };
+    let administrator = Client::new(500, clients.clone(), random.fork(500));
+    spawn(Box::pin(users::administrator(administrator)));
+    let nobody = [None];
+    let names = users::USERS.into_iter().map(Some).chain(nobody);
+    for (number, name) in (501..).zip(names) {
+        let mut client = Client::new(number, clients.clone(), random.fork(u64::from(number)));
+        client.user = name;
+        client.has_old_tokens = true;
+        spawn(Box::pin(users::user(client, load)));
+    }
+    for (number, name) in (510..).zip(users::USERS) {
+        let random = random.fork(u64::from(number));
+        watcher::start(clients, number, Some(name), random);
+    }
 }
 
 /// Reads a register and writes it if it was not modified in between.
@@ -74,21 +92,6 @@ async fn registers(mut client: Client, load: Load) {
         };
         client.call(ClientRequest::Txn(txn)).await;
     }
-}
-
-/// The newest revision in the answer's header.
-fn head_of(outcome: Option<&Outcome>, head: i64) -> i64 {
-    let header = match outcome {
-        Some(Outcome::Answered(answer)) => match answer {
-            Answer::Range(response) => response.header.as_ref(),
-            Answer::Put(response) => response.header.as_ref(),
-            Answer::DeleteRange(response) => response.header.as_ref(),
-            Answer::Txn(response) => response.header.as_ref(),
-            _ => None,
-        },
-        _ => None,
-    };
-    header.map_or(head, |header| header.revision.max(head))
 }
 
 /// Reads, puts and deletes; frees space once the quota is exhausted.

@@ -76,6 +76,7 @@ fn same(answer: &Answer, meant: &Meant, head: i64, newest: i64) -> bool {
             same!(ours, theirs)
         }
         (Answer::Alarm(ours), Meant::Response(Response::Alarm(theirs))) => same!(ours, theirs),
+        (Answer::Auth(ours), Meant::Response(theirs)) => **ours == *theirs,
         (Answer::Member(ours), Meant::Members(theirs)) => {
             let mut ours = ours.clone();
             ours.sort_unstable();
@@ -96,6 +97,16 @@ pub fn is_decided_by_the_log(error: Error) -> bool {
             | Error::LeaseTtlTooLarge
             | Error::Compacted
             | Error::FutureRevision
+            | Error::PermissionDenied
+            | Error::AuthOldRevision
+            | Error::RootUserNotExist
+            | Error::RootRoleNotExist
+            | Error::UserExists
+            | Error::UserNotFound
+            | Error::RoleExists
+            | Error::RoleNotFound
+            | Error::RoleNotGranted
+            | Error::PermissionNotGranted
     )
 }
 

@@ -6,6 +6,8 @@
 //! each response shows and checks real-time order; `watches` compares event streams with the
 //! changes; `leases` checks the timing of leases, `kept` what compactions left.
 //!
+//! `permissions` says what users were allowed to be shown.
+//!
 //! A finding is always a real violation: where the history is ambiguous, the most favourable
 //! interpretation counts. The checks take time linear in the history, except for indistinguishable
 //! requests and for reads that many states could have answered.
@@ -14,6 +16,7 @@ mod answers;
 mod findings;
 mod kept;
 mod leases;
+mod permissions;
 mod reads;
 mod replay;
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use super::answers::{self, revision};
 use super::findings::{self, Findings};
+use super::permissions;
 use super::replay::{self, Place, Replay};
 use super::writes::Origins;
 use crate::error::Error;
@@ -17,6 +18,7 @@ use crate::proto::etcdserverpb::{
 };
 use crate::sim::history::{Answer, ClientRequest, History, Moment, Operation, Outcome};
 use crate::state::model::At;
+use crate::state::model::auth::Auth;
 use crate::state::txn::{is_read_only, is_serializable};
 
 /// How operations relate to the states.
@@ -24,6 +26,9 @@ pub struct Order {
     /// By operation: the newest state that any client had seen before it was called.
     pub lower: Vec<Place>,
 }
+
+/// Of a user who was shown what it may not see.
+pub const NO_RIGHT: &str = "a user was answered without the right to it";
 
 /// What is wrong with a response.
 type Judged<T> = Result<T, &'static str>;
@@ -156,19 +161,23 @@ impl Read<'_> {
                 Outcome::Answered(Answer::Range(ours)),
             ) => {
                 let at = revision(ours.header.as_ref());
-                self.answered(at, request.serializable, |state| {
+                let is_same = |state| {
                     let theirs = model.range(request, state)?;
                     Ok(answers::same_range(ours, &theirs))
-                })
+                };
+                let may = |auth: &Auth| permissions::range(auth, self.operation, request);
+                self.answered(at, request.serializable, is_same, may)
             }
             (ClientRequest::Txn(request), Outcome::Answered(Answer::Txn(ours)))
                 if is_read_only(request) =>
             {
                 let at = revision(ours.header.as_ref());
-                self.answered(at, is_serializable(request), |state| {
+                let is_same = |state| {
                     let theirs = model.read_txn(request, state)?;
                     Ok(answers::same_txn(ours, &theirs))
-                })
+                };
+                let may = |auth: &Auth| permissions::txn(auth, self.operation, request);
+                self.answered(at, is_serializable(request), is_same, may)
             }
             (
                 ClientRequest::Range(request) | ClientRequest::RangeStream(request),
@@ -219,6 +228,7 @@ impl Read<'_> {
         at: i64,
         serializable: bool,
         is_same: impl Fn(At) -> Result<bool, Error>,
+        may: impl Fn(&Auth) -> Result<(), Error>,
     ) -> Judged<Option<Place>> {
         let first = self.replay.first_with(at);
         if first > self.upper {
@@ -229,22 +239,29 @@ impl Read<'_> {
             return Err("a read is stale");
         }
         let mut seen = None;
+        let (mut shows, mut was_shown) = (false, false);
         for place in first.max(lower)..=self.upper {
             let state = self.replay.state(place);
             if state.head != at {
                 break;
             }
-            if seen.replace(state) == Some(state) {
-                continue;
+            if seen.replace(state) != Some(state) {
+                shows = match is_same(state) {
+                    Ok(true) => true,
+                    // All states of one revision give the same result.
+                    Ok(false) => return Err("a read's answer is wrong"),
+                    Err(_) => false,
+                };
+                was_shown |= shows;
             }
-            match is_same(state) {
-                Ok(true) => return Ok(Some(place)),
-                // All states of one revision give the same result.
-                Ok(false) => return Err("a read's answer is wrong"),
-                Err(_) => {}
+            if shows && may(self.replay.auth(place)).is_ok() {
+                return Ok(Some(place));
             }
         }
-        Err("a read shows what it may not")
+        match was_shown {
+            true => Err(NO_RIGHT),
+            false => Err("a read shows what it may not"),
+        }
     }
 
     fn range_refused(&self, request: &RangeRequest, text: &str) -> Judged<Option<Place>> {
@@ -256,11 +273,33 @@ impl Read<'_> {
             Some(Error::FutureRevision) => {
                 self.refused(request.serializable, |state| wanted > state.head)
             }
+            Some(error) if permissions::is_about_rights(error) => {
+                let may = |auth: &Auth| permissions::range(auth, self.operation, request);
+                self.rights_refused(request.serializable, error, may)
+            }
             _ => Ok(None),
         }
     }
 
+    /// A refusal that is about rights has to be that of a state that may answer.
+    fn rights_refused(
+        &self,
+        serializable: bool,
+        error: Error,
+        may: impl Fn(&Auth) -> Result<(), Error>,
+    ) -> Judged<Option<Place>> {
+        let lower = if serializable { 0 } else { self.lower };
+        match permissions::was_refused(self.replay, (lower, self.upper), error, may) {
+            true => Ok(None),
+            false => Err("a user was refused without reason"),
+        }
+    }
+
     fn txn_refused(&self, request: &TxnRequest, text: &str) -> Judged<Option<Place>> {
+        if let Some(error) = Error::from_text(text).filter(|e| permissions::is_about_rights(*e)) {
+            let may = |auth: &Auth| permissions::txn(auth, self.operation, request);
+            return self.rights_refused(is_serializable(request), error, may);
+        }
         let Some(error @ (Error::Compacted | Error::FutureRevision)) = Error::from_text(text)
         else {
             return Ok(None);
@@ -348,6 +387,10 @@ impl Read<'_> {
         let place = found.ok_or("a lease was shown that does not exist")?;
         if ours.id != id {
             return Err("a lease's time to live is wrong");
+        }
+        let places = (self.lower, self.upper);
+        if !permissions::lease_keys(self.replay, self.operation, ours, places) {
+            return Err(NO_RIGHT);
         }
         let mut shown = ours.keys.clone();
         shown.sort_unstable();

@@ -4,6 +4,7 @@
 //! state that a client can have seen at a time follows from when the entries were first applied.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::findings::{Findings, moment, shortened};
 use crate::error::Error;
@@ -13,6 +14,7 @@ use crate::sim::history::{AppliedEntry, History, Moment, Payload};
 use crate::sim::random::Random;
 use crate::state::Response;
 use crate::state::machine::decode_request;
+use crate::state::model::auth::Auth;
 use crate::state::model::{At, Changed, Members, Model};
 
 /// The number of entries applied to reach a state.
@@ -79,6 +81,8 @@ pub struct Replay {
     leases: Vec<u64>,
     /// The members' ids from a place on, in order.
     members: Vec<(Place, Vec<u64>)>,
+    /// Users and roles from a place on, in order.
+    auths: Vec<(Place, Arc<Auth>)>,
     /// The times of the steps, never decreasing.
     moments: Vec<Moment>,
 }
@@ -110,6 +114,7 @@ impl Replay {
             corrupt: vec![false],
             leases: vec![0],
             members: Vec::new(),
+            auths: vec![(0, model.auth.clone())],
             model,
             steps: Vec::with_capacity(history.entries.len()),
             changes: Vec::new(),
@@ -149,6 +154,14 @@ impl Replay {
         self.states.push(self.model.now());
         self.no_space.push(self.model.has_alarm(AlarmType::Nospace));
         self.corrupt.push(self.model.has_alarm(AlarmType::Corrupt));
+        if self
+            .auths
+            .last()
+            .is_none_or(|(_, last)| **last != *self.model.auth)
+        {
+            let place = self.states.len() - 1;
+            self.auths.push((place, self.model.auth.clone()));
+        }
         if let (Content::Member(_), Ok(_)) = (&content, &result) {
             self.members.push((self.states.len() - 1, members.ids()));
         }
@@ -252,6 +265,20 @@ impl Replay {
     /// The leases at a place, as a `set_of_leases`.
     pub fn leases_at(&self, place: Place) -> u64 {
         self.leases[place]
+    }
+
+    /// Users and roles at a place.
+    pub fn auth(&self, place: Place) -> &Auth {
+        let behind = self.auths.partition_point(|(since, _)| *since <= place);
+        &self.auths[behind - 1].1
+    }
+
+    /// All that there were at the places from `from` to `to`.
+    pub fn auths(&self, from: Place, to: Place) -> impl Iterator<Item = &Auth> {
+        let first = self.auths.partition_point(|(since, _)| *since <= from) - 1;
+        let there = self.auths[first..].iter();
+        let there = there.take_while(move |(since, _)| *since <= to.max(from));
+        there.map(|(_, auth)| auth.as_ref())
     }
 
     /// Whether these were the members at some place from `from` to `to`.

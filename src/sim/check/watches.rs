@@ -5,7 +5,9 @@
 
 use super::answers::revision;
 use super::findings::{self, Findings, moment};
-use super::replay::Replay;
+use super::permissions;
+use super::reads::NO_RIGHT;
+use super::replay::{Place, Replay};
 use crate::proto::Event;
 use crate::proto::etcdserverpb::watch_create_request::FilterType;
 use crate::proto::etcdserverpb::{WatchCreateRequest, WatchResponse};
@@ -83,7 +85,11 @@ impl<'a> Watch<'a> {
         }
         if created.canceled {
             // Its id may be a duplicate.
-            return match is_senseless(create) || create.watch_id != 0 {
+            let is_refused = match is_about_rights(created) {
+                true => self.is_not_permitted(0, *at),
+                false => is_senseless(create) || create.watch_id != 0,
+            };
+            return match is_refused {
                 true => Ok(()),
                 false => Err(("a watch was refused without reason", shown(*at, created))),
             };
@@ -91,11 +97,20 @@ impl<'a> Watch<'a> {
         if is_senseless(create) {
             return Err(("a watch was not refused", shown(*at, created)));
         }
+        let place = self.replay.until(*at);
+        if !permissions::may_watch(self.replay, self.watched, 0, place) {
+            return Err((NO_RIGHT, shown(*at, created)));
+        }
         self.check_header(*at, created)?;
         for number in 1..self.watched.responses.len() {
             self.take(number)?;
         }
-        let end = self.replay.state(self.replay.end()).compacted;
+        let last = self.replay.end();
+        let is_open = self.watched.to_the_end && !self.cancelled;
+        if is_open && !permissions::may_watch(self.replay, self.watched, last, last) {
+            return Err(("a watch went on without the right to it", String::new()));
+        }
+        let end = self.replay.state(last).compacted;
         match self.next_certain(end) {
             Some(missing) if self.watched.to_the_end && !self.cancelled => Err((
                 "a watch did not get its last events",
@@ -103,6 +118,12 @@ impl<'a> Watch<'a> {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// Whether some state from a place on, up to a time, does not permit the watch.
+    fn is_not_permitted(&self, from: Place, at: Moment) -> bool {
+        let to = self.replay.until(at);
+        permissions::may_not_watch(self.replay, self.watched, from, to)
     }
 
     fn check_header(&self, at: Moment, response: &WatchResponse) -> Result<(), Broken> {
@@ -175,6 +196,15 @@ impl<'a> Watch<'a> {
         (number, place): (usize, usize),
     ) -> Result<(), &'static str> {
         let at = self.watched.responses[number].0;
+        // It was sent while its state, or a later one, was the newest.
+        let from = self
+            .replay
+            .first_with(event.kv.as_ref().map_or(0, |kv| kv.mod_revision));
+        let to = self.replay.until(at).max(from);
+        if from <= self.replay.end() && !permissions::may_watch(self.replay, self.watched, from, to)
+        {
+            return Err(NO_RIGHT);
+        }
         let compacted = self.compacted(at);
         let left = &self.expected[self.given..];
         let skipped = left
@@ -270,7 +300,12 @@ impl<'a> Watch<'a> {
 
     fn check_cancelled(&self, at: Moment, response: &WatchResponse) -> Result<(), Broken> {
         let compacted = response.compact_revision;
-        let what = if compacted == 0 {
+        let what = if is_about_rights(response) {
+            match self.is_not_permitted(0, at) {
+                true => return Ok(()),
+                false => "a user's watch was ended without reason",
+            }
+        } else if compacted == 0 {
             // A client that cancels its watch does not receive the rest.
             match self.watched.to_the_end {
                 true => "a watch was cancelled without reason",
@@ -285,6 +320,11 @@ impl<'a> Watch<'a> {
         };
         Err((what, shown(at, response)))
     }
+}
+
+/// Whether a watch was refused or ended for want of a right.
+fn is_about_rights(response: &WatchResponse) -> bool {
+    response.cancel_reason.starts_with("rpc error: code = ")
 }
 
 fn shown(at: Moment, response: &WatchResponse) -> String {

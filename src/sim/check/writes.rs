@@ -15,10 +15,12 @@ use super::replay::{Content, Place, Replay, step_text};
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
     AlarmRequest, AlarmType, InternalRaftRequest, LeaseGrantRequest, LeaseRevokeRequest,
-    alarm_request::AlarmAction,
+    RequestHeader, alarm_request::AlarmAction,
 };
 use crate::proto::etchedpeer::{MemberChange, member_change::Change};
-use crate::sim::history::{ClientRequest, History, Moment, Outcome};
+use crate::sim::history::{ClientRequest, History, Moment, Operation, Outcome};
+use crate::state::auth::verdict::MEMBER_REVISION;
+use crate::state::model::auth::Who;
 use crate::state::txn::is_read_only;
 
 /// How far a member that refuses for lack of space may lag, in nanoseconds.
@@ -53,7 +55,7 @@ pub fn check(history: &History, replay: &Replay, findings: &mut Findings) -> Ori
     let mut by_return: Vec<usize> = (0..history.operations.len()).collect();
     by_return.sort_by_key(|operation| history.operations[*operation].returned_at);
     for operation in by_return {
-        if let Some(key) = key_of_asked(&history.operations[operation].request) {
+        if let Some(key) = key_of_asked(&history.operations[operation]) {
             groups.entry(key).or_default().operations.push(operation);
         }
     }
@@ -85,9 +87,12 @@ pub fn check(history: &History, replay: &Replay, findings: &mut Findings) -> Ori
     matching.origins
 }
 
-fn key_of_asked(asked: &ClientRequest) -> Option<Key> {
-    let mut request = InternalRaftRequest::default();
-    match asked {
+fn key_of_asked(asked: &Operation) -> Option<Key> {
+    let mut request = InternalRaftRequest {
+        header: Some(header_of(&asked.who)),
+        ..Default::default()
+    };
+    match &asked.request {
         ClientRequest::Put(put) => request.put = Some(put.clone()),
         ClientRequest::DeleteRange(delete) => request.delete_range = Some(delete.clone()),
         ClientRequest::Txn(txn) if !is_read_only(txn) => request.txn = Some(txn.clone()),
@@ -95,6 +100,12 @@ fn key_of_asked(asked: &ClientRequest) -> Option<Key> {
         ClientRequest::LeaseGrant(grant) => request.lease_grant = Some(*grant),
         ClientRequest::LeaseRevoke { id } => request.lease_revoke = Some(LeaseRevokeRequest { id: *id }),
         ClientRequest::Alarm(alarm) => request.alarm = Some(*alarm),
+        ClientRequest::Auth(change) => {
+            request = InternalRaftRequest {
+                header: request.header,
+                ..change.as_ref().clone()
+            };
+        }
         ClientRequest::Member(change) => return Some(key_of_member(change)),
         ClientRequest::Txn(_)
         | ClientRequest::Range(_)
@@ -125,8 +136,26 @@ fn key_of_entry(content: &Content) -> Option<(Key, u64)> {
     }
 }
 
+/// Whose an entry is, as its header says.
+fn header_of(who: &Who) -> RequestHeader {
+    let (username, auth_revision) = match who {
+        Who::Nobody => (String::new(), 0),
+        Who::Member => (String::new(), MEMBER_REVISION),
+        Who::User {
+            name,
+            auth_revision,
+        } => (name.clone(), *auth_revision),
+    };
+    RequestHeader {
+        id: 0,
+        username,
+        auth_revision,
+    }
+}
+
 fn key_of_request(mut request: InternalRaftRequest) -> Key {
-    request.header = None;
+    let who = Who::of(request.header.as_ref());
+    request.header = Some(header_of(&who));
     request.id = 0;
     // The member may raise a short TTL, and clients choose the ids.
     if let Some(grant) = &mut request.lease_grant {
@@ -354,10 +383,20 @@ impl Matching<'_> {
                 Some(error) if answers::is_decided_by_the_log(error) => {
                     "a request was refused without reason"
                 }
+                Some(Error::UserEmpty) if !self.was_enabled(operation) => {
+                    "nobody was refused without reason"
+                }
                 _ => return,
             },
         };
         self.findings.add(what, || findings::operation(operation));
+    }
+
+    /// Whether authentication was enabled at some time of an operation.
+    fn was_enabled(&self, operation: &Operation) -> bool {
+        let from = self.replay.until(operation.called_at);
+        let to = self.replay.until(operation.returned_at);
+        self.replay.auths(from, to).any(|auth| auth.enabled)
     }
 
     /// Whether the alarm is raised, was raised shortly before, or is raised later.

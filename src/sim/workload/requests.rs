@@ -11,6 +11,7 @@ use crate::proto::etcdserverpb::{
     Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
 };
 use crate::sim::client::Client;
+use crate::sim::history::{Answer, Outcome};
 use crate::sim::random::Random;
 
 /// Keys of the mixed clients; some are prefixes of others, and one has a byte that the engine's
@@ -284,4 +285,25 @@ pub(super) fn everything() -> DeleteRangeRequest {
         range_end: Bytes::from_static(b"\0"),
         ..Default::default()
     }
+}
+
+/// Waits between two requests.
+pub(super) async fn think(client: &mut Client, load: Load) {
+    let us = load.think_ms * 1_000;
+    client.pause(us / 20, us).await;
+}
+
+/// The newest revision in the answer's header.
+pub(super) fn head_of(outcome: Option<&Outcome>, head: i64) -> i64 {
+    let header = match outcome {
+        Some(Outcome::Answered(answer)) => match answer {
+            Answer::Range(response) => response.header.as_ref(),
+            Answer::Put(response) => response.header.as_ref(),
+            Answer::DeleteRange(response) => response.header.as_ref(),
+            Answer::Txn(response) => response.header.as_ref(),
+            _ => None,
+        },
+        _ => None,
+    };
+    header.map_or(head, |header| header.revision.max(head))
 }

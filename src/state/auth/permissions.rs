@@ -8,6 +8,7 @@
 
 use bytes::Bytes;
 
+use crate::probe::{self, Defect};
 use crate::proto::authpb::Permission;
 use crate::proto::authpb::permission::Type;
 
@@ -70,7 +71,8 @@ impl IntervalSet {
             .intervals
             .partition_point(|interval| interval.start.as_ref() <= key);
         let interval = self.intervals.get(behind.checked_sub(1)?)?;
-        let holds = interval.end.as_ref().is_none_or(|end| end.as_ref() > key);
+        let reaches_too_far = probe::injected(Defect::RangeEndPermitted) && interval.reaches(key);
+        let holds = interval.end.as_ref().is_none_or(|end| end.as_ref() > key) || reaches_too_far;
         holds.then_some(interval)
     }
 

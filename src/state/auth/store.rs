@@ -17,6 +17,7 @@ use super::permissions::Rights;
 use super::view::{AuthView, Role, User};
 use super::{ROOT_ROLE, ROOT_USER};
 use crate::error::Error;
+use crate::probe::{self, Defect};
 use crate::proto::authpb::{self, Permission, permission};
 use crate::proto::etcdserverpb::*;
 use crate::state::response::{Authenticated, Response};
@@ -85,7 +86,9 @@ impl AuthStore {
             });
         })?;
         for mut user in users {
-            user.rights = rights(&view, &user.roles);
+            if !probe::injected(Defect::RightsLostAtStart) {
+                user.rights = rights(&view, &user.roles);
+            }
             view.users.insert(user.name.clone(), Arc::new(user));
         }
         Ok(Self {

@@ -16,6 +16,7 @@ use super::permissions::{IntervalSet, Rights};
 use super::view::{AuthView, User};
 use crate::error::Error;
 use crate::mvcc;
+use crate::probe::{self, Defect};
 use crate::proto::etcdserverpb::{
     AlarmRequest, DeleteRangeRequest, InternalRaftRequest, PutRequest, RequestHeader, RequestOp,
     TxnRequest, alarm_request::AlarmAction, request_op::Request,
@@ -130,12 +131,15 @@ impl<'a> Access<'a> {
                 name,
                 auth_revision,
             } => {
+                let accepts_old = probe::injected(Defect::OldRevisionAccepted);
                 let record = auth.user(name);
                 let rights = record.map(|user| &user.rights);
                 Self {
                     keys: match rights {
                         _ if auth_revision == 0 => Err(Error::UserEmpty),
-                        _ if auth_revision < auth.revision() => Err(Error::AuthOldRevision),
+                        _ if auth_revision < auth.revision() && !accepts_old => {
+                            Err(Error::AuthOldRevision)
+                        }
                         None => Err(Error::PermissionDenied),
                         Some(rights) if rights.root => Ok(None),
                         Some(rights) => Ok(Some(rights)),
@@ -199,7 +203,7 @@ impl<'a> Access<'a> {
         self.write(&put.key, b"")?;
         // Who attaches a key to a lease can have all keys of it deleted.
         self.write_attached(LeaseId(put.lease), attached)?;
-        if put.prev_kv {
+        if put.prev_kv && !probe::injected(Defect::PrevKvUnchecked) {
             self.read(&put.key, b"")?;
         }
         Ok(())
@@ -218,7 +222,12 @@ impl<'a> Access<'a> {
         for compare in &txn.compare {
             self.read(&compare.key, &compare.range_end)?;
         }
-        let mut ops = txn.success.iter().chain(&txn.failure);
+        let most = match probe::injected(Defect::TxnJudgedInPart) {
+            true => 1,
+            false => usize::MAX,
+        };
+        let (success, failure) = (txn.success.iter(), txn.failure.iter());
+        let mut ops = success.take(most).chain(failure.take(most));
         ops.try_for_each(|op| self.op(op, attached))
     }
 
@@ -227,6 +236,7 @@ impl<'a> Access<'a> {
             Some(Request::RequestRange(range)) => Ok(self.read(&range.key, &range.range_end)?),
             Some(Request::RequestPut(put)) => self.put(put, attached),
             Some(Request::RequestDeleteRange(delete)) => Ok(self.delete_range(delete)?),
+            Some(Request::RequestTxn(_)) if probe::injected(Defect::NestedUnchecked) => Ok(()),
             Some(Request::RequestTxn(nested)) => self.txn(nested, attached),
             None => Ok(()),
         }
@@ -235,7 +245,8 @@ impl<'a> Access<'a> {
     /// To write every key that is attached to a lease: to revoke it, to keep it alive, or to attach
     /// another.
     pub fn write_attached(&self, lease: LeaseId, attached: &dyn AttachedKeys) -> mvcc::Result<()> {
-        if !lease.is_some() || self.root.is_ok() {
+        let unchecked = probe::injected(Defect::LeaseKeysUnchecked);
+        if !lease.is_some() || self.root.is_ok() || unchecked {
             return Ok(());
         }
         attached.check_all(lease, &mut |key| self.write(key, b""))

@@ -4,6 +4,7 @@
 //!
 //! Tests hold the state machine against it, and the simulator's checkers whole clusters.
 
+pub mod auth;
 mod hashes;
 mod history;
 mod members;
@@ -11,6 +12,7 @@ mod txn;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
@@ -27,6 +29,7 @@ use crate::proto::etcdserverpb::{
 };
 use crate::proto::{EncodedKv, EncodedKvs, KeyValue, put_bytes_field, put_varint_field};
 use crate::types::Revision;
+use auth::Auth;
 
 pub use history::Changed;
 pub use members::Members;
@@ -57,6 +60,8 @@ pub struct Model {
     pub leases: BTreeMap<i64, (i64, i64)>,
     /// Kind and member.
     pub alarms: BTreeSet<(i32, u64)>,
+    /// Shared with those who ask what it was.
+    pub auth: Arc<Auth>,
 }
 
 /// The changes that a transaction has made so far.
@@ -112,6 +117,7 @@ impl Model {
             compacted: -1,
             leases: BTreeMap::new(),
             alarms: BTreeSet::new(),
+            auth: Arc::default(),
         }
     }
 
@@ -389,6 +395,8 @@ impl Model {
     /// Does what an entry of the log asks for, and answers it.
     pub fn apply(&mut self, request: &InternalRaftRequest) -> Result<Response, Error> {
         self.refuse(request)?;
+        self.auth
+            .permits(request, &|lease| self.attached(lease, self.head))?;
         if let Some(put) = &request.put {
             self.check_put(put)?;
             let mut txn = self.begin();
@@ -426,7 +434,9 @@ impl Model {
         {
             Ok(Response::Done)
         } else {
-            Err(Error::UnknownMethod)
+            let header = header(self.head);
+            let auth = Arc::make_mut(&mut self.auth).apply(request, header);
+            auth.unwrap_or(Err(Error::UnknownMethod))
         }
     }
 

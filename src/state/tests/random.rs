@@ -3,26 +3,27 @@
 //!
 //! `ETCHED_SEEDS` says how many seeds are tried.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 
 use super::member::{Logged, Member};
-use super::{restarts, show};
+use super::{language, restarts, show};
 use crate::error::Error;
 use crate::mvcc::history::{PageLimit, WithPrevious};
 use crate::mvcc::pages::{Pages, Rooms};
 use crate::mvcc::read::{RangeRead, Snapshot};
 use crate::mvcc::tests::golden::show_event;
 use crate::mvcc::{self, Change, compaction};
+use crate::proto::authpb::{Permission, UserAddOptions};
 use crate::proto::etcdserverpb::compare::TargetUnion;
-use crate::proto::etcdserverpb::{
-    AlarmRequest, CompactionRequest, Compare, DeleteRangeRequest, InternalRaftRequest,
-    LeaseCheckpoint, LeaseCheckpointRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
-    RangeRequest, RangeResponse, RequestOp, TxnRequest, request_op::Request,
-};
+use crate::proto::etcdserverpb::request_op::Request;
+use crate::proto::etcdserverpb::*;
 use crate::proto::{Event, KeyValue};
+use crate::state::auth::verdict::MEMBER_REVISION;
 use crate::state::lease::attached_keys;
 use crate::state::model::Model;
 use crate::state::{Group, kv, txn};
@@ -55,6 +56,29 @@ const VALUES: [&[u8]; 5] = [
     b"a longer value than the others are",
 ];
 const LEASES: i64 = 4;
+
+/// Users and roles, before what is random.
+const SETUP: [&str; 19] = [
+    "user add root HASH",
+    "user grant root root",
+    "user add alice HASH",
+    "user add bob HASH",
+    "user add carol HASH",
+    "role add reader",
+    "role add writer",
+    "role add both",
+    "role grant reader read \\x00..",
+    "role grant writer write a..b",
+    "role grant writer read a..b",
+    "role grant both readwrite a\\x00..\\xff",
+    "role grant both write \\x00",
+    "user grant alice reader",
+    "user grant alice writer",
+    "user grant bob both",
+    "user grant carol writer",
+    "user grant carol both",
+    "auth enable",
+];
 
 pub struct Random(u64);
 
@@ -222,9 +246,114 @@ impl Random {
         }
     }
 
-    /// A request to a keyspace whose newest revision is about `head`.
-    pub fn request(&mut self, head: i64) -> InternalRaftRequest {
-        let mut request = InternalRaftRequest::default();
+    fn name(&mut self, names: [&str; 5]) -> String {
+        names[self.below(5) as usize].to_owned()
+    }
+
+    fn user(&mut self) -> String {
+        self.name(["alice", "bob", "carol", "root", ""])
+    }
+
+    fn role(&mut self) -> String {
+        self.name(["reader", "writer", "both", "root", ""])
+    }
+
+    /// Who proposes, often somebody who may: a name, at about the auth revision of now.
+    fn header(&mut self, revision: u64) -> Option<RequestHeader> {
+        let (username, auth_revision) = match self.below(20) {
+            0 => return None,
+            1 => (String::new(), 0),
+            2..5 => (String::new(), MEMBER_REVISION),
+            5..11 => ("root".to_owned(), revision),
+            11 => (self.user(), revision.saturating_sub(1)),
+            12 => (self.user(), self.below(revision + 3)),
+            _ => (self.user(), revision),
+        };
+        Some(RequestHeader {
+            username,
+            auth_revision,
+            ..Default::default()
+        })
+    }
+
+    fn permission(&mut self) -> Option<Permission> {
+        let (key, range_end) = self.range();
+        (!self.once_in(30)).then_some(Permission {
+            perm_type: match self.once_in(30) {
+                true => 7,
+                false => self.below(3) as i32,
+            },
+            key,
+            range_end,
+        })
+    }
+
+    /// A request about users and roles.
+    fn auth_request(&mut self, request: &mut InternalRaftRequest) {
+        let (user, role) = (self.user(), self.role());
+        let hash = match self.once_in(20) {
+            true => "*".to_owned(),
+            false => BASE64.encode(VALUES[self.below(5) as usize]),
+        };
+        match self.below(40) {
+            0..6 => request.auth_enable = Some(AuthEnableRequest {}),
+            6 => request.auth_disable = Some(AuthDisableRequest {}),
+            7 => request.auth_status = Some(AuthStatusRequest {}),
+            8..14 => {
+                let no_password = self.once_in(4);
+                request.auth_user_add = Some(AuthUserAddRequest {
+                    name: user,
+                    options: self.once_in(2).then_some(UserAddOptions { no_password }),
+                    hashed_password: hash,
+                    ..Default::default()
+                });
+            }
+            14 => {
+                request.auth_user_change_password = Some(AuthUserChangePasswordRequest {
+                    name: user,
+                    hashed_password: hash,
+                    ..Default::default()
+                });
+            }
+            15 => request.auth_user_get = Some(AuthUserGetRequest { name: user }),
+            16 => request.auth_user_list = Some(AuthUserListRequest {}),
+            17 => request.auth_user_delete = Some(AuthUserDeleteRequest { name: user }),
+            18..25 => request.auth_user_grant_role = Some(AuthUserGrantRoleRequest { user, role }),
+            25 => {
+                request.auth_user_revoke_role =
+                    Some(AuthUserRevokeRoleRequest { name: user, role });
+            }
+            26..29 => request.auth_role_add = Some(AuthRoleAddRequest { name: role }),
+            29 => request.auth_role_get = Some(AuthRoleGetRequest { role }),
+            30 => request.auth_role_list = Some(AuthRoleListRequest {}),
+            31 => request.auth_role_delete = Some(AuthRoleDeleteRequest { role }),
+            32..38 => {
+                request.auth_role_grant_permission = Some(AuthRoleGrantPermissionRequest {
+                    name: role,
+                    perm: self.permission(),
+                });
+            }
+            _ => {
+                let (key, range_end) = self.range();
+                request.auth_role_revoke_permission = Some(AuthRoleRevokePermissionRequest {
+                    role,
+                    key,
+                    range_end,
+                });
+            }
+        }
+    }
+
+    /// A request to a keyspace whose newest revision is about `head`, at the auth revision of now.
+    pub fn request(&mut self, head: i64, auth: u64) -> InternalRaftRequest {
+        let mut request = InternalRaftRequest {
+            header: self.header(auth),
+            ..Default::default()
+        };
+        if self.once_in(4) {
+            self.auth_request(&mut request);
+            return request;
+        }
         let lease = 1 + self.below(LEASES as u64) as i64;
         match self.below(100) {
             0..30 => request.put = Some(self.put()),
@@ -268,6 +397,10 @@ pub struct Pair {
     pub random: Random,
     pub model: Model,
     pub log: Vec<Logged>,
+    /// Done first: without it, authentication would hardly ever be enabled.
+    setup: VecDeque<InternalRaftRequest>,
+    /// How many requests of users were permitted, denied and too old, while that was checked.
+    pub judged: [usize; 3],
 }
 
 impl Pair {
@@ -276,6 +409,14 @@ impl Pair {
             random: Random::new(seed),
             model: Model::new(),
             log: Vec::new(),
+            setup: match seed % 3 {
+                0 => VecDeque::new(),
+                _ => SETUP
+                    .iter()
+                    .map(|command| language::request(command))
+                    .collect(),
+            },
+            judged: [0; 3],
         }
     }
 
@@ -289,8 +430,23 @@ impl Pair {
                 answers += "done\n";
                 continue;
             }
-            let request = self.random.request(self.model.head);
-            answers += &show::result(&self.model.apply(&request));
+            let (head, auth) = (self.model.head, self.model.auth.revision);
+            let request = match self.setup.pop_front() {
+                Some(request) => request,
+                None => self.random.request(head, auth),
+            };
+            let of_user = request
+                .header
+                .as_ref()
+                .is_some_and(|h| !h.username.is_empty());
+            let checked = self.model.auth.enabled && of_user;
+            let answer = self.model.apply(&request);
+            self.judged[match &answer {
+                Err(Error::PermissionDenied) => 1,
+                Err(Error::AuthOldRevision) => 2,
+                _ => 0,
+            }] += usize::from(checked);
+            answers += &show::result(&answer);
             self.log.push(Logged::Request(request));
         }
         let indexes: Vec<u64> = (first..=self.log.len() as u64).collect();
@@ -300,6 +456,9 @@ impl Pair {
             .map(|applied| show::result(&applied.result))
             .collect();
         assert_eq!(given, answers, "entries {indexes:?}");
+        let auth = member.machine.auth();
+        let theirs = (self.model.auth.enabled, self.model.auth.revision);
+        assert_eq!((auth.is_enabled(), auth.revision()), theirs);
         group
     }
 
@@ -496,6 +655,7 @@ pub fn seeds(default: u64) -> std::ops::Range<u64> {
 
 #[test]
 fn member_and_model_agree() {
+    let mut judged = [0; 3];
     for seed in seeds(50) {
         println!("seed {seed}");
         let engine = Arc::new(MemoryEngine::new());
@@ -520,5 +680,10 @@ fn member_and_model_agree() {
         if seed % 5 == 0 {
             restarts::check(&pair.log);
         }
+        for (all, of_seed) in judged.iter_mut().zip(pair.judged) {
+            *all += of_seed;
+        }
     }
+    println!("permitted, denied, too old: {judged:?}");
+    assert!(judged.iter().all(|count| *count >= 10), "{judged:?}");
 }

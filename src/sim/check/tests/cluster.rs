@@ -18,6 +18,7 @@ use crate::sim::history::{
     Answer, AppliedEntry, ClientRequest, History, Moment, Operation, Outcome, Payload,
 };
 use crate::state::Response;
+use crate::state::model::auth::Who;
 use crate::state::model::{At, Model};
 use crate::state::txn::{is_read_only, is_serializable};
 use crate::types::MemberId;
@@ -198,6 +199,7 @@ impl Cluster {
             answer.header = header(self.model.head);
         }
         self.history.operations.push(Operation {
+            who: Who::Nobody,
             client,
             member: MemberId(1 + u64::from(client) % 3),
             request: asked,

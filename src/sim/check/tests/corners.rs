@@ -16,6 +16,7 @@ use crate::proto::{Event, KeyValue};
 use crate::sim::history::{
     Answer, AppliedEntry, ClientRequest, History, Moment, Operation, Outcome, Payload, Watched,
 };
+use crate::state::model::auth::Who;
 use crate::types::MemberId;
 
 fn entry(history: &mut History, at: Moment, payload: Payload) {
@@ -42,6 +43,7 @@ fn operation(history: &mut History, at: Moment, asked: ClientRequest, outcome: O
     history.operations.push(Operation {
         client: 1,
         member: MemberId(1),
+        who: Who::Nobody,
         request: asked,
         called_at: at - 1,
         returned_at: at + 1,
@@ -243,6 +245,7 @@ fn reads_follow_what_a_watch_showed() {
     history.watches.push(Watched {
         client: 9,
         member: MemberId(2),
+        who: Who::Nobody,
         create: WatchCreateRequest {
             key: "a".into(),
             ..Default::default()
@@ -336,6 +339,7 @@ fn undone(shown: &[i32], compacted_at: Moment) -> History {
     history.watches.push(Watched {
         client: 9,
         member: MemberId(2),
+        who: Who::Nobody,
         create: WatchCreateRequest {
             key: "a".into(),
             start_revision: 2,

@@ -11,6 +11,7 @@ use crate::proto::etcdserverpb::{LeaseTimeToLiveResponse, PutRequest, PutRespons
 use crate::sim::history::{Answer, ClientRequest, History, Moment, Operation, Outcome, Payload};
 use crate::state::machine::decode_request;
 use crate::state::model::At;
+use crate::state::model::auth::Who;
 use crate::types::MemberId;
 
 pub type Damage = fn(&mut Made, &mut Random) -> Option<()>;
@@ -220,6 +221,7 @@ fn add(made: &mut Made, asked: ClientRequest, outcome: Outcome) {
     made.history.operations.push(Operation {
         client: 50,
         member: MemberId(1),
+        who: Who::Nobody,
         request: asked,
         called_at: at,
         returned_at: at,

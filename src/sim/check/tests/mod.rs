@@ -9,6 +9,7 @@ mod coverage;
 mod damage;
 mod damaged_streams;
 mod requests;
+mod rights;
 mod streams;
 
 use std::collections::BTreeSet;

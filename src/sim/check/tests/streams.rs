@@ -6,6 +6,7 @@ use crate::proto::etcdserverpb::{WatchCreateRequest, WatchResponse};
 use crate::proto::{EncodedEvent, Event};
 use crate::sim::history::{Moment, Watched};
 use crate::state::model::Model;
+use crate::state::model::auth::Who;
 use crate::types::MemberId;
 
 pub struct Stream {
@@ -59,6 +60,7 @@ impl Stream {
             },
             ended: false,
             watched: Watched {
+                who: Who::Nobody,
                 client: 100,
                 member,
                 create,
