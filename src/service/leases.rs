@@ -100,6 +100,8 @@ impl Handle {
         id: LeaseId,
         keys: bool,
     ) -> Result<Option<LeaseTimeToLiveResponse>, Error> {
+        // Who is nobody does not make the leader work.
+        self.judging_view(caller)?;
         let deadline = self.deadline(caller);
         loop {
             let left = if self.shared().raft.is_leader() {
@@ -259,5 +261,116 @@ impl Handle {
         }
         self.shared().clock.sleep(RETRY).await;
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::etcdserverpb::{LeaseGrantRequest, PutRequest, RequestHeader};
+    use crate::service::fixture::{self, user};
+    use crate::state::auth::verdict::MEMBER_REVISION;
+
+    const LEASE: LeaseId = LeaseId(7);
+
+    /// A lease that holds `a` and `b`; `alice` may read both, `bob` may write one, `carol` both.
+    fn member() -> (Handle, u64) {
+        let handle = fixture::alone();
+        let by_member = |request| InternalRaftRequest {
+            header: Some(RequestHeader {
+                auth_revision: MEMBER_REVISION,
+                ..Default::default()
+            }),
+            ..request
+        };
+        let mut requests = fixture::auth_requests(&[
+            ("alice", &[(0, "a", "c")]),
+            ("bob", &[(1, "a", ""), (0, "b", "")]),
+            ("carol", &[(1, "a", "c"), (0, "a", "")]),
+            ("root", &[]),
+        ]);
+        requests.push(by_member(InternalRaftRequest {
+            lease_grant: Some(LeaseGrantRequest {
+                id: LEASE.0,
+                ttl: 60,
+            }),
+            ..Default::default()
+        }));
+        for key in ["a", "b"] {
+            let put = PutRequest {
+                key: key.into(),
+                lease: LEASE.0,
+                ..Default::default()
+            };
+            requests.push(by_member(InternalRaftRequest {
+                put: Some(put),
+                ..Default::default()
+            }));
+        }
+        fixture::apply(&handle, requests);
+        let now = handle.auth().revision();
+        (handle, now)
+    }
+
+    /// Whether a caller may go on, as far as its rights are concerned.
+    async fn may_renew(handle: &Handle, caller: &Caller) -> Result<(), Error> {
+        match handle.judging_view(caller)? {
+            None => Ok(()),
+            Some(view) => {
+                let asks = |access: &Access<'_>, read: &dyn Read| {
+                    access.write_attached(LEASE, &Attached(read))
+                };
+                handle.judge(caller, view, asks).await
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lease_is_for_those_who_may_write_all_its_keys() {
+        let (handle, now) = member();
+        let (denied, old) = (Error::PermissionDenied, Error::AuthOldRevision);
+        for (caller, renews, lists) in [
+            (
+                Caller::nobody(),
+                Err(Error::UserEmpty),
+                Err(Error::UserEmpty),
+            ),
+            (user("alice", now), Err(denied), Ok(())),
+            (user("alice", now - 1), Err(old), Err(old)),
+            (user("bob", now), Err(denied), Err(denied)),
+            (user("carol", now), Ok(()), Err(denied)),
+            (user("dave", now), Err(denied), Err(denied)),
+            (user("root", 1), Ok(()), Ok(())),
+            (Caller::member(), Ok(()), Ok(())),
+        ] {
+            let who = format!("{:?}", caller.identity());
+            assert_eq!(may_renew(&handle, &caller).await, renews, "{who}");
+            let listed = handle.list_leases(&caller).await.map(|_| ());
+            assert_eq!(listed, lists, "{who}");
+            if let Err(error) = renews {
+                let renewed = handle.renew_lease(&caller, LEASE).await;
+                assert_eq!(renewed, Err(error), "{who}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_of_a_lease_are_shown_to_those_who_may_read_them() {
+        let (handle, now) = member();
+        fixture::set_leader(&handle, fixture::ME);
+        let keys = [Bytes::from_static(b"a"), Bytes::from_static(b"b")];
+        let denied = Err(Error::PermissionDenied);
+        for (caller, all, last) in [
+            (user("alice", now), Ok(()), Ok(())),
+            (user("bob", now), denied, Ok(())),
+            (user("carol", now), denied, denied),
+            (user("root", 1), Ok(()), Ok(())),
+        ] {
+            assert_eq!(handle.check_shown(&caller, &keys).await, all);
+            assert_eq!(handle.check_shown(&caller, &keys[1..]).await, last);
+            assert_eq!(handle.check_shown(&caller, &[]).await, Ok(()));
+        }
+        let left = handle.lease_left(&Caller::nobody(), LEASE, false).await;
+        assert_eq!(left, Err(Error::UserEmpty));
     }
 }

@@ -485,4 +485,32 @@ mod tests {
         assert_eq!((&*header.username, header.auth_revision), ("alice", 3));
         assert_ne!(header.id, 0);
     }
+
+    #[test]
+    fn what_nobody_may_have_executed_stays_out_of_the_log() {
+        let (handle, inbox) = member();
+        let requests = fixture::auth_requests(&[("root", &[])]);
+        fixture::apply(&handle, requests);
+        fixture::set_leader(&handle, fixture::ME);
+        block_on(async {
+            let refused = handle.propose(&Caller::nobody(), put()).await;
+            assert_eq!(refused, Err(Error::UserEmpty));
+            assert!(proposal(&inbox).is_none());
+            // What a user may is decided when it is applied; whether somebody has to be anybody,
+            // everybody may ask.
+            let status = InternalRaftRequest {
+                auth_status: Some(Default::default()),
+                ..Default::default()
+            };
+            for (caller, request) in [
+                (fixture::user("alice", 1), put()),
+                (Caller::nobody(), status),
+                (Caller::member(), put()),
+            ] {
+                let waiting = handle.propose(&caller, request);
+                let _ = tokio::time::timeout(Duration::from_millis(5), waiting).await;
+                assert!(proposal(&inbox).is_some(), "{:?}", caller.identity());
+            }
+        });
+    }
 }
