@@ -36,6 +36,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.extern_path(".mvccpb.KeyValue", "crate::proto::EncodedKv");
     config.extern_path(".mvccpb.Event", "crate::proto::EncodedEvent");
     config.extern_path(".etcdserverpb.RangeResponse", "crate::proto::RangeResponse");
+    // Their passwords and tokens are in no log: `crate::proto` prints the rest of them.
+    config.skip_debug([
+        ".etcdserverpb.AuthUserAddRequest",
+        ".etcdserverpb.AuthUserChangePasswordRequest",
+        ".etcdserverpb.AuthenticateRequest",
+        ".etcdserverpb.AuthenticateResponse",
+        ".etcdserverpb.InternalAuthenticateRequest",
+    ]);
     tonic_prost_build::configure()
         // Members call each other, and a discovery service.
         .build_client(true)

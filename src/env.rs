@@ -72,6 +72,9 @@ pub trait Executor: Send + Sync + 'static {
     fn spawn(&self, task: Boxed<()>);
     /// Runs work that may block.
     fn spawn_blocking(&self, work: Box<dyn FnOnce() + Send>);
+    /// Runs work that takes a processor for long and waits for nothing, on few threads of its own
+    /// that leave the processors to others first.
+    fn spawn_computing(&self, work: Box<dyn FnOnce() + Send>);
     /// Runs blocking work within the calling task, whose thread serves no other task meanwhile.
     fn block_in_place(&self, work: &mut dyn FnMut());
 }
@@ -79,6 +82,21 @@ pub trait Executor: Send + Sync + 'static {
 /// The work did not run, or not to its end: the process is stopping.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Abandoned;
+
+/// Runs a computation, unless whoever asked for it leaves before it begins, and waits for it.
+pub async fn computing<T: Send + 'static>(
+    executor: &dyn Executor,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Abandoned> {
+    let (sender, receiver) = oneshot::channel();
+    executor.spawn_computing(Box::new(move || {
+        if !sender.is_closed() {
+            // The caller may be gone.
+            let _ = sender.send(work());
+        }
+    }));
+    receiver.await.map_err(|_| Abandoned)
+}
 
 /// Runs work that may block, and waits for it.
 pub async fn blocking<T: Send + 'static>(
@@ -93,30 +111,51 @@ pub async fn blocking<T: Send + 'static>(
     receiver.await.map_err(|_| Abandoned)
 }
 
-/// tokio's threads. To be used within its runtime.
-#[derive(Default)]
+/// tokio's threads, and a few beside them. To be used within its runtime.
 pub struct TokioExecutor {
-    blocking: Arc<Blocking>,
+    blocking: Arc<Pool>,
+    computing: Arc<Pool>,
+}
+
+impl Default for TokioExecutor {
+    fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            blocking: Pool::of(MAX_BLOCKING),
+            computing: Pool::of((processors / 2).max(1)),
+        }
+    }
 }
 
 /// Work of `spawn_blocking` at once, and so many threads. The runtime has more of them, which
 /// `block_in_place` needs: work that stands still must not stop the network.
 const MAX_BLOCKING: usize = 32;
 
+/// Of a thread for computations: with this a thread of the usual priority that wants a processor
+/// gets it for nine parts of ten.
+const COMPUTING_NICENESS: i32 = 10;
+
 type Work = Box<dyn FnOnce() + Send>;
 
-#[derive(Default)]
-struct Blocking {
+struct Pool {
+    max_threads: usize,
     /// Threads under way, and what waits for one.
     state: Mutex<(usize, VecDeque<Work>)>,
 }
 
-impl Blocking {
+impl Pool {
+    fn of(max_threads: usize) -> Arc<Self> {
+        Arc::new(Self {
+            max_threads,
+            state: Mutex::default(),
+        })
+    }
+
     /// The work, where there is a thread for it.
     fn begin(&self, work: Work) -> Option<Work> {
         let mut state = self.state.lock();
         let (threads, waiting) = &mut *state;
-        if *threads == MAX_BLOCKING {
+        if *threads == self.max_threads {
             waiting.push_back(work);
             return None;
         }
@@ -134,6 +173,16 @@ impl Blocking {
         }
         work
     }
+
+    /// Does the work, and then what waits.
+    fn run(&self, work: Work) {
+        let mut next = Some(work);
+        while let Some(work) = next {
+            // Whoever waits for it sees that it ended; the panic has been reported.
+            let _ = std::panic::catch_unwind(AssertUnwindSafe(work));
+            next = self.next();
+        }
+    }
 }
 
 impl Executor for TokioExecutor {
@@ -142,18 +191,31 @@ impl Executor for TokioExecutor {
     }
 
     fn spawn_blocking(&self, work: Box<dyn FnOnce() + Send>) {
-        let mut next = self.blocking.begin(work);
-        if next.is_none() {
+        let Some(work) = self.blocking.begin(work) else {
             return;
-        }
-        let blocking = self.blocking.clone();
-        tokio::task::spawn_blocking(move || {
-            while let Some(work) = next {
-                // Whoever waits for it sees that it ended; the panic has been reported.
-                let _ = std::panic::catch_unwind(AssertUnwindSafe(work));
-                next = blocking.next();
+        };
+        let pool = self.blocking.clone();
+        tokio::task::spawn_blocking(move || pool.run(work));
+    }
+
+    fn spawn_computing(&self, work: Work) {
+        let Some(work) = self.computing.begin(work) else {
+            return;
+        };
+        let pool = self.computing.clone();
+        let thread = std::thread::Builder::new().name("compute".to_owned());
+        let spawned = thread.spawn(move || {
+            if let Err(error) = rustix::process::setpriority_process(None, COMPUTING_NICENESS) {
+                tracing::debug!(%error, "a computing thread keeps the usual priority");
             }
+            pool.run(work);
         });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "no thread for a computation");
+            // Whoever waits for the work sees that it was dropped; what waits behind it is begun
+            // with the next.
+            self.computing.state.lock().0 -= 1;
+        }
     }
 
     fn block_in_place(&self, work: &mut dyn FnMut()) {

@@ -103,11 +103,12 @@ errors! {
     WatchCanceled => Cancelled, "etcdserver: watch canceled";
     TooManyRequests => Unknown, "etcdserver: too many requests";
     Overloaded => ResourceExhausted, "etched: too many large requests at once; try again later";
+    PasswordTooLong => Unknown, "bcrypt: password length exceeds 72 bytes";
+    TokensNotSigned => Unknown, "auth: token signing attempted with verify-only key";
     UnknownMethod => Unknown, "etcdserver: unknown method";
     RangeStreamSort => Unimplemented, "RangeStream does not support custom sort orders";
     RangeStreamFilters => Unimplemented, "RangeStream does not support revision filters";
     SnapshotNotBuilt => Unimplemented, "etched: Snapshot is not built yet; stop the member and copy its data directory to back it up";
-    AuthNotBuilt => Unimplemented, "etched: authentication is not built yet";
     LockNotBuilt => Unimplemented, "etched: the Lock service is not built yet; etcdctl lock and clientv3's concurrency package work without it";
     ElectionNotBuilt => Unimplemented, "etched: the Election service is not built yet; etcdctl elect and clientv3's concurrency package work without it";
 }
@@ -151,7 +152,7 @@ mod tests {
             let plain = matches!(error.code(), Code::Unimplemented | Code::DeadlineExceeded);
             assert!(
                 plain
-                    || ["etcdserver: ", "etched: ", "auth: "]
+                    || ["etcdserver: ", "etched: ", "auth: ", "bcrypt: "]
                         .iter()
                         .any(|prefix| text.starts_with(prefix)),
                 "{text}"

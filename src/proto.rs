@@ -8,6 +8,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::DecodeError;
 use prost::encoding::{self, DecodeContext, WireType};
 
+mod redacted;
 pub mod text;
 
 pub mod etcdserverpb {

@@ -43,20 +43,6 @@ var notInREADME = map[string]struct {
 			return err
 		}),
 	}},
-	"Auth": {"users, roles, AuthEnable (Unimplemented)", []absence{
-		unimplemented("AuthEnable", func(ctx context.Context, c grpc.ClientConnInterface) error {
-			_, err := pb.NewAuthClient(c).AuthEnable(ctx, &pb.AuthEnableRequest{})
-			return err
-		}),
-		unimplemented("UserAdd", func(ctx context.Context, c grpc.ClientConnInterface) error {
-			_, err := pb.NewAuthClient(c).UserAdd(ctx, &pb.AuthUserAddRequest{Name: "a", Password: "b"})
-			return err
-		}),
-		unimplemented("RoleAdd", func(ctx context.Context, c grpc.ClientConnInterface) error {
-			_, err := pb.NewAuthClient(c).RoleAdd(ctx, &pb.AuthRoleAddRequest{Name: "a"})
-			return err
-		}),
-	}},
 	"Lock, Election": {"the two services (Unimplemented)", []absence{
 		unimplemented("Lock", func(ctx context.Context, c grpc.ClientConnInterface) error {
 			_, err := v3lockpb.NewLockClient(c).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("a")})
@@ -68,8 +54,8 @@ var notInREADME = map[string]struct {
 		}),
 	}},
 	"HTTP": {"the JSON gateway under `/v3/` (404), profiles", []absence{noGateway, noProfiles}},
-	"Configuration": {"TLS, auth, unix sockets, log rotation, tracing: refused at the start", []absence{
-		refusesFlag("--cert-file=/x"), refusesFlag("--auto-tls"), refusesFlag("--auth-token=jwt"),
+	"Configuration": {"TLS, unix sockets, log rotation, tracing: refused at the start", []absence{
+		refusesFlag("--cert-file=/x"), refusesFlag("--auto-tls"),
 		noUnixSockets, refusesFlag("--enable-log-rotation"), refusesFlag("--enable-distributed-tracing"),
 	}},
 	"Commands": {"etcd's `gateway` and `grpc-proxy` (refused)", []absence{noCommands}},
@@ -227,8 +213,6 @@ func otherThanDefault(name, kind, usage string) string {
 		return ""
 	case name == "tls-max-version":
 		return "TLS1.3"
-	case name == "auth-token":
-		return "jwt"
 	default:
 		return "x"
 	}

@@ -1,29 +1,27 @@
-//! Auth: not built yet. What asks how things are is answered as by a cluster in which
-//! authentication was never enabled, which is what this is: clients with a name and a password
-//! begin with `Authenticate` and go on without a token where it is not enabled. What would change
-//! something says that it is not built.
+//! Auth: users, roles and their tokens. All is in the log, questions too, so that an answer is
+//! never old; etcd does the same.
+//!
+//! Passwords end here: the log gets hashes. A log-in is checked before it is proposed, at the auth
+//! revision of a state that shows every change answered before. Where that has moved when the entry
+//! is applied, no token is issued and the check is made again.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use tonic::{Request, Response, Status};
 
 use super::{caller, header};
 use crate::error::Error;
-use crate::proto::etcdserverpb::{
-    AuthDisableRequest, AuthDisableResponse, AuthEnableRequest, AuthEnableResponse,
-    AuthRoleAddRequest, AuthRoleAddResponse, AuthRoleDeleteRequest, AuthRoleDeleteResponse,
-    AuthRoleGetRequest, AuthRoleGetResponse, AuthRoleGrantPermissionRequest,
-    AuthRoleGrantPermissionResponse, AuthRoleListRequest, AuthRoleListResponse,
-    AuthRoleRevokePermissionRequest, AuthRoleRevokePermissionResponse, AuthStatusRequest,
-    AuthStatusResponse, AuthUserAddRequest, AuthUserAddResponse, AuthUserChangePasswordRequest,
-    AuthUserChangePasswordResponse, AuthUserDeleteRequest, AuthUserDeleteResponse,
-    AuthUserGetRequest, AuthUserGetResponse, AuthUserGrantRoleRequest, AuthUserGrantRoleResponse,
-    AuthUserListRequest, AuthUserListResponse, AuthUserRevokeRoleRequest,
-    AuthUserRevokeRoleResponse, AuthenticateRequest, AuthenticateResponse, ResponseHeader,
-    auth_server::Auth,
-};
+use crate::proto::etcdserverpb::auth_server::Auth;
+use crate::proto::etcdserverpb::*;
+use crate::service::caller::{Caller, Identity, User};
 use crate::service::handle::Handle;
+use crate::service::passwords::Password;
+use crate::service::tokens::simple;
+use crate::state::Response as Applied;
+use crate::state::auth::store;
 
-/// The revision of users, roles and permissions before the first of them is made.
-const FIRST_REVISION: u64 = 1;
+/// A log-in is started over so often while users and roles change.
+const MAX_CHECKS: usize = 16;
 
 pub struct AuthService {
     handle: Handle,
@@ -34,151 +32,293 @@ impl AuthService {
         Self { handle }
     }
 
-    /// As of now in the whole cluster: etcd answers from its log.
-    async fn header<T>(
-        &self,
-        method: &'static str,
-        request: &Request<T>,
-    ) -> Result<Option<ResponseHeader>, Status> {
-        let caller = caller::of(&self.handle, method, request);
-        let view = self.handle.linearizable_view(&caller).await?;
-        Ok(Some(header::at(&self.handle, view.head)))
+    /// The hash of a password, as the log has it.
+    async fn hash(&self, caller: &Caller, password: Password) -> Result<String, Error> {
+        let hashed = self.handle.passwords().hash(password);
+        let hash = self.handle.within(caller, hashed).await??;
+        Ok(BASE64.encode(hash))
     }
+
+    /// Checks a password; returns the auth revision at which it was right.
+    async fn check_password(
+        &self,
+        caller: &Caller,
+        name: &str,
+        password: &Password,
+    ) -> Result<u64, Error> {
+        let auth = self.handle.linearizable_view(caller).await?.auth.clone();
+        if !auth.is_enabled() {
+            return Err(Error::AuthNotEnabled);
+        }
+        let user = auth.user(name);
+        if user.is_some_and(|user| user.no_password) {
+            return Err(Error::NoPasswordUser);
+        }
+        let hash = user.map(|user| user.password_hash.clone());
+        let passwords = self.handle.passwords();
+        let matched = passwords.matches(password.clone(), hash);
+        match self.handle.within(caller, matched).await?? {
+            true => Ok(auth.revision()),
+            false => Err(Error::AuthFailed),
+        }
+    }
+
+    /// A token for somebody whose password is right.
+    async fn log_in(
+        &self,
+        caller: &Caller,
+        name: String,
+        password: Password,
+    ) -> Result<AuthenticateResponse, Error> {
+        let tokens = self.handle.tokens().clone();
+        for _ in 0..MAX_CHECKS {
+            let auth_revision = self.check_password(caller, &name, &password).await?;
+            let user = User {
+                name: name.clone(),
+                auth_revision,
+            };
+            let simple_token = match tokens.are_simple() {
+                true => simple::draw_prefix(self.handle.shared().rng.as_ref()),
+                false => String::new(),
+            };
+            let request = InternalRaftRequest {
+                authenticate: Some(InternalAuthenticateRequest {
+                    name: name.clone(),
+                    password: String::new(),
+                    simple_token,
+                }),
+                ..Default::default()
+            };
+            // Of the entry's header, which says at which revision the check was made.
+            let checked = caller.as_identity(Identity::User(user.clone().into()));
+            let Applied::Authenticate(mut login) = self.handle.propose(&checked, request).await?
+            else {
+                return Err(Error::UnknownMethod);
+            };
+            if login.stale {
+                continue;
+            }
+            if !tokens.are_simple() {
+                let tokens = tokens.clone();
+                let signed = self.handle.passwords().compute(move || tokens.sign(&user));
+                login.response.token = self.handle.within(caller, signed).await???;
+            }
+            return Ok(login.response);
+        }
+        Err(Error::AuthOldRevision)
+    }
+}
+
+/// The body of a method: the request as it goes into the log, and the response's kind.
+macro_rules! execute {
+    ($self:ident, $request:ident, $method:literal, $kind:ident, $field:ident) => {{
+        let caller = caller::of(&$self.handle, $method, &$request);
+        execute!($self, &caller, $request.into_inner(), $kind, $field)
+    }};
+    ($self:ident, $caller:expr, $message:expr, $kind:ident, $field:ident) => {{
+        let request = InternalRaftRequest {
+            $field: Some($message),
+            ..Default::default()
+        };
+        let Applied::$kind(mut response) = $self.handle.propose($caller, request).await? else {
+            return Err(Error::UnknownMethod.into());
+        };
+        header::fill(&$self.handle, &mut response.header);
+        Ok(Response::new(response))
+    }};
 }
 
 #[tonic::async_trait]
 impl Auth for AuthService {
     async fn auth_enable(
         &self,
-        _request: Request<AuthEnableRequest>,
+        request: Request<AuthEnableRequest>,
     ) -> Result<Response<AuthEnableResponse>, Status> {
-        Err(Error::AuthNotBuilt.into())
+        execute!(self, request, "AuthEnable", AuthEnable, auth_enable)
     }
 
     async fn auth_disable(
         &self,
         request: Request<AuthDisableRequest>,
     ) -> Result<Response<AuthDisableResponse>, Status> {
-        // It is not enabled, so this is done.
-        Ok(Response::new(AuthDisableResponse {
-            header: self.header("AuthDisable", &request).await?,
-        }))
+        execute!(self, request, "AuthDisable", AuthDisable, auth_disable)
     }
 
     async fn auth_status(
         &self,
         request: Request<AuthStatusRequest>,
     ) -> Result<Response<AuthStatusResponse>, Status> {
-        Ok(Response::new(AuthStatusResponse {
-            header: self.header("AuthStatus", &request).await?,
-            enabled: false,
-            auth_revision: FIRST_REVISION,
-        }))
+        execute!(self, request, "AuthStatus", AuthStatus, auth_status)
     }
 
     async fn authenticate(
         &self,
         request: Request<AuthenticateRequest>,
     ) -> Result<Response<AuthenticateResponse>, Status> {
-        // What is answered must not be old.
-        self.header("Authenticate", &request).await?;
-        Err(Error::AuthNotEnabled.into())
+        // Whatever else is shown, the password counts.
+        let caller = caller::of(&self.handle, "Authenticate", &request);
+        let caller = caller.as_identity(Identity::Nobody);
+        let mut message = request.into_inner();
+        let password = Password::take(&mut message.password);
+        let name = message.name;
+        let mut response = match self.log_in(&caller, name.clone(), password).await {
+            Ok(response) => response,
+            Err(error) => {
+                if error != Error::AuthNotEnabled {
+                    tracing::info!(user = name, %error, "invalid authentication was requested");
+                }
+                return Err(error.into());
+            }
+        };
+        header::fill(&self.handle, &mut response.header);
+        Ok(Response::new(response))
     }
 
     async fn user_add(
         &self,
-        _request: Request<AuthUserAddRequest>,
+        request: Request<AuthUserAddRequest>,
     ) -> Result<Response<AuthUserAddResponse>, Status> {
-        Err(Error::AuthNotBuilt.into())
+        let caller = caller::of(&self.handle, "UserAdd", &request);
+        let mut message = request.into_inner();
+        let password = Password::take(&mut message.password);
+        if !message.options.is_some_and(|options| options.no_password) {
+            message.hashed_password = self.hash(&caller, password).await?;
+        }
+        execute!(self, &caller, message, AuthUserAdd, auth_user_add)
     }
 
     async fn user_get(
         &self,
-        _request: Request<AuthUserGetRequest>,
+        request: Request<AuthUserGetRequest>,
     ) -> Result<Response<AuthUserGetResponse>, Status> {
-        Err(Error::AuthNotBuilt.into())
+        execute!(self, request, "UserGet", AuthUserGet, auth_user_get)
     }
 
     async fn user_list(
         &self,
         request: Request<AuthUserListRequest>,
     ) -> Result<Response<AuthUserListResponse>, Status> {
-        Ok(Response::new(AuthUserListResponse {
-            header: self.header("UserList", &request).await?,
-            users: Vec::new(),
-        }))
+        execute!(self, request, "UserList", AuthUserList, auth_user_list)
     }
 
     async fn user_delete(
         &self,
-        _request: Request<AuthUserDeleteRequest>,
+        request: Request<AuthUserDeleteRequest>,
     ) -> Result<Response<AuthUserDeleteResponse>, Status> {
-        Err(Error::AuthNotBuilt.into())
+        execute!(
+            self,
+            request,
+            "UserDelete",
+            AuthUserDelete,
+            auth_user_delete
+        )
     }
 
     async fn user_change_password(
         &self,
-        _request: Request<AuthUserChangePasswordRequest>,
+        request: Request<AuthUserChangePasswordRequest>,
     ) -> Result<Response<AuthUserChangePasswordResponse>, Status> {
-        Err(Error::AuthNotBuilt.into())
+        let caller = caller::of(&self.handle, "UserChangePassword", &request);
+        let mut message = request.into_inner();
+        let password = Password::take(&mut message.password);
+        if !password.is_empty() {
+            message.hashed_password = self.hash(&caller, password).await?;
+        }
+        execute!(
+            self,
+            &caller,
+            message,
+            AuthUserChangePassword,
+            auth_user_change_password
+        )
     }
 
     async fn user_grant_role(
         &self,
-        _request: Request<AuthUserGrantRoleRequest>,
+        request: Request<AuthUserGrantRoleRequest>,
     ) -> Result<Response<AuthUserGrantRoleResponse>, Status> {
-        Err(Error::AuthNotBuilt.into())
+        execute!(
+            self,
+            request,
+            "UserGrantRole",
+            AuthUserGrantRole,
+            auth_user_grant_role
+        )
     }
 
     async fn user_revoke_role(
         &self,
-        _request: Request<AuthUserRevokeRoleRequest>,
+        request: Request<AuthUserRevokeRoleRequest>,
     ) -> Result<Response<AuthUserRevokeRoleResponse>, Status> {
-        Err(Error::AuthNotBuilt.into())
+        execute!(
+            self,
+            request,
+            "UserRevokeRole",
+            AuthUserRevokeRole,
+            auth_user_revoke_role
+        )
     }
 
     async fn role_add(
         &self,
-        _request: Request<AuthRoleAddRequest>,
+        request: Request<AuthRoleAddRequest>,
     ) -> Result<Response<AuthRoleAddResponse>, Status> {
-        Err(Error::AuthNotBuilt.into())
+        execute!(self, request, "RoleAdd", AuthRoleAdd, auth_role_add)
     }
 
     async fn role_get(
         &self,
-        _request: Request<AuthRoleGetRequest>,
+        request: Request<AuthRoleGetRequest>,
     ) -> Result<Response<AuthRoleGetResponse>, Status> {
-        Err(Error::AuthNotBuilt.into())
+        execute!(self, request, "RoleGet", AuthRoleGet, auth_role_get)
     }
 
     async fn role_list(
         &self,
         request: Request<AuthRoleListRequest>,
     ) -> Result<Response<AuthRoleListResponse>, Status> {
-        Ok(Response::new(AuthRoleListResponse {
-            header: self.header("RoleList", &request).await?,
-            roles: Vec::new(),
-        }))
+        execute!(self, request, "RoleList", AuthRoleList, auth_role_list)
     }
 
     async fn role_delete(
         &self,
-        _request: Request<AuthRoleDeleteRequest>,
+        request: Request<AuthRoleDeleteRequest>,
     ) -> Result<Response<AuthRoleDeleteResponse>, Status> {
-        Err(Error::AuthNotBuilt.into())
+        execute!(
+            self,
+            request,
+            "RoleDelete",
+            AuthRoleDelete,
+            auth_role_delete
+        )
     }
 
     async fn role_grant_permission(
         &self,
-        _request: Request<AuthRoleGrantPermissionRequest>,
+        request: Request<AuthRoleGrantPermissionRequest>,
     ) -> Result<Response<AuthRoleGrantPermissionResponse>, Status> {
-        Err(Error::AuthNotBuilt.into())
+        if let Some(permission) = &request.get_ref().perm {
+            store::check_kind(permission)?;
+        }
+        execute!(
+            self,
+            request,
+            "RoleGrantPermission",
+            AuthRoleGrantPermission,
+            auth_role_grant_permission
+        )
     }
 
     async fn role_revoke_permission(
         &self,
-        _request: Request<AuthRoleRevokePermissionRequest>,
+        request: Request<AuthRoleRevokePermissionRequest>,
     ) -> Result<Response<AuthRoleRevokePermissionResponse>, Status> {
-        Err(Error::AuthNotBuilt.into())
+        execute!(
+            self,
+            request,
+            "RoleRevokePermission",
+            AuthRoleRevokePermission,
+            auth_role_revoke_permission
+        )
     }
 }

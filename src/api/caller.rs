@@ -1,23 +1,45 @@
-//! Who calls: made here alone, from a call's metadata.
+//! Who calls: made here alone, from a call's metadata and its connection.
+//!
+//! What a client shows is looked at once, before the gate (`Known`); a stream keeps it.
 //!
 //! gRPC's `grpc-timeout` says how long the client still waits. Its form is gRPC's: up to eight
 //! digits and a unit. One that cannot be read ends the call before its service sees it, in
 //! grpc-go's words.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Response, StatusCode};
+use http::{Extensions, HeaderMap, Response, StatusCode};
 use tonic::body::Body;
 use tonic::{Request, Status};
 
 use crate::error::Error;
 use crate::replica::shared::Shared;
-use crate::service::caller::{Caller, Identity};
+use crate::service::caller::{Caller, Credentials, Identity};
 use crate::service::handle::Handle;
+use crate::service::identity::{Kept, Shown};
 
 const TIMEOUT: &str = "grpc-timeout";
 /// Digits and the unit; gRPC's figure.
 const MAX_TIMEOUT_BYTES: usize = 9;
+
+/// Who made a call, found before its service sees it; put beside the call. There is none where
+/// authentication is off, but for streams, during which it may be enabled.
+#[derive(Clone, Debug)]
+pub struct Known {
+    identity: Identity,
+    credentials: Arc<dyn Credentials>,
+}
+
+impl Known {
+    pub fn new(handle: Handle, shown: Shown, identity: Result<Identity, Error>) -> Self {
+        Self {
+            // Refused where it is asked for anything, in the words of whoever is asked.
+            identity: identity.unwrap_or(Identity::Invalid),
+            credentials: Arc::new(Kept { handle, shown }),
+        }
+    }
+}
 
 /// Whoever made this call. `method` is what its span is called by.
 pub fn of<T>(handle: &Handle, method: &'static str, request: &Request<T>) -> Caller {
@@ -26,16 +48,26 @@ pub fn of<T>(handle: &Handle, method: &'static str, request: &Request<T>) -> Cal
     if let Some(caller) = request.extensions().get::<Caller>() {
         return caller.clone();
     }
-    with_headers(handle.shared(), method, request.metadata().as_ref())
+    let (headers, extensions) = (request.metadata().as_ref(), request.extensions());
+    with_headers(handle.shared(), method, headers, extensions)
 }
 
 /// The same, before it is known what is asked.
-pub fn with_headers(shared: &Shared, method: &'static str, headers: &HeaderMap) -> Caller {
+pub fn with_headers(
+    shared: &Shared,
+    method: &'static str,
+    headers: &HeaderMap,
+    extensions: &Extensions,
+) -> Caller {
     // One that cannot be read has been refused by then.
     let timeout = timeout(headers).ok().flatten();
     let deadline = timeout.map(|timeout| shared.clock.now().saturating_add(timeout));
     let span = tracing::debug_span!("call", method);
-    Caller::client(Identity::Nobody, deadline, span)
+    match extensions.get::<Known>() {
+        None => Caller::client(Identity::Nobody, deadline, span),
+        Some(known) => Caller::client(known.identity.clone(), deadline, span)
+            .with_credentials(known.credentials.clone()),
+    }
 }
 
 /// How long the client still waits, if it says so.

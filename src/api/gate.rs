@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, Response};
+use http::{Extensions, HeaderMap, Response};
 use tokio::sync::watch;
 use tonic::body::Body;
 
@@ -70,7 +70,12 @@ impl Gate {
     }
 
     /// Whether a call may go to its service.
-    pub fn pass(&self, method: usize, headers: &HeaderMap) -> Result<Passed, Error> {
+    pub fn pass(
+        &self,
+        method: usize,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+    ) -> Result<Passed, Error> {
         let rpc = &RPCS[method];
         let status = self.shared.status();
         check_capability(status.cluster_version.as_deref())?;
@@ -79,19 +84,24 @@ impl Gate {
             _ if !learner => {}
             Learner::Answers => {}
             Learner::Stale => {
-                let rest = self.check_metadata(rpc, headers);
+                let rest = self.check_metadata(rpc, headers, extensions);
                 return Ok(Passed::Range(AskedOfLearner(rest)));
             }
             Learner::Refuses => return Err(Error::NotSupportedForLearner),
         }
-        self.check_metadata(rpc, headers)?;
+        self.check_metadata(rpc, headers, extensions)?;
         match rpc.is_unary() {
             false if wants_leader(headers) => Ok(Passed::NeedsLeader),
             _ => Ok(Passed::Call),
         }
     }
 
-    fn check_metadata(&self, rpc: &Rpc, headers: &HeaderMap) -> Result<(), Error> {
+    fn check_metadata(
+        &self,
+        rpc: &Rpc,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+    ) -> Result<(), Error> {
         let version = headers.get("client-api-version");
         let version = version.map(|version| std::str::from_utf8(version.as_bytes()).ok());
         if version == Some(None) {
@@ -112,7 +122,7 @@ impl Gate {
             Needs::Root if rpc.service == rpcs::AUTH => Ok(()),
             _ if !self.shared.is_auth_enabled() => Ok(()),
             needs => {
-                let caller = caller::with_headers(&self.shared, rpc.method, headers);
+                let caller = caller::with_headers(&self.shared, rpc.method, headers, extensions);
                 let auth = &self.shared.view().auth;
                 permission::check(auth, &caller, Asks::Call(needs))
             }
@@ -209,15 +219,17 @@ mod tests {
     fn pass(gate: &Gate, call: &str) -> Result<&'static str, Error> {
         let (method, rest) = call.split_once(' ').unwrap_or((call, ""));
         let number = crate::api::methods::find(&format!("/{method}")).expect("a method");
-        Ok(match gate.pass(number, &headers(rest))? {
-            Passed::Call => "call",
-            Passed::NeedsLeader => "needs a leader",
-            Passed::Range(asked) => match (asked.allows(true), asked.allows(false)) {
-                (Ok(()), Err(Error::NotSupportedForLearner)) => "serializable",
-                (Err(error), Err(Error::NotSupportedForLearner)) => return Err(error),
-                other => panic!("{other:?}"),
+        Ok(
+            match gate.pass(number, &headers(rest), &Extensions::new())? {
+                Passed::Call => "call",
+                Passed::NeedsLeader => "needs a leader",
+                Passed::Range(asked) => match (asked.allows(true), asked.allows(false)) {
+                    (Ok(()), Err(Error::NotSupportedForLearner)) => "serializable",
+                    (Err(error), Err(Error::NotSupportedForLearner)) => return Err(error),
+                    other => panic!("{other:?}"),
+                },
             },
-        })
+        )
     }
 
     #[test]

@@ -32,6 +32,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arriving::{Arriving, Kept, Source, Until};
 use call_log::{CallLog, Content};
@@ -54,6 +55,7 @@ use crate::proto::v3electionpb::election_server::ElectionServer;
 use crate::proto::v3lockpb::lock_server::LockServer;
 use crate::replica::shared::Shared;
 use crate::service::handle::Handle;
+use crate::service::identity::Shown;
 use crate::service::rpcs::{self, Flow, RPCS};
 
 pub use answers::answer_limit_bytes;
@@ -75,6 +77,7 @@ pub struct Api {
     health: HealthServer<health::HealthService>,
     gate: Gate,
     log: CallLog,
+    handle: Handle,
     shared: Arc<Shared>,
     requests: Arc<Requests>,
     source: Arc<Source>,
@@ -135,7 +138,8 @@ impl Api {
                 maintenance::MaintenanceService::new(handle.clone()),
                 max
             ),
-            auth: limited!(AuthServer, auth::AuthService::new(handle), max),
+            auth: limited!(AuthServer, auth::AuthService::new(handle.clone()), max),
+            handle,
             lock: limited!(LockServer, lock::LockService, max),
             election: limited!(ElectionServer, election::ElectionService, max),
             health: limited!(HealthServer, health::HealthService, max),
@@ -179,8 +183,52 @@ impl Api {
             Ok(limit) => limit.filter(|_| !RPCS[method].is_unary()),
             Err(refused) => return Box::pin(std::future::ready(*refused)),
         };
+        if let Err(shown) = self.identify(method, &mut request) {
+            // The only wait before a service, for a token that is newer than the state here.
+            let api = self.clone();
+            return Box::pin(async move {
+                let identity = api.handle.identify(&shown).await;
+                let known = caller::Known::new(api.handle.clone(), shown, identity);
+                request.extensions_mut().insert(known);
+                api.call_as_known(method, request, wait_limit).await
+            });
+        }
+        self.call_as_known(method, request, wait_limit)
+    }
+
+    /// Puts who calls beside a call where that can matter; returns what is shown if it takes a wait
+    /// to know.
+    fn identify<B>(&self, method: usize, request: &mut Request<B>) -> Result<(), Shown> {
+        if !self.shared.is_auth_enabled() && RPCS[method].flow != Flow::BidiStream {
+            return Ok(());
+        }
+        let shown = Shown::of(request.headers(), request.extensions());
+        match self.handle.identify_at_once(&shown) {
+            None => Err(shown),
+            Some(identity) => {
+                let known = caller::Known::new(self.handle.clone(), shown, identity);
+                request.extensions_mut().insert(known);
+                Ok(())
+            }
+        }
+    }
+
+    fn call_as_known<B>(
+        &self,
+        method: usize,
+        mut request: Request<B>,
+        wait_limit: Option<Duration>,
+    ) -> CallFuture
+    where
+        B: http_body::Body + Send + Unpin + 'static,
+        B::Error: Into<tonic::codegen::StdError> + Send + 'static,
+        B::Data: Send,
+    {
         let counted = Counted::start(&self.shared, method);
-        let passed = match self.gate.pass(method, request.headers()) {
+        let passed = self
+            .gate
+            .pass(method, request.headers(), request.extensions());
+        let passed = match passed {
             Ok(passed) => passed,
             Err(error) => {
                 let response = Status::from(error).into_http();

@@ -212,9 +212,9 @@ pub static SECTIONS: &[Section] = &[
         flag("host-whitelist", Hosts, "*", "Host names that HTTP requests may carry."),
     ]},
     Section { title: "Auth", flags: &[
-        later("auth-token", Text, "simple", "Kind of authentication token: 'simple', or 'jwt' with options."),
-        later("bcrypt-cost", Uint, "10", "Cost of hashing a password."),
-        later("auth-token-ttl", Uint, "300", "Seconds that a simple token lives."),
+        flag("auth-token", Text, "simple", "Kind of authentication token: 'simple', or 'jwt' with options."),
+        flag("bcrypt-cost", Uint, "10", "Cost of hashing a password: 4 to 31, each the double of the one before."),
+        flag("auth-token-ttl", Uint, "300", "Seconds that a simple token lives after its last use; 0: the default."),
     ]},
     Section { title: "Profiling and monitoring", flags: &[
         flag("metrics", Text, "basic", "Detail of the metrics: 'basic' or 'extensive'."),

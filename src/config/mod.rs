@@ -5,6 +5,7 @@
 //! checks them, `settle` builds the [`Config`] of `settings`, and [`load`] runs these in order.
 //! `summary` logs a [`Config`]. `commands` parses the subcommands.
 
+mod auth;
 mod commands;
 mod discovery;
 pub mod duration;
@@ -34,6 +35,9 @@ mod validate;
 mod value;
 mod values;
 
+#[cfg(test)]
+pub use auth::SIGN_METHODS;
+pub use auth::{AuthToken, INVALID_OPTIONS, JwtOptions, SignMethod, Signature};
 pub use commands::{Command, command};
 pub use discovery::{Discovery, DiscoveryService, DnsDiscovery};
 pub use exit::Exit;

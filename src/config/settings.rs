@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::auth::AuthConfig;
 use super::discovery::Discovery;
 use super::duration;
 use super::gates::Gates;
@@ -87,6 +88,8 @@ pub struct Config {
     pub compact_hash_check_time: Duration,
     pub warning_apply_duration: Duration,
     pub warning_unary_request_duration: Duration,
+
+    pub auth: AuthConfig,
 
     pub log: LogConfig,
     pub metrics: Metrics,

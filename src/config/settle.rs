@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::auth;
 use super::discovery;
 use super::duration;
 use super::flags;
@@ -80,10 +81,7 @@ pub fn settle(
         grpc_keepalive_min_time: values.positive("grpc-keepalive-min-time"),
         grpc_keepalive: Keepalive::of(values, "grpc-keepalive-interval", "grpc-keepalive-timeout"),
         auto_compaction: auto_compaction(values, notes)?,
-        compaction_batch_limit: usize::try_from(values.int("compaction-batch-limit"))
-            .ok()
-            .filter(|limit| *limit > 0)
-            .unwrap_or(1_000),
+        compaction_batch_limit: compaction_batch_limit(values),
         compaction_sleep_interval: time_or(values, "compaction-sleep-interval", 10),
         watch_progress_notify_interval: values
             .positive("watch-progress-notify-interval")
@@ -94,6 +92,7 @@ pub fn settle(
         compact_hash_check_time: values.time("compact-hash-check-time"),
         warning_apply_duration: values.time("warning-apply-duration"),
         warning_unary_request_duration: time_or(values, "warning-unary-request-duration", 300),
+        auth: auth::settle(values, notes)?,
         log,
         // As in etcd, any other word means basic.
         metrics: match values.text("metrics") {
@@ -115,6 +114,13 @@ fn time_or(values: &Values, name: &str, default_ms: u64) -> Duration {
         0 => Duration::from_millis(default_ms),
         _ => values.time(name),
     }
+}
+
+fn compaction_batch_limit(values: &Values) -> usize {
+    usize::try_from(values.int("compaction-batch-limit"))
+        .ok()
+        .filter(|limit| *limit > 0)
+        .unwrap_or(1_000)
 }
 
 fn v2_deprecation(values: &Values) -> String {

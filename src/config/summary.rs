@@ -192,6 +192,9 @@ impl Config {
                 "warning-unary-request-duration",
                 spelled(self.warning_unary_request_duration),
             ),
+            ("auth-token", self.auth.token.name().into()),
+            ("auth-token-ttl", spelled(self.auth.token_ttl)),
+            ("bcrypt-cost", self.auth.bcrypt_cost.into()),
             ("log-level", self.log.level.name().into()),
             ("log-format", self.log.format.name().into()),
             (

@@ -303,12 +303,13 @@ impl Applier {
     }
 
     fn show(&mut self, group: &machine::Group) {
+        // Whoever sees the entry applied finds its token.
+        if !group.auth_events.is_empty() {
+            self.shared.tokens.applied(&group.auth_events);
+        }
         self.publish_view();
         if group.status_changed {
             self.publish_status();
-        }
-        if !group.auth_events.is_empty() {
-            self.shared.tokens.applied(&group.auth_events);
         }
         self.watch_size(group);
         self.note_leases(group);

@@ -3,21 +3,12 @@
 
 use crate::state::auth::{AuthEvent, AuthView};
 
-/// See the module. Called by the apply thread, after the view shows the entries and before their
-/// proposals are answered; it must not block.
+/// See the module. Called by the apply thread, before the view shows the entries and before
+/// their proposals are answered; it must not block.
 pub trait AuthObserver: Send + Sync {
     fn applied(&self, events: &[AuthEvent]);
 
     /// The state was replaced by one received from the leader: what happened in between is not
     /// known.
     fn replaced(&self, auth: &AuthView);
-}
-
-/// For a member without tokens.
-pub struct NoTokens;
-
-impl AuthObserver for NoTokens {
-    fn applied(&self, _events: &[AuthEvent]) {}
-
-    fn replaced(&self, _auth: &AuthView) {}
 }

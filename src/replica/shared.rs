@@ -133,10 +133,6 @@ impl Shared {
     }
 
     /// True if permissions are checked in the newest view, or in one that is about to be.
-    #[allow(
-        dead_code,
-        reason = "those who resolve identities are about to read it"
-    )]
     pub fn is_auth_enabled(&self) -> bool {
         self.auth_enabled.load(Ordering::Acquire)
     }

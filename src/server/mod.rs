@@ -31,6 +31,8 @@ pub enum Error {
         reason: String,
     },
     #[error(transparent)]
+    Tokens(#[from] crate::service::tokens::keys::KeyError),
+    #[error(transparent)]
     Storage(#[from] crate::storage::Error),
     #[error("{0}")]
     RaftLog(#[from] crate::storage::raft_log::Error),

@@ -1,5 +1,6 @@
 //! Runs a member: binds, restores, serves, and stops in order when it is told to.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use super::publish::{Introduction, introduce};
 use super::restore::Restored;
 use crate::api::{self, Api};
 use crate::budget::{Ledger, Part, Requests, Share};
-use crate::config::{AutoCompaction, Config, Listen, urls};
+use crate::config::{AutoCompaction, Config, Listen, os_reason, urls};
 use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
 use crate::http::{Access, HttpService};
 use crate::jobs::corruption::AtStart;
@@ -31,7 +32,6 @@ use crate::metrics::Metrics;
 use crate::net::listen::{self, SocketOptions};
 use crate::net::{self, Allowance, Guard, Http2, KeepAlive, Versions};
 use crate::proto::membershippb::Attributes;
-use crate::replica::auth_observer::NoTokens;
 use crate::replica::inbox::{Inbox, Input};
 use crate::replica::outside::{Outside, Timing};
 use crate::replica::raft_thread::{MAX_OUTSTANDING_BYTES, RaftThread};
@@ -40,7 +40,8 @@ use crate::replica::shared::Shared;
 use crate::server::assemble;
 use crate::service::admission::AdmissionLimits;
 use crate::service::handle::Handle;
-use crate::service::settings::{Rules, ServiceSettings};
+use crate::service::settings::{AuthSettings, Rules, ServiceSettings};
+use crate::service::tokens::Tokens;
 use crate::transport::{self, GrpcNetwork, Local, NetworkEnv};
 use crate::types::{ETCD_VERSION, MemberId};
 
@@ -91,6 +92,8 @@ fn bind_all(config: &Config) -> Result<Sockets, Error> {
 
 /// Runs until a signal comes or the member cannot go on.
 pub async fn run(config: Config) -> Result<Stopped, Error> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let tokens = tokens(&config, clock.clone())?;
     let descriptors = Descriptors::of(descriptors::raise_limit());
     let mut sockets = bind_all(&config)?;
     let limits = bootstrap::store_limits(&config, descriptors.tables);
@@ -98,7 +101,7 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let dir: Arc<dyn MemberDir> = Arc::new(dir);
     logging::started(&config, dir.identity()?.is_some());
     let restored = bootstrap::restore(&config, dir.as_ref(), &RealNetwork::new()).await?;
-    let member = Member::start(&config, restored, dir.clone())?;
+    let member = Member::start(&config, restored, dir.clone(), clock, tokens)?;
     let (stop, stopping) = watch::channel(false);
     let mut peers = Vec::new();
     let metrics = member.handle.shared().metrics.clone();
@@ -171,9 +174,14 @@ struct Member {
 }
 
 impl Member {
-    fn start(config: &Config, restored: Restored, dir: Arc<dyn MemberDir>) -> Result<Self, Error> {
+    fn start(
+        config: &Config,
+        restored: Restored,
+        dir: Arc<dyn MemberDir>,
+        clock: Arc<dyn Clock>,
+        tokens: Arc<Tokens>,
+    ) -> Result<Self, Error> {
         let incoming = dir.path("");
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let rng: Arc<dyn Rng> = Arc::new(SystemRng);
         let identity = restored.identity;
         let local = Local {
@@ -191,23 +199,24 @@ impl Member {
         };
         let network =
             GrpcNetwork::start(local, network_env, transport::NetworkOptions::new(incoming));
+        let settings = settings(config, tokens.clone());
         let outside = Outside {
             clock,
             rng,
             executor: Arc::new(TokioExecutor::default()),
             network: network.clone(),
-            tokens: Arc::new(NoTokens),
+            tokens,
             metrics,
             timing: timing(config),
             watch_limits: watch_limits(config),
-            inbox_bytes: settings(config).limits.max_waiting_bytes(),
+            inbox_bytes: settings.limits.max_waiting_bytes(),
         };
         let assemble::Member {
             handle,
             inbox,
             raft,
             existed,
-        } = assemble::Member::start(restored, dir, &outside, settings(config), jobs_of(config))?;
+        } = assemble::Member::start(restored, dir, &outside, settings, jobs_of(config))?;
         let raft_ended = spawn_raft(raft, handle.shared().clone())?;
         Ok(Self {
             handle,
@@ -372,7 +381,20 @@ impl Clients {
     }
 }
 
-fn settings(config: &Config) -> ServiceSettings {
+/// Reads the keys that the flags name; a refusal says why in a line of its own, as in etcd.
+fn tokens(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<Tokens>, Error> {
+    let read_file = |path: &Path| {
+        let reason = |error| format!("open {}: {}", path.display(), os_reason(&error));
+        std::fs::read(path).map_err(reason)
+    };
+    let loaded = Tokens::load(&config.auth.token, config.auth.token_ttl, clock, read_file);
+    loaded.map(Arc::new).map_err(|error| {
+        logging::notes(error.note().as_slice());
+        Error::Tokens(error)
+    })
+}
+
+fn settings(config: &Config, tokens: Arc<Tokens>) -> ServiceSettings {
     ServiceSettings {
         limits: AdmissionLimits {
             max_request_bytes: config.max_request_bytes,
@@ -384,6 +406,10 @@ fn settings(config: &Config) -> ServiceSettings {
             max_learners: config.max_learners,
         },
         election_timeout: Duration::from_millis(config.election_timeout_ms),
+        auth: AuthSettings {
+            tokens,
+            bcrypt_cost: config.auth.bcrypt_cost,
+        },
     }
 }
 

@@ -22,10 +22,8 @@ pub enum Identity {
     /// A client that is not authenticated.
     #[default]
     Nobody,
-    #[allow(
-        dead_code,
-        reason = "those who resolve identities are about to make it"
-    )]
+    /// A client that showed a token which is not valid.
+    Invalid,
     User(Arc<User>),
     /// This member, or another one of the cluster.
     Member,
@@ -67,10 +65,6 @@ impl Caller {
     }
 
     /// The same with what it showed, for a stream, which lasts longer than an identity.
-    #[allow(
-        dead_code,
-        reason = "those who resolve identities are about to hand them in"
-    )]
     pub fn with_credentials(self, credentials: Arc<dyn Credentials>) -> Self {
         Self {
             credentials: Some(credentials),
@@ -89,6 +83,15 @@ impl Caller {
                 identity: credentials.identity()?,
                 ..self.clone()
             }),
+        }
+    }
+
+    /// The same call as somebody else's.
+    pub fn as_identity(&self, identity: Identity) -> Self {
+        Self {
+            identity,
+            credentials: None,
+            ..self.clone()
         }
     }
 
@@ -134,7 +137,7 @@ impl Caller {
                 user.name.clone(),
                 user.auth_revision.min(MEMBER_REVISION - 1),
             ),
-            Identity::Nobody => Default::default(),
+            Identity::Nobody | Identity::Invalid => Default::default(),
             Identity::Member if probe::injected(Defect::MemberUnmarked) => Default::default(),
             Identity::Member => (String::new(), MEMBER_REVISION),
         };

@@ -10,7 +10,8 @@ use tracing::Span;
 use super::admission::AdmissionLimits;
 use super::caller::{Caller, Identity, User};
 use super::handle::Handle;
-use super::settings::{Rules, ServiceSettings};
+use super::settings::{AuthSettings, Rules, ServiceSettings};
+use super::tokens::Tokens;
 use crate::env::{Clock, ManualClock, SystemRng, TokioExecutor};
 use crate::metrics::Metrics;
 use crate::proto::authpb::Permission;
@@ -20,7 +21,6 @@ use crate::proto::etcdserverpb::{
 };
 use crate::proto::membershippb::{Member, RaftAttributes};
 use crate::raft::replica;
-use crate::replica::auth_observer::NoTokens;
 use crate::replica::cluster_status::ClusterStatus;
 use crate::replica::inbox::Inbox;
 use crate::replica::outside::{Outside, Timing};
@@ -47,12 +47,13 @@ pub fn with_network(network: Arc<dyn Network>) -> (Handle, Arc<Inbox>) {
 /// The same with a clock of the test's choice.
 pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, Arc<Inbox>) {
     let machine = Machine::open(Arc::new(MemoryEngine::new())).expect("an empty store opens");
+    let tokens = Arc::new(Tokens::simple(Duration::ZERO, clock.clone()));
     let outside = Outside {
         clock,
         rng: Arc::new(SystemRng),
         executor: Arc::new(TokioExecutor::default()),
         network: network.clone(),
-        tokens: Arc::new(NoTokens),
+        tokens: tokens.clone(),
         metrics: Arc::new(Metrics::new(ME, false)),
         timing: Timing {
             tick: Duration::from_millis(100),
@@ -77,6 +78,10 @@ pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, 
             max_learners: 1,
         },
         election_timeout: outside.timing.election_timeout,
+        auth: AuthSettings {
+            tokens,
+            bcrypt_cost: 4,
+        },
     };
     let inbox = Arc::new(Inbox::new(outside.inbox_bytes));
     let shared = Shared::new(ME, ClusterId(1), &outside, &machine);

@@ -8,8 +8,10 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use super::caller::Caller;
+use super::passwords::Passwords;
 use super::permission::{self, Asks, Needs};
 use super::settings::ServiceSettings;
+use super::tokens::Tokens;
 use crate::env;
 use crate::error::Error;
 use crate::proto::etchedpeer::{PeerRequest, PeerResponse};
@@ -32,6 +34,7 @@ pub struct Handle {
     /// One flush at a time checks whether the quota is really exhausted.
     pub(super) quota_flush: Arc<tokio::sync::Mutex<()>>,
     hashing: Arc<Semaphore>,
+    passwords: Passwords,
 }
 
 /// Concurrent hashes: each reads the whole history.
@@ -48,6 +51,12 @@ impl Handle {
         let member = shared.member.0 << 48;
         let first_id = member | (shared.rng.next_u64() >> 17);
         let max_proposed_kib = settings.limits.max_proposed_kib();
+        let passwords = Passwords::new(
+            settings.auth.bcrypt_cost,
+            shared.rng.clone(),
+            shared.clock.clone(),
+            shared.executor.clone(),
+        );
         Self {
             shared,
             inbox,
@@ -57,6 +66,7 @@ impl Handle {
             room_kib: Arc::new(Semaphore::new(max_proposed_kib as usize)),
             quota_flush: Arc::default(),
             hashing: Arc::new(Semaphore::new(MAX_HASHES)),
+            passwords,
         }
     }
 
@@ -75,6 +85,14 @@ impl Handle {
             true => permission::check(&self.auth(), caller, Asks::Call(needs)),
             false => Ok(()),
         }
+    }
+
+    pub fn tokens(&self) -> &Arc<Tokens> {
+        &self.settings.auth.tokens
+    }
+
+    pub fn passwords(&self) -> &Passwords {
+        &self.passwords
     }
 
     pub fn settings(&self) -> &ServiceSettings {

@@ -2,7 +2,7 @@
 //!
 //! `caller` has a request's identity and deadline, `permission` decides whether it is allowed,
 //! `propose` and `read` execute it on the member that `handle` represents, `admission` refuses
-//! early, `leases`, `membership`, `hashes` and `downgrade` hold what their requests need beside a
+//! early, `identity`, `tokens` and `passwords` say who a client is, `leases`, `membership`, `hashes` and `downgrade` hold what their requests need beside a
 //! proposal or a read, `peer` answers other members, `rpcs` is the table of all RPCs, and
 //! `settings` has what the configuration decides.
 
@@ -13,11 +13,14 @@ pub mod downgrade;
 pub mod fixture;
 pub mod handle;
 pub mod hashes;
+pub mod identity;
 pub mod leases;
 pub mod membership;
+pub mod passwords;
 pub mod peer;
 pub mod permission;
 mod propose;
 mod read;
 pub mod rpcs;
 pub mod settings;
+pub mod tokens;

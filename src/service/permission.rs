@@ -40,6 +40,7 @@ pub enum Needs {
 pub fn access<'a>(auth: &'a AuthView, caller: &'a Caller) -> Access<'a> {
     let identity = match caller.identity() {
         Identity::Nobody => verdict::Identity::Nobody,
+        Identity::Invalid => verdict::Identity::Invalid,
         Identity::Member => verdict::Identity::Member,
         Identity::User(user) => verdict::Identity::User {
             name: &user.name,
@@ -59,7 +60,7 @@ pub fn access_at_any_revision<'a>(auth: &'a AuthView, caller: &'a Caller) -> Acc
                 auth_revision: auth.revision(),
             },
         ),
-        Identity::Nobody | Identity::Member => access(auth, caller),
+        Identity::Nobody | Identity::Invalid | Identity::Member => access(auth, caller),
     }
 }
 
@@ -69,6 +70,7 @@ pub fn check(auth: &AuthView, caller: &Caller, asks: Asks<'_>) -> Result<(), Err
     if !auth.is_enabled() {
         return Ok(());
     }
+    check_token(caller)?;
     let access = access(auth, caller);
     match asks {
         Asks::Read { key, range_end } => {
@@ -91,7 +93,18 @@ pub fn check_request(
     caller: &Caller,
     request: &InternalRaftRequest,
 ) -> Result<(), Error> {
+    if auth.is_enabled() {
+        check_token(caller)?;
+    }
     without_leases(access(auth, caller).request(request, &NoKeys))
+}
+
+/// A token that is not valid is refused whatever is asked, also where nothing is needed.
+fn check_token(caller: &Caller) -> Result<(), Error> {
+    match caller.identity() {
+        Identity::Invalid => Err(Error::InvalidAuthToken),
+        _ => Ok(()),
+    }
 }
 
 /// A verdict for which nothing was read.

@@ -93,7 +93,8 @@ impl Handle {
         caller: &Caller,
         request: &InternalRaftRequest,
     ) -> Result<(), Error> {
-        if !self.shared.is_auth_enabled() || *caller.identity() != Identity::Nobody {
+        let is_nobody = matches!(caller.identity(), Identity::Nobody | Identity::Invalid);
+        if !self.shared.is_auth_enabled() || !is_nobody {
             return Ok(());
         }
         let auth = self.auth();

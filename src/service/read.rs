@@ -41,7 +41,11 @@ impl Handle {
             false => self.linearizable_view(caller).await?,
         };
         // Behind the wait: permissions are part of what is read.
-        permission::check(&view.auth, caller, asks)?;
+        match permission::check(&view.auth, caller, asks) {
+            // While it waited users or roles changed, which takes nothing from a simple token.
+            Err(Error::AuthOldRevision) => permission::check(&view.auth, &caller.again()?, asks)?,
+            checked => checked?,
+        }
         Ok(view)
     }
 

@@ -1,16 +1,27 @@
 //! The limits and guarantees of a member's services.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::admission::AdmissionLimits;
+use super::tokens::Tokens;
 use crate::replica::outside::request_timeout;
 
 /// See the module.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct ServiceSettings {
     pub limits: AdmissionLimits,
     pub rules: Rules,
     pub election_timeout: Duration,
+    pub auth: AuthSettings,
+}
+
+/// How clients log in.
+#[derive(Clone)]
+pub struct AuthSettings {
+    pub tokens: Arc<Tokens>,
+    /// Of new hashes of passwords.
+    pub bcrypt_cost: u32,
 }
 
 impl ServiceSettings {

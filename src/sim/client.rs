@@ -292,7 +292,7 @@ fn of<T>(caller: &Caller, message: T) -> Request<T> {
 /// A caller as the history names it.
 pub fn who(caller: &Caller) -> Who {
     match caller.identity() {
-        Identity::Nobody => Who::Nobody,
+        Identity::Nobody | Identity::Invalid => Who::Nobody,
         Identity::Member => Who::Member,
         Identity::User(user) => Who::User {
             name: user.name.clone(),

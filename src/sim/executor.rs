@@ -204,6 +204,10 @@ impl Executor for Tasks {
         }
     }
 
+    fn spawn_computing(&self, work: Work) {
+        self.spawn_blocking(work);
+    }
+
     fn block_in_place(&self, work: &mut dyn FnMut()) {
         work();
     }

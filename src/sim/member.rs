@@ -22,7 +22,6 @@ use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
 use crate::proto::membershippb;
 use crate::replica::apply_thread::{ApplyJob, ApplyThread, Applying};
-use crate::replica::auth_observer::NoTokens;
 use crate::replica::inbox::Input;
 use crate::replica::log_thread::{LogJob, LogThread};
 use crate::replica::outside::{Outside, Timing};
@@ -33,7 +32,8 @@ use crate::server::publish::{Introduction, introduce};
 use crate::server::restore::{self, Founding, Joining};
 use crate::service::admission::AdmissionLimits;
 use crate::service::handle::Handle;
-use crate::service::settings::{Rules, ServiceSettings};
+use crate::service::settings::{AuthSettings, Rules, ServiceSettings};
+use crate::service::tokens::Tokens;
 use crate::transport::Peer;
 use crate::types::{ClusterId, MemberId};
 
@@ -209,19 +209,20 @@ impl SimMember {
         let network = around
             .network
             .network(self.id, clock.clone(), tasks.clone());
+        let tokens = Arc::new(Tokens::simple(Duration::ZERO, clock.clone()));
+        let settings = settings_of(&config, tokens.clone());
         let outside = Outside {
             clock: clock.clone(),
             rng: Arc::new(MemberRng::new(random.fork(1))),
             executor: tasks.clone(),
             network,
-            tokens: Arc::new(NoTokens),
+            tokens,
             metrics: Arc::new(Metrics::new(self.id, false)),
             timing: timing_of(&config),
             watch_limits: config.watch_limits,
-            inbox_bytes: settings_of(&config).limits.max_waiting_bytes(),
+            inbox_bytes: settings.limits.max_waiting_bytes(),
         };
-        let (settings, jobs) = (settings_of(&config), jobs_of(&config));
-        let member = Member::start(restored, dir, &outside, settings, jobs)
+        let member = Member::start(restored, dir, &outside, settings, jobs_of(&config))
             .map_err(|error| error.to_string())?;
         let introduction = introduction(self.id, &config);
         let introduced = introduced(member.handle.clone(), member.existed, introduction);
@@ -251,7 +252,7 @@ fn introduction(member: MemberId, config: &SimConfig) -> Introduction {
     }
 }
 
-fn settings_of(config: &SimConfig) -> ServiceSettings {
+fn settings_of(config: &SimConfig, tokens: Arc<Tokens>) -> ServiceSettings {
     ServiceSettings {
         limits: AdmissionLimits {
             max_request_bytes: 1 << 20,
@@ -263,6 +264,10 @@ fn settings_of(config: &SimConfig) -> ServiceSettings {
             max_learners: 1,
         },
         election_timeout: ELECTION_TIMEOUT,
+        auth: AuthSettings {
+            tokens,
+            bcrypt_cost: 4,
+        },
     }
 }
 

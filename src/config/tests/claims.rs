@@ -28,7 +28,8 @@ const READ_APART: &[&str] = &[
 ];
 
 /// Where flags become settings.
-const SETTLING: [&str; 3] = [
+const SETTLING: [&str; 4] = [
+    include_str!("../auth.rs"),
     include_str!("../discovery.rs"),
     include_str!("../settle.rs"),
     include_str!("../validate.rs"),

@@ -30,6 +30,8 @@ pub const MEMBER_REVISION: u64 = u64::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Identity<'a> {
     Nobody,
+    /// Somebody with a token that is not valid.
+    Invalid,
     User {
         name: &'a str,
         /// That at which it was authenticated.
@@ -119,14 +121,16 @@ impl<'a> Access<'a> {
         if !auth.is_enabled() {
             return everything;
         }
+        let nothing = |error| Self {
+            keys: Err(error),
+            root: Err(error),
+            user: Err(error),
+            ..everything
+        };
         match identity {
             Identity::Member => everything,
-            Identity::Nobody => Self {
-                keys: Err(Error::UserEmpty),
-                root: Err(Error::UserEmpty),
-                user: Err(Error::UserEmpty),
-                ..everything
-            },
+            Identity::Nobody => nothing(Error::UserEmpty),
+            Identity::Invalid => nothing(Error::InvalidAuthToken),
             Identity::User {
                 name,
                 auth_revision,

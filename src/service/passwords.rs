@@ -1,0 +1,270 @@
+//! Passwords: hashed and compared with bcrypt, in etcd's form.
+//!
+//! A computation takes tens of milliseconds of a processor, and anyone can ask for one. So they run
+//! on threads of their own that yield to all others (`env::Executor::spawn_computing`), a few at
+//! once, those of callers who left are skipped, and so many may wait; one more is refused. None
+//! runs where entries are applied.
+//!
+//! A log-in costs the same whether there is such a user or not: the answer, which is the same, does
+//! not come sooner either.
+//!
+//! A `Password` never shows itself and is overwritten when it is dropped. What HTTP/2 and the codec
+//! had in their buffers before is beyond that.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, TryAcquireError};
+use zeroize::Zeroizing;
+
+use crate::env::{self, Clock, Executor, Rng};
+use crate::error::Error;
+
+/// Computations that run or wait. At the usual cost on one processor the last waits for a minute.
+const MAX_WAITING: usize = 1024;
+/// How long one waits in any case.
+const WAIT_LIMIT: Duration = Duration::from_secs(120);
+/// bcrypt's; it would ignore what is beyond.
+const MAX_PASSWORD_BYTES: usize = 72;
+
+/// A password in plain text.
+#[derive(Clone)]
+pub struct Password(Zeroizing<String>);
+
+impl Password {
+    /// Takes it out of a message, which has none any more.
+    pub fn take(field: &mut String) -> Self {
+        Self(Zeroizing::new(std::mem::take(field)))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(..)")
+    }
+}
+
+/// See the module.
+#[derive(Clone)]
+pub struct Passwords {
+    cost: u32,
+    rng: Arc<dyn Rng>,
+    clock: Arc<dyn Clock>,
+    executor: Arc<dyn Executor>,
+    waiting: Arc<Semaphore>,
+}
+
+impl Passwords {
+    /// `cost` is that of new hashes: 4 to 31, each the double of the one before.
+    pub fn new(
+        cost: u32,
+        rng: Arc<dyn Rng>,
+        clock: Arc<dyn Clock>,
+        executor: Arc<dyn Executor>,
+    ) -> Self {
+        Self {
+            cost,
+            rng,
+            clock,
+            executor,
+            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+        }
+    }
+
+    /// The hash of a password, as text.
+    pub async fn hash(&self, password: Password) -> Result<String, Error> {
+        if password.0.len() > MAX_PASSWORD_BYTES {
+            return Err(Error::PasswordTooLong);
+        }
+        let (cost, salt) = (self.cost, self.salt());
+        let hash = self
+            .compute(move || bcrypt::hash_with_salt(password.0.as_bytes(), cost, salt))
+            .await?;
+        // Neither cost nor salt can be wrong, and the length has been checked.
+        let hash = hash.map_err(|_| Error::PasswordTooLong)?;
+        Ok(hash.format_for_version(bcrypt::Version::TwoA))
+    }
+
+    /// Whether this is the password that was hashed. Without a hash it is not, after as long.
+    pub async fn matches(&self, password: Password, hash: Option<Bytes>) -> Result<bool, Error> {
+        let (cost, salt) = (self.cost, self.salt());
+        self.compute(move || {
+            let hash = hash
+                .as_deref()
+                .and_then(|hash| std::str::from_utf8(hash).ok());
+            // A text that is no hash fits no password, as in etcd.
+            let matched = hash.and_then(|hash| bcrypt::verify(password.0.as_bytes(), hash).ok());
+            matched.unwrap_or_else(|| {
+                let spent = bcrypt::hash_with_salt(password.0.as_bytes(), cost, salt);
+                drop(std::hint::black_box(spent));
+                false
+            })
+        })
+        .await
+    }
+
+    /// Runs a computation where the others do; for signatures that take as long.
+    pub async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let place = match self.waiting.clone().try_acquire_owned() {
+            Ok(place) => place,
+            Err(TryAcquireError::NoPermits) => return Err(Error::TooManyRequests),
+            Err(TryAcquireError::Closed) => return Err(Error::Stopped),
+        };
+        let work = move || {
+            // Held until it has run, although whoever asked may have left.
+            let _place = place;
+            work()
+        };
+        let computed = env::computing(self.executor.as_ref(), work);
+        match env::timeout(self.clock.as_ref(), WAIT_LIMIT, computed).await {
+            Some(computed) => computed.map_err(|_| Error::Stopped),
+            None => Err(Error::Timeout),
+        }
+    }
+
+    fn salt(&self) -> [u8; 16] {
+        let halves = [self.rng.next_u64(), self.rng.next_u64()];
+        let mut salt = [0; 16];
+        for (part, half) in salt.chunks_exact_mut(8).zip(halves) {
+            part.copy_from_slice(&half.to_be_bytes());
+        }
+        salt
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::env::{Boxed, SystemClock, SystemRng, TokioExecutor};
+    use parking_lot::Mutex;
+
+    const COST: u32 = 4;
+
+    fn with(cost: u32, executor: Arc<dyn Executor>) -> Passwords {
+        let clock = Arc::new(SystemClock::new());
+        Passwords::new(cost, Arc::new(SystemRng), clock, executor)
+    }
+
+    fn passwords(cost: u32) -> Passwords {
+        with(cost, Arc::new(TokioExecutor::default()))
+    }
+
+    fn password(text: &str) -> Password {
+        Password::take(&mut text.to_owned())
+    }
+
+    #[test]
+    fn a_password_leaves_its_message_and_does_not_show_itself() {
+        let mut field = "secret".to_owned();
+        let password = Password::take(&mut field);
+        assert_eq!((field.as_str(), field.capacity()), ("", 0));
+        assert!(!password.is_empty());
+        assert_eq!(format!("{password:?}"), "Password(..)");
+    }
+
+    #[tokio::test]
+    async fn a_hash_fits_its_password_alone() {
+        let passwords = passwords(COST);
+        let longest = "x".repeat(MAX_PASSWORD_BYTES);
+        for text in ["", "pw", "with \0 in it", "é", &longest] {
+            let hash = passwords.hash(password(text)).await.expect("hashed");
+            assert!(hash.starts_with("$2a$04$"), "{hash}");
+            assert_eq!(hash.len(), 60);
+            let hash = Bytes::from(hash);
+            for (given, expected) in [(text, true), ("other", false)] {
+                let found = passwords.matches(password(given), Some(hash.clone())).await;
+                assert_eq!(found, Ok(expected), "{text:?} {given:?}");
+            }
+        }
+        let too_long = password(&"x".repeat(MAX_PASSWORD_BYTES + 1));
+        assert_eq!(passwords.hash(too_long).await, Err(Error::PasswordTooLong));
+    }
+
+    #[tokio::test]
+    async fn hashes_of_etcd_are_known() {
+        // Made by etcd v3.7.3 of "pw" and of nothing.
+        let passwords = passwords(COST);
+        for (text, hash, expected) in [
+            ("pw", ETCD_PW, true),
+            ("", ETCD_PW, false),
+            ("", ETCD_EMPTY, true),
+            ("pw", "", false),
+            ("pw", "plain", false),
+            ("", "\u{fffd}", false),
+        ] {
+            let found = passwords.matches(password(text), Some(hash.into())).await;
+            assert_eq!(found, Ok(expected), "{text:?} {hash}");
+        }
+    }
+
+    const ETCD_PW: &str = "$2a$04$/m0MJ9EtUUbj5fDdPu5oq.OGdwcga8ArAYLACAEeM/bqWAFciQmnW";
+    const ETCD_EMPTY: &str = "$2a$04$bKI.9WKpSp/32HPY8EmypO.G49XmY4UCRTsFBrtKzNpUgYqFI1gvO";
+
+    #[tokio::test]
+    async fn a_user_who_is_not_there_takes_as_long() {
+        let passwords = passwords(9);
+        let hash = passwords.hash(password("pw")).await.expect("hashed");
+        let mut times = [Duration::MAX; 2];
+        for _ in 0..5 {
+            for (time, hash) in times
+                .iter_mut()
+                .zip([Some(Bytes::from(hash.clone())), None])
+            {
+                let start = Instant::now();
+                assert_eq!(passwords.matches(password("no"), hash).await, Ok(false));
+                *time = start.elapsed().min(*time);
+            }
+        }
+        let [known, unknown] = times.map(|time| time.as_secs_f64());
+        assert!((0.5..2.0).contains(&(unknown / known)), "{times:?}");
+    }
+
+    /// Keeps what it is to run.
+    #[derive(Default)]
+    struct Stuck(Mutex<Vec<Box<dyn FnOnce() + Send>>>);
+
+    impl Executor for Stuck {
+        fn spawn(&self, _: Boxed<()>) {}
+        fn spawn_blocking(&self, _: Box<dyn FnOnce() + Send>) {}
+        fn spawn_computing(&self, work: Box<dyn FnOnce() + Send>) {
+            self.0.lock().push(work);
+        }
+        fn block_in_place(&self, work: &mut dyn FnMut()) {
+            work();
+        }
+    }
+
+    #[tokio::test]
+    async fn so_many_wait_and_those_who_leave_cost_nothing() {
+        let executor = Arc::new(Stuck::default());
+        let passwords = with(31, executor.clone());
+        let mut waiting: Vec<_> = (0..MAX_WAITING)
+            .map(|_| Box::pin(passwords.hash(password("pw"))))
+            .collect();
+        for one in &mut waiting {
+            let begun = tokio::time::timeout(Duration::ZERO, one.as_mut()).await;
+            assert!(begun.is_err());
+        }
+        assert_eq!(
+            passwords.hash(password("pw")).await,
+            Err(Error::TooManyRequests)
+        );
+        drop(waiting);
+        // At this cost one that ran would take a day.
+        for work in executor.0.lock().drain(..) {
+            work();
+        }
+        assert_eq!(passwords.waiting.available_permits(), MAX_WAITING);
+    }
+}

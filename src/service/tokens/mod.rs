@@ -1,0 +1,118 @@
+//! Tokens: what a client gets for a password and shows with its calls. No part of the state; each
+//! member has its own (`simple`) or verifies them by their signature (`jwt`).
+
+pub mod jwt;
+pub mod keys;
+pub mod simple;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use self::jwt::Jwt;
+use self::keys::KeyError;
+use self::simple::Table;
+use super::caller::User;
+use crate::config::AuthToken;
+use crate::env::Clock;
+use crate::error::Error;
+use crate::replica::auth_observer::AuthObserver;
+use crate::state::auth::{AuthEvent, AuthView};
+
+/// The tokens of a member.
+pub struct Tokens {
+    clock: Arc<dyn Clock>,
+    kind: Kind,
+}
+
+enum Kind {
+    /// None is issued and none is valid.
+    None,
+    Simple(Mutex<Table>),
+    Jwt(Jwt),
+}
+
+impl Tokens {
+    /// Of the kind that the flags name. `ttl` is that of simple ones.
+    ///
+    /// # Errors
+    /// Keys that are not there or do not fit.
+    pub fn load(
+        kind: &AuthToken,
+        ttl: Duration,
+        clock: Arc<dyn Clock>,
+        read_file: impl Fn(&Path) -> Result<Vec<u8>, String>,
+    ) -> Result<Self, KeyError> {
+        let kind = match kind {
+            AuthToken::None => Kind::None,
+            AuthToken::Simple => return Ok(Self::simple(ttl, clock)),
+            AuthToken::Jwt(options) => Kind::Jwt(Jwt::load(options, read_file)?),
+        };
+        Ok(Self { clock, kind })
+    }
+
+    pub fn simple(ttl: Duration, clock: Arc<dyn Clock>) -> Self {
+        let kind = Kind::Simple(Mutex::new(Table::new(ttl)));
+        Self { clock, kind }
+    }
+
+    /// Whose token it is. `auth_revision` is that of the state, which a simple token's user has.
+    pub fn user(&self, token: &str, auth_revision: u64) -> Option<Arc<User>> {
+        match &self.kind {
+            Kind::None => None,
+            Kind::Simple(table) => table.lock().user(token, auth_revision, self.clock.now()),
+            Kind::Jwt(jwt) => jwt.user(token, self.clock.wall()),
+        }
+    }
+
+    /// The raft index without which it is not known whether a token is valid.
+    pub fn index_of(&self, token: &str) -> Option<u64> {
+        match &self.kind {
+            Kind::Simple(_) => simple::index_of(token),
+            Kind::None | Kind::Jwt(_) => None,
+        }
+    }
+
+    /// True if the log is to issue tokens.
+    pub fn are_simple(&self) -> bool {
+        matches!(self.kind, Kind::Simple(_))
+    }
+
+    /// A token for somebody whose password was right, where the log issues none. It may take a
+    /// millisecond of the processor.
+    pub fn sign(&self, user: &User) -> Result<String, Error> {
+        match &self.kind {
+            Kind::Jwt(jwt) => {
+                let signed = jwt.sign(user, self.clock.wall());
+                signed.map_err(|_| Error::TokensNotSigned)
+            }
+            Kind::None | Kind::Simple(_) => Err(Error::AuthFailed),
+        }
+    }
+}
+
+impl AuthObserver for Tokens {
+    fn applied(&self, events: &[AuthEvent]) {
+        let Kind::Simple(table) = &self.kind else {
+            return;
+        };
+        let now = self.clock.now();
+        let mut table = table.lock();
+        for event in events {
+            match event {
+                AuthEvent::TokenIssued { token, user } => table.issue(token, user, now),
+                AuthEvent::UserTokensRevoked { user } => table.revoke_user(user),
+                AuthEvent::AllTokensRevoked => table.revoke_all(),
+            }
+        }
+    }
+
+    /// A password may have changed in between. (etcd keeps its tokens.)
+    fn replaced(&self, _auth: &AuthView) {
+        if let Kind::Simple(table) = &self.kind {
+            table.lock().revoke_all();
+        }
+    }
+}
