@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"etched.dev/compat-tests/harness"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -188,5 +189,35 @@ func (p *pair) enable(users map[string][]permission) {
 	p.login("root", "root")
 	for _, name := range sorted(users) {
 		p.login(name, name)
+	}
+}
+
+// restart kills a server and starts it again. Only a question about authentication
+// can tell that it is ready.
+func restart(t *testing.T, server *harness.Server) {
+	t.Helper()
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Spawn(); err != nil {
+		t.Fatal(err)
+	}
+	waitReady(t, server)
+}
+
+func waitReady(t *testing.T, server *harness.Server) {
+	t.Helper()
+	conn := server.Dial(t)
+	ctx := harness.Context(t, 30*time.Second)
+	for {
+		outcome := harness.Invoke(ctx, conn, &pb.AuthStatusRequest{})
+		if outcome.Err == nil {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatal(outcome.Err)
+		}
+		conn.ResetConnectBackoff()
+		time.Sleep(20 * time.Millisecond)
 	}
 }

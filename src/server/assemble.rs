@@ -45,6 +45,8 @@ impl Member {
         } = restored;
         let states = Arc::new(StateDirs::new(dir));
         let mark = log.synced_mark();
+        // What was logged before is applied again, but tokens end with their process.
+        settings.auth.tokens.issue_behind(log.last_index());
         let shared = Shared::new(member, cluster, outside, &machine);
         let mut raft = RaftThread::new(
             outside,

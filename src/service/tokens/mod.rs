@@ -58,6 +58,14 @@ impl Tokens {
         Self { clock, kind }
     }
 
+    /// Tokens of the log up to this index are not issued: they are of an earlier process, which may
+    /// have seen them expire.
+    pub fn issue_behind(&self, index: u64) {
+        if let Kind::Simple(table) = &self.kind {
+            table.lock().issue_behind(index);
+        }
+    }
+
     /// Whose token it is. `auth_revision` is that of the state, which a simple token's user has.
     pub fn user(&self, token: &str, auth_revision: u64) -> Option<Arc<User>> {
         match &self.kind {

@@ -65,6 +65,8 @@ pub struct Table {
     /// By expiry, and by order of issue where that is the same.
     expiries: BTreeMap<(Duration, u64), Arc<str>>,
     issued: u64,
+    /// Tokens up to this index are not issued.
+    behind: u64,
 }
 
 struct Entry {
@@ -85,11 +87,20 @@ impl Table {
             tokens: HashMap::new(),
             expiries: BTreeMap::new(),
             issued: 0,
+            behind: 0,
         }
+    }
+
+    /// From now on, only tokens of later entries are issued.
+    pub fn issue_behind(&mut self, index: u64) {
+        self.behind = index;
     }
 
     /// A user has got this token.
     pub fn issue(&mut self, token: &str, user: &str, now: Duration) {
+        if index_of(token).is_none_or(|index| index <= self.behind) {
+            return;
+        }
         self.sweep(now);
         self.remove(token);
         if self.tokens.len() >= self.max_tokens
@@ -295,6 +306,16 @@ mod tests {
         table.revoke_all();
         assert_eq!(name(&mut table, "b.2", 1), None);
         assert_eq!((table.tokens.len(), table.expiries.len()), (0, 0));
+    }
+
+    #[test]
+    fn tokens_of_an_earlier_process_are_not_issued_again() {
+        let mut table = table();
+        table.issue_behind(7);
+        for (token, expected) in [("a.7", false), ("a.8", true), ("a", false)] {
+            table.issue(token, "alice", ms(0));
+            assert_eq!(name(&mut table, token, 1).is_some(), expected, "{token}");
+        }
     }
 
     #[test]
