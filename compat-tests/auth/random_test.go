@@ -1,0 +1,198 @@
+package auth
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"etched.dev/compat-tests/harness"
+	"go.etcd.io/etcd/api/v3/authpb"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/protobuf/proto"
+)
+
+var (
+	randomSeed  = flag.Uint64("auth.seed", 1, "the first seed of random users, roles and requests")
+	randomSeeds = flag.Int("auth.seeds", 2, "how many seeds")
+	randomSteps = flag.Int("auth.steps", 1500, "requests a seed")
+)
+
+// dice makes requests about few keys, users and roles, so that they meet.
+type dice struct{ *rand.Rand }
+
+var (
+	names = []string{"alice", "bob", "carol", "root"}
+	roles = []string{"r1", "r2", "r3", "root"}
+	keys  = []string{"a", "a1", "b", "b1", "c", "d", "e"}
+	ends  = []string{"", "", "", "b", "c", "d", "f", "\x00"}
+)
+
+func pick[T any](d dice, list []T) T { return list[d.IntN(len(list))] }
+
+func (d dice) key() string { return pick(d, keys) }
+
+func (d dice) chance(percent int) bool { return d.IntN(100) < percent }
+
+// end is of any kind. What is inverted has no keys, and etcd's verdict on it
+// depends on the order of grants: such a range is asked for only where its start is
+// decisive.
+func (d dice) span() (key, end string) {
+	key, end = d.key(), pick(d, ends)
+	if end != "" && end != "\x00" && end <= key {
+		end = key + "\x00"
+	}
+	return key, end
+}
+
+func (d dice) lease() int64 {
+	if d.chance(70) {
+		return 0
+	}
+	return 100 + d.Int64N(4)
+}
+
+func (d dice) write() proto.Message {
+	if d.chance(60) {
+		return put(d.key(), d.lease(), d.chance(30))
+	}
+	key, end := d.span()
+	return del(key, end, d.chance(30))
+}
+
+func (d dice) txn(depth int) *pb.TxnRequest {
+	request := &pb.TxnRequest{}
+	for range d.IntN(3) {
+		request.Compare = append(request.Compare, compare(d.span()))
+	}
+	branch := func() (operations []*pb.RequestOp) {
+		// A key is written once at most.
+		written := false
+		for range d.IntN(3) {
+			switch {
+			case depth > 0 && d.chance(25) && !written:
+				operations = append(operations, operation(d.txn(depth-1)))
+				written = true
+			case d.chance(50) && !written:
+				operations = append(operations, operation(d.write()))
+				written = true
+			default:
+				operations = append(operations, operation(get(d.span())))
+			}
+		}
+		return operations
+	}
+	request.Success, request.Failure = branch(), branch()
+	return request
+}
+
+// request is anything but what changes users and roles.
+func (d dice) request() proto.Message {
+	switch d.IntN(12) {
+	case 0, 1, 2:
+		key, end := d.span()
+		return &pb.RangeRequest{Key: []byte(key), RangeEnd: []byte(end), CountOnly: d.chance(20), KeysOnly: d.chance(20), Serializable: d.chance(20)}
+	case 3, 4, 5:
+		return d.write()
+	case 6, 7, 8:
+		return d.txn(2)
+	case 9:
+		return &pb.LeaseRevokeRequest{ID: 100 + d.Int64N(4)}
+	case 10:
+		return &pb.LeaseLeasesRequest{}
+	default:
+		return &pb.LeaseGrantRequest{ID: 100 + d.Int64N(4), TTL: 1000}
+	}
+}
+
+// change is about users and roles, and mostly works.
+func (d dice) change() proto.Message {
+	switch d.IntN(14) {
+	case 0:
+		return userAdd(pick(d, names), "pw")
+	case 1:
+		return &pb.AuthUserDeleteRequest{Name: pick(d, names)}
+	case 2:
+		return &pb.AuthRoleAddRequest{Name: pick(d, roles)}
+	case 3:
+		if d.chance(50) {
+			return &pb.AuthRoleDeleteRequest{Role: pick(d, roles)}
+		}
+		return &pb.AuthUserChangePasswordRequest{Name: pick(d, names), Password: "pw"}
+	case 4, 5, 6:
+		return &pb.AuthUserGrantRoleRequest{User: pick(d, names), Role: pick(d, roles)}
+	case 7:
+		return &pb.AuthUserRevokeRoleRequest{Name: pick(d, names), Role: pick(d, roles)}
+	case 8, 9, 10, 11:
+		key, end := d.span()
+		return permission{authpb.Permission_Type(d.IntN(3)), key, end}.grant(pick(d, roles))
+	case 12:
+		key, end := d.span()
+		return &pb.AuthRoleRevokePermissionRequest{Role: pick(d, roles), Key: []byte(key), RangeEnd: []byte(end)}
+	default:
+		if d.chance(50) {
+			return &pb.AuthUserGetRequest{Name: pick(d, names)}
+		}
+		return &pb.AuthRoleGetRequest{Role: pick(d, roles)}
+	}
+}
+
+// Random users with random roles ask for anything; verdicts and answers are
+// compared. -auth.steps=10000 -auth.seeds=100 is for a night.
+func TestRandomRequests(t *testing.T) {
+	t.Parallel()
+	for i := range *randomSeeds {
+		seed := *randomSeed + uint64(i)
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			t.Parallel()
+			randomRequests(t, dice{rand.New(rand.NewPCG(seed, 7))})
+		})
+	}
+}
+
+func randomRequests(t *testing.T, d dice) {
+	p := newPair(t, harness.Options{})
+	p.enable(nil)
+	p.tokens["alice"], p.tokens["bob"], p.tokens["carol"] = p.tokens["root"], p.tokens["root"], p.tokens["root"]
+	for _, name := range names[:3] {
+		p.ok("root", userAdd(name, "pw"))
+		p.login(name, "pw")
+	}
+	for _, role := range roles[:3] {
+		p.ok("root", &pb.AuthRoleAddRequest{Name: role})
+	}
+	passwords := map[string]string{"root": "root", "alice": "pw", "bob": "pw", "carol": "pw"}
+	refused := 0
+	for range *randomSteps {
+		who := pick(d, names)
+		request := d.request()
+		if d.chance(30) {
+			request = d.change()
+			if d.chance(80) {
+				who = "root"
+			}
+		}
+		outcome := p.do(who, request)
+		if outcome.Err != nil {
+			refused++
+		}
+		if change, ok := request.(*pb.AuthUserChangePasswordRequest); ok && outcome.Err == nil {
+			passwords[change.Name] = "pw"
+		}
+		text := harness.ErrorText(outcome.Err)
+		if text == "Unauthenticated: etcdserver: invalid auth token" || d.chance(2) {
+			login := &pb.AuthenticateRequest{Name: who, Password: passwords[who]}
+			if p.do(anyone, login).Err == nil {
+				p.login(who, passwords[who])
+			}
+		}
+		if root := p.do("root", &pb.AuthUserGetRequest{Name: "root"}); root.Err != nil {
+			p.login("root", passwords["root"])
+		}
+	}
+	p.ok("root", get("\x00", "\x00"))
+	p.ok(anyone, &pb.AuthStatusRequest{})
+	if refused == 0 || refused == *randomSteps {
+		t.Errorf("%d of %d were refused", refused, *randomSteps)
+	}
+}
