@@ -103,6 +103,8 @@ func TestUsersAndRoles(t *testing.T) {
 		&pb.AuthRoleGetRequest{Role: "root"}, &pb.AuthRoleAddRequest{Name: "r"}, &pb.AuthUserGrantRoleRequest{User: "a", Role: "r"},
 		&pb.AuthUserGetRequest{Name: "a"}, &pb.AuthUserGetRequest{Name: "root"}, &pb.AuthUserGetRequest{Name: "nobody"},
 		&pb.AuthRoleGetRequest{Role: "r"}, &pb.AuthRoleGetRequest{Role: "q"}, &pb.AuthUserListRequest{}, &pb.AuthRoleListRequest{},
+		userAdd("a", "pw"), userAdd("longer", long+"x"), userAdd("", "x"),
+		&pb.AuthUserChangePasswordRequest{Name: "nobody", Password: "x"}, &pb.AuthUserChangePasswordRequest{Name: "nobody", Password: long + "x"},
 	} {
 		for _, who := range []string{anyone, "token:garbage", "a", "root"} {
 			p.do(who, step)

@@ -16,6 +16,7 @@ use crate::proto::etcdserverpb::*;
 use crate::service::caller::{Caller, Identity, User};
 use crate::service::handle::Handle;
 use crate::service::passwords::Password;
+use crate::service::permission;
 use crate::service::tokens::simple;
 use crate::state::Response as Applied;
 use crate::state::auth::store;
@@ -32,8 +33,20 @@ impl AuthService {
         Self { handle }
     }
 
-    /// The hash of a password, as the log has it.
-    async fn hash(&self, caller: &Caller, password: Password) -> Result<String, Error> {
+    /// The hash of a password, as the log has it; nobody who may not do what it is for has
+    /// one computed.
+    async fn hash(
+        &self,
+        caller: &Caller,
+        password: Password,
+        purpose: InternalRaftRequest,
+    ) -> Result<String, Error> {
+        password.check_length()?;
+        if !self.handle.seems_permitted(caller, &purpose) {
+            // As of now it may be permitted after all.
+            let view = self.handle.linearizable_view(caller).await?;
+            permission::check_request(&view.auth, caller, &purpose)?;
+        }
         let hashed = self.handle.passwords().hash(password);
         let hash = self.handle.within(caller, hashed).await??;
         Ok(BASE64.encode(hash))
@@ -182,7 +195,11 @@ impl Auth for AuthService {
         let mut message = request.into_inner();
         let password = Password::take(&mut message.password);
         if !message.options.is_some_and(|options| options.no_password) {
-            message.hashed_password = self.hash(&caller, password).await?;
+            let purpose = InternalRaftRequest {
+                auth_user_add: Some(message.clone()),
+                ..Default::default()
+            };
+            message.hashed_password = self.hash(&caller, password, purpose).await?;
         }
         execute!(self, &caller, message, AuthUserAdd, auth_user_add)
     }
@@ -222,7 +239,11 @@ impl Auth for AuthService {
         let mut message = request.into_inner();
         let password = Password::take(&mut message.password);
         if !password.is_empty() {
-            message.hashed_password = self.hash(&caller, password).await?;
+            let purpose = InternalRaftRequest {
+                auth_user_change_password: Some(message.clone()),
+                ..Default::default()
+            };
+            message.hashed_password = self.hash(&caller, password, purpose).await?;
         }
         execute!(
             self,

@@ -39,6 +39,15 @@ impl Password {
         Self(Zeroizing::new(std::mem::take(field)))
     }
 
+    /// # Errors
+    /// It is longer than what can be hashed.
+    pub fn check_length(&self) -> Result<(), Error> {
+        match self.0.len() > MAX_PASSWORD_BYTES {
+            true => Err(Error::PasswordTooLong),
+            false => Ok(()),
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -79,9 +88,7 @@ impl Passwords {
 
     /// The hash of a password, as text.
     pub async fn hash(&self, password: Password) -> Result<String, Error> {
-        if password.0.len() > MAX_PASSWORD_BYTES {
-            return Err(Error::PasswordTooLong);
-        }
+        password.check_length()?;
         let (cost, salt) = (self.cost, self.salt());
         let hash = self
             .compute(move || bcrypt::hash_with_salt(password.0.as_bytes(), cost, salt))
