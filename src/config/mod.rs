@@ -35,7 +35,7 @@ mod validate;
 mod value;
 mod values;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub use auth::SIGN_METHODS;
 pub use auth::{AuthToken, INVALID_OPTIONS, JwtOptions, SignMethod, Signature};
 pub use commands::{Command, command};

@@ -10,6 +10,7 @@ mod raft_log;
 mod requests;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 pub use memory::Counting;
 
@@ -109,5 +110,17 @@ pub const TARGETS: &[Target] = &[
         run: peer::step,
         seeds: peer::step_seeds,
         mutations: 200,
+    },
+    Target {
+        name: "token_user",
+        run: tokens::user,
+        seeds: tokens::user_seeds,
+        mutations: 300,
+    },
+    Target {
+        name: "token_keys",
+        run: tokens::keys,
+        seeds: tokens::key_seeds,
+        mutations: 100,
     },
 ];

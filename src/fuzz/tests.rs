@@ -176,7 +176,9 @@ tests!(
     config_values,
     peer_batch,
     peer_snapshot,
-    peer_step
+    peer_step,
+    token_user,
+    token_keys
 );
 
 #[test]
