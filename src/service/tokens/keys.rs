@@ -65,14 +65,14 @@ pub struct Keys {
 }
 
 enum Signing {
-    Hmac(hmac::Key),
+    Hmac(Box<hmac::Key>),
     Rsa(RsaKeyPair, &'static dyn RsaEncoding),
     Ecdsa(EcdsaKeyPair),
     Ed25519(Ed25519KeyPair),
 }
 
 enum Verifying {
-    Hmac(hmac::Key),
+    Hmac(Box<hmac::Key>),
     Public(ParsedPublicKey),
 }
 
@@ -101,7 +101,7 @@ impl Keys {
             if private.is_empty() {
                 return Err(KeyError::Missing);
             }
-            let key = hmac::Key::new(hmac_algorithm(method), private);
+            let key = Box::new(hmac::Key::new(hmac_algorithm(method), private));
             return Ok(Self {
                 signing: Some(Signing::Hmac(key.clone())),
                 verifying: Verifying::Hmac(key),

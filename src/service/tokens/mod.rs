@@ -31,7 +31,7 @@ enum Kind {
     /// None is issued and none is valid.
     None,
     Simple(Mutex<Table>),
-    Jwt(Jwt),
+    Jwt(Box<Jwt>),
 }
 
 impl Tokens {
@@ -48,7 +48,7 @@ impl Tokens {
         let kind = match kind {
             AuthToken::None => Kind::None,
             AuthToken::Simple => return Ok(Self::simple(ttl, clock)),
-            AuthToken::Jwt(options) => Kind::Jwt(Jwt::load(options, read_file)?),
+            AuthToken::Jwt(options) => Kind::Jwt(Box::new(Jwt::load(options, read_file)?)),
         };
         Ok(Self { clock, kind })
     }
