@@ -60,16 +60,27 @@ func exchangeByHand(server *harness.Server, fields []hpack.HeaderField, request 
 			return answered{}, err
 		}
 	}
-	framer := http2.NewFramer(conn, conn)
-	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	_, greeted := io.WriteString(conn, http2.ClientPreface)
+	framer, greeted := greet(conn)
 	if err := errors.Join(
-		conn.SetDeadline(time.Now().Add(callLimit)), greeted, framer.WriteSettings(),
+		greeted,
 		framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true}),
 		framer.WriteData(1, end, message),
 	); err != nil {
 		return answered{}, err
 	}
+	return outcomeByHand(framer, 1)
+}
+
+// greet begins HTTP/2 on a connection, for calls by hand.
+func greet(conn net.Conn) (*http2.Framer, error) {
+	framer := http2.NewFramer(conn, conn)
+	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	_, greeted := io.WriteString(conn, http2.ClientPreface)
+	return framer, errors.Join(conn.SetDeadline(time.Now().Add(callLimit)), greeted, framer.WriteSettings())
+}
+
+// outcomeByHand reads until a stream ends.
+func outcomeByHand(framer *http2.Framer, stream uint32) (answered, error) {
 	got := answered{Streams: unlimited}
 	for {
 		frame, err := framer.ReadFrame()
@@ -87,6 +98,9 @@ func exchangeByHand(server *harness.Server, fields []hpack.HeaderField, request 
 				}
 			}
 		case *http2.MetaHeadersFrame:
+			if frame.StreamID != stream {
+				continue
+			}
 			for _, field := range frame.Fields {
 				switch field.Name {
 				case ":status":
@@ -101,8 +115,13 @@ func exchangeByHand(server *harness.Server, fields []hpack.HeaderField, request 
 				return got, nil
 			}
 		case *http2.DataFrame:
-			got.Bytes += len(frame.Data())
+			if frame.StreamID == stream {
+				got.Bytes += len(frame.Data())
+			}
 		case *http2.RSTStreamFrame:
+			if frame.StreamID != stream {
+				continue
+			}
 			got.Reset = frame.ErrCode.String()
 			return got, nil
 		case *http2.GoAwayFrame:
@@ -178,40 +197,6 @@ func TestTimeouts(t *testing.T) {
 			t.Errorf("%s: a watch for 700 ms: %+v after %v, %v", server.Kind(), got, took, err)
 		}
 	})
-}
-
-// What clients put into :authority is often no authority: gRPC's C core sends the list that
-// it was given, clientv3 3.5.0 its own name for the list. It changes nothing.
-func TestAuthorities(t *testing.T) {
-	t.Parallel()
-	p := newPair(t)
-	p.ok(put("a", "1"))
-	var calls [][]hpack.HeaderField
-	for _, authority := range []string{
-		"127.0.0.1:2379", "ipv4:///127.0.0.1:1,127.0.0.1:2", "ipv4:127.0.0.1:1,127.0.0.1:2", "#initially=[http://127.0.0.1:1]",
-		"#initially=[http://127.0.0.1:1;http://127.0.0.1:2]", "", "etcd-endpoints://0xc000123/127.0.0.1:1", "unix:///tmp/etcd.sock",
-		"dns:///host:1", "%2Ftmp%2Fetcd.sock", "a b", "user@host:1", "[::1]:1", "[::1", "host:port", "host:99999", "ß", "a,b", "[]", "/", "?",
-	} {
-		calls = append(calls, append(fields(hpack.HeaderField{Name: ":authority", Value: authority}), usual...))
-	}
-	for _, host := range []string{"127.0.0.1:1,127.0.0.1:2", "", "#initially=[http://127.0.0.1:1]"} {
-		calls = append(calls, append(fields(usual...), hpack.HeaderField{Name: "host", Value: host}))
-	}
-	for _, call := range calls {
-		var got [2]answered
-		for side, server := range []*harness.Server{p.duo.Etched, p.duo.Etcd} {
-			var err error
-			if got[side], err = callByHand(server, call); err != nil {
-				t.Errorf("%s: %v: %v after %+v", server.Kind(), call, err, got[side])
-			}
-		}
-		if got[etched] != got[etcd] {
-			t.Errorf("%v\n-etched %+v\n+etcd   %+v", call, got[etched], got[etcd])
-		}
-		if got[etcd].GRPCStatus != "0" {
-			t.Errorf("%v: etcd answers %+v", call, got[etcd])
-		}
-	}
 }
 
 // Metadata has no limit that a client would meet, be it one large value or many.

@@ -15,11 +15,10 @@
 //! An empty value has no valid one that is no larger. Where it enters no table the header is left
 //! out, which is valid. Where it does, an entry for `:scheme` enters in its place, whose name is
 //! shorter, and the call's own `:scheme`, which enters no table as it is one of HTTP/2's static
-//! entries, is left out. References to such an entry are left out as well, and for them alone
-//! entries are counted.
+//! entries, is left out. References to such an entry are left out as well.
 //!
-//! What is not found: a name that is an index of an entry of the client's own, where the static
-//! table has `:authority`. No encoder does that; the library refuses such a call as before.
+//! A name may be the index of an entry of the client's own, so it is known which entries are
+//! authorities.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -39,8 +38,8 @@ const FIRST_ENTRY: usize = 62;
 const VALUE: &[u8] = b"x";
 /// Enters a table in place of an empty authority: `:scheme: h`.
 const ENTRY_FOR_EMPTY: &[u8] = &[0x46, 1, b'h'];
-/// Empty authorities that can be in a table of 4,096 bytes at once, with some room.
-const MAX_EMPTY: usize = 128;
+/// Authorities that can be in a table of 4,096 bytes at once, with some room.
+const MAX_ENTRIES: usize = 128;
 
 /// A string, as it is in the block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,8 +158,14 @@ impl<'a> Reader<'a> {
 pub struct Authorities {
     /// Entries that the client's table was given so far.
     entered: usize,
-    /// Which of them are empty authorities, oldest first.
-    empty: Vec<usize>,
+    /// Those of them that are authorities, oldest first.
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    number: usize,
+    empty: bool,
 }
 
 /// Representations to replace, by their place in the block.
@@ -196,7 +201,7 @@ impl Authorities {
         }
         if !whole || end < block.len() {
             // Entries of the rest go uncounted.
-            self.empty.clear();
+            self.entries.clear();
         }
         if edits.is_empty() {
             return None;
@@ -221,7 +226,8 @@ impl Authorities {
         let (enters, name, value, value_at) = match field {
             Field::TableSize => return None,
             Field::Indexed(index) => {
-                return (index == INDEX || self.is_empty(index)).then(Vec::new);
+                let empty = index == INDEX || self.entry(index).is_some_and(|entry| entry.empty);
+                return empty.then(Vec::new);
             }
             Field::Literal {
                 enters,
@@ -230,45 +236,54 @@ impl Authorities {
                 value_at,
             } => (enters, name, value, value_at),
         };
-        let renamed = matches!(name, Name::Index(index) if self.is_empty(index));
+        let named_by = match name {
+            Name::Index(index) => self.entry(index),
+            Name::Text(_) => None,
+        };
         let is_authority = match name {
-            Name::Index(index) => renamed || index == INDEX,
+            Name::Index(index) => named_by.is_some() || index == INDEX,
             Name::Text(text) => text.is_name(),
         };
-        let entry = self.entered;
+        let number = self.entered;
         self.entered += usize::from(enters);
         if !is_authority {
             return None;
         }
         let value = value.decoded()?;
+        let empty = value.is_empty();
+        if enters {
+            if self.entries.len() == MAX_ENTRIES {
+                self.entries.remove(0);
+            }
+            self.entries.push(Entry { number, empty });
+        }
         // The bits that say whether it enters, and a name by its index.
         let head = bytes[0] & if enters { 0xc0 } else { 0xf0 } | INDEX as u8;
-        if value.is_empty() {
-            if !enters {
-                return Some(Vec::new());
-            }
-            if self.empty.len() == MAX_EMPTY {
-                self.empty.remove(0);
-            }
-            self.empty.push(entry);
-            return Some(ENTRY_FOR_EMPTY.to_vec());
+        if empty {
+            return Some(if enters {
+                ENTRY_FOR_EMPTY.to_vec()
+            } else {
+                Vec::new()
+            });
         }
         let valid =
             std::str::from_utf8(&value).is_ok_and(|value| Authority::try_from(value).is_ok());
         if !valid {
             return Some([&[head, VALUE.len() as u8], VALUE].concat());
         }
+        // In the library's table another header has the place of an empty one.
+        let renamed = named_by.is_some_and(|entry| entry.empty);
         renamed.then(|| [&[head], &bytes[value_at..]].concat())
     }
 
-    /// Whether an index means an empty authority of the client's table.
-    fn is_empty(&self, index: usize) -> bool {
-        // With none, the usual case, nothing is computed.
-        !self.empty.is_empty()
-            && index >= FIRST_ENTRY
-            && (self.entered + FIRST_ENTRY - 1)
-                .checked_sub(index)
-                .is_some_and(|entry| self.empty.contains(&entry))
+    /// The authority of the client's table that an index means.
+    fn entry(&self, index: usize) -> Option<Entry> {
+        let newest = self.entered.checked_sub(1)?;
+        let number = newest.checked_sub(index.checked_sub(FIRST_ENTRY)?)?;
+        self.entries
+            .iter()
+            .find(|entry| entry.number == number)
+            .copied()
     }
 }
 
@@ -385,6 +400,21 @@ mod tests {
             check(&[0xc2], Some(&[]));
             check(&[0xc1], None);
         }
+        // A name by an entry that is not empty, with a value that is none.
+        let mut authorities = Authorities::default();
+        assert_eq!(authorities.mend(b"\x41\x01a\x44\x01/", true), None);
+        for (literal, expected) in [
+            (b"\x0f\x30\x01#".as_slice(), Some(b"\x01\x01x".as_slice())),
+            (b"\x1f\x30\x01#", Some(b"\x11\x01x")),
+            (b"\x0f\x30\x01b", None),
+            (b"\x0f\x30\x00", Some(b"")),
+            (b"\x0f\x2f\x01#", None),
+            (b"\x7f\x00\x01#", Some(b"\x41\x01x")),
+            (b"\x7e\x00", Some(ENTRY_FOR_EMPTY)),
+        ] {
+            let mended = authorities.mend(literal, true);
+            assert_eq!(mended.as_deref(), expected, "{literal:x?}");
+        }
         // Behind a block that was not seen as a whole places are not known.
         let mut authorities = Authorities::default();
         assert!(authorities.mend(&[0x41, 0], true).is_some());
@@ -430,7 +460,7 @@ mod tests {
                     "{block:x?}"
                 );
             }
-            assert!(authorities.empty.len() <= MAX_EMPTY);
+            assert!(authorities.entries.len() <= MAX_ENTRIES);
         }
         assert!((20_000..190_000).contains(&mended), "{mended}");
     }
