@@ -54,7 +54,7 @@ pub fn run() -> ExitCode {
     match ended {
         Ok(Stopped::Signal(signal)) => {
             logging::flush();
-            server::end_by(signal)
+            server::signals::end_by(signal)
         }
         Ok(Stopped::Removed) => {
             logging::flush();

@@ -13,6 +13,7 @@ mod notify;
 pub mod publish;
 pub mod restore;
 pub mod run;
+pub mod signals;
 pub mod states;
 
 /// Why a member did not start, or stopped; one sentence that says what to do.
@@ -48,16 +49,4 @@ pub enum Error {
     /// The member ran and cannot go on.
     #[error("{0}")]
     Failed(String),
-}
-
-/// Ends the process by this signal, as the default handler would: systemd regards that as a clean
-/// stop. The first process of a container, which signals cannot end, exits successfully.
-pub fn end_by(signal: i32) -> ! {
-    if std::process::id() != 1
-        && let Err(error) = signal_hook::low_level::emulate_default_handler(signal)
-    {
-        tracing::warn!(signal, %error, "cannot end by the signal");
-        std::process::exit(128 + signal);
-    }
-    std::process::exit(0)
 }

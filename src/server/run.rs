@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -21,6 +20,7 @@ use super::member_dir::MemberDir;
 use super::notify;
 use super::publish::{Introduction, introduce};
 use super::restore::Restored;
+use super::signals::StopSignals;
 use crate::api::{self, Api};
 use crate::budget::{Ledger, Part, Requests, Share};
 use crate::config::{AutoCompaction, Config, Listen, os_reason, urls};
@@ -92,6 +92,7 @@ fn bind_all(config: &Config) -> Result<Sockets, Error> {
 
 /// Runs until a signal comes or the member cannot go on.
 pub async fn run(config: Config) -> Result<Stopped, Error> {
+    let signals = StopSignals::listen()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let tokens = tokens(&config, clock.clone())?;
     let descriptors = Descriptors::of(descriptors::raise_limit());
@@ -120,10 +121,11 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let mut serving = clients.serve_metrics(sockets.metrics, &stopping);
     let work = async {
         introduce(&member.handle, member.existed, introduction(&config)).await?;
+        let stopped = signals.while_serving();
         serving.extend(clients.serve(sockets.clients, sockets.http, &stopping));
         tracing::info!("ready to serve client requests");
         notify::ready();
-        stop_signal().await
+        Ok(Stopped::Signal(stopped.await))
     };
     let shared = member.handle.shared();
     let ended = tokio::select! {
@@ -147,21 +149,6 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     member.stop(&config).await?;
     drop(dir);
     ended
-}
-
-async fn stop_signal() -> Result<Stopped, Error> {
-    let os = |error| Error::Os {
-        what: "wait for signals",
-        error,
-    };
-    let mut terminate = signal(SignalKind::terminate()).map_err(os)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(os)?;
-    let (number, name) = tokio::select! {
-        _ = terminate.recv() => (SignalKind::terminate().as_raw_value(), "terminated"),
-        _ = interrupt.recv() => (SignalKind::interrupt().as_raw_value(), "interrupt"),
-    };
-    tracing::info!(signal = name, "received signal; shutting down");
-    Ok(Stopped::Signal(number))
 }
 
 /// A member at work.
