@@ -83,7 +83,7 @@ pub trait Executor: Send + Sync + 'static {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Abandoned;
 
-/// Runs a computation, unless whoever asked for it leaves before it begins, and waits for it.
+/// Runs a computation, unless its caller leaves before it begins, and waits for it.
 pub async fn computing<T: Send + 'static>(
     executor: &dyn Executor,
     work: impl FnOnce() -> T + Send + 'static,
@@ -178,7 +178,7 @@ impl Pool {
     fn run(&self, work: Work) {
         let mut next = Some(work);
         while let Some(work) = next {
-            // Whoever waits for it sees that it ended; the panic has been reported.
+            // Its waiter sees that it ended; the panic has been reported.
             let _ = std::panic::catch_unwind(AssertUnwindSafe(work));
             next = self.next();
         }
@@ -212,7 +212,7 @@ impl Executor for TokioExecutor {
         });
         if let Err(error) = spawned {
             tracing::warn!(%error, "no thread for a computation");
-            // Whoever waits for the work sees that it was dropped; what waits behind it is begun
+            // The waiter for the work sees that it was dropped; what waits behind it is begun
             // with the next.
             self.computing.state.lock().0 -= 1;
         }

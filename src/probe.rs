@@ -169,7 +169,7 @@ named! {
         CompareMissesBatch => "compare-misses-batch",
         /// A read at a past revision within a transaction misses its batch.
         PastReadMissesBatch => "past-read-misses-batch",
-        /// Entries are executed whoever proposed them.
+        /// Entries are executed without a check of their proposer.
         ApplyUnchecked => "apply-unchecked",
         /// Of a branch of a transaction the first operation is judged.
         TxnJudgedInPart => "txn-judged-in-part",
@@ -177,7 +177,7 @@ named! {
         NestedUnchecked => "nested-unchecked",
         /// A put shows the previous pair to who may only write.
         PrevKvUnchecked => "prev-kv-unchecked",
-        /// A lease is revoked, and keys attached to it, whoever may write its keys.
+        /// A lease is revoked, with its keys, without a check of the right to write them.
         LeaseKeysUnchecked => "lease-keys-unchecked",
         /// The end of a permitted range is permitted.
         RangeEndPermitted => "range-end-permitted",

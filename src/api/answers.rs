@@ -66,7 +66,7 @@ impl Answers {
         }
     }
 
-    /// Whoever reads for long waits for its turn.
+    /// Long reads wait for their turn.
     pub fn turns(&self) -> &Arc<Semaphore> {
         &self.reads.turns
     }

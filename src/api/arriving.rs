@@ -408,7 +408,7 @@ where
         None
     }
 
-    /// None where what waited has room and nothing to pass on by itself.
+    /// None where what waited has room and nothing of its own to pass on.
     fn poll_waiting(&mut self, context: &mut Context<'_>) -> Option<Next> {
         let State::Waiting {
             waiting,
@@ -463,7 +463,7 @@ where
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Next {
         let this = self.get_mut();
         if let (State::Between, Until::NextMessage(kept)) = (&this.state, &mut this.until) {
-            // Whoever asks for more has taken what was passed on.
+            // A reader that asks for more has taken what was passed on.
             kept.clear();
         }
         loop {

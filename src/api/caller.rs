@@ -34,14 +34,14 @@ pub struct Known {
 impl Known {
     pub fn new(handle: Handle, shown: Shown, identity: Result<Identity, Error>) -> Self {
         Self {
-            // Refused where it is asked for anything, in the words of whoever is asked.
+            // Refused by the operation that needs it, with that operation's error.
             identity: identity.unwrap_or(Identity::Invalid),
             credentials: Arc::new(Kept { handle, shown }),
         }
     }
 }
 
-/// Whoever made this call. `method` is what its span is called by.
+/// The caller of an RPC. `method` is the name of its span.
 pub fn of<T>(handle: &Handle, method: &'static str, request: &Request<T>) -> Caller {
     // The simulator's clients have no metadata.
     #[cfg(any(test, feature = "simulation"))]

@@ -46,19 +46,19 @@ pub enum Passed {
     Call,
     /// See `AskedOfLearner`.
     Range(AskedOfLearner),
-    /// A stream that needs a leader; see `Gate::cut`.
+    /// A stream that needs a leader; see `RpcGate::cut`.
     NeedsLeader,
 }
 
 /// See the module.
 #[derive(Clone)]
-pub struct Gate {
+pub struct RpcGate {
     shared: Arc<Shared>,
     /// How often all streams that need a leader were cut.
     cuts: watch::Receiver<u64>,
 }
 
-impl Gate {
+impl RpcGate {
     /// Begins to look for a leader, until the runtime stops.
     pub fn new(handle: &Handle) -> Self {
         let (sender, cuts) = watch::channel(0);
@@ -116,7 +116,7 @@ impl Gate {
             return Err(Error::NoLeader);
         }
         match rpc.needs {
-            // Whoever carries it out asks.
+            // The operation itself asks.
             Needs::Nothing | Needs::Content => Ok(()),
             // So does the state machine, which alone knows who has the role by then.
             Needs::Root if rpc.service == rpcs::AUTH => Ok(()),
@@ -194,10 +194,10 @@ mod tests {
     use crate::service::fixture::{self, ME};
     use crate::types::MemberId;
 
-    fn gate(handle: &Handle) -> (Gate, watch::Sender<u64>) {
+    fn gate(handle: &Handle) -> (RpcGate, watch::Sender<u64>) {
         let (sender, cuts) = watch::channel(0);
         let shared = handle.shared().clone();
-        (Gate { shared, cuts }, sender)
+        (RpcGate { shared, cuts }, sender)
     }
 
     fn headers(text: &str) -> HeaderMap {
@@ -216,7 +216,7 @@ mod tests {
     }
 
     /// What becomes of a call `service/method header=value ...`.
-    fn pass(gate: &Gate, call: &str) -> Result<&'static str, Error> {
+    fn pass(gate: &RpcGate, call: &str) -> Result<&'static str, Error> {
         let (method, rest) = call.split_once(' ').unwrap_or((call, ""));
         let number = crate::api::methods::find(&format!("/{method}")).expect("a method");
         Ok(

@@ -122,7 +122,7 @@ impl Maintenance for MaintenanceService {
             }
             shared.refresh_size();
         });
-        // What takes longer goes on by itself.
+        // What takes longer continues in the background.
         let clock = self.handle.shared().clock.as_ref();
         let _ = env::timeout(clock, DEFRAGMENT_WAIT, compaction).await;
         Ok(Response::new(DefragmentResponse::default()))

@@ -39,7 +39,7 @@ use call_log::{CallLog, Content};
 use counted::Counted;
 use ending::End;
 use futures_util::FutureExt;
-use gate::{Gate, Passed};
+use gate::{Passed, RpcGate};
 use http::{Request, Response};
 use tonic::Status;
 use tonic::body::Body;
@@ -75,7 +75,7 @@ pub struct Api {
     lock: LockServer<lock::LockService>,
     election: ElectionServer<election::ElectionService>,
     health: HealthServer<health::HealthService>,
-    gate: Gate,
+    gate: RpcGate,
     log: CallLog,
     handle: Handle,
     shared: Arc<Shared>,
@@ -112,7 +112,7 @@ impl Api {
             clock: shared.clock.clone(),
             max_message_bytes: max,
         });
-        let gate = Gate::new(&handle);
+        let gate = RpcGate::new(&handle);
         let kv_service = kv::KvService::new(handle.clone(), settings, answers);
         let log = CallLog::new(&handle, &settings);
         Self {

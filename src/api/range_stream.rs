@@ -1,5 +1,5 @@
 //! A stream of a range whose order is only implied by its target, as etcd gives it: each chunk is
-//! sorted by itself, and the next begins behind the key that is its last. All others are pages of
+//! sorted on its own, and the next begins behind the key that is its last. All others are pages of
 //! one answer (`answers`).
 
 use std::sync::Arc;

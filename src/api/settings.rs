@@ -1,4 +1,4 @@
-//! What the services are told at the start: how large, how long, how often.
+//! Limits of the services, fixed at the start: sizes, times, intervals.
 
 use std::time::Duration;
 

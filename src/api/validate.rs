@@ -1,4 +1,4 @@
-//! What can be said of a request by itself, in etcd's order.
+//! Checks that need the request alone, in etcd's order.
 
 use std::collections::{BTreeMap, HashSet};
 

@@ -411,7 +411,7 @@ impl Session {
         let view = self.handle.view();
         let stream = &mut self.stream;
         let output = if stream.reads_storage() {
-            // The runtime is told that this may take long.
+            // The runtime has to know that this may take long.
             let mut output = Ok(None);
             let executor = self.handle.shared().executor.as_ref();
             executor.block_in_place(&mut || output = stream.next(&view.snapshot()));

@@ -5,7 +5,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-/// The system's allocator, counting. Whoever runs a target has it as the global one: nothing is
+/// The system's allocator, counting. The runner of a target has it as the global one: nothing is
 /// counted otherwise.
 pub struct Counting;
 

@@ -109,7 +109,7 @@ async fn linearizable_view(handle: &Handle) -> Result<Arc<ReadView>, Error> {
     while handle.shared().raft.leader() == 0 {
         tokio::time::sleep(LEADER_POLL).await;
     }
-    // A probe asks how the member is, whoever may read its keys.
+    // A probe asks about the member and needs no right to its keys.
     handle.linearizable_view(&Caller::member()).await
 }
 

@@ -1,6 +1,6 @@
 //! The page of metrics, made once for all who ask within a moment.
 //!
-//! Rendering reads files and formats thousands of lines, so askers share it: whoever asks joins
+//! Rendering reads files and formats thousands of lines, so scrapes share it: a request joins
 //! the page that is rendered next, never one that was begun before, so that what happened before a
 //! scrape is in it. Two pages are rendered `PACE` apart at least, and never at the same time:
 //! however many ask, and whether they read their answers or not, there is one copy of each.

@@ -1,4 +1,4 @@
-//! Takes connections of a listener and serves HTTP on each, until it is told to stop.
+//! Takes connections of a listener and serves HTTP on each, until its member stops.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -68,7 +68,7 @@ pub struct Options {
     pub unacknowledged_limit: Option<Duration>,
 }
 
-/// A connection, as whoever answers its requests sees it.
+/// A connection, as the service that answers its requests sees it.
 pub struct Client {
     pub remote: SocketAddr,
     /// What it sent and nobody has read.
@@ -154,7 +154,7 @@ async fn drained(waiting: &AtomicUsize) {
             };
         }
     };
-    // Whoever has no answer by then gets none.
+    // Calls without an answer by then get none.
     let _ = tokio::time::timeout(DRAIN_LIMIT, answered).await;
 }
 
@@ -230,7 +230,7 @@ fn warn_of_refusals(options: &Options) {
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // Where whoever would say so is gone, that is the end as well.
+    // A dropped sender means the end as well.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 

@@ -1,6 +1,6 @@
 //! Values of `:authority` that are none, which etcd takes and the HTTP/2 library refuses.
 //!
-//! gRPC's clients put there what they were told to dial: a list of addresses
+//! gRPC's clients put there the target that they dial: a list of addresses
 //! (`ipv4:///127.0.0.1:1,127.0.0.1:2`), `#initially=[http://…]`, or nothing. Nobody here reads
 //! it, so it is replaced, in the compressed header block (RFC 7541), before the library sees it.
 //!

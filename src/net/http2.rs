@@ -28,7 +28,7 @@ pub struct KeepAlive {
 }
 
 /// Names and values of a request with 32 bytes for each header, as HTTP/2 counts; grpc-go's limit.
-/// A client is told of it, and a request above it is refused alone, up to four times as much.
+/// It is announced to the client, and a request above it is refused alone, up to four times as much.
 const HEADER_LIST_BYTES: u32 = 16 << 20;
 /// Calls that a client gave up before they were begun; one that gives up many at once (its own
 /// process stops) is no attacker. They cost a few hundred bytes each, for a moment.
@@ -45,7 +45,7 @@ const SEND_BUFFER_BYTES: usize = 32 << 10;
 /// What differs between listeners.
 #[derive(Clone, Copy, Debug)]
 pub struct Http2 {
-    /// Calls of a connection at once; a client is told, and one above it is refused alone.
+    /// Calls of a connection at once; announced to the client, and one above it is refused alone.
     pub max_streams: u32,
     /// A stream may send this much ahead of its reader.
     stream_window_bytes: u32,
@@ -53,7 +53,7 @@ pub struct Http2 {
     /// frames (below 256 bytes) that nobody has read yet take, each as if it had 256; beyond that
     /// it ends the connection with `too_many_data_frames`.
     connection_window_bytes: u32,
-    /// The largest frame that is taken; a client is told.
+    /// The largest frame that is accepted; announced to the client.
     max_frame_bytes: u32,
     /// Connections are pinged this often, and closed if no answer comes in time.
     pub keep_alive: Option<KeepAlive>,
@@ -70,7 +70,7 @@ impl Http2 {
             max_streams,
             stream_window_bytes: 64 << 10,
             connection_window_bytes: 64 << 20,
-            // As grpc-go, which sends no larger ones whatever it is told.
+            // As grpc-go, which sends no larger ones whatever the peer announces.
             max_frame_bytes: 16 << 10,
             keep_alive,
         }

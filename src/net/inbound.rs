@@ -15,7 +15,7 @@ use super::frames::{
 
 /// Of a header block, with the headers of its frames.
 const MAX_HELD_BYTES: usize = 64 << 10;
-/// The largest payload that every receiver takes; the library is told no larger one here.
+/// The largest payload that every receiver accepts; no larger one is passed to the library.
 const MAX_PAYLOAD_BYTES: usize = 16 << 10;
 /// What a header frame says of priorities.
 const PRIORITY_BYTES: usize = 5;

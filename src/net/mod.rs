@@ -1,6 +1,6 @@
 //! Sockets, once for clients and for members: bind, listen, accept, serve HTTP, drain.
 //!
-//! Whoever serves hands [`serve()`] a listener, [`Options`] with every limit, and a service of
+//! A server passes to [`serve()`] a listener, [`Options`] with every limit, and a service of
 //! requests; what a request means is none of this room's business.
 //!
 //! - `listen` binds addresses.

@@ -145,7 +145,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&frame.header()[..], payload].concat()
 }
 
-/// A client that says exactly what it is told.
+/// A client that sends exactly the bytes it is given.
 struct Raw(TcpStream);
 
 impl Raw {
@@ -428,7 +428,7 @@ async fn who_says_nothing_is_not_waited_for() {
     assert!(ended.expect("in time").is_err());
 }
 
-/// Whoever waits at a stop is answered; what never ends is cut.
+/// Calls in flight at a stop are answered; those that never end are cut.
 #[tokio::test]
 async fn a_stop_waits_for_last_answers_and_not_for_ever() {
     for may_end in [true, false] {
@@ -460,7 +460,7 @@ async fn a_stop_waits_for_last_answers_and_not_for_ever() {
     }
 }
 
-/// Whoever watches is not waited for: such a call has its answer, as far as it goes.
+/// Watches are not waited for: their responses are complete as far as they go.
 #[tokio::test]
 async fn a_stop_does_not_wait_for_streams() {
     let served = start(LIMIT);

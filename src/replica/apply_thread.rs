@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use prost::Message as _;
 
 use super::cluster_status::{ClusterStatus, log_changes};
+use super::dependencies::Timing;
 use super::inbox::{Inbox, Input};
-use super::outside::Timing;
 use super::pipe::Pipe;
 use super::proposal::Reply;
 use super::shared::Shared;
@@ -303,7 +303,7 @@ impl Applier {
     }
 
     fn show(&mut self, group: &machine::Group) {
-        // Whoever sees the entry applied finds its token.
+        // A caller that sees the entry applied finds its token.
         if !group.auth_events.is_empty() {
             self.shared.tokens.applied(&group.auth_events);
         }

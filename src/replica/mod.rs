@@ -15,11 +15,11 @@
 pub mod apply_thread;
 pub mod auth_observer;
 pub mod cluster_status;
+pub mod dependencies;
 pub mod fatal;
 pub mod inbox;
 pub mod log_thread;
 mod outbound;
-pub mod outside;
 mod pending;
 pub mod pipe;
 pub mod proposal;

@@ -4,7 +4,7 @@
 //! It never waits for the disk. What is to be made durable goes to the log thread, what is
 //! committed to the apply thread, and both tell the inbox how far they are: heartbeats and
 //! elections go on however slow the disk is, and a leader whose disk stalls hands over. Only a
-//! single member, which has nobody to keep waiting, takes the turns of both by itself: each hop to
+//! single member, which has nobody to keep waiting, takes the turns of both itself: each hop to
 //! another thread would cost its writes 10 to 30 µs.
 
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::apply_thread::{Applier, ApplyJob, ApplyThread, STAGES};
+use super::dependencies::{Dependencies, Timing};
 use super::fatal::Fatal;
 use super::inbox::{Inbox, Input};
 use super::log_thread::{LogJob, LogThread, LogWriter};
 use super::outbound::send_grouped;
-use super::outside::{Outside, Timing};
 use super::proposal::Proposed;
 use super::router::Router;
 use super::shared::Shared;
@@ -71,15 +71,15 @@ pub struct RaftThread {
 impl RaftThread {
     /// Of a member with this part in raft, this log and this state.
     pub fn new(
-        outside: &Outside,
+        deps: &Dependencies,
         shared: Arc<Shared>,
         states: Arc<dyn SnapshotStore>,
         replica: Replica,
         log: RaftLog,
         machine: Machine,
     ) -> Self {
-        let (network, timing) = (outside.network.clone(), outside.timing);
-        let inbox = Arc::new(Inbox::new(outside.inbox_bytes));
+        let (network, timing) = (deps.network.clone(), deps.timing);
+        let inbox = Arc::new(Inbox::new(deps.inbox_bytes));
         let now = shared.clock.now();
         let first_question = shared.rng.next_u64();
         let limit_ticks = timing.request_ticks();
@@ -136,7 +136,7 @@ impl RaftThread {
         self.next_tick
     }
 
-    /// Does what the inputs ask for and, when it is time, ticks. False once it was told to stop.
+    /// Does what the inputs ask for and, when it is time, ticks. False once it has to stop.
     pub fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<bool, Fatal> {
         let now = self.shared.clock.now();
         if now >= self.next_tick {
@@ -366,7 +366,7 @@ impl RaftThread {
         });
     }
 
-    /// Does everything that there is to do. `here`: on this thread, whoever else is there.
+    /// Does everything that there is to do. `here`: on this thread, whatever other threads exist.
     fn carry_out(&mut self, here: bool) -> Result<(), Fatal> {
         while let Some(mut work) = self.router.work() {
             self.send(&mut work);

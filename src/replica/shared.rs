@@ -9,7 +9,7 @@ use tokio::sync::{Notify, watch as tokio_watch};
 
 use super::auth_observer::AuthObserver;
 use super::cluster_status::ClusterStatus;
-use super::outside::Outside;
+use super::dependencies::Dependencies;
 use super::raft_status::RaftStatus;
 use super::reads::WaitingReads;
 use super::view::ReadView;
@@ -49,7 +49,7 @@ pub struct Shared {
     /// That of the newest view, for those who need no more of it.
     auth_enabled: AtomicBool,
     auth_changes: tokio_watch::Sender<()>,
-    /// A snapshot from the leader replaces it: whoever reads and writes takes it once for both.
+    /// A snapshot from the leader replaces it: a turn that reads and writes takes it once for both.
     engine: RwLock<NumberedEngine>,
     view: RwLock<Arc<ReadView>>,
     status: RwLock<Arc<ClusterStatus>>,
@@ -69,18 +69,18 @@ impl Shared {
     pub fn new(
         member: MemberId,
         cluster: ClusterId,
-        outside: &Outside,
+        deps: &Dependencies,
         machine: &Machine,
     ) -> Arc<Self> {
         let engine = machine.engine().clone();
         let shared = Self {
             member,
             cluster,
-            clock: outside.clock.clone(),
-            rng: outside.rng.clone(),
-            executor: outside.executor.clone(),
-            hub: Hub::new(machine.head(), outside.watch_limits),
-            metrics: outside.metrics.clone(),
+            clock: deps.clock.clone(),
+            rng: deps.rng.clone(),
+            executor: deps.executor.clone(),
+            hub: Hub::new(machine.head(), deps.watch_limits),
+            metrics: deps.metrics.clone(),
             raft: RaftStatus::default(),
             deadlines: Mutex::new(Deadlines::default()),
             compaction_wanted: Notify::new(),
@@ -88,7 +88,7 @@ impl Shared {
             compaction_hashes: Mutex::default(),
             size_bytes: AtomicI64::new(0),
             size_in_use_bytes: AtomicI64::new(0),
-            tokens: outside.tokens.clone(),
+            tokens: deps.tokens.clone(),
             auth_enabled: AtomicBool::new(machine.auth().is_enabled()),
             auth_changes: tokio_watch::Sender::new(()),
             view: RwLock::new(Arc::new(ReadView::new(engine.as_ref(), machine))),
@@ -112,7 +112,7 @@ impl Shared {
         self.engine.read().engine.clone()
     }
 
-    /// The same for whoever has to know it again.
+    /// The same, for a caller that compares it later.
     pub fn numbered_engine(&self) -> NumberedEngine {
         self.engine.read().clone()
     }
@@ -139,7 +139,7 @@ impl Shared {
 
     pub fn publish_view(&self, view: ReadView) {
         self.raft.set_applied_index(view.applied_index);
-        // Whoever sees the view sees this.
+        // A reader that sees the view sees this.
         self.auth_enabled
             .store(view.auth.is_enabled(), Ordering::Release);
         let view = Arc::new(view);
@@ -194,7 +194,7 @@ impl Shared {
         });
     }
 
-    /// Passes a storage error on as the member's failure; the client is told that it stops.
+    /// Passes a storage error on as the member's failure; the client is answered that it stops.
     pub fn fail_storage(&self, error: storage::Error) -> crate::error::Error {
         self.fail(error.to_string());
         crate::error::Error::Stopped

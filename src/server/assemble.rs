@@ -7,9 +7,9 @@ use super::restore::Restored;
 use super::states::StateDirs;
 use crate::jobs;
 use crate::probe;
+use crate::replica::dependencies::Dependencies;
 use crate::replica::fatal::Fatal;
 use crate::replica::inbox::Inbox;
-use crate::replica::outside::Outside;
 use crate::replica::raft_thread::RaftThread;
 use crate::replica::shared::Shared;
 use crate::service::handle::Handle;
@@ -31,7 +31,7 @@ impl Member {
     pub fn start(
         restored: Restored,
         dir: Arc<dyn MemberDir>,
-        outside: &Outside,
+        deps: &Dependencies,
         settings: ServiceSettings,
         jobs: jobs::Settings,
     ) -> Result<Self, Fatal> {
@@ -47,16 +47,9 @@ impl Member {
         let mark = log.synced_mark();
         // What was logged before is applied again, but tokens end with their process.
         settings.auth.tokens.issue_behind(log.last_index());
-        let shared = Shared::new(member, cluster, outside, &machine);
-        let mut raft = RaftThread::new(
-            outside,
-            shared.clone(),
-            states.clone(),
-            replica,
-            log,
-            machine,
-        );
-        let network = outside.network.clone();
+        let shared = Shared::new(member, cluster, deps, &machine);
+        let mut raft = RaftThread::new(deps, shared.clone(), states.clone(), replica, log, machine);
+        let network = deps.network.clone();
         let inbox = raft.inbox().clone();
         let handle = Handle::new(shared.clone(), inbox.clone(), network.clone(), settings);
         let mut status = shared.status();

@@ -15,12 +15,12 @@ use crate::net::Client;
 
 /// Dispatches gRPC and HTTP/1 requests; cheap to clone.
 #[derive(Clone)]
-pub struct Gate {
+pub struct ProtocolSwitch {
     pub api: Arc<Api>,
     pub http: HttpService,
 }
 
-impl Gate {
+impl ProtocolSwitch {
     /// The same for the requests of one client.
     pub fn of_client(&self, client: Client) -> Self {
         Self {
@@ -32,7 +32,7 @@ impl Gate {
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
-impl hyper::service::Service<Request<Incoming>> for Gate {
+impl hyper::service::Service<Request<Incoming>> for ProtocolSwitch {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Answer;

@@ -1,4 +1,4 @@
-//! Runs a member: binds, restores, serves, and stops in order when it is told to.
+//! Runs a member: binds, restores, serves, and stops in order at a signal.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::bootstrap;
 use super::bootstrap::network::RealNetwork;
 use super::data_dir::DataDir;
 use super::descriptors::{self, Descriptors};
-use super::gate::Gate;
+use super::gate::ProtocolSwitch;
 use super::leave;
 use super::logging;
 use super::member_dir::MemberDir;
@@ -32,8 +32,8 @@ use crate::metrics::Metrics;
 use crate::net::listen::{self, SocketOptions};
 use crate::net::{self, Allowance, Guard, Http2, KeepAlive, Versions};
 use crate::proto::membershippb::Attributes;
+use crate::replica::dependencies::{Dependencies, Timing};
 use crate::replica::inbox::{Inbox, Input};
-use crate::replica::outside::{Outside, Timing};
 use crate::replica::raft_thread::{MAX_OUTSTANDING_BYTES, RaftThread};
 use crate::replica::run;
 use crate::replica::shared::Shared;
@@ -58,7 +58,7 @@ const HEAD_LIMIT: Duration = Duration::from_secs(30);
 pub enum Stopped {
     /// By this signal.
     Signal(i32),
-    /// By itself: it was removed from the cluster.
+    /// It was removed from the cluster.
     Removed,
 }
 
@@ -187,7 +187,7 @@ impl Member {
         let network =
             GrpcNetwork::start(local, network_env, transport::NetworkOptions::new(incoming));
         let settings = settings(config, tokens.clone());
-        let outside = Outside {
+        let deps = Dependencies {
             clock,
             rng,
             executor: Arc::new(TokioExecutor::default()),
@@ -203,7 +203,7 @@ impl Member {
             inbox,
             raft,
             existed,
-        } = assemble::Member::start(restored, dir, &outside, settings, jobs_of(config))?;
+        } = assemble::Member::start(restored, dir, &deps, settings, jobs_of(config))?;
         let raft_ended = spawn_raft(raft, handle.shared().clone())?;
         Ok(Self {
             handle,
@@ -244,7 +244,7 @@ impl Member {
             timeout: keepalive.timeout,
         });
         Clients {
-            gate: Gate {
+            gate: ProtocolSwitch {
                 api: Arc::new(Api::new(self.handle.clone(), settings, requests, answers)),
                 http: HttpService::new(self.handle.clone())
                     .with_memory(memory)
@@ -297,7 +297,7 @@ impl Member {
 
 /// Serves clients: their requests, and how their connections are served.
 struct Clients {
-    gate: Gate,
+    gate: ProtocolSwitch,
     options: net::Options,
     /// For the listeners of `--listen-metrics-urls`.
     probes: Arc<Allowance>,
@@ -311,7 +311,7 @@ impl Clients {
         sockets: Vec<(Listen, TcpListener)>,
         stop: &watch::Receiver<bool>,
     ) -> Vec<JoinHandle<()>> {
-        let gate = Gate {
+        let gate = ProtocolSwitch {
             http: self.gate.http.clone().metrics_only(),
             ..self.gate.clone()
         };
@@ -348,7 +348,7 @@ impl Clients {
     fn spawn(
         sockets: Vec<(Listen, TcpListener)>,
         options: &net::Options,
-        gate: &Gate,
+        gate: &ProtocolSwitch,
         stop: &watch::Receiver<bool>,
     ) -> Vec<JoinHandle<()>> {
         let one = |(listen, listener): (Listen, TcpListener)| {

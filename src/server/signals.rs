@@ -39,7 +39,7 @@ impl StopSignals {
                 logging::flush();
                 end_by(number);
             }
-            // Whoever waited has ended for another reason.
+            // The receiver is gone: the process ends for another reason.
             let _ = sender.send(number);
         });
         Ok(Self { serving, came })

@@ -22,8 +22,8 @@ use crate::proto::etcdserverpb::{
 use crate::proto::membershippb::{Member, RaftAttributes};
 use crate::raft::replica;
 use crate::replica::cluster_status::ClusterStatus;
+use crate::replica::dependencies::{Dependencies, Timing};
 use crate::replica::inbox::Inbox;
-use crate::replica::outside::{Outside, Timing};
 use crate::replica::shared::Shared;
 use crate::replica::view::ReadView;
 use crate::state::Machine;
@@ -48,7 +48,7 @@ pub fn with_network(network: Arc<dyn Network>) -> (Handle, Arc<Inbox>) {
 pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, Arc<Inbox>) {
     let machine = Machine::open(Arc::new(MemoryEngine::new())).expect("an empty store opens");
     let tokens = Arc::new(Tokens::simple(Duration::ZERO, clock.clone()));
-    let outside = Outside {
+    let deps = Dependencies {
         clock,
         rng: Arc::new(SystemRng),
         executor: Arc::new(TokioExecutor::default()),
@@ -77,14 +77,14 @@ pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, 
             strict: true,
             max_learners: 1,
         },
-        election_timeout: outside.timing.election_timeout,
+        election_timeout: deps.timing.election_timeout,
         auth: AuthSettings {
             tokens,
             bcrypt_cost: 4,
         },
     };
-    let inbox = Arc::new(Inbox::new(outside.inbox_bytes));
-    let shared = Shared::new(ME, ClusterId(1), &outside, &machine);
+    let inbox = Arc::new(Inbox::new(deps.inbox_bytes));
+    let shared = Shared::new(ME, ClusterId(1), &deps, &machine);
     let handle = Handle::new(shared, inbox.clone(), network, settings);
     (handle, inbox)
 }

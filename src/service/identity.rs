@@ -1,7 +1,7 @@
 //! Who a client is, from what it shows: a token, or else the name in its certificate.
 //!
 //! etcd's rules. Where authentication is off nothing that is shown matters. A token that is not
-//! valid is refused, and whoever shows one is not taken for the holder of its certificate instead.
+//! valid is refused, and its caller is not taken for the holder of its certificate instead.
 //! Nor is a token of the future: a simple one is known once its entry is applied, which is waited
 //! for no longer than an election timeout, because nobody else vouches for the number in it. (etcd
 //! waits as long as the caller does.)
@@ -99,7 +99,7 @@ impl Handle {
     async fn await_applied(&self, index: u64) {
         let (sender, receiver) = oneshot::channel();
         let reply = Box::new(move |_| {
-            // Whoever asked may have gone.
+            // The caller may have gone.
             let _ = sender.send(());
         });
         let raft = &self.shared.raft;

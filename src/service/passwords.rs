@@ -127,7 +127,7 @@ impl Passwords {
             Err(TryAcquireError::Closed) => return Err(Error::Stopped),
         };
         let work = move || {
-            // Held until it has run, although whoever asked may have left.
+            // Held until it has run, although the caller may have left.
             let _place = place;
             work()
         };

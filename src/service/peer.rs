@@ -290,7 +290,7 @@ mod tests {
         assert!(inputs.is_empty());
     }
 
-    /// Whoever is no member learns who is here, and nothing else.
+    /// A caller that is no member gets the list of members, and nothing else.
     #[tokio::test]
     async fn strangers_are_told_who_is_here_and_nothing_else() {
         let (handle, inbox) = fixture::with_network(Arc::new(crate::transport::NoNetwork));

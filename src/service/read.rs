@@ -68,7 +68,7 @@ impl Handle {
             return Err(Error::DeadlineExceeded);
         }
         let reply = Box::new(move |result| {
-            // Whoever asked may have gone.
+            // The caller may have gone.
             let _ = sender.send(result);
         });
         self.push(Input::ReadIndex(reply))?;
@@ -87,7 +87,7 @@ impl Handle {
         Ok(self.shared.view())
     }
 
-    /// Why a read failed: a refusal goes to whoever asked, a broken store ends the process.
+    /// Why a read failed: a refusal goes to the caller, a broken store ends the process.
     pub fn refusal(&self, error: mvcc::Error) -> Error {
         match error {
             mvcc::Error::Refused(error) => error,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::admission::AdmissionLimits;
 use super::tokens::Tokens;
-use crate::replica::outside::request_timeout;
+use crate::replica::dependencies::request_timeout;
 
 /// See the module.
 #[derive(Clone)]

@@ -158,7 +158,7 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
         }
         Kind::Flush => {
             if let Some(member) = world.members.get(&id) {
-                // The member notices an error by itself.
+                // The member detects an error on its own.
                 let _ = member.disk.state().flush();
             }
         }

@@ -22,9 +22,9 @@ use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
 use crate::proto::membershippb;
 use crate::replica::apply_thread::{ApplyJob, ApplyThread, Applying};
+use crate::replica::dependencies::{Dependencies, Timing};
 use crate::replica::inbox::Input;
 use crate::replica::log_thread::{LogJob, LogThread};
-use crate::replica::outside::{Outside, Timing};
 use crate::replica::raft_thread::RaftThread;
 use crate::server::assemble::Member;
 use crate::server::member_dir::{Identity, MemberDir};
@@ -211,7 +211,7 @@ impl SimMember {
             .network(self.id, clock.clone(), tasks.clone());
         let tokens = Arc::new(Tokens::simple(Duration::ZERO, clock.clone()));
         let settings = settings_of(&config, tokens.clone());
-        let outside = Outside {
+        let deps = Dependencies {
             clock: clock.clone(),
             rng: Arc::new(MemberRng::new(random.fork(1))),
             executor: tasks.clone(),
@@ -222,7 +222,7 @@ impl SimMember {
             watch_limits: config.watch_limits,
             inbox_bytes: settings.limits.max_waiting_bytes(),
         };
-        let member = Member::start(restored, dir, &outside, settings, jobs_of(&config))
+        let member = Member::start(restored, dir, &deps, settings, jobs_of(&config))
             .map_err(|error| error.to_string())?;
         let introduction = introduction(self.id, &config);
         let introduced = introduced(member.handle.clone(), member.existed, introduction);

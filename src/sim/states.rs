@@ -1,7 +1,7 @@
 //! Disks in memory: what a member's machine has on its disk, as a `MemberDir`. How a received state
 //! replaces the current one is production code (`server::states`).
 //!
-//! A `SimDisk` outlives its member's processes. Destructors of a process that died must not do what
+//! A `SimDisk` stays when its member's process ends. Destructors of a process that died must not do what
 //! a dead process could not: a dropped directory is removed when its process performs its next
 //! operation, which shows that it had not died.
 

@@ -421,7 +421,7 @@ impl Machine {
         Err(Error::UnknownMethod.into())
     }
 
-    /// Whether whoever proposed the request may do what it asks, by the users and roles of now: they
+    /// Whether the user who proposed the request may do what it asks, by the users and roles of now: they
     /// may have changed since it was proposed.
     fn check_permission(&mut self, request: &InternalRaftRequest) -> mvcc::Result<()> {
         if !self.auth.view().is_enabled() || probe::injected(Defect::ApplyUnchecked) {

@@ -3,7 +3,7 @@
 //! RocksDB's own write-ahead log is off: what a crash loses comes back from the raft log. Atomic
 //! flush keeps all families at the same entry. Every manual flush names every family, and this
 //! wrapper is the only owner of the handle.
-#![allow(unsafe_code)] // The code that self_cell generates; nothing here is unsafe by itself.
+#![allow(unsafe_code)] // The code that self_cell generates; nothing written here is unsafe.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

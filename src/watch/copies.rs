@@ -1,6 +1,6 @@
 //! Encoded events, each counted once in the budget while anybody holds it.
 //!
-//! Of a large event there is one copy, whoever asks for it and when: the hub as it publishes, and
+//! Of a large event there is one copy for all readers, at whatever time: the hub as it publishes, and
 //! every stream that catches up over it while another still holds it. Thousands of streams that
 //! stand within the same few events so hold those few.
 

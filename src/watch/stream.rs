@@ -15,7 +15,7 @@
 //!      +------------------------------------------------> CatchingUp ----------+
 //!                                                            |
 //!                            the next that it needs is gone: |
-//!                            its client is told              v
+//!                            it is cancelled                 v
 //!                                                        Compacted
 //! ```
 //!
@@ -90,7 +90,7 @@ pub struct Stream {
     held_progress: Option<HeldProgress>,
     /// The newest revision that the client heard of in a header; the hub's head may be behind it
     /// for a moment. Progress never says less.
-    told: i64,
+    reported: i64,
     /// Watches that began with revisions published before.
     past_starts: u64,
 }
@@ -124,7 +124,7 @@ impl Stream {
             catch_up: CatchUp::default(),
             page: None,
             held_progress: None,
-            told: 0,
+            reported: 0,
             past_starts: 0,
         }
     }
@@ -143,7 +143,7 @@ impl Stream {
         } else {
             start
         };
-        self.told = self.told.max(current);
+        self.reported = self.reported.max(current);
         let name = WatchName {
             id,
             serial: self.hub.next_serial(),
@@ -316,7 +316,7 @@ impl Stream {
         let (limits, copies) = (self.hub.limits(), self.hub.copies());
         self.page = self.catch_up.read(snapshot, limits, copies)?;
         if let Some(page) = &self.page {
-            self.told = self.told.max(page.next - 1);
+            self.reported = self.reported.max(page.next - 1);
         }
         Ok(self.page.is_some())
     }

@@ -41,7 +41,7 @@ fn imported<'a>(modules: &Modules<'a>, mention: &Mention<'a>) -> Option<(&'a str
         (Kind::Glob { .. }, Target::Module(module)) => Some((modules.file_of(&module)?, "*")),
         (_, Target::Module(_)) => None,
         (Kind::Code { called }, Target::Item { file, name }) => {
-            // A small word by itself is a variable or a field, called or not at all.
+            // A lower-case word alone is a variable or a field, called or not at all.
             let is_variable = mention.path.len() == 1 && name.starts_with(char::is_lowercase);
             (called || !is_variable).then_some((file, name))
         }

@@ -50,7 +50,10 @@ pub const GIVEN_UP: &[(&str, &str)] = &[
     ("nobody was told of", "not acknowledged"),
     ("raft does not want", "raft rejects"),
     ("strangers", "unlisted peers"),
+    ("told", "announced, answered, reported or seen"),
     ("what 0 and nothing stand for", "defaults"),
+    ("Whoever", "the caller, the reader, the member"),
+    ("whoever", "the caller, the reader, the member"),
 ];
 
 /// Where a text says what was given up.

@@ -2,7 +2,7 @@
 //!
 //! The bytes are those of prost. What is small is copied together into one frame, so that many
 //! responses cost one write; a large event is a frame of its own and shares its bytes with
-//! whoever else sends it. A frame holds the whole of a message's prefix or nothing of it.
+//! all streams that send it. A frame holds the whole of a message's prefix or nothing of it.
 
 use std::collections::VecDeque;
 

@@ -1,6 +1,6 @@
 //! Wakes the streams of watches when users, roles or permissions change: a watch whose user lost
 //! the right to it is to end even if no event comes to it. (Before an event goes out its stream
-//! looks by itself.)
+//! looks too.)
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};

@@ -118,7 +118,7 @@ pub fn replica(
     Replica::new(options, restored).expect("a replica")
 }
 
-/// The log of a member that runs, and what it was told to write and has not.
+/// The log of a member that runs, and what it was given to write and has not.
 pub struct Writer {
     pub log: RaftLog,
     pub queue: VecDeque<Persist>,

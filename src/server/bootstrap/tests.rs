@@ -542,7 +542,7 @@ fn forcing_can_be_cut_anywhere() {
         assert_eq!(plain.machine.applied_index(), 1);
         assert!(!plain.replica.is_sole_voter());
     }
-    // After it the forced state is the member's, whatever the next start is told.
+    // After it the forced state is the member's, whatever flags the next start has.
     cut(true);
     let forced = start_in(dir.path(), "", &MadeUp::default()).expect("starts");
     check_forced(&forced, own);

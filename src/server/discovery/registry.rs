@@ -2,7 +2,7 @@
 //! each other and either can be the service.
 //!
 //! ```text
-//! /_etcd/registry/<token>/_config/size    how many found the cluster; whoever plans it puts it there
+//! /_etcd/registry/<token>/_config/size    how many found the cluster; the operator sets it
 //! /_etcd/registry/<token>/members/<id>    NAME=URL,NAME=URL of one of them
 //! ```
 //!

@@ -157,12 +157,12 @@ mod tests {
     use super::*;
 
     /// An output that writes one text for each permit it is given.
-    struct Gate {
+    struct BlockedWriter {
         permits: Receiver<()>,
         written: Arc<Mutex<Vec<u8>>>,
     }
 
-    impl Write for Gate {
+    impl Write for BlockedWriter {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.permits.recv().map_err(io::Error::other)?;
             self.written.lock().extend_from_slice(bytes);
@@ -177,7 +177,7 @@ mod tests {
     fn gated() -> (Arc<Queue>, SyncSender<()>, Arc<Mutex<Vec<u8>>>) {
         let (permit, permits) = sync_channel(16);
         let written = Arc::new(Mutex::new(Vec::new()));
-        let gate = Gate {
+        let gate = BlockedWriter {
             permits,
             written: Arc::clone(&written),
         };

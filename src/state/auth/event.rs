@@ -14,7 +14,7 @@ pub enum AuthEvent {
 }
 
 impl fmt::Debug for AuthEvent {
-    /// Without the token: whoever reads it in a log could use it.
+    /// Without the token: a reader of a log could use it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TokenIssued { user, .. } => write!(f, "TokenIssued to {user:?}"),

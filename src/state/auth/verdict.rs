@@ -163,7 +163,7 @@ impl<'a> Access<'a> {
         }
     }
 
-    /// What needs to be somebody, whoever that is.
+    /// What needs an authenticated user, with whatever rights.
     pub fn user(&self) -> Result<(), Error> {
         self.user
     }

@@ -4,7 +4,7 @@ use super::Model;
 use crate::proto::{Event, KeyValue};
 use crate::types::Revision;
 
-/// One change of one key, with all that a watch may be told of it.
+/// One change of one key, with all that a watch may get of it.
 #[derive(Clone, Debug)]
 pub struct Changed {
     pub revision: Revision,

@@ -70,7 +70,7 @@ impl Engine for Twin {
         self.rocks.write(batch)?;
         self.memory.write(batch)?;
         let (now, mut after) = (dump(&self.memory), self.after.lock());
-        // A batch that changes nothing cannot be told from the one before it.
+        // A batch that changes nothing cannot be distinguished from the one before it.
         if after.last() != Some(&now) {
             after.push(now);
         }
@@ -229,9 +229,9 @@ fn crashes_leave_what_was_flushed() {
     }
 }
 
-/// RocksDB flushes by itself all the time: never one family without the others.
+/// RocksDB flushes on its own all the time: never one family without the others.
 #[test]
 fn crashes_between_flushes_of_the_engine() {
     let kept_more: usize = seeds(6).map(|seed| play(100 + seed, 8 << 10)).sum();
-    assert!(kept_more > 0, "the engine did not flush by itself");
+    assert!(kept_more > 0, "the engine did not flush on its own");
 }

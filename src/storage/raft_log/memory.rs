@@ -602,7 +602,7 @@ mod tests {
                 let missing = missing.filter(|ends| read[ends[0]..ends[1]].iter().all(|b| *b == 0));
                 assert!(
                     missing.count() > 0,
-                    "seed {seed}: not to be told from damage"
+                    "seed {seed}: not to be distinguished from damage"
                 );
             }
         }

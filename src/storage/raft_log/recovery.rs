@@ -6,7 +6,7 @@
 //! - A whole frame, or a segment that was begun, follows somewhere. A write begins only when all
 //!   before it is durable, so what cannot be read here was durable once: damage.
 //! - Nothing whole follows, and a sector of the bad frame is empty. No sector of a frame is written
-//!   empty, so the write did not reach the disk as a whole, and nobody was told that it had: it is
+//!   empty, so the write did not reach the disk as a whole, and it was not acknowledged: it is
 //!   cut off. So is what lies about of a frame whose first sector is missing.
 //! - Nothing whole follows, but every sector was written. The frame may have been acknowledged and
 //!   have suffered since: damage.
@@ -289,7 +289,7 @@ fn is_torn(files: &dyn Files, segment: &Found, offset: u64, extent: u64) -> Resu
 }
 
 /// Makes the disk what `mending` says, and the last frame durable: a process that died between
-/// writing and syncing, or that was told a sync failed, leaves a frame that can be read but may not
+/// writing and syncing, or whose sync failed, leaves a frame that can be read but may not
 /// be on the disk.
 fn mend(
     files: &dyn Files,

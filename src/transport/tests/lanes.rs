@@ -68,7 +68,7 @@ async fn a_peer_that_comes_back_is_found_again() {
     let address = b.address.clone();
     b.stop().await;
     eventually("its end is noticed", || !a.is_active(B)).await;
-    eventually("raft is told", || a.inbound.unreachable_count() >= 1).await;
+    eventually("raft is informed", || a.inbound.unreachable_count() >= 1).await;
     let b = Site::start_with(B, CLUSTER, &address, |_| {}).await;
     b.knows(A, &a.url());
     eventually("active again", || a.is_active(B)).await;
@@ -92,7 +92,7 @@ async fn a_link_that_swallows_everything_is_noticed() {
     eventually("the silence is noticed", || !a.is_active(B)).await;
     assert!(began.elapsed() > Duration::from_secs(1));
     // Both lanes: the urgent one tells the other.
-    eventually("raft is told", || a.inbound.unreachable_count() >= 2).await;
+    eventually("raft is informed", || a.inbound.unreachable_count() >= 2).await;
     eventually("the member notices, too", || {
         b.network.context.health.lanes_in(A) == 0
     })

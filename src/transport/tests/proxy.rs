@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Open,
-    /// Nothing passes, and nobody is told; connections can still be made.
+    /// Nothing passes, without an error; connections can still be made.
     Frozen,
     /// Each connection carries so many bytes to the member, and stands still then.
     StopAfter(u64),

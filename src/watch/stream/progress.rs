@@ -41,7 +41,7 @@ impl Stream {
             if !watch.progress_notify {
                 continue;
             }
-            let is_live = matches!(watch.state, State::Live(_)) && index.head >= self.told
+            let is_live = matches!(watch.state, State::Live(_)) && index.head >= self.reported
                 || probe::injected(Defect::ProgressTooEarly);
             if watch.quiet && is_live && watch.start_revision <= index.head {
                 let of = ProgressOf::Watch(watch.name(*id));
@@ -58,8 +58,8 @@ impl Stream {
             ProgressOf::Watch(name) => find(&mut self.watches, name).map(|_| name.id)?,
             // A watch that came since may not be as far.
             ProgressOf::Stream { past_starts } if past_starts != self.past_starts => return None,
-            ProgressOf::Stream { .. } if revision < self.told => {
-                self.hold_progress(self.told);
+            ProgressOf::Stream { .. } if revision < self.reported => {
+                self.hold_progress(self.reported);
                 return None;
             }
             ProgressOf::Stream { .. } => ALL_WATCHES,

@@ -136,7 +136,7 @@ impl History {
             let kv = event.kv.as_ref().unwrap();
             kv.mod_revision > compacted || !self.is_undone(kv)
         });
-        assert!(missed.is_empty(), "watch {id} was not told {missed:?}");
+        assert!(missed.is_empty(), "watch {id} did not get {missed:?}");
     }
 
     /// Whether the revision that made `kv` changes its key again.
@@ -243,7 +243,7 @@ impl World {
 /// What is known of one watch of a stream.
 pub struct Expectation {
     pub request: Request,
-    /// The first revision that it was not told about.
+    /// The first revision that it has not got.
     pub next: i64,
     pub compacted: bool,
 }
@@ -264,7 +264,7 @@ impl Expectation {
     }
 }
 
-/// The watches of a stream and how far each was told; fails where an output is not right.
+/// The watches of a stream and how far each has got; fails where an output is not right.
 #[derive(Default)]
 pub struct Checker {
     pub watches: HashMap<i64, Expectation>,

@@ -250,7 +250,7 @@ impl Player {
             ..Default::default()
         };
         let replica = &mut self.life(id).replica;
-        // Whoever needs it is sent it with the answer to a heartbeat.
+        // A member that needs it is sent it with the answer to a heartbeat.
         replica.ping();
         replica.offer_snapshot(Some(snapshot));
     }

@@ -41,7 +41,7 @@ fn kinds(history: &History) -> BTreeSet<&'static str> {
 
 #[test]
 fn broken_promises_are_found() {
-    // A client that cannot know of the lease may be told that it does not exist.
+    // A client that cannot know of the lease may be answered that it does not exist.
     let table = [
         (
             Trick::LoseWrite,

@@ -103,7 +103,7 @@ fn history() -> History {
         ..Default::default()
     };
     entry(&mut history, 60, user("root", NOW - 1), revoke);
-    // Whoever asks after that knows of it.
+    // Requests that begin after that see it.
     let revoked = Response::AuthRoleRevokePermission(AuthRoleRevokePermissionResponse {
         header: Some(ResponseHeader {
             revision: 2,

@@ -1,4 +1,4 @@
-//! A log that lost its end, told from one whose last write was torn by the mark of how far it was
+//! A log that lost its end, distinguished from one whose last write was torn by the mark of how far it was
 //! synced.
 
 use super::super::synced::FILE_NAME;

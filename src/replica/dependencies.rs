@@ -1,4 +1,5 @@
-//! What a member is handed: the world around it, and how it keeps time and its log in it.
+//! What a member gets from its process or from the simulator: clocks, random numbers, executors, the
+//! network, and its timing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use crate::transport::Network;
 use crate::watch;
 
 /// See the module.
-pub struct Outside {
+pub struct Dependencies {
     pub clock: Arc<dyn Clock>,
     pub rng: Arc<dyn Rng>,
     pub executor: Arc<dyn Executor>,
