@@ -30,6 +30,31 @@ func newMembersBench(t *testing.T) *bench {
 	return b
 }
 
+// interrupt ends a member on both sides and waits until the others have noticed:
+// a cluster takes no voter before all have been connected for five seconds.
+func (b *bench) interrupt(number int) {
+	b.t.Helper()
+	for _, s := range b.sides {
+		if err := s.members[number].Kill(); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+	time.Sleep(500 * time.Millisecond)
+}
+
+// resume starts an interrupted member again and waits until it serves.
+func (b *bench) resume(number int) {
+	b.t.Helper()
+	for _, s := range b.sides {
+		if err := s.members[number].Restart(); err != nil {
+			b.t.Fatal(err)
+		}
+		if err := s.members[number].WaitReady(commandLimit); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+}
+
 // memberIDs are those of the members, by number; they are the same on both sides.
 func (b *bench) memberIDs() []string {
 	b.t.Helper()
@@ -122,7 +147,9 @@ func TestMembersOfACluster(t *testing.T) {
 	b := newMembersBench(t)
 	ids := b.memberIDs()
 	peers := b.sides[1].members[1].PeerURL()
+	b.interrupt(2)
 	b.fails("member add one --peer-urls=http://127.0.0.1:1")
+	b.resume(2)
 	time.Sleep(5500 * time.Millisecond)
 	for _, line := range []string{
 		"member add", "member add one", "member add one two", "member add one --peer-urls=banana", "member add one --peer-urls=" + peers,
