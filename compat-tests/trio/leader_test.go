@@ -74,6 +74,8 @@ const patience = 2 * time.Minute
 
 func withoutQuorum(t *testing.T, left int) {
 	r := newTrio(t)
+	// A cluster without a quorum never decides its version, and answers so.
+	r.each(func(c *harness.Cluster) error { return c.Members()[left].WaitClusterVersion(patience) })
 	r.ok(leader, put("a", "1"))
 	r.ok(leader, &pb.LeaseGrantRequest{ID: 7, TTL: 1000})
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
