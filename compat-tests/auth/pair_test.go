@@ -5,9 +5,7 @@ package auth
 
 import (
 	"context"
-	"flag"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -21,18 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Most of a test is waiting.
-func TestMain(m *testing.M) {
-	flag.Parse()
-	asked := false
-	flag.Visit(func(one *flag.Flag) { asked = asked || one.Name == "test.parallel" })
-	if !asked {
-		if err := flag.Set("test.parallel", "6"); err != nil {
-			panic(err)
-		}
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { harness.RunWaiting(m) }
 
 const (
 	etched = iota

@@ -164,10 +164,7 @@ func TestRightsOfStreams(t *testing.T) {
 				if err != nil {
 					return nil, err
 				}
-				if err := stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}); err != nil {
-					return nil, err
-				}
-				return stream.Recv()
+				return harness.Exchange(stream, &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}})
 			})
 		}
 		for _, lease := range []int64{7, 9, 1234} {
@@ -177,10 +174,7 @@ func TestRightsOfStreams(t *testing.T) {
 				if err != nil {
 					return nil, err
 				}
-				if err := stream.Send(request); err != nil {
-					return nil, err
-				}
-				return stream.Recv()
+				return harness.Exchange(stream, request)
 			})
 		}
 		for _, request := range []*pb.RangeRequest{get("a", "b"), get("x", ""), get("a", "\x00")} {

@@ -11,10 +11,8 @@ package cases
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"testing"
 
@@ -25,19 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Most of a test is waiting, so more of them run at a time than there are
-// processors, unless the command line says how many.
-func TestMain(m *testing.M) {
-	flag.Parse()
-	asked := false
-	flag.Visit(func(one *flag.Flag) { asked = asked || one.Name == "test.parallel" })
-	if !asked {
-		if err := flag.Set("test.parallel", "6"); err != nil {
-			panic(err)
-		}
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { harness.RunWaiting(m) }
 
 // pair is an etched and an etcd with a raw connection to each.
 type pair struct {

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -21,19 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// Most of a test is waiting, so more of them run at a time than there are
-// processors, unless the command line says how many.
-func TestMain(m *testing.M) {
-	flag.Parse()
-	asked := false
-	flag.Visit(func(one *flag.Flag) { asked = asked || one.Name == "test.parallel" })
-	if !asked {
-		if err := flag.Set("test.parallel", "6"); err != nil {
-			panic(err)
-		}
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { harness.RunWaiting(m) }
 
 // commandLimit bounds each run of etcdctl.
 const commandLimit = 30 * time.Second

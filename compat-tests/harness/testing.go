@@ -2,6 +2,9 @@ package harness
 
 import (
 	"context"
+	"errors"
+	"flag"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -13,6 +16,34 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 )
+
+// RunWaiting runs the tests of a package that mostly wait: more of them at a
+// time than there are processors, unless the command line says how many.
+func RunWaiting(m *testing.M) {
+	flag.Parse()
+	asked := false
+	flag.Visit(func(one *flag.Flag) { asked = asked || one.Name == "test.parallel" })
+	if !asked {
+		if err := flag.Set("test.parallel", "6"); err != nil {
+			panic(err)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+// Exchange sends a request on a stream and waits for what is answered. Where the
+// server has ended the stream by then, sending says io.EOF and no more: the
+// reason comes with what is received.
+func Exchange[Request, Answer any](stream interface {
+	Send(Request) error
+	Recv() (Answer, error)
+}, request Request) (Answer, error) {
+	if err := stream.Send(request); err != nil && !errors.Is(err, io.EOF) {
+		var none Answer
+		return none, err
+	}
+	return stream.Recv()
+}
 
 // Start launches a server for the length of a test and fails the test where it
 // cannot. Of a failed test the log is kept and its path told.

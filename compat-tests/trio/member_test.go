@@ -219,18 +219,12 @@ func (r *trio) learnersStreams(learner int) {
 		defer cancel()
 		watch, err := pb.NewWatchClient(r.conns[side][learner]).Watch(ctx)
 		if err == nil {
-			err = watch.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("a")}}})
-		}
-		if err == nil {
-			_, err = watch.Recv()
+			_, err = harness.Exchange(watch, &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("a")}}})
 		}
 		watches[side].Err = err
 		keepAlive, err := pb.NewLeaseClient(r.conns[side][learner]).LeaseKeepAlive(ctx)
 		if err == nil {
-			err = keepAlive.Send(&pb.LeaseKeepAliveRequest{ID: 7})
-		}
-		if err == nil {
-			_, err = keepAlive.Recv()
+			_, err = harness.Exchange(keepAlive, &pb.LeaseKeepAliveRequest{ID: 7})
 		}
 		keepAlives[side].Err = err
 	})

@@ -38,12 +38,12 @@ func (w *ledWatches) run(ctx context.Context, client pb.WatchClient) {
 // once makes a watch and follows it to its end.
 func (w *ledWatches) once(ctx context.Context, client pb.WatchClient) error {
 	stream, err := client.Watch(ctx)
+	var message *pb.WatchResponse
 	if err == nil {
-		err = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("a")}}})
+		message, err = harness.Exchange(stream, &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("a")}}})
 	}
-	for err == nil {
-		var message *pb.WatchResponse
-		if message, err = stream.Recv(); err == nil && message.Created {
+	for ; err == nil; message, err = stream.Recv() {
+		if message.Created {
 			w.created.Add(1)
 		}
 	}
