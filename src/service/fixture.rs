@@ -92,7 +92,8 @@ pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, 
 /// The kind, key and range end of each permission.
 pub type Permissions = &'static [(i32, &'static str, &'static str)];
 
-/// Requests that make a user with a role of its own, for each name and its permissions, and then enable authentication. Who is called `root` has the role of that name.
+/// Requests that make a user with a role of its own, for each name and its permissions, and then
+/// enable authentication. Who is called `root` has the role of that name.
 pub fn auth_requests(users: &[(&str, Permissions)]) -> Vec<InternalRaftRequest> {
     let mut requests = Vec::new();
     for (name, permissions) in users {

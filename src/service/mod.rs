@@ -2,9 +2,10 @@
 //!
 //! `caller` has a request's identity and deadline, `permission` decides whether it is allowed,
 //! `propose` and `read` execute it on the member that `handle` represents, `admission` refuses
-//! early, `identity`, `tokens` and `passwords` say who a client is, `leases`, `membership`, `hashes` and `downgrade` hold what their requests need beside a
-//! proposal or a read, `peer` answers other members, `rpcs` is the table of all RPCs, and
-//! `settings` has what the configuration decides.
+//! early, `identity`, `tokens` and `passwords` say who a client is, `leases`, `membership`,
+//! `hashes` and `downgrade` hold what their requests need beside a proposal or a read, `peer`
+//! answers other members, `rpcs` is the table of all RPCs, and `settings` has what the
+//! configuration decides.
 
 pub mod admission;
 pub mod caller;

@@ -234,7 +234,8 @@ mod tests {
             }
         }
         let [known, unknown] = times.map(|time| time.as_secs_f64());
-        assert!((0.5..2.0).contains(&(unknown / known)), "{times:?}");
+        // Without a hash of its own it would take a thousandth; a busy machine makes it uneven.
+        assert!((0.2..5.0).contains(&(unknown / known)), "{times:?}");
     }
 
     /// Keeps what it is to run.

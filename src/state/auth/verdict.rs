@@ -173,8 +173,8 @@ impl<'a> Access<'a> {
         self.root
     }
 
-    /// To be checked behind a read: a user of another revision than that of the state which was read gets
-    /// nothing of it, even if that is a later one, which only a signed token can have.
+    /// To be checked behind a read: a user of another revision than that of the state which was
+    /// read gets nothing of it, even if that is a later one, which only a signed token can have.
     pub fn same_revision(&self) -> Result<(), Error> {
         match self.revisions {
             Some((token, state)) if token != 0 && token != state => Err(Error::AuthOldRevision),
@@ -304,8 +304,8 @@ impl<'a> Access<'a> {
     }
 }
 
-/// What is left that only the role `root` may have executed. What is not here has no client that asks for it,
-/// or needs no right: to log in, and to ask whether one must.
+/// What is left that only the role `root` may have executed. What is not here has no client that
+/// asks for it, or needs no right: to log in, and to ask whether one must.
 fn needs_root(request: &InternalRaftRequest) -> bool {
     request.compaction.is_some()
         || request.alarm.is_some()

@@ -1,5 +1,5 @@
-//! A log that lost its end, distinguished from one whose last write was torn by the mark of how far it was
-//! synced.
+//! A log that lost its end, distinguished from one whose last write was torn by the mark of how far
+//! it was synced.
 
 use super::super::synced::FILE_NAME;
 use super::super::{Damage, Files, Stats};
