@@ -4,6 +4,8 @@
 //! `storage::schema`); answering a read or a watch copies those bytes behind a tag. The types
 //! here carry such bytes through prost: on the wire they are exactly the messages they stand for.
 
+use std::hash::{Hash, Hasher};
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::DecodeError;
 use prost::encoding::{self, DecodeContext, WireType};
@@ -165,16 +167,18 @@ pub fn begin_nested(tag: u32, message_bytes: usize, buf: &mut impl BufMut) {
 /// The field of `RangeResponse` that holds a pair.
 pub const RANGE_KVS_TAG: u32 = 2;
 
-/// Pairs in answer order, each already framed as field 2 of a `RangeResponse`.
-#[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
+/// Pairs in answer order, each already framed as field 2 of a `RangeResponse`. They are kept in
+/// chunks, so that nothing is copied to make room for more; where one ends means nothing.
+#[derive(Clone, Default, Debug)]
 pub struct EncodedKvs {
-    frames: Bytes,
+    chunks: Vec<Bytes>,
     len: usize,
 }
 
 impl EncodedKvs {
-    pub fn from_frames(frames: Bytes, len: usize) -> Self {
-        Self { frames, len }
+    /// `len` pairs; one may go on in the next chunk.
+    pub fn from_chunks(chunks: Vec<Bytes>, len: usize) -> Self {
+        Self { chunks, len }
     }
 
     /// How many pairs.
@@ -182,17 +186,25 @@ impl EncodedKvs {
         self.len
     }
 
-    /// The pairs as `from_frames` takes them.
-    pub fn frames(&self) -> &Bytes {
-        &self.frames
+    /// The pairs as `from_chunks` takes them.
+    pub fn chunks(&self) -> &[Bytes] {
+        &self.chunks
+    }
+
+    /// All chunks as one; several are copied.
+    pub fn frames(&self) -> Bytes {
+        match self.chunks.as_slice() {
+            [only] => only.clone(),
+            chunks => chunks.concat().into(),
+        }
     }
 
     pub fn size_bytes(&self) -> usize {
-        self.frames.len()
+        self.chunks.iter().map(Bytes::len).sum()
     }
 
     pub fn decoded(&self) -> Result<Vec<KeyValue>, DecodeError> {
-        let mut frames = self.frames.clone();
+        let mut frames = self.frames();
         let mut pairs = Vec::with_capacity(self.len);
         while frames.has_remaining() {
             encoding::decode_key(&mut frames)?;
@@ -206,6 +218,20 @@ impl EncodedKvs {
             pairs.push(pair);
         }
         Ok(pairs)
+    }
+}
+
+impl PartialEq for EncodedKvs {
+    fn eq(&self, other: &Self) -> bool {
+        self.len == other.len && self.frames() == other.frames()
+    }
+}
+
+impl Eq for EncodedKvs {}
+
+impl Hash for EncodedKvs {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.frames().hash(state);
     }
 }
 
@@ -236,7 +262,9 @@ impl RangeResponse {
 impl prost::Message for RangeResponse {
     fn encode_raw(&self, buf: &mut impl BufMut) {
         self.encode_before_kvs(buf);
-        buf.put_slice(&self.kvs.frames);
+        for chunk in &self.kvs.chunks {
+            buf.put_slice(chunk);
+        }
         self.encode_behind_kvs(buf);
     }
 
@@ -258,9 +286,11 @@ impl prost::Message for RangeResponse {
                 let mut pair = Bytes::new();
                 encoding::bytes::merge(wire_type, &mut pair, buf, ctx)?;
                 // Not copied: nobody else holds them.
-                let mut frames = BytesMut::from(std::mem::take(&mut self.kvs.frames));
+                let chunk = self.kvs.chunks.pop().unwrap_or_default();
+                let mut frames = BytesMut::from(chunk);
                 put_bytes_field(&mut frames, RANGE_KVS_TAG, &pair);
-                self.kvs = EncodedKvs::from_frames(frames.freeze(), self.kvs.len + 1);
+                self.kvs.chunks.push(frames.freeze());
+                self.kvs.len += 1;
                 Ok(())
             }
             3 => encoding::bool::merge(wire_type, &mut self.more, buf, ctx),
@@ -280,7 +310,7 @@ impl prost::Message for RangeResponse {
         } else {
             1 + encoding::encoded_len_varint(self.count as u64)
         };
-        header + self.kvs.frames.len() + more + count
+        header + self.kvs.size_bytes() + more + count
     }
 
     fn clear(&mut self) {

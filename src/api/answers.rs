@@ -12,6 +12,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use prost::Message;
 use tokio::sync::Semaphore;
 use tonic::{Response, Status};
@@ -281,11 +282,22 @@ impl<'a> Pieces<'a> {
     fn range(&mut self, response: &RangeResponse, rest: Option<Rest>, held: Option<Held>) {
         response.encode_before_kvs(&mut self.bytes);
         self.end_bytes(None);
-        self.done.push(match rest {
-            Some(rest) => Piece::Pages(Box::new(Reader::new(self.reads.clone(), rest))),
-            None => Piece::Bytes(counted(response.kvs.frames().clone(), held)),
-        });
+        match rest {
+            Some(rest) => {
+                let reader = Reader::new(self.reads.clone(), rest);
+                self.done.push(Piece::Pages(Box::new(reader)));
+            }
+            None => self.chunks(response.kvs.chunks(), held),
+        }
         response.encode_behind_kvs(&mut self.bytes);
+    }
+
+    /// Each is counted until it is taken.
+    fn chunks(&mut self, chunks: &[Bytes], mut held: Option<Held>) {
+        for chunk in chunks {
+            let held = held.as_mut().and_then(|held| held.split(chunk.len()));
+            self.done.push(Piece::Bytes(counted(chunk.clone(), held)));
+        }
     }
 
     fn end_bytes(&mut self, held: Option<Held>) {

@@ -24,8 +24,11 @@ use crate::proto::{begin_nested, nested_len};
 use crate::replica::view::ReadView;
 use crate::service::handle::Handle;
 
-/// What the network is handed at once, and a page.
-const SLICE_BYTES: usize = 32 << 10;
+/// What the network is handed at once of what is in memory, and a page where memory is free. Every
+/// time the network asks for more costs two tasks a wake-up, and a page a walk of its own.
+const SLICE_BYTES: usize = 256 << 10;
+/// A page where it is not.
+const SMALL_PAGE_BYTES: usize = 32 << 10;
 
 /// Larger ones are held only where a page has them as a whole pair and there is room.
 const MAX_PAIR_BYTES: usize = 2 << 20;
@@ -215,7 +218,8 @@ impl Reader {
             let Some(place) = self.place.take() else {
                 return Poll::Ready(None);
             };
-            self.reading = Some(Box::pin(read_page(self.reads.clone(), place)));
+            let read = read_page(self.reads.clone(), place, self.left_bytes);
+            self.reading = Some(Box::pin(read));
         }
         let Some(reading) = &mut self.reading else {
             return Poll::Ready(None);
@@ -273,12 +277,12 @@ impl Messages {
     }
 }
 
-async fn read_page(reads: Reads, mut place: Place) -> Read {
+async fn read_page(reads: Reads, mut place: Place, left_bytes: usize) -> Read {
     let turn = reads.turns.clone().acquire_owned().await;
     let handle = reads.handle.clone();
     let read = handle.blocking(move || {
         let _turn = turn;
-        let page = place.next(&reads.share);
+        let page = place.next(&reads.share, left_bytes);
         page.map(|page| (place, page))
     });
     let page = read.await.map_err(|_| Status::from(Error::Stopped))?;
@@ -286,28 +290,38 @@ async fn read_page(reads: Reads, mut place: Place) -> Read {
 }
 
 impl Place {
-    fn next(&mut self, share: &Arc<Share>) -> mvcc::Result<Option<Page>> {
-        let mut large_pair = Room::new(share, SLICE_BYTES, MAX_PAIR_BYTES);
-        let rows = Room::new(share, SLICE_BYTES, MAX_ROWS_BYTES);
+    fn next(&mut self, share: &Arc<Share>, left_bytes: usize) -> mvcc::Result<Option<Page>> {
+        let large = large_page(share, left_bytes);
+        let page_bytes = large.as_ref().map_or(SMALL_PAGE_BYTES, Held::bytes);
+        let mut large_pair = Room::new(share, SMALL_PAGE_BYTES, MAX_PAIR_BYTES);
+        let rows = Room::new(share, SMALL_PAGE_BYTES, MAX_ROWS_BYTES);
         let mut rows = rows.with_held(self.rows.take());
         let snapshot = self.rest.view.snapshot();
         let page = self.rest.pages.next(
             &snapshot,
             &mut Rooms {
-                page_bytes: SLICE_BYTES,
+                page_bytes,
                 large_pair: &mut |bytes| large_pair.holds(bytes),
                 rows: &mut |bytes| rows.holds(bytes),
             },
         )?;
         self.rows = rows.into_held();
-        let held = large_pair.into_held();
+        let held = large_pair.into_held().or(large);
         Ok(page.map(|page| {
             let held = held.unwrap_or_else(|| share.take_anyway(page.bytes.len()));
             Page {
-                bytes: counted(page.bytes.into(), Some(held)),
+                bytes: held.over(page.bytes.into()),
                 continues: page.continues,
                 rest_bytes: page.rest_bytes,
             }
         }))
     }
+}
+
+/// What a large page takes: none where little is left to be read, or half of the share is held,
+/// which streams that nobody reads must not take from others.
+fn large_page(share: &Arc<Share>, left_bytes: usize) -> Option<Held> {
+    let bytes = left_bytes.min(SLICE_BYTES);
+    let free = bytes > SMALL_PAGE_BYTES && share.used_bytes() + bytes <= share.limit_bytes() / 2;
+    free.then(|| share.try_take(bytes)).flatten()
 }

@@ -300,7 +300,7 @@ fn range_answer() -> RangeResponse {
     }
     RangeResponse {
         header: Some(ResponseHeader::default()),
-        kvs: proto::EncodedKvs::from_frames(frames.into(), 2),
+        kvs: proto::EncodedKvs::from_chunks(vec![frames.into()], 2),
         more: true,
         count: 9,
     }

@@ -10,6 +10,7 @@ use super::read::{RangeRead, Snapshot, parse_head};
 use crate::proto::EncodedKvs;
 use crate::storage;
 use crate::storage::Family;
+use crate::storage::schema::Frame;
 use crate::types::KeyRange;
 
 /// An answer, or how large it is.
@@ -125,7 +126,7 @@ impl Snapshot<'_> {
                 frames.push(&row.key, &row.record, &mut beside)?;
                 rows_bytes -= row.size_bytes();
             }
-            room(frames.bytes.capacity());
+            room(frames.held_bytes());
             return Ok(frames.measured(seen.count, more));
         }
         drop(rows);
@@ -175,9 +176,13 @@ pub(super) fn changed() -> storage::Error {
     ))
 }
 
-/// Collects the pairs of an answer for as long as there is room for them.
+/// Collects the pairs of an answer for as long as there is room for them, in chunks: bytes that
+/// are there are not copied to make room for more.
 struct Frames<'a> {
     request: &'a RangeRead,
+    full: Vec<Bytes>,
+    full_bytes: usize,
+    /// The last chunk.
     bytes: Vec<u8>,
     len: usize,
     size_bytes: u64,
@@ -186,11 +191,16 @@ struct Frames<'a> {
 
 /// An answer of many pairs begins with so much memory.
 const LEAST_BYTES: usize = 4096;
+/// Chunks go to the network as they are: with smaller ones it asks again and again, which costs
+/// more than to read the pairs, and larger ones the allocator gets from the system and gives back.
+const CHUNK_BYTES: usize = 256 << 10;
 
 impl<'a> Frames<'a> {
     fn new(request: &'a RangeRead) -> Self {
         Self {
             request,
+            full: Vec::new(),
+            full_bytes: 0,
             bytes: Vec::new(),
             len: 0,
             size_bytes: 0,
@@ -204,32 +214,65 @@ impl<'a> Frames<'a> {
         let len = frame.encoded_len();
         self.len += 1;
         self.size_bytes += len as u64;
-        if !self.dropped && self.has_room(self.bytes.len() + len, room) {
-            frame.append(&mut self.bytes);
+        if !self.dropped && !self.append(&frame, len, room) {
+            self.full = Vec::new();
+            self.bytes = Vec::new();
+            self.dropped = true;
+            room(0);
         }
         Ok(())
     }
 
-    fn has_room(&mut self, needed: usize, room: Room<'_>) -> bool {
-        let capacity = self.bytes.capacity();
-        if needed <= capacity {
+    /// False where there is no room for it.
+    fn append(&mut self, frame: &Frame<'_>, len: usize, room: Room<'_>) -> bool {
+        if len <= self.free_bytes() {
+            frame.append(&mut self.bytes);
             return true;
         }
-        let least = match self.request.range {
-            KeyRange::Point(_) => 0,
-            _ => LEAST_BYTES,
-        };
-        let grown = needed.max(capacity * 2).max(least);
-        let wanted = [grown, needed].into_iter().find(|bytes| room(*bytes));
-        match wanted {
-            Some(wanted) => self.bytes.reserve_exact(wanted - self.bytes.len()),
-            None => {
-                self.bytes = Vec::new();
-                self.dropped = true;
-                room(0);
+        let mut offset = 0;
+        while offset < len {
+            if !self.make_space(len - offset, room) {
+                return false;
             }
+            let most = self.free_bytes().min(len - offset);
+            frame.append_part(offset, most, &mut self.bytes);
+            offset += most;
         }
-        !self.dropped
+        true
+    }
+
+    fn free_bytes(&self) -> usize {
+        self.bytes.capacity() - self.bytes.len()
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.full_bytes + self.bytes.capacity()
+    }
+
+    /// Makes space for the first of so many bytes: where a chunk is full the next is as large as
+    /// all before it.
+    fn make_space(&mut self, wanted: usize, room: Room<'_>) -> bool {
+        if self.free_bytes() > 0 {
+            return true;
+        }
+        self.end_chunk();
+        let least = match self.request.range {
+            KeyRange::Point(_) => wanted,
+            _ => wanted.max(LEAST_BYTES).max(self.full_bytes),
+        };
+        let capacity = least.min(CHUNK_BYTES);
+        if !room(self.full_bytes + capacity) {
+            return false;
+        }
+        self.bytes.reserve_exact(capacity);
+        true
+    }
+
+    fn end_chunk(&mut self) {
+        if !self.bytes.is_empty() {
+            self.full_bytes += self.bytes.capacity();
+            self.full.push(std::mem::take(&mut self.bytes).into());
+        }
     }
 
     /// True where the limit is reached.
@@ -237,8 +280,9 @@ impl<'a> Frames<'a> {
         self.request.limit > 0 && self.len as i64 >= self.request.limit
     }
 
-    fn measured(self, count: i64, more: bool) -> Measured {
-        let kvs = EncodedKvs::from_frames(self.bytes.into(), self.len);
+    fn measured(mut self, count: i64, more: bool) -> Measured {
+        self.end_chunk();
+        let kvs = EncodedKvs::from_chunks(self.full, self.len);
         Measured {
             kvs: (!self.dropped).then_some(kvs),
             pairs: self.len,

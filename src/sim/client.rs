@@ -469,11 +469,11 @@ async fn range_stream(services: &Services, range: RangeRequest, caller: &Caller)
         let Ok(message) = message else { break };
         let piece = message.range_response.unwrap_or_default();
         pairs += piece.kvs.len();
-        frames.extend_from_slice(piece.kvs.frames());
+        frames.extend_from_slice(&piece.kvs.frames());
         // The last part carries the header and the counts of the whole range.
         if piece.header.is_some() {
             return Outcome::Answered(Answer::Range(RangeResponse {
-                kvs: EncodedKvs::from_frames(frames.into(), pairs),
+                kvs: EncodedKvs::from_chunks(vec![frames.into()], pairs),
                 ..piece
             }));
         }
@@ -492,10 +492,10 @@ async fn sorted_chunks(
             Err(status) => return failed(&status),
         };
         pairs += piece.kvs.len();
-        frames.extend_from_slice(piece.kvs.frames());
+        frames.extend_from_slice(&piece.kvs.frames());
         if piece.header.is_some() {
             return Outcome::Answered(Answer::Range(RangeResponse {
-                kvs: EncodedKvs::from_frames(frames.into(), pairs),
+                kvs: EncodedKvs::from_chunks(vec![frames.into()], pairs),
                 ..piece
             }));
         }

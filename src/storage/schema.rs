@@ -507,7 +507,7 @@ mod tests {
                 }
                 assert_eq!(parts, frames, "in parts of {part}");
             }
-            let kvs = crate::proto::EncodedKvs::from_frames(frames.into(), 1);
+            let kvs = crate::proto::EncodedKvs::from_chunks(vec![frames.into()], 1);
             assert_eq!(kvs.decoded().expect("decodes"), vec![kv]);
         }
     }

@@ -208,7 +208,7 @@ impl Model {
         }
         Ok(RangeResponse {
             header: header(at.head),
-            kvs: EncodedKvs::from_frames(frames.into(), pairs.len()),
+            kvs: EncodedKvs::from_chunks(vec![frames.into()], pairs.len()),
             more,
             count,
         })

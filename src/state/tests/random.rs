@@ -550,7 +550,7 @@ impl Pair {
             rest_bytes = page.rest_bytes;
             frames.extend_from_slice(&page.bytes);
         }
-        assert_eq!(&frames, kvs.frames(), "pages of {page_bytes}: {read:?}");
+        assert_eq!(frames, kvs.frames(), "pages of {page_bytes}: {read:?}");
     }
 
     fn compare_txn(&mut self, member: &Member) {
