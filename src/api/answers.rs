@@ -3,7 +3,7 @@
 //! it has room for it.
 //!
 //! A service leaves such an answer beside its message, as an extension of the response, and
-//! `sliced::take_over` makes it the body of the call before the message is encoded. So all that comes
+//! `body::take_over` makes it the body of the call before the message is encoded. So all that comes
 //! before an answer, and every small one, stays with tonic.
 //!
 //! A range that may not be held is read again for its answer: a page at a time, from the view
@@ -17,8 +17,9 @@ use prost::Message;
 use tokio::sync::Semaphore;
 use tonic::{Response, Status};
 
+use super::body::beside;
 use super::sliced::{
-    Messages, Piece, Reader, Reads, Rest, STREAMED_RANGE_TAG, begin_message, beside, counted,
+    Messages, Piece, Reader, Reads, Rest, STREAMED_RANGE_TAG, Sliced, begin_message,
 };
 use crate::budget::{Held, Room, Share, Waiting};
 use crate::error::Error;
@@ -148,7 +149,7 @@ impl Answers {
         };
         let reader = Reader::new(self.reads.clone(), rest);
         let messages = Messages::new(reader, answer.response);
-        beside(nothing, [Piece::Messages(Box::new(messages))])
+        beside(nothing, Sliced::new([Piece::Messages(Box::new(messages))]))
     }
 
     /// The response of a transaction of ranges.
@@ -221,7 +222,7 @@ impl Answers {
         pieces.bytes.reserve_exact(size_bytes);
         message.encode_raw(&mut pieces.bytes);
         pieces.end_bytes(held);
-        Ok(beside(message, pieces.done))
+        Ok(beside(message, Sliced::new(pieces.done)))
     }
 }
 
@@ -296,7 +297,7 @@ impl<'a> Pieces<'a> {
     fn chunks(&mut self, chunks: &[Bytes], mut held: Option<Held>) {
         for chunk in chunks {
             let held = held.as_mut().and_then(|held| held.split(chunk.len()));
-            self.done.push(Piece::Bytes(counted(chunk.clone(), held)));
+            self.push(chunk.clone(), held);
         }
     }
 
@@ -305,12 +306,19 @@ impl<'a> Pieces<'a> {
         let share = &self.reads.share;
         let large = bytes.len() > SMALL_BYTES;
         let held = held.or_else(|| large.then(|| share.take_anyway(bytes.len())));
-        self.done.push(Piece::Bytes(counted(bytes.into(), held)));
+        self.push(bytes.into(), held);
     }
 
-    fn finish(mut self) -> Vec<Piece> {
+    fn push(&mut self, bytes: Bytes, held: Option<Held>) {
+        self.done.push(Piece::Bytes(match held {
+            Some(held) => held.over(bytes),
+            None => bytes,
+        }));
+    }
+
+    fn finish(mut self) -> Sliced {
         self.end_bytes(None);
-        self.done
+        Sliced::new(self.done)
     }
 }
 
@@ -382,7 +390,7 @@ mod tests {
     use tonic::body::Body;
 
     use super::*;
-    use crate::api::sliced;
+    use crate::api::body;
     use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
     use crate::proto::etcdserverpb::{PutRequest, RangeRequest, RequestOp, request_op};
     use crate::service::fixture;
@@ -458,7 +466,7 @@ mod tests {
         let (_, message, extensions) = response.into_parts();
         let mut taken = http::Response::new(Body::empty());
         *taken.extensions_mut() = extensions;
-        let taken = sliced::take_over(taken);
+        let taken = body::take_over(taken);
         if http_body::Body::is_end_stream(taken.body()) {
             return whole(&message);
         }

@@ -4,10 +4,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{HeaderMap, Response};
+use http::Response;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
+
+use super::body::trailers;
 
 /// How a stream ends.
 pub enum End {
@@ -53,11 +55,7 @@ impl HttpBody for EndingBody {
         };
         this.body = None;
         Poll::Ready(Some(match end {
-            End::Status(status) => {
-                let mut trailers = HeaderMap::new();
-                let ended = status.add_header(&mut trailers);
-                ended.map(|()| Frame::trailers(trailers))
-            }
+            End::Status(status) => trailers(&status),
             End::Cancel => {
                 let reset = h2::Error::from(h2::Reason::CANCEL);
                 Err(Status::from_error(Box::new(reset)))

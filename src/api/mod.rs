@@ -7,6 +7,7 @@
 mod answers;
 mod arriving;
 pub mod auth;
+pub mod body;
 pub mod call_log;
 pub mod caller;
 pub mod cluster;
@@ -23,7 +24,7 @@ pub mod maintenance;
 mod methods;
 mod range_stream;
 mod settings;
-pub mod sliced;
+mod sliced;
 mod status_text;
 pub mod validate;
 pub mod watch;
@@ -269,8 +270,7 @@ impl Api {
             match future.await {
                 Ok(response) => {
                     drop(kept);
-                    let response = sliced::take_over(response);
-                    let response = watch::with_own_body(response);
+                    let response = body::take_over(response);
                     let response = status_text::in_grpc_go_words(response, max);
                     if let Some((log, started)) = log {
                         log.ended(rpc.service, rpc.method, started, Content::unknown);

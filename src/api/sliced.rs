@@ -7,14 +7,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut, Bytes};
-use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::Semaphore;
-use tonic::body::Body;
-use tonic::{Response, Status};
+use tonic::Status;
 
+use super::body::trailers;
 use crate::budget::{Held, Room, Share};
 use crate::error::Error;
 use crate::mvcc;
@@ -44,23 +42,6 @@ pub struct Reads {
     pub turns: Arc<Semaphore>,
 }
 
-/// Bytes that are counted until the last slice of them is dropped.
-pub fn counted(bytes: Bytes, held: Option<Held>) -> Bytes {
-    struct Counted {
-        bytes: Bytes,
-        _held: Held,
-    }
-    impl AsRef<[u8]> for Counted {
-        fn as_ref(&self) -> &[u8] {
-            &self.bytes
-        }
-    }
-    match held {
-        Some(held) => Bytes::from_owner(Counted { bytes, _held: held }),
-        None => bytes,
-    }
-}
-
 /// A part of a message.
 pub enum Piece {
     Bytes(Bytes),
@@ -78,40 +59,19 @@ pub fn begin_message(size_bytes: usize, out: &mut Vec<u8>) {
     out.put_u32(size_bytes as u32);
 }
 
-/// A body beside the message that it stands for.
-#[derive(Clone)]
-struct Beside(Arc<Mutex<Option<Body>>>);
-
-/// A response whose body is made of pieces.
-pub fn beside<M>(message: M, pieces: impl Into<VecDeque<Piece>>) -> Response<M> {
-    let body = Body::new(Sliced {
-        pieces: pieces.into(),
-        ended: false,
-    });
-    let mut response = Response::new(message);
-    let beside = Beside(Arc::new(Mutex::new(Some(body))));
-    response.extensions_mut().insert(beside);
-    response
-}
-
-/// What stands beside a message.
-pub fn body_of(extensions: &mut http::Extensions) -> Option<Body> {
-    let beside: Option<Beside> = extensions.remove();
-    beside.and_then(|beside| beside.0.lock().take())
-}
-
-/// Makes what stands beside a message the body of its response.
-pub fn take_over(mut response: http::Response<Body>) -> http::Response<Body> {
-    match body_of(response.extensions_mut()) {
-        Some(body) => response.map(|_never_encoded| body),
-        None => response,
-    }
-}
-
 /// One message in slices, then the trailers.
-struct Sliced {
+pub struct Sliced {
     pieces: VecDeque<Piece>,
     ended: bool,
+}
+
+impl Sliced {
+    pub fn new(pieces: impl Into<VecDeque<Piece>>) -> Self {
+        Self {
+            pieces: pieces.into(),
+            ended: false,
+        }
+    }
 }
 
 impl HttpBody for Sliced {
@@ -155,9 +115,7 @@ impl HttpBody for Sliced {
         if std::mem::replace(&mut this.ended, true) {
             return Poll::Ready(None);
         }
-        let mut trailers = HeaderMap::new();
-        let added = Status::ok("").add_header(&mut trailers);
-        Poll::Ready(Some(added.map(|()| Frame::trailers(trailers))))
+        Poll::Ready(Some(trailers(&Status::ok(""))))
     }
 
     fn is_end_stream(&self) -> bool {

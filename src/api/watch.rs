@@ -13,14 +13,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Response as HttpResponse;
-use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_stream::{Empty, Stream as TokioStream, StreamExt};
-use tonic::body::Body;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::body::beside;
 use super::status_text::broken_stream;
 use super::{Settings, caller, header};
 use crate::budget::{Exhausted, Held, Share};
@@ -82,7 +80,7 @@ impl WatchService {
 
 #[tonic::async_trait]
 impl Watch for WatchService {
-    /// What goes out instead is in the response's extensions; see `with_own_body`.
+    /// What goes out stands beside it: large events are shared, and tonic would copy each.
     type WatchStream = Empty<Result<WatchResponse, Status>>;
 
     async fn watch(
@@ -91,24 +89,7 @@ impl Watch for WatchService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let caller = caller::of(&self.handle, "Watch", &request);
         let responses = self.open(caller, request.into_inner());
-        let mut response = Response::new(tokio_stream::empty());
-        response
-            .extensions_mut()
-            .insert(OwnBody(Arc::new(Mutex::new(Some(responses)))));
-        Ok(response)
-    }
-}
-
-/// The body of a watch, which shares large events; tonic's would copy each of them.
-#[derive(Clone)]
-struct OwnBody(Arc<Mutex<Option<Responses>>>);
-
-/// Puts the body of a watch into the response that tonic made for it.
-pub fn with_own_body(mut response: HttpResponse<Body>) -> HttpResponse<Body> {
-    let own = response.extensions_mut().remove::<OwnBody>();
-    match own.and_then(|own| own.0.lock().take()) {
-        Some(responses) => response.map(|_| Body::new(responses)),
-        None => response,
+        Ok(beside(tokio_stream::empty(), responses))
     }
 }
 

@@ -22,7 +22,7 @@ use super::history::{Answer, ClientRequest, Operation, Outcome, Watched};
 use super::member::Services;
 use super::random::Random;
 use super::trace::Trace;
-use crate::api::sliced;
+use crate::api::body;
 use crate::env::{self, Clock, Executor};
 use crate::error::Error;
 use crate::proto::EncodedKvs;
@@ -454,7 +454,7 @@ async fn range_stream(services: &Services, range: RangeRequest, caller: &Caller)
         }
         Err(status) => return failed(&status),
     };
-    let Some(body) = sliced::body_of(&mut extensions) else {
+    let Some(body) = body::body_of(&mut extensions) else {
         return sorted_chunks(chunks).await;
     };
     let mut messages = match body.collect().await {

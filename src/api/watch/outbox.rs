@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tonic::Status;
 
 use super::frames::{Frames, Make};
+use crate::api::body::trailers;
 use crate::budget::Share;
 use crate::proto::etcdserverpb::WatchResponse;
 
@@ -230,12 +230,7 @@ impl HttpBody for Responses {
         if this.shared.state.lock().broken {
             return Poll::Ready(Some(Err(status)));
         }
-        let mut trailers = HeaderMap::new();
-        Poll::Ready(Some(
-            status
-                .add_header(&mut trailers)
-                .map(|()| Frame::trailers(trailers)),
-        ))
+        Poll::Ready(Some(trailers(&status)))
     }
 
     fn is_end_stream(&self) -> bool {
