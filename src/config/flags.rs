@@ -102,7 +102,7 @@ pub fn find(name: &str) -> Option<&'static Flag> {
 
 const NO_BBOLT: &str = "etched keeps its data in RocksDB, not in bbolt";
 const NO_PEERS: &str = "etched detects silent peers itself";
-const NO_CERTIFICATES: &str = "etched serves without TLS; no certificate is in use";
+const NO_LOOP: &str = "etched makes no client connections to itself";
 const STATES: &[&str] = &["new", "existing"];
 const FALLBACKS: &[&str] = &["exit", "proxy"];
 const V2_STAGES: &[&str] = &[
@@ -184,14 +184,14 @@ pub static SECTIONS: &[Section] = &[
         flag("discovery-fallback", OneOf(FALLBACKS), "exit", "What to do when discovery fails.").no_key(),
     ]},
     Section { title: "Security", flags: &[
-        later("cert-file", Text, "", "Certificate shown to clients.").at("client-transport-security.cert-file"),
-        later("key-file", Text, "", "Its key.").at("client-transport-security.key-file"),
-        later("client-cert-file", Text, "", "Certificate for the member's own client connections.").at("client-transport-security.client-cert-file"),
-        later("client-key-file", Text, "", "Its key.").at("client-transport-security.client-key-file"),
-        later("client-cert-auth", Bool, "false", "Demand certificates of clients.").at("client-transport-security.client-cert-auth"),
+        flag("cert-file", Text, "", "Certificate shown to clients.").at("client-transport-security.cert-file"),
+        flag("key-file", Text, "", "Its key.").at("client-transport-security.key-file"),
+        flag("client-cert-file", Text, "", "Certificate for the member's own client connections.").at("client-transport-security.client-cert-file").no_effect(NO_LOOP),
+        flag("client-key-file", Text, "", "Its key.").at("client-transport-security.client-key-file").no_effect(NO_LOOP),
+        flag("client-cert-auth", Bool, "false", "Demand certificates of clients.").at("client-transport-security.client-cert-auth"),
         later("client-crl-file", Text, "", "Revoked client certificates.").no_key(),
-        later("client-cert-allowed-hostname", List, "", "Host names that a client certificate may have.").at("client-transport-security.allowed-hostname"),
-        later("trusted-ca-file", Text, "", "CA of client certificates.").at("client-transport-security.trusted-ca-file"),
+        flag("client-cert-allowed-hostname", List, "", "Host names that a client certificate may have.").at("client-transport-security.allowed-hostname"),
+        flag("trusted-ca-file", Text, "", "CA of client certificates.").at("client-transport-security.trusted-ca-file"),
         later("auto-tls", Bool, "false", "Make a certificate for clients.").at("client-transport-security.auto-tls"),
         later("peer-cert-file", Text, "", "Certificate shown to peers.").at("peer-transport-security.cert-file"),
         later("peer-key-file", Text, "", "Its key.").at("peer-transport-security.key-file"),
@@ -205,9 +205,9 @@ pub static SECTIONS: &[Section] = &[
         later("peer-skip-client-san-verification", Bool, "false", "Do not check the names in peer certificates.").at("peer-transport-security.skip-client-san-verification"),
         later("peer-crl-file", Text, "", "Revoked peer certificates.").no_key(),
         flag("self-signed-cert-validity", Uint, "1", "Years that a certificate of --auto-tls is valid.").no_effect("etched makes no certificates"),
-        flag("cipher-suites", List, "", "TLS cipher suites.").missing(NO_CERTIFICATES),
-        flag("tls-min-version", Text, "TLS1.2", "Lowest TLS version.").missing(NO_CERTIFICATES),
-        flag("tls-max-version", Text, "", "Highest TLS version.").missing(NO_CERTIFICATES),
+        flag("cipher-suites", List, "", "TLS cipher suites."),
+        flag("tls-min-version", Text, "TLS1.2", "Lowest TLS version."),
+        flag("tls-max-version", Text, "", "Highest TLS version."),
         flag("cors", Origins, "*", "Origins that a browser may call from."),
         flag("host-whitelist", Hosts, "*", "Host names that HTTP requests may carry."),
     ]},

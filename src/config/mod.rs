@@ -53,4 +53,7 @@ pub use machine::{Surroundings, default_host, memory_bytes};
 pub use note::Note;
 pub use refusal::Refusal;
 pub use settings::{AutoCompaction, ClusterState, Config, Listen, Metrics};
-pub use urls::Url;
+#[cfg(test)]
+pub use tls::AVAILABLE_SUITES;
+pub use tls::{ListenerTls, TlsVersion};
+pub use urls::{Scheme, Url};

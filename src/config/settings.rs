@@ -10,6 +10,7 @@ use super::duration;
 use super::gates::Gates;
 use super::keepalive::Keepalive;
 use super::log::LogConfig;
+use super::tls::{ListenerTls, TlsProtocol};
 use super::urls::Url;
 
 /// All settings. Fields without a comment are etcd's flag of that name.
@@ -43,6 +44,10 @@ pub struct Config {
     /// If not empty, these alone serve HTTP and `listen_client_urls` gRPC only.
     pub listen_client_http_urls: Vec<Listen>,
     pub listen_metrics_urls: Vec<Listen>,
+    /// How those of the three lists above are encrypted whose scheme says that they are; none if
+    /// none does.
+    pub client_tls: Option<ListenerTls>,
+    pub tls_protocol: TlsProtocol,
     /// Sorted.
     pub initial_advertise_peer_urls: Vec<Url>,
     /// Sorted.
@@ -103,6 +108,13 @@ impl Config {
     /// Raft ticks in an election timeout; at least 5.
     pub fn election_ticks(&self) -> usize {
         (self.election_timeout_ms / self.heartbeat_interval_ms) as usize
+    }
+
+    /// Whether the name in a client's certificate is a user's.
+    pub fn authenticates_by_certificate(&self) -> bool {
+        self.client_tls
+            .as_ref()
+            .is_some_and(|tls| tls.authenticates)
     }
 }
 

@@ -15,6 +15,7 @@ use super::machine::Surroundings;
 use super::note::Note;
 use super::refusal::Refusal;
 use super::settings::{AutoCompaction, ClusterState, Config, Listen, Metrics};
+use super::tls;
 use super::urls::{Scheme, Url};
 use super::values::{Source, Values};
 use crate::types::VERSION;
@@ -60,6 +61,8 @@ pub fn settle(
         listen_client_urls: listens(values, "listen-client-urls")?,
         listen_client_http_urls: listens(values, "listen-client-http-urls")?,
         listen_metrics_urls: listens(values, "listen-metrics-urls")?,
+        client_tls: tls::of_clients(values, notes)?,
+        tls_protocol: tls::protocol(values),
         initial_advertise_peer_urls: values.urls("initial-advertise-peer-urls").to_vec(),
         advertise_client_urls: values.urls("advertise-client-urls").to_vec(),
         cors: values.words("cors").to_vec(),
@@ -131,12 +134,21 @@ fn v2_deprecation(values: &Values) -> String {
 }
 
 fn listens(values: &Values, name: &str) -> Result<Vec<Listen>, Refusal> {
+    let built = match name {
+        "listen-peer-urls" => &[Scheme::Http][..],
+        _ => &[Scheme::Http, Scheme::Https],
+    };
     let mut listens = Vec::new();
     for url in values.urls(name) {
-        if url.scheme != Scheme::Http {
+        if !built.contains(&url.scheme) {
             return Err(Refusal::Verify(format!(
-                "--{name} with {} is not built yet in etched {VERSION}; use http",
-                url.scheme.name()
+                "--{name} with {} is not built yet in etched {VERSION}; use {}",
+                url.scheme.name(),
+                built
+                    .iter()
+                    .map(|scheme| scheme.name())
+                    .collect::<Vec<_>>()
+                    .join(" or ")
             )));
         }
         let port = match url.port.as_str() {

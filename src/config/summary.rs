@@ -53,6 +53,7 @@ impl Config {
             ("v2-deprecation", self.v2_deprecation.as_str().into()),
         ]);
         settings.extend(self.unlogged_by_etcd());
+        settings.extend(self.tls());
         settings
     }
 
@@ -144,6 +145,32 @@ impl Config {
             ("auto-compaction-mode", mode.into()),
             ("auto-compaction-retention", retention.as_str().into()),
             ("auto-compaction-interval", retention.into()),
+        ]
+    }
+
+    /// etcd has these in lines of their own.
+    fn tls(&self) -> Vec<Setting> {
+        let tls = self.client_tls.as_ref();
+        let file = |path: Option<&Path>| text(path.unwrap_or(Path::new("")));
+        let protocol = &self.tls_protocol;
+        vec![
+            ("cert-file", file(tls.map(|tls| tls.certificate.as_path()))),
+            ("key-file", file(tls.map(|tls| tls.key.as_path()))),
+            (
+                "trusted-ca-file",
+                file(tls.and_then(|tls| tls.authorities.as_deref())),
+            ),
+            (
+                "client-cert-auth",
+                self.authenticates_by_certificate().into(),
+            ),
+            (
+                "client-cert-allowed-hostname",
+                tls.map(|tls| tls.allowed_host_names.clone()).into(),
+            ),
+            ("tls-min-version", protocol.least.name().into()),
+            ("tls-max-version", protocol.most.name().into()),
+            ("cipher-suites", protocol.cipher_suites.clone().into()),
         ]
     }
 

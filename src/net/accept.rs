@@ -12,16 +12,19 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
+use tokio_rustls::server::TlsStream;
 use tonic::body::Body;
 
 use super::allowance::Allowance;
 use super::guard::{Guard, Guarded};
 use super::http2::Http2;
+use super::tls::{Refused, Rejections, Session, TlsServer};
+use super::versions::Versions;
 use crate::budget::unread::{self, Unread};
 
 /// So long a stop waits for a connection on which somebody waits for an answer.
@@ -38,12 +41,16 @@ const REFUSAL_QUIET: Duration = Duration::from_secs(60);
 /// Before the next try to take a connection, where one failed.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// What a listener speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Versions {
-    Http1,
-    Http2,
-    Both,
+/// The first byte of a TLS connection, and of none in plain text.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// How the connections of a listener are encrypted.
+#[derive(Clone)]
+pub enum Security {
+    Plain,
+    Tls(Arc<TlsServer>),
+    /// As each client likes it.
+    Either(Arc<TlsServer>),
 }
 
 /// How the connections of a listener are served.
@@ -52,6 +59,9 @@ pub struct Options {
     /// Who connects, for the log.
     pub who: &'static str,
     pub versions: Versions,
+    pub security: Security,
+    /// Reports those whose connections were not secured.
+    pub rejections: Arc<Rejections>,
     pub http2: Http2,
     /// What clients of any make are held to; none among members.
     pub guard: Option<Guard>,
@@ -71,6 +81,8 @@ pub struct Options {
 /// A connection, as the service that answers its requests sees it.
 pub struct Client {
     pub remote: SocketAddr,
+    /// None in plain text.
+    pub session: Option<Session>,
     /// What it sent and nobody has read.
     pub unread: Arc<unread::Connection>,
 }
@@ -164,10 +176,11 @@ async fn drained(waiting: &AtomicUsize) {
 pub async fn serve<S: Service>(
     listener: TcpListener,
     options: Options,
-    service: impl Fn(Client) -> S,
+    service: impl Fn(Client) -> S + Send + Sync + 'static,
     mut stop: watch::Receiver<bool>,
 ) {
     let options = Arc::new(options);
+    let service = Arc::new(service);
     let mut connections = JoinSet::new();
     // Over when a refusal may be logged again.
     let mut quiet: Option<Pin<Box<Sleep>>> = None;
@@ -191,12 +204,12 @@ pub async fn serve<S: Service>(
                     }
                     continue;
                 };
-                let unread = options.unread.connection();
-                let service = service(Client {
+                let arrived = Arrived {
+                    stream,
                     remote,
-                    unread: unread.clone(),
-                });
-                let serving = connection(stream, unread, options.clone(), service, stop.clone());
+                    unread: options.unread.connection(),
+                };
+                let serving = connection(arrived, options.clone(), service.clone(), stop.clone());
                 connections.spawn(async move {
                     serving.await;
                     drop(place);
@@ -234,14 +247,25 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
+/// A connection that nobody has read from.
+struct Arrived {
+    stream: TcpStream,
+    remote: SocketAddr,
+    unread: Arc<unread::Connection>,
+}
+
 /// One connection, from its first byte to its last.
 async fn connection<S: Service>(
-    stream: TcpStream,
-    unread: Arc<unread::Connection>,
+    arrived: Arrived,
     options: Arc<Options>,
-    service: S,
+    service: Arc<impl Fn(Client) -> S>,
     mut stop: watch::Receiver<bool>,
 ) {
+    let Arrived {
+        stream,
+        remote,
+        unread,
+    } = arrived;
     tune(&stream, options.unacknowledged_limit);
     // Who says nothing at all is not waited for.
     let mut first = [0];
@@ -252,12 +276,73 @@ async fn connection<S: Service>(
     if !matches!(spoke, Ok(Ok(1..))) {
         return;
     }
+    let client = |session| Client {
+        remote,
+        session,
+        unread: unread.clone(),
+    };
+    let is_tls = first == [TLS_HANDSHAKE];
+    let refused = match &options.security {
+        Security::Plain | Security::Either(_) if !is_tls => {
+            let service = service(client(None));
+            return guarded(stream, unread, &options, service, stop).await;
+        }
+        Security::Tls(tls) | Security::Either(tls) if is_tls => {
+            let secured = tokio::select! {
+                secured = secured(tls, stream, &options) => secured,
+                () = stopped(&mut stop) => return,
+            };
+            match secured {
+                Ok((stream, session)) => {
+                    let service = service(client(Some(session)));
+                    return guarded(stream, unread, &options, service, stop).await;
+                }
+                Err(refused) => refused,
+            }
+        }
+        Security::Plain => Refused::new("tls: a TLS handshake at a port that has no TLS"),
+        Security::Tls(_) | Security::Either(_) => {
+            Refused::new("tls: first record does not look like a TLS handshake")
+        }
+    };
+    options.rejections.report(remote, &refused);
+}
+
+/// Makes the handshake, and waits for the first byte that is sent after it.
+async fn secured(
+    tls: &TlsServer,
+    stream: TcpStream,
+    options: &Options,
+) -> Result<(TlsStream<TcpStream>, Session), Refused> {
+    let (mut stream, session) = tls.accept(stream, options.versions).await?;
+    let first = std::future::poll_fn(|cx| {
+        let read = Pin::new(&mut stream).poll_fill_buf(cx);
+        read.map_ok(|bytes| !bytes.is_empty())
+    });
+    // What fails here fails again where it is read. Those that say nothing are many probes'.
+    let spoke = tokio::time::timeout(options.first_byte_limit, first).await;
+    match spoke {
+        Ok(_) => Ok((stream, session)),
+        Err(_) => Err(Refused::new("tls: nothing came after the handshake")),
+    }
+}
+
+async fn guarded<I, S>(
+    io: I,
+    unread: Arc<unread::Connection>,
+    options: &Options,
+    service: S,
+    stop: watch::Receiver<bool>,
+) where
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: Service,
+{
     match options.guard.clone() {
         Some(guard) => {
-            let guarded = Guarded::new(stream, guard, unread);
-            http(guarded, &options, service, stop).await;
+            let guarded = Guarded::new(io, guard, unread);
+            http(guarded, options, service, stop).await;
         }
-        None => http(stream, &options, service, stop).await,
+        None => http(io, options, service, stop).await,
     }
 }
 

@@ -11,7 +11,7 @@ use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -20,7 +20,8 @@ use tonic::body::Body;
 use super::frames::{
     ACK_OR_END_STREAM, CONTINUATION, DATA, END_HEADERS, Frame, HEADER_BYTES, HEADERS, RST_STREAM,
 };
-use super::{Allowance, Client, Guard, Http2, Options, Versions, listen, serve};
+use super::tls::{self, Rejections};
+use super::{Allowance, Client, Guard, Http2, Options, Security, Versions, listen, serve};
 use crate::budget::unread::{self, Unread};
 use crate::metrics::Metrics;
 use crate::types::MemberId;
@@ -94,6 +95,10 @@ struct Served {
 }
 
 fn start(first_byte_limit: Duration) -> Served {
+    start_secured(first_byte_limit, Security::Plain)
+}
+
+fn start_secured(first_byte_limit: Duration, security: Security) -> Served {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let listener = listen::bind(any, listen::SocketOptions::default()).expect("binds");
     let address = listener.local_addr().expect("is bound");
@@ -107,6 +112,8 @@ fn start(first_byte_limit: Duration) -> Served {
     let options = Options {
         who: "test",
         versions: Versions::Both,
+        security,
+        rejections: Arc::new(Rejections::new("test")),
         http2: Http2::of_clients(u32::MAX, None),
         guard: Some(Guard {
             min_ping_time: Duration::from_secs(5),
@@ -474,4 +481,59 @@ async fn a_stop_does_not_wait_for_streams() {
     assert!(stopped.elapsed() < Duration::from_millis(900));
     let rest = tokio::time::timeout(LIMIT, answer.frame()).await;
     assert!(!matches!(rest.expect("in time"), Some(Ok(_))));
+}
+
+/// What comes back for a request of HTTP/1.
+async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> String {
+    let request = b"GET /x HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    // Who is refused may be closed before it has said all.
+    let _ = stream.write_all(request).await;
+    let mut answer = Vec::new();
+    let reading = stream.read_to_end(&mut answer);
+    let _ = tokio::time::timeout(LIMIT, reading).await.expect("in time");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn a_port_serves_plain_text_or_tls_or_both() {
+    let (tls, client) = tls::tests::open_server();
+    for (security, plain, encrypted) in [
+        (Security::Plain, true, false),
+        (Security::Tls(tls.clone()), false, true),
+        (Security::Either(tls), true, true),
+    ] {
+        let served = start_secured(LIMIT, security);
+        let connect = || TcpStream::connect(served.address);
+        let answer = get(connect().await.expect("connects")).await;
+        assert_eq!(answer.starts_with("HTTP/1.1 200"), plain, "{answer}");
+        assert!(plain || answer.is_empty(), "{answer}");
+        let name = "server.test".try_into().expect("a name");
+        let stream = connect().await.expect("connects");
+        let connector = tokio_rustls::TlsConnector::from(client.clone());
+        match connector.connect(name, stream).await {
+            Ok(stream) => {
+                let answer = get(stream).await;
+                assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+                assert!(encrypted);
+            }
+            Err(error) => assert!(!encrypted, "{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_says_nothing_after_the_handshake_is_not_waited_for() {
+    let (tls, client) = tls::tests::open_server();
+    let served = start_secured(Duration::from_millis(300), Security::Tls(tls));
+    let stream = TcpStream::connect(served.address).await.expect("connects");
+    let name = "server.test".try_into().expect("a name");
+    let connector = tokio_rustls::TlsConnector::from(client);
+    let mut stream = connector.connect(name, stream).await.expect("connects");
+    let mut rest = Vec::new();
+    let reading = stream.read_to_end(&mut rest);
+    let ended = tokio::time::timeout(LIMIT, reading)
+        .await
+        .expect("is closed");
+    // There is no goodbye of TLS for a client that said nothing.
+    assert!(rest.is_empty(), "{ended:?}");
 }

@@ -1,4 +1,5 @@
-//! Requests of a client: HTTP/2 carries gRPC, HTTP/1 carries everything else, on one port.
+//! Requests of a client: HTTP/2 carries gRPC, HTTP/1 carries everything else, on one port. With TLS
+//! HTTP/2 carries both, as browsers and others choose it where they can.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -12,18 +13,42 @@ use tonic::body::Body;
 use crate::api::Api;
 use crate::http::HttpService;
 use crate::net::Client;
+use crate::service::identity::CertificateName;
 
 /// Dispatches gRPC and HTTP/1 requests; cheap to clone.
 #[derive(Clone)]
 pub struct ProtocolSwitch {
     pub api: Arc<Api>,
     pub http: HttpService,
+    /// HTTP has URLs of its own.
+    pub grpc_only: bool,
+    pub security: ClientSecurity,
+    /// Whether the name in a client's certificate is a user's.
+    pub authenticates_by_certificate: bool,
+}
+
+/// How a client's connection is secured.
+#[derive(Clone, Default)]
+pub struct ClientSecurity {
+    is_tls: bool,
+    /// Whom its certificate names, where that matters.
+    name: Option<CertificateName>,
 }
 
 impl ProtocolSwitch {
     /// The same for the requests of one client.
     pub fn of_client(&self, client: Client) -> Self {
+        let authenticates = self.authenticates_by_certificate;
+        let session = client.session;
+        let certificate = session.as_ref().and_then(|tls| tls.certificate.as_ref());
+        let name = certificate.filter(|_| authenticates);
         Self {
+            security: ClientSecurity {
+                is_tls: session.is_some(),
+                name: name.map(|one| CertificateName(one.common_name.as_str().into())),
+            },
+            grpc_only: self.grpc_only,
+            authenticates_by_certificate: authenticates,
             api: Arc::new(self.api.of_client(client.remote, client.unread)),
             http: self.http.clone(),
         }
@@ -37,19 +62,24 @@ impl hyper::service::Service<Request<Incoming>> for ProtocolSwitch {
     type Error = Infallible;
     type Future = Answer;
 
-    fn call(&self, request: Request<Incoming>) -> Answer {
-        if request.version() != Version::HTTP_2 {
+    fn call(&self, mut request: Request<Incoming>) -> Answer {
+        let content_type = request.headers().get(CONTENT_TYPE);
+        let is_grpc = content_type.is_some_and(is_grpc);
+        let carries_both = self.security.is_tls && !self.grpc_only;
+        if request.version() != Version::HTTP_2 || carries_both && !is_grpc {
             let http = self.http.clone();
             return Box::pin(async move { Ok(http.respond(request).await) });
         }
-        let content_type = request.headers().get(CONTENT_TYPE);
-        if !content_type.is_some_and(is_grpc) {
+        if !is_grpc {
             let response = not_grpc(content_type);
             return Box::pin(std::future::ready(Ok(response)));
         }
         if request.method() != Method::POST {
             let response = not_post(request.method());
             return Box::pin(std::future::ready(Ok(response)));
+        }
+        if let Some(name) = &self.security.name {
+            request.extensions_mut().insert(name.clone());
         }
         let call = self.api.call(request);
         Box::pin(async move { Ok(call.await) })

@@ -13,6 +13,7 @@ mod notify;
 pub mod publish;
 pub mod restore;
 pub mod run;
+mod security;
 pub mod signals;
 pub mod states;
 
@@ -31,6 +32,8 @@ pub enum Error {
         endpoints: Vec<String>,
         reason: String,
     },
+    #[error(transparent)]
+    Tls(#[from] crate::net::tls::Error),
     #[error(transparent)]
     Tokens(#[from] crate::service::tokens::keys::KeyError),
     #[error(transparent)]

@@ -13,13 +13,14 @@ use super::bootstrap;
 use super::bootstrap::network::RealNetwork;
 use super::data_dir::DataDir;
 use super::descriptors::{self, Descriptors};
-use super::gate::ProtocolSwitch;
+use super::gate::{ClientSecurity, ProtocolSwitch};
 use super::leave;
 use super::logging;
 use super::member_dir::MemberDir;
 use super::notify;
 use super::publish::{Introduction, introduce};
 use super::restore::Restored;
+use super::security::{self, Endpoint};
 use super::signals::StopSignals;
 use crate::api::{self, Api};
 use crate::budget::{Ledger, Part, Requests, Share};
@@ -30,6 +31,7 @@ use crate::jobs::corruption::AtStart;
 use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
 use crate::net::listen::{self, SocketOptions};
+use crate::net::tls::{Rejections, TlsServer};
 use crate::net::{self, Allowance, Guard, Http2, KeepAlive, Versions};
 use crate::proto::membershippb::Attributes;
 use crate::replica::dependencies::{Dependencies, Timing};
@@ -62,13 +64,15 @@ pub enum Stopped {
     Removed,
 }
 
+type Bound = (Endpoint, TcpListener);
+
 /// The listening sockets of a member.
 struct Sockets {
     /// A member that asks this one before it can answer is refused, and does not wait.
     peers: Vec<(Listen, listen::Held)>,
-    clients: Vec<(Listen, TcpListener)>,
-    http: Vec<(Listen, TcpListener)>,
-    metrics: Vec<(Listen, TcpListener)>,
+    clients: Vec<Bound>,
+    http: Vec<Bound>,
+    metrics: Vec<Bound>,
 }
 
 fn bind_all(config: &Config) -> Result<Sockets, Error> {
@@ -76,9 +80,10 @@ fn bind_all(config: &Config) -> Result<Sockets, Error> {
         reuse_port: config.socket_reuse_port,
     };
     let bind = |urls: &[Listen]| {
-        urls.iter()
-            .map(|listen| Ok((listen.clone(), listen::bind(listen.address, options)?)))
-            .collect::<Result<Vec<_>, Error>>()
+        Endpoint::of(urls)
+            .into_iter()
+            .map(|endpoint| Ok((endpoint, listen::bind(endpoint.address, options)?)))
+            .collect::<Result<Vec<Bound>, Error>>()
     };
     let hold = |listen: &Listen| Ok((listen.clone(), listen::hold(listen.address, options)?));
     let peers: Result<Vec<_>, Error> = config.listen_peer_urls.iter().map(hold).collect();
@@ -95,6 +100,7 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let signals = StopSignals::listen()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let tokens = tokens(&config, clock.clone())?;
+    let client_tls = security::of_clients(&config)?;
     let descriptors = Descriptors::of(descriptors::raise_limit());
     let mut sockets = bind_all(&config)?;
     let limits = bootstrap::store_limits(&config, descriptors.tables);
@@ -117,7 +123,7 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
             .serve(listener, allowance, stopping.clone());
         peers.push(tokio::spawn(serving));
     }
-    let clients = member.clients(&config, descriptors);
+    let clients = member.clients(&config, descriptors, client_tls);
     let mut serving = clients.serve_metrics(sockets.metrics, &stopping);
     let work = async {
         introduce(&member.handle, member.existed, introduction(&config)).await?;
@@ -215,7 +221,12 @@ impl Member {
     }
 
     /// What listeners of clients have in common.
-    fn clients(&self, config: &Config, descriptors: Descriptors) -> Clients {
+    fn clients(
+        &self,
+        config: &Config,
+        descriptors: Descriptors,
+        tls: Option<Arc<TlsServer>>,
+    ) -> Clients {
         let settings = api::Settings {
             max_txn_ops: config.max_txn_ops,
             max_request_bytes: config.max_request_bytes,
@@ -252,11 +263,17 @@ impl Member {
                         cors: config.cors.clone(),
                         host_whitelist: config.host_whitelist.clone(),
                     }),
+                grpc_only: false,
+                security: ClientSecurity::default(),
+                authenticates_by_certificate: config.authenticates_by_certificate(),
             },
+            tls,
             probes: Allowance::new(descriptors.probes, metrics.clone()),
             options: net::Options {
                 who: "client",
                 versions: Versions::Both,
+                security: net::Security::Plain,
+                rejections: Arc::new(Rejections::new("client")),
                 http2: Http2::of_clients(config.max_concurrent_streams, keep_alive),
                 guard: Some(Guard {
                     // No minimum at all is a minimum of nothing.
@@ -298,6 +315,7 @@ impl Member {
 /// Serves clients: their requests, and how their connections are served.
 struct Clients {
     gate: ProtocolSwitch,
+    tls: Option<Arc<TlsServer>>,
     options: net::Options,
     /// For the listeners of `--listen-metrics-urls`.
     probes: Arc<Allowance>,
@@ -308,7 +326,7 @@ impl Clients {
     /// they are asked for.
     fn serve_metrics(
         &self,
-        sockets: Vec<(Listen, TcpListener)>,
+        sockets: Vec<Bound>,
         stop: &watch::Receiver<bool>,
     ) -> Vec<JoinHandle<()>> {
         let gate = ProtocolSwitch {
@@ -321,13 +339,13 @@ impl Clients {
             allowance: self.probes.clone(),
             ..self.options.clone()
         };
-        Self::spawn(sockets, &options, &gate, stop)
+        self.spawn(sockets, &options, &gate, stop)
     }
 
     fn serve(
         &self,
-        grpc: Vec<(Listen, TcpListener)>,
-        http: Vec<(Listen, TcpListener)>,
+        grpc: Vec<Bound>,
+        http: Vec<Bound>,
         stop: &watch::Receiver<bool>,
     ) -> Vec<JoinHandle<()>> {
         let versions = if http.is_empty() {
@@ -339,26 +357,38 @@ impl Clients {
             versions,
             ..self.options.clone()
         };
-        let mut tasks = Self::spawn(grpc, &options(versions), &self.gate, stop);
-        let http = Self::spawn(http, &options(Versions::Http1), &self.gate, stop);
+        let gate = ProtocolSwitch {
+            grpc_only: !http.is_empty(),
+            ..self.gate.clone()
+        };
+        let mut tasks = self.spawn(grpc, &options(versions), &gate, stop);
+        let http = self.spawn(http, &options(Versions::Http1), &self.gate, stop);
         tasks.extend(http);
         tasks
     }
 
     fn spawn(
-        sockets: Vec<(Listen, TcpListener)>,
+        &self,
+        sockets: Vec<Bound>,
         options: &net::Options,
         gate: &ProtocolSwitch,
         stop: &watch::Receiver<bool>,
     ) -> Vec<JoinHandle<()>> {
-        let one = |(listen, listener): (Listen, TcpListener)| {
+        let one = |(endpoint, listener): Bound| {
             let traffic = match options.versions {
                 Versions::Both => "grpc+http",
                 Versions::Http2 => "grpc",
                 Versions::Http1 => "http",
             };
-            tracing::info!(address = %listen.address, traffic, "serving client traffic insecurely; this is strongly discouraged!");
-            let options = options.clone();
+            let address = endpoint.address;
+            if endpoint.tls {
+                tracing::info!(%address, traffic, "serving client traffic securely");
+            }
+            if endpoint.plain {
+                tracing::info!(%address, traffic, "serving client traffic insecurely; this is strongly discouraged!");
+            }
+            let mut options = options.clone();
+            options.security = endpoint.security(self.tls.as_ref());
             let gate = gate.clone();
             let of_client = move |client| gate.of_client(client);
             let serving = net::serve(listener, options, of_client, stop.clone());

@@ -19,7 +19,8 @@ use super::network::GrpcNetwork;
 use super::pages;
 use super::service::PeerRpcService;
 use crate::budget::unread::Unread;
-use crate::net::{self, Allowance, Http2, KeepAlive, Versions};
+use crate::net::tls::Rejections;
+use crate::net::{self, Allowance, Http2, KeepAlive, Security, Versions};
 use crate::proto::etchedpeer::peer_server::PeerServer;
 
 /// How long the other side may acknowledge nothing.
@@ -54,6 +55,8 @@ impl GrpcNetwork {
         let options = net::Options {
             who: "peer",
             versions: Versions::Both,
+            security: Security::Plain,
+            rejections: Arc::new(Rejections::new("peer")),
             http2: Http2::of_peers(KEEP_ALIVE),
             guard: None,
             allowance,

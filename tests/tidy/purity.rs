@@ -57,6 +57,21 @@ const EXCEPTIONS: &[Exception] = &[
         why: "the type of what `guard` hands in",
     },
     Exception {
+        path: "src/net/tls/rejected.rs",
+        name: "Instant",
+        why: "tokio's, for the time between two lines of the log",
+    },
+    Exception {
+        path: "src/net/tls/reread.rs",
+        name: "Instant",
+        why: "tokio's, for the time between two lines of the log",
+    },
+    Exception {
+        path: "src/net/tls/reread.rs",
+        name: "SystemTime",
+        why: "a file's, compared with an older one of the same file",
+    },
+    Exception {
         path: "src/service/tokens/keys.rs",
         name: "rand",
         why: "a signature takes its chance from the library that makes it, and nothing else does",

@@ -28,10 +28,11 @@ const READ_APART: &[&str] = &[
 ];
 
 /// Where flags become settings.
-const SETTLING: [&str; 4] = [
+const SETTLING: [&str; 5] = [
     include_str!("../auth.rs"),
     include_str!("../discovery.rs"),
     include_str!("../settle.rs"),
+    include_str!("../tls.rs"),
     include_str!("../validate.rs"),
 ];
 

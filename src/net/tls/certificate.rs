@@ -1,0 +1,45 @@
+//! The names in a certificate.
+
+use std::net::IpAddr;
+
+use rustls::pki_types::CertificateDer;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+/// What a verified certificate says of its holder.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Certificate {
+    /// Empty if it has none; the last one if it has several, as in Go.
+    pub common_name: String,
+    pub dns_names: Vec<String>,
+    pub ip_addresses: Vec<IpAddr>,
+}
+
+impl Certificate {
+    /// None for what is no certificate.
+    pub fn of(der: &CertificateDer<'_>) -> Option<Self> {
+        let (_, parsed) = X509Certificate::from_der(der).ok()?;
+        let common_name = parsed.subject().iter_common_name().last();
+        let common_name = common_name.and_then(|name| name.as_str().ok());
+        let mut names = Self {
+            common_name: common_name.unwrap_or_default().to_owned(),
+            ..Self::default()
+        };
+        // One that cannot be read has been refused before.
+        let alternatives = parsed.subject_alternative_name().ok().flatten();
+        let general = alternatives.map(|found| &found.value.general_names);
+        for name in general.into_iter().flatten() {
+            match name {
+                GeneralName::DNSName(name) => names.dns_names.push((*name).to_owned()),
+                GeneralName::IPAddress(octets) => names.ip_addresses.extend(address(octets)),
+                _ => {}
+            }
+        }
+        Some(names)
+    }
+}
+
+fn address(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(octets).ok().map(IpAddr::from);
+    v4.or_else(|| <[u8; 16]>::try_from(octets).ok().map(IpAddr::from))
+}

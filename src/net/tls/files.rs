@@ -1,0 +1,106 @@
+//! Files of certificates and keys, in PEM.
+
+use std::fs;
+use std::path::Path;
+
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::Error;
+
+/// Where systems keep the certificates of the authorities that they trust; Go's list for Linux.
+const SYSTEM_AUTHORITIES: [&str; 6] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+/// No such file is near it: what is longer is something else.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    let failed = |reason: String| Error::Read {
+        path: path.to_owned(),
+        reason,
+    };
+    let in_go = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        _ => error.to_string(),
+    };
+    let length = fs::metadata(path).map_err(|error| failed(in_go(error)))?;
+    if length.len() > MAX_FILE_BYTES {
+        return Err(failed(format!("larger than {MAX_FILE_BYTES} bytes")));
+    }
+    fs::read(path).map_err(|error| failed(in_go(error)))
+}
+
+fn content(path: &Path, reason: impl ToString) -> Error {
+    Error::Content {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
+}
+
+/// The certificates of a file, at least one.
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let text = read(path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    let found = found.map_err(|error| content(path, error))?;
+    if found.is_empty() {
+        return Err(content(path, "it holds no certificate in PEM"));
+    }
+    Ok(found)
+}
+
+/// The first private key of a file, in the forms of PKCS #1, PKCS #8 or SEC 1.
+pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
+    let text = zeroize::Zeroizing::new(read(path)?);
+    PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
+        rustls::pki_types::pem::Error::NoItemsFound => content(
+            path,
+            "it holds no private key in PEM that is not encrypted (PKCS #1, PKCS #8, SEC 1)",
+        ),
+        error => content(path, error),
+    })
+}
+
+/// Authorities: a file's, or the machine's.
+pub struct Authorities {
+    pub store: RootCertStore,
+    /// The same, whole.
+    pub certificates: Vec<CertificateDer<'static>>,
+}
+
+/// Reads the authorities of a file, each of which must be one.
+pub fn authorities(path: &Path) -> Result<Authorities, Error> {
+    let certificates = certificates(path)?;
+    let mut store = RootCertStore::empty();
+    for certificate in &certificates {
+        let added = store.add(certificate.clone());
+        added.map_err(|error| content(path, error))?;
+    }
+    Ok(Authorities {
+        store,
+        certificates,
+    })
+}
+
+/// Those that the machine trusts; what it has beside them is left out.
+pub fn system_authorities() -> Result<Authorities, Error> {
+    let found = SYSTEM_AUTHORITIES.iter().map(Path::new);
+    let path = found.into_iter().find(|path| path.exists());
+    let path = path.ok_or_else(|| Error::Library(format!(
+        "tls: no file of authorities is given, and this machine has none in any of {SYSTEM_AUTHORITIES:?}"
+    )))?;
+    let certificates = certificates(path)?;
+    let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(certificates.iter().cloned());
+    Ok(Authorities {
+        store,
+        certificates,
+    })
+}

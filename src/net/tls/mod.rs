@@ -1,0 +1,93 @@
+//! TLS of listeners: who has to show a certificate, and what is taken of it.
+//!
+//! Versions, cipher suites and what a certificate must have are etcd's, as far as rustls has them.
+//! No session is resumed, so that every connection is checked against the present files.
+//!
+//! - `files` reads certificates and keys; a server reads them again when they change (`reread`).
+//! - `suites` knows etcd's names of versions and cipher suites.
+//! - `verify` decides about a client's certificate, and `certificate` takes the names from it.
+//! - `server` makes the handshake.
+//! - `rejected` reports connections that came to nothing.
+
+mod certificate;
+mod files;
+mod rejected;
+mod reread;
+mod server;
+mod suites;
+#[cfg(test)]
+pub mod tests;
+mod verify;
+
+use std::path::PathBuf;
+
+pub use certificate::Certificate;
+pub use rejected::Rejections;
+pub use server::{Refused, Session, TlsServer};
+#[cfg(test)]
+pub use suites::suite;
+
+/// Why TLS cannot be served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("open {}: {reason}", path.display())]
+    Read { path: PathBuf, reason: String },
+    #[error("{}: {reason}", path.display())]
+    Content { path: PathBuf, reason: String },
+    /// Go's words.
+    #[error("tls: private key does not match public key")]
+    Mismatch,
+    #[error("{0}")]
+    Library(String),
+}
+
+impl From<rustls::Error> for Error {
+    fn from(error: rustls::Error) -> Self {
+        match error {
+            rustls::Error::InconsistentKeys(_) => Error::Mismatch,
+            error => Error::Library(format!("tls: {error}")),
+        }
+    }
+}
+
+/// A version of TLS, oldest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    Tls12,
+    Tls13,
+}
+
+/// What both sides of a connection are held to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Protocol {
+    pub least: Version,
+    pub most: Version,
+    /// Those of TLS 1.2, by etcd's names; empty for all that the library has. Those of TLS 1.3
+    /// cannot be chosen.
+    pub cipher_suites: Vec<String>,
+}
+
+/// How a listener is encrypted.
+#[derive(Clone, Debug)]
+pub struct ServerSettings {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// Whose certificates clients must have; none: clients need no certificate.
+    pub clients: Option<Clients>,
+    pub protocol: Protocol,
+}
+
+/// Whose certificates are accepted.
+#[derive(Clone, Debug)]
+pub struct Clients {
+    /// The authorities that vouch for them; none: those that the machine trusts.
+    pub authorities: Option<PathBuf>,
+    pub allowed: Allowed,
+}
+
+/// Names of which a certificate must have one; empty for all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Allowed {
+    pub common_names: Vec<String>,
+    pub host_names: Vec<String>,
+}

@@ -1,0 +1,45 @@
+//! Reports connections that were refused before their first request: once a minute for an address,
+//! since who fails tries again at once.
+
+use std::net::SocketAddr;
+
+use tokio::time::Instant;
+
+use super::Refused;
+use crate::net::Notices;
+
+/// The connections of one kind of listener that were refused.
+pub struct Rejections {
+    /// Who connects.
+    who: &'static str,
+    notices: Notices,
+    since: Instant,
+}
+
+impl Rejections {
+    pub fn new(who: &'static str) -> Self {
+        Self {
+            who,
+            notices: Notices::default(),
+            since: Instant::now(),
+        }
+    }
+
+    /// Whether a line is due for this address.
+    fn is_news(&self, remote: SocketAddr) -> bool {
+        let address = remote.ip().to_string();
+        self.notices.is_news(&address, self.since.elapsed())
+    }
+
+    pub fn report(&self, remote: SocketAddr, refused: &Refused) {
+        if self.is_news(remote) {
+            tracing::warn!(
+                "remote-addr" = %remote,
+                "server-name" = refused.server_name,
+                error = refused.reason,
+                "rejected connection on {} endpoint",
+                self.who
+            );
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The handshake of a listener.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use rustls::server::{Acceptor, NoServerSessionStorage};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::reread::Reread;
+use super::verify::ClientVerifier;
+use super::{Certificate, Error, ServerSettings, files, suites};
+use crate::net::Versions;
+
+/// From the first byte to the end of a handshake.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// Handshakes that have begun to calculate at once, of one kind of listener. Others wait, as long
+/// as their own limit lets them.
+const MAX_HANDSHAKES: usize = 1024;
+
+/// Serves TLS; shared by the listeners of one kind.
+pub struct TlsServer {
+    configs: Reread<Configs>,
+    handshakes: Semaphore,
+}
+
+/// The same for each protocol that a listener may speak.
+struct Configs {
+    http1: Arc<ServerConfig>,
+    http2: Arc<ServerConfig>,
+    both: Arc<ServerConfig>,
+}
+
+/// What a handshake agreed on.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// The client's, verified; none if none was asked for.
+    pub certificate: Option<Certificate>,
+}
+
+/// A handshake that came to nothing.
+#[derive(Debug)]
+pub struct Refused {
+    /// What the client called this server; empty if it did not.
+    pub server_name: String,
+    pub reason: String,
+}
+
+impl Refused {
+    /// Of a client that called this server nothing.
+    pub fn new(reason: &str) -> Self {
+        Self {
+            server_name: String::new(),
+            reason: reason.to_owned(),
+        }
+    }
+}
+
+impl TlsServer {
+    /// `who` connects, for the log.
+    ///
+    /// # Errors
+    /// Files that cannot be read or used.
+    pub fn new(who: &'static str, settings: ServerSettings) -> Result<Arc<Self>, Error> {
+        let paths = settings.paths();
+        let configs = Reread::new(who, paths, move || configs(&settings))?;
+        Ok(Arc::new(Self {
+            configs,
+            handshakes: Semaphore::new(MAX_HANDSHAKES),
+        }))
+    }
+
+    /// Makes the handshake of a connection, and tells what certificate the client has shown.
+    ///
+    /// # Errors
+    /// Why there is no connection; the client has seen as much of it as TLS has words for.
+    pub async fn accept<S>(
+        &self,
+        stream: S,
+        versions: Versions,
+    ) -> Result<(TlsStream<S>, Session), Refused>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut server_name = String::new();
+        let handshake = self.handshake(stream, versions, &mut server_name);
+        let done = tokio::time::timeout(HANDSHAKE_LIMIT, handshake).await;
+        let done = done.unwrap_or_else(|_| {
+            let reason = format!("tls: no handshake within {HANDSHAKE_LIMIT:?}");
+            Err(io::Error::new(io::ErrorKind::TimedOut, reason))
+        });
+        let stream = done.map_err(|error| Refused {
+            server_name,
+            reason: reason(&error),
+        })?;
+        let chain = stream.get_ref().1.peer_certificates();
+        let certificate = chain.and_then(|chain| Certificate::of(chain.first()?));
+        Ok((stream, Session { certificate }))
+    }
+
+    async fn handshake<S>(
+        &self,
+        stream: S,
+        versions: Versions,
+        server_name: &mut String,
+    ) -> io::Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        if let Some(name) = start.client_hello().server_name() {
+            name.clone_into(server_name);
+        }
+        let place = self.handshakes.acquire().await;
+        let _place = place.map_err(io::Error::other)?;
+        let configs = self.configs.current();
+        let config = match versions {
+            Versions::Http1 => &configs.http1,
+            Versions::Http2 => &configs.http2,
+            Versions::Both => &configs.both,
+        };
+        start.into_stream(config.clone()).await
+    }
+}
+
+impl ServerSettings {
+    fn paths(&self) -> Vec<PathBuf> {
+        let authorities = self.clients.as_ref();
+        let authorities = authorities.and_then(|clients| clients.authorities.clone());
+        let pair = [self.certificate.clone(), self.key.clone()];
+        pair.into_iter().chain(authorities).collect()
+    }
+}
+
+fn configs(settings: &ServerSettings) -> Result<Configs, Error> {
+    let provider = suites::provider(&settings.protocol);
+    let chain = files::certificates(&settings.certificate)?;
+    let key = files::key(&settings.key)?;
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&suites::versions(&settings.protocol))?;
+    let builder = match &settings.clients {
+        None => builder.with_no_client_auth(),
+        Some(clients) => {
+            let authorities = match &clients.authorities {
+                Some(path) => files::authorities(path)?,
+                None => files::system_authorities()?,
+            };
+            let allowed = clients.allowed.clone();
+            builder.with_client_cert_verifier(ClientVerifier::new(authorities, allowed, provider)?)
+        }
+    };
+    let mut config = builder.with_single_cert(chain, key)?;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    let with = |protocols: &[&[u8]]| {
+        let mut config = config.clone();
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        Arc::new(config)
+    };
+    Ok(Configs {
+        http1: with(&[b"http/1.1"]),
+        http2: with(&[b"h2"]),
+        both: with(&[b"h2", b"http/1.1"]),
+    })
+}
+
+/// Why a handshake failed, in etcd's words where it has some.
+fn reason(error: &io::Error) -> String {
+    use rustls::{CertificateError as Certificate, Error as Tls};
+    let inside = error
+        .get_ref()
+        .and_then(|inside| inside.downcast_ref::<Tls>());
+    let words = match inside {
+        Some(Tls::NoCertificatesPresented) => "tls: client didn't provide a certificate",
+        Some(Tls::InvalidCertificate(Certificate::UnknownIssuer)) => {
+            "x509: certificate signed by unknown authority"
+        }
+        Some(Tls::InvalidCertificate(Certificate::NotValidForName)) => {
+            "client certificate authentication failed"
+        }
+        Some(Tls::InvalidMessage(_)) => "tls: first record does not look like a TLS handshake",
+        Some(Tls::AlertReceived(alert)) => return format!("remote error: tls: {alert:?}"),
+        Some(other) => return format!("tls: {other}"),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => "EOF",
+        None => return error.to_string(),
+    };
+    words.to_owned()
+}

@@ -1,0 +1,141 @@
+//! Decides about a client's certificate: who vouches for it, and whether its names are allowed.
+
+use std::sync::Arc;
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::verify_server_name;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::time::ASN1Time;
+
+use super::files::Authorities;
+use super::{Allowed, Certificate, Error};
+
+/// A client needs a certificate that authorities vouch for, with an allowed name.
+#[derive(Debug)]
+pub struct ClientVerifier {
+    chains: Arc<dyn ClientCertVerifier>,
+    authorities: Vec<CertificateDer<'static>>,
+    allowed: Allowed,
+}
+
+impl ClientVerifier {
+    pub fn new(
+        authorities: Authorities,
+        allowed: Allowed,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Arc<Self>, Error> {
+        let store = Arc::new(authorities.store);
+        let chains = WebPkiClientVerifier::builder_with_provider(store, provider)
+            .build()
+            .map_err(|error| Error::Library(format!("tls: {error}")))?;
+        Ok(Arc::new(Self {
+            chains,
+            authorities: authorities.certificates,
+            allowed,
+        }))
+    }
+
+    fn is_vouched_for(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let verified = self.chains.verify_client_cert(leaf, intermediates, now);
+        match verified {
+            Ok(_) => Ok(()),
+            // A certificate that signs itself is usually marked as an authority, and the library
+            // takes no authority for a client. One that was given as an authority is one.
+            Err(error) if self.authorities.iter().any(|one| one == leaf) => {
+                match is_client_now(leaf, now) {
+                    true => Ok(()),
+                    false => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether a certificate is valid at that time, for a client.
+fn is_client_now(leaf: &CertificateDer<'_>, now: UnixTime) -> bool {
+    let Ok((_, parsed)) = X509Certificate::from_der(leaf) else {
+        return false;
+    };
+    let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let valid =
+        ASN1Time::from_timestamp(seconds).is_ok_and(|now| parsed.validity().is_valid_at(now));
+    let usage = match parsed.extended_key_usage() {
+        Ok(None) => true,
+        Ok(Some(usage)) => usage.value.client_auth || usage.value.any,
+        Err(_) => false,
+    };
+    valid && usage
+}
+
+impl Allowed {
+    /// Whether a certificate has an allowed name, or none is needed.
+    pub fn has(&self, leaf: &CertificateDer<'_>) -> bool {
+        if !self.common_names.is_empty() {
+            let names = Certificate::of(leaf);
+            return names.is_some_and(|names| self.common_names.contains(&names.common_name));
+        }
+        if self.host_names.is_empty() {
+            return true;
+        }
+        let Ok(parsed) = ParsedCertificate::try_from(leaf) else {
+            return false;
+        };
+        self.host_names.iter().any(|name| {
+            let name = ServerName::try_from(name.as_str());
+            name.is_ok_and(|name| verify_server_name(&parsed, &name).is_ok())
+        })
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chains.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.is_vouched_for(end_entity, intermediates, now)?;
+        if !self.allowed.has(end_entity) {
+            // Nothing else here gives it, and the client sees "bad certificate", as from etcd.
+            return Err(CertificateError::NotValidForName.into());
+        }
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chains.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chains.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chains.supported_verify_schemes()
+    }
+}

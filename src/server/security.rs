@@ -1,0 +1,128 @@
+//! What listeners are encrypted with, from the configuration.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::Error;
+use crate::config::{Config, Listen, ListenerTls, Scheme, TlsVersion};
+use crate::net::Security;
+use crate::net::tls::{Allowed, Clients, Protocol, ServerSettings, TlsServer, Version};
+
+/// An address to listen on. URLs with and without TLS may share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    pub plain: bool,
+    pub tls: bool,
+}
+
+impl Endpoint {
+    /// Those of a list of URLs, in its order.
+    pub fn of(urls: &[Listen]) -> Vec<Self> {
+        let mut endpoints: Vec<Self> = Vec::new();
+        for listen in urls {
+            let tls = listen.url.scheme == Scheme::Https;
+            let same = |one: &&mut Self| one.address == listen.address;
+            match endpoints.iter_mut().find(same) {
+                Some(shared) => {
+                    shared.plain |= !tls;
+                    shared.tls |= tls;
+                }
+                None => endpoints.push(Self {
+                    address: listen.address,
+                    plain: !tls,
+                    tls,
+                }),
+            }
+        }
+        endpoints
+    }
+
+    /// How its connections are encrypted. A configuration has TLS for those that need it.
+    pub fn security(&self, tls: Option<&Arc<TlsServer>>) -> Security {
+        match tls.filter(|_| self.tls) {
+            None => Security::Plain,
+            Some(tls) if self.plain => Security::Either(tls.clone()),
+            Some(tls) => Security::Tls(tls.clone()),
+        }
+    }
+}
+
+/// Reads what clients' connections are encrypted with, if any are.
+pub fn of_clients(config: &Config) -> Result<Option<Arc<TlsServer>>, Error> {
+    let Some(tls) = &config.client_tls else {
+        return Ok(None);
+    };
+    let server = TlsServer::new("client", settings(config, tls))?;
+    tracing::info!(
+        cert = %tls.certificate.display(),
+        key = %tls.key.display(),
+        "trusted-ca" = tls.authorities.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+        "client-cert-auth" = tls.authenticates,
+        "cipher-suites" = ?config.tls_protocol.cipher_suites,
+        "starting with client TLS"
+    );
+    Ok(Some(server))
+}
+
+fn settings(config: &Config, tls: &ListenerTls) -> ServerSettings {
+    let version = |version| match version {
+        TlsVersion::Tls12 => Version::Tls12,
+        TlsVersion::Tls13 => Version::Tls13,
+    };
+    let demanded = tls.authenticates || tls.authorities.is_some();
+    ServerSettings {
+        certificate: tls.certificate.clone(),
+        key: tls.key.clone(),
+        clients: demanded.then(|| Clients {
+            authorities: tls.authorities.clone(),
+            allowed: Allowed {
+                common_names: Vec::new(),
+                host_names: tls.allowed_host_names.clone(),
+            },
+        }),
+        protocol: Protocol {
+            least: version(config.tls_protocol.least),
+            most: version(config.tls_protocol.most),
+            cipher_suites: config.tls_protocol.cipher_suites.clone(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{AVAILABLE_SUITES, Url};
+    use crate::net::tls::suite;
+
+    #[test]
+    fn suites_that_may_be_configured_exist() {
+        let of_tls13 = |name: &&&str| !name.starts_with("TLS_ECDHE_");
+        assert_eq!(AVAILABLE_SUITES.iter().filter(of_tls13).count(), 3);
+        for name in AVAILABLE_SUITES.iter().filter(|name| !of_tls13(name)) {
+            assert!(suite(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn urls_of_one_address_share_a_listener() {
+        let listen = |text: &str| {
+            let url = Url::parse(text).expect(text);
+            let address = url.host_port().parse().expect(text);
+            Listen { url, address }
+        };
+        let urls = [
+            "http://127.0.0.1:1",
+            "https://127.0.0.1:1",
+            "https://127.0.0.1:2",
+            "http://127.0.0.1:3",
+        ];
+        let found = Endpoint::of(&urls.map(listen));
+        let found: Vec<_> = found
+            .iter()
+            .map(|one| (one.address.port(), one.plain, one.tls))
+            .collect();
+        let expected = [(1, true, true), (2, false, true), (3, true, false)];
+        assert_eq!(found, expected);
+    }
+}
