@@ -10,7 +10,7 @@ use super::duration;
 use super::gates::Gates;
 use super::keepalive::Keepalive;
 use super::log::LogConfig;
-use super::tls::{ListenerTls, TlsProtocol};
+use super::tls::{ListenerTls, PeerTls, TlsProtocol};
 use super::urls::Url;
 
 /// All settings. Fields without a comment are etcd's flag of that name.
@@ -47,6 +47,8 @@ pub struct Config {
     /// How those of the three lists above are encrypted whose scheme says that they are; none if
     /// none does.
     pub client_tls: Option<ListenerTls>,
+    /// How connections between members are encrypted; none: they are not.
+    pub peer_tls: Option<PeerTls>,
     pub tls_protocol: TlsProtocol,
     /// Sorted.
     pub initial_advertise_peer_urls: Vec<Url>,

@@ -62,7 +62,8 @@ pub fn settle(
         listen_client_http_urls: listens(values, "listen-client-http-urls")?,
         listen_metrics_urls: listens(values, "listen-metrics-urls")?,
         client_tls: tls::of_clients(values, notes)?,
-        tls_protocol: tls::protocol(values),
+        peer_tls: tls::of_peers(values, notes)?,
+        tls_protocol: tls::protocol(values, notes),
         initial_advertise_peer_urls: values.urls("initial-advertise-peer-urls").to_vec(),
         advertise_client_urls: values.urls("advertise-client-urls").to_vec(),
         cors: values.words("cors").to_vec(),
@@ -97,11 +98,7 @@ pub fn settle(
         warning_unary_request_duration: time_or(values, "warning-unary-request-duration", 300),
         auth: auth::settle(values, notes)?,
         log,
-        // As in etcd, any other word means basic.
-        metrics: match values.text("metrics") {
-            "extensive" => Metrics::Extensive,
-            _ => Metrics::Basic,
-        },
+        metrics: metrics(values),
         feature_gates: values.gates().clone(),
         unsafe_no_fsync: values.bool("unsafe-no-fsync"),
         memory_budget_bytes: memory_budget_bytes(values, around)?,
@@ -126,6 +123,14 @@ fn compaction_batch_limit(values: &Values) -> usize {
         .unwrap_or(1_000)
 }
 
+fn metrics(values: &Values) -> Metrics {
+    match values.text("metrics") {
+        "extensive" => Metrics::Extensive,
+        // As in etcd, any other word means basic.
+        _ => Metrics::Basic,
+    }
+}
+
 fn v2_deprecation(values: &Values) -> String {
     match values.words("v2-deprecation") {
         [.., stage] => stage.clone(),
@@ -134,21 +139,12 @@ fn v2_deprecation(values: &Values) -> String {
 }
 
 fn listens(values: &Values, name: &str) -> Result<Vec<Listen>, Refusal> {
-    let built = match name {
-        "listen-peer-urls" => &[Scheme::Http][..],
-        _ => &[Scheme::Http, Scheme::Https],
-    };
     let mut listens = Vec::new();
     for url in values.urls(name) {
-        if !built.contains(&url.scheme) {
+        if url.scheme.is_socket_file() {
             return Err(Refusal::Verify(format!(
-                "--{name} with {} is not built yet in etched {VERSION}; use {}",
-                url.scheme.name(),
-                built
-                    .iter()
-                    .map(|scheme| scheme.name())
-                    .collect::<Vec<_>>()
-                    .join(" or ")
+                "--{name} with {} is not built yet in etched {VERSION}; use http or https",
+                url.scheme.name()
             )));
         }
         let port = match url.port.as_str() {

@@ -151,6 +151,8 @@ impl Config {
     /// etcd has these in lines of their own.
     fn tls(&self) -> Vec<Setting> {
         let tls = self.client_tls.as_ref();
+        let peer = self.peer_tls.as_ref();
+        let peer_listener = peer.and_then(|tls| tls.listener.as_ref());
         let file = |path: Option<&Path>| text(path.unwrap_or(Path::new("")));
         let protocol = &self.tls_protocol;
         vec![
@@ -166,7 +168,43 @@ impl Config {
             ),
             (
                 "client-cert-allowed-hostname",
-                tls.map(|tls| tls.allowed_host_names.clone()).into(),
+                tls.map(|tls| tls.allowed.host_names.clone()).into(),
+            ),
+            (
+                "peer-cert-file",
+                file(peer_listener.map(|tls| tls.certificate.as_path())),
+            ),
+            (
+                "peer-key-file",
+                file(peer_listener.map(|tls| tls.key.as_path())),
+            ),
+            (
+                "peer-client-cert-file",
+                file(peer.and_then(|tls| Some(tls.shown.as_ref()?.0.as_path()))),
+            ),
+            (
+                "peer-client-key-file",
+                file(peer.and_then(|tls| Some(tls.shown.as_ref()?.1.as_path()))),
+            ),
+            (
+                "peer-trusted-ca-file",
+                file(peer.and_then(|tls| tls.authorities.as_deref())),
+            ),
+            (
+                "peer-client-cert-auth",
+                peer_listener.is_some_and(|tls| tls.authenticates).into(),
+            ),
+            (
+                "peer-cert-allowed-cn",
+                peer.map(|tls| tls.allowed.common_names.clone()).into(),
+            ),
+            (
+                "peer-cert-allowed-hostname",
+                peer.map(|tls| tls.allowed.host_names.clone()).into(),
+            ),
+            (
+                "peer-skip-client-san-verification",
+                peer_listener.is_some_and(|tls| !tls.checks_source).into(),
             ),
             ("tls-min-version", protocol.least.name().into()),
             ("tls-max-version", protocol.most.name().into()),

@@ -8,6 +8,7 @@ use super::go_syntax::quote;
 use super::note::Note;
 use super::refusal::Refusal;
 use super::urls::{Scheme, Url};
+use super::value::Value;
 use super::values::Values;
 
 /// How listeners of one kind are encrypted.
@@ -19,8 +20,28 @@ pub struct ListenerTls {
     pub authenticates: bool,
     /// The authorities for clients' certificates. They alone demand one, too.
     pub authorities: Option<PathBuf>,
-    /// Names of which a client's certificate must have one; empty for all.
-    pub allowed_host_names: Vec<String>,
+    pub allowed: AllowedNames,
+    /// Whether the names in a certificate must be those of the address that it is shown from.
+    pub checks_source: bool,
+}
+
+/// Names of which a certificate must have one; empty for all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AllowedNames {
+    pub common_names: Vec<String>,
+    pub host_names: Vec<String>,
+}
+
+/// How connections between members are encrypted, as far as their URLs say that they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerTls {
+    /// None if no URL to listen on says so.
+    pub listener: Option<ListenerTls>,
+    /// The certificate that is shown to others, and its key.
+    pub shown: Option<(PathBuf, PathBuf)>,
+    /// The authorities for others' certificates; none: the machine's.
+    pub authorities: Option<PathBuf>,
+    pub allowed: AllowedNames,
 }
 
 /// Versions and cipher suites.
@@ -97,14 +118,17 @@ pub const AVAILABLE_SUITES: [&str; 11] = [
     "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
 ];
 
-/// What says how clients are encrypted, beside the certificate, and does nothing without it.
-const CLIENT_FLAGS: [&str; 5] = [
-    "trusted-ca-file",
-    "client-cert-allowed-hostname",
-    "cipher-suites",
-    "tls-min-version",
-    "tls-max-version",
+/// What does nothing without TLS: for clients, for members, for both.
+const CLIENT_FLAGS: [&str; 2] = ["trusted-ca-file", "client-cert-allowed-hostname"];
+const PEER_FLAGS: [&str; 5] = [
+    "peer-client-cert-file",
+    "peer-client-key-file",
+    "peer-cert-allowed-cn",
+    "peer-cert-allowed-hostname",
+    "peer-skip-client-san-verification",
 ];
+const PROTOCOL_FLAGS: [&str; 3] = ["cipher-suites", "tls-min-version", "tls-max-version"];
+const NO_PEER_TLS: &str = "members are not connected by TLS; no certificate is in use";
 const NO_TLS_LISTENER: &str = "no URL to listen on has TLS; no certificate is in use";
 
 /// Checks names of versions and cipher suites.
@@ -145,7 +169,20 @@ pub fn check(values: &Values) -> Result<(), Refusal> {
 }
 
 /// Versions and suites, which `check` accepted.
-pub fn protocol(values: &Values) -> TlsProtocol {
+pub fn protocol(values: &Values, notes: &mut Vec<Note>) -> TlsProtocol {
+    let listening = [
+        "listen-client-urls",
+        "listen-client-http-urls",
+        "listen-metrics-urls",
+        "listen-peer-urls",
+    ];
+    let mut listening = listening.iter().flat_map(|name| values.urls(name));
+    let is_used = listening.any(|url| url.scheme == Scheme::Https)
+        || path(values, "peer-cert-file").is_some()
+        || path(values, "peer-trusted-ca-file").is_some();
+    if !is_used {
+        note_without_effect(values, &PROTOCOL_FLAGS, NO_TLS_LISTENER, notes);
+    }
     let all = [TlsVersion::Tls12, TlsVersion::Tls13];
     let version = |name: &str, default| {
         let named = |version: &TlsVersion| version.name() == values.text(name);
@@ -199,16 +236,7 @@ pub fn of_clients(values: &Values, notes: &mut Vec<Note>) -> Result<Option<Liste
         return Err(Refusal::Start(text.to_owned()));
     }
     if !clients().chain(metrics).any(|url| is_encrypted(&url)) {
-        for name in CLIENT_FLAGS {
-            let default = flags::find(name).map(|flag| flag.kind.default_value(flag.default));
-            if default.as_ref() != Some(values.get(name)) && !is_empty_list(values, name) {
-                notes.push(
-                    Note::warn("the flag has no effect in etched")
-                        .with("flag", name)
-                        .with("reason", NO_TLS_LISTENER),
-                );
-            }
-        }
+        note_without_effect(values, &CLIENT_FLAGS, NO_TLS_LISTENER, notes);
         return Ok(None);
     }
     if certificate.is_empty() || key.is_empty() {
@@ -226,22 +254,139 @@ pub fn of_clients(values: &Values, notes: &mut Vec<Note>) -> Result<Option<Liste
             own.1, own.0
         )));
     }
-    let names = values.words("client-cert-allowed-hostname").iter();
     Ok(Some(ListenerTls {
         certificate: certificate.into(),
         key: key.into(),
         authenticates: values.bool("client-cert-auth"),
-        authorities: Some(values.text("trusted-ca-file"))
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from),
-        allowed_host_names: names.filter(|name| !name.is_empty()).cloned().collect(),
+        authorities: path(values, "trusted-ca-file"),
+        allowed: AllowedNames {
+            common_names: Vec::new(),
+            host_names: named(values, "client-cert-allowed-hostname"),
+        },
+        checks_source: false,
     }))
 }
 
-/// An empty list has several spellings.
-fn is_empty_list(values: &Values, name: &str) -> bool {
-    matches!(name, "cipher-suites" | "client-cert-allowed-hostname")
-        && values.words(name).iter().all(String::is_empty)
+/// How connections between members are encrypted; none if nothing says how.
+///
+/// # Errors
+/// etcd's texts.
+pub fn of_peers(values: &Values, notes: &mut Vec<Note>) -> Result<Option<PeerTls>, Refusal> {
+    let (certificate, key) = (values.text("peer-cert-file"), values.text("peer-key-file"));
+    let no_pair = certificate.is_empty() && key.is_empty();
+    let authenticates = values.bool("peer-client-cert-auth");
+    let allowed = AllowedNames {
+        common_names: named(values, "peer-cert-allowed-cn"),
+        host_names: named(values, "peer-cert-allowed-hostname"),
+    };
+    if !allowed.common_names.is_empty() && !allowed.host_names.is_empty() {
+        return Err(Refusal::Start(format!(
+            "AllowedCNs and AllowedHostnames are mutually exclusive (cns={}, hostnames={})",
+            quoted(&allowed.common_names),
+            quoted(&allowed.host_names)
+        )));
+    }
+    let mut is_encrypted = false;
+    for url in values.urls("listen-peer-urls") {
+        if url.scheme == Scheme::Https {
+            is_encrypted = true;
+            if no_pair {
+                return Err(Refusal::Start(format!(
+                    "cannot listen on TLS for {}: KeyFile and CertFile are not presented",
+                    url.host_port()
+                )));
+            }
+            continue;
+        }
+        let warnings = [
+            (
+                !no_pair,
+                "scheme is HTTP while key and cert files are present; ignoring key and cert files",
+            ),
+            (
+                authenticates,
+                "scheme is HTTP while --peer-client-cert-auth is enabled; ignoring client cert auth for this URL",
+            ),
+        ];
+        for (_, text) in warnings.into_iter().filter(|(is_so, _)| *is_so) {
+            notes.push(Note::warn(text).with("peer-url", url.as_str()));
+        }
+    }
+    if certificate.is_empty() != key.is_empty() {
+        return Err(Refusal::Start(format!(
+            "KeyFile and CertFile must both be present[key: {key}, cert: {certificate}]"
+        )));
+    }
+    let authorities = path(values, "peer-trusted-ca-file");
+    if no_pair && authorities.is_none() {
+        note_without_effect(values, &PEER_FLAGS, NO_PEER_TLS, notes);
+        return Ok(None);
+    }
+    let own = (
+        values.text("peer-client-cert-file"),
+        values.text("peer-client-key-file"),
+    );
+    if own.0.is_empty() != own.1.is_empty() {
+        return Err(Refusal::Start(format!(
+            "ClientKeyFile and ClientCertFile must both be present or both absent: key: {}, cert: {}]",
+            own.1, own.0
+        )));
+    }
+    let pair = Some((certificate.into(), key.into())).filter(|_| !no_pair);
+    let shown = match own.0.is_empty() {
+        true => pair,
+        false => Some((own.0.into(), own.1.into())),
+    };
+    Ok(Some(PeerTls {
+        listener: is_encrypted.then(|| ListenerTls {
+            certificate: certificate.into(),
+            key: key.into(),
+            authenticates,
+            authorities: authorities.clone(),
+            allowed: allowed.clone(),
+            checks_source: !values.bool("peer-skip-client-san-verification"),
+        }),
+        shown,
+        authorities,
+        allowed,
+    }))
+}
+
+fn path(values: &Values, name: &str) -> Option<PathBuf> {
+    let path = Some(values.text(name)).filter(|path| !path.is_empty());
+    path.map(PathBuf::from)
+}
+
+fn named(values: &Values, name: &str) -> Vec<String> {
+    let names = values.words(name).iter();
+    names.filter(|name| !name.is_empty()).cloned().collect()
+}
+
+fn quoted(names: &[String]) -> String {
+    let names: Vec<_> = names.iter().map(|name| quote(name)).collect();
+    format!("[{}]", names.join(" "))
+}
+
+/// Says so of those flags that are set.
+fn note_without_effect(
+    values: &Values,
+    names: &'static [&'static str],
+    reason: &'static str,
+    notes: &mut Vec<Note>,
+) {
+    for name in names {
+        let default = flags::find(name).map(|flag| flag.kind.default_value(flag.default));
+        let value = values.get(name);
+        // An empty list has several spellings.
+        let is_empty = matches!(value, Value::Words(words) if words.iter().all(String::is_empty));
+        if default.as_ref() != Some(value) && !is_empty {
+            notes.push(
+                Note::warn("the flag has no effect in etched")
+                    .with("flag", *name)
+                    .with("reason", reason),
+            );
+        }
+    }
 }
 
 /// A version's place in the order; nothing leaves it open.

@@ -289,7 +289,7 @@ async fn connection<S: Service>(
         }
         Security::Tls(tls) | Security::Either(tls) if is_tls => {
             let secured = tokio::select! {
-                secured = secured(tls, stream, &options) => secured,
+                secured = secured(tls, stream, remote, &options) => secured,
                 () = stopped(&mut stop) => return,
             };
             match secured {
@@ -312,9 +312,10 @@ async fn connection<S: Service>(
 async fn secured(
     tls: &TlsServer,
     stream: TcpStream,
+    remote: SocketAddr,
     options: &Options,
 ) -> Result<(TlsStream<TcpStream>, Session), Refused> {
-    let (mut stream, session) = tls.accept(stream, options.versions).await?;
+    let (mut stream, session) = tls.accept(stream, remote.ip(), options.versions).await?;
     let first = std::future::poll_fn(|cx| {
         let read = Pin::new(&mut stream).poll_fill_buf(cx);
         read.map_ok(|bytes| !bytes.is_empty())

@@ -6,7 +6,7 @@
 //! - `listen` binds addresses.
 //! - `accept` takes connections, serves each, and gives those under way their last answers when
 //!   the process stops. Where a listener has TLS, its handshake comes before the first byte of HTTP.
-//! - `tls` makes the handshakes; those of outgoing connections will be made in `transport/dial.rs`.
+//! - `tls` makes the handshakes; those of outgoing connections are asked for in `transport/dial.rs`.
 //! - `http2` decides every limit of the HTTP/2 library by name.
 //! - `guard` stands between a client's socket and that library and sees each frame: `pings` sends
 //!   clients away that ping too often, `inbound` finds header blocks, and `authority` mends in them

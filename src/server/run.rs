@@ -69,7 +69,7 @@ type Bound = (Endpoint, TcpListener);
 /// The listening sockets of a member.
 struct Sockets {
     /// A member that asks this one before it can answer is refused, and does not wait.
-    peers: Vec<(Listen, listen::Held)>,
+    peers: Vec<(Endpoint, listen::Held)>,
     clients: Vec<Bound>,
     http: Vec<Bound>,
     metrics: Vec<Bound>,
@@ -85,8 +85,9 @@ fn bind_all(config: &Config) -> Result<Sockets, Error> {
             .map(|endpoint| Ok((endpoint, listen::bind(endpoint.address, options)?)))
             .collect::<Result<Vec<Bound>, Error>>()
     };
-    let hold = |listen: &Listen| Ok((listen.clone(), listen::hold(listen.address, options)?));
-    let peers: Result<Vec<_>, Error> = config.listen_peer_urls.iter().map(hold).collect();
+    let hold = |endpoint: Endpoint| Ok((endpoint, listen::hold(endpoint.address, options)?));
+    let peers = Endpoint::of(&config.listen_peer_urls).into_iter().map(hold);
+    let peers: Result<Vec<_>, Error> = peers.collect();
     Ok(Sockets {
         peers: peers?,
         clients: bind(&config.listen_client_urls)?,
@@ -100,6 +101,7 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let signals = StopSignals::listen()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let tokens = tokens(&config, clock.clone())?;
+    let peer_security = security::of_peers(&config)?;
     let client_tls = security::of_clients(&config)?;
     let descriptors = Descriptors::of(descriptors::raise_limit());
     let mut sockets = bind_all(&config)?;
@@ -107,20 +109,33 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref(), limits)?;
     let dir: Arc<dyn MemberDir> = Arc::new(dir);
     logging::started(&config, dir.identity()?.is_some());
-    let restored = bootstrap::restore(&config, dir.as_ref(), &RealNetwork::new()).await?;
-    let member = Member::start(&config, restored, dir.clone(), clock, tokens)?;
+    let real_network = RealNetwork::new(peer_security.dialler.clone());
+    let restored = bootstrap::restore(&config, dir.as_ref(), &real_network).await?;
+    let network_options = transport::NetworkOptions {
+        dialler: peer_security.dialler.clone(),
+        ..transport::NetworkOptions::new(dir.path(""))
+    };
+    let member = Member::start(
+        &config,
+        restored,
+        dir.clone(),
+        clock,
+        tokens,
+        network_options,
+    )?;
     let (stop, stopping) = watch::channel(false);
     let mut peers = Vec::new();
     let metrics = member.handle.shared().metrics.clone();
     let peers_allowance = Allowance::new(descriptors.peers, metrics);
-    for (listen, held) in sockets.peers.drain(..) {
+    for (endpoint, held) in sockets.peers.drain(..) {
         let listener = held.listen()?;
-        tracing::info!(address = %listen.address, "serving peer traffic");
+        tracing::info!(address = %endpoint.address, "serving peer traffic");
         let allowance = peers_allowance.clone();
+        let security = endpoint.security(peer_security.listener.as_ref());
         let serving = member
             .network
             .clone()
-            .serve(listener, allowance, stopping.clone());
+            .serve(listener, security, allowance, stopping.clone());
         peers.push(tokio::spawn(serving));
     }
     let clients = member.clients(&config, descriptors, client_tls);
@@ -173,8 +188,8 @@ impl Member {
         dir: Arc<dyn MemberDir>,
         clock: Arc<dyn Clock>,
         tokens: Arc<Tokens>,
+        network_options: transport::NetworkOptions,
     ) -> Result<Self, Error> {
-        let incoming = dir.path("");
         let rng: Arc<dyn Rng> = Arc::new(SystemRng);
         let identity = restored.identity;
         let local = Local {
@@ -190,8 +205,7 @@ impl Member {
             rng: rng.clone(),
             metrics: metrics.clone(),
         };
-        let network =
-            GrpcNetwork::start(local, network_env, transport::NetworkOptions::new(incoming));
+        let network = GrpcNetwork::start(local, network_env, network_options);
         let settings = settings(config, tokens.clone());
         let deps = Dependencies {
             clock,

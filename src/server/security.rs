@@ -4,9 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::Error;
-use crate::config::{Config, Listen, ListenerTls, Scheme, TlsVersion};
+use crate::config::{AllowedNames, Config, Listen, ListenerTls, Scheme, TlsVersion};
 use crate::net::Security;
-use crate::net::tls::{Allowed, Clients, Protocol, ServerSettings, TlsServer, Version};
+use crate::net::tls::{
+    Allowed, ClientSettings, Clients, Protocol, ServerSettings, TlsClient, TlsServer, Version,
+};
+use crate::transport::Dialler;
 
 /// An address to listen on. URLs with and without TLS may share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,27 +68,72 @@ pub fn of_clients(config: &Config) -> Result<Option<Arc<TlsServer>>, Error> {
     Ok(Some(server))
 }
 
-fn settings(config: &Config, tls: &ListenerTls) -> ServerSettings {
-    let version = |version| match version {
-        TlsVersion::Tls12 => Version::Tls12,
-        TlsVersion::Tls13 => Version::Tls13,
+/// What connections between members are encrypted with.
+#[derive(Clone, Default)]
+pub struct PeerSecurity {
+    pub listener: Option<Arc<TlsServer>>,
+    pub dialler: Dialler,
+}
+
+/// Reads it, as far as any are.
+pub fn of_peers(config: &Config) -> Result<PeerSecurity, Error> {
+    let Some(tls) = &config.peer_tls else {
+        return Ok(PeerSecurity::default());
     };
+    let listener = match &tls.listener {
+        None => None,
+        Some(listener) => Some(TlsServer::new("peer", settings(config, listener))?),
+    };
+    let dialler = ClientSettings {
+        pair: tls.shown.clone(),
+        authorities: tls.authorities.clone(),
+        allowed: allowed(&tls.allowed),
+        protocol: protocol(config),
+    };
+    let dialler = TlsClient::new("connections to peers", dialler)?;
+    tracing::info!(
+        encrypted = listener.is_some(),
+        "trusted-ca" = tls.authorities.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+        "client-cert-auth" = tls.listener.as_ref().is_some_and(|tls| tls.authenticates),
+        "cipher-suites" = ?config.tls_protocol.cipher_suites,
+        "starting with peer TLS"
+    );
+    Ok(PeerSecurity {
+        listener,
+        dialler: Some(dialler),
+    })
+}
+
+fn settings(config: &Config, tls: &ListenerTls) -> ServerSettings {
     let demanded = tls.authenticates || tls.authorities.is_some();
     ServerSettings {
         certificate: tls.certificate.clone(),
         key: tls.key.clone(),
         clients: demanded.then(|| Clients {
             authorities: tls.authorities.clone(),
-            allowed: Allowed {
-                common_names: Vec::new(),
-                host_names: tls.allowed_host_names.clone(),
-            },
+            allowed: allowed(&tls.allowed),
+            checks_source: tls.checks_source,
         }),
-        protocol: Protocol {
-            least: version(config.tls_protocol.least),
-            most: version(config.tls_protocol.most),
-            cipher_suites: config.tls_protocol.cipher_suites.clone(),
-        },
+        protocol: protocol(config),
+    }
+}
+
+fn allowed(names: &AllowedNames) -> Allowed {
+    Allowed {
+        common_names: names.common_names.clone(),
+        host_names: names.host_names.clone(),
+    }
+}
+
+fn protocol(config: &Config) -> Protocol {
+    let version = |version| match version {
+        TlsVersion::Tls12 => Version::Tls12,
+        TlsVersion::Tls13 => Version::Tls13,
+    };
+    Protocol {
+        least: version(config.tls_protocol.least),
+        most: version(config.tls_protocol.most),
+        cipher_suites: config.tls_protocol.cipher_suites.clone(),
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
+use super::dial::Dialler;
 use super::health::Health;
 use super::identity::{self, CallRefusal, Local};
 use super::queue::QueueLimits;
@@ -30,8 +31,9 @@ pub struct NetworkEnv {
 }
 
 /// Limits, and where received snapshots are stored.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct NetworkOptions {
+    pub dialler: Dialler,
     /// Snapshots are received into directories below this one, which is created when needed.
     pub incoming_snapshots: PathBuf,
     /// The largest batch or response that is accepted from a peer. A raft message can hold several
@@ -50,6 +52,7 @@ pub struct NetworkOptions {
 impl NetworkOptions {
     pub fn new(incoming_snapshots: PathBuf) -> Self {
         Self {
+            dialler: None,
             incoming_snapshots,
             max_message_bytes: 1 << 30,
             urgent: QueueLimits {

@@ -1,7 +1,6 @@
 //! Connections to other members: from a URL to something that carries calls.
 //!
-//! `dial` is the one place where an outgoing socket is made, and `wrap` the one where it would be
-//! wrapped in TLS.
+//! `dial` is the one place where an outgoing socket is made, and the one where it is encrypted.
 
 use std::future::Future;
 use std::io;
@@ -23,6 +22,7 @@ use tokio::task::JoinSet;
 use tonic::body::Body;
 use tonic::codegen::Service;
 
+use crate::net::tls::TlsClient;
 use crate::net::{self, KeepAlive};
 
 /// The timeout of resolving the name and connecting.
@@ -109,33 +109,81 @@ impl Service<http::Request<Body>> for Channel {
     }
 }
 
+/// How URLs with TLS are reached; none: they are not.
+pub type Dialler = Option<Arc<TlsClient>>;
+
 /// Connects to one URL; the error says why it failed.
-pub async fn dial(url: &str, keep_alive: Option<KeepAlive>) -> Result<Channel, String> {
-    dial_within(CONNECT_LIMIT, url, keep_alive).await
+pub async fn dial(
+    dialler: &Dialler,
+    url: &str,
+    keep_alive: Option<KeepAlive>,
+) -> Result<Channel, String> {
+    dial_within(CONNECT_LIMIT, dialler, url, keep_alive).await
 }
 
 /// As `dial`, with the caller's timeout.
 pub async fn dial_within(
     limit: Duration,
+    dialler: &Dialler,
     url: &str,
     keep_alive: Option<KeepAlive>,
 ) -> Result<Channel, String> {
-    tokio::time::timeout(limit, connect(url, keep_alive))
+    tokio::time::timeout(limit, connect(dialler, url, keep_alive))
         .await
         .unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
         .map_err(|reason| format!("{url}: {reason}"))
 }
 
-async fn connect(url: &str, keep_alive: Option<KeepAlive>) -> Result<Channel, String> {
+async fn connect(
+    dialler: &Dialler,
+    url: &str,
+    keep_alive: Option<KeepAlive>,
+) -> Result<Channel, String> {
     let origin: Uri = url
         .parse()
         .map_err(|error: http::uri::InvalidUri| error.to_string())?;
-    let stream = wrap(&origin).await?;
     let moved = Arc::new(Moved::default());
+    // An IPv6 address is in brackets.
+    let host = origin.host().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let tls = match (origin.scheme_str(), dialler) {
+        (Some("http"), _) => None,
+        (Some("https"), Some(tls)) => Some(tls),
+        (Some("https"), None) => {
+            let missing = "it has TLS, and neither --peer-trusted-ca-file nor --peer-cert-file says how to connect by it";
+            return Err(missing.to_owned());
+        }
+        _ => return Err("only http:// and https:// URLs can be reached yet".to_owned()),
+    };
+    let port = origin
+        .port_u16()
+        .unwrap_or(if tls.is_some() { 443 } else { 80 });
+    let stream = TcpStream::connect((host, port))
+        .await
+        .map_err(|error| error.to_string())?;
+    net::tune(&stream, Some(UNACKNOWLEDGED_LIMIT));
+    // Counted below TLS: what does not come there is the network's fault.
     let metered = Metered {
         stream,
         moved: moved.clone(),
     };
+    match tls {
+        None => channel(metered, origin, moved, keep_alive).await,
+        Some(tls) => {
+            let secured = tls.connect(host, metered).await;
+            let secured = secured.map_err(|error| format!("tls: {error}"))?;
+            channel(secured, origin, moved, keep_alive).await
+        }
+    }
+}
+
+/// Speaks HTTP/2 over a connection.
+async fn channel(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    origin: Uri,
+    moved: Arc<Moved>,
+    keep_alive: Option<KeepAlive>,
+) -> Result<Channel, String> {
     let tasks = Tasks::default();
     let ending = Ending(tasks.clone());
     let mut builder = http2::Builder::new(tasks.clone());
@@ -149,7 +197,7 @@ async fn connect(url: &str, keep_alive: Option<KeepAlive>) -> Result<Channel, St
             .keep_alive_timeout(keep_alive.timeout);
     }
     let (sender, connection) = builder
-        .handshake(TokioIo::new(metered))
+        .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| error.to_string())?;
     tasks.execute(async move {
@@ -163,22 +211,6 @@ async fn connect(url: &str, keep_alive: Option<KeepAlive>) -> Result<Channel, St
         moved,
         _connection: Arc::new(ending),
     })
-}
-
-/// The socket under a connection to this URL.
-async fn wrap(origin: &Uri) -> Result<TcpStream, String> {
-    if origin.scheme_str() != Some("http") {
-        return Err("only http:// peer URLs can be reached yet".to_owned());
-    }
-    let host = origin.host().unwrap_or_default();
-    // An IPv6 address is in brackets.
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let port = origin.port_u16().unwrap_or(80);
-    let stream = TcpStream::connect((host, port))
-        .await
-        .map_err(|error| error.to_string())?;
-    net::tune(&stream, Some(UNACKNOWLEDGED_LIMIT));
-    Ok(stream)
 }
 
 /// Counts transferred bytes.

@@ -200,7 +200,8 @@ impl Lane {
             refused: None,
             held: None,
         };
-        let channel = dial::dial(url, None).await.map_err(failed)?;
+        let dialler = &self.context.options.dialler;
+        let channel = dial::dial(dialler, url, None).await.map_err(failed)?;
         let mut grpc = Grpc::with_origin(channel.clone(), channel.origin());
         let cells = self.context.outside.metrics.peer(self.peer);
         let mut request = Request::new(self.queue.taker(cells));

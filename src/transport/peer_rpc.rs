@@ -11,7 +11,7 @@ use tonic::{Request, Status};
 
 use super::Peer;
 use super::context::Context;
-use super::dial::{self, Channel};
+use super::dial::{self, Channel, Dialler};
 use super::identity::{self, RefusalKind};
 use super::lane::why;
 use crate::error::Error;
@@ -125,7 +125,7 @@ impl PeerRpcClient {
         }
         let mut reason = "the peer has no URL".to_owned();
         for url in &self.peer.urls {
-            match dial::dial(url, Some(KEEP_ALIVE)).await {
+            match dial::dial(&self.context.options.dialler, url, Some(KEEP_ALIVE)).await {
                 Ok(channel) => {
                     let connection = Connection {
                         number: self.context.outside.rng.next_u64(),
@@ -162,12 +162,16 @@ fn client(channel: &Channel, max_message_bytes: usize) -> PeerClient<Channel> {
 
 /// Requests the description of the member at any of these URLs: for a member that knows no ids yet.
 /// The error names the failure at each URL.
-pub async fn describe(urls: &[String], limit: Duration) -> Result<Description, String> {
+pub async fn describe(
+    dialler: &Dialler,
+    urls: &[String],
+    limit: Duration,
+) -> Result<Description, String> {
     let mut asking = JoinSet::new();
     for url in urls {
-        let url = url.clone();
+        let (dialler, url) = (dialler.clone(), url.clone());
         asking.spawn(async move {
-            timeout(limit, describe_one(&url))
+            timeout(limit, describe_one(&dialler, &url))
                 .await
                 .unwrap_or_else(|_| Err(format!("{url}: no answer in time")))
         });
@@ -187,10 +191,10 @@ pub async fn describe(urls: &[String], limit: Duration) -> Result<Description, S
     Err(reasons.join("; "))
 }
 
-async fn describe_one(url: &str) -> Result<Description, String> {
+async fn describe_one(dialler: &Dialler, url: &str) -> Result<Description, String> {
     /// A description is a list of members.
     const MAX_BYTES: usize = 16 << 20;
-    let channel = dial::dial(url, None).await?;
+    let channel = dial::dial(dialler, url, None).await?;
     let request = PeerRequest {
         request: Some(Kind::Describe(Nothing {})),
     };

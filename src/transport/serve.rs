@@ -37,6 +37,7 @@ impl GrpcNetwork {
     pub async fn serve(
         self: Arc<Self>,
         listener: TcpListener,
+        security: Security,
         allowance: Arc<Allowance>,
         stop: watch::Receiver<bool>,
     ) {
@@ -55,7 +56,7 @@ impl GrpcNetwork {
         let options = net::Options {
             who: "peer",
             versions: Versions::Both,
-            security: Security::Plain,
+            security,
             rejections: Arc::new(Rejections::new("peer")),
             http2: Http2::of_peers(KEEP_ALIVE),
             guard: None,

@@ -18,7 +18,7 @@ use tonic::Request;
 
 use super::SnapshotDir;
 use super::context::Context;
-use super::dial::{self, Channel};
+use super::dial::{self, Channel, Dialler};
 use super::identity::{self, RefusalKind};
 use super::lane::why;
 use crate::net::KeepAlive;
@@ -135,7 +135,7 @@ async fn transfer(
     files: Arc<SnapshotDir>,
 ) -> Result<u64, String> {
     let to = MemberId(message.to);
-    let channel = dial_any(urls).await?;
+    let channel = dial_any(&context.options.dialler, urls).await?;
     let (parts, stream) = mpsc::channel(CHUNKS_AHEAD);
     let read_out = Arc::new(AtomicBool::new(false));
     let (outcome, read) = oneshot::channel();
@@ -171,10 +171,10 @@ async fn transfer(
     }
 }
 
-async fn dial_any(urls: &[String]) -> Result<Channel, String> {
+async fn dial_any(dialler: &Dialler, urls: &[String]) -> Result<Channel, String> {
     let mut reason = "the peer is not known, or has no URL".to_owned();
     for url in urls {
-        match dial::dial(url, Some(KEEP_ALIVE)).await {
+        match dial::dial(dialler, url, Some(KEEP_ALIVE)).await {
             Ok(channel) => return Ok(channel),
             Err(error) => reason = error,
         }

@@ -1,19 +1,22 @@
-//! TLS of listeners: who has to show a certificate, and what is taken of it.
+//! TLS of listeners and of outgoing connections: who has to show a certificate, and what is taken of it.
 //!
 //! Versions, cipher suites and what a certificate must have are etcd's, as far as rustls has them.
 //! No session is resumed, so that every connection is checked against the present files.
 //!
 //! - `files` reads certificates and keys; a server reads them again when they change (`reread`).
 //! - `suites` knows etcd's names of versions and cipher suites.
-//! - `verify` decides about a client's certificate, and `certificate` takes the names from it.
-//! - `server` makes the handshake.
+//! - `verify` decides about the other side's certificate, and `certificate` takes the names from it.
+//! - `server` and `client` make the handshakes; `source` then asks whether a member's certificate
+//!   belongs to the address that it calls from.
 //! - `rejected` reports connections that came to nothing.
 
 mod certificate;
+mod client;
 mod files;
 mod rejected;
 mod reread;
 mod server;
+mod source;
 mod suites;
 #[cfg(test)]
 pub mod tests;
@@ -22,6 +25,7 @@ mod verify;
 use std::path::PathBuf;
 
 pub use certificate::Certificate;
+pub use client::{ClientSettings, TlsClient};
 pub use rejected::Rejections;
 pub use server::{Refused, Session, TlsServer};
 #[cfg(test)]
@@ -83,6 +87,8 @@ pub struct Clients {
     /// The authorities that vouch for them; none: those that the machine trusts.
     pub authorities: Option<PathBuf>,
     pub allowed: Allowed,
+    /// Whether the names in a certificate must be those of the address that it is shown from.
+    pub checks_source: bool,
 }
 
 /// Names of which a certificate must have one; empty for all.

@@ -36,6 +36,8 @@ impl Rejections {
             tracing::warn!(
                 "remote-addr" = %remote,
                 "server-name" = refused.server_name,
+                "ip-addresses" = ?refused.certificate.ip_addresses,
+                "dns-names" = ?refused.certificate.dns_names,
                 error = refused.reason,
                 "rejected connection on {} endpoint",
                 self.who

@@ -1,6 +1,7 @@
 //! The handshake of a listener.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::reread::Reread;
 use super::verify::ClientVerifier;
-use super::{Certificate, Error, ServerSettings, files, suites};
+use super::{Certificate, Error, ServerSettings, files, source, suites};
 use crate::net::Versions;
 
 /// From the first byte to the end of a handshake.
@@ -26,6 +27,7 @@ const MAX_HANDSHAKES: usize = 1024;
 /// Serves TLS; shared by the listeners of one kind.
 pub struct TlsServer {
     configs: Reread<Configs>,
+    checks_source: bool,
     handshakes: Semaphore,
 }
 
@@ -48,6 +50,8 @@ pub struct Session {
 pub struct Refused {
     /// What the client called this server; empty if it did not.
     pub server_name: String,
+    /// That of a client whose certificate was refused for its names.
+    pub certificate: Certificate,
     pub reason: String,
 }
 
@@ -56,6 +60,7 @@ impl Refused {
     pub fn new(reason: &str) -> Self {
         Self {
             server_name: String::new(),
+            certificate: Certificate::default(),
             reason: reason.to_owned(),
         }
     }
@@ -68,9 +73,12 @@ impl TlsServer {
     /// Files that cannot be read or used.
     pub fn new(who: &'static str, settings: ServerSettings) -> Result<Arc<Self>, Error> {
         let paths = settings.paths();
+        let clients = settings.clients.as_ref();
+        let checks_source = clients.is_some_and(|clients| clients.checks_source);
         let configs = Reread::new(who, paths, move || configs(&settings))?;
         Ok(Arc::new(Self {
             configs,
+            checks_source,
             handshakes: Semaphore::new(MAX_HANDSHAKES),
         }))
     }
@@ -82,6 +90,7 @@ impl TlsServer {
     pub async fn accept<S>(
         &self,
         stream: S,
+        source: IpAddr,
         versions: Versions,
     ) -> Result<(TlsStream<S>, Session), Refused>
     where
@@ -94,12 +103,28 @@ impl TlsServer {
             let reason = format!("tls: no handshake within {HANDSHAKE_LIMIT:?}");
             Err(io::Error::new(io::ErrorKind::TimedOut, reason))
         });
-        let stream = done.map_err(|error| Refused {
-            server_name,
-            reason: reason(&error),
-        })?;
+        let stream = match done {
+            Ok(stream) => stream,
+            Err(error) => {
+                return Err(Refused {
+                    server_name,
+                    certificate: Certificate::default(),
+                    reason: reason(&error),
+                });
+            }
+        };
         let chain = stream.get_ref().1.peer_certificates();
         let certificate = chain.and_then(|chain| Certificate::of(chain.first()?));
+        if self.checks_source
+            && let Some(certificate) = &certificate
+            && let Err(reason) = source::check(certificate, source).await
+        {
+            return Err(Refused {
+                server_name,
+                certificate: certificate.clone(),
+                reason,
+            });
+        }
         Ok((stream, Session { certificate }))
     }
 

@@ -1,6 +1,7 @@
 //! Handshakes with certificates of a test's own authorities.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +14,8 @@ use rustls::{CipherSuite, ClientConfig, ProtocolVersion, RootCertStore};
 use tokio_rustls::TlsConnector;
 
 use super::{
-    Allowed, Certificate, Clients, Error, Protocol, Refused, ServerSettings, Session, TlsServer,
-    Version, suites,
+    Allowed, Certificate, ClientSettings, Clients, Error, Protocol, Refused, ServerSettings,
+    Session, TlsClient, TlsServer, Version, suites,
 };
 use crate::net::Versions;
 
@@ -118,6 +119,7 @@ impl Files {
             clients: bundle.map(|path| Clients {
                 authorities: Some(path),
                 allowed: Allowed::default(),
+                checks_source: false,
             }),
             protocol: any(),
         }
@@ -196,7 +198,7 @@ async fn handshake(
     let name = ServerName::try_from("server.test").expect("a name");
     let both = async {
         tokio::join!(
-            server.accept(ours, versions),
+            server.accept(ours, IpAddr::from([127, 0, 0, 1]), versions),
             connector.connect(name, theirs)
         )
     };
@@ -219,6 +221,24 @@ pub fn open_server() -> (Arc<TlsServer>, Arc<ClientConfig>) {
     let pair = authority.issue(None, &["server.test"]);
     let server = server(&Files::new().settings(&pair, None)).expect("starts");
     (server, Arc::new(Offer::trusting(&authority.pair).config()))
+}
+
+/// A member's server and how others connect to it, both with a certificate for `localhost`. The
+/// files are in the directory.
+pub fn members() -> (tempfile::TempDir, Arc<TlsServer>, Arc<TlsClient>) {
+    let authority = Authority::new("ca");
+    let pair = authority.issue(None, &["localhost", "127.0.0.1"]);
+    let files = Files::new();
+    let mut settings = files.settings(&pair, Some(&[&authority.pair]));
+    let client = ClientSettings {
+        pair: Some((settings.certificate.clone(), settings.key.clone())),
+        authorities: Some(files.path("ca.pem")),
+        allowed: Allowed::default(),
+        protocol: any(),
+    };
+    settings.clients.as_mut().expect("demanded").checks_source = true;
+    let client = TlsClient::new("test", client).expect("starts");
+    (files.dir, server(&settings).expect("starts"), client)
 }
 
 fn server(settings: &ServerSettings) -> Result<Arc<TlsServer>, Error> {
@@ -333,7 +353,7 @@ async fn clients_show_what_is_demanded() {
     }
     let names = Certificate::of(&alice.der).expect("a certificate");
     assert_eq!(names.dns_names, ["alice.test"]);
-    assert_eq!(names.ip_addresses, [std::net::IpAddr::from([10, 0, 0, 7])]);
+    assert_eq!(names.ip_addresses, [IpAddr::from([10, 0, 0, 7])]);
 }
 
 #[tokio::test]
@@ -529,4 +549,56 @@ async fn changed_files_count_from_the_next_connection() {
     files.write("ca.pem", &old.pair.pem);
     assert!(!connects(&new, &bob).await);
     assert!(connects(&new, &alice).await);
+}
+
+#[tokio::test]
+async fn servers_are_known_by_their_names_and_authorities() {
+    let (authority, other) = (Authority::new("ca"), Authority::new("other"));
+    let files = Files::new();
+    let pair = authority.issue(Some("m1"), &["server.test", "10.0.0.7"]);
+    let myself = Authority::new("myself").pair;
+    let ca = files.write("ca1.pem", &(authority.pair.pem.clone() + &myself.pem));
+    let none = Allowed::default();
+    let named = |common: &[&str], hosts: &[&str]| Allowed {
+        common_names: common.iter().map(|name| (*name).to_owned()).collect(),
+        host_names: hosts.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    let stranger = other.issue(Some("m1"), &["server.test"]);
+    let cases = [
+        (&pair, "server.test", &none, true),
+        (&pair, "10.0.0.7", &none, true),
+        (&pair, "other.test", &none, false),
+        (&pair, "10.0.0.8", &none, false),
+        (&stranger, "server.test", &none, false),
+        // It is trusted, and has no name.
+        (&myself, "server.test", &none, false),
+        (&pair, "server.test", &named(&["m1"], &[]), true),
+        (&pair, "server.test", &named(&["m2"], &[]), false),
+        (&pair, "server.test", &named(&[], &["10.0.0.7"]), true),
+        (&pair, "server.test", &named(&[], &["m1"]), false),
+    ];
+    for (case, (pair, host, allowed, expected)) in cases.into_iter().enumerate() {
+        let settings = files.settings(pair, None);
+        let server = server(&settings).expect("starts");
+        let client = ClientSettings {
+            pair: None,
+            authorities: Some(ca.clone()),
+            allowed: allowed.clone(),
+            protocol: any(),
+        };
+        let client = TlsClient::new("test", client).expect("starts");
+        let (ours, theirs) = tokio::io::duplex(64 << 10);
+        let here = IpAddr::from([127, 0, 0, 1]);
+        let both = async {
+            tokio::join!(
+                server.accept(ours, here, Versions::Both),
+                client.connect(host, theirs)
+            )
+        };
+        let (_, connected) = tokio::time::timeout(LIMIT, both).await.expect("in time");
+        assert_eq!(connected.is_ok(), expected, "case {case}");
+        if let Ok(stream) = connected {
+            assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        }
+    }
 }

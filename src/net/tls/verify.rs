@@ -1,14 +1,15 @@
-//! Decides about a client's certificate: who vouches for it, and whether its names are allowed.
+//! Decides about the other side's certificate: who vouches for it, and whether its names are allowed.
 
 use std::sync::Arc;
 
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::client::verify_server_name;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme};
+use x509_parser::extensions::ExtendedKeyUsage;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use x509_parser::time::ASN1Time;
 
@@ -52,7 +53,7 @@ impl ClientVerifier {
             // A certificate that signs itself is usually marked as an authority, and the library
             // takes no authority for a client. One that was given as an authority is one.
             Err(error) if self.authorities.iter().any(|one| one == leaf) => {
-                match is_client_now(leaf, now) {
+                match is_valid(leaf, now, |usage| usage.client_auth) {
                     true => Ok(()),
                     false => Err(error),
                 }
@@ -62,20 +63,23 @@ impl ClientVerifier {
     }
 }
 
-/// Whether a certificate is valid at that time, for a client.
-fn is_client_now(leaf: &CertificateDer<'_>, now: UnixTime) -> bool {
+/// Whether a certificate is valid at that time, and for that usage.
+fn is_valid(
+    leaf: &CertificateDer<'_>,
+    now: UnixTime,
+    is_used: impl Fn(&ExtendedKeyUsage<'_>) -> bool,
+) -> bool {
     let Ok((_, parsed)) = X509Certificate::from_der(leaf) else {
         return false;
     };
     let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-    let valid =
-        ASN1Time::from_timestamp(seconds).is_ok_and(|now| parsed.validity().is_valid_at(now));
+    let now = ASN1Time::from_timestamp(seconds);
     let usage = match parsed.extended_key_usage() {
         Ok(None) => true,
-        Ok(Some(usage)) => usage.value.client_auth || usage.value.any,
+        Ok(Some(usage)) => usage.value.any || is_used(usage.value),
         Err(_) => false,
     };
-    valid && usage
+    usage && now.is_ok_and(|now| parsed.validity().is_valid_at(now))
 }
 
 impl Allowed {
@@ -115,6 +119,87 @@ impl ClientCertVerifier for ClientVerifier {
             return Err(CertificateError::NotValidForName.into());
         }
         Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chains.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chains.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chains.supported_verify_schemes()
+    }
+}
+
+/// A server needs a certificate for the name that it is called by, which authorities vouch for,
+/// with an allowed name.
+#[derive(Debug)]
+pub struct ServerVerifier {
+    chains: Arc<WebPkiServerVerifier>,
+    authorities: Vec<CertificateDer<'static>>,
+    allowed: Allowed,
+}
+
+impl ServerVerifier {
+    pub fn new(
+        authorities: Authorities,
+        allowed: Allowed,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Arc<Self>, Error> {
+        let store = Arc::new(authorities.store);
+        let chains = WebPkiServerVerifier::builder_with_provider(store, provider)
+            .build()
+            .map_err(|error| Error::Library(format!("tls: {error}")))?;
+        Ok(Arc::new(Self {
+            chains,
+            authorities: authorities.certificates,
+            allowed,
+        }))
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified = self.chains.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        if let Err(error) = verified {
+            // As for clients: one that signs itself and is trusted.
+            let trusted = self.authorities.iter().any(|one| one == end_entity);
+            if !trusted || !is_valid(end_entity, now, |usage| usage.server_auth) {
+                return Err(error);
+            }
+            let parsed = ParsedCertificate::try_from(end_entity)?;
+            verify_server_name(&parsed, server_name)?;
+        }
+        if !self.allowed.has(end_entity) {
+            return Err(CertificateError::ApplicationVerificationFailure.into());
+        }
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use crate::proto::etchedpeer::Description;
-use crate::transport::{self, Boxed};
+use crate::transport::{self, Boxed, Dialler};
 
 /// See the module; tests have their own.
 pub trait BootstrapNetwork: Send + Sync {
@@ -76,11 +76,13 @@ const RESOLVE_RETRIES: u32 = 30;
 /// The machine's network.
 pub struct RealNetwork {
     retries_left: AtomicU32,
+    dialler: Dialler,
 }
 
 impl RealNetwork {
-    pub fn new() -> Self {
+    pub fn new(dialler: Dialler) -> Self {
         Self {
+            dialler,
             retries_left: AtomicU32::new(RESOLVE_RETRIES),
         }
     }
@@ -94,15 +96,10 @@ impl RealNetwork {
     }
 }
 
-impl Default for RealNetwork {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl BootstrapNetwork for RealNetwork {
     fn describe(&self, url: String, limit: Duration) -> Boxed<Result<Description, String>> {
-        Box::pin(async move { transport::describe(&[url], limit).await })
+        let dialler = self.dialler.clone();
+        Box::pin(async move { transport::describe(&dialler, &[url], limit).await })
     }
 
     fn resolve(&self, host_port: &str) -> io::Result<String> {

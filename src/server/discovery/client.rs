@@ -182,7 +182,7 @@ impl<'a> Client<'a> {
                 true => endpoint.to_owned(),
                 false => format!("http://{endpoint}"),
             };
-            match dial_within(self.service.dial_timeout, &url, keepalive).await {
+            match dial_within(self.service.dial_timeout, &None, &url, keepalive).await {
                 Ok(channel) => {
                     self.channel = Some(channel.clone());
                     return Ok(channel);

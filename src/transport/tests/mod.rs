@@ -1,5 +1,6 @@
 //! Members on real sockets of this machine: what they say arrives, and what breaks is noticed.
 
+mod encrypted;
 mod lanes;
 mod peer_rpc;
 mod ports;
@@ -22,7 +23,7 @@ use super::context::Context;
 use super::*;
 use crate::env::{SystemClock, SystemRng};
 use crate::metrics::{Metrics, PeerCells};
-use crate::net::Allowance;
+use crate::net::{Allowance, Security};
 use crate::proto::etchedpeer::forwarded::Proposal;
 use crate::proto::etchedpeer::peer_request::Request as Kind;
 use crate::proto::etchedpeer::{Description, Nothing, peer_response};
@@ -142,6 +143,7 @@ struct Site {
     inbound: Arc<Recorder>,
     metrics: Arc<Metrics>,
     address: String,
+    scheme: &'static str,
     stop: watch::Sender<bool>,
     serving: JoinHandle<()>,
     dir: TempDir,
@@ -156,6 +158,16 @@ impl Site {
         member: MemberId,
         cluster: ClusterId,
         address: &str,
+        change: impl FnOnce(&mut NetworkOptions),
+    ) -> Self {
+        Self::start_secured(member, cluster, address, Security::Plain, change).await
+    }
+
+    async fn start_secured(
+        member: MemberId,
+        cluster: ClusterId,
+        address: &str,
+        security: Security,
         change: impl FnOnce(&mut NetworkOptions),
     ) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
@@ -174,6 +186,11 @@ impl Site {
         };
         let mut options = NetworkOptions::new(dir.path().join("incoming"));
         change(&mut options);
+        let scheme = if matches!(security, Security::Plain) {
+            "http"
+        } else {
+            "https"
+        };
         let network = GrpcNetwork::start(local, outside, options);
         let inbound = Arc::new(Recorder::default());
         network.attach(inbound.clone());
@@ -181,12 +198,17 @@ impl Site {
         let address = listener.local_addr().expect("an address").to_string();
         let (stop, stopped) = watch::channel(false);
         let allowance = Allowance::new(usize::MAX, metrics.clone());
-        let serving = tokio::spawn(network.clone().serve(listener, allowance, stopped));
+        let serving = tokio::spawn(
+            network
+                .clone()
+                .serve(listener, security, allowance, stopped),
+        );
         Self {
             network,
             inbound,
             metrics,
             address,
+            scheme,
             stop,
             serving,
             dir,
@@ -194,7 +216,7 @@ impl Site {
     }
 
     fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", self.scheme, self.address)
     }
 
     async fn stop(self) {

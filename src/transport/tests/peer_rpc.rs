@@ -93,16 +93,16 @@ async fn whoever_listens_describes_itself() {
     let dead = format!("http://{}", closed.local_addr().expect("an address"));
     drop(closed);
     let urls = [dead.clone(), b.url()];
-    let described = describe(&urls, LONG).await.expect("an answer");
+    let described = describe(&None, &urls, LONG).await.expect("an answer");
     assert_eq!(described.member_id, B.0);
     assert_eq!(described.cluster_version, "None");
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let silent_url = format!("http://{}", silent.local_addr().expect("an address"));
     let urls = [dead.clone(), silent_url.clone()];
-    let error = describe(&urls, Duration::from_millis(300)).await;
+    let error = describe(&None, &urls, Duration::from_millis(300)).await;
     let error = error.expect_err("nobody is there");
     assert!(error.contains(&format!("{dead}: ")), "{error}");
     let in_time = format!("{silent_url}: no answer in time");
     assert!(error.contains(&in_time), "{error}");
-    assert!(describe(&[], LONG).await.is_err());
+    assert!(describe(&None, &[], LONG).await.is_err());
 }

@@ -1,0 +1,88 @@
+//! The handshake of an outgoing connection.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::client::Resumption;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::reread::Reread;
+use super::verify::ServerVerifier;
+use super::{Allowed, Error, Protocol, files, suites};
+
+/// How outgoing connections are encrypted.
+#[derive(Clone, Debug)]
+pub struct ClientSettings {
+    /// The certificate that is shown where one is demanded, and its key.
+    pub pair: Option<(PathBuf, PathBuf)>,
+    /// The authorities that vouch for servers; none: those that the machine trusts.
+    pub authorities: Option<PathBuf>,
+    pub allowed: Allowed,
+    pub protocol: Protocol,
+}
+
+/// Connects by TLS, for HTTP/2.
+pub struct TlsClient(Reread<Arc<ClientConfig>>);
+
+impl TlsClient {
+    /// `whom` is connected to, for the log.
+    ///
+    /// # Errors
+    /// Files that cannot be read or used.
+    pub fn new(whom: &'static str, settings: ClientSettings) -> Result<Arc<Self>, Error> {
+        let pair = settings
+            .pair
+            .clone()
+            .map(|(certificate, key)| [certificate, key]);
+        let paths = pair
+            .into_iter()
+            .flatten()
+            .chain(settings.authorities.clone());
+        let config = Reread::new(whom, paths.collect(), move || config(&settings))?;
+        Ok(Arc::new(Self(config)))
+    }
+
+    /// Makes the handshake with a server that has to be known by the name `host`, for as long as
+    /// the caller waits.
+    ///
+    /// # Errors
+    /// The library's, or a host that is neither a name nor an address.
+    pub async fn connect<S>(&self, host: &str, stream: S) -> io::Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        let config = self.0.current();
+        let connector = TlsConnector::from(config.as_ref().clone());
+        connector.connect(name, stream).await
+    }
+}
+
+fn config(settings: &ClientSettings) -> Result<Arc<ClientConfig>, Error> {
+    let provider = suites::provider(&settings.protocol);
+    let authorities = match &settings.authorities {
+        Some(path) => files::authorities(path)?,
+        None => files::system_authorities()?,
+    };
+    let allowed = settings.allowed.clone();
+    let verifier = ServerVerifier::new(authorities, allowed, provider.clone())?;
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&suites::versions(&settings.protocol))?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match &settings.pair {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let chain = files::certificates(certificate)?;
+            builder.with_client_auth_cert(chain, files::key(key)?)?
+        }
+    };
+    config.resumption = Resumption::disabled();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config))
+}

@@ -1,0 +1,33 @@
+//! Members that are connected by TLS.
+
+use raft_proto::eraftpb::MessageType::{MsgAppend, MsgHeartbeat};
+
+use super::*;
+use crate::net::tls::tests::members;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_talk_by_tls() {
+    let (_dir, server, client) = members();
+    let (security, dialler) = (Security::Tls(server), Some(client));
+    let site = async |member| {
+        let dialler = dialler.clone();
+        let change = |options: &mut NetworkOptions| options.dialler = dialler;
+        Site::start_secured(member, CLUSTER, "127.0.0.1:0", security.clone(), change).await
+    };
+    let (a, b) = (site(A).await, site(B).await);
+    a.knows(B, &b.url());
+    b.knows(A, &a.url());
+    a.network
+        .send(B, vec![heartbeat(1), append(1, 5 << 20), append(2, 1)]);
+    eventually("the heartbeat", || b.inbound.count(MsgHeartbeat) == 1).await;
+    eventually("both appends", || b.inbound.count(MsgAppend) == 2).await;
+    assert_eq!(b.inbound.indexes(MsgAppend), [1, 2]);
+    let urls = [b.url()];
+    describe(&dialler, &urls, LONG).await.expect("an answer");
+    // Who has no certificate, or no TLS, gets nowhere.
+    let error = describe(&None, &urls, LONG).await.expect_err("refused");
+    assert!(error.contains("--peer-trusted-ca-file"), "{error}");
+    let plain = [b.url().replace("https", "http")];
+    let refused = describe(&dialler, &plain, LONG).await;
+    refused.expect_err("refused");
+}
