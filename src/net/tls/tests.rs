@@ -21,6 +21,13 @@ use crate::net::Versions;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// The name in a client's certificate, or the reason of its refusal.
+type Expected<'a> = Result<Option<&'a str>, &'a str>;
+/// Of protocols.
+type Names<'a> = &'a [&'a [u8]];
+/// The protocol that was agreed on, if any, or nothing where there is no connection.
+type Spoken<'a> = Result<Option<&'a [u8]>, ()>;
+
 /// A certificate with its key.
 struct Pair {
     pem: String,
@@ -139,7 +146,7 @@ struct Offer<'a> {
     trusts: &'a Pair,
     shows: Option<&'a Pair>,
     protocol: Protocol,
-    alpn: &'a [&'a [u8]],
+    alpn: Names<'a>,
 }
 
 impl<'a> Offer<'a> {
@@ -287,7 +294,7 @@ async fn clients_show_what_is_demanded() {
     let unknown = "x509: certificate signed by unknown authority";
     let not_allowed = "client certificate authentication failed";
     // What is shown, and the name that is found in it or the reason of the refusal.
-    let cases: [(&ServerSettings, Option<&Pair>, Result<Option<&str>, &str>); 16] = [
+    let cases: [(&ServerSettings, Option<&Pair>, Expected<'_>); 16] = [
         (&open, None, Ok(None)),
         (&open, Some(&alice), Ok(None)),
         (
@@ -378,7 +385,7 @@ async fn versions_suites_and_protocols_are_agreed_on() {
         .await
         .expect_err("no version in common");
     // What is offered, what is spoken, and what comes of it.
-    let protocols: [(&[&[u8]], Versions, Result<Option<&[u8]>, ()>); 8] = [
+    let protocols: [(Names<'_>, Versions, Spoken<'_>); 8] = [
         (&[], Versions::Both, Ok(None)),
         (&[b"h2"], Versions::Both, Ok(Some(b"h2"))),
         (&[b"http/1.1"], Versions::Both, Ok(Some(b"http/1.1"))),
