@@ -13,6 +13,7 @@ pub use crate::sim::command::start as simulate;
 
 /// Runs the program with the process's arguments and environment.
 pub fn run() -> ExitCode {
+    let small_pages = rustix::thread::disable_transparent_huge_pages(true);
     let around = Surroundings {
         env: std::env::vars_os().collect(),
         read_file: &|path| std::fs::read_to_string(path),
@@ -36,6 +37,10 @@ pub fn run() -> ExitCode {
         return ExitCode::from(1);
     }
     logging::notes(&loaded.notes);
+    if let Err(error) = small_pages {
+        // The allocator's region is sparse: with pages of 2 MiB twice its memory is resident.
+        tracing::warn!(%error, "cannot turn off huge pages; more memory will be resident");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("etched")
