@@ -22,9 +22,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rustc-env=ETCHED_RUST_VERSION={rustc}");
     let commit = command("git", &["rev-parse", "--short", "HEAD"]);
     println!("cargo:rustc-env=ETCHED_GIT_SHA={commit}");
-    // A file that is not there would have every build start anew.
-    if std::path::Path::new(".git/HEAD").exists() {
-        println!("cargo:rerun-if-changed=.git/HEAD");
+    // `.git/HEAD` names a branch and stays as it is at a commit; its log grows. A file that is
+    // not there would have every build start anew.
+    for file in [".git/HEAD", ".git/logs/HEAD"] {
+        if std::path::Path::new(file).exists() {
+            println!("cargo:rerun-if-changed={file}");
+        }
     }
     // A prebuilt RocksDB (see scripts/) does not name the C++ library that it needs.
     println!("cargo:rustc-link-lib=dylib=stdc++");

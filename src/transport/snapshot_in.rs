@@ -1,5 +1,8 @@
 //! Incoming snapshots: written into a new directory, validated, synced, and only then passed on.
 //! Incomplete or invalid ones are removed and affect nothing else.
+//!
+//! What happens next is elsewhere: `raft` decides whether the state is newer than this member's,
+//! and `server::states` opens it in place of the one in use.
 
 use std::collections::HashSet;
 use std::fs::File;
