@@ -108,7 +108,7 @@ errors! {
     UnknownMethod => Unknown, "etcdserver: unknown method";
     RangeStreamSort => Unimplemented, "RangeStream does not support custom sort orders";
     RangeStreamFilters => Unimplemented, "RangeStream does not support revision filters";
-    SnapshotNotBuilt => Unimplemented, "etched: Snapshot is not built yet; stop the member and copy its data directory to back it up";
+    BackupFailed => Internal, "etched: the snapshot could not be made; this member's log says why";
     LockNotBuilt => Unimplemented, "etched: the Lock service is not built yet; etcdctl lock and clientv3's concurrency package work without it";
     ElectionNotBuilt => Unimplemented, "etched: the Election service is not built yet; etcdctl elect and clientv3's concurrency package work without it";
 }

@@ -9,7 +9,7 @@
 //! | 1 | `config`, `net`, `storage` |
 //! | 2 | `mvcc`, `raft` |
 //! | 3 | `state`, `watch` |
-//! | 4 | `transport`, `lessor` |
+//! | 4 | `backup`, `transport`, `lessor` |
 //! | 5 | `replica` |
 //! | 6 | `service` |
 //! | 7 | `jobs`, `api`, `http` |
@@ -23,6 +23,7 @@
 #![deny(unsafe_code)]
 
 pub(crate) mod api;
+pub(crate) mod backup;
 #[cfg(feature = "bench")]
 pub mod bench;
 pub(crate) mod budget;

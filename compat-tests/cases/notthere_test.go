@@ -34,15 +34,6 @@ var notInREADME = map[string]struct {
 	claim  string
 	checks []absence
 }{
-	"Maintenance": {"Snapshot (Unimplemented)", []absence{
-		unimplemented("Snapshot", func(ctx context.Context, c grpc.ClientConnInterface) error {
-			stream, err := pb.NewMaintenanceClient(c).Snapshot(ctx, &pb.SnapshotRequest{})
-			if err == nil {
-				_, err = stream.Recv()
-			}
-			return err
-		}),
-	}},
 	"Lock, Election": {"the two services (Unimplemented)", []absence{
 		unimplemented("Lock", func(ctx context.Context, c grpc.ClientConnInterface) error {
 			_, err := v3lockpb.NewLockClient(c).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("a")})

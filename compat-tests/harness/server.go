@@ -19,6 +19,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 )
 
 // AdvertisedPeerURL is what every server tells about itself; equal on both
@@ -242,7 +243,8 @@ func (s *Server) WaitReady(limit time.Duration) error {
 		ctx, cancel := context.WithDeadline(context.Background(), time.Now().Add(time.Second))
 		_, last = client.Range(ctx, &pb.RangeRequest{Key: []byte("\x00"), CountOnly: true, Limit: 1})
 		cancel()
-		if last == nil {
+		// Who is not known is answered so behind the same wait.
+		if last == nil || status.Convert(last).Message() == "etcdserver: user name is empty" {
 			return nil
 		}
 		connection.ResetConnectBackoff()

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::backup::Backup;
 use super::{caller, header, validate};
 use crate::env;
 use crate::error::Error;
@@ -15,7 +15,7 @@ use crate::proto::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse,
     DowngradeInfo, DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest,
     HashResponse, InternalRaftRequest, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest,
-    SnapshotResponse, StatusRequest, StatusResponse, maintenance_server::Maintenance,
+    StatusRequest, StatusResponse, maintenance_server::Maintenance,
 };
 use crate::service::handle::Handle;
 use crate::state::Response as Applied;
@@ -147,13 +147,15 @@ impl Maintenance for MaintenanceService {
         Ok(Response::new(hash))
     }
 
-    type SnapshotStream = ReceiverStream<Result<SnapshotResponse, Status>>;
+    type SnapshotStream = Backup;
 
     async fn snapshot(
         &self,
-        _request: Request<SnapshotRequest>,
+        request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(Error::SnapshotNotBuilt.into())
+        let caller = caller::of(&self.handle, "Snapshot", &request);
+        let parts = self.handle.back_up(&caller).await?;
+        Ok(Response::new(Backup::new(parts)))
     }
 
     async fn move_leader(

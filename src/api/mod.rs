@@ -7,6 +7,7 @@
 mod answers;
 mod arriving;
 pub mod auth;
+mod backup;
 pub mod body;
 pub mod call_log;
 pub mod caller;

@@ -25,6 +25,11 @@ pub fn finished(read: &dyn Read) -> storage::Result<i64> {
     number(read, meta::COMPACTION_FINISHED)
 }
 
+/// The revision that the history was asked to be compacted to; -1 where it never was.
+pub fn requested(read: &dyn Read) -> storage::Result<i64> {
+    number(read, meta::COMPACTED)
+}
+
 fn number(read: &dyn Read, key: &[u8]) -> storage::Result<i64> {
     match read.get(Family::Meta, key)? {
         None => Ok(-1),
@@ -34,7 +39,7 @@ fn number(read: &dyn Read, key: &[u8]) -> storage::Result<i64> {
 
 /// Reads the end of the last finished compaction and the target of the next.
 pub fn unfinished(read: &dyn Read) -> storage::Result<Option<Progress>> {
-    let target = number(read, meta::COMPACTED)?;
+    let target = requested(read)?;
     let finished = finished(read)?;
     Ok((target > finished).then_some(Progress {
         // Tombstones at the old target were kept for its watches and go now.

@@ -47,6 +47,27 @@ impl HistoryHash {
     }
 }
 
+/// The key of a change in etcd's `key` bucket: the revision, and a mark if it is a tombstone.
+pub struct RecordKey {
+    bytes: [u8; 18],
+    tombstone: bool,
+}
+
+impl RecordKey {
+    pub fn new(revision: Revision, tombstone: bool) -> Self {
+        let mut bytes = [0u8; 18];
+        bytes[..8].copy_from_slice(&(revision.main as u64).to_be_bytes());
+        bytes[8] = b'_';
+        bytes[9..17].copy_from_slice(&(revision.sub as u64).to_be_bytes());
+        bytes[17] = b't';
+        Self { bytes, tombstone }
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..if self.tombstone { 18 } else { 17 }]
+    }
+}
+
 /// CRC-32C over etcd's encoding of the history.
 pub struct HistoryHasher {
     crc: u32,
@@ -64,12 +85,7 @@ impl HistoryHasher {
     }
 
     pub fn change(&mut self, revision: Revision, tombstone: bool, pair: &KeyValue) {
-        let mut key = [0u8; 18];
-        key[..8].copy_from_slice(&(revision.main as u64).to_be_bytes());
-        key[8] = b'_';
-        key[9..17].copy_from_slice(&(revision.sub as u64).to_be_bytes());
-        key[17] = b't';
-        self.write(&key[..if tombstone { 18 } else { 17 }]);
+        self.write(RecordKey::new(revision, tombstone).bytes());
         self.write(&pair.encode_to_vec());
     }
 

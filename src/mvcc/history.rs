@@ -145,7 +145,7 @@ impl Snapshot<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WithPrevious(pub bool);
 
-pub(super) fn decode_revision(key: &[u8]) -> storage::Result<Revision> {
+pub fn decode_revision(key: &[u8]) -> storage::Result<Revision> {
     schema::decode_revision_key(key).ok_or_else(|| storage::Error::Damaged {
         family: Family::Revisions,
         key: key.to_vec(),

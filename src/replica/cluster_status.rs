@@ -7,7 +7,7 @@ use crate::state::Machine;
 use crate::state::membership::is_learner;
 use crate::transport::Peer;
 use crate::types::version;
-use crate::types::{ClusterId, MemberId, STORAGE_VERSION};
+use crate::types::{ClusterId, MemberId};
 
 /// See the module.
 #[derive(Clone, Debug, Default)]
@@ -46,11 +46,7 @@ impl ClusterStatus {
     /// The storage version, as in a downgrade's plan: as in etcd it follows the cluster version.
     /// etched's own format does not change with it.
     pub fn storage_version(&self) -> &str {
-        let decided = self.cluster_version.as_deref();
-        let least = version::LEAST.to_string();
-        decided
-            .filter(|version| *version != least)
-            .unwrap_or(STORAGE_VERSION)
+        version::of_storage(self.cluster_version.as_deref())
     }
 
     pub fn is_member(&self, id: MemberId) -> bool {

@@ -441,6 +441,7 @@ fn settings(config: &Config, tokens: Arc<Tokens>) -> ServiceSettings {
             tokens,
             bcrypt_cost: config.auth.bcrypt_cost,
         },
+        scratch_dir: config.data_dir.clone(),
     }
 }
 

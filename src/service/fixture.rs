@@ -1,6 +1,7 @@
 //! A member without threads over an empty store, for tests. Its network is passed in, and its
 //! proposals stay in its inbox.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,6 +83,8 @@ pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, 
             tokens,
             bcrypt_cost: 4,
         },
+        // For backups, which are not made here.
+        scratch_dir: PathBuf::new(),
     };
     let inbox = Arc::new(Inbox::new(deps.inbox_bytes));
     let shared = Shared::new(ME, ClusterId(1), &deps, &machine);

@@ -34,11 +34,14 @@ pub struct Handle {
     /// One flush at a time checks whether the quota is really exhausted.
     pub(super) quota_flush: Arc<tokio::sync::Mutex<()>>,
     hashing: Arc<Semaphore>,
+    backing_up: Arc<Semaphore>,
     passwords: Passwords,
 }
 
 /// Concurrent hashes: each reads the whole history.
 const MAX_HASHES: usize = 2;
+/// Backups at once: each holds a thread and memory to sort in.
+const MAX_BACKUPS: usize = 2;
 
 impl Handle {
     pub fn new(
@@ -66,6 +69,7 @@ impl Handle {
             room_kib: Arc::new(Semaphore::new(max_proposed_kib as usize)),
             quota_flush: Arc::default(),
             hashing: Arc::new(Semaphore::new(MAX_HASHES)),
+            backing_up: Arc::new(Semaphore::new(MAX_BACKUPS)),
             passwords,
         }
     }
@@ -126,6 +130,10 @@ impl Handle {
 
     pub(super) fn hashing(&self) -> Arc<Semaphore> {
         self.hashing.clone()
+    }
+
+    pub(super) fn backing_up(&self) -> Arc<Semaphore> {
+        self.backing_up.clone()
     }
 
     pub fn network(&self) -> &Arc<dyn Network> {

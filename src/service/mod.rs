@@ -8,6 +8,7 @@
 //! configuration decides.
 
 pub mod admission;
+pub mod backup;
 pub mod caller;
 pub mod downgrade;
 #[cfg(test)]

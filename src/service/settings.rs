@@ -1,5 +1,6 @@
 //! The limits and guarantees of a member's services.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ pub struct ServiceSettings {
     pub rules: Rules,
     pub election_timeout: Duration,
     pub auth: AuthSettings,
+    /// Where files without a name may be made, on the disk of the state.
+    pub scratch_dir: PathBuf,
 }
 
 /// How clients log in.

@@ -3,6 +3,7 @@
 //! or apply thread takes as long as the disk needs.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
@@ -268,6 +269,8 @@ fn settings_of(config: &SimConfig, tokens: Arc<Tokens>) -> ServiceSettings {
             tokens,
             bcrypt_cost: 4,
         },
+        // For backups, which are not made here.
+        scratch_dir: PathBuf::new(),
     }
 }
 

@@ -55,6 +55,14 @@ impl fmt::Display for Version {
     }
 }
 
+/// The storage version of a cluster at this version; as in etcd it follows the cluster version.
+pub fn of_storage(cluster: Option<&str>) -> &str {
+    let least = LEAST.to_string();
+    cluster
+        .filter(|version| *version != least)
+        .unwrap_or(super::STORAGE_VERSION)
+}
+
 /// `MAJOR.MINOR` of a version as it is stored.
 pub fn short(version: &str) -> String {
     match Version::parse(version) {

@@ -33,6 +33,7 @@ const MODULES: &[Module] = &[
     module("raft", 2, &["storage"]),
     module("state", 3, &["mvcc", "storage"]),
     module("watch", 3, &["mvcc", "storage"]),
+    module("backup", 4, &["state", "mvcc", "storage"]),
     module("transport", 4, &["net", "raft"]),
     module("lessor", 4, &["state"]),
     module(
@@ -52,6 +53,7 @@ const MODULES: &[Module] = &[
         "service",
         6,
         &[
+            "backup",
             "replica",
             "transport",
             "state",

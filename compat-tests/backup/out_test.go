@@ -1,0 +1,381 @@
+package backup
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"etched.dev/compat-tests/harness"
+)
+
+const limit = 60 * time.Second
+
+// A snapshot of random content restores into an etcd that serves the same, and
+// whose hash is the same, before and after a compaction and a restart.
+func TestEtcdServesASnapshotOfEtched(t *testing.T) {
+	etched := harness.Start(t, harness.Etched, harness.Options{})
+	content := newContent(t, etched, 1)
+	for round, fill := range []func(){
+		func() {},
+		func() { content.changes(400) },
+		func() { content.compact(); content.changes(100) },
+		func() { content.users(); content.changes(20) },
+		func() { content.compactToTombstone() },
+		func() { restart(t, etched); content.connect(); content.changes(20) },
+	} {
+		fill()
+		path := save(t, content.client)
+		etcd := restored(t, path)
+		t.Run(fmt.Sprintf("round %d", round), func(t *testing.T) {
+			compare(t, content, etcd)
+		})
+		if err := etcd.Stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func restart(t *testing.T, server *harness.Server) {
+	t.Helper()
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Restart(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// save writes a snapshot as etcdctl does, and checks what stands behind the file.
+func save(t *testing.T, client *clientv3.Client) string {
+	t.Helper()
+	stream, err := client.Snapshot(harness.Context(t, limit))
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, err := io.ReadAll(stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, sum := whole[:len(whole)-sha256.Size], whole[len(whole)-sha256.Size:]
+	if want := sha256.Sum256(file); !bytes.Equal(sum, want[:]) {
+		t.Fatalf("the file's hash is %x, its end says %x", want, sum)
+	}
+	path := filepath.Join(t.TempDir(), "snapshot.db")
+	if err := os.WriteFile(path, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func etcdutl(t *testing.T, args ...string) string {
+	t.Helper()
+	tool, err := harness.Etcdutl()
+	if err != nil {
+		t.Fatal(err)
+	}
+	output, err := exec.Command(tool, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("etcdutl %s: %v\n%s", strings.Join(args, " "), err, output)
+	}
+	return string(output)
+}
+
+// restored starts an etcd on what etcdutl makes of a snapshot.
+func restored(t *testing.T, path string) *harness.Server {
+	t.Helper()
+	etcdutl(t, "snapshot", "status", path)
+	dir := filepath.Join(t.TempDir(), "restored")
+	etcdutl(t, "snapshot", "restore", path, "--data-dir", dir,
+		"--initial-cluster", "default="+harness.AdvertisedPeerURL,
+		"--initial-advertise-peer-urls", harness.AdvertisedPeerURL)
+	return harness.Start(t, harness.Etcd, harness.Options{DataDir: dir})
+}
+
+// compare holds everything that a client can read of both servers against each other.
+func compare(t *testing.T, content *content, etcd *harness.Server) {
+	t.Helper()
+	ctx := harness.Context(t, limit)
+	client := content.dial(etcd)
+	want, err := content.client.HashKV(ctx, content.client.Endpoints()[0], 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := client.HashKV(ctx, client.Endpoints()[0], 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Hash != want.Hash || got.CompactRevision != want.CompactRevision || got.HashRevision != want.HashRevision {
+		t.Errorf("hash %d of (%d, %d], etched's is %d of (%d, %d]", got.Hash, got.CompactRevision, got.HashRevision,
+			want.Hash, want.CompactRevision, want.HashRevision)
+	}
+	first := max(want.CompactRevision, 1)
+	for revision := first; revision <= want.HashRevision; revision++ {
+		a, b := everything(ctx, t, content.client, revision), everything(ctx, t, client, revision)
+		if a != b {
+			t.Fatalf("at revision %d etched has\n%s\netcd has\n%s", revision, a, b)
+		}
+	}
+	if first < want.HashRevision {
+		a, b := events(ctx, t, content.client, first+1, want.HashRevision), events(ctx, t, client, first+1, want.HashRevision)
+		if a != b {
+			t.Errorf("watches from %d on differ: etched\n%s\netcd\n%s", first+1, a, b)
+		}
+	}
+	if a, b := leases(ctx, t, content.client), leases(ctx, t, client); a != b {
+		t.Errorf("leases of etched\n%s\nof etcd\n%s", a, b)
+	}
+	if a, b := accounts(ctx, t, content.client), accounts(ctx, t, client); a != b {
+		t.Errorf("users and roles of etched\n%s\nof etcd\n%s", a, b)
+	}
+}
+
+func everything(ctx context.Context, t *testing.T, client *clientv3.Client, revision int64) string {
+	t.Helper()
+	answer, err := client.Get(ctx, "\x00", clientv3.WithFromKey(), clientv3.WithRev(revision))
+	if err != nil {
+		t.Fatalf("at revision %d: %v", revision, err)
+	}
+	var text strings.Builder
+	for _, kv := range answer.Kvs {
+		text.WriteString(pair(kv))
+	}
+	return text.String()
+}
+
+func pair(kv *mvccpb.KeyValue) string {
+	return fmt.Sprintf("%q created %d changed %d version %d lease %x value %x\n", kv.Key, kv.CreateRevision,
+		kv.ModRevision, kv.Version, kv.Lease, sha256.Sum256(kv.Value))
+}
+
+func events(ctx context.Context, t *testing.T, client *clientv3.Client, from, to int64) string {
+	t.Helper()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var text strings.Builder
+	for answer := range client.Watch(ctx, "\x00", clientv3.WithFromKey(), clientv3.WithRev(from), clientv3.WithPrevKV()) {
+		if err := answer.Err(); err != nil {
+			t.Fatal(err)
+		}
+		for _, event := range answer.Events {
+			fmt.Fprintf(&text, "%v %s", event.Type, pair(event.Kv))
+			if event.PrevKv != nil {
+				text.WriteString("  was " + pair(event.PrevKv))
+			}
+		}
+		if n := len(answer.Events); n > 0 && answer.Events[n-1].Kv.ModRevision >= to {
+			return text.String()
+		}
+	}
+	t.Fatal("the watch ended")
+	return ""
+}
+
+func leases(ctx context.Context, t *testing.T, client *clientv3.Client) string {
+	t.Helper()
+	all, err := client.Leases(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := map[clientv3.LeaseID]string{}
+	for _, lease := range all.Leases {
+		answer, err := client.TimeToLive(ctx, lease.ID, clientv3.WithAttachedKeys())
+		if err != nil {
+			t.Fatal(err)
+		}
+		// etcd's order is that of a map.
+		slices.SortFunc(answer.Keys, bytes.Compare)
+		lines[lease.ID] = fmt.Sprintf("granted %d keys %q", answer.GrantedTTL, answer.Keys)
+	}
+	return fmt.Sprint(lines)
+}
+
+func accounts(ctx context.Context, t *testing.T, client *clientv3.Client) string {
+	t.Helper()
+	status, err := client.AuthStatus(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintln(status.Enabled, status.AuthRevision)
+	users, err := client.UserList(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range users.Users {
+		user, err := client.UserGet(ctx, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text += fmt.Sprintln(name, user.Roles)
+	}
+	roles, err := client.RoleList(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range roles.Roles {
+		role, err := client.RoleGet(ctx, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text += fmt.Sprintln(name, role.Perm)
+	}
+	return text
+}
+
+// content fills an etched with what is hard to write down.
+type content struct {
+	t        *testing.T
+	server   *harness.Server
+	client   *clientv3.Client
+	random   *rand.Rand
+	password string
+	keys     []string
+	leases   []clientv3.LeaseID
+}
+
+func newContent(t *testing.T, server *harness.Server, seed uint64) *content {
+	c := &content{t: t, server: server, random: rand.New(rand.NewPCG(seed, 0))}
+	for i := range 40 {
+		c.keys = append(c.keys, fmt.Sprintf("key%02d", i))
+	}
+	c.keys = append(c.keys, "\x00", "\x00\x00", "a\x00b", "\xff", "\xff\xff", strings.Repeat("long", 2000))
+	c.connect()
+	return c
+}
+
+func (c *content) connect() { c.client = c.dial(c.server) }
+
+// dial connects as root once there are users.
+func (c *content) dial(server *harness.Server) *clientv3.Client {
+	c.t.Helper()
+	config := clientv3.Config{Endpoints: []string{server.Endpoint()}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()}
+	if c.password != "" {
+		config.Username, config.Password = "root", c.password
+	}
+	client, err := clientv3.New(config)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+func (c *content) value() string {
+	switch c.random.IntN(40) {
+	case 0:
+		return ""
+	case 1:
+		return strings.Repeat("v", 1_000_000)
+	case 2, 3:
+		return strings.Repeat("\x00\xff", 3000)
+	default:
+		return strings.Repeat("x", c.random.IntN(200))
+	}
+}
+
+func (c *content) op() clientv3.Op {
+	key := c.keys[c.random.IntN(len(c.keys))]
+	switch n := c.random.IntN(10); {
+	case n < 2:
+		return clientv3.OpDelete(key)
+	case n < 4 && len(c.leases) > 0:
+		return clientv3.OpPut(key, c.value(), clientv3.WithLease(c.leases[c.random.IntN(len(c.leases))]))
+	default:
+		return clientv3.OpPut(key, c.value())
+	}
+}
+
+func (c *content) changes(count int) {
+	c.t.Helper()
+	ctx := harness.Context(c.t, limit)
+	for i := range count {
+		var err error
+		switch {
+		case i%40 == 0:
+			var lease *clientv3.LeaseGrantResponse
+			if lease, err = c.client.Grant(ctx, 1000+int64(i)); err == nil {
+				c.leases = append(c.leases, lease.ID)
+			}
+		case i%13 == 0:
+			_, err = c.client.Delete(ctx, "key1", clientv3.WithRange("key2"))
+		case i%7 == 0:
+			// Several sub-revisions; a key may be deleted and made again.
+			key := c.keys[c.random.IntN(len(c.keys))]
+			_, err = c.client.Txn(ctx).Then(clientv3.OpDelete(key), clientv3.OpPut("other"+key, c.value())).Commit()
+		default:
+			_, err = c.client.Do(ctx, c.op())
+		}
+		if err != nil {
+			c.t.Fatal(err)
+		}
+	}
+}
+
+func (c *content) compact() {
+	c.t.Helper()
+	ctx := harness.Context(c.t, limit)
+	answer, err := c.client.Get(ctx, "none")
+	if err == nil {
+		_, err = c.client.Compact(ctx, answer.Header.Revision-50, clientv3.WithCompactPhysical())
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// compactToTombstone compacts to a revision that deleted a key: etcd keeps its tombstone.
+func (c *content) compactToTombstone() {
+	c.t.Helper()
+	ctx := harness.Context(c.t, limit)
+	_, err := c.client.Put(ctx, "mortal", "x")
+	var answer *clientv3.DeleteResponse
+	if err == nil {
+		answer, err = c.client.Delete(ctx, "mortal")
+	}
+	if err == nil {
+		_, err = c.client.Compact(ctx, answer.Header.Revision, clientv3.WithCompactPhysical())
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// users makes some, and enables authentication.
+func (c *content) users() {
+	c.t.Helper()
+	ctx := harness.Context(c.t, limit)
+	var err error
+	do := func(_ any, next error) {
+		if err == nil {
+			err = next
+		}
+	}
+	do(c.client.RoleAdd(ctx, "root"))
+	do(c.client.RoleAdd(ctx, "reader"))
+	do(c.client.RoleGrantPermission(ctx, "reader", "key", "kez", clientv3.PermissionType(clientv3.PermRead)))
+	do(c.client.RoleGrantPermission(ctx, "reader", "\x00", "\x00", clientv3.PermissionType(clientv3.PermReadWrite)))
+	do(c.client.UserAdd(ctx, "root", "secret"))
+	do(c.client.UserAdd(ctx, "bob", "word"))
+	do(c.client.UserAddWithOptions(ctx, "nopass", "", &clientv3.UserAddOptions{NoPassword: true}))
+	do(c.client.UserGrantRole(ctx, "root", "root"))
+	do(c.client.UserGrantRole(ctx, "bob", "reader"))
+	do(c.client.AuthEnable(ctx))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.password = "secret"
+	c.connect()
+}

@@ -1,0 +1,11 @@
+//! bbolt, the file format that etcd keeps its state in: written in one pass from sorted pairs, and
+//! read from a file that nobody writes to.
+//!
+//! Nothing here knows what etcd puts into it; `super::etcd` does.
+
+pub mod page;
+#[cfg(test)]
+pub mod read;
+#[cfg(test)]
+mod tests;
+pub mod write;

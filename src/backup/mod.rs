@@ -1,0 +1,30 @@
+//! etcd's snapshots: a bbolt file of the whole state, as etcd writes it.
+//!
+//! - `bbolt` knows the file format, and nothing of etcd;
+//! - `etcd` knows what etcd keeps in such a file;
+//! - `sort` brings records into the order of revisions, which etcd keeps them in and etched does
+//!   not;
+//! - `export` makes a file of one consistent view of a state.
+
+mod bbolt;
+mod etcd;
+pub mod export;
+mod sort;
+
+use std::io;
+
+use crate::storage;
+
+/// Why a file could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The state cannot be read; the process must stop.
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+    /// Records could not be put aside for sorting.
+    #[error("cannot sort the records in the data directory: {0}")]
+    Sort(#[from] io::Error),
+    /// Who asked for it is gone.
+    #[error("nobody reads the snapshot")]
+    Unread,
+}

@@ -1,0 +1,443 @@
+//! Sorts more pairs than memory holds: runs of what fits are sorted and written to a file, and
+//! merged when they are read.
+//!
+//! Memory is `MEMORY_BYTES`, and a small buffer for each run while they are merged. The lengths of
+//! values are in a file of their own too, so that they can be read alone. Both files have no name:
+//! nothing of them is left after a crash.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What is sorted in memory at a time.
+const MEMORY_BYTES: usize = 16 << 20;
+/// What is read of a run at a time.
+const READ_BYTES: usize = 16 << 10;
+const WRITE_BYTES: usize = 256 << 10;
+/// As many runs are merged at once; more are merged in several rounds.
+const MAX_RUNS: usize = 512;
+
+/// Pairs on their way into order.
+pub struct Sorter {
+    dir: PathBuf,
+    memory_bytes: usize,
+    data: Vec<u8>,
+    pairs: Vec<Pair>,
+    spilled: Option<Spilled>,
+}
+
+/// A pair in memory: where it begins, and the lengths of key and value.
+#[derive(Clone, Copy)]
+struct Pair {
+    at: u32,
+    key_len: u32,
+    value_len: u32,
+}
+
+impl Pair {
+    fn key<'a>(&self, data: &'a [u8]) -> &'a [u8] {
+        &data[self.at as usize..][..self.key_len as usize]
+    }
+
+    fn value<'a>(&self, data: &'a [u8]) -> &'a [u8] {
+        &data[(self.at + self.key_len) as usize..][..self.value_len as usize]
+    }
+}
+
+struct Spilled {
+    whole: Runs,
+    /// Keys and lengths alone.
+    lengths: Runs,
+}
+
+impl Sorter {
+    /// Runs go to files in `dir` where memory does not hold all pairs.
+    pub fn new(dir: &Path) -> Self {
+        Self::with_memory(dir, MEMORY_BYTES)
+    }
+
+    fn with_memory(dir: &Path, memory_bytes: usize) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            memory_bytes,
+            data: Vec::new(),
+            pairs: Vec::new(),
+            spilled: None,
+        }
+    }
+
+    /// Adds a pair, whose value is the parts one behind the other. No key comes twice.
+    pub fn push(&mut self, key: &[u8], value: &[&[u8]]) -> io::Result<()> {
+        let value_len: usize = value.iter().map(|part| part.len()).sum();
+        let more = key.len() + value_len + size_of::<Pair>();
+        let held = self.data.len() + self.pairs.len() * size_of::<Pair>();
+        if !self.pairs.is_empty() && held + more > self.memory_bytes {
+            self.spill()?;
+        }
+        self.pairs.push(Pair {
+            at: self.data.len() as u32,
+            key_len: key.len() as u32,
+            value_len: value_len as u32,
+        });
+        self.data.extend_from_slice(key);
+        for part in value {
+            self.data.extend_from_slice(part);
+        }
+        Ok(())
+    }
+
+    fn sort(&mut self) {
+        let data = &self.data;
+        self.pairs
+            .sort_unstable_by(|a, b| a.key(data).cmp(b.key(data)));
+    }
+
+    fn spill(&mut self) -> io::Result<()> {
+        self.sort();
+        let spilled = match &mut self.spilled {
+            Some(spilled) => spilled,
+            None => self.spilled.insert(Spilled {
+                whole: Runs::create(&self.dir, true)?,
+                lengths: Runs::create(&self.dir, false)?,
+            }),
+        };
+        let (mut whole, mut lengths) = (spilled.whole.begin(), spilled.lengths.begin());
+        for pair in &self.pairs {
+            let (key, value) = (pair.key(&self.data), pair.value(&self.data));
+            whole.push(key, value.len(), value)?;
+            lengths.push(key, value.len(), &[])?;
+        }
+        spilled.whole.end(whole)?;
+        spilled.lengths.end(lengths)?;
+        self.pairs.clear();
+        self.data.clear();
+        Ok(())
+    }
+
+    /// Ends the input.
+    pub fn done(mut self) -> io::Result<Sorted> {
+        if self.spilled.is_some() && !self.pairs.is_empty() {
+            self.spill()?;
+        }
+        let Some(mut spilled) = self.spilled.take() else {
+            self.sort();
+            return Ok(Sorted(Where::InMemory(self.data, self.pairs)));
+        };
+        for runs in [&mut spilled.whole, &mut spilled.lengths] {
+            while runs.spans.len() > MAX_RUNS {
+                runs.merge_first()?;
+            }
+        }
+        Ok(Sorted(Where::Spilled(spilled)))
+    }
+}
+
+/// Pairs in order, to be read as often as wanted.
+pub struct Sorted(Where);
+
+enum Where {
+    InMemory(Vec<u8>, Vec<Pair>),
+    Spilled(Spilled),
+}
+
+/// What is done with a pair: its key, the length of its value, and the value.
+pub type Visit<'a, E> = dyn FnMut(&[u8], usize, &[u8]) -> Result<(), E> + 'a;
+
+impl Sorted {
+    /// Visits all pairs in order.
+    pub fn each<E: From<io::Error>>(&self, visit: &mut Visit<'_, E>) -> Result<(), E> {
+        match &self.0 {
+            Where::InMemory(data, pairs) => pairs.iter().try_for_each(|pair| {
+                let value = pair.value(data);
+                visit(pair.key(data), value.len(), value)
+            }),
+            Where::Spilled(spilled) => spilled.whole.each(visit),
+        }
+    }
+
+    /// Visits all pairs in order, with empty values if that is less work.
+    pub fn each_length<E: From<io::Error>>(&self, visit: &mut Visit<'_, E>) -> Result<(), E> {
+        match &self.0 {
+            Where::InMemory(..) => self.each(visit),
+            Where::Spilled(spilled) => spilled.lengths.each(visit),
+        }
+    }
+}
+
+/// Sorted runs in one file.
+struct Runs {
+    file: Arc<File>,
+    has_values: bool,
+    len: u64,
+    /// Where each begins and ends.
+    spans: Vec<(u64, u64)>,
+}
+
+impl Runs {
+    fn create(dir: &Path, has_values: bool) -> io::Result<Self> {
+        Ok(Self {
+            file: Arc::new(tempfile::tempfile_in(dir)?),
+            has_values,
+            len: 0,
+            spans: Vec::new(),
+        })
+    }
+
+    fn begin(&self) -> RunWriter {
+        RunWriter {
+            file: self.file.clone(),
+            has_values: self.has_values,
+            begin: self.len,
+            written: self.len,
+            buffer: Vec::with_capacity(WRITE_BYTES),
+        }
+    }
+
+    fn end(&mut self, mut run: RunWriter) -> io::Result<()> {
+        run.flush()?;
+        self.len = run.written;
+        self.spans.push((run.begin, run.written));
+        Ok(())
+    }
+
+    /// Makes one run of the first ones, behind the last.
+    fn merge_first(&mut self) -> io::Result<()> {
+        let first: Vec<_> = self.spans.drain(..MAX_RUNS).collect();
+        let mut run = self.begin();
+        self.merge::<io::Error>(&first, &mut |key, value_len, value| {
+            run.push(key, value_len, value)
+        })?;
+        self.end(run)
+    }
+
+    fn each<E: From<io::Error>>(&self, visit: &mut Visit<'_, E>) -> Result<(), E> {
+        self.merge(&self.spans, visit)
+    }
+
+    fn merge<E: From<io::Error>>(
+        &self,
+        spans: &[(u64, u64)],
+        visit: &mut Visit<'_, E>,
+    ) -> Result<(), E> {
+        let mut heap = BinaryHeap::with_capacity(spans.len());
+        for (begin, end) in spans {
+            let mut run = RunReader {
+                file: self.file.clone(),
+                has_values: self.has_values,
+                at: *begin,
+                end: *end,
+                buffer: Vec::new(),
+                begin: 0,
+                key_len: 0,
+                value_len: 0,
+            };
+            if run.advance()? {
+                heap.push(run);
+            }
+        }
+        while let Some(mut run) = heap.peek_mut() {
+            visit(run.key(), run.value_len, run.value())?;
+            if !run.advance()? {
+                PeekMut::pop(run);
+            }
+        }
+        Ok(())
+    }
+}
+
+struct RunWriter {
+    file: Arc<File>,
+    has_values: bool,
+    begin: u64,
+    written: u64,
+    buffer: Vec<u8>,
+}
+
+impl RunWriter {
+    fn push(&mut self, key: &[u8], value_len: usize, value: &[u8]) -> io::Result<()> {
+        self.buffer
+            .extend_from_slice(&(key.len() as u32).to_le_bytes());
+        self.buffer
+            .extend_from_slice(&(value_len as u32).to_le_bytes());
+        self.buffer.extend_from_slice(key);
+        if self.has_values {
+            self.buffer.extend_from_slice(value);
+        }
+        match self.buffer.len() >= WRITE_BYTES {
+            true => self.flush(),
+            false => Ok(()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_all_at(&self.buffer, self.written)?;
+        self.written += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+const LENGTHS_BYTES: usize = 8;
+
+/// A run, at one of its pairs.
+struct RunReader {
+    file: Arc<File>,
+    has_values: bool,
+    /// What of the file is not in the buffer.
+    at: u64,
+    end: u64,
+    buffer: Vec<u8>,
+    /// Where the pair's key is in the buffer.
+    begin: usize,
+    key_len: usize,
+    value_len: usize,
+}
+
+impl RunReader {
+    fn stored_value_len(&self) -> usize {
+        match self.has_values {
+            true => self.value_len,
+            false => 0,
+        }
+    }
+
+    fn key(&self) -> &[u8] {
+        &self.buffer[self.begin..][..self.key_len]
+    }
+
+    fn value(&self) -> &[u8] {
+        &self.buffer[self.begin + self.key_len..][..self.stored_value_len()]
+    }
+
+    /// Moves to the next pair; false at the end.
+    fn advance(&mut self) -> io::Result<bool> {
+        self.begin += self.key_len + self.stored_value_len();
+        if self.begin == self.buffer.len() && self.at == self.end {
+            return Ok(false);
+        }
+        self.fill(LENGTHS_BYTES)?;
+        let length = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        let lengths = &self.buffer[self.begin..][..LENGTHS_BYTES];
+        self.key_len = length(lengths) as usize;
+        self.value_len = length(&lengths[4..]) as usize;
+        self.begin += LENGTHS_BYTES;
+        self.fill(self.key_len + self.stored_value_len())?;
+        Ok(true)
+    }
+
+    /// Has at least `count` bytes from `begin` on in the buffer.
+    fn fill(&mut self, count: usize) -> io::Result<()> {
+        let held = self.buffer.len() - self.begin;
+        if held >= count {
+            return Ok(());
+        }
+        self.buffer.drain(..self.begin);
+        self.begin = 0;
+        let wanted = (count - held).max(READ_BYTES);
+        let more = wanted.min((self.end - self.at) as usize);
+        self.buffer.resize(held + more, 0);
+        self.file.read_exact_at(&mut self.buffer[held..], self.at)?;
+        self.at += more as u64;
+        match held + more >= count {
+            true => Ok(()),
+            false => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+/// The smallest key is on top of a heap.
+impl Ord for RunReader {
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.key().cmp(self.key())
+    }
+}
+
+impl PartialOrd for RunReader {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for RunReader {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for RunReader {}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
+    fn read(sorted: &Sorted) -> (Pairs, Vec<(Vec<u8>, usize)>) {
+        let (mut pairs, mut lengths) = (Vec::new(), Vec::new());
+        let whole = sorted.each::<io::Error>(&mut |key, len, value| {
+            assert_eq!(len, value.len());
+            pairs.push((key.to_vec(), value.to_vec()));
+            Ok(())
+        });
+        whole.expect("reads");
+        let alone = sorted.each_length::<io::Error>(&mut |key, len, _| {
+            lengths.push((key.to_vec(), len));
+            Ok(())
+        });
+        alone.expect("reads");
+        (pairs, lengths)
+    }
+
+    #[test]
+    fn pairs_come_in_order_whether_they_fit_memory_or_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        // The third makes more runs than are merged at once.
+        for (memory_bytes, count) in [(1 << 20, 1_000), (2_000, 5_000), (30, 2_000), (1, 0)] {
+            let mut expected = BTreeMap::new();
+            let mut sorter = Sorter::with_memory(dir.path(), memory_bytes);
+            for number in 0..count as u32 {
+                let key = number.wrapping_mul(2_654_435_761).to_be_bytes();
+                let key = &key[..1 + (number % 4) as usize];
+                let value = vec![number as u8; (number % 97) as usize];
+                if expected.contains_key(key) {
+                    continue;
+                }
+                let (front, back) = value.split_at(value.len() / 2);
+                sorter.push(key, &[front, back]).expect("writes");
+                expected.insert(key.to_vec(), value);
+            }
+            let sorted = sorter.done().expect("merges");
+            let (pairs, lengths) = read(&sorted);
+            assert_eq!(pairs, expected.into_iter().collect::<Pairs>());
+            assert_eq!(read(&sorted).0, pairs, "a second time");
+            let of_pairs: Vec<_> = pairs
+                .into_iter()
+                .map(|(key, value)| (key, value.len()))
+                .collect();
+            assert_eq!(lengths, of_pairs);
+            let left = std::fs::read_dir(dir.path()).expect("reads").count();
+            assert_eq!(left, 0, "files with names");
+        }
+    }
+
+    #[test]
+    fn values_larger_than_memory_have_runs_to_themselves() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut sorter = Sorter::with_memory(dir.path(), 100);
+        for key in [b"c", b"a", b"b"] {
+            sorter.push(key, &[&[key[0]; 70_000]]).expect("writes");
+        }
+        let (pairs, _) = read(&sorter.done().expect("merges"));
+        assert_eq!(
+            pairs,
+            [b'a', b'b', b'c'].map(|key| (vec![key], vec![key; 70_000]))
+        );
+    }
+}

@@ -1,0 +1,98 @@
+//! etcd's snapshots for clients: a few at a time, each on a thread of its own pace.
+//!
+//! A snapshot holds a view of the engine, a thread and its part of memory until its last part is
+//! taken. So a reader that stands still for `UNREAD_LIMIT` gets no more of it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::caller::Caller;
+use super::handle::Handle;
+use crate::backup::{self, export::Export};
+use crate::env::{self, Clock};
+use crate::error::Error;
+use crate::replica::shared::Shared;
+
+/// How long the next part waits for its reader.
+const UNREAD_LIMIT: Duration = Duration::from_secs(120);
+/// Parts that wait between the disk and the network.
+const WAITING_PARTS: usize = 2;
+
+/// A snapshot's next message.
+pub enum Part {
+    /// Comes first.
+    Begun {
+        bytes: u64,
+        storage_version: String,
+    },
+    Bytes(Vec<u8>),
+    /// Comes last; without it, and without an error, the snapshot is not whole.
+    Ended,
+}
+
+pub type Parts = mpsc::Receiver<Result<Part, Error>>;
+type Sender = mpsc::Sender<Result<Part, Error>>;
+
+impl Handle {
+    /// Begins a snapshot of the state as of now.
+    pub async fn back_up(&self, caller: &Caller) -> Result<Parts, Error> {
+        let turn = self.backing_up().acquire_owned();
+        let clock = self.shared().clock.clone();
+        let limit = self.deadline(caller).saturating_sub(clock.now());
+        let Some(Ok(permit)) = env::timeout(clock.as_ref(), limit, turn).await else {
+            return Err(Error::Overloaded);
+        };
+        let (made, making) = mpsc::channel(WAITING_PARTS);
+        let (shared, dir) = (self.shared().clone(), self.settings.scratch_dir.clone());
+        self.shared().executor.spawn_blocking(Box::new(move || {
+            let _permit = permit;
+            if let Err(error) = make(&shared, &dir, &made) {
+                fail(&shared, &error, &made);
+            }
+        }));
+        let (sender, parts) = mpsc::channel(1);
+        self.spawn(hand_over(making, sender, clock));
+        Ok(parts)
+    }
+}
+
+/// Passes parts on until their reader is gone, or stands still.
+async fn hand_over(mut making: Parts, sender: Sender, clock: Arc<dyn Clock>) {
+    while let Some(part) = making.recv().await {
+        let sent = env::timeout(clock.as_ref(), UNREAD_LIMIT, sender.send(part)).await;
+        if !matches!(sent, Some(Ok(()))) {
+            return;
+        }
+    }
+}
+
+fn make(shared: &Shared, dir: &Path, made: &Sender) -> Result<(), backup::Error> {
+    let send = |part| {
+        let sent = made.blocking_send(Ok(part));
+        sent.map_err(|_| backup::Error::Unread)
+    };
+    let read = shared.engine().view();
+    let export = Export::new(read.as_ref(), dir, &|| !made.is_closed())?;
+    send(Part::Begun {
+        bytes: export.bytes(),
+        storage_version: export.storage_version().to_owned(),
+    })?;
+    export.write(&mut |bytes| send(Part::Bytes(bytes)))?;
+    send(Part::Ended)
+}
+
+fn fail(shared: &Shared, error: &backup::Error, made: &Sender) {
+    match error {
+        backup::Error::Unread => {
+            tracing::info!("a snapshot for a client ended before its last part was read");
+            return;
+        }
+        backup::Error::Storage(error) => shared.fail(error.to_string()),
+        backup::Error::Sort(_) => tracing::warn!(%error, "cannot make a snapshot for a client"),
+    }
+    // Who asked may be gone by now.
+    let _ = made.blocking_send(Err(Error::BackupFailed));
+}
