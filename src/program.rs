@@ -4,8 +4,9 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use crate::config::{self, Command, Exit, Surroundings};
-use crate::server::{self, logging, run::Stopped};
+use crate::config::{self, Command, Exit, Restore, Surroundings};
+use crate::env::SystemClock;
+use crate::server::{self, from_snapshot, logging, run::Stopped};
 
 /// Runs seeds of the simulator and says what came of them.
 #[cfg(any(test, feature = "simulation"))]
@@ -25,6 +26,7 @@ pub fn run() -> ExitCode {
         Some(Ok(Command::Version)) => {
             return logging::exit(&Exit::printed(config::version(), ""));
         }
+        Some(Ok(Command::Restore(command))) => return restore(command),
         Some(Err(exit)) => return logging::exit(&exit),
         None => {}
     }
@@ -81,6 +83,50 @@ pub fn run() -> ExitCode {
         Err(error) => {
             logging::fatal("discovery failed", &error.to_string());
             std::process::exit(1);
+        }
+    }
+}
+
+/// Makes a new member from a snapshot; progress and the outcome go to stderr.
+fn restore(command: Restore) -> ExitCode {
+    let around = Surroundings {
+        // The flags of this command are all that counts.
+        env: Vec::new(),
+        read_file: &|path| std::fs::read_to_string(path),
+        default_host: &config::default_host,
+        memory_bytes: &config::memory_bytes,
+    };
+    let args: Vec<OsString> = std::iter::once("etched".into())
+        .chain(command.member)
+        .collect();
+    let loaded = match config::load(args, &around) {
+        Ok(loaded) => loaded,
+        Err(exit) => return logging::exit(&exit),
+    };
+    let order = from_snapshot::Order {
+        snapshot: &command.snapshot,
+        config: &loaded.config,
+        changes: from_snapshot::Changes {
+            bump_revision: command.bump_revision,
+            mark_compacted: command.mark_compacted,
+        },
+        skip_hash_check: command.skip_hash_check,
+        clock: &SystemClock::new(),
+    };
+    match from_snapshot::restore(&order, &mut |line| eprintln!("{line}")) {
+        Ok(imported) => {
+            eprintln!(
+                "restored {} keys, {} records, revision {}, into {}",
+                imported.keys,
+                imported.records,
+                imported.revision,
+                loaded.config.data_dir.display()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("etched restore: {error}");
+            ExitCode::from(1)
         }
     }
 }

@@ -1,3 +1,3 @@
-// Package backup takes etched's snapshots to etcd's own tools and servers: what
-// etcdutl accepts and an etcd serves of them must be what etched serves.
+// Package backup takes snapshots of etched to etcd's own tools and servers, and
+// those of etcd to etched: what one serves of them must be what the other served.
 package backup

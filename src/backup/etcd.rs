@@ -1,8 +1,10 @@
 //! What etcd v3.7 keeps in its bbolt file: the names of buckets and keys, and how values are
 //! written. Pairs of the keyspace are protobuf, members are JSON, numbers are big-endian.
 
+use std::borrow::Cow;
+
 use prost::Message;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::mvcc::hash::RecordKey;
 use crate::proto::etcdserverpb::AlarmMember;
@@ -66,6 +68,27 @@ impl PairParts {
     }
 }
 
+/// What the key of a record says, or of how far a compaction went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub revision: Revision,
+    pub tombstone: bool,
+}
+
+impl Record {
+    /// The reverse of `RecordKey`.
+    pub fn parse(key: &[u8]) -> Option<Self> {
+        let number = |at: usize| Some(i64::from_be_bytes(key.get(at..at + 8)?.try_into().ok()?));
+        let revision = Revision::new(number(0)?, number(9)?);
+        let tombstone = key.len() == 18;
+        let same = RecordKey::new(revision, tombstone).bytes() == key;
+        (same && revision.main >= 0 && revision.sub >= 0).then_some(Self {
+            revision,
+            tombstone,
+        })
+    }
+}
+
 /// The value of a tombstone.
 pub fn tombstone(key: &[u8]) -> Vec<u8> {
     let mut pair = Vec::with_capacity(key.len() + 6);
@@ -84,13 +107,33 @@ pub fn lease_key(id: LeaseId) -> [u8; 8] {
     id.0.to_be_bytes()
 }
 
-/// A `leasepb.Lease`.
 pub fn lease(id: LeaseId, lease: &Lease) -> Vec<u8> {
-    let mut value = Vec::with_capacity(24);
-    put_varint_field(&mut value, 1, id.0);
-    put_varint_field(&mut value, 2, lease.ttl_s);
-    put_varint_field(&mut value, 3, lease.remaining_ttl_s);
-    value
+    StoredLease {
+        id: id.0,
+        ttl_s: lease.ttl_s,
+        remaining_ttl_s: lease.remaining_ttl_s,
+    }
+    .encode_to_vec()
+}
+
+/// `leasepb.Lease`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredLease {
+    #[prost(int64, tag = "1")]
+    id: i64,
+    #[prost(int64, tag = "2")]
+    ttl_s: i64,
+    #[prost(int64, tag = "3")]
+    remaining_ttl_s: i64,
+}
+
+pub fn parse_lease(value: &[u8]) -> Option<(LeaseId, Lease)> {
+    let stored = StoredLease::decode(value).ok()?;
+    let lease = Lease {
+        ttl_s: stored.ttl_s,
+        remaining_ttl_s: stored.remaining_ttl_s,
+    };
+    (stored.id != 0).then_some((LeaseId(stored.id), lease))
 }
 
 pub fn alarm(alarm: &AlarmMember) -> Vec<u8> {
@@ -128,15 +171,21 @@ struct StoredMember {
 
 pub fn downgrade(target: &str) -> Vec<u8> {
     json(&Downgrade {
-        target_version: target,
+        target_version: target.into(),
         enabled: true,
     })
 }
 
-#[derive(Serialize)]
+/// The target of a downgrade; `Some(None)` where none is going on.
+pub fn parse_downgrade(value: &[u8]) -> Option<Option<String>> {
+    let stored: Downgrade = serde_json::from_slice(value).ok()?;
+    Some(stored.enabled.then(|| stored.target_version.into_owned()))
+}
+
+#[derive(Serialize, Deserialize)]
 struct Downgrade<'a> {
-    #[serde(rename = "target-version")]
-    target_version: &'a str,
+    #[serde(rename = "target-version", default)]
+    target_version: Cow<'a, str>,
     enabled: bool,
 }
 

@@ -21,7 +21,7 @@ use crate::state::membership::Membership;
 use crate::state::version::Versions;
 use crate::storage::schema::{self, ChangeKind, Head, RevisionRecord, meta};
 use crate::storage::{self, Family, Read};
-use crate::types::version;
+use crate::types::{FIRST_REVISION, Revision, version};
 
 /// Bytes that are handed out at a time, about.
 const PART_BYTES: usize = 128 << 10;
@@ -87,6 +87,7 @@ impl<'a> Export<'a> {
 /// The records of etcd's `key` bucket, in order.
 fn sorted_records(read: &dyn Read, dir: &Path, go_on: &dyn Fn() -> bool) -> Result<Sorted, Error> {
     let mut records = Sorter::new(dir);
+    let mut newest = FIRST_REVISION.max(compaction::finished(read)?);
     let mut put = |key: &[u8], record: &[u8], family, at: &[u8]| -> Result<(), Error> {
         let head = Head::parse(record).ok_or_else(|| storage::Error::Damaged {
             family,
@@ -95,6 +96,7 @@ fn sorted_records(read: &dyn Read, dir: &Path, go_on: &dyn Fn() -> bool) -> Resu
         })?;
         let value = head.value(record);
         let parts = PairParts::new(key, &head, value.len());
+        newest = newest.max(head.mod_revision.main);
         let at = RecordKey::new(head.mod_revision, false);
         records.push(
             at.bytes(),
@@ -123,11 +125,29 @@ fn sorted_records(read: &dyn Read, dir: &Path, go_on: &dyn Fn() -> bool) -> Resu
     while log.next()? {
         let record = RevisionRecord::decode(log.key(), log.value())?;
         if record.kind == ChangeKind::Delete {
-            let at = RecordKey::new(decode_revision(log.key())?, true);
+            let revision = decode_revision(log.key())?;
+            newest = newest.max(revision.main);
+            let at = RecordKey::new(revision, true);
             records.push(at.bytes(), &[&etcd::tombstone(record.key)])?;
         }
     }
+    let head = head(read)?;
+    if head > newest {
+        // Revisions that a restore skipped: etcd's own tool marks them so.
+        let at = RecordKey::new(Revision::new(head, 0), false);
+        records.push(at.bytes(), &[])?;
+    }
     Ok(records.done()?)
+}
+
+fn head(read: &dyn Read) -> Result<i64, Error> {
+    match read.get(Family::Meta, meta::HEAD)? {
+        Some(value) => {
+            let [head, _keys] = schema::decode_numbers(&value, meta::HEAD)?;
+            Ok(head as i64)
+        }
+        None => Ok(FIRST_REVISION),
+    }
 }
 
 /// Writes all buckets but that of the keyspace. `written` is called behind each pair of those that

@@ -4,11 +4,13 @@
 //! - `etcd` knows what etcd keeps in such a file;
 //! - `sort` brings records into the order of revisions, which etcd keeps them in and etched does
 //!   not;
-//! - `export` makes a file of one consistent view of a state.
+//! - `export` makes a file of one consistent view of a state;
+//! - `import` makes a state of a file.
 
-mod bbolt;
+pub mod bbolt;
 mod etcd;
 pub mod export;
+pub mod import;
 mod sort;
 
 use std::io;

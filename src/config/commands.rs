@@ -5,16 +5,111 @@
 //! A command is added by a line in `program` and a [`Command`], which `main` carries out.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches};
 
 use super::exit::Exit;
 use super::help;
 use super::log::LogFormat;
 
 /// What a command line asks for instead of a member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Print the versions.
     Version,
+    Restore(Restore),
+}
+
+/// Make a new member from a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restore {
+    pub snapshot: PathBuf,
+    /// The new member's flags, as a member takes them.
+    pub member: Vec<OsString>,
+    pub bump_revision: i64,
+    pub mark_compacted: bool,
+    pub skip_hash_check: bool,
+}
+
+/// The flags of `restore` that are those of the member that it makes.
+const MEMBER_FLAGS: [(&str, &str); 5] = [
+    (
+        "data-dir",
+        "Directory of the new member, which must not hold anything [default: NAME.etcd]",
+    ),
+    ("name", "Name of the new member [default: default]"),
+    (
+        "initial-cluster",
+        "Members of the new cluster, NAME=URL and so on [default: default=http://localhost:2380]",
+    ),
+    (
+        "initial-cluster-token",
+        "Token of the new cluster [default: etcd-cluster]",
+    ),
+    (
+        "initial-advertise-peer-urls",
+        "Peer URLs of the new member [default: http://localhost:2380]",
+    ),
+];
+
+fn restore_command() -> clap::Command {
+    let member = MEMBER_FLAGS.map(|(name, help)| Arg::new(name).long(name).help(help));
+    clap::Command::new("restore")
+        .about("Make the data directory of a new member from a snapshot of etcd or etched")
+        .after_help(
+            "Each member of a new cluster is made from the same snapshot, with its own --name. Clients \
+             that watched the old cluster must not meet its revisions again: skip more than were \
+             written since the snapshot with --bump-revision, and end their watches with \
+             --mark-compacted.",
+        )
+        .arg(
+            Arg::new("snapshot")
+                .required(true)
+                .value_name("SNAPSHOT")
+                .value_parser(clap::value_parser!(PathBuf))
+                .help("What `etcdctl snapshot save` wrote, or member/snap/db of a stopped etcd"),
+        )
+        .args(member)
+        .arg(
+            Arg::new("bump-revision")
+                .long("bump-revision")
+                .value_parser(clap::value_parser!(i64).range(0..))
+                .default_value("0")
+                .help("How many revisions to skip"),
+        )
+        .arg(flag("mark-compacted", "Compact to the newest revision, the skipped ones included"))
+        .arg(flag("skip-hash-check", "Take a file without a hash, or with another one"))
+}
+
+fn flag(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .help(help)
+        .action(ArgAction::SetTrue)
+}
+
+impl Restore {
+    fn of(matches: &ArgMatches) -> Self {
+        let text = |name: &str| matches.get_one::<String>(name);
+        let member = MEMBER_FLAGS.iter().filter_map(|(name, _)| {
+            let value = text(name)?;
+            Some(OsString::from(format!("--{name}={value}")))
+        });
+        Self {
+            snapshot: matches
+                .get_one::<PathBuf>("snapshot")
+                .cloned()
+                .unwrap_or_default(),
+            member: member.collect(),
+            bump_revision: matches
+                .get_one::<i64>("bump-revision")
+                .copied()
+                .unwrap_or_default(),
+            mark_compacted: matches.get_flag("mark-compacted"),
+            skip_hash_check: matches.get_flag("skip-hash-check"),
+        }
+    }
 }
 
 fn program() -> clap::Command {
@@ -26,6 +121,7 @@ fn program() -> clap::Command {
             help::NOT_THERE
         ))
         .subcommand_required(true)
+        .subcommand(restore_command())
         .subcommand(clap::Command::new("version").about("Print the versions and exit"))
 }
 
@@ -47,8 +143,11 @@ pub fn command(args: &[OsString]) -> Option<Result<Command, Box<Exit>>> {
         return None;
     }
     Some(match program().try_get_matches_from(args) {
-        // It is the only one; clap let nothing else pass.
-        Ok(_) => Ok(Command::Version),
+        Ok(matches) => match matches.subcommand() {
+            Some(("restore", matches)) => Ok(Command::Restore(Restore::of(matches))),
+            // clap let nothing else pass.
+            _ => Ok(Command::Version),
+        },
         Err(error) => Err(exit(&error)),
     })
 }

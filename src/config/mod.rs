@@ -38,7 +38,7 @@ mod values;
 #[cfg(any(test, feature = "fuzzing"))]
 pub use auth::SIGN_METHODS;
 pub use auth::{AuthToken, INVALID_OPTIONS, JwtOptions, SignMethod, Signature};
-pub use commands::{Command, command};
+pub use commands::{Command, Restore, command};
 pub use discovery::{Discovery, DiscoveryService, DnsDiscovery};
 pub use exit::Exit;
 pub use help::version;

@@ -8,6 +8,7 @@
 //! - compaction to C removes undo entries superseded at or below C: a test on the key alone;
 //! - nothing here knows of raft, leases' lives or clients.
 
+pub mod bulk;
 pub mod compaction;
 mod frame;
 pub mod hash;

@@ -4,6 +4,8 @@
 //! A new member exists once its identity file does, which is written last: the next start repeats
 //! earlier steps.
 
+use std::sync::Arc;
+
 use super::Error;
 use super::member_dir::{Identity, MemberDir};
 use super::states;
@@ -13,6 +15,7 @@ use crate::raft::replica::{self, conf_state_of, encode_hard_state};
 use crate::replica::cluster_status::peers_in;
 use crate::replica::state_store::entry_id_of;
 use crate::state::Machine;
+use crate::storage::Engine;
 use crate::storage::raft_log::{self, EntryId, RaftLog, Recovered};
 use crate::transport::Peer;
 use crate::types::ClusterId;
@@ -112,9 +115,21 @@ pub fn found(
     new: Founding,
     options: &RestoreOptions,
 ) -> Result<Restored, Error> {
+    found_with(dir, new, options, |_| Ok(()))
+}
+
+/// The same with a keyspace, leases and users that `fill` writes first, equal on all founders.
+pub fn found_with(
+    dir: &dyn MemberDir,
+    new: Founding,
+    options: &RestoreOptions,
+    fill: impl FnOnce(&dyn Engine) -> Result<(), Error>,
+) -> Result<Restored, Error> {
     let Founding { identity, members } = new;
     let (log, recovered) = new_log(dir, identity, options, Some(FOUNDING_ENTRY))?;
-    let mut machine = new_state(dir, FOUNDING_ENTRY.index)?;
+    let engine = new_state(dir, FOUNDING_ENTRY.index)?;
+    fill(engine.as_ref())?;
+    let mut machine = Machine::open(engine)?;
     machine.bootstrap(
         identity.cluster,
         members,
@@ -142,7 +157,7 @@ pub fn join(
 ) -> Result<Restored, Error> {
     let Joining { identity, peers } = joining;
     let (log, recovered) = new_log(dir, identity, options, None)?;
-    let machine = new_state(dir, 0)?;
+    let machine = Machine::open(new_state(dir, 0)?)?;
     machine.engine().flush()?;
     let replica = replica(identity, options, &log, recovered, &machine)?;
     dir.set_first_peers(&peers)?;
@@ -246,11 +261,11 @@ fn new_log(
 
 /// Opens the state of a new member; refuses one that contains more than an interrupted start leaves
 /// behind.
-fn new_state(dir: &dyn MemberDir, most: u64) -> Result<Machine, Error> {
+fn new_state(dir: &dyn MemberDir, most: u64) -> Result<Arc<dyn Engine>, Error> {
     let name = dir.current_state()?;
     let engine = dir.open_engine(&name)?;
     match entry_id_of(engine.latest())?.index <= most {
-        true => Ok(Machine::open(engine)?),
+        true => Ok(engine),
         false => Err(nameless(&dir.path(&name).display().to_string())),
     }
 }

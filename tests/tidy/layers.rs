@@ -84,6 +84,7 @@ const MODULES: &[Module] = &[
         "server",
         8,
         &[
+            "backup",
             "http",
             "api",
             "jobs",

@@ -4,7 +4,6 @@
 //! Nothing here knows what etcd puts into it; `super::etcd` does.
 
 pub mod page;
-#[cfg(test)]
 pub mod read;
 #[cfg(test)]
 mod tests;

@@ -29,7 +29,6 @@ pub const ELEMENT_BYTES: usize = 16;
 pub const BUCKET: u32 = 1;
 /// A bucket's root page and sequence.
 pub const BUCKET_BYTES: usize = 16;
-#[cfg(test)]
 const META_BYTES: usize = 64;
 
 /// A page's head.
@@ -49,7 +48,6 @@ impl Head {
         out.extend_from_slice(&self.overflow.to_le_bytes());
     }
 
-    #[cfg(test)]
     pub fn parse(page: &[u8]) -> Option<Self> {
         Some(Self {
             id: u64_at(page, 0)?,
@@ -102,7 +100,6 @@ impl Meta {
         out.resize(begin + self.page_bytes as usize, 0);
     }
 
-    #[cfg(test)]
     /// Reads a meta page; `None` where it is none, or damaged.
     pub fn parse(page: &[u8]) -> Option<Self> {
         let meta = page.get(HEAD_BYTES..HEAD_BYTES + META_BYTES)?;
@@ -126,12 +123,10 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     })
 }
 
-#[cfg(test)]
 pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-#[cfg(test)]
 pub fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }

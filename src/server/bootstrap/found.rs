@@ -49,7 +49,8 @@ pub async fn founders(config: &Config, network: &dyn BootstrapNetwork) -> Result
     Ok(founding(new))
 }
 
-fn founding(new: Bootstrap) -> Founding {
+/// The founders as members of the cluster.
+pub fn founding(new: Bootstrap) -> Founding {
     let members = new.founders.into_iter().map(|founder| Member {
         id: founder.id.0,
         raft_attributes: Some(RaftAttributes {

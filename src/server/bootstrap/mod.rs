@@ -5,7 +5,7 @@
 //! rest.
 
 pub mod force;
-mod found;
+pub mod found;
 mod join;
 pub mod network;
 #[cfg(test)]
@@ -75,7 +75,7 @@ fn restart_forced(
     restore::resume(dir, identity, options, log, recovered)
 }
 
-fn options(config: &Config) -> RestoreOptions {
+pub fn options(config: &Config) -> RestoreOptions {
     RestoreOptions {
         segment_bytes: raft_log::DEFAULT_SEGMENT_BYTES,
         sync: !config.unsafe_no_fsync,

@@ -1,0 +1,249 @@
+//! `etched restore`: a new member from a snapshot of etcd or of etched.
+//!
+//! Every member of the new cluster is made from the same file; they begin with equal states, as
+//! founders do. The directory is made beside its place and renamed when it is whole, so that an
+//! error or a crash leaves nothing in it.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+
+use super::data_dir::DataDir;
+use super::{Error, bootstrap, restore};
+use crate::backup::bbolt;
+use crate::backup::import::{self, Imported, Progress};
+use crate::config::Config;
+use crate::env::Clock;
+
+pub use crate::backup::import::Changes;
+
+/// What is restored, and how.
+pub struct Order<'a> {
+    pub snapshot: &'a Path,
+    /// Of the new member: its name, cluster and data directory.
+    pub config: &'a Config,
+    pub changes: Changes,
+    /// For a file that was copied from a data directory, behind which no hash stands.
+    pub skip_hash_check: bool,
+    pub clock: &'a dyn Clock,
+}
+
+const HASH_BYTES: u64 = 32;
+/// etcd writes its files in units of this; a hash makes a file longer.
+const UNIT_BYTES: u64 = 512;
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// Tables of the new state that may be open; it is written once and closed.
+const OPEN_TABLES: usize = 64;
+
+/// Makes the member; `say` gets a line of progress a second.
+pub fn restore(order: &Order<'_>, say: &mut dyn FnMut(&str)) -> Result<Imported, Error> {
+    let target = &order.config.data_dir;
+    check_unused(target)?;
+    let of_snapshot = |error: &dyn std::fmt::Display| {
+        Error::Refused(format!("snapshot {}: {error}", order.snapshot.display()))
+    };
+    check_hash(order, say).map_err(|error| of_snapshot(&error))?;
+    let file = bbolt::read::File::open(order.snapshot).map_err(|error| of_snapshot(&error))?;
+    let cluster = order.config.listed_cluster();
+    let new = cluster.and_then(|cluster| {
+        let unresolved = |_: &str| Err(io::ErrorKind::Unsupported.into());
+        order.config.found(&cluster, &unresolved)
+    });
+    let new = new.map_err(|refusal| Error::Refused(refusal.to_string()))?;
+    let staging = beside(target)?;
+    remove(&staging)?;
+    let dir = DataDir::open(
+        &staging,
+        None,
+        bootstrap::store_limits(order.config, OPEN_TABLES),
+    )?;
+    let mut imported = None;
+    let options = bootstrap::options(order.config);
+    let made = restore::found_with(&dir, bootstrap::found::founding(new), &options, |engine| {
+        let mut progress = Reporter::new(order.clock, say);
+        let done = import::import(
+            &file,
+            engine,
+            &staging,
+            order.changes,
+            &mut |progress_now| {
+                progress.report(progress_now);
+            },
+        );
+        imported = Some(done.map_err(|error| of_snapshot(&error))?);
+        Ok(())
+    });
+    drop(dir);
+    if let Err(error) = made.map(drop) {
+        // The error is what matters; what cannot be removed now is removed by the next attempt.
+        let _ = remove(&staging);
+        return Err(error);
+    }
+    put_in_place(&staging, target)?;
+    imported.ok_or_else(|| Error::Refused("the state was not filled".to_owned()))
+}
+
+/// Refuses a directory that holds anything.
+fn check_unused(target: &Path) -> Result<(), Error> {
+    let unused = match fs::read_dir(target) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    };
+    match unused {
+        true => Ok(()),
+        false => Err(Error::Refused(format!(
+            "data-dir {:?} not empty or could not be read; move it away, or choose another --data-dir",
+            target.display().to_string()
+        ))),
+    }
+}
+
+/// Where the directory is made: on the same file system, so that it can be renamed.
+fn beside(target: &Path) -> Result<PathBuf, Error> {
+    let name = target
+        .file_name()
+        .ok_or_else(|| Error::Refused(format!("{} cannot be a --data-dir", target.display())))?;
+    let mut name = name.to_owned();
+    name.push(".restoring");
+    Ok(target.with_file_name(name))
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::Os {
+            what: "remove what an earlier attempt left",
+            error,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn put_in_place(staging: &Path, target: &Path) -> Result<(), Error> {
+    let failed = |error| Error::Os {
+        what: "rename the new data directory into its place",
+        error,
+    };
+    // An empty directory may be there already.
+    match fs::remove_dir(target) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    fs::rename(staging, target).map_err(failed)?;
+    let parent = target
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let parent = File::open(parent.unwrap_or(Path::new("."))).map_err(failed)?;
+    parent.sync_all().map_err(failed)
+}
+
+/// Why a snapshot is not what was saved.
+#[derive(Debug, thiserror::Error)]
+enum HashError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error(
+        "no SHA-256 stands behind its data: it is cut short, or was copied from a data directory, which --skip-hash-check allows"
+    )]
+    Missing,
+    #[error("its SHA-256 is {found}, and {expected} was saved with it: it was changed or damaged")]
+    Different { found: String, expected: String },
+}
+
+/// Compares the file with the hash that stands behind it.
+fn check_hash(order: &Order<'_>, say: &mut dyn FnMut(&str)) -> Result<(), HashError> {
+    let mut file = File::open(order.snapshot)?;
+    let len = file.metadata()?.len();
+    if len % UNIT_BYTES != HASH_BYTES {
+        return match order.skip_hash_check {
+            true => Ok(()),
+            false => Err(HashError::Missing),
+        };
+    }
+    if order.skip_hash_check {
+        return Ok(());
+    }
+    let mut hash = digest::Context::new(&digest::SHA256);
+    let mut left = len - HASH_BYTES;
+    let mut buffer = vec![0; 1 << 20];
+    let mut pace = Pace::new(order.clock);
+    while left > 0 {
+        let most = left.min(buffer.len() as u64) as usize;
+        file.read_exact(&mut buffer[..most])?;
+        hash.update(&buffer[..most]);
+        left -= most as u64;
+        if pace.is_due() {
+            say(&format!(
+                "checked {} of {} MiB",
+                (len - left) >> 20,
+                len >> 20
+            ));
+        }
+    }
+    let mut saved = [0; HASH_BYTES as usize];
+    file.read_exact(&mut saved)?;
+    let found = hash.finish();
+    match found.as_ref() == saved {
+        true => Ok(()),
+        false => Err(HashError::Different {
+            found: hex(found.as_ref()),
+            expected: hex(&saved),
+        }),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// When the next line of progress is due.
+struct Pace<'a> {
+    clock: &'a dyn Clock,
+    last: Duration,
+}
+
+impl<'a> Pace<'a> {
+    fn new(clock: &'a dyn Clock) -> Self {
+        let last = clock.now();
+        Self { clock, last }
+    }
+
+    fn is_due(&mut self) -> bool {
+        let now = self.clock.now();
+        let due = now.saturating_sub(self.last) >= PROGRESS_INTERVAL;
+        if due {
+            self.last = now;
+        }
+        due
+    }
+}
+
+struct Reporter<'a> {
+    pace: Pace<'a>,
+    say: &'a mut dyn FnMut(&str),
+}
+
+impl<'a> Reporter<'a> {
+    fn new(clock: &'a dyn Clock, say: &'a mut dyn FnMut(&str)) -> Self {
+        Self {
+            pace: Pace::new(clock),
+            say,
+        }
+    }
+
+    fn report(&mut self, progress: Progress) {
+        let (Progress::Read(count) | Progress::Written { records: count, .. }) = progress;
+        // The clock is asked now and then.
+        if count % 1024 != 0 || !self.pace.is_due() {
+            return;
+        }
+        match progress {
+            Progress::Read(records) => (self.say)(&format!("read {records} records")),
+            Progress::Written { records, of } => {
+                (self.say)(&format!("wrote {records} of {of} records"));
+            }
+        }
+    }
+}
