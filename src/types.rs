@@ -1,8 +1,10 @@
 //! The numbers that etcd's world is made of, as types that cannot be mixed up.
 
+mod address;
 mod timestamp;
 pub mod version;
 
+pub use address::{Address, Remote, socket_file};
 pub use timestamp::timestamp;
 
 use std::fmt;

@@ -45,9 +45,8 @@ var notInREADME = map[string]struct {
 		}),
 	}},
 	"HTTP": {"the JSON gateway under `/v3/` (404), profiles", []absence{noGateway, noProfiles}},
-	"Configuration": {"TLS, unix sockets, log rotation, tracing: refused at the start", []absence{
-		refusesFlag("--cert-file=/x"), refusesFlag("--auto-tls"),
-		noUnixSockets, refusesFlag("--enable-log-rotation"), refusesFlag("--enable-distributed-tracing"),
+	"Configuration": {"log rotation, tracing: refused at the start", []absence{
+		refusesFlag("--enable-log-rotation"), refusesFlag("--enable-distributed-tracing"),
 	}},
 	"Commands": {"etcd's `gateway` and `grpc-proxy` (refused)", []absence{noCommands}},
 }
@@ -56,10 +55,9 @@ var notInREADME = map[string]struct {
 const notInHelp = "Not in etched: "
 
 var checksOfHelp = map[string]absence{
-	"the commands gateway and grpc-proxy":                  noCommands,
-	"unix sockets (unix:// and unixs:// in lists of URLs)": noUnixSockets,
-	"the JSON gateway under /v3/":                          noGateway,
-	"profiles under /debug/pprof/":                         noProfiles,
+	"the commands gateway and grpc-proxy": noCommands,
+	"the JSON gateway under /v3/":         noGateway,
+	"profiles under /debug/pprof/":        noProfiles,
 }
 
 func TestWhatIsNotThere(t *testing.T) {
@@ -236,23 +234,6 @@ func noCommands(t *testing.T, _ *harness.Server) {
 		for _, args := range [][]string{{command}, {command, "start"}} {
 			got := exits(t, harness.Etched, nil, args)
 			if got.Code != 1 || !strings.HasPrefix(got.First, command+" is not built yet in etched ") {
-				t.Errorf("%v: %+v", args, got)
-			}
-		}
-	}
-}
-
-func noUnixSockets(t *testing.T, _ *harness.Server) {
-	t.Helper()
-	for _, flags := range [][]string{
-		{"--advertise-client-urls=http://127.0.0.1:1", "--listen-client-urls="},
-		{"--listen-peer-urls="}, {"--listen-metrics-urls="}, {"--listen-client-http-urls="},
-	} {
-		for _, scheme := range []string{"unix", "unixs"} {
-			args := slices.Clone(flags)
-			args[len(args)-1] += scheme + "://127.0.0.1:2379"
-			got := exits(t, harness.Etched, nil, args)
-			if said := got.First + got.Error; got.Code == 0 || got.Code == -1 || !strings.Contains(said, "unix") {
 				t.Errorf("%v: %+v", args, got)
 			}
 		}

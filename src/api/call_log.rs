@@ -4,7 +4,6 @@
 //!
 //! Nothing of a line is built before it is known that it will be written.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use crate::replica::shared::Shared;
 use crate::replica::slow_log::{self, Slow};
 use crate::service::handle::Handle;
 use crate::service::rpcs::{self, Rpc};
-use crate::types::timestamp;
+use crate::types::{Remote, timestamp};
 
 /// See the module.
 #[derive(Clone)]
@@ -30,7 +29,7 @@ pub struct CallLog {
     shared: Arc<Shared>,
     unary_limit: Duration,
     read_limit: Duration,
-    remote: Option<SocketAddr>,
+    remote: Option<Remote>,
 }
 
 /// What a call held; -1 for what is not looked at.
@@ -54,7 +53,7 @@ impl CallLog {
     }
 
     /// The same for calls of one client.
-    pub fn of_client(&self, remote: SocketAddr) -> Self {
+    pub fn of_client(&self, remote: Remote) -> Self {
         Self {
             remote: Some(remote),
             ..self.clone()

@@ -1,6 +1,5 @@
 //! KV: reads go to a view, writes to the raft log.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +30,7 @@ use crate::service::permission::Asks;
 use crate::service::rpcs;
 use crate::state::Response as Applied;
 use crate::state::{answer_size, kv, txn};
+use crate::types::Remote;
 
 /// Reads at once that may take long; more would take the processors from short ones.
 const MAX_LARGE_READS: usize = 4;
@@ -58,7 +58,7 @@ impl KvService {
     }
 
     /// The same service for one client.
-    pub fn of_client(&self, remote: SocketAddr) -> Self {
+    pub fn of_client(&self, remote: Remote) -> Self {
         Self {
             log: self.log.of_client(remote),
             ..self.clone()

@@ -31,7 +31,6 @@ pub mod validate;
 pub mod watch;
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +58,7 @@ use crate::replica::shared::Shared;
 use crate::service::handle::Handle;
 use crate::service::identity::Shown;
 use crate::service::rpcs::{self, Flow, RPCS};
+use crate::types::Remote;
 
 pub use answers::answer_limit_bytes;
 pub use methods::methods;
@@ -155,7 +155,7 @@ impl Api {
     }
 
     /// The same for the calls of one connection.
-    pub fn of_client(&self, remote: SocketAddr, unread: Arc<unread::Connection>) -> Self {
+    pub fn of_client(&self, remote: Remote, unread: Arc<unread::Connection>) -> Self {
         let kv_service = self.kv_service.of_client(remote);
         Self {
             source: Arc::new(Source {

@@ -56,4 +56,4 @@ pub use settings::{AutoCompaction, ClusterState, Config, Listen, Metrics};
 #[cfg(test)]
 pub use tls::AVAILABLE_SUITES;
 pub use tls::{AllowedNames, ListenerTls, TlsVersion};
-pub use urls::{Scheme, Url};
+pub use urls::Url;

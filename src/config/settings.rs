@@ -1,6 +1,5 @@
 //! The configuration used by the rest of the program: typed, validated and complete.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use super::keepalive::Keepalive;
 use super::log::LogConfig;
 use super::tls::{ListenerTls, PeerTls, TlsProtocol};
 use super::urls::Url;
+use crate::types::Address;
 
 /// All settings. Fields without a comment are etcd's flag of that name.
 #[derive(Clone, Debug)]
@@ -125,7 +125,7 @@ impl Config {
 pub struct Listen {
     /// As given.
     pub url: Url,
-    pub address: SocketAddr,
+    pub address: Address,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

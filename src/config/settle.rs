@@ -18,7 +18,7 @@ use super::settings::{AutoCompaction, ClusterState, Config, Listen, Metrics};
 use super::tls;
 use super::urls::{Scheme, Url};
 use super::values::{Source, Values};
-use crate::types::VERSION;
+use crate::types::{Address, socket_file};
 
 const DEFAULT_SNAPSHOT_COUNT: u64 = 10_000;
 const DEFAULT_QUOTA_BYTES: u64 = 2 << 30;
@@ -142,10 +142,15 @@ fn listens(values: &Values, name: &str) -> Result<Vec<Listen>, Refusal> {
     let mut listens = Vec::new();
     for url in values.urls(name) {
         if url.scheme.is_socket_file() {
-            return Err(Refusal::Verify(format!(
-                "--{name} with {} is not built yet in etched {VERSION}; use http or https",
-                url.scheme.name()
-            )));
+            let Some(path) = socket_file(url.as_str()) else {
+                return Err(Refusal::Start(format!(
+                    "--{name}: {url} does not name the file of a socket, as {}:///PATH does",
+                    url.scheme.name()
+                )));
+            };
+            let (url, address) = (url.clone(), Address::File(path));
+            listens.push(Listen { url, address });
+            continue;
         }
         let port = match url.port.as_str() {
             "" => Ok(0),
@@ -157,7 +162,7 @@ fn listens(values: &Values, name: &str) -> Result<Vec<Listen>, Refusal> {
                 url.port
             )));
         };
-        let (url, address) = (url.clone(), SocketAddr::new(ip, port));
+        let (url, address) = (url.clone(), SocketAddr::new(ip, port).into());
         listens.push(Listen { url, address });
     }
     Ok(listens)

@@ -7,7 +7,7 @@ use super::flags;
 use super::go_syntax::quote;
 use super::note::Note;
 use super::refusal::Refusal;
-use super::urls::{Scheme, Url};
+use super::urls::Url;
 use super::value::Value;
 use super::values::Values;
 
@@ -177,7 +177,7 @@ pub fn protocol(values: &Values, notes: &mut Vec<Note>) -> TlsProtocol {
         "listen-peer-urls",
     ];
     let mut listening = listening.iter().flat_map(|name| values.urls(name));
-    let is_used = listening.any(|url| url.scheme == Scheme::Https)
+    let is_used = listening.any(|url| url.scheme.is_encrypted())
         || path(values, "peer-cert-file").is_some()
         || path(values, "peer-trusted-ca-file").is_some();
     if !is_used {
@@ -203,7 +203,7 @@ pub fn protocol(values: &Values, notes: &mut Vec<Note>) -> TlsProtocol {
 pub fn of_clients(values: &Values, notes: &mut Vec<Note>) -> Result<Option<ListenerTls>, Refusal> {
     let (certificate, key) = (values.text("cert-file"), values.text("key-file"));
     let no_pair = certificate.is_empty() && key.is_empty();
-    let is_encrypted = |url: &&Url| url.scheme == Scheme::Https;
+    let is_encrypted = |url: &&Url| url.scheme.is_encrypted();
     let clients = || {
         let http = values.urls("listen-client-http-urls");
         values.urls("listen-client-urls").iter().chain(http)
@@ -212,7 +212,7 @@ pub fn of_clients(values: &Values, notes: &mut Vec<Note>) -> Result<Option<Liste
     if let Some(url) = clients().find(is_encrypted).filter(|_| no_pair) {
         return Err(Refusal::Start(format!(
             "TLS key/cert (--cert-file, --key-file) must be provided for client url {} with HTTPS scheme",
-            url.host_port()
+            url.place()
         )));
     }
     for url in clients().filter(|url| !is_encrypted(url)) {
@@ -288,12 +288,12 @@ pub fn of_peers(values: &Values, notes: &mut Vec<Note>) -> Result<Option<PeerTls
     }
     let mut is_encrypted = false;
     for url in values.urls("listen-peer-urls") {
-        if url.scheme == Scheme::Https {
+        if url.scheme.is_encrypted() {
             is_encrypted = true;
             if no_pair {
                 return Err(Refusal::Start(format!(
                     "cannot listen on TLS for {}: KeyFile and CertFile are not presented",
-                    url.host_port()
+                    url.place()
                 )));
             }
             continue;

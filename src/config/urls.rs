@@ -8,6 +8,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::go_syntax::quote;
+use crate::types::socket_file;
 
 /// The schemes that etcd knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +31,10 @@ impl Scheme {
 
     pub fn is_socket_file(self) -> bool {
         matches!(self, Scheme::Unix | Scheme::Unixs)
+    }
+
+    pub fn is_encrypted(self) -> bool {
+        matches!(self, Scheme::Https | Scheme::Unixs)
     }
 }
 
@@ -124,6 +129,14 @@ impl Url {
 
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+
+    /// What is listened at: a host and port, or a file.
+    pub fn place(&self) -> String {
+        match socket_file(&self.text) {
+            Some(path) => path.display().to_string(),
+            None => self.host_port(),
+        }
     }
 
     /// `host:port`, with brackets where Go puts them.

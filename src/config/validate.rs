@@ -1,7 +1,6 @@
 //! Checks of values that need several of them, or their meaning, in etcd's order, so that of
 //! several mistakes the same one is reported.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::discovery;
@@ -18,6 +17,7 @@ use super::tls;
 use super::urls::{self, Url};
 use super::value::{Kind, Value};
 use super::values::{Source, Values};
+use crate::types::Address;
 
 const SUGGESTED_REQUEST_BYTES: u64 = 10 << 20;
 const MAX_ELECTION_MS: u64 = 50_000;
@@ -186,13 +186,13 @@ fn check_urls(values: &Values) -> Result<(), Refusal> {
 }
 
 fn check_shared_addresses(config: &Config) -> Result<(), Refusal> {
-    let clients: Vec<SocketAddr> = config
+    let clients: Vec<&Address> = config
         .listen_client_urls
         .iter()
-        .map(|l| l.address)
+        .map(|l| &l.address)
         .collect();
     let mut http = config.listen_client_http_urls.iter();
-    match http.find(|listen| clients.contains(&listen.address)) {
+    match http.find(|listen| clients.contains(&&listen.address)) {
         None => Ok(()),
         Some(listen) => Err(Refusal::Start(format!(
             "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {}",

@@ -1,7 +1,6 @@
 //! Takes connections of a listener and serves HTTP on each, until its member stops.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +12,6 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
@@ -23,9 +21,12 @@ use tonic::body::Body;
 use super::allowance::Allowance;
 use super::guard::{Guard, Guarded};
 use super::http2::Http2;
+use super::listen::Listener;
+use super::stream::Stream;
 use super::tls::{Refused, Rejections, Session, TlsServer};
 use super::versions::Versions;
 use crate::budget::unread::{self, Unread};
+use crate::types::Remote;
 
 /// So long a stop waits for a connection on which somebody waits for an answer.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
@@ -80,7 +81,7 @@ pub struct Options {
 
 /// A connection, as the service that answers its requests sees it.
 pub struct Client {
-    pub remote: SocketAddr,
+    pub remote: Remote,
     /// None in plain text.
     pub session: Option<Session>,
     /// What it sent and nobody has read.
@@ -174,7 +175,7 @@ async fn drained(waiting: &AtomicUsize) {
 /// a second at most. `service` makes what answers a client. There is one task for each
 /// connection; their allowance bounds them.
 pub async fn serve<S: Service>(
-    listener: TcpListener,
+    listener: Listener,
     options: Options,
     service: impl Fn(Client) -> S + Send + Sync + 'static,
     mut stop: watch::Receiver<bool>,
@@ -249,8 +250,8 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 /// A connection that nobody has read from.
 struct Arrived {
-    stream: TcpStream,
-    remote: SocketAddr,
+    stream: Stream,
+    remote: Remote,
     unread: Arc<unread::Connection>,
 }
 
@@ -266,7 +267,7 @@ async fn connection<S: Service>(
         remote,
         unread,
     } = arrived;
-    tune(&stream, options.unacknowledged_limit);
+    stream.tune(options.unacknowledged_limit);
     // Who says nothing at all is not waited for.
     let mut first = [0];
     let spoke = tokio::select! {
@@ -311,10 +312,10 @@ async fn connection<S: Service>(
 /// Makes the handshake, and waits for the first byte that is sent after it.
 async fn secured(
     tls: &TlsServer,
-    stream: TcpStream,
-    remote: SocketAddr,
+    stream: Stream,
+    remote: Remote,
     options: &Options,
-) -> Result<(TlsStream<TcpStream>, Session), Refused> {
+) -> Result<(TlsStream<Stream>, Session), Refused> {
     let (mut stream, session) = tls.accept(stream, remote.ip(), options.versions).await?;
     let first = std::future::poll_fn(|cx| {
         let read = Pin::new(&mut stream).poll_fill_buf(cx);
@@ -383,20 +384,5 @@ where
     };
     if let Err(error) = ended {
         tracing::debug!(from = options.who, %error, "a connection ended");
-    }
-}
-
-/// Small messages must not wait for the next ones, and where a limit is given, a peer that went
-/// without a word must not hold what was sent to it for longer.
-pub fn tune(stream: &TcpStream, unacknowledged_limit: Option<Duration>) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "cannot set TCP_NODELAY");
-    }
-    #[cfg(target_os = "linux")]
-    if let Some(limit) = unacknowledged_limit {
-        let limit_ms = limit.as_millis().try_into().unwrap_or(u32::MAX);
-        if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, limit_ms) {
-            tracing::debug!(%error, "cannot set TCP_USER_TIMEOUT");
-        }
     }
 }

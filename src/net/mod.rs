@@ -3,7 +3,7 @@
 //! A server passes to [`serve()`] a listener, [`Options`] with every limit, and a service of
 //! requests; what a request means is none of this room's business.
 //!
-//! - `listen` binds addresses.
+//! - `listen` binds addresses, of the network or in files; a connection of either is a `stream`.
 //! - `accept` takes connections, serves each, and gives those under way their last answers when
 //!   the process stops. Where a listener has TLS, its handshake comes before the first byte of HTTP.
 //! - `tls` makes the handshakes; those of outgoing connections are asked for in `transport/dial.rs`.
@@ -23,16 +23,18 @@ mod inbound;
 pub mod listen;
 mod notices;
 mod pings;
+mod stream;
 #[cfg(test)]
 mod tests;
 pub mod tls;
 mod versions;
 
-pub use accept::{Client, Options, Security, serve, tune};
+pub use accept::{Client, Options, Security, serve};
 pub use allowance::Allowance;
 pub use guard::Guard;
 pub use http2::{Http2, KeepAlive};
 #[cfg(any(test, feature = "fuzzing"))]
 pub use inbound::mended;
 pub use notices::Notices;
+pub use stream::Stream;
 pub use versions::Versions;

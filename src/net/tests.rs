@@ -1,6 +1,8 @@
 //! Connections through real sockets: what clients send that the HTTP/2 library alone would refuse,
 //! and how a listener stops.
 
+mod files;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -12,7 +14,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tonic::body::Body;
@@ -21,10 +23,10 @@ use super::frames::{
     ACK_OR_END_STREAM, CONTINUATION, DATA, END_HEADERS, Frame, HEADER_BYTES, HEADERS, RST_STREAM,
 };
 use super::tls::{self, Rejections};
-use super::{Allowance, Client, Guard, Http2, Options, Security, Versions, listen, serve};
+use super::{Allowance, Client, Guard, Http2, Options, Security, Stream, Versions, listen, serve};
 use crate::budget::unread::{self, Unread};
 use crate::metrics::Metrics;
-use crate::types::MemberId;
+use crate::types::{Address, MemberId};
 
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
@@ -86,7 +88,7 @@ impl hyper::service::Service<Request<Incoming>> for Echo {
 }
 
 struct Served {
-    address: SocketAddr,
+    address: Address,
     echo: Echo,
     unread: Arc<Unread>,
     metrics: Arc<Metrics>,
@@ -100,8 +102,12 @@ fn start(first_byte_limit: Duration) -> Served {
 
 fn start_secured(first_byte_limit: Duration, security: Security) -> Served {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let listener = listen::bind(any, listen::SocketOptions::default()).expect("binds");
-    let address = listener.local_addr().expect("is bound");
+    start_at(&any.into(), first_byte_limit, security)
+}
+
+fn start_at(address: &Address, first_byte_limit: Duration, security: Security) -> Served {
+    let listener = listen::bind(address, listen::SocketOptions::default()).expect("binds");
+    let address = listener.address();
     let unread = Unread::new(UNREAD_BYTES);
     let metrics = Arc::new(Metrics::new(MemberId(1), false));
     let echo = Echo {
@@ -142,6 +148,13 @@ fn start_secured(first_byte_limit: Duration, security: Security) -> Served {
     }
 }
 
+async fn connect(address: &Address) -> std::io::Result<Stream> {
+    Ok(match address {
+        Address::Tcp(address) => Stream::Tcp(TcpStream::connect(address).await?),
+        Address::File(path) => Stream::Unix(UnixStream::connect(path).await?),
+    })
+}
+
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let frame = Frame {
         len: payload.len(),
@@ -153,11 +166,11 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// A client that sends exactly the bytes it is given.
-struct Raw(TcpStream);
+struct Raw(Stream);
 
 impl Raw {
     async fn connect(served: &Served) -> Self {
-        let mut stream = TcpStream::connect(served.address).await.expect("connects");
+        let mut stream = connect(&served.address).await.expect("connects");
         let hello = [
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
             &frame(SETTINGS, 0, 0, &[])[..],
@@ -289,7 +302,7 @@ async fn who_has_much_unread_is_not_read_from_while_all_have_too_much() {
         }
         sent.extend(frame(DATA, ACK_OR_END_STREAM, stream, &[]));
     }
-    let (mut from, mut to) = client.0.into_split();
+    let (mut from, mut to) = tokio::io::split(client.0);
     let sending = tokio::spawn(async move { to.write_all(&sent).await.map(|()| to) });
     let full = async {
         while !served.unread.is_over() {
@@ -324,7 +337,7 @@ async fn who_has_much_unread_is_not_read_from_while_all_have_too_much() {
 }
 
 async fn client(served: &Served) -> hyper::client::conn::http2::SendRequest<Body> {
-    let stream = TcpStream::connect(served.address).await.expect("connects");
+    let stream = connect(&served.address).await.expect("connects");
     let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
     let handshake = builder.handshake(TokioIo::new(stream)).await;
     let (sender, connection) = handshake.expect("shakes hands");
@@ -364,7 +377,7 @@ async fn a_date_is_told_over_http_1_alone() {
     let answer = http2.send_request(request()).await.expect("is answered");
     assert_eq!(answer.version(), Version::HTTP_2);
     assert!(!answer.headers().contains_key("date"));
-    let stream = TcpStream::connect(served.address).await.expect("connects");
+    let stream = connect(&served.address).await.expect("connects");
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut http1, connection) = handshake.expect("shakes hands");
     tokio::spawn(connection);
@@ -378,7 +391,7 @@ async fn a_date_is_told_over_http_1_alone() {
 async fn a_request_of_http_1_waits_until_the_answer_before_it_is_written() {
     const ASKED: usize = 200;
     let served = start(LIMIT);
-    let mut client = TcpStream::connect(served.address).await.expect("connects");
+    let mut client = connect(&served.address).await.expect("connects");
     let requests = "GET /large HTTP/1.1\r\nhost: a\r\n\r\n".repeat(ASKED);
     client.write_all(requests.as_bytes()).await.expect("writes");
     let begun = || served.echo.paths.lock().expect("no panic").len();
@@ -405,7 +418,7 @@ async fn connections_beyond_the_allowance_are_closed_at_once() {
         open.push(Raw::connect(&served).await);
     }
     for refused in 1..=3 {
-        let mut stream = TcpStream::connect(served.address).await.expect("connects");
+        let mut stream = connect(&served.address).await.expect("connects");
         let ended = tokio::time::timeout(LIMIT, stream.read_u8()).await;
         assert!(ended.expect("in time").is_err());
         assert_eq!(served.metrics.connections_refused.get(), refused);
@@ -413,7 +426,7 @@ async fn connections_beyond_the_allowance_are_closed_at_once() {
     drop(open.pop());
     let call = async {
         loop {
-            let stream = TcpStream::connect(served.address).await.expect("connects");
+            let stream = connect(&served.address).await.expect("connects");
             let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
             let (mut http1, connection) = handshake.expect("shakes hands");
             tokio::spawn(connection);
@@ -430,7 +443,7 @@ async fn connections_beyond_the_allowance_are_closed_at_once() {
 #[tokio::test]
 async fn who_says_nothing_is_not_waited_for() {
     let served = start(Duration::from_millis(50));
-    let mut silent = TcpStream::connect(served.address).await.expect("connects");
+    let mut silent = connect(&served.address).await.expect("connects");
     let ended = tokio::time::timeout(LIMIT, silent.read_u8()).await;
     assert!(ended.expect("in time").is_err());
 }
@@ -443,7 +456,7 @@ async fn a_stop_waits_for_last_answers_and_not_for_ever() {
         let mut client = client(&served).await;
         let request = Request::post("http://a/slow").body(Body::empty());
         let call = tokio::spawn(client.send_request(request.expect("is valid")));
-        let silent = TcpStream::connect(served.address).await.expect("connects");
+        let silent = connect(&served.address).await.expect("connects");
         let asked = Instant::now();
         while served.echo.paths.lock().expect("no panic").is_empty() {
             assert!(asked.elapsed() < LIMIT);
@@ -451,7 +464,7 @@ async fn a_stop_waits_for_last_answers_and_not_for_ever() {
         }
         served.stop.send_replace(true);
         let refused = async {
-            while TcpStream::connect(served.address).await.is_ok() {
+            while connect(&served.address).await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -494,16 +507,16 @@ async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-#[tokio::test]
-async fn a_port_serves_plain_text_or_tls_or_both() {
+/// A listener with each kind of security, at a port or a file that the caller names.
+async fn each_security(address: impl Fn() -> Address) {
     let (tls, client) = tls::tests::open_server();
     for (security, plain, encrypted) in [
         (Security::Plain, true, false),
         (Security::Tls(tls.clone()), false, true),
         (Security::Either(tls), true, true),
     ] {
-        let served = start_secured(LIMIT, security);
-        let connect = || TcpStream::connect(served.address);
+        let served = start_at(&address(), LIMIT, security);
+        let connect = || connect(&served.address);
         let answer = get(connect().await.expect("connects")).await;
         assert_eq!(answer.starts_with("HTTP/1.1 200"), plain, "{answer}");
         assert!(plain || answer.is_empty(), "{answer}");
@@ -518,14 +531,21 @@ async fn a_port_serves_plain_text_or_tls_or_both() {
             }
             Err(error) => assert!(!encrypted, "{error}"),
         }
+        served.stop.send_replace(true);
+        served.serving.await.expect("no panic");
     }
+}
+
+#[tokio::test]
+async fn a_port_serves_plain_text_or_tls_or_both() {
+    each_security(|| SocketAddr::from(([127, 0, 0, 1], 0)).into()).await;
 }
 
 #[tokio::test]
 async fn who_says_nothing_after_the_handshake_is_not_waited_for() {
     let (tls, client) = tls::tests::open_server();
     let served = start_secured(Duration::from_millis(300), Security::Tls(tls));
-    let stream = TcpStream::connect(served.address).await.expect("connects");
+    let stream = connect(&served.address).await.expect("connects");
     let name = "server.test".try_into().expect("a name");
     let connector = tokio_rustls::TlsConnector::from(client);
     let mut stream = connector.connect(name, stream).await.expect("connects");

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -30,7 +29,7 @@ use crate::http::{Access, HttpService};
 use crate::jobs::corruption::AtStart;
 use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
-use crate::net::listen::{self, SocketOptions};
+use crate::net::listen::{self, Listener, SocketOptions};
 use crate::net::tls::{Rejections, TlsServer};
 use crate::net::{self, Allowance, Guard, Http2, KeepAlive, Versions};
 use crate::proto::membershippb::Attributes;
@@ -64,7 +63,7 @@ pub enum Stopped {
     Removed,
 }
 
-type Bound = (Endpoint, TcpListener);
+type Bound = (Endpoint, Listener);
 
 /// The listening sockets of a member.
 struct Sockets {
@@ -82,10 +81,16 @@ fn bind_all(config: &Config) -> Result<Sockets, Error> {
     let bind = |urls: &[Listen]| {
         Endpoint::of(urls)
             .into_iter()
-            .map(|endpoint| Ok((endpoint, listen::bind(endpoint.address, options)?)))
+            .map(|endpoint| {
+                let listener = listen::bind(&endpoint.address, options)?;
+                Ok((endpoint, listener))
+            })
             .collect::<Result<Vec<Bound>, Error>>()
     };
-    let hold = |endpoint: Endpoint| Ok((endpoint, listen::hold(endpoint.address, options)?));
+    let hold = |endpoint: Endpoint| {
+        let held = listen::hold(&endpoint.address, options)?;
+        Ok((endpoint, held))
+    };
     let peers = Endpoint::of(&config.listen_peer_urls).into_iter().map(hold);
     let peers: Result<Vec<_>, Error> = peers.collect();
     Ok(Sockets {
@@ -394,7 +399,7 @@ impl Clients {
                 Versions::Http2 => "grpc",
                 Versions::Http1 => "http",
             };
-            let address = endpoint.address;
+            let address = &endpoint.address;
             if endpoint.tls {
                 tracing::info!(%address, traffic, "serving client traffic securely");
             }

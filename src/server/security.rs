@@ -1,20 +1,20 @@
 //! What listeners are encrypted with, from the configuration.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::Error;
-use crate::config::{AllowedNames, Config, Listen, ListenerTls, Scheme, TlsVersion};
+use crate::config::{AllowedNames, Config, Listen, ListenerTls, TlsVersion};
 use crate::net::Security;
 use crate::net::tls::{
     Allowed, ClientSettings, Clients, Protocol, ServerSettings, TlsClient, TlsServer, Version,
 };
 use crate::transport::Dialler;
+use crate::types::Address;
 
 /// An address to listen on. URLs with and without TLS may share it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    pub address: SocketAddr,
+    pub address: Address,
     pub plain: bool,
     pub tls: bool,
 }
@@ -24,7 +24,7 @@ impl Endpoint {
     pub fn of(urls: &[Listen]) -> Vec<Self> {
         let mut endpoints: Vec<Self> = Vec::new();
         for listen in urls {
-            let tls = listen.url.scheme == Scheme::Https;
+            let tls = listen.url.scheme.is_encrypted();
             let same = |one: &&mut Self| one.address == listen.address;
             match endpoints.iter_mut().find(same) {
                 Some(shared) => {
@@ -32,7 +32,7 @@ impl Endpoint {
                     shared.tls |= tls;
                 }
                 None => endpoints.push(Self {
-                    address: listen.address,
+                    address: listen.address.clone(),
                     plain: !tls,
                     tls,
                 }),
@@ -142,6 +142,7 @@ mod tests {
     use super::*;
     use crate::config::{AVAILABLE_SUITES, Url};
     use crate::net::tls::suite;
+    use crate::types::socket_file;
 
     #[test]
     fn suites_that_may_be_configured_exist() {
@@ -156,7 +157,10 @@ mod tests {
     fn urls_of_one_address_share_a_listener() {
         let listen = |text: &str| {
             let url = Url::parse(text).expect(text);
-            let address = url.host_port().parse().expect(text);
+            let address = match socket_file(text) {
+                Some(path) => Address::File(path),
+                None => Address::Tcp(url.host_port().parse().expect(text)),
+            };
             Listen { url, address }
         };
         let urls = [
@@ -164,13 +168,21 @@ mod tests {
             "https://127.0.0.1:1",
             "https://127.0.0.1:2",
             "http://127.0.0.1:3",
+            "unixs:///run/s",
+            "unix:///run/s",
         ];
         let found = Endpoint::of(&urls.map(listen));
         let found: Vec<_> = found
             .iter()
-            .map(|one| (one.address.port(), one.plain, one.tls))
+            .map(|one| (one.address.to_string(), one.plain, one.tls))
             .collect();
-        let expected = [(1, true, true), (2, false, true), (3, true, false)];
+        let expected = [
+            ("127.0.0.1:1", true, true),
+            ("127.0.0.1:2", false, true),
+            ("127.0.0.1:3", true, false),
+            ("/run/s", true, true),
+        ];
+        let expected = expected.map(|(address, plain, tls)| (address.to_owned(), plain, tls));
         assert_eq!(found, expected);
     }
 }

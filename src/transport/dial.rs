@@ -4,6 +4,7 @@
 
 use std::future::Future;
 use std::io;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,13 +18,14 @@ use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 use tonic::body::Body;
 use tonic::codegen::Service;
 
 use crate::net::tls::TlsClient;
-use crate::net::{self, KeepAlive};
+use crate::net::{KeepAlive, Stream};
+use crate::types::socket_file;
 
 /// The timeout of resolving the name and connecting.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(1);
@@ -134,45 +136,102 @@ pub async fn dial_within(
         .map_err(|reason| format!("{url}: {reason}"))
 }
 
+/// How a URL is reached.
+pub struct Route {
+    end: End,
+    is_tls: bool,
+    /// The name that the other side's certificate must have.
+    host: String,
+    /// What calls are addressed to.
+    origin: Uri,
+}
+
+enum End {
+    Port(u16),
+    File(PathBuf),
+}
+
+impl Route {
+    /// Takes a URL apart.
+    ///
+    /// # Errors
+    /// Why it cannot be reached by anybody.
+    pub fn of(url: &str) -> Result<Self, String> {
+        let is_tls = url.starts_with("https:") || url.starts_with("unixs:");
+        if let Some(path) = socket_file(url) {
+            // What stands in a URL's place of the host is a name, as in etcd; else the file has one.
+            let first = path.components().next();
+            let named = if path.is_absolute() {
+                path.file_name()
+            } else {
+                first.map(|one| one.as_os_str())
+            };
+            let host = named.unwrap_or_default().to_string_lossy();
+            let host = host.split(':').next().unwrap_or_default().to_owned();
+            return Ok(Self {
+                end: End::File(path),
+                is_tls,
+                host,
+                origin: Uri::from_static("http://localhost"),
+            });
+        }
+        let origin: Uri = url
+            .parse()
+            .map_err(|error: http::uri::InvalidUri| error.to_string())?;
+        let is_known = matches!(origin.scheme_str(), Some("http" | "https"));
+        let Some(host) = origin.host().filter(|_| is_known) else {
+            return Err("it is neither http://HOST:PORT nor https://HOST:PORT, nor does it name the file of a socket, as unix:///PATH and unixs:///PATH do".to_owned());
+        };
+        // An IPv6 address is in brackets.
+        let host = host
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
+        let port = origin.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+        Ok(Self {
+            end: End::Port(port),
+            is_tls,
+            host,
+            origin,
+        })
+    }
+
+    async fn connect(&self) -> io::Result<Stream> {
+        Ok(match &self.end {
+            End::Port(port) => Stream::Tcp(TcpStream::connect((self.host.as_str(), *port)).await?),
+            End::File(path) => Stream::Unix(UnixStream::connect(path).await?),
+        })
+    }
+}
+
 async fn connect(
     dialler: &Dialler,
     url: &str,
     keep_alive: Option<KeepAlive>,
 ) -> Result<Channel, String> {
-    let origin: Uri = url
-        .parse()
-        .map_err(|error: http::uri::InvalidUri| error.to_string())?;
+    let route = Route::of(url)?;
     let moved = Arc::new(Moved::default());
-    // An IPv6 address is in brackets.
-    let host = origin.host().unwrap_or_default();
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let tls = match (origin.scheme_str(), dialler) {
-        (Some("http"), _) => None,
-        (Some("https"), Some(tls)) => Some(tls),
-        (Some("https"), None) => {
+    let tls = match (route.is_tls, dialler) {
+        (false, _) => None,
+        (true, Some(tls)) => Some(tls),
+        (true, None) => {
             let missing = "it has TLS, and neither --peer-trusted-ca-file nor --peer-cert-file says how to connect by it";
             return Err(missing.to_owned());
         }
-        _ => return Err("only http:// and https:// URLs can be reached yet".to_owned()),
     };
-    let port = origin
-        .port_u16()
-        .unwrap_or(if tls.is_some() { 443 } else { 80 });
-    let stream = TcpStream::connect((host, port))
-        .await
-        .map_err(|error| error.to_string())?;
-    net::tune(&stream, Some(UNACKNOWLEDGED_LIMIT));
+    let stream = route.connect().await.map_err(|error| error.to_string())?;
+    stream.tune(Some(UNACKNOWLEDGED_LIMIT));
     // Counted below TLS: what does not come there is the network's fault.
     let metered = Metered {
         stream,
         moved: moved.clone(),
     };
     match tls {
-        None => channel(metered, origin, moved, keep_alive).await,
+        None => channel(metered, route.origin, moved, keep_alive).await,
         Some(tls) => {
-            let secured = tls.connect(host, metered).await;
+            let secured = tls.connect(&route.host, metered).await;
             let secured = secured.map_err(|error| format!("tls: {error}"))?;
-            channel(secured, origin, moved, keep_alive).await
+            channel(secured, route.origin, moved, keep_alive).await
         }
     }
 }

@@ -4,6 +4,7 @@
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
+use super::dial::Route;
 use crate::types::{ClusterId, MemberId};
 
 const CLUSTER: &str = "etched-cluster-id";
@@ -121,10 +122,7 @@ pub fn stamp_urls(metadata: &mut MetadataMap, urls: &[String]) {
 pub fn urls(metadata: &MetadataMap) -> Vec<String> {
     let text = metadata.get(URLS).and_then(|value| value.to_str().ok());
     let urls = text.unwrap_or_default().split(',');
-    let urls = urls.filter(|url| {
-        let uri = url.parse::<http::Uri>();
-        uri.is_ok_and(|uri| uri.scheme().is_some() && uri.host().is_some())
-    });
+    let urls = urls.filter(|url| Route::of(url).is_ok());
     urls.map(str::to_owned).collect()
 }
 

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::body::Body;
 use tonic::codegen::Service as _;
@@ -19,6 +18,7 @@ use super::network::GrpcNetwork;
 use super::pages;
 use super::service::PeerRpcService;
 use crate::budget::unread::Unread;
+use crate::net::listen::Listener;
 use crate::net::tls::Rejections;
 use crate::net::{self, Allowance, Http2, KeepAlive, Security, Versions};
 use crate::proto::etchedpeer::peer_server::PeerServer;
@@ -36,7 +36,7 @@ impl GrpcNetwork {
     /// be called for several listeners.
     pub async fn serve(
         self: Arc<Self>,
-        listener: TcpListener,
+        listener: Listener,
         security: Security,
         allowance: Arc<Allowance>,
         stop: watch::Receiver<bool>,

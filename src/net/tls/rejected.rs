@@ -1,12 +1,11 @@
 //! Reports connections that were refused before their first request: once a minute for an address,
 //! since who fails tries again at once.
 
-use std::net::SocketAddr;
-
 use tokio::time::Instant;
 
 use super::Refused;
 use crate::net::Notices;
+use crate::types::Remote;
 
 /// The connections of one kind of listener that were refused.
 pub struct Rejections {
@@ -26,12 +25,14 @@ impl Rejections {
     }
 
     /// Whether a line is due for this address.
-    fn is_news(&self, remote: SocketAddr) -> bool {
-        let address = remote.ip().to_string();
+    fn is_news(&self, remote: Remote) -> bool {
+        let address = remote
+            .ip()
+            .map_or_else(|| remote.to_string(), |ip| ip.to_string());
         self.notices.is_news(&address, self.since.elapsed())
     }
 
-    pub fn report(&self, remote: SocketAddr, refused: &Refused) {
+    pub fn report(&self, remote: Remote, refused: &Refused) {
         if self.is_news(remote) {
             tracing::warn!(
                 "remote-addr" = %remote,

@@ -90,7 +90,7 @@ impl TlsServer {
     pub async fn accept<S>(
         &self,
         stream: S,
-        source: IpAddr,
+        source: Option<IpAddr>,
         versions: Versions,
     ) -> Result<(TlsStream<S>, Session), Refused>
     where
@@ -115,8 +115,9 @@ impl TlsServer {
         };
         let chain = stream.get_ref().1.peer_certificates();
         let certificate = chain.and_then(|chain| Certificate::of(chain.first()?));
+        // At a socket file there is no address that a certificate could name.
         if self.checks_source
-            && let Some(certificate) = &certificate
+            && let (Some(certificate), Some(source)) = (&certificate, source)
             && let Err(reason) = source::check(certificate, source).await
         {
             return Err(Refused {

@@ -205,7 +205,7 @@ async fn handshake(
     let name = ServerName::try_from("server.test").expect("a name");
     let both = async {
         tokio::join!(
-            server.accept(ours, IpAddr::from([127, 0, 0, 1]), versions),
+            server.accept(ours, Some(IpAddr::from([127, 0, 0, 1])), versions),
             connector.connect(name, theirs)
         )
     };
@@ -598,7 +598,7 @@ async fn servers_are_known_by_their_names_and_authorities() {
         let here = IpAddr::from([127, 0, 0, 1]);
         let both = async {
             tokio::join!(
-                server.accept(ours, here, Versions::Both),
+                server.accept(ours, Some(here), Versions::Both),
                 client.connect(host, theirs)
             )
         };

@@ -7,14 +7,26 @@ use crate::net::tls::tests::members;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_talk_by_tls() {
+    talk(["127.0.0.1:0"; 2]).await;
+}
+
+/// A file is called as it is named, where a URL has no other name for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_talk_by_tls_through_files() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+    let files = dirs.each_ref().map(|dir| dir.path().join("127.0.0.1"));
+    talk(files.each_ref().map(|file| file.to_str().expect("text"))).await;
+}
+
+async fn talk(addresses: [&str; 2]) {
     let (_dir, server, client) = members();
     let (security, dialler) = (Security::Tls(server), Some(client));
-    let site = async |member| {
+    let site = async |member, address| {
         let dialler = dialler.clone();
         let change = |options: &mut NetworkOptions| options.dialler = dialler;
-        Site::start_secured(member, CLUSTER, "127.0.0.1:0", security.clone(), change).await
+        Site::start_secured(member, CLUSTER, address, security.clone(), change).await
     };
-    let (a, b) = (site(A).await, site(B).await);
+    let (a, b) = (site(A, addresses[0]).await, site(B, addresses[1]).await);
     a.knows(B, &b.url());
     b.knows(A, &a.url());
     a.network
@@ -27,7 +39,7 @@ async fn members_talk_by_tls() {
     // Who has no certificate, or no TLS, gets nowhere.
     let error = describe(&None, &urls, LONG).await.expect_err("refused");
     assert!(error.contains("--peer-trusted-ca-file"), "{error}");
-    let plain = [b.url().replace("https", "http")];
+    let plain = [b.url().replacen("s://", "://", 1)];
     let refused = describe(&dialler, &plain, LONG).await;
     refused.expect_err("refused");
 }

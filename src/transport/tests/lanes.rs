@@ -1,6 +1,8 @@
 //! Messages between members, and the links that carry them.
 
 use super::proxy::{Mode, Proxy};
+use tokio::net::TcpListener;
+
 use super::*;
 
 use raft_proto::eraftpb::MessageType::{MsgAppend, MsgAppendResponse, MsgHeartbeat};

@@ -8,6 +8,7 @@ mod proxy;
 mod snapshots;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,7 +16,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use raft_proto::eraftpb::{Entry, MessageType, Snapshot, SnapshotMetadata};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -23,12 +23,13 @@ use super::context::Context;
 use super::*;
 use crate::env::{SystemClock, SystemRng};
 use crate::metrics::{Metrics, PeerCells};
+use crate::net::listen::{self, Listener, SocketOptions};
 use crate::net::{Allowance, Security};
 use crate::proto::etchedpeer::forwarded::Proposal;
 use crate::proto::etchedpeer::peer_request::Request as Kind;
 use crate::proto::etchedpeer::{Description, Nothing, peer_response};
 use crate::raft::replica::conf_state_of;
-use crate::types::ClusterId;
+use crate::types::{Address, ClusterId};
 
 const CLUSTER: ClusterId = ClusterId(0xc1);
 const A: MemberId = MemberId(0xa);
@@ -186,16 +187,21 @@ impl Site {
         };
         let mut options = NetworkOptions::new(dir.path().join("incoming"));
         change(&mut options);
-        let scheme = if matches!(security, Security::Plain) {
-            "http"
-        } else {
-            "https"
+        let listener = match address.parse::<SocketAddr>() {
+            Ok(address) => address.into(),
+            Err(_) => Address::File(address.into()),
+        };
+        let listener = listen::bind(&listener, SocketOptions::default()).expect("binds");
+        let scheme = match (&listener, &security) {
+            (Listener::Tcp(_), Security::Plain) => "http",
+            (Listener::Tcp(_), _) => "https",
+            (Listener::Unix { .. }, Security::Plain) => "unix",
+            (Listener::Unix { .. }, _) => "unixs",
         };
         let network = GrpcNetwork::start(local, outside, options);
         let inbound = Arc::new(Recorder::default());
         network.attach(inbound.clone());
-        let listener = TcpListener::bind(address).await.expect("a port");
-        let address = listener.local_addr().expect("an address").to_string();
+        let address = listener.address().to_string();
         let (stop, stopped) = watch::channel(false);
         let allowance = Allowance::new(usize::MAX, metrics.clone());
         let serving = tokio::spawn(

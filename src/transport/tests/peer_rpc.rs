@@ -1,6 +1,8 @@
 //! Peer RPCs: to a member, and to any member at some URLs.
 
 use super::proxy::{Mode, Proxy};
+use tokio::net::TcpListener;
+
 use super::*;
 
 fn promote() -> PeerRequest {
