@@ -1,6 +1,7 @@
 //! How the founders of a cluster find each other without a list in the flags: by DNS or by a
 //! discovery service. This module has only the flags; `server::discovery` does the rest.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::flags;
@@ -55,7 +56,62 @@ pub struct DiscoveryService {
     pub request_timeout: Duration,
     pub keepalive: Option<Keepalive>,
     pub credentials: Option<Credentials>,
+    pub tls: DiscoveryTls,
 }
+
+impl DiscoveryService {
+    /// The URLs of the endpoints, and whether each is encrypted.
+    pub fn urls(&self) -> impl Iterator<Item = (String, bool)> {
+        self.endpoints.iter().map(|endpoint| {
+            let endpoint = endpoint.trim();
+            match endpoint.split_once(':') {
+                Some((scheme, _)) if SCHEMES.contains(&scheme) => {
+                    let is_encrypted = matches!(scheme, "https" | "unixs");
+                    (endpoint.to_owned(), is_encrypted)
+                }
+                _ if self.tls.is_default => (format!("https://{endpoint}"), true),
+                _ => (format!("http://{endpoint}"), false),
+            }
+        })
+    }
+}
+
+/// How a discovery service is reached by TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiscoveryTls {
+    /// Whether endpoints without a scheme have it.
+    pub is_default: bool,
+    /// `--discovery-insecure-transport`.
+    pub insecure_transport: bool,
+    /// The certificate that is shown, and its key.
+    pub pair: Option<(PathBuf, PathBuf)>,
+    /// The authorities for the service's certificate; none: the machine's.
+    pub authorities: Option<PathBuf>,
+}
+
+impl DiscoveryTls {
+    fn of(values: &Values) -> Result<Self, Refusal> {
+        let (certificate, key) = (values.text("discovery-cert"), values.text("discovery-key"));
+        if certificate.is_empty() != key.is_empty() {
+            return Err(Refusal::Start(format!(
+                "KeyFile and CertFile must both be present[key: {key}, cert: {certificate}]"
+            )));
+        }
+        let insecure_transport = values.bool("discovery-insecure-transport");
+        let pair = Some((certificate.into(), key.into())).filter(|_| !key.is_empty());
+        let authorities = values.text("discovery-cacert");
+        let authorities = Some(authorities).filter(|path| !path.is_empty());
+        Ok(Self {
+            is_default: !insecure_transport || pair.is_some() || authorities.is_some(),
+            insecure_transport,
+            pair,
+            authorities: authorities.map(PathBuf::from),
+        })
+    }
+}
+
+/// Those that an endpoint may have.
+const SCHEMES: [&str; 4] = ["http", "https", "unix", "unixs"];
 
 /// The credentials.
 #[derive(Clone, PartialEq, Eq)]
@@ -140,10 +196,10 @@ pub fn settle(values: &Values) -> Result<Discovery, Refusal> {
 fn service(values: &Values, endpoints: &[String]) -> Result<DiscoveryService, Refusal> {
     for endpoint in endpoints {
         if let Some((scheme, _)) = endpoint.split_once("://")
-            && scheme != "http"
+            && !SCHEMES.contains(&scheme)
         {
             return Err(Refusal::Verify(format!(
-                "--discovery-endpoints with {scheme} is not built yet in etched {VERSION}; use http"
+                "--discovery-endpoints with {scheme} is not built yet in etched {VERSION}; use http, https, unix or unixs"
             )));
         }
     }
@@ -168,6 +224,7 @@ fn service(values: &Values, endpoints: &[String]) -> Result<DiscoveryService, Re
         request_timeout: or_default(values, "discovery-request-timeout"),
         keepalive,
         credentials,
+        tls: DiscoveryTls::of(values)?,
     })
 }
 

@@ -1,7 +1,7 @@
 //! The first line of a start's log: every setting, so that a log alone shows how a member was
 //! configured. Names and order are etcd's, followed by etched's own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value as Json;
@@ -311,16 +311,25 @@ fn service_settings(service: Option<&DiscoveryService>) -> [Setting; 10] {
     let user = user.map_or("", |login| login.user.as_str());
     let dial = service.map_or(seconds(2), |service| service.dial_timeout);
     let request = service.map_or(seconds(5), |service| service.request_timeout);
+    let tls = service.map(|service| &service.tls);
+    let path = |path: Option<&PathBuf>| path.map_or_else(|| "".into(), |path| text(path));
+    let pair = tls.and_then(|tls| tls.pair.as_ref());
     [
         ("discovery-dial-timeout", spelled(dial)),
         ("discovery-request-timeout", spelled(request)),
         ("discovery-keepalive-time", spelled(interval)),
         ("discovery-keepalive-timeout", spelled(timeout)),
-        ("discovery-insecure-transport", true.into()),
+        (
+            "discovery-insecure-transport",
+            tls.is_none_or(|tls| tls.insecure_transport).into(),
+        ),
         ("discovery-insecure-skip-tls-verify", false.into()),
-        ("discovery-cert", "".into()),
-        ("discovery-key", "".into()),
-        ("discovery-cacert", "".into()),
+        ("discovery-cert", path(pair.map(|pair| &pair.0))),
+        ("discovery-key", path(pair.map(|pair| &pair.1))),
+        (
+            "discovery-cacert",
+            path(tls.and_then(|tls| tls.authorities.as_ref())),
+        ),
         ("discovery-user", user.into()),
     ]
 }

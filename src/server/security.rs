@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use super::Error;
-use crate::config::{AllowedNames, Config, Listen, ListenerTls, TlsVersion};
+use crate::config::{
+    AllowedNames, Config, Discovery, DiscoveryService, Listen, ListenerTls, TlsVersion,
+};
 use crate::net::Security;
 use crate::net::tls::{
     Allowed, ClientSettings, Clients, Protocol, ServerSettings, TlsClient, TlsServer, Version,
 };
-use crate::transport::Dialler;
+use crate::transport::{Dialler, Encryption};
 use crate::types::Address;
 
 /// An address to listen on. URLs with and without TLS may share it.
@@ -100,8 +102,38 @@ pub fn of_peers(config: &Config) -> Result<PeerSecurity, Error> {
     );
     Ok(PeerSecurity {
         listener,
-        dialler: Some(dialler),
+        dialler: Some(Encryption::new(dialler, server_name(config))),
     })
+}
+
+/// As in etcd, members that the DNS names are known by its domain, unless authorities of their own
+/// vouch for them: who answers for the DNS could name any host that has a certificate.
+pub fn server_name(config: &Config) -> Option<&str> {
+    let authorities = config.peer_tls.as_ref().map(|tls| &tls.authorities);
+    match &config.discovery {
+        Discovery::Dns(dns) if authorities == Some(&None) => Some(&dns.domain),
+        _ => None,
+    }
+}
+
+/// What connections to a discovery service are encrypted with, where an endpoint demands it.
+pub fn of_discovery(service: &DiscoveryService) -> Result<Dialler, String> {
+    if !service.urls().any(|(_, is_encrypted)| is_encrypted) {
+        return Ok(None);
+    }
+    let settings = ClientSettings {
+        pair: service.tls.pair.clone(),
+        authorities: service.tls.authorities.clone(),
+        allowed: Allowed::default(),
+        protocol: Protocol {
+            least: Version::Tls12,
+            most: Version::Tls13,
+            cipher_suites: Vec::new(),
+        },
+    };
+    let client = TlsClient::new("connections to the discovery service", settings);
+    let client = client.map_err(|error| error.to_string())?;
+    Ok(Some(Encryption::new(client, None)))
 }
 
 fn settings(config: &Config, tls: &ListenerTls) -> ServerSettings {

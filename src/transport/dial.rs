@@ -4,6 +4,7 @@
 
 use std::future::Future;
 use std::io;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -112,7 +113,31 @@ impl Service<http::Request<Body>> for Channel {
 }
 
 /// How URLs with TLS are reached; none: they are not.
-pub type Dialler = Option<Arc<TlsClient>>;
+pub type Dialler = Option<Encryption>;
+
+#[derive(Clone)]
+pub struct Encryption {
+    client: Arc<TlsClient>,
+    /// What every other side's certificate has to name; none: what its URL does.
+    server_name: Option<Arc<str>>,
+}
+
+impl Encryption {
+    pub fn new(client: Arc<TlsClient>, server_name: Option<&str>) -> Self {
+        Self {
+            client,
+            server_name: server_name.map(Into::into),
+        }
+    }
+}
+
+impl Deref for Encryption {
+    type Target = TlsClient;
+
+    fn deref(&self) -> &TlsClient {
+        &self.client
+    }
+}
 
 /// Connects to one URL; the error says why it failed.
 pub async fn dial(
@@ -229,7 +254,8 @@ async fn connect(
     match tls {
         None => channel(metered, route.origin, moved, keep_alive).await,
         Some(tls) => {
-            let secured = tls.connect(&route.host, metered).await;
+            let name = tls.server_name.as_deref().unwrap_or(&route.host);
+            let secured = tls.connect(name, metered).await;
             let secured = secured.map_err(|error| format!("tls: {error}"))?;
             channel(secured, route.origin, moved, keep_alive).await
         }

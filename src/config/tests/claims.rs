@@ -183,18 +183,8 @@ const ETCD_NAMES: &str = "etcd-version git-sha go-version go-os go-arch max-cpu-
     discovery-insecure-skip-tls-verify discovery-cert discovery-key discovery-cacert \
     discovery-user downgrade-check-interval max-learners v2-deprecation";
 
-/// Of these, what is not there: Go, TLS to a discovery service, the looks for a downgrade, the
-/// v2 store.
-const NOT_LOGGED: &[&str] = &[
-    "go-version",
-    "discovery-insecure-transport",
-    "discovery-insecure-skip-tls-verify",
-    "discovery-cert",
-    "discovery-key",
-    "discovery-cacert",
-    "downgrade-check-interval",
-    "v2-deprecation",
-];
+/// Of these, what is not there: Go, the looks for a downgrade, the v2 store.
+const NOT_LOGGED: &[&str] = &["go-version", "downgrade-check-interval", "v2-deprecation"];
 
 #[test]
 fn the_log_of_a_start_has_every_setting() {

@@ -27,8 +27,8 @@ async fn a_file_that_a_dead_process_left_is_replaced() {
     let before = std::fs::metadata(&path).expect("it stays");
     let listener = bind(&path).expect("binds");
     let after = std::fs::metadata(&path).expect("is there");
-    let told = |file: &std::fs::Metadata| (file.ino(), file.ctime(), file.ctime_nsec());
-    assert_ne!(told(&before), told(&after));
+    let identity = |file: &std::fs::Metadata| (file.ino(), file.ctime(), file.ctime_nsec());
+    assert_ne!(identity(&before), identity(&after));
     drop(listener);
     assert!(!path.exists());
 }

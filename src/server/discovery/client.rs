@@ -16,7 +16,8 @@ use crate::proto::etcdserverpb::{
     AuthenticateRequest, PutRequest, RangeRequest, WatchCreateRequest, WatchRequest, WatchResponse,
     watch_request::RequestUnion,
 };
-use crate::transport::{Channel, dial_within};
+use crate::server::security;
+use crate::transport::{Channel, Dialler, dial_within};
 
 const NOT_ENABLED: &str = "etcdserver: authentication is not enabled";
 
@@ -29,6 +30,7 @@ pub struct FoundPairs {
 /// Keeps a connection to one of the endpoints; the next one is tried when it fails.
 pub struct Client<'a> {
     service: &'a DiscoveryService,
+    dialler: Dialler,
     channel: Option<Channel>,
     token: Option<MetadataValue<Ascii>>,
     /// The endpoint to try next.
@@ -40,6 +42,7 @@ impl<'a> Client<'a> {
     pub async fn new(service: &'a DiscoveryService) -> Result<Self, String> {
         let mut client = Self {
             service,
+            dialler: security::of_discovery(service)?,
             channel: None,
             token: None,
             next: 0,
@@ -166,23 +169,17 @@ impl<'a> Client<'a> {
         if let Some(channel) = self.channel.as_ref().filter(|channel| !channel.is_closed()) {
             return Ok(channel.clone());
         }
-        let endpoints = &self.service.endpoints;
+        let urls: Vec<_> = self.service.urls().collect();
         let keepalive = self.service.keepalive.map(|keepalive| KeepAlive {
             interval: keepalive.interval,
             timeout: keepalive.timeout,
         });
         let mut reasons = Vec::new();
-        for _ in 0..endpoints.len() {
-            let endpoint = endpoints
-                .get(self.next % endpoints.len())
-                .map_or("", String::as_str)
-                .trim();
+        for _ in 0..urls.len() {
+            let (url, _) = &urls[self.next % urls.len()];
             self.next += 1;
-            let url = match endpoint.contains("://") {
-                true => endpoint.to_owned(),
-                false => format!("http://{endpoint}"),
-            };
-            match dial_within(self.service.dial_timeout, &None, &url, keepalive).await {
+            let limit = self.service.dial_timeout;
+            match dial_within(limit, &self.dialler, url, keepalive).await {
                 Ok(channel) => {
                     self.channel = Some(channel.clone());
                     return Ok(channel);

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use super::dns::Servers;
 use super::srv::members;
 use crate::config::{self, Config, DnsDiscovery, Surroundings};
+use crate::server::security::server_name;
 
 /// A name server's records: priority, weight, port and host of each.
 type Zone = BTreeMap<&'static str, Vec<(u16, u16, u16, &'static str)>>;
@@ -227,4 +228,17 @@ async fn a_cut_answer_comes_over_tcp_and_a_dead_server_gives_way() {
     let servers = servers(vec![dead, server]);
     let found = found(OWN, "", &servers).await;
     assert!(found.ends_with("me=http://one.a.test:2380"), "{found}");
+}
+
+#[test]
+fn members_from_the_dns_are_known_by_its_domain() {
+    let pair = "--peer-cert-file c --peer-key-file k";
+    for (words, expected) in [
+        (pair.to_owned(), Some("a.test")),
+        (format!("{pair} --peer-trusted-ca-file ca"), None),
+        (String::new(), None),
+    ] {
+        let config = config(&words);
+        assert_eq!(server_name(&config), expected, "{words}");
+    }
 }

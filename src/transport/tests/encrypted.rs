@@ -20,7 +20,8 @@ async fn members_talk_by_tls_through_files() {
 
 async fn talk(addresses: [&str; 2]) {
     let (_dir, server, client) = members();
-    let (security, dialler) = (Security::Tls(server), Some(client));
+    let named = |name| Some(Encryption::new(client.clone(), name));
+    let (security, dialler) = (Security::Tls(server), named(None));
     let site = async |member, address| {
         let dialler = dialler.clone();
         let change = |options: &mut NetworkOptions| options.dialler = dialler;
@@ -36,6 +37,12 @@ async fn talk(addresses: [&str; 2]) {
     assert_eq!(b.inbound.indexes(MsgAppend), [1, 2]);
     let urls = [b.url()];
     describe(&dialler, &urls, LONG).await.expect("an answer");
+    // One name for all, if there is one.
+    let known = describe(&named(Some("localhost")), &urls, LONG).await;
+    known.expect("an answer");
+    let unknown = describe(&named(Some("other.test")), &urls, LONG).await;
+    let error = unknown.expect_err("refused");
+    assert!(error.contains("other.test"), "{error}");
     // Who has no certificate, or no TLS, gets nowhere.
     let error = describe(&None, &urls, LONG).await.expect_err("refused");
     assert!(error.contains("--peer-trusted-ca-file"), "{error}");
