@@ -1,7 +1,7 @@
 //! Listening sockets, of the network and in files.
 //!
 //! A file outlives a process that was killed, so one at which nobody listens is replaced; one at
-//! which somebody does is an address in use. (etcd takes it away from whoever has it.) Nothing
+//! which somebody does is an address in use. (etcd takes it from the process that has it.) Nothing
 //! but a socket is ever removed. The file goes with its listener; its mode is the umask's.
 
 use std::io;
