@@ -109,11 +109,22 @@ errors! {
     RangeStreamSort => Unimplemented, "RangeStream does not support custom sort orders";
     RangeStreamFilters => Unimplemented, "RangeStream does not support revision filters";
     BackupFailed => Internal, "etched: the snapshot could not be made; this member's log says why";
-    LockNotBuilt => Unimplemented, "etched: the Lock service is not built yet; etcdctl lock and clientv3's concurrency package work without it";
-    ElectionNotBuilt => Unimplemented, "etched: the Election service is not built yet; etcdctl elect and clientv3's concurrency package work without it";
+    SessionExpired => Unknown, "mutex: session is expired";
+    ElectionNotLeader => Unknown, "election: not leader";
+    ElectionNoLeader => Unknown, "election: no leader";
+    LeaderNotGiven => Unknown, "\"leader\" field must be provided";
 }
 
 impl Error {
+    /// As etcd's Lock and Election answer it, which are clients of the other services and pass on
+    /// the text alone; but for a deadline, which is their caller's.
+    pub fn without_code(self) -> Status {
+        match self {
+            Error::DeadlineExceeded => self.into(),
+            _ => Status::unknown(self.text()),
+        }
+    }
+
     /// The error with this text, as another member sends it.
     pub fn from_text(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|error| error.text() == text)
@@ -149,12 +160,20 @@ mod tests {
     fn texts_are_unique_and_prefixed() {
         let mut texts: Vec<_> = Error::ALL.iter().map(|error| error.text()).collect();
         for (error, text) in Error::ALL.iter().zip(&texts) {
-            let plain = matches!(error.code(), Code::Unimplemented | Code::DeadlineExceeded);
+            let plain = matches!(error.code(), Code::Unimplemented | Code::DeadlineExceeded)
+                || *error == Error::LeaderNotGiven;
             assert!(
                 plain
-                    || ["etcdserver: ", "etched: ", "auth: ", "bcrypt: "]
-                        .iter()
-                        .any(|prefix| text.starts_with(prefix)),
+                    || [
+                        "etcdserver: ",
+                        "etched: ",
+                        "auth: ",
+                        "bcrypt: ",
+                        "mutex: ",
+                        "election: "
+                    ]
+                    .iter()
+                    .any(|prefix| text.starts_with(prefix)),
                 "{text}"
             );
         }

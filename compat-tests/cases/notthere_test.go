@@ -1,7 +1,6 @@
 package cases
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"net/http"
@@ -11,15 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"etched.dev/compat-tests/harness"
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
-	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 // What the README and --help say is not there is not there, and says so as they
@@ -34,16 +26,6 @@ var notInREADME = map[string]struct {
 	claim  string
 	checks []absence
 }{
-	"Lock, Election": {"the two services (Unimplemented)", []absence{
-		unimplemented("Lock", func(ctx context.Context, c grpc.ClientConnInterface) error {
-			_, err := v3lockpb.NewLockClient(c).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("a")})
-			return err
-		}),
-		unimplemented("Campaign", func(ctx context.Context, c grpc.ClientConnInterface) error {
-			_, err := v3electionpb.NewElectionClient(c).Campaign(ctx, &v3electionpb.CampaignRequest{Name: []byte("a")})
-			return err
-		}),
-	}},
 	"HTTP": {"the JSON gateway under `/v3/` (404), profiles", []absence{noGateway, noProfiles}},
 	"Configuration": {"log rotation, tracing: refused at the start", []absence{
 		refusesFlag("--enable-log-rotation"), refusesFlag("--enable-distributed-tracing"),
@@ -214,16 +196,6 @@ func refusesFlag(flag string) absence {
 		got := exits(t, harness.Etched, nil, []string{flag})
 		if got.Code != 1 || !strings.HasPrefix(got.Error, name+" is not built yet in etched ") {
 			t.Errorf("%s: %+v", flag, got)
-		}
-	}
-}
-
-func unimplemented(name string, call func(context.Context, grpc.ClientConnInterface) error) absence {
-	return func(t *testing.T, server *harness.Server) {
-		t.Helper()
-		err := call(harness.Context(t, 5*time.Second), server.Dial(t))
-		if status.Code(err) != codes.Unimplemented {
-			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

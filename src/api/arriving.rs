@@ -46,6 +46,12 @@ const PROGRESS_BYTES: usize = 16 << 10;
 /// What is counted of a unary call.
 pub type Kept = Arc<Mutex<Vec<Held>>>;
 
+/// What is counted of the call of a request, for one that waits long and needs its message no more.
+pub fn kept<T>(request: &tonic::Request<T>) -> Kept {
+    let kept = request.extensions().get::<Kept>();
+    kept.cloned().unwrap_or_default()
+}
+
 /// Until when what was passed on is counted.
 pub enum Until {
     Answered(Kept),

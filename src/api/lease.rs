@@ -39,19 +39,8 @@ impl Lease for LeaseService {
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
         let caller = caller::of(&self.handle, "LeaseGrant", &request);
-        let mut request = request.into_inner();
-        while request.id == 0 {
-            request.id = self.handle.next_id() as i64;
-        }
-        // Raised before the request is agreed upon: members may be configured differently.
-        request.ttl = request.ttl.max(self.handle.settings().min_lease_ttl_s());
-        let request = InternalRaftRequest {
-            lease_grant: Some(request),
-            ..Default::default()
-        };
-        let Applied::LeaseGrant(mut response) = self.handle.propose(&caller, request).await? else {
-            return Err(Error::UnknownMethod.into());
-        };
+        let request = request.into_inner();
+        let mut response = self.handle.grant_lease(&caller, request).await?;
         header::fill(&self.handle, &mut response.header);
         Ok(Response::new(response))
     }

@@ -55,6 +55,7 @@ use crate::proto::health::health_server::HealthServer;
 use crate::proto::v3electionpb::election_server::ElectionServer;
 use crate::proto::v3lockpb::lock_server::LockServer;
 use crate::replica::shared::Shared;
+use crate::service::concurrency::Concurrency;
 use crate::service::handle::Handle;
 use crate::service::identity::Shown;
 use crate::service::rpcs::{self, Flow, RPCS};
@@ -116,15 +117,13 @@ impl Api {
         });
         let gate = RpcGate::new(&handle);
         let kv_service = kv::KvService::new(handle.clone(), settings, answers);
+        let watch_service = watch::WatchService::new(handle.clone(), settings);
+        let concurrency = Concurrency::new(handle.clone());
         let log = CallLog::new(&handle, &settings);
         Self {
             kv: limited!(KvServer, kv_service.clone(), max),
             kv_service,
-            watch: limited!(
-                WatchServer,
-                watch::WatchService::new(handle.clone(), settings),
-                max
-            ),
+            watch: limited!(WatchServer, watch_service.clone(), max),
             lease: limited!(
                 LeaseServer,
                 lease::LeaseService::new(handle.clone(), settings),
@@ -141,9 +140,17 @@ impl Api {
                 max
             ),
             auth: limited!(AuthServer, auth::AuthService::new(handle.clone()), max),
+            lock: limited!(
+                LockServer,
+                lock::LockService::new(handle.clone(), concurrency.clone()),
+                max
+            ),
+            election: limited!(
+                ElectionServer,
+                election::ElectionService::new(handle.clone(), concurrency, watch_service),
+                max
+            ),
             handle,
-            lock: limited!(LockServer, lock::LockService, max),
-            election: limited!(ElectionServer, election::ElectionService, max),
             health: limited!(HealthServer, health::HealthService, max),
             gate,
             log,
@@ -201,7 +208,7 @@ impl Api {
     /// Puts who calls beside a call where that can matter; returns what is shown if it takes a wait
     /// to know.
     fn identify<B>(&self, method: usize, request: &mut Request<B>) -> Result<(), Shown> {
-        if !self.shared.is_auth_enabled() && RPCS[method].flow != Flow::BidiStream {
+        if !self.shared.is_auth_enabled() && !RPCS[method].outlasts_an_identity() {
             return Ok(());
         }
         let shown = Shown::of(request.headers(), request.extensions());
@@ -247,7 +254,12 @@ impl Api {
         }
         let kept = Kept::default();
         let until = match RPCS[method].flow {
-            Flow::Unary | Flow::ServerStream => Until::Answered(kept.clone()),
+            Flow::Unary | Flow::ServerStream => {
+                if RPCS[method].outlasts_an_identity() {
+                    request.extensions_mut().insert(kept.clone());
+                }
+                Until::Answered(kept.clone())
+            }
             Flow::BidiStream => Until::NextMessage(Vec::new()),
         };
         let request = request.map(|body| Arriving::new(body, self.source.clone(), until));

@@ -60,6 +60,8 @@ use outbox::Outbox;
 pub use outbox::Responses;
 use rechecks::{Rechecks, Woken};
 
+/// Cheap to clone.
+#[derive(Clone)]
 pub struct WatchService {
     handle: Handle,
     settings: Settings,

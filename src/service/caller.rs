@@ -95,6 +95,14 @@ impl Caller {
         }
     }
 
+    /// The same without a deadline, for what is to be cleaned up behind a call.
+    pub fn without_deadline(self) -> Self {
+        Self {
+            deadline: None,
+            ..self
+        }
+    }
+
     /// This member, for its background work.
     pub fn member() -> Self {
         Self::client(Identity::Member, None, Span::none())

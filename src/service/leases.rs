@@ -14,11 +14,12 @@ use crate::error::Error;
 use crate::mvcc;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{
-    InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseKeepAliveRequest,
-    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+    InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseGrantRequest,
+    LeaseGrantResponse, LeaseKeepAliveRequest, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
 use crate::proto::etchedpeer::{PeerRequest, PeerResponse, peer_request, peer_response};
 use crate::replica::view::ReadView;
+use crate::state::Response as Applied;
 use crate::state::auth::verdict::Access;
 use crate::state::lease::{self, Attached};
 use crate::storage::Read;
@@ -28,6 +29,27 @@ use crate::types::LeaseId;
 const RETRY: Duration = Duration::from_millis(50);
 
 impl Handle {
+    /// Grants a lease, with an id of its own where none is asked for.
+    pub async fn grant_lease(
+        &self,
+        caller: &Caller,
+        mut request: LeaseGrantRequest,
+    ) -> Result<LeaseGrantResponse, Error> {
+        while request.id == 0 {
+            request.id = self.next_id() as i64;
+        }
+        // Raised before the request is agreed upon: members may be configured differently.
+        request.ttl = request.ttl.max(self.settings().min_lease_ttl_s());
+        let request = InternalRaftRequest {
+            lease_grant: Some(request),
+            ..Default::default()
+        };
+        match self.propose(caller, request).await? {
+            Applied::LeaseGrant(response) => Ok(response),
+            _ => Err(Error::UnknownMethod),
+        }
+    }
+
     /// Renews a lease; returns its TTL in seconds, 0 if it does not exist.
     pub async fn renew_lease(&self, caller: &Caller, id: LeaseId) -> Result<i64, Error> {
         if let Some(view) = self.judging_view(caller)? {

@@ -4,12 +4,13 @@
 //! `propose` and `read` execute it on the member that `handle` represents, `admission` refuses
 //! early, `identity`, `tokens` and `passwords` say who a client is, `leases`, `membership`,
 //! `hashes` and `downgrade` hold what their requests need beside a proposal or a read, `peer`
-//! answers other members, `rpcs` is the table of all RPCs, and `settings` has what the
+//! answers other members, `concurrency` makes locks and elections of all these, `rpcs` is the table of all RPCs, and `settings` has what the
 //! configuration decides.
 
 pub mod admission;
 pub mod backup;
 pub mod caller;
+pub mod concurrency;
 pub mod downgrade;
 #[cfg(test)]
 pub mod fixture;

@@ -48,6 +48,12 @@ impl Rpc {
     pub fn is_unary(&self) -> bool {
         self.flow == Flow::Unary
     }
+
+    /// Its calls can last so long that who the caller is has to be asked again: authentication may
+    /// have been enabled since.
+    pub fn outlasts_an_identity(&self) -> bool {
+        self.flow == Flow::BidiStream || [LOCK, ELECTION].contains(&self.service)
+    }
 }
 
 const fn row(

@@ -52,7 +52,6 @@ impl Frames {
     }
 
     /// The oldest response, where none is begun; a copy, as a client has it.
-    #[cfg(any(test, feature = "simulation"))]
     pub fn pop(&mut self) -> Option<WatchResponse> {
         let mut response = self.responses.pop_front()?;
         self.bytes -= size_bytes(&response);

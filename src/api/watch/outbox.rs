@@ -238,7 +238,7 @@ impl HttpBody for Responses {
     }
 }
 
-#[cfg(any(test, feature = "simulation"))]
+/// For those who read within this process.
 impl tokio_stream::Stream for Responses {
     type Item = Result<WatchResponse, Status>;
 
