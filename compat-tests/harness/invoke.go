@@ -7,6 +7,8 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/proto"
@@ -25,7 +27,11 @@ type method struct {
 // unary knows the method of each request message that belongs to just one.
 var unary = sync.OnceValue(func() map[protoreflect.FullName]method {
 	found := map[protoreflect.FullName]method{}
-	for _, file := range []protoreflect.FileDescriptor{pb.File_rpc_proto, healthpb.File_grpc_health_v1_health_proto} {
+	files := []protoreflect.FileDescriptor{
+		pb.File_rpc_proto, v3lockpb.File_v3lock_proto, v3electionpb.File_v3election_proto,
+		healthpb.File_grpc_health_v1_health_proto,
+	}
+	for _, file := range files {
 		for i := range file.Services().Len() {
 			service := file.Services().Get(i)
 			for j := range service.Methods().Len() {
