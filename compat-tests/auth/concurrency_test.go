@@ -124,7 +124,11 @@ func (p *pair) waits(who, key string, request proto.Message) (context.CancelFunc
 func (p *pair) untilOn(side int, key string, there bool) {
 	p.t.Helper()
 	for range 500 {
-		outcome := harness.Invoke(p.as("root", side), p.conn[side], get(key, ""))
+		who := "root"
+		if len(p.tokens) == 0 {
+			who = anyone
+		}
+		outcome := harness.Invoke(p.as(who, side), p.conn[side], get(key, ""))
 		if outcome.Err == nil && (outcome.Message.(*pb.RangeResponse).Count > 0) == there {
 			return
 		}
@@ -177,6 +181,28 @@ func TestRightsAfterAWait(t *testing.T) {
 			p.ok("root", del("\x00", "\x00", false))
 		}
 	}
+}
+
+// Authentication is enabled while calls wait: their callers are asked who they are.
+func TestAuthEnabledWhileCallsWait(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, harness.Options{})
+	for _, lease := range []int64{7, 8, 9} {
+		p.ok(anyone, &pb.LeaseGrantRequest{ID: lease, TTL: 600})
+	}
+	p.ok(anyone, lock("l", 8))
+	locks, campaigns := lock("l", 7), campaign("l", "v", 9)
+	_, locking := p.waits(anyone, "l/7", locks)
+	_, campaigning := p.waits(anyone, "l/9", campaigns)
+	p.enable(rightsToName)
+	p.ok("root", unlock("l/8"))
+	if got := harness.ErrorText(p.ends(anyone, locks, locking).Err); got != "Unknown: etcdserver: user name is empty" {
+		t.Errorf("etcd answers %s", got)
+	}
+	p.do("root", get("\x00", "\x00"))
+	p.ok("root", unlock("l/7"))
+	p.ends(anyone, campaigns, campaigning)
+	p.do("root", get("\x00", "\x00"))
 }
 
 // A call that is given up takes its key back, as its caller. (In etcd it stays, since

@@ -11,6 +11,8 @@ import (
 
 	"etched.dev/compat-tests/harness"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
@@ -223,6 +225,10 @@ func (r *trio) leaderlessRequests(t *testing.T, left int) {
 		{"hash", &pb.HashKVRequest{}, false, "OK"},
 		{"defragmentation", &pb.DefragmentRequest{}, false, "OK"},
 		{"downgrade", &pb.DowngradeRequest{Version: "3.6.0"}, false, ""},
+		{"lock", &v3lockpb.LockRequest{Name: []byte("l"), Lease: 7}, false, ""},
+		{"unlock", &v3lockpb.UnlockRequest{Key: []byte("l/7")}, false, ""},
+		{"campaign", &v3electionpb.CampaignRequest{Name: []byte("l"), Lease: 7}, false, ""},
+		{"leader of an election", &v3electionpb.LeaderRequest{Name: []byte("l")}, false, ""},
 		{"an empty key", put("", ""), false, "InvalidArgument: etcdserver: key is not provided"},
 	} {
 		led := one

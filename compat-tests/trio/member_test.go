@@ -7,6 +7,8 @@ import (
 
 	"etched.dev/compat-tests/harness"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -172,6 +174,9 @@ func TestLearner(t *testing.T) {
 		&pb.MemberAddRequest{PeerURLs: []string{"http://127.0.0.1:1"}}, &pb.MemberRemoveRequest{ID: 99}, &pb.MemberPromoteRequest{ID: 99},
 		&pb.MemberUpdateRequest{ID: 99, PeerURLs: []string{"http://127.0.0.1:1"}},
 		&pb.MemberListRequest{Linearizable: true}, &pb.MemberListRequest{},
+		&v3lockpb.LockRequest{Name: []byte("l"), Lease: 7}, &v3lockpb.UnlockRequest{Key: []byte("l")},
+		&v3electionpb.CampaignRequest{Name: []byte("l"), Lease: 7}, &v3electionpb.LeaderRequest{Name: []byte("l")},
+		&v3electionpb.ProclaimRequest{}, &v3electionpb.ResignRequest{},
 	} {
 		r.fails(forLearner, learner, request)
 	}

@@ -302,6 +302,14 @@ mod tests {
                 [Ok("call"), learner, Ok("call"), learner],
             ),
             (
+                "v3lockpb.Lock/Lock hasleader=true",
+                [Ok("call"), learner, no_leader, learner],
+            ),
+            (
+                "v3electionpb.Election/Observe hasleader=true",
+                [Ok("needs a leader"), learner, no_leader, learner],
+            ),
+            (
                 "etcdserverpb.KV/Put client-api-version=no-text",
                 [
                     Err(Error::InvalidClientApiVersion),

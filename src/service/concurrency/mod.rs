@@ -198,7 +198,8 @@ impl Concurrency {
         let range = Self::candidates(name);
         let view = self.read(caller, &range, false).await?;
         let revision = view.head;
-        let first = self.queues.first(range, view).await?;
+        let first = self.queues.first(range, view);
+        let first = self.handle.within(caller, first).await??;
         Ok((first, revision))
     }
 
