@@ -62,7 +62,8 @@ impl Election for ElectionService {
         let entered = self
             .concurrency
             .enter_election(&caller, &name, &value, lease);
-        let mut candidate = entered.await.map_err(Error::without_code)?;
+        // Boxed: what it takes is free again while the call waits.
+        let mut candidate = Box::pin(entered).await.map_err(Error::without_code)?;
         // What waits holds no more than its place; the name is part of its key.
         let name_bytes = name.len();
         drop((name, value));

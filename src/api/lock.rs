@@ -33,7 +33,8 @@ impl Lock for LockService {
         let entered = self
             .concurrency
             .enter_lock(&caller, &request.name, request.lease);
-        let candidate = entered.await.map_err(Error::without_code)?;
+        // Boxed: what it takes is free again while the call waits.
+        let candidate = Box::pin(entered).await.map_err(Error::without_code)?;
         // What waits holds no more than its candidate.
         drop(request);
         kept.lock().clear();

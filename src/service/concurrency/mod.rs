@@ -266,7 +266,8 @@ impl Candidate {
         let locked = self.try_lock().await;
         match locked {
             Ok(_) | Err(Error::SessionExpired) => self.stays(),
-            Err(_) => self.take_back().await,
+            // Boxed, as what is seldom needed: a call that waits holds no room for it.
+            Err(_) => Box::pin(self.take_back()).await,
         }
         Ok((self.key.clone(), locked?))
     }
@@ -293,7 +294,7 @@ impl Candidate {
         };
         let led = led.await;
         match led {
-            Err(Error::DeadlineExceeded) => self.take_back().await,
+            Err(Error::DeadlineExceeded) => Box::pin(self.take_back()).await,
             _ => self.stays(),
         }
         led.map(drop)

@@ -26,12 +26,15 @@ use crate::service::handle::Handle;
 use crate::types::KeyRange;
 use crate::watch::{self, Output, Stream};
 
-/// What all who wait take together.
-const WAITING_BYTES: usize = 16 << 20;
-/// Of each, beside its key; a call that waits takes about as much.
-const WAITER_BYTES: usize = 2 << 10;
-/// What the keys that a queue holds may take, as long as there is so much.
-const QUEUE_BYTES: [usize; 2] = [32 << 10, 2 << 10];
+/// What all calls that wait take together.
+const WAITING_BYTES: usize = 64 << 20;
+/// Of each, beside its key; measured with all that a call holds, its stream in HTTP/2 included.
+const WAITER_BYTES: usize = 8 << 10;
+/// What the keys that a queue holds may take, as long as so much of `WAITING_BYTES` is not reached.
+const QUEUE_BYTES: [(usize, usize); 2] = [
+    (32 << 10, WAITING_BYTES / 2),
+    (2 << 10, WAITING_BYTES / 4 * 3),
+];
 /// Reads of whole prefixes at once: each needs a thread.
 const READS_AT_ONCE: usize = 2;
 /// A read that finds more than this in its first keys looks at fewer of them.
@@ -191,10 +194,12 @@ impl WaitQueues {
         read.map_err(|error| self.handle.refusal(error))
     }
 
+    /// Room for the keys of a queue; none where waiters need what is left.
     fn capacity(&self) -> Option<Held> {
-        QUEUE_BYTES
-            .iter()
-            .find_map(|bytes| self.room.try_take(*bytes))
+        let used_bytes = self.room.used_bytes();
+        let mut fitting = QUEUE_BYTES.iter().filter(|(_, most)| used_bytes < *most);
+        let (bytes, _) = fitting.next()?;
+        self.room.try_take(*bytes)
     }
 
     /// No prefix is followed, and nobody has room.
@@ -471,7 +476,9 @@ mod tests {
     async fn so_many_wait_and_no_more() {
         let queues = WaitQueues::new(fixture::alone());
         let mut held = Vec::new();
+        let mut capacities = Vec::new();
         let refused = loop {
+            capacities.extend(queues.capacity().as_ref().map(Held::bytes));
             match queues.room(10) {
                 Ok(room) => held.push(room),
                 Err(error) => break error,
@@ -479,6 +486,8 @@ mod tests {
         };
         assert_eq!(refused, Error::TooManyRequests);
         assert!(held.len() > 4096, "{}", held.len());
+        capacities.dedup();
+        assert_eq!(capacities, QUEUE_BYTES.map(|(bytes, _)| bytes));
         // Few long names take as much.
         drop(held.split_off(held.len() / 2));
         assert_eq!(queues.room(WAITING_BYTES).map(drop), Err(refused));
