@@ -171,7 +171,7 @@ func TestElectionInTurn(t *testing.T) {
 		defer cancel()
 		second := p.begin(ctx, campaign("d", "b", 2))
 		p.until("d/2", true)
-		second.endsWith(deadlineExceeded)
+		second.tooLate()
 		p.until("d/2", false)
 		p.ok(everything())
 	})

@@ -70,6 +70,55 @@ func TestWithoutQuorum(t *testing.T) {
 	}
 }
 
+// A call that waits for a lock waits on while the member that led, and had the
+// lock's holder for a client, is killed and another leads.
+func TestLockOverALostLeader(t *testing.T) {
+	r := newTrio(t)
+	for _, lease := range []int64{7, 8} {
+		r.ok(leader, &pb.LeaseGrantRequest{ID: lease, TTL: 1000})
+	}
+	r.ok(leader, &v3lockpb.LockRequest{Name: []byte("l"), Lease: 7})
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var locked [2]chan error
+	for side := range locked {
+		locked[side] = make(chan error, 1)
+		go func() {
+			locks := v3lockpb.NewLockClient(r.conns[side][follower])
+			_, err := locks.Lock(ctx, &v3lockpb.LockRequest{Name: []byte("l"), Lease: 8})
+			locked[side] <- err
+		}()
+	}
+	r.each(func(c *harness.Cluster) error {
+		conn := r.conns[c.Kind()][other]
+		for ctx.Err() == nil {
+			outcome := harness.Invoke(ctx, conn, get("l/8"))
+			if outcome.Err == nil && outcome.Message.(*pb.RangeResponse).Count > 0 {
+				break
+			}
+		}
+		if err := c.Members()[leader].Kill(); err != nil {
+			return err
+		}
+		_, err := c.WaitLeader(patience, c.Members()[follower], c.Members()[other])
+		return err
+	})
+	for side := range locked {
+		select {
+		case err := <-locked[side]:
+			t.Errorf("%v: the lock does not wait: %v", harness.Kind(side), err)
+		default:
+		}
+		unlock := &v3lockpb.UnlockRequest{Key: []byte("l/7")}
+		if outcome := harness.Invoke(ctx, r.conns[side][other], unlock); outcome.Err != nil {
+			t.Errorf("%v: %v", harness.Kind(side), outcome.Err)
+		}
+		if err := <-locked[side]; err != nil {
+			t.Errorf("%v: %v", harness.Kind(side), err)
+		}
+	}
+}
+
 // patience bounds every wait of a test for what must come; what comes before what is told by
 // order, since a busy machine takes its time.
 const patience = 2 * time.Minute
