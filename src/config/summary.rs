@@ -163,6 +163,10 @@ impl Config {
                 file(tls.and_then(|tls| tls.authorities.as_deref())),
             ),
             (
+                "client-crl-file",
+                file(tls.and_then(|tls| tls.revoked.as_deref())),
+            ),
+            (
                 "client-cert-auth",
                 self.authenticates_by_certificate().into(),
             ),
@@ -189,6 +193,10 @@ impl Config {
             (
                 "peer-trusted-ca-file",
                 file(peer.and_then(|tls| tls.authorities.as_deref())),
+            ),
+            (
+                "peer-crl-file",
+                file(peer.and_then(|tls| tls.revoked.as_deref())),
             ),
             (
                 "peer-client-cert-auth",

@@ -20,6 +20,8 @@ pub struct ListenerTls {
     pub authenticates: bool,
     /// The authorities for clients' certificates. They alone demand one, too.
     pub authorities: Option<PathBuf>,
+    /// The list of certificates that are not accepted any more.
+    pub revoked: Option<PathBuf>,
     pub allowed: AllowedNames,
     /// Whether the names in a certificate must be those of the address that it is shown from.
     pub checks_source: bool,
@@ -41,6 +43,8 @@ pub struct PeerTls {
     pub shown: Option<(PathBuf, PathBuf)>,
     /// The authorities for others' certificates; none: the machine's.
     pub authorities: Option<PathBuf>,
+    /// The list of certificates that are not accepted any more.
+    pub revoked: Option<PathBuf>,
     pub allowed: AllowedNames,
 }
 
@@ -119,8 +123,13 @@ pub const AVAILABLE_SUITES: [&str; 11] = [
 ];
 
 /// What does nothing without TLS: for clients, for members, for both.
-const CLIENT_FLAGS: [&str; 2] = ["trusted-ca-file", "client-cert-allowed-hostname"];
-const PEER_FLAGS: [&str; 5] = [
+const CLIENT_FLAGS: [&str; 3] = [
+    "trusted-ca-file",
+    "client-crl-file",
+    "client-cert-allowed-hostname",
+];
+const PEER_FLAGS: [&str; 6] = [
+    "peer-crl-file",
     "peer-client-cert-file",
     "peer-client-key-file",
     "peer-cert-allowed-cn",
@@ -129,6 +138,8 @@ const PEER_FLAGS: [&str; 5] = [
 ];
 const PROTOCOL_FLAGS: [&str; 3] = ["cipher-suites", "tls-min-version", "tls-max-version"];
 const NO_PEER_TLS: &str = "members are not connected by TLS; no certificate is in use";
+const NO_CERTIFICATES: &str =
+    "without --client-cert-auth or --trusted-ca-file no client has to have a certificate";
 const NO_TLS_LISTENER: &str = "no URL to listen on has TLS; no certificate is in use";
 
 /// Checks names of versions and cipher suites.
@@ -226,9 +237,7 @@ pub fn of_clients(values: &Values, notes: &mut Vec<Note>) -> Result<Option<Liste
                 "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL",
             ),
         ];
-        for (_, text) in warnings.into_iter().filter(|(is_so, _)| *is_so) {
-            notes.push(Note::warn(text).with("client-url", url.as_str()));
-        }
+        warn_of(warnings, "client-url", url, notes);
     }
     if no_pair && metrics.iter().any(|url| is_encrypted(&url)) {
         let text =
@@ -244,21 +253,18 @@ pub fn of_clients(values: &Values, notes: &mut Vec<Note>) -> Result<Option<Liste
             "KeyFile and CertFile must both be present[key: {key}, cert: {certificate}]"
         )));
     }
-    let own = (
-        values.text("client-cert-file"),
-        values.text("client-key-file"),
-    );
-    if own.0.is_empty() != own.1.is_empty() {
-        return Err(Refusal::Start(format!(
-            "ClientKeyFile and ClientCertFile must both be present or both absent: key: {}, cert: {}]",
-            own.1, own.0
-        )));
+    pair_to_show(values, "client-cert-file", "client-key-file")?;
+    let authenticates = values.bool("client-cert-auth");
+    let authorities = path(values, "trusted-ca-file");
+    if !authenticates && authorities.is_none() {
+        note_without_effect(values, &CLIENT_FLAGS, NO_CERTIFICATES, notes);
     }
     Ok(Some(ListenerTls {
         certificate: certificate.into(),
         key: key.into(),
-        authenticates: values.bool("client-cert-auth"),
-        authorities: path(values, "trusted-ca-file"),
+        authenticates,
+        authorities,
+        revoked: path(values, "client-crl-file"),
         allowed: AllowedNames {
             common_names: Vec::new(),
             host_names: named(values, "client-cert-allowed-hostname"),
@@ -308,9 +314,7 @@ pub fn of_peers(values: &Values, notes: &mut Vec<Note>) -> Result<Option<PeerTls
                 "scheme is HTTP while --peer-client-cert-auth is enabled; ignoring client cert auth for this URL",
             ),
         ];
-        for (_, text) in warnings.into_iter().filter(|(is_so, _)| *is_so) {
-            notes.push(Note::warn(text).with("peer-url", url.as_str()));
-        }
+        warn_of(warnings, "peer-url", url, notes);
     }
     if certificate.is_empty() != key.is_empty() {
         return Err(Refusal::Start(format!(
@@ -318,38 +322,57 @@ pub fn of_peers(values: &Values, notes: &mut Vec<Note>) -> Result<Option<PeerTls
         )));
     }
     let authorities = path(values, "peer-trusted-ca-file");
+    let revoked = path(values, "peer-crl-file");
     if no_pair && authorities.is_none() {
         note_without_effect(values, &PEER_FLAGS, NO_PEER_TLS, notes);
         return Ok(None);
     }
-    let own = (
-        values.text("peer-client-cert-file"),
-        values.text("peer-client-key-file"),
-    );
-    if own.0.is_empty() != own.1.is_empty() {
-        return Err(Refusal::Start(format!(
-            "ClientKeyFile and ClientCertFile must both be present or both absent: key: {}, cert: {}]",
-            own.1, own.0
-        )));
-    }
+    let own = pair_to_show(values, "peer-client-cert-file", "peer-client-key-file")?;
     let pair = Some((certificate.into(), key.into())).filter(|_| !no_pair);
-    let shown = match own.0.is_empty() {
-        true => pair,
-        false => Some((own.0.into(), own.1.into())),
-    };
     Ok(Some(PeerTls {
         listener: is_encrypted.then(|| ListenerTls {
             certificate: certificate.into(),
             key: key.into(),
             authenticates,
             authorities: authorities.clone(),
+            revoked: revoked.clone(),
             allowed: allowed.clone(),
             checks_source: !values.bool("peer-skip-client-san-verification"),
         }),
-        shown,
+        shown: own.or(pair),
         authorities,
+        revoked,
         allowed,
     }))
+}
+
+/// The files of a pair that is shown to others, if it has its own.
+fn pair_to_show(
+    values: &Values,
+    certificate: &str,
+    key: &str,
+) -> Result<Option<(PathBuf, PathBuf)>, Refusal> {
+    let pair = (path(values, certificate), path(values, key));
+    match pair {
+        (Some(certificate), Some(key)) => Ok(Some((certificate, key))),
+        (None, None) => Ok(None),
+        _ => Err(Refusal::Start(format!(
+            "ClientKeyFile and ClientCertFile must both be present or both absent: key: {}, cert: {}]",
+            values.text(key),
+            values.text(certificate)
+        ))),
+    }
+}
+
+fn warn_of(
+    warnings: [(bool, &'static str); 2],
+    key: &'static str,
+    url: &Url,
+    notes: &mut Vec<Note>,
+) {
+    for (_, text) in warnings.into_iter().filter(|(is_so, _)| *is_so) {
+        notes.push(Note::warn(text).with(key, url.as_str()));
+    }
 }
 
 fn path(values: &Values, name: &str) -> Option<PathBuf> {

@@ -89,6 +89,7 @@ pub fn of_peers(config: &Config) -> Result<PeerSecurity, Error> {
     let dialler = ClientSettings {
         pair: tls.shown.clone(),
         authorities: tls.authorities.clone(),
+        revoked: tls.revoked.clone(),
         allowed: allowed(&tls.allowed),
         protocol: protocol(config),
     };
@@ -143,6 +144,7 @@ fn settings(config: &Config, tls: &ListenerTls) -> ServerSettings {
         key: tls.key.clone(),
         clients: demanded.then(|| Clients {
             authorities: tls.authorities.clone(),
+            revoked: tls.revoked.clone(),
             allowed: allowed(&tls.allowed),
             checks_source: tls.checks_source,
         }),

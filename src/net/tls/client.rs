@@ -12,8 +12,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::reread::Reread;
-use super::verify::ServerVerifier;
-use super::{Allowed, Error, Protocol, files, suites};
+use super::verify::{Accepted, ServerVerifier};
+use super::{Allowed, Error, Protocol, files, shown, suites};
 
 /// How outgoing connections are encrypted.
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ pub struct ClientSettings {
     pub pair: Option<(PathBuf, PathBuf)>,
     /// The authorities that vouch for servers; none: those that the machine trusts.
     pub authorities: Option<PathBuf>,
+    /// The list of those that are not accepted any more.
+    pub revoked: Option<PathBuf>,
     pub allowed: Allowed,
     pub protocol: Protocol,
 }
@@ -42,7 +44,8 @@ impl TlsClient {
         let paths = pair
             .into_iter()
             .flatten()
-            .chain(settings.authorities.clone());
+            .chain(settings.authorities.clone())
+            .chain(settings.revoked.clone());
         let config = Reread::new(whom, paths.collect(), move || config(&settings))?;
         Ok(Arc::new(Self(config)))
     }
@@ -59,7 +62,8 @@ impl TlsClient {
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
         let config = self.0.current();
         let connector = TlsConnector::from(config.as_ref().clone());
-        connector.connect(name, stream).await
+        let (connected, shown) = shown::during(connector.connect(name, stream)).await;
+        connected.map_err(|error| shown.reason.map_or(error, io::Error::other))
     }
 }
 
@@ -69,8 +73,13 @@ fn config(settings: &ClientSettings) -> Result<Arc<ClientConfig>, Error> {
         Some(path) => files::authorities(path)?,
         None => files::system_authorities()?,
     };
-    let allowed = settings.allowed.clone();
-    let verifier = ServerVerifier::new(authorities, allowed, provider.clone())?;
+    let revoked = settings.revoked.as_deref().map(files::revocations);
+    let accepted = Accepted {
+        authorities,
+        allowed: settings.allowed.clone(),
+        revoked: revoked.transpose()?,
+    };
+    let verifier = ServerVerifier::new(accepted, provider.clone())?;
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&suites::versions(&settings.protocol))?
         .dangerous()

@@ -1,13 +1,15 @@
-//! Files of certificates and keys, in PEM.
+//! Files of certificates, keys and lists of revoked certificates.
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::Error;
+use super::revoked::Revocations;
 
 /// Where systems keep the certificates of the authorities that they trust; Go's list for Linux.
 const SYSTEM_AUTHORITIES: [&str; 6] = [
@@ -68,9 +70,15 @@ pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
     })
 }
 
+/// The revoked certificates of a file.
+pub fn revocations(path: &Path) -> Result<Revocations, Error> {
+    Revocations::of(&read(path)?).map_err(|error| content(path, error))
+}
+
 /// Authorities: a file's, or the machine's.
+#[derive(Debug)]
 pub struct Authorities {
-    pub store: RootCertStore,
+    pub store: Arc<RootCertStore>,
     /// The same, whole.
     pub certificates: Vec<CertificateDer<'static>>,
 }
@@ -84,7 +92,7 @@ pub fn authorities(path: &Path) -> Result<Authorities, Error> {
         added.map_err(|error| content(path, error))?;
     }
     Ok(Authorities {
-        store,
+        store: Arc::new(store),
         certificates,
     })
 }
@@ -100,7 +108,7 @@ pub fn system_authorities() -> Result<Authorities, Error> {
     let mut store = RootCertStore::empty();
     store.add_parsable_certificates(certificates.iter().cloned());
     Ok(Authorities {
-        store,
+        store: Arc::new(store),
         certificates,
     })
 }

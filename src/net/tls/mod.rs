@@ -5,17 +5,20 @@
 //!
 //! - `files` reads certificates and keys; a server reads them again when they change (`reread`).
 //! - `suites` knows etcd's names of versions and cipher suites.
-//! - `verify` decides about the other side's certificate, and `certificate` takes the names from it.
+//! - `verify` decides about the other side's certificate, `certificate` takes the names from it, and
+//!   `revoked` knows those that do not count any more.
 //! - `server` and `client` make the handshakes; `source` then asks whether a member's certificate
 //!   belongs to the address that it calls from.
-//! - `rejected` reports connections that came to nothing.
+//! - `rejected` reports connections that came to nothing, with what was `shown`.
 
 mod certificate;
 mod client;
 mod files;
 mod rejected;
 mod reread;
+mod revoked;
 mod server;
+mod shown;
 mod source;
 mod suites;
 #[cfg(test)]
@@ -86,6 +89,8 @@ pub struct ServerSettings {
 pub struct Clients {
     /// The authorities that vouch for them; none: those that the machine trusts.
     pub authorities: Option<PathBuf>,
+    /// The list of those that are not accepted any more.
+    pub revoked: Option<PathBuf>,
     pub allowed: Allowed,
     /// Whether the names in a certificate must be those of the address that it is shown from.
     pub checks_source: bool,

@@ -4,6 +4,7 @@
 use tokio::time::Instant;
 
 use super::Refused;
+use super::server::EOF;
 use crate::net::Notices;
 use crate::types::Remote;
 
@@ -33,16 +34,31 @@ impl Rejections {
     }
 
     pub fn report(&self, remote: Remote, refused: &Refused) {
-        if self.is_news(remote) {
-            tracing::warn!(
+        // Probes of the port do nothing else.
+        if refused.reason == EOF {
+            tracing::debug!("remote-addr" = %remote, error = EOF, "rejected connection on {} endpoint", self.who);
+            return;
+        }
+        if !self.is_news(remote) {
+            return;
+        }
+        match &refused.certificate {
+            Some(certificate) => tracing::warn!(
                 "remote-addr" = %remote,
                 "server-name" = refused.server_name,
-                "ip-addresses" = ?refused.certificate.ip_addresses,
-                "dns-names" = ?refused.certificate.dns_names,
+                "ip-addresses" = ?certificate.ip_addresses,
+                "dns-names" = ?certificate.dns_names,
                 error = refused.reason,
                 "rejected connection on {} endpoint",
                 self.who
-            );
+            ),
+            None => tracing::warn!(
+                "remote-addr" = %remote,
+                "server-name" = refused.server_name,
+                error = refused.reason,
+                "rejected connection on {} endpoint",
+                self.who
+            ),
         }
     }
 }

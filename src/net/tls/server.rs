@@ -14,8 +14,8 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::reread::Reread;
-use super::verify::ClientVerifier;
-use super::{Certificate, Error, ServerSettings, files, source, suites};
+use super::verify::{Accepted, ClientVerifier};
+use super::{Certificate, Error, ServerSettings, files, shown, source, suites};
 use crate::net::Versions;
 
 /// From the first byte to the end of a handshake.
@@ -23,6 +23,9 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// Handshakes that have begun to calculate at once, of one kind of listener. Others wait, as long
 /// as their own limit lets them.
 const MAX_HANDSHAKES: usize = 1024;
+
+/// Why a handshake failed whose client went away.
+pub const EOF: &str = "EOF";
 
 /// Serves TLS; shared by the listeners of one kind.
 pub struct TlsServer {
@@ -50,8 +53,8 @@ pub struct Session {
 pub struct Refused {
     /// What the client called this server; empty if it did not.
     pub server_name: String,
-    /// That of a client whose certificate was refused for its names.
-    pub certificate: Certificate,
+    /// That of a client whose certificate was refused.
+    pub certificate: Option<Certificate>,
     pub reason: String,
 }
 
@@ -60,7 +63,7 @@ impl Refused {
     pub fn new(reason: &str) -> Self {
         Self {
             server_name: String::new(),
-            certificate: Certificate::default(),
+            certificate: None,
             reason: reason.to_owned(),
         }
     }
@@ -98,7 +101,8 @@ impl TlsServer {
     {
         let mut server_name = String::new();
         let handshake = self.handshake(stream, versions, &mut server_name);
-        let done = tokio::time::timeout(HANDSHAKE_LIMIT, handshake).await;
+        let handshake = shown::during(tokio::time::timeout(HANDSHAKE_LIMIT, handshake));
+        let (done, shown) = handshake.await;
         let done = done.unwrap_or_else(|_| {
             let reason = format!("tls: no handshake within {HANDSHAKE_LIMIT:?}");
             Err(io::Error::new(io::ErrorKind::TimedOut, reason))
@@ -108,8 +112,8 @@ impl TlsServer {
             Err(error) => {
                 return Err(Refused {
                     server_name,
-                    certificate: Certificate::default(),
-                    reason: reason(&error),
+                    certificate: shown.certificate,
+                    reason: shown.reason.unwrap_or_else(|| reason(&error)),
                 });
             }
         };
@@ -122,7 +126,7 @@ impl TlsServer {
         {
             return Err(Refused {
                 server_name,
-                certificate: certificate.clone(),
+                certificate: Some(certificate.clone()),
                 reason,
             });
         }
@@ -156,10 +160,10 @@ impl TlsServer {
 
 impl ServerSettings {
     fn paths(&self) -> Vec<PathBuf> {
-        let authorities = self.clients.as_ref();
-        let authorities = authorities.and_then(|clients| clients.authorities.clone());
         let pair = [self.certificate.clone(), self.key.clone()];
-        pair.into_iter().chain(authorities).collect()
+        let clients = self.clients.iter();
+        let others = clients.flat_map(|one| [one.authorities.clone(), one.revoked.clone()]);
+        pair.into_iter().chain(others.flatten()).collect()
     }
 }
 
@@ -176,8 +180,13 @@ fn configs(settings: &ServerSettings) -> Result<Configs, Error> {
                 Some(path) => files::authorities(path)?,
                 None => files::system_authorities()?,
             };
-            let allowed = clients.allowed.clone();
-            builder.with_client_cert_verifier(ClientVerifier::new(authorities, allowed, provider)?)
+            let revoked = clients.revoked.as_deref().map(files::revocations);
+            let accepted = Accepted {
+                authorities,
+                allowed: clients.allowed.clone(),
+                revoked: revoked.transpose()?,
+            };
+            builder.with_client_cert_verifier(ClientVerifier::new(accepted, provider)?)
         }
     };
     let mut config = builder.with_single_cert(chain, key)?;
@@ -206,13 +215,10 @@ fn reason(error: &io::Error) -> String {
         Some(Tls::InvalidCertificate(Certificate::UnknownIssuer)) => {
             "x509: certificate signed by unknown authority"
         }
-        Some(Tls::InvalidCertificate(Certificate::NotValidForName)) => {
-            "client certificate authentication failed"
-        }
         Some(Tls::InvalidMessage(_)) => "tls: first record does not look like a TLS handshake",
         Some(Tls::AlertReceived(alert)) => return format!("remote error: tls: {alert:?}"),
         Some(other) => return format!("tls: {other}"),
-        None if error.kind() == io::ErrorKind::UnexpectedEof => "EOF",
+        None if error.kind() == io::ErrorKind::UnexpectedEof => EOF,
         None => return error.to_string(),
     };
     words.to_owned()

@@ -1,5 +1,7 @@
 //! Handshakes with certificates of a test's own authorities.
 
+mod revoked;
+
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -125,6 +127,7 @@ impl Files {
             key: self.write("key.pem", &pair.key.serialize_pem()),
             clients: bundle.map(|path| Clients {
                 authorities: Some(path),
+                revoked: None,
                 allowed: Allowed::default(),
                 checks_source: false,
             }),
@@ -240,6 +243,7 @@ pub fn members() -> (tempfile::TempDir, Arc<TlsServer>, Arc<TlsClient>) {
     let client = ClientSettings {
         pair: Some((settings.certificate.clone(), settings.key.clone())),
         authorities: Some(files.path("ca.pem")),
+        revoked: None,
         allowed: Allowed::default(),
         protocol: any(),
     };
@@ -353,6 +357,8 @@ async fn clients_show_what_is_demanded() {
                         "case {case}: {refused:?}"
                     );
                     assert_eq!(refused.server_name, "server.test");
+                    let shown = shows.and_then(|pair| Certificate::of(&pair.der));
+                    assert_eq!(refused.certificate, shown, "case {case}");
                 }
                 (found, expected) => panic!("case {case}: {found:?}, not {expected:?}"),
             }
@@ -590,6 +596,7 @@ async fn servers_are_known_by_their_names_and_authorities() {
         let client = ClientSettings {
             pair: None,
             authorities: Some(ca.clone()),
+            revoked: None,
             allowed: allowed.clone(),
             protocol: any(),
         };

@@ -1,4 +1,5 @@
-//! Decides about the other side's certificate: who vouches for it, and whether its names are allowed.
+//! Decides about the other side's certificate: who vouches for it, whether its names are allowed, and
+//! whether it was revoked.
 
 use std::sync::Arc;
 
@@ -14,31 +15,63 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use x509_parser::time::ASN1Time;
 
 use super::files::Authorities;
-use super::{Allowed, Certificate, Error};
+use super::revoked::Revocations;
+use super::{Allowed, Certificate, Error, shown};
+
+/// Whom to accept, beside what the library asks.
+#[derive(Debug)]
+pub struct Accepted {
+    pub authorities: Authorities,
+    pub allowed: Allowed,
+    /// None: nothing is revoked.
+    pub revoked: Option<Revocations>,
+}
+
+impl Accepted {
+    /// Whether to accept a certificate, of whose chain the library has decided; notes what is
+    /// refused.
+    fn decide(
+        &self,
+        vouched: Result<(), rustls::Error>,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+    ) -> Result<(), rustls::Error> {
+        let refused = match vouched {
+            Err(error) => (error, None),
+            // The other side sees "bad certificate", as from etcd.
+            Ok(()) if !self.allowed.has(leaf) => (
+                CertificateError::NotValidForName.into(),
+                Some("client certificate authentication failed".to_owned()),
+            ),
+            Ok(()) => {
+                let shown = std::iter::once(leaf).chain(intermediates);
+                let revoked = self.revoked.as_ref().map(|list| list.check(shown));
+                let Some(Err(refusal)) = revoked else {
+                    return Ok(());
+                };
+                (CertificateError::Revoked.into(), Some(refusal.to_string()))
+            }
+        };
+        let (error, reason) = refused;
+        shown::note(Certificate::of(leaf), reason);
+        Err(error)
+    }
+}
 
 /// A client needs a certificate that authorities vouch for, with an allowed name.
 #[derive(Debug)]
 pub struct ClientVerifier {
     chains: Arc<dyn ClientCertVerifier>,
-    authorities: Vec<CertificateDer<'static>>,
-    allowed: Allowed,
+    accepted: Accepted,
 }
 
 impl ClientVerifier {
-    pub fn new(
-        authorities: Authorities,
-        allowed: Allowed,
-        provider: Arc<CryptoProvider>,
-    ) -> Result<Arc<Self>, Error> {
-        let store = Arc::new(authorities.store);
+    pub fn new(accepted: Accepted, provider: Arc<CryptoProvider>) -> Result<Arc<Self>, Error> {
+        let store = accepted.authorities.store.clone();
         let chains = WebPkiClientVerifier::builder_with_provider(store, provider)
             .build()
             .map_err(|error| Error::Library(format!("tls: {error}")))?;
-        Ok(Arc::new(Self {
-            chains,
-            authorities: authorities.certificates,
-            allowed,
-        }))
+        Ok(Arc::new(Self { chains, accepted }))
     }
 
     fn is_vouched_for(
@@ -52,7 +85,7 @@ impl ClientVerifier {
             Ok(_) => Ok(()),
             // A certificate that signs itself is usually marked as an authority, and the library
             // takes no authority for a client. One that was given as an authority is one.
-            Err(error) if self.authorities.iter().any(|one| one == leaf) => {
+            Err(error) if self.accepted.authorities.certificates.contains(leaf) => {
                 match is_valid(leaf, now, |usage| usage.client_auth) {
                     true => Ok(()),
                     false => Err(error),
@@ -113,11 +146,8 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.is_vouched_for(end_entity, intermediates, now)?;
-        if !self.allowed.has(end_entity) {
-            // Nothing else here gives it, and the client sees "bad certificate", as from etcd.
-            return Err(CertificateError::NotValidForName.into());
-        }
+        let vouched = self.is_vouched_for(end_entity, intermediates, now);
+        self.accepted.decide(vouched, end_entity, intermediates)?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -149,25 +179,39 @@ impl ClientCertVerifier for ClientVerifier {
 #[derive(Debug)]
 pub struct ServerVerifier {
     chains: Arc<WebPkiServerVerifier>,
-    authorities: Vec<CertificateDer<'static>>,
-    allowed: Allowed,
+    accepted: Accepted,
 }
 
 impl ServerVerifier {
-    pub fn new(
-        authorities: Authorities,
-        allowed: Allowed,
-        provider: Arc<CryptoProvider>,
-    ) -> Result<Arc<Self>, Error> {
-        let store = Arc::new(authorities.store);
+    pub fn new(accepted: Accepted, provider: Arc<CryptoProvider>) -> Result<Arc<Self>, Error> {
+        let store = accepted.authorities.store.clone();
         let chains = WebPkiServerVerifier::builder_with_provider(store, provider)
             .build()
             .map_err(|error| Error::Library(format!("tls: {error}")))?;
-        Ok(Arc::new(Self {
-            chains,
-            authorities: authorities.certificates,
-            allowed,
-        }))
+        Ok(Arc::new(Self { chains, accepted }))
+    }
+}
+
+impl ServerVerifier {
+    fn is_vouched_for(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let chains = &self.chains;
+        let verified = chains.verify_server_cert(leaf, intermediates, name, ocsp_response, now);
+        let Err(error) = verified else {
+            return Ok(());
+        };
+        // As for clients: one that signs itself and is trusted.
+        let trusted = self.accepted.authorities.certificates.contains(leaf);
+        if !trusted || !is_valid(leaf, now, |usage| usage.server_auth) {
+            return Err(error);
+        }
+        verify_server_name(&ParsedCertificate::try_from(leaf)?, name)
     }
 }
 
@@ -180,25 +224,9 @@ impl ServerCertVerifier for ServerVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verified = self.chains.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        );
-        if let Err(error) = verified {
-            // As for clients: one that signs itself and is trusted.
-            let trusted = self.authorities.iter().any(|one| one == end_entity);
-            if !trusted || !is_valid(end_entity, now, |usage| usage.server_auth) {
-                return Err(error);
-            }
-            let parsed = ParsedCertificate::try_from(end_entity)?;
-            verify_server_name(&parsed, server_name)?;
-        }
-        if !self.allowed.has(end_entity) {
-            return Err(CertificateError::ApplicationVerificationFailure.into());
-        }
+        let vouched =
+            self.is_vouched_for(end_entity, intermediates, server_name, ocsp_response, now);
+        self.accepted.decide(vouched, end_entity, intermediates)?;
         Ok(ServerCertVerified::assertion())
     }
 
