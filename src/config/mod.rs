@@ -55,5 +55,5 @@ pub use refusal::Refusal;
 pub use settings::{AutoCompaction, ClusterState, Config, Listen, Metrics};
 #[cfg(test)]
 pub use tls::AVAILABLE_SUITES;
-pub use tls::{AllowedNames, ListenerTls, TlsVersion};
+pub use tls::{AllowedNames, ListenerTls, SelfSigned, TlsVersion};
 pub use urls::Url;

@@ -9,7 +9,7 @@ use super::duration;
 use super::gates::Gates;
 use super::keepalive::Keepalive;
 use super::log::LogConfig;
-use super::tls::{ListenerTls, PeerTls, TlsProtocol};
+use super::tls::{ListenerTls, PeerTls, SelfSigned, TlsProtocol};
 use super::urls::Url;
 use crate::types::Address;
 
@@ -110,6 +110,14 @@ impl Config {
     /// Raft ticks in an election timeout; at least 5.
     pub fn election_ticks(&self) -> usize {
         (self.election_timeout_ms / self.heartbeat_interval_ms) as usize
+    }
+
+    /// The certificates that the member makes for itself, where their files are not there yet.
+    pub fn self_signed(&self) -> impl Iterator<Item = &SelfSigned> {
+        let peer = self.peer_tls.as_ref();
+        let listeners = [&self.client_tls, peer.map_or(&None, |tls| &tls.listener)];
+        let listeners = listeners.into_iter().flatten();
+        listeners.filter_map(|listener| listener.made.as_ref())
     }
 
     /// Whether the name in a client's certificate is a user's.

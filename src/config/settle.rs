@@ -39,8 +39,10 @@ pub fn settle(
     notes: &mut Vec<Note>,
 ) -> Result<Config, Refusal> {
     let name = values.text("name").to_owned();
+    let data_dir = data_dir(values, &name, notes);
+    let (client_tls, peer_tls, tls_protocol) = tls::settle(values, &data_dir, from, notes)?;
     let mut config = Config {
-        data_dir: data_dir(values, &name, notes),
+        data_dir,
         wal_dir: Some(values.text("wal-dir"))
             .filter(|dir| !dir.is_empty())
             .map(PathBuf::from),
@@ -61,9 +63,9 @@ pub fn settle(
         listen_client_urls: listens(values, "listen-client-urls")?,
         listen_client_http_urls: listens(values, "listen-client-http-urls")?,
         listen_metrics_urls: listens(values, "listen-metrics-urls")?,
-        client_tls: tls::of_clients(values, notes)?,
-        peer_tls: tls::of_peers(values, notes)?,
-        tls_protocol: tls::protocol(values, notes),
+        client_tls,
+        peer_tls,
+        tls_protocol,
         initial_advertise_peer_urls: values.urls("initial-advertise-peer-urls").to_vec(),
         advertise_client_urls: values.urls("advertise-client-urls").to_vec(),
         cors: values.words("cors").to_vec(),

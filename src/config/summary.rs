@@ -12,6 +12,7 @@ use super::log::LogOutput;
 use super::machine::go_arch;
 use super::note::Note;
 use super::settings::{AutoCompaction, Config, Listen, Metrics};
+use super::tls::ListenerTls;
 use super::urls;
 use crate::types::{ETCD_VERSION, GIT_SHA, RUST_VERSION, VERSION};
 
@@ -155,7 +156,17 @@ impl Config {
         let peer_listener = peer.and_then(|tls| tls.listener.as_ref());
         let file = |path: Option<&Path>| text(path.unwrap_or(Path::new("")));
         let protocol = &self.tls_protocol;
+        let made = |tls: Option<&ListenerTls>| Some(tls?.made.as_ref()?.years);
         vec![
+            ("auto-tls", made(tls).is_some().into()),
+            (
+                "peer-auto-tls",
+                peer.is_some_and(|tls| !tls.verifies).into(),
+            ),
+            (
+                "self-signed-cert-validity",
+                made(tls).or(made(peer_listener)).into(),
+            ),
             ("cert-file", file(tls.map(|tls| tls.certificate.as_path()))),
             ("key-file", file(tls.map(|tls| tls.key.as_path()))),
             (

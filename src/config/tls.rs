@@ -1,7 +1,7 @@
 //! TLS flags, as far as they can be checked without a certificate: etcd refuses unknown names even
 //! if nothing is encrypted. Files are read at the start (`net::tls`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::flags;
 use super::go_syntax::quote;
@@ -9,13 +9,15 @@ use super::note::Note;
 use super::refusal::Refusal;
 use super::urls::Url;
 use super::value::Value;
-use super::values::Values;
+use super::values::{Source, Values};
 
 /// How listeners of one kind are encrypted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerTls {
     pub certificate: PathBuf,
     pub key: PathBuf,
+    /// What to make both files of, where they are not there.
+    pub made: Option<SelfSigned>,
     /// `--client-cert-auth`: certificates are demanded, and the name in one is a user's.
     pub authenticates: bool,
     /// The authorities for clients' certificates. They alone demand one, too.
@@ -25,6 +27,17 @@ pub struct ListenerTls {
     pub allowed: AllowedNames,
     /// Whether the names in a certificate must be those of the address that it is shown from.
     pub checks_source: bool,
+}
+
+/// A certificate that etched makes for itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SelfSigned {
+    /// Where its files are.
+    pub directory: PathBuf,
+    /// The names and addresses that are listened on.
+    pub hosts: Vec<String>,
+    /// So long it is valid.
+    pub years: u64,
 }
 
 /// Names of which a certificate must have one; empty for all.
@@ -41,6 +54,8 @@ pub struct PeerTls {
     pub listener: Option<ListenerTls>,
     /// The certificate that is shown to others, and its key.
     pub shown: Option<(PathBuf, PathBuf)>,
+    /// Whether others' certificates are verified, which those that members make cannot be.
+    pub verifies: bool,
     /// The authorities for others' certificates; none: the machine's.
     pub authorities: Option<PathBuf>,
     /// The list of certificates that are not accepted any more.
@@ -123,7 +138,8 @@ pub const AVAILABLE_SUITES: [&str; 11] = [
 ];
 
 /// What does nothing without TLS: for clients, for members, for both.
-const CLIENT_FLAGS: [&str; 3] = [
+const CLIENT_FLAGS: [&str; 4] = [
+    "auto-tls",
     "trusted-ca-file",
     "client-crl-file",
     "client-cert-allowed-hostname",
@@ -136,8 +152,28 @@ const PEER_FLAGS: [&str; 6] = [
     "peer-cert-allowed-hostname",
     "peer-skip-client-san-verification",
 ];
+/// What counts for certificates of authorities alone.
+const CLIENT_VERIFICATION: [&str; 4] = [
+    "client-cert-auth",
+    "trusted-ca-file",
+    "client-crl-file",
+    "client-cert-allowed-hostname",
+];
+const PEER_VERIFICATION: [&str; 8] = [
+    "peer-client-cert-auth",
+    "peer-trusted-ca-file",
+    "peer-crl-file",
+    "peer-client-cert-file",
+    "peer-client-key-file",
+    "peer-cert-allowed-cn",
+    "peer-cert-allowed-hostname",
+    "peer-skip-client-san-verification",
+];
 const PROTOCOL_FLAGS: [&str; 3] = ["cipher-suites", "tls-min-version", "tls-max-version"];
 const NO_PEER_TLS: &str = "members are not connected by TLS; no certificate is in use";
+const VALIDITY: &str = "self-signed-cert-validity";
+const NO_AUTHORITY: &str =
+    "no authority vouches for certificates that members make for themselves, so none is verified";
 const NO_CERTIFICATES: &str =
     "without --client-cert-auth or --trusted-ca-file no client has to have a certificate";
 const NO_TLS_LISTENER: &str = "no URL to listen on has TLS; no certificate is in use";
@@ -179,20 +215,39 @@ pub fn check(values: &Values) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Versions and suites, which `check` accepted.
-pub fn protocol(values: &Values, notes: &mut Vec<Note>) -> TlsProtocol {
-    let listening = [
-        "listen-client-urls",
-        "listen-client-http-urls",
-        "listen-metrics-urls",
-        "listen-peer-urls",
-    ];
-    let mut listening = listening.iter().flat_map(|name| values.urls(name));
-    let is_used = listening.any(|url| url.scheme.is_encrypted())
-        || path(values, "peer-cert-file").is_some()
-        || path(values, "peer-trusted-ca-file").is_some();
-    if !is_used {
+/// How clients and members are encrypted, in that order, and with what.
+type Settled = (Option<ListenerTls>, Option<PeerTls>, TlsProtocol);
+
+/// Settles what `check` accepted.
+///
+/// # Errors
+/// etcd's texts for files that are not named, and for names that exclude each other.
+pub fn settle(
+    values: &Values,
+    data_dir: &Path,
+    from: Source,
+    notes: &mut Vec<Note>,
+) -> Result<Settled, Refusal> {
+    let clients = of_clients(values, data_dir, from, notes)?;
+    let peers = of_peers(values, data_dir, from, notes)?;
+    let protocol = protocol(values, clients.as_ref(), peers.as_ref(), notes);
+    Ok((clients, peers, protocol))
+}
+
+/// Versions and suites, for the connections that have TLS.
+fn protocol(
+    values: &Values,
+    clients: Option<&ListenerTls>,
+    peers: Option<&PeerTls>,
+    notes: &mut Vec<Note>,
+) -> TlsProtocol {
+    if clients.is_none() && peers.is_none() {
         note_without_effect(values, &PROTOCOL_FLAGS, NO_TLS_LISTENER, notes);
+    }
+    let peers = peers.and_then(|tls| tls.listener.as_ref());
+    let mut listeners = clients.into_iter().chain(peers);
+    if !listeners.any(|listener| listener.made.is_some()) {
+        note_without_effect(values, &[VALIDITY], "no certificate is made", notes);
     }
     let all = [TlsVersion::Tls12, TlsVersion::Tls13];
     let version = |name: &str, default| {
@@ -208,12 +263,16 @@ pub fn protocol(values: &Values, notes: &mut Vec<Note>) -> TlsProtocol {
 }
 
 /// How clients are encrypted; none if no URL says that they are.
-///
-/// # Errors
-/// etcd's texts for files that are not named.
-pub fn of_clients(values: &Values, notes: &mut Vec<Note>) -> Result<Option<ListenerTls>, Refusal> {
+fn of_clients(
+    values: &Values,
+    data_dir: &Path,
+    from: Source,
+    notes: &mut Vec<Note>,
+) -> Result<Option<ListenerTls>, Refusal> {
     let (certificate, key) = (values.text("cert-file"), values.text("key-file"));
-    let no_pair = certificate.is_empty() && key.is_empty();
+    let given = !certificate.is_empty() || !key.is_empty();
+    let is_made = is_made(values, "auto-tls", given, notes);
+    let no_pair = !given && !is_made;
     let is_encrypted = |url: &&Url| url.scheme.is_encrypted();
     let clients = || {
         let http = values.urls("listen-client-http-urls");
@@ -233,7 +292,7 @@ pub fn of_clients(values: &Values, notes: &mut Vec<Note>) -> Result<Option<Liste
                 "scheme is http or unix while key and cert files are present; ignoring key and cert files",
             ),
             (
-                values.bool("client-cert-auth"),
+                values.bool("client-cert-auth") && !is_made,
                 "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL",
             ),
         ];
@@ -247,6 +306,12 @@ pub fn of_clients(values: &Values, notes: &mut Vec<Note>) -> Result<Option<Liste
     if !clients().chain(metrics).any(|url| is_encrypted(&url)) {
         note_without_effect(values, &CLIENT_FLAGS, NO_TLS_LISTENER, notes);
         return Ok(None);
+    }
+    if is_made {
+        note_without_effect(values, &CLIENT_VERIFICATION, NO_AUTHORITY, notes);
+        let hosts = clients().chain(metrics).map(|url| &*url.host);
+        let made = self_signed(values, data_dir.join("fixtures/client"), hosts, from)?;
+        return Ok(Some(ListenerTls::made(made)));
     }
     if certificate.is_empty() || key.is_empty() {
         return Err(Refusal::Start(format!(
@@ -262,6 +327,7 @@ pub fn of_clients(values: &Values, notes: &mut Vec<Note>) -> Result<Option<Liste
     Ok(Some(ListenerTls {
         certificate: certificate.into(),
         key: key.into(),
+        made: None,
         authenticates,
         authorities,
         revoked: path(values, "client-crl-file"),
@@ -274,24 +340,17 @@ pub fn of_clients(values: &Values, notes: &mut Vec<Note>) -> Result<Option<Liste
 }
 
 /// How connections between members are encrypted; none if nothing says how.
-///
-/// # Errors
-/// etcd's texts.
-pub fn of_peers(values: &Values, notes: &mut Vec<Note>) -> Result<Option<PeerTls>, Refusal> {
+fn of_peers(
+    values: &Values,
+    data_dir: &Path,
+    from: Source,
+    notes: &mut Vec<Note>,
+) -> Result<Option<PeerTls>, Refusal> {
     let (certificate, key) = (values.text("peer-cert-file"), values.text("peer-key-file"));
-    let no_pair = certificate.is_empty() && key.is_empty();
-    let authenticates = values.bool("peer-client-cert-auth");
-    let allowed = AllowedNames {
-        common_names: named(values, "peer-cert-allowed-cn"),
-        host_names: named(values, "peer-cert-allowed-hostname"),
-    };
-    if !allowed.common_names.is_empty() && !allowed.host_names.is_empty() {
-        return Err(Refusal::Start(format!(
-            "AllowedCNs and AllowedHostnames are mutually exclusive (cns={}, hostnames={})",
-            quoted(&allowed.common_names),
-            quoted(&allowed.host_names)
-        )));
-    }
+    let given = !certificate.is_empty() || !key.is_empty();
+    let is_made = is_made(values, "peer-auto-tls", given, notes);
+    let no_pair = !given && !is_made;
+    let authenticates = values.bool("peer-client-cert-auth") && !is_made;
     let mut is_encrypted = false;
     for url in values.urls("listen-peer-urls") {
         if url.scheme.is_encrypted() {
@@ -316,11 +375,18 @@ pub fn of_peers(values: &Values, notes: &mut Vec<Note>) -> Result<Option<PeerTls
         ];
         warn_of(warnings, "peer-url", url, notes);
     }
+    if is_made {
+        note_without_effect(values, &PEER_VERIFICATION, NO_AUTHORITY, notes);
+        let hosts = values.urls("listen-peer-urls").iter().map(|url| &*url.host);
+        let made = self_signed(values, data_dir.join("fixtures/peer"), hosts, from)?;
+        return Ok(Some(PeerTls::made(is_encrypted.then_some(made))));
+    }
     if certificate.is_empty() != key.is_empty() {
         return Err(Refusal::Start(format!(
             "KeyFile and CertFile must both be present[key: {key}, cert: {certificate}]"
         )));
     }
+    let allowed = allowed_peers(values)?;
     let authorities = path(values, "peer-trusted-ca-file");
     let revoked = path(values, "peer-crl-file");
     if no_pair && authorities.is_none() {
@@ -333,6 +399,7 @@ pub fn of_peers(values: &Values, notes: &mut Vec<Note>) -> Result<Option<PeerTls
         listener: is_encrypted.then(|| ListenerTls {
             certificate: certificate.into(),
             key: key.into(),
+            made: None,
             authenticates,
             authorities: authorities.clone(),
             revoked: revoked.clone(),
@@ -340,10 +407,94 @@ pub fn of_peers(values: &Values, notes: &mut Vec<Note>) -> Result<Option<PeerTls
             checks_source: !values.bool("peer-skip-client-san-verification"),
         }),
         shown: own.or(pair),
+        verifies: true,
         authorities,
         revoked,
         allowed,
     }))
+}
+
+fn allowed_peers(values: &Values) -> Result<AllowedNames, Refusal> {
+    let allowed = AllowedNames {
+        common_names: named(values, "peer-cert-allowed-cn"),
+        host_names: named(values, "peer-cert-allowed-hostname"),
+    };
+    if !allowed.common_names.is_empty() && !allowed.host_names.is_empty() {
+        return Err(Refusal::Start(format!(
+            "AllowedCNs and AllowedHostnames are mutually exclusive (cns={}, hostnames={})",
+            quoted(&allowed.common_names),
+            quoted(&allowed.host_names)
+        )));
+    }
+    Ok(allowed)
+}
+
+impl ListenerTls {
+    /// With a certificate of its own, and none asked of others.
+    fn made(made: SelfSigned) -> Self {
+        Self {
+            certificate: made.directory.join("cert.pem"),
+            key: made.directory.join("key.pem"),
+            made: Some(made),
+            authenticates: false,
+            authorities: None,
+            revoked: None,
+            allowed: AllowedNames::default(),
+            checks_source: false,
+        }
+    }
+}
+
+impl PeerTls {
+    fn made(listened: Option<SelfSigned>) -> Self {
+        let listener = listened.map(ListenerTls::made);
+        let pair = listener.as_ref();
+        Self {
+            shown: pair.map(|pair| (pair.certificate.clone(), pair.key.clone())),
+            listener,
+            verifies: false,
+            authorities: None,
+            revoked: None,
+            allowed: AllowedNames::default(),
+        }
+    }
+}
+
+/// Whether etched makes the certificate itself; one that is given counts before.
+fn is_made(values: &Values, flag: &str, given: bool, notes: &mut Vec<Note>) -> bool {
+    let wanted = values.bool(flag);
+    if wanted && given {
+        notes.push(Note::warn(match flag {
+            "auto-tls" => "ignoring client auto TLS since certs given",
+            _ => "ignoring peer auto TLS since certs given",
+        }));
+    }
+    wanted && !given
+}
+
+fn self_signed<'a>(
+    values: &Values,
+    directory: PathBuf,
+    hosts: impl Iterator<Item = &'a str>,
+    from: Source,
+) -> Result<SelfSigned, Refusal> {
+    let years = match (values.uint(VALIDITY), from) {
+        (0, Source::CommandLine) => {
+            let text = "selfSignedCertValidity is invalid,it should be greater than 0";
+            return Err(Refusal::Start(text.to_owned()));
+        }
+        // As in etcd.
+        (0, Source::File) => 1,
+        (years, _) => years,
+    };
+    let mut hosts: Vec<_> = hosts.map(str::to_owned).collect();
+    hosts.sort();
+    hosts.dedup();
+    Ok(SelfSigned {
+        directory,
+        hosts,
+        years,
+    })
 }
 
 /// The files of a pair that is shown to others, if it has its own.

@@ -96,10 +96,7 @@ impl MemberDir for DataDir {
     }
 
     fn replace_file(&self, name: &str, text: &str) -> Result<(), Error> {
-        let path = self.path(name);
-        let new = path.with_extension("new");
-        write_durably(&new, text.as_bytes()).map_err(Error::io("write", &new))?;
-        std::fs::rename(&new, &path).map_err(Error::io("rename", &new))?;
+        replace_durably(&self.path(name), text.as_bytes())?;
         self.sync()
     }
 
@@ -181,12 +178,19 @@ fn sync_with_parent(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn make_dir(path: &Path) -> Result<(), Error> {
+pub fn make_dir(path: &Path) -> Result<(), Error> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
         .map_err(Error::io("create", path))
+}
+
+/// Replaces a file, which nobody else can read.
+pub fn replace_durably(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let new = path.with_extension("new");
+    write_durably(&new, bytes).map_err(Error::io("write", &new))?;
+    std::fs::rename(&new, path).map_err(Error::io("rename", &new))
 }
 
 fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {

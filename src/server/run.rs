@@ -19,7 +19,7 @@ use super::member_dir::MemberDir;
 use super::notify;
 use super::publish::{Introduction, introduce};
 use super::restore::Restored;
-use super::security::{self, Endpoint};
+use super::security::{Endpoint, MemberSecurity};
 use super::signals::StopSignals;
 use crate::api::{self, Api};
 use crate::budget::{Ledger, Part, Requests, Share};
@@ -106,18 +106,19 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let signals = StopSignals::listen()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let tokens = tokens(&config, clock.clone())?;
-    let peer_security = security::of_peers(&config)?;
-    let client_tls = security::of_clients(&config)?;
+    let given = MemberSecurity::of_given(&config)?;
     let descriptors = Descriptors::of(descriptors::raise_limit());
     let mut sockets = bind_all(&config)?;
     let limits = bootstrap::store_limits(&config, descriptors.tables);
     let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref(), limits)?;
     let dir: Arc<dyn MemberDir> = Arc::new(dir);
+    let made = || MemberSecurity::of_made(&config, clock.as_ref());
+    let security = given.map_or_else(made, Ok)?;
     logging::started(&config, dir.identity()?.is_some());
-    let real_network = RealNetwork::new(peer_security.dialler.clone());
+    let real_network = RealNetwork::new(security.peers.dialler.clone());
     let restored = bootstrap::restore(&config, dir.as_ref(), &real_network).await?;
     let network_options = transport::NetworkOptions {
-        dialler: peer_security.dialler.clone(),
+        dialler: security.peers.dialler.clone(),
         ..transport::NetworkOptions::new(dir.path(""))
     };
     let member = Member::start(
@@ -136,14 +137,14 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
         let listener = held.listen()?;
         tracing::info!(address = %endpoint.address, "serving peer traffic");
         let allowance = peers_allowance.clone();
-        let security = endpoint.security(peer_security.listener.as_ref());
+        let secured = endpoint.security(security.peers.listener.as_ref());
         let serving = member
             .network
             .clone()
-            .serve(listener, security, allowance, stopping.clone());
+            .serve(listener, secured, allowance, stopping.clone());
         peers.push(tokio::spawn(serving));
     }
-    let clients = member.clients(&config, descriptors, client_tls);
+    let clients = member.clients(&config, descriptors, security.clients);
     let mut serving = clients.serve_metrics(sockets.metrics, &stopping);
     let work = async {
         introduce(&member.handle, member.existed, introduction(&config)).await?;

@@ -1,14 +1,19 @@
 //! What listeners are encrypted with, from the configuration.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::Error;
+use time::format_description::well_known::Rfc3339;
+
+use super::{Error, data_dir, member_dir};
 use crate::config::{
-    AllowedNames, Config, Discovery, DiscoveryService, Listen, ListenerTls, TlsVersion,
+    AllowedNames, Config, Discovery, DiscoveryService, Listen, ListenerTls, SelfSigned, TlsVersion,
 };
+use crate::env::Clock;
 use crate::net::Security;
 use crate::net::tls::{
     Allowed, ClientSettings, Clients, Protocol, ServerSettings, TlsClient, TlsServer, Version,
+    self_signed,
 };
 use crate::transport::{Dialler, Encryption};
 use crate::types::Address;
@@ -53,8 +58,66 @@ impl Endpoint {
     }
 }
 
+/// What the connections of a member are encrypted with.
+pub struct MemberSecurity {
+    pub peers: PeerSecurity,
+    pub clients: Option<Arc<TlsServer>>,
+}
+
+impl MemberSecurity {
+    /// Reads the files that operators name; none where some are still to be made.
+    pub fn of_given(config: &Config) -> Result<Option<Self>, Error> {
+        match config.self_signed().next() {
+            None => Ok(Some(Self::read(config)?)),
+            Some(_) => Ok(None),
+        }
+    }
+
+    /// Makes what is missing, in the data directory, which no other process may be using, and
+    /// reads all.
+    pub fn of_made(config: &Config, clock: &dyn Clock) -> Result<Self, Error> {
+        for wanted in config.self_signed() {
+            make(wanted, clock.wall())?;
+        }
+        Self::read(config)
+    }
+
+    fn read(config: &Config) -> Result<Self, Error> {
+        Ok(Self {
+            peers: of_peers(config)?,
+            clients: of_clients(config)?,
+        })
+    }
+}
+
+/// Makes a certificate and its key, unless there are both.
+fn make(wanted: &SelfSigned, now: Duration) -> Result<(), Error> {
+    let certificate = wanted.directory.join("cert.pem");
+    let key = wanted.directory.join("key.pem");
+    if certificate.exists() && key.exists() {
+        return Ok(());
+    }
+    data_dir::make_dir(&wanted.directory)?;
+    let made = self_signed(&wanted.hosts, now, wanted.years)?;
+    let not_after = made.not_after.format(&Rfc3339).unwrap_or_default();
+    tracing::warn!(
+        "certificate-validity-bound-not-after" = not_after,
+        "automatically generate certificates"
+    );
+    // The certificate comes last, and an old one goes first: beside it is always its own key.
+    if certificate.exists() {
+        let removed = std::fs::remove_file(&certificate);
+        removed.map_err(member_dir::Error::io("remove", &certificate))?;
+    }
+    data_dir::replace_durably(&key, made.key.as_bytes())?;
+    tracing::info!(path = %key.display(), "created key file");
+    data_dir::replace_durably(&certificate, made.certificate.as_bytes())?;
+    tracing::info!(path = %certificate.display(), "created cert file");
+    Ok(())
+}
+
 /// Reads what clients' connections are encrypted with, if any are.
-pub fn of_clients(config: &Config) -> Result<Option<Arc<TlsServer>>, Error> {
+fn of_clients(config: &Config) -> Result<Option<Arc<TlsServer>>, Error> {
     let Some(tls) = &config.client_tls else {
         return Ok(None);
     };
@@ -78,7 +141,7 @@ pub struct PeerSecurity {
 }
 
 /// Reads it, as far as any are.
-pub fn of_peers(config: &Config) -> Result<PeerSecurity, Error> {
+fn of_peers(config: &Config) -> Result<PeerSecurity, Error> {
     let Some(tls) = &config.peer_tls else {
         return Ok(PeerSecurity::default());
     };
@@ -88,6 +151,7 @@ pub fn of_peers(config: &Config) -> Result<PeerSecurity, Error> {
     };
     let dialler = ClientSettings {
         pair: tls.shown.clone(),
+        verifies: tls.verifies,
         authorities: tls.authorities.clone(),
         revoked: tls.revoked.clone(),
         allowed: allowed(&tls.allowed),
@@ -124,7 +188,9 @@ pub fn of_discovery(service: &DiscoveryService) -> Result<Dialler, String> {
     }
     let settings = ClientSettings {
         pair: service.tls.pair.clone(),
+        verifies: true,
         authorities: service.tls.authorities.clone(),
+        revoked: None,
         allowed: Allowed::default(),
         protocol: Protocol {
             least: Version::Tls12,
@@ -184,6 +250,45 @@ mod tests {
         assert_eq!(AVAILABLE_SUITES.iter().filter(of_tls13).count(), 3);
         for name in AVAILABLE_SUITES.iter().filter(|name| !of_tls13(name)) {
             assert!(suite(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_made_once() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let dir = tempfile::tempdir().expect("a directory");
+        let directory = dir.path().join("fixtures/client");
+        let wanted = SelfSigned {
+            directory: directory.clone(),
+            hosts: vec!["127.0.0.1".to_owned()],
+            years: 1,
+        };
+        let now = Duration::from_secs(1_800_000_000);
+        let names = ["cert.pem", "key.pem"].map(|name| directory.join(name));
+        let read = || {
+            make(&wanted, now).expect("makes");
+            names
+                .each_ref()
+                .map(|path| std::fs::read(path).expect("reads"))
+        };
+        let mode = |path: &std::path::Path| {
+            let found = std::fs::metadata(path).expect("is there");
+            found.permissions().mode() & 0o777
+        };
+        let first = read();
+        assert_eq!(read(), first);
+        assert_eq!(mode(&names[1]), 0o600);
+        for made in [&directory, &dir.path().join("fixtures")] {
+            assert_eq!(mode(made), 0o700);
+        }
+        // One without the other is worth nothing.
+        for path in &names {
+            let before = read();
+            std::fs::remove_file(path).expect("removes");
+            let after = read();
+            assert_ne!(after[0], before[0]);
+            assert_ne!(after[1], before[1]);
         }
     }
 

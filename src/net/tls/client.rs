@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::reread::Reread;
-use super::verify::{Accepted, ServerVerifier};
+use super::verify::{Accepted, AnyServer, ServerVerifier};
 use super::{Allowed, Error, Protocol, files, shown, suites};
 
 /// How outgoing connections are encrypted.
@@ -20,6 +22,8 @@ use super::{Allowed, Error, Protocol, files, shown, suites};
 pub struct ClientSettings {
     /// The certificate that is shown where one is demanded, and its key.
     pub pair: Option<(PathBuf, PathBuf)>,
+    /// Whether servers' certificates are verified. If not, what follows does not count.
+    pub verifies: bool,
     /// The authorities that vouch for servers; none: those that the machine trusts.
     pub authorities: Option<PathBuf>,
     /// The list of those that are not accepted any more.
@@ -69,17 +73,7 @@ impl TlsClient {
 
 fn config(settings: &ClientSettings) -> Result<Arc<ClientConfig>, Error> {
     let provider = suites::provider(&settings.protocol);
-    let authorities = match &settings.authorities {
-        Some(path) => files::authorities(path)?,
-        None => files::system_authorities()?,
-    };
-    let revoked = settings.revoked.as_deref().map(files::revocations);
-    let accepted = Accepted {
-        authorities,
-        allowed: settings.allowed.clone(),
-        revoked: revoked.transpose()?,
-    };
-    let verifier = ServerVerifier::new(accepted, provider.clone())?;
+    let verifier = verifier(settings, provider.clone())?;
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&suites::versions(&settings.protocol))?
         .dangerous()
@@ -94,4 +88,24 @@ fn config(settings: &ClientSettings) -> Result<Arc<ClientConfig>, Error> {
     config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Arc::new(config))
+}
+
+fn verifier(
+    settings: &ClientSettings,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<dyn ServerCertVerifier>, Error> {
+    if !settings.verifies {
+        return Ok(Arc::new(AnyServer(provider)));
+    }
+    let authorities = match &settings.authorities {
+        Some(path) => files::authorities(path)?,
+        None => files::system_authorities()?,
+    };
+    let revoked = settings.revoked.as_deref().map(files::revocations);
+    let accepted = Accepted {
+        authorities,
+        allowed: settings.allowed.clone(),
+        revoked: revoked.transpose()?,
+    };
+    Ok(ServerVerifier::new(accepted, provider)?)
 }

@@ -4,6 +4,7 @@
 //! No session is resumed, so that every connection is checked against the present files.
 //!
 //! - `files` reads certificates and keys; a server reads them again when they change (`reread`).
+//! - `self_signed` makes a certificate without an authority.
 //! - `suites` knows etcd's names of versions and cipher suites.
 //! - `verify` decides about the other side's certificate, `certificate` takes the names from it, and
 //!   `revoked` knows those that do not count any more.
@@ -17,6 +18,7 @@ mod files;
 mod rejected;
 mod reread;
 mod revoked;
+mod self_signed;
 mod server;
 mod shown;
 mod source;
@@ -30,6 +32,7 @@ use std::path::PathBuf;
 pub use certificate::Certificate;
 pub use client::{ClientSettings, TlsClient};
 pub use rejected::Rejections;
+pub use self_signed::self_signed;
 pub use server::{Refused, Session, TlsServer};
 #[cfg(test)]
 pub use suites::suite;
@@ -44,6 +47,8 @@ pub enum Error {
     /// Go's words.
     #[error("tls: private key does not match public key")]
     Mismatch,
+    #[error("cannot make a certificate for {hosts:?}: {reason}")]
+    Make { hosts: Vec<String>, reason: String },
     #[error("{0}")]
     Library(String),
 }

@@ -1,6 +1,7 @@
 //! Handshakes with certificates of a test's own authorities.
 
 mod revoked;
+mod self_signed;
 
 use std::fs;
 use std::net::IpAddr;
@@ -242,6 +243,7 @@ pub fn members() -> (tempfile::TempDir, Arc<TlsServer>, Arc<TlsClient>) {
     let mut settings = files.settings(&pair, Some(&[&authority.pair]));
     let client = ClientSettings {
         pair: Some((settings.certificate.clone(), settings.key.clone())),
+        verifies: true,
         authorities: Some(files.path("ca.pem")),
         revoked: None,
         allowed: Allowed::default(),
@@ -595,6 +597,7 @@ async fn servers_are_known_by_their_names_and_authorities() {
         let server = server(&settings).expect("starts");
         let client = ClientSettings {
             pair: None,
+            verifies: true,
             authorities: Some(ca.clone()),
             revoked: None,
             allowed: allowed.clone(),

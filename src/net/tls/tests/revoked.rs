@@ -173,6 +173,7 @@ async fn a_member_whose_certificate_is_revoked_is_not_called() {
         fs::write(&crl, list(&authority, &[&[serial]]).der()).expect("writes");
         let client = ClientSettings {
             pair: None,
+            verifies: true,
             authorities: Some(ca.clone()),
             revoked: Some(crl),
             allowed: Allowed::default(),
