@@ -13,9 +13,9 @@ use super::grpc::Grpc;
 use super::operation::Operation;
 use super::peer::Peers;
 use super::table::{
-    ALARMS, APPLIES, CLIENT_REQUESTS, CLUSTER_VERSION, FEATURE_ENABLED, GO_VERSION, HEALTH_CHECK,
-    HEALTH_CHECKS_MADE, KNOWN_PEERS, LEARNER_PROMOTE_FAILURES, MEMORY, MEMORY_LIMIT, RANGES,
-    REQUESTS, SCRAPES, SERVER_ID, SERVER_VERSION, STREAM_FAILURES, Scrape,
+    ALARMS, APPLIES, CERTIFICATE_EXPIRY, CLIENT_REQUESTS, CLUSTER_VERSION, FEATURE_ENABLED,
+    GO_VERSION, HEALTH_CHECK, HEALTH_CHECKS_MADE, KNOWN_PEERS, LEARNER_PROMOTE_FAILURES, MEMORY,
+    MEMORY_LIMIT, RANGES, REQUESTS, SCRAPES, SERVER_ID, SERVER_VERSION, STREAM_FAILURES, Scrape,
 };
 use super::text::{Exposition, Family};
 use crate::types::{ETCD_VERSION, MemberId, RUST_VERSION};
@@ -167,6 +167,8 @@ pub struct Labelled {
     versions_seen: Mutex<BTreeSet<String>>,
     /// By reason; touched by an operator's requests alone.
     promote_failures: Mutex<BTreeMap<&'static str, u64>>,
+    /// By what the certificates are for, in seconds since 1970.
+    certificates: Mutex<BTreeMap<&'static str, i64>>,
     scrapes: Counter,
 }
 
@@ -188,6 +190,7 @@ impl Labelled {
             alarms_seen: Mutex::default(),
             versions_seen: Mutex::default(),
             promote_failures: Mutex::default(),
+            certificates: Mutex::default(),
             scrapes: Counter::default(),
         }
     }
@@ -220,6 +223,10 @@ impl Labelled {
 
     pub fn learner_promotion_failed(&self, reason: &'static str) {
         *self.promote_failures.lock().entry(reason).or_default() += 1;
+    }
+
+    pub fn certificate_expires(&self, role: &'static str, at: i64) {
+        self.certificates.lock().insert(role, at);
     }
 
     pub fn requested(&self, operation: Operation, success: bool, took: Duration) {
@@ -301,6 +308,9 @@ impl Labelled {
         for (reason, count) in self.promote_failures.lock().iter() {
             let labels = [("Reason", *reason)];
             page.number(&LEARNER_PROMOTE_FAILURES, &labels, *count as f64);
+        }
+        for (role, at) in self.certificates.lock().iter() {
+            page.number(&CERTIFICATE_EXPIRY, &[("role", *role)], *at as f64);
         }
     }
 

@@ -118,6 +118,11 @@ impl Metrics {
         self.labelled.learner_promotion_failed(reason);
     }
 
+    /// The certificate for this role that is in use expires then, in seconds since 1970.
+    pub fn certificate_expires(&self, role: &'static str, at: i64) {
+        self.labelled.certificate_expires(role, at);
+    }
+
     /// A proposal or a read was answered; an error of the state machine is a success here, as in
     /// etcd.
     pub fn requested(&self, operation: Operation, success: bool, took: Duration) {

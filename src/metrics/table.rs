@@ -286,6 +286,7 @@ table! {
         ALARMS: Gauge = "etcd_debugging_server_alarms", "1 while an alarm is active, 0 once it is cleared.";
         MEMORY: Gauge = "etched_memory_bytes", "Bytes of the memory budget that a part holds.";
         MEMORY_LIMIT: Gauge = "etched_memory_limit_bytes", "Bytes of the memory budget that a part may hold.";
+        CERTIFICATE_EXPIRY: Gauge = "etched_certificate_expiry_timestamp_seconds", "When a certificate in use expires, in seconds since 1970.";
         SCRAPES: Counter = "promhttp_metric_handler_requests_total", "Scrapes answered, by status.";
     }
 }

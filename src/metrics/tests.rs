@@ -114,6 +114,8 @@ fn used() -> Metrics {
     metrics.client_request(CallKind::Stream, Some("3.7\"\\"));
     metrics.stream_failed(StreamFailure::KeepAliveSend);
     metrics.learner_promotion_failed("membership: ID not found");
+    metrics.certificate_expires("client", 1);
+    metrics.certificate_expires("client", 1_800_000_000);
     metrics.requested(Operation::Put, true, Duration::from_millis(3));
     metrics.applied(Operation::Txn, false, Duration::from_micros(150));
     metrics.ranged(true, Duration::from_micros(1));
@@ -165,6 +167,10 @@ fn a_page_reads_back() {
         ),
         ("etched_memory_bytes{part=\"answers\"}", 3.0),
         ("etched_memory_limit_bytes{part=\"answers\"}", 24.0),
+        (
+            "etched_certificate_expiry_timestamp_seconds{role=\"client\"}",
+            1.8e9,
+        ),
         (
             "etcd_debugging_server_alarms{alarm_type=\"NOSPACE\",server_id=\"5\"}",
             1.0,

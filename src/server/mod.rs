@@ -5,6 +5,7 @@ pub mod bootstrap;
 pub mod data_dir;
 pub mod descriptors;
 pub mod discovery;
+mod expiry;
 pub mod from_snapshot;
 pub mod gate;
 pub mod leave;

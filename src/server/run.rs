@@ -12,6 +12,7 @@ use super::bootstrap;
 use super::bootstrap::network::RealNetwork;
 use super::data_dir::DataDir;
 use super::descriptors::{self, Descriptors};
+use super::expiry;
 use super::gate::{ClientSecurity, ProtocolSwitch};
 use super::leave;
 use super::logging;
@@ -125,14 +126,14 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
         &config,
         restored,
         dir.clone(),
-        clock,
+        clock.clone(),
         tokens,
         network_options,
     )?;
     let (stop, stopping) = watch::channel(false);
     let mut peers = Vec::new();
     let metrics = member.handle.shared().metrics.clone();
-    let peers_allowance = Allowance::new(descriptors.peers, metrics);
+    let peers_allowance = Allowance::new(descriptors.peers, metrics.clone());
     for (endpoint, held) in sockets.peers.drain(..) {
         let listener = held.listen()?;
         tracing::info!(address = %endpoint.address, "serving peer traffic");
@@ -144,7 +145,7 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
             .serve(listener, secured, allowance, stopping.clone());
         peers.push(tokio::spawn(serving));
     }
-    let clients = member.clients(&config, descriptors, security.clients);
+    let clients = member.clients(&config, descriptors, security.clients.clone());
     let mut serving = clients.serve_metrics(sockets.metrics, &stopping);
     let work = async {
         introduce(&member.handle, member.existed, introduction(&config)).await?;
@@ -159,6 +160,7 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
         signal = work => signal,
         () = leave::removed(shared) => Ok(Stopped::Removed),
         failure = shared.failed() => Err(Error::Failed(failure)),
+        never = expiry::watch(&security, clock.as_ref(), &metrics) => match never {},
     };
     if let Ok(Stopped::Signal(_)) = ended {
         tracing::info!(name = %config.name, "data-dir" = %config.data_dir.display(), "closing etcd server");

@@ -59,6 +59,7 @@ impl Endpoint {
 }
 
 /// What the connections of a member are encrypted with.
+#[derive(Clone)]
 pub struct MemberSecurity {
     pub peers: PeerSecurity,
     pub clients: Option<Arc<TlsServer>>,
@@ -80,6 +81,26 @@ impl MemberSecurity {
             make(wanted, clock.wall())?;
         }
         Self::read(config)
+    }
+
+    /// When the certificates that are in use expire, in seconds since 1970, by what they are for.
+    /// Looks whether there are newer ones.
+    pub fn expiries(&self) -> impl Iterator<Item = (&'static str, i64)> + use<> {
+        let of_server = |tls: &Arc<TlsServer>| tls.expiry();
+        let clients = self.clients.as_ref().map(of_server).unwrap_or_default();
+        // Its authorities are those of the dialler.
+        let listener = self.peers.listener.as_ref().map(of_server);
+        let dialler = self.peers.dialler.as_ref().map(|tls| tls.expiry());
+        let dialler = dialler.unwrap_or_default();
+        let all = [
+            ("client", clients.shown),
+            ("client-ca", clients.authorities),
+            ("peer", listener.unwrap_or_default().shown),
+            ("peer-client", dialler.shown),
+            ("peer-ca", dialler.authorities),
+        ];
+        let known = all.into_iter();
+        known.filter_map(|(role, at)| Some((role, at?)))
     }
 
     fn read(config: &Config) -> Result<Self, Error> {

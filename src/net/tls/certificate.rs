@@ -1,4 +1,4 @@
-//! The names in a certificate.
+//! The names in a certificate, and when it expires.
 
 use std::net::IpAddr;
 
@@ -42,4 +42,22 @@ impl Certificate {
 fn address(octets: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(octets).ok().map(IpAddr::from);
     v4.or_else(|| <[u8; 16]>::try_from(octets).ok().map(IpAddr::from))
+}
+
+/// When certificates in use expire, in seconds since 1970.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expiry {
+    /// The first of what is shown to others; none if nothing is.
+    pub shown: Option<i64>,
+    /// The last of a file's authorities; none for the machine's.
+    pub authorities: Option<i64>,
+}
+
+/// When each of these expires, of those that say so.
+pub fn expiries(certificates: &[CertificateDer<'_>]) -> impl Iterator<Item = i64> {
+    let parsed = certificates
+        .iter()
+        .map(|der| X509Certificate::from_der(der));
+    let parsed = parsed.filter_map(Result::ok);
+    parsed.map(|(_, certificate)| certificate.validity().not_after.timestamp())
 }

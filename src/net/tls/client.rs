@@ -7,15 +7,15 @@ use std::sync::Arc;
 use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::certificate::expiries;
 use super::reread::Reread;
 use super::verify::{Accepted, AnyServer, ServerVerifier};
-use super::{Allowed, Error, Protocol, files, shown, suites};
+use super::{Allowed, Error, Expiry, Protocol, files, shown, suites};
 
 /// How outgoing connections are encrypted.
 #[derive(Clone, Debug)]
@@ -33,7 +33,12 @@ pub struct ClientSettings {
 }
 
 /// Connects by TLS, for HTTP/2.
-pub struct TlsClient(Reread<Arc<ClientConfig>>);
+pub struct TlsClient(Reread<Configured>);
+
+struct Configured {
+    config: Arc<ClientConfig>,
+    expiry: Expiry,
+}
 
 impl TlsClient {
     /// `whom` is connected to, for the log.
@@ -50,8 +55,13 @@ impl TlsClient {
             .flatten()
             .chain(settings.authorities.clone())
             .chain(settings.revoked.clone());
-        let config = Reread::new(whom, paths.collect(), move || config(&settings))?;
+        let config = Reread::new(whom, paths.collect(), move || configured(&settings))?;
         Ok(Arc::new(Self(config)))
+    }
+
+    /// When what is in use expires.
+    pub fn expiry(&self) -> Expiry {
+        self.0.current().expiry
     }
 
     /// Makes the handshake with a server that has to be known by the name `host`, for as long as
@@ -64,16 +74,27 @@ impl TlsClient {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-        let config = self.0.current();
-        let connector = TlsConnector::from(config.as_ref().clone());
+        let connector = TlsConnector::from(self.0.current().config.clone());
         let (connected, shown) = shown::during(connector.connect(name, stream)).await;
         connected.map_err(|error| shown.reason.map_or(error, io::Error::other))
     }
 }
 
-fn config(settings: &ClientSettings) -> Result<Arc<ClientConfig>, Error> {
+fn configured(settings: &ClientSettings) -> Result<Configured, Error> {
     let provider = suites::provider(&settings.protocol);
-    let verifier = verifier(settings, provider.clone())?;
+    let mut expiry = Expiry::default();
+    let verifier: Arc<dyn ServerCertVerifier> = if settings.verifies {
+        let (authorities, revoked) = (&settings.authorities, &settings.revoked);
+        let accepted = Accepted::read(
+            authorities.as_deref(),
+            revoked.as_deref(),
+            &settings.allowed,
+        )?;
+        expiry.authorities = accepted.authorities.expiry;
+        ServerVerifier::new(accepted, provider.clone())?
+    } else {
+        Arc::new(AnyServer(provider.clone()))
+    };
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&suites::versions(&settings.protocol))?
         .dangerous()
@@ -82,30 +103,14 @@ fn config(settings: &ClientSettings) -> Result<Arc<ClientConfig>, Error> {
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => {
             let chain = files::certificates(certificate)?;
+            expiry.shown = expiries(&chain).min();
             builder.with_client_auth_cert(chain, files::key(key)?)?
         }
     };
     config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Arc::new(config))
-}
-
-fn verifier(
-    settings: &ClientSettings,
-    provider: Arc<CryptoProvider>,
-) -> Result<Arc<dyn ServerCertVerifier>, Error> {
-    if !settings.verifies {
-        return Ok(Arc::new(AnyServer(provider)));
-    }
-    let authorities = match &settings.authorities {
-        Some(path) => files::authorities(path)?,
-        None => files::system_authorities()?,
-    };
-    let revoked = settings.revoked.as_deref().map(files::revocations);
-    let accepted = Accepted {
-        authorities,
-        allowed: settings.allowed.clone(),
-        revoked: revoked.transpose()?,
-    };
-    Ok(ServerVerifier::new(accepted, provider)?)
+    Ok(Configured {
+        config: Arc::new(config),
+        expiry,
+    })
 }

@@ -9,6 +9,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::Error;
+use super::certificate::expiries;
 use super::revoked::Revocations;
 
 /// Where systems keep the certificates of the authorities that they trust; Go's list for Linux.
@@ -81,6 +82,9 @@ pub struct Authorities {
     pub store: Arc<RootCertStore>,
     /// The same, whole.
     pub certificates: Vec<CertificateDer<'static>>,
+    /// When the last of a file expires, beside which it may hold those that were replaced; in
+    /// seconds since 1970. None for the machine's.
+    pub expiry: Option<i64>,
 }
 
 /// Reads the authorities of a file, each of which must be one.
@@ -93,6 +97,7 @@ pub fn authorities(path: &Path) -> Result<Authorities, Error> {
     }
     Ok(Authorities {
         store: Arc::new(store),
+        expiry: expiries(&certificates).max(),
         certificates,
     })
 }
@@ -109,6 +114,7 @@ pub fn system_authorities() -> Result<Authorities, Error> {
     store.add_parsable_certificates(certificates.iter().cloned());
     Ok(Authorities {
         store: Arc::new(store),
+        expiry: None,
         certificates,
     })
 }

@@ -29,7 +29,7 @@ mod verify;
 
 use std::path::PathBuf;
 
-pub use certificate::Certificate;
+pub use certificate::{Certificate, Expiry};
 pub use client::{ClientSettings, TlsClient};
 pub use rejected::Rejections;
 pub use self_signed::self_signed;

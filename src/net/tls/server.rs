@@ -13,9 +13,10 @@ use tokio::sync::Semaphore;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::certificate::expiries;
 use super::reread::Reread;
 use super::verify::{Accepted, ClientVerifier};
-use super::{Certificate, Error, ServerSettings, files, shown, source, suites};
+use super::{Certificate, Error, Expiry, ServerSettings, files, shown, source, suites};
 use crate::net::Versions;
 
 /// From the first byte to the end of a handshake.
@@ -39,6 +40,7 @@ struct Configs {
     http1: Arc<ServerConfig>,
     http2: Arc<ServerConfig>,
     both: Arc<ServerConfig>,
+    expiry: Expiry,
 }
 
 /// What a handshake agreed on.
@@ -84,6 +86,11 @@ impl TlsServer {
             checks_source,
             handshakes: Semaphore::new(MAX_HANDSHAKES),
         }))
+    }
+
+    /// When what is in use expires.
+    pub fn expiry(&self) -> Expiry {
+        self.configs.current().expiry
     }
 
     /// Makes the handshake of a connection, and tells what certificate the client has shown.
@@ -171,21 +178,19 @@ fn configs(settings: &ServerSettings) -> Result<Configs, Error> {
     let provider = suites::provider(&settings.protocol);
     let chain = files::certificates(&settings.certificate)?;
     let key = files::key(&settings.key)?;
+    let mut expiry = Expiry {
+        shown: expiries(&chain).min(),
+        authorities: None,
+    };
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&suites::versions(&settings.protocol))?;
     let builder = match &settings.clients {
         None => builder.with_no_client_auth(),
         Some(clients) => {
-            let authorities = match &clients.authorities {
-                Some(path) => files::authorities(path)?,
-                None => files::system_authorities()?,
-            };
-            let revoked = clients.revoked.as_deref().map(files::revocations);
-            let accepted = Accepted {
-                authorities,
-                allowed: clients.allowed.clone(),
-                revoked: revoked.transpose()?,
-            };
+            let (authorities, revoked) = (&clients.authorities, &clients.revoked);
+            let accepted =
+                Accepted::read(authorities.as_deref(), revoked.as_deref(), &clients.allowed)?;
+            expiry.authorities = accepted.authorities.expiry;
             builder.with_client_cert_verifier(ClientVerifier::new(accepted, provider)?)
         }
     };
@@ -201,6 +206,7 @@ fn configs(settings: &ServerSettings) -> Result<Configs, Error> {
         http1: with(&[b"http/1.1"]),
         http2: with(&[b"h2"]),
         both: with(&[b"h2", b"http/1.1"]),
+        expiry,
     })
 }
 

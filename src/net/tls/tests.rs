@@ -1,5 +1,6 @@
 //! Handshakes with certificates of a test's own authorities.
 
+mod expiry;
 mod revoked;
 mod self_signed;
 

@@ -1,6 +1,7 @@
 //! Decides about the other side's certificate: who vouches for it, whether its names are allowed, and
 //! whether it was revoked.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -14,7 +15,7 @@ use x509_parser::extensions::ExtendedKeyUsage;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use x509_parser::time::ASN1Time;
 
-use super::files::Authorities;
+use super::files::{self, Authorities};
 use super::revoked::Revocations;
 use super::{Allowed, Certificate, Error, shown};
 
@@ -28,6 +29,25 @@ pub struct Accepted {
 }
 
 impl Accepted {
+    /// Reads the files; without one of authorities they are those that the machine trusts.
+    ///
+    /// # Errors
+    /// Files that cannot be read or used.
+    pub fn read(
+        authorities: Option<&Path>,
+        revoked: Option<&Path>,
+        allowed: &Allowed,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            authorities: match authorities {
+                Some(path) => files::authorities(path)?,
+                None => files::system_authorities()?,
+            },
+            allowed: allowed.clone(),
+            revoked: revoked.map(files::revocations).transpose()?,
+        })
+    }
+
     /// Whether to accept a certificate, of whose chain the library has decided; notes what is
     /// refused.
     fn decide(
