@@ -297,9 +297,18 @@ impl Fields {
     }
 }
 
+/// Fields that are lists of texts in etcd's log, given as `?Vec<String>`. `tracing` has no lists,
+/// and Rust writes such a one as JSON does, but for rare characters.
+const LISTS: [&str; 3] = ["ip-addresses", "dns-names", "cipher-suites"];
+
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.add(field, format!("{value:?}").into());
+        let text = format!("{value:?}");
+        let list: Option<Vec<Value>> = match LISTS.contains(&field.name()) {
+            true => serde_json::from_str(&text).ok(),
+            false => None,
+        };
+        self.add(field, list.map_or(text.into(), Value::from));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {

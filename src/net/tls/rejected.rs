@@ -3,8 +3,8 @@
 
 use tokio::time::Instant;
 
-use super::Refused;
 use super::server::EOF;
+use super::{Certificate, Refused};
 use crate::net::Notices;
 use crate::types::Remote;
 
@@ -42,11 +42,15 @@ impl Rejections {
         if !self.is_news(remote) {
             return;
         }
+        let addresses = |certificate: &Certificate| -> Vec<String> {
+            let addresses = certificate.ip_addresses.iter();
+            addresses.map(ToString::to_string).collect()
+        };
         match &refused.certificate {
             Some(certificate) => tracing::warn!(
                 "remote-addr" = %remote,
                 "server-name" = refused.server_name,
-                "ip-addresses" = ?certificate.ip_addresses,
+                "ip-addresses" = ?addresses(certificate),
                 "dns-names" = ?certificate.dns_names,
                 error = refused.reason,
                 "rejected connection on {} endpoint",

@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use rustls::server::{Acceptor, NoServerSessionStorage};
+use rustls::server::NoServerSessionStorage;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
-use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
 
 use super::certificate::expiries;
 use super::reread::Reread;
 use super::verify::{Accepted, ClientVerifier};
-use super::{Certificate, Error, Expiry, ServerSettings, files, shown, source, suites};
+use super::{Certificate, Error, Expiry, ServerSettings, files, hello, shown, source, suites};
 use crate::net::Versions;
 
 /// From the first byte to the end of a handshake.
@@ -142,14 +142,15 @@ impl TlsServer {
 
     async fn handshake<S>(
         &self,
-        stream: S,
+        mut stream: S,
         versions: Versions,
         server_name: &mut String,
     ) -> io::Result<TlsStream<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let accepted = hello::read(&mut stream).await?;
+        let start = StartHandshake::from_parts(accepted, stream);
         if let Some(name) = start.client_hello().server_name() {
             name.clone_into(server_name);
         }
@@ -222,6 +223,7 @@ fn reason(error: &io::Error) -> String {
             "x509: certificate signed by unknown authority"
         }
         Some(Tls::InvalidMessage(_)) => "tls: first record does not look like a TLS handshake",
+        Some(error) if hello::is_too_old(error) => "tls: client offered only unsupported versions",
         Some(Tls::AlertReceived(alert)) => return format!("remote error: tls: {alert:?}"),
         Some(other) => return format!("tls: {other}"),
         None if error.kind() == io::ErrorKind::UnexpectedEof => EOF,

@@ -1,6 +1,7 @@
 //! Handshakes with certificates of a test's own authorities.
 
 mod expiry;
+mod hello;
 mod revoked;
 mod self_signed;
 

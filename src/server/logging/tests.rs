@@ -74,6 +74,24 @@ fn json_lines() {
 }
 
 #[test]
+fn lists_are_lists() {
+    let log = || {
+        let none: Vec<String> = Vec::new();
+        let names = vec!["a".to_owned(), "\"b\\\n".to_owned()];
+        tracing::info!("dns-names" = ?names, "ip-addresses" = ?none, "cipher-suites" = ?["c"], "lists");
+        let rare = vec!["\0".to_owned()];
+        tracing::info!("dns-names" = ?rare, files = ?["a"], "texts");
+    };
+    assert_eq!(
+        logged(Level::Info, LogFormat::Json, log),
+        [
+            r#"{"level":"info","ts":"TS","caller":"logging/tests.rs:N","msg":"lists","dns-names":["a","\"b\\\n"],"ip-addresses":[],"cipher-suites":["c"]}"#,
+            r#"{"level":"info","ts":"TS","caller":"logging/tests.rs:N","msg":"texts","dns-names":"[\"\\0\"]","files":"[\"a\"]"}"#,
+        ]
+    );
+}
+
+#[test]
 fn console_lines() {
     assert_eq!(
         logged(Level::Info, LogFormat::Console, talk),

@@ -1,0 +1,79 @@
+//! First messages, byte for byte.
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::*;
+
+/// A hello of a version, with what clients of TLS 1.1 have in it.
+fn hello(version: u8) -> Vec<u8> {
+    let mut body = vec![3, version];
+    body.extend([7; 32]);
+    // No session; two cipher suites, no compression, and the curves.
+    body.extend([0, 0, 4, 0xc0, 0x13, 0x00, 0x2f, 1, 0]);
+    body.extend([0, 8, 0, 10, 0, 4, 0, 2, 0, 23]);
+    let mut message = vec![22, 3, 1, 0, body.len() as u8 + 4];
+    message.extend([1, 0, 0, body.len() as u8]);
+    message.extend(body);
+    message
+}
+
+/// The answer to some bytes, and why they were refused.
+async fn answer(server: &TlsServer, bytes: &[u8]) -> (Vec<u8>, String) {
+    let (ours, mut theirs) = tokio::io::duplex(64 << 10);
+    let here = IpAddr::from([127, 0, 0, 1]);
+    let talk = async {
+        theirs.write_all(bytes).await.expect("sends");
+        theirs.shutdown().await.expect("ends");
+        let mut answer = Vec::new();
+        theirs.read_to_end(&mut answer).await.expect("reads");
+        answer
+    };
+    let both = async { tokio::join!(server.accept(ours, here, Versions::Both), talk) };
+    let (accepted, answer) = tokio::time::timeout(LIMIT, both).await.expect("in time");
+    let refused = accepted.map(|_| ()).expect_err("is refused");
+    (answer, refused.reason)
+}
+
+#[tokio::test]
+async fn old_versions_and_other_bytes_are_answered() {
+    let (server, _) = open_server();
+    let too_old = "tls: client offered only unsupported versions";
+    let alert = |description| vec![21, 3, 1, 0, 2, 2, description];
+    for version in [1, 2] {
+        let (sent, reason) = answer(&server, &hello(version)).await;
+        assert_eq!(sent, alert(70));
+        assert_eq!(reason, too_old);
+    }
+    // Part of a message, and none.
+    for length in [1, 5, 40] {
+        let (sent, reason) = answer(&server, &hello(2)[..length]).await;
+        assert_eq!((sent, reason.as_str()), (Vec::new(), "EOF"));
+    }
+    // Another kind of message in its place, a length that is none, and a record that is too long.
+    let mut other = hello(2);
+    other[5] = 2;
+    let mut longer = hello(2);
+    longer[8] += 1;
+    for bytes in [&other[..], &longer, &[22, 3, 1, 0xff, 0xff, 1, 2, 3]] {
+        let (sent, reason) = answer(&server, bytes).await;
+        let is_alert = sent.first() == Some(&21) && sent.len() == 7;
+        assert!(is_alert || reason == "EOF", "{sent:?} {reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_hello_may_come_in_pieces() {
+    let (server, client) = open_server();
+    // So small that no message fits.
+    let (ours, theirs) = tokio::io::duplex(7);
+    let name = ServerName::try_from("server.test").expect("a name");
+    let here = IpAddr::from([127, 0, 0, 1]);
+    let both = async {
+        tokio::join!(
+            server.accept(ours, here, Versions::Both),
+            TlsConnector::from(client).connect(name, theirs)
+        )
+    };
+    let (accepted, connected) = tokio::time::timeout(LIMIT, both).await.expect("in time");
+    assert!(accepted.is_ok() && connected.is_ok());
+}
