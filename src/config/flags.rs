@@ -191,6 +191,7 @@ pub static SECTIONS: &[Section] = &[
         flag("client-cert-auth", Bool, "false", "Demand certificates of clients.").at("client-transport-security.client-cert-auth"),
         flag("client-crl-file", Text, "", "List of revoked client certificates, in DER or PEM.").at("client-transport-security.crl-file"),
         flag("client-cert-allowed-hostname", List, "", "Host names that a client certificate may have.").at("client-transport-security.allowed-hostname"),
+        flag("client-cert-allowed-cn", List, "", "Common names that a client certificate may have; etcd has this in the configuration file alone.").at("client-transport-security.allowed-cn"),
         flag("trusted-ca-file", Text, "", "CA of client certificates.").at("client-transport-security.trusted-ca-file"),
         flag("auto-tls", Bool, "false", "Make a certificate to show to clients.").at("client-transport-security.auto-tls"),
         flag("peer-cert-file", Text, "", "Certificate shown to peers.").at("peer-transport-security.cert-file"),

@@ -55,6 +55,7 @@ impl Config {
         ]);
         settings.extend(self.unlogged_by_etcd());
         settings.extend(self.tls());
+        settings.extend(self.tls_of_both());
         settings
     }
 
@@ -155,18 +156,7 @@ impl Config {
         let peer = self.peer_tls.as_ref();
         let peer_listener = peer.and_then(|tls| tls.listener.as_ref());
         let file = |path: Option<&Path>| text(path.unwrap_or(Path::new("")));
-        let protocol = &self.tls_protocol;
-        let made = |tls: Option<&ListenerTls>| Some(tls?.made.as_ref()?.years);
         vec![
-            ("auto-tls", made(tls).is_some().into()),
-            (
-                "peer-auto-tls",
-                peer.is_some_and(|tls| !tls.verifies).into(),
-            ),
-            (
-                "self-signed-cert-validity",
-                made(tls).or(made(peer_listener)).into(),
-            ),
             ("cert-file", file(tls.map(|tls| tls.certificate.as_path()))),
             ("key-file", file(tls.map(|tls| tls.key.as_path()))),
             (
@@ -180,6 +170,10 @@ impl Config {
             (
                 "client-cert-auth",
                 self.authenticates_by_certificate().into(),
+            ),
+            (
+                "client-cert-allowed-cn",
+                tls.map(|tls| tls.allowed.common_names.clone()).into(),
             ),
             (
                 "client-cert-allowed-hostname",
@@ -224,6 +218,25 @@ impl Config {
             (
                 "peer-skip-client-san-verification",
                 peer_listener.is_some_and(|tls| !tls.checks_source).into(),
+            ),
+        ]
+    }
+
+    fn tls_of_both(&self) -> Vec<Setting> {
+        let tls = self.client_tls.as_ref();
+        let peer = self.peer_tls.as_ref();
+        let peer_listener = peer.and_then(|tls| tls.listener.as_ref());
+        let protocol = &self.tls_protocol;
+        let made = |tls: Option<&ListenerTls>| Some(tls?.made.as_ref()?.years);
+        vec![
+            ("auto-tls", made(tls).is_some().into()),
+            (
+                "peer-auto-tls",
+                peer.is_some_and(|tls| !tls.verifies).into(),
+            ),
+            (
+                "self-signed-cert-validity",
+                made(tls).or(made(peer_listener)).into(),
             ),
             ("tls-min-version", protocol.least.name().into()),
             ("tls-max-version", protocol.most.name().into()),

@@ -138,10 +138,13 @@ pub const AVAILABLE_SUITES: [&str; 11] = [
 ];
 
 /// What does nothing without TLS: for clients, for members, for both.
-const CLIENT_FLAGS: [&str; 4] = [
+const CLIENT_NAMES: [&str; 2] = ["client-cert-allowed-cn", "client-cert-allowed-hostname"];
+const PEER_NAMES: [&str; 2] = ["peer-cert-allowed-cn", "peer-cert-allowed-hostname"];
+const CLIENT_FLAGS: [&str; 5] = [
     "auto-tls",
     "trusted-ca-file",
     "client-crl-file",
+    "client-cert-allowed-cn",
     "client-cert-allowed-hostname",
 ];
 const PEER_FLAGS: [&str; 6] = [
@@ -153,10 +156,11 @@ const PEER_FLAGS: [&str; 6] = [
     "peer-skip-client-san-verification",
 ];
 /// What counts for certificates of authorities alone.
-const CLIENT_VERIFICATION: [&str; 4] = [
+const CLIENT_VERIFICATION: [&str; 5] = [
     "client-cert-auth",
     "trusted-ca-file",
     "client-crl-file",
+    "client-cert-allowed-cn",
     "client-cert-allowed-hostname",
 ];
 const PEER_VERIFICATION: [&str; 8] = [
@@ -331,10 +335,7 @@ fn of_clients(
         authenticates,
         authorities,
         revoked: path(values, "client-crl-file"),
-        allowed: AllowedNames {
-            common_names: Vec::new(),
-            host_names: named(values, "client-cert-allowed-hostname"),
-        },
+        allowed: allowed_names(values, CLIENT_NAMES)?,
         checks_source: false,
     }))
 }
@@ -386,7 +387,7 @@ fn of_peers(
             "KeyFile and CertFile must both be present[key: {key}, cert: {certificate}]"
         )));
     }
-    let allowed = allowed_peers(values)?;
+    let allowed = allowed_names(values, PEER_NAMES)?;
     let authorities = path(values, "peer-trusted-ca-file");
     let revoked = path(values, "peer-crl-file");
     if no_pair && authorities.is_none() {
@@ -414,10 +415,14 @@ fn of_peers(
     }))
 }
 
-fn allowed_peers(values: &Values) -> Result<AllowedNames, Refusal> {
+/// The names of two flags, of which one may be set.
+fn allowed_names(
+    values: &Values,
+    [common_names, host_names]: [&str; 2],
+) -> Result<AllowedNames, Refusal> {
     let allowed = AllowedNames {
-        common_names: named(values, "peer-cert-allowed-cn"),
-        host_names: named(values, "peer-cert-allowed-hostname"),
+        common_names: named(values, common_names),
+        host_names: named(values, host_names),
     };
     if !allowed.common_names.is_empty() && !allowed.host_names.is_empty() {
         return Err(Refusal::Start(format!(

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::prelude::{FromDer as _, X509Certificate, X509Version};
 
 /// What a verified certificate says of its holder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,6 +42,14 @@ impl Certificate {
 fn address(octets: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(octets).ok().map(IpAddr::from);
     v4.or_else(|| <[u8; 16]>::try_from(octets).ok().map(IpAddr::from))
+}
+
+/// The version of a certificate of X.509, if it is none that the library has: it knows the third,
+/// which alone has the names of servers and the usages of keys.
+pub fn other_version(der: &CertificateDer<'_>) -> Option<u32> {
+    let (_, parsed) = X509Certificate::from_der(der).ok()?;
+    let version = parsed.version();
+    (version != X509Version::V3).then_some(version.0.saturating_add(1))
 }
 
 /// When certificates in use expire, in seconds since 1970.

@@ -102,7 +102,7 @@ fn configured(settings: &ClientSettings) -> Result<Configured, Error> {
     let mut config = match &settings.pair {
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => {
-            let chain = files::certificates(certificate)?;
+            let chain = files::chain(certificate)?;
             expiry.shown = expiries(&chain).min();
             builder.with_client_auth_cert(chain, files::key(key)?)?
         }

@@ -9,7 +9,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::Error;
-use super::certificate::expiries;
+use super::certificate::{expiries, other_version};
 use super::revoked::Revocations;
 
 /// Where systems keep the certificates of the authorities that they trust; Go's list for Linux.
@@ -57,6 +57,20 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> 
         return Err(content(path, "it holds no certificate in PEM"));
     }
     Ok(found)
+}
+
+/// A certificate to show, and those after it that lead to its authority.
+pub fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let chain = certificates(path)?;
+    match chain.first().and_then(other_version) {
+        None => Ok(chain),
+        Some(version) => Err(content(
+            path,
+            format!(
+                "its certificate is of X.509 version {version}, and version 3 is needed, with a subjectAltName"
+            ),
+        )),
+    }
 }
 
 /// The first private key of a file, in the forms of PKCS #1, PKCS #8 or SEC 1.

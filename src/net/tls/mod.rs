@@ -8,13 +8,15 @@
 //! - `suites` knows etcd's names of versions and cipher suites.
 //! - `verify` decides about the other side's certificate, `certificate` takes the names from it, and
 //!   `revoked` knows those that do not count any more.
-//! - `server` and `client` make the handshakes, and `hello` reads how one begins; `source` then asks
-//!   whether a member's certificate belongs to the address that it calls from.
+//! - `server` and `client` make the handshakes, `hello` reads how one begins, and
+//!   `handshakes` bounds how many are under way; `source` then asks whether a member's certificate
+//!   belongs to the address that it calls from.
 //! - `rejected` reports connections that came to nothing, with what was `shown`.
 
 mod certificate;
 mod client;
 mod files;
+mod handshakes;
 mod hello;
 mod rejected;
 mod reread;

@@ -9,11 +9,11 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use rustls::server::NoServerSessionStorage;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
 use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
 
 use super::certificate::expiries;
+use super::handshakes::Handshakes;
 use super::reread::Reread;
 use super::verify::{Accepted, ClientVerifier};
 use super::{Certificate, Error, Expiry, ServerSettings, files, hello, shown, source, suites};
@@ -21,9 +21,8 @@ use crate::net::Versions;
 
 /// From the first byte to the end of a handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-/// Handshakes that have begun to calculate at once, of one kind of listener. Others wait, as long
-/// as their own limit lets them.
-const MAX_HANDSHAKES: usize = 1024;
+/// Handshakes that have begun to calculate at once, of one kind of listener.
+pub const MAX_HANDSHAKES: usize = 1024;
 
 /// Why a handshake failed whose client went away.
 pub const EOF: &str = "EOF";
@@ -32,7 +31,7 @@ pub const EOF: &str = "EOF";
 pub struct TlsServer {
     configs: Reread<Configs>,
     checks_source: bool,
-    handshakes: Semaphore,
+    handshakes: Handshakes,
 }
 
 /// The same for each protocol that a listener may speak.
@@ -84,7 +83,7 @@ impl TlsServer {
         Ok(Arc::new(Self {
             configs,
             checks_source,
-            handshakes: Semaphore::new(MAX_HANDSHAKES),
+            handshakes: Handshakes::new(MAX_HANDSHAKES),
         }))
     }
 
@@ -107,7 +106,7 @@ impl TlsServer {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut server_name = String::new();
-        let handshake = self.handshake(stream, versions, &mut server_name);
+        let handshake = self.handshake(stream, source, versions, &mut server_name);
         let handshake = shown::during(tokio::time::timeout(HANDSHAKE_LIMIT, handshake));
         let (done, shown) = handshake.await;
         let done = done.unwrap_or_else(|_| {
@@ -143,6 +142,7 @@ impl TlsServer {
     async fn handshake<S>(
         &self,
         mut stream: S,
+        source: IpAddr,
         versions: Versions,
         server_name: &mut String,
     ) -> io::Result<TlsStream<S>>
@@ -154,15 +154,20 @@ impl TlsServer {
         if let Some(name) = start.client_hello().server_name() {
             name.clone_into(server_name);
         }
-        let place = self.handshakes.acquire().await;
-        let _place = place.map_err(io::Error::other)?;
+        let mut place = self.handshakes.enter(source).await;
         let configs = self.configs.current();
         let config = match versions {
             Versions::Http1 => &configs.http1,
             Versions::Http2 => &configs.http2,
             Versions::Both => &configs.both,
         };
-        start.into_stream(config.clone()).await
+        tokio::select! {
+            stream = start.into_stream(config.clone()) => stream,
+            () = place.given_up() => {
+                let reason = "tls: given up for handshakes of other addresses; too many are under way";
+                Err(io::Error::other(reason))
+            }
+        }
     }
 }
 
@@ -177,7 +182,7 @@ impl ServerSettings {
 
 fn configs(settings: &ServerSettings) -> Result<Configs, Error> {
     let provider = suites::provider(&settings.protocol);
-    let chain = files::certificates(&settings.certificate)?;
+    let chain = files::chain(&settings.certificate)?;
     let key = files::key(&settings.key)?;
     let mut expiry = Expiry {
         shown: expiries(&chain).min(),

@@ -4,6 +4,7 @@ mod expiry;
 mod hello;
 mod revoked;
 mod self_signed;
+mod versions;
 
 use std::fs;
 use std::net::IpAddr;

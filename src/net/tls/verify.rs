@@ -12,9 +12,10 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use x509_parser::extensions::ExtendedKeyUsage;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::prelude::{FromDer as _, X509Certificate, X509Version};
 use x509_parser::time::ASN1Time;
 
+use super::certificate::other_version;
 use super::files::{self, Authorities};
 use super::revoked::Revocations;
 use super::{Allowed, Certificate, Error, shown};
@@ -57,7 +58,13 @@ impl Accepted {
         intermediates: &[CertificateDer<'_>],
     ) -> Result<(), rustls::Error> {
         let refused = match vouched {
-            Err(error) => (error, None),
+            Err(error) => {
+                let version = other_version(leaf);
+                let reason = version.map(|version| {
+                    format!("x509: certificate of version {version}, and version 3 is needed")
+                });
+                (error, reason)
+            }
             // The other side sees "bad certificate", as from etcd.
             Ok(()) if !self.allowed.has(leaf) => (
                 CertificateError::NotValidForName.into(),
@@ -127,6 +134,9 @@ fn is_valid(
     };
     let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     let now = ASN1Time::from_timestamp(seconds);
+    if parsed.version() != X509Version::V3 {
+        return false;
+    }
     let usage = match parsed.extended_key_usage() {
         Ok(None) => true,
         Ok(Some(usage)) => usage.value.any || is_used(usage.value),

@@ -77,3 +77,43 @@ async fn a_hello_may_come_in_pieces() {
     let (accepted, connected) = tokio::time::timeout(LIMIT, both).await.expect("in time");
     assert!(accepted.is_ok() && connected.is_ok());
 }
+
+#[tokio::test]
+async fn silent_clients_of_one_address_do_not_keep_out_others() {
+    let (server, client) = open_server();
+    let name = ServerName::try_from("server.test").expect("a name");
+    let mut hello = Vec::new();
+    let opened = rustls::ClientConnection::new(client.clone(), name.clone());
+    let written = opened.expect("a client").write_tls(&mut hello);
+    assert_eq!(written.expect("writes"), hello.len());
+    let mut silent = tokio::task::JoinSet::new();
+    let mut held = Vec::new();
+    for _ in 0..super::super::server::MAX_HANDSHAKES {
+        let (ours, mut theirs) = tokio::io::duplex(64 << 10);
+        theirs.write_all(&hello).await.expect("sends");
+        held.push(theirs);
+        let server = server.clone();
+        let there = IpAddr::from([10, 0, 0, 1]);
+        silent.spawn(async move { server.accept(ours, there, Versions::Both).await });
+    }
+    // All have begun.
+    for theirs in &mut held {
+        theirs.read_u8().await.expect("an answer");
+    }
+    let (ours, theirs) = tokio::io::duplex(64 << 10);
+    let both = async {
+        tokio::join!(
+            server.accept(ours, IpAddr::from([10, 0, 0, 2]), Versions::Both),
+            TlsConnector::from(client).connect(name, theirs)
+        )
+    };
+    // Less than the silent ones have.
+    let limit = Duration::from_secs(5);
+    let (accepted, connected) = tokio::time::timeout(limit, both).await.expect("in time");
+    assert!(accepted.is_ok() && connected.is_ok());
+    let refused = silent.join_next().await.expect("one ended").expect("ran");
+    let reason = refused.map(|_| ()).expect_err("is refused").reason;
+    let expected = "tls: given up for handshakes of other addresses";
+    assert!(reason.starts_with(expected), "{reason}");
+    assert_eq!(silent.len(), held.len() - 1);
+}
