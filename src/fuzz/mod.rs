@@ -10,6 +10,7 @@ mod raft_log;
 mod requests;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod tokens;
 
 pub use memory::Counting;
@@ -122,5 +123,23 @@ pub const TARGETS: &[Target] = &[
         run: tokens::keys,
         seeds: tokens::key_seeds,
         mutations: 100,
+    },
+    Target {
+        name: "tls_hello",
+        run: tls::hello,
+        seeds: tls::hello_seeds,
+        mutations: 200,
+    },
+    Target {
+        name: "tls_certificate",
+        run: tls::certificate,
+        seeds: tls::certificate_seeds,
+        mutations: 200,
+    },
+    Target {
+        name: "tls_files",
+        run: tls::files,
+        seeds: tls::file_seeds,
+        mutations: 50,
     },
 ];

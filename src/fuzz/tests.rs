@@ -178,7 +178,10 @@ tests!(
     peer_snapshot,
     peer_step,
     token_user,
-    token_keys
+    token_keys,
+    tls_hello,
+    tls_certificate,
+    tls_files
 );
 
 #[test]

@@ -39,6 +39,8 @@ pub use self_signed::self_signed;
 pub use server::{Refused, Session, TlsServer};
 #[cfg(test)]
 pub use suites::suite;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use verify::accepts;
 
 /// Why TLS cannot be served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

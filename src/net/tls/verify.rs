@@ -324,3 +324,22 @@ impl ServerCertVerifier for AnyServer {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+/// Whether a listener would accept this as a client's certificate.
+///
+/// # Errors
+/// Files that cannot be read or used.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn accepts(
+    clients: &super::Clients,
+    der: &[u8],
+    now: std::time::Duration,
+) -> Result<bool, Error> {
+    let (authorities, revoked) = (&clients.authorities, &clients.revoked);
+    let accepted = Accepted::read(authorities.as_deref(), revoked.as_deref(), &clients.allowed)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = ClientVerifier::new(accepted, provider)?;
+    let now = UnixTime::since_unix_epoch(now);
+    let verified = verifier.verify_client_cert(&CertificateDer::from(der), &[], now);
+    Ok(verified.is_ok())
+}
