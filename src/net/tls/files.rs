@@ -118,11 +118,17 @@ pub fn authorities(path: &Path) -> Result<Authorities, Error> {
 
 /// Those that the machine trusts; what it has beside them is left out.
 pub fn system_authorities() -> Result<Authorities, Error> {
-    let found = SYSTEM_AUTHORITIES.iter().map(Path::new);
-    let path = found.into_iter().find(|path| path.exists());
-    let path = path.ok_or_else(|| Error::Library(format!(
-        "tls: no file of authorities is given, and this machine has none in any of {SYSTEM_AUTHORITIES:?}"
-    )))?;
+    first_authorities(&SYSTEM_AUTHORITIES.map(Path::new))
+}
+
+/// Those of the first of these files that is there.
+fn first_authorities(paths: &[&Path]) -> Result<Authorities, Error> {
+    let path = paths.iter().find(|path| path.exists());
+    let path = path.ok_or_else(|| {
+        Error::Library(format!(
+            "tls: no file of authorities is given, and this machine has none in any of {paths:?}"
+        ))
+    })?;
     let certificates = certificates(path)?;
     let mut store = RootCertStore::empty();
     store.add_parsable_certificates(certificates.iter().cloned());
@@ -131,4 +137,44 @@ pub fn system_authorities() -> Result<Authorities, Error> {
         expiry: None,
         certificates,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_s_authorities_are_found() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [none, some, other] = ["none.pem", "some.pem", "other.pem"].map(|n| dir.path().join(n));
+        let (authority, old) = (
+            include_str!("testdata/authority.pem"),
+            include_str!("testdata/v1.ca.pem"),
+        );
+        // In PEM, and no certificate.
+        let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        fs::write(&some, [authority, broken, old].concat()).expect("writes");
+        fs::write(&other, authority).expect("writes");
+        let found = first_authorities(&[&none, &some, &other]).expect("a file");
+        assert_eq!(found.store.len(), 2);
+        assert_eq!(found.certificates.len(), 3);
+        assert_eq!(found.expiry, None);
+        // A file that is named has to be sound as a whole.
+        assert!(matches!(authorities(&some), Err(Error::Content { .. })));
+        assert!(authorities(&other).expect("sound").expiry.is_some());
+
+        let missing = first_authorities(&[&none]).expect_err("none is there");
+        let missing = missing.to_string();
+        assert!(missing.contains("none.pem") && missing.contains("no file of authorities"));
+        fs::write(&some, "").expect("writes");
+        let empty = first_authorities(&[&some, &other]).expect_err("is empty");
+        assert!(matches!(empty, Error::Content { .. }));
+        // Those of this machine, if it has any.
+        let has_some = SYSTEM_AUTHORITIES
+            .iter()
+            .any(|path| Path::new(path).exists());
+        let found = system_authorities();
+        assert_eq!(found.is_ok(), has_some);
+        assert!(found.is_err() || !found.expect("found").store.is_empty());
+    }
 }
