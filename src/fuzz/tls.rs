@@ -99,7 +99,7 @@ pub fn hello(bytes: &[u8]) {
         theirs.shutdown().await.expect("ends");
     });
     let refused = memory::within(HANDSHAKE_BYTES, || {
-        let accepting = listening.server.accept(ours, here, Versions::Both);
+        let accepting = listening.server.accept(ours, Some(here), Versions::Both);
         listening.runtime.block_on(accepting).err()
     });
     let refused = refused.expect("nobody answered the server");

@@ -1,7 +1,7 @@
 //! The handshake of a listener.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,7 +106,9 @@ impl TlsServer {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut server_name = String::new();
-        let handshake = self.handshake(stream, source, versions, &mut server_name);
+        // Those who come by a socket file share what one address may have.
+        let counted_as = source.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let handshake = self.handshake(stream, counted_as, versions, &mut server_name);
         let handshake = shown::during(tokio::time::timeout(HANDSHAKE_LIMIT, handshake));
         let (done, shown) = handshake.await;
         let done = done.unwrap_or_else(|_| {

@@ -28,7 +28,7 @@ async fn answer(server: &TlsServer, bytes: &[u8]) -> (Vec<u8>, String) {
         theirs.read_to_end(&mut answer).await.expect("reads");
         answer
     };
-    let both = async { tokio::join!(server.accept(ours, here, Versions::Both), talk) };
+    let both = async { tokio::join!(server.accept(ours, Some(here), Versions::Both), talk) };
     let (accepted, answer) = tokio::time::timeout(LIMIT, both).await.expect("in time");
     let refused = accepted.map(|_| ()).expect_err("is refused");
     (answer, refused.reason)
@@ -70,7 +70,7 @@ async fn a_hello_may_come_in_pieces() {
     let here = IpAddr::from([127, 0, 0, 1]);
     let both = async {
         tokio::join!(
-            server.accept(ours, here, Versions::Both),
+            server.accept(ours, Some(here), Versions::Both),
             TlsConnector::from(client).connect(name, theirs)
         )
     };
@@ -94,7 +94,7 @@ async fn silent_clients_of_one_address_do_not_keep_out_others() {
         held.push(theirs);
         let server = server.clone();
         let there = IpAddr::from([10, 0, 0, 1]);
-        silent.spawn(async move { server.accept(ours, there, Versions::Both).await });
+        silent.spawn(async move { server.accept(ours, Some(there), Versions::Both).await });
     }
     // All have begun.
     for theirs in &mut held {
@@ -103,7 +103,7 @@ async fn silent_clients_of_one_address_do_not_keep_out_others() {
     let (ours, theirs) = tokio::io::duplex(64 << 10);
     let both = async {
         tokio::join!(
-            server.accept(ours, IpAddr::from([10, 0, 0, 2]), Versions::Both),
+            server.accept(ours, Some(IpAddr::from([10, 0, 0, 2])), Versions::Both),
             TlsConnector::from(client).connect(name, theirs)
         )
     };

@@ -184,7 +184,7 @@ async fn a_member_whose_certificate_is_revoked_is_not_called() {
         let here = IpAddr::from([127, 0, 0, 1]);
         let both = async {
             tokio::join!(
-                server.accept(ours, here, Versions::Both),
+                server.accept(ours, Some(here), Versions::Both),
                 client.connect("server.test", theirs)
             )
         };

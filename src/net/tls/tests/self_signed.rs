@@ -83,7 +83,7 @@ async fn it_serves_those_who_verify_nothing_or_trust_it() {
         let here = IpAddr::from([127, 0, 0, 1]);
         let both = async {
             tokio::join!(
-                server.accept(ours, here, Versions::Both),
+                server.accept(ours, Some(here), Versions::Both),
                 client.connect(host, theirs)
             )
         };

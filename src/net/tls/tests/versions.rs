@@ -39,7 +39,7 @@ async fn one_of_a_client_is_refused_for_its_version() {
             let here = IpAddr::from([127, 0, 0, 1]);
             let both = async {
                 tokio::join!(
-                    server.accept(ours, here, Versions::Both),
+                    server.accept(ours, Some(here), Versions::Both),
                     TlsConnector::from(Arc::new(config)).connect(name, theirs)
                 )
             };
