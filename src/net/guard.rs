@@ -2,6 +2,10 @@
 //! has `pings` judge the frames of both sides, and `inbound` mend what the client sends. A client is
 //! not read from while all have too much unread (`budget::unread`) and it is one of those that do.
 //!
+//! A connection of HTTP/2 has a time limit until its first frame: one on which less comes is no
+//! client's and holds a place. From then on it may be idle for as long as it likes, as etcd's
+//! clients are between two calls.
+//!
 //! HTTP/1 passes untouched.
 
 use std::io;
@@ -11,8 +15,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::frames::{DATA, Frames};
 use super::inbound::Inbound;
@@ -31,6 +34,8 @@ const PAUSE_LIMIT: Duration = Duration::from_secs(15);
 pub struct Guard {
     /// Who pings more often is sent away.
     pub min_ping_time: Duration,
+    /// From the first byte of HTTP/2 to the header of the first frame.
+    pub first_frame_limit: Duration,
     pub metrics: Arc<Metrics>,
 }
 
@@ -44,6 +49,8 @@ pub struct Guarded<S> {
     http2: Option<bool>,
     goodbye: &'static [u8],
     ended: bool,
+    /// Until the first frame has begun.
+    opening: Option<Pin<Box<Sleep>>>,
     unread: Arc<unread::Connection>,
     /// While it is not read from: until the next look, and since when.
     paused: Option<(Pin<Box<Sleep>>, Instant)>,
@@ -60,6 +67,7 @@ impl<S> Guarded<S> {
             http2: None,
             goodbye: &[],
             ended: false,
+            opening: Some(Box::pin(tokio::time::sleep(guard.first_frame_limit))),
             unread,
             paused: None,
             metrics: guard.metrics,
@@ -75,12 +83,15 @@ impl<S> Guarded<S> {
         // No method of HTTP/1 that is served begins as HTTP/2's preface does ("PRI").
         let http2 = *first == b'P' && bytes.get(1).is_none_or(|second| *second == b'R');
         if !*self.http2.get_or_insert(http2) {
+            self.opening = None;
             return bytes.len();
         }
         self.metrics.grpc_received_bytes.add(bytes.len() as u64);
         let (policy, unread) = (&mut self.policy, &self.unread);
+        let opening = &mut self.opening;
         let mut now = None;
         let passing = self.inbound.feed(bytes, |frame| {
+            *opening = None;
             policy.received(frame, *now.get_or_insert_with(Instant::now));
             // What comes for a call that has ended is dropped at once.
             if frame.kind == DATA && frame.len > 0 && policy.is_open(frame.stream) {
@@ -111,6 +122,18 @@ impl<S> Guarded<S> {
             }
             ready!(next_look.as_mut().poll(cx));
             next_look.as_mut().reset(Instant::now() + PAUSE);
+        }
+    }
+
+    /// Fails where the first frame has not come in time.
+    fn check_opening(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let late = self.opening.as_mut();
+        match late.is_some_and(|limit| limit.as_mut().poll(cx).is_ready()) {
+            true => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "no frame of HTTP/2 came in time",
+            )),
+            false => Ok(()),
         }
     }
 
@@ -158,6 +181,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<S> {
                 return Poll::Ready(Ok(()));
             }
             ready!(guard.poll_pause(cx))?;
+            guard.check_opening(cx)?;
             let before = buffer.filled().len();
             ready!(Pin::new(&mut guard.stream).poll_read(cx, buffer))?;
             let read = buffer.filled().len() - before;

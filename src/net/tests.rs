@@ -123,6 +123,7 @@ fn start_at(address: &Address, first_byte_limit: Duration, security: Security) -
         http2: Http2::of_clients(u32::MAX, None),
         guard: Some(Guard {
             min_ping_time: Duration::from_secs(5),
+            first_frame_limit: first_byte_limit,
             metrics: metrics.clone(),
         }),
         first_byte_limit,
@@ -440,12 +441,29 @@ async fn connections_beyond_the_allowance_are_closed_at_once() {
     answered.expect("a place becomes free");
 }
 
+/// A place is for those who speak: a client of HTTP/2 that has begun may be idle for ever after.
 #[tokio::test]
-async fn who_says_nothing_is_not_waited_for() {
-    let served = start(Duration::from_millis(50));
-    let mut silent = connect(&served.address).await.expect("connects");
-    let ended = tokio::time::timeout(LIMIT, silent.read_u8()).await;
-    assert!(ended.expect("in time").is_err());
+async fn who_does_not_begin_is_not_waited_for() {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let limit = Duration::from_millis(100);
+    let served = start(limit);
+    let settings = frame(SETTINGS, 0, 0, &[]);
+    let begun = [PREFACE, &settings].concat();
+    for (said, is_kept) in [
+        (&b""[..], false),
+        (b"P", false),
+        (&PREFACE[..23], false),
+        (PREFACE, false),
+        (&begun[..PREFACE.len() + HEADER_BYTES - 1], false),
+        (&begun, true),
+    ] {
+        let mut client = connect(&served.address).await.expect("connects");
+        client.write_all(said).await.expect("writes");
+        let mut answered = Vec::new();
+        let wait = if is_kept { 5 * limit } else { LIMIT };
+        let ended = tokio::time::timeout(wait, client.read_to_end(&mut answered)).await;
+        assert_eq!(ended.is_err(), is_kept, "{said:?}: {ended:?}");
+    }
 }
 
 /// Calls in flight at a stop are answered; those that never end are cut.

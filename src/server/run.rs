@@ -50,8 +50,10 @@ use crate::types::{ETCD_VERSION, MemberId};
 /// How long a stop waits for the disk.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// From a client's connection to its first byte; grpc-go's figure.
-const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(120);
+/// From a client's connection to its first byte, and from there to the first frame of HTTP/2. Every
+/// client of gRPC sends both at once, so this leaves time for a slow link. grpc-go has 120 s; a
+/// connection that says nothing would hold a place, of which there are few, for all of them.
+const OPENING_LIMIT: Duration = Duration::from_secs(10);
 /// To the end of the head of a client's request of HTTP/1.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 
@@ -300,11 +302,12 @@ impl Member {
                 guard: Some(Guard {
                     // No minimum at all is a minimum of nothing.
                     min_ping_time: config.grpc_keepalive_min_time.unwrap_or_default(),
+                    first_frame_limit: OPENING_LIMIT,
                     metrics: metrics.clone(),
                 }),
                 unread,
                 allowance: Allowance::new(descriptors.clients, metrics.clone()),
-                first_byte_limit: FIRST_BYTE_LIMIT,
+                first_byte_limit: OPENING_LIMIT,
                 head_limit: HEAD_LIMIT,
                 unacknowledged_limit: None,
             },
