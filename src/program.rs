@@ -1,8 +1,12 @@
 //! The `etched` program: carries out a command, or reads the configuration and runs a member. It
 //! is what the crate shows; the rest is its own, so that the compiler finds what nothing uses.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::config::{self, Command, Exit, Restore, Surroundings};
 use crate::env::SystemClock;
@@ -12,8 +16,14 @@ use crate::server::{self, from_snapshot, logging, run::Stopped};
 #[cfg(any(test, feature = "simulation"))]
 pub use crate::sim::command::start as simulate;
 
+/// Between two times that threads give back what they have freed.
+const GIVE_BACK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Has the allocator give back to the system what the calling thread has freed.
+pub type GiveBack = fn();
+
 /// Runs the program with the process's arguments and environment.
-pub fn run() -> ExitCode {
+pub fn run(give_back: GiveBack) -> ExitCode {
     let small_pages = rustix::thread::disable_transparent_huge_pages(true);
     let around = Surroundings {
         env: std::env::vars_os().collect(),
@@ -43,11 +53,7 @@ pub fn run() -> ExitCode {
         // The allocator's region is sparse: with pages of 2 MiB twice its memory is resident.
         tracing::warn!(%error, "cannot turn off huge pages; more memory will be resident");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("etched")
-        .build();
-    let runtime = match runtime {
+    let runtime = match start_runtime(give_back) {
         Ok(runtime) => runtime,
         Err(error) => {
             logging::fatal(
@@ -128,5 +134,36 @@ fn restore(command: Restore) -> ExitCode {
             eprintln!("etched restore: {error}");
             ExitCode::from(1)
         }
+    }
+}
+
+/// The runtime, whose threads give back what they freed.
+fn start_runtime(give_back: GiveBack) -> std::io::Result<tokio::runtime::Runtime> {
+    let rounds = Arc::<AtomicU64>::default();
+    let parking = rounds.clone();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("etched")
+        .on_thread_park(move || give_back_once(&parking, give_back))
+        .build()?;
+    runtime.spawn(async move {
+        loop {
+            tokio::time::sleep(GIVE_BACK_INTERVAL).await;
+            rounds.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    Ok(runtime)
+}
+
+/// An allocator looks for pages that hold nothing when it is asked for memory, so what a flood of
+/// requests took would stay until the next. A thread that has nothing to do has the time to look,
+/// once in every round.
+fn give_back_once(rounds: &AtomicU64, give_back: GiveBack) {
+    thread_local! {
+        static LAST: Cell<u64> = const { Cell::new(0) };
+    }
+    let round = rounds.load(Ordering::Relaxed);
+    if LAST.replace(round) != round {
+        give_back();
     }
 }
