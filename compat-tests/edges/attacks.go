@@ -14,6 +14,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/net/http2"
+	"google.golang.org/protobuf/proto"
 
 	"etched.dev/compat-tests/crash"
 	"etched.dev/compat-tests/harness"
@@ -91,6 +92,11 @@ func attacks() []*attack {
 			name:  "streams",
 			does:  "100 RangeStreams of 165 MB on one connection, which nobody reads; windows of 2 GB",
 			setup: largeValues, attack: unreadStreams, divisor: 10,
+		},
+		{
+			name: "lists", flags: manyOps,
+			does:  "1,000 answers that name the 50,000 keys of a lease, which nobody reads; windows of 2 GB",
+			setup: leaseSome, attack: unreadLists, divisor: 10,
 		},
 		{
 			name: "delete", flags: manyOps,
@@ -402,8 +408,13 @@ func unreadStreams(ctx context.Context, s *attackRun) error {
 	return callUnread(ctx, s, s.count(100), true, pb.KV_RangeStream_FullMethodName, rangeOf("wide/", "wide0"))
 }
 
+func unreadLists(ctx context.Context, s *attackRun) error {
+	return callUnread(ctx, s, s.count(1000), true, pb.Lease_LeaseTimeToLive_FullMethodName,
+		&pb.LeaseTimeToLiveRequest{ID: manyLease, Keys: true})
+}
+
 // callUnread sends the same request many times and reads no response.
-func callUnread(ctx context.Context, s *attackRun, calls int, wide bool, path string, request *pb.RangeRequest) error {
+func callUnread(ctx context.Context, s *attackRun, calls int, wide bool, path string, request proto.Message) error {
 	err := s.onConnections(ctx, calls, clientOptions{wide: wide, unread: true}, func(w *http2Conn) error {
 		if _, err := w.ask(ctx, path, request); err != nil {
 			return err
@@ -439,11 +450,20 @@ func deleteMany(ctx context.Context, s *attackRun) error {
 const manyLease = 0x0ed6e5
 
 func leaseMany(ctx context.Context, s *attackRun) error {
+	return lease(ctx, s, s.count(1_000_000))
+}
+
+func leaseSome(ctx context.Context, s *attackRun) error {
+	return lease(ctx, s, s.count(50_000))
+}
+
+// lease writes keys of a lease.
+func lease(ctx context.Context, s *attackRun, keys int) error {
 	_, err := pb.NewLeaseClient(s.client.ActiveConnection()).LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: s.leaseTTL, ID: manyLease})
 	if err != nil {
 		return err
 	}
-	return s.fill(ctx, "leased/", s.count(1_000_000), manyLease)
+	return s.fill(ctx, "leased/", keys, manyLease)
 }
 
 func revokeMany(ctx context.Context, s *attackRun) error {

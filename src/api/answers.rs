@@ -21,21 +21,18 @@ use super::body::beside;
 use super::sliced::{
     Messages, Piece, Reader, Reads, Rest, STREAMED_RANGE_TAG, Sliced, begin_message,
 };
-use crate::budget::{Held, Room, Share, Waiting};
-use crate::error::Error;
+use crate::budget::{Held, Room, Share};
 use crate::mvcc;
 use crate::mvcc::pages::Pages;
 use crate::mvcc::read::RangeRead;
-use crate::proto::etcdserverpb::{
-    InternalRaftRequest, RangeResponse, ResponseOp, TxnRequest, TxnResponse, response_op,
-};
+use crate::proto::etcdserverpb::{RangeResponse, ResponseOp, TxnRequest, TxnResponse, response_op};
 use crate::proto::{begin_nested, nested_len};
 use crate::replica::view::ReadView;
 use crate::service::handle::Handle;
-use crate::state::{answer_size, kv, txn};
+use crate::state::{kv, txn};
 
 /// Larger ones are counted and sliced.
-const SMALL_BYTES: usize = 32 << 10;
+pub const SMALL_BYTES: usize = 32 << 10;
 /// Larger ranges are not held even where there is room for them.
 const MAX_HELD_BYTES: usize = 4 << 20;
 /// As tonic has it for every other answer.
@@ -50,6 +47,9 @@ pub fn answer_limit_bytes(share_bytes: usize) -> usize {
     share_bytes.max(LEAST_LIMIT_BYTES)
 }
 
+/// Reads at once that may take long; more would take the processors from short ones.
+const MAX_LARGE_READS: usize = 4;
+
 /// What answers need; cheap to clone.
 #[derive(Clone)]
 pub struct Answers {
@@ -57,13 +57,13 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// `share` counts what answers take; `turns` reads may run at once off the network's threads.
-    pub fn new(handle: Handle, share: Arc<Share>, turns: usize) -> Self {
+    /// `share` counts what answers take.
+    pub fn new(handle: Handle, share: Arc<Share>) -> Self {
         Self {
             reads: Reads {
                 handle,
                 share,
-                turns: Arc::new(Semaphore::new(turns)),
+                turns: Arc::new(Semaphore::new(MAX_LARGE_READS)),
             },
         }
     }
@@ -71,6 +71,15 @@ impl Answers {
     /// Long reads wait for their turn.
     pub fn turns(&self) -> &Arc<Semaphore> {
         &self.reads.turns
+    }
+
+    pub fn handle(&self) -> &Handle {
+        &self.reads.handle
+    }
+
+    /// What answers are counted in.
+    pub fn share(&self) -> &Arc<Share> {
+        &self.reads.share
     }
 
     fn room(&self) -> Room<'_> {
@@ -189,22 +198,8 @@ impl Answers {
         Ok(beside(answer.response, pieces.finish()))
     }
 
-    /// Takes what a write would answer now, or says that it would be too large.
-    pub fn admit(&self, request: &InternalRaftRequest) -> mvcc::Result<Waiting> {
-        let share = &self.reads.share;
-        let limit_bytes = answer_limit_bytes(share.limit_bytes());
-        let view = self.reads.handle.view();
-        let size = answer_size::of_now(&view.snapshot(), request, limit_bytes);
-        match size {
-            Ok(bytes) if bytes > limit_bytes => Err(Error::AnswerTooLarge.into()),
-            Ok(bytes) => Ok(share.take(bytes)),
-            // Apply refuses it as well, if it is still so then.
-            Err(mvcc::Error::Refused(_)) => Ok(share.take(0)),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The response of any other call; `held` counts a large one already.
+    /// The response of any other call; `held` is room for a large one that was taken before it was
+    /// made.
     ///
     /// # Errors
     /// It is larger than any may be.
@@ -221,7 +216,10 @@ impl Answers {
         let mut pieces = Pieces::new(&self.reads, size_bytes);
         pieces.bytes.reserve_exact(size_bytes);
         message.encode_raw(&mut pieces.bytes);
-        pieces.end_bytes(held);
+        pieces.end_bytes(held.map(|mut held| {
+            held.shrink(held.bytes().saturating_sub(size_bytes));
+            held
+        }));
         Ok(beside(message, Sliced::new(pieces.done)))
     }
 }
@@ -391,6 +389,7 @@ mod tests {
 
     use super::*;
     use crate::api::body;
+    use crate::proto::etcdserverpb::InternalRaftRequest;
     use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
     use crate::proto::etcdserverpb::{PutRequest, RangeRequest, RequestOp, request_op};
     use crate::service::fixture;
@@ -494,7 +493,7 @@ mod tests {
         // Nothing has room, something has, everything has.
         for limit_bytes in [0, 400 << 10, 16 << 20, usize::MAX] {
             let share = Share::new(limit_bytes);
-            let answers = Answers::new(fixture::alone(), share.clone(), 1);
+            let answers = Answers::new(fixture::alone(), share.clone());
             for request in requests() {
                 let read = kv::range_read(&request).expect("a read");
                 let expected = answer(&read).expect("reads");

@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use tonic::{Request, Response, Status};
 
+use super::answers::Answers;
 use super::{caller, header};
 use crate::error::Error;
 use crate::proto::etcdserverpb::auth_server::Auth;
@@ -26,11 +27,12 @@ const MAX_CHECKS: usize = 16;
 
 pub struct AuthService {
     handle: Handle,
+    answers: Answers,
 }
 
 impl AuthService {
-    pub fn new(handle: Handle) -> Self {
-        Self { handle }
+    pub fn new(handle: Handle, answers: Answers) -> Self {
+        Self { handle, answers }
     }
 
     /// The hash of a password, as the log has it; nobody who may not do what it is for has
@@ -133,11 +135,12 @@ macro_rules! execute {
             $field: Some($message),
             ..Default::default()
         };
+        let held = $self.answers.room_for_proposal($caller, &request).await?;
         let Applied::$kind(mut response) = $self.handle.propose($caller, request).await? else {
             return Err(Error::UnknownMethod.into());
         };
         header::fill(&$self.handle, &mut response.header);
-        Ok(Response::new(response))
+        $self.answers.respond(response, held)
     }};
 }
 

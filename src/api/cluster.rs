@@ -1,7 +1,9 @@
 //! Cluster: who belongs to it.
 
+use prost::Message;
 use tonic::{Request, Response, Status};
 
+use super::answers::Answers;
 use super::{caller, header};
 use crate::proto::etcdserverpb::{
     MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
@@ -14,11 +16,12 @@ use crate::types::MemberId;
 
 pub struct ClusterService {
     handle: Handle,
+    answers: Answers,
 }
 
 impl ClusterService {
-    pub fn new(handle: Handle) -> Self {
-        Self { handle }
+    pub fn new(handle: Handle, answers: Answers) -> Self {
+        Self { handle, answers }
     }
 
     /// The header of this service carries no revision.
@@ -83,10 +86,12 @@ impl Cluster for ClusterService {
             self.handle.linearizable_view(&caller).await?;
         }
         let status = self.handle.shared().status();
-        Ok(Response::new(MemberListResponse {
+        let response = MemberListResponse {
             header: self.header(),
             members: status.members.iter().map(shown).collect(),
-        }))
+        };
+        let held = self.answers.room_for(&caller, response.encoded_len());
+        self.answers.respond(response, held.await?)
     }
 
     async fn member_promote(

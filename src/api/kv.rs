@@ -13,11 +13,8 @@ use super::call_log::{CallLog, Content};
 use super::gate::AskedOfLearner;
 use super::range_stream::{Chunks, WAITING_CHUNKS, is_sorted_in_chunks, send_chunks};
 use super::{Settings, caller, header, validate};
-use crate::budget::{Held, Share};
-use crate::env;
 use crate::error::Error;
 use crate::metrics::Operation;
-use crate::mvcc;
 use crate::proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
     InternalRaftRequest, PutRequest, PutResponse, RangeRequest, RangeResponse, RangeStreamResponse,
@@ -29,13 +26,8 @@ use crate::service::handle::Handle;
 use crate::service::permission::Asks;
 use crate::service::rpcs;
 use crate::state::Response as Applied;
-use crate::state::{answer_size, kv, txn};
+use crate::state::{kv, txn};
 use crate::types::Remote;
-
-/// Reads at once that may take long; more would take the processors from short ones.
-const MAX_LARGE_READS: usize = 4;
-/// How long a write waits for others whose large answers have not been read.
-const ROOM_LIMIT: Duration = Duration::from_secs(5);
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -47,11 +39,10 @@ pub struct KvService {
 }
 
 impl KvService {
-    /// `answers` counts what answers take.
-    pub fn new(handle: Handle, settings: Settings, answers: Arc<Share>) -> Self {
+    pub fn new(handle: Handle, settings: Settings, answers: Answers) -> Self {
         Self {
             log: CallLog::new(&handle, &settings),
-            answers: Answers::new(handle.clone(), answers, MAX_LARGE_READS),
+            answers,
             handle,
             settings,
         }
@@ -89,7 +80,9 @@ impl KvService {
             answer.map_err(|error| self.handle.refusal(error))
         } else {
             let answers = self.answers.clone();
-            self.read(caller, move || answers.range(&view, &read)).await
+            self.answers
+                .read(caller, move || answers.range(&view, &read))
+                .await
         };
         shared.metrics.ranges.increment();
         shared
@@ -109,7 +102,8 @@ impl KvService {
             return answer.map_err(|error| self.handle.refusal(error));
         }
         let (answers, request) = (self.answers.clone(), request.clone());
-        self.read(caller, move || answers.txn(&view, &request))
+        self.answers
+            .read(caller, move || answers.txn(&view, &request))
             .await
     }
 
@@ -128,12 +122,7 @@ impl KvService {
         kind: Write<Q, A>,
     ) -> Result<Response<A>, Status> {
         let started = self.log.now();
-        let reads_much =
-            answer_size::may_be_large(&request) && self.handle.seems_permitted(caller, &request);
-        let held = match reads_much {
-            true => Some(self.admit(caller, request.clone()).await?),
-            false => None,
-        };
+        let held = self.answers.room_for_proposal(caller, &request).await?;
         let (request, result) = self.handle.propose_and_keep(caller, request).await;
         let answered = result.and_then(|applied| {
             let mut response = (kind.answer)(applied).ok_or(Error::UnknownMethod)?;
@@ -146,33 +135,6 @@ impl KvService {
             asked.map_or_else(Content::unknown, |asked| (kind.content)(asked, response))
         });
         self.answers.respond(answered?, held)
-    }
-
-    /// Takes room for the answer to a write that reads much.
-    async fn admit(&self, caller: &Caller, request: InternalRaftRequest) -> Result<Held, Error> {
-        let answers = self.answers.clone();
-        let room = self.read(caller, move || answers.admit(&request)).await?;
-        let clock = &self.handle.shared().clock;
-        let room = env::timeout(clock.as_ref(), ROOM_LIMIT, room);
-        let room = self.handle.within(caller, room).await?;
-        room.and_then(Result::ok).ok_or(Error::TooManyRequests)
-    }
-
-    /// Runs a read that may take long, off the network's threads.
-    async fn read<T, F>(&self, caller: &Caller, read: F) -> Result<T, Error>
-    where
-        T: Send + 'static,
-        F: FnOnce() -> mvcc::Result<T> + Send + 'static,
-    {
-        let turn = self.answers.turns().clone().acquire_owned();
-        let permit = self.handle.within(caller, turn).await?;
-        let work = move || {
-            let _permit = permit;
-            read()
-        };
-        let done = self.handle.blocking(work).await;
-        let result = done.map_err(|_| Error::Stopped)?;
-        result.map_err(|error| self.handle.refusal(error))
     }
 }
 
@@ -267,7 +229,9 @@ impl Kv for KvService {
             return Ok(Response::new(nothing));
         }
         let answers = self.answers.clone();
-        let answer = self.read(&caller, move || answers.range_stream(&view, &read));
+        let answer = self
+            .answers
+            .read(&caller, move || answers.range_stream(&view, &read));
         let mut answer = answer.await?;
         header::fill(&self.handle, &mut answer.response.header);
         Ok(self.answers.respond_stream(answer, nothing))

@@ -5,8 +5,10 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::answers::Answers;
 use super::status_text::broken_stream;
 use super::{Settings, caller, header};
+use crate::budget::Held;
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
     InternalRaftRequest, LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest,
@@ -14,21 +16,40 @@ use crate::proto::etcdserverpb::{
     LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
     lease_server::Lease,
 };
+use crate::service::caller::Caller;
 use crate::service::handle::Handle;
 use crate::state::Response as Applied;
+use crate::state::lease;
 use crate::types::LeaseId;
 
 /// Answers of a keep-alive stream that wait for the network.
 const WAITING_ANSWERS: usize = 16;
+/// Of a lease in the list of all, at most.
+const LISTED_BYTES: usize = 13;
 
 pub struct LeaseService {
     handle: Handle,
     settings: Settings,
+    answers: Answers,
 }
 
 impl LeaseService {
-    pub fn new(handle: Handle, settings: Settings) -> Self {
-        Self { handle, settings }
+    pub fn new(handle: Handle, settings: Settings, answers: Answers) -> Self {
+        Self {
+            handle,
+            settings,
+            answers,
+        }
+    }
+
+    /// Room for the names of a lease's keys.
+    async fn room_for_keys(&self, caller: &Caller, id: LeaseId) -> Result<Option<Held>, Error> {
+        let view = self.handle.view();
+        let bytes = self.answers.read(caller, move || {
+            Ok(lease::attached_keys_bytes(view.read(), id)?)
+        });
+        let bytes = bytes.await?;
+        self.answers.room_for(caller, bytes).await
     }
 }
 
@@ -115,6 +136,10 @@ impl Lease for LeaseService {
         let caller = caller::of(&self.handle, "LeaseTimeToLive", &request);
         let request = request.into_inner();
         let id = LeaseId(request.id);
+        let held = match request.keys {
+            true => self.room_for_keys(&caller, id).await?,
+            false => None,
+        };
         let left = self.handle.lease_left(&caller, id, request.keys).await?;
         let mut response = left.unwrap_or_else(|| LeaseTimeToLiveResponse {
             id: request.id,
@@ -122,7 +147,7 @@ impl Lease for LeaseService {
             ..Default::default()
         });
         response.header = Some(header::now(&self.handle));
-        Ok(Response::new(response))
+        self.answers.respond(response, held)
     }
 
     async fn lease_leases(
@@ -130,10 +155,14 @@ impl Lease for LeaseService {
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
         let caller = caller::of(&self.handle, "LeaseLeases", &request);
+        let leases = self.handle.shared().deadlines.lock().len();
+        let held = self.answers.room_for(&caller, leases * LISTED_BYTES);
+        let held = held.await?;
         let ids = self.handle.list_leases(&caller).await?;
-        Ok(Response::new(LeaseLeasesResponse {
+        let response = LeaseLeasesResponse {
             header: Some(header::now(&self.handle)),
             leases: ids.into_iter().map(|id| LeaseStatus { id: id.0 }).collect(),
-        }))
+        };
+        self.answers.respond(response, held)
     }
 }

@@ -27,6 +27,7 @@ mod range_stream;
 mod settings;
 mod sliced;
 mod status_text;
+mod turns;
 pub mod validate;
 pub mod watch;
 
@@ -61,7 +62,7 @@ use crate::service::identity::Shown;
 use crate::service::rpcs::{self, Flow, RPCS};
 use crate::types::Remote;
 
-pub use answers::answer_limit_bytes;
+pub use answers::{Answers, answer_limit_bytes};
 pub use methods::methods;
 pub use settings::{GRPC_OVERHEAD_BYTES, Settings};
 
@@ -116,7 +117,8 @@ impl Api {
             max_message_bytes: max,
         });
         let gate = RpcGate::new(&handle);
-        let kv_service = kv::KvService::new(handle.clone(), settings, answers);
+        let answers = Answers::new(handle.clone(), answers);
+        let kv_service = kv::KvService::new(handle.clone(), settings, answers.clone());
         let watch_service = watch::WatchService::new(handle.clone(), settings);
         let concurrency = Concurrency::new(handle.clone());
         let log = CallLog::new(&handle, &settings);
@@ -126,12 +128,12 @@ impl Api {
             watch: limited!(WatchServer, watch_service.clone(), max),
             lease: limited!(
                 LeaseServer,
-                lease::LeaseService::new(handle.clone(), settings),
+                lease::LeaseService::new(handle.clone(), settings, answers.clone()),
                 max
             ),
             cluster: limited!(
                 ClusterServer,
-                cluster::ClusterService::new(handle.clone()),
+                cluster::ClusterService::new(handle.clone(), answers.clone()),
                 max
             ),
             maintenance: limited!(
@@ -139,7 +141,11 @@ impl Api {
                 maintenance::MaintenanceService::new(handle.clone()),
                 max
             ),
-            auth: limited!(AuthServer, auth::AuthService::new(handle.clone()), max),
+            auth: limited!(
+                AuthServer,
+                auth::AuthService::new(handle.clone(), answers),
+                max
+            ),
             lock: limited!(
                 LockServer,
                 lock::LockService::new(handle.clone(), concurrency.clone()),

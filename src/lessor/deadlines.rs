@@ -126,6 +126,11 @@ impl Deadlines {
         (!left.is_zero()).then_some((entry.lease, left))
     }
 
+    /// How many leases there are.
+    pub fn len(&self) -> usize {
+        self.by_deadline.len()
+    }
+
     /// All leases by remaining time, the shortest first.
     pub fn ids(&self) -> Vec<LeaseId> {
         self.by_deadline.iter().map(|(_, id)| *id).collect()

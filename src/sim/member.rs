@@ -16,7 +16,7 @@ use super::executor::Tasks;
 use super::network::SimNetwork;
 use super::random::{MemberRng, Random};
 use super::states::SimDisk;
-use crate::api::{Settings as ApiSettings, cluster, kv, lease, maintenance, watch};
+use crate::api::{Answers, Settings as ApiSettings, cluster, kv, lease, maintenance, watch};
 use crate::budget::Share;
 use crate::jobs::corruption::AtStart;
 use crate::jobs::{self, auto_compaction, compactor, corruption};
@@ -314,12 +314,13 @@ impl Process {
             progress_interval: config.progress_interval,
             recheck_watches: true,
         };
+        // Answers are looked at whole.
+        let answers = Answers::new(handle.clone(), Share::new(usize::MAX));
         let services = Services {
-            // Answers are looked at whole.
-            kv: kv::KvService::new(handle.clone(), settings, Share::new(usize::MAX)),
-            lease: lease::LeaseService::new(handle.clone(), settings),
+            kv: kv::KvService::new(handle.clone(), settings, answers.clone()),
+            lease: lease::LeaseService::new(handle.clone(), settings, answers.clone()),
             watch: watch::WatchService::new(handle.clone(), settings),
-            cluster: cluster::ClusterService::new(handle.clone()),
+            cluster: cluster::ClusterService::new(handle.clone(), answers),
             maintenance: maintenance::MaintenanceService::new(handle.clone()),
             handle: handle.clone(),
         };

@@ -19,6 +19,10 @@ pub fn may_be_large(request: &InternalRaftRequest) -> bool {
             .txn
             .as_ref()
             .is_some_and(|txn| reads_much(txn, &mut values))
+        || request.auth_user_get.is_some()
+        || request.auth_user_list.is_some()
+        || request.auth_role_get.is_some()
+        || request.auth_role_list.is_some()
 }
 
 fn reads_much(txn: &TxnRequest, values: &mut usize) -> bool {
@@ -38,7 +42,8 @@ fn reads_much(txn: &TxnRequest, values: &mut usize) -> bool {
     })
 }
 
-/// What the request would answer if it were applied now, about; what is beyond `most_bytes` is
+/// What the request would answer if it were applied now, about (`AuthView::answer_bytes` knows it of
+/// users and roles); what is beyond `most_bytes` is
 /// not looked at.
 pub fn of_now(
     snapshot: &Snapshot<'_>,

@@ -12,6 +12,7 @@ use crate::mvcc;
 use crate::mvcc::write::Writer;
 use crate::probe::{self, Defect};
 use crate::proto::etcdserverpb::{InternalRaftRequest, TxnRequest, request_op::Request};
+use crate::proto::nested_len;
 use crate::storage::schema::{self, meta};
 use crate::storage::{self, Batch, Family, Read};
 use crate::types::LeaseId;
@@ -136,6 +137,16 @@ pub fn attached_keys(read: &dyn Read, id: LeaseId) -> storage::Result<Vec<Bytes>
         true
     })?;
     Ok(keys)
+}
+
+/// What their names take in an answer.
+pub fn attached_keys_bytes(read: &dyn Read, id: LeaseId) -> storage::Result<usize> {
+    let mut bytes = 0;
+    each_key(read, Some(id), &mut |key| {
+        bytes += nested_len(key.len());
+        true
+    })?;
+    Ok(bytes)
 }
 
 /// Calls `goes_on` for the keys attached to a lease, or to any, in order, until it says no.

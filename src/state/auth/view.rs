@@ -5,9 +5,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use prost::Message;
 
 use super::permissions::Rights;
 use crate::proto::authpb::{self, Permission};
+use crate::proto::etcdserverpb::InternalRaftRequest;
+use crate::proto::nested_len;
 
 /// The revision of a state in which nobody has changed users or roles.
 pub const FIRST_REVISION: u64 = 1;
@@ -54,6 +57,30 @@ impl AuthView {
     /// All users, by name.
     pub fn users(&self) -> impl Iterator<Item = &User> {
         self.users.values().map(Arc::as_ref)
+    }
+
+    /// What a question about users or roles would be answered now, without the header; none for
+    /// another request.
+    pub fn answer_bytes(&self, request: &InternalRaftRequest) -> Option<usize> {
+        let names = |names: &mut dyn Iterator<Item = &String>| {
+            names.map(|name| nested_len(name.len())).sum::<usize>()
+        };
+        Some(if request.auth_user_list.is_some() {
+            names(&mut self.users.keys())
+        } else if request.auth_role_list.is_some() {
+            names(&mut self.roles.keys())
+        } else if let Some(get) = &request.auth_user_get {
+            let user = self.user(&get.name);
+            user.map_or(0, |user| names(&mut user.roles.iter()))
+        } else if let Some(get) = &request.auth_role_get {
+            let permissions = self
+                .role(&get.role)
+                .map_or(&[][..], |role| &role.permissions);
+            let sizes = permissions.iter().map(|one| nested_len(one.encoded_len()));
+            sizes.sum()
+        } else {
+            return None;
+        })
     }
 
     /// All roles, by name.
@@ -113,4 +140,91 @@ impl fmt::Debug for User {
 pub struct Role {
     /// Sorted by key.
     pub permissions: Vec<Permission>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::etcdserverpb::*;
+
+    #[test]
+    fn sizes_are_those_of_the_answers() {
+        let role = |keys: &[usize]| {
+            let permission = |len: &usize| Permission {
+                perm_type: 2,
+                key: vec![b'k'; *len].into(),
+                range_end: vec![b'l'; *len].into(),
+            };
+            Arc::new(Role {
+                permissions: keys.iter().map(permission).collect(),
+            })
+        };
+        let user = |name: &str, roles: &[&str]| User {
+            name: name.to_owned(),
+            roles: roles.iter().map(|role| (*role).to_owned()).collect(),
+            password_hash: Bytes::new(),
+            no_password: false,
+            rights: Rights::default(),
+        };
+        let long = "x".repeat(200);
+        let users = [user("a", &["few", &long]), user(&long, &[])];
+        let view = AuthView {
+            users: BTreeMap::from(users.map(|user| (user.name.clone(), Arc::new(user)))),
+            roles: BTreeMap::from([
+                ("few".to_owned(), role(&[1, 40_000])),
+                (long.clone(), role(&[])),
+            ]),
+            ..AuthView::default()
+        };
+        let names: Vec<String> = view.users.keys().cloned().collect();
+        let request = |field: fn(&mut InternalRaftRequest)| {
+            let mut request = InternalRaftRequest::default();
+            field(&mut request);
+            view.answer_bytes(&request)
+        };
+        let users = AuthUserListResponse {
+            header: None,
+            users: names,
+        };
+        let roles = AuthRoleListResponse {
+            header: None,
+            roles: view.roles.keys().cloned().collect(),
+        };
+        let of_user = AuthUserGetResponse {
+            header: None,
+            roles: view.users["a"].roles.clone(),
+        };
+        let of_role = AuthRoleGetResponse {
+            header: None,
+            perm: view.roles["few"].permissions.clone(),
+        };
+        for (found, expected) in [
+            (
+                request(|it| it.auth_user_list = Some(Default::default())),
+                Some(users.encoded_len()),
+            ),
+            (
+                request(|it| it.auth_role_list = Some(Default::default())),
+                Some(roles.encoded_len()),
+            ),
+            (
+                request(|it| it.auth_user_get = Some(AuthUserGetRequest { name: "a".into() })),
+                Some(of_user.encoded_len()),
+            ),
+            (
+                request(|it| it.auth_role_get = Some(AuthRoleGetRequest { role: "few".into() })),
+                Some(of_role.encoded_len()),
+            ),
+            (
+                request(|it| it.auth_role_get = Some(AuthRoleGetRequest { role: "no".into() })),
+                Some(0),
+            ),
+            (
+                request(|it| it.auth_status = Some(Default::default())),
+                None,
+            ),
+        ] {
+            assert_eq!(found, expected);
+        }
+    }
 }

@@ -1,0 +1,124 @@
+//! What a call waits for before its answer is made: its turn to read much, and room for what it
+//! reads. How large an answer will be is known before, from a look at the state; who waits for room
+//! holds its request and nothing else.
+
+use std::time::Duration;
+
+use super::answers::{Answers, SMALL_BYTES, answer_limit_bytes};
+use crate::budget::{Held, Waiting};
+use crate::env;
+use crate::error::Error;
+use crate::mvcc;
+use crate::proto::etcdserverpb::InternalRaftRequest;
+use crate::service::caller::Caller;
+use crate::state::answer_size;
+
+/// How long a call waits for others whose large answers have not been read.
+const ROOM_LIMIT: Duration = Duration::from_secs(5);
+
+impl Answers {
+    /// Runs a read that may take long, off the network's threads.
+    pub async fn read<T, F>(&self, caller: &Caller, read: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> mvcc::Result<T> + Send + 'static,
+    {
+        let handle = self.handle();
+        let turn = self.turns().clone().acquire_owned();
+        let permit = handle.within(caller, turn).await?;
+        let work = move || {
+            let _permit = permit;
+            read()
+        };
+        let done = handle.blocking(work).await;
+        let result = done.map_err(|_| Error::Stopped)?;
+        result.map_err(|error| handle.refusal(error))
+    }
+
+    /// Room for the answer to what is proposed, where that may be large.
+    pub async fn room_for_proposal(
+        &self,
+        caller: &Caller,
+        request: &InternalRaftRequest,
+    ) -> Result<Option<Held>, Error> {
+        if !answer_size::may_be_large(request) || !self.handle().seems_permitted(caller, request) {
+            return Ok(None);
+        }
+        if let Some(bytes) = self.handle().auth().answer_bytes(request) {
+            return self.room_for(caller, bytes).await;
+        }
+        let (answers, request) = (self.clone(), request.clone());
+        let room = self.read(caller, move || answers.measure_proposal(&request));
+        let room = room.await?;
+        self.wait(caller, room).await.map(Some)
+    }
+
+    /// Room for an answer of about this size; none is needed for a small one.
+    pub async fn room_for(&self, caller: &Caller, bytes: usize) -> Result<Option<Held>, Error> {
+        if bytes <= SMALL_BYTES {
+            return Ok(None);
+        }
+        self.wait(caller, self.share().take(bytes)).await.map(Some)
+    }
+
+    async fn wait(&self, caller: &Caller, room: Waiting) -> Result<Held, Error> {
+        let clock = &self.handle().shared().clock;
+        let room = env::timeout(clock.as_ref(), ROOM_LIMIT, room);
+        let room = self.handle().within(caller, room).await?;
+        room.and_then(Result::ok).ok_or(Error::TooManyRequests)
+    }
+
+    /// What a write would answer now, or that it would be too large.
+    fn measure_proposal(&self, request: &InternalRaftRequest) -> mvcc::Result<Waiting> {
+        let share = self.share();
+        let limit_bytes = answer_limit_bytes(share.limit_bytes());
+        let view = self.handle().view();
+        let size = answer_size::of_now(&view.snapshot(), request, limit_bytes);
+        match size {
+            Ok(bytes) if bytes > limit_bytes => Err(Error::AnswerTooLarge.into()),
+            Ok(bytes) => Ok(share.take(bytes)),
+            // Apply refuses it as well, if it is still so then.
+            Err(mvcc::Error::Refused(_)) => Ok(share.take(0)),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Response;
+
+    use super::*;
+    use crate::api::body;
+    use crate::budget::Share;
+    use crate::proto::etcdserverpb::MemberListResponse;
+    use crate::service::fixture;
+
+    #[tokio::test]
+    async fn a_large_answer_takes_its_room_before_it_is_made_and_until_it_is_taken() {
+        let share = Share::new(400 << 10);
+        let answers = Answers::new(fixture::alone(), share.clone());
+        let caller = Caller::nobody();
+        let small = answers.room_for(&caller, SMALL_BYTES).await;
+        assert!(small.expect("needs none").is_none());
+        let held = answers.room_for(&caller, 100 << 10).await.expect("room");
+        assert_eq!(share.used_bytes(), 100 << 10);
+        // Less came of it.
+        let message = MemberListResponse {
+            members: vec![Default::default(); 20_000],
+            ..Default::default()
+        };
+        let mut response: Response<_> = answers.respond(message, held).expect("may be sent");
+        assert_eq!(share.used_bytes(), 40_000);
+        let body = body::body_of(response.extensions_mut());
+        assert!(body.is_some());
+        // The next one waits for it.
+        let mut next = std::pin::pin!(answers.room_for(&caller, 290 << 10));
+        let waits = tokio::time::timeout(Duration::from_millis(20), next.as_mut());
+        assert!(waits.await.is_err());
+        drop(body);
+        let next = next.await.expect("room");
+        assert_eq!(next.map(|held| held.bytes()), Some(290 << 10));
+        assert_eq!(share.used_bytes(), 0);
+    }
+}
