@@ -70,3 +70,18 @@ func (d *SmallDisks) Fill(member int) error {
 
 // Free gives the space back.
 func (d *SmallDisks) Free(member int) error { return os.Remove(d.ballast(member)) }
+
+// FillBut leaves so many bytes of a member's disk free, whatever was free before.
+func (d *SmallDisks) FillBut(member int, free int64) error {
+	if err := d.Free(member); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := d.Fill(member); err != nil {
+		return err
+	}
+	ballast, err := os.Stat(d.ballast(member))
+	if err != nil {
+		return err
+	}
+	return os.Truncate(d.ballast(member), max(ballast.Size()-free, 0))
+}

@@ -19,6 +19,9 @@ const PROBES: (u64, u64) = (8, 64);
 /// Clients have so many, however little is left: the rest is seldom needed all at once.
 const MIN_CLIENTS: u64 = 16;
 
+/// With fewer the least of each is more than there is, and whoever connects could end the member.
+const LEAST: u64 = 128;
+
 /// How many each may have open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptors {
@@ -30,17 +33,25 @@ pub struct Descriptors {
 
 impl Descriptors {
     /// Of so many in all.
-    pub fn of(limit: u64) -> Self {
+    ///
+    /// # Errors
+    /// They are too few to go on whoever connects.
+    pub fn of(limit: u64) -> Result<Self, String> {
+        if limit < LEAST {
+            return Err(format!(
+                "the process may have {limit} files open and needs {LEAST} at least; raise the limit (ulimit -n, LimitNOFILE=)"
+            ));
+        }
         let part = |of: u64, (least, most): (u64, u64)| (limit / of).clamp(least, most);
         let (tables, peers, probes) = (part(8, TABLES), part(16, PEERS), part(16, PROBES));
         let clients = limit.saturating_sub(OWN + 2 * tables + peers + probes);
         let count = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
-        Self {
+        Ok(Self {
             tables: count(tables),
             peers: count(peers),
             probes: count(probes),
             clients: count(clients.max(MIN_CLIENTS)),
-        }
+        })
     }
 }
 
@@ -67,7 +78,6 @@ mod tests {
     fn the_log_and_the_state_come_first_and_clients_get_the_rest() {
         // The limit, and what tables, peers, probes and clients get of it.
         let cases = [
-            (64, [20, 16, 8, 16]),
             (128, [20, 16, 8, 16]),
             (256, [32, 16, 16, 96]),
             (1024, [128, 64, 64, 576]),
@@ -82,10 +92,11 @@ mod tests {
                 probes,
                 clients,
             };
-            assert_eq!(Descriptors::of(limit), expected, "of {limit}");
+            assert_eq!(Descriptors::of(limit), Ok(expected), "of {limit}");
         }
+        assert!(Descriptors::of(LEAST - 1).is_err());
         for limit in 256..5000 {
-            let parts = Descriptors::of(limit);
+            let parts = Descriptors::of(limit).expect("enough");
             let sum = 2 * parts.tables + parts.peers + parts.probes + parts.clients;
             assert!(sum as u64 + OWN <= limit, "{parts:?} of {limit}");
         }

@@ -110,7 +110,7 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let tokens = tokens(&config, clock.clone())?;
     let given = MemberSecurity::of_given(&config)?;
-    let descriptors = Descriptors::of(descriptors::raise_limit());
+    let descriptors = Descriptors::of(descriptors::raise_limit()).map_err(Error::Refused)?;
     let mut sockets = bind_all(&config)?;
     let limits = bootstrap::store_limits(&config, descriptors.tables);
     let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref(), limits)?;
