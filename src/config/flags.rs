@@ -241,7 +241,7 @@ pub static SECTIONS: &[Section] = &[
     ]},
     Section { title: "Features", flags: &[
         flag("compaction-batch-limit", Int, "0", "Revisions that a compaction removes in one step; 0: 1000."),
-        flag("compaction-sleep-interval", Duration, "0s", "Pause between these steps; 0: 10ms."),
+        flag("compaction-sleep-interval", Duration, "0s", "Pause between these steps; 0: 10ms; not set: at most the time of the step before."),
         flag("watch-permission-recheck", Bool, "true", "End running watches whose users lost the right to them; etcd lets them run."),
         flag("watch-progress-notify-interval", Duration, "0s", "Time between progress notifications of a quiet watch; 0: 10m."),
         flag("downgrade-check-time", Duration, "5s", "Time between looks for a downgrade.").no_effect("a member of etched never runs the release that a downgrade leads to, so none ends without a request"),

@@ -85,6 +85,8 @@ pub struct Config {
     /// At least 1.
     pub compaction_batch_limit: usize,
     pub compaction_sleep_interval: Duration,
+    /// True where it was set, be it to the default.
+    pub compaction_sleep_interval_given: bool,
     /// At least 100 ms.
     pub watch_progress_notify_interval: Duration,
     /// End running watches whose users lost the right to them.

@@ -89,6 +89,7 @@ pub fn settle(
         auto_compaction: auto_compaction(values, notes)?,
         compaction_batch_limit: compaction_batch_limit(values),
         compaction_sleep_interval: time_or(values, "compaction-sleep-interval", 10),
+        compaction_sleep_interval_given: values.is_given("compaction-sleep-interval"),
         watch_progress_notify_interval: values
             .positive("watch-progress-notify-interval")
             .unwrap_or(Duration::from_secs(600))

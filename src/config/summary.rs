@@ -274,6 +274,10 @@ impl Config {
                 spelled(self.compaction_sleep_interval),
             ),
             (
+                "compaction-sleep-interval-given",
+                self.compaction_sleep_interval_given.into(),
+            ),
+            (
                 "watch-progress-notify-interval",
                 spelled(self.watch_progress_notify_interval),
             ),

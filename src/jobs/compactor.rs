@@ -21,7 +21,20 @@ const MAX_HASHED_KEYS: i64 = 200_000;
 pub struct Pace {
     /// Revision records a step.
     pub batch_limit: usize,
+    /// The pause between two steps.
     pub sleep: Duration,
+    /// True where a pause need not be longer than the step before it: half of the time is left to
+    /// requests, and fast steps do not wait for nobody.
+    pub shorter: bool,
+}
+
+impl Pace {
+    fn pause_after(&self, step: Duration) -> Duration {
+        match self.shorter {
+            true => self.sleep.min(step),
+            false => self.sleep,
+        }
+    }
 }
 
 /// Runs until the runtime stops.
@@ -106,6 +119,7 @@ async fn catch_up(shared: &Arc<Shared>, pace: Pace, seen: &mut Option<u64>) -> s
         let mut progress = Some(start);
         while let Some(at) = progress {
             let engine = engine.clone();
+            let step_began = shared.clock.now();
             let stepped = blocking(shared.executor.as_ref(), move || {
                 let view = engine.view();
                 let mut batch = Batch::default();
@@ -119,7 +133,8 @@ async fn catch_up(shared: &Arc<Shared>, pace: Pace, seen: &mut Option<u64>) -> s
                 Err(_) => return Ok(()),
             };
             if progress.is_some() {
-                shared.clock.sleep(pace.sleep).await;
+                let pause = pace.pause_after(shared.clock.now() - step_began);
+                shared.clock.sleep(pause).await;
             }
         }
         tracing::info!(
@@ -134,5 +149,24 @@ async fn catch_up(shared: &Arc<Shared>, pace: Pace, seen: &mut Option<u64>) -> s
             .last_compaction_s
             .set(shared.clock.wall().as_secs() as i64);
         tell_finished(shared, engine.as_ref())?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_as_long_as_its_step_unless_it_was_asked_for() {
+        let ms = Duration::from_millis;
+        let mut pace = Pace {
+            batch_limit: 1_000,
+            sleep: ms(10),
+            shorter: true,
+        };
+        assert_eq!(pace.pause_after(ms(2)), ms(2));
+        assert_eq!(pace.pause_after(ms(70)), ms(10));
+        pace.shorter = false;
+        assert_eq!(pace.pause_after(ms(2)), ms(10));
     }
 }

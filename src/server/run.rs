@@ -534,6 +534,7 @@ fn jobs_of(config: &Config) -> jobs::Settings {
         compaction: compactor::Pace {
             batch_limit: config.compaction_batch_limit,
             sleep: config.compaction_sleep_interval,
+            shorter: !config.compaction_sleep_interval_given,
         },
         corruption: corruption::CheckIntervals {
             all: config.corrupt_check_time,

@@ -292,6 +292,7 @@ fn jobs_of(config: &SimConfig) -> jobs::Settings {
         compaction: compactor::Pace {
             batch_limit: config.compaction_batch,
             sleep: Duration::from_millis(10),
+            shorter: false,
         },
         corruption: corruption::CheckIntervals {
             all: config.check_all,
