@@ -19,7 +19,7 @@ const PROBES: (u64, u64) = (8, 64);
 /// Clients have so many, however little is left: the rest is seldom needed all at once.
 const MIN_CLIENTS: u64 = 16;
 
-/// With fewer the least of each is more than there is, and whoever connects could end the member.
+/// With fewer the least of each is more than there is, and connections could end the member.
 const LEAST: u64 = 128;
 
 /// How many each may have open.
@@ -35,7 +35,7 @@ impl Descriptors {
     /// Of so many in all.
     ///
     /// # Errors
-    /// They are too few to go on whoever connects.
+    /// They are too few for the member and those who connect to it.
     pub fn of(limit: u64) -> Result<Self, String> {
         if limit < LEAST {
             return Err(format!(
