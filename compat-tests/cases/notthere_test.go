@@ -193,7 +193,7 @@ func refusesFlag(flag string) absence {
 	return func(t *testing.T, _ *harness.Server) {
 		t.Helper()
 		name, _, _ := strings.Cut(flag, "=")
-		got := exits(t, harness.Etched, nil, []string{flag})
+		got := harness.Exits(t, harness.Etched, nil, []string{flag})
 		if got.Code != 1 || !strings.HasPrefix(got.Error, name+" is not built yet in etched ") {
 			t.Errorf("%s: %+v", flag, got)
 		}
@@ -204,7 +204,7 @@ func noCommands(t *testing.T, _ *harness.Server) {
 	t.Helper()
 	for _, command := range []string{"gateway", "grpc-proxy"} {
 		for _, args := range [][]string{{command}, {command, "start"}} {
-			got := exits(t, harness.Etched, nil, args)
+			got := harness.Exits(t, harness.Etched, nil, args)
 			if got.Code != 1 || !strings.HasPrefix(got.First, command+" is not built yet in etched ") {
 				t.Errorf("%v: %+v", args, got)
 			}

@@ -1,9 +1,7 @@
 package cases
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -19,48 +17,6 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
 )
-
-// exit is how a command line that must not start a server ended.
-type exit struct {
-	Code   int
-	Stdout string // first line
-	First  string // first line of stderr where it is plain text
-	Level  string // of the last line of stderr that is JSON
-	Msg    string
-	Error  string
-}
-
-func exits(t *testing.T, kind harness.Kind, environment, args []string) exit {
-	t.Helper()
-	binary, err := harness.Binary(kind)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	command := exec.CommandContext(ctx, binary, args...)
-	command.Dir = t.TempDir()
-	command.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}, environment...)
-	var stdout, stderr bytes.Buffer
-	command.Stdout, command.Stderr = &stdout, &stderr
-	failed := new(exec.ExitError)
-	if err := command.Run(); err != nil && !errors.As(err, &failed) {
-		t.Fatal(err)
-	}
-	got := exit{Code: command.ProcessState.ExitCode()}
-	got.Stdout, _, _ = strings.Cut(stdout.String(), "\n")
-	lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
-	if !strings.HasPrefix(lines[0], "{") {
-		got.First = lines[0]
-	}
-	for _, line := range lines {
-		var entry struct{ Level, Msg, Error string }
-		if json.Unmarshal([]byte(line), &entry) == nil && (entry.Level == "warn" || entry.Level == "fatal") {
-			got.Level, got.Msg, got.Error = entry.Level, entry.Msg, entry.Error
-		}
-	}
-	return got
-}
 
 // Command lines that are refused, each in the same words by both.
 func TestRefusedCommandLines(t *testing.T) {
@@ -79,7 +35,7 @@ func TestRefusedCommandLines(t *testing.T) {
 	} {
 		t.Run(args, func(t *testing.T) {
 			words := strings.Fields(args)
-			ours, theirs := exits(t, harness.Etched, nil, words), exits(t, harness.Etcd, nil, words)
+			ours, theirs := harness.Exits(t, harness.Etched, nil, words), harness.Exits(t, harness.Etcd, nil, words)
 			if ours != theirs {
 				t.Errorf("\n-etched %+v\n+etcd   %+v", ours, theirs)
 			}
@@ -94,13 +50,13 @@ func TestRefusedEnvironment(t *testing.T) {
 	t.Parallel()
 	for _, environment := range []string{"ETCD_HEARTBEAT_INTERVAL=x", "ETCD_HEARTBEAT_INTERVAL=0", "ETCD_NAME=b", "ETCD_AUTO_COMPACTION_MODE=foo"} {
 		args := []string{"--initial-cluster=a=http://127.0.0.1:2380"}
-		ours, theirs := exits(t, harness.Etched, []string{environment}, args), exits(t, harness.Etcd, []string{environment}, args)
+		ours, theirs := harness.Exits(t, harness.Etched, []string{environment}, args), harness.Exits(t, harness.Etcd, []string{environment}, args)
 		if ours != theirs {
 			t.Errorf("%s\n-etched %+v\n+etcd   %+v", environment, ours, theirs)
 		}
 	}
 	both := []string{"--heartbeat-interval=100"}
-	ours, theirs := exits(t, harness.Etched, []string{"ETCD_HEARTBEAT_INTERVAL=100"}, both), exits(t, harness.Etcd, []string{"ETCD_HEARTBEAT_INTERVAL=100"}, both)
+	ours, theirs := harness.Exits(t, harness.Etched, []string{"ETCD_HEARTBEAT_INTERVAL=100"}, both), harness.Exits(t, harness.Etcd, []string{"ETCD_HEARTBEAT_INTERVAL=100"}, both)
 	if ours != theirs {
 		t.Errorf("flag and variable\n-etched %+v\n+etcd   %+v", ours, theirs)
 	}
@@ -119,7 +75,7 @@ func TestVersionAndHelp(t *testing.T) {
 		t.Errorf("--version: %v\n%s", err, out)
 	}
 	for _, flag := range []string{"--help", "-h"} {
-		ours, theirs := exits(t, harness.Etched, nil, []string{flag}), exits(t, harness.Etcd, nil, []string{flag})
+		ours, theirs := harness.Exits(t, harness.Etched, nil, []string{flag}), harness.Exits(t, harness.Etcd, nil, []string{flag})
 		if ours.Code != theirs.Code {
 			t.Errorf("%s exits with %d, etcd's with %d", flag, ours.Code, theirs.Code)
 		}

@@ -19,7 +19,6 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
 )
 
 // ClusterOptions describe a cluster; the zero value is three fresh members with
@@ -46,6 +45,9 @@ type ClusterOptions struct {
 	FileLimit int
 	// ReadyTimeout limits the wait for all members to serve; 0 means 60 s.
 	ReadyTimeout time.Duration
+	Encryption
+	// MemberFlags, where set, are added to Flags for each member, as DataDir is.
+	MemberFlags func(member int) []string
 }
 
 // Cluster is some members of one kind and the network between them. Its methods
@@ -132,11 +134,11 @@ func (c *Cluster) grow(nodes int) error {
 // peerURL is what the member of a node advertises.
 func (c *Cluster) peerURL(node int) string {
 	if !c.options.Direct {
-		return c.network.url(node)
+		return c.options.peerScheme() + "://" + c.network.address(node)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return fmt.Sprintf("http://127.0.0.1:%d", c.ports[node])
+	return fmt.Sprintf("%s://127.0.0.1:%d", c.options.peerScheme(), c.ports[node])
 }
 
 func memberName(node int) string { return fmt.Sprintf("m%d", node+1) }
@@ -146,7 +148,10 @@ func (c *Cluster) prepare(node int, initial, state string) (*Member, error) {
 	options := Options{
 		Name: memberName(node), PeerURL: c.peerURL(node), InitialCluster: initial,
 		ParentDir: c.options.ParentDir, FileLimit: c.options.FileLimit, EtchedFlags: c.options.EtchedFlags, EtcdFlags: c.options.EtcdFlags,
-		Flags: append([]string{"--initial-cluster-state=" + state}, c.options.Flags...),
+		Flags: append([]string{"--initial-cluster-state=" + state}, c.options.Flags...), Encryption: c.options.Encryption,
+	}
+	if c.options.MemberFlags != nil {
+		options.Flags = append(options.Flags, c.options.MemberFlags(node)...)
 	}
 	if c.options.DataDir != nil {
 		options.DataDir = c.options.DataDir(node)
@@ -169,7 +174,7 @@ func (c *Cluster) prepare(node int, initial, state string) (*Member, error) {
 	}
 	member := &Member{Server: server, cluster: c, node: node}
 	member.connect = sync.OnceValues(func() (*grpc.ClientConn, error) {
-		return grpc.NewClient(member.Endpoint(), quick, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		return grpc.NewClient(member.Endpoint(), quick, options.credentials())
 	})
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -246,7 +251,7 @@ func Endpoints(members []*Member) []string {
 // NewClientOf is a new official client of some members; the caller closes it.
 func NewClientOf(members []*Member, options ...grpc.DialOption) (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{
-		Endpoints: Endpoints(members), DialTimeout: 5 * time.Second, Logger: zap.NewNop(),
+		Endpoints: Endpoints(members), DialTimeout: 5 * time.Second, Logger: zap.NewNop(), TLS: members[0].options.ClientTLS,
 		DialOptions: append([]grpc.DialOption{quick}, options...),
 	})
 }

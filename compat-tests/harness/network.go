@@ -79,11 +79,11 @@ func (n *Network) grow(nodes int) error {
 	return nil
 }
 
-// url is the peer URL of a node.
-func (n *Network) url(node int) string {
+// address is where the peer URL of a node leads.
+func (n *Network) address(node int) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return "http://" + n.nodes[node].Addr().String()
+	return n.nodes[node].Addr().String()
 }
 
 func (n *Network) attach(c *Cluster) {

@@ -18,7 +18,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 )
 
@@ -52,6 +51,7 @@ type Options struct {
 	FileLimit int
 	// ReadyTimeout limits the wait for the first linearizable read; 0 means 30 s.
 	ReadyTimeout time.Duration
+	Encryption
 }
 
 // Server is one process, running or ended. Its methods are not for use from
@@ -143,7 +143,7 @@ func (s *Server) Args() []string {
 	}
 	peerURL := s.options.PeerURL
 	if peerURL == "" {
-		peerURL = AdvertisedPeerURL
+		peerURL = s.options.peerScheme() + strings.TrimPrefix(AdvertisedPeerURL, "http")
 	}
 	cluster := s.options.InitialCluster
 	if cluster == "" {
@@ -154,7 +154,7 @@ func (s *Server) Args() []string {
 		"--data-dir=" + s.dataDir,
 		"--listen-client-urls=" + s.URL(),
 		"--advertise-client-urls=" + advertise,
-		fmt.Sprintf("--listen-peer-urls=http://127.0.0.1:%d", s.peerPort),
+		fmt.Sprintf("--listen-peer-urls=%s://127.0.0.1:%d", s.options.peerScheme(), s.peerPort),
 		"--initial-advertise-peer-urls=" + peerURL,
 		"--initial-cluster=" + cluster,
 	}
@@ -226,7 +226,7 @@ func environment() []string {
 
 // WaitReady waits until a linearizable read is answered.
 func (s *Server) WaitReady(limit time.Duration) error {
-	connection, err := grpc.NewClient(s.Endpoint(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	connection, err := grpc.NewClient(s.Endpoint(), s.options.credentials())
 	if err != nil {
 		return err
 	}
@@ -271,7 +271,9 @@ func (s *Server) WaitClusterVersion(limit time.Duration) error {
 
 // HTTPGet answers status and body of a GET on the client port.
 func (s *Server) HTTPGet(path string) (int, string, error) {
-	client := http.Client{Timeout: 10 * time.Second}
+	transport := &http.Transport{TLSClientConfig: s.options.ClientTLS}
+	defer transport.CloseIdleConnections()
+	client := http.Client{Timeout: 10 * time.Second, Transport: transport}
 	response, err := client.Get(s.URL() + path)
 	if err != nil {
 		return 0, "", err
@@ -291,7 +293,7 @@ func (s *Server) Endpoint() string { return fmt.Sprintf("127.0.0.1:%d", s.port) 
 func (s *Server) PeerEndpoint() string { return fmt.Sprintf("127.0.0.1:%d", s.peerPort) }
 
 // URL is the client address as a URL.
-func (s *Server) URL() string { return "http://" + s.Endpoint() }
+func (s *Server) URL() string { return s.options.clientScheme() + "://" + s.Endpoint() }
 
 // DataDir is the directory given as --data-dir.
 func (s *Server) DataDir() string { return s.dataDir }

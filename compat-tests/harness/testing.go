@@ -14,7 +14,6 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 )
 
 // RunWaiting runs the tests of a package that mostly wait: more of them at a
@@ -54,6 +53,20 @@ func Start(tb testing.TB, kind Kind, options Options) *Server {
 		tb.Fatalf("start %s: %v", kind, err)
 	}
 	tb.Cleanup(func() { server.finish(tb) })
+	return server
+}
+
+// Begin is Start without a wait: for a server that is not to serve.
+func Begin(tb testing.TB, kind Kind, options Options) *Server {
+	tb.Helper()
+	server, err := prepare(kind, options)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { server.finish(tb) })
+	if err := errors.Join(server.choosePorts(), server.Spawn()); err != nil {
+		tb.Fatalf("start %s: %v", kind, err)
+	}
 	return server
 }
 
@@ -173,9 +186,10 @@ func (s *Server) Client(tb testing.TB) *clientv3.Client {
 // NewClient is a new official client; the caller closes it.
 func (s *Server) NewClient() (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{
-		Endpoints:   []string{s.Endpoint()},
+		Endpoints:   []string{s.URL()},
 		DialTimeout: 10 * time.Second,
 		Logger:      zap.NewNop(),
+		TLS:         s.options.ClientTLS,
 	})
 }
 
@@ -185,7 +199,7 @@ func (s *Server) Dial(tb testing.TB, options ...grpc.DialOption) *grpc.ClientCon
 	tb.Helper()
 	const unlimited = 1 << 30
 	options = append([]grpc.DialOption{
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		s.options.credentials(),
 		grpc.WithDisableRetry(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(unlimited), grpc.MaxCallSendMsgSize(unlimited)),
 	}, options...)
