@@ -46,10 +46,13 @@ impl<'a> Identity<'a> {
     pub fn of(header: Option<&'a RequestHeader>) -> Self {
         match header {
             None => Self::Nobody,
-            Some(header) if header.username.is_empty() => match header.auth_revision {
-                MEMBER_REVISION => Self::Member,
-                _ => Self::Nobody,
-            },
+            Some(header) if header.username.is_empty() && header.auth_revision == 0 => Self::Nobody,
+            Some(header)
+                if header.username.is_empty() && header.auth_revision == MEMBER_REVISION =>
+            {
+                Self::Member
+            }
+            // Without a name it is the holder of a certificate that has none.
             Some(header) => Self::User {
                 name: &header.username,
                 auth_revision: header.auth_revision,

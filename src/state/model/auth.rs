@@ -27,7 +27,7 @@ impl Who {
             header.map_or(("", 0), |header| (&header.username, header.auth_revision));
         match (name, auth_revision) {
             ("", u64::MAX) => Self::Member,
-            ("", _) => Self::Nobody,
+            ("", 0) => Self::Nobody,
             (name, auth_revision) => Self::User {
                 name: name.to_owned(),
                 auth_revision,
@@ -172,6 +172,7 @@ impl Auth {
             Who::Member => Ok(()),
             Who::Nobody => Err(Error::UserEmpty),
             Who::User { name, .. } if self.is_root(name) => Ok(()),
+            Who::User { name, .. } if name.is_empty() => Err(Error::UserEmpty),
             Who::User { name, .. } if self.users.contains_key(name) => Err(Error::PermissionDenied),
             Who::User { .. } => Err(Error::UserNotFound),
         }
