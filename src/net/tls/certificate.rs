@@ -61,6 +61,21 @@ pub struct Expiry {
     pub authorities: Option<i64>,
 }
 
+/// From when to when a certificate is valid, in seconds since 1970; as long as nothing says it, for
+/// ever.
+pub fn validity(der: &CertificateDer<'_>) -> (i64, i64) {
+    match X509Certificate::from_der(der) {
+        Ok((_, parsed)) => {
+            let validity = parsed.validity();
+            (
+                validity.not_before.timestamp(),
+                validity.not_after.timestamp(),
+            )
+        }
+        Err(_) => (i64::MIN, i64::MAX),
+    }
+}
+
 /// When each of these expires, of those that say so.
 pub fn expiries(certificates: &[CertificateDer<'_>]) -> impl Iterator<Item = i64> {
     let parsed = certificates

@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::{CertificateError, RootCertStore};
 
 use super::Error;
-use super::certificate::{expiries, other_version};
+use super::certificate::{expiries, other_version, validity};
 use super::revoked::Revocations;
 
 /// Where systems keep the certificates of the authorities that they trust; Go's list for Linux.
@@ -96,9 +97,39 @@ pub struct Authorities {
     pub store: Arc<RootCertStore>,
     /// The same, whole.
     pub certificates: Vec<CertificateDer<'static>>,
+    /// From when to when each is valid, which the library does not ask of authorities.
+    validities: Vec<(i64, i64)>,
     /// When the last of a file expires, beside which it may hold those that were replaced; in
     /// seconds since 1970. None for the machine's.
     pub expiry: Option<i64>,
+}
+
+impl Authorities {
+    /// Those that are valid at a time, and why one of the others is not; none if all are.
+    pub fn valid_at(&self, now: UnixTime) -> Option<(RootCertStore, CertificateError)> {
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let is_valid = |(begin, end): &(i64, i64)| *begin <= seconds && seconds <= *end;
+        let time = |seconds: i64| {
+            let seconds = u64::try_from(seconds).unwrap_or_default();
+            UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+        };
+        let (begin, end) = *self.validities.iter().find(|one| !is_valid(one))?;
+        let wrong = match seconds < begin {
+            true => CertificateError::NotValidYetContext {
+                time: now,
+                not_before: time(begin),
+            },
+            false => CertificateError::ExpiredContext {
+                time: now,
+                not_after: time(end),
+            },
+        };
+        let mut store = RootCertStore::empty();
+        let all = self.certificates.iter().zip(&self.validities);
+        let valid = all.filter(|(_, validity)| is_valid(validity));
+        store.add_parsable_certificates(valid.map(|(der, _)| der.clone()));
+        Some((store, wrong))
+    }
 }
 
 /// Reads the authorities of a file, each of which must be one.
@@ -112,6 +143,7 @@ pub fn authorities(path: &Path) -> Result<Authorities, Error> {
     Ok(Authorities {
         store: Arc::new(store),
         expiry: expiries(&certificates).max(),
+        validities: certificates.iter().map(validity).collect(),
         certificates,
     })
 }
@@ -135,6 +167,7 @@ fn first_authorities(paths: &[&Path]) -> Result<Authorities, Error> {
     Ok(Authorities {
         store: Arc::new(store),
         expiry: None,
+        validities: certificates.iter().map(validity).collect(),
         certificates,
     })
 }

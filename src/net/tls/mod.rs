@@ -11,7 +11,8 @@
 //! - `server` and `client` make the handshakes, `hello` reads how one begins, and
 //!   `handshakes` bounds how many are under way; `source` then asks whether a member's certificate
 //!   belongs to the address that it calls from.
-//! - `rejected` reports connections that came to nothing, with what was `shown`.
+//! - `rejected` reports connections that came to nothing, with what was `shown`, in the `words` that
+//!   etcd has for it.
 
 mod certificate;
 mod client;
@@ -29,6 +30,7 @@ mod suites;
 #[cfg(test)]
 pub mod tests;
 mod verify;
+mod words;
 
 use std::path::PathBuf;
 

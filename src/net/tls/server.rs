@@ -226,8 +226,8 @@ fn reason(error: &io::Error) -> String {
         .and_then(|inside| inside.downcast_ref::<Tls>());
     let words = match inside {
         Some(Tls::NoCertificatesPresented) => "tls: client didn't provide a certificate",
-        Some(Tls::InvalidCertificate(Certificate::UnknownIssuer)) => {
-            "x509: certificate signed by unknown authority"
+        Some(Tls::InvalidCertificate(Certificate::BadSignature)) => {
+            "tls: invalid signature by the client certificate"
         }
         Some(Tls::InvalidMessage(_)) => "tls: first record does not look like a TLS handshake",
         Some(error) if hello::is_too_old(error) => "tls: client offered only unsupported versions",

@@ -43,7 +43,12 @@ pub async fn check(certificate: &Certificate, source: IpAddr) -> Result<(), Stri
     match found.await {
         Ok(Some(true)) => Ok(()),
         _ => Err(format!(
-            "tls: \"{source}\" does not match any of DNSNames {dns_names:?}"
+            "tls: \"{source}\" does not match any of DNSNames [{}]",
+            dns_names
+                .iter()
+                .map(|name| format!("{name:?}"))
+                .collect::<Vec<_>>()
+                .join(" ")
         )),
     }
 }

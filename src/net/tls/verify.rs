@@ -9,8 +9,10 @@ use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme};
+use rustls::server::{ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme,
+};
 use x509_parser::extensions::ExtendedKeyUsage;
 use x509_parser::prelude::{FromDer as _, X509Certificate, X509Version};
 use x509_parser::time::ASN1Time;
@@ -18,7 +20,7 @@ use x509_parser::time::ASN1Time;
 use super::certificate::other_version;
 use super::files::{self, Authorities};
 use super::revoked::Revocations;
-use super::{Allowed, Certificate, Error, shown};
+use super::{Allowed, Certificate, Error, shown, words};
 
 /// Whom to accept, beside what the library asks.
 #[derive(Debug)]
@@ -49,6 +51,32 @@ impl Accepted {
         })
     }
 
+    /// Asks the library whether authorities vouch for a certificate: those that are valid, since it
+    /// takes one that has expired as well. `by_all` asks it of all.
+    fn vouch(
+        &self,
+        now: UnixTime,
+        by_all: &dyn Fn() -> Result<(), rustls::Error>,
+        by: &dyn Fn(Arc<RootCertStore>) -> Result<(), rustls::Error>,
+    ) -> Result<(), rustls::Error> {
+        let Some((valid, wrong)) = self.authorities.valid_at(now) else {
+            return by_all();
+        };
+        let unknown = || Err(CertificateError::UnknownIssuer.into());
+        let verdict = match valid.is_empty() {
+            true => unknown(),
+            false => by(Arc::new(valid)),
+        };
+        let is_unknown = verdict
+            == Err(rustls::Error::InvalidCertificate(
+                CertificateError::UnknownIssuer,
+            ));
+        match is_unknown && by_all().is_ok() {
+            true => Err(wrong.into()),
+            false => verdict,
+        }
+    }
+
     /// Whether to accept a certificate, of whose chain the library has decided; notes what is
     /// refused.
     fn decide(
@@ -63,7 +91,10 @@ impl Accepted {
                 let reason = version.map(|version| {
                     format!("x509: certificate of version {version}, and version 3 is needed")
                 });
-                (error, reason)
+                match reason {
+                    Some(reason) => (error, Some(reason)),
+                    None => words::unverified(error, leaf),
+                }
             }
             // The other side sees "bad certificate", as from etcd.
             Ok(()) if !self.allowed.has(leaf) => (
@@ -89,16 +120,21 @@ impl Accepted {
 #[derive(Debug)]
 pub struct ClientVerifier {
     chains: Arc<dyn ClientCertVerifier>,
+    provider: Arc<CryptoProvider>,
     accepted: Accepted,
 }
 
 impl ClientVerifier {
     pub fn new(accepted: Accepted, provider: Arc<CryptoProvider>) -> Result<Arc<Self>, Error> {
         let store = accepted.authorities.store.clone();
-        let chains = WebPkiClientVerifier::builder_with_provider(store, provider)
+        let chains = WebPkiClientVerifier::builder_with_provider(store, provider.clone())
             .build()
             .map_err(|error| Error::Library(format!("tls: {error}")))?;
-        Ok(Arc::new(Self { chains, accepted }))
+        Ok(Arc::new(Self {
+            chains,
+            provider,
+            accepted,
+        }))
     }
 
     fn is_vouched_for(
@@ -107,9 +143,19 @@ impl ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), rustls::Error> {
-        let verified = self.chains.verify_client_cert(leaf, intermediates, now);
-        match verified {
-            Ok(_) => Ok(()),
+        let by = |chains: &dyn ClientCertVerifier| {
+            let verified = chains.verify_client_cert(leaf, intermediates, now);
+            verified.map(|_| ())
+        };
+        let vouched = self
+            .accepted
+            .vouch(now, &|| by(self.chains.as_ref()), &|store| {
+                let chains =
+                    WebPkiClientVerifier::builder_with_provider(store, self.provider.clone());
+                by(chains.build().map_err(other)?.as_ref())
+            });
+        match vouched {
+            Ok(()) => Ok(()),
             // A certificate that signs itself is usually marked as an authority, and the library
             // takes no authority for a client. One that was given as an authority is one.
             Err(error) if self.accepted.authorities.certificates.contains(leaf) => {
@@ -121,6 +167,10 @@ impl ClientVerifier {
             Err(error) => Err(error),
         }
     }
+}
+
+fn other(error: VerifierBuilderError) -> rustls::Error {
+    rustls::Error::General(error.to_string())
 }
 
 /// Whether a certificate is valid at that time, and for that usage.
@@ -209,16 +259,21 @@ impl ClientCertVerifier for ClientVerifier {
 #[derive(Debug)]
 pub struct ServerVerifier {
     chains: Arc<WebPkiServerVerifier>,
+    provider: Arc<CryptoProvider>,
     accepted: Accepted,
 }
 
 impl ServerVerifier {
     pub fn new(accepted: Accepted, provider: Arc<CryptoProvider>) -> Result<Arc<Self>, Error> {
         let store = accepted.authorities.store.clone();
-        let chains = WebPkiServerVerifier::builder_with_provider(store, provider)
+        let chains = WebPkiServerVerifier::builder_with_provider(store, provider.clone())
             .build()
             .map_err(|error| Error::Library(format!("tls: {error}")))?;
-        Ok(Arc::new(Self { chains, accepted }))
+        Ok(Arc::new(Self {
+            chains,
+            provider,
+            accepted,
+        }))
     }
 }
 
@@ -231,9 +286,16 @@ impl ServerVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<(), rustls::Error> {
-        let chains = &self.chains;
-        let verified = chains.verify_server_cert(leaf, intermediates, name, ocsp_response, now);
-        let Err(error) = verified else {
+        let by = |chains: &WebPkiServerVerifier| {
+            let verified = chains.verify_server_cert(leaf, intermediates, name, ocsp_response, now);
+            verified.map(|_| ())
+        };
+        let vouched = self.accepted.vouch(now, &|| by(&self.chains), &|store| {
+            let chains = WebPkiServerVerifier::builder_with_provider(store, self.provider.clone());
+            let chains = chains.build().map_err(other)?;
+            by(&chains)
+        });
+        let Err(error) = vouched else {
             return Ok(());
         };
         // As for clients: one that signs itself and is trusted.
