@@ -86,6 +86,10 @@ pub fn run(give_back: GiveBack) -> ExitCode {
             logging::fatal("stopped: the member cannot go on", &reason);
             std::process::exit(1);
         }
+        Err(error @ server::Error::ClientTls(_)) => {
+            logging::fatal("listener failed", &error.to_string());
+            std::process::exit(1);
+        }
         Err(error) => {
             logging::fatal("discovery failed", &error.to_string());
             std::process::exit(1);

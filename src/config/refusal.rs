@@ -30,6 +30,9 @@ pub enum Refusal {
     /// What etcd only finds while starting: exit 1, a fatal log line `discovery failed`.
     #[error("{0}")]
     Start(String),
+    /// What it finds when the member runs and is to listen for clients: `listener failed`.
+    #[error("{0}")]
+    Listen(String),
 }
 
 impl Refusal {
@@ -63,6 +66,9 @@ impl Refusal {
             ],
             Refusal::Start(text) => {
                 vec![Note::new(Level::Fatal, "discovery failed").with("error", text.as_str())]
+            }
+            Refusal::Listen(text) => {
+                vec![Note::new(Level::Fatal, "listener failed").with("error", text.as_str())]
             }
         }
     }

@@ -286,7 +286,7 @@ fn of_clients(
     if let Some(url) = clients().find(is_encrypted).filter(|_| no_pair) {
         return Err(Refusal::Start(format!(
             "TLS key/cert (--cert-file, --key-file) must be provided for client url {} with HTTPS scheme",
-            url.place()
+            url.as_str()
         )));
     }
     for url in clients().filter(|url| !is_encrypted(url)) {
@@ -318,11 +318,11 @@ fn of_clients(
         return Ok(Some(ListenerTls::made(made)));
     }
     if certificate.is_empty() || key.is_empty() {
-        return Err(Refusal::Start(format!(
+        return Err(Refusal::Listen(format!(
             "KeyFile and CertFile must both be present[key: {key}, cert: {certificate}]"
         )));
     }
-    pair_to_show(values, "client-cert-file", "client-key-file")?;
+    pair_to_show(values, "client-cert-file", "client-key-file").map_err(Refusal::Listen)?;
     let authenticates = values.bool("client-cert-auth");
     let authorities = path(values, "trusted-ca-file");
     if !authenticates && authorities.is_none() {
@@ -394,7 +394,8 @@ fn of_peers(
         note_without_effect(values, &PEER_FLAGS, NO_PEER_TLS, notes);
         return Ok(None);
     }
-    let own = pair_to_show(values, "peer-client-cert-file", "peer-client-key-file")?;
+    let own = pair_to_show(values, "peer-client-cert-file", "peer-client-key-file")
+        .map_err(Refusal::Start)?;
     let pair = Some((certificate.into(), key.into())).filter(|_| !no_pair);
     Ok(Some(PeerTls {
         listener: is_encrypted.then(|| ListenerTls {
@@ -507,16 +508,16 @@ fn pair_to_show(
     values: &Values,
     certificate: &str,
     key: &str,
-) -> Result<Option<(PathBuf, PathBuf)>, Refusal> {
+) -> Result<Option<(PathBuf, PathBuf)>, String> {
     let pair = (path(values, certificate), path(values, key));
     match pair {
         (Some(certificate), Some(key)) => Ok(Some((certificate, key))),
         (None, None) => Ok(None),
-        _ => Err(Refusal::Start(format!(
+        _ => Err(format!(
             "ClientKeyFile and ClientCertFile must both be present or both absent: key: {}, cert: {}]",
             values.text(key),
             values.text(certificate)
-        ))),
+        )),
     }
 }
 

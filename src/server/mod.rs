@@ -36,6 +36,9 @@ pub enum Error {
     },
     #[error(transparent)]
     Tls(#[from] crate::net::tls::Error),
+    /// That of the listeners for clients.
+    #[error(transparent)]
+    ClientTls(crate::net::tls::Error),
     #[error(transparent)]
     Tokens(#[from] crate::service::tokens::keys::KeyError),
     #[error(transparent)]

@@ -142,7 +142,7 @@ fn of_clients(config: &Config) -> Result<Option<Arc<TlsServer>>, Error> {
     let Some(tls) = &config.client_tls else {
         return Ok(None);
     };
-    let server = TlsServer::new("client", settings(config, tls))?;
+    let server = TlsServer::new("client", settings(config, tls)).map_err(Error::ClientTls)?;
     tracing::info!(
         cert = %tls.certificate.display(),
         key = %tls.key.display(),
