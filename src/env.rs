@@ -10,6 +10,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
+use thread_priority::{NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy};
 use tokio::sync::oneshot;
 
 /// A boxed future, for object-safe traits.
@@ -112,17 +113,27 @@ pub async fn blocking<T: Send + 'static>(
 }
 
 /// tokio's threads, and a few beside them. To be used within its runtime.
+///
+/// **Computations** take what nobody else wants of the processors, and a tenth of half of them in
+/// any case. So half as many threads as there are processors have a low priority, with which they
+/// get their part also beside others that never rest. With as many others they use what is idle:
+/// those give way at once, and may stand still for long, so that they take only what would wait for
+/// the first a while.
 pub struct TokioExecutor {
     blocking: Arc<Pool>,
     computing: Arc<Pool>,
+    /// Of the threads for computations: so many first ones get a part in any case.
+    steady: usize,
 }
 
 impl Default for TokioExecutor {
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let steady = (processors / 2).max(1);
         Self {
-            blocking: Pool::of(MAX_BLOCKING),
-            computing: Pool::of((processors / 2).max(1)),
+            blocking: Pool::of(MAX_BLOCKING, MAX_BLOCKING),
+            computing: Pool::of(processors, steady),
+            steady,
         }
     }
 }
@@ -131,56 +142,88 @@ impl Default for TokioExecutor {
 /// `block_in_place` needs: work that stands still must not stop the network.
 const MAX_BLOCKING: usize = 32;
 
-/// Of a thread for computations: with this a thread of the usual priority that wants a processor
-/// gets it for nine parts of ten.
+/// Of a steady thread for computations: with this a thread of the usual priority that wants a
+/// processor gets it for nine parts of ten.
 const COMPUTING_NICENESS: i32 = 10;
+
+/// For each steady thread so many computations wait before the other threads take any.
+const MIN_BACKLOG: usize = 4;
+
+/// Has the calling thread run where a processor would be idle, alone.
+fn run_when_idle() -> Result<(), thread_priority::Error> {
+    thread_priority::set_thread_priority_and_policy(
+        thread_priority::thread_native_id(),
+        ThreadPriority::Min,
+        ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle),
+    )
+}
 
 type Work = Box<dyn FnOnce() + Send>;
 
+/// Threads, each at a place: those at the first places take what there is, the others what would
+/// have to wait behind others.
 struct Pool {
-    max_threads: usize,
-    /// Threads under way, and what waits for one.
-    state: Mutex<(usize, VecDeque<Work>)>,
+    first_places: usize,
+    state: Mutex<PoolState>,
+}
+
+struct PoolState {
+    /// Which places have a thread.
+    taken: Vec<bool>,
+    waiting: VecDeque<Work>,
 }
 
 impl Pool {
-    fn of(max_threads: usize) -> Arc<Self> {
+    fn of(places: usize, first_places: usize) -> Arc<Self> {
+        let state = PoolState {
+            taken: vec![false; places],
+            waiting: VecDeque::new(),
+        };
         Arc::new(Self {
-            max_threads,
-            state: Mutex::default(),
+            first_places,
+            state: Mutex::new(state),
         })
     }
 
-    /// The work, where there is a thread for it.
-    fn begin(&self, work: Work) -> Option<Work> {
-        let mut state = self.state.lock();
-        let (threads, waiting) = &mut *state;
-        if *threads == self.max_threads {
-            waiting.push_back(work);
-            return None;
+    /// What a thread at this place would do now.
+    fn take(&self, state: &mut PoolState, place: usize) -> Option<Work> {
+        let backlog = match place < self.first_places {
+            true => 0,
+            false => MIN_BACKLOG * self.first_places,
+        };
+        match state.waiting.len() > backlog {
+            true => state.waiting.pop_front(),
+            false => None,
         }
-        *threads += 1;
-        Some(work)
+    }
+
+    /// Has work wait; what to do at which place, where a thread has to be begun.
+    fn begin(&self, work: Work) -> Option<(usize, Work)> {
+        let mut state = self.state.lock();
+        state.waiting.push_back(work);
+        let place = state.taken.iter().position(|taken| !taken)?;
+        let work = self.take(&mut state, place)?;
+        state.taken[place] = true;
+        Some((place, work))
     }
 
     /// What a thread does next; its place is free if that is nothing.
-    fn next(&self) -> Option<Work> {
+    fn next(&self, place: usize) -> Option<Work> {
         let mut state = self.state.lock();
-        let (threads, waiting) = &mut *state;
-        let work = waiting.pop_front();
+        let work = self.take(&mut state, place);
         if work.is_none() {
-            *threads -= 1;
+            state.taken[place] = false;
         }
         work
     }
 
     /// Does the work, and then what waits.
-    fn run(&self, work: Work) {
+    fn run(&self, place: usize, work: Work) {
         let mut next = Some(work);
         while let Some(work) = next {
             // Its waiter sees that it ended; the panic has been reported.
             let _ = std::panic::catch_unwind(AssertUnwindSafe(work));
-            next = self.next();
+            next = self.next(place);
         }
     }
 }
@@ -191,30 +234,35 @@ impl Executor for TokioExecutor {
     }
 
     fn spawn_blocking(&self, work: Box<dyn FnOnce() + Send>) {
-        let Some(work) = self.blocking.begin(work) else {
+        let Some((place, work)) = self.blocking.begin(work) else {
             return;
         };
         let pool = self.blocking.clone();
-        tokio::task::spawn_blocking(move || pool.run(work));
+        tokio::task::spawn_blocking(move || pool.run(place, work));
     }
 
     fn spawn_computing(&self, work: Work) {
-        let Some(work) = self.computing.begin(work) else {
+        let Some((place, work)) = self.computing.begin(work) else {
             return;
         };
-        let pool = self.computing.clone();
+        let (pool, is_steady) = (self.computing.clone(), place < self.steady);
         let thread = std::thread::Builder::new().name("compute".to_owned());
         let spawned = thread.spawn(move || {
-            if let Err(error) = rustix::process::setpriority_process(None, COMPUTING_NICENESS) {
-                tracing::debug!(%error, "a computing thread keeps the usual priority");
+            let lowered = match is_steady {
+                true => rustix::process::setpriority_process(None, COMPUTING_NICENESS)
+                    .map_err(|error| error.to_string()),
+                false => run_when_idle().map_err(|error| error.to_string()),
+            };
+            if let Err(error) = lowered {
+                tracing::debug!(error, "a computing thread keeps its priority");
             }
-            pool.run(work);
+            pool.run(place, work);
         });
         if let Err(error) = spawned {
             tracing::warn!(%error, "no thread for a computation");
             // The waiter for the work sees that it was dropped; what waits behind it is begun
             // with the next.
-            self.computing.state.lock().0 -= 1;
+            self.computing.state.lock().taken[place] = false;
         }
     }
 
@@ -311,6 +359,27 @@ mod tests {
 
     const WORKS: usize = 3 * MAX_BLOCKING;
 
+    /// Of two threads the second helps while much waits, and leaves the rest to the first.
+    #[test]
+    fn further_threads_take_what_would_wait_long() {
+        let pool = Pool::of(2, 1);
+        let work = || -> Work { Box::new(|| {}) };
+        let mut begun: Vec<_> = (0..MIN_BACKLOG + 3).map(|_| pool.begin(work())).collect();
+        let places = begun.iter().map(|begun| begun.as_ref().map(|(place, _)| *place));
+        let mut expected = vec![None; MIN_BACKLOG + 3];
+        expected[0] = Some(0);
+        expected[MIN_BACKLOG + 1] = Some(1);
+        assert_eq!(places.collect::<Vec<_>>(), expected);
+        begun.clear();
+        assert!(pool.next(1).is_some());
+        assert!(pool.next(1).is_none(), "the first does that soon");
+        for _ in 0..MIN_BACKLOG {
+            assert!(pool.next(0).is_some());
+        }
+        assert!(pool.next(0).is_none());
+        assert_eq!(pool.state.lock().taken, [false, false]);
+    }
+
     #[tokio::test]
     async fn work_waits_for_a_thread_and_one_that_panics_takes_none_away() {
         let executor = TokioExecutor::default();
@@ -339,7 +408,7 @@ mod tests {
             for _ in MAX_BLOCKING..WORKS {
                 begins.recv_timeout(limit).expect("begins");
             }
-            while executor.blocking.state.lock().0 > 0 {
+            while executor.blocking.state.lock().taken.contains(&true) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }

@@ -19,9 +19,11 @@ import (
 var (
 	measure       = flag.Duration("auth.measure", 0, "measure requests with authentication for so long a phase")
 	measureLogins = flag.Int("auth.logins", 1000, "log-ins beside the load")
+	// A figure of one run says little where others use the machine.
+	measureRounds  = flag.Int("auth.rounds", 1, "how often all of it is measured")
+	measureTokens  = flag.String("auth.tokens", "", "the one kind of tokens to measure, as simple")
+	measureClients = flag.Int("auth.clients", 16, "clients of the load, four on a connection")
 )
-
-const measureClients = 16
 
 // Requests with each kind of token, and beside a flood of log-ins, of both
 // servers one after the other. For people: it asserts nothing.
@@ -31,11 +33,16 @@ func TestMeasure(t *testing.T) {
 	}
 	hs256, _ := writeKeys(t, t.TempDir(), "HS256")
 	rs256, _ := writeKeys(t, t.TempDir(), "RS256")
-	for _, kind := range []struct{ name, flag string }{
-		{"without authentication", ""}, {"simple", "--auth-token=simple"}, {"HS256", hs256}, {"RS256", rs256},
-	} {
-		for _, server := range []harness.Kind{harness.Etched, harness.Etcd} {
-			measureOne(t, server, kind.name, kind.flag)
+	for range *measureRounds {
+		for _, kind := range []struct{ name, flag string }{
+			{"none", ""}, {"simple", "--auth-token=simple"}, {"HS256", hs256}, {"RS256", rs256},
+		} {
+			if *measureTokens != "" && *measureTokens != kind.name {
+				continue
+			}
+			for _, server := range []harness.Kind{harness.Etched, harness.Etcd} {
+				measureOne(t, server, kind.name, kind.flag)
+			}
 		}
 	}
 }
@@ -79,14 +86,14 @@ func measureOne(t *testing.T, kind harness.Kind, name, tokens string) {
 		times := load(t, server, ctx, one.request, func() { time.Sleep(*measure) })
 		after, _ := server.CPUTime()
 		cpu := (after - before) / time.Duration(max(1, len(times)))
-		t.Logf("%-22s %-6s %s: %6.0f/s, p50 %v, p99 %v, CPU %v each", name, kind, one.name, float64(len(times))/measure.Seconds(), quantile(times, 50), quantile(times, 99), cpu)
+		t.Logf("%-6s %-6s %s: %6.0f/s, p50 %v, p99 %v, CPU %v each", name, kind, one.name, float64(len(times))/measure.Seconds(), quantile(times, 50), quantile(times, 99), cpu)
 		if tokens != "--auth-token=simple" {
 			continue
 		}
 		var took time.Duration
 		var failed atomic.Int64
 		times = load(t, server, ctx, one.request, func() { took = logins(t, server, &failed) })
-		t.Logf("%-22s %-6s %s beside %d log-ins that took %v (%d refused): %6.0f/s, p50 %v, p99 %v",
+		t.Logf("%-6s %-6s %s beside %d log-ins that took %v (%d refused): %6.0f/s, p50 %v, p99 %v",
 			name, kind, one.name, *measureLogins, took.Round(time.Millisecond), failed.Load(), float64(len(times))/took.Seconds(), quantile(times, 50), quantile(times, 99))
 	}
 }
@@ -96,7 +103,7 @@ func measureOne(t *testing.T, kind harness.Kind, name, tokens string) {
 func load(t *testing.T, server *harness.Server, ctx context.Context, request proto.Message, lasts func()) []time.Duration {
 	var stop atomic.Bool
 	var loading sync.WaitGroup
-	times := make([][]time.Duration, measureClients)
+	times := make([][]time.Duration, *measureClients)
 	var conn *grpc.ClientConn
 	for i := range times {
 		if i%4 == 0 {

@@ -32,7 +32,7 @@ pub struct Known {
 }
 
 impl Known {
-    pub fn new(handle: Handle, shown: Shown, identity: Result<Identity, Error>) -> Self {
+    pub fn new(handle: Arc<Handle>, shown: Shown, identity: Result<Identity, Error>) -> Self {
         Self {
             // Refused by the operation that needs it, with that operation's error.
             identity: identity.unwrap_or(Identity::Invalid),

@@ -81,7 +81,7 @@ pub struct Api {
     health: HealthServer<health::HealthService>,
     gate: RpcGate,
     log: CallLog,
-    handle: Handle,
+    handle: Arc<Handle>,
     shared: Arc<Shared>,
     requests: Arc<Requests>,
     source: Arc<Source>,
@@ -156,7 +156,7 @@ impl Api {
                 election::ElectionService::new(handle.clone(), concurrency, watch_service),
                 max
             ),
-            handle,
+            handle: Arc::new(handle),
             health: limited!(HealthServer, health::HealthService, max),
             gate,
             log,

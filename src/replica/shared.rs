@@ -2,7 +2,7 @@
 //! active.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch as tokio_watch};
@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::mvcc::hash::HistoryHash;
 use crate::probe::{self, Defect};
 use crate::state::Machine;
+use crate::state::auth::AuthView;
 use crate::storage::{self, Engine};
 use crate::types::{ClusterId, MemberId};
 use crate::watch::Hub;
@@ -46,8 +47,9 @@ pub struct Shared {
     pub size_bytes: AtomicI64,
     pub size_in_use_bytes: AtomicI64,
     pub tokens: Arc<dyn AuthObserver>,
-    /// That of the newest view, for those who need no more of it.
-    auth_enabled: AtomicBool,
+    /// That of the newest view where authentication is enabled, for those who need no more of it;
+    /// else 0, which is no auth revision.
+    enabled_auth_revision: AtomicU64,
     auth_changes: tokio_watch::Sender<()>,
     /// A snapshot from the leader replaces it: a turn that reads and writes takes it once for both.
     engine: RwLock<NumberedEngine>,
@@ -62,6 +64,13 @@ pub struct Shared {
 pub struct NumberedEngine {
     pub number: u64,
     pub engine: Arc<dyn Engine>,
+}
+
+fn enabled_revision(auth: &AuthView) -> u64 {
+    match auth.is_enabled() {
+        true => auth.revision(),
+        false => 0,
+    }
 }
 
 impl Shared {
@@ -89,7 +98,7 @@ impl Shared {
             size_bytes: AtomicI64::new(0),
             size_in_use_bytes: AtomicI64::new(0),
             tokens: deps.tokens.clone(),
-            auth_enabled: AtomicBool::new(machine.auth().is_enabled()),
+            enabled_auth_revision: AtomicU64::new(enabled_revision(machine.auth())),
             auth_changes: tokio_watch::Sender::new(()),
             view: RwLock::new(Arc::new(ReadView::new(engine.as_ref(), machine))),
             status: RwLock::new(Arc::new(ClusterStatus::of(machine))),
@@ -134,14 +143,22 @@ impl Shared {
 
     /// True if permissions are checked in the newest view, or in one that is about to be.
     pub fn is_auth_enabled(&self) -> bool {
-        self.auth_enabled.load(Ordering::Acquire)
+        self.auth_revision_if_enabled().is_some()
+    }
+
+    /// The auth revision of that view, if permissions are checked there.
+    pub fn auth_revision_if_enabled(&self) -> Option<u64> {
+        match self.enabled_auth_revision.load(Ordering::Acquire) {
+            0 => None,
+            revision => Some(revision),
+        }
     }
 
     pub fn publish_view(&self, view: ReadView) {
         self.raft.set_applied_index(view.applied_index);
         // A reader that sees the view sees this.
-        self.auth_enabled
-            .store(view.auth.is_enabled(), Ordering::Release);
+        self.enabled_auth_revision
+            .store(enabled_revision(&view.auth), Ordering::Release);
         let view = Arc::new(view);
         let auth = view.auth.clone();
         // The old view is dropped outside the lock: its end may cost the engine some work.

@@ -70,10 +70,9 @@ impl Handle {
 
     /// Who that is, as far as it is known here.
     fn identify_now(&self, shown: &Shown) -> Result<Identity, Error> {
-        if !self.shared.is_auth_enabled() {
+        let Some(auth_revision) = self.shared.auth_revision_if_enabled() else {
             return Ok(Identity::Nobody);
-        }
-        let auth_revision = self.auth().revision();
+        };
         match (shown.token(), &shown.certificate) {
             (Some(token), _) => {
                 let user = self.tokens().user(token, auth_revision);
@@ -112,7 +111,7 @@ impl Handle {
 
 /// What a stream's client showed when it began.
 pub struct Kept {
-    pub handle: Handle,
+    pub handle: Arc<Handle>,
     pub shown: Shown,
 }
 

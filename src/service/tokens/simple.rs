@@ -126,17 +126,15 @@ impl Table {
 
     /// Whose token it is, at the present auth revision.
     pub fn user(&mut self, token: &str, auth_revision: u64, now: Duration) -> Option<Arc<User>> {
-        let (token, entry) = self.tokens.get_key_value(token)?;
+        let entry = self.tokens.get_mut(token)?;
         if entry.expires <= now {
-            let token = token.clone();
-            self.remove(&token);
+            self.remove(token);
             return None;
         }
-        let token = token.clone();
         let expires = now.saturating_add(self.ttl);
-        let entry = self.tokens.get_mut(&token)?;
-        if entry.expires.saturating_add(RENEWAL_STEP) <= expires {
-            self.expiries.remove(&(entry.expires, entry.number));
+        if entry.expires.saturating_add(RENEWAL_STEP) <= expires
+            && let Some(token) = self.expiries.remove(&(entry.expires, entry.number))
+        {
             entry.expires = expires;
             self.expiries.insert((expires, entry.number), token);
         }
