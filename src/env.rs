@@ -84,21 +84,6 @@ pub trait Executor: Send + Sync + 'static {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Abandoned;
 
-/// Runs a computation, unless its caller leaves before it begins, and waits for it.
-pub async fn computing<T: Send + 'static>(
-    executor: &dyn Executor,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Abandoned> {
-    let (sender, receiver) = oneshot::channel();
-    executor.spawn_computing(Box::new(move || {
-        if !sender.is_closed() {
-            // The caller may be gone.
-            let _ = sender.send(work());
-        }
-    }));
-    receiver.await.map_err(|_| Abandoned)
-}
-
 /// Runs work that may block, and waits for it.
 pub async fn blocking<T: Send + 'static>(
     executor: &dyn Executor,

@@ -17,22 +17,47 @@ use crate::proto::etcdserverpb::*;
 use crate::service::caller::{Caller, Identity, User};
 use crate::service::handle::Handle;
 use crate::service::passwords::Password;
+use crate::service::passwords::lines::{Place, Source};
 use crate::service::permission;
 use crate::service::tokens::simple;
 use crate::state::Response as Applied;
 use crate::state::auth::store;
+use crate::types::Remote;
 
 /// A log-in is started over so often while users and roles change.
 const MAX_CHECKS: usize = 16;
 
+/// Cheap to clone.
+#[derive(Clone)]
 pub struct AuthService {
     handle: Handle,
     answers: Answers,
+    source: Source,
 }
 
 impl AuthService {
     pub fn new(handle: Handle, answers: Answers) -> Self {
-        Self { handle, answers }
+        Self {
+            handle,
+            answers,
+            source: Source::default(),
+        }
+    }
+
+    /// The same service for one client.
+    pub fn of_client(&self, remote: Remote) -> Self {
+        Self {
+            source: remote.into(),
+            ..self.clone()
+        }
+    }
+
+    /// Where somebody's password waits to be hashed.
+    fn place(&self, name: &str) -> Place {
+        Place {
+            source: self.source,
+            name: name.to_owned(),
+        }
     }
 
     /// The hash of a password, as the log has it; nobody who may not do what it is for has
@@ -40,6 +65,7 @@ impl AuthService {
     async fn hash(
         &self,
         caller: &Caller,
+        name: &str,
         password: Password,
         purpose: InternalRaftRequest,
     ) -> Result<String, Error> {
@@ -49,7 +75,7 @@ impl AuthService {
             let view = self.handle.linearizable_view(caller).await?;
             permission::check_request(&view.auth, caller, &purpose)?;
         }
-        let hashed = self.handle.passwords().hash(password);
+        let hashed = self.handle.passwords().hash(self.place(name), password);
         let hash = self.handle.within(caller, hashed).await??;
         Ok(BASE64.encode(hash))
     }
@@ -71,7 +97,7 @@ impl AuthService {
         }
         let hash = user.map(|user| user.password_hash.clone());
         let passwords = self.handle.passwords();
-        let matched = passwords.matches(password.clone(), hash);
+        let matched = passwords.matches(self.place(name), password.clone(), hash);
         match self.handle.within(caller, matched).await?? {
             true => Ok(auth.revision()),
             false => Err(Error::AuthFailed),
@@ -114,8 +140,9 @@ impl AuthService {
                 continue;
             }
             if !tokens.are_simple() {
-                let tokens = tokens.clone();
-                let signed = self.handle.passwords().compute(move || tokens.sign(&user));
+                let (tokens, place) = (tokens.clone(), self.place(&name));
+                let passwords = self.handle.passwords();
+                let signed = passwords.compute(place, move || tokens.sign(&user));
                 login.response.token = self.handle.within(caller, signed).await???;
             }
             return Ok(login.response);
@@ -202,7 +229,7 @@ impl Auth for AuthService {
                 auth_user_add: Some(message.clone()),
                 ..Default::default()
             };
-            message.hashed_password = self.hash(&caller, password, purpose).await?;
+            message.hashed_password = self.hash(&caller, &message.name, password, purpose).await?;
         }
         execute!(self, &caller, message, AuthUserAdd, auth_user_add)
     }
@@ -246,7 +273,7 @@ impl Auth for AuthService {
                 auth_user_change_password: Some(message.clone()),
                 ..Default::default()
             };
-            message.hashed_password = self.hash(&caller, password, purpose).await?;
+            message.hashed_password = self.hash(&caller, &message.name, password, purpose).await?;
         }
         execute!(
             self,

@@ -70,6 +70,7 @@ pub use settings::{GRPC_OVERHEAD_BYTES, Settings};
 #[derive(Clone)]
 pub struct Api {
     kv_service: kv::KvService,
+    auth_service: auth::AuthService,
     kv: KvServer<kv::KvService>,
     watch: WatchServer<watch::WatchService>,
     lease: LeaseServer<lease::LeaseService>,
@@ -121,6 +122,7 @@ impl Api {
         let kv_service = kv::KvService::new(handle.clone(), settings, answers.clone());
         let watch_service = watch::WatchService::new(handle.clone(), settings);
         let concurrency = Concurrency::new(handle.clone());
+        let auth_service = auth::AuthService::new(handle.clone(), answers.clone());
         let log = CallLog::new(&handle, &settings);
         Self {
             kv: limited!(KvServer, kv_service.clone(), max),
@@ -141,11 +143,8 @@ impl Api {
                 maintenance::MaintenanceService::new(handle.clone()),
                 max
             ),
-            auth: limited!(
-                AuthServer,
-                auth::AuthService::new(handle.clone(), answers),
-                max
-            ),
+            auth: limited!(AuthServer, auth_service.clone(), max),
+            auth_service,
             lock: limited!(
                 LockServer,
                 lock::LockService::new(handle.clone(), concurrency.clone()),
@@ -170,6 +169,7 @@ impl Api {
     /// The same for the calls of one connection.
     pub fn of_client(&self, remote: Remote, unread: Arc<unread::Connection>) -> Self {
         let kv_service = self.kv_service.of_client(remote);
+        let auth_service = self.auth_service.of_client(remote);
         Self {
             source: Arc::new(Source {
                 of_connection: self.requests.of_connection(unread),
@@ -178,6 +178,8 @@ impl Api {
             }),
             kv: limited!(KvServer, kv_service.clone(), self.max_message_bytes),
             kv_service,
+            auth: limited!(AuthServer, auth_service.clone(), self.max_message_bytes),
+            auth_service,
             log: self.log.of_client(remote),
             ..self.clone()
         }

@@ -2,8 +2,9 @@
 //!
 //! A computation takes tens of milliseconds of a processor, and anyone can ask for one. So they run
 //! on threads of their own that yield to all others (`env::Executor::spawn_computing`), a few at
-//! once, those of callers who left are skipped, and so many may wait; one more is refused. None
-//! runs where entries are applied.
+//! once, and none where entries are applied. So many may wait; one more is refused, or the newest
+//! of whoever has more waiting. Addresses and names take turns (`lines`), so that a flood of wrong
+//! passwords keeps nobody else from logging in. Those of callers who left are skipped.
 //!
 //! A log-in costs the same whether there is such a user or not: the answer, which is the same, does
 //! not come sooner either.
@@ -16,13 +17,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, TryAcquireError};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
+use self::lines::{Place, Room};
 use crate::env::{self, Clock, Executor, Rng};
 use crate::error::Error;
 
-/// Computations that run or wait. At the usual cost on one processor the last waits for a minute.
+pub mod lines;
+
+/// Computations that wait. At the usual cost on one processor the last waits for a minute.
 const MAX_WAITING: usize = 1024;
 /// How long one waits in any case.
 const WAIT_LIMIT: Duration = Duration::from_secs(120);
@@ -66,7 +71,87 @@ pub struct Passwords {
     rng: Arc<dyn Rng>,
     clock: Arc<dyn Clock>,
     executor: Arc<dyn Executor>,
-    waiting: Arc<Semaphore>,
+    queue: Arc<Queue>,
+}
+
+/// What waits for a thread.
+struct Queue(Mutex<QueueState>);
+
+struct QueueState {
+    waiting: Room<Box<dyn Job>>,
+    /// Turns that the executor has not taken yet; each does what is next then.
+    turns: usize,
+}
+
+/// A computation and its caller.
+trait Job: Send {
+    fn is_awaited(&self) -> bool;
+    fn compute(self: Box<Self>);
+    fn refuse(self: Box<Self>);
+}
+
+struct Computation<W, T> {
+    work: W,
+    reply: oneshot::Sender<Result<T, Error>>,
+}
+
+impl<T: Send, W: FnOnce() -> T + Send> Job for Computation<W, T> {
+    fn is_awaited(&self) -> bool {
+        !self.reply.is_closed()
+    }
+
+    fn compute(self: Box<Self>) {
+        // The caller may leave meanwhile.
+        let _ = self.reply.send(Ok((self.work)()));
+    }
+
+    fn refuse(self: Box<Self>) {
+        let _ = self.reply.send(Err(Error::TooManyRequests));
+    }
+}
+
+impl Queue {
+    /// Has a computation wait; true if it takes a further turn. One that has no room is refused.
+    fn enter(&self, place: Place, job: Box<dyn Job>) -> bool {
+        let mut state = self.0.lock();
+        if state.waiting.len() >= MAX_WAITING {
+            state.waiting.keep(|job| job.is_awaited());
+        }
+        let left = state.waiting.enter(place, job);
+        let takes_a_turn = state.turns < state.waiting.len();
+        state.turns += usize::from(takes_a_turn);
+        drop(state);
+        if let Some(left) = left {
+            left.refuse();
+        }
+        takes_a_turn
+    }
+
+    /// The next whose caller still waits; a turn is over.
+    fn next(&self) -> Option<Box<dyn Job>> {
+        let mut state = self.0.lock();
+        state.turns -= 1;
+        let waiting = &mut state.waiting;
+        std::iter::from_fn(|| waiting.next()).find(|job| job.is_awaited())
+    }
+}
+
+/// Where it is dropped without a turn, somebody's wait ends: the process is stopping.
+struct Turn(Option<Arc<Queue>>);
+
+impl Turn {
+    fn take(mut self) {
+        let next = self.0.take().and_then(|queue| queue.next());
+        if let Some(job) = next {
+            job.compute();
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        drop(self.0.take().and_then(|queue| queue.next()));
+    }
 }
 
 impl Passwords {
@@ -82,16 +167,21 @@ impl Passwords {
             rng,
             clock,
             executor,
-            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+            queue: Arc::new(Queue(Mutex::new(QueueState {
+                waiting: Room::for_most(MAX_WAITING),
+                turns: 0,
+            }))),
         }
     }
 
     /// The hash of a password, as text.
-    pub async fn hash(&self, password: Password) -> Result<String, Error> {
+    pub async fn hash(&self, place: Place, password: Password) -> Result<String, Error> {
         password.check_length()?;
         let (cost, salt) = (self.cost, self.salt());
         let hash = self
-            .compute(move || bcrypt::hash_with_salt(password.0.as_bytes(), cost, salt))
+            .compute(place, move || {
+                bcrypt::hash_with_salt(password.0.as_bytes(), cost, salt)
+            })
             .await?;
         // Neither cost nor salt can be wrong, and the length has been checked.
         let hash = hash.map_err(|_| Error::PasswordTooLong)?;
@@ -99,9 +189,14 @@ impl Passwords {
     }
 
     /// Whether this is the password that was hashed. Without a hash it is not, after as long.
-    pub async fn matches(&self, password: Password, hash: Option<Bytes>) -> Result<bool, Error> {
+    pub async fn matches(
+        &self,
+        place: Place,
+        password: Password,
+        hash: Option<Bytes>,
+    ) -> Result<bool, Error> {
         let (cost, salt) = (self.cost, self.salt());
-        self.compute(move || {
+        self.compute(place, move || {
             let hash = hash
                 .as_deref()
                 .and_then(|hash| std::str::from_utf8(hash).ok());
@@ -119,21 +214,19 @@ impl Passwords {
     /// Runs a computation where the others do; for signatures that take as long.
     pub async fn compute<T: Send + 'static>(
         &self,
+        place: Place,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let place = match self.waiting.clone().try_acquire_owned() {
-            Ok(place) => place,
-            Err(TryAcquireError::NoPermits) => return Err(Error::TooManyRequests),
-            Err(TryAcquireError::Closed) => return Err(Error::Stopped),
-        };
-        let work = move || {
-            // Held until it has run, although the caller may have left.
-            let _place = place;
-            work()
-        };
-        let computed = env::computing(self.executor.as_ref(), work);
+        let (reply, computed) = oneshot::channel();
+        if self
+            .queue
+            .enter(place, Box::new(Computation { work, reply }))
+        {
+            let turn = Turn(Some(self.queue.clone()));
+            self.executor.spawn_computing(Box::new(move || turn.take()));
+        }
         match env::timeout(self.clock.as_ref(), WAIT_LIMIT, computed).await {
-            Some(computed) => computed.map_err(|_| Error::Stopped),
+            Some(computed) => computed.map_err(|_| Error::Stopped)?,
             None => Err(Error::Timeout),
         }
     }
@@ -167,6 +260,17 @@ mod tests {
         with(cost, Arc::new(TokioExecutor::default()))
     }
 
+    fn here() -> Place {
+        at(1, "alice")
+    }
+
+    fn at(address: u8, name: &str) -> Place {
+        Place {
+            source: crate::types::Remote::Tcp(([10, 0, 0, address], 1).into()).into(),
+            name: name.to_owned(),
+        }
+    }
+
     fn password(text: &str) -> Password {
         Password::take(&mut text.to_owned())
     }
@@ -185,17 +289,25 @@ mod tests {
         let passwords = passwords(COST);
         let longest = "x".repeat(MAX_PASSWORD_BYTES);
         for text in ["", "pw", "with \0 in it", "é", &longest] {
-            let hash = passwords.hash(password(text)).await.expect("hashed");
+            let hash = passwords
+                .hash(here(), password(text))
+                .await
+                .expect("hashed");
             assert!(hash.starts_with("$2a$04$"), "{hash}");
             assert_eq!(hash.len(), 60);
             let hash = Bytes::from(hash);
             for (given, expected) in [(text, true), ("other", false)] {
-                let found = passwords.matches(password(given), Some(hash.clone())).await;
+                let found = passwords
+                    .matches(here(), password(given), Some(hash.clone()))
+                    .await;
                 assert_eq!(found, Ok(expected), "{text:?} {given:?}");
             }
         }
         let too_long = password(&"x".repeat(MAX_PASSWORD_BYTES + 1));
-        assert_eq!(passwords.hash(too_long).await, Err(Error::PasswordTooLong));
+        assert_eq!(
+            passwords.hash(here(), too_long).await,
+            Err(Error::PasswordTooLong)
+        );
     }
 
     #[tokio::test]
@@ -210,7 +322,9 @@ mod tests {
             ("pw", "plain", false),
             ("", "\u{fffd}", false),
         ] {
-            let found = passwords.matches(password(text), Some(hash.into())).await;
+            let found = passwords
+                .matches(here(), password(text), Some(hash.into()))
+                .await;
             assert_eq!(found, Ok(expected), "{text:?} {hash}");
         }
     }
@@ -221,7 +335,10 @@ mod tests {
     #[tokio::test]
     async fn a_user_who_is_not_there_takes_as_long() {
         let passwords = passwords(9);
-        let hash = passwords.hash(password("pw")).await.expect("hashed");
+        let hash = passwords
+            .hash(here(), password("pw"))
+            .await
+            .expect("hashed");
         let mut times = [Duration::MAX; 2];
         for _ in 0..5 {
             for (time, hash) in times
@@ -229,7 +346,10 @@ mod tests {
                 .zip([Some(Bytes::from(hash.clone())), None])
             {
                 let start = Instant::now();
-                assert_eq!(passwords.matches(password("no"), hash).await, Ok(false));
+                assert_eq!(
+                    passwords.matches(here(), password("no"), hash).await,
+                    Ok(false)
+                );
                 *time = start.elapsed().min(*time);
             }
         }
@@ -253,26 +373,58 @@ mod tests {
         }
     }
 
+    /// Has a future begin.
+    async fn begun<F: Future>(future: F) -> std::pin::Pin<Box<F>> {
+        let mut future = Box::pin(future);
+        let done = tokio::time::timeout(Duration::ZERO, future.as_mut()).await;
+        assert!(done.is_err(), "it does not wait");
+        future
+    }
+
     #[tokio::test]
     async fn so_many_wait_and_those_who_leave_cost_nothing() {
         let executor = Arc::new(Stuck::default());
         let passwords = with(31, executor.clone());
-        let mut waiting: Vec<_> = (0..MAX_WAITING)
-            .map(|_| Box::pin(passwords.hash(password("pw"))))
-            .collect();
-        for one in &mut waiting {
-            let begun = tokio::time::timeout(Duration::ZERO, one.as_mut()).await;
-            assert!(begun.is_err());
+        for _ in 0..3 {
+            let mut waiting = Vec::new();
+            for _ in 0..MAX_WAITING {
+                waiting.push(begun(passwords.hash(here(), password("pw"))).await);
+            }
+            let refused = passwords.hash(here(), password("pw")).await;
+            assert_eq!(refused, Err(Error::TooManyRequests));
+            assert_eq!(executor.0.lock().len(), MAX_WAITING);
         }
-        assert_eq!(
-            passwords.hash(password("pw")).await,
-            Err(Error::TooManyRequests)
-        );
-        drop(waiting);
         // At this cost one that ran would take a day.
         for work in executor.0.lock().drain(..) {
             work();
         }
-        assert_eq!(passwords.waiting.available_permits(), MAX_WAITING);
+        let state = passwords.queue.0.lock();
+        assert_eq!((state.turns, state.waiting.len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_flood_keeps_nobody_else_waiting() {
+        let executor = Arc::new(Stuck::default());
+        let passwords = with(COST, executor.clone());
+        let mut flood = Vec::new();
+        for number in 0..MAX_WAITING {
+            let place = at(1, ["alice", "bob"][number % 2]);
+            flood.push(begun(passwords.hash(place, password("wrong"))).await);
+        }
+        // Somebody else has a place, for which the newest of the flood has to leave.
+        let mut other = begun(passwords.hash(at(2, "alice"), password("pw"))).await;
+        let displaced = flood.pop().expect("the last").await;
+        assert_eq!(displaced, Err(Error::TooManyRequests));
+        let turns: Vec<_> = executor.0.lock().drain(..2).collect();
+        for turn in turns {
+            turn();
+        }
+        assert!(other.as_mut().await.is_ok());
+        assert!(flood.swap_remove(0).await.is_ok());
+        // Who is left when the process stops learns of it.
+        executor.0.lock().clear();
+        assert_eq!(flood.pop().expect("one").await, Err(Error::Stopped));
+        let state = passwords.queue.0.lock();
+        assert_eq!((state.turns, state.waiting.len()), (0, 0));
     }
 }
