@@ -199,6 +199,8 @@ pub struct Applier {
     network: Arc<dyn Network>,
     /// A new leader adds an election timeout to the TTL of each lease.
     timing: Timing,
+    /// That which the data is marked with.
+    format: u64,
     entries_since_size_check: u64,
     bytes_since_size_check: u64,
 }
@@ -217,6 +219,7 @@ impl Applier {
             .lock()
             .restart(machine.leases().iter(), now, timing.election_timeout);
         Self {
+            format: machine.format(),
             machine,
             shared,
             network,
@@ -242,7 +245,7 @@ impl Applier {
         for step in stages.get(batch.stage).copied().unwrap_or_default() {
             match step {
                 Step::Execute => self.execute(&mut batch)?,
-                Step::Commit => self.commit(&batch)?,
+                Step::Commit => self.commit(&batch, states)?,
                 Step::Show => self.show(&batch.group),
                 Step::Answer => self.answer(&mut batch),
                 Step::Publish => self.publish(&batch.group),
@@ -286,7 +289,12 @@ impl Applier {
         Ok(())
     }
 
-    fn commit(&mut self, batch: &ApplyBatch) -> storage::Result<()> {
+    fn commit(&mut self, batch: &ApplyBatch, states: &dyn SnapshotStore) -> storage::Result<()> {
+        let format = self.machine.format();
+        if format > self.format {
+            states.require_format(format)?;
+            self.format = format;
+        }
         self.machine.commit()?;
         let now = self.shared.clock.now();
         self.measure(&batch.group, now - batch.started_at);
@@ -348,6 +356,7 @@ impl Applier {
         let start = self.shared.clock.now();
         let engine = states.adopt(received)?;
         self.machine = Machine::open(engine.clone())?;
+        self.format = self.machine.format();
         self.shared.replace_engine(engine);
         self.publish_view();
         self.shared.tokens.replaced(self.machine.auth());

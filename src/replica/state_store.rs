@@ -39,6 +39,10 @@ pub trait SnapshotStore: Send + Sync + 'static {
     /// Switches durably to a received state, and opens it. The log has to be reset to its entry
     /// first.
     fn adopt(&self, received: Received) -> storage::Result<Arc<dyn Engine>>;
+
+    /// Has programs that do not know a format refuse the data, durably; called before there is
+    /// any of that format.
+    fn require_format(&self, format: u64) -> storage::Result<()>;
 }
 
 /// Index and term of the last entry in a state.

@@ -212,6 +212,7 @@ fn sync_dir(path: &Path) -> io::Result<()> {
 mod tests {
     use super::super::member_dir::Identity;
     use super::*;
+    use crate::storage::schema::{FIRST_FORMAT, FORMAT_WITH_USERS};
     use crate::types::{ClusterId, MemberId};
 
     const BUDGET: EngineLimits = EngineLimits {
@@ -249,6 +250,33 @@ mod tests {
             std::fs::write(&path, text).expect("writes");
             let error = data.identity().expect_err("is refused").to_string();
             assert!(error.contains(says), "{error}");
+        }
+    }
+
+    /// A program that knows the first format alone refuses the directory as soon as there are
+    /// users, and can take it over until then.
+    #[test]
+    fn a_format_is_required_from_the_first_data_of_its_kind() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let opened = open(dir.path()).expect("opens");
+        let data: &dyn MemberDir = &opened;
+        data.require_format(FORMAT_WITH_USERS)
+            .expect("nothing is there yet");
+        assert_eq!(data.identity().expect("reads"), None);
+        let identity = Identity {
+            cluster: ClusterId(7),
+            member: MemberId(8),
+        };
+        data.set_identity(identity).expect("writes");
+        for (required, expected) in [
+            (FIRST_FORMAT, "format 1"),
+            (FORMAT_WITH_USERS, "format 2"),
+            (FIRST_FORMAT, "format 2"),
+        ] {
+            data.require_format(required).expect("writes");
+            let text = std::fs::read_to_string(data.path("IDENTITY")).expect("reads");
+            assert_eq!(text.lines().next(), Some(expected));
+            assert_eq!(data.identity().expect("reads"), Some(identity));
         }
     }
 

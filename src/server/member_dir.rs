@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use crate::env::Rng;
 use crate::storage::raft_log::{Files, Prepare};
-use crate::storage::schema::FORMAT_VERSION;
+use crate::storage::schema::{FIRST_FORMAT, FORMAT_VERSION};
 use crate::storage::{self, Engine};
 use crate::transport::{Peer, SnapshotDir};
 use crate::types::{ClusterId, MemberId};
@@ -118,6 +118,11 @@ const FIRST_STATE: &str = "state";
 impl dyn MemberDir {
     /// The identity; `None` if no member was created here yet.
     pub fn identity(&self) -> Result<Option<Identity>, Error> {
+        Ok(self.marked_identity()?.map(|(identity, _)| identity))
+    }
+
+    /// The same with the directory's format.
+    fn marked_identity(&self) -> Result<Option<(Identity, u64)>, Error> {
         let Some(text) = self.read_file(IDENTITY)? else {
             return Ok(None);
         };
@@ -139,19 +144,33 @@ impl dyn MemberDir {
         let id = |name: &str| {
             u64::from_str_radix(field(name)?, 16).map_err(|_| damaged("an id is no number"))
         };
-        Ok(Some(Identity {
+        let identity = Identity {
             cluster: ClusterId(id("cluster")?),
             member: MemberId(id("member")?),
-        }))
+        };
+        Ok(Some((identity, format)))
     }
 
     /// Writes the identity: the last step of creating a member.
     pub fn set_identity(&self, identity: Identity) -> Result<(), Error> {
+        self.write_identity(identity, FIRST_FORMAT)
+    }
+
+    fn write_identity(&self, identity: Identity, format: u64) -> Result<(), Error> {
         let text = format!(
-            "format {FORMAT_VERSION}\ncluster {}\nmember {}\n",
+            "format {format}\ncluster {}\nmember {}\n",
             identity.cluster, identity.member
         );
         self.replace_file(IDENTITY, &text)
+    }
+
+    /// Has programs that do not know a format refuse the directory, durably.
+    pub fn require_format(&self, format: u64) -> Result<(), Error> {
+        match self.marked_identity()? {
+            Some((identity, marked)) if marked < format => self.write_identity(identity, format),
+            // One that is created now holds nothing yet.
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// The number that tells this directory from any other that the member had or will have.

@@ -225,6 +225,8 @@ pub fn open_state(
         log.reader().term(applied.index),
     )
     .map_err(|mismatch| Error::Refused(mismatch.to_string()))?;
+    // It may have been written by a program that did not mark it, or come into use by a crash.
+    dir.require_format(machine.format())?;
     states::remove_unused(dir)?;
     Ok(machine)
 }

@@ -29,6 +29,7 @@ use super::Error;
 use super::member_dir::MemberDir;
 use crate::probe::{self, CoveragePoint};
 use crate::replica::state_store::{Checkpoint, Received, SnapshotStore, entry_id_of, snapshot_of};
+use crate::state::Machine;
 use crate::storage::raft_log::EntryId;
 use crate::storage::{self, Engine, Read};
 use crate::transport::SnapshotDir;
@@ -130,10 +131,18 @@ impl SnapshotStore for StateDirs {
         // The log has been reset to it: from now on it must stay, whatever fails.
         received.files.keep();
         let name = received_name(received.entry_id.index);
+        let engine = self.dir.open_engine(&name)?;
+        self.require_format(Machine::format_of(engine.latest())?)?;
         self.dir
             .set_current_state(&name)
             .map_err(|error| storage::Error::Engine(error.to_string()))?;
-        self.dir.open_engine(&name)
+        Ok(engine)
+    }
+
+    fn require_format(&self, format: u64) -> storage::Result<()> {
+        self.dir
+            .require_format(format)
+            .map_err(|error| storage::Error::Engine(error.to_string()))
     }
 }
 

@@ -3,9 +3,9 @@
 //! `caller` has a request's identity and deadline, `permission` decides whether it is allowed,
 //! `propose` and `read` execute it on the member that `handle` represents, `admission` refuses
 //! early, `identity`, `tokens` and `passwords` say who a client is, `leases`, `membership`,
-//! `hashes` and `downgrade` hold what their requests need beside a proposal or a read, `peer`
-//! answers other members, `concurrency` makes locks and elections of all these, `rpcs` is the table of all RPCs, and `settings` has what the
-//! configuration decides.
+//! `hashes`, `format` and `downgrade` hold what their requests need beside a proposal or a read,
+//! `peer` answers other members, `concurrency` makes locks and elections of all these, `rpcs` is the
+//! table of all RPCs, and `settings` has what the configuration decides.
 
 pub mod admission;
 pub mod backup;
@@ -14,6 +14,7 @@ pub mod concurrency;
 pub mod downgrade;
 #[cfg(test)]
 pub mod fixture;
+mod format;
 pub mod handle;
 pub mod hashes;
 pub mod identity;

@@ -20,6 +20,7 @@ use crate::replica::proposal::is_applicable;
 use crate::replica::shared::Shared;
 use crate::replica::state_store::SnapshotStore;
 use crate::storage::raft_log::EntryId;
+use crate::storage::schema::FORMAT_VERSION;
 use crate::transport::{Boxed, Inbound, PeerMessage, SnapshotDir};
 use crate::types::{ETCD_VERSION, LeaseId, MemberId};
 
@@ -54,6 +55,7 @@ fn describe(shared: &Shared) -> Description {
         removed_member_ids: status.removed.iter().map(|id| id.0).collect(),
         server_version: ETCD_VERSION.to_owned(),
         cluster_version: status.cluster_version.clone().unwrap_or_default(),
+        data_format: FORMAT_VERSION,
     }
 }
 
@@ -220,6 +222,10 @@ mod tests {
         }
 
         fn adopt(&self, _: Received) -> storage::Result<Arc<dyn Engine>> {
+            Err(storage::Error::Engine("no states".to_owned()))
+        }
+
+        fn require_format(&self, _: u64) -> storage::Result<()> {
             Err(storage::Error::Engine("no states".to_owned()))
         }
     }

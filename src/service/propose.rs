@@ -83,6 +83,7 @@ impl Handle {
 
     async fn check(&self, caller: &Caller, request: &InternalRaftRequest) -> Result<(), Error> {
         self.refuse_nobody(caller, request).await?;
+        self.check_format(caller, request).await?;
         self.check_quota(request).await
     }
 

@@ -563,6 +563,24 @@ impl Machine {
         }))
     }
 
+    /// The format that programs have to know to read the state rightly.
+    pub fn format(&self) -> u64 {
+        match self.auth.view().was_changed() {
+            true => schema::FORMAT_WITH_USERS,
+            false => schema::FIRST_FORMAT,
+        }
+    }
+
+    /// The same of a state that is not loaded.
+    pub fn format_of(read: &dyn Read) -> storage::Result<u64> {
+        // Moved by the first change, and never back.
+        let revision = read.get(Family::Meta, meta::AUTH_REVISION)?;
+        Ok(match revision {
+            Some(_) => schema::FORMAT_WITH_USERS,
+            None => schema::FIRST_FORMAT,
+        })
+    }
+
     /// Index and term of the last entry in a state.
     pub fn applied(read: &dyn Read) -> storage::Result<(u64, u64)> {
         match read.get(Family::Meta, meta::APPLIED)? {

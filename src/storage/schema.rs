@@ -21,8 +21,14 @@ use super::{Error, Family, Result};
 use crate::proto::{EncodedKv, KeyValue, put_bytes_field, put_varint_field};
 use crate::types::{LeaseId, Revision};
 
-/// Bumped when an older program could misread what a newer one wrote.
-pub const FORMAT_VERSION: u64 = 1;
+/// The newest format of a data directory, bumped when an older program could misread what a newer
+/// one wrote. A directory has the oldest that fits what is in it, so that an older program can take
+/// it over until it holds what that does not know.
+pub const FORMAT_VERSION: u64 = FORMAT_WITH_USERS;
+/// Of a directory that holds nothing of what came later.
+pub const FIRST_FORMAT: u64 = 1;
+/// The state may hold users, roles and permissions. Programs of before would serve it to anybody.
+pub const FORMAT_WITH_USERS: u64 = 2;
 
 const KEY_TAG: u32 = 1;
 const CREATE_TAG: u32 = 2;

@@ -119,6 +119,7 @@ fn cluster() -> Description {
         removed_member_ids: vec![],
         server_version: "3.7.3".to_owned(),
         cluster_version: "3.7.0".to_owned(),
+        data_format: 1,
     }
 }
 

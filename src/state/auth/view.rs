@@ -41,6 +41,11 @@ impl AuthView {
         self.enabled
     }
 
+    /// True if there ever were users or roles.
+    pub fn was_changed(&self) -> bool {
+        self.revision != FIRST_REVISION
+    }
+
     /// Moved by every change of users, roles and permissions.
     pub fn revision(&self) -> u64 {
         self.revision
