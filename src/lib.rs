@@ -5,7 +5,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `types`, `error`, `env`, `proto`, `metrics`, `budget`, `probe` |
+//! | 0 | `types`, `error`, `env`, `proto`, `metrics`, `budget`, `notices`, `probe` |
 //! | 1 | `config`, `net`, `storage` |
 //! | 2 | `mvcc`, `raft` |
 //! | 3 | `state`, `watch` |
@@ -38,6 +38,7 @@ pub(crate) mod lessor;
 pub(crate) mod metrics;
 pub(crate) mod mvcc;
 pub(crate) mod net;
+pub(crate) mod notices;
 pub(crate) mod probe;
 pub mod program;
 pub(crate) mod proto;

@@ -21,7 +21,6 @@ mod http2;
 mod huffman;
 mod inbound;
 pub mod listen;
-mod notices;
 mod pings;
 mod stream;
 #[cfg(test)]
@@ -35,6 +34,5 @@ pub use guard::Guard;
 pub use http2::{Http2, KeepAlive};
 #[cfg(any(test, feature = "fuzzing"))]
 pub use inbound::mended;
-pub use notices::Notices;
 pub use stream::Stream;
 pub use versions::Versions;

@@ -19,7 +19,7 @@ use super::{Inbound, PeerMessage};
 use crate::env::{Clock, Rng};
 use crate::error::Error;
 use crate::metrics::Metrics;
-use crate::net::Notices;
+use crate::notices::Notices;
 use crate::types::MemberId;
 
 /// The environment of the network: clock, random numbers, metrics.

@@ -24,6 +24,7 @@ const MODULES: &[Module] = &[
     module("proto", 0, &[]),
     module("metrics", 0, &[]),
     module("budget", 0, &[]),
+    module("notices", 0, &[]),
     module("probe", 0, &[]),
     module("script", 0, &[]),
     module("config", 1, &[]),

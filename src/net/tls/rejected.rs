@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::server::EOF;
 use super::{Certificate, Refused};
-use crate::net::Notices;
+use crate::notices::Notices;
 use crate::types::Remote;
 
 /// The connections of one kind of listener that were refused.

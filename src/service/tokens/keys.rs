@@ -2,7 +2,7 @@
 //!
 //! A file's first PEM block counts, by its content and not by its label, but for `EC PARAMETERS`,
 //! which openssl writes before a key. Of a private key its public part verifies; a public key alone
-//! verifies only. A key that cannot serve the method, as one on another curve, is refused at the
+//! verifies only, and may be that of a certificate, nothing else of which is looked at. A key that cannot serve the method, as one on another curve, is refused at the
 //! start; etcd starts with it and refuses all log-ins.
 
 use std::path::Path;
@@ -13,6 +13,7 @@ use aws_lc_rs::signature::{
     self, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair, ParsedPublicKey,
     RsaEncoding, RsaKeyPair, VerificationAlgorithm,
 };
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::config::{INVALID_OPTIONS, JwtOptions, Note, SignMethod, Signature};
@@ -264,7 +265,18 @@ fn private_key(method: SignMethod, der: &[u8]) -> Result<Signing, KeyError> {
     }
 }
 
+/// The key that a certificate is for.
+fn certified_key(der: &[u8]) -> Option<&[u8]> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(certificate.tbs_certificate.subject_pki.raw)
+}
+
 fn public_key(method: SignMethod, der: &[u8]) -> Result<ParsedPublicKey, KeyError> {
+    let der = match method.signature {
+        // Its reader knows keys alone, in etcd as well.
+        Signature::Ed25519 => der,
+        _ => certified_key(der).unwrap_or(der),
+    };
     let parse = |method| ParsedPublicKey::new(verification(method), der);
     parse(method).map_err(|_| match method.signature {
         Signature::RsaPkcs1 | Signature::RsaPss => KeyError::NotRsaPublic,

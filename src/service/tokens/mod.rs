@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::digest;
 use parking_lot::Mutex;
 
 use self::jwt::Jwt;
@@ -18,13 +19,22 @@ use super::caller::User;
 use crate::config::AuthToken;
 use crate::env::Clock;
 use crate::error::Error;
+use crate::notices::Notices;
 use crate::replica::auth_observer::AuthObserver;
 use crate::state::auth::{AuthEvent, AuthView};
+
+/// What a log line says of a token: as many digits of its SHA-256 as etcd writes.
+fn fingerprint(token: &str) -> String {
+    let digest = digest::digest(&digest::SHA256, token.as_bytes());
+    let first = digest.as_ref().iter().take(6);
+    first.map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// The tokens of a member.
 pub struct Tokens {
     clock: Arc<dyn Clock>,
     kind: Kind,
+    notices: Notices,
 }
 
 enum Kind {
@@ -50,12 +60,19 @@ impl Tokens {
             AuthToken::Simple => return Ok(Self::simple(ttl, clock)),
             AuthToken::Jwt(options) => Kind::Jwt(Box::new(Jwt::load(options, read_file)?)),
         };
-        Ok(Self { clock, kind })
+        Ok(Self::of(kind, clock))
     }
 
     pub fn simple(ttl: Duration, clock: Arc<dyn Clock>) -> Self {
-        let kind = Kind::Simple(Mutex::new(Table::new(ttl)));
-        Self { clock, kind }
+        Self::of(Kind::Simple(Mutex::new(Table::new(ttl))), clock)
+    }
+
+    fn of(kind: Kind, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            clock,
+            kind,
+            notices: Notices::default(),
+        }
     }
 
     /// Tokens of the log up to this index are not issued: they are of an earlier process, which may
@@ -68,10 +85,23 @@ impl Tokens {
 
     /// Whose token it is. `auth_revision` is that of the state, which a simple token's user has.
     pub fn user(&self, token: &str, auth_revision: u64) -> Option<Arc<User>> {
-        match &self.kind {
+        let user = match &self.kind {
             Kind::None => None,
             Kind::Simple(table) => table.lock().user(token, auth_revision, self.clock.now()),
             Kind::Jwt(jwt) => jwt.user(token, self.clock.wall()),
+        };
+        if user.is_none() {
+            self.note_invalid(token);
+        }
+        user
+    }
+
+    /// Each again after a while, and few of many: whoever asks chooses what is shown.
+    fn note_invalid(&self, token: &str) {
+        let fingerprint = fingerprint(token);
+        let kind = fingerprint.get(..1).unwrap_or_default();
+        if self.notices.is_news(kind, self.clock.now()) {
+            tracing::warn!("token-fingerprint" = fingerprint, "invalid auth token");
         }
     }
 
@@ -122,5 +152,16 @@ impl AuthObserver for Tokens {
         if let Kind::Simple(table) = &self.kind {
             table.lock().revoke_all();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_line_has_the_fingerprint_that_etcd_would_write() {
+        // printf %s abc.1 | sha256sum
+        assert_eq!(fingerprint("abc.1"), "0eaeb6c374b6");
     }
 }

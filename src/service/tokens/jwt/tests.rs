@@ -269,6 +269,29 @@ fn keys_are_refused_in_etcd_s_words() {
             "key is not a valid Ed25519 public key",
         ),
         ("EdDSA", "ed.pem", "ed.pub", ""),
+        // The certificate of a key stands for it, but not where etcd does not read one.
+        ("RS256", "rsa.pem", "rsa.crt", ""),
+        ("PS384", "-", "rsa.crt", ""),
+        ("ES256", "p256.pem", "p256.crt", ""),
+        (
+            "RS256",
+            "other.pem",
+            "rsa.crt",
+            "auth: public and private keys don't match",
+        ),
+        (
+            "RS256",
+            "-",
+            "p256.crt",
+            "key is not a valid RSA public key",
+        ),
+        ("ES384", "-", "p256.crt", curve),
+        (
+            "EdDSA",
+            "-",
+            "ed.crt",
+            "key is not a valid Ed25519 public key",
+        ),
     ] {
         let found = keys(method, private, public).err();
         let found = found.map(|error| error.to_string()).unwrap_or_default();
