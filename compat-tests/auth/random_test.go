@@ -15,7 +15,7 @@ import (
 var (
 	randomSeed  = flag.Uint64("auth.seed", 1, "the first seed of random users, roles and requests")
 	randomSeeds = flag.Int("auth.seeds", 2, "how many seeds")
-	randomSteps = flag.Int("auth.steps", 1500, "requests a seed")
+	randomSteps = flag.Int("auth.steps", 5000, "requests a seed")
 )
 
 // dice makes requests about few keys, users and roles, so that they meet.
@@ -138,7 +138,7 @@ func (d dice) change() proto.Message {
 }
 
 // Random users with random roles ask for anything; verdicts and answers are
-// compared. -auth.steps=10000 -auth.seeds=100 is for a night.
+// compared. -auth.seeds=100 is for a night.
 func TestRandomRequests(t *testing.T) {
 	t.Parallel()
 	for i := range *randomSeeds {
