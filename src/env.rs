@@ -350,7 +350,9 @@ mod tests {
         let pool = Pool::of(2, 1);
         let work = || -> Work { Box::new(|| {}) };
         let mut begun: Vec<_> = (0..MIN_BACKLOG + 3).map(|_| pool.begin(work())).collect();
-        let places = begun.iter().map(|begun| begun.as_ref().map(|(place, _)| *place));
+        let places = begun
+            .iter()
+            .map(|begun| begun.as_ref().map(|(place, _)| *place));
         let mut expected = vec![None; MIN_BACKLOG + 3];
         expected[0] = Some(0);
         expected[MIN_BACKLOG + 1] = Some(1);

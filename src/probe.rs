@@ -179,6 +179,10 @@ named! {
         PrevKvUnchecked => "prev-kv-unchecked",
         /// A lease is revoked, with its keys, without a check of the right to write them.
         LeaseKeysUnchecked => "lease-keys-unchecked",
+        /// A lease is renewed without a check of the right to write its keys.
+        RenewalUnchecked => "renewal-unchecked",
+        /// Leases are listed without a check of the right to read their keys.
+        ListingUnchecked => "listing-unchecked",
         /// The end of a permitted range is permitted.
         RangeEndPermitted => "range-end-permitted",
         /// A token of an earlier auth revision is accepted.

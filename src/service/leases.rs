@@ -52,7 +52,9 @@ impl Handle {
 
     /// Renews a lease; returns its TTL in seconds, 0 if it does not exist.
     pub async fn renew_lease(&self, caller: &Caller, id: LeaseId) -> Result<i64, Error> {
-        if let Some(view) = self.judging_view(caller)? {
+        if let Some(view) = self.judging_view(caller)?
+            && !probe::injected(Defect::RenewalUnchecked)
+        {
             let asks = move |access: &Access<'_>, read: &dyn Read| {
                 access.write_attached(id, &Attached(read))
             };
@@ -171,7 +173,9 @@ impl Handle {
     /// does not ask a quorum either.
     pub async fn list_leases(&self, caller: &Caller) -> Result<Vec<LeaseId>, Error> {
         let ids = self.shared().deadlines.lock().ids();
-        if let Some(view) = self.judging_view(caller)? {
+        if let Some(view) = self.judging_view(caller)?
+            && !probe::injected(Defect::ListingUnchecked)
+        {
             let asks = move |access: &Access<'_>, read: &dyn Read| {
                 access.read_all_attached(&Attached(read))
             };

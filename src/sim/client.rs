@@ -254,6 +254,7 @@ impl Client {
         let (services, copy) = (endpoint.services.clone(), request.clone());
         let caller = self.caller(&endpoint);
         let who = who(&caller);
+        let known_index = endpoint.services.handle.shared().raft.applied_index();
         let served = Served::new(&self.clients.served);
         endpoint.tasks.spawn(Box::pin(async move {
             let _served = served;
@@ -271,6 +272,7 @@ impl Client {
             client: self.number,
             member: self.member,
             who,
+            known_index,
             request,
             called_at,
             returned_at: self.clients.time.now_ns(),

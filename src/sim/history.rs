@@ -110,6 +110,8 @@ pub struct Operation {
     pub member: MemberId,
     /// Whose request it is, with the auth revision that the member knew when it was called.
     pub who: Who,
+    /// The last entry that the member had applied when it was called.
+    pub known_index: u64,
     pub request: ClientRequest,
     pub called_at: Moment,
     pub returned_at: Moment,

@@ -3,7 +3,8 @@
 //! What the log decides (writes, and everything about users and roles) is the model's business: it
 //! refuses what was not permitted when its entry was applied. This is about the rest: a read is
 //! permitted by the very state that it shows; names of keys, by some state while they were asked
-//! for; an event, by its own state or a later one that was there when it arrived.
+//! for; an event, by its own state or a later one that was there when it arrived. A renewal and a
+//! list of leases are permitted by a state of the member that was called, which may lag.
 
 use super::replay::{Place, Replay};
 use crate::error::Error;
@@ -54,6 +55,38 @@ pub fn was_refused(
     asks: impl Fn(&Auth) -> Result<(), Error>,
 ) -> bool {
     replay.auths(from, to).any(|auth| asks(auth) == Err(error))
+}
+
+/// Whether a request is permitted by some state of the member that was called: `may` is asked for
+/// users and roles and the revision of the keys.
+fn is_permitted_there(
+    replay: &Replay,
+    operation: &Operation,
+    to: Place,
+    may: impl Fn(&Auth, i64) -> Result<(), Error>,
+) -> bool {
+    let from = replay.place_of(operation.known_index);
+    let mut seen = None;
+    (from..=to).any(|place| {
+        let (auth, head) = (replay.auth(place), replay.state(place).head);
+        let is_other = seen.replace((std::ptr::from_ref(auth), head));
+        is_other != Some((std::ptr::from_ref(auth), head)) && may(auth, head).is_ok()
+    })
+}
+
+/// Whether a lease was renewed for who may write all its keys.
+pub fn may_renew(replay: &Replay, operation: &Operation, lease: i64, to: Place) -> bool {
+    is_permitted_there(replay, operation, to, |auth, head| {
+        let attached = |lease| replay.model.attached(lease, head);
+        auth.may_renew(&operation.who, lease, &attached)
+    })
+}
+
+/// Whether leases were listed for who may read the keys of all.
+pub fn may_list_leases(replay: &Replay, operation: &Operation, to: Place) -> bool {
+    is_permitted_there(replay, operation, to, |auth, head| {
+        auth.may_list_leases(&operation.who, &replay.model.attached_to_any(head))
+    })
 }
 
 fn watched_range(create: &WatchCreateRequest) -> (&[u8], &[u8]) {

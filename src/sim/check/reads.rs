@@ -333,6 +333,9 @@ impl Read<'_> {
 
     /// A lease listing is one member's own state, which may lag.
     fn listed_leases(&self, ours: &[i64]) -> Judged<Option<Place>> {
+        if !permissions::may_list_leases(self.replay, self.operation, self.upper) {
+            return Err(NO_RIGHT);
+        }
         let shown = replay::set_of_leases(ours);
         match (0..=self.upper).any(|place| self.replay.leases_at(place) == shown) {
             true => Ok(None),
@@ -368,6 +371,9 @@ impl Read<'_> {
     }
 
     fn renewed(&self, id: i64, ttl: i64) -> Judged<Place> {
+        if !permissions::may_renew(self.replay, self.operation, id, self.upper) {
+            return Err(NO_RIGHT);
+        }
         self.granted_for(id, ttl)?
             .ok_or("a lease was renewed that does not exist")
     }

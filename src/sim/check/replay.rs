@@ -281,6 +281,11 @@ impl Replay {
         there.map(|(_, auth)| auth.as_ref())
     }
 
+    /// The state after the entry of this index.
+    pub fn place_of(&self, index: u64) -> Place {
+        self.steps.partition_point(|step| step.index <= index)
+    }
+
     /// Whether these were the members at some place from `from` to `to`.
     pub fn had_members(&self, ids: &[u64], from: Place, to: Place) -> bool {
         self.members

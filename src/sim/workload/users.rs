@@ -198,6 +198,11 @@ pub async fn user(mut client: Client, load: Load) {
                 0 => continue,
                 id => ClientRequest::LeaseTimeToLive { id, keys: true },
             },
+            14 => match some_lease(&mut client) {
+                0 => continue,
+                id => ClientRequest::LeaseKeepAlive { id },
+            },
+            15 => ClientRequest::LeaseLeases,
             12 => ClientRequest::RangeStream(plain_read(&mut client.random, head)),
             13 => ClientRequest::Auth(Box::new(random_change(&mut client.random))),
             _ => ClientRequest::Range(random_read(&mut client.random, head)),

@@ -194,6 +194,22 @@ impl Auth {
         }
     }
 
+    /// To have a lease renewed.
+    pub fn may_renew(&self, who: &Who, lease: i64, attached: Attached<'_>) -> Result<(), Error> {
+        self.is_anybody(who)?;
+        self.may_write_attached(who, lease, attached)
+    }
+
+    /// To have all leases listed, which have these keys.
+    pub fn may_list_leases(&self, who: &Who, attached: &[Bytes]) -> Result<(), Error> {
+        self.is_anybody(who)?;
+        if self.may_all(who).is_ok() {
+            return Ok(());
+        }
+        let mut keys = attached.iter();
+        keys.try_for_each(|key| self.may(who, Right::Read, key, b""))
+    }
+
     fn may_write_attached(
         &self,
         who: &Who,

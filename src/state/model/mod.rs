@@ -318,6 +318,13 @@ impl Model {
         attached.map(|kv| kv.key.clone()).collect()
     }
 
+    /// The keys of all leases.
+    pub fn attached_to_any(&self, head: i64) -> Vec<Bytes> {
+        let pairs = self.pairs(b"\0", b"\0", head);
+        let attached = pairs.into_iter().filter(|kv| kv.lease != 0);
+        attached.map(|kv| kv.key.clone()).collect()
+    }
+
     fn revoke(&mut self, lease: i64) -> Result<LeaseRevokeResponse, Error> {
         self.leases.remove(&lease).ok_or(Error::LeaseNotFound)?;
         let mut txn = self.begin();

@@ -200,6 +200,7 @@ impl Cluster {
         }
         self.history.operations.push(Operation {
             who: Who::Nobody,
+            known_index: 0,
             client,
             member: MemberId(1 + u64::from(client) % 3),
             request: asked,

@@ -44,6 +44,7 @@ fn operation(history: &mut History, at: Moment, asked: ClientRequest, outcome: O
         client: 1,
         member: MemberId(1),
         who: Who::Nobody,
+        known_index: 0,
         request: asked,
         called_at: at - 1,
         returned_at: at + 1,

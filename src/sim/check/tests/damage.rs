@@ -222,6 +222,7 @@ fn add(made: &mut Made, asked: ClientRequest, outcome: Outcome) {
         client: 50,
         member: MemberId(1),
         who: Who::Nobody,
+        known_index: 0,
         request: asked,
         called_at: at,
         returned_at: at,

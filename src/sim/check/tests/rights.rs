@@ -7,8 +7,8 @@ use super::kinds;
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
     AuthRoleRevokePermissionRequest, AuthRoleRevokePermissionResponse, InternalRaftRequest,
-    PutRequest, RangeRequest, RangeResponse, RequestHeader, ResponseHeader, WatchCreateRequest,
-    WatchResponse,
+    LeaseGrantRequest, PutRequest, RangeRequest, RangeResponse, RequestHeader, ResponseHeader,
+    WatchCreateRequest, WatchResponse,
 };
 use crate::proto::{Event, KeyValue};
 use crate::service::fixture;
@@ -42,9 +42,10 @@ fn entry(history: &mut History, at: Moment, who: Who, request: InternalRaftReque
             auth_revision,
         } => (name.clone(), *auth_revision),
     };
-    let asked = match &request.put {
-        Some(put) => ClientRequest::Put(put.clone()),
-        None => ClientRequest::Auth(Box::new(request.clone())),
+    let asked = match (&request.put, &request.lease_grant) {
+        (Some(put), _) => ClientRequest::Put(put.clone()),
+        (_, Some(grant)) => ClientRequest::LeaseGrant(grant.clone()),
+        (None, None) => ClientRequest::Auth(Box::new(request.clone())),
     };
     operation(history, at, who, asked, Outcome::Unknown);
     let request = InternalRaftRequest {
@@ -71,6 +72,7 @@ fn operation(history: &mut History, at: Moment, who: Who, asked: ClientRequest, 
         client,
         member: MemberId(1),
         who,
+        known_index: 0,
         request: asked,
         called_at: at - 1,
         returned_at: at + 1,
@@ -168,6 +170,61 @@ fn reads_without_the_right_to_them_are_found() {
             [WITHOUT].into(),
             "{who:?} {key}"
         );
+    }
+}
+
+#[test]
+fn leases_renewed_and_listed_without_the_right_to_it_are_found() {
+    const LEASE: i64 = 7;
+    let asked = |(who, known): (&Who, usize), asked: &ClientRequest, answer: &Answer| {
+        let mut history = history();
+        let requests = [
+            InternalRaftRequest {
+                lease_grant: Some(LeaseGrantRequest { id: LEASE, ttl: 60 }),
+                ..Default::default()
+            },
+            InternalRaftRequest {
+                put: Some(PutRequest {
+                    key: "a".into(),
+                    value: "3".into(),
+                    lease: LEASE,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            },
+        ];
+        for (at, request) in (80..).step_by(5).zip(requests) {
+            entry(&mut history, at, user("root", NOW), request);
+        }
+        let outcome = Outcome::Answered(answer.clone());
+        operation(&mut history, 100, who.clone(), asked.clone(), outcome);
+        let known_index = (history.entries.len() - known) as u64;
+        if let Some(operation) = history.operations.last_mut() {
+            operation.known_index = known_index;
+        }
+        kinds(&history)
+    };
+    let renewal = ClientRequest::LeaseKeepAlive { id: LEASE };
+    let renewed = Answer::LeaseKeepAlive { ttl: 60 };
+    let listed = Answer::Leases(vec![LEASE]);
+    for (who, behind, without) in [
+        (user("root", NOW), 0, false),
+        (user("root", 1), 0, false),
+        (user("alice", NOW), 0, true),
+        (user("bob", NOW), 0, true),
+        (Who::Nobody, 0, true),
+        // By a member that did not know of the key yet.
+        (user("alice", NOW), 1, false),
+    ] {
+        let expected = match without {
+            true => [WITHOUT].into(),
+            false => [].into(),
+        };
+        let caller = (&who, behind);
+        let found = asked(caller, &renewal, &renewed);
+        assert_eq!(found, expected, "{who:?} renews");
+        let found = asked(caller, &ClientRequest::LeaseLeases, &listed);
+        assert_eq!(found, expected, "{who:?} lists");
     }
 }
 
