@@ -44,7 +44,7 @@ fn entry(history: &mut History, at: Moment, who: Who, request: InternalRaftReque
     };
     let asked = match (&request.put, &request.lease_grant) {
         (Some(put), _) => ClientRequest::Put(put.clone()),
-        (_, Some(grant)) => ClientRequest::LeaseGrant(grant.clone()),
+        (_, Some(grant)) => ClientRequest::LeaseGrant(*grant),
         (None, None) => ClientRequest::Auth(Box::new(request.clone())),
     };
     operation(history, at, who, asked, Outcome::Unknown);
