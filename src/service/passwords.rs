@@ -3,7 +3,7 @@
 //! A computation takes tens of milliseconds of a processor, and anyone can ask for one. So they run
 //! on threads of their own that yield to all others (`env::Executor::spawn_computing`), a few at
 //! once, and none where entries are applied. So many may wait; one more is refused, or the newest
-//! of whoever has more waiting. Addresses and names take turns (`lines`), so that a flood of wrong
+//! of those who have more waiting. Addresses and names take turns (`lines`), so that a flood of wrong
 //! passwords keeps nobody else from logging in. Those of callers who left are skipped.
 //!
 //! A log-in costs the same whether there is such a user or not: the answer, which is the same, does

@@ -4,6 +4,8 @@
 //! A group of entries becomes one engine batch that ends with the applied index of its last entry.
 //! If an entry needs to read what only the engine has (a scan of a lease's keys, a read at a past
 //! revision), the group so far is written first.
+//!
+//! Long because each kind of request is a line or two here, beside the state that all of them share.
 
 use std::sync::Arc;
 

@@ -1,10 +1,10 @@
 //! Who is next, where computations wait: one line for each address, and within it one for each
 //! name. The addresses take turns, and so do the names of each.
 //!
-//! So whoever asks for a thousand is as far from another's first as the other's own number of
+//! So a client who asks for a thousand is as far from another's first as the other's own number of
 //! waiting ones, and a flood for many names from one address is one address. Where the room is
-//! full, the newest of the longest line gives its place to one of a shorter line. Whoever floods
-//! from many addresses gets as many turns: there is no telling them from as many clients.
+//! full, the newest of the longest line gives its place to one of a shorter line. A flood from many
+//! addresses gets as many turns: there is no telling it from as many clients.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr};

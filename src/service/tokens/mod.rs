@@ -96,7 +96,7 @@ impl Tokens {
         user
     }
 
-    /// Each again after a while, and few of many: whoever asks chooses what is shown.
+    /// Each again after a while, and few of many: the caller chooses what is shown.
     fn note_invalid(&self, token: &str) {
         let fingerprint = fingerprint(token);
         let kind = fingerprint.get(..1).unwrap_or_default();
