@@ -2,9 +2,11 @@
 //!
 //! An older program answers that it does not know a request and goes on, with another state than
 //! the others. For users and roles that would be a member that serves everybody. So the request
-//! that makes the first of them is proposed only when all members have said that they know the
-//! format; a member that does not answer may be an older one. From then on a member that knows it
-//! not starts on no data of this cluster (`storage::schema`).
+//! that makes the first of them is refused while a member says that it does not know the format.
+//! From then on a member that knows it not starts on no data of this cluster (`storage::schema`).
+//!
+//! A member that does not answer is taken to know it: as in etcd, users can be added while one is
+//! away. Should that one be older, it has to be replaced by a newer program before it is started.
 
 use std::time::Duration;
 
@@ -23,7 +25,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 impl Handle {
     /// # Errors
-    /// The request begins something that a member does not know, or may not know.
+    /// The request begins something that a member does not know.
     pub(super) async fn check_format(
         &self,
         caller: &Caller,
@@ -41,22 +43,18 @@ impl Handle {
         });
         let answers = self.within(caller, join_all(asked)).await?;
         let mut all_know = true;
-        for (member, format) in answers {
-            let knows = format
-                .as_ref()
-                .is_ok_and(|format| *format >= FORMAT_WITH_USERS);
-            if !knows {
-                let reason = match format {
-                    Ok(format) => format!("it knows formats up to {format}"),
-                    Err(error) => error.to_string(),
-                };
-                tracing::warn!(
-                    "remote-member-id" = %member,
-                    reason,
-                    "users and roles need all members to know them"
-                );
-            }
-            all_know &= knows;
+        for (member, answer) in answers {
+            let reason = match answer {
+                Ok(format) if format >= FORMAT_WITH_USERS => continue,
+                Ok(format) => format!("it knows formats up to {format}"),
+                Err(error) => format!("it does not answer: {error}"),
+            };
+            all_know &= answer.is_err();
+            tracing::warn!(
+                "remote-member-id" = %member,
+                reason,
+                "users and roles need all members to know them"
+            );
         }
         match all_know {
             true => Ok(()),
@@ -134,7 +132,8 @@ mod tests {
             (vec![knows(2), knows(7)], Ok(())),
             (vec![knows(2), knows(0)], refused),
             (vec![knows(1), knows(2)], refused),
-            (vec![knows(2), Err(Error::Unhealthy)], refused),
+            (vec![knows(2), Err(Error::Unhealthy)], Ok(())),
+            (vec![knows(1), Err(Error::Unhealthy)], refused),
         ] {
             let members = (1..).zip(&answers).map(|(id, _)| (MemberId(id), id == 2));
             let members: Vec<_> = members.chain([(fixture::ME, false)]).collect();
