@@ -27,6 +27,9 @@ var notInREADME = map[string]struct {
 	checks []absence
 }{
 	"HTTP": {"the JSON gateway under `/v3/` (404), profiles", []absence{noGateway, noProfiles}},
+	"TLS": {"`--discovery-insecure-skip-tls-verify`: refused at the start", []absence{
+		refusesFlag("--discovery-insecure-skip-tls-verify"),
+	}},
 	"Configuration": {"log rotation, tracing: refused at the start", []absence{
 		refusesFlag("--enable-log-rotation"), refusesFlag("--enable-distributed-tracing"),
 	}},
