@@ -159,7 +159,7 @@ func TestMembersOfACluster(t *testing.T) {
 	} {
 		b.do(line)
 	}
-	b.ok("member add learner --learner --peer-urls=http://127.0.0.1:1 --endpoints=ENDPOINT2", sorted)
+	b.ok("member add learner --learner --peer-urls=http://127.0.0.1:1 --endpoints=ENDPOINT2", sorted, sortedWords)
 	b.fails("member add second --learner --peer-urls=http://127.0.0.1:2")
 	b.fails("member promote MEMBER1")
 	b.fails("member promote MEMBER1 --endpoints=ENDPOINT3")
