@@ -6,7 +6,7 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
@@ -27,20 +27,33 @@ pub trait Clock: Send + Sync + 'static {
 }
 
 /// The result, or `None` if it takes longer than `limit`.
-pub async fn timeout<T>(
-    clock: &dyn Clock,
-    limit: Duration,
-    future: impl Future<Output = T>,
-) -> Option<T> {
-    let mut future = std::pin::pin!(future);
-    let mut limit = clock.sleep(limit);
-    std::future::poll_fn(move |context| {
-        if let Poll::Ready(result) = future.as_mut().poll(context) {
+pub fn timeout<F: Future>(clock: &dyn Clock, limit: Duration, future: F) -> Timeout<F> {
+    Timeout {
+        future,
+        limit: clock.sleep(limit),
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// What [`timeout`] returns. An async function would keep the future twice, as its argument
+    /// and pinned, and each call that waits holds one of these.
+    pub struct Timeout<F> {
+        #[pin]
+        future: F,
+        limit: Boxed<()>,
+    }
+}
+
+impl<F: Future> Future for Timeout<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(result) = this.future.poll(context) {
             return Poll::Ready(Some(result));
         }
-        limit.as_mut().poll(context).map(|()| None)
-    })
-    .await
+        this.limit.as_mut().poll(context).map(|()| None)
+    }
 }
 
 /// Ticks of an interval. A late tick delays the following ones.

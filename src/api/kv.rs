@@ -118,12 +118,12 @@ impl KvService {
         &self,
         caller: &Caller,
         method: &'static str,
-        request: InternalRaftRequest,
+        request: Arc<InternalRaftRequest>,
         kind: Write<Q, A>,
     ) -> Result<Response<A>, Status> {
         let started = self.log.now();
         let held = self.answers.room_for_proposal(caller, &request).await?;
-        let (request, result) = self.handle.propose_and_keep(caller, request).await;
+        let result = self.handle.propose_identified(caller, &request).await;
         let answered = result.and_then(|applied| {
             let mut response = (kind.answer)(applied).ok_or(Error::UnknownMethod)?;
             header::fill(&self.handle, (kind.header)(&mut response));
@@ -245,6 +245,7 @@ impl Kv for KvService {
             put: Some(request),
             ..Default::default()
         };
+        let request = self.handle.identified(&caller, request);
         self.write(&caller, "Put", request, PUT).await
     }
 
@@ -259,6 +260,7 @@ impl Kv for KvService {
             delete_range: Some(request),
             ..Default::default()
         };
+        let request = self.handle.identified(&caller, request);
         self.write(&caller, "DeleteRange", request, DELETE_RANGE)
             .await
     }
@@ -272,6 +274,7 @@ impl Kv for KvService {
                 txn: Some(request),
                 ..Default::default()
             };
+            let request = self.handle.identified(&caller, request);
             return self.write(&caller, "Txn", request, TXN).await;
         }
         let called = self.log.now();

@@ -44,6 +44,15 @@ impl Answers {
         if !answer_size::may_be_large(request) || !self.handle().seems_permitted(caller, request) {
             return Ok(None);
         }
+        // Boxed, since all who write would otherwise hold the space for it.
+        Box::pin(self.room_for_what_it_answers(caller, request)).await
+    }
+
+    async fn room_for_what_it_answers(
+        &self,
+        caller: &Caller,
+        request: &InternalRaftRequest,
+    ) -> Result<Option<Held>, Error> {
         if let Some(bytes) = self.handle().auth().answer_bytes(request) {
             return self.room_for(caller, bytes).await;
         }

@@ -36,6 +36,10 @@ impl Handle {
         if !begins || self.auth().was_changed() {
             return Ok(());
         }
+        Box::pin(self.check_format_of_all(caller)).await
+    }
+
+    async fn check_format_of_all(&self, caller: &Caller) -> Result<(), Error> {
         let peers = self.shared.status().peers_of(self.shared.member);
         let asked = peers.into_iter().map(|peer| async move {
             let format = self.format_known_by(peer.member).await;

@@ -36,26 +36,23 @@ const TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
 
 impl Handle {
     /// Has the request committed and applied; returns its response.
-    pub async fn propose(
-        &self,
-        caller: &Caller,
+    pub fn propose<'a>(
+        &'a self,
+        caller: &'a Caller,
         request: InternalRaftRequest,
-    ) -> Result<Response, Error> {
-        self.propose_and_keep(caller, request).await.1
+    ) -> impl Future<Output = Result<Response, Error>> + 'a {
+        let request = self.identified(caller, request);
+        async move { self.propose_identified(caller, &request).await }
     }
 
-    /// As `propose`; also returns the request.
-    pub async fn propose_and_keep(
+    /// As `propose`, for a request that the caller goes on to need.
+    pub async fn propose_identified(
         &self,
         caller: &Caller,
-        request: InternalRaftRequest,
-    ) -> (Arc<InternalRaftRequest>, Result<Response, Error>) {
-        let request = self.identified(caller, request);
-        let result = match self.check(caller, &request).await {
-            Ok(()) => self.propose_checked(caller, &request, None).await,
-            Err(error) => Err(error),
-        };
-        (request, result)
+        request: &Arc<InternalRaftRequest>,
+    ) -> Result<Response, Error> {
+        self.check(caller, request).await?;
+        self.propose_checked(caller, request, None).await
     }
 
     /// As `propose`, but only while this member leads in `term`; for jobs, whose requests ignore
@@ -71,8 +68,9 @@ impl Handle {
         async move { handle.propose_checked(&caller, &request, Some(term)).await }
     }
 
-    /// The request with a new id and the caller's name.
-    fn identified(
+    /// The request with a new id and the caller's name. To be called before anything is awaited: a
+    /// request is over a kilobyte wide, and each future that holds one by value is that much wider.
+    pub fn identified(
         &self,
         caller: &Caller,
         mut request: InternalRaftRequest,
@@ -174,9 +172,17 @@ impl Handle {
             let size = self.shared.size_bytes.load(Ordering::Relaxed);
             self.settings.limits.check_quota(request, size)
         };
-        if fits().is_ok() {
-            return Ok(());
+        match fits() {
+            Ok(()) => Ok(()),
+            // Boxed, since all who write would otherwise hold the space for it.
+            Err(_) => Box::pin(self.settle_or_raise_alarm(fits)).await,
         }
+    }
+
+    async fn settle_or_raise_alarm(
+        &self,
+        fits: impl Fn() -> Result<(), Error>,
+    ) -> Result<(), Error> {
         if !self.shared.status().has_alarm(AlarmType::Nospace) {
             self.settle_size(&fits).await?;
         }
