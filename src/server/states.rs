@@ -8,6 +8,8 @@
 //! sending-*        a snapshot made for another member
 //! ```
 //!
+//! The replica calls it as its `StateStore`; `transport::snapshot_in` brings the files.
+//!
 //! A snapshot is installed in four steps, each durable before the next begins:
 //!
 //! 1. its files come into `receiving-*`, whole and synced (`transport`);

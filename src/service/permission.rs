@@ -3,7 +3,8 @@
 //! `state::auth::verdict` decides. Here is which state it decides by: a read is judged by the users
 //! and roles of the very state that is read, so that it can neither see what was written after its
 //! right was taken nor be refused what an earlier state allowed. A proposal is judged when it is
-//! applied; only who is nobody at all is refused before it reaches the log.
+//! applied, by `state::machine`, which asks the verdict itself; only who is nobody at all is refused
+//! before it reaches the log.
 
 use super::caller::{Caller, Identity};
 use crate::error::Error;

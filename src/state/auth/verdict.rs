@@ -1,5 +1,6 @@
 //! Whether somebody may do something: the one place that decides it, before a read, before a
-//! proposal, for a running watch, and when an entry is applied.
+//! proposal and for a running watch (`service::permission`), and when an entry is applied
+//! (`state::machine`).
 //!
 //! It is a function of an auth state, an identity and what is asked. A transaction is judged as a
 //! whole before any of it is executed: every compare, every operation of both branches, and nested
