@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -29,29 +30,33 @@ func TestDiskFullAtAnyMoment(t *testing.T) {
 	}
 	const state, log = 0, 1
 	for _, moment := range []struct {
-		what     string
-		disk     int
-		free     int64
-		snapshot bool
+		what string
+		disk int
+		free int64
+		// before is how often it puts first, and keeps all of it.
+		before int
+		// ask is done then in the place of puts.
+		ask func(*writer, *testing.T)
 	}{
 		{what: "a table", disk: state, free: 1 << 20},
 		{what: "a later table", disk: state, free: 30 << 20},
 		{what: "a segment of the log", disk: log},
 		{what: "a part of a segment", disk: log, free: 20 << 20},
-		{what: "a snapshot", disk: state, free: 2 << 20, snapshot: true},
+		{what: "the copy for a snapshot", disk: state, free: 2 << 20, before: 600, ask: (*writer).snapshot},
+		{what: "what a compaction writes", disk: state, free: 1 << 20, before: 1200, ask: (*writer).compact},
 	} {
 		t.Run(moment.what, func(t *testing.T) {
 			disks := cluster.NewSmallDisks(t, 2, diskBytes)
 			server := harness.Start(t, harness.Etched, harness.Options{
 				DataDir: disks.Dir(state), Flags: []string{"--wal-dir=" + disks.Dir(log)},
 			})
-			w := &writer{server: server, acknowledged: map[string]string{}}
-			w.write(t, 40, time.Second)
+			w := &writer{server: server, acknowledged: map[string]string{}, keeps: moment.before > 0}
+			w.write(t, max(moment.before, 40), 5*time.Second)
 			if err := disks.FillBut(moment.disk, moment.free); err != nil {
 				t.Fatal(err)
 			}
-			if moment.snapshot {
-				w.snapshot(t)
+			if moment.ask != nil {
+				moment.ask(w, t)
 			} else {
 				w.write(t, 2000, 400*time.Millisecond)
 			}
@@ -90,6 +95,8 @@ type writer struct {
 	acknowledged map[string]string
 	// unknown are keys whose last put may have been made.
 	unknown map[string]string
+	// keeps is whether it compacts nothing.
+	keeps bool
 }
 
 // write puts until that fails, or has been done so often; an attempt may take that long.
@@ -112,7 +119,7 @@ func (w *writer) write(t *testing.T, times int, limit time.Duration) {
 		}
 		w.acknowledged[key] = value
 		w.count++
-		if n%100 == 99 {
+		if n%100 == 99 && !w.keeps {
 			ctx, cancel := context.WithTimeout(t.Context(), limit)
 			_, _ = client.Compact(ctx, put.Header.Revision)
 			cancel()
@@ -135,10 +142,32 @@ func (w *writer) snapshot(t *testing.T) {
 		defer stream.Close()
 		_, err = io.Copy(io.Discard, stream)
 	}
-	t.Logf("snapshot: %v", err)
+	if err == nil || !strings.Contains(err.Error(), "the snapshot could not be made; this member's log says why") {
+		t.Errorf("snapshot: %v", err)
+	}
+	if lines, err := os.ReadFile(w.server.LogPath()); err != nil || !strings.Contains(string(lines), "No space left on device") {
+		t.Errorf("its log does not say why: %v", err)
+	}
 	if !w.server.Running() {
 		t.Error("a snapshot ended the member")
 	}
+}
+
+// compact asks for the space of all versions but the newest ones, which may end the member.
+func (w *writer) compact(t *testing.T) {
+	t.Helper()
+	client, err := w.server.NewClient()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	found, err := client.Get(ctx, "full/00")
+	if err == nil {
+		_, err = client.Compact(ctx, found.Header.Revision, clientv3.WithCompactPhysical())
+	}
+	t.Logf("compaction: %v", err)
 }
 
 // requireServed fails where an acknowledged value is not there, or no new one is taken.
