@@ -30,8 +30,8 @@ var notInREADME = map[string]struct {
 	"TLS": {"`--discovery-insecure-skip-tls-verify`: refused at the start", []absence{
 		refusesFlag("--discovery-insecure-skip-tls-verify"),
 	}},
-	"Configuration": {"log rotation, tracing: refused at the start", []absence{
-		refusesFlag("--enable-log-rotation"), refusesFlag("--enable-distributed-tracing"),
+	"Configuration": {"tracing: refused at the start", []absence{
+		refusesFlag("--enable-distributed-tracing"),
 	}},
 	"Commands": {"etcd's `gateway` and `grpc-proxy` (refused)", []absence{noCommands}},
 }

@@ -152,7 +152,7 @@ pub static SECTIONS: &[Section] = &[
         flag("backend-batch-interval", Duration, "0s", "Longest time before bbolt commits.").no_effect(NO_BBOLT),
         flag("backend-batch-limit", Int, "0", "Most operations before bbolt commits.").no_effect(NO_BBOLT),
         flag("bootstrap-defrag-threshold-megabytes", Uint, "0", "Defragment bbolt at the start.").no_effect(NO_BBOLT),
-        later("memory-mlock", Bool, "false", "Lock the memory."),
+        flag("memory-mlock", Bool, "false", "Keep what the process has touched of its memory out of swap."),
     ]},
     Section { title: "Clustering", flags: &[
         flag("initial-advertise-peer-urls", Urls, "http://localhost:2380", "Where other members reach this one."),
@@ -224,11 +224,11 @@ pub static SECTIONS: &[Section] = &[
     ]},
     Section { title: "Logging", flags: &[
         flag("logger", Text, "zap", "Kind of log; only 'zap', the structured one."),
-        flag("log-outputs", Set, "default", "Where the log goes: stderr, stdout, files; 'default' is stderr."),
+        flag("log-outputs", Set, "default", "Where the log goes: stderr, stdout, systemd/journal, files; 'default' is stderr."),
         flag("log-level", Text, "info", "Least level that is logged: debug, info, warn, error, panic or fatal."),
         flag("log-format", Text, "json", "Form of the log: 'json', or 'console' for people."),
-        later("enable-log-rotation", Bool, "false", "Rotate the log file."),
-        later("log-rotation-config-json", Text, LOG_ROTATION, "How to rotate it."),
+        flag("enable-log-rotation", Bool, "false", "Put the log file aside when it is full."),
+        flag("log-rotation-config-json", Text, LOG_ROTATION, "When it is, in MB; how many days and how many of those files are kept."),
         flag("warning-unary-request-duration", Duration, "300ms", "Requests that take longer are logged; 0: the default."),
         flag("warning-apply-duration", Duration, "100ms", "Entries that take longer to apply are logged."),
     ]},

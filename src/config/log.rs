@@ -3,6 +3,11 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
+use super::rotation::Rotation;
+
+/// The name of systemd's journal among the outputs.
+pub const JOURNAL: &str = "systemd/journal";
+
 /// Where the log goes, in what form, from which level.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
@@ -10,6 +15,8 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// Empty: nowhere.
     pub outputs: Vec<LogOutput>,
+    /// Of the file among them, of which there is one then.
+    pub rotation: Option<Rotation>,
 }
 
 impl Default for LogConfig {
@@ -18,6 +25,7 @@ impl Default for LogConfig {
             level: Level::Info,
             format: LogFormat::Json,
             outputs: vec![LogOutput::Stderr],
+            rotation: None,
         }
     }
 }
@@ -26,6 +34,8 @@ impl Default for LogConfig {
 pub enum LogOutput {
     Stderr,
     Stdout,
+    /// Systemd's; alone.
+    Journal,
     File(PathBuf),
 }
 
@@ -35,6 +45,7 @@ impl LogOutput {
         match self {
             LogOutput::Stderr => "stderr".into(),
             LogOutput::Stdout => "stdout".into(),
+            LogOutput::Journal => JOURNAL.into(),
             LogOutput::File(path) => path.to_string_lossy(),
         }
     }

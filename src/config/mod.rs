@@ -24,6 +24,7 @@ mod machine;
 mod note;
 mod parse;
 mod refusal;
+mod rotation;
 mod settings;
 mod settle;
 mod summary;
@@ -52,6 +53,7 @@ pub use log::{Level, LogConfig, LogFormat, LogOutput};
 pub use machine::{Surroundings, default_host, memory_bytes};
 pub use note::Note;
 pub use refusal::Refusal;
+pub use rotation::Rotation;
 pub use settings::{AutoCompaction, ClusterState, Config, Listen, Metrics};
 #[cfg(test)]
 pub use tls::AVAILABLE_SUITES;

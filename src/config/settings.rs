@@ -106,6 +106,8 @@ pub struct Config {
     pub unsafe_no_fsync: bool,
     /// Bytes for caches and buffers together, the whole process's.
     pub memory_budget_bytes: u64,
+    /// Whether memory is kept out of swap.
+    pub memory_mlock: bool,
 }
 
 impl Config {

@@ -43,9 +43,7 @@ pub fn settle(
     let (client_tls, peer_tls, tls_protocol) = tls::settle(values, &data_dir, from, notes)?;
     let mut config = Config {
         data_dir,
-        wal_dir: Some(values.text("wal-dir"))
-            .filter(|dir| !dir.is_empty())
-            .map(PathBuf::from),
+        wal_dir: wal_dir(values),
         snapshot_count: match values.uint("snapshot-count") {
             0 => DEFAULT_SNAPSHOT_COUNT,
             count => count,
@@ -105,10 +103,16 @@ pub fn settle(
         feature_gates: values.gates().clone(),
         unsafe_no_fsync: values.bool("unsafe-no-fsync"),
         memory_budget_bytes: memory_budget_bytes(values, around)?,
+        memory_mlock: values.bool("memory-mlock"),
         name,
     };
     use_default_host(&mut config, values, around, notes);
     Ok(config)
+}
+
+fn wal_dir(values: &Values) -> Option<PathBuf> {
+    let dir = Some(values.text("wal-dir"));
+    dir.filter(|dir| !dir.is_empty()).map(PathBuf::from)
 }
 
 /// A time of which 0 means the default, in milliseconds.

@@ -303,6 +303,14 @@ impl Config {
                 self.log.outputs.iter().map(LogOutput::name).collect(),
             ),
             (
+                "log-rotation-max-bytes",
+                self.log
+                    .rotation
+                    .as_ref()
+                    .map(|rotation| rotation.max_bytes)
+                    .into(),
+            ),
+            (
                 "metrics",
                 match self.metrics {
                     Metrics::Basic => "basic".into(),
@@ -311,6 +319,7 @@ impl Config {
             ),
             ("unsafe-no-fsync", self.unsafe_no_fsync.into()),
             ("memory-budget-bytes", self.memory_budget_bytes.into()),
+            ("memory-mlock", self.memory_mlock.into()),
         ]
     }
 }

@@ -7,10 +7,11 @@ use super::discovery;
 use super::duration;
 use super::flags::{self, Flag, FlagSupport};
 use super::go_syntax::quote;
-use super::log::{Level, LogConfig, LogFormat, LogOutput};
+use super::log::{JOURNAL, Level, LogConfig, LogFormat, LogOutput};
 use super::machine::Surroundings;
 use super::note::Note;
 use super::refusal::{Refusal, not_built};
+use super::rotation::Rotation;
 use super::settings::{ClusterState, Config};
 use super::settle::settle;
 use super::tls;
@@ -108,6 +109,7 @@ fn log_config(values: &Values) -> Result<LogConfig, Refusal> {
         }
     }
     let outputs = log_outputs(values.words("log-outputs"))?;
+    let rotation = log_rotation(values)?;
     let level_name = values.text("log-level");
     let level = Level::parse(level_name)
         .ok_or_else(|| Refusal::Verify(format!("unrecognized level: {}", quote(level_name))))?;
@@ -121,6 +123,7 @@ fn log_config(values: &Values) -> Result<LogConfig, Refusal> {
         level,
         format,
         outputs,
+        rotation,
     })
 }
 
@@ -130,8 +133,12 @@ fn log_outputs(words: &[String]) -> Result<Vec<LogOutput>, Refusal> {
             "multi logoutput for \"default\" is not supported yet".into(),
         ));
     }
-    if words.iter().any(|word| word == "systemd/journal") {
-        return Err(not_built("--log-outputs=systemd/journal"));
+    if words.iter().any(|word| word == JOURNAL) && words.len() > 1 {
+        let words: Vec<_> = words.iter().map(|word| quote(word)).collect();
+        return Err(Refusal::Verify(format!(
+            "running with systemd/journal but other '--log-outputs' values ([{}]) are configured with 'default'; override 'default' value with something else",
+            words.join(" ")
+        )));
     }
     if words.iter().any(|word| word == "/dev/null") {
         return Ok(Vec::new());
@@ -142,9 +149,28 @@ fn log_outputs(words: &[String]) -> Result<Vec<LogOutput>, Refusal> {
     let output = |word: &String| match word.as_str() {
         "default" | "stderr" => LogOutput::Stderr,
         "stdout" => LogOutput::Stdout,
+        JOURNAL => LogOutput::Journal,
         path => LogOutput::File(PathBuf::from(path)),
     };
     Ok(words.iter().map(output).collect())
+}
+
+/// How the one file among the outputs is rotated.
+fn log_rotation(values: &Values) -> Result<Option<Rotation>, Refusal> {
+    if !values.bool("enable-log-rotation") {
+        return Ok(None);
+    }
+    let is_file = |word: &&String| !["default", "stderr", "stdout"].contains(&word.as_str());
+    let words = values.words("log-outputs");
+    let files = words.iter().filter(is_file).count();
+    if files > 1 || (files == 0 && words.len() <= 1) {
+        return Err(Refusal::Verify(
+            "--log-outputs requires a single file path when --log-rotate-config-json is defined"
+                .into(),
+        ));
+    }
+    let parsed = Rotation::parse(values.text("log-rotation-config-json"));
+    parsed.map(Some).map_err(Refusal::Verify)
 }
 
 fn check_urls(values: &Values) -> Result<(), Refusal> {

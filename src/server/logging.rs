@@ -10,8 +10,10 @@
 //! As in etcd, a place in the source that logs more than 100 lines within a second is thinned out
 //! to every 100th, errors excepted.
 
+mod journal;
 mod line;
 mod queue;
+mod rotate;
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -19,6 +21,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
 use std::num::NonZero;
 use std::panic::Location;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -31,10 +34,14 @@ use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-use crate::config::{Config, Exit, Level, LogConfig, LogFormat, LogOutput, Note, os_reason};
+use crate::config::{
+    Config, Exit, Level, LogConfig, LogFormat, LogOutput, Note, Rotation, os_reason,
+};
 use crate::env::{Clock, SystemClock};
+use journal::Journal;
 use line::Line;
 use queue::Queue;
+use rotate::RotatingFile;
 
 /// How long the exit waits for the log to be written.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
@@ -46,6 +53,8 @@ static LOG: OnceLock<Arc<Log>> = OnceLock::new();
 pub enum Error {
     #[error("open sink \"{path}\": open {path}: {}", os_reason(.reason))]
     Open { path: String, reason: io::Error },
+    #[error("can't find journal ({}); is systemd-journald running?", os_reason(.0))]
+    Journal(io::Error),
     #[error("cannot start the log's thread: {0}")]
     Thread(io::Error),
     #[error("the log is set up already")]
@@ -70,12 +79,12 @@ pub fn init(config: &LogConfig) -> Result<(), Error> {
         outputs.push(match output {
             LogOutput::Stderr => Box::new(io::stderr()),
             LogOutput::Stdout => Box::new(io::stdout()),
+            LogOutput::Journal => Box::new(Journal::open().map_err(Error::Journal)?),
             LogOutput::File(path) => {
-                let file = OpenOptions::new().append(true).create(true).open(path);
-                Box::new(file.map_err(|reason| Error::Open {
+                open(path, config.rotation.as_ref()).map_err(|reason| Error::Open {
                     path: path.display().to_string(),
                     reason,
-                })?)
+                })?
             }
         });
     }
@@ -86,6 +95,17 @@ pub fn init(config: &LogConfig) -> Result<(), Error> {
         .map_err(|_| Error::Twice)?;
     std::panic::set_hook(Box::new(log_panic));
     Ok(())
+}
+
+fn open(path: &Path, rotation: Option<&Rotation>) -> io::Result<Box<dyn Write + Send>> {
+    Ok(match rotation {
+        None => Box::new(OpenOptions::new().append(true).create(true).open(path)?),
+        Some(rotation) => Box::new(RotatingFile::open(
+            path,
+            rotation,
+            Arc::new(SystemClock::new()),
+        )?),
+    })
 }
 
 /// Logs what was noted before the log was set up.

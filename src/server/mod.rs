@@ -11,6 +11,7 @@ pub mod gate;
 pub mod leave;
 pub mod logging;
 pub mod member_dir;
+mod memory_lock;
 mod notify;
 pub mod publish;
 pub mod restore;

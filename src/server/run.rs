@@ -17,6 +17,7 @@ use super::gate::{ClientSecurity, ProtocolSwitch};
 use super::leave;
 use super::logging;
 use super::member_dir::MemberDir;
+use super::memory_lock;
 use super::notify;
 use super::publish::{Introduction, introduce};
 use super::restore::Restored;
@@ -111,6 +112,9 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let tokens = tokens(&config, clock.clone())?;
     let given = MemberSecurity::of_given(&config)?;
     let descriptors = Descriptors::of(descriptors::raise_limit()).map_err(Error::Refused)?;
+    if config.memory_mlock {
+        memory_lock::lock().map_err(Error::Refused)?;
+    }
     let mut sockets = bind_all(&config)?;
     let limits = bootstrap::store_limits(&config, descriptors.tables);
     let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref(), limits)?;
