@@ -4,10 +4,13 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"etched.dev/compat-tests/harness"
 	"go.etcd.io/etcd/api/v3/authpb"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
@@ -15,6 +18,24 @@ import (
 
 // users are those in certificates; the first three exist.
 var users = []string{"root", "user", "nothing", "stranger", "", "User", "user ", "user\nroot"}
+
+// enable has a server know the first three users, and ask who calls.
+func enable(t *testing.T, server *harness.Server) {
+	t.Helper()
+	conn := server.Dial(t)
+	for _, request := range []proto.Message{
+		&pb.AuthUserAddRequest{Name: "root", Password: "root"}, &pb.AuthUserGrantRoleRequest{User: "root", Role: "root"},
+		&pb.AuthUserAddRequest{Name: "user", Password: "user"}, &pb.AuthRoleAddRequest{Name: "user"},
+		&pb.AuthUserGrantRoleRequest{User: "user", Role: "user"},
+		&pb.AuthRoleGrantPermissionRequest{Name: "user", Perm: &authpb.Permission{PermType: authpb.READWRITE, Key: []byte("a"), RangeEnd: []byte("b")}},
+		&pb.AuthUserAddRequest{Name: "nothing", Options: &authpb.UserAddOptions{NoPassword: true}},
+		&pb.AuthEnableRequest{},
+	} {
+		if outcome := harness.Invoke(context.Background(), conn, request); outcome.Err != nil {
+			t.Fatalf("%T: %v", request, outcome.Err)
+		}
+	}
+}
 
 // With --client-cert-auth the name in a certificate is a user, unless a token is
 // shown; without, a certificate is demanded and says nothing.
@@ -30,21 +51,7 @@ func TestUsersOfCertificates(t *testing.T) {
 			t.Parallel()
 			duo := w.duo(t, append(flags, "--bcrypt-cost=4")...)
 			var tokens [2]map[string]string
-			duo.Each(func(server *harness.Server) {
-				conn := server.Dial(t)
-				for _, request := range []proto.Message{
-					&pb.AuthUserAddRequest{Name: "root", Password: "root"}, &pb.AuthUserGrantRoleRequest{User: "root", Role: "root"},
-					&pb.AuthUserAddRequest{Name: "user", Password: "user"}, &pb.AuthRoleAddRequest{Name: "user"},
-					&pb.AuthUserGrantRoleRequest{User: "user", Role: "user"},
-					&pb.AuthRoleGrantPermissionRequest{Name: "user", Perm: &authpb.Permission{PermType: authpb.READWRITE, Key: []byte("a"), RangeEnd: []byte("b")}},
-					&pb.AuthUserAddRequest{Name: "nothing", Options: &authpb.UserAddOptions{NoPassword: true}},
-					&pb.AuthEnableRequest{},
-				} {
-					if outcome := harness.Invoke(context.Background(), conn, request); outcome.Err != nil {
-						t.Fatalf("%T: %v", request, outcome.Err)
-					}
-				}
-			})
+			duo.Each(func(server *harness.Server) { enable(t, server) })
 			for side, server := range []*harness.Server{duo.Etched, duo.Etcd} {
 				tokens[side] = map[string]string{"none": "", "garbage": "garbage", "of the future": "abcdefghijklmnop.1"}
 				for _, user := range []string{"root", "user"} {
@@ -97,6 +104,99 @@ func TestUsersOfCertificates(t *testing.T) {
 				t.Error("nothing was refused")
 			}
 		})
+	}
+}
+
+// Locks and elections of the users in certificates, inside and outside of what is theirs.
+func TestLocksOfCertificates(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	duo := w.duo(t, "--trusted-ca-file="+w.known.file, "--client-cert-auth", "--bcrypt-cost=4")
+	duo.Each(func(server *harness.Server) { enable(t, server) })
+	as := func(user string) func(request proto.Message) harness.Outcome {
+		shown := w.known.issue(holder{commonName: user})
+		var conns [2]*grpc.ClientConn
+		for side, server := range []*harness.Server{duo.Etched, duo.Etcd} {
+			conns[side] = dial(t, from(""), server.Endpoint(), client(pool(w.known), &shown))
+			t.Cleanup(func() { _ = conns[side].Close() })
+		}
+		return func(request proto.Message) harness.Outcome {
+			t.Helper()
+			var outcomes [2]harness.Outcome
+			for side := range outcomes {
+				outcomes[side] = harness.Invoke(context.Background(), conns[side], request)
+			}
+			if diff := harness.DiffOutcome(outcomes[0], outcomes[1]); diff != "" {
+				t.Errorf("%q: %T{%v}\n(-etched +etcd)\n%s", user, request, request, diff)
+			}
+			return outcomes[1]
+		}
+	}
+	root := as("root")
+	for _, lease := range []int64{7, 8} {
+		root(&pb.LeaseGrantRequest{ID: lease, TTL: 600})
+	}
+	granted, refused := 0, 0
+	for _, user := range users[:4] {
+		call := as(user)
+		for _, name := range []string{"a/l", "c/l", "b"} {
+			key := []byte(name + "/7")
+			led := &v3electionpb.LeaderKey{Name: []byte(name), Key: key, Lease: 7}
+			for _, request := range []proto.Message{
+				&v3lockpb.LockRequest{Name: []byte(name), Lease: 7}, &v3lockpb.UnlockRequest{Key: key},
+				&v3electionpb.CampaignRequest{Name: []byte(name), Value: []byte("v"), Lease: 7}, &v3electionpb.LeaderRequest{Name: []byte(name)},
+				&v3electionpb.ProclaimRequest{Leader: led, Value: []byte("p")}, &v3electionpb.ResignRequest{Leader: led},
+			} {
+				// Alone, and where the key is there.
+				for _, before := range []proto.Message{nil, &pb.PutRequest{Key: key, Value: []byte("x"), Lease: 7}} {
+					if before != nil {
+						root(before)
+					}
+					if made := call(request); made.Err == nil {
+						granted++
+					} else if strings.Contains(made.Err.Error(), "permission denied") {
+						refused++
+					}
+					root(&pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}})
+					root(&pb.DeleteRangeRequest{Key: []byte{0}, RangeEnd: []byte{0}})
+				}
+			}
+		}
+	}
+	if granted == 0 || refused == 0 {
+		t.Errorf("%d calls were granted and %d refused", granted, refused)
+	}
+	// The turn of one who waits comes with another's end.
+	root(&v3lockpb.LockRequest{Name: []byte("a/l"), Lease: 8})
+	for side, server := range []*harness.Server{duo.Etched, duo.Etcd} {
+		shown := w.known.issue(holder{commonName: "user"})
+		conn := dial(t, from(""), server.Endpoint(), client(pool(w.known), &shown))
+		defer conn.Close()
+		held := make(chan harness.Outcome, 1)
+		go func() {
+			held <- harness.Invoke(context.Background(), conn, &v3lockpb.LockRequest{Name: []byte("a/l"), Lease: 7})
+		}()
+		own := server.Dial(t)
+		there := func() bool {
+			found := harness.Invoke(context.Background(), own, &pb.RangeRequest{Key: []byte("a/l/7")})
+			return found.Err == nil && found.Message.(*pb.RangeResponse).Count == 1
+		}
+		for deadline := time.Now().Add(callLimit); !there(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("side %d: nobody waits", side)
+			}
+		}
+		select {
+		case early := <-held:
+			t.Errorf("side %d: two hold the lock: %v", side, early)
+		default:
+		}
+		if done := harness.Invoke(context.Background(), own, &v3lockpb.UnlockRequest{Key: []byte("a/l/8")}); done.Err != nil {
+			t.Fatal(done.Err)
+		}
+		if outcome := <-held; outcome.Err != nil {
+			t.Errorf("side %d: %v", side, outcome.Err)
+		}
 	}
 }
 
