@@ -18,7 +18,7 @@ use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 use tonic::body::Body;
 
-use super::allowance::Allowance;
+use super::allowance::{Allowance, Place};
 use super::guard::{Guard, Guarded};
 use super::http2::Http2;
 use super::listen::Listener;
@@ -209,12 +209,10 @@ pub async fn serve<S: Service>(
                     stream,
                     remote,
                     unread: options.unread.connection(),
+                    place,
                 };
-                let serving = connection(arrived, options.clone(), service.clone(), stop.clone());
-                connections.spawn(async move {
-                    serving.await;
-                    drop(place);
-                });
+                let (options, service) = (options.clone(), service.clone());
+                connections.spawn(connection(arrived, options, service, stop.clone()));
             }
             Err(error) => {
                 // Out of descriptors, most likely: others may become free.
@@ -253,9 +251,14 @@ struct Arrived {
     stream: Stream,
     remote: Remote,
     unread: Arc<unread::Connection>,
+    place: Place,
 }
 
 /// One connection, from its first byte to its last.
+///
+/// Thousands are idle at once, so what each holds counts. A future has space for its arguments
+/// beside what is made of them, and for each of its steps; so streams go from one to the next
+/// behind a pointer, and the steps are boxed: that of the handshake is gone when it is done.
 async fn connection<S: Service>(
     arrived: Arrived,
     options: Arc<Options>,
@@ -266,6 +269,7 @@ async fn connection<S: Service>(
         stream,
         remote,
         unread,
+        place: _place,
     } = arrived;
     stream.tune(options.unacknowledged_limit);
     // Who says nothing at all is not waited for.
@@ -290,7 +294,7 @@ async fn connection<S: Service>(
         }
         Security::Tls(tls) | Security::Either(tls) if is_tls => {
             let secured = tokio::select! {
-                secured = secured(tls, stream, remote, &options) => secured,
+                secured = Box::pin(secured(tls, stream, remote, &options)) => secured,
                 () = stopped(&mut stop) => return,
             };
             match secured {
@@ -315,8 +319,9 @@ async fn secured(
     stream: Stream,
     remote: Remote,
     options: &Options,
-) -> Result<(TlsStream<Stream>, Session), Refused> {
-    let (mut stream, session) = tls.accept(stream, remote.ip(), options.versions).await?;
+) -> Result<(Box<TlsStream<Stream>>, Session), Refused> {
+    let (stream, session) = tls.accept(stream, remote.ip(), options.versions).await?;
+    let mut stream = Box::new(stream);
     let first = std::future::poll_fn(|cx| {
         let read = Pin::new(&mut stream).poll_fill_buf(cx);
         read.map_ok(|bytes| !bytes.is_empty())
@@ -329,26 +334,28 @@ async fn secured(
     }
 }
 
-async fn guarded<I, S>(
+/// Serves what a listener's clients are held to.
+fn guarded<'a, I, S>(
     io: I,
     unread: Arc<unread::Connection>,
-    options: &Options,
+    options: &'a Options,
     service: S,
     stop: watch::Receiver<bool>,
-) where
-    I: AsyncRead + AsyncWrite + Unpin + 'static,
+) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: Service,
 {
     match options.guard.clone() {
         Some(guard) => {
-            let guarded = Guarded::new(io, guard, unread);
-            http(guarded, options, service, stop).await;
+            let guarded = Box::new(Guarded::new(io, guard, unread));
+            Box::pin(http(guarded, options, service, stop))
         }
-        None => http(io, options, service, stop).await,
+        None => Box::pin(http(Box::new(io), options, service, stop)),
     }
 }
 
-async fn http<I, S>(io: I, options: &Options, service: S, mut stop: watch::Receiver<bool>)
+async fn http<I, S>(io: Box<I>, options: &Options, service: S, mut stop: watch::Receiver<bool>)
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
     S: Service,
