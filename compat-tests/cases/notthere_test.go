@@ -27,9 +27,6 @@ var notInREADME = map[string]struct {
 	checks []absence
 }{
 	"HTTP": {"the JSON gateway under `/v3/` (404), profiles", []absence{noGateway, noProfiles}},
-	"TLS": {"`--discovery-insecure-skip-tls-verify`: refused at the start", []absence{
-		refusesFlag("--discovery-insecure-skip-tls-verify"),
-	}},
 	"Configuration": {"tracing: refused at the start", []absence{
 		refusesFlag("--enable-distributed-tracing"),
 	}},

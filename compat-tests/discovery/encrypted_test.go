@@ -82,10 +82,13 @@ func TestDiscoveryByTLS(t *testing.T) {
 				"a URL": "https://127.0.0.1:1," + url, "no scheme": strings.TrimPrefix(url, "https://"),
 			} {
 				t.Run(founder.String()+" in "+kind.String()+" by "+form, func(t *testing.T) {
-					_, err := store.Delete(t.Context(), "/_etcd/registry/tok/", clientv3.WithPrefix())
-					must(t, err)
-					_, err = store.Put(t.Context(), "/_etcd/registry/tok/_config/size", "1")
-					must(t, err)
+					empty := func() {
+						_, err := store.Delete(t.Context(), "/_etcd/registry/tok/", clientv3.WithPrefix())
+						must(t, err)
+						_, err = store.Put(t.Context(), "/_etcd/registry/tok/_config/size", "1")
+						must(t, err)
+					}
+					empty()
 					flags := func(shown, trusted pair) []string {
 						return []string{"--discovery-token=tok", "--discovery-endpoints=" + endpoint,
 							"--discovery-cert=" + shown.cert, "--discovery-key=" + shown.key,
@@ -96,9 +99,13 @@ func TestDiscoveryByTLS(t *testing.T) {
 						lost.waitFor(t, "retry connecting to discovery service")
 						lost.kill()
 					}
-					mine := newPlace(t)
-					start(t, founder, "one", mine, flags(shown, shown)...)
-					waitMembers(t, client(t, mine.clientURL()), 1)
+					anyService := append(flags(shown, other), "--discovery-insecure-skip-tls-verify")
+					for _, right := range [][]string{flags(shown, shown), anyService} {
+						empty()
+						mine := newPlace(t)
+						start(t, founder, "one", mine, right...)
+						waitMembers(t, client(t, mine.clientURL()), 1)
+					}
 				})
 			}
 		}

@@ -83,6 +83,8 @@ pub struct DiscoveryTls {
     pub is_default: bool,
     /// `--discovery-insecure-transport`.
     pub insecure_transport: bool,
+    /// Whether the service's certificate is verified.
+    pub verifies: bool,
     /// The certificate that is shown, and its key.
     pub pair: Option<(PathBuf, PathBuf)>,
     /// The authorities for the service's certificate; none: the machine's.
@@ -104,6 +106,7 @@ impl DiscoveryTls {
         Ok(Self {
             is_default: !insecure_transport || pair.is_some() || authorities.is_some(),
             insecure_transport,
+            verifies: !values.bool("discovery-insecure-skip-tls-verify"),
             pair,
             authorities: authorities.map(PathBuf::from),
         })

@@ -173,7 +173,7 @@ pub static SECTIONS: &[Section] = &[
         flag("discovery-keepalive-time", Duration, "2s", "Discovery service: time between pings.").at("discovery-config.client.keepalive-time"),
         flag("discovery-keepalive-timeout", Duration, "6s", "Discovery service: wait for a ping's answer.").at("discovery-config.client.keepalive-timeout"),
         flag("discovery-insecure-transport", Bool, "true", "Discovery service: no TLS.").at("discovery-config.client.secure.insecure-transport"),
-        later("discovery-insecure-skip-tls-verify", Bool, "false", "Discovery service: do not check certificates.").at("discovery-config.client.secure.insecure-skip-tls-verify"),
+        flag("discovery-insecure-skip-tls-verify", Bool, "false", "Discovery service: do not check certificates.").at("discovery-config.client.secure.insecure-skip-tls-verify"),
         flag("discovery-cert", Text, "", "Discovery service: client certificate.").at("discovery-config.client.secure.cert"),
         flag("discovery-key", Text, "", "Discovery service: client key.").at("discovery-config.client.secure.key"),
         flag("discovery-cacert", Text, "", "Discovery service: CA certificates.").at("discovery-config.client.secure.cacert"),

@@ -368,7 +368,10 @@ fn service_settings(service: Option<&DiscoveryService>) -> [Setting; 10] {
             "discovery-insecure-transport",
             tls.is_none_or(|tls| tls.insecure_transport).into(),
         ),
-        ("discovery-insecure-skip-tls-verify", false.into()),
+        (
+            "discovery-insecure-skip-tls-verify",
+            tls.is_some_and(|tls| !tls.verifies).into(),
+        ),
         ("discovery-cert", path(pair.map(|pair| &pair.0))),
         ("discovery-key", path(pair.map(|pair| &pair.1))),
         (

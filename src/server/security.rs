@@ -209,7 +209,7 @@ pub fn of_discovery(service: &DiscoveryService) -> Result<Dialler, String> {
     }
     let settings = ClientSettings {
         pair: service.tls.pair.clone(),
-        verifies: true,
+        verifies: service.tls.verifies,
         authorities: service.tls.authorities.clone(),
         revoked: None,
         allowed: Allowed::default(),
