@@ -14,6 +14,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::certificate::expiries;
 use super::handshakes::Handshakes;
+use super::hello::Offered;
 use super::reread::Reread;
 use super::verify::{Accepted, ClientVerifier};
 use super::{Certificate, Error, Expiry, ServerSettings, files, hello, shown, source, suites};
@@ -106,9 +107,11 @@ impl TlsServer {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut server_name = String::new();
+        let mut offered = Offered::default();
         // Those who come by a socket file share what one address may have.
         let counted_as = source.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        let handshake = self.handshake(stream, counted_as, versions, &mut server_name);
+        let handshake =
+            self.handshake(stream, counted_as, versions, &mut server_name, &mut offered);
         let handshake = shown::during(tokio::time::timeout(HANDSHAKE_LIMIT, handshake));
         let (done, shown) = handshake.await;
         let done = done.unwrap_or_else(|_| {
@@ -121,7 +124,7 @@ impl TlsServer {
                 return Err(Refused {
                     server_name,
                     certificate: shown.certificate,
-                    reason: shown.reason.unwrap_or_else(|| reason(&error)),
+                    reason: shown.reason.unwrap_or_else(|| reason(&error, &offered)),
                 });
             }
         };
@@ -147,11 +150,12 @@ impl TlsServer {
         source: IpAddr,
         versions: Versions,
         server_name: &mut String,
+        offered: &mut Offered,
     ) -> io::Result<TlsStream<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let accepted = hello::read(&mut stream).await?;
+        let accepted = hello::read(&mut stream, offered).await?;
         let start = StartHandshake::from_parts(accepted, stream);
         if let Some(name) = start.client_hello().server_name() {
             name.clone_into(server_name);
@@ -219,7 +223,7 @@ fn configs(settings: &ServerSettings) -> Result<Configs, Error> {
 }
 
 /// Why a handshake failed, in etcd's words where it has some.
-fn reason(error: &io::Error) -> String {
+fn reason(error: &io::Error, offered: &Offered) -> String {
     use rustls::{CertificateError as Certificate, Error as Tls};
     let inside = error
         .get_ref()
@@ -230,7 +234,9 @@ fn reason(error: &io::Error) -> String {
             "tls: invalid signature by the client certificate"
         }
         Some(Tls::InvalidMessage(_)) => "tls: first record does not look like a TLS handshake",
-        Some(error) if hello::is_too_old(error) => "tls: client offered only unsupported versions",
+        Some(error) if hello::is_too_old(error) => {
+            return format!("tls: client offered only unsupported versions: {offered}");
+        }
         Some(Tls::AlertReceived(alert)) => return format!("remote error: tls: {alert:?}"),
         Some(other) => return format!("tls: {other}"),
         None if error.kind() == io::ErrorKind::UnexpectedEof => EOF,

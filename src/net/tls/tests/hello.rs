@@ -37,12 +37,31 @@ async fn answer(server: &TlsServer, bytes: &[u8]) -> (Vec<u8>, String) {
 #[tokio::test]
 async fn old_versions_and_other_bytes_are_answered() {
     let (server, _) = open_server();
-    let too_old = "tls: client offered only unsupported versions";
+    let too_old = "tls: client offered only unsupported versions: ";
     let alert = |description| vec![21, 3, 1, 0, 2, 2, description];
-    for version in [1, 2] {
-        let (sent, reason) = answer(&server, &hello(version)).await;
+    // Named in an extension, in an order of their own.
+    let mut named = hello(2);
+    let extension = [0, 43, 0, 5, 4, 3, 1, 3, 2];
+    named.extend(extension);
+    // The record, the message and the extensions are longer by it.
+    for at in [4, 8, 53] {
+        named[at] += extension.len() as u8;
+    }
+    // In two records.
+    let mut split = hello(2);
+    let rest = split.split_off(25);
+    split[4] = 20;
+    split.extend([22, 3, 1, 0, rest.len() as u8]);
+    split.extend(rest);
+    for (hello, versions) in [
+        (hello(1), "[301]"),
+        (hello(2), "[302 301]"),
+        (named, "[301 302]"),
+        (split, "[302 301]"),
+    ] {
+        let (sent, reason) = answer(&server, &hello).await;
         assert_eq!(sent, alert(70));
-        assert_eq!(reason, too_old);
+        assert_eq!(reason, format!("{too_old}{versions}"));
     }
     // Part of a message, and none.
     for length in [1, 5, 40] {
