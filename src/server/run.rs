@@ -45,6 +45,7 @@ use crate::service::admission::AdmissionLimits;
 use crate::service::handle::Handle;
 use crate::service::settings::{AuthSettings, Rules, ServiceSettings};
 use crate::service::tokens::Tokens;
+use crate::storage::schema::FORMAT_VERSION;
 use crate::transport::{self, GrpcNetwork, Local, NetworkEnv};
 use crate::types::{ETCD_VERSION, MemberId};
 
@@ -211,6 +212,7 @@ impl Member {
             cluster: identity.cluster,
             incarnation: dir.incarnation(rng.as_ref())?,
             server_version: ETCD_VERSION.to_owned(),
+            data_format: FORMAT_VERSION,
             peer_urls: urls::texts(&config.initial_advertise_peer_urls),
         };
         let metrics = metrics(config, identity.member);

@@ -20,7 +20,7 @@ use crate::replica::proposal::is_applicable;
 use crate::replica::shared::Shared;
 use crate::replica::state_store::SnapshotStore;
 use crate::storage::raft_log::EntryId;
-use crate::storage::schema::FORMAT_VERSION;
+use crate::storage::schema::{FORMAT_VERSION, FORMAT_WITH_USERS};
 use crate::transport::{Boxed, Inbound, PeerMessage, SnapshotDir};
 use crate::types::{ETCD_VERSION, LeaseId, MemberId};
 
@@ -192,6 +192,13 @@ impl Inbound for PeerService {
 
     fn is_removed(&self, member: MemberId) -> bool {
         self.shared().status().is_removed(member)
+    }
+
+    fn needed_format(&self) -> u64 {
+        match self.handle.auth().was_changed() {
+            true => FORMAT_WITH_USERS,
+            false => 0,
+        }
     }
 
     fn removed(&self) {

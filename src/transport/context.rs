@@ -125,6 +125,12 @@ impl Context {
         let inbound = self.serving()?;
         identity::check(metadata, &self.local, |member| inbound.is_removed(member))
             .and_then(|from| self.check_incarnation(from, metadata))
+            .and_then(
+                |from| match identity::format(metadata) >= inbound.needed_format() {
+                    true => Ok(from),
+                    false => Err(CallRefusal::Format(from)),
+                },
+            )
             .map_err(|refusal| {
                 self.note_refusal(&refusal);
                 Status::from(&refusal)
@@ -153,7 +159,9 @@ impl Context {
 
     fn note_refusal(&self, refusal: &CallRefusal) {
         let subject = match refusal {
-            CallRefusal::Removed(member) | CallRefusal::Incarnation(member) => member.to_string(),
+            CallRefusal::Removed(member)
+            | CallRefusal::Incarnation(member)
+            | CallRefusal::Format(member) => member.to_string(),
             _ => String::new(),
         };
         if self.is_news(&format!("{subject} {refusal}")) {
@@ -170,6 +178,10 @@ impl Context {
                 CallRefusal::Incarnation(member) => tracing::warn!(
                     peer = %member,
                     "refused a member that called with another data directory before; remove it from the cluster and add it again"
+                ),
+                CallRefusal::Format(member) => tracing::warn!(
+                    peer = %member,
+                    "refused a member whose program does not know users and roles, of which there are some; start it with this program"
                 ),
                 _ => tracing::warn!(reason = %refusal, "refused a peer"),
             }

@@ -12,6 +12,7 @@ const FROM: &str = "etched-from";
 const TO: &str = "etched-to";
 const INCARNATION: &str = "etched-incarnation";
 const VERSION: &str = "etched-version";
+const FORMAT: &str = "etched-data-format";
 /// The caller's peer URLs, separated by commas.
 const URLS: &str = "etched-peer-urls";
 pub const LANE: &str = "etched-lane";
@@ -22,6 +23,8 @@ const REMOVED_TEXT: &str = "etched: the member has been permanently removed from
 const INCARNATION_TEXT: &str = "etched: this member called with another data directory before; \
     without what it acknowledged it must not take part: put that directory back, or remove the \
     member from its cluster and add it again with an empty one";
+const FORMAT_TEXT: &str = "etched: this cluster has users or roles, and this member's program does \
+    not know them; start it with the program of the others";
 const NAMELESS_TEXT: &str = "etched: the call does not say who calls whom";
 
 /// This member, as it introduces itself to the others.
@@ -33,6 +36,8 @@ pub struct Local {
     pub incarnation: u64,
     /// The version that this program speaks, such as 3.7.3.
     pub server_version: String,
+    /// The newest format of data that this program knows.
+    pub data_format: u64,
     /// Its peer URLs, until its state has them.
     pub peer_urls: Vec<String>,
 }
@@ -52,6 +57,8 @@ pub enum CallRefusal {
     Removed(MemberId),
     #[error("{INCARNATION_TEXT}")]
     Incarnation(MemberId),
+    #[error("{FORMAT_TEXT}")]
+    Format(MemberId),
     #[error("{NAMELESS_TEXT}")]
     Nameless,
 }
@@ -84,6 +91,7 @@ pub fn recognise(status: &Status) -> Option<RefusalKind> {
             CLUSTER_TEXT,
             ADDRESSEE_TEXT,
             INCARNATION_TEXT,
+            FORMAT_TEXT,
             NAMELESS_TEXT,
         ]
         .iter()
@@ -101,6 +109,7 @@ pub fn stamp(metadata: &mut MetadataMap, local: &Local, to: MemberId) {
         (TO, to.to_string()),
         (INCARNATION, format!("{:x}", local.incarnation)),
         (VERSION, local.server_version.clone()),
+        (FORMAT, local.data_format.to_string()),
     ];
     for (key, value) in values {
         // A version that is not ASCII is left out; the ids are always sent.
@@ -130,6 +139,12 @@ pub fn urls(metadata: &MetadataMap) -> Vec<String> {
 pub fn incarnation(metadata: &MetadataMap) -> Option<u64> {
     let text = metadata.get(INCARNATION)?.to_str().ok()?;
     u64::from_str_radix(text, 16).ok()
+}
+
+/// The newest format of data that the caller knows; 0 from one that does not say it.
+pub fn format(metadata: &MetadataMap) -> u64 {
+    let text = metadata.get(FORMAT).and_then(|value| value.to_str().ok());
+    text.and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 /// The caller, if the call is for this member.
@@ -174,6 +189,7 @@ mod tests {
             cluster: ClusterId(cluster),
             incarnation: 5,
             server_version: "3.7.3".to_owned(),
+            data_format: 2,
             peer_urls: Vec::new(),
         }
     }
@@ -226,6 +242,7 @@ mod tests {
                 Err(CallRefusal::Incarnation(MemberId(1))),
                 RefusalKind::Mismatch,
             ),
+            (Err(CallRefusal::Format(MemberId(1))), RefusalKind::Mismatch),
             (Err(CallRefusal::Nameless), RefusalKind::Mismatch),
         ] {
             let status = Status::from(&refusal.expect_err("refused"));

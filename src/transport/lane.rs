@@ -21,6 +21,7 @@ use super::context::Context;
 use super::dial::{self, Channel};
 use super::health::Link;
 use super::identity::{self, RefusalKind};
+use super::peer_rpc;
 use super::pulse::{self, Beat, Pulse};
 use super::queue::Queue;
 use crate::error::Error;
@@ -202,6 +203,8 @@ impl Lane {
         };
         let dialler = &self.context.options.dialler;
         let channel = dial::dial(dialler, url, None).await.map_err(failed)?;
+        let known = peer_rpc::check_format(&self.context, &channel).await;
+        known.map_err(failed)?;
         let mut grpc = Grpc::with_origin(channel.clone(), channel.origin());
         let cells = self.context.outside.metrics.peer(self.peer);
         let mut request = Request::new(self.queue.taker(cells));

@@ -214,6 +214,9 @@ pub trait Inbound: Send + Sync + 'static {
     /// True if the member was removed from the cluster for good.
     fn is_removed(&self, member: MemberId) -> bool;
 
+    /// The format of data that a member has to know to take part; 0 where any will do.
+    fn needed_format(&self) -> u64;
+
     /// A peer reports that this member was removed from the cluster.
     fn removed(&self);
 }

@@ -26,6 +26,9 @@ const KEEP_ALIVE: KeepAlive = KeepAlive {
     timeout: Duration::from_secs(2),
 };
 
+/// For a peer's answer to the question which data it knows.
+const FORMAT_LIMIT: Duration = Duration::from_millis(1_500);
+
 /// See the module.
 pub struct PeerRpcClient {
     context: Arc<Context>,
@@ -192,16 +195,44 @@ pub async fn describe(
 }
 
 async fn describe_one(dialler: &Dialler, url: &str) -> Result<Description, String> {
+    let channel = dial::dial(dialler, url, None).await?;
+    let answer = description(&channel).await;
+    answer.map_err(|reason| format!("{url}: {reason}"))
+}
+
+async fn description(channel: &Channel) -> Result<Description, String> {
     /// A description is a list of members.
     const MAX_BYTES: usize = 16 << 20;
-    let channel = dial::dial(dialler, url, None).await?;
     let request = PeerRequest {
         request: Some(Kind::Describe(Nothing {})),
     };
-    let answer = client(&channel, MAX_BYTES).ask(request).await;
-    let answer = answer.map_err(|status| format!("{url}: {}", why(&status)))?;
+    let answer = client(channel, MAX_BYTES).ask(request).await;
+    let answer = answer.map_err(|status| why(&status))?;
     match answer.into_inner().response {
         Some(peer_response::Response::Description(description)) => Ok(description),
-        _ => Err(format!("{url}: an answer to something else")),
+        _ => Err("an answer to something else".to_owned()),
+    }
+}
+
+/// Before a peer is sent what it may not know: an older program would take the log of a cluster
+/// with users, and serve what is in it to everybody. (Calls of such a program are refused as well.)
+///
+/// # Errors
+/// It does not know the format of the data here, or does not say.
+pub async fn check_format(context: &Context, channel: &Channel) -> Result<(), String> {
+    let needed = context
+        .inbound()
+        .map_or(0, |inbound| inbound.needed_format());
+    if needed == 0 {
+        return Ok(());
+    }
+    let described = timeout(FORMAT_LIMIT, description(channel)).await;
+    let described = described.unwrap_or_else(|_| Err("it does not answer".to_owned()))?;
+    match described.data_format >= needed {
+        true => Ok(()),
+        false => Err(format!(
+            "its program does not know users and roles, of which there are some here: it knows data up to format {}, and {needed} is needed",
+            described.data_format
+        )),
     }
 }

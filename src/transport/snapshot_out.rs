@@ -21,6 +21,7 @@ use super::context::Context;
 use super::dial::{self, Channel, Dialler};
 use super::identity::{self, RefusalKind};
 use super::lane::why;
+use super::peer_rpc;
 use crate::net::KeepAlive;
 use crate::proto::etchedpeer::peer_client::PeerClient;
 use crate::proto::etchedpeer::snapshot_part::Part;
@@ -136,6 +137,7 @@ async fn transfer(
 ) -> Result<u64, String> {
     let to = MemberId(message.to);
     let channel = dial_any(&context.options.dialler, urls).await?;
+    peer_rpc::check_format(context, &channel).await?;
     let (parts, stream) = mpsc::channel(CHUNKS_AHEAD);
     let read_out = Arc::new(AtomicBool::new(false));
     let (outcome, read) = oneshot::channel();

@@ -110,6 +110,10 @@ impl Inbound for Member {
         self.removed.lock().contains(&member)
     }
 
+    fn needed_format(&self) -> u64 {
+        0
+    }
+
     fn removed(&self) {
         self.note(Note::Removed);
     }

@@ -285,3 +285,25 @@ async fn each_url_is_tried() {
     let asked = a.network.ask(B, describe_question(), LONG).await;
     assert!(asked.is_ok());
 }
+
+/// Nothing is sent to a program that does not know the data, until it is replaced by one that does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_peer_does_not_know_is_not_sent() {
+    let (a, b) = (Site::start(A).await, Site::start(B).await);
+    a.inbound.needed_format.store(2, Ordering::SeqCst);
+    b.inbound.known_format.store(1, Ordering::SeqCst);
+    a.knows(B, &b.url());
+    eventually("the question", || {
+        b.inbound.asked.load(Ordering::SeqCst) > 2
+    })
+    .await;
+    a.network.send(B, vec![heartbeat(1), append(2, 10)]);
+    assert_eq!(b.inbound.received.lock().len(), 0);
+    b.inbound.known_format.store(2, Ordering::SeqCst);
+    eventually("a message", || {
+        a.network.send(B, vec![heartbeat(3)]);
+        b.inbound.count(MessageType::MsgHeartbeat) > 0
+    })
+    .await;
+    assert_eq!(b.inbound.count(MessageType::MsgAppend), 0);
+}

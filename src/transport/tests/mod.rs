@@ -48,6 +48,9 @@ struct Recorder {
     refuses_snapshots: AtomicBool,
     removed_members: Mutex<BTreeSet<MemberId>>,
     removed: AtomicBool,
+    /// That which others have to know.
+    needed_format: AtomicU64,
+    known_format: AtomicU64,
     asked: AtomicU64,
 }
 
@@ -110,6 +113,7 @@ impl Inbound for Recorder {
         request: PeerRequest,
     ) -> Boxed<Result<PeerResponse, Error>> {
         self.asked.fetch_add(1, Ordering::SeqCst);
+        let data_format = self.known_format.load(Ordering::SeqCst);
         Box::pin(async move {
             match request.request {
                 // Says who asked where the version belongs.
@@ -120,6 +124,7 @@ impl Inbound for Recorder {
                         server_version: "3.7.3".to_owned(),
                         cluster_version: format!("{from:?}"),
                         members: ports::members(),
+                        data_format,
                         ..Default::default()
                     })),
                 }),
@@ -131,6 +136,10 @@ impl Inbound for Recorder {
 
     fn is_removed(&self, member: MemberId) -> bool {
         self.removed_members.lock().contains(&member)
+    }
+
+    fn needed_format(&self) -> u64 {
+        self.needed_format.load(Ordering::SeqCst)
     }
 
     fn removed(&self) {
@@ -178,6 +187,7 @@ impl Site {
             cluster,
             incarnation: u64::from(std::process::id()),
             server_version: "3.7.3".to_owned(),
+            data_format: 2,
             peer_urls: Vec::new(),
         };
         let outside = NetworkEnv {
@@ -335,6 +345,7 @@ async fn another_data_directory_of_a_member_is_refused() {
         cluster: CLUSTER,
         incarnation,
         server_version: "3.7.3".to_owned(),
+        data_format: 2,
         peer_urls: Vec::new(),
     };
     let outside = NetworkEnv {
@@ -362,5 +373,51 @@ async fn another_data_directory_of_a_member_is_refused() {
         (A, 1, Ok(A)),
     ] {
         assert_eq!(admit(from, incarnation), expected, "{from} {incarnation}");
+    }
+}
+
+/// A program of before users says of no format that it knows it.
+#[tokio::test]
+async fn a_call_of_a_program_that_does_not_know_the_data_is_refused() {
+    let member = |member, data_format| Local {
+        member,
+        cluster: CLUSTER,
+        incarnation: 1,
+        server_version: "3.7.3".to_owned(),
+        data_format,
+        peer_urls: Vec::new(),
+    };
+    let outside = NetworkEnv {
+        clock: Arc::new(SystemClock::new()),
+        rng: Arc::new(SystemRng),
+        metrics: Arc::new(Metrics::new(B, false)),
+    };
+    let options = NetworkOptions::new("incoming".into());
+    let here = Context::new(member(B, 2), outside, options);
+    let inbound = Arc::new(Recorder::default());
+    here.attach(Some(inbound.clone()));
+    let mut of_before = tonic::metadata::MetadataMap::new();
+    identity::stamp(&mut of_before, &member(A, 2), B);
+    of_before.remove("etched-data-format");
+    let mut older = of_before.clone();
+    older.insert("etched-data-format", "1".parse().expect("is text"));
+    let mut known = of_before.clone();
+    identity::stamp(&mut known, &member(A, 2), B);
+    for (needed, metadata, is_admitted) in [
+        (0, &of_before, true),
+        (0, &older, true),
+        (2, &of_before, false),
+        (2, &older, false),
+        (2, &known, true),
+    ] {
+        inbound.needed_format.store(needed, Ordering::SeqCst);
+        let admitted = here
+            .admit(metadata)
+            .map_err(|status| identity::recognise(&status));
+        let expected = match is_admitted {
+            true => Ok(A),
+            false => Err(Some(identity::RefusalKind::Mismatch)),
+        };
+        assert_eq!(admitted, expected, "{needed} {metadata:?}");
     }
 }

@@ -162,6 +162,7 @@ async fn send_parts(b: &Site, parts: Vec<Part>) -> Result<(), tonic::Status> {
         cluster: CLUSTER,
         incarnation: 1,
         server_version: "3.7.3".to_owned(),
+        data_format: 2,
         peer_urls: Vec::new(),
     };
     identity::stamp(request.metadata_mut(), &local, B);
