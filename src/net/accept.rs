@@ -182,6 +182,7 @@ pub async fn serve<S: Service>(
 ) {
     let options = Arc::new(options);
     let service = Arc::new(service);
+    let protocols = Arc::new(protocols(&options));
     let mut connections = JoinSet::new();
     // Over when a refusal may be logged again.
     let mut quiet: Option<Pin<Box<Sleep>>> = None;
@@ -211,8 +212,14 @@ pub async fn serve<S: Service>(
                     unread: options.unread.connection(),
                     place,
                 };
-                let (options, service) = (options.clone(), service.clone());
-                connections.spawn(connection(arrived, options, service, stop.clone()));
+                let serving = connection(
+                    arrived,
+                    options.clone(),
+                    protocols.clone(),
+                    service.clone(),
+                    stop.clone(),
+                );
+                connections.spawn(serving);
             }
             Err(error) => {
                 // Out of descriptors, most likely: others may become free.
@@ -262,6 +269,7 @@ struct Arrived {
 async fn connection<S: Service>(
     arrived: Arrived,
     options: Arc<Options>,
+    protocols: Arc<Protocols>,
     service: Arc<impl Fn(Client) -> S>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -290,7 +298,7 @@ async fn connection<S: Service>(
     let refused = match &options.security {
         Security::Plain | Security::Either(_) if !is_tls => {
             let service = service(client(None));
-            return guarded(stream, unread, &options, service, stop).await;
+            return guarded(stream, unread, &options, &protocols, service, stop).await;
         }
         Security::Tls(tls) | Security::Either(tls) if is_tls => {
             let secured = tokio::select! {
@@ -300,7 +308,7 @@ async fn connection<S: Service>(
             match secured {
                 Ok((stream, session)) => {
                     let service = service(client(Some(session)));
-                    return guarded(stream, unread, &options, service, stop).await;
+                    return guarded(stream, unread, &options, &protocols, service, stop).await;
                 }
                 Err(refused) => refused,
             }
@@ -339,6 +347,7 @@ fn guarded<'a, I, S>(
     io: I,
     unread: Arc<unread::Connection>,
     options: &'a Options,
+    protocols: &'a Protocols,
     service: S,
     stop: watch::Receiver<bool>,
 ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>
@@ -349,17 +358,16 @@ where
     match options.guard.clone() {
         Some(guard) => {
             let guarded = Box::new(Guarded::new(io, guard, unread));
-            Box::pin(http(guarded, options, service, stop))
+            Box::pin(http(guarded, options, protocols, service, stop))
         }
-        None => Box::pin(http(Box::new(io), options, service, stop)),
+        None => Box::pin(http(Box::new(io), options, protocols, service, stop)),
     }
 }
 
-async fn http<I, S>(io: Box<I>, options: &Options, service: S, mut stop: watch::Receiver<bool>)
-where
-    I: AsyncRead + AsyncWrite + Unpin + 'static,
-    S: Service,
-{
+/// What makes a connection of HTTP, in every version that a listener has.
+type Protocols = auto::Builder<TokioExecutor>;
+
+fn protocols(options: &Options) -> Protocols {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder = match options.versions {
         Versions::Both => builder,
@@ -372,12 +380,25 @@ where
         .max_buf_size(HTTP1_BUFFER_BYTES)
         .header_read_timeout(options.head_limit);
     options.http2.apply(builder.http2());
+    builder
+}
+
+async fn http<I, S>(
+    io: Box<I>,
+    options: &Options,
+    protocols: &Protocols,
+    service: S,
+    mut stop: watch::Receiver<bool>,
+) where
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: Service,
+{
     let waiting = Arc::new(AtomicUsize::new(0));
     let service = Counting {
         service,
         waiting: waiting.clone(),
     };
-    let connection = builder.serve_connection(TokioIo::new(io), service);
+    let connection = protocols.serve_connection(TokioIo::new(io), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

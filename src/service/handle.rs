@@ -1,6 +1,7 @@
 //! A member as its services use it: their shared state, requests to the leader, and leadership.
 //! `propose` and `read` hold the two ways to its data.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,14 +22,18 @@ use crate::state::auth::AuthView;
 use crate::transport::Network;
 use crate::types::MemberId;
 
-/// A member, as its services see it; cheap to clone.
+/// A member, as its services see it; cheap to clone, and as small as a pointer: many of them stand
+/// in what a connection or a call holds.
 #[derive(Clone)]
-pub struct Handle {
+pub struct Handle(Arc<Parts>);
+
+/// What a [`Handle`] points to.
+pub struct Parts {
     pub(super) shared: Arc<Shared>,
     inbox: Arc<Inbox>,
     pub(super) network: Arc<dyn Network>,
     pub(super) settings: ServiceSettings,
-    next_request_id: Arc<AtomicU64>,
+    next_request_id: AtomicU64,
     /// Permits for proposals in flight, in KiB.
     pub(super) room_kib: Arc<Semaphore>,
     /// One flush at a time checks whether the quota is really exhausted.
@@ -36,6 +41,14 @@ pub struct Handle {
     hashing: Arc<Semaphore>,
     backing_up: Arc<Semaphore>,
     passwords: Passwords,
+}
+
+impl Deref for Handle {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
 }
 
 /// Concurrent hashes: each reads the whole history.
@@ -60,18 +73,18 @@ impl Handle {
             shared.clock.clone(),
             shared.executor.clone(),
         );
-        Self {
+        Self(Arc::new(Parts {
             shared,
             inbox,
             network,
             settings,
-            next_request_id: Arc::new(AtomicU64::new(first_id)),
+            next_request_id: AtomicU64::new(first_id),
             room_kib: Arc::new(Semaphore::new(max_proposed_kib as usize)),
             quota_flush: Arc::default(),
             hashing: Arc::new(Semaphore::new(MAX_HASHES)),
             backing_up: Arc::new(Semaphore::new(MAX_BACKUPS)),
             passwords,
-        }
+        }))
     }
 
     pub fn shared(&self) -> &Arc<Shared> {
