@@ -14,7 +14,7 @@
 //! | 6 | `service` |
 //! | 7 | `jobs`, `api`, `http` |
 //! | 8 | `server` |
-//! | 9 | `sim`, `fuzz` and `bench`, which no release holds |
+//! | 9 | `offline`; `sim`, `fuzz` and `bench`, which no release holds |
 //! | 10 | `program` |
 //!
 //! `program` is what the programs call, and all that a release shows of the crate.
@@ -39,6 +39,7 @@ pub(crate) mod metrics;
 pub(crate) mod mvcc;
 pub(crate) mod net;
 pub(crate) mod notices;
+pub(crate) mod offline;
 pub(crate) mod probe;
 pub mod program;
 pub(crate) mod proto;

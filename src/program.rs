@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::config::{self, Command, Exit, Restore, Surroundings};
 use crate::env::SystemClock;
+use crate::offline;
 use crate::server::{self, from_snapshot, logging, run::Stopped};
 
 /// Runs seeds of the simulator and says what came of them.
@@ -37,6 +38,7 @@ pub fn run(give_back: GiveBack) -> ExitCode {
             return logging::exit(&Exit::printed(config::version(), ""));
         }
         Some(Ok(Command::Restore(command))) => return restore(command),
+        Some(Ok(Command::Offline(command))) => return offline::run(&command),
         Some(Err(exit)) => return logging::exit(&exit),
         None => {}
     }

@@ -267,13 +267,13 @@ fn write_if_full(engine: &dyn Engine, batch: &mut Batch) -> Result<(), Error> {
     Ok(())
 }
 
-fn damaged(bucket: &[u8], key: &[u8]) -> Error {
+pub(super) fn damaged(bucket: &[u8], key: &[u8]) -> Error {
     Error::Record {
         bucket: text(bucket),
         key: key.to_vec(),
     }
 }
 
-fn text(bucket: &[u8]) -> String {
+pub(super) fn text(bucket: &[u8]) -> String {
     String::from_utf8_lossy(bucket).into_owned()
 }

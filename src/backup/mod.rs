@@ -5,13 +5,15 @@
 //! - `sort` brings records into the order of revisions, which etcd keeps them in and etched does
 //!   not;
 //! - `export` makes a file of one consistent view of a state;
-//! - `import` makes a state of a file.
+//! - `import` makes a state of a file;
+//! - `status` says what is in a file.
 
 pub mod bbolt;
 mod etcd;
 pub mod export;
 pub mod import;
 mod sort;
+pub mod status;
 
 use std::io;
 

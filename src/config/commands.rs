@@ -12,6 +12,7 @@ use clap::{Arg, ArgAction, ArgMatches};
 use super::exit::Exit;
 use super::help;
 use super::log::LogFormat;
+use super::offline::{self, Offline};
 
 /// What a command line asks for instead of a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub enum Command {
     /// Print the versions.
     Version,
     Restore(Restore),
+    /// Look at, or work on, what a stopped member left.
+    Offline(Offline),
 }
 
 /// Make a new member from a snapshot.
@@ -113,7 +116,7 @@ impl Restore {
 }
 
 fn program() -> clap::Command {
-    clap::Command::new("etched")
+    let program = clap::Command::new("etched")
         .about("A server that speaks the etcd v3 API.")
         .override_usage("etched [FLAGS]\n       etched <COMMAND>")
         .after_help(format!(
@@ -121,7 +124,8 @@ fn program() -> clap::Command {
             help::NOT_THERE
         ))
         .subcommand_required(true)
-        .subcommand(restore_command())
+        .subcommand(restore_command());
+    offline::add(program)
         .subcommand(clap::Command::new("version").about("Print the versions and exit"))
 }
 
@@ -145,8 +149,12 @@ pub fn command(args: &[OsString]) -> Option<Result<Command, Box<Exit>>> {
     Some(match program().try_get_matches_from(args) {
         Ok(matches) => match matches.subcommand() {
             Some(("restore", matches)) => Ok(Command::Restore(Restore::of(matches))),
-            // clap let nothing else pass.
-            _ => Ok(Command::Version),
+            Some((name, matches)) => Ok(match Offline::of(name, matches) {
+                Some(offline) => Command::Offline(offline),
+                // clap let nothing else pass.
+                None => Command::Version,
+            }),
+            None => Ok(Command::Version),
         },
         Err(error) => Err(exit(&error)),
     })

@@ -19,6 +19,7 @@ pub mod range;
 pub mod read;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod verify;
 pub mod write;
 
 use bytes::Bytes;

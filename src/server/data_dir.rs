@@ -12,6 +12,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::FlockOperation;
+
 use super::member_dir::{Error, MemberDir};
 use crate::storage::raft_log::{Files, LOCK_NAME, Prepare, RealFiles, ZeroFiller};
 use crate::storage::rocks::{EngineLimits, RocksEngine};
@@ -24,8 +26,8 @@ pub struct DataDir {
     wal: PathBuf,
     /// What an engine in it may take.
     budget: EngineLimits,
-    _lock: File,
-    _wal_lock: Option<File>,
+    read_only: bool,
+    _locks: Vec<File>,
 }
 
 impl DataDir {
@@ -48,16 +50,38 @@ impl DataDir {
         for path in [&member, data_dir, &wal] {
             sync_with_parent(path)?;
         }
-        let wal_lock = match wal_dir {
-            Some(wal) => Some(lock_dir(wal)?),
-            None => None,
-        };
+        let mut locks = vec![lock];
+        if let Some(wal) = wal_dir {
+            locks.push(lock_dir(wal)?);
+        }
         Ok(Self {
             member,
             wal,
             budget,
-            _lock: lock,
-            _wal_lock: wal_lock,
+            read_only: false,
+            _locks: locks,
+        })
+    }
+
+    /// Opens the directory of a stopped member to read it: nothing in it is changed or made, and
+    /// its log can only be read. A member cannot start meanwhile.
+    pub fn open_read_only(
+        data_dir: &Path,
+        wal_dir: Option<&Path>,
+        budget: EngineLimits,
+    ) -> Result<Self, Error> {
+        let member = data_dir.join("member");
+        let mut locks = Vec::new();
+        for dir in std::iter::once(member.as_path()).chain(wal_dir) {
+            std::fs::read_dir(dir).map_err(Error::io("read", dir))?;
+            locks.extend(lock_to_read(dir)?);
+        }
+        Ok(Self {
+            wal: wal_dir.map_or_else(|| member.join("wal"), Path::to_owned),
+            member,
+            budget,
+            read_only: true,
+            _locks: locks,
         })
     }
 }
@@ -135,7 +159,10 @@ impl MemberDir for DataDir {
     }
 
     fn log_files(&self) -> Result<Arc<dyn Files>, Error> {
-        let files = RealFiles::new(&self.wal).map_err(Error::io("open", &self.wal))?;
+        let files = match self.read_only {
+            true => RealFiles::read_only(&self.wal),
+            false => RealFiles::new(&self.wal).map_err(Error::io("open", &self.wal))?,
+        };
         Ok(Arc::new(files))
     }
 
@@ -158,11 +185,24 @@ fn lock_dir(dir: &Path) -> Result<File, Error> {
         .mode(0o600)
         .open(&path)
         .map_err(Error::io("open", &path))?;
-    let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-    match rustix::fs::flock(&lock, exclusive) {
+    lock_file(dir, lock, FlockOperation::NonBlockingLockExclusive)
+}
+
+/// Keeps members out of a directory; none where none was ever in it.
+fn lock_to_read(dir: &Path) -> Result<Option<File>, Error> {
+    let path = dir.join(LOCK_NAME);
+    match File::open(&path) {
+        Ok(lock) => lock_file(dir, lock, FlockOperation::NonBlockingLockShared).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("open", &path)(error)),
+    }
+}
+
+fn lock_file(dir: &Path, lock: File, operation: FlockOperation) -> Result<File, Error> {
+    match rustix::fs::flock(&lock, operation) {
         Ok(()) => Ok(lock),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::InUse(dir.to_owned())),
-        Err(error) => Err(Error::io("lock", &path)(error.into())),
+        Err(error) => Err(Error::io("lock", &dir.join(LOCK_NAME))(error.into())),
     }
 }
 

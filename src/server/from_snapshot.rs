@@ -45,7 +45,12 @@ pub fn restore(order: &Order<'_>, say: &mut dyn FnMut(&str)) -> Result<Imported,
     let of_snapshot = |error: &dyn std::fmt::Display| {
         Error::Refused(format!("snapshot {}: {error}", order.snapshot.display()))
     };
-    check_hash(order, say).map_err(|error| of_snapshot(&error))?;
+    let stated = check_hash(order.snapshot, order.skip_hash_check, order.clock, say);
+    match stated.map_err(|error| of_snapshot(&error))? {
+        Stated::Same => {}
+        Stated::Nothing if order.skip_hash_check => {}
+        Stated::Nothing => return Err(of_snapshot(&HashError::Missing)),
+    }
     let file = bbolt::read::File::open(order.snapshot).map_err(|error| of_snapshot(&error))?;
     let cluster = order.config.listed_cluster();
     let new = cluster.and_then(|cluster| {
@@ -141,7 +146,7 @@ fn put_in_place(staging: &Path, target: &Path) -> Result<(), Error> {
 
 /// Why a snapshot is not what was saved.
 #[derive(Debug, thiserror::Error)]
-enum HashError {
+pub enum HashError {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error(
@@ -152,23 +157,30 @@ enum HashError {
     Different { found: String, expected: String },
 }
 
+/// What the hash behind a file says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stated {
+    Same,
+    /// There is none, or it was not compared.
+    Nothing,
+}
+
 /// Compares the file with the hash that stands behind it.
-fn check_hash(order: &Order<'_>, say: &mut dyn FnMut(&str)) -> Result<(), HashError> {
-    let mut file = File::open(order.snapshot)?;
+pub fn check_hash(
+    snapshot: &Path,
+    skip: bool,
+    clock: &dyn Clock,
+    say: &mut dyn FnMut(&str),
+) -> Result<Stated, HashError> {
+    let mut file = File::open(snapshot)?;
     let len = file.metadata()?.len();
-    if len % UNIT_BYTES != HASH_BYTES {
-        return match order.skip_hash_check {
-            true => Ok(()),
-            false => Err(HashError::Missing),
-        };
-    }
-    if order.skip_hash_check {
-        return Ok(());
+    if skip || len % UNIT_BYTES != HASH_BYTES {
+        return Ok(Stated::Nothing);
     }
     let mut hash = digest::Context::new(&digest::SHA256);
     let mut left = len - HASH_BYTES;
     let mut buffer = vec![0; 1 << 20];
-    let mut pace = Pace::new(order.clock);
+    let mut pace = Pace::new(clock);
     while left > 0 {
         let most = left.min(buffer.len() as u64) as usize;
         file.read_exact(&mut buffer[..most])?;
@@ -186,7 +198,7 @@ fn check_hash(order: &Order<'_>, say: &mut dyn FnMut(&str)) -> Result<(), HashEr
     file.read_exact(&mut saved)?;
     let found = hash.finish();
     match found.as_ref() == saved {
-        true => Ok(()),
+        true => Ok(Stated::Same),
         false => Err(HashError::Different {
             found: hex(found.as_ref()),
             expected: hex(&saved),

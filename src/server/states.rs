@@ -72,6 +72,22 @@ pub fn open(dir: &dyn MemberDir, reset_to: u64) -> Result<Arc<dyn Engine>, Error
     Ok(engine)
 }
 
+/// The same for reading, and the name of its directory: nothing is changed.
+pub fn open_read_only(
+    dir: &dyn MemberDir,
+    reset_to: u64,
+) -> Result<(String, Arc<dyn Engine>), Error> {
+    let open = |name: &str| dir.open_read_only(&dir.path(name));
+    let name = dir.current_state()?;
+    let engine = open(&name)?;
+    let received = received_name(reset_to);
+    if entry_id_of(engine.latest())?.index < reset_to && dir.exists(&received) {
+        let engine = open(&received)?;
+        return Ok((received, engine));
+    }
+    Ok((name, engine))
+}
+
 /// Removes all directories of states but that in use, once it is known to be this member's.
 pub fn remove_unused(dir: &dyn MemberDir) -> Result<(), Error> {
     let in_use = dir.current_state()?;

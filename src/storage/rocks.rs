@@ -83,6 +83,13 @@ impl RocksEngine {
 
     /// Opens files that nobody writes to, such as a checkpoint's, to read them.
     pub fn open_read_only(dir: &Path) -> Result<Self> {
+        // RocksDB would make the directory of a database that is not there.
+        if !dir.join("CURRENT").is_file() {
+            return Err(Error::Open(format!(
+                "there is no state in {}: it has no file CURRENT; restore this member from a backup or from the other members",
+                dir.display()
+            )));
+        }
         let families = Family::ALL.map(Family::name);
         let db = DB::open_cf_for_read_only(&Options::default(), dir, families, false)
             .map_err(|error| open_error(dir, &error))?;

@@ -119,10 +119,17 @@ const MODULES: &[Module] = &[
             "storage",
         ],
     ),
+    module(
+        "offline",
+        9,
+        &[
+            "server", "backup", "state", "mvcc", "raft", "storage", "config",
+        ],
+    ),
     // Its files are tests, which may name all that is below.
     module("fuzz", 9, &[]),
     module("bench", 9, &["watch", "state", "mvcc", "storage"]),
-    module("program", 10, &["sim", "server", "config"]),
+    module("program", 10, &["sim", "offline", "server", "config"]),
 ];
 
 fn find(name: &str) -> Option<&'static Module> {

@@ -67,6 +67,23 @@ impl File {
         Ok(Self { file, meta })
     }
 
+    /// How long the file is, without what stands behind its last page.
+    pub fn bytes(&self) -> u64 {
+        self.meta.pages * u64::from(self.meta.page_bytes)
+    }
+
+    /// The names of the buckets at the top.
+    pub fn buckets(&self) -> Result<Vec<Vec<u8>>, Error> {
+        let mut names = Vec::new();
+        self.walk::<Error>(Root::Page(self.meta.root), &mut |flags, key, _| {
+            if flags & BUCKET != 0 {
+                names.push(key.to_vec());
+            }
+            Ok(())
+        })?;
+        Ok(names)
+    }
+
     /// Visits the pairs of a bucket at the top; false where there is no such bucket.
     pub fn each<E: From<Error>>(&self, bucket: &[u8], visit: &mut Visit<'_, E>) -> Result<bool, E> {
         let mut found = None;

@@ -50,6 +50,7 @@ pub trait OpenFile: Send + Sync {
 #[derive(Debug, Clone)]
 pub struct RealFiles {
     directory: PathBuf,
+    writable: bool,
 }
 
 impl RealFiles {
@@ -72,7 +73,26 @@ impl RealFiles {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
             Err(error) => return Err(error),
         }
-        Ok(Self { directory })
+        Ok(Self {
+            directory,
+            writable: true,
+        })
+    }
+
+    /// Uses `directory` as it is: files are opened to be read, and everything else fails.
+    #[must_use]
+    pub fn read_only(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+            writable: false,
+        }
+    }
+
+    fn check_writable(&self) -> io::Result<()> {
+        match self.writable {
+            true => Ok(()),
+            false => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+        }
     }
 }
 
@@ -87,6 +107,7 @@ impl Files for RealFiles {
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn OpenFile>> {
+        self.check_writable()?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -100,12 +121,13 @@ impl Files for RealFiles {
     fn open(&self, name: &str) -> io::Result<Arc<dyn OpenFile>> {
         let file = OpenOptions::new()
             .read(true)
-            .write(true)
+            .write(self.writable)
             .open(self.directory.join(name))?;
         Ok(Arc::new(RealFile(file)))
     }
 
     fn unlink(&self, name: &str) -> io::Result<()> {
+        self.check_writable()?;
         fs::remove_file(self.directory.join(name))
     }
 

@@ -149,6 +149,23 @@ impl RaftLog {
         Ok((log, recovered))
     }
 
+    /// Reads the log of a directory as it is; nothing on disk is changed, whatever is found. What
+    /// a crash interrupted is left out, as `open` would cut it off.
+    ///
+    /// # Errors
+    /// As [`RaftLog::open`].
+    pub fn inspect(files: Arc<dyn Files>, options: &Options) -> Result<(Reader, Recovered), Error> {
+        let found = recovery::inspect(&*files, options)?;
+        let recovered = Recovered {
+            hard_state: found.hard_state,
+            compacted: found.index.entry_id,
+            last_index: found.index.last,
+            torn_tail: found.torn_tail,
+        };
+        let shared = Arc::new(Shared::new(files, options.owner(), found.index));
+        Ok((Reader { shared }, recovered))
+    }
+
     /// From now on segments are made ahead by `prepare`.
     #[must_use]
     pub fn with_prepare(mut self, prepare: Box<dyn Prepare>) -> Self {

@@ -51,25 +51,53 @@ struct Mending {
     torn_tail: Option<TornTail>,
 }
 
-/// Opens the log that `files` holds.
-pub(super) fn recover(shared_files: &Arc<dyn Files>, options: &Options) -> Result<Recovery, Error> {
-    let files = &**shared_files;
+/// What reading found of a log that can be used.
+struct Examined {
+    found: Vec<Found>,
+    /// How many of them were begun; at least one.
+    begun: usize,
+    stop: Stop,
+    mending: Mending,
+    record: Option<Record>,
+    last_frame: Option<Place>,
+    index: Index,
+    hard_state: Option<Vec<u8>>,
+}
+
+/// A log that is only read.
+pub(super) struct Inspected {
+    pub index: Index,
+    pub hard_state: Option<Vec<u8>>,
+    pub torn_tail: Option<TornTail>,
+}
+
+/// Reads the log that `files` holds; nothing is written.
+pub(super) fn inspect(files: &dyn Files, options: &Options) -> Result<Inspected, Error> {
+    let examined = examine(files, options)?;
+    Ok(Inspected {
+        index: examined.index,
+        hard_state: examined.hard_state,
+        torn_tail: examined.mending.torn_tail,
+    })
+}
+
+fn examine(files: &dyn Files, options: &Options) -> Result<Examined, Error> {
     let owner = options.owner();
     let found = survey(files, owner)?;
     let record = synced::read(files, owner)?;
     let mut replay = Replay::new(files);
-    let mut begun: Option<(&Found, Stop)> = None;
+    let mut last_begun: Option<(&Found, Stop)> = None;
     for segment in &found {
         let Some(header) = segment.header() else {
             break;
         };
-        match &begun {
+        match &last_begun {
             None => replay.start(&header),
             Some((before, stop)) => replay.check_seam(before, stop, segment, &header)?,
         }
-        begun = Some((segment, replay.segment(segment)?));
+        last_begun = Some((segment, replay.segment(segment)?));
     }
-    let Some((last, stop)) = begun else {
+    let Some((last, stop)) = last_begun else {
         return Err(no_log(files, &found, record));
     };
     let (begun, spare): (Vec<&Found>, Vec<&Found>) = found
@@ -81,21 +109,45 @@ pub(super) fn recover(shared_files: &Arc<dyn Files>, options: &Options) -> Resul
     if mending.torn_tail.is_some() {
         probe::reached(CoveragePoint::TailTorn);
     }
-
-    let rewrite = replay
-        .last_frame
-        .filter(|place| place.sequence == last.sequence);
-    mend(files, last, &mending, rewrite, options.sync)?;
     let Replay {
         mut index,
         hard_state,
+        last_frame,
         ..
     } = replay;
-    for segment in begun {
+    for segment in &begun {
         index
             .segments
             .insert(segment.sequence, Arc::clone(&segment.file));
     }
+    Ok(Examined {
+        begun: begun.len(),
+        stop,
+        mending,
+        record,
+        last_frame,
+        index,
+        hard_state,
+        found,
+    })
+}
+
+/// Opens the log that `files` holds.
+pub(super) fn recover(shared_files: &Arc<dyn Files>, options: &Options) -> Result<Recovery, Error> {
+    let files = &**shared_files;
+    let Examined {
+        found,
+        begun,
+        stop,
+        mending,
+        record,
+        last_frame,
+        index,
+        hard_state,
+    } = examine(files, options)?;
+    let last = &found[begun - 1];
+    let rewrite = last_frame.filter(|place| place.sequence == last.sequence);
+    mend(files, last, &mending, rewrite, options.sync)?;
     let active = Active {
         sequence: last.sequence,
         file: Arc::clone(&last.file),
@@ -107,6 +159,7 @@ pub(super) fn recover(shared_files: &Arc<dyn Files>, options: &Options) -> Resul
             term: index.term(index.last).unwrap_or_default(),
         },
     };
+    let owner = options.owner();
     let synced = match record {
         Some(record) => Synced::open(Arc::clone(shared_files), owner, record)?,
         None => Synced::create(Arc::clone(shared_files), owner, Position::default())?,

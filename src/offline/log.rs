@@ -1,0 +1,81 @@
+//! The entries of a raft log, one line of JSON each.
+
+use std::io::{self, Write};
+use std::ops::RangeInclusive;
+
+use serde::Serialize;
+
+use super::check::PORTION_BYTES;
+use super::dir;
+use super::error::Result;
+use crate::config::Offline;
+use crate::proto::text;
+use crate::raft::{CommittedKind, ConfChange, ConfChangeType, output};
+use crate::server;
+use crate::state::machine;
+use crate::storage::raft_log::LogEntry;
+
+/// One line.
+#[derive(Serialize)]
+struct Line<'a> {
+    term: u64,
+    index: u64,
+    /// `empty`, `request`, the change of a member, or `damaged`.
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    request: String,
+}
+
+pub fn print(command: &Offline, indexes: RangeInclusive<u64>, out: &mut dyn Write) -> Result<()> {
+    let (log, _) = dir::open(command)?.log()?;
+    let mut next = log.first_index().max(*indexes.start());
+    let end = log.last_index().min(*indexes.end()).saturating_add(1);
+    while next < end {
+        let entries = log
+            .read(next, end, PORTION_BYTES)
+            .map_err(server::Error::from)?;
+        let Some(last) = entries.last() else {
+            break;
+        };
+        next = last.index + 1;
+        for entry in &entries {
+            line(entry, out)?;
+        }
+    }
+    Ok(())
+}
+
+fn line(entry: &LogEntry, out: &mut dyn Write) -> io::Result<()> {
+    let (kind, request) = match output::committed(entry).map(|committed| committed.kind) {
+        Some(CommittedKind::Empty) => ("empty", String::new()),
+        Some(CommittedKind::Request(bytes)) => match machine::decode_request(bytes) {
+            Ok(request) => ("request", text::entry(&request)),
+            Err(_) => ("damaged", String::new()),
+        },
+        Some(CommittedKind::ConfChange(change)) => (kind_of(&change), member(&change)),
+        None => ("damaged", String::new()),
+    };
+    let line = Line {
+        term: entry.term,
+        index: entry.index,
+        kind,
+        request,
+    };
+    serde_json::to_writer(&mut *out, &line)?;
+    writeln!(out)
+}
+
+/// raft's name.
+fn kind_of(change: &ConfChange) -> &'static str {
+    match ConfChangeType::from_i32(change.change_type) {
+        Some(ConfChangeType::AddNode) => "ConfChangeAddNode",
+        Some(ConfChangeType::RemoveNode) => "ConfChangeRemoveNode",
+        Some(ConfChangeType::AddLearnerNode) => "ConfChangeAddLearnerNode",
+        None => "damaged",
+    }
+}
+
+fn member(change: &ConfChange) -> String {
+    format!("member:{:x}", change.node_id)
+}
