@@ -26,6 +26,9 @@ func (k Kind) String() string {
 	if k == Etched {
 		return "etched"
 	}
+	if one, isOlder := older[k]; isOlder {
+		return one.name
+	}
 	return "etcd"
 }
 
@@ -35,9 +38,12 @@ var ErrNoEtched = errors.New("ETCHED_BIN does not name an etched binary: " +
 
 // tool builds (through Go's build cache) the tool of this module with the given
 // import path and answers the path of its executable.
-func tool(importPath string) (string, error) {
+func tool(importPath string) (string, error) { return toolOf(moduleDir(), importPath) }
+
+// toolOf is the same for the module in a directory.
+func toolOf(dir, importPath string) (string, error) {
 	command := exec.Command("go", "tool", "-n", importPath)
-	command.Dir = moduleDir()
+	command.Dir = dir
 	var stderr strings.Builder
 	command.Stderr = &stderr
 	out, err := command.Output()
@@ -72,6 +78,9 @@ func Binary(kind Kind) (string, error) {
 			return "", fmt.Errorf("%w (it is %q)", ErrNoEtched, path)
 		}
 		return filepath.Abs(path)
+	}
+	if one, isOlder := older[kind]; isOlder {
+		return one.binary()
 	}
 	if path := os.Getenv("ETCD_BIN"); path != "" {
 		return filepath.Abs(path)
