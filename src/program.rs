@@ -134,6 +134,11 @@ fn restore(command: Restore) -> ExitCode {
                 imported.revision,
                 loaded.config.data_dir.display()
             );
+            if command.bump_revision == 0 {
+                eprintln!(
+                    "no revisions were skipped; if the old cluster went on after the snapshot, make all members again with --bump-revision 1000000000 --mark-compacted before they start"
+                );
+            }
             ExitCode::SUCCESS
         }
         Err(error) => {

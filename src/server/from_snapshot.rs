@@ -100,11 +100,18 @@ fn check_unused(target: &Path) -> Result<(), Error> {
     match unused {
         true => Ok(()),
         false => Err(Error::Refused(format!(
-            "data-dir {:?} not empty or could not be read; move it away, or choose another --data-dir",
-            target.display().to_string()
+            "data-dir {:?} not empty or could not be read; move it away, or choose another --data-dir{}",
+            target.display().to_string(),
+            match target.join("member").is_dir() {
+                true => SKIP_IF_IT_WENT_ON,
+                false => "",
+            }
         ))),
     }
 }
+
+/// Of a cluster that was restored over: its clients have seen revisions of after the snapshot.
+const SKIP_IF_IT_WENT_ON: &str = "; clients that saw what this member wrote after the snapshot must not meet its revisions again: add --bump-revision 1000000000 --mark-compacted";
 
 /// Where the directory is made: on the same file system, so that it can be renamed.
 fn beside(target: &Path) -> Result<PathBuf, Error> {
