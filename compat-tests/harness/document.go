@@ -1,0 +1,128 @@
+package harness
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Document is one whose commands are tried as they are written there, in a
+// directory of the test; only what Replace says is written otherwise.
+type Document struct {
+	Dir     string
+	Replace *strings.Replacer
+	t       testing.TB
+	path    string
+	blocks  []string
+}
+
+var (
+	fenced   = regexp.MustCompile("(?ms)^ *```bash\n(.*?)^ *```$")
+	programs = regexp.MustCompile(`(?m)^ *(etched|etcd|etcdctl) `)
+)
+
+// ReadDocument reads the blocks of commands of a section of a document, which ends where
+// the next of its level begins. binaries are found by these names.
+func ReadDocument(t testing.TB, path, section string, binaries map[string]string) *Document {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(text), "\n"+section+"\n")
+	if !found {
+		t.Fatalf("%s has no section %q", path, section)
+	}
+	level, _, _ := strings.Cut(section, " ")
+	rest, _, _ = strings.Cut(rest, "\n"+level+" ")
+	d := &Document{t: t, Dir: t.TempDir(), path: t.TempDir(), Replace: strings.NewReplacer()}
+	for _, block := range fenced.FindAllStringSubmatch(rest, -1) {
+		d.blocks = append(d.blocks, block[1])
+	}
+	for name, program := range binaries {
+		if err := os.Symlink(program, filepath.Join(d.path, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return d
+}
+
+// Block is the only one that has this text.
+func (d *Document) Block(text string) string {
+	d.t.Helper()
+	var found []string
+	for _, block := range d.blocks {
+		if strings.Contains(block, text) {
+			found = append(found, block)
+		}
+	}
+	if len(found) != 1 {
+		d.t.Fatalf("%d blocks of commands have %q", len(found), text)
+	}
+	return found[0]
+}
+
+func (d *Document) command(commands string) *exec.Cmd {
+	command := exec.Command("bash", "-euo", "pipefail", "-c", d.Replace.Replace(commands))
+	command.Dir = d.Dir
+	command.Env = append(environment(), "PATH="+d.path+":"+os.Getenv("PATH"))
+	return command
+}
+
+// Run executes commands, and answers what they printed.
+func (d *Document) Run(commands string) string {
+	d.t.Helper()
+	output, err := d.command(commands).CombinedOutput()
+	if err != nil {
+		d.t.Fatalf("%v\n%s\n%s", err, commands, output)
+	}
+	return string(output)
+}
+
+// Start executes commands of which the last does not end, and answers what ends
+// it as an operator would; the end of the test does too.
+func (d *Document) Start(commands string) (stop func()) {
+	d.t.Helper()
+	log, err := os.CreateTemp(d.Dir, "log")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer log.Close()
+	// The program takes the shell's place, so that signals reach it.
+	command := d.command(programs.ReplaceAllString(commands, "exec $1 "))
+	command.Stdout, command.Stderr = log, log
+	started := &process{command: command, exited: make(chan struct{})}
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := startLocked(started); err != nil {
+		d.t.Fatal(err)
+	}
+	stopped := false
+	stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		// One that has ended is waited for all the same.
+		_ = command.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-started.exited:
+		case <-time.After(30 * time.Second):
+			_ = command.Process.Kill()
+			d.t.Errorf("does not end: %s", commands)
+			<-started.exited
+		}
+	}
+	d.t.Cleanup(func() {
+		stop()
+		if content, err := os.ReadFile(log.Name()); err == nil && d.t.Failed() {
+			lines := strings.Split(strings.TrimSpace(string(content)), "\n")
+			d.t.Logf("%s\n%s", commands, strings.Join(lines[max(0, len(lines)-3):], "\n"))
+		}
+	})
+	return stop
+}
