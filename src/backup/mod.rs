@@ -6,7 +6,8 @@
 //!   not;
 //! - `export` makes a file of one consistent view of a state;
 //! - `import` makes a state of a file;
-//! - `status` says what is in a file.
+//! - `status` says what is in a file;
+//! - `wal` knows the files of etcd's raft log, which stand beside such a file.
 
 pub mod bbolt;
 mod etcd;
@@ -14,6 +15,7 @@ pub mod export;
 pub mod import;
 mod sort;
 pub mod status;
+pub mod wal;
 
 use std::io;
 
