@@ -7,10 +7,12 @@
 //! - `export` makes a file of one consistent view of a state;
 //! - `import` makes a state of a file;
 //! - `status` says what is in a file;
+//! - `applied` says whose state a file is, and how far it is;
 //! - `wal` knows the files of etcd's raft log, which stand beside such a file.
 
+pub mod applied;
 pub mod bbolt;
-mod etcd;
+pub mod etcd;
 pub mod export;
 pub mod import;
 mod sort;

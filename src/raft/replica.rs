@@ -511,11 +511,18 @@ pub fn conf_state_of(
 
 /// A hard state in which everything up to `commit` is committed, without a vote.
 pub fn encode_hard_state(term: u64, commit: u64) -> Vec<u8> {
-    prost_11::Message::encode_to_vec(&HardState {
-        term,
-        commit,
-        ..Default::default()
-    })
+    encode_vote(term, 0, commit)
+}
+
+/// The same with a vote; 0 for none.
+pub fn encode_vote(term: u64, vote: u64, commit: u64) -> Vec<u8> {
+    prost_11::Message::encode_to_vec(&HardState { term, vote, commit })
+}
+
+/// The vote of a hard state; `None` if the bytes are invalid.
+pub fn decode_vote(bytes: &[u8]) -> Option<u64> {
+    let state: HardState = prost_11::Message::decode(bytes).ok()?;
+    Some(state.vote)
 }
 
 /// Term and commit index of a hard state; `None` if the bytes are invalid.

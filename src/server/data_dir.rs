@@ -5,6 +5,9 @@
 //! <data-dir>/member/wal/   the raft log (or --wal-dir, which then has a LOCK of its own)
 //! <data-dir>/member/       all else: see `member_dir`
 //! ```
+//!
+//! Where `member/` is an etcd's, which keeps it as it is, ours is `<data-dir>/etched/`, and below
+//! --wal-dir the log is in `etched/` too (see `from_etcd`).
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -15,6 +18,7 @@ use std::sync::Arc;
 use rustix::fs::FlockOperation;
 
 use super::member_dir::{Error, MemberDir};
+use crate::backup::wal::read::Wal;
 use crate::storage::raft_log::{Files, LOCK_NAME, Prepare, RealFiles, ZeroFiller};
 use crate::storage::rocks::{EngineLimits, RocksEngine};
 use crate::storage::{self, Engine};
@@ -37,16 +41,33 @@ impl DataDir {
         wal_dir: Option<&Path>,
         budget: EngineLimits,
     ) -> Result<Self, Error> {
-        let member = data_dir.join("member");
+        let beside = beside_etcd(data_dir);
+        if beside.is_dir() {
+            let wal_dir = wal_dir.map(beside_etcd);
+            return Self::open_at(&beside, wal_dir.as_deref(), budget);
+        }
+        let member = member_of_etcd(data_dir);
         make_dir(&member)?;
-        if member.join("snap").join("db").exists() {
+        if is_etcds(data_dir, wal_dir) {
             return Err(Error::Etcd(data_dir.to_owned()));
         }
+        Self::open_at(&member, wal_dir, budget)
+    }
+
+    /// The same with a member's own directory, and that of its log where it is not in there.
+    pub fn open_at(
+        member: &Path,
+        wal_dir: Option<&Path>,
+        budget: EngineLimits,
+    ) -> Result<Self, Error> {
+        let member = member.to_owned();
+        make_dir(&member)?;
         let lock = lock_dir(&member)?;
         let wal = wal_dir.map_or_else(|| member.join("wal"), Path::to_owned);
         make_dir(&wal)?;
         make_dir(&member.join("state"))?;
         // A power failure must not remove a directory whose contents were acknowledged.
+        let data_dir = member.parent().unwrap_or(&member);
         for path in [&member, data_dir, &wal] {
             sync_with_parent(path)?;
         }
@@ -173,6 +194,25 @@ impl MemberDir for DataDir {
         ))?;
         Ok(Some(Box::new(filler)))
     }
+}
+
+/// Where an etcd has its files; ours, unless an etcd was there first.
+pub fn member_of_etcd(data_dir: &Path) -> PathBuf {
+    data_dir.join("member")
+}
+
+/// Where ours are beside those of an etcd, in the data directory or in that of the log.
+pub fn beside_etcd(dir: &Path) -> PathBuf {
+    dir.join("etched")
+}
+
+/// True where an etcd left its data.
+pub fn is_etcds(data_dir: &Path, wal_dir: Option<&Path>) -> bool {
+    let member = member_of_etcd(data_dir);
+    let wal = wal_dir.map_or_else(|| member.join("wal"), Path::to_owned);
+    // One with a hole is an etcd's as well.
+    let has_log = !matches!(Wal::find(&wal), Ok(None));
+    member.join("snap").join("db").exists() || has_log
 }
 
 /// Locks a directory while the file is open.

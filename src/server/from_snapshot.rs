@@ -123,7 +123,7 @@ fn beside(target: &Path) -> Result<PathBuf, Error> {
     Ok(target.with_file_name(name))
 }
 
-fn remove(path: &Path) -> Result<(), Error> {
+pub(super) fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::Os {
             what: "remove what an earlier attempt left",
@@ -133,7 +133,7 @@ fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn put_in_place(staging: &Path, target: &Path) -> Result<(), Error> {
+pub(super) fn put_in_place(staging: &Path, target: &Path) -> Result<(), Error> {
     let failed = |error| Error::Os {
         what: "rename the new data directory into its place",
         error,
@@ -239,20 +239,20 @@ impl<'a> Pace<'a> {
     }
 }
 
-struct Reporter<'a> {
+pub(super) struct Reporter<'a> {
     pace: Pace<'a>,
     say: &'a mut dyn FnMut(&str),
 }
 
 impl<'a> Reporter<'a> {
-    fn new(clock: &'a dyn Clock, say: &'a mut dyn FnMut(&str)) -> Self {
+    pub fn new(clock: &'a dyn Clock, say: &'a mut dyn FnMut(&str)) -> Self {
         Self {
             pace: Pace::new(clock),
             say,
         }
     }
 
-    fn report(&mut self, progress: Progress) {
+    pub fn report(&mut self, progress: Progress) {
         let (Progress::Read(count) | Progress::Written { records: count, .. }) = progress;
         // The clock is asked now and then.
         if count % 1024 != 0 || !self.pace.is_due() {

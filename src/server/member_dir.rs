@@ -36,7 +36,7 @@ pub enum Error {
     Newer { path: PathBuf, found: u64 },
     #[error("{} is damaged ({reason}); restore this member from a backup or from the other members", path.display())]
     Damaged { path: PathBuf, reason: String },
-    #[error("{} holds the data of an etcd, which etched cannot take over yet; choose another --data-dir", .0.display())]
+    #[error("{} holds the data of an etcd; start a member on it, which takes it over, or choose another --data-dir", .0.display())]
     Etcd(PathBuf),
 }
 

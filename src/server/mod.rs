@@ -6,6 +6,7 @@ pub mod data_dir;
 pub mod descriptors;
 pub mod discovery;
 mod expiry;
+pub mod from_etcd;
 pub mod from_snapshot;
 pub mod gate;
 pub mod leave;

@@ -39,7 +39,7 @@ pub struct RestoreOptions {
 }
 
 impl RestoreOptions {
-    fn log(&self, identity: Identity) -> raft_log::Options {
+    pub fn log(&self, identity: Identity) -> raft_log::Options {
         raft_log::Options {
             segment_bytes: self.segment_bytes,
             cluster_id: identity.cluster.0,

@@ -13,6 +13,7 @@ use super::bootstrap::network::RealNetwork;
 use super::data_dir::DataDir;
 use super::descriptors::{self, Descriptors};
 use super::expiry;
+use super::from_etcd;
 use super::gate::{ClientSecurity, ProtocolSwitch};
 use super::leave;
 use super::logging;
@@ -118,6 +119,7 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     }
     let mut sockets = bind_all(&config)?;
     let limits = bootstrap::store_limits(&config, descriptors.tables);
+    from_etcd::take_over(&config, limits, clock.as_ref())?;
     let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref(), limits)?;
     let dir: Arc<dyn MemberDir> = Arc::new(dir);
     let made = || MemberSecurity::of_made(&config, clock.as_ref());

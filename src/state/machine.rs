@@ -191,6 +191,14 @@ impl Machine {
         self.writer.commit(index, term)
     }
 
+    /// Remembers ids of members that were removed before this state began; written with what
+    /// `bootstrap` writes.
+    pub fn exclude_removed(&mut self, removed: &[MemberId]) {
+        for id in removed {
+            self.members.remove(*id, self.writer.batch());
+        }
+    }
+
     /// Removes all members but one: for a survivor of a lost quorum.
     pub fn force_sole_member(
         &mut self,
