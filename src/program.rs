@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::config::{self, Command, Exit, Restore, Surroundings};
+use crate::config::{self, Command, Exit, Export, Loaded, Restore, Surroundings};
 use crate::env::SystemClock;
 use crate::offline;
-use crate::server::{self, from_snapshot, logging, run::Stopped};
+use crate::server::{self, from_snapshot, logging, run::Stopped, to_etcd};
 
 /// Runs seeds of the simulator and says what came of them.
 #[cfg(any(test, feature = "simulation"))]
@@ -39,6 +39,7 @@ pub fn run(give_back: GiveBack) -> ExitCode {
         }
         Some(Ok(Command::Restore(command))) => return restore(command),
         Some(Ok(Command::Offline(command))) => return offline::run(&command),
+        Some(Ok(Command::Export(command))) => return export(command),
         Some(Err(exit)) => return logging::exit(&exit),
         None => {}
     }
@@ -99,8 +100,8 @@ pub fn run(give_back: GiveBack) -> ExitCode {
     }
 }
 
-/// Makes a new member from a snapshot; progress and the outcome go to stderr.
-fn restore(command: Restore) -> ExitCode {
+/// The configuration of the member that a command is about.
+fn load_member(flags: Vec<OsString>) -> Result<Loaded, Box<Exit>> {
     let around = Surroundings {
         // The flags of this command are all that counts.
         env: Vec::new(),
@@ -108,10 +109,38 @@ fn restore(command: Restore) -> ExitCode {
         default_host: &config::default_host,
         memory_bytes: &config::memory_bytes,
     };
-    let args: Vec<OsString> = std::iter::once("etched".into())
-        .chain(command.member)
-        .collect();
-    let loaded = match config::load(args, &around) {
+    let args: Vec<OsString> = std::iter::once("etched".into()).chain(flags).collect();
+    config::load(args, &around)
+}
+
+/// Makes an etcd's directory; the outcome goes to stderr.
+fn export(command: Export) -> ExitCode {
+    let loaded = match load_member(command.member) {
+        Ok(loaded) => loaded,
+        Err(exit) => return logging::exit(&exit),
+    };
+    match to_etcd::export(&loaded.config, &command.to) {
+        Ok(exported) => {
+            eprintln!(
+                "exported member {} at revision {} (entry {}, and {} entries behind it) into {}",
+                exported.member,
+                exported.revision,
+                exported.applied_index,
+                exported.last_index - exported.applied_index,
+                command.to.display()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("etched export: {error}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Makes a new member from a snapshot; progress and the outcome go to stderr.
+fn restore(command: Restore) -> ExitCode {
+    let loaded = match load_member(command.member) {
         Ok(loaded) => loaded,
         Err(exit) => return logging::exit(&exit),
     };

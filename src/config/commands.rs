@@ -22,6 +22,7 @@ pub enum Command {
     Restore(Restore),
     /// Look at, or work on, what a stopped member left.
     Offline(Offline),
+    Export(Export),
 }
 
 /// Make a new member from a snapshot.
@@ -33,6 +34,14 @@ pub struct Restore {
     pub bump_revision: i64,
     pub mark_compacted: bool,
     pub skip_hash_check: bool,
+}
+
+/// Make an etcd's directory of a stopped member's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    /// The member's flags, as a member takes them.
+    pub member: Vec<OsString>,
+    pub to: PathBuf,
 }
 
 /// The flags of `restore` that are those of the member that it makes.
@@ -85,6 +94,36 @@ fn restore_command() -> clap::Command {
         .arg(flag("skip-hash-check", "Take a file without a hash, or with another one"))
 }
 
+fn export_command() -> clap::Command {
+    let path = |name, place, help| {
+        let parser = clap::value_parser!(PathBuf);
+        Arg::new(name)
+            .value_name(place)
+            .value_parser(parser)
+            .help(help)
+    };
+    clap::Command::new("export")
+        .about("Make an etcd's data directory of a stopped member, which an etcd goes on with")
+        .arg(
+            path(
+                "dir",
+                "DIR",
+                "The member's --data-dir, which stays as it is",
+            )
+            .required(true),
+        )
+        .arg(
+            path(
+                "to",
+                "DIR",
+                "The new directory, which must not hold anything",
+            )
+            .long("to")
+            .required(true),
+        )
+        .arg(path("wal-dir", "DIR", "The member's --wal-dir, if it has one").long("wal-dir"))
+}
+
 fn flag(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name)
         .long(name)
@@ -115,6 +154,23 @@ impl Restore {
     }
 }
 
+impl Export {
+    fn of(matches: &ArgMatches) -> Self {
+        let path = |name: &str| matches.get_one::<PathBuf>(name);
+        let flag = |flag: &str, path: &PathBuf| {
+            let mut word = OsString::from(format!("--{flag}="));
+            word.push(path);
+            word
+        };
+        let data_dir = path("dir").map(|path| flag("data-dir", path));
+        let wal_dir = path("wal-dir").map(|path| flag("wal-dir", path));
+        Self {
+            member: data_dir.into_iter().chain(wal_dir).collect(),
+            to: path("to").cloned().unwrap_or_default(),
+        }
+    }
+}
+
 fn program() -> clap::Command {
     let program = clap::Command::new("etched")
         .about("A server that speaks the etcd v3 API.")
@@ -124,7 +180,8 @@ fn program() -> clap::Command {
             help::NOT_THERE
         ))
         .subcommand_required(true)
-        .subcommand(restore_command());
+        .subcommand(restore_command())
+        .subcommand(export_command());
     offline::add(program)
         .subcommand(clap::Command::new("version").about("Print the versions and exit"))
 }
@@ -149,6 +206,7 @@ pub fn command(args: &[OsString]) -> Option<Result<Command, Box<Exit>>> {
     Some(match program().try_get_matches_from(args) {
         Ok(matches) => match matches.subcommand() {
             Some(("restore", matches)) => Ok(Command::Restore(Restore::of(matches))),
+            Some(("export", matches)) => Ok(Command::Export(Export::of(matches))),
             Some((name, matches)) => Ok(match Offline::of(name, matches) {
                 Some(offline) => Command::Offline(offline),
                 // clap let nothing else pass.

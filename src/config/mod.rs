@@ -40,16 +40,14 @@ mod values;
 #[cfg(any(test, feature = "fuzzing"))]
 pub use auth::SIGN_METHODS;
 pub use auth::{AuthToken, INVALID_OPTIONS, JwtOptions, SignMethod, Signature};
-pub use commands::{Command, Restore, command};
+pub use commands::{Command, Export, Restore, command};
 pub use discovery::{Discovery, DiscoveryService, DnsDiscovery};
 pub use exit::Exit;
 pub use help::version;
 #[cfg(test)]
 pub use identity::Founder;
 pub use identity::{Bootstrap, InitialCluster, Resolve, member_id, same_peer_urls};
-#[cfg(any(test, feature = "fuzzing"))]
-pub use load::Loaded;
-pub use load::{load, os_reason};
+pub use load::{Loaded, load, os_reason};
 pub use log::{Level, LogConfig, LogFormat, LogOutput};
 pub use machine::{Surroundings, default_host, memory_bytes};
 pub use note::Note;

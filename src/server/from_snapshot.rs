@@ -92,7 +92,7 @@ pub fn restore(order: &Order<'_>, say: &mut dyn FnMut(&str)) -> Result<Imported,
 }
 
 /// Refuses a directory that holds anything.
-fn check_unused(target: &Path) -> Result<(), Error> {
+pub(super) fn check_unused(target: &Path) -> Result<(), Error> {
     let unused = match fs::read_dir(target) {
         Ok(mut entries) => entries.next().is_none(),
         Err(error) => error.kind() == io::ErrorKind::NotFound,
@@ -114,7 +114,7 @@ fn check_unused(target: &Path) -> Result<(), Error> {
 const SKIP_IF_IT_WENT_ON: &str = "; clients that saw what this member wrote after the snapshot must not meet its revisions again: add --bump-revision 1000000000 --mark-compacted";
 
 /// Where the directory is made: on the same file system, so that it can be renamed.
-fn beside(target: &Path) -> Result<PathBuf, Error> {
+pub(super) fn beside(target: &Path) -> Result<PathBuf, Error> {
     let name = target
         .file_name()
         .ok_or_else(|| Error::Refused(format!("{} cannot be a --data-dir", target.display())))?;

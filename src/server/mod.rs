@@ -20,6 +20,7 @@ pub mod run;
 mod security;
 pub mod signals;
 pub mod states;
+pub mod to_etcd;
 
 /// Why a member did not start, or stopped; one sentence that says what to do.
 #[derive(Debug, thiserror::Error)]

@@ -100,7 +100,7 @@ fn hard_state(recovered: &Recovered) -> Result<(u64, u64), Error> {
 }
 
 /// Applies all that the log holds, but changes of membership only up to `commit_index`.
-fn apply_log(
+pub(in crate::server) fn apply_log(
     machine: &mut Machine,
     log: &RaftLog,
     last_index: u64,
