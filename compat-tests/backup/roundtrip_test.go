@@ -290,6 +290,9 @@ func events(ctx context.Context, t *testing.T, client *clientv3.Client, from, to
 			t.Fatal(err)
 		}
 		for _, event := range answer.Events {
+			if event.Kv.ModRevision > to {
+				break
+			}
 			fmt.Fprintf(&text, "%v %s", event.Type, pair(event.Kv))
 			if event.PrevKv != nil {
 				text.WriteString("  was " + pair(event.PrevKv))

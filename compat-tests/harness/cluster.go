@@ -28,6 +28,8 @@ type ClusterOptions struct {
 	Members int
 	// Flags are added for every member of either kind.
 	Flags, EtchedFlags, EtcdFlags []string
+	// Binary is the program of all members; empty means that of the kind.
+	Binary string
 	// ParentDir holds fresh data directories; empty means the system's default.
 	ParentDir string
 	// Network, where set, is shared with another cluster, and with it the peer URLs
@@ -147,7 +149,7 @@ func memberName(node int) string { return fmt.Sprintf("m%d", node+1) }
 func (c *Cluster) prepare(node int, initial, state string) (*Member, error) {
 	options := Options{
 		Name: memberName(node), PeerURL: c.peerURL(node), InitialCluster: initial,
-		ParentDir: c.options.ParentDir, FileLimit: c.options.FileLimit, EtchedFlags: c.options.EtchedFlags, EtcdFlags: c.options.EtcdFlags,
+		Binary: c.options.Binary, ParentDir: c.options.ParentDir, FileLimit: c.options.FileLimit, EtchedFlags: c.options.EtchedFlags, EtcdFlags: c.options.EtcdFlags,
 		Flags: append([]string{"--initial-cluster-state=" + state}, c.options.Flags...), Encryption: c.options.Encryption,
 	}
 	if c.options.MemberFlags != nil {

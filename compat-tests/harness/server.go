@@ -32,6 +32,8 @@ type Options struct {
 	Name string
 	// Flags are added for either kind; EtchedFlags and EtcdFlags for one of them.
 	Flags, EtchedFlags, EtcdFlags []string
+	// Binary is the program to start; empty means that of the kind.
+	Binary string
 	// Env is added to the environment, from which every ETCD_* variable is removed.
 	Env []string
 	// DataDir is created where missing and never removed; empty means a fresh
@@ -101,6 +103,9 @@ func prepare(kind Kind, options Options) (*Server, error) {
 	binary, err := Binary(kind)
 	if err != nil {
 		return nil, err
+	}
+	if options.Binary != "" {
+		binary = options.Binary
 	}
 	root, err := os.MkdirTemp(options.ParentDir, "compat-"+kind.String()+"-")
 	if err != nil {
@@ -179,6 +184,20 @@ func (s *Server) Restart() error {
 	}
 	return nil
 }
+
+// Become has the ended process be one of another kind when it starts again, on
+// the same directory and ports.
+func (s *Server) Become(kind Kind) error {
+	if s.Running() {
+		return fmt.Errorf("%s still runs", s.kind)
+	}
+	binary, err := Binary(kind)
+	s.kind, s.binary = kind, binary
+	return err
+}
+
+// Use has the ended process start on another data directory the next time.
+func (s *Server) Use(dataDir string) { s.dataDir = dataDir }
 
 // Spawn starts the ended process again without waiting for it to be ready.
 func (s *Server) Spawn() error {

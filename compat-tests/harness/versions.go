@@ -30,3 +30,15 @@ func newOlderEtcd(name, importPath string) olderEtcd {
 		return toolOf(filepath.Join(moduleDir(), "versions", name), importPath)
 	})}
 }
+
+// EtcdOf answers the path of an etcd of a version: 3.5, 3.6, or 3.7, which is the
+// reference.
+func EtcdOf(version string) (string, error) {
+	switch version {
+	case "3.5":
+		return Binary(Etcd35)
+	case "3.6":
+		return Binary(Etcd36)
+	}
+	return Binary(Etcd)
+}
