@@ -3,6 +3,7 @@
 
 mod client;
 mod config;
+mod etcd_files;
 mod input;
 mod memory;
 mod peer;
@@ -141,5 +142,11 @@ pub const TARGETS: &[Target] = &[
         run: tls::files,
         seeds: tls::file_seeds,
         mutations: 50,
+    },
+    Target {
+        name: "etcd_files",
+        run: etcd_files::read,
+        seeds: etcd_files::seeds,
+        mutations: 300,
     },
 ];

@@ -181,7 +181,8 @@ tests!(
     token_keys,
     tls_hello,
     tls_certificate,
-    tls_files
+    tls_files,
+    etcd_files
 );
 
 #[test]

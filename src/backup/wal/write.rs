@@ -17,8 +17,13 @@ impl Encoder {
     pub fn new(metadata: &Metadata) -> Self {
         let mut encoder = Self::default();
         encoder.record(kind::CRC, Vec::new());
-        encoder.record(kind::METADATA, metadata.encode_to_vec());
+        encoder.metadata(metadata);
         encoder
+    }
+
+    /// Each segment says it once more.
+    pub fn metadata(&mut self, metadata: &Metadata) {
+        self.record(kind::METADATA, metadata.encode_to_vec());
     }
 
     pub fn entry(&mut self, entry: &Entry) {

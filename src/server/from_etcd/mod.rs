@@ -17,7 +17,7 @@
 //! members of a cluster stop at different entries, and one that lacks a few gets them from the
 //! others as it would from etcd.
 
-mod survey;
+pub mod survey;
 #[cfg(test)]
 mod tests;
 pub mod translate;

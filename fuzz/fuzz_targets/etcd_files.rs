@@ -1,0 +1,7 @@
+//! `etcd_files` of `src/fuzz/` under libFuzzer.
+#![no_main]
+
+#[global_allocator]
+static ALLOCATOR: etched::fuzz::Counting = etched::fuzz::Counting;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| etched::fuzz::run("etcd_files", data));
