@@ -235,7 +235,7 @@ func TestDirectoriesThatAreRefused(t *testing.T) {
 		name, says string
 		damage     func(dir string) error
 	}{
-		{"no log", "its raft log, member/wal, is missing", func(dir string) error {
+		{"no log", "its raft log is missing; give the --wal-dir that etcd had, if it had one", func(dir string) error {
 			return os.RemoveAll(filepath.Join(dir, "wal"))
 		}},
 		{"no state", "its state, member/snap/db, is missing", func(dir string) error {

@@ -72,7 +72,6 @@ fn segment(bytes: &[u8]) {
         return;
     };
     let mut encoder = Encoder::default();
-    let mut survey = Survey::default();
     for record in &found {
         match record {
             Record::Metadata(metadata) => encoder.metadata(metadata),
@@ -80,9 +79,15 @@ fn segment(bytes: &[u8]) {
             Record::State(state) => encoder.state(state),
             Record::Snapshot(snapshot) => encoder.snapshot(snapshot),
         }
-        if survey.add(record.clone()).is_err() {
-            break;
-        }
+    }
+    let written = encoder.take();
+    assert_eq!(records(&written).expect("is a log"), found);
+    let mut survey = Survey::default();
+    let surveyed = found
+        .iter()
+        .try_for_each(|record| survey.add(record.clone()));
+    if surveyed.is_err() {
+        return;
     }
     for index in [0, 1, 9, u64::MAX] {
         let state = applied::Applied {
@@ -93,8 +98,6 @@ fn segment(bytes: &[u8]) {
             let _ = survey.members(&state, begin, None);
         }
     }
-    let written = encoder.take();
-    assert_eq!(records(&written).expect("is a log"), found);
 }
 
 /// An entry that is taken comes out the same, however often it goes to and fro.

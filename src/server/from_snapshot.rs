@@ -91,13 +91,17 @@ pub fn restore(order: &Order<'_>, say: &mut dyn FnMut(&str)) -> Result<Imported,
     imported.ok_or_else(|| Error::Refused("the state was not filled".to_owned()))
 }
 
-/// Refuses a directory that holds anything.
-pub(super) fn check_unused(target: &Path) -> Result<(), Error> {
-    let unused = match fs::read_dir(target) {
+/// True for a directory that holds nothing, or is not there.
+pub(super) fn is_unused(target: &Path) -> bool {
+    match fs::read_dir(target) {
         Ok(mut entries) => entries.next().is_none(),
         Err(error) => error.kind() == io::ErrorKind::NotFound,
-    };
-    match unused {
+    }
+}
+
+/// Refuses a directory that holds anything.
+fn check_unused(target: &Path) -> Result<(), Error> {
+    match is_unused(target) {
         true => Ok(()),
         false => Err(Error::Refused(format!(
             "data-dir {:?} not empty or could not be read; move it away, or choose another --data-dir{}",

@@ -10,7 +10,7 @@
 //! The member stays what it is to the others: entries that are not known to be committed go along,
 //! so that all members of a cluster can be exported, each from its own directory, and go on as
 //! etcds. What is known to be committed is in the state, since the last entries of ours may be in
-//! no other place than the log. The directory that is exported is as it was.
+//! no other place than the log. The directory that is exported stays the member's.
 
 use std::fs::File;
 use std::io::Write;
@@ -20,7 +20,7 @@ use super::Error;
 use super::bootstrap::{self, force};
 use super::data_dir::{DataDir, beside_etcd, make_dir, member_of_etcd};
 use super::from_etcd::translate;
-use super::from_snapshot::{beside, check_unused, put_in_place, remove};
+use super::from_snapshot::{beside, is_unused, put_in_place, remove};
 use super::member_dir::{Identity, MemberDir};
 use super::restore;
 use crate::backup::export::Export;
@@ -54,7 +54,12 @@ pub struct Exported {
 
 /// Makes an etcd's directory `to` of the member that `config` names.
 pub fn export(config: &Config, to: &Path) -> Result<Exported, Error> {
-    check_unused(to)?;
+    if !is_unused(to) {
+        let to = to.display();
+        return Err(Error::Refused(format!(
+            "{to} holds something or cannot be read; choose another --to"
+        )));
+    }
     let data_dir = &config.data_dir;
     let is_member = |dir: &Path| dir.join("IDENTITY").exists();
     if !is_member(&beside_etcd(data_dir)) && !is_member(&member_of_etcd(data_dir)) {

@@ -183,7 +183,9 @@ fn find(config: &Config) -> Result<Found, Refusal> {
     }
     let lock = lock(&db)?;
     let wal = Wal::find(&wal_dir.unwrap_or_else(|| member.join("wal")))?;
-    let wal = wal.ok_or(Refusal::Lacking("its raft log, member/wal, is missing"))?;
+    let wal = wal.ok_or(Refusal::Lacking(
+        "its raft log is missing; give the --wal-dir that etcd had, if it had one",
+    ))?;
     let mut survey = Survey::default();
     wal.each::<wal::Error>(0, &mut |record| survey.add(record))?;
     let metadata = survey.metadata.ok_or(Mismatch::Nameless)?;

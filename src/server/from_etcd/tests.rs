@@ -259,7 +259,7 @@ fn a_directory_that_is_no_etcds_is_left_alone() {
     assert_eq!(refusal(dir.path()), "nothing to do");
     fs::write(snap.join("db"), "x").expect("writes");
     let text = refusal(dir.path());
-    assert!(text.contains("member/wal, is missing"), "{text}");
+    assert!(text.contains("its raft log is missing"), "{text}");
     assert!(
         text.ends_with("(docs/MIGRATE.md, \"By a snapshot\")"),
         "{text}"
