@@ -47,7 +47,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ".etcdserverpb.AuthenticateResponse",
         ".etcdserverpb.InternalAuthenticateRequest",
     ]);
+    // What JSON is translated by; see `src/gateway/`.
+    let descriptors = std::path::PathBuf::from(std::env::var("OUT_DIR")?).join("descriptors.bin");
     tonic_prost_build::configure()
+        .file_descriptor_set_path(descriptors)
         // Members call each other, and a discovery service.
         .build_client(true)
         .build_transport(false)

@@ -32,6 +32,7 @@ pub(crate) mod env;
 pub(crate) mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
+pub(crate) mod gateway;
 pub(crate) mod http;
 pub(crate) mod jobs;
 pub(crate) mod lessor;

@@ -144,7 +144,7 @@ pub static SECTIONS: &[Section] = &[
         flag("grpc-keepalive-timeout", Duration, "20s", "Wait for a ping's answer before the connection is closed; 0: no pings."),
         flag("socket-reuse-port", Bool, "false", "Set SO_REUSEPORT on the listeners.").at("socket-options.reuse-port"),
         flag("socket-reuse-address", Bool, "false", "Set SO_REUSEADDR on the listeners.").at("socket-options.reuse-address"),
-        flag("enable-grpc-gateway", Bool, "true", "JSON over HTTP under /v3/, as etcd serves it.").missing("there is no JSON gateway under /v3/"),
+        flag("enable-grpc-gateway", Bool, "true", "JSON over HTTP under /v3/, as etcd serves it."),
         flag("feature-gates", Gates, "", "Features to switch, as Name=true,Name=false:"),
         flag("raft-read-timeout", Duration, "5s", "Deadline for reading from a peer.").no_key().no_effect(NO_PEERS),
         flag("raft-write-timeout", Duration, "5s", "Deadline for writing to a peer.").no_key().no_effect(NO_PEERS),

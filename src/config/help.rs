@@ -34,8 +34,8 @@ with _ for -.
 
 /// Features of etcd with flags or commands that etched lacks.
 pub const NOT_THERE: &str = "\
-Not in etched: the commands gateway and grpc-proxy, the JSON gateway under /v3/,
-and profiles under /debug/pprof/.";
+Not in etched: the commands gateway and grpc-proxy, and profiles under
+/debug/pprof/.";
 
 /// The flags, for stdout.
 pub fn listing() -> String {

@@ -56,6 +56,8 @@ pub struct Config {
     pub advertise_client_urls: Vec<Url>,
     /// Origins that a browser may call from, each with its port; `*` for any.
     pub cors: Vec<String>,
+    /// JSON below `/v3/`.
+    pub enable_grpc_gateway: bool,
     /// Names that a request of HTTP may have as its Host; `*` for any.
     pub host_whitelist: Vec<String>,
     pub socket_reuse_port: bool,

@@ -1,8 +1,9 @@
 //! What the client port says to plain HTTP: health probes, version, metrics, debug variables.
 //!
 //! Probes, scrapers and browsers were written against etcd, so every answer is its answer: status,
-//! headers and bytes. Bodies of requests are not read: nothing here takes one yet, and the JSON
-//! gateway, whose place is /v3/, is answered as by an etcd that runs without it.
+//! headers and bytes. Bodies of requests are not read: nothing here takes one. What is below `/v3/`
+//! goes to the JSON gateway where there is one, past the same checks; without it those paths name
+//! nothing.
 //!
 //! Auth never stands in the way of these paths, in etcd and here.
 
@@ -17,10 +18,11 @@ mod scrape;
 #[cfg(test)]
 mod tests;
 
+use std::pin::Pin;
 use std::sync::Arc;
 
-use http::header::ACCEPT_ENCODING;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::header::{ACCEPT_ENCODING, ORIGIN};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use serde::Serialize;
 use tonic::body::Body;
 
@@ -39,6 +41,10 @@ pub struct HttpService {
     surface: Surface,
     metrics: Arc<MetricsPage>,
 }
+
+/// Answers what is below `/v3/`.
+pub type Gateway<B> =
+    Box<dyn FnOnce(Request<B>) -> Pin<Box<dyn Future<Output = Response<Body>> + Send>> + Send>;
 
 /// What a listener shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,9 +90,13 @@ impl HttpService {
         self
     }
 
-    /// Answers a request of HTTP/1; its body is not read.
-    pub async fn respond<B>(&self, request: Request<B>) -> Response<Body> {
-        let (head, _) = request.into_parts();
+    /// Answers a request that is none of gRPC's; its body is for the gateway alone.
+    pub async fn respond<B>(
+        &self,
+        request: Request<B>,
+        gateway: Option<Gateway<B>>,
+    ) -> Response<Body> {
+        let (head, body) = request.into_parts();
         let request = Request::from_parts(head, ());
         if let Some(refused) = access::refuse_malformed(&request) {
             return refused;
@@ -101,13 +111,14 @@ impl HttpService {
         if let Some(refused) = self.access.refuse_host(&request) {
             return refused;
         }
-        let mut response = if method == Method::OPTIONS {
-            page::nothing()
-        } else {
-            self.route(&request).await
+        let origin = request.headers().get(ORIGIN).cloned();
+        let mut response = match gateway {
+            _ if method == Method::OPTIONS => page::nothing(),
+            Some(gateway) if is_gateways(uri) => gateway(request.map(|()| body)).await,
+            _ => self.route(&request).await,
         };
         self.access
-            .add_cors(request.headers(), response.headers_mut());
+            .add_cors(origin.as_ref(), response.headers_mut());
         response
     }
 
@@ -155,6 +166,11 @@ impl HttpService {
             None => page::refusal(StatusCode::INTERNAL_SERVER_ERROR, "the scrape failed"),
         }
     }
+}
+
+/// Whether a path is below `/v3/`.
+fn is_gateways(uri: &Uri) -> bool {
+    matches!(query::parts(uri).as_slice(), [root, _, ..] if root == "v3")
 }
 
 fn accepts_gzip(headers: &HeaderMap) -> bool {

@@ -33,7 +33,7 @@ async fn ask(service: &HttpService, target: &str) -> (u16, String) {
         .header("host", "probe")
         .body(())
         .expect("a request");
-    let response = service.respond(request).await;
+    let response = service.respond(request, None).await;
     let status = response.status().as_u16();
     let body = response.into_body().collect().await.expect("a body");
     (
@@ -167,7 +167,7 @@ fn a_metrics_listener_shows_neither_versions_nor_cors() {
         .header("host", "probe")
         .body(())
         .expect("a request");
-    let response = runtime().block_on(service.respond(request));
+    let response = runtime().block_on(service.respond(request, None));
     assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
     let origin = response.headers().get("access-control-allow-origin");
     assert_eq!(origin, None);

@@ -1,17 +1,19 @@
 //! Requests of a client: HTTP/2 carries gRPC, HTTP/1 carries everything else, on one port. With TLS
-//! HTTP/2 carries both, as browsers and others choose it where they can.
+//! HTTP/2 carries both, as browsers and others choose it where they can. What HTTP asks of the JSON
+//! gateway becomes a call of gRPC here, by the same client.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use ::http::header::CONTENT_TYPE;
+use ::http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tonic::body::Body;
 
 use crate::api::Api;
-use crate::http::HttpService;
+use crate::gateway::Gateway;
+use crate::http::{self, HttpService};
 use crate::net::Client;
 use crate::service::identity::CertificateName;
 
@@ -20,6 +22,8 @@ use crate::service::identity::CertificateName;
 pub struct ProtocolSwitch {
     pub api: Arc<Api>,
     pub http: HttpService,
+    /// None with `--enable-grpc-gateway=false`.
+    pub gateway: Option<Gateway>,
     /// HTTP has URLs of its own.
     pub grpc_only: bool,
     pub security: ClientSecurity,
@@ -35,7 +39,29 @@ pub struct ClientSecurity {
     name: Option<CertificateName>,
 }
 
+impl ClientSecurity {
+    /// Puts the name in the client's certificate beside a call.
+    fn name_caller<B>(&self, call: &mut Request<B>) {
+        if let Some(name) = &self.name {
+            call.extensions_mut().insert(name.clone());
+        }
+    }
+}
+
 impl ProtocolSwitch {
+    /// The gateway, for a request of this client.
+    fn gateway(&self) -> Option<http::Gateway<Incoming>> {
+        let gateway = self.gateway.clone()?;
+        let (api, security) = (self.api.clone(), self.security.clone());
+        let call = move |mut call: Request<Body>| {
+            security.name_caller(&mut call);
+            api.call(call)
+        };
+        Some(Box::new(move |request| {
+            Box::pin(gateway.respond(request, call))
+        }))
+    }
+
     /// The same for the requests of one client.
     pub fn of_client(&self, client: Client) -> Self {
         let authenticates = self.authenticates_by_certificate;
@@ -49,6 +75,10 @@ impl ProtocolSwitch {
             },
             grpc_only: self.grpc_only,
             authenticates_by_certificate: authenticates,
+            gateway: match &self.gateway {
+                Some(gateway) => Some(gateway.of_client(client.unread.clone())),
+                None => None,
+            },
             api: Arc::new(self.api.of_client(client.remote, client.unread)),
             http: self.http.clone(),
         }
@@ -67,8 +97,8 @@ impl hyper::service::Service<Request<Incoming>> for ProtocolSwitch {
         let is_grpc = content_type.is_some_and(is_grpc);
         let carries_both = self.security.is_tls && !self.grpc_only;
         if request.version() != Version::HTTP_2 || carries_both && !is_grpc {
-            let http = self.http.clone();
-            return Box::pin(async move { Ok(http.respond(request).await) });
+            let (http, gateway) = (self.http.clone(), self.gateway());
+            return Box::pin(async move { Ok(http.respond(request, gateway).await) });
         }
         if !is_grpc {
             let response = not_grpc(content_type);
@@ -78,9 +108,7 @@ impl hyper::service::Service<Request<Incoming>> for ProtocolSwitch {
             let response = not_post(request.method());
             return Box::pin(std::future::ready(Ok(response)));
         }
-        if let Some(name) = &self.security.name {
-            request.extensions_mut().insert(name.clone());
-        }
+        self.security.name_caller(&mut request);
         let call = self.api.call(request);
         Box::pin(async move { Ok(call.await) })
     }

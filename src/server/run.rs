@@ -28,6 +28,7 @@ use crate::api::{self, Api};
 use crate::budget::{Ledger, Part, Requests, Share};
 use crate::config::{AutoCompaction, Config, Listen, os_reason, urls};
 use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
+use crate::gateway::Gateway;
 use crate::http::{Access, HttpService};
 use crate::jobs::corruption::AtStart;
 use crate::jobs::{self, auto_compaction, compactor, corruption};
@@ -286,8 +287,14 @@ impl Member {
             interval: keepalive.interval,
             timeout: keepalive.timeout,
         });
+        let gateway = config.enable_grpc_gateway.then(|| {
+            let clock = self.handle.shared().clock.clone();
+            let max_bytes = settings.max_message_bytes();
+            Gateway::new(clock, requests.clone(), answers.clone(), max_bytes)
+        });
         Clients {
             gate: ProtocolSwitch {
+                gateway,
                 api: Arc::new(Api::new(self.handle.clone(), settings, requests, answers)),
                 http: HttpService::new(self.handle.clone())
                     .with_memory(memory)

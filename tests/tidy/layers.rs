@@ -80,6 +80,7 @@ const MODULES: &[Module] = &[
         ],
     ),
     module("api", 7, &["service", "replica", "state", "watch", "mvcc"]),
+    module("gateway", 7, &["service"]),
     module("http", 7, &["service", "replica"]),
     module(
         "server",
@@ -87,6 +88,7 @@ const MODULES: &[Module] = &[
         &[
             "backup",
             "http",
+            "gateway",
             "api",
             "jobs",
             "service",

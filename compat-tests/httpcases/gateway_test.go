@@ -1,0 +1,714 @@
+package httpcases
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"etched.dev/compat-tests/harness"
+	"github.com/google/go-cmp/cmp"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	_ "go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
+	_ "go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+)
+
+// The JSON gateway: the same requests to both, bodies compared as values, since
+// neither the order of names nor blanks are anybody's promise.
+
+// call is one request to the gateway, and the status that it is about.
+type call struct {
+	status     int
+	path, body string
+	headers    []string
+}
+
+func (c call) ask() ask {
+	return ask{method: "POST", target: "/v3/" + c.path, headers: c.headers, body: c.body}
+}
+
+// gatewayReply is what is compared of an answer of the gateway.
+type gatewayReply struct {
+	Status string
+	Header http.Header
+	Body   []any
+}
+
+// headersOfGateway are compared; how long a body is and how it is cut is not.
+var headersOfGateway = []string{
+	"Content-Type", "Grpc-Metadata-Content-Type", "Www-Authenticate", "Access-Control-Allow-Origin", "Trailer",
+}
+
+// ownFigures are values that no two servers share, whatever is asked.
+var ownFigures = []string{
+	"raft_term", "raftTerm", "raftIndex", "raftAppliedIndex", "dbSize", "dbSizeInUse", "hash", "token", "blob",
+}
+
+func jsonValues(t *testing.T, text []byte) []any {
+	t.Helper()
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.UseNumber()
+	var values []any
+	for {
+		var value any
+		err := decoder.Decode(&value)
+		if err == io.EOF {
+			return values
+		}
+		if err != nil {
+			t.Errorf("%q is no JSON: %v", text, err)
+			return values
+		}
+		values = append(values, hideFigures(value))
+	}
+}
+
+func hideFigures(value any) any {
+	switch value := value.(type) {
+	case map[string]any:
+		for name, content := range value {
+			if slices.Contains(ownFigures, name) {
+				value[name] = "…"
+			} else {
+				value[name] = hideFigures(content)
+			}
+		}
+		// What a text that is no message is called is the parser's affair.
+		if message, isText := value["message"].(string); isText && isOfTheParser(message) {
+			value["message"] = "of the parser"
+		}
+	case []any:
+		for i := range value {
+			value[i] = hideFigures(value[i])
+		}
+	}
+	return value
+}
+
+func isOfTheParser(message string) bool {
+	for _, beginning := range []string{"proto:", "invalid character", "json:"} {
+		if strings.HasPrefix(message, beginning) {
+			return true
+		}
+	}
+	return false
+}
+
+func gatewayAnswer(t *testing.T, r reply) gatewayReply {
+	t.Helper()
+	kept := http.Header{}
+	for _, name := range headersOfGateway {
+		if values, there := r.Header[name]; there {
+			kept[name] = values
+		}
+	}
+	return gatewayReply{r.Status, kept, jsonValues(t, []byte(r.Body))}
+}
+
+// both makes a call on both and compares; it answers etcd's body.
+func (a addresses) both(t *testing.T, c call, tidies ...func(*gatewayReply)) []any {
+	t.Helper()
+	var answers [2]gatewayReply
+	for side, address := range []string{a.etched, a.etcd} {
+		got, err := send(address, c.ask())
+		if err != nil {
+			t.Errorf("%v: %s: %v", c, []string{"etched", "etcd"}[side], err)
+			return nil
+		}
+		answers[side] = gatewayAnswer(t, got)
+		for _, tidy := range tidies {
+			tidy(&answers[side])
+		}
+	}
+	wants(t, c.ask(), reply{Status: answers[1].Status}, c.status)
+	if diff := cmp.Diff(answers[0], answers[1]); diff != "" {
+		t.Errorf("%v (-etched +etcd)\n%s", c, diff)
+	}
+	return answers[1].Body
+}
+
+func calls(status int, table string) []call {
+	var found []call
+	for line := range strings.Lines(table) {
+		path, body, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if path != "" {
+			found = append(found, call{status: status, path: path, body: body})
+		}
+	}
+	return found
+}
+
+// routesOfEtcd are the paths that etcd's annotations give its RPCs.
+func routesOfEtcd(t *testing.T) map[string]protoreflect.MethodDescriptor {
+	t.Helper()
+	rule, err := protoregistry.GlobalTypes.FindExtensionByName("google.api.http")
+	if err != nil {
+		t.Fatal(err)
+	}
+	routes := map[string]protoreflect.MethodDescriptor{}
+	add := func(method protoreflect.MethodDescriptor, rule protoreflect.Message) {
+		fields := rule.Descriptor().Fields()
+		routes[strings.TrimPrefix(rule.Get(fields.ByName("post")).String(), "/v3/")] = method
+		more := rule.Get(fields.ByName("additional_bindings")).List()
+		for i := range more.Len() {
+			inner := more.Get(i).Message()
+			routes[strings.TrimPrefix(inner.Get(fields.ByName("post")).String(), "/v3/")] = method
+		}
+	}
+	protoregistry.GlobalFiles.RangeFiles(func(file protoreflect.FileDescriptor) bool {
+		for i := range file.Services().Len() {
+			methods := file.Services().Get(i).Methods()
+			for j := range methods.Len() {
+				options := methods.Get(j).Options()
+				if options != nil && proto.HasExtension(options, rule) {
+					message, isMessage := proto.GetExtension(options, rule).(proto.Message)
+					if isMessage {
+						add(methods.Get(j), message.ProtoReflect())
+					}
+				}
+			}
+		}
+		return true
+	})
+	return routes
+}
+
+// Every path of etcd's is there, takes POST alone and an empty body as an empty
+// message; its neighbours are not.
+func TestGatewayRoutes(t *testing.T) {
+	t.Parallel()
+	at := clientPorts(startDuo(t, harness.Options{}))
+	routes := routesOfEtcd(t)
+	const known = 51
+	if len(routes) != known {
+		t.Fatalf("%d routes in etcd's descriptors: %v", len(routes), slices.Sorted(maps.Keys(routes)))
+	}
+	compared := 0
+	limit := []string{"Grpc-Timeout: 1500m"}
+	for _, path := range slices.Sorted(maps.Keys(routes)) {
+		status := 0
+		for _, body := range []string{"", "{}", `{"nothing": [1]}`} {
+			got, err := send(at.etcd, call{path: path, body: body, headers: limit}.ask())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := fmt.Sscan(got.Status, &status); err != nil {
+				t.Fatal(err)
+			}
+			ours, err := send(at.etched, call{path: path, body: body, headers: limit}.ask())
+			if err != nil {
+				t.Errorf("%s %q: %v", path, body, err)
+				continue
+			}
+			if routes[path].Name() == "Snapshot" {
+				// How a state is written is each server's own.
+				ours.Body, got.Body = "", ""
+			}
+			if diff := cmp.Diff(gatewayAnswer(t, ours), gatewayAnswer(t, got)); diff != "" {
+				t.Errorf("%s %q (-etched +etcd)\n%s", path, body, diff)
+			}
+			compared++
+		}
+		for _, method := range []string{"GET", "PUT", "DELETE", "HEAD"} {
+			wants(t, get(path), at.compare(t, ask{method: method, target: "/v3/" + path}), 501)
+			compared++
+		}
+		for _, other := range []string{path + "/", strings.ToUpper(path), path + "x", path + "/x"} {
+			wants(t, get(other), at.compare(t, ask{method: "POST", target: "/v3/" + other}), 404)
+			compared++
+		}
+	}
+	for _, other := range []string{"", "kv", "kv/rangestream", "KV/Range", "maintenance", "etcdserverpb.KV/Range"} {
+		wants(t, get(other), at.compare(t, ask{method: "POST", target: "/v3/" + other, body: "{}"}), 404)
+		compared++
+	}
+	for _, escaped := range []string{"kv%2frange", "kv/%72ange", "kv/range?key=YQ==", "kv/range;x"} {
+		at.compare(t, ask{method: "POST", target: "/v3/" + escaped, body: `{"key":"YQ=="}`})
+		compared++
+	}
+	t.Logf("%d answers compared", compared)
+}
+
+// One call after the other, each RPC that changes or shows something.
+const gatewaySequence = `
+	kv/put {"key":"Zm9v","value":"YmFy"}
+	kv/put {"key":"Zm9v","value":"YmF6","prev_kv":true}
+	kv/put {"key":"Zm9v","value":"YmF6","prevKv":true}
+	kv/put {"key":"_-8","value":"AAEC/w=="}
+	kv/put {"value":"YQ==","key":"YQ=="} behind
+	kv/put {"key":"YQ==","value":"Yg==","lease":"0","ignore_value":false}
+	kv/put {"key":"Yg==","value":"","unknown":{"deep":[1,"2",{"x":null}]}}
+	kv/range {"key":"Zm9v"}
+	kv/range {"key":"AA==","range_end":"AA=="}
+	kv/range {"key":"AA==","rangeEnd":"AA==","limit":"1"}
+	kv/range {"key":"AA==","range_end":"AA==","limit":1,"sort_order":"DESCEND","sort_target":"MOD"}
+	kv/range {"key":"AA==","range_end":"AA==","sort_order":2,"sort_target":4}
+	kv/range {"key":"AA==","range_end":"AA==","sort_order":"SIDEWAYS"}
+	kv/range {"key":"AA==","range_end":"AA==","count_only":true}
+	kv/range {"key":"AA==","range_end":"AA==","keys_only":true,"serializable":true}
+	kv/range {"key":"bm90aGluZw=="}
+	kv/range {"key":"Zm9v","revision":"2"}
+	kv/range {"key":"Zm9v","revision":2.0}
+	kv/txn {}
+	kv/txn {"compare":[{"target":"VALUE","key":"Zm9v","value":"YmF6"}],"success":[{"request_put":{"key":"Yw==","value":"MQ=="}},{"request_range":{"key":"Yw=="}}],"failure":[]}
+	kv/txn {"compare":[{"target":"VERSION","key":"YQ==","version":"0"}],"success":[],"failure":[{"requestDeleteRange":{"key":"Yw==","prevKv":true}},{"request_txn":{"success":[{"request_put":{"key":"ZA=="}}]}}]}
+	kv/txn {"compare":[{"target":"CREATE","result":"GREATER","key":"YQ==","create_revision":"1"},{"target":"MOD","result":"NOT_EQUAL","key":"YQ==","mod_revision":"1"},{"target":"LEASE","key":"YQ==","lease":"0"}],"success":[{"request_range":{"key":"YQ=="}}]}
+	kv/deleterange {"key":"ZA==","prev_kv":true}
+	kv/deleterange {"key":"bm90aGluZw=="}
+	kv/compaction {"revision":"3"}
+	lease/grant {"TTL":"60","ID":"77"}
+	lease/grant {"TTL":60,"ID":78}
+	lease/grant {"ttl":60,"ID":"79"}
+	kv/put {"key":"bGVhc2Vk","value":"eA==","lease":"77"}
+	lease/timetolive {"ID":"77","keys":true}
+	kv/lease/timetolive {"ID":"77"}
+	lease/timetolive {"ID":"12345"}
+	lease/leases {}
+	kv/lease/leases
+	lease/keepalive {"ID":"77"}
+	lease/keepalive {"ID":"77"}{"ID":"78"} {"ID":"404"}
+	lease/keepalive
+	lease/revoke {"ID":"77"}
+	kv/lease/revoke {"ID":"78"}
+	cluster/member/list {}
+	cluster/member/list {"linearizable":true}
+	cluster/member/add {"peerURLs":["http://127.0.0.1:1"],"isLearner":true}
+	maintenance/status {}
+	maintenance/hash {}
+	maintenance/hashkv {}
+	maintenance/hashkv {"revision":"5","hash":"1"}
+	maintenance/alarm {}
+	maintenance/alarm {"action":"GET","alarm":"NOSPACE"}
+	maintenance/alarm {"action":"ACTIVATE","alarm":"NOSPACE","memberID":"3319814642761637952"}
+	maintenance/status {}
+	maintenance/alarm {"action":"DEACTIVATE","alarm":"NOSPACE","memberID":"3319814642761637952"}
+	maintenance/defragment {}
+	maintenance/downgrade {"action":"VALIDATE","version":"3.6.0"}
+	auth/status {}
+	auth/user/add {"name":"root","password":"root"}
+	auth/user/add {"name":"alice","password":"alice"}
+	auth/user/add {"name":"bob","options":{"no_password":true}}
+	auth/user/changepw {"name":"alice","password":"pass"}
+	auth/user/list {}
+	auth/role/add {"name":"root"}
+	auth/role/add {"name":"reader"}
+	auth/role/grant {"name":"reader","perm":{"permType":"READ","key":"YQ==","range_end":"Yg=="}}
+	auth/role/grant {"name":"reader","perm":{"permType":2,"key":"eA=="}}
+	auth/role/get {"role":"reader"}
+	auth/role/list {}
+	auth/role/revoke {"role":"reader","key":"eA=="}
+	auth/user/grant {"user":"root","role":"root"}
+	auth/user/grant {"user":"alice","role":"reader"}
+	auth/user/get {"name":"alice"}
+	auth/user/revoke {"name":"alice","role":"reader"}
+	auth/user/delete {"name":"bob"}
+	auth/role/delete {"role":"reader"}
+	lock/lock {"name":"bG9jaw==","lease":"79"}
+	lock/unlock {"key":"bG9jay80Zg=="}
+	election/campaign {"name":"ZWxlY3Q=","lease":"79","value":"djE="}
+	election/leader {"name":"ZWxlY3Q="}
+	`
+
+const gatewayRefusals = `
+	kv/range {
+	kv/range {"key"
+	kv/range {"key":"YQ=="
+	kv/range [
+	kv/range [{}]
+	kv/range null
+	kv/range 5
+	kv/range "text"
+	kv/range nonsense
+	kv/range }
+	kv/range {,}
+	kv/range {"key":}
+	kv/range {'key':'YQ=='}
+	kv/range {"key":5}
+	kv/range {"key":"!!"}
+	kv/range {"key":"YQ=","limit":"x"}
+	kv/range {"key":"YQ==","limit":"1.5"}
+	kv/range {"key":"YQ==","limit":1.5}
+	kv/range {"key":"YQ==","limit":true}
+	kv/range {"key":"YQ==","limit":"9223372036854775808"}
+	kv/range {"key":"YQ==","serializable":"true"}
+	kv/range {"key":"YQ==","sort_order":[]}
+	kv/range {"key":["YQ=="]}
+	kv/range {"key":"YQ==","key":"YQ=="}
+	kv/range {"key":"YQ==","rangeEnd":"Yg==","range_end":"Yg=="}
+	kv/txn {"compare":{}}
+	kv/txn {"compare":[5]}
+	kv/txn {"success":[{"request_put":{"key":"YQ=="},"request_range":{"key":"YQ=="}}]}
+	kv/txn {"success":[{"request_put":{"key":"YQ=="}},{"request_put":{"key":"YQ=="}}]}
+	kv/range {}
+	kv/put {}
+	kv/put {"key":"YQ==","lease":"5","ignore_lease":true}
+	kv/range {"key":"YQ==","revision":"1"}
+	kv/range {"key":"YQ==","revision":"1000"}
+	kv/compaction {"revision":"1"}
+	kv/compaction {"revision":"1000"}
+	lease/grant {"TTL":"9000000001"}
+	lease/grant {"TTL":"60","ID":"79"}
+	cluster/member/add {"peerURLs":["nonsense"]}
+	auth/authenticate {"name":"alice","password":"wrong"}
+	auth/user/add {"name":"alice","password":"x"}
+	auth/user/add {}
+	auth/role/add {"name":"root"}
+	auth/user/get {"name":"nobody"}
+	auth/role/get {"role":"nothing"}
+	auth/user/grant {"user":"alice","role":"nothing"}
+	maintenance/downgrade {"action":"ENABLE","version":"3.0.0"}
+	`
+
+// Their status is not 400.
+var gatewayOtherRefusals = map[int]string{
+	404: `
+	lease/revoke {"ID":"404"}
+	kv/put {"key":"YQ==","lease":"404"}
+	cluster/member/remove {"ID":"1"}
+	cluster/member/update {"ID":"1","peerURLs":["http://127.0.0.1:9"]}
+	cluster/member/promote {"ID":"1"}
+	`,
+	500: `
+	election/leader {"name":"bm9ib2R5"}
+	election/proclaim {"value":"djI="}
+	election/resign {}
+	`,
+}
+
+func TestGatewayCalls(t *testing.T) {
+	t.Parallel()
+	at := clientPorts(startDuo(t, harness.Options{}))
+	compared := 0
+	for _, c := range calls(200, gatewaySequence) {
+		at.both(t, c)
+		compared++
+	}
+	for _, c := range calls(400, gatewayRefusals) {
+		at.both(t, c)
+		compared++
+	}
+	for status, table := range gatewayOtherRefusals {
+		for _, c := range calls(status, table) {
+			at.both(t, c)
+			compared++
+		}
+	}
+	large := strings.Repeat("AAAA", 1_000_000)
+	for _, c := range []call{
+		{400, "kv/put", `{"key":"YQ==","value":"` + large[:2_100_000] + `"}`, nil},
+		{429, "kv/put", `{"key":"YQ==","value":"` + large[:3_000_000] + `"}`, nil},
+		{200, "kv/put", `{"key":"YQ==","value":"` + large[:1_900_000] + `"}`, nil},
+		{200, "kv/range", `{"key":"YQ=="}`, nil},
+		{200, "kv/txn", `{"success":[{"request_range":{"key":"AA==","range_end":"AA=="}},{"request_range":{"key":"YQ=="}}]}`, nil},
+		{200, "kv/range", `{"key":"YQ=="}`, []string{"Content-Type: text/plain", "Accept: text/html"}},
+		{200, "kv/range", `{"key":"YQ=="}`, []string{"Content-Type: application/x-www-form-urlencoded"}},
+		{200, "kv/range", `{"key":"YQ=="}`, []string{"Grpc-Metadata-hasleader: true", "Grpc-Timeout: 5S"}},
+		{200, "kv/range", `{"key":"YQ=="}`, []string{"Grpc-Timeout: 0S", "Authorization: nonsense", "Token: x"}},
+		{200, "kv/range", `{"key":"YQ=="}`, []string{"Expect: 100-continue"}},
+		{400, "kv/range", `{"key":"YQ=="}`, []string{"Grpc-Timeout: soon"}},
+		{504, "kv/range", `{"key":"YQ=="}`, []string{"Grpc-Timeout: 1n"}},
+		{504, "kv/range", `{"key":"YQ=="}`, []string{"Grpc-Timeout: -1S"}},
+		{504, "watch", ``, []string{"Grpc-Timeout: 300m"}},
+		{504, "election/observe", `{"name":"bm9ib2R5"}`, []string{"Grpc-Timeout: 300m"}},
+		{200, "watch", `{"create_request":{"key":"YQ=="}}`, []string{"Grpc-Timeout: 700m"}},
+		{200, "election/observe", `{"name":"ZWxlY3Q="}`, []string{"Grpc-Timeout: 700m"}},
+		{504, "lock/lock", `{"name":"bG9jaw=="}`, []string{"Grpc-Timeout: 700m"}},
+	} {
+		at.both(t, c)
+		compared++
+	}
+	t.Logf("%d answers compared", compared)
+}
+
+func TestGatewayWithoutIt(t *testing.T) {
+	t.Parallel()
+	at := clientPorts(startDuo(t, harness.Options{Flags: []string{"--enable-grpc-gateway=false"}}))
+	for _, path := range []string{"kv/range", "watch", ""} {
+		question := ask{method: "POST", target: "/v3/" + path, body: "{}"}
+		wants(t, question, at.compare(t, question), 404)
+	}
+}
+
+// With authentication on, a call has the rights of its token and of nothing else.
+func TestGatewayAuth(t *testing.T) {
+	t.Parallel()
+	duo := startDuo(t, harness.Options{})
+	at := clientPorts(duo)
+	for _, c := range calls(200, `
+		kv/put {"key":"YQ==","value":"MQ=="}
+		auth/user/add {"name":"root","password":"root"}
+		auth/user/grant {"user":"root","role":"root"}
+		auth/user/add {"name":"alice","password":"alice"}
+		auth/role/add {"name":"reader"}
+		auth/role/grant {"name":"reader","perm":{"permType":"READ","key":"YQ=="}}
+		auth/user/grant {"user":"alice","role":"reader"}
+		auth/enable {}
+		`) {
+		// The role root comes with the user where there is none.
+		if c.path == "auth/user/grant" && strings.Contains(c.body, `"root"`) {
+			at.both(t, call{status: 200, path: "auth/role/add", body: `{"name":"root"}`})
+		}
+		at.both(t, c)
+	}
+	tokens := map[string][2]string{"nobody": {}, "wrong": {"nonsense", "nonsense"}, "early": {"abc.999999", "abc.999999"}}
+	for _, user := range []string{"root", "alice"} {
+		var pair [2]string
+		for side, address := range []string{at.etched, at.etcd} {
+			got, err := send(address, call{path: "auth/authenticate", body: fmt.Sprintf(`{"name":%q,"password":%q}`, user, user)}.ask())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var answer struct{ Token string }
+			if err := json.Unmarshal([]byte(got.Body), &answer); err != nil || answer.Token == "" {
+				t.Fatalf("%s: %q: %v", user, got.Body, err)
+			}
+			pair[side] = answer.Token
+		}
+		tokens[user] = pair
+	}
+	delete(tokens, "early")
+	compared := 0
+	for user, pair := range tokens {
+		for _, form := range []string{"Authorization: %s", "Authorization: Bearer %s", "Grpc-Metadata-Token: %s", "Grpc-Metadata-Authorization: %s", "Token: %s"} {
+			for _, c := range calls(0, `
+				kv/range {"key":"YQ=="}
+				kv/range {"key":"Yg=="}
+				kv/put {"key":"YQ==","value":"MQ=="}
+				kv/txn {"success":[{"request_range":{"key":"YQ=="}}]}
+				lease/leases {}
+				auth/user/list {}
+				auth/status {}
+				auth/user/get {"name":"alice"}
+				cluster/member/list {}
+				maintenance/status {}
+				maintenance/hash {}
+				lease/keepalive {"ID":"5"}
+				watch {"create_request":{"key":"Yg=="}}
+				election/observe {"name":"YQ=="}
+				`) {
+				var answers [2]gatewayReply
+				for side, address := range []string{at.etched, at.etcd} {
+					c.headers = []string{"Grpc-Timeout: 400m"}
+					if pair[side] != "" {
+						c.headers = append(c.headers, fmt.Sprintf(form, pair[side]))
+					}
+					got, err := send(address, c.ask())
+					if err != nil {
+						t.Fatalf("%v: %v", c, err)
+					}
+					answers[side] = gatewayAnswer(t, got)
+				}
+				if diff := cmp.Diff(answers[0], answers[1]); diff != "" {
+					t.Errorf("%s, %s: %v (-etched +etcd)\n%s", user, form, c, diff)
+				}
+				compared++
+			}
+			if user == "nobody" {
+				break
+			}
+		}
+	}
+	t.Logf("%d answers compared", compared)
+}
+
+// lines reads a stream of the gateway line by line.
+type lines struct {
+	send    *io.PipeWriter
+	decoder *json.Decoder
+	close   func()
+}
+
+func openLines(t *testing.T, server *harness.Server, path, first string) *lines {
+	t.Helper()
+	reader, writer := io.Pipe()
+	request, err := http.NewRequestWithContext(harness.Context(t, time.Minute), "POST", server.URL()+"/v3/"+path, reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _ = io.WriteString(writer, first) }()
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatalf("%s: %v", server.Kind(), err)
+	}
+	if response.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s", server.Kind(), response.Status)
+	}
+	decoder := json.NewDecoder(response.Body)
+	decoder.UseNumber()
+	closeBoth := func() {
+		_ = writer.Close()
+		_ = response.Body.Close()
+	}
+	t.Cleanup(closeBoth)
+	return &lines{writer, decoder, closeBoth}
+}
+
+func (l *lines) next(t *testing.T) any {
+	t.Helper()
+	var value any
+	if err := l.decoder.Decode(&value); err != nil {
+		t.Fatal(err)
+	}
+	return hideFigures(value)
+}
+
+// A watch that is spoken to while it runs.
+func TestGatewayWatch(t *testing.T) {
+	t.Parallel()
+	duo := startDuo(t, harness.Options{})
+	var seen [2][]any
+	for side, server := range []*harness.Server{duo.Etched, duo.Etcd} {
+		post := func(path, body string) {
+			response, err := http.Post(server.URL()+"/v3/"+path, "application/json", strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = response.Body.Close()
+		}
+		l := openLines(t, server, "watch", `{"create_request":{"key":"YQ==","prev_kv":true}}`)
+		take := func(count int) {
+			for range count {
+				seen[side] = append(seen[side], l.next(t))
+			}
+		}
+		take(1)
+		post("kv/put", `{"key":"YQ==","value":"MQ=="}`)
+		take(1)
+		post("kv/put", `{"key":"YQ==","value":"Mg=="}`)
+		take(1)
+		post("kv/deleterange", `{"key":"YQ=="}`)
+		take(1)
+		for _, message := range []string{
+			`{"create_request":{"key":"Yg==","start_revision":"2","watch_id":"7"}}` + "\n",
+			`{"create_request":{"key":"YQ==","start_revision":"2","filters":["NODELETE"],"watch_id":"8"}}`,
+		} {
+			if _, err := io.WriteString(l.send, message); err != nil {
+				t.Fatal(err)
+			}
+			take(1)
+		}
+		take(1)
+		for _, message := range []string{`{"cancel_request":{"watch_id":"7"}}`, `{"progress_request":{}}`} {
+			if _, err := io.WriteString(l.send, message); err != nil {
+				t.Fatal(err)
+			}
+			take(1)
+		}
+		// The end of the requests is not the end of the watch.
+		if err := l.send.Close(); err != nil {
+			t.Fatal(err)
+		}
+		post("kv/put", `{"key":"YQ==","value":"Mw=="}`)
+		take(2)
+		post("kv/compaction", `{"revision":"4"}`)
+		old := openLines(t, server, "watch", `{"create_request":{"key":"YQ==","start_revision":"2"}}`)
+		seen[side] = append(seen[side], old.next(t), old.next(t))
+	}
+	if diff := cmp.Diff(seen[0], seen[1]); diff != "" {
+		t.Errorf("(-etched +etcd)\n%s", diff)
+	}
+	if len(seen[0]) != 13 {
+		t.Errorf("%d lines", len(seen[0]))
+	}
+}
+
+// A keep-alive stream answers each message, and ends with them.
+func TestGatewayKeepAlive(t *testing.T) {
+	t.Parallel()
+	duo := startDuo(t, harness.Options{})
+	var seen [2][]any
+	for side, server := range []*harness.Server{duo.Etched, duo.Etcd} {
+		client := pb.NewLeaseClient(server.Dial(t))
+		if _, err := client.LeaseGrant(harness.Context(t, 10*time.Second), &pb.LeaseGrantRequest{ID: 5, TTL: 60}); err != nil {
+			t.Fatal(err)
+		}
+		l := openLines(t, server, "lease/keepalive", `{"ID":"5"}`)
+		seen[side] = append(seen[side], l.next(t))
+		for range 3 {
+			if _, err := io.WriteString(l.send, `{"ID":"5"}`); err != nil {
+				t.Fatal(err)
+			}
+			seen[side] = append(seen[side], l.next(t))
+		}
+		if err := l.send.Close(); err != nil {
+			t.Fatal(err)
+		}
+		var more any
+		if err := l.decoder.Decode(&more); err != io.EOF {
+			t.Errorf("%s: %v, %v behind the last message", server.Kind(), more, err)
+		}
+	}
+	if diff := cmp.Diff(seen[0], seen[1]); diff != "" {
+		t.Errorf("(-etched +etcd)\n%s", diff)
+	}
+}
+
+// A client that goes takes its call with it: its watch is no longer there, its
+// lock is another's to have.
+func TestGatewayCancel(t *testing.T) {
+	t.Parallel()
+	duo := startDuo(t, harness.Options{})
+	duo.Each(func(server *harness.Server) {
+		l := openLines(t, server, "watch", `{"create_request":{"key":"YQ=="}}`)
+		l.next(t)
+		watchers(t, server, 1)
+		l.close()
+		watchers(t, server, 0)
+	})
+}
+
+func watchers(t *testing.T, server *harness.Server, count int) {
+	t.Helper()
+	line := fmt.Sprintf("\netcd_debugging_mvcc_watcher_total %d\n", count)
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		_, page, err := server.HTTPGet("/metrics")
+		if err == nil && strings.Contains(page, line) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("%s: not %d watchers: %v", server.Kind(), count, err)
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// Where etcd answers nothing, or hides an error, etched says what is wrong.
+func TestGatewayMalformedStreams(t *testing.T) {
+	t.Parallel()
+	server := harness.Start(t, harness.Etched, harness.Options{})
+	for _, c := range calls(400, `
+		watch {
+		watch {"create_request":{"key":5}}
+		watch nonsense
+		lease/keepalive {"ID":{}}
+		`) {
+		got, err := send(server.Endpoint(), c.ask())
+		if err != nil {
+			t.Errorf("%v: %v", c, err)
+			continue
+		}
+		wants(t, c.ask(), got, 400)
+		if !strings.HasPrefix(got.Body, `{"error":{"code":3,"message":"`) {
+			t.Errorf("%v: %q", c, got.Body)
+		}
+	}
+	l := openLines(t, server, "watch", `{"create_request":{"key":"YQ=="}}`)
+	l.next(t)
+	if _, err := io.WriteString(l.send, "nonsense\n"); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(l.next(t)); !strings.Contains(got, "code:3") {
+		t.Errorf("behind a malformed message: %s", got)
+	}
+}
