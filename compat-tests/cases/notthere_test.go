@@ -26,7 +26,7 @@ var notInREADME = map[string]struct {
 	claim  string
 	checks []absence
 }{
-	"HTTP": {"the JSON gateway under `/v3/` (404), profiles", []absence{noGateway, noProfiles}},
+	"HTTP": {"profiles", []absence{noProfiles}},
 	"Configuration": {"tracing: refused at the start", []absence{
 		refusesFlag("--enable-distributed-tracing"),
 	}},
@@ -38,7 +38,6 @@ const notInHelp = "Not in etched: "
 
 var checksOfHelp = map[string]absence{
 	"the commands gateway and grpc-proxy": noCommands,
-	"the JSON gateway under /v3/":         noGateway,
 	"profiles under /debug/pprof/":        noProfiles,
 }
 
@@ -209,19 +208,6 @@ func noCommands(t *testing.T, _ *harness.Server) {
 				t.Errorf("%v: %+v", args, got)
 			}
 		}
-	}
-}
-
-func noGateway(t *testing.T, server *harness.Server) {
-	t.Helper()
-	response, err := http.Post(server.URL()+"/v3/kv/range", "application/json", strings.NewReader(`{"key":"YQ=="}`))
-	if err != nil {
-		t.Error(err)
-		return
-	}
-	response.Body.Close()
-	if response.StatusCode != http.StatusNotFound {
-		t.Errorf("POST /v3/kv/range: %s", response.Status)
 	}
 }
 

@@ -184,7 +184,9 @@ where
         }
     }
 
-    async fn read_in_time(&mut self) -> Result<Option<Result<http_body::Frame<B::Data>, B::Error>>, Failed> {
+    async fn read_in_time(
+        &mut self,
+    ) -> Result<Option<Result<http_body::Frame<B::Data>, B::Error>>, Failed> {
         loop {
             let clock = &self.limits.clock;
             let (until, came_bytes) = self

@@ -22,7 +22,10 @@ pub fn metadata(headers: &HeaderMap, timeout: Option<Duration>) -> HeaderMap {
             Some(own) if !is_reserved(own) => HeaderName::from_bytes(own.as_bytes()).ok(),
             _ => (name == AUTHORIZATION).then_some(AUTHORIZATION),
         };
-        let text = value.as_bytes().iter().all(|byte| matches!(byte, 0x20..=0x7e));
+        let text = value
+            .as_bytes()
+            .iter()
+            .all(|byte| matches!(byte, 0x20..=0x7e));
         if let (Some(name), true) = (name, text) {
             metadata.append(name, value.clone());
         }
@@ -34,7 +37,13 @@ pub fn metadata(headers: &HeaderMap, timeout: Option<Duration>) -> HeaderMap {
 }
 
 fn is_reserved(name: &str) -> bool {
-    let names = ["content-type", "te", "user-agent", "content-encoding", "host"];
+    let names = [
+        "content-type",
+        "te",
+        "user-agent",
+        "content-encoding",
+        "host",
+    ];
     name.is_empty() || name.starts_with("grpc-") || names.contains(&name)
 }
 

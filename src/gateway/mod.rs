@@ -185,7 +185,10 @@ impl Gateway {
         let (body, failure) = match target.flow {
             Flow::BidiStream => {
                 let (sender, failure) = oneshot::channel();
-                (messages(reader, target.input.clone(), sender), Some(failure))
+                (
+                    messages(reader, target.input.clone(), sender),
+                    Some(failure),
+                )
             }
             Flow::Unary | Flow::ServerStream => match only_message(reader, &target.input).await {
                 Ok(message) => (Body::new(Full::new(message)), None),

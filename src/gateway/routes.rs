@@ -73,7 +73,10 @@ mod tests {
     fn every_rpc_but_two_services_and_range_stream_has_a_path() {
         let paths: BTreeSet<_> = ROUTES.iter().map(|(path, ..)| *path).collect();
         assert_eq!(paths.len(), ROUTES.len(), "a path is there twice");
-        let routed: BTreeSet<_> = ROUTES.iter().map(|(_, at, method)| (*at, *method)).collect();
+        let routed: BTreeSet<_> = ROUTES
+            .iter()
+            .map(|(_, at, method)| (*at, *method))
+            .collect();
         let all = RPCS.iter().map(|rpc| (rpc.service, rpc.method));
         let expected: BTreeSet<_> = all
             .filter(|(service, method)| *service != HEALTH && *method != "RangeStream")

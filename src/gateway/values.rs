@@ -100,7 +100,11 @@ mod tests {
             (" \n", &[], " \n"),
             ("{}", &["{}"], ""),
             ("{} x", &["{}"], " x"),
-            (r#"{"a":{"b":[1,2]}}{"c":1}"#, &[r#"{"a":{"b":[1,2]}}"#, r#"{"c":1}"#], ""),
+            (
+                r#"{"a":{"b":[1,2]}}{"c":1}"#,
+                &[r#"{"a":{"b":[1,2]}}"#, r#"{"c":1}"#],
+                "",
+            ),
             (r#"{"a":"}\"{"}"#, &[r#"{"a":"}\"{"}"#], ""),
             (r#"{"a\\":"\\"} {"#, &[r#"{"a\\":"\\"}"#], " {"),
             ("[{}]\n{}\n", &["[{}]", "{}"], "\n"),
@@ -113,7 +117,18 @@ mod tests {
         ] {
             for piece in [1, 2, 3, 100] {
                 let (found, left) = split(text, piece);
-                assert_eq!((&found[..], left.as_str()), (expected.iter().map(|value| (*value).to_owned()).collect::<Vec<_>>().as_slice(), rest), "{text} by {piece}");
+                assert_eq!(
+                    (&found[..], left.as_str()),
+                    (
+                        expected
+                            .iter()
+                            .map(|value| (*value).to_owned())
+                            .collect::<Vec<_>>()
+                            .as_slice(),
+                        rest
+                    ),
+                    "{text} by {piece}"
+                );
             }
         }
     }
