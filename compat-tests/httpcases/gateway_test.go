@@ -15,6 +15,7 @@ import (
 
 	"etched.dev/compat-tests/harness"
 	"github.com/google/go-cmp/cmp"
+	"github.com/gorilla/websocket"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	_ "go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
 	_ "go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
@@ -680,6 +681,106 @@ func TestGatewayKeepAlive(t *testing.T) {
 	}
 	if diff := cmp.Diff(seen[0], seen[1]); diff != "" {
 		t.Errorf("(-etched +etcd)\n%s", diff)
+	}
+}
+
+// The streams over WebSockets, which etcd's gateway has for browsers.
+func TestGatewayWebSocket(t *testing.T) {
+	t.Parallel()
+	duo := startDuo(t, harness.Options{})
+	const grant = `{"TTL":"60","ID":"9"}`
+	var seen [2][]any
+	for side, server := range []*harness.Server{duo.Etched, duo.Etcd} {
+		open := func(path string, headers http.Header, protocols ...string) *websocket.Conn {
+			dialer := websocket.Dialer{Subprotocols: protocols, HandshakeTimeout: answerLimit}
+			socket, _, err := dialer.Dial("ws://"+server.Endpoint()+"/v3/"+path, headers)
+			if err != nil {
+				t.Fatalf("%s: %s: %v", server.Kind(), path, err)
+			}
+			t.Cleanup(func() { _ = socket.Close() })
+			if err := socket.SetReadDeadline(time.Now().Add(answerLimit)); err != nil {
+				t.Fatal(err)
+			}
+			return socket
+		}
+		exchange := func(socket *websocket.Conn, message string) {
+			t.Helper()
+			if message != "" {
+				if err := socket.WriteMessage(websocket.TextMessage, []byte(message)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, text, err := socket.ReadMessage()
+			if err != nil {
+				t.Fatalf("%s: behind %q: %v", server.Kind(), message, err)
+			}
+			seen[side] = append(seen[side], jsonValues(t, text, ownFigures)...)
+		}
+		if _, err := send(server.Endpoint(), call{path: "lease/grant", body: grant}.ask()); err != nil {
+			t.Fatal(err)
+		}
+		watch := open("watch", nil)
+		exchange(watch, `{"create_request":{"key":"YQ=="}}`)
+		exchange(watch, `{"create_request":{"key":"Yg==","watch_id":"7"}}`)
+		if _, err := send(server.Endpoint(), call{path: "kv/put", body: `{"key":"YQ==","value":"MQ=="}`}.ask()); err != nil {
+			t.Fatal(err)
+		}
+		exchange(watch, "")
+		exchange(watch, `{"cancel_request":{"watch_id":"7"}}`)
+		watchers(t, server, 1)
+		if err := watch.Close(); err != nil {
+			t.Fatal(err)
+		}
+		watchers(t, server, 0)
+		keepAlive := open("lease/keepalive", nil, "Bearer", "nonsense")
+		exchange(keepAlive, `{"ID":"9"}`)
+		exchange(keepAlive, `{"ID":"404"}`)
+		exchange(open("nothing", nil), "")
+	}
+	if diff := cmp.Diff(seen[0], seen[1]); diff != "" {
+		t.Errorf("(-etched +etcd)\n%s", diff)
+	}
+	for _, refused := range []ask{
+		get("/v3/watch", "Connection: Upgrade", "Upgrade: websocket"),
+		get("/v3/watch", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 8"),
+		{method: "POST", target: "/v3/watch", headers: []string{
+			"Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13",
+		}},
+	} {
+		var statuses [2]string
+		for side, address := range []string{duo.Etched.Endpoint(), duo.Etcd.Endpoint()} {
+			got, err := send(address, refused)
+			if err != nil {
+				t.Fatal(err)
+			}
+			statuses[side] = got.Status
+		}
+		if statuses[0] != statuses[1] {
+			t.Errorf("%v: %v", refused, statuses)
+		}
+	}
+}
+
+// A stop of the server does not wait for a WebSocket, and ends it.
+func TestGatewayWebSocketEndsWithItsServer(t *testing.T) {
+	t.Parallel()
+	server := harness.Start(t, harness.Etched, harness.Options{})
+	socket, _, err := websocket.DefaultDialer.Dial("ws://"+server.Endpoint()+"/v3/watch", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	if err := socket.WriteMessage(websocket.TextMessage, []byte(`{"create_request":{"key":"YQ=="}}`)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := socket.ReadMessage(); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := socket.ReadMessage(); err == nil {
+		t.Error("a message of a server that has stopped")
 	}
 }
 

@@ -4,6 +4,7 @@
 mod client;
 mod config;
 mod etcd_files;
+mod gateway;
 mod input;
 mod memory;
 mod peer;
@@ -148,5 +149,11 @@ pub const TARGETS: &[Target] = &[
         run: etcd_files::read,
         seeds: etcd_files::seeds,
         mutations: 300,
+    },
+    Target {
+        name: "gateway_json",
+        run: gateway::json,
+        seeds: gateway::json_seeds,
+        mutations: 200,
     },
 ];

@@ -182,7 +182,8 @@ tests!(
     tls_hello,
     tls_certificate,
     tls_files,
-    etcd_files
+    etcd_files,
+    gateway_json
 );
 
 #[test]

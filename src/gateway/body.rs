@@ -3,20 +3,23 @@
 //! What of a value has come is counted in the budget of requests before more of it is read, with
 //! what its parts will take when it is parsed. The calls that it becomes are counted by the
 //! services, as every call. A text that has room and does not go on is refused, if others wait.
+//! What HTTP/2 holds of a body counts as unread, here as in a call of gRPC.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use futures_util::FutureExt;
 use futures_util::future::{Either, select};
-use http_body::Body;
+use http_body::{Body, Frame};
 use http_body_util::BodyExt;
+use prost_reflect::MessageDescriptor;
 use tonic::Status;
 
+use super::message;
 use super::values::Values;
-use crate::budget::Held;
 use crate::budget::requests::OfConnection;
+use crate::budget::{Held, unread};
 use crate::env::{self, Boxed, Clock};
 use crate::error::Error;
 
@@ -24,12 +27,10 @@ use crate::error::Error;
 const FREE_BYTES: usize = 1 << 10;
 /// What is counted at first of a text whose length is not known, and then twice as much each time.
 const FIRST_BYTES: usize = 16 << 10;
-/// What each object, list and comma takes when it is parsed.
-const PART_BYTES: usize = 128;
 /// Base64 makes four bytes of three; the rest is for names and blanks.
 const TEXT_FACTOR: usize = 2;
 /// What a value may take, in messages of the largest size.
-const COST_FACTOR: usize = 8;
+const COST_FACTOR: usize = 32;
 
 const WAIT_LIMIT: Duration = Duration::from_secs(10);
 const STALL_LIMIT: Duration = Duration::from_secs(2);
@@ -66,6 +67,7 @@ pub enum Failed {
 /// See the module.
 pub struct Reader<B> {
     body: B,
+    unread: unread::Body,
     limits: Arc<Limits>,
     values: Values,
     text: BytesMut,
@@ -81,6 +83,7 @@ where
     pub fn new(body: B, limits: Arc<Limits>) -> Self {
         Self {
             body,
+            unread: limits.of_connection.unread.body(),
             limits,
             values: Values::default(),
             text: BytesMut::new(),
@@ -118,10 +121,17 @@ where
         }
     }
 
+    /// The message of a value. Until a service takes it over it counts as unread, as all do.
+    pub fn message(&self, input: &MessageDescriptor, json: &[u8]) -> Result<Bytes, Status> {
+        let framed = message::framed(input, json)?;
+        self.limits.of_connection.unread.came(framed.len());
+        Ok(framed)
+    }
+
     /// Takes the value that ends there.
     async fn value(&mut self, end: usize) -> Result<Counted, Failed> {
-        let parts = std::mem::take(&mut self.values.parts);
-        let cost = end.saturating_add(parts.saturating_mul(PART_BYTES));
+        let parsed_bytes = std::mem::take(&mut self.values.parsed_bytes);
+        let cost = end.saturating_add(parsed_bytes);
         if cost > self.limits.max_message_bytes.saturating_mul(COST_FACTOR) {
             let reason = "the JSON of a request has too many parts";
             return Err(Failed::Refused(Status::resource_exhausted(reason)));
@@ -163,17 +173,24 @@ where
     /// What comes next from the connection.
     async fn read(&mut self) -> Result<Option<Bytes>, Failed> {
         loop {
-            let frame = match &self.held {
-                None => self.body.frame().await,
-                Some(_) => self.read_in_time().await?,
+            let frame = match self.body.frame().now_or_never() {
+                Some(frame) => frame,
+                None => {
+                    self.unread.drained();
+                    self.await_frame().await?
+                }
             };
             match frame {
-                None => return Ok(None),
+                None => {
+                    self.unread.drained();
+                    return Ok(None);
+                }
                 Some(Err(_)) => return Err(Failed::Gone),
                 Some(Ok(frame)) => {
                     // Trailers say nothing here.
                     if let Ok(mut data) = frame.into_data() {
                         let data = data.copy_to_bytes(data.remaining());
+                        self.unread.took(data.len());
                         if let Some((_, came_bytes)) = &mut self.stall {
                             *came_bytes += data.len();
                         }
@@ -184,16 +201,17 @@ where
         }
     }
 
-    async fn read_in_time(
-        &mut self,
-    ) -> Result<Option<Result<http_body::Frame<B::Data>, B::Error>>, Failed> {
+    async fn await_frame(&mut self) -> Result<Option<Result<Frame<B::Data>, B::Error>>, Failed> {
+        if self.held.is_none() {
+            return Ok(self.body.frame().await);
+        }
+        self.unread.starves();
         loop {
             let clock = &self.limits.clock;
             let (until, came_bytes) = self
                 .stall
                 .get_or_insert_with(|| (clock.sleep(STALL_LIMIT), 0));
-            let frame = pin!(self.body.frame());
-            match select(frame, until).await {
+            match select(self.body.frame(), until).await {
                 Either::Left((frame, _)) => return Ok(frame),
                 Either::Right(_) => {
                     if *came_bytes < PROGRESS_BYTES && self.limits.of_connection.is_awaited() {

@@ -14,13 +14,14 @@
 
 mod answer;
 mod body;
-mod descriptors;
-mod message;
+pub mod descriptors;
+pub mod message;
 mod metadata;
 mod refusal;
 mod routes;
 mod text;
-mod values;
+pub mod values;
+mod websocket;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -133,6 +134,23 @@ impl Gateway {
     pub async fn respond<B, F>(
         self,
         request: Request<B>,
+        call: impl FnOnce(Request<Body>) -> F + Send + 'static,
+    ) -> Response<Body>
+    where
+        B: http_body::Body<Data: Buf + Send, Error: Send> + Send + Unpin + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let is_http1 = request.version() == Version::HTTP_11;
+        if is_http1 && websocket::is_asked(request.headers()) {
+            let answer = |request| self.translate(request, call);
+            return websocket::open(&request.map(drop), answer);
+        }
+        self.translate(request, call).await
+    }
+
+    async fn translate<B, F>(
+        self,
+        request: Request<B>,
         call: impl FnOnce(Request<Body>) -> F,
     ) -> Response<Body>
     where
@@ -217,8 +235,8 @@ where
     B: http_body::Body<Data: Buf> + Unpin,
 {
     match reader.next().await {
-        Ok(Some(value)) => message::framed(input, &value.json),
-        Ok(None) => message::framed(input, b"{}"),
+        Ok(Some(value)) => reader.message(input, &value.json),
+        Ok(None) => reader.message(input, b"{}"),
         Err(Failed::Refused(status)) => Err(status),
         Err(Failed::Gone) => Err(Status::cancelled("the client has gone")),
     }
@@ -238,7 +256,7 @@ where
         let (mut reader, input, failure) = state?;
         let next = match reader.next().await {
             Ok(None) => return None,
-            Ok(Some(value)) => message::framed(&input, &value.json),
+            Ok(Some(value)) => reader.message(&input, &value.json),
             Err(Failed::Refused(status)) => Err(status),
             Err(Failed::Gone) => {
                 let gone = Status::cancelled("the client has gone");

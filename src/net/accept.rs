@@ -4,11 +4,12 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite};
@@ -23,6 +24,7 @@ use super::guard::{Guard, Guarded};
 use super::http2::Http2;
 use super::listen::Listener;
 use super::stream::Stream;
+use super::takeover::Upcoming;
 use super::tls::{Refused, Rejections, Session, TlsServer};
 use super::versions::Versions;
 use crate::budget::unread::{self, Unread};
@@ -113,16 +115,20 @@ impl<S> Service for S where
 {
 }
 
-/// A service that knows how many calls wait for the beginning of their answers.
+/// A service that knows how many calls wait for the beginning of their answers, and what an answer
+/// makes of its connection.
 struct Counting<S> {
     service: S,
     waiting: Arc<AtomicUsize>,
+    upcoming: Upcoming,
 }
 
 /// An answer that is waited for.
 struct Awaited<F> {
     answer: F,
     waiting: Arc<AtomicUsize>,
+    wish: Option<OnUpgrade>,
+    upcoming: Upcoming,
 }
 
 impl<S: Service> hyper::service::Service<Request<Incoming>> for Counting<S> {
@@ -130,20 +136,30 @@ impl<S: Service> hyper::service::Service<Request<Incoming>> for Counting<S> {
     type Error = S::Error;
     type Future = Awaited<S::Future>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         Awaited {
+            wish: Upcoming::wish(&mut request),
             answer: self.service.call(request),
             waiting: self.waiting.clone(),
+            upcoming: self.upcoming.clone(),
         }
     }
 }
 
-impl<F: Future + Unpin> Future for Awaited<F> {
+impl<F, E> Future for Awaited<F>
+where
+    F: Future<Output = Result<Response<Body>, E>> + Unpin,
+{
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        Pin::new(&mut self.answer).poll(cx)
+        let mut answer = ready!(Pin::new(&mut self.answer).poll(cx));
+        if let Ok(answer) = &mut answer {
+            let wish = self.wish.take();
+            self.upcoming.answered(wish, answer);
+        }
+        Poll::Ready(answer)
     }
 }
 
@@ -390,15 +406,16 @@ async fn http<I, S>(
     service: S,
     mut stop: watch::Receiver<bool>,
 ) where
-    I: AsyncRead + AsyncWrite + Unpin + 'static,
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: Service,
 {
-    let waiting = Arc::new(AtomicUsize::new(0));
+    let (waiting, upcoming) = (Arc::new(AtomicUsize::new(0)), Upcoming::default());
     let service = Counting {
         service,
         waiting: waiting.clone(),
+        upcoming: upcoming.clone(),
     };
-    let connection = protocols.serve_connection(TokioIo::new(io), service);
+    let connection = protocols.serve_connection_with_upgrades(TokioIo::new(io), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -412,5 +429,10 @@ async fn http<I, S>(
     };
     if let Err(error) = ended {
         tracing::debug!(from = options.who, %error, "a connection ended");
+        return;
+    }
+    tokio::select! {
+        () = upcoming.run() => {}
+        () = stopped(&mut stop) => {}
     }
 }

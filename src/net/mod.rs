@@ -6,6 +6,7 @@
 //! - `listen` binds addresses, of the network or in files; a connection of either is a `stream`.
 //! - `accept` takes connections, serves each, and gives those under way their last answers when
 //!   the process stops. Where a listener has TLS, its handshake comes before the first byte of HTTP.
+//! - `takeover` lets a connection of HTTP/1 go on as something else.
 //! - `tls` makes the handshakes; those of outgoing connections are asked for in `transport/dial.rs`.
 //! - `http2` decides every limit of the HTTP/2 library by name.
 //! - `guard` stands between a client's socket and that library and sees each frame: `pings` sends
@@ -23,6 +24,7 @@ mod inbound;
 pub mod listen;
 mod pings;
 mod stream;
+mod takeover;
 #[cfg(test)]
 mod tests;
 pub mod tls;
@@ -35,4 +37,5 @@ pub use http2::{Http2, KeepAlive};
 #[cfg(any(test, feature = "fuzzing"))]
 pub use inbound::mended;
 pub use stream::Stream;
+pub use takeover::Takeover;
 pub use versions::Versions;

@@ -80,7 +80,7 @@ const MODULES: &[Module] = &[
         ],
     ),
     module("api", 7, &["service", "replica", "state", "watch", "mvcc"]),
-    module("gateway", 7, &["service"]),
+    module("gateway", 7, &["service", "net"]),
     module("http", 7, &["service", "replica"]),
     module(
         "server",
