@@ -25,8 +25,10 @@ use crate::error::Error;
 
 /// Up to this nothing is counted: a call takes as much in any case.
 const FREE_BYTES: usize = 1 << 10;
-/// What is counted at first of a text whose length is not known, and then twice as much each time.
+/// What is counted at first, and then twice as much each time, or all that was announced once so
+/// much of a text has come that the rest can be believed.
 const FIRST_BYTES: usize = 16 << 10;
+const BEGINNING_BYTES: usize = 8 << 10;
 /// Base64 makes four bytes of three; the rest is for names and blanks.
 const TEXT_FACTOR: usize = 2;
 /// What a value may take, in messages of the largest size.
@@ -154,8 +156,8 @@ where
         let announced = self.body.size_hint().exact();
         let rest = announced.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         let wanted = match rest {
-            Some(rest) => self.text.len().saturating_add(rest),
-            None => FIRST_BYTES.max(2 * held_bytes),
+            Some(rest) if needed_bytes >= BEGINNING_BYTES => needed_bytes.saturating_add(rest),
+            _ => FIRST_BYTES.max(2 * held_bytes),
         };
         let wanted = wanted.min(self.limits.text_bytes()).max(needed_bytes) - held_bytes;
         let waiting = self.limits.of_connection.take(wanted);
