@@ -48,6 +48,10 @@ named! {
         LostEndRefused => "log refused that had lost its end",
         DoubtSettled => "vote withheld until a leader had shown the log to be whole",
         DoubtGivenUp => "vote withheld until the wait for a leader was over",
+        DamagedLogRefused => "member not started, as its log was damaged",
+        DamagedMemberReplaced => "member with a damaged log replaced",
+        EndLostUnseen => "member started whose log had lost its end unseen",
+        EndLostNoticed => "lost end noticed by what the leader knew",
         AppendDropped => "append dropped while the disk lags",
         LearnerPromoted => "learner promoted",
         MemberRemoved => "member removed itself",
@@ -112,6 +116,10 @@ named! {
         ShortFileTaken => "short-file-taken",
         /// A start ignores how far the log was synced.
         SyncedMarkIgnored => "synced-mark-ignored",
+        /// A member whose log was cut at its start votes as any other.
+        DoubtIgnored => "doubt-ignored",
+        /// Terms and votes are lost with an end of the log that nobody misses.
+        VoteUnmarked => "vote-unmarked",
         /// Entries that conflict with the leader's stay in the log as read by raft.
         ConflictKept => "conflict-kept",
         /// The log is truncated beyond the flushed index.

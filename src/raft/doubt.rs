@@ -12,18 +12,26 @@
 //! its own term, and all that it has committed is in this log. From then on its vote is as good as
 //! any.
 //!
-//! Where no leader speaks for a few election timeouts, the member votes all the same, and says so:
+//! A term or a vote cannot be lost so. Were it, nothing would tell of it: the member might vote
+//! twice in a term, or acknowledge entries to a leader whose successor it had elected, and no answer
+//! of the others but of all of them would bound the terms that it had been in. So what binds it
+//! (`Persist::binds`) is followed by the mark of how far the log is synced before any message is
+//! sent, and a log that ends before its mark does not open. That is one more sync for a term and a
+//! vote, and none for entries. What may vanish unseen is then only entries of the term that the
+//! member knows, which only that term's leader counts; and a leader that counts them and goes on
+//! shows in its heartbeats that they are missing (`admit`).
+//!
+//! Where no leader speaks for some election timeouts, the member votes all the same, and says so:
 //! where all lost power at once each may have a torn write, and if they waited for each other none
-//! would ever lead. That they were what they looked like is what all then rely on. What cannot be
-//! made up for either is a vote that was lost with the end of the log; nothing tells of it.
+//! would ever lead. That they were what they looked like is what all then rely on.
 
 use raft::{Raft, Storage};
 
 use super::{Message, MessageType};
 use crate::probe::{self, CoveragePoint};
 
-/// Election timeouts without a leader: longer than an election among the others takes.
-const MAX_TIMEOUTS: usize = 3;
+/// Election timeouts without a leader: longer than a restart and an election among the others take.
+const MAX_TIMEOUTS: usize = 5;
 
 /// Whether a member withholds its vote.
 #[derive(Debug, Default)]

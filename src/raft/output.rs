@@ -14,6 +14,9 @@ pub struct Persist {
     pub reset: Option<EntryId>,
     pub entries: Vec<LogEntry>,
     pub hard_state: Option<Vec<u8>>,
+    /// The hard state names another term or vote than the one before it. A log that lost its end
+    /// must not pass for one without them: see `doubt`.
+    pub binds: bool,
     /// To be sent once this is durable.
     pub messages: Vec<Message>,
 }

@@ -86,6 +86,8 @@ pub struct Replica {
     election_seed: u64,
     /// The term on disk.
     durable_term: u64,
+    /// Term and vote of the hard state that was handed out last.
+    bound: (u64, u64),
     refused: RejectedMessages,
     doubt: Doubt,
 }
@@ -100,7 +102,7 @@ impl Replica {
         };
         // The commit index on disk may lag; applied entries are committed.
         hard_state.commit = hard_state.commit.max(restored.applied_index);
-        let hard_state_term = hard_state.term;
+        let bound = (hard_state.term, hard_state.vote);
         let config = raft::Config {
             id: options.member.0,
             election_tick: options.election_ticks,
@@ -126,7 +128,8 @@ impl Replica {
             unpersisted: Unpersisted::default(),
             lazy_hard_state: false,
             election_seed: options.election_seed,
-            durable_term: hard_state_term,
+            durable_term: bound.0,
+            bound,
             refused: RejectedMessages::default(),
             doubt: Doubt::default(),
         };
@@ -137,7 +140,7 @@ impl Replica {
     /// The log was cut at the start: this member does not vote before a leader has shown that it
     /// lacks nothing.
     pub fn doubt_log(&mut self) {
-        if !self.is_sole_voter() {
+        if !self.is_sole_voter() && !probe::injected(Defect::DoubtIgnored) {
             self.doubt.begin();
         }
     }
@@ -388,6 +391,7 @@ impl Replica {
             reset,
             entries: entries.iter().map(to_disk).collect(),
             hard_state: None,
+            binds: false,
             messages: after_sync,
         };
         if ready.hs().is_some() {
@@ -414,6 +418,8 @@ impl Replica {
             if probe::injected(Defect::VoteForgotten) {
                 hard_state.vote = 0;
             }
+            let bound = (hard_state.term, hard_state.vote);
+            persist.binds = std::mem::replace(&mut self.bound, bound) != bound;
             persist.hard_state = Some(prost_11::Message::encode_to_vec(&hard_state));
         }
         if let Some(entry_id) = reset {

@@ -137,6 +137,8 @@ struct Gathered {
     entries: Vec<LogEntry>,
     bytes: usize,
     hard_state: Option<Vec<u8>>,
+    /// See `Persist`.
+    binds: bool,
     reset: Option<EntryId>,
     done: Done,
     parts: usize,
@@ -156,6 +158,7 @@ impl Gathered {
         if persist.hard_state.is_some() || probe::injected(Defect::HardStateDropped) {
             self.hard_state = persist.hard_state;
         }
+        self.binds |= persist.binds;
         self.reset = persist.reset;
         self.done.number = persist.number;
         self.done.messages.extend(persist.messages);
@@ -182,6 +185,9 @@ impl LogWriter {
                 entries: &gathered.entries,
                 hard_state,
             })?;
+        }
+        if gathered.binds && !probe::injected(Defect::VoteUnmarked) {
+            self.log.synced_mark().write()?;
         }
         let bytes = self.log.stats().bytes_written - bytes_before;
         if bytes > 0 {

@@ -257,6 +257,7 @@ fn new_log(
         compacted: log.compacted(),
         last_index: log.last_index(),
         torn_tail: None,
+        end_in_doubt: false,
     };
     Ok((log, recovered))
 }
@@ -286,7 +287,7 @@ fn replica(
     machine: &Machine,
 ) -> Result<Replica, Error> {
     let members = machine.members();
-    let is_cut = recovered.torn_tail.is_some();
+    let in_doubt = recovered.end_in_doubt;
     let restored = replica::InitialState {
         reader: log.reader(),
         hard_state: recovered.hard_state.map(Into::into),
@@ -302,7 +303,7 @@ fn replica(
         recent_entries: options.recent_entries,
     };
     let mut replica = Replica::new(options, restored)?;
-    if is_cut {
+    if in_doubt {
         replica.doubt_log();
     }
     Ok(replica)

@@ -50,6 +50,7 @@ pub fn force(
         compacted: entry_id,
         last_index: entry_id.index,
         torn_tail: None,
+        end_in_doubt: false,
     })
 }
 

@@ -10,11 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::files::{Files, OpenFile};
 use super::frame::{FRAME_HEADER_BYTES, SECTOR_BYTES, SEGMENT_HEADER_BYTES};
 #[cfg(any(test, feature = "simulation"))]
-use super::{
-    Options,
-    frame::{Head, SegmentHeader},
-    segment, synced,
-};
+use super::{Options, segment, synced};
 
 /// The disk. Clones are the same disk.
 #[derive(Clone, Default)]
@@ -50,12 +46,33 @@ struct Stored {
 
 /// What somebody or a disk takes away that was synced.
 #[cfg(any(test, feature = "simulation"))]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Damage {
     /// The last segment that was begun loses its end, of which nothing need have been used.
     CutShort,
     /// What lies behind a place that was synced when the log was marked reads as zeros.
     EndZeroed,
+    /// A sector of what was synced when the log was marked reads as zeros.
+    SectorZeroed,
+    /// The last segment that was begun reads as zeros, is empty, or is gone.
+    SegmentZeroed,
+    SegmentEmptied,
+    SegmentRemoved,
+    /// Sectors that were written after the log was marked read as zeros, from one of them on.
+    EndLost,
+}
+
+#[cfg(any(test, feature = "simulation"))]
+impl Damage {
+    /// With which no log opens.
+    pub const REFUSED: [Damage; 6] = [
+        Damage::CutShort,
+        Damage::EndZeroed,
+        Damage::SectorZeroed,
+        Damage::SegmentZeroed,
+        Damage::SegmentEmptied,
+        Damage::SegmentRemoved,
+    ];
 }
 
 /// What a crash does to writes that were not synced.
@@ -211,40 +228,46 @@ impl MemoryDisk {
     #[cfg(any(test, feature = "simulation"))]
     pub fn damage(&self, damage: Damage, options: Options, seed: u64) -> Option<String> {
         let mut random = Random(seed);
-        let (name, at) = match damage {
-            Damage::CutShort => {
-                let state = self.state();
-                let begun = |(name, id): (&String, &u64)| {
-                    let bytes = &state.files.get(id)?.current;
-                    segment::sequence(name)?;
-                    let header = bytes.first_chunk()?;
-                    let begun = matches!(SegmentHeader::decode(header), Head::Valid(_));
-                    begun.then(|| (name.clone(), bytes.len() as u64))
-                };
-                let begun: Vec<_> = state.names.iter().filter_map(begun).collect();
-                let (name, bytes) = begun.last()?.clone();
-                (name, 1 + random.below(bytes - 1))
-            }
-            Damage::EndZeroed => {
-                let record = synced::read(self, options.owner()).ok()??;
-                let position = record.position;
-                // Something of a frame lies in each sector before it.
-                let sectors = position.offset.div_ceil(SECTOR_BYTES);
-                if position.sequence == 0 {
-                    return None;
-                }
-                let sector = random.below(sectors);
-                (segment::name(position.sequence), sector * SECTOR_BYTES)
-            }
-        };
+        let marked = synced::read(self, options.owner()).ok()??.position;
+        if marked.sequence == 0 {
+            return None;
+        }
         let mut state = self.state();
+        // It is marked when a segment is begun.
+        let name = segment::name(marked.sequence);
         let id = state.id(&name).ok()?;
         let bytes = &mut state.files.get_mut(&id)?.current;
+        let end = bytes.iter().rposition(|byte| *byte != 0)? as u64 + 1;
+        // Something of a frame lies in each sector before the mark, and in each up to the end.
+        let marked_sectors = marked.offset.div_ceil(SECTOR_BYTES);
+        let sectors = end.div_ceil(SECTOR_BYTES);
+        let at = match damage {
+            Damage::CutShort => 1 + random.below(bytes.len() as u64 - 1),
+            Damage::EndZeroed | Damage::SectorZeroed => random.below(marked_sectors) * SECTOR_BYTES,
+            Damage::EndLost if sectors <= marked_sectors => return None,
+            Damage::EndLost => {
+                let lost = 1 + random.below(sectors - marked_sectors);
+                (sectors - lost) * SECTOR_BYTES
+            }
+            Damage::SegmentZeroed | Damage::SegmentEmptied | Damage::SegmentRemoved => 0,
+        };
+        let from = at as usize;
         match damage {
-            Damage::CutShort => bytes.truncate(at as usize),
-            Damage::EndZeroed => bytes.get_mut(at as usize..)?.fill(0),
+            Damage::CutShort | Damage::SegmentEmptied => bytes.truncate(from),
+            Damage::EndZeroed | Damage::EndLost | Damage::SegmentZeroed => {
+                bytes.get_mut(from..)?.fill(0);
+            }
+            Damage::SectorZeroed => bytes.get_mut(from..from + SECTOR_BYTES as usize)?.fill(0),
+            Damage::SegmentRemoved => {
+                state.names.remove(&name);
+                state.durable_names.remove(&name);
+            }
         }
-        Some(format!("{damage:?} {name} from byte {at} on"))
+        if let Some(stored) = state.files.get_mut(&id) {
+            stored.durable.clone_from(&stored.current);
+            stored.unsynced.clear();
+        }
+        Some(format!("{damage:?} {name} from byte {at} of {end} on"))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

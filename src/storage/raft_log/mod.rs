@@ -87,6 +87,9 @@ pub struct Recovered {
     /// A write that was under way when the machine stopped, and was cut off. It was never
     /// acknowledged.
     pub torn_tail: Option<TornTail>,
+    /// Writes that were acknowledged may be missing at the end, if the disk lost them: something
+    /// was cut off, or the last frame fills its sector, so that nothing would be left of a next one.
+    pub end_in_doubt: bool,
 }
 
 /// The log, for the one thread that appends to it. Others read through [`RaftLog::reader`].
@@ -130,6 +133,7 @@ impl RaftLog {
             compacted: recovery.index.entry_id,
             last_index: recovery.index.last,
             torn_tail: recovery.torn_tail,
+            end_in_doubt: recovery.end_in_doubt,
         };
         let shared = Arc::new(Shared::new(files, options.owner(), recovery.index));
         let writer = Writer::new(

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use super::files::{Files, OpenFile};
 use super::found::{FIRST_SEQUENCE, Found, damaged, survey};
-use super::frame::{Head, SEGMENT_HEADER_BYTES, sectors};
+use super::frame::{Head, SECTOR_BYTES, SEGMENT_HEADER_BYTES, sectors};
 use super::index::{Index, Place};
 use super::replay::{Replay, Stop};
 use super::segment::{self, Pace, Remains, Window, fill, io_error, is_zero};
@@ -38,6 +38,7 @@ pub(super) struct Recovery {
     pub active: Active,
     pub ready: Option<Arc<dyn OpenFile>>,
     pub torn_tail: Option<TornTail>,
+    pub end_in_doubt: bool,
     pub synced: Arc<Synced>,
 }
 
@@ -169,6 +170,7 @@ pub(super) fn recover(shared_files: &Arc<dyn Files>, options: &Options) -> Resul
         hard_state,
         active,
         ready: mending.ready,
+        end_in_doubt: mending.torn_tail.is_some() || stop.offset.is_multiple_of(SECTOR_BYTES),
         torn_tail: mending.torn_tail,
         synced,
     })

@@ -219,6 +219,7 @@ fn compaction_deletes_whole_segments_and_keeps_the_hard_state() {
             },
             last_index: 100,
             torn_tail: None,
+            end_in_doubt: false,
         }
     );
     append(&mut log, &[entry(101, 8, 300)], None);

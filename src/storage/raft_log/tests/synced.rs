@@ -291,11 +291,28 @@ fn what_simulators_damage_is_refused_but_for_the_defects_that_they_know() {
     for (damage, defect) in [
         (Damage::CutShort, Defect::ShortFileTaken),
         (Damage::EndZeroed, Defect::SyncedMarkIgnored),
+        (Damage::SegmentZeroed, Defect::SyncedMarkIgnored),
     ] {
-        assert_eq!(opened(damage, None), 0, "{damage:?}");
         assert!(opened(damage, Some(defect)) > 0, "{defect:?}");
     }
     let fresh = MemoryDisk::new();
-    assert_eq!(fresh.damage(Damage::CutShort, OPTIONS, 1), None);
-    assert_eq!(fresh.damage(Damage::EndZeroed, OPTIONS, 1), None);
+    for damage in Damage::REFUSED {
+        assert_eq!(opened(damage, None), 0, "{damage:?}");
+        assert_eq!(fresh.damage(damage, OPTIONS, 1), None);
+    }
+    assert_eq!(disk.damage(Damage::EndLost, OPTIONS, 1), None);
+}
+
+#[test]
+fn an_end_that_was_lost_behind_the_mark_leaves_it_in_doubt() {
+    let (disk, _) = marked_at(20);
+    for seed in 0..100 {
+        let harmed = disk.copy();
+        harmed
+            .damage(Damage::EndLost, OPTIONS, seed)
+            .expect("a log");
+        let (_, recovered) = open(&harmed).expect("nothing that was marked is missing");
+        assert!((20..30).contains(&recovered.last_index), "{recovered:?}");
+        assert!(recovered.end_in_doubt, "{recovered:?}");
+    }
 }
