@@ -1,6 +1,6 @@
-//! What no crash does to a raft log, tried on a copy of one that a member left behind: a file is cut
-//! short, or what was synced long ago reads as zeros to the end. A start must refuse each. The
-//! member itself goes on with its own disk, and with a schedule to which this adds nothing.
+//! What no crash does to a raft log: a file is cut short, or what was synced reads as zeros. Tried on
+//! copies of each log that a member leaves behind, which must not open, with a schedule to which
+//! this adds nothing; and, where `faults` says so, on a member's own disk.
 
 use std::sync::Arc;
 
@@ -13,12 +13,7 @@ use crate::types::MemberId;
 impl World {
     /// Damages copies of the log of a member that is down, and opens them.
     pub(super) fn try_damaged_logs(&mut self, id: MemberId, seed: u64) {
-        let options = Options {
-            segment_bytes: self.config.segment_bytes,
-            cluster_id: CLUSTER.0,
-            member_id: id.0,
-            sync: true,
-        };
+        let options = self.log_options(id);
         let Some(log) = self.members.get(&id).map(|member| member.disk.log()) else {
             return;
         };
@@ -38,6 +33,23 @@ impl World {
                     self.find("a damaged log passes for a short one", details);
                 }
             }
+        }
+    }
+    /// Damages the log of a member that is down; false where there is nothing to damage.
+    pub(super) fn damage_log(&mut self, id: MemberId, damage: Damage, seed: u64) -> bool {
+        let options = self.log_options(id);
+        let log = self.members.get(&id).map(|member| member.disk.log());
+        let done = log.and_then(|log| log.damage(damage, options, seed));
+        self.trace.note(format_args!("the log of {id}: {done:?}"));
+        done.is_some()
+    }
+
+    fn log_options(&self, id: MemberId) -> Options {
+        Options {
+            segment_bytes: self.config.segment_bytes,
+            cluster_id: CLUSTER.0,
+            member_id: id.0,
+            sync: true,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! `plan` decides what happens when, from the seed alone; this file and `elections` and
 //! `membership` carry it out.
 
+mod damage;
 mod elections;
 mod membership;
 pub mod plan;
@@ -41,6 +42,9 @@ pub fn strike(world: &mut World) {
             let next = now + faults.random.between(100 * MS, faults.interval_ns);
             if now < faults.until {
                 faults.plan(next, Event::InjectFault);
+                if faults.is_at_stake() {
+                    return;
+                }
                 let kinds = faults.kinds.clone();
                 let kind = *faults.random.pick(&kinds);
                 begin(world, kind, now);
@@ -51,6 +55,7 @@ pub fn strike(world: &mut World) {
                 .faults
                 .plan(now + CHECK_MEMBERSHIP_NS, Event::CheckMembership);
             membership::check_membership(world);
+            damage::look_after(world);
         }
         Event::Die(id) => {
             let id = id.or_else(|| leader(world));
@@ -69,6 +74,10 @@ pub fn strike(world: &mut World) {
             }
         }
         Event::Restart(id) => restart(world, id),
+        Event::LoseEnd {
+            member,
+            with_leader,
+        } => damage::lose_prepared_end(world, member, with_leader),
         Event::Stop(id) => {
             world.stop(id);
             world.faults.restart_soon(id, now);
@@ -90,12 +99,12 @@ pub fn strike(world: &mut World) {
 }
 
 fn restart(world: &mut World, id: MemberId) {
-    let gone = world.conditions.get(&id).is_none_or(|c| c.gone);
-    if gone || world.is_alive(id) {
+    let gone = |world: &World| world.conditions.get(&id).is_none_or(|c| c.gone);
+    if gone(world) || world.is_alive(id) {
         return;
     }
     world.start(id);
-    if !world.is_alive(id) {
+    if !world.is_alive(id) && !gone(world) {
         let now = world.time.now_ns();
         world.faults.restart_soon(id, now);
     }
@@ -194,6 +203,7 @@ fn begin(world: &mut World, kind: Kind, now: Moment) {
         Kind::Transfer => elections::transfer_repeatedly(world, id, &alive, later),
         Kind::Membership => membership::change(world, id),
         Kind::Newcomer => membership::newcomer(world, id, now),
+        Kind::LogDamaged => damage::begin(world, id, now),
     }
 }
 
@@ -255,7 +265,7 @@ fn break_disk(world: &mut World, kind: Kind, id: MemberId, until: Moment) {
 /// Ends a member that is installing a received state.
 pub fn cut_short(world: &mut World, id: MemberId) {
     let now = world.time.now_ns();
-    if now < world.faults.until {
+    if now < world.faults.until && !world.faults.is_at_stake() {
         world.faults.note_calm(now);
         let power = world.faults.random.chance(500);
         world
@@ -273,6 +283,7 @@ pub fn heal(world: &mut World) {
     world.faults.until = 0;
     let check = |event: &Event| *event == Event::CheckMembership;
     world.faults.agenda.retain(|_, event| check(event));
+    world.faults.forget_preparations();
     world.network.heal_all();
     world.network.set_conditions(0, 0, 0);
     let ids: Vec<MemberId> = world.members.keys().copied().collect();

@@ -123,6 +123,12 @@ impl SimNetwork {
         self.links.lock().cut.contains(&(from, to))
     }
 
+    /// No link is cut or worse than usual.
+    pub fn is_sound(&self) -> bool {
+        let links = self.links.lock();
+        links.cut.is_empty() && links.conditions == LinkConditions::default()
+    }
+
     /// Sets the minimum delay of every message.
     pub fn set_distance(&self, ns: u64) {
         self.links.lock().distance_ns = ns;

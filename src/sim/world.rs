@@ -12,14 +12,14 @@ use std::sync::Arc;
 
 use super::client::{Clients, MemberEndpoint};
 use super::clock::Time;
-use super::faults::plan::Faults;
+use super::faults::plan::{Faults, Phase};
 use super::history::{AppliedEntry, Finding, Kept, Moment};
 use super::member::{Exit, MemberEnv, Process, SimConfig, SimMember};
 use super::network::SimNetwork;
 use super::random::Random;
 use super::states::{SimDisk, SimDisks};
 use super::trace::Trace;
-use crate::probe;
+use crate::probe::{self, CoveragePoint};
 use crate::proto::membershippb::{Member, RaftAttributes};
 use crate::storage::memory;
 use crate::transport::Peer;
@@ -104,6 +104,8 @@ pub struct World {
 
 /// A broken disk may fail again within this time.
 const SETTLED_NS: u64 = 10_000_000_000;
+/// How a member ends that the leader has shown to lack entries: see `raft::admit::Lost`.
+const LACKS: &str = "the raft log ends with entry";
 /// Far more steps than any world needs.
 const MAX_STEPS: u64 = 3_000_000;
 /// Far more engine reads than any step needs.
@@ -241,8 +243,17 @@ impl World {
         let started = member.start(&around, random);
         self.trace.note(format_args!("{id} starts: {started:?}"));
         self.note_applied();
+        let damage = self.faults.damage_of(id);
         match started {
             Ok(()) => {
+                match damage {
+                    Some(Phase::Refusing) => {
+                        let details = format!("{id} starts");
+                        self.find("a damaged log passes for a short one", details);
+                    }
+                    Some(Phase::Lacking) => probe::reached(CoveragePoint::EndLostUnseen),
+                    _ => {}
+                }
                 let term = self
                     .process(id)
                     .map_or(0, |process| process.raft.status().term);
@@ -256,7 +267,10 @@ impl World {
                 let condition = self.conditions.get(&id);
                 let until = condition.map_or(0, |condition| condition.may_not_start_until);
                 self.network.detach(id);
-                if self.time.now_ns() > until {
+                if damage.is_some() {
+                    probe::reached(CoveragePoint::DamagedLogRefused);
+                    self.lose(id);
+                } else if self.time.now_ns() > until {
                     self.find("a member does not start", format!("{id}: {reason}"));
                 }
             }
@@ -501,13 +515,21 @@ impl World {
             (Err(reason), _) => self.failed(id, &reason),
             (Ok(()), Some(Exit::Failed(reason))) => self.failed(id, &reason),
             (Ok(()), Some(Exit::Removed)) => {
-                probe::reached(probe::CoveragePoint::MemberRemoved);
+                probe::reached(CoveragePoint::MemberRemoved);
                 self.die(id, true);
                 if let Some(condition) = self.conditions.get_mut(&id) {
                     condition.gone = true;
                 }
             }
             (Ok(()), None) => self.look_at_applied(id),
+        }
+    }
+
+    /// The damage to a member's log was noticed: it is never started again.
+    fn lose(&mut self, id: MemberId) {
+        self.faults.noticed_damage();
+        if let Some(condition) = self.conditions.get_mut(&id) {
+            condition.gone = true;
         }
     }
 
@@ -527,6 +549,12 @@ impl World {
             condition.may_not_start_until = condition.may_not_start_until.min(settled);
         }
         self.die(id, true);
+        let lacks = self.faults.damage_of(id) == Some(Phase::Lacking);
+        if lacks && reason.starts_with(LACKS) {
+            probe::reached(CoveragePoint::EndLostNoticed);
+            self.lose(id);
+            return;
+        }
         if !expected {
             self.find("a member exited unexpectedly", format!("{id}: {reason}"));
         }

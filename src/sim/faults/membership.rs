@@ -20,7 +20,7 @@ const FIRST_OPERATOR: u32 = 10_000;
 const MAX_MEMBERS: usize = 6;
 
 /// The cluster status of the member that has applied most.
-fn newest_status(world: &World) -> Option<(u64, Arc<ClusterStatus>)> {
+pub(super) fn newest_status(world: &World) -> Option<(u64, Arc<ClusterStatus>)> {
     let processes = world
         .members
         .values()
@@ -124,7 +124,7 @@ pub(super) fn newcomer(world: &mut World, away: MemberId, now: Moment) {
 }
 
 /// Sends a change of membership as an operator.
-fn operate(world: &mut World, via: MemberId, member: MemberId, change: Change) {
+pub(super) fn operate(world: &mut World, via: MemberId, member: MemberId, change: Change) {
     world.faults.operators += 1;
     let number = FIRST_OPERATOR + world.faults.operators;
     let random = world.faults.random.fork(u64::from(number));

@@ -56,6 +56,8 @@ pub enum Kind {
     Membership,
     /// A member joins and becomes the leader while another is unreachable.
     Newcomer,
+    /// A member dies, and its log is damaged before it starts again.
+    LogDamaged,
 }
 
 impl Kind {
@@ -82,10 +84,11 @@ impl Kind {
             Kind::Transfer => "leadership transferred",
             Kind::Membership => "membership changed",
             Kind::Newcomer => "newcomer led while another was away",
+            Kind::LogDamaged => "log damaged while its member was down",
         }
     }
 
-    pub const ALL: [Kind; 20] = [
+    pub const ALL: [Kind; 21] = [
         Kind::Kill,
         Kind::PowerLoss,
         Kind::Stop,
@@ -106,6 +109,7 @@ impl Kind {
         Kind::Transfer,
         Kind::Membership,
         Kind::Newcomer,
+        Kind::LogDamaged,
     ];
 }
 
@@ -117,6 +121,11 @@ pub enum Event {
     /// `None` is the leader at that time.
     Die(Option<MemberId>),
     Restart(MemberId),
+    /// A member dies and loses the end of its log; the leader dies with it.
+    LoseEnd {
+        member: MemberId,
+        with_leader: bool,
+    },
     Transfer(MemberId),
     /// This one was just elected.
     Coup(MemberId),
@@ -127,6 +136,43 @@ pub enum Event {
     Heal(Vec<(MemberId, MemberId)>),
     LinksRecover,
     FreeDisk(MemberId),
+}
+
+/// How far it is with a member whose log was damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It is about to happen.
+    Preparing,
+    /// It may have lost entries that it had acknowledged, and start without them.
+    Lacking,
+    /// Its start must be refused.
+    Refusing,
+    /// It was: an operator replaces it.
+    Replacing,
+}
+
+/// A member whose log was damaged.
+#[derive(Clone, Debug)]
+pub(super) struct Damaged {
+    pub member: MemberId,
+    pub phase: Phase,
+    /// What is committed up to this entry is all that it can have lost, once a leader is there.
+    pub all: Option<u64>,
+    /// When the operator made the last request, and the peer URL of the member to be added.
+    pub asked_at: Option<Moment>,
+    pub url: Option<String>,
+}
+
+impl Damaged {
+    pub fn new(member: MemberId, phase: Phase) -> Self {
+        Self {
+            member,
+            phase,
+            all: None,
+            asked_at: None,
+            url: None,
+        }
+    }
 }
 
 /// See the module.
@@ -148,6 +194,7 @@ pub struct Faults {
     /// If the next leader is elected by then it is partitioned; the given member was partitioned
     /// before.
     pub(super) coup: Option<(Moment, MemberId)>,
+    pub(super) damaged: Option<Damaged>,
     /// The member that joined last.
     pub(super) newest: Option<MemberId>,
     /// Members that the cluster has removed.
@@ -156,10 +203,10 @@ pub struct Faults {
 
 impl Faults {
     pub fn new(mut random: Random) -> Self {
-        let mut kinds: Vec<Kind> = Kind::ALL
-            .into_iter()
-            .filter(|_| random.chance(600))
-            .collect();
+        let others = Kind::ALL.iter().filter(|kind| **kind != Kind::LogDamaged);
+        let mut kinds: Vec<Kind> = others.copied().filter(|_| random.chance(600)).collect();
+        // Of draws of its own, so that the worlds without it are what they were before it.
+        let mut own = random.clone().fork(21);
         match random.below(24) {
             0 => kinds.clear(),
             // Elections, and members that restart while messages to them are held.
@@ -169,6 +216,8 @@ impl Faults {
             // Members that lag, and need a snapshot when they return.
             4 | 5 => kinds = vec![Kind::Isolation],
             6 | 7 => kinds = vec![Kind::Newcomer, Kind::Membership],
+            _ if own.chance(100) => kinds = vec![Kind::LogDamaged],
+            _ if own.chance(200) => kinds.extend([Kind::LogDamaged; 2]),
             _ => {}
         }
         let interval_ns = random.between(SECOND, 6 * SECOND);
@@ -185,6 +234,7 @@ impl Faults {
             counts: BTreeMap::new(),
             operators: 0,
             coup: None,
+            damaged: None,
             newest: None,
             removed: BTreeSet::new(),
         }
@@ -216,6 +266,30 @@ impl Faults {
     /// When the next event is due.
     pub fn next(&self) -> Option<Moment> {
         self.agenda.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// A member may lack what it had acknowledged: with another fault the cluster might lose it.
+    pub fn is_at_stake(&self) -> bool {
+        let phase = self.damaged.as_ref().map(|damaged| damaged.phase);
+        matches!(phase, Some(Phase::Preparing | Phase::Lacking))
+    }
+
+    /// What happened to the member's log, if it was damaged.
+    pub fn damage_of(&self, member: MemberId) -> Option<Phase> {
+        let damaged = self.damaged.as_ref()?;
+        (damaged.member == member).then_some(damaged.phase)
+    }
+
+    /// The damage was noticed: an operator replaces the member.
+    pub fn noticed_damage(&mut self) {
+        if let Some(damaged) = &mut self.damaged {
+            damaged.phase = Phase::Replacing;
+        }
+    }
+
+    pub fn forget_preparations(&mut self) {
+        let preparing = |damaged: &mut Damaged| damaged.phase == Phase::Preparing;
+        self.damaged.take_if(preparing);
     }
 
     /// Makes one kind as likely as all others together.
