@@ -126,8 +126,29 @@ mod sealed {
         hasher.finalize().to_le_bytes()
     }
 
-    pub fn header(sequence: u64, first_index: u64, previous_end: u64) -> Vec<u8> {
-        let mut bytes = b"etchedRL\x01\0\0\0\0\0\0\0".to_vec();
+    pub const HEADER_BYTES: usize = 64;
+
+    /// What a header of version 2 says of files.
+    pub struct Link {
+        /// The CRC in the header of the last frame of the segment before.
+        pub previous_checksum: u32,
+        pub made_bytes: u64,
+    }
+
+    pub fn header(
+        sequence: u64,
+        first_index: u64,
+        previous_end: u64,
+        link: Option<Link>,
+    ) -> [u8; HEADER_BYTES] {
+        let mut bytes = b"etchedRL".to_vec();
+        let version = if link.is_some() { 2_u32 } else { 1 };
+        let (previous_checksum, made) = match link {
+            Some(link) => (link.previous_checksum, link.made_bytes.div_ceil(8) as u32),
+            None => (0, 0),
+        };
+        bytes.extend_from_slice(&version.to_le_bytes());
+        bytes.extend_from_slice(&previous_checksum.to_le_bytes());
         for number in [
             OPTIONS.cluster_id,
             OPTIONS.member_id,
@@ -137,10 +158,33 @@ mod sealed {
         ] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
+        bytes.extend_from_slice(&made.to_le_bytes());
+        let checksum = crc32fast::hash(&bytes).to_le_bytes();
+        bytes.extend_from_slice(&checksum);
+        bytes.try_into().expect("a header's bytes")
+    }
+
+    /// The file that says how far the log was synced, as `storage/raft_log/synced.rs` describes it.
+    pub fn synced(number: u64, sequence: u64, offset: u64) -> Vec<u8> {
+        let mut bytes = b"etchedSY\x01\0\0\0\0\0\0\0".to_vec();
+        for number in [
+            OPTIONS.cluster_id,
+            OPTIONS.member_id,
+            number,
+            sequence,
+            offset,
+            0,
+            0,
+        ] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
         bytes.extend_from_slice(&[0; 4]);
         let checksum = crc32fast::hash(&bytes).to_le_bytes();
         bytes.extend_from_slice(&checksum);
-        bytes
+        let mut file = vec![0; 2 * 4096];
+        let at = (number % 2 * 4096) as usize;
+        file[at..at + bytes.len()].copy_from_slice(&bytes);
+        file
     }
 
     pub struct Frame<'a> {
@@ -154,8 +198,8 @@ mod sealed {
     }
 
     impl Frame<'_> {
-        /// Appends the frame to a segment.
-        pub fn append(&self, sequence: u64, segment: &mut Vec<u8>) {
+        /// Appends the frame to a segment; returns the CRC of its header.
+        pub fn append(&self, sequence: u64, segment: &mut Vec<u8>) -> u32 {
             let offset = segment.len() as u64;
             let mut stored = self.payload.to_vec();
             stored.resize(stored.len().next_multiple_of(8), 0);
@@ -178,6 +222,7 @@ mod sealed {
             header.extend_from_slice(&checksum);
             segment.extend_from_slice(&header);
             segment.extend_from_slice(&stored);
+            u32::from_le_bytes(checksum)
         }
     }
 }
@@ -189,31 +234,59 @@ const ENTRIES: u16 = 8;
 /// The last bits of a frame's first byte: what follows is not a frame.
 const RAW: u8 = 0x40;
 const END: u8 = 0x80;
+/// With the end of a segment: its header is of version 2, with what the input says of the files or
+/// with what is so; and the log was synced up to here, or up to where the input says.
+const LINKED: u8 = 1;
+const LINKED_SO: u8 = 2;
+const SYNCED: u8 = 4;
+const SYNCED_SO: u8 = 8;
+
+/// What the input makes of a segment, its header still missing.
+struct Made {
+    bytes: Vec<u8>,
+    first_index: u64,
+    previous_end: u64,
+    /// Of the last frame's header.
+    checksum: u32,
+    /// The bits of its end.
+    end: u8,
+}
 
 /// A segment of frames, and what else the input wants there.
-fn segment(input: &mut Input<'_>, sequence: u64, last: &mut u64, previous_end: u64) -> Vec<u8> {
-    let first_index = input.number(last.wrapping_add(1));
-    let previous_end = input.number(previous_end);
-    let mut bytes = sealed::header(sequence, first_index, previous_end);
+fn segment(input: &mut Input<'_>, sequence: u64, last: &mut u64, previous_end: u64) -> Made {
+    let mut made = Made {
+        bytes: vec![0; sealed::HEADER_BYTES],
+        first_index: input.number(last.wrapping_add(1)),
+        previous_end: input.number(previous_end),
+        checksum: 0,
+        end: 0,
+    };
     while !input.is_empty() {
         let kind = input.u8();
         if kind & END != 0 {
+            made.end = kind;
             break;
         }
         if kind & RAW != 0 {
-            bytes.extend_from_slice(input.block());
+            made.bytes.extend_from_slice(input.block());
             continue;
         }
         let mut flags = u16::from(kind & 0xf);
         if kind & 0x30 == 0x30 {
             flags |= input.u16();
         }
-        frame(input, flags, sequence, last, &mut bytes);
+        made.checksum = frame(input, flags, sequence, last, &mut made.bytes);
     }
-    bytes
+    made
 }
 
-fn frame(input: &mut Input<'_>, flags: u16, sequence: u64, last: &mut u64, bytes: &mut Vec<u8>) {
+fn frame(
+    input: &mut Input<'_>,
+    flags: u16,
+    sequence: u64,
+    last: &mut u64,
+    bytes: &mut Vec<u8>,
+) -> u32 {
     let mut payload = Vec::new();
     if flags & HARD_STATE != 0 {
         let state = input.block();
@@ -252,28 +325,56 @@ fn frame(input: &mut Input<'_>, flags: u16, sequence: u64, last: &mut u64, bytes
         last: end,
         payload: &payload,
     }
-    .append(sequence, bytes);
+    .append(sequence, bytes)
 }
 
 /// Opens a log of whatever frames the input makes.
 pub fn open(bytes: &[u8]) {
+    open_made(bytes);
+}
+
+/// The same; false where the log was refused.
+fn open_made(bytes: &[u8]) -> bool {
     let mut input = Input::new(bytes);
     let disk = MemoryDisk::new();
-    let (mut last, mut previous_end) = (0, 0);
+    let (mut last, mut previous_end, mut previous_checksum) = (0, 0, 0);
+    let mut synced = None;
     let mut sequence = 1;
     for _ in 0..4 {
         if input.is_empty() {
             break;
         }
-        let bytes = segment(&mut input, sequence, &mut last, previous_end);
-        previous_end = bytes.len() as u64;
+        let mut made = segment(&mut input, sequence, &mut last, previous_end);
+        let used = made.bytes.len();
         // Mostly of the usual size; else just as long as what is in it, or cut short.
-        let bytes_kept = match input.u8() {
-            0..0xc0 => bytes.len().max(OPTIONS.segment_bytes as usize),
-            0xc0..0xe0 => bytes.len(),
-            _ => bytes.len().saturating_sub(input.u8().into()),
+        let full = used.max(OPTIONS.segment_bytes as usize);
+        let (made_bytes, bytes_kept) = match input.u8() {
+            0..0xc0 => (full, full),
+            0xc0..0xe0 => (used, used),
+            _ => (full, used.saturating_sub(input.u8().into())),
         };
-        let mut bytes = bytes;
+        let link = (made.end & LINKED != 0).then(|| {
+            let (checksum, bytes) = (u64::from(previous_checksum), made_bytes as u64);
+            let (checksum, bytes) = match made.end & LINKED_SO {
+                0 => (checksum, bytes),
+                _ => (input.number(checksum), input.number(bytes)),
+            };
+            sealed::Link {
+                previous_checksum: checksum as u32,
+                made_bytes: bytes,
+            }
+        });
+        if made.end & SYNCED != 0 {
+            let offset = match made.end & SYNCED_SO {
+                0 => used as u64,
+                _ => input.number(used as u64),
+            };
+            synced = Some(sealed::synced(sequence, sequence, offset));
+        }
+        let header = sealed::header(sequence, made.first_index, made.previous_end, link);
+        made.bytes[..header.len()].copy_from_slice(&header);
+        (previous_end, previous_checksum) = (used as u64, made.checksum);
+        let mut bytes = made.bytes;
         bytes.resize(bytes_kept, 0);
         let name = format!("{sequence:016x}.raftlog");
         if disk.contents().contains_key(&name) {
@@ -286,11 +387,16 @@ pub fn open(bytes: &[u8]) {
             _ => sequence.wrapping_add(1),
         };
     }
-    if let Some((content, mut log)) = recover(&disk)
-        && content.last < u64::MAX >> 2
-    {
+    if let Some(synced) = synced {
+        write(&disk, "SYNCED", &synced);
+    }
+    let Some((content, mut log)) = recover(&disk) else {
+        return false;
+    };
+    if content.last < u64::MAX >> 2 {
         append_one(&mut log);
     }
+    true
 }
 
 fn write(disk: &MemoryDisk, name: &str, bytes: &[u8]) {
@@ -346,9 +452,25 @@ pub fn open_seeds() -> Vec<Seed> {
     let large = number(some(first()).u8(ENTRIES as u8), 4).u8(0);
     let large = number(number(large, 4), 1).block(b"x").u8(1);
     seeds.push(Seed::new("large", written(number(large, 1 << 30)).0));
-    let second = number(number(written(some(first())), 4), 64 + 56 + 96);
+    let second = number(number(written(some(first())), 4), 64 + 56 + 104);
     let second = entries(second.u8(ENTRIES as u8), 4, 1, b"next");
     seeds.push(Seed::new("two-segments", written(second).0));
+    let version_2 = |script: Script, synced: u8| script.u8(END | LINKED | synced).u8(0);
+    let whole = || version_2(some(first()), SYNCED);
+    seeds.push(Seed::new("version-2", whole().0));
+    let unmarked = version_2(some(first()), 0).0;
+    seeds.push(Seed::new("version-2-unmarked", unmarked));
+    let beyond = number(version_2(some(first()), SYNCED | SYNCED_SO), 512).u8(0);
+    seeds.push(Seed::new("version-2-lost-end", beyond.0));
+    let short = some(first()).u8(END | LINKED | SYNCED).u8(0xff).u8(0);
+    seeds.push(Seed::new("version-2-short", short.0));
+    let linked = some(first()).u8(END | LINKED | LINKED_SO | SYNCED).u8(0);
+    let linked = number(number(linked, 7), 4096).u8(0);
+    seeds.push(Seed::new("version-2-linked", linked.0));
+    let second = number(number(whole().u8(0), 4), 64 + 56 + 104);
+    let second = entries(second.u8(ENTRIES as u8), 4, 1, b"next");
+    let second = version_2(second, SYNCED).u8(0);
+    seeds.push(Seed::new("version-2-two-segments", second.0));
     let last_name = |script: Script| number(number(script.u8(END).u8(0).u8(0xfe), 1), 0);
     seeds.push(Seed::new(
         "last-name",
@@ -572,4 +694,29 @@ pub fn damage_seeds() -> Vec<Seed> {
         seeds.push(Seed::new(format!("harm-long-{how}"), long));
     }
     seeds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seeds that are refused at once would lead mutations nowhere.
+    #[test]
+    fn logs_of_both_versions_are_made() {
+        for (name, opens) in [
+            ("entries", true),
+            ("two-segments", true),
+            ("version-2", true),
+            ("version-2-two-segments", true),
+            ("version-2-unmarked", false),
+            ("version-2-lost-end", false),
+            ("version-2-short", false),
+            // What was before the first segment that is left is not known.
+            ("version-2-linked", true),
+        ] {
+            let seeds = open_seeds();
+            let seed = seeds.iter().find(|seed| seed.name == name).expect(name);
+            assert_eq!(open_made(&seed.bytes), opens, "{name}");
+        }
+    }
 }
