@@ -4,11 +4,15 @@
 
 use std::sync::Arc;
 
+use super::faults::plan::Phase;
 use super::member::CLUSTER;
 use super::world::World;
 use crate::probe::{self, CoveragePoint};
 use crate::storage::raft_log::{Damage, Options, RaftLog};
 use crate::types::MemberId;
+
+/// How a member ends that the leader has shown to lack entries: see `raft::admit::Lost`.
+const LACKS: &str = "the raft log ends with entry";
 
 impl World {
     /// Damages copies of the log of a member that is down, and opens them.
@@ -42,6 +46,37 @@ impl World {
         let done = log.and_then(|log| log.damage(damage, options, seed));
         self.trace.note(format_args!("the log of {id}: {done:?}"));
         done.is_some()
+    }
+
+    /// A member has started, and this had happened to its log.
+    pub(super) fn note_damaged_start(&mut self, id: MemberId, damage: Option<Phase>) {
+        match damage {
+            Some(Phase::Refusing) => {
+                let details = format!("{id} starts");
+                self.find("a damaged log passes for a short one", details);
+            }
+            Some(Phase::Lacking) => probe::reached(CoveragePoint::EndLostUnseen),
+            _ => {}
+        }
+    }
+
+    /// True for a member that has ended as it lacks entries.
+    pub(super) fn ends_for_damage(&mut self, id: MemberId, reason: &str) -> bool {
+        let lacks = self.faults.damage_of(id) == Some(Phase::Lacking);
+        let ends = lacks && reason.starts_with(LACKS);
+        if ends {
+            probe::reached(CoveragePoint::EndLostNoticed);
+            self.lose(id);
+        }
+        ends
+    }
+
+    /// The damage to a member's log was noticed: it is never started again.
+    pub(super) fn lose(&mut self, id: MemberId) {
+        self.faults.noticed_damage();
+        if let Some(condition) = self.conditions.get_mut(&id) {
+            condition.gone = true;
+        }
     }
 
     fn log_options(&self, id: MemberId) -> Options {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::client::{Clients, MemberEndpoint};
 use super::clock::Time;
-use super::faults::plan::{Faults, Phase};
+use super::faults::plan::Faults;
 use super::history::{AppliedEntry, Finding, Kept, Moment};
 use super::member::{Exit, MemberEnv, Process, SimConfig, SimMember};
 use super::network::SimNetwork;
@@ -104,8 +104,6 @@ pub struct World {
 
 /// A broken disk may fail again within this time.
 const SETTLED_NS: u64 = 10_000_000_000;
-/// How a member ends that the leader has shown to lack entries: see `raft::admit::Lost`.
-const LACKS: &str = "the raft log ends with entry";
 /// Far more steps than any world needs.
 const MAX_STEPS: u64 = 3_000_000;
 /// Far more engine reads than any step needs.
@@ -246,14 +244,7 @@ impl World {
         let damage = self.faults.damage_of(id);
         match started {
             Ok(()) => {
-                match damage {
-                    Some(Phase::Refusing) => {
-                        let details = format!("{id} starts");
-                        self.find("a damaged log passes for a short one", details);
-                    }
-                    Some(Phase::Lacking) => probe::reached(CoveragePoint::EndLostUnseen),
-                    _ => {}
-                }
+                self.note_damaged_start(id, damage);
                 let term = self
                     .process(id)
                     .map_or(0, |process| process.raft.status().term);
@@ -525,14 +516,6 @@ impl World {
         }
     }
 
-    /// The damage to a member's log was noticed: it is never started again.
-    fn lose(&mut self, id: MemberId) {
-        self.faults.noticed_damage();
-        if let Some(condition) = self.conditions.get_mut(&id) {
-            condition.gone = true;
-        }
-    }
-
     fn may_fail(&self, id: MemberId) -> bool {
         let condition = self.conditions.get(&id);
         condition.is_some_and(|condition| self.time.now_ns() <= condition.may_fail_until)
@@ -549,10 +532,7 @@ impl World {
             condition.may_not_start_until = condition.may_not_start_until.min(settled);
         }
         self.die(id, true);
-        let lacks = self.faults.damage_of(id) == Some(Phase::Lacking);
-        if lacks && reason.starts_with(LACKS) {
-            probe::reached(CoveragePoint::EndLostNoticed);
-            self.lose(id);
+        if self.ends_for_damage(id, reason) {
             return;
         }
         if !expected {
