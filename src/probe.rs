@@ -46,8 +46,10 @@ named! {
         TailTorn => "torn tail cut at a start",
         ShortLogRefused => "log refused whose file was cut short",
         LostEndRefused => "log refused that had lost its end",
-        DoubtSettled => "vote withheld until a leader had shown the log to be whole",
-        DoubtGivenUp => "vote withheld until the wait for a leader was over",
+        DoubtSettled => "doubt about a log's end ended by a leader of a later term",
+        DoubtfulVotesCounted => "doubtful votes counted, as all voters had voted",
+        DoubtHandedOver => "leader handed over for a member in doubt",
+        DoubtKept => "doubt about a log's end kept over a restart",
         DamagedLogRefused => "member not started, as its log was damaged",
         DamagedMemberReplaced => "member with a damaged log replaced",
         EndLostUnseen => "member started whose log had lost its end unseen",
@@ -118,6 +120,12 @@ named! {
         SyncedMarkIgnored => "synced-mark-ignored",
         /// A member whose log was cut at its start votes as any other.
         DoubtIgnored => "doubt-ignored",
+        /// The doubt about a log's end is over after a restart.
+        DoubtForgotten => "doubt-forgotten",
+        /// What a member in doubt votes counts as any vote.
+        DoubtfulVoteCounts => "doubtful-vote-counts",
+        /// An entry of the term that it was in ends a member's doubt.
+        DoubtEndsEarly => "doubt-ends-early",
         /// Terms and votes are lost with an end of the log that nobody misses.
         VoteUnmarked => "vote-unmarked",
         /// Entries that conflict with the leader's stay in the log as read by raft.

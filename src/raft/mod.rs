@@ -5,10 +5,11 @@
 //! clock. `log` is the raft log as raft-rs reads it: recent entries in memory, older ones in the
 //! segment files. `unpersisted` tracks what was handed out and is not durable yet. `read_index`
 //! groups linearizable reads into rounds. `admit` rejects messages that no correct member sends.
-//! `doubt` withholds the vote of a member whose log was cut at its start.
+//! `doubt` says how a member takes part in elections whose log may have lost its end, and `votes`
+//! counts such votes.
 
 pub mod admit;
-mod doubt;
+pub mod doubt;
 mod drain;
 pub mod log;
 pub mod output;
@@ -17,6 +18,7 @@ pub mod replica;
 #[cfg(test)]
 pub(crate) mod tests;
 mod unpersisted;
+mod votes;
 
 pub use admit::{Lost, Malformed};
 pub use output::{Committed, CommittedKind, Persist};

@@ -17,6 +17,8 @@ pub struct Persist {
     /// The hard state names another term or vote than the one before it. A log that lost its end
     /// must not pass for one without them: see `doubt`.
     pub binds: bool,
+    /// The doubt about the log's end is over once this is durable.
+    pub settles: bool,
     /// To be sent once this is durable.
     pub messages: Vec<Message>,
 }

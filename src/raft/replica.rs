@@ -11,11 +11,12 @@ use raft_proto::eraftpb::{
 };
 
 use super::admit::{self, Lost, Malformed, RejectedMessages};
-use super::doubt::{Doubt, Shown};
+use super::doubt::{self, Doubt, InDoubt};
 use super::drain::TracingDrain;
 use super::log::{LogView, to_disk};
 use super::output::{Output, Persist, promises_nothing, take_committed, take_reads};
 use super::unpersisted::Unpersisted;
+use super::votes::Votes;
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::storage::raft_log::{EntryId, Reader};
@@ -63,6 +64,8 @@ pub struct Status {
     pub is_leader: bool,
     pub commit_index: u64,
     pub last_index: u64,
+    /// The log may lack what this member had acknowledged: see `doubt`.
+    pub in_doubt: bool,
 }
 
 /// A leader's knowledge of another member's progress.
@@ -75,6 +78,8 @@ pub struct Progress {
     pub active: bool,
     /// A snapshot is being sent to it.
     pub in_snapshot: bool,
+    /// Its log may lack what it had acknowledged: see `doubt`.
+    pub in_doubt: bool,
 }
 
 /// A raft member.
@@ -90,6 +95,8 @@ pub struct Replica {
     bound: (u64, u64),
     refused: RejectedMessages,
     doubt: Doubt,
+    votes: Votes,
+    in_doubt: InDoubt,
 }
 
 impl Replica {
@@ -132,16 +139,24 @@ impl Replica {
             bound,
             refused: RejectedMessages::default(),
             doubt: Doubt::default(),
+            votes: Votes::default(),
+            in_doubt: InDoubt::default(),
         };
         replica.draw_election_timeout();
         Ok(replica)
     }
 
-    /// The log was cut at the start: this member does not vote before a leader has shown that it
-    /// lacks nothing.
+    /// The log may have lost its end: this member is in doubt until it knows that it lacks nothing.
     pub fn doubt_log(&mut self) {
-        if !self.is_sole_voter() && !probe::injected(Defect::DoubtIgnored) {
-            self.doubt.begin();
+        if !probe::injected(Defect::DoubtIgnored) {
+            let raft = &self.node.raft;
+            self.doubt.begin(raft.term.max(raft.raft_log.last_term()));
+        }
+    }
+
+    fn look_at_doubt(&mut self) {
+        if self.doubt.is_open() {
+            self.doubt.look(self.node.raft.raft_log.last_term());
         }
     }
 
@@ -151,14 +166,10 @@ impl Replica {
         if elects_itself && !self.unpersisted.is_empty() {
             return;
         }
-        let sole_voter = self.is_sole_voter();
-        let election_ticks = self.node.raft.election_timeout();
-        if self.doubt.waits(election_ticks, sole_voter) {
-            // Then a random part of the timeout is left, as after any leader's silence.
-            let raft = &mut self.node.raft;
-            raft.election_elapsed = election_ticks.min(raft.election_elapsed + 1);
-            return;
-        }
+        let raft = &self.node.raft;
+        self.doubt
+            .tick(raft.leader_id != 0, raft.election_timeout());
+        self.in_doubt.tick();
         if admit::lacks_state(&self.node.raft) {
             // Like a long time without a leader, so that it grants votes; but it does not become a
             // candidate itself.
@@ -203,9 +214,9 @@ impl Replica {
         self.node.raft.ping();
     }
 
-    /// Campaigns now, unless a received state is not installed yet or the log's end is in doubt.
+    /// Campaigns now, unless a received state is not installed yet.
     pub fn campaign(&mut self) -> Result<(), raft::Error> {
-        if admit::lacks_state(&self.node.raft) || self.doubt.is_open() {
+        if admit::lacks_state(&self.node.raft) {
             return Ok(());
         }
         let result = self.node.campaign();
@@ -241,7 +252,7 @@ impl Replica {
         }
     }
 
-    fn step_any(&mut self, message: Message) -> bool {
+    fn step_any(&mut self, mut message: Message) -> bool {
         if let Err(fault) = admit::check(&message, &self.node.raft) {
             self.refused.note(&message, fault);
             return false;
@@ -249,14 +260,45 @@ impl Replica {
         if !self.doubt.admits(&message) {
             return false;
         }
-        let shown = Shown::of(&message);
+        let doubtful = doubt::unmark(&mut message);
+        match message.get_msg_type() {
+            MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse
+                if !message.reject =>
+            {
+                let doubtful = doubtful || self.doubt.is_open();
+                let counted = self.votes.take(message, doubtful, &self.node.raft);
+                let mut stepped = false;
+                for vote in counted {
+                    stepped |= self.step_raft(vote);
+                }
+                stepped
+            }
+            MessageType::MsgHeartbeatResponse if message.term == self.node.raft.term => {
+                self.in_doubt.note(message.term, message.from, doubtful);
+                self.step_raft(message)
+            }
+            _ => self.step_raft(message),
+        }
+    }
+
+    fn step_raft(&mut self, message: Message) -> bool {
         let stepped = self.node.step(message);
-        self.doubt.stepped(&shown, &self.node.raft);
+        self.look_at_doubt();
         self.draw_election_timeout();
         if let Err(error) = &stepped {
             tracing::debug!(%error, "raft did not take a message");
         }
         stepped.is_ok()
+    }
+
+    /// True now and then while this member leads and another one is in doubt, which a leader of a
+    /// later term can end.
+    pub fn wants_later_term(&mut self) -> bool {
+        let raft = &self.node.raft;
+        let (term, election_ticks) = (raft.term, raft.election_timeout());
+        raft.state == StateRole::Leader
+            && raft.commit_to_current_term()
+            && self.in_doubt.wants_later_term(term, election_ticks)
     }
 
     /// # Errors
@@ -349,6 +391,7 @@ impl Replica {
             voter: conf.voters.contains(id),
             active: progress.recent_active || *id == raft.id,
             in_snapshot: progress.state == ProgressState::Snapshot,
+            in_doubt: self.in_doubt.has(raft.term, *id),
         });
         progress.collect()
     }
@@ -378,12 +421,14 @@ impl Replica {
         if !self.node.has_ready() {
             return None;
         }
+        self.look_at_doubt();
         let mut ready = self.node.ready();
         let entries = ready.take_entries();
-        let (at_once, after_sync) = ready
-            .take_persisted_messages()
-            .into_iter()
-            .partition(promises_nothing);
+        let mut after_sync = ready.take_persisted_messages();
+        for message in &mut after_sync {
+            self.doubt.mark(message);
+        }
+        let (at_once, after_sync) = after_sync.into_iter().partition(promises_nothing);
         let metadata = ready.snapshot().get_metadata();
         let reset = (metadata.index > 0).then(|| entry_id_of(metadata));
         let mut persist = Persist {
@@ -392,6 +437,7 @@ impl Replica {
             entries: entries.iter().map(to_disk).collect(),
             hard_state: None,
             binds: false,
+            settles: false,
             messages: after_sync,
         };
         if ready.hs().is_some() {
@@ -422,6 +468,8 @@ impl Replica {
             persist.binds = std::mem::replace(&mut self.bound, bound) != bound;
             persist.hard_state = Some(prost_11::Message::encode_to_vec(&hard_state));
         }
+        // Not alone: what ended the doubt is in this part or in an earlier one.
+        persist.settles = !persist.is_empty() && self.doubt.take_ended();
         if let Some(entry_id) = reset {
             self.node.mut_store().reset(entry_id);
         }
@@ -468,6 +516,7 @@ impl Replica {
             is_leader: raft.state == StateRole::Leader,
             commit_index: raft.raft_log.committed,
             last_index: raft.raft_log.last_index(),
+            in_doubt: self.doubt.is_open(),
         }
     }
 

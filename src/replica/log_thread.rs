@@ -139,6 +139,7 @@ struct Gathered {
     hard_state: Option<Vec<u8>>,
     /// See `Persist`.
     binds: bool,
+    settles: bool,
     reset: Option<EntryId>,
     done: Done,
     parts: usize,
@@ -159,6 +160,7 @@ impl Gathered {
             self.hard_state = persist.hard_state;
         }
         self.binds |= persist.binds;
+        self.settles |= persist.settles;
         self.reset = persist.reset;
         self.done.number = persist.number;
         self.done.messages.extend(persist.messages);
@@ -186,7 +188,9 @@ impl LogWriter {
                 hard_state,
             })?;
         }
-        if gathered.binds && !probe::injected(Defect::VoteUnmarked) {
+        if gathered.settles {
+            self.log.settle_doubt()?;
+        } else if gathered.binds && !probe::injected(Defect::VoteUnmarked) {
             self.log.synced_mark().write()?;
         }
         let bytes = self.log.stats().bytes_written - bytes_before;

@@ -113,6 +113,7 @@ mod tests {
             let status = replica::Status {
                 term: 2,
                 durable_term: 2,
+                in_doubt: false,
                 leader: 1,
                 is_leader: true,
                 commit_index,

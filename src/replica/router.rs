@@ -80,6 +80,9 @@ impl Router {
             probe::reached(CoveragePoint::LeaderGivenUp);
             self.replica.give_up_leader();
         }
+        if self.replica.wants_later_term() && self.hand_over().is_some() {
+            probe::reached(CoveragePoint::DoubtHandedOver);
+        }
         self.expire();
         self.propose_queued();
     }
@@ -311,7 +314,11 @@ impl Router {
             return None;
         }
         let fit = |other: &Progress| {
-            other.member != self.member && other.voter && other.active && !other.in_snapshot
+            other.member != self.member
+                && other.voter
+                && other.active
+                && !other.in_snapshot
+                && !other.in_doubt
         };
         let others = self.replica.progress().into_iter().filter(fit);
         let since = |other: &Progress| match &self.connected {

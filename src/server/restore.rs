@@ -190,7 +190,8 @@ pub fn open_log(
             segment = %torn.segment,
             offset = torn.offset,
             bytes_cut = torn.bytes_cut,
-            "cut off the end of the raft log: a write that a crash interrupted and that was not acknowledged"
+            last_index = recovered.last_index,
+            "cut off the end of the raft log: a write that a crash interrupted; if the disk had confirmed it, acknowledged writes of the last second are missing behind this entry"
         );
     }
     Ok((with_filler(dir, log)?, recovered))
@@ -248,6 +249,8 @@ fn new_log(
         }
         Err(error) => return Err(error),
     };
+    // It has acknowledged nothing yet.
+    log.settle_doubt()?;
     let hard_state = entry_id.map(|entry_id| encode_hard_state(entry_id.term, entry_id.index));
     if let Some(entry_id) = entry_id {
         log.reset(entry_id, hard_state.as_deref())?;

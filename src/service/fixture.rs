@@ -173,6 +173,7 @@ pub fn set_leader(handle: &Handle, leader: MemberId) {
     let status = replica::Status {
         term: 2,
         durable_term: 2,
+        in_doubt: false,
         leader: leader.0,
         is_leader: leader == ME,
         commit_index: 4,

@@ -495,6 +495,7 @@ mod tests {
                 voter: member == 1,
                 active: true,
                 in_snapshot: false,
+                in_doubt: false,
             };
             let progress = [progress(1, 100), progress(2, matched)];
             let checked = check_caught_up(MemberId(id), MemberId(1), &status, &progress);

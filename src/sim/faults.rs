@@ -74,10 +74,7 @@ pub fn strike(world: &mut World) {
             }
         }
         Event::Restart(id) => restart(world, id),
-        Event::LoseEnd {
-            member,
-            with_leader,
-        } => damage::lose_prepared_end(world, member, with_leader),
+        Event::LoseEnd { member, also } => damage::lose_prepared_end(world, member, also),
         Event::Stop(id) => {
             world.stop(id);
             world.faults.restart_soon(id, now);

@@ -15,7 +15,7 @@
 //! | `deliver FROM->TO [N]`, `drop FROM->TO [N]` | messages arrive or get lost; `*` is any member |
 //! | `settle [ID…]` | does all that there is to do, among these members; prints roles, reads, and what is applied |
 //! | `kill ID`, `restart ID` | the process ends: what is not on disk is forgotten |
-//! | `doubt ID` | takes the log for one that was cut at the start |
+//! | `doubt ID` | takes the log for one that may have lost its end |
 //! | `lose ID INDEX` | the disk of a member that is down loses the entries behind INDEX |
 //! | `snapshot ID` | offers the applied state to members that are too far behind |
 //! | `cut ID INDEX` | removes the log's entries up to INDEX |

@@ -6,9 +6,9 @@ use raft_proto::eraftpb::{
     ConfChange, ConfChangeType, ConfState, Entry, EntryType, HardState, Message, MessageType,
 };
 
-use crate::raft::Persist;
 use crate::raft::log::from_disk;
 use crate::raft::replica::Status;
+use crate::raft::{Persist, doubt};
 
 /// How a request in an entry is written.
 pub type ShowRequest = fn(&[u8]) -> String;
@@ -77,7 +77,12 @@ fn content(message: &Message, show: ShowRequest) -> String {
     use MessageType::*;
     let base = entry_id(message.index, message.log_term);
     let commit = message.commit;
-    let granted = if message.reject { "refused" } else { "granted" };
+    let in_doubt = doubt::is_doubtful(message);
+    let granted = match message.reject {
+        _ if in_doubt => "granted in doubt",
+        true => "refused",
+        false => "granted",
+    };
     match message.get_msg_type() {
         MsgRequestPreVote => format!("asks whether it would get a vote, last entry {base}"),
         MsgRequestPreVoteResponse => format!("would be {granted}"),
@@ -97,6 +102,9 @@ fn content(message: &Message, show: ShowRequest) -> String {
         ),
         MsgAppendResponse => format!("appended up to {}", message.index),
         MsgHeartbeat => format!("heartbeat, commit {commit}{}", asked(&message.context)),
+        MsgHeartbeatResponse if in_doubt => {
+            format!("heartbeat answered in doubt{}", asked(&message.context))
+        }
         MsgHeartbeatResponse => format!("heartbeat answered{}", asked(&message.context)),
         MsgSnapshot => {
             let metadata = message.get_snapshot().get_metadata();

@@ -45,6 +45,8 @@ pub fn force(
     let entry_id = prepare(config, dir, identity, log, &recovered)?;
     let hard_state = encode_hard_state(entry_id.term, entry_id.index);
     log.reset(entry_id, Some(&hard_state))?;
+    // What may be missing is missing for good: nobody else counts any more.
+    log.settle_doubt()?;
     Ok(Recovered {
         hard_state: Some(hard_state),
         compacted: entry_id,

@@ -4,15 +4,15 @@
 //! it and adds another in its place.
 //!
 //! What was written behind the mark of the log may vanish unseen (`Lacking`). No cluster survives
-//! that together with any other faults, so it happens in a calm one, and no other fault begins
-//! until the member has got again what it lacks or was found out. Its vote, were it given, would do
-//! most harm where a follower that never had the last entries is up and the leader is not; so that is
-//! brought about (`prepare`). Both are back before the member would stop waiting for a leader, which
-//! takes a pre-vote: otherwise candidates that cannot win may delay the election.
+//! that on a majority, and one that is in doubt in its majority waits for all its voters, so that
+//! none may be gone. So damage happens in a calm world without a member in doubt, and no other fault
+//! begins until the member has got again what it lacks or was replaced. Its vote, were it given,
+//! would do most harm where a follower that never had the last entries is up, and who has them is
+//! not or is in doubt; so that is brought about (`prepare`).
 
 use super::elections;
 use super::membership::{newest_status, operate};
-use super::plan::{Damaged, Event, Kind, MS, Phase, SECOND};
+use super::plan::{Also, Damaged, Event, Kind, MS, Phase, SECOND};
 use super::targets::{leader, links_to_cut};
 use crate::probe::{self, CoveragePoint};
 use crate::proto::etchedpeer::{Nothing, member_change::Change};
@@ -37,12 +37,12 @@ pub(super) fn begin(world: &mut World, id: MemberId, now: Moment) {
         || voters.len() < few
         || !voters.contains(&id)
         || !voters.iter().all(is_well)
+        || !is_calm(world, now)
     {
         return;
     }
-    let calm = is_calm(world, now);
     let random = &mut world.faults.random;
-    if !calm || random.chance(250) {
+    if random.chance(250) {
         let damage = *random.pick(&Damage::REFUSED);
         let power = random.chance(500);
         let back_at = now + random.between(30 * MS, 2 * SECOND);
@@ -55,7 +55,7 @@ pub(super) fn begin(world: &mut World, id: MemberId, now: Moment) {
     let leader = leader(world).filter(|leader| *leader != id);
     let random = &mut world.faults.random;
     match leader {
-        Some(leader) if voters.len() == 3 && world.config.pre_vote && random.chance(600) => {
+        Some(leader) if voters.len() == 3 && random.chance(600) => {
             prepare(world, leader, id, &voters, now);
         }
         _ if random.chance(400) => {
@@ -64,11 +64,8 @@ pub(super) fn begin(world: &mut World, id: MemberId, now: Moment) {
             let at = now + random.between(5 * MS, 300 * MS);
             elections::transfer(world, to);
             world.faults.damaged = Some(Damaged::new(id, Phase::Preparing));
-            let lose = Event::LoseEnd {
-                member: id,
-                with_leader: false,
-            };
-            world.faults.plan(at, lose);
+            let also = *world.faults.random.pick(&[Also::Nobody, Also::All]);
+            world.faults.plan(at, Event::LoseEnd { member: id, also });
         }
         _ => {
             let back_at = now + random.between(30 * MS, 2 * SECOND);
@@ -88,24 +85,29 @@ fn prepare(world: &mut World, leader: MemberId, id: MemberId, voters: &[MemberId
     world.faults.damaged = Some(Damaged::new(id, Phase::Preparing));
     let at = now + world.faults.random.between(100 * MS, 900 * MS);
     world.faults.disturbed(at + 6 * SECOND);
-    let lose = Event::LoseEnd {
-        member: id,
-        with_leader: true,
-    };
-    world.faults.plan(at, lose);
+    let also = *world.faults.random.pick(&[Also::Leader, Also::All]);
+    world.faults.plan(at, Event::LoseEnd { member: id, also });
 }
 
 /// What was prepared happens: the links are back, and the member loses the end of its log, maybe
-/// while the leader is away.
-pub(super) fn lose_prepared_end(world: &mut World, id: MemberId, with_leader: bool) {
+/// while others are away.
+pub(super) fn lose_prepared_end(world: &mut World, id: MemberId, also: Also) {
     world.faults.damaged = None;
     world.network.heal_all();
     let now = world.time.now_ns();
     let back_at = now + world.faults.random.between(30 * MS, 200 * MS);
-    if let Some(leader) = leader(world).filter(|leader| with_leader && *leader != id) {
-        world.die(leader, false);
-        let late = now + world.faults.random.between(1_400 * MS, 2 * SECOND);
-        world.faults.plan(late, Event::Restart(leader));
+    let others = match also {
+        Also::Nobody => Vec::new(),
+        Also::Leader => leader(world).into_iter().collect(),
+        Also::All => voters(world),
+    };
+    for other in others {
+        if other != id && world.is_alive(other) {
+            world.die(other, false);
+            let late = now + world.faults.random.between(200 * MS, 7 * SECOND);
+            world.faults.disturbed(late);
+            world.faults.plan(late, Event::Restart(other));
+        }
     }
     if world.is_alive(id) {
         lose_end(world, id, back_at);
@@ -116,6 +118,11 @@ fn lose_end(world: &mut World, id: MemberId, back_at: Moment) {
     world.die(id, false);
     world.faults.disturbed(back_at);
     world.faults.plan(back_at, Event::Restart(id));
+    if world.faults.random.chance(300) {
+        // Nothing but the mark tells the next start of what was lost.
+        let again = back_at + world.faults.random.between(10 * MS, 500 * MS);
+        world.faults.plan(again, Event::Die(Some(id)));
+    }
     ruin(world, id, Damage::EndLost, Phase::Lacking);
 }
 
@@ -131,9 +138,15 @@ fn is_calm(world: &World, now: Moment) -> bool {
     let harmless = |event: &Event| matches!(event, Event::InjectFault | Event::CheckMembership);
     world.faults.agenda.values().all(harmless)
         && world.network.is_sound()
+        && !is_any_in_doubt(world)
         && world.conditions.values().all(|condition| {
             !condition.paused && condition.stalled_until <= now && condition.may_fail_until <= now
         })
+}
+
+fn is_any_in_doubt(world: &World) -> bool {
+    let in_doubt = |id: MemberId| world.process(id).is_some_and(|p| p.raft.status().in_doubt);
+    world.members.keys().copied().any(in_doubt)
 }
 
 fn voters(world: &World) -> Vec<MemberId> {
@@ -165,7 +178,7 @@ fn still_lacks(world: &World, mut damaged: Damaged) -> Option<Damaged> {
     }
     // Nothing that anybody had acknowledged by then is behind this entry.
     let all = *damaged.all.get_or_insert(leader.last_index);
-    (own.commit_index < all).then_some(damaged)
+    (own.commit_index < all || is_any_in_doubt(world)).then_some(damaged)
 }
 
 /// The operator removes the member and adds another.

@@ -121,10 +121,10 @@ pub enum Event {
     /// `None` is the leader at that time.
     Die(Option<MemberId>),
     Restart(MemberId),
-    /// A member dies and loses the end of its log; the leader dies with it.
+    /// A member dies and loses the end of its log, and others die with it.
     LoseEnd {
         member: MemberId,
-        with_leader: bool,
+        also: Also,
     },
     Transfer(MemberId),
     /// This one was just elected.
@@ -136,6 +136,15 @@ pub enum Event {
     Heal(Vec<(MemberId, MemberId)>),
     LinksRecover,
     FreeDisk(MemberId),
+}
+
+/// Who loses power with a member whose log loses its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Also {
+    Nobody,
+    Leader,
+    /// All other voters.
+    All,
 }
 
 /// How far it is with a member whose log was damaged.
@@ -268,10 +277,10 @@ impl Faults {
         self.agenda.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// A member may lack what it had acknowledged: with another fault the cluster might lose it.
+    /// A member may lack what it had acknowledged, or is gone for good: with a majority that others
+    /// bring into doubt the cluster might lose an entry, or wait for ever.
     pub fn is_at_stake(&self) -> bool {
-        let phase = self.damaged.as_ref().map(|damaged| damaged.phase);
-        matches!(phase, Some(Phase::Preparing | Phase::Lacking))
+        self.damaged.is_some()
     }
 
     /// What happened to the member's log, if it was damaged.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::raft::{Message, MessageType};
+use crate::raft::{Message, MessageType, doubt};
 use crate::types::MemberId;
 
 /// What a member has announced, over all restarts.
@@ -33,7 +33,8 @@ impl Promises {
             MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgRequestVote => {
                 true
             }
-            MessageType::MsgAppendResponse | MessageType::MsgRequestVoteResponse => !message.reject,
+            MessageType::MsgAppendResponse => !message.reject,
+            MessageType::MsgRequestVoteResponse => !message.reject || doubt::is_doubtful(message),
             _ => false,
         };
         if !counts {

@@ -7,6 +7,9 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Where Linux says which start of the machine this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// One directory of files.
 pub trait Files: Send + Sync {
     /// The names in the directory, in no particular order.
@@ -29,6 +32,12 @@ pub trait Files: Send + Sync {
     /// The file as a person would name it, for errors and the log. An empty name stands for the
     /// directory.
     fn describe(&self, name: &str) -> String;
+
+    /// Another number whenever the machine was started anew: what was written before, and not
+    /// synced, can be read as long as this is the same. 0 where that is not known.
+    fn boot(&self) -> u32 {
+        0
+    }
 }
 
 /// An open file.
@@ -142,6 +151,15 @@ impl Files for RealFiles {
             self.directory.join(name)
         };
         path.display().to_string()
+    }
+
+    fn boot(&self) -> u32 {
+        // Where the system does not tell, each start counts as one of the machine.
+        let id = fs::read(BOOT_ID).unwrap_or_default();
+        match id.is_empty() {
+            true => 0,
+            false => crc32fast::hash(&id).max(1),
+        }
     }
 }
 

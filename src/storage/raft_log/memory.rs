@@ -2,6 +2,8 @@
 //! leaves is drawn from a seed: of each file any subset of the sectors written since its last sync,
 //! each as of any write; of the directory any subset of the names made and taken away since it was
 //! synced. Of a write that a crash tore, a bit may be other than it was written.
+//!
+//! Long because files, what crashes leave of them and what damages them share one state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -35,6 +37,8 @@ struct State {
     flips: u64,
     /// Counts the crashes; a handle of an earlier life is refused.
     life: u64,
+    /// Counts the starts of the machine.
+    boot: u32,
 }
 
 #[derive(Default, Clone)]
@@ -147,6 +151,7 @@ impl MemoryDisk {
             capacity_bytes: state.capacity_bytes,
             flips,
             life: state.life + 1,
+            boot: state.boot + 1,
         };
     }
 
@@ -217,6 +222,7 @@ impl MemoryDisk {
             names: state.names.clone(),
             durable_names: state.names.clone(),
             next_file: state.next_file,
+            boot: state.boot,
             ..State::default()
         };
         let state = Arc::new(Mutex::new(copy));
@@ -263,6 +269,8 @@ impl MemoryDisk {
                 state.durable_names.remove(&name);
             }
         }
+        // While the machine runs, what was written is in its memory.
+        state.boot += 1;
         if let Some(stored) = state.files.get_mut(&id) {
             stored.durable.clone_from(&stored.current);
             stored.unsynced.clear();
@@ -440,6 +448,10 @@ impl Stored {
 }
 
 impl Files for MemoryDisk {
+    fn boot(&self) -> u32 {
+        1 + self.state().boot
+    }
+
     fn list(&self) -> io::Result<Vec<String>> {
         let state = self.state();
         state.check_power()?;

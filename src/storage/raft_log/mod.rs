@@ -88,7 +88,9 @@ pub struct Recovered {
     /// acknowledged.
     pub torn_tail: Option<TornTail>,
     /// Writes that were acknowledged may be missing at the end, if the disk lost them: something
-    /// was cut off, or the last frame fills its sector, so that nothing would be left of a next one.
+    /// was cut off; or the machine was started anew and the last frame fills its sector, so that
+    /// nothing would be left of a next one; or this was so before, and [`RaftLog::settle_doubt`]
+    /// was not called since.
     pub end_in_doubt: bool,
 }
 
@@ -146,6 +148,7 @@ impl RaftLog {
         if !probe::injected(Defect::FoundUnsynced) {
             writer.note_synced();
         }
+        writer.synced.enter_boot()?;
         let log = Self {
             writer,
             hard_state: recovery.hard_state,
@@ -189,6 +192,14 @@ impl RaftLog {
     #[must_use]
     pub fn synced_mark(&self) -> SyncedMark {
         SyncedMark(Arc::clone(&self.writer.synced))
+    }
+
+    /// Nothing is missing at the end any more, or nobody minds: durably, with the mark.
+    ///
+    /// # Errors
+    /// As [`SyncedMark::write`].
+    pub fn settle_doubt(&self) -> Result<(), Error> {
+        self.writer.synced.settle_doubt()
     }
 
     /// Makes a batch durable. An empty one costs nothing.

@@ -147,6 +147,13 @@ pub(super) fn recover(shared_files: &Arc<dyn Files>, options: &Options) -> Resul
         hard_state,
     } = examine(files, options)?;
     let last = &found[begun - 1];
+    let owner = options.owner();
+    let synced = match record {
+        Some(record) => Synced::open(Arc::clone(shared_files), owner, record)?,
+        None => Synced::create(Arc::clone(shared_files), owner, Position::default())?,
+    };
+    // Written down before what says so is cut off.
+    let end_in_doubt = doubt(&synced, record, &mending, stop.offset, files.boot())?;
     let rewrite = last_frame.filter(|place| place.sequence == last.sequence);
     mend(files, last, &mending, rewrite, options.sync)?;
     let active = Active {
@@ -160,20 +167,39 @@ pub(super) fn recover(shared_files: &Arc<dyn Files>, options: &Options) -> Resul
             term: index.term(index.last).unwrap_or_default(),
         },
     };
-    let owner = options.owner();
-    let synced = match record {
-        Some(record) => Synced::open(Arc::clone(shared_files), owner, record)?,
-        None => Synced::create(Arc::clone(shared_files), owner, Position::default())?,
-    };
     Ok(Recovery {
         index,
         hard_state,
         active,
         ready: mending.ready,
-        end_in_doubt: mending.torn_tail.is_some() || stop.offset.is_multiple_of(SECTOR_BYTES),
+        end_in_doubt,
         torn_tail: mending.torn_tail,
         synced,
     })
+}
+
+/// Whether writes that were acknowledged may be missing behind `offset`; written down before the
+/// reason is gone.
+fn doubt(
+    synced: &Synced,
+    record: Option<Record>,
+    mending: &Mending,
+    offset: u64,
+    boot: u32,
+) -> Result<bool, Error> {
+    let before = record.filter(|_| !probe::injected(Defect::DoubtForgotten));
+    if before.is_some_and(|record| record.in_doubt) {
+        probe::reached(CoveragePoint::DoubtKept);
+        return Ok(true);
+    }
+    // The machine ran on since the log was last used.
+    let is_same_boot = boot != 0 && record.is_some_and(|record| record.boot == boot);
+    let begins =
+        mending.torn_tail.is_some() || (offset.is_multiple_of(SECTOR_BYTES) && !is_same_boot);
+    if begins {
+        synced.begin_doubt()?;
+    }
+    Ok(begins)
 }
 
 /// Whether a log whose frames end at `offset` of `last` reaches as far as it was synced.

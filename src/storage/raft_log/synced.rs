@@ -14,13 +14,17 @@
 //! |---|---|---|
 //! | 0 | 8 | `etchedSY` |
 //! | 8 | 4 | format version |
-//! | 12 | 4 | zero |
+//! | 12 | 4 | the start of the machine (`Files::boot`), 0 where it is not known |
 //! | 16, 24 | 8, 8 | cluster id, member id |
 //! | 32 | 8 | number of the record; even ones stand at 0, odd ones at 4096 |
 //! | 40, 48 | 8, 8 | sequence number of the last segment that was begun, and where its frames end |
 //! | 56, 64 | 8, 8 | index and term of the last entry, for people |
-//! | 72 | 4 | zero |
+//! | 72 | 4 | 1 where the log's end is in doubt, else 0 |
 //! | 76 | 4 | CRC-32 of the 76 bytes before |
+//!
+//! The doubt is written before a torn tail is cut off, of which nothing tells afterwards, and stays
+//! until it is settled. As long as the machine runs what a process wrote can be read, synced or not,
+//! so a log that is opened again in the same boot lacks nothing that does not show.
 //!
 //! A log of segments of version 2 always has the file: it is made before the first of them.
 
@@ -55,13 +59,15 @@ pub(super) struct Position {
 pub(super) struct Record {
     number: u64,
     pub position: Position,
+    pub boot: u32,
+    pub in_doubt: bool,
 }
 
 impl Record {
     fn encode(self, owner: Owner) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&self.boot.to_le_bytes());
         let Position {
             sequence,
             offset,
@@ -78,7 +84,7 @@ impl Record {
         ] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
-        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&u32::from(self.in_doubt).to_le_bytes());
         let checksum = crc32fast::hash(&bytes);
         bytes.extend_from_slice(&checksum.to_le_bytes());
         bytes
@@ -131,6 +137,8 @@ impl Record {
                     term: number(64),
                 },
             },
+            boot: (number(8) >> 32) as u32,
+            in_doubt: number(68) >> 32 != 0,
         }))
     }
 
@@ -163,11 +171,19 @@ pub(super) fn read(files: &dyn Files, owner: Owner) -> Result<Option<Record>, Er
 pub(super) struct Synced {
     files: Arc<dyn Files>,
     owner: Owner,
-    /// How far the log is synced now.
-    reached: Mutex<Position>,
+    boot: u32,
+    reached: Mutex<Reached>,
     /// What the file says. Locked over a write to it, which the log thread waits for when it begins
     /// a segment.
     written: Mutex<Written>,
+}
+
+/// What is so now, and is to be written.
+#[derive(Clone, Copy)]
+struct Reached {
+    /// How far the log is synced.
+    position: Position,
+    in_doubt: bool,
 }
 
 struct Written {
@@ -187,6 +203,8 @@ impl Synced {
         let record = Record {
             number: 0,
             position,
+            boot: files.boot(),
+            in_doubt: false,
         };
         let mut bytes = record.encode(owner);
         bytes.resize(FILE_BYTES, 0);
@@ -221,9 +239,13 @@ impl Synced {
         record: Record,
     ) -> Arc<Self> {
         Arc::new(Self {
+            boot: files.boot(),
             files,
             owner,
-            reached: Mutex::new(record.position),
+            reached: Mutex::new(Reached {
+                position: record.position,
+                in_doubt: record.in_doubt,
+            }),
             written: Mutex::new(Written {
                 file,
                 record,
@@ -234,7 +256,28 @@ impl Synced {
 
     /// The log is synced up to `position`.
     pub fn reached(&self, position: Position) {
-        *lock(&self.reached) = position;
+        lock(&self.reached).position = position;
+    }
+
+    /// The log's end is in doubt, durably.
+    pub fn begin_doubt(&self) -> Result<(), Error> {
+        lock(&self.reached).in_doubt = true;
+        self.write()
+    }
+
+    /// It is not any more, durably.
+    pub fn settle_doubt(&self) -> Result<(), Error> {
+        lock(&self.reached).in_doubt = false;
+        self.write()
+    }
+
+    /// Has the file name this start of the machine: what an earlier one may have lost is decided.
+    pub fn enter_boot(&self) -> Result<(), Error> {
+        let boot = lock(&self.written).record.boot;
+        if boot == self.boot {
+            return Ok(());
+        }
+        self.write()
     }
 
     /// Has the file say how far the log is synced.
@@ -243,15 +286,21 @@ impl Synced {
         if written.failed {
             return Err(Error::Failed);
         }
-        let position = *lock(&self.reached);
-        if position == written.record.position {
-            return Ok(());
-        }
-        written.failed = true;
+        let Reached { position, in_doubt } = *lock(&self.reached);
         let record = Record {
             number: written.record.number + 1,
             position,
+            boot: self.boot,
+            in_doubt,
         };
+        let same = Record {
+            number: written.record.number,
+            ..record
+        };
+        if same == written.record {
+            return Ok(());
+        }
+        written.failed = true;
         let put = || {
             written
                 .file
@@ -282,7 +331,7 @@ impl SyncedMark {
         let Ok(written) = self.0.written.try_lock() else {
             return false;
         };
-        !written.failed && written.record.position != *lock(&self.0.reached)
+        !written.failed && written.record.position != lock(&self.0.reached).position
     }
 
     /// Has the file say how far the log is synced; waits for the disk.

@@ -316,3 +316,67 @@ fn an_end_that_was_lost_behind_the_mark_leaves_it_in_doubt() {
         assert!(recovered.end_in_doubt, "{recovered:?}");
     }
 }
+
+/// A log of 30 entries that lost its end behind the mark: what is left.
+fn lost_end(seed: u64) -> MemoryDisk {
+    let (disk, _) = marked_at(20);
+    disk.damage(Damage::EndLost, OPTIONS, seed).expect("a log");
+    disk
+}
+
+fn is_in_doubt(disk: &MemoryDisk) -> bool {
+    open(disk).expect("a log").1.end_in_doubt
+}
+
+#[test]
+fn the_doubt_outlives_starts_until_it_is_settled() {
+    for seed in 0..20 {
+        let disk = lost_end(seed);
+        for start in 0..3 {
+            let (mut log, recovered) = open(&disk).expect("a log");
+            assert!(recovered.end_in_doubt, "seed {seed}, start {start}");
+            let next = recovered.last_index + 1;
+            append(&mut log, &[entry(next, 1, 100)], None);
+            log.synced_mark().write().expect("a mark");
+            drop(log);
+            disk.crash(seed);
+        }
+        let (log, _) = open(&disk).expect("a log");
+        log.settle_doubt().expect("settles");
+        drop(log);
+        disk.kill();
+        assert!(!is_in_doubt(&disk), "seed {seed}");
+    }
+}
+
+/// Wherever the power fails while the log is opened: the tail is not cut off before it is written
+/// down that something may be missing.
+#[test]
+fn the_doubt_is_written_before_its_reason_is_gone() {
+    let mut failed = 0;
+    for seed in 0..50 {
+        for operation in 1..12 {
+            let disk = lost_end(seed);
+            disk.stop_at(disk.operations() + operation);
+            failed += u64::from(open(&disk).is_err());
+            disk.crash(seed ^ operation << 32);
+            assert!(is_in_doubt(&disk), "seed {seed}, operation {operation}");
+        }
+    }
+    assert!(failed > 100, "{failed} starts failed");
+}
+
+#[test]
+fn a_frame_that_fills_its_sector_is_in_doubt_when_the_machine_was_started_anew() {
+    let disk = MemoryDisk::new();
+    let mut log = create(&disk);
+    // A frame is 40 bytes, and 12 and the data for an entry.
+    let bytes = 1024 - (log.writer.position().offset + 40 + 12);
+    append(&mut log, &[entry(1, 1, bytes as usize)], None);
+    assert_eq!(log.writer.position().offset, 1024);
+    drop(log);
+    disk.kill();
+    assert!(!is_in_doubt(&disk), "a process was killed");
+    disk.crash(1);
+    assert!(is_in_doubt(&disk), "the power failed");
+}
