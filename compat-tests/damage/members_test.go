@@ -227,6 +227,99 @@ func TestLostEndThatOneOtherMemberHas(t *testing.T) {
 	c.all()
 }
 
+// tearWrite leaves something of a write behind the last frame in the log of a member
+// that is down, as a power failure may.
+func (c *threeMembers) tearWrite(member *harness.Member) {
+	c.t.Helper()
+	edit(c.t, segmentOf(member), func(content []byte) {
+		copy(content[used(content)+64:], "something of a write")
+	})
+}
+
+// logs waits until a running member has logged a line with all of this.
+func (c *threeMembers) logs(member *harness.Member, parts ...string) {
+	c.t.Helper()
+	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	lines:
+		for _, line := range strings.Split(member.LogTail(200), "\n") {
+			for _, part := range parts {
+				if !strings.Contains(line, part) {
+					continue lines
+				}
+			}
+			return
+		}
+	}
+	c.t.Fatalf("%s does not say %q\n%s", member.Name(), parts, member.LogTail(20))
+}
+
+// A power failure in the middle of a write leaves all in doubt. They say what they
+// wait for and are not healthy before all are back; or one goes on alone.
+func TestAllMembersInDoubt(t *testing.T) {
+	t.Parallel()
+	c := startThree(t)
+	leader := c.leader()
+	c.put(leader, memberKeys)
+	all := c.Members()
+	status, err := all[2].Status(harness.Context(t, limit))
+	c.must(err)
+	last := fmt.Sprintf("%x", status.Header.MemberId)
+	for _, back := range []string{"the last member", "a cluster of one"} {
+		for _, member := range all {
+			c.must(member.Kill())
+		}
+		for _, member := range all {
+			c.tearWrite(member)
+		}
+		if back == "a cluster of one" {
+			break
+		}
+		c.must(all[0].Restart())
+		c.must(all[1].Restart())
+		c.without(all[2], settling)
+		for _, member := range all[:2] {
+			c.logs(member, "the raft log may have lost its end")
+			c.logs(member, "no leader is elected", last, "last_index", "--force-new-cluster")
+			for _, probe := range []string{"/health", "/readyz"} {
+				if code, body, err := member.HTTPGet(probe); err != nil || code != 503 {
+					t.Errorf("%s of %s: %d %s %v", probe, member.Name(), code, body, err)
+				}
+			}
+		}
+		c.must(all[2].Restart())
+		c.all()
+	}
+	one := harness.Start(t, harness.Etched, harness.Options{
+		Name: all[0].Name(), DataDir: all[0].DataDir(), EtchedFlags: []string{"--force-new-cluster"},
+	})
+	got, err := one.Client(t).Get(harness.Context(t, limit), "key", clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil || got.Count != c.keys {
+		t.Errorf("%v keys of %d are left: %v", got, c.keys, err)
+	}
+}
+
+// A process that is killed leaves no doubt: what it wrote is in the machine's memory.
+func TestKilledMembersAreNotInDoubt(t *testing.T) {
+	t.Parallel()
+	c := startThree(t)
+	for range 5 {
+		leader := c.leader()
+		c.put(leader, 20)
+		for _, member := range c.Members() {
+			c.must(member.Kill())
+		}
+		for _, member := range c.Members() {
+			c.must(member.Restart())
+		}
+		c.all()
+	}
+	for _, member := range c.Members() {
+		if log, err := os.ReadFile(member.LogPath()); err != nil || strings.Contains(string(log), "may have lost its end") {
+			t.Errorf("%s is in doubt: %v\n%s", member.Name(), err, member.LogTail(20))
+		}
+	}
+}
+
 // startsInDoubt starts a member again, and answers whether it starts and says that
 // something was cut off, or refuses to.
 func (c *threeMembers) startsInDoubt(member *harness.Member) bool {

@@ -23,9 +23,13 @@
 //!   before its own. So the candidate has e. The members in doubt had no part in this, however many
 //!   they are.
 //! - By all: all of Q voted. As long as one of Q has kept e, the candidate has it for the same
-//!   reason. This relies on no more than a minority having lost what their disks had confirmed;
-//!   with more, e is nowhere. Without it a cluster that lost power as a whole, in the middle of its
-//!   writes, would never again have a leader.
+//!   reason. This relies on no more than a minority of the candidate's voters having lost what their
+//!   disks had confirmed; with more, e may be nowhere. Without it a cluster that lost power as a
+//!   whole, in the middle of its writes, would never again have a leader.
+//!
+//! Members change one voter at a time. Where Q and the candidate's voters are of neighbouring
+//! configurations, Q and a majority still share a member; and of n voters, at least half are in Q,
+//! more than a minority. A learner is in doubt as any member is: its vote may be asked for later.
 //!
 //! So there is no time after which a member votes all the same: where a majority is in doubt and a
 //! voter is away, they wait for it. If it is lost for good, nobody can know what it held; an
@@ -34,13 +38,21 @@
 //! **How the doubt ends.** When the last entry of the log is of a term U later than T. The leader of
 //! U was elected as above, so its log had every entry that this member may have acknowledged and
 //! lost, where they are committed or still can be; and a log with an entry of U is the leader's up
-//! to there. What it acknowledged since its start is on its disk. An append of the leader of T
-//! itself proves nothing, whatever it says is committed: it may count an acknowledgement of what is
-//! lost that still is under way.
+//! to there. So it is when the last entry is a snapshot's. What it acknowledged since its start is on
+//! its disk. A vote is of the log that it was given with: it stays doubtful though the doubt ends
+//! before it is sent. An append of the leader of T itself proves nothing, whatever it says is
+//! committed: it may count an acknowledgement of what is lost that still is under way.
 //!
 //! Where the leader of T goes on to lead, its heartbeats are answered with the doubt, and it hands
-//! over to another member, which leads in a later term. If it knows that entries are missing, its
-//! heartbeats show that before, and the member ends (`admit`).
+//! over to a member without doubt, which leads in a later term. Where there is none, as in a cluster
+//! of two, the doubt stays until the next election, in which all of two have to vote anyway. If the
+//! leader knows that entries are missing, its heartbeats show that before, and the member ends
+//! (`admit`).
+//!
+//! **Who is not in doubt.** A sole voter elects itself at once: it has nobody to wait for, and what
+//! it lost is lost. A process that was killed on a machine that ran on left all that it wrote in the
+//! machine's memory (`storage::raft_log` knows by the start of the machine); only a write that was
+//! cut off in its middle leaves a doubt there too, as zeros that somebody wrote look the same.
 
 use std::collections::BTreeSet;
 
@@ -50,7 +62,7 @@ use crate::probe::{self, CoveragePoint, Defect};
 /// In the hint of an answer that says no: it is a vote, but a doubtful one, or an answer to a
 /// heartbeat by a member in doubt. Who does not know it takes the vote for none.
 const DOUBTFUL: u64 = (1 << 61) | 0xd0;
-/// A member in doubt says what it waits for when it has not heard a leader for so many election
+/// A member says what an election waits for when it has not heard a leader for so many election
 /// timeouts.
 const SILENT_TIMEOUTS: usize = 5;
 /// A leader hands over for the sake of a member in doubt once in so many election timeouts.
@@ -63,21 +75,31 @@ pub struct Doubt {
     term: Option<u64>,
     /// It ended, and the disk does not say so yet.
     ended: bool,
+    /// There are other voters, and the log has been told of the doubt.
+    is_told: bool,
     /// Ticks since a leader was last heard.
     silent_ticks: usize,
 }
 
 impl Doubt {
-    pub fn begin(&mut self, term: u64) {
+    /// A sole voter has nobody to wait for: it elects itself.
+    pub fn begin(&mut self, term: u64, needs_others: bool) {
         self.term = Some(term);
+        self.is_told = needs_others;
+        if needs_others {
+            tracing::warn!(
+                term,
+                "the raft log may have lost its end: until it has an entry of a later term, this \
+                 member's vote counts only where all members vote"
+            );
+        }
     }
 
     pub fn is_open(&self) -> bool {
         self.term.is_some()
     }
 
-    /// Ends it where the log has an entry of a later term. (A sole voter has nobody to wait for: it
-    /// elects itself, and its first entry is one.)
+    /// Ends it where the log has an entry of a later term, such as the first of a sole voter.
     pub fn look(&mut self, last_term: u64) {
         let Some(term) = self.term else {
             return;
@@ -90,10 +112,12 @@ impl Doubt {
             self.term = None;
             self.ended = true;
             probe::reached(CoveragePoint::DoubtSettled);
-            tracing::info!(
-                last_term,
-                "the raft log has an entry of a later term: nothing that was acknowledged is missing at its end"
-            );
+            if self.is_told {
+                tracing::info!(
+                    last_term,
+                    "the raft log has an entry of a later term: its end is not in doubt any more"
+                );
+            }
         }
     }
 
@@ -102,19 +126,13 @@ impl Doubt {
         std::mem::take(&mut self.ended)
     }
 
-    /// Counts a tick; says what is waited for when no leader is heard for long.
-    pub fn tick(&mut self, has_leader: bool, election_ticks: usize) {
+    /// Counts a tick; true once in a time without a leader, when it has become long.
+    pub fn tick(&mut self, has_leader: bool, election_ticks: usize) -> bool {
         self.silent_ticks = match has_leader {
             true => 0,
             false => self.silent_ticks.saturating_add(1),
         };
-        if self.is_open() && self.silent_ticks == election_ticks * SILENT_TIMEOUTS {
-            tracing::warn!(
-                "the end of the raft log may be missing and no leader speaks: an election needs a \
-                 majority of members without such doubt, or all of them; if one is lost for good, \
-                 start the member with the longest log with --force-new-cluster"
-            );
-        }
+        self.silent_ticks == election_ticks * SILENT_TIMEOUTS
     }
 
     /// False for what a member in doubt does not take: it does not lead at a leader's word.
@@ -122,7 +140,9 @@ impl Doubt {
         !(self.is_open() && message.get_msg_type() == MessageType::MsgTimeoutNow)
     }
 
-    /// Has a message of this member say that it is in doubt, if that matters to its receiver.
+    /// Has a message of this member say that it is in doubt, if that matters to its receiver. To be
+    /// called when the message is made: when it is sent, the doubt may have ended by an entry that
+    /// the log lacked before.
     pub fn mark(&self, message: &mut Message) {
         let matters = match message.get_msg_type() {
             MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse => {

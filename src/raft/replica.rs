@@ -149,8 +149,10 @@ impl Replica {
     /// The log may have lost its end: this member is in doubt until it knows that it lacks nothing.
     pub fn doubt_log(&mut self) {
         if !probe::injected(Defect::DoubtIgnored) {
+            let needs_others = !self.is_sole_voter();
             let raft = &self.node.raft;
-            self.doubt.begin(raft.term.max(raft.raft_log.last_term()));
+            let term = raft.term.max(raft.raft_log.last_term());
+            self.doubt.begin(term, needs_others);
         }
     }
 
@@ -167,8 +169,12 @@ impl Replica {
             return;
         }
         let raft = &self.node.raft;
-        self.doubt
+        let is_silent = self
+            .doubt
             .tick(raft.leader_id != 0, raft.election_timeout());
+        if is_silent {
+            self.votes.explain(self.doubt.is_open(), raft);
+        }
         self.in_doubt.tick();
         if admit::lacks_state(&self.node.raft) {
             // Like a long time without a leader, so that it grants votes; but it does not become a
@@ -265,8 +271,10 @@ impl Replica {
             MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse
                 if !message.reject =>
             {
-                let doubtful = doubtful || self.doubt.is_open();
-                let counted = self.votes.take(message, doubtful, &self.node.raft);
+                let raft = &self.node.raft;
+                let counted = self
+                    .votes
+                    .take(message, doubtful, self.doubt.is_open(), raft);
                 let mut stepped = false;
                 for vote in counted {
                     stepped |= self.step_raft(vote);
@@ -283,6 +291,10 @@ impl Replica {
 
     fn step_raft(&mut self, message: Message) -> bool {
         let stepped = self.node.step(message);
+        // Before the doubt ends: a vote is of the log that it was given with.
+        for answer in &mut self.node.raft.msgs {
+            self.doubt.mark(answer);
+        }
         self.look_at_doubt();
         self.draw_election_timeout();
         if let Err(error) = &stepped {
@@ -424,11 +436,10 @@ impl Replica {
         self.look_at_doubt();
         let mut ready = self.node.ready();
         let entries = ready.take_entries();
-        let mut after_sync = ready.take_persisted_messages();
-        for message in &mut after_sync {
-            self.doubt.mark(message);
-        }
-        let (at_once, after_sync) = after_sync.into_iter().partition(promises_nothing);
+        let (at_once, after_sync) = ready
+            .take_persisted_messages()
+            .into_iter()
+            .partition(promises_nothing);
         let metadata = ready.snapshot().get_metadata();
         let reset = (metadata.index > 0).then(|| entry_id_of(metadata));
         let mut persist = Persist {

@@ -13,6 +13,7 @@
 //! | `persist ID [N]` | the disk takes the first N parts that wait for it, or all |
 //! | `apply ID [N]` | applies the first N entries that are committed, or all |
 //! | `deliver FROM->TO [N]`, `drop FROM->TO [N]` | messages arrive or get lost; `*` is any member |
+//! | `deliver at once FROM->TO` | the same, and the receiver hands out nothing before all have |
 //! | `settle [ID…]` | does all that there is to do, among these members; prints roles, reads, and what is applied |
 //! | `kill ID`, `restart ID` | the process ends: what is not on disk is forgotten |
 //! | `doubt ID` | takes the log for one that may have lost its end |
@@ -100,6 +101,7 @@ impl Player {
         match words[..] {
             ["members", ref rest @ ..] => self.found(rest),
             ["settle", ref ids @ ..] => self.settle(ids),
+            ["deliver", "at", "once", link] => self.deliver_at_once(link),
             ["deliver", link, ref rest @ ..] => self.deliver(link, limit(rest)),
             ["drop", link, ref rest @ ..] => self.lose_messages(link, limit(rest)),
             ["status"] => self.show_status(),

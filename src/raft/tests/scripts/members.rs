@@ -154,6 +154,17 @@ impl Player {
         }
     }
 
+    pub(super) fn deliver_at_once(&mut self, link: &str) {
+        let mut receivers = BTreeSet::new();
+        for ((_, to), message) in self.links.take(meant(link), usize::MAX) {
+            self.life(to.0).replica.step(message);
+            receivers.insert(to.0);
+        }
+        for id in receivers {
+            self.work(id);
+        }
+    }
+
     pub(super) fn arrive(&mut self, from: MemberId, to: MemberId, message: Message) {
         if self.member(to.0).life.is_none() {
             return;
