@@ -168,6 +168,7 @@ impl RaftLog {
             compacted: found.index.entry_id,
             last_index: found.index.last,
             torn_tail: found.torn_tail,
+            end_in_doubt: found.end_in_doubt,
         };
         let shared = Arc::new(Shared::new(files, options.owner(), found.index));
         Ok((Reader { shared }, recovered))

@@ -70,12 +70,16 @@ pub(super) struct Inspected {
     pub index: Index,
     pub hard_state: Option<Vec<u8>>,
     pub torn_tail: Option<TornTail>,
+    pub end_in_doubt: bool,
 }
 
 /// Reads the log that `files` holds; nothing is written.
 pub(super) fn inspect(files: &dyn Files, options: &Options) -> Result<Inspected, Error> {
     let examined = examine(files, options)?;
+    let (record, offset) = (examined.record, examined.stop.offset);
     Ok(Inspected {
+        end_in_doubt: was_in_doubt(record)
+            || begins_doubt(record, &examined.mending, offset, files.boot()),
         index: examined.index,
         hard_state: examined.hard_state,
         torn_tail: examined.mending.torn_tail,
@@ -187,19 +191,25 @@ fn doubt(
     offset: u64,
     boot: u32,
 ) -> Result<bool, Error> {
-    let before = record.filter(|_| !probe::injected(Defect::DoubtForgotten));
-    if before.is_some_and(|record| record.in_doubt) {
+    let is_kept = was_in_doubt(record);
+    if is_kept {
         probe::reached(CoveragePoint::DoubtKept);
-        return Ok(true);
     }
-    // The machine ran on since the log was last used.
-    let is_same_boot = boot != 0 && record.is_some_and(|record| record.boot == boot);
-    let begins =
-        mending.torn_tail.is_some() || (offset.is_multiple_of(SECTOR_BYTES) && !is_same_boot);
+    let begins = !is_kept && begins_doubt(record, mending, offset, boot);
     if begins {
         synced.begin_doubt()?;
     }
-    Ok(begins)
+    Ok(is_kept || begins)
+}
+
+fn was_in_doubt(record: Option<Record>) -> bool {
+    record.is_some_and(|record| record.in_doubt) && !probe::injected(Defect::DoubtForgotten)
+}
+
+fn begins_doubt(record: Option<Record>, mending: &Mending, offset: u64, boot: u32) -> bool {
+    // The machine ran on since the log was last used.
+    let is_same_boot = boot != 0 && record.is_some_and(|record| record.boot == boot);
+    mending.torn_tail.is_some() || (offset.is_multiple_of(SECTOR_BYTES) && !is_same_boot)
 }
 
 /// Whether a log whose frames end at `offset` of `last` reaches as far as it was synced.
