@@ -101,6 +101,26 @@ pub fn recognise(status: &Status) -> Option<RefusalKind> {
     }
 }
 
+/// The text of a status with its causes, each once.
+pub fn why(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    if text.is_empty() {
+        text = status.code().to_string();
+    }
+    text
+}
+
 /// Adds the identities to a call.
 pub fn stamp(metadata: &mut MetadataMap, local: &Local, to: MemberId) {
     let values = [

@@ -20,7 +20,7 @@ use super::batch::LaneCodec;
 use super::context::Context;
 use super::dial::{self, Channel};
 use super::health::Link;
-use super::identity::{self, RefusalKind};
+use super::identity::{self, RefusalKind, why};
 use super::peer_rpc;
 use super::pulse::{self, Beat, Pulse};
 use super::queue::Queue;
@@ -285,24 +285,4 @@ impl Lane {
             }
         }
     }
-}
-
-/// The text of a status with its causes, each once.
-pub fn why(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            if !text.is_empty() {
-                text.push_str(": ");
-            }
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    if text.is_empty() {
-        text = status.code().to_string();
-    }
-    text
 }

@@ -10,8 +10,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::context::Context;
 use super::health::Link;
-use super::identity::{self, CallRefusal};
-use super::lane::{LaneKind, why};
+use super::identity::{self, CallRefusal, why};
+use super::lane::LaneKind;
 use super::network::GrpcNetwork;
 use super::snapshot_in::Arrivals;
 use super::{Inbound, PeerMessage, batch};

@@ -18,7 +18,7 @@ use tonic::{Status, Streaming};
 
 use super::batch::read_snapshot;
 use super::context::Context;
-use super::lane::why;
+use super::identity::why;
 use super::{Inbound, SnapshotDir};
 use crate::error::Error;
 use crate::proto::etchedpeer::snapshot_part::Part;
