@@ -232,11 +232,17 @@ func TestStatusOfAMember(t *testing.T) {
 func TestAKilledMember(t *testing.T) {
 	t.Parallel()
 	server := filled(t)
+	if _, err := server.Client(t).UserAdd(harness.Context(t, limit), "bob", "hunter2"); err != nil {
+		t.Fatal(err)
+	}
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	dir := server.DataDir()
 	before := files(t, dir)
+	if log := succeeds(t, "log", dir); !strings.Contains(log, `AuthUserAddRequest { name: \"bob\"`) || strings.Contains(log, "hunter2") {
+		t.Errorf("the log does not name the user, or shows a password:\n%s", log)
+	}
 	output := succeeds(t, "check", dir)
 	for _, words := range []string{"raft log: entries 2 to ", "state: revision ", "whole"} {
 		if !strings.Contains(output, words) {

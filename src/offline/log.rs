@@ -1,5 +1,6 @@
 //! The entries of a raft log, one line of JSON each.
 
+use std::fmt::Debug;
 use std::io::{self, Write};
 use std::ops::RangeInclusive;
 
@@ -9,6 +10,7 @@ use super::check::PORTION_BYTES;
 use super::dir;
 use super::error::Result;
 use crate::config::Offline;
+use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::text;
 use crate::raft::{CommittedKind, ConfChange, ConfChangeType, output};
 use crate::server;
@@ -50,7 +52,7 @@ fn line(entry: &LogEntry, out: &mut dyn Write) -> io::Result<()> {
     let (kind, request) = match output::committed(entry).map(|committed| committed.kind) {
         Some(CommittedKind::Empty) => ("empty", String::new()),
         Some(CommittedKind::Request(bytes)) => match machine::decode_request(bytes) {
-            Ok(request) => ("request", text::entry(&request)),
+            Ok(request) => ("request", shown(&request)),
             Err(_) => ("damaged", String::new()),
         },
         Some(CommittedKind::ConfChange(change)) => (kind_of(&change), member(&change)),
@@ -64,6 +66,34 @@ fn line(entry: &LogEntry, out: &mut dyn Write) -> io::Result<()> {
     };
     serde_json::to_writer(&mut *out, &line)?;
     writeln!(out)
+}
+
+/// etcd's text; of what concerns users and roles, which that leaves out, the message without its
+/// secrets.
+fn shown(request: &InternalRaftRequest) -> String {
+    let about_users: [Option<&dyn Debug>; 12] = [
+        debug(&request.auth_enable),
+        debug(&request.auth_disable),
+        debug(&request.authenticate),
+        debug(&request.auth_user_add),
+        debug(&request.auth_user_delete),
+        debug(&request.auth_user_change_password),
+        debug(&request.auth_user_grant_role),
+        debug(&request.auth_user_revoke_role),
+        debug(&request.auth_role_add),
+        debug(&request.auth_role_delete),
+        debug(&request.auth_role_grant_permission),
+        debug(&request.auth_role_revoke_permission),
+    ];
+    let text = text::entry(request);
+    match about_users.into_iter().flatten().next() {
+        Some(message) => format!("{text} {message:?}"),
+        None => text,
+    }
+}
+
+fn debug<T: Debug>(message: &Option<T>) -> Option<&dyn Debug> {
+    message.as_ref().map(|message| message as &dyn Debug)
 }
 
 /// raft's name.
