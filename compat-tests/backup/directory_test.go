@@ -125,6 +125,7 @@ func TestAClusterChangesItsKind(t *testing.T) {
 
 // A stock etcd goes on where a member was killed.
 func TestEtcdStartsOnWhatWasExported(t *testing.T) {
+	t.Parallel()
 	server := harness.Start(t, harness.Etched, harness.Options{})
 	content := newContent(t, server, 30)
 	content.changes(80)
@@ -134,7 +135,7 @@ func TestEtcdStartsOnWhatWasExported(t *testing.T) {
 	content.changes(20)
 	want := look(t, content.client, 0)
 	acknowledged := loadUntilKilled(t, []*clientv3.Client{content.client}, server)
-	server.Use(exported(t, server.DataDir()))
+	server.Use(exportedDespiteKills(t, server.DataDir()))
 	become(t, harness.Etcd, server)
 	content.connect()
 	want.compare(t, look(t, content.client, want.revision))
@@ -172,6 +173,7 @@ func (c *content) learners() {
 
 // What etcd's own tool restored is a directory of an etcd as well.
 func TestEtchedStartsOnWhatEtcdutlRestored(t *testing.T) {
+	t.Parallel()
 	content := newContent(t, harness.Start(t, harness.Etcd, harness.Options{}), 31)
 	content.changes(80)
 	dir := filepath.Join(t.TempDir(), "restored")
@@ -183,6 +185,7 @@ func TestEtchedStartsOnWhatEtcdutlRestored(t *testing.T) {
 
 // Killed at any moment of its first start, a member starts anew from etcd's files.
 func TestAStartOnADirectoryOfEtcdIsCutOff(t *testing.T) {
+	t.Parallel()
 	server := harness.Start(t, harness.Etcd, harness.Options{})
 	content := newContent(t, server, 32)
 	content.changes(60)
@@ -220,9 +223,32 @@ func TestAStartOnADirectoryOfEtcdIsCutOff(t *testing.T) {
 	}
 }
 
+// Both do not run on one directory, and what an etcd writes behind a member's back
+// is told.
+func TestAnEtcdBehindAMembersBack(t *testing.T) {
+	t.Parallel()
+	server := harness.Start(t, harness.Etcd, harness.Options{})
+	newContent(t, server, 34).changes(5)
+	for _, kind := range []harness.Kind{harness.Etched, harness.Etcd} {
+		if err := server.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		become(t, kind, server)
+	}
+	saysRefused(t, server.DataDir(), `an etcd runs on it; stop that first`)
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	become(t, harness.Etched, server)
+	if tail := server.LogTail(100); !strings.Contains(tail, "what an etcd wrote since is not here") {
+		t.Errorf("nothing is told: %s", tail)
+	}
+}
+
 // What cannot be taken over is refused in one line that names the way that is
 // left, and nothing is written.
 func TestDirectoriesThatAreRefused(t *testing.T) {
+	t.Parallel()
 	server := harness.Start(t, harness.Etcd, harness.Options{Binary: etcdOf(t, "3.5"), EtcdFlags: []string{"--enable-v2", "--snapshot-count=30"}})
 	content := newContent(t, server, 33)
 	content.changes(40)
@@ -313,6 +339,39 @@ func exported(t *testing.T, dir string) string {
 	output, err := exec.Command(binary, "export", dir, "--to", to).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, output)
+	}
+	return to
+}
+
+// exportedDespiteKills kills exports at any moment until one is done before that.
+func exportedDespiteKills(t *testing.T, dir string) string {
+	t.Helper()
+	binary, err := harness.Binary(harness.Etched)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := filepath.Join(t.TempDir(), "exported")
+	kills := 0
+	for wait := 5 * time.Millisecond; ; wait += wait / 4 {
+		export := exec.Command(binary, "export", dir, "--to", to)
+		if err := export.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(wait)
+		_ = export.Process.Kill()
+		err := export.Wait()
+		if _, missing := os.Stat(to); missing == nil {
+			break
+		} else if err == nil {
+			t.Fatal("an export made nothing")
+		}
+		kills++
+	}
+	if kills == 0 {
+		t.Error("no export was killed")
+	}
+	if left, err := os.ReadDir(filepath.Dir(to)); err != nil || len(left) != 1 {
+		t.Errorf("left behind: %v %v", left, err)
 	}
 	return to
 }

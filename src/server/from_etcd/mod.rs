@@ -111,7 +111,10 @@ impl From<bbolt::read::Error> for Refusal {
 pub fn take_over(config: &Config, limits: EngineLimits, clock: &dyn Clock) -> Result<(), Error> {
     let data_dir = &config.data_dir;
     let wal_dir = config.wal_dir.as_deref();
-    if beside_etcd(data_dir).is_dir() || !is_etcds(data_dir, wal_dir) {
+    if beside_etcd(data_dir).is_dir() {
+        return check_left(data_dir).map_err(|refusal| refusal.of(data_dir));
+    }
+    if !is_etcds(data_dir, wal_dir) {
         return Ok(());
     }
     let taken = convert(config, limits, clock).map_err(|refusal| refusal.of(data_dir))?;
@@ -125,6 +128,28 @@ pub fn take_over(config: &Config, limits: EngineLimits, clock: &dyn Clock) -> Re
         "own-files" = %beside_etcd(data_dir).display(),
         "took over the data of an etcd, whose files stay as they are and are not read again; to go back without what is written from now on, stop all members, remove own-files and start etcd; with it, see `etched export`"
     );
+    Ok(())
+}
+
+/// A member that was taken over goes on alone: not while an etcd runs on what it left, and what an
+/// etcd wrote since is not here.
+fn check_left(data_dir: &Path) -> Result<(), Refusal> {
+    let db = member_of_etcd(data_dir).join("snap").join("db");
+    if !db.exists() {
+        return Ok(());
+    }
+    drop(lock(&db)?);
+    let changed = |path: &Path| fs::metadata(path).and_then(|found| found.modified());
+    let own = beside_etcd(data_dir);
+    if let (Ok(theirs), Ok(ours)) = (changed(&db), changed(&own.join("INCARNATION")))
+        && theirs > ours
+    {
+        tracing::warn!(
+            "etcd-files" = %member_of_etcd(data_dir).display(),
+            "own-files" = %own.display(),
+            "etcd's files were changed after they were taken over; what an etcd wrote since is not here: to take it over, stop all members and remove own-files on each"
+        );
+    }
     Ok(())
 }
 

@@ -268,6 +268,11 @@ fn a_directory_that_is_no_etcds_is_left_alone() {
     rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).expect("locks");
     let text = refusal(dir.path());
     assert!(text.contains("an etcd runs on it"), "{text}");
+    // Neither is it used beside an etcd once it was taken over.
+    fs::create_dir(dir.path().join("etched")).expect("makes");
+    let text = refusal(dir.path());
+    assert!(text.contains("an etcd runs on it"), "{text}");
+    fs::remove_dir(dir.path().join("etched")).expect("removes");
     drop(held);
     fs::write(dir.path().join("member/IDENTITY"), "x").expect("writes");
     let text = refusal(dir.path());
