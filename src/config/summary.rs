@@ -20,8 +20,9 @@ use crate::types::{ETCD_VERSION, GIT_SHA, RUST_VERSION, VERSION};
 type Setting = (&'static str, Json);
 
 impl Config {
-    /// The line on a start. `initialized`: the data directory holds a member already.
-    pub fn starting(&self, initialized: bool, cpus: usize) -> Note {
+    /// The line on a start, of a member with files in `member_dir`. `initialized`: the data directory
+    /// holds a member already.
+    pub fn starting(&self, member_dir: &Path, initialized: bool, cpus: usize) -> Note {
         let mut note = Note::info("starting an etcd server");
         note.fields = vec![
             ("etcd-version", ETCD_VERSION.into()),
@@ -34,6 +35,12 @@ impl Config {
             ("member-initialized", initialized.into()),
         ];
         note.fields.extend(self.settings());
+        for (name, value) in &mut note.fields {
+            if *name == "member-dir" {
+                // Beside an etcd's it has another name.
+                *value = text(member_dir);
+            }
+        }
         note.fields.push(("etched-version", VERSION.into()));
         note
     }

@@ -122,9 +122,9 @@ pub fn notes(notes: &[Note]) {
 
 /// Logs the settings at a start; `initialized`: the directory holds a member already.
 #[track_caller]
-pub fn started(config: &Config, initialized: bool) {
+pub fn started(config: &Config, member_dir: &Path, initialized: bool) {
     let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
-    notes(&[config.starting(initialized, cpus)]);
+    notes(&[config.starting(member_dir, initialized, cpus)]);
 }
 
 /// Logs a fatal line and waits until it is written; the caller exits.

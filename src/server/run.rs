@@ -125,7 +125,7 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let dir: Arc<dyn MemberDir> = Arc::new(dir);
     let made = || MemberSecurity::of_made(&config, clock.as_ref());
     let security = given.map_or_else(made, Ok)?;
-    logging::started(&config, dir.identity()?.is_some());
+    logging::started(&config, &dir.path(""), dir.identity()?.is_some());
     let real_network = RealNetwork::new(security.peers.dialler.clone());
     let restored = bootstrap::restore(&config, dir.as_ref(), &real_network).await?;
     let network_options = transport::NetworkOptions {

@@ -194,7 +194,7 @@ fn the_log_of_a_start_has_every_setting() {
         ..Case::default()
     };
     let config = run(&case).expect("is accepted").config;
-    let note = config.starting(true, 2);
+    let note = config.starting(std::path::Path::new("data/member"), true, 2);
     let ours: Vec<&str> = note.fields.iter().map(|(name, _)| *name).collect();
     let etcd: Vec<&str> = ETCD_NAMES
         .split_whitespace()
