@@ -1,4 +1,4 @@
-//! Requests of the JSON gateway: texts from any client, whoever it is.
+//! Requests of the JSON gateway: texts from any client.
 
 use prost_reflect::{DynamicMessage, MessageDescriptor, SerializeOptions};
 
