@@ -488,7 +488,7 @@ func look(t *testing.T, client *clientv3.Client, revision int64) *seen {
 		"cluster": fmt.Sprintf("%x", newest.Header.ClusterId),
 		"leases":  leases(ctx, t, client),
 	}
-	for line := range strings.Lines(accounts(ctx, t, client)) {
+	for line := range strings.Lines(accounts(ctx, t, client, harness.Etcd)) {
 		// What the role of root may do was not shown before etcd 3.6.
 		if !strings.HasPrefix(line, "root [") || strings.HasPrefix(line, "root [root]") {
 			parts["accounts"] += line

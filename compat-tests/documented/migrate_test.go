@@ -167,6 +167,20 @@ func (s *site) contents(client *clientv3.Client) string {
 	return fmt.Sprint(all.Header.Revision, all.Kvs, leases.Leases, users.Users, roles.Roles)
 }
 
+// members are who is in the cluster.
+func (s *site) members(client *clientv3.Client) string {
+	s.t.Helper()
+	list, err := client.MemberList(harness.Context(s.t, limit))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	text := fmt.Sprintf("cluster %x", list.Header.ClusterId)
+	for _, member := range list.Members {
+		text += fmt.Sprintf(" %x %s %v", member.ID, member.Name, member.PeerURLs)
+	}
+	return text
+}
+
 // ofEtcd starts the cluster that is to be moved.
 const ofEtcd = `n=1   # 2 and 3 on the others
 etcd --name m$n --data-dir /var/lib/etcd \
@@ -261,9 +275,9 @@ func TestByMirror(t *testing.T) {
 	stopNew()
 }
 
-func TestBackToEtcd(t *testing.T) {
+func TestBackWithASnapshot(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, "## Back to etcd", harness.Etcd)
+	s := newSite(t, "### With a snapshot", harness.Etcd)
 	ofEtched := strings.NewReplacer("\netcd ", "\netched ", "/lib/etcd ", "/lib/etched ").Replace(ofEtcd)
 	stop := s.startOnEach(ofEtched, "10.0.0.")
 	client := s.client("10.0.0.")
@@ -278,6 +292,62 @@ func TestBackToEtcd(t *testing.T) {
 	}
 	if after := s.contents(client); after != before {
 		t.Errorf("before\n%s\nafter\n%s", before, after)
+	}
+}
+
+func TestOnTheSameDirectory(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "## On the same directory", harness.Etcd36)
+	stop := s.startOnEach(ofEtcd, "10.0.0.")
+	client := s.client("10.0.0.")
+	s.fill(client)
+	before, members := s.contents(client), s.members(client)
+	s.Run(s.Block("endpoint status --write-out=json"))
+	stop()
+	stop = s.startOnEach(s.Block("etched --name m$n --data-dir /var/lib/etcd"), "10.0.0.")
+	if output := s.Run(s.Block("diff before.txt -")); output != "the same\n" {
+		t.Errorf("compared: %s", output)
+	}
+	if after := s.contents(client); after != before {
+		t.Errorf("before\n%s\nafter\n%s", before, after)
+	}
+	if after := s.members(client); after != members {
+		t.Errorf("members were %s, are %s", members, after)
+	}
+	if _, err := client.Put(harness.Context(t, limit), "since", "then"); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	for member := 1; member <= 3; member++ {
+		dir := filepath.Join(s.Dir, fmt.Sprintf("m%d", member), "etcd")
+		s.Run("etched check " + dir)
+		// The last step.
+		if err := os.RemoveAll(filepath.Join(dir, "etched")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.startOnEach(ofEtcd, "10.0.0.")
+	if after := s.contents(client); after != before {
+		t.Errorf("before\n%s\nback in etcd\n%s", before, after)
+	}
+}
+
+func TestBackWithTheDirectory(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "### With the directory", harness.Etcd)
+	ofEtched := strings.NewReplacer("\netcd ", "\netched ", "/lib/etcd ", "/lib/etched ").Replace(ofEtcd)
+	stop := s.startOnEach(ofEtched, "10.0.0.")
+	client := s.client("10.0.0.")
+	s.fill(client)
+	before, members := s.contents(client), s.members(client)
+	stop()
+	s.runOnEach(s.Block("etched export"))
+	s.startOnEach(s.Block("etcd --name m$n"), "10.0.0.")
+	if after := s.contents(client); after != before {
+		t.Errorf("before\n%s\nafter\n%s", before, after)
+	}
+	if after := s.members(client); after != members {
+		t.Errorf("members were %s, are %s", members, after)
 	}
 }
 

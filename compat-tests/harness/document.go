@@ -27,7 +27,7 @@ var (
 )
 
 // ReadDocument reads the blocks of commands of a section of a document, which ends where
-// the next of its level begins. binaries are found by these names.
+// the next of its level, or of one above, begins. binaries are found by these names.
 func ReadDocument(t testing.TB, path, section string, binaries map[string]string) *Document {
 	t.Helper()
 	text, err := os.ReadFile(path)
@@ -39,7 +39,9 @@ func ReadDocument(t testing.TB, path, section string, binaries map[string]string
 		t.Fatalf("%s has no section %q", path, section)
 	}
 	level, _, _ := strings.Cut(section, " ")
-	rest, _, _ = strings.Cut(rest, "\n"+level+" ")
+	for heading := "#"; len(heading) <= len(level); heading += "#" {
+		rest, _, _ = strings.Cut(rest, "\n"+heading+" ")
+	}
 	d := &Document{t: t, Dir: t.TempDir(), path: t.TempDir(), Replace: strings.NewReplacer()}
 	for _, block := range fenced.FindAllStringSubmatch(rest, -1) {
 		d.blocks = append(d.blocks, block[1])

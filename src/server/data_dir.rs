@@ -91,14 +91,18 @@ impl DataDir {
         wal_dir: Option<&Path>,
         budget: EngineLimits,
     ) -> Result<Self, Error> {
-        let member = data_dir.join("member");
+        let beside = beside_etcd(data_dir);
+        let (member, wal_dir) = match beside.is_dir() {
+            true => (beside, wal_dir.map(beside_etcd)),
+            false => (member_of_etcd(data_dir), wal_dir.map(Path::to_owned)),
+        };
         let mut locks = Vec::new();
-        for dir in std::iter::once(member.as_path()).chain(wal_dir) {
+        for dir in std::iter::once(&member).chain(&wal_dir) {
             std::fs::read_dir(dir).map_err(Error::io("read", dir))?;
             locks.extend(lock_to_read(dir)?);
         }
         Ok(Self {
-            wal: wal_dir.map_or_else(|| member.join("wal"), Path::to_owned),
+            wal: wal_dir.unwrap_or_else(|| member.join("wal")),
             member,
             budget,
             read_only: true,
