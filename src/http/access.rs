@@ -2,7 +2,7 @@
 
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    EXPECT, HOST,
+    EXPECT, HOST, ORIGIN, UPGRADE,
 };
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use tonic::body::Body;
@@ -47,10 +47,25 @@ impl Access {
         Some(page::refusal(StatusCode::MISDIRECTED_REQUEST, &text))
     }
 
+    /// The answer to a WebSocket that a page of another origin asks for: a browser asks nobody
+    /// before it opens one, and sends its cookies with it.
+    pub fn refuse_origin<B>(&self, request: &Request<B>) -> Option<Response<Body>> {
+        let origin = request.headers().get(ORIGIN)?;
+        let opens = request.headers().contains_key(UPGRADE);
+        if !opens || self.lets_any_in() || self.cors.iter().any(|allowed| *allowed == *origin) {
+            return None;
+        }
+        let text = "The origin of the page is not in --cors.";
+        Some(page::refusal(StatusCode::FORBIDDEN, text))
+    }
+
+    fn lets_any_in(&self) -> bool {
+        self.cors.is_empty() || self.cors.iter().any(|origin| origin == ANY)
+    }
+
     /// Tells browsers that pages of an allowed origin may read the answer.
     pub fn add_cors(&self, origin: Option<&HeaderValue>, response: &mut HeaderMap) {
-        let any = self.cors.is_empty() || self.cors.iter().any(|origin| origin == ANY);
-        let origin = if any {
+        let origin = if self.lets_any_in() {
             HeaderValue::from_static(ANY)
         } else {
             match origin {
@@ -146,6 +161,42 @@ mod tests {
         let refused = access.refuse_host(&request("evil:80")).expect("a refusal");
         assert_eq!(refused.status(), StatusCode::MISDIRECTED_REQUEST);
         assert!(Access::default().refuse_host(&request("evil")).is_none());
+    }
+
+    #[test]
+    fn a_websocket_is_for_pages_of_listed_origins() {
+        let listed = Access {
+            cors: vec!["http://a:1".to_owned()],
+            ..Default::default()
+        };
+        for (access, headers, expected) in [
+            (
+                &listed,
+                &[("upgrade", "websocket"), ("origin", "http://b:2")][..],
+                Some(403),
+            ),
+            (
+                &listed,
+                &[("upgrade", "websocket"), ("origin", "http://a:1")],
+                None,
+            ),
+            (&listed, &[("upgrade", "websocket")], None),
+            (&listed, &[("origin", "http://b:2")], None),
+            (
+                &Access::default(),
+                &[("upgrade", "websocket"), ("origin", "http://b:2")],
+                None,
+            ),
+        ] {
+            let mut request = Request::builder();
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let request = request.body(()).expect("a request");
+            let refused = access.refuse_origin(&request);
+            let status = refused.map(|response| response.status().as_u16());
+            assert_eq!(status, expected, "{headers:?}");
+        }
     }
 
     #[test]

@@ -108,7 +108,8 @@ impl HttpService {
         if self.surface == Surface::Metrics {
             return self.route(&request).await;
         }
-        if let Some(refused) = self.access.refuse_host(&request) {
+        let refused = self.access.refuse_host(&request);
+        if let Some(refused) = refused.or_else(|| self.access.refuse_origin(&request)) {
             return refused;
         }
         let origin = request.headers().get(ORIGIN).cloned();
