@@ -75,8 +75,8 @@ pub struct Doubt {
     term: Option<u64>,
     /// It ended, and the disk does not say so yet.
     ended: bool,
-    /// There are other voters, and the log has been told of the doubt.
-    is_told: bool,
+    /// There are other voters, and the log of the process says that it is in doubt.
+    is_announced: bool,
     /// Ticks since a leader was last heard.
     silent_ticks: usize,
 }
@@ -85,7 +85,7 @@ impl Doubt {
     /// A sole voter has nobody to wait for: it elects itself.
     pub fn begin(&mut self, term: u64, needs_others: bool) {
         self.term = Some(term);
-        self.is_told = needs_others;
+        self.is_announced = needs_others;
         if needs_others {
             tracing::warn!(
                 term,
@@ -112,7 +112,7 @@ impl Doubt {
             self.term = None;
             self.ended = true;
             probe::reached(CoveragePoint::DoubtSettled);
-            if self.is_told {
+            if self.is_announced {
                 tracing::info!(
                     last_term,
                     "the raft log has an entry of a later term: its end is not in doubt any more"
