@@ -191,7 +191,7 @@ impl Answer {
             }
         });
         let first = stream::once(async { Ok::<_, Status>(Frame::data(first)) });
-        Body::new(StreamBody::new(Box::pin(first.chain(rest))))
+        Body::new(StreamBody::new(Box::pin(first.chain(rest).fuse())))
     }
 }
 

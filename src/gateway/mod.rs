@@ -27,7 +27,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use http::header::{CONTENT_TYPE, TE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
 use http_body::Frame;
@@ -272,7 +272,8 @@ where
             }
         }
     });
-    Body::new(StreamBody::new(Box::pin(messages)))
+    // It is asked once more when it is dropped: for what nobody has read.
+    Body::new(StreamBody::new(Box::pin(messages.fuse())))
 }
 
 #[cfg(test)]

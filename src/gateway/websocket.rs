@@ -153,6 +153,8 @@ where
         let text = receiver.recv().await?;
         Some((Ok::<_, Infallible>(Frame::data(text)), receiver))
     });
+    // It is asked once more when it is dropped.
+    let body = body.fuse();
     let reading = async {
         while let Some(Ok(message)) = messages.next().await {
             let text = match message {

@@ -215,7 +215,7 @@ pub fn is_etcds(data_dir: &Path, wal_dir: Option<&Path>) -> bool {
     let member = member_of_etcd(data_dir);
     let wal = wal_dir.map_or_else(|| member.join("wal"), Path::to_owned);
     // One with a hole is an etcd's as well.
-    let has_log = !matches!(Wal::find(&wal), Ok(None));
+    let has_log = wal.is_dir() && !matches!(Wal::find(&wal), Ok(None));
     member.join("snap").join("db").exists() || has_log
 }
 
