@@ -166,7 +166,10 @@ func TestFloodOfLogins(t *testing.T) {
 	time.Sleep(500 * time.Millisecond)
 	elsewhere := server.Dial(t, from("127.0.0.2"))
 	refused := harness.Invoke(harness.Context(t, 30*time.Second), conn, &pb.AuthenticateRequest{Name: "root", Password: "root"})
-	if text := harness.ErrorText(refused.Err); refused.Err != nil && text != "Unknown: etcdserver: too many requests" {
+	// One more behind the flood is answered, refused, or waits for its turn.
+	switch text := harness.ErrorText(refused.Err); {
+	case refused.Err == nil, text == "Unknown: etcdserver: too many requests", text == "DeadlineExceeded: context deadline exceeded":
+	default:
 		t.Error(text)
 	}
 	for range 5 {

@@ -203,6 +203,8 @@ func (s *side) normal(text string) string {
 		text = strings.ReplaceAll(text, member.Endpoint(), fmt.Sprint("ENDPOINT", i+1))
 	}
 	for i, id := range s.added {
+		// etcdctl pads an id whose first digits are zeros.
+		text = replace(` +`+id, " "+id)(text)
 		text = strings.ReplaceAll(text, id, fmt.Sprint("MEMBER", i+1))
 	}
 	text = strings.ReplaceAll(text, s.server.Endpoint(), "ENDPOINT")

@@ -100,10 +100,10 @@ fn grpc_timeout(limit: Duration) -> Option<HeaderValue> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+    pub fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
         let pairs = lines.iter().map(|(name, value)| {
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
             (name, HeaderValue::from_static(value))

@@ -207,15 +207,8 @@ fn piece(text: Bytes, is_later: bool, ends: bool) -> Message {
 
 #[cfg(test)]
 mod tests {
+    use super::super::metadata::tests::headers;
     use super::*;
-
-    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
-        let pairs = lines.iter().map(|(name, value)| {
-            let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
-            (name, HeaderValue::from_static(value))
-        });
-        pairs.collect()
-    }
 
     #[test]
     fn a_token_is_in_the_protocol_or_in_a_cookie() {
