@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::config::{self, Command, Exit, Export, Loaded, Restore, Surroundings};
 use crate::env::SystemClock;
 use crate::offline;
+use crate::server::signals::{self, Interruption};
 use crate::server::{self, from_snapshot, logging, run::Stopped, to_etcd};
 
 /// Runs seeds of the simulator and says what came of them.
@@ -70,7 +71,7 @@ pub fn run(give_back: GiveBack) -> ExitCode {
     match ended {
         Ok(Stopped::Signal(signal)) => {
             logging::flush();
-            server::signals::end_by(signal)
+            signals::end_by(signal)
         }
         Ok(Stopped::Removed) => {
             logging::flush();
@@ -113,13 +114,39 @@ fn load_member(flags: Vec<OsString>) -> Result<Loaded, Box<Exit>> {
     config::load(args, &around)
 }
 
+/// What a command says, which may be that it was interrupted, and how it ends.
+fn failed(name: &str, error: &server::Error, interruption: &Interruption) -> ExitCode {
+    match interruption.came() {
+        Some(signal) => {
+            eprintln!("etched {name}: interrupted");
+            signals::end_by(signal)
+        }
+        None => {
+            eprintln!("etched {name}: {error}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn listen_for_interruption(name: &str) -> Result<Interruption, ExitCode> {
+    Interruption::listen().map_err(|error| {
+        eprintln!("etched {name}: cannot wait for signals: {error}");
+        ExitCode::from(1)
+    })
+}
+
 /// Makes an etcd's directory; the outcome goes to stderr.
 fn export(command: Export) -> ExitCode {
     let loaded = match load_member(command.member) {
         Ok(loaded) => loaded,
         Err(exit) => return logging::exit(&exit),
     };
-    match to_etcd::export(&loaded.config, &command.to) {
+    let interruption = match listen_for_interruption("export") {
+        Ok(interruption) => interruption,
+        Err(code) => return code,
+    };
+    let interrupted = || interruption.came().is_some();
+    match to_etcd::export(&loaded.config, &command.to, &interrupted) {
         Ok(exported) => {
             eprintln!(
                 "exported member {} at revision {} (entry {}, and {} entries behind it) into {}",
@@ -131,10 +158,7 @@ fn export(command: Export) -> ExitCode {
             );
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            eprintln!("etched export: {error}");
-            ExitCode::from(1)
-        }
+        Err(error) => failed("export", &error, &interruption),
     }
 }
 
@@ -143,6 +167,10 @@ fn restore(command: Restore) -> ExitCode {
     let loaded = match load_member(command.member) {
         Ok(loaded) => loaded,
         Err(exit) => return logging::exit(&exit),
+    };
+    let interruption = match listen_for_interruption("restore") {
+        Ok(interruption) => interruption,
+        Err(code) => return code,
     };
     let order = from_snapshot::Order {
         snapshot: &command.snapshot,
@@ -153,6 +181,7 @@ fn restore(command: Restore) -> ExitCode {
         },
         skip_hash_check: command.skip_hash_check,
         clock: &SystemClock::new(),
+        interrupted: &|| interruption.came().is_some(),
     };
     match from_snapshot::restore(&order, &mut |line| eprintln!("{line}")) {
         Ok(imported) => {
@@ -170,10 +199,7 @@ fn restore(command: Restore) -> ExitCode {
             }
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            eprintln!("etched restore: {error}");
-            ExitCode::from(1)
-        }
+        Err(error) => failed("restore", &error, &interruption),
     }
 }
 

@@ -125,8 +125,16 @@ func TestAClusterChangesItsKind(t *testing.T) {
 
 // A stock etcd goes on where a member was killed.
 func TestEtcdStartsOnWhatWasExported(t *testing.T) {
-	t.Parallel()
-	server := harness.Start(t, harness.Etched, harness.Options{})
+	for _, flags := range [][]string{nil, {"--wal-dir=" + filepath.Join(t.TempDir(), "log")}} {
+		t.Run(fmt.Sprint(len(flags), " flags"), func(t *testing.T) {
+			t.Parallel()
+			etcdStartsOnWhatWasExported(t, flags)
+		})
+	}
+}
+
+func etcdStartsOnWhatWasExported(t *testing.T, flags []string) {
+	server := harness.Start(t, harness.Etched, harness.Options{EtchedFlags: flags})
 	content := newContent(t, server, 30)
 	content.changes(80)
 	content.compact()
@@ -135,12 +143,16 @@ func TestEtcdStartsOnWhatWasExported(t *testing.T) {
 	content.changes(20)
 	want := look(t, content.client, 0)
 	acknowledged := loadUntilKilled(t, []*clientv3.Client{content.client}, server)
-	server.Use(exportedDespiteKills(t, server.DataDir()))
+	server.Use(exportedDespiteKills(t, server.DataDir(), flags...))
 	become(t, harness.Etcd, server)
 	content.connect()
 	want.compare(t, look(t, content.client, want.revision))
 	acknowledged.check(t, content.client)
 	goesOn(t, content.client, acknowledged)
+	if len(flags) > 0 {
+		// Its log is where an etcd has it, and no longer where it was.
+		return
+	}
 	// And back again, on what that etcd left.
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
@@ -344,7 +356,7 @@ func exported(t *testing.T, dir string) string {
 }
 
 // exportedDespiteKills kills exports at any moment until one is done before that.
-func exportedDespiteKills(t *testing.T, dir string) string {
+func exportedDespiteKills(t *testing.T, dir string, flags ...string) string {
 	t.Helper()
 	binary, err := harness.Binary(harness.Etched)
 	if err != nil {
@@ -353,7 +365,7 @@ func exportedDespiteKills(t *testing.T, dir string) string {
 	to := filepath.Join(t.TempDir(), "exported")
 	kills := 0
 	for wait := 5 * time.Millisecond; ; wait += wait / 4 {
-		export := exec.Command(binary, "export", dir, "--to", to)
+		export := exec.Command(binary, append([]string{"export", dir, "--to", to}, flags...)...)
 		if err := export.Start(); err != nil {
 			t.Fatal(err)
 		}

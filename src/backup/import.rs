@@ -35,6 +35,8 @@ pub enum Error {
     Sort(#[from] io::Error),
     #[error(transparent)]
     Storage(#[from] storage::Error),
+    #[error("interrupted")]
+    Interrupted,
 }
 
 /// How a state differs from its file.
@@ -64,6 +66,9 @@ pub enum Progress {
     Written { records: u64, of: u64 },
 }
 
+/// Is called for every record; its error ends the import.
+pub type OnProgress<'a> = dyn FnMut(Progress) -> Result<(), Error> + 'a;
+
 /// A batch is written when it has as many bytes.
 const BATCH_BYTES: usize = 4 << 20;
 
@@ -73,7 +78,7 @@ pub fn import(
     engine: &dyn Engine,
     dir: &Path,
     changes: Changes,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut OnProgress<'_>,
 ) -> Result<Imported, Error> {
     let mut import = Import {
         file,
@@ -110,7 +115,7 @@ impl Import<'_> {
     fn keyspace(
         &mut self,
         dir: &Path,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut OnProgress<'_>,
     ) -> Result<(i64, u64, u64), Error> {
         let mut sorter = Sorter::new(dir);
         let (mut head, mut of) = (FIRST_REVISION, 0);
@@ -118,7 +123,7 @@ impl Import<'_> {
             let record = Record::parse(at).ok_or_else(|| damaged(bucket::KEY, at))?;
             head = head.max(record.revision.main);
             of += 1;
-            progress(Progress::Read(of));
+            progress(Progress::Read(of))?;
             let pair = KeyValue::decode(value).map_err(|_| damaged(bucket::KEY, at))?;
             if pair.key.is_empty() {
                 // It stands for revisions that were skipped.
@@ -154,7 +159,7 @@ impl Import<'_> {
             };
             bulk.change(&key, revision, version, &has_lease, batch);
             records += 1;
-            progress(Progress::Written { records, of });
+            progress(Progress::Written { records, of })?;
             write_if_full(engine, batch)
         })?;
         let keys = bulk.finish(&has_lease, batch);

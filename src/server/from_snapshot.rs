@@ -29,6 +29,8 @@ pub struct Order<'a> {
     /// For a file that was copied from a data directory, behind which no hash stands.
     pub skip_hash_check: bool,
     pub clock: &'a dyn Clock,
+    /// True from the time on that a signal asks for the end.
+    pub interrupted: &'a dyn Fn() -> bool,
 }
 
 const HASH_BYTES: u64 = 32;
@@ -38,18 +40,24 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Tables of the new state that may be open; it is written once and closed.
 const OPEN_TABLES: usize = 64;
 
-/// Makes the member; `say` gets a line of progress a second.
+/// Makes the member; `say` gets a line of progress a second. An interruption is an error like others:
+/// nothing is left.
 pub fn restore(order: &Order<'_>, say: &mut dyn FnMut(&str)) -> Result<Imported, Error> {
     let target = &order.config.data_dir;
     check_unused(target)?;
     let of_snapshot = |error: &dyn std::fmt::Display| {
         Error::Refused(format!("snapshot {}: {error}", order.snapshot.display()))
     };
-    let stated = check_hash(order.snapshot, order.skip_hash_check, order.clock, say);
-    match stated.map_err(|error| of_snapshot(&error))? {
-        Stated::Same => {}
-        Stated::Nothing if order.skip_hash_check => {}
-        Stated::Nothing => return Err(of_snapshot(&HashError::Missing)),
+    if !order.skip_hash_check {
+        let mut reporter = Reporter::new(order.clock, PROGRESS_INTERVAL, say);
+        let stated = check_hash(order.snapshot, &mut |done, of| {
+            reporter.report(|| format!("checked {} of {} MiB", done >> 20, of >> 20));
+            !(order.interrupted)()
+        });
+        match stated.map_err(|error| of_snapshot(&error))? {
+            Stated::Same => {}
+            Stated::Nothing => return Err(of_snapshot(&HashError::Missing)),
+        }
     }
     let file = bbolt::read::File::open(order.snapshot).map_err(|error| of_snapshot(&error))?;
     let cluster = order.config.listed_cluster();
@@ -68,21 +76,23 @@ pub fn restore(order: &Order<'_>, say: &mut dyn FnMut(&str)) -> Result<Imported,
     let mut imported = None;
     let options = bootstrap::options(order.config);
     let made = restore::found_with(&dir, bootstrap::found::founding(new), &options, |engine| {
-        let mut progress = Reporter::new(order.clock, say);
-        let done = import::import(
-            &file,
-            engine,
-            &staging,
-            order.changes,
-            &mut |progress_now| {
-                progress.report(progress_now);
-            },
-        );
+        let mut reporter = Reporter::new(order.clock, PROGRESS_INTERVAL, say);
+        let done = import::import(&file, engine, &staging, order.changes, &mut |progress| {
+            reporter.imported(progress);
+            match (order.interrupted)() {
+                true => Err(import::Error::Interrupted),
+                false => Ok(()),
+            }
+        });
         imported = Some(done.map_err(|error| of_snapshot(&error))?);
         Ok(())
     });
     drop(dir);
-    if let Err(error) = made.map(drop) {
+    let made = match made.map(drop) {
+        Ok(()) if (order.interrupted)() => Err(of_snapshot(&import::Error::Interrupted)),
+        made => made,
+    };
+    if let Err(error) = made {
         // The error is what matters; what cannot be removed now is removed by the next attempt.
         let _ = remove(&staging);
         return Err(error);
@@ -166,43 +176,39 @@ pub enum HashError {
     Missing,
     #[error("its SHA-256 is {found}, and {expected} was saved with it: it was changed or damaged")]
     Different { found: String, expected: String },
+    #[error("interrupted")]
+    Interrupted,
 }
 
 /// What the hash behind a file says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stated {
     Same,
-    /// There is none, or it was not compared.
+    /// There is none.
     Nothing,
 }
 
-/// Compares the file with the hash that stands behind it.
+/// Compares the file with the hash that stands behind it. `go_on` gets the bytes that were read, and
+/// how many there are; false ends it.
 pub fn check_hash(
     snapshot: &Path,
-    skip: bool,
-    clock: &dyn Clock,
-    say: &mut dyn FnMut(&str),
+    go_on: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Stated, HashError> {
     let mut file = File::open(snapshot)?;
     let len = file.metadata()?.len();
-    if skip || len % UNIT_BYTES != HASH_BYTES {
+    if len % UNIT_BYTES != HASH_BYTES {
         return Ok(Stated::Nothing);
     }
     let mut hash = digest::Context::new(&digest::SHA256);
     let mut left = len - HASH_BYTES;
     let mut buffer = vec![0; 1 << 20];
-    let mut pace = Pace::new(clock);
     while left > 0 {
         let most = left.min(buffer.len() as u64) as usize;
         file.read_exact(&mut buffer[..most])?;
         hash.update(&buffer[..most]);
         left -= most as u64;
-        if pace.is_due() {
-            say(&format!(
-                "checked {} of {} MiB",
-                (len - left) >> 20,
-                len >> 20
-            ));
+        if !go_on(len - left, len) {
+            return Err(HashError::Interrupted);
         }
     }
     let mut saved = [0; HASH_BYTES as usize];
@@ -221,52 +227,43 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// When the next line of progress is due.
-struct Pace<'a> {
-    clock: &'a dyn Clock,
-    last: Duration,
-}
-
-impl<'a> Pace<'a> {
-    fn new(clock: &'a dyn Clock) -> Self {
-        let last = clock.now();
-        Self { clock, last }
-    }
-
-    fn is_due(&mut self) -> bool {
-        let now = self.clock.now();
-        let due = now.saturating_sub(self.last) >= PROGRESS_INTERVAL;
-        if due {
-            self.last = now;
-        }
-        due
-    }
-}
-
+/// Says from time to time how far something is.
 pub(super) struct Reporter<'a> {
-    pace: Pace<'a>,
+    clock: &'a dyn Clock,
+    interval: Duration,
+    last: Duration,
     say: &'a mut dyn FnMut(&str),
 }
 
 impl<'a> Reporter<'a> {
-    pub fn new(clock: &'a dyn Clock, say: &'a mut dyn FnMut(&str)) -> Self {
+    pub fn new(clock: &'a dyn Clock, interval: Duration, say: &'a mut dyn FnMut(&str)) -> Self {
         Self {
-            pace: Pace::new(clock),
+            clock,
+            interval,
+            last: clock.now(),
             say,
         }
     }
 
-    pub fn report(&mut self, progress: Progress) {
+    /// Says the line where it is time for one.
+    pub fn report(&mut self, line: impl FnOnce() -> String) {
+        let now = self.clock.now();
+        if now.saturating_sub(self.last) >= self.interval {
+            self.last = now;
+            (self.say)(&line());
+        }
+    }
+
+    /// Of an import.
+    pub fn imported(&mut self, progress: Progress) {
         let (Progress::Read(count) | Progress::Written { records: count, .. }) = progress;
         // The clock is asked now and then.
-        if count % 1024 != 0 || !self.pace.is_due() {
+        if count % 1024 != 0 {
             return;
         }
-        match progress {
-            Progress::Read(records) => (self.say)(&format!("read {records} records")),
-            Progress::Written { records, of } => {
-                (self.say)(&format!("wrote {records} of {of} records"));
-            }
-        }
+        self.report(|| match progress {
+            Progress::Read(records) => format!("read {records} records"),
+            Progress::Written { records, of } => format!("wrote {records} of {of} records"),
+        });
     }
 }

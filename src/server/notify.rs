@@ -1,17 +1,30 @@
-//! Notifies systemd, if requested, that the member serves (sd_notify).
+//! Notifies systemd, if requested, that the member serves, or that its start takes long (sd_notify).
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
-/// Sends `READY=1` to the socket named in the environment, if there is one.
+/// Says that the member serves.
 pub fn ready() {
-    let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
-        return;
-    };
-    if let Err(error) = send(&name, b"READY=1") {
+    if let Err(error) = notify("READY=1") {
         tracing::warn!(%error, "failed to notify systemd for readiness");
+    }
+}
+
+/// Asks for this long, from now on, until the member serves or asks again.
+pub fn extend_start(timeout: Duration) {
+    if let Err(error) = notify(&format!("EXTEND_TIMEOUT_USEC={}", timeout.as_micros())) {
+        tracing::warn!(%error, "failed to ask systemd for more time to start");
+    }
+}
+
+/// Sends it to the socket named in the environment, if there is one.
+fn notify(message: &str) -> io::Result<()> {
+    match std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) {
+        Some(name) => send(&name, message.as_bytes()),
+        None => Ok(()),
     }
 }
 

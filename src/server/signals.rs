@@ -5,9 +5,12 @@
 //! the first process of a container, where a signal that nobody listens for is lost: so somebody
 //! listens from the beginning.
 
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -54,6 +57,35 @@ impl StopSignals {
                 // The runtime is going down.
                 Err(_) => std::future::pending().await,
             }
+        }
+    }
+}
+
+/// The same signals for a command that leaves nothing behind: it looks now and then whether one has
+/// come. A second one ends the process at once.
+pub struct Interruption {
+    /// 0: none.
+    signal: Arc<AtomicUsize>,
+}
+
+impl Interruption {
+    /// Begins to listen.
+    pub fn listen() -> io::Result<Self> {
+        let signal = Arc::<AtomicUsize>::default();
+        let again = Arc::<AtomicBool>::default();
+        for number in [SIGTERM, SIGINT] {
+            flag::register_conditional_default(number, again.clone())?;
+            flag::register(number, again.clone())?;
+            flag::register_usize(number, signal.clone(), number as usize)?;
+        }
+        Ok(Self { signal })
+    }
+
+    /// The signal that came.
+    pub fn came(&self) -> Option<i32> {
+        match self.signal.load(Ordering::SeqCst) {
+            0 => None,
+            number => Some(number as i32),
         }
     }
 }

@@ -53,7 +53,14 @@ pub struct Exported {
 }
 
 /// Makes an etcd's directory `to` of the member that `config` names.
-pub fn export(config: &Config, to: &Path) -> Result<Exported, Error> {
+///
+/// # Errors
+/// An interruption, which `interrupted` says, is one as others: nothing is left.
+pub fn export(
+    config: &Config,
+    to: &Path,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<Exported, Error> {
     if !is_unused(to) {
         let to = to.display();
         return Err(Error::Refused(format!(
@@ -70,7 +77,7 @@ pub fn export(config: &Config, to: &Path) -> Result<Exported, Error> {
     let dir = DataDir::open(data_dir, config.wal_dir.as_deref(), limits)?;
     let staging = beside(to)?;
     remove(&staging)?;
-    let exported = fill(config, &dir, &staging);
+    let exported = fill(config, &dir, &staging, interrupted);
     let cleared = (&dir as &dyn MemberDir).remove(ASIDE);
     match exported.and_then(|exported| Ok((exported, cleared?))) {
         Ok((exported, ())) => {
@@ -85,7 +92,12 @@ pub fn export(config: &Config, to: &Path) -> Result<Exported, Error> {
     }
 }
 
-fn fill(config: &Config, dir: &dyn MemberDir, staging: &Path) -> Result<Exported, Error> {
+fn fill(
+    config: &Config,
+    dir: &dyn MemberDir,
+    staging: &Path,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<Exported, Error> {
     let identity = dir
         .identity()?
         .ok_or_else(|| Error::Refused("the member was not made wholly".to_owned()))?;
@@ -110,7 +122,7 @@ fn fill(config: &Config, dir: &dyn MemberDir, staging: &Path) -> Result<Exported
     let (snap_dir, wal_dir) = (staging.join("member/snap"), staging.join("member/wal"));
     make_dir(&snap_dir)?;
     make_dir(&wal_dir)?;
-    write_state(&machine, &snap_dir)?;
+    write_state(&machine, &snap_dir, interrupted)?;
     let applied = machine.applied_index();
     let hard_state = HardState {
         term: Some(term.max(machine.applied_term())),
@@ -118,6 +130,7 @@ fn fill(config: &Config, dir: &dyn MemberDir, staging: &Path) -> Result<Exported
         commit: Some(commit.max(applied)),
     };
     write_log(&machine, &log, identity, &hard_state, &wal_dir)?;
+    check(interrupted)?;
     for path in [&snap_dir, &wal_dir, &staging.join("member")] {
         File::open(path)
             .and_then(|dir| dir.sync_all())
@@ -129,6 +142,13 @@ fn fill(config: &Config, dir: &dyn MemberDir, staging: &Path) -> Result<Exported
         applied_index: applied,
         last_index: log.last_index(),
     })
+}
+
+fn check(interrupted: &dyn Fn() -> bool) -> Result<(), Error> {
+    match interrupted() {
+        true => Err(Error::Refused("interrupted".to_owned())),
+        false => Ok(()),
+    }
 }
 
 fn failed(error: std::io::Error) -> Error {
@@ -164,12 +184,24 @@ fn conf_state(machine: &Machine) -> ConfState {
 }
 
 /// Writes the state and its members.
-fn write_state(machine: &Machine, snap_dir: &Path) -> Result<(), Error> {
-    let stopped = |error: crate::backup::Error| Error::Refused(error.to_string());
+fn write_state(
+    machine: &Machine,
+    snap_dir: &Path,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<(), Error> {
+    let stopped = |error: crate::backup::Error| {
+        check(interrupted)
+            .err()
+            .unwrap_or_else(|| Error::Refused(error.to_string()))
+    };
     let mut file = File::create(snap_dir.join("db")).map_err(failed)?;
-    let export = Export::new(machine.engine().latest(), snap_dir, &|| true).map_err(stopped)?;
+    let go_on = || !interrupted();
+    let export = Export::new(machine.engine().latest(), snap_dir, &go_on).map_err(stopped)?;
     let mut wrote = Ok(());
     let written = export.write(&mut |part| {
+        if interrupted() {
+            return Err(crate::backup::Error::Unread);
+        }
         file.write_all(&part).map_err(|error| {
             wrote = Err(error);
             crate::backup::Error::Unread

@@ -10,8 +10,9 @@
 //! ```
 //!
 //! The new directory is renamed into its place when it is whole and on the disk: a crash before
-//! that leaves etcd's files, from which the next start begins anew. While they are read, the lock
-//! that an etcd would need is held.
+//! that leaves etcd's files, from which the next start begins anew, and so does a signal, which ends
+//! the process at once. While they are read, the lock that an etcd would need is held, and systemd is
+//! asked for more time as long as there is progress.
 //!
 //! The log is taken from the newest snapshot on, and not from the entry that was applied last: the
 //! members of a cluster stop at different entries, and one that lacks a few gets them from the
@@ -25,6 +26,7 @@ pub mod translate;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -34,6 +36,7 @@ use super::bootstrap;
 use super::data_dir::{DataDir, beside_etcd, is_etcds, member_of_etcd};
 use super::from_snapshot::{Reporter, put_in_place, remove};
 use super::member_dir::{Identity, MemberDir};
+use super::notify;
 use crate::backup::applied::Applied;
 use crate::backup::bbolt;
 use crate::backup::import::{self, Changes};
@@ -53,6 +56,11 @@ use crate::types::{ClusterId, MemberId};
 const BATCH_BYTES: usize = 1 << 20;
 /// Or when there are as many.
 const BATCH_ENTRIES: usize = 4096;
+/// Between lines of progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+/// How long systemd waits after each of them. The longest step without one brings gigabytes of records
+/// into the order of their keys.
+const START_EXTENSION: Duration = Duration::from_secs(300);
 
 /// Why a directory was not taken over.
 #[derive(Debug, thiserror::Error)]
@@ -117,7 +125,17 @@ pub fn take_over(config: &Config, limits: EngineLimits, clock: &dyn Clock) -> Re
     if !is_etcds(data_dir, wal_dir) {
         return Ok(());
     }
-    let taken = convert(config, limits, clock).map_err(|refusal| refusal.of(data_dir))?;
+    tracing::info!(
+        "etcd-files" = %member_of_etcd(data_dir).display(),
+        "taking over the data of an etcd"
+    );
+    notify::extend_start(START_EXTENSION);
+    let say = &mut |line: &str| {
+        notify::extend_start(START_EXTENSION);
+        tracing::info!("taking over the data of an etcd: {line}");
+    };
+    let reporter = &mut Reporter::new(clock, PROGRESS_INTERVAL, say);
+    let taken = convert(config, limits, reporter).map_err(|refusal| refusal.of(data_dir))?;
     tracing::info!(
         "cluster-id" = %taken.identity.cluster,
         "local-member-id" = %taken.identity.member,
@@ -175,9 +193,13 @@ struct Found {
     _lock: File,
 }
 
-fn convert(config: &Config, limits: EngineLimits, clock: &dyn Clock) -> Result<Taken, Refusal> {
+fn convert(
+    config: &Config,
+    limits: EngineLimits,
+    reporter: &mut Reporter<'_>,
+) -> Result<Taken, Refusal> {
     let data_dir = &config.data_dir;
-    let found = find(config)?;
+    let found = find(config, reporter)?;
     let target = beside_etcd(data_dir);
     let staging = target.with_extension("new");
     let wal_dir = config.wal_dir.as_deref().map(beside_etcd);
@@ -185,9 +207,10 @@ fn convert(config: &Config, limits: EngineLimits, clock: &dyn Clock) -> Result<T
     for left in std::iter::once(&staging).chain(&wal_dir) {
         remove(left)?;
     }
-    let taken = fill(config, &found, &staging, wal_dir.as_deref(), limits, clock);
+    let wal_dir = wal_dir.as_deref();
+    let taken = fill(config, &found, &staging, wal_dir, limits, reporter);
     if taken.is_err() {
-        for left in std::iter::once(&staging).chain(&wal_dir) {
+        for left in std::iter::once(staging.as_path()).chain(wal_dir) {
             // The error is what matters; the next attempt removes what cannot be removed now.
             let _ = remove(left);
         }
@@ -198,7 +221,7 @@ fn convert(config: &Config, limits: EngineLimits, clock: &dyn Clock) -> Result<T
 }
 
 /// Reads what is there, and checks that it belongs together.
-fn find(config: &Config) -> Result<Found, Refusal> {
+fn find(config: &Config, reporter: &mut Reporter<'_>) -> Result<Found, Refusal> {
     let member = member_of_etcd(&config.data_dir);
     let wal_dir = config.wal_dir.clone();
     let snap_dir = member.join("snap");
@@ -212,7 +235,12 @@ fn find(config: &Config) -> Result<Found, Refusal> {
         "its raft log is missing; give the --wal-dir that etcd had, if it had one",
     ))?;
     let mut survey = Survey::default();
-    wal.each::<wal::Error>(0, &mut |record| survey.add(record))?;
+    let mut read = 0_u64;
+    wal.each::<wal::Error>(0, &mut |record| {
+        read += 1;
+        reporter.report(|| format!("read {read} records of its raft log"));
+        survey.add(record)
+    })?;
     let metadata = survey.metadata.ok_or(Mismatch::Nameless)?;
     let identity = Identity {
         cluster: ClusterId(metadata.cluster_id.unwrap_or_default()),
@@ -336,13 +364,11 @@ fn fill(
     staging: &Path,
     wal_dir: Option<&Path>,
     limits: EngineLimits,
-    clock: &dyn Clock,
+    reporter: &mut Reporter<'_>,
 ) -> Result<Taken, Refusal> {
     let opened = DataDir::open_at(staging, wal_dir, limits).map_err(Error::from)?;
     let dir: &dyn MemberDir = &opened;
-    let last_index = fill_log(config, found, dir)?;
-    let say = &mut |line: &str| tracing::info!("taking over the data of an etcd: {line}");
-    let mut progress = Reporter::new(clock, say);
+    let last_index = fill_log(config, found, dir, reporter)?;
     let name = dir.current_state().map_err(Error::from)?;
     let engine = dir.open_engine(&name).map_err(Error::from)?;
     let imported = import::import(
@@ -350,7 +376,10 @@ fn fill(
         engine.as_ref(),
         staging,
         Changes::default(),
-        &mut |now| progress.report(now),
+        &mut |progress| {
+            reporter.imported(progress);
+            Ok(())
+        },
     )?;
     let fill_members = || {
         let mut machine = Machine::open(engine.clone())?;
@@ -374,7 +403,12 @@ fn fill(
 }
 
 /// Writes the log; returns the index of its last entry.
-fn fill_log(config: &Config, found: &Found, dir: &dyn MemberDir) -> Result<u64, Refusal> {
+fn fill_log(
+    config: &Config,
+    found: &Found,
+    dir: &dyn MemberDir,
+    reporter: &mut Reporter<'_>,
+) -> Result<u64, Refusal> {
     let of_log = |error| Refusal::Server(Error::RaftLog(error));
     let files = dir.log_files().map_err(Error::from)?;
     let options = bootstrap::options(config).log(found.identity);
@@ -400,6 +434,7 @@ fn fill_log(config: &Config, found: &Found, dir: &dyn MemberDir) -> Result<u64, 
         let translated = translated.map_err(|error| Refusal::Entry { index, error })?;
         if waiting.is_full() || !waiting.continues(index) {
             waiting.write(&mut log).map_err(of_log)?;
+            reporter.report(|| format!("wrote its raft log up to entry {}", index - 1));
         }
         waiting.push(translated);
         Ok(())
