@@ -17,6 +17,7 @@ import (
 // A restore that is killed, at whatever moment, leaves no directory that a member
 // would start on, and the next one works beside what it left.
 func TestKilledRestores(t *testing.T) {
+	t.Parallel()
 	server := harness.Start(t, harness.Etched, harness.Options{})
 	content := newContent(t, server, 4)
 	ctx := harness.Context(t, limit)
@@ -100,6 +101,7 @@ func TestKilledRestores(t *testing.T) {
 // What was restored without skipped revisions says when to skip some, and a
 // directory of a member that is in the way does.
 func TestAdviceToSkipRevisions(t *testing.T) {
+	t.Parallel()
 	server := harness.Start(t, harness.Etched, harness.Options{})
 	path := save(t, newContent(t, server, 5).client)
 	const advice = "--bump-revision 1000000000 --mark-compacted"
