@@ -9,7 +9,6 @@ use std::path::Path;
 use super::Error;
 use super::bbolt::write::{File, Shape};
 use super::etcd::{self, PairParts, bucket, key};
-use super::sort::{Sorted, Sorter};
 use crate::mvcc::compaction;
 use crate::mvcc::hash::RecordKey;
 use crate::mvcc::history::decode_revision;
@@ -20,6 +19,7 @@ use crate::state::lease::Leases;
 use crate::state::membership::Membership;
 use crate::state::version::Versions;
 use crate::storage::schema::{self, ChangeKind, Head, RevisionRecord, meta};
+use crate::storage::sort::{Sorted, Sorter};
 use crate::storage::{self, Family, Read};
 use crate::types::{FIRST_REVISION, Revision, version};
 

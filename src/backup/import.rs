@@ -13,12 +13,12 @@ use prost::Message;
 
 use super::bbolt::read::{self, File};
 use super::etcd::{self, Record, bucket, key};
-use super::sort::Sorter;
 use crate::mvcc::bulk::Bulk;
 use crate::proto::etcdserverpb::AlarmMember;
 use crate::proto::membershippb::DowngradeInfoSetRequest;
 use crate::proto::{KeyValue, authpb};
 use crate::storage::schema::{self, Version, meta};
+use crate::storage::sort::Sorter;
 use crate::storage::{self, Batch, Engine, Family};
 use crate::types::{FIRST_REVISION, LeaseId};
 

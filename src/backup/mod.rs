@@ -2,9 +2,8 @@
 //!
 //! - `bbolt` knows the file format, and nothing of etcd;
 //! - `etcd` knows what etcd keeps in such a file;
-//! - `sort` brings records into the order of revisions, which etcd keeps them in and etched does
-//!   not;
-//! - `export` makes a file of one consistent view of a state;
+//! - `export` makes a file of one consistent view of a state: it sorts the records by their revisions,
+//!   the order that etcd keeps them in and etched does not;
 //! - `import` makes a state of a file;
 //! - `status` says what is in a file;
 //! - `applied` says whose state a file is, and how far it is;
@@ -15,7 +14,6 @@ pub mod bbolt;
 pub mod etcd;
 pub mod export;
 pub mod import;
-mod sort;
 pub mod status;
 pub mod wal;
 

@@ -1,11 +1,16 @@
 //! Removes compacted history in small steps with pauses between them, so that requests hardly
 //! notice. A step can be repeated: after a restart it goes on from the last finished compaction.
+//!
+//! Before the first step the history is hashed as the compaction finds it, in steps as well, all of
+//! them from one view: members that compact to the same revision can be compared by that later.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::env::blocking;
 use crate::mvcc::compaction::{self, Progress};
+use crate::mvcc::hash::{HashError, Hashing};
 use crate::mvcc::read::Snapshot;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::replica::shared::{NumberedEngine, Shared};
@@ -13,8 +18,8 @@ use crate::storage::{self, Batch, Engine};
 
 /// Hashes kept; etcd's figure.
 const MAX_KEPT_HASHES: usize = 10;
-/// A hash looks every key up: with more than these it is not worth its time.
-const MAX_HASHED_KEYS: i64 = 200_000;
+/// To hash a record takes a part of the time that it takes to remove one.
+const HASHED_FOR_REMOVED: usize = 4;
 
 /// How fast history is removed.
 #[derive(Clone, Copy, Debug)]
@@ -37,11 +42,11 @@ impl Pace {
     }
 }
 
-/// Runs until the runtime stops.
-pub async fn run(shared: Arc<Shared>, pace: Pace) {
+/// Runs until the runtime stops. Hashes are sorted in files in `scratch_dir`.
+pub async fn run(shared: Arc<Shared>, pace: Pace, scratch_dir: PathBuf) {
     let mut seen = None;
     loop {
-        let caught_up = catch_up(&shared, pace, &mut seen).await;
+        let caught_up = catch_up(&shared, pace, &scratch_dir, &mut seen).await;
         if let Err(error) = caught_up {
             shared.fail(error.to_string());
             return;
@@ -50,29 +55,52 @@ pub async fn run(shared: Arc<Shared>, pace: Pace) {
     }
 }
 
-/// Keeps the hash of the history as this compaction finds it: members that compacted to the
-/// same revision can be compared by it later, when the history itself is gone.
-fn keep_hash(shared: &Shared, progress: Progress) -> storage::Result<()> {
+/// Keeps the hash of the history as this compaction finds it. None where the runtime goes down.
+async fn keep_hash(
+    shared: &Arc<Shared>,
+    pace: Pace,
+    scratch_dir: &Path,
+    progress: Progress,
+) -> Result<Option<()>, HashError> {
     let NumberedEngine { number, engine } = shared.numbered_engine();
     let view = shared.view();
-    // A compaction to 0 keeps everything, and 0 asks for the newest hash.
-    if view.keys > MAX_HASHED_KEYS || progress.target == 0 {
-        return Ok(());
-    }
-    let before = Snapshot {
-        compacted: compaction::finished(engine.latest())?,
-        ..view.snapshot()
+    let compacted = compaction::finished(engine.latest())?;
+    let limit = pace.batch_limit.saturating_mul(HASHED_FOR_REMOVED);
+    let mut hashing = Hashing::new(compacted, progress.target, scratch_dir);
+    let hash = loop {
+        let view = view.clone();
+        let step_began = shared.clock.now();
+        let stepped = blocking(shared.executor.as_ref(), move || {
+            let snapshot = Snapshot {
+                compacted,
+                ..view.snapshot()
+            };
+            let ended = match hashing.step(snapshot.read, limit)? {
+                true => None,
+                false => Some(hashing.finish_for_compaction(&snapshot)?),
+            };
+            Ok::<_, HashError>((hashing, ended))
+        });
+        let Ok(stepped) = stepped.await else {
+            return Ok(None);
+        };
+        let (rest, ended) = stepped?;
+        if let Some(hash) = ended {
+            break hash;
+        }
+        hashing = rest;
+        let pause = pace.pause_after(shared.clock.now() - step_began);
+        shared.clock.sleep(pause).await;
     };
-    let hash = before.hash_for_compaction(progress.target)?;
     let mut hashes = shared.compaction_hashes.lock();
     if number != shared.numbered_engine().number {
         // A snapshot took the state's place: what was hashed may be either's.
-        return Ok(());
+        return Ok(Some(()));
     }
     hashes.push(hash);
     let surplus = hashes.len().saturating_sub(MAX_KEPT_HASHES);
     hashes.drain(..surplus);
-    Ok(())
+    Ok(Some(()))
 }
 
 fn tell_finished(shared: &Shared, engine: &dyn Engine) -> storage::Result<()> {
@@ -85,7 +113,12 @@ fn tell_finished(shared: &Shared, engine: &dyn Engine) -> storage::Result<()> {
 
 /// `seen` is the number of the engine that this run has looked at before: a compaction that is
 /// found begun in another one, an earlier run's or the leader's, has lost what its hash would need.
-async fn catch_up(shared: &Arc<Shared>, pace: Pace, seen: &mut Option<u64>) -> storage::Result<()> {
+async fn catch_up(
+    shared: &Arc<Shared>,
+    pace: Pace,
+    scratch_dir: &Path,
+    seen: &mut Option<u64>,
+) -> storage::Result<()> {
     loop {
         // One engine for all steps: a snapshot may put another in its place meanwhile, and what
         // is dead in this one may live there.
@@ -108,12 +141,14 @@ async fn catch_up(shared: &Arc<Shared>, pace: Pace, seen: &mut Option<u64>) -> s
             Some(_) => probe::reached(CoveragePoint::CompactionOfSnapshot),
         }
         if hashes || probe::injected(Defect::HashTooLate) {
-            let hashing = shared.clone();
-            let kept = blocking(shared.executor.as_ref(), move || keep_hash(&hashing, start));
-            match kept.await {
-                Ok(kept) => kept?,
+            match keep_hash(shared, pace, scratch_dir, start).await {
+                Ok(Some(())) => {}
                 // The runtime is going down.
-                Err(_) => return Ok(()),
+                Ok(None) => return Ok(()),
+                Err(HashError::Storage(error)) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, revision = start.target, "kept no hash of the history before its compaction");
+                }
             }
         }
         let mut progress = Some(start);

@@ -9,8 +9,8 @@
 //! Members with equal histories may report two different hashes, that of a compaction and a new
 //! one: `HistoryHash::agrees_with` accepts both.
 //!
-//! A hash reads the whole history, so the defaults are bounded: the first comparison is skipped for
-//! large stores unless a flag requests it, and compactions of large stores keep no hash.
+//! A hash reads the whole history, so the first comparison is skipped for large stores unless a flag
+//! requests it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -267,7 +267,8 @@ async fn run_compacted(handle: &Handle, every: Option<Duration>) {
         return;
     };
     // The newest revision at which all members agreed.
-    let mut agreed = -1;
+    // A compaction to 0 kept a hash of nothing.
+    let mut agreed = 0;
     loop {
         handle.shared().clock.sleep(every).await;
         if !handle.shared().raft.is_leader() {

@@ -30,10 +30,11 @@ pub struct Settings {
 /// Starts all jobs. They end with the runtime.
 pub fn spawn(handle: &Handle, inbox: &Arc<Inbox>, mark: SyncedMark, settings: Settings) {
     let shared = handle.shared().clone();
+    let scratch_dir = handle.settings().scratch_dir.clone();
     let flushing = flush::run(shared.clone(), inbox.clone(), settings.snapshot_count);
     handle.spawn(flushing);
     handle.spawn(log_mark::run(shared.clone(), mark));
-    handle.spawn(compactor::run(shared, settings.compaction));
+    handle.spawn(compactor::run(shared, settings.compaction, scratch_dir));
     handle.spawn(lease_expiry::run(
         handle.clone(),
         settings.lease_checkpoint_interval,

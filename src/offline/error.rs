@@ -13,7 +13,7 @@ pub enum Error {
     #[error(transparent)]
     Server(#[from] server::Error),
     #[error(transparent)]
-    Mvcc(#[from] mvcc::Error),
+    HashKv(#[from] mvcc::hash::HashError),
     #[error("{0}")]
     Refused(String),
     /// What was wrong is in the output.

@@ -54,7 +54,8 @@ fn of_member(stopped: &Stopped) -> Result<Vec<Cell>> {
         head: machine.head(),
         compacted: machine.compacted(),
     };
-    let hash = snapshot.hash(0)?;
+    // The directory may be one that cannot be written to.
+    let hash = snapshot.hash(0, &std::env::temp_dir())?;
     let applied = machine.applied_index();
     if recovered.last_index > applied {
         let entries = recovered.last_index - applied;

@@ -3,7 +3,7 @@
 use super::caller::Caller;
 use super::handle::Handle;
 use crate::error::Error;
-use crate::mvcc::hash::HistoryHash;
+use crate::mvcc::hash::{HashError, HistoryHash};
 use crate::proto::etcdserverpb::{HashKvResponse, ResponseHeader};
 
 impl Handle {
@@ -15,32 +15,40 @@ impl Handle {
     ) -> Result<(HistoryHash, i64), Error> {
         let view = self.view();
         let head = view.head;
-        if let Some(hash) = self.shared().kept_hash(revision) {
-            return Ok((hash, head));
-        }
+        let scratch_dir = self.settings().scratch_dir.clone();
         let turn = self.hashing().acquire_owned();
         let Ok(permit) = self.within(caller, turn).await? else {
             return Err(Error::Stopped);
         };
         let hashed = self.blocking(move || {
             let _permit = permit;
-            view.snapshot().hash(revision)
+            view.snapshot().hash(revision, &scratch_dir)
         });
         match hashed.await {
             Ok(Ok(hash)) => Ok((hash, head)),
-            Ok(Err(error)) => Err(self.refusal(error)),
+            Ok(Err(HashError::Refused(error))) => Err(error),
+            Ok(Err(HashError::Storage(error))) => Err(self.shared().fail_storage(error)),
+            Ok(Err(error @ HashError::Sort(_))) => {
+                tracing::warn!(%error, "cannot hash the history");
+                Err(Error::HashFailed)
+            }
             Err(_) => Err(Error::Stopped),
         }
     }
 
-    /// The hash as a response for other members and clients.
+    /// The hash as a response for other members and clients: that which a compaction to the revision
+    /// kept, or one that is made now. A compaction to 0 keeps one of nothing, which etcd answers
+    /// from then on who asks for the newest.
     pub async fn hash_history(
         &self,
         caller: &Caller,
         revision: i64,
     ) -> Result<HashKvResponse, Error> {
-        let (hash, head) = self.hash_at(caller, revision).await?;
         let shared = self.shared();
+        let (hash, head) = match shared.kept_hash(revision) {
+            Some(hash) => (hash, self.view().head),
+            None => self.hash_at(caller, revision).await?,
+        };
         Ok(HashKvResponse {
             header: Some(ResponseHeader {
                 cluster_id: shared.cluster.0,

@@ -15,6 +15,7 @@ pub mod memory;
 pub mod raft_log;
 pub mod rocks;
 pub mod schema;
+pub mod sort;
 #[cfg(test)]
 mod tests;
 

@@ -33,7 +33,7 @@ pub struct Sorter {
 
 /// A pair in memory: where it begins, and the lengths of key and value.
 #[derive(Clone, Copy)]
-struct Pair {
+pub struct Pair {
     at: u32,
     key_len: u32,
     value_len: u32,
@@ -160,12 +160,69 @@ impl Sorted {
         }
     }
 
+    /// Goes through all pairs in order, at the caller's pace.
+    pub fn walk(self) -> io::Result<SortedWalk> {
+        Ok(match self.0 {
+            Where::InMemory(data, pairs) => SortedWalk::InMemory {
+                data,
+                pairs: pairs.into_iter(),
+            },
+            Where::Spilled(spilled) => {
+                SortedWalk::Spilled(spilled.whole.walk(&spilled.whole.spans)?)
+            }
+        })
+    }
+
     /// Visits all pairs in order, with empty values if that is less work.
     pub fn each_length<E: From<io::Error>>(&self, visit: &mut Visit<'_, E>) -> Result<(), E> {
         match &self.0 {
             Where::InMemory(..) => self.each(visit),
             Where::Spilled(spilled) => spilled.lengths.each(visit),
         }
+    }
+}
+
+/// Where a caller is among sorted pairs.
+pub enum SortedWalk {
+    InMemory {
+        data: Vec<u8>,
+        pairs: std::vec::IntoIter<Pair>,
+    },
+    Spilled(RunsWalk),
+}
+
+impl SortedWalk {
+    /// Moves to the next pair: its key and its value.
+    pub fn advance(&mut self) -> io::Result<Option<(&[u8], &[u8])>> {
+        match self {
+            Self::InMemory { data, pairs } => {
+                let pair = pairs.next();
+                Ok(pair.map(|pair| (pair.key(data), pair.value(data))))
+            }
+            Self::Spilled(walk) => {
+                let run = walk.advance()?;
+                Ok(run.map(|run| (run.key(), run.value())))
+            }
+        }
+    }
+}
+
+/// Runs that are merged.
+pub struct RunsWalk {
+    /// Each at its next pair, but for the first after it was handed out.
+    runs: BinaryHeap<RunReader>,
+    handed_out: bool,
+}
+
+impl RunsWalk {
+    fn advance(&mut self) -> io::Result<Option<&RunReader>> {
+        if std::mem::replace(&mut self.handed_out, true)
+            && let Some(mut run) = self.runs.peek_mut()
+            && !run.advance()?
+        {
+            PeekMut::pop(run);
+        }
+        Ok(self.runs.peek())
     }
 }
 
@@ -224,7 +281,15 @@ impl Runs {
         spans: &[(u64, u64)],
         visit: &mut Visit<'_, E>,
     ) -> Result<(), E> {
-        let mut heap = BinaryHeap::with_capacity(spans.len());
+        let mut walk = self.walk(spans)?;
+        while let Some(run) = walk.advance()? {
+            visit(run.key(), run.value_len, run.value())?;
+        }
+        Ok(())
+    }
+
+    fn walk(&self, spans: &[(u64, u64)]) -> io::Result<RunsWalk> {
+        let mut runs = BinaryHeap::with_capacity(spans.len());
         for (begin, end) in spans {
             let mut run = RunReader {
                 file: self.file.clone(),
@@ -237,16 +302,13 @@ impl Runs {
                 value_len: 0,
             };
             if run.advance()? {
-                heap.push(run);
+                runs.push(run);
             }
         }
-        while let Some(mut run) = heap.peek_mut() {
-            visit(run.key(), run.value_len, run.value())?;
-            if !run.advance()? {
-                PeekMut::pop(run);
-            }
-        }
-        Ok(())
+        Ok(RunsWalk {
+            runs,
+            handed_out: false,
+        })
     }
 }
 
@@ -417,6 +479,12 @@ mod tests {
             let (pairs, lengths) = read(&sorted);
             assert_eq!(pairs, expected.into_iter().collect::<Pairs>());
             assert_eq!(read(&sorted).0, pairs, "a second time");
+            let mut walk = sorted.walk().expect("reads");
+            for (key, value) in &pairs {
+                let pair = walk.advance().expect("reads");
+                assert_eq!(pair, Some((key.as_slice(), value.as_slice())));
+            }
+            assert_eq!(walk.advance().expect("reads"), None);
             let of_pairs: Vec<_> = pairs
                 .into_iter()
                 .map(|(key, value)| (key, value.len()))

@@ -189,7 +189,7 @@ impl Player {
 
     fn hash(&self, revision: i64) -> String {
         self.read(|snapshot| {
-            let hash = snapshot.hash(revision)?;
+            let hash = snapshot.hash(revision, &std::env::temp_dir())?;
             Ok(format!(
                 "{} up to {} compacted {}\n",
                 hash.hash, hash.revision, hash.compacted

@@ -577,7 +577,12 @@ impl Pair {
             revision if revision < self.model.compacted => Err(Error::Compacted),
             revision => Ok(revision),
         };
-        let ours = refused(member.snapshot().hash(revision));
+        let ours = refused(
+            member
+                .snapshot()
+                .hash(revision, &std::env::temp_dir())
+                .map_err(mvcc::Error::from),
+        );
         let shown = ours.map(|hash| {
             assert_eq!(hash.compacted, self.model.compacted);
             if let Some(theirs) = self.model.hash(self.model.compacted, hash.revision) {

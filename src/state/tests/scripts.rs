@@ -231,8 +231,8 @@ impl Player {
     }
 
     fn hash(&self, revision: i64) -> String {
-        let hash = self.member.snapshot().hash(revision);
-        Self::answer(hash.map(show_hash))
+        let hash = self.member.snapshot().hash(revision, &std::env::temp_dir());
+        Self::answer(hash.map(show_hash).map_err(Error::from))
     }
 
     fn leases(&self) -> String {
