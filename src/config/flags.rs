@@ -127,7 +127,7 @@ pub static SECTIONS: &[Section] = &[
         flag("wal-dir", Text, "", "Directory of the raft log, if it is to have its own."),
         flag("snapshot-count", Uint64, "10000", "Applied entries after which the raft log is cut; 0: the default."),
         flag("snapshot-catchup-entries", Uint64, "5000", "Entries that the raft log keeps for slow followers."),
-        flag("max-wals", Uint, "5", "Raft log files to keep; 0: all.").no_effect("the raft log drops its files by --snapshot-count and --snapshot-catchup-entries"),
+        flag("max-wals", Uint, "5", "Raft log files of 64 MB that stay when they are not needed any more, for `etched log`; 0: all. None unless it is given."),
         flag("max-snapshots", Uint, "5", "Deprecated: snapshot files to keep.").no_effect("etched keeps one state and writes no snapshot files"),
         flag("heartbeat-interval", Uint, "100", "Milliseconds between a leader's heartbeats."),
         flag("election-timeout", Uint, "1000", "Milliseconds without a leader before an election."),

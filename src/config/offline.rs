@@ -103,7 +103,8 @@ pub fn add(program: Command) -> Command {
                 "DIR",
                 "Print the raft log's entries of a stopped member as lines of JSON",
             )
-            .after_help("Values and passwords are not shown. Nothing is changed.")
+            .after_help("Entries that are not needed any more are shown as long as their file is there. Values \
+                 and passwords are not shown. Nothing is changed.")
             .arg(index("from", "The first entry to print"))
             .arg(index("to", "The last entry to print")),
         )

@@ -24,8 +24,10 @@ pub struct Config {
     /// At least 1.
     pub snapshot_count: u64,
     pub snapshot_catchup_entries: u64,
-    /// 0: keep all.
+    /// Files of the raft log that stay when they are not needed any more, if the flag is given; 0:
+    /// all.
     pub max_wals: u64,
+    pub max_wals_given: bool,
     /// Without effect, and shown.
     pub downgrade_check_time: Duration,
     /// Without effect, and shown.

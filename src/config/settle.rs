@@ -44,12 +44,10 @@ pub fn settle(
     let mut config = Config {
         data_dir,
         wal_dir: wal_dir(values),
-        snapshot_count: match values.uint("snapshot-count") {
-            0 => DEFAULT_SNAPSHOT_COUNT,
-            count => count,
-        },
+        snapshot_count: snapshot_count(values),
         snapshot_catchup_entries: values.uint("snapshot-catchup-entries"),
         max_wals: values.uint("max-wals"),
+        max_wals_given: values.is_given("max-wals"),
         downgrade_check_time: values.time("downgrade-check-time"),
         v2_deprecation: v2_deprecation(values),
         max_snapshots: values.uint("max-snapshots"),
@@ -109,6 +107,13 @@ pub fn settle(
     };
     use_default_host(&mut config, values, around, notes);
     Ok(config)
+}
+
+fn snapshot_count(values: &Values) -> u64 {
+    match values.uint("snapshot-count") {
+        0 => DEFAULT_SNAPSHOT_COUNT,
+        count => count,
+    }
 }
 
 fn wal_dir(values: &Values) -> Option<PathBuf> {

@@ -84,6 +84,7 @@ impl Config {
             ),
             ("snapshot-count", self.snapshot_count.into()),
             ("max-wals", self.max_wals.into()),
+            ("max-wals-given", self.max_wals_given.into()),
             ("max-snapshots", self.max_snapshots.into()),
             (
                 "snapshot-catchup-entries",

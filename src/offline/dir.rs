@@ -9,7 +9,7 @@ use crate::server::data_dir::DataDir;
 use crate::server::member_dir::{Identity, MemberDir};
 use crate::server::states;
 use crate::storage::Engine;
-use crate::storage::raft_log::{self, RaftLog, Reader, Recovered};
+use crate::storage::raft_log::{self, RaftLog, Reader, Recovered, Stretch};
 use crate::storage::rocks::EngineLimits;
 
 /// For reading all of a state once, or writing it anew.
@@ -66,15 +66,25 @@ impl Stopped {
 
     /// The raft log, and how it ends.
     pub fn log(&self) -> Result<(Reader, Recovered)> {
-        let options = raft_log::Options {
+        let files = self.dir().log_files()?;
+        let opened = RaftLog::inspect(files, &self.log_options());
+        Ok(opened.map_err(crate::server::Error::from)?)
+    }
+
+    /// All entries that its segments hold, those that are compacted included.
+    pub fn log_history(&self) -> Result<Vec<Stretch>> {
+        let files = self.dir().log_files()?;
+        let found = raft_log::history(&files, &self.log_options());
+        Ok(found.map_err(crate::server::Error::from)?)
+    }
+
+    fn log_options(&self) -> raft_log::Options {
+        raft_log::Options {
             segment_bytes: raft_log::DEFAULT_SEGMENT_BYTES,
             cluster_id: self.identity.cluster.0,
             member_id: self.identity.member.0,
             sync: true,
-        };
-        let files = self.dir().log_files()?;
-        let opened = RaftLog::inspect(files, &options);
-        Ok(opened.map_err(crate::server::Error::from)?)
+        }
     }
 
     /// The state that a start would take for a log that begins behind this entry, and its name.

@@ -15,7 +15,7 @@ use crate::proto::text;
 use crate::raft::{CommittedKind, ConfChange, ConfChangeType, output};
 use crate::server;
 use crate::state::machine;
-use crate::storage::raft_log::LogEntry;
+use crate::storage::raft_log::{LogEntry, Stretch};
 
 /// One line.
 #[derive(Serialize)]
@@ -30,19 +30,28 @@ struct Line<'a> {
 }
 
 pub fn print(command: &Offline, indexes: RangeInclusive<u64>, out: &mut dyn Write) -> Result<()> {
-    let (log, _) = dir::open(command)?.log()?;
-    let mut next = log.first_index().max(*indexes.start());
-    let end = log.last_index().min(*indexes.end()).saturating_add(1);
-    while next < end {
-        let entries = log
-            .read(next, end, PORTION_BYTES)
-            .map_err(server::Error::from)?;
-        let Some(last) = entries.last() else {
-            break;
-        };
-        next = last.index + 1;
-        for entry in &entries {
-            line(entry, out)?;
+    let stopped = dir::open(command)?;
+    // Damage is said before anything is printed.
+    let (log, _) = stopped.log()?;
+    for Stretch {
+        reader,
+        indexes: held,
+    } in stopped.log_history()?
+    {
+        let mut next = held.start.max(*indexes.start());
+        let end = held.end.min(log.last_index() + 1);
+        let end = end.min(indexes.end().saturating_add(1));
+        while next < end {
+            let entries = reader
+                .read(next, end, PORTION_BYTES)
+                .map_err(server::Error::from)?;
+            let Some(last) = entries.last() else {
+                break;
+            };
+            next = last.index + 1;
+            for entry in &entries {
+                line(entry, out)?;
+            }
         }
     }
     Ok(())

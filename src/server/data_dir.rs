@@ -19,7 +19,7 @@ use rustix::fs::FlockOperation;
 
 use super::member_dir::{Error, MemberDir};
 use crate::backup::wal::read::Wal;
-use crate::storage::raft_log::{Files, LOCK_NAME, Prepare, RealFiles, ZeroFiller};
+use crate::storage::raft_log::{Files, LOCK_NAME, Prepare, RealFiles, Retained, ZeroFiller};
 use crate::storage::rocks::{EngineLimits, RocksEngine};
 use crate::storage::{self, Engine};
 use crate::transport::SnapshotDir;
@@ -31,6 +31,7 @@ pub struct DataDir {
     /// What an engine in it may take.
     budget: EngineLimits,
     read_only: bool,
+    retained: Retained,
     _locks: Vec<File>,
 }
 
@@ -80,8 +81,15 @@ impl DataDir {
             wal,
             budget,
             read_only: false,
+            retained: Retained::None,
             _locks: locks,
         })
+    }
+
+    /// Keeps as many segments of the log that it no longer needs.
+    #[must_use]
+    pub fn retaining(self, retained: Retained) -> Self {
+        Self { retained, ..self }
     }
 
     /// Opens the directory of a stopped member to read it: nothing in it is changed or made, and
@@ -106,6 +114,7 @@ impl DataDir {
             member,
             budget,
             read_only: true,
+            retained: Retained::None,
             _locks: locks,
         })
     }
@@ -188,7 +197,7 @@ impl MemberDir for DataDir {
             true => RealFiles::read_only(&self.wal),
             false => RealFiles::new(&self.wal).map_err(Error::io("open", &self.wal))?,
         };
-        Ok(Arc::new(files))
+        Ok(Arc::new(files.retaining(self.retained)))
     }
 
     fn log_filler(&self) -> Result<Option<Box<dyn Prepare>>, Error> {

@@ -122,7 +122,7 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let limits = bootstrap::store_limits(&config, descriptors.tables);
     from_etcd::take_over(&config, limits, clock.as_ref())?;
     let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref(), limits)?;
-    let dir: Arc<dyn MemberDir> = Arc::new(dir);
+    let dir: Arc<dyn MemberDir> = Arc::new(dir.retaining(bootstrap::retained(&config)));
     let made = || MemberSecurity::of_made(&config, clock.as_ref());
     let security = given.map_or_else(made, Ok)?;
     logging::started(&config, &dir.path(""), dir.identity()?.is_some());

@@ -17,7 +17,7 @@ use super::restore::{self, RestoreOptions, Restored};
 use crate::budget::{Budget, Part};
 use crate::config::{ClusterState, Config};
 use crate::env::{Rng, SystemRng};
-use crate::storage::raft_log;
+use crate::storage::raft_log::{self, Retained};
 use crate::storage::rocks::EngineLimits;
 
 use network::BootstrapNetwork;
@@ -73,6 +73,16 @@ fn restart_forced(
     let (mut log, recovered) = restore::open_log(dir, identity, options)?;
     let recovered = force::force(config, dir, identity, &mut log, recovered)?;
     restore::resume(dir, identity, options, log, recovered)
+}
+
+/// What stays of the raft log's segments when they are not needed any more: in etcd by default five,
+/// which are of no use to a member.
+pub fn retained(config: &Config) -> Retained {
+    match config.max_wals {
+        _ if !config.max_wals_given => Retained::None,
+        0 => Retained::All,
+        most => Retained::Newest(most),
+    }
 }
 
 pub fn options(config: &Config) -> RestoreOptions {

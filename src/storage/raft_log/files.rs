@@ -7,6 +7,8 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Behind the name of a segment that is kept although the log does not need it.
+pub(super) const RETIRED_SUFFIX: &str = ".kept";
 /// Where Linux says which start of the machine this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -25,6 +27,12 @@ pub trait Files: Send + Sync {
     /// Takes a name away; handles that are open stay good. Durable only after
     /// [`Files::sync_directory`].
     fn unlink(&self, name: &str) -> io::Result<()>;
+
+    /// Takes away the name of a segment that the log no longer needs, or gives it another one by which
+    /// the log does not know it. Durable only after [`Files::sync_directory`].
+    fn retire(&self, name: &str) -> io::Result<()> {
+        self.unlink(name)
+    }
 
     /// Makes the names durable.
     fn sync_directory(&self) -> io::Result<()>;
@@ -60,6 +68,16 @@ pub trait OpenFile: Send + Sync {
 pub struct RealFiles {
     directory: PathBuf,
     writable: bool,
+    retained: Retained,
+}
+
+/// How many retired segments stay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Retained {
+    #[default]
+    None,
+    Newest(u64),
+    All,
 }
 
 impl RealFiles {
@@ -85,7 +103,14 @@ impl RealFiles {
         Ok(Self {
             directory,
             writable: true,
+            retained: Retained::None,
         })
+    }
+
+    /// Keeps as many of the segments that the log retires.
+    #[must_use]
+    pub fn retaining(self, retained: Retained) -> Self {
+        Self { retained, ..self }
     }
 
     /// Uses `directory` as it is: files are opened to be read, and everything else fails.
@@ -94,6 +119,7 @@ impl RealFiles {
         Self {
             directory: directory.into(),
             writable: false,
+            retained: Retained::None,
         }
     }
 
@@ -138,6 +164,23 @@ impl Files for RealFiles {
     fn unlink(&self, name: &str) -> io::Result<()> {
         self.check_writable()?;
         fs::remove_file(self.directory.join(name))
+    }
+
+    fn retire(&self, name: &str) -> io::Result<()> {
+        let most = match self.retained {
+            Retained::None => return self.unlink(name),
+            Retained::Newest(most) => usize::try_from(most).unwrap_or(usize::MAX),
+            Retained::All => usize::MAX,
+        };
+        self.check_writable()?;
+        let to = format!("{name}{RETIRED_SUFFIX}");
+        fs::rename(self.directory.join(name), self.directory.join(&to))?;
+        let kind = |name: &str| name.split_once('.').map(|(_, kind)| kind.to_owned());
+        let mut all = self.list()?;
+        all.retain(|name| kind(name) == kind(&to));
+        all.sort_unstable();
+        let surplus = all.len().saturating_sub(most);
+        all[..surplus].iter().try_for_each(|name| self.unlink(name))
     }
 
     fn sync_directory(&self) -> io::Result<()> {

@@ -46,7 +46,7 @@ pub(super) fn ensure_unused(files: &dyn Files, owner: Owner) -> Result<(), Error
     Ok(())
 }
 
-fn segment_names(files: &dyn Files) -> Result<Vec<(u64, String)>, Error> {
+pub(super) fn segment_names(files: &dyn Files) -> Result<Vec<(u64, String)>, Error> {
     let names = files.list().map_err(io_error(files, "list", ""))?;
     let segment = |name: String| Some((segment::sequence(&name)?, name));
     let mut segments: Vec<_> = names.into_iter().filter_map(segment).collect();
@@ -58,7 +58,9 @@ fn segment_names(files: &dyn Files) -> Result<Vec<(u64, String)>, Error> {
 fn warn_of_others(files: &dyn Files) -> Result<(), Error> {
     for name in files.list().map_err(io_error(files, "list", ""))? {
         let is_ours = [LOCK_NAME, synced::FILE_NAME].contains(&name.as_str());
-        if segment::sequence(&name).is_none() && !is_ours {
+        let is_segment =
+            segment::sequence(&name).is_some() || segment::retired_sequence(&name).is_some();
+        if !is_segment && !is_ours {
             tracing::warn!(
                 file = files.describe(&name),
                 "found a file that is not the raft log's"
@@ -85,7 +87,12 @@ pub(super) fn survey(files: &dyn Files, owner: Owner) -> Result<Vec<Found>, Erro
     Ok(found)
 }
 
-fn examine(files: &dyn Files, owner: Owner, sequence: u64, name: String) -> Result<Found, Error> {
+pub(super) fn examine(
+    files: &dyn Files,
+    owner: Owner,
+    sequence: u64,
+    name: String,
+) -> Result<Found, Error> {
     let file = files.open(&name).map_err(io_error(files, "open", &name))?;
     let file_bytes = file.bytes().map_err(io_error(files, "examine", &name))?;
     let mut bytes = [0; SEGMENT_HEADER_BYTES as usize];

@@ -144,6 +144,11 @@ impl Index {
         Some((*extent, end))
     }
 
+    /// The first entry that lies in a segment.
+    pub fn first(&self) -> Option<u64> {
+        self.extents.front().map(|extent| extent.first)
+    }
+
     /// The first segment that holds an entry of the log, if any does.
     pub fn first_needed_segment(&self) -> Option<u64> {
         self.extents.front().map(|extent| extent.place.sequence)

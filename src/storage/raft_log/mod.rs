@@ -7,7 +7,8 @@
 //! Frames go into segment files of a fixed size that were filled with zeros, and synced, before
 //! their first use. An append therefore changes data only: no block is allocated, the file does not
 //! grow, and a sync need not commit the file system's journal. A segment that is no longer needed
-//! is deleted, not used again, so that nothing old ever lies behind the tail.
+//! is deleted (or kept under another name, see `retired`), not used again, so that nothing old ever
+//! lies behind the tail.
 //!
 //! What always holds:
 //! - `append`, `compact` and `reset` return only when what they did is durable (unless
@@ -37,6 +38,7 @@ mod options;
 mod reader;
 mod recovery;
 mod replay;
+mod retired;
 mod segment;
 mod synced;
 #[cfg(test)]
@@ -47,7 +49,7 @@ use std::sync::Arc;
 
 pub use entry::{EntryId, LogEntry};
 pub use error::Error;
-pub use files::{Files, OpenFile, RealFiles};
+pub use files::{Files, OpenFile, RealFiles, Retained};
 pub use filler::{Prepare, ZeroFiller};
 #[cfg(any(test, feature = "simulation"))]
 pub use memory::Damage;
@@ -55,6 +57,7 @@ pub use memory::Damage;
 pub use memory::MemoryDisk;
 pub use options::{LOCK_NAME, Options, Stats, TornTail};
 pub use reader::Reader;
+pub use retired::{Stretch, history};
 pub use synced::SyncedMark;
 
 use crate::probe::{self, Defect};

@@ -23,6 +23,8 @@ pub(super) struct Replay<'a> {
     /// Entries up to this one lay in segments that are deleted; compaction must have covered them.
     base: u64,
     pub last_frame: Option<Place>,
+    /// True where entries stay that were compacted.
+    whole: bool,
 }
 
 impl<'a> Replay<'a> {
@@ -33,6 +35,15 @@ impl<'a> Replay<'a> {
             hard_state: None,
             base: 0,
             last_frame: None,
+            whole: false,
+        }
+    }
+
+    /// For a log that is only looked at: entries stay when they were compacted.
+    pub fn of_all(files: &'a dyn Files) -> Self {
+        Self {
+            whole: true,
+            ..Self::new(files)
         }
     }
 
@@ -159,8 +170,8 @@ impl<'a> Replay<'a> {
                 self.index.reset(entry_id);
                 self.base = entry_id.index;
             }
-            Some(entry_id) => self.index.compact(entry_id),
-            None => {}
+            Some(entry_id) if !self.whole => self.index.compact(entry_id),
+            _ => {}
         }
         if let Some((first, _)) = header.entries() {
             self.check_entries(name, offset, first)?;

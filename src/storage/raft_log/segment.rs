@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::Error;
-use super::files::{Files, OpenFile};
+use super::files::{Files, OpenFile, RETIRED_SUFFIX};
 use super::frame::{
     ALIGNMENT, FRAME_HEADER_BYTES, FrameHeader, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentKey,
     begins_frame,
@@ -35,6 +35,11 @@ pub(super) fn sequence(file_name: &str) -> Option<u64> {
     }
     let sequence = u64::from_str_radix(digits, 16).ok()?;
     (name(sequence) == file_name).then_some(sequence)
+}
+
+/// The same of one that the log no longer needs.
+pub(super) fn retired_sequence(file_name: &str) -> Option<u64> {
+    sequence(file_name.strip_suffix(RETIRED_SUFFIX)?)
 }
 
 /// Attaches what was done to which file.

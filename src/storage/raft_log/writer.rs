@@ -292,7 +292,7 @@ impl Writer {
         }
     }
 
-    /// Deletes the oldest segments without a live entry, each durably before the next, so that a
+    /// Retires the oldest segments without a live entry, each durably before the next, so that a
     /// crash leaves no hole.
     pub fn unlink_unneeded(&mut self) -> Result<(), Error> {
         let unneeded: Vec<u64> = {
@@ -307,7 +307,7 @@ impl Writer {
         };
         for sequence in unneeded {
             self.failed = true;
-            unlink(&*self.shared.files, sequence)?;
+            retire(&*self.shared.files, sequence)?;
             self.failed = false;
             probe::reached(CoveragePoint::SegmentDeleted);
             self.shared.index_mut().segments.remove(&sequence);
@@ -330,15 +330,25 @@ fn last_of(content: &Content<'_>) -> Option<EntryId> {
 /// Deletes a segment, durably. One that is gone already is as good.
 pub(super) fn unlink(files: &dyn Files, sequence: u64) -> Result<(), Error> {
     let name = segment::name(sequence);
-    match files.unlink(&name) {
+    gone(files, &name, files.unlink(&name))
+}
+
+/// The same for a segment that was used and is not needed any more.
+fn retire(files: &dyn Files, sequence: u64) -> Result<(), Error> {
+    let name = segment::name(sequence);
+    gone(files, &name, files.retire(&name))
+}
+
+fn gone(files: &dyn Files, name: &str, taken: io::Result<()>) -> Result<(), Error> {
+    match taken {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(io_error(files, "delete", &name)(error));
+            return Err(io_error(files, "delete", name)(error));
         }
         _ => {}
     }
     files
         .sync_directory()
-        .map_err(io_error(files, "sync the directory of", &name))
+        .map_err(io_error(files, "sync the directory of", name))
 }
 
 fn frame_bytes(content: &Content<'_>) -> Result<u64, Error> {

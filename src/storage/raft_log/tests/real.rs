@@ -1,10 +1,11 @@
 //! The log on a real disk, with its thread.
 
 use std::fs::{self, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
-use super::super::{Files, RealFiles, ZeroFiller};
+use super::super::{Files, RealFiles, Retained, ZeroFiller, history};
 use super::*;
 
 const REAL: Options = Options {
@@ -69,6 +70,60 @@ fn segments_are_made_ahead_and_survive_being_reopened() {
         log = with_filler(again, &files);
     }
     assert!(files.list().expect("names").len() <= 4);
+}
+
+/// What `history` shows: each entry's index and term.
+fn shown(files: &Arc<dyn Files>) -> Vec<(u64, u64)> {
+    let mut entries = Vec::new();
+    for stretch in history(files, &REAL).expect("a sound history") {
+        let Range { start, end } = stretch.indexes;
+        let read = stretch.reader.read(start, end, u64::MAX).expect("reads");
+        entries.extend(read.iter().map(|entry| (entry.index, entry.term)));
+    }
+    entries
+}
+
+#[test]
+fn segments_that_are_not_needed_stay_where_that_is_wanted() {
+    for (retained, stay) in [
+        (Retained::None, 0),
+        (Retained::Newest(2), 2),
+        (Retained::All, 7),
+    ] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("log");
+        let real = RealFiles::new(&path).expect("the log's directory");
+        let files: Arc<dyn Files> = Arc::new(real.retaining(retained));
+        let mut log = RaftLog::create(Arc::clone(&files), REAL).expect("a new log");
+        for round in 0..4 {
+            // The last ten are replaced by the next round.
+            let next = (log.last_index() + 1).saturating_sub(10).max(1);
+            for index in next..next + 2000 {
+                append(&mut log, &[entry(index, round + 1, 1000)], None);
+            }
+            log.compact(log.last_index() - 500).expect("a compaction");
+        }
+        let names = || files.list().expect("names");
+        let kept = names()
+            .iter()
+            .filter(|name| name.ends_with(".kept"))
+            .count();
+        assert_eq!(kept, stay, "{retained:?}: {:?}", names());
+        let entries = shown(&files);
+        let (first, last) = (entries[0].0, log.last_index());
+        let all: Vec<u64> = entries.iter().map(|(index, _)| *index).collect();
+        assert_eq!(all, (first..=last).collect::<Vec<_>>(), "{retained:?}");
+        assert!(entries.is_sorted_by_key(|(_, term)| *term), "{retained:?}");
+        assert_eq!(first == 1, retained == Retained::All, "{retained:?}");
+        // A start reads none of them.
+        for name in names().iter().filter(|name| name.ends_with(".kept")) {
+            fs::write(path.join(name), b"damage").expect("a write");
+        }
+        let compacted = log.compacted();
+        drop(log);
+        let (again, recovered) = RaftLog::open(Arc::clone(&files), REAL).expect("the log again");
+        assert_eq!((recovered.compacted, again.last_index()), (compacted, last));
+    }
 }
 
 #[test]
