@@ -44,13 +44,7 @@ pub async fn run(handle: Handle, checkpoint_interval: Duration) {
         if !shared.raft.is_leader() || shared.deadlines.lock().term() != term {
             continue;
         }
-        let (expired, checkpoints) = {
-            let mut deadlines = shared.deadlines.lock();
-            (
-                deadlines.expired(now, MAX_REVOKES),
-                deadlines.due_checkpoints(now, MAX_CHECKPOINTS),
-            )
-        };
+        let expired = shared.deadlines.lock().expired(now, MAX_REVOKES);
         let revokes = expired.into_iter().map(|id| {
             let request = InternalRaftRequest {
                 lease_revoke: Some(LeaseRevokeRequest { id: id.0 }),
@@ -75,11 +69,7 @@ pub async fn run(handle: Handle, checkpoint_interval: Duration) {
                 Err(error) => tracing::warn!(%error, "failed to revoke lease"),
             }
         }
-        if !checkpoints.is_empty() {
-            probe::reached(CoveragePoint::LeaseCheckpointed);
-            let stored = store(&handle, term, checkpoints);
-            wait_for(stored, shared, &mut standstill).await;
-        }
+        wait_for(checkpoint(&handle, term), shared, &mut standstill).await;
     }
 }
 
@@ -109,8 +99,23 @@ fn give_back(shared: &Shared, stood_still: Option<Duration>) {
     }
 }
 
-async fn store(handle: &Handle, term: u64, checkpoints: Vec<(crate::types::LeaseId, i64)>) {
-    let checkpoints = checkpoints
+/// Checkpoints the leases that are due, while nobody takes checkpoints back.
+async fn checkpoint(handle: &Handle, term: u64) {
+    let shared = handle.shared();
+    let _checkpointing = shared.checkpointing.lock().await;
+    let due = {
+        let mut deadlines = shared.deadlines.lock();
+        // Waiting took a while: leases of another term are not this one's.
+        if deadlines.term() != term {
+            return;
+        }
+        deadlines.due_checkpoints(shared.clock.now(), MAX_CHECKPOINTS)
+    };
+    if due.is_empty() {
+        return;
+    }
+    probe::reached(CoveragePoint::LeaseCheckpointed);
+    let checkpoints = due
         .into_iter()
         .map(|(id, left_s)| LeaseCheckpoint {
             id: id.0,
@@ -131,14 +136,95 @@ async fn store(handle: &Handle, term: u64, checkpoints: Vec<(crate::types::Lease
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+    use std::pin::Pin;
     use std::sync::Arc;
+    use std::task::Poll;
+
+    use prost::Message as _;
 
     use super::*;
-    use crate::replica::inbox::Input;
+    use crate::env::{Clock as _, ManualClock};
+    use crate::replica::inbox::{Inbox, Input};
+    use crate::replica::proposal::{Proposed, Reply};
     use crate::service::fixture;
+    use crate::state::Response;
     use crate::state::lease::Lease;
     use crate::transport::NoNetwork;
     use crate::types::LeaseId;
+
+    /// What a lease's remaining TTL is to be, by the only proposal that waits, and its reply.
+    fn proposed(inbox: &Inbox) -> Option<(i64, Reply)> {
+        let mut inputs = Vec::new();
+        inbox.take(Duration::ZERO, &mut inputs);
+        let Input::Propose(proposal) = inputs.pop()? else {
+            panic!("no proposal");
+        };
+        assert!(inputs.is_empty());
+        let Proposed::Request(_, encoded) = proposal.what else {
+            panic!("no request");
+        };
+        let request = InternalRaftRequest::decode(encoded.as_slice()).expect("a request");
+        let checkpoint = request.lease_checkpoint.expect("a checkpoint");
+        let [one] = &checkpoint.checkpoints[..] else {
+            panic!("one lease");
+        };
+        assert_eq!(one.id, 7);
+        Some((one.remaining_ttl, proposal.reply))
+    }
+
+    /// Goes on with it as far as it gets.
+    async fn goes_on<T>(waiting: &mut Pin<Box<impl Future<Output = T>>>) -> Poll<T> {
+        poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await
+    }
+
+    #[tokio::test]
+    async fn a_renewal_is_answered_when_the_checkpoint_on_its_way_is_taken_back() {
+        let clock = Arc::new(ManualClock::default());
+        let (handle, inbox) = fixture::with_clock(Arc::new(NoNetwork), clock.clone());
+        fixture::set_leader(&handle, fixture::ME);
+        let term = handle.shared().raft.term();
+        let id = LeaseId(7);
+        {
+            let mut deadlines = handle.shared().deadlines.lock();
+            let lease = Lease {
+                ttl_s: 600,
+                remaining_ttl_s: 0,
+            };
+            deadlines.set_term(term);
+            deadlines.granted(id, lease, clock.now());
+        }
+        clock.advance(Duration::from_secs(300));
+        let done = || Ok(Response::LeaseCheckpoint(Default::default()));
+        let member = Caller::member();
+        let renew = || Box::pin(handle.renew_lease_here(&member, id));
+
+        let mut checkpointing = Box::pin(checkpoint(&handle, term));
+        assert!(goes_on(&mut checkpointing).await.is_pending());
+        let Some((300, checkpointed)) = proposed(&inbox) else {
+            panic!("no checkpoint");
+        };
+        // The checkpoint may become part of the log, and the state of a new leader, at any time.
+        let mut renewing = renew();
+        assert!(goes_on(&mut renewing).await.is_pending());
+        assert!(proposed(&inbox).is_none(), "before what it takes back");
+        checkpointed(Err(Error::Timeout));
+        assert!(goes_on(&mut checkpointing).await.is_ready());
+        assert!(goes_on(&mut renewing).await.is_pending());
+        let Some((0, taken_back)) = proposed(&inbox) else {
+            panic!("not taken back");
+        };
+        // Nor is another one before that is done.
+        let mut also_renewing = renew();
+        assert!(goes_on(&mut also_renewing).await.is_pending());
+        let Some((0, _also_taken_back)) = proposed(&inbox) else {
+            panic!("not taken back");
+        };
+        taken_back(done());
+        assert_eq!(goes_on(&mut renewing).await, Poll::Ready(Ok(600)));
+        assert_eq!(goes_on(&mut renew()).await, Poll::Ready(Ok(600)));
+        assert!(proposed(&inbox).is_none());
+    }
 
     #[test]
     fn leases_that_cannot_be_ended_are_tried_once_a_round() {

@@ -19,6 +19,17 @@ struct Entry {
     lease: Lease,
     deadline: Duration,
     checkpoint_at: Duration,
+    /// The number of the last checkpoint that the log may hold and that was not taken back; 0 for
+    /// none. What is proposed counts, applied or not: once agreed upon, a new leader goes by it.
+    checkpoint: u64,
+}
+
+/// A lease that was renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renewed {
+    pub ttl_s: i64,
+    /// The number of a checkpoint that has to be taken back before the renewal is answered.
+    pub checkpoint: Option<u64>,
 }
 
 /// See the module.
@@ -29,6 +40,8 @@ pub struct Deadlines {
     /// The term in which this member became the lessor as leader; 0 for none.
     term: u64,
     checkpoint_interval: Duration,
+    /// The number of the last checkpoint.
+    checkpoints: u64,
 }
 
 impl Default for Deadlines {
@@ -39,6 +52,7 @@ impl Default for Deadlines {
             by_checkpoint: BTreeSet::new(),
             term: 0,
             checkpoint_interval: CHECKPOINT_INTERVAL,
+            checkpoints: 0,
         }
     }
 }
@@ -67,7 +81,8 @@ impl Deadlines {
             .map(|(id, entry)| (*id, *entry))
             .collect();
         for (id, entry) in entries {
-            self.set(id, entry.lease, entry.deadline + by, entry.checkpoint_at);
+            let deadline = entry.deadline + by;
+            self.set(id, Entry { deadline, ..entry });
         }
     }
 
@@ -80,17 +95,31 @@ impl Deadlines {
     ) {
         *self = Self {
             checkpoint_interval: self.checkpoint_interval,
+            checkpoints: self.checkpoints + 1,
             ..Self::default()
         };
         for (id, lease) in leases {
-            let ttl = seconds(lease.restart_ttl_s()) + extra;
-            self.set(id, lease, now + ttl, now + self.checkpoint_interval);
+            let entry = Entry {
+                lease,
+                deadline: now + seconds(lease.restart_ttl_s()) + extra,
+                checkpoint_at: now + self.checkpoint_interval,
+                checkpoint: match lease.remaining_ttl_s > 0 {
+                    true => self.checkpoints,
+                    false => 0,
+                },
+            };
+            self.set(id, entry);
         }
     }
 
     pub fn granted(&mut self, id: LeaseId, lease: Lease, now: Duration) {
-        let deadline = now + seconds(lease.ttl_s);
-        self.set(id, lease, deadline, now + self.checkpoint_interval);
+        let entry = Entry {
+            lease,
+            deadline: now + seconds(lease.ttl_s),
+            checkpoint_at: now + self.checkpoint_interval,
+            checkpoint: 0,
+        };
+        self.set(id, entry);
     }
 
     pub fn revoked(&mut self, id: LeaseId) {
@@ -107,16 +136,31 @@ impl Deadlines {
         }
     }
 
-    /// Renews a lease to its full TTL. Returns the lease as it was before; `None` if it does not
-    /// exist or has expired.
-    pub fn renew(&mut self, id: LeaseId, now: Duration) -> Option<Lease> {
+    /// Renews a lease to its full TTL; `None` if it does not exist or has expired.
+    pub fn renew(&mut self, id: LeaseId, now: Duration) -> Option<Renewed> {
         let entry = *self.leases.get(&id)?;
         if entry.deadline <= now {
             return None;
         }
-        let deadline = now + seconds(entry.lease.ttl_s);
-        self.set(id, entry.lease, deadline, now + self.checkpoint_interval);
-        Some(entry.lease)
+        let renewed = Entry {
+            deadline: now + seconds(entry.lease.ttl_s),
+            checkpoint_at: now + self.checkpoint_interval,
+            ..entry
+        };
+        self.set(id, renewed);
+        Some(Renewed {
+            ttl_s: entry.lease.ttl_s,
+            checkpoint: (entry.checkpoint > 0).then_some(entry.checkpoint),
+        })
+    }
+
+    /// The checkpoints of a lease up to this number were taken back, and that was applied.
+    pub fn taken_back(&mut self, id: LeaseId, checkpoint: u64) {
+        if let Some(entry) = self.leases.get_mut(&id)
+            && entry.checkpoint == checkpoint
+        {
+            entry.checkpoint = 0;
+        }
     }
 
     /// The granted and the remaining TTL; `None` if the lease does not exist or has expired.
@@ -147,7 +191,8 @@ impl Deadlines {
     }
 
     /// Up to `limit` leases that are due for a checkpoint, with their remaining seconds. Each is
-    /// due again after another interval.
+    /// due again after another interval. From here on a renewal takes the checkpoint back; the
+    /// caller sees to it that it comes behind the checkpoint.
     pub fn due_checkpoints(&mut self, now: Duration, limit: usize) -> Vec<(LeaseId, i64)> {
         let due: Vec<LeaseId> = self
             .by_checkpoint
@@ -156,38 +201,38 @@ impl Deadlines {
             .take(limit)
             .map(|(_, id)| *id)
             .collect();
+        self.checkpoints += 1;
         let mut checkpoints = Vec::with_capacity(due.len());
         for id in due {
             let Some(entry) = self.leases.get(&id).copied() else {
                 continue;
             };
-            self.set(
-                id,
-                entry.lease,
-                entry.deadline,
-                now + self.checkpoint_interval,
-            );
             let left = entry.deadline.saturating_sub(now).as_secs() as i64;
             // A TTL shorter than the interval is not worth an entry.
-            if left > 0 && left < entry.lease.ttl_s {
+            let is_worth_it = left > 0 && left < entry.lease.ttl_s;
+            if is_worth_it {
                 checkpoints.push((id, left));
             }
+            let checkpoint = match is_worth_it {
+                true => self.checkpoints,
+                false => entry.checkpoint,
+            };
+            let checkpoint_at = now + self.checkpoint_interval;
+            let entry = Entry {
+                checkpoint_at,
+                checkpoint,
+                ..entry
+            };
+            self.set(id, entry);
         }
         checkpoints
     }
 
-    fn set(&mut self, id: LeaseId, lease: Lease, deadline: Duration, checkpoint_at: Duration) {
+    fn set(&mut self, id: LeaseId, entry: Entry) {
         self.revoked(id);
-        self.leases.insert(
-            id,
-            Entry {
-                lease,
-                deadline,
-                checkpoint_at,
-            },
-        );
-        self.by_deadline.insert((deadline, id));
-        self.by_checkpoint.insert((checkpoint_at, id));
+        self.leases.insert(id, entry);
+        self.by_deadline.insert((entry.deadline, id));
+        self.by_checkpoint.insert((entry.checkpoint_at, id));
     }
 }
 
@@ -238,6 +283,40 @@ mod tests {
         assert_eq!(deadlines.expired(at(51), 9), vec![LeaseId(2)]);
         assert_eq!(deadlines.expired(at(400), 9), vec![LeaseId(2)]);
         assert_eq!(deadlines.expired(at(401), 9), vec![LeaseId(2), LeaseId(1)]);
+    }
+
+    #[test]
+    fn a_renewal_takes_checkpoints_back_that_may_be_in_the_log() {
+        let id = LeaseId(1);
+        let taken_back = |deadlines: &mut Deadlines, now| {
+            let renewed = deadlines.renew(id, now).expect("a lease that lives");
+            assert_eq!(renewed.ttl_s, 1000);
+            renewed.checkpoint
+        };
+        let mut deadlines = Deadlines::default();
+        deadlines.granted(id, lease(1000, 0), at(0));
+        assert_eq!(taken_back(&mut deadlines, at(1)), None);
+        assert_eq!(deadlines.due_checkpoints(at(301), 9), vec![(id, 700)]);
+        // It is on its way, and nobody knows whether it will be applied.
+        let first = taken_back(&mut deadlines, at(302)).expect("a checkpoint");
+        assert_eq!(taken_back(&mut deadlines, at(303)), Some(first));
+        deadlines.checkpointed(id, lease(1000, 700));
+        assert_eq!(taken_back(&mut deadlines, at(304)), Some(first));
+        // The next one is on its way before the first one is known to be taken back.
+        assert_eq!(deadlines.due_checkpoints(at(604), 9), vec![(id, 700)]);
+        deadlines.checkpointed(id, lease(1000, 0));
+        deadlines.taken_back(id, first);
+        let second = taken_back(&mut deadlines, at(605)).expect("another");
+        assert_ne!(second, first);
+        deadlines.taken_back(id, second);
+        assert_eq!(taken_back(&mut deadlines, at(606)), None);
+        // One that a leader finds; what its predecessor's was called does not matter.
+        deadlines.restart([(id, lease(1000, 400))].into_iter(), at(700), at(0));
+        let found = taken_back(&mut deadlines, at(701)).expect("the one found");
+        deadlines.taken_back(id, second);
+        assert_eq!(taken_back(&mut deadlines, at(702)), Some(found));
+        deadlines.restart([(id, lease(1000, 0))].into_iter(), at(800), at(0));
+        assert_eq!(taken_back(&mut deadlines, at(801)), None);
     }
 
     #[test]

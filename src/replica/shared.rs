@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, watch as tokio_watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch as tokio_watch};
 
 use super::auth_observer::AuthObserver;
 use super::cluster_status::ClusterStatus;
@@ -37,6 +37,9 @@ pub struct Shared {
     pub raft: RaftStatus,
     pub waiting_reads: WaitingReads,
     pub deadlines: Mutex<Deadlines>,
+    /// Held from when leases are found due for a checkpoint until that is in the log, or never will
+    /// be.
+    pub checkpointing: AsyncMutex<()>,
     /// Woken when the history is to be compacted further.
     pub compaction_wanted: Notify,
     /// The revision up to which compaction has removed what is dead.
@@ -92,6 +95,7 @@ impl Shared {
             metrics: deps.metrics.clone(),
             raft: RaftStatus::default(),
             deadlines: Mutex::new(Deadlines::default()),
+            checkpointing: AsyncMutex::new(()),
             compaction_wanted: Notify::new(),
             compaction_finished: Watermark::default(),
             compaction_hashes: Mutex::default(),

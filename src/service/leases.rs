@@ -94,13 +94,17 @@ impl Handle {
             }
             deadlines.renew(id, shared.clock.now())
         };
-        let Some(lease) = renewed else {
+        let Some(renewed) = renewed else {
             return Ok(0);
         };
         shared.metrics.leases_renewed.increment();
-        if lease.remaining_ttl_s > 0 && !probe::injected(Defect::CheckpointKept) {
+        if let Some(number) = renewed.checkpoint
+            && !probe::injected(Defect::CheckpointKept)
+        {
             probe::reached(CoveragePoint::LeaseCheckpointReset);
-            // A new leader must not continue from the old checkpoint.
+            // A new leader must not continue from the old checkpoint. One that is still on its way
+            // into the log comes first, else it would undo this.
+            drop(self.within(caller, shared.checkpointing.lock()).await?);
             let checkpoint = InternalRaftRequest {
                 lease_checkpoint: Some(LeaseCheckpointRequest {
                     checkpoints: vec![LeaseCheckpoint {
@@ -112,8 +116,9 @@ impl Handle {
             };
             self.propose_in_term(&Caller::member(), checkpoint, term)
                 .await?;
+            shared.deadlines.lock().taken_back(id, number);
         }
-        Ok(lease.ttl_s)
+        Ok(renewed.ttl_s)
     }
 
     /// The remaining TTL of a lease, with its keys if requested; `None` if it does not exist or has
