@@ -22,6 +22,8 @@ struct Entry {
     /// The number of the last checkpoint that the log may hold and that was not taken back; 0 for
     /// none. What is proposed counts, applied or not: once agreed upon, a new leader goes by it.
     checkpoint: u64,
+    /// It was found expired: its revocation may be in the log.
+    ended: bool,
 }
 
 /// A lease that was renewed.
@@ -73,11 +75,13 @@ impl Deadlines {
         self.term
     }
 
-    /// Extends every lease by a time in which it could not be renewed.
+    /// Extends every lease by a time in which it could not be renewed. One that was found expired
+    /// stays so: it may be revoked behind a renewal.
     pub fn extend_all(&mut self, by: Duration) {
         let entries: Vec<_> = self
             .leases
             .iter()
+            .filter(|(_, entry)| !entry.ended)
             .map(|(id, entry)| (*id, *entry))
             .collect();
         for (id, entry) in entries {
@@ -107,6 +111,7 @@ impl Deadlines {
                     true => self.checkpoints,
                     false => 0,
                 },
+                ended: false,
             };
             self.set(id, entry);
         }
@@ -118,6 +123,7 @@ impl Deadlines {
             deadline: now + seconds(lease.ttl_s),
             checkpoint_at: now + self.checkpoint_interval,
             checkpoint: 0,
+            ended: false,
         };
         self.set(id, entry);
     }
@@ -180,14 +186,21 @@ impl Deadlines {
         self.by_deadline.iter().map(|(_, id)| *id).collect()
     }
 
-    /// Up to `limit` expired leases.
-    pub fn expired(&self, now: Duration, limit: usize) -> Vec<LeaseId> {
-        self.by_deadline
+    /// Up to `limit` expired leases, which stay expired from here on.
+    pub fn expired(&mut self, now: Duration, limit: usize) -> Vec<LeaseId> {
+        let expired: Vec<_> = self
+            .by_deadline
             .iter()
             .take_while(|(deadline, _)| *deadline <= now)
             .take(limit)
             .map(|(_, id)| *id)
-            .collect()
+            .collect();
+        for id in &expired {
+            if let Some(entry) = self.leases.get_mut(id) {
+                entry.ended = true;
+            }
+        }
+        expired
     }
 
     /// Up to `limit` leases that are due for a checkpoint, with their remaining seconds. Each is
@@ -343,6 +356,18 @@ mod tests {
         deadlines.extend_all(at(5));
         assert_eq!(deadlines.expired(at(114), 9), vec![]);
         assert_eq!(deadlines.expired(at(115), 9), vec![LeaseId(1)]);
+    }
+
+    #[test]
+    fn a_lease_whose_revocation_is_on_its_way_gets_no_time_back() {
+        let mut deadlines = Deadlines::default();
+        deadlines.granted(LeaseId(1), lease(10, 0), at(100));
+        deadlines.granted(LeaseId(2), lease(20, 0), at(100));
+        assert_eq!(deadlines.expired(at(110), 9), vec![LeaseId(1)]);
+        deadlines.extend_all(at(50));
+        assert_eq!(deadlines.renew(LeaseId(1), at(111)), None);
+        assert_eq!(deadlines.expired(at(169), 9), vec![LeaseId(1)]);
+        assert_eq!(deadlines.expired(at(170), 9), vec![LeaseId(1), LeaseId(2)]);
     }
 
     #[test]
