@@ -90,6 +90,8 @@ named! {
         CompactionResumed => "compaction resumed after a restart",
         CompactionOfSnapshot => "compaction resumed in a received state",
         QuotaRaised => "alarm for space raised",
+        DeleteSliced => "deletion written in several batches",
+        DeleteResumed => "deletion finished that a state held a part of",
         CompactionHashMet => "hash of a compaction met one of the same history",
         ResponseSplit => "watch response split",
     }
@@ -211,6 +213,10 @@ named! {
         RightsLostAtStart => "rights-lost-at-start",
         /// Entries of a member for itself look like those of nobody.
         MemberUnmarked => "member-unmarked",
+        /// A deletion that is resumed counts its keys from the start.
+        SliceResumedFromStart => "slice-resumed-from-start",
+        /// The view shows the batches of a deletion one by one.
+        PartialDeleteVisible => "partial-delete-visible",
         /// A compaction revision is not compared with the last one.
         CompactionUnordered => "compaction-unordered",
         /// A compaction removes what is live at its revision.

@@ -138,7 +138,6 @@ impl KeyRange {
         }
     }
 
-    #[cfg(test)]
     pub fn contains(&self, key: &[u8]) -> bool {
         match self {
             Self::Point(point) => point.as_ref() == key,

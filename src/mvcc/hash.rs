@@ -19,7 +19,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::history::decode_revision;
-use super::read::Snapshot;
+use super::read::{Snapshot, parse_head};
 use crate::error;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::KeyValue;
@@ -440,30 +440,42 @@ impl Snapshot<'_> {
     /// Whether etcd's index finds a live key at `revision`: it overlooks a key that the revision
     /// itself deleted, even where the same transaction made it again.
     fn index_finds_any(&self, revision: i64) -> storage::Result<bool> {
-        let deleted = self.deleted_at(revision)?;
         let everything = KeyRange::From(Bytes::from_static(&[0]));
         let mut walk = self.walk(&everything, revision)?;
+        // Those that the revision made are few: they were in one request.
+        let mut made = BTreeSet::new();
         while walk.advance()? {
-            if !deleted.contains(walk.key()) {
+            let head = parse_head(walk.key(), walk.record())?;
+            if head.mod_revision.main != revision {
                 return Ok(true);
             }
+            made.insert(walk.key().to_vec());
         }
-        Ok(false)
+        if !made.is_empty() {
+            self.each_deleted_at(revision, &mut |key| {
+                made.remove(key);
+                !made.is_empty()
+            })?;
+        }
+        Ok(!made.is_empty())
     }
 
-    /// The keys that `revision` deleted.
-    fn deleted_at(&self, revision: i64) -> storage::Result<BTreeSet<Vec<u8>>> {
+    /// Hands the keys that `revision` deleted to `each`, until it returns false.
+    fn each_deleted_at(
+        &self,
+        revision: i64,
+        each: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> storage::Result<()> {
         let lower = schema::revision_key(Revision::new(revision, 0));
         let upper = schema::revision_key(Revision::new(revision + 1, 0));
         let mut log = self.read.cursor(Family::Revisions, &lower, Some(&upper))?;
-        let mut deleted = BTreeSet::new();
         while log.next()? {
             let record = RevisionRecord::decode(log.key(), log.value())?;
-            if record.kind == ChangeKind::Delete {
-                deleted.insert(record.key.to_vec());
+            if record.kind == ChangeKind::Delete && !each(record.key) {
+                return Ok(());
             }
         }
-        Ok(deleted)
+        Ok(())
     }
 }
 

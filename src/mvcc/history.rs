@@ -77,6 +77,35 @@ impl Snapshot<'_> {
         Ok(page)
     }
 
+    /// The wanted changes among at most `records` ones of a single revision, `from` on; and where
+    /// the next call goes on, none at the end of the revision.
+    pub fn changes_of(
+        &self,
+        from: Revision,
+        records: usize,
+        wanted: &mut Wanted<'_>,
+    ) -> storage::Result<(Vec<Change>, Option<Revision>)> {
+        let lower = schema::revision_key(from);
+        let upper = schema::revision_key(Revision::new(from.main + 1, 0));
+        let mut log = self.read.cursor(Family::Revisions, &lower, Some(&upper))?;
+        let mut changes = Vec::new();
+        for _ in 0..records {
+            if !log.next()? {
+                return Ok((changes, None));
+            }
+            let revision = decode_revision(log.key())?;
+            let record = RevisionRecord::decode(log.key(), log.value())?;
+            if let Some(previous) = wanted(record.key, record.kind, revision.main) {
+                changes.push(self.change(revision, &record, previous)?);
+            }
+        }
+        let next = match log.next()? {
+            true => Some(decode_revision(log.key())?),
+            false => None,
+        };
+        Ok((changes, next))
+    }
+
     fn change(
         &self,
         revision: Revision,

@@ -9,13 +9,51 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::read::parse_head;
 use super::{Change, Result};
 use crate::probe::{self, Defect};
-use crate::storage::schema::{self, ChangeKind, RevisionRecord, Version, meta};
+use crate::storage::schema::{
+    self, Applied, ChangeKind, Head, RevisionRecord, UnfinishedDelete, Version, meta,
+};
 use crate::storage::{self, Batch, Cursor, Engine, Family, Read};
 use crate::types::{FIRST_REVISION, KeyRange, LeaseId, Revision};
 
 type Overlay = BTreeMap<Bytes, Option<Version>>;
+
+/// What one batch of a deletion may hold: one that concerns more is written in several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SliceLimit {
+    pub keys: usize,
+    /// Of keys and versions.
+    pub bytes: usize,
+}
+
+impl SliceLimit {
+    /// Everything in one batch.
+    pub const NONE: Self = Self {
+        keys: usize::MAX,
+        bytes: usize::MAX,
+    };
+
+    pub fn is_exceeded_by(&self, keys: usize, bytes: usize) -> bool {
+        // A key alone fits whatever its size.
+        keys > self.keys || bytes > self.bytes && keys > 1
+    }
+
+    /// True where so many keys of so many bytes fill a batch.
+    pub fn is_reached_by(&self, keys: usize, bytes: usize) -> bool {
+        keys >= self.keys || bytes >= self.bytes
+    }
+}
+
+impl Default for SliceLimit {
+    fn default() -> Self {
+        Self {
+            keys: 8_192,
+            bytes: 4 << 20,
+        }
+    }
+}
 
 /// The keyspace's only writer.
 pub struct Writer {
@@ -93,9 +131,76 @@ impl Writer {
         self.moved.insert(lease);
     }
 
+    /// Writes a part of a deletion with what is `left` of it; the entry before its own is still
+    /// the last applied. Nothing else may be pending.
+    pub fn write_part(
+        &mut self,
+        applied_index: u64,
+        applied_term: u64,
+        left: &UnfinishedDelete,
+    ) -> storage::Result<()> {
+        debug_assert!(!self.has_pending_keys(), "they would be lost from sight");
+        let applied = Applied::encode(applied_index, applied_term, Some(left));
+        self.batch.put(Family::Meta, meta::APPLIED, &applied);
+        self.engine.write(&self.batch)?;
+        self.batch.clear();
+        self.moved.clear();
+        Ok(())
+    }
+
+    /// Puts the deletion of a key into the batch alone: not to be read before it is written.
+    /// Returns the head of the version that it had.
+    pub fn delete_unseen(
+        &mut self,
+        key: &[u8],
+        record: &[u8],
+        revision: Revision,
+    ) -> storage::Result<Head> {
+        let old = parse_head(key, record)?;
+        self.batch.delete(Family::Current, key);
+        self.log_change(
+            key,
+            ChangeKind::Delete,
+            revision,
+            Some((old.mod_revision, record)),
+        );
+        self.keys -= 1;
+        Ok(old)
+    }
+
+    /// The keys that a deletion which is taken up again has deleted before.
+    pub fn note_deleted(&mut self, keys: i64) {
+        self.keys -= keys;
+    }
+
+    /// Everything of `revision` is written.
+    pub fn set_head(&mut self, revision: i64) {
+        self.head = revision;
+    }
+
+    /// Writes undo entry and revision record of a change; `old` is what it supersedes.
+    fn log_change(
+        &mut self,
+        key: &[u8],
+        kind: ChangeKind,
+        revision: Revision,
+        old: Option<(Revision, &[u8])>,
+    ) {
+        if let Some((_, record)) = old {
+            let undo = schema::undo_key(key, revision);
+            self.batch.put(Family::Undo, &undo, record);
+        }
+        let head = RevisionRecord::encode_head(kind, old.map(|(superseded, _)| superseded));
+        self.batch.put_parts(
+            Family::Revisions,
+            &[&schema::revision_key(revision)],
+            &[&head, key],
+        );
+    }
+
     /// Writes the group: what it changed and the entry that it ends with, in one batch.
     pub fn commit(&mut self, applied_index: u64, applied_term: u64) -> storage::Result<()> {
-        let applied = schema::encode_numbers(&[applied_index, applied_term]);
+        let applied = Applied::encode(applied_index, applied_term, None);
         if !probe::injected(Defect::AppliedIndexLeftOut) {
             self.batch.put(Family::Meta, meta::APPLIED, &applied);
         }
@@ -199,7 +304,19 @@ impl Txn<'_> {
 
     /// Deletes every key of the range and returns what was there, in key order.
     pub fn delete_range(&mut self, range: &KeyRange) -> Result<Vec<(Bytes, Version)>> {
+        let found = self.find(range, SliceLimit::NONE)?.unwrap_or_default();
+        self.delete(&found);
+        Ok(found)
+    }
+
+    /// What is there of a range, in key order; `None` where a range holds more than `limit`.
+    pub fn find(
+        &self,
+        range: &KeyRange,
+        limit: SliceLimit,
+    ) -> Result<Option<Vec<(Bytes, Version)>>> {
         let mut found = Vec::new();
+        let mut bytes = 0;
         match range {
             KeyRange::Point(key) => {
                 if let Some(version) = self.writer.get(key)? {
@@ -213,16 +330,24 @@ impl Txn<'_> {
                 while cursor.next()? {
                     let key = Bytes::copy_from_slice(cursor.key());
                     let record = Bytes::copy_from_slice(cursor.value());
+                    bytes += key.len() + record.len();
+                    if limit.is_exceeded_by(found.len() + 1, bytes) {
+                        return Ok(None);
+                    }
                     let version = Version::decode(record, Family::Current, &key)?;
                     found.push((key, version));
                 }
             }
         }
-        for (key, version) in &found {
+        Ok(Some(found))
+    }
+
+    /// Deletes what `find` has found.
+    pub fn delete(&mut self, found: &[(Bytes, Version)]) {
+        for (key, version) in found {
             self.writer.batch.delete(Family::Current, key);
             self.record(key, ChangeKind::Delete, None, Some(version.clone()));
         }
-        Ok(found)
     }
 
     /// Ends the transaction; returns its changes in order.
@@ -246,18 +371,9 @@ impl Txn<'_> {
         previous: Option<Version>,
     ) {
         let revision = self.next_revision();
-        let batch = &mut self.writer.batch;
-        let superseded = previous.as_ref().map(|old| old.mod_revision);
-        if let Some(old) = &previous {
-            let undo = schema::undo_key(key, revision);
-            batch.put(Family::Undo, &undo, old.record());
-        }
-        let head = RevisionRecord::encode_head(kind, superseded);
-        batch.put_parts(
-            Family::Revisions,
-            &[&schema::revision_key(revision)],
-            &[&head, key],
-        );
+        let old = previous.as_ref();
+        let old = old.map(|old| (old.mod_revision, old.record().as_ref()));
+        self.writer.log_change(key, kind, revision, old);
         self.writer.overlay.insert(key.clone(), version.clone());
         self.writer.keys += match (kind, &previous) {
             (ChangeKind::Put, None) => 1,

@@ -1,5 +1,7 @@
 //! Runs the state machine and publishes its results in the order that clients rely on: the batch is
 //! written, the view shows it, proposals and reads are answered, watches get the events.
+//!
+//! Long because what is measured, logged and passed on of each group stands beside its stages.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,13 +20,15 @@ use super::slow_log::{self, Slow};
 use super::state_store::{Received, SnapshotStore};
 use super::view::ReadView;
 use super::work::AppliedGroup;
+use crate::env::Clock;
 use crate::metrics::Operation;
 use crate::mvcc::Change;
+use crate::mvcc::read::Snapshot;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{TxnResponse, response_op};
 use crate::proto::text;
 use crate::state::lease::LeaseEvent;
-use crate::state::machine::{self, Entry, Payload};
+use crate::state::machine::{self, Entry, Payload, Staged};
 use crate::state::{Machine, Response};
 use crate::storage;
 use crate::transport::Network;
@@ -44,6 +48,8 @@ pub enum ApplyJob {
         /// True if they contain the first entry of this member's term as leader.
         promoted_in_term: Option<u64>,
     },
+    /// Goes on with entries that another thread has begun: see `Begun`.
+    Continue(Box<ApplyBatch>),
     /// Replaces the state by a received one.
     Restore(Received),
 }
@@ -53,6 +59,7 @@ impl ApplyJob {
     pub fn bytes(&self) -> usize {
         match self {
             ApplyJob::Entries { entries, .. } => entries.iter().map(Entry::bytes).sum(),
+            ApplyJob::Continue(batch) => batch.entries.iter().map(Entry::bytes).sum(),
             ApplyJob::Restore(_) => 0,
         }
     }
@@ -85,6 +92,10 @@ pub const STAGES: Stages = &[
 ];
 
 /// A job on its way through the stages.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "passed on at once; a box would be an allocation for each group"
+)]
 pub enum Applying {
     Entries(ApplyBatch),
     Restore(Received),
@@ -94,6 +105,8 @@ pub enum Applying {
 pub struct ApplyBatch {
     /// The next stage.
     stage: usize,
+    /// True once the state machine has begun with it.
+    begun: bool,
     entries: Vec<Entry>,
     replies: Vec<Option<Reply>>,
     promoted_in_term: Option<u64>,
@@ -115,6 +128,7 @@ impl From<ApplyJob> for Applying {
                 promoted_in_term,
             } => Self::Entries(ApplyBatch {
                 stage: 0,
+                begun: false,
                 first_index: entries.first().map_or(0, |entry| entry.index),
                 entries,
                 replies,
@@ -124,9 +138,17 @@ impl From<ApplyJob> for Applying {
                 slowest: (0, Duration::ZERO),
                 group: machine::Group::default(),
             }),
+            ApplyJob::Continue(batch) => Self::Entries(*batch),
             ApplyJob::Restore(received) => Self::Restore(received),
         }
     }
+}
+
+/// What `begin` made of a job.
+pub enum Begun {
+    Done(AppliedGroup),
+    /// A part of a long deletion is written; for a thread that nobody waits for.
+    Rest(ApplyJob),
 }
 
 /// The parts of an apply thread.
@@ -136,6 +158,7 @@ pub struct ApplyThread {
     pub jobs: Arc<Pipe<ApplyJob>>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) states: Arc<dyn SnapshotStore>,
+    pub(super) clock: Arc<dyn Clock>,
     /// `STAGES`; the simulator's deliberate defects use another order.
     pub stages: Stages,
 }
@@ -152,12 +175,25 @@ impl ApplyThread {
 
     /// Takes a job through all stages.
     pub fn apply(&self, job: ApplyJob) -> storage::Result<AppliedGroup> {
+        let mut job = job;
+        loop {
+            match self.begin(job)? {
+                Begun::Done(group) => return Ok(group),
+                Begun::Rest(rest) => job = rest,
+            }
+            self.jobs.note_progress(self.clock.as_ref());
+        }
+    }
+
+    /// Takes a job through all stages, or through the next part of a long deletion.
+    pub fn begin(&self, job: ApplyJob) -> storage::Result<Begun> {
         let mut applier = self.applier.lock();
         let mut applying = Applying::from(job);
         loop {
             match applier.proceed(applying, self.stages, self.states.as_ref())? {
                 Proceeded::On(rest) => applying = rest,
-                Proceeded::Done(group) => return Ok(group),
+                Proceeded::Slice(rest) => return Ok(Begun::Rest(ApplyJob::Continue(rest))),
+                Proceeded::Done(group) => return Ok(Begun::Done(group)),
             }
         }
     }
@@ -170,6 +206,10 @@ impl ApplyThread {
         drop(applier);
         Ok(match proceeded {
             Proceeded::On(rest) => Some(rest),
+            Proceeded::Slice(rest) => {
+                self.jobs.note_progress(self.clock.as_ref());
+                Some(Applying::Entries(*rest))
+            }
             Proceeded::Done(group) => {
                 self.report(group);
                 None
@@ -189,6 +229,8 @@ impl ApplyThread {
 )]
 enum Proceeded {
     On(Applying),
+    /// The same stage again: a part of a long deletion is written.
+    Slice(Box<ApplyBatch>),
     Done(AppliedGroup),
 }
 
@@ -244,11 +286,18 @@ impl Applier {
         };
         for step in stages.get(batch.stage).copied().unwrap_or_default() {
             match step {
-                Step::Execute => self.execute(&mut batch)?,
+                Step::Execute => {
+                    if self.execute(&mut batch)? == Staged::Slice {
+                        if probe::injected(Defect::PartialDeleteVisible) {
+                            self.publish_view();
+                        }
+                        return Ok(Proceeded::Slice(Box::new(batch)));
+                    }
+                }
                 Step::Commit => self.commit(&batch, states)?,
                 Step::Show => self.show(&batch.group),
                 Step::Answer => self.answer(&mut batch),
-                Step::Publish => self.publish(&batch.group),
+                Step::Publish => self.publish(&batch.group)?,
             }
         }
         batch.stage += 1;
@@ -261,10 +310,33 @@ impl Applier {
         })
     }
 
-    fn execute(&mut self, batch: &mut ApplyBatch) -> storage::Result<()> {
+    fn execute(&mut self, batch: &mut ApplyBatch) -> storage::Result<Staged> {
+        if !batch.begun {
+            self.begin(batch);
+        }
+        let (clock, mut before) = (self.shared.clock.as_ref(), batch.executed_at);
+        let (replies, limit_bytes) = (&batch.replies, self.timing.answer_limit_bytes);
+        let answer_bytes = |place: usize| match replies.get(place) {
+            Some(Some(_)) => limit_bytes,
+            _ => 0,
+        };
+        let (group, slowest) = (&mut batch.group, &mut batch.slowest);
+        let staged = self
+            .machine
+            .stage(&batch.entries, group, answer_bytes, |place| {
+                let now = clock.now();
+                if now - before > slowest.1 {
+                    *slowest = (place, now - before);
+                }
+                before = now;
+            })?;
+        batch.executed_at = before;
+        Ok(staged)
+    }
+
+    fn begin(&mut self, batch: &mut ApplyBatch) {
         let entries = &batch.entries;
         self.entries_since_size_check += entries.len() as u64;
-        batch.started_at = self.shared.clock.now();
         let member = self.shared.member;
         probe::applied(|| {
             entries
@@ -272,21 +344,9 @@ impl Applier {
                 .map(|entry| applied_entry(member, entry))
                 .collect()
         });
-        let (clock, mut before) = (self.shared.clock.as_ref(), batch.started_at);
-        let (replies, limit_bytes) = (&batch.replies, self.timing.answer_limit_bytes);
-        let answer_bytes = |place: usize| match replies.get(place) {
-            Some(Some(_)) => limit_bytes,
-            _ => 0,
-        };
-        batch.group = self.machine.stage(&batch.entries, answer_bytes, |place| {
-            let now = clock.now();
-            if now - before > batch.slowest.1 {
-                batch.slowest = (place, now - before);
-            }
-            before = now;
-        })?;
-        batch.executed_at = before;
-        Ok(())
+        batch.begun = true;
+        batch.started_at = self.shared.clock.now();
+        batch.executed_at = batch.started_at;
     }
 
     fn commit(&mut self, batch: &ApplyBatch, states: &dyn SnapshotStore) -> storage::Result<()> {
@@ -338,13 +398,27 @@ impl Applier {
             .applied(self.machine.applied_index());
     }
 
-    fn publish(&self, group: &machine::Group) {
-        if !group.changes.is_empty() {
-            self.shared.hub.publish(self.machine.head(), &group.changes);
+    fn publish(&self, group: &machine::Group) -> storage::Result<()> {
+        let (hub, mut changes) = (&self.shared.hub, group.changes.as_slice());
+        for sliced in &group.sliced {
+            let later = changes.partition_point(|change| change.revision.main < sliced.revision);
+            hub.publish(sliced.revision - 1, &changes[..later]);
+            changes = &changes[later..];
+            let view = self.shared.view();
+            // A compaction behind it in the group has removed nothing of this view yet.
+            let snapshot = Snapshot {
+                compacted: view.compacted.min(sliced.revision - 1),
+                ..view.snapshot()
+            };
+            hub.publish_logged(sliced.revision, &sliced.span, &snapshot)?;
+        }
+        if !changes.is_empty() {
+            hub.publish(self.machine.head(), changes);
         }
         if group.compacted {
             self.shared.compaction_wanted.notify_one();
         }
+        Ok(())
     }
 
     /// Switches to a state received from the leader, after which the log now begins.
@@ -355,7 +429,7 @@ impl Applier {
     ) -> storage::Result<AppliedGroup> {
         let start = self.shared.clock.now();
         let engine = states.adopt(received)?;
-        self.machine = Machine::open(engine.clone())?;
+        self.machine = Machine::open_with(engine.clone(), self.machine.slice_limit())?;
         self.format = self.machine.format();
         self.shared.replace_engine(engine);
         self.publish_view();
@@ -421,6 +495,7 @@ impl Applier {
     /// Keeps the size for the quota close to the truth.
     fn watch_size(&mut self, group: &machine::Group) {
         let bytes = group.changes.iter().map(written_bytes).sum::<usize>() as u64;
+        let bytes = bytes + group.sliced.iter().map(|sliced| sliced.bytes).sum::<u64>();
         self.bytes_since_size_check += bytes;
         let due = self.entries_since_size_check >= ENTRIES_PER_SIZE_CHECK
             || self.bytes_since_size_check >= BYTES_PER_SIZE_CHECK;

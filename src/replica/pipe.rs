@@ -104,6 +104,14 @@ impl<T> Pipe<T> {
         since.map_or(Duration::ZERO, |since| now.saturating_sub(since))
     }
 
+    /// The present work is long, but does not stand still: `working_for` counts from now on.
+    pub fn note_progress(&self, clock: &dyn Clock) {
+        let mut state = self.state.lock();
+        if state.working_since.is_some() {
+            state.working_since = Some(clock.now());
+        }
+    }
+
     /// Queued items are still processed.
     pub fn close(&self) {
         self.state.lock().closed = true;
@@ -128,6 +136,8 @@ mod tests {
         clock.advance(Duration::from_secs(2));
         assert_eq!(pipe.working_for(clock.now()), Duration::from_secs(2));
         assert_eq!(pipe.outstanding_bytes(), 12);
+        pipe.note_progress(&clock);
+        assert_eq!(pipe.working_for(clock.now()), Duration::ZERO);
         assert_eq!(pipe.take(&clock), Some(vec!['c']));
         assert_eq!(pipe.outstanding_bytes(), 5);
         pipe.close();

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::apply_thread::{Applier, ApplyJob, ApplyThread, STAGES};
+use super::apply_thread::{Applier, ApplyJob, ApplyThread, Begun, STAGES};
 use super::dependencies::{Dependencies, Timing};
 use super::fatal::Fatal;
 use super::inbox::{Inbox, Input};
@@ -47,6 +47,14 @@ const CHECKPOINT_LIFE: Duration = Duration::from_secs(30);
 struct Offered {
     checkpoint: Checkpoint,
     used_at: Duration,
+}
+
+/// Where entries are applied.
+#[derive(Clone, Copy)]
+enum Place {
+    ItsThread,
+    Here,
+    HereToTheEnd,
 }
 
 /// See the module.
@@ -85,6 +93,7 @@ impl RaftThread {
         let limit_ticks = timing.request_ticks();
         let applier = Applier::new(machine, shared.clone(), network.clone(), timing);
         let apply = ApplyThread {
+            clock: shared.clock.clone(),
             applier: Arc::new(Mutex::new(applier)),
             jobs: Arc::default(),
             inbox: inbox.clone(),
@@ -366,11 +375,12 @@ impl RaftThread {
         });
     }
 
-    /// Does everything that there is to do. `here`: on this thread, whatever other threads exist.
-    fn carry_out(&mut self, here: bool) -> Result<(), Fatal> {
+    /// Does everything that there is to do. `all_here`: on this thread, whatever other threads
+    /// exist.
+    fn carry_out(&mut self, all_here: bool) -> Result<(), Fatal> {
         while let Some(mut work) = self.router.work() {
             self.send(&mut work);
-            let here = here
+            let here = all_here
                 || (self.router.is_single_member()
                     && self.received.is_none()
                     && self.log.jobs.is_idle()
@@ -385,7 +395,12 @@ impl RaftThread {
                     replies: work.replies,
                     promoted_in_term: work.promoted_in_term,
                 };
-                self.apply(job, here)?;
+                let place = match (all_here, here) {
+                    (true, _) => Place::HereToTheEnd,
+                    (false, true) => Place::Here,
+                    (false, false) => Place::ItsThread,
+                };
+                self.apply(job, place)?;
             }
             self.reply_reads(work.reads);
         }
@@ -414,12 +429,20 @@ impl RaftThread {
         Ok(())
     }
 
-    /// Has the apply thread do a job, or does it `here`.
-    fn apply(&mut self, job: ApplyJob, here: bool) -> Result<(), Fatal> {
-        if here {
-            let group = self.apply.apply(job)?;
-            return self.applied(&group);
-        }
+    /// Has the apply thread do a job, or does it here; then the apply thread gets what is left of
+    /// a long deletion, unless nobody is served yet.
+    fn apply(&mut self, job: ApplyJob, place: Place) -> Result<(), Fatal> {
+        let job = match place {
+            Place::HereToTheEnd => {
+                let group = self.apply.apply(job)?;
+                return self.applied(&group);
+            }
+            Place::Here => match self.apply.begin(job)? {
+                Begun::Done(group) => return self.applied(&group),
+                Begun::Rest(rest) => rest,
+            },
+            Place::ItsThread => job,
+        };
         let bytes = job.bytes();
         self.apply.jobs.push(job, bytes);
         Ok(())

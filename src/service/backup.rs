@@ -74,8 +74,9 @@ fn make(shared: &Shared, dir: &Path, made: &Sender) -> Result<(), backup::Error>
         let sent = made.blocking_send(Ok(part));
         sent.map_err(|_| backup::Error::Unread)
     };
-    let read = shared.engine().view();
-    let export = Export::new(read.as_ref(), dir, &|| !made.is_closed())?;
+    // A view between entries: the engine alone may hold a part of a deletion.
+    let view = shared.view();
+    let export = Export::new(view.read(), dir, &|| !made.is_closed())?;
     send(Part::Begun {
         bytes: export.bytes(),
         storage_version: export.storage_version().to_owned(),

@@ -14,6 +14,8 @@ use crate::proto::etchedpeer::MemberChange;
 use crate::proto::membershippb::Member;
 use crate::replica::state_store::entry_id_of;
 use crate::state::membership::is_learner;
+use crate::state::sliced;
+use crate::storage::Read;
 use crate::types::MemberId;
 
 /// Where the log of a cluster begins: see `FOUNDING_ENTRY`.
@@ -101,6 +103,10 @@ impl World {
             return;
         }
         let state = member.disk.state();
+        // Members that are within a deletion may have come to different parts of it.
+        if is_within_deletion(&state) {
+            return;
+        }
         // An unreadable state ends the member, which is reported separately.
         let Ok(mark) = entry_id_of(&state) else {
             return;
@@ -205,6 +211,11 @@ impl World {
             return;
         };
         let said = process.handle.shared().raft.applied_index();
+        // A single member's raft thread may have left the rest of a deletion to the apply thread,
+        // which has not taken it yet.
+        if is_within_deletion(&member.disk.state()) {
+            return;
+        }
         if let Ok(mark) = entry_id_of(&member.disk.state())
             && mark.index != said
         {
@@ -364,4 +375,9 @@ impl World {
     pub fn busy_clients(&self) -> usize {
         self.clients.tasks.len()
     }
+}
+
+/// True where a state holds a part of a deletion that is written in several batches.
+fn is_within_deletion(state: &dyn Read) -> bool {
+    !matches!(sliced::applied(state), Ok(applied) if applied.unfinished.is_none())
 }

@@ -21,6 +21,7 @@ use crate::budget::Share;
 use crate::jobs::corruption::AtStart;
 use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
+use crate::mvcc::write::SliceLimit;
 use crate::proto::membershippb;
 use crate::replica::apply_thread::{ApplyJob, ApplyThread, Applying};
 use crate::replica::dependencies::{Dependencies, Timing};
@@ -135,6 +136,12 @@ fn identity(id: MemberId) -> Identity {
     }
 }
 
+/// Deletions of more are written in several batches.
+const SLICE_LIMIT: SliceLimit = SliceLimit {
+    keys: 2,
+    bytes: 4 << 10,
+};
+
 fn restore_options(config: &SimConfig, election_seed: u64) -> restore::RestoreOptions {
     restore::RestoreOptions {
         segment_bytes: config.segment_bytes,
@@ -205,7 +212,7 @@ impl SimMember {
         let options = restore_options(&config, random.next());
         let identity = dir.identity().map_err(|error| error.to_string())?;
         let identity = identity.ok_or("its directory holds no member")?;
-        let restored = restore::restart(dir.as_ref(), identity, &options)
+        let mut restored = restore::restart(dir.as_ref(), identity, &options)
             .map_err(|error| error.to_string())?;
         let network = around
             .network
@@ -223,6 +230,7 @@ impl SimMember {
             watch_limits: config.watch_limits,
             inbox_bytes: settings.limits.max_waiting_bytes(),
         };
+        restored.machine.set_slice_limit(SLICE_LIMIT);
         let member = Member::start(restored, dir, &deps, settings, jobs_of(&config))
             .map_err(|error| error.to_string())?;
         let introduction = introduction(self.id, &config);

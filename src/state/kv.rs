@@ -6,10 +6,10 @@ use bytes::Bytes;
 use super::answer::Kept;
 use super::lease::{self, Leases};
 use crate::error::Error;
+use crate::mvcc::Result;
 use crate::mvcc::range::Measured;
 use crate::mvcc::read::{RangeRead, Snapshot, SortOrder, SortTarget};
-use crate::mvcc::write::Txn;
-use crate::mvcc::{self, Result};
+use crate::mvcc::write::{SliceLimit, Txn};
 use crate::proto::etcdserverpb::{
     DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse,
     ResponseHeader, range_request,
@@ -137,27 +137,67 @@ pub fn delete_range(
 ) -> Result<DeleteRangeResponse> {
     let range = KeyRange::from_wire(&request.key, &request.range_end);
     let found = txn.delete_range(&range)?;
-    detach(txn, &found);
+    Ok(deleted(txn, request, &found, kept))
+}
+
+/// Deletes what was found of the request's range.
+pub fn delete_found(
+    txn: &mut Txn<'_>,
+    request: &DeleteRangeRequest,
+    found: &[(Bytes, Version)],
+    kept: &mut Kept,
+) -> DeleteRangeResponse {
+    txn.delete(found);
+    deleted(txn, request, found, kept)
+}
+
+fn deleted(
+    txn: &mut Txn<'_>,
+    request: &DeleteRangeRequest,
+    found: &[(Bytes, Version)],
+    kept: &mut Kept,
+) -> DeleteRangeResponse {
+    detach(txn, found);
     let size = |(key, old): &(Bytes, Version)| key.len() + old.record().len();
     let prev_kvs = if request.prev_kv && kept.takes(found.iter().map(size).sum()) {
         found.iter().map(|(key, old)| old.to_kv(key)).collect()
     } else {
         Vec::new()
     };
-    Ok(DeleteRangeResponse {
+    DeleteRangeResponse {
         header: header(txn.revision()),
         deleted: found.len() as i64,
         prev_kvs,
-    })
+    }
 }
 
-/// Deletes the keys of a lease, all in the transaction's one revision.
-pub fn delete_attached(txn: &mut Txn<'_>, keys: &[Bytes]) -> mvcc::Result<()> {
+/// The keys of a lease, all written before this transaction; `None` where they are more than
+/// `limit`.
+pub fn find_attached(
+    txn: &Txn<'_>,
+    id: LeaseId,
+    limit: SliceLimit,
+) -> Result<Option<Vec<(Bytes, Version)>>> {
+    let Some(keys) = lease::attached_up_to(txn.base(), id, limit.keys)? else {
+        return Ok(None);
+    };
+    let (mut found, mut bytes) = (Vec::with_capacity(keys.len()), 0);
     for key in keys {
-        let found = txn.delete_range(&KeyRange::Point(key.clone()))?;
-        detach(txn, &found);
+        if let Some(version) = txn.get(&key)? {
+            bytes += key.len() + version.record().len();
+            found.push((key, version));
+        }
+        if limit.is_exceeded_by(found.len(), bytes) {
+            return Ok(None);
+        }
     }
-    Ok(())
+    Ok(Some(found))
+}
+
+/// Deletes what `find_attached` has found, all in the transaction's one revision.
+pub fn delete_attached(txn: &mut Txn<'_>, found: &[(Bytes, Version)]) {
+    txn.delete(found);
+    detach(txn, found);
 }
 
 fn detach(txn: &mut Txn<'_>, deleted: &[(Bytes, Version)]) {

@@ -131,12 +131,24 @@ fn lease_meta_key(id: LeaseId) -> Vec<u8> {
 
 /// The keys attached to a lease, in order.
 pub fn attached_keys(read: &dyn Read, id: LeaseId) -> storage::Result<Vec<Bytes>> {
-    let mut keys = Vec::new();
+    Ok(attached_up_to(read, id, usize::MAX)?.unwrap_or_default())
+}
+
+/// The same; `None` where they are more than `most`.
+pub fn attached_up_to(
+    read: &dyn Read,
+    id: LeaseId,
+    most: usize,
+) -> storage::Result<Option<Vec<Bytes>>> {
+    let (mut keys, mut too_many) = (Vec::new(), false);
     each_key(read, Some(id), &mut |key| {
-        keys.push(Bytes::copy_from_slice(key));
-        true
+        too_many = keys.len() == most;
+        if !too_many {
+            keys.push(Bytes::copy_from_slice(key));
+        }
+        !too_many
     })?;
-    Ok(keys)
+    Ok((!too_many).then_some(keys))
 }
 
 /// What their names take in an answer.

@@ -3,9 +3,11 @@
 //!
 //! A group of entries becomes one engine batch that ends with the applied index of its last entry.
 //! If an entry needs to read what only the engine has (a scan of a lease's keys, a read at a past
-//! revision), the group so far is written first.
+//! revision), the group so far is written first. A deletion of many keys is written in several
+//! batches (`sliced`), with a call of `stage` for each.
 //!
-//! Long because each kind of request is a line or two here, beside the state that all of them share.
+//! Long because each kind of request is a line or two here, beside the state that all of them share
+//! and what opens and writes it.
 
 use std::sync::Arc;
 
@@ -20,22 +22,23 @@ use super::auth::{AuthEvent, AuthStore, AuthView};
 use super::lease::{self, Attached, LeaseEvent, Leases};
 use super::membership::Membership;
 use super::response::Response;
+use super::sliced::{self, Previous, SlicedDelete, Slices};
 use super::version::Versions;
 use super::{kv, txn};
 use crate::error::Error;
-use crate::mvcc::write::Writer;
+use crate::mvcc::write::{SliceLimit, Writer};
 use crate::mvcc::{self, Change};
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{
-    AlarmResponse, AlarmType, CompactionResponse, InternalRaftRequest, LeaseCheckpointRequest,
-    LeaseCheckpointResponse, LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeResponse,
-    PutResponse, RequestHeader, TxnRequest, TxnResponse,
+    AlarmResponse, AlarmType, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
+    InternalRaftRequest, LeaseCheckpointRequest, LeaseCheckpointResponse, LeaseGrantRequest,
+    LeaseGrantResponse, LeaseRevokeResponse, PutResponse, RequestHeader, TxnRequest, TxnResponse,
 };
 use crate::proto::etchedpeer::MemberChange;
 use crate::proto::membershippb::{Member, RaftAttributes};
-use crate::storage::schema::{self, meta};
+use crate::storage::schema::{self, UnfinishedDelete, meta};
 use crate::storage::{self, Engine, Family, Read};
-use crate::types::{ClusterId, LeaseId, MemberId};
+use crate::types::{ClusterId, KeyRange, LeaseId, MemberId};
 
 /// An applied entry, and the result for its proposer.
 #[derive(Debug)]
@@ -49,7 +52,10 @@ pub struct Applied {
 pub struct Group {
     /// One for each entry, in order.
     pub applied: Vec<Applied>,
+    /// But those of `sliced`.
     pub changes: Vec<Change>,
+    /// Deletions of so many keys that their changes are only in the revision log.
+    pub sliced: Vec<SlicedDelete>,
     pub lease_events: Vec<LeaseEvent>,
     pub auth_events: Vec<AuthEvent>,
     /// Indexes of membership changes that were accepted.
@@ -58,6 +64,15 @@ pub struct Group {
     pub status_changed: bool,
     /// True if a further compaction was requested.
     pub compacted: bool,
+}
+
+/// How far `stage` came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Staged {
+    All,
+    /// A batch of a deletion is written, and more of it are to come: call it again with the same
+    /// entries and group.
+    Slice,
 }
 
 /// An entry to apply.
@@ -131,23 +146,67 @@ pub struct Machine {
     auth: AuthStore,
     applied_index: u64,
     applied_term: u64,
+    slice_limit: SliceLimit,
+    /// The deletion that is under way.
+    slices: Option<Slices>,
 }
 
 impl Machine {
     /// Loads the state from the engine.
     pub fn open(engine: Arc<dyn Engine>) -> storage::Result<Self> {
+        Self::open_with(engine, SliceLimit::default())
+    }
+
+    /// The same, with deletions of more than `slice_limit` in several batches. It changes nothing
+    /// of what is written in the end.
+    pub fn open_with(engine: Arc<dyn Engine>, slice_limit: SliceLimit) -> storage::Result<Self> {
         let read = engine.latest();
-        let (applied_index, applied_term) = Self::applied(read)?;
-        Ok(Self {
+        let applied = sliced::applied(read)?;
+        let mut machine = Self {
             leases: Leases::load(read)?,
             alarms: Alarms::load(read)?,
             members: Membership::load(read)?,
             versions: Versions::load(read)?,
             auth: AuthStore::load(read)?,
-            applied_index,
-            applied_term,
+            applied_index: applied.index,
+            applied_term: applied.term,
             writer: Writer::open(engine.clone())?,
-        })
+            slice_limit,
+            slices: None,
+        };
+        if let Some(record) = applied.unfinished {
+            machine.finish_delete(record)?;
+        }
+        Ok(machine)
+    }
+
+    /// Finishes a deletion that the state holds a part of.
+    fn finish_delete(&mut self, record: UnfinishedDelete) -> storage::Result<()> {
+        let revision = self.writer.head() + 1;
+        if record.revision != revision {
+            return Err(storage::Error::Damaged {
+                family: Family::Meta,
+                key: meta::APPLIED.to_vec(),
+                reason: "its deletion is not of the next revision",
+            });
+        }
+        let (index, term) = (self.applied_index + 1, record.term);
+        tracing::info!(index, revision, "finishing a deletion that was interrupted");
+        self.slices = Some(Slices::resume(record, &mut self.writer));
+        let mut nobody = (Group::default(), Kept::up_to(0));
+        while self.next_slice(&mut nobody.0, &mut nobody.1)?.is_none() {}
+        self.applied_index = index;
+        self.applied_term = term;
+        self.commit()
+    }
+
+    pub fn slice_limit(&self) -> SliceLimit {
+        self.slice_limit
+    }
+
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn set_slice_limit(&mut self, limit: SliceLimit) {
+        self.slice_limit = limit;
     }
 
     pub fn engine(&self) -> &Arc<dyn Engine> {
@@ -265,28 +324,31 @@ impl Machine {
     /// Applies entries in order and writes them. An error is fatal: the state on disk is then that
     /// before the group, or after some complete entries of it.
     pub fn apply(&mut self, entries: Vec<Entry>) -> storage::Result<Group> {
-        let group = self.stage(&entries, |_| usize::MAX, |_| ())?;
+        let mut group = Group::default();
+        while self.stage(&entries, &mut group, |_| usize::MAX, |_| ())? == Staged::Slice {}
         self.commit()?;
         Ok(group)
     }
 
-    /// Applies entries in order. Nothing may be published before `commit` has written them.
-    /// For each, by its position among them, `answer_bytes` says how large its response may be, 0
-    /// where nobody waits for it; `applied` is called after it.
+    /// Applies entries in order and adds what they do to `group`. Nothing may be published before
+    /// `commit` has written them. For each, by its position among them, `answer_bytes` says how
+    /// large its response may be, 0 where nobody waits for it; `applied` is called after it.
     pub fn stage(
         &mut self,
         entries: &[Entry],
+        group: &mut Group,
         answer_bytes: impl Fn(usize) -> usize,
         mut applied: impl FnMut(usize),
-    ) -> storage::Result<Group> {
-        let mut group = Group::default();
+    ) -> storage::Result<Staged> {
         for (place, entry) in entries.iter().enumerate() {
             // After a restart, entries that the state contains already are skipped.
             if entry.index <= self.applied_index {
                 continue;
             }
             let mut kept = Kept::up_to(answer_bytes(place));
-            let result = self.apply_entry(entry, &mut group, &mut kept)?;
+            let Some(result) = self.apply_entry(entry, group, &mut kept)? else {
+                return Ok(Staged::Slice);
+            };
             group.applied.push(Applied {
                 index: entry.index,
                 result,
@@ -295,7 +357,7 @@ impl Machine {
             self.applied_term = entry.term;
             applied(place);
         }
-        Ok(group)
+        Ok(Staged::All)
     }
 
     /// Writes the changes that `stage` has not written yet, in one batch.
@@ -303,15 +365,20 @@ impl Machine {
         self.writer.commit(self.applied_index, self.applied_term)
     }
 
+    /// Returns nothing while a deletion is under way.
     fn apply_entry(
         &mut self,
         entry: &Entry,
         group: &mut Group,
         kept: &mut Kept,
-    ) -> storage::Result<Result<Response, Error>> {
+    ) -> storage::Result<Option<Result<Response, Error>>> {
         let index = entry.index;
         let request = match &entry.payload {
-            Payload::Empty => return Ok(Ok(Response::Done)),
+            _ if self.slices.is_some() => {
+                let response = self.next_slice(group, kept)?;
+                return Ok(response.map(|response| Self::answer(response, kept)));
+            }
+            Payload::Empty => return Ok(Some(Ok(Response::Done))),
             Payload::Decoded(request) => request,
             Payload::Request(bytes) => {
                 let decoded = decode_request(bytes.clone()).map_err(|error| {
@@ -319,66 +386,81 @@ impl Machine {
                         "entry {index} of the raft log is not a request: {error}"
                     ))
                 })?;
-                return self.answer_request(index, &decoded, group, kept);
+                return self.answer_request(entry, &decoded, group, kept);
             }
             Payload::Membership(change) => {
                 if let Err(error) = self.members.check(change) {
                     probe::reached(CoveragePoint::ChangeRefused);
-                    return Ok(Err(error));
+                    return Ok(Some(Err(error)));
                 }
                 self.members.apply(change.clone(), self.writer.batch());
                 group.status_changed = true;
                 group.member_changes.push(index);
                 let members = self.members.iter().cloned().collect();
-                return Ok(Ok(Response::Members(members)));
+                return Ok(Some(Ok(Response::Members(members))));
             }
         };
-        self.answer_request(index, request, group, kept)
+        self.answer_request(entry, request, group, kept)
     }
 
     fn answer_request(
         &mut self,
-        index: u64,
+        entry: &Entry,
         request: &InternalRaftRequest,
         group: &mut Group,
         kept: &mut Kept,
-    ) -> storage::Result<Result<Response, Error>> {
-        match self.apply_request(index, request, group, kept) {
-            Ok(_) if kept.is_too_large() => Ok(Err(Error::AnswerNotKept)),
-            Ok(response) => Ok(Ok(response)),
-            Err(mvcc::Error::Refused(error)) => Ok(Err(error)),
+    ) -> storage::Result<Option<Result<Response, Error>>> {
+        match self.apply_request(entry, request, group, kept) {
+            Ok(response) => Ok(response.map(|response| Self::answer(response, kept))),
+            Err(mvcc::Error::Refused(error)) => Ok(Some(Err(error))),
             Err(mvcc::Error::Storage(error)) => Err(error),
         }
     }
 
+    fn answer(response: Response, kept: &Kept) -> Result<Response, Error> {
+        match kept.is_too_large() {
+            true => Err(Error::AnswerNotKept),
+            false => Ok(response),
+        }
+    }
+
     fn apply_request(
+        &mut self,
+        entry: &Entry,
+        request: &InternalRaftRequest,
+        group: &mut Group,
+        kept: &mut Kept,
+    ) -> mvcc::Result<Option<Response>> {
+        self.check_alarms(request)?;
+        self.check_permission(request)?;
+        let InternalRaftRequest { put, txn, .. } = request;
+        match (put, txn, &request.delete_range, &request.lease_revoke) {
+            (None, None, Some(delete), _) => self.delete_range(entry, delete, group, kept),
+            (None, None, None, Some(revoke)) if request.lease_grant.is_none() => {
+                self.lease_revoke(entry, LeaseId(revoke.id), group, kept)
+            }
+            _ => self
+                .apply_at_once(entry.index, request, group, kept)
+                .map(Some),
+        }
+    }
+
+    /// A request of those that need one batch.
+    fn apply_at_once(
         &mut self,
         index: u64,
         request: &InternalRaftRequest,
         group: &mut Group,
         kept: &mut Kept,
     ) -> mvcc::Result<Response> {
-        self.check_alarms(request)?;
-        self.check_permission(request)?;
         if let Some(put) = &request.put {
             return self.put(put, group, kept).map(Response::Put);
         }
         if let Some(txn) = &request.txn {
             return self.txn(txn, group, kept).map(Response::Txn);
         }
-        if let Some(delete) = &request.delete_range {
-            let mut txn = self.writer.begin();
-            let response = kv::delete_range(&mut txn, delete, kept)?;
-            group.changes.extend(txn.finish());
-            return Ok(Response::DeleteRange(response));
-        }
         if let Some(grant) = &request.lease_grant {
             return self.lease_grant(grant, group).map(Response::LeaseGrant);
-        }
-        if let Some(revoke) = &request.lease_revoke {
-            return self
-                .lease_revoke(LeaseId(revoke.id), group)
-                .map(Response::LeaseRevoke);
         }
         if let Some(checkpoint) = &request.lease_checkpoint {
             return self
@@ -431,8 +513,8 @@ impl Machine {
         Err(Error::UnknownMethod.into())
     }
 
-    /// Whether the user who proposed the request may do what it asks, by the users and roles of now: they
-    /// may have changed since it was proposed.
+    /// Whether the user who proposed the request may do what it asks, by the users and roles of
+    /// now: they may have changed since it was proposed. Once for a deletion in several batches.
     fn check_permission(&mut self, request: &InternalRaftRequest) -> mvcc::Result<()> {
         if !self.auth.view().is_enabled() || probe::injected(Defect::ApplyUnchecked) {
             return Ok(());
@@ -515,11 +597,31 @@ impl Machine {
         })
     }
 
+    fn delete_range(
+        &mut self,
+        entry: &Entry,
+        request: &DeleteRangeRequest,
+        group: &mut Group,
+        kept: &mut Kept,
+    ) -> mvcc::Result<Option<Response>> {
+        let range = KeyRange::from_wire(&request.key, &request.range_end);
+        let mut txn = self.writer.begin();
+        let Some(found) = txn.find(&range, self.slice_limit)? else {
+            let previous = Previous::new(request.prev_kv, kept);
+            return Ok(self.begin_slices(entry, LeaseId::NONE, range, previous, (group, kept))?);
+        };
+        let response = kv::delete_found(&mut txn, request, &found, kept);
+        group.changes.extend(txn.finish());
+        Ok(Some(Response::DeleteRange(response)))
+    }
+
     fn lease_revoke(
         &mut self,
+        entry: &Entry,
         id: LeaseId,
         group: &mut Group,
-    ) -> mvcc::Result<LeaseRevokeResponse> {
+        kept: &mut Kept,
+    ) -> mvcc::Result<Option<Response>> {
         if !self.leases.contains(id) {
             return Err(Error::LeaseNotFound.into());
         }
@@ -527,15 +629,72 @@ impl Machine {
         if !probe::injected(Defect::RevokeMissesBatch) {
             self.commit()?;
         }
-        let keys = lease::attached_keys(self.writer.engine().latest(), id)?;
         let mut txn = self.writer.begin();
-        kv::delete_attached(&mut txn, &keys)?;
+        let Some(found) = kv::find_attached(&txn, id, self.slice_limit)? else {
+            let all = KeyRange::From(Bytes::new());
+            let previous = Previous::new(false, kept);
+            return Ok(self.begin_slices(entry, id, all, previous, (group, kept))?);
+        };
+        kv::delete_attached(&mut txn, &found);
         group.changes.extend(txn.finish());
+        Ok(Some(self.lease_revoked(id, group)))
+    }
+
+    fn lease_revoked(&mut self, id: LeaseId, group: &mut Group) -> Response {
         self.leases.remove(id, self.writer.batch());
         group.lease_events.push(LeaseEvent::Revoked(id));
-        Ok(LeaseRevokeResponse {
+        Response::LeaseRevoke(LeaseRevokeResponse {
             header: kv::header(self.writer.head()),
         })
+    }
+
+    /// Begins to delete in several batches; see `sliced`.
+    fn begin_slices(
+        &mut self,
+        entry: &Entry,
+        lease: LeaseId,
+        rest: KeyRange,
+        previous: Previous,
+        (group, kept): (&mut Group, &mut Kept),
+    ) -> storage::Result<Option<Response>> {
+        // What the group holds so far belongs to the entries before this one.
+        self.commit()?;
+        let record = UnfinishedDelete {
+            term: entry.term,
+            revision: self.writer.head() + 1,
+            deleted: 0,
+            lease,
+            rest,
+        };
+        self.slices = Some(Slices::begin(record, previous));
+        self.next_slice(group, kept)
+    }
+
+    /// Writes the next batch of the deletion that is under way; its response behind the last.
+    fn next_slice(
+        &mut self,
+        group: &mut Group,
+        kept: &mut Kept,
+    ) -> storage::Result<Option<Response>> {
+        let Some(mut slices) = self.slices.take() else {
+            return Ok(None);
+        };
+        let applied = (self.applied_index, self.applied_term);
+        if slices.step(&mut self.writer, applied, self.slice_limit)? {
+            self.slices = Some(slices);
+            return Ok(None);
+        }
+        let (lease, deleted) = (slices.record().lease, slices.deleted());
+        let (sliced, prev_kvs) = slices.finish(&mut self.writer, kept);
+        group.sliced.extend(sliced);
+        Ok(Some(match lease.is_some() {
+            true => self.lease_revoked(lease, group),
+            false => Response::DeleteRange(DeleteRangeResponse {
+                header: kv::header(self.writer.head()),
+                deleted,
+                prev_kvs,
+            }),
+        }))
     }
 
     fn lease_checkpoint(
@@ -591,25 +750,18 @@ impl Machine {
         })
     }
 
-    /// Index and term of the last entry in a state.
+    /// Index and term of the last entry in a state, or of the entry that it is finished to when it
+    /// is opened.
     pub fn applied(read: &dyn Read) -> storage::Result<(u64, u64)> {
-        match read.get(Family::Meta, meta::APPLIED)? {
-            Some(value) => {
-                let [index, term] = schema::decode_numbers(&value, meta::APPLIED)?;
-                Ok((index, term))
-            }
-            None => Ok((0, 0)),
-        }
+        Ok(sliced::applied(read)?.entry())
     }
 
-    /// The applied index after a crash.
+    /// The applied index after a crash and the next start.
     pub fn durable_applied_index(engine: &dyn Engine) -> storage::Result<u64> {
-        match engine.persisted(meta::APPLIED)? {
-            Some(value) => {
-                let [index, _term] = schema::decode_numbers(&value, meta::APPLIED)?;
-                Ok(index)
-            }
-            None => Ok(0),
-        }
+        let value = engine.persisted(meta::APPLIED)?;
+        let applied = value
+            .map(|value| schema::Applied::decode(&value))
+            .transpose()?;
+        Ok(applied.unwrap_or_default().entry().0)
     }
 }

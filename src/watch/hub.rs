@@ -43,13 +43,16 @@ pub(super) struct Live {
 }
 
 /// The live watches of one range, by serial.
-type Members = BTreeMap<u64, Box<Live>>;
+pub(super) type Members = BTreeMap<u64, Box<Live>>;
 
 /// The live watches, and the history they have been given.
 pub(super) struct Index {
     /// Every revision up to this has been put into the queues.
     pub head: i64,
-    ranges: RangeSet<Members>,
+    pub ranges: RangeSet<Members>,
+    /// The revision that is being delivered in parts, and the watches that became live since it
+    /// began and want it.
+    pub entered: Option<(i64, Vec<(NodeId, u64)>)>,
     recent: Recent,
     copies: Arc<Copies>,
     /// Streams to wake after the next publish.
@@ -59,17 +62,17 @@ pub(super) struct Index {
 }
 
 /// The events of one revision for one watch, while they are looked for.
-struct Gathered {
+pub(super) struct Gathered {
     node: NodeId,
     serial: u64,
     events: Vec<EventName>,
     bytes: usize,
     /// They cannot fit any queue and are no longer kept.
-    overflowed: bool,
+    pub overflowed: bool,
 }
 
 /// What a publish leaves to be done when its lock is released.
-type Wakes = Vec<Arc<Queue>>;
+pub(super) type Wakes = Vec<Arc<Queue>>;
 
 impl Hub {
     /// A hub for a keyspace that stands at revision `head`.
@@ -85,6 +88,7 @@ impl Hub {
             index: Mutex::new(Index {
                 head,
                 ranges: RangeSet::default(),
+                entered: None,
                 recent: Recent::default(),
                 copies,
                 waiting: Vec::new(),
@@ -137,7 +141,7 @@ impl Hub {
         Self::wake(index, wakes);
     }
 
-    fn wake(mut index: MutexGuard<'_, Index>, mut wakes: Wakes) {
+    pub(super) fn wake(mut index: MutexGuard<'_, Index>, mut wakes: Wakes) {
         let waiting = std::mem::take(&mut index.waiting);
         drop(index);
         wakes.extend(waiting.into_iter().filter(|queue| queue.rouse()));
@@ -204,6 +208,11 @@ impl Index {
             "it would miss what is published"
         );
         let node = self.ranges.insert(range);
+        if let Some((main, entered)) = &mut self.entered
+            && live.from <= *main
+        {
+            entered.push((node, live.watch.serial));
+        }
         let members = self.ranges.get_mut(node);
         members.insert(live.watch.serial, Box::new(live));
         node
@@ -242,7 +251,8 @@ impl Index {
         if let [change] = changes {
             self.deliver_one(main, change, &mut matching, &mut spilled, wakes);
         } else {
-            let gathered = self.gather(main, changes, &mut matching, limits);
+            let mut gathered = Vec::new();
+            self.gather(main, changes, &mut gathered, &mut matching, limits);
             self.deliver_gathered(main, gathered, &mut spilled, wakes);
         }
         for (node, serial) in spilled {
@@ -279,14 +289,14 @@ impl Index {
     }
 
     /// Collects the events of a revision by watch, so that each gets them whole.
-    fn gather(
+    pub fn gather(
         &mut self,
         main: i64,
         changes: &[Change],
+        all: &mut Vec<Gathered>,
         matching: &mut Vec<NodeId>,
         limits: &Limits,
-    ) -> Vec<Gathered> {
-        let mut all: Vec<Gathered> = Vec::new();
+    ) {
         for change in changes {
             let mut encoded = Encoded::default();
             matching.clear();
@@ -302,6 +312,8 @@ impl Index {
                     if !known {
                         live.gathered = all.len();
                         all.push(Gathered::new(*node, *serial));
+                    } else if all[live.gathered].overflowed {
+                        continue;
                     }
                     let event = encoded.get(&self.copies, change, live.wanted.previous);
                     let name = Arc::downgrade(event);
@@ -310,10 +322,9 @@ impl Index {
             }
             self.recent.keep(encoded);
         }
-        all
     }
 
-    fn deliver_gathered(
+    pub fn deliver_gathered(
         &mut self,
         main: i64,
         all: Vec<Gathered>,
@@ -325,9 +336,7 @@ impl Index {
                 continue;
             };
             let fits = if gathered.overflowed {
-                if live.queue.spill(live.watch, main) {
-                    wakes.push(live.queue.clone());
-                }
+                live.spill(main, wakes);
                 Pushed::Spilled
             } else {
                 live.push(main, Events::Many(gathered.events), gathered.bytes, wakes)
@@ -340,6 +349,13 @@ impl Index {
 }
 
 impl Live {
+    /// Has it catch up from `main`; the caller takes it out.
+    pub fn spill(&self, main: i64, wakes: &mut Wakes) {
+        if self.queue.spill(self.watch, main) {
+            wakes.push(self.queue.clone());
+        }
+    }
+
     fn push(&self, main: i64, events: Events, bytes: usize, wakes: &mut Wakes) -> Pushed {
         let (pushed, wake) = self.queue.push_events(self.watch, main, events, bytes);
         if wake {

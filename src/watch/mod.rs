@@ -23,6 +23,7 @@ mod catch_up;
 mod copies;
 mod fragment;
 mod hub;
+mod logged;
 mod queue;
 mod range_set;
 mod recent;

@@ -84,6 +84,12 @@ impl<T: Default> RangeSet<T> {
         new
     }
 
+    /// The value of `range`, made with a default one where there was none.
+    pub fn get_mut_of(&mut self, range: &KeyRange) -> &mut T {
+        let id = self.insert(range);
+        self.get_mut(id)
+    }
+
     fn insert_point(&mut self, key: &Bytes) -> NodeId {
         if let Some(found) = self.points.get(key) {
             return *found;
@@ -155,6 +161,31 @@ impl<T> RangeSet<T> {
     /// Every value, default ones in free places included.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.nodes.iter_mut().map(|node| &mut node.value)
+    }
+
+    /// The ranges in which a key of `span` may lie, with their values, in no useful order.
+    pub fn overlapping<'a>(
+        &'a self,
+        span: &'a KeyRange,
+    ) -> impl Iterator<Item = (KeyRange, &'a T)> + 'a {
+        let points = self.points.iter().filter(|(key, _)| span.contains(key));
+        let points = points.map(|(key, id)| (KeyRange::Point(key.clone()), self.get(*id)));
+        let spans = self.nodes.iter().filter_map(move |node| {
+            let begins_before = match span {
+                KeyRange::Span(_, end) => node.start < *end,
+                KeyRange::Point(key) => node.start <= *key,
+                KeyRange::From(_) => true,
+            };
+            // A place without an end is free, or a point's.
+            let end = node.end.as_ref().filter(|_| begins_before)?;
+            let start = node.start.clone();
+            let range = match end {
+                End::Before(end) => KeyRange::Span(start, end.clone()),
+                End::Open => KeyRange::From(start),
+            };
+            end.is_behind(span.start()).then_some((range, &node.value))
+        });
+        points.chain(spans)
     }
 
     /// Appends the ranges that `key` lies in to `found`.

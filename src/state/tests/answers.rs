@@ -10,7 +10,8 @@ use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::{
     DeleteRangeRequest, InternalRaftRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
 };
-use crate::state::{Machine, answer_size};
+use crate::state::machine::Staged;
+use crate::state::{Group, Machine, answer_size};
 use crate::storage::Engine;
 use crate::storage::memory::MemoryEngine;
 
@@ -89,8 +90,9 @@ fn what_is_not_kept_is_applied_all_the_same() {
             .iter()
             .map(|(at, logged)| entry(*at, logged))
             .collect();
-        let group = machine.stage(&entries, |_| answer_bytes, |_| ());
-        let group = group.expect("applies");
+        let mut group = Group::default();
+        let staged = machine.stage(&entries, &mut group, |_| answer_bytes, |_| ());
+        assert_eq!(staged.expect("applies"), Staged::All);
         machine.commit().expect("writes");
         let changes: Vec<_> = group.changes.iter().map(show::change).collect();
         let results: Vec<_> = group

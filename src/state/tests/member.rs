@@ -7,6 +7,7 @@ use prost::Message;
 
 use crate::mvcc::compaction;
 use crate::mvcc::read::Snapshot;
+use crate::mvcc::write::SliceLimit;
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::etchedpeer::MemberChange;
 use crate::state::machine::{Entry, Payload};
@@ -62,7 +63,11 @@ pub struct Member {
 
 impl Member {
     pub fn on(engine: Arc<dyn Engine>) -> Self {
-        let machine = Machine::open(engine.clone()).expect("opens");
+        Self::with(engine, SliceLimit::default())
+    }
+
+    pub fn with(engine: Arc<dyn Engine>, limit: SliceLimit) -> Self {
+        let machine = Machine::open_with(engine.clone(), limit).expect("opens");
         Self { engine, machine }
     }
 

@@ -9,3 +9,4 @@ mod restarts;
 mod rocks;
 mod scripts;
 mod show;
+mod sliced;

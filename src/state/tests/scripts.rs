@@ -13,6 +13,9 @@
 //! | `compaction_hash` | the hash of the history as the last compaction found it |
 //! | `leases`, `keys ID`, `members`, `voters`, `auth` | |
 //! | `restart` | crashes, and applies again what was lost |
+//! | `batches N` | deletions of more than so many keys are written in several batches |
+//! | `part N COMMAND` | writes so many batches of a deletion, and no more |
+//! | `open` | opens what is written |
 //!
 //! A compaction's removals follow it at once. At the end of a script its log is applied again in
 //! other groups and with crashes between any two entries: that must change nothing.
@@ -20,21 +23,23 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::member::{Logged, Member};
+use super::member::{Logged, Member, entry};
 use super::{auth_language, language, restarts, show};
 use crate::mvcc::hash::HistoryHash;
 use crate::mvcc::history::{PageLimit, WithPrevious};
 use crate::mvcc::read::Snapshot;
 use crate::mvcc::tests::golden::show_bytes;
+use crate::mvcc::write::SliceLimit;
 use crate::mvcc::{Error, compaction};
 use crate::proto::etcdserverpb::RequestHeader;
 use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
 use crate::proto::membershippb::RaftAttributes;
 use crate::script;
 use crate::state::lease::attached_keys;
-use crate::state::{Group, kv, txn};
+use crate::state::machine::Staged;
+use crate::state::{Group, kv, sliced, txn};
 use crate::storage::memory::MemoryEngine;
-use crate::types::{LeaseId, MemberId};
+use crate::types::{KeyRange, LeaseId, MemberId, Revision};
 
 struct Player {
     engine: Arc<MemoryEngine>,
@@ -44,6 +49,7 @@ struct Player {
     proposer: Option<RequestHeader>,
     last: Group,
     compaction_hash: Option<HistoryHash>,
+    limit: SliceLimit,
 }
 
 impl Player {
@@ -57,6 +63,7 @@ impl Player {
             proposer: None,
             last: Group::default(),
             compaction_hash: None,
+            limit: SliceLimit::NONE,
         }
     }
 
@@ -118,9 +125,22 @@ impl Player {
                 }
                 text
             }
+            ["batches", keys] => {
+                self.limit.keys = keys.parse().expect("a number");
+                self.member.machine.set_slice_limit(self.limit);
+                String::new()
+            }
+            ["part", batches, ..] => {
+                let (_, command) = command.split_once(batches).expect("a command");
+                self.write_part(batches.parse().expect("a number"), command.trim())
+            }
+            ["open"] => {
+                self.member = Member::with(self.engine.clone(), self.limit);
+                format!("at index {}\n", self.member.machine.applied_index())
+            }
             ["restart"] => {
                 self.engine.crash();
-                self.member = Member::on(self.engine.clone());
+                self.member = Member::with(self.engine.clone(), self.limit);
                 let applied = self.member.machine.applied_index();
                 self.member.apply_log(&self.log, self.log.len() as u64, 3);
                 self.member.compact(2, usize::MAX);
@@ -132,6 +152,29 @@ impl Player {
                 self.push(Logged::Request(request))
             }
         }
+    }
+
+    fn write_part(&mut self, batches: usize, command: &str) -> String {
+        self.log.push(Logged::Request(language::request(command)));
+        let index = self.log.len() as u64;
+        let entries = [entry(index, &self.log[index as usize - 1])];
+        let mut group = Group::default();
+        for _ in 0..batches {
+            let machine = &mut self.member.machine;
+            let staged = machine.stage(&entries, &mut group, |_| usize::MAX, |_| ());
+            assert_eq!(staged.expect("stages"), Staged::Slice);
+        }
+        let applied = sliced::applied(self.engine.as_ref()).expect("reads");
+        let left = applied.unfinished.expect("a deletion");
+        let rest = match &left.rest {
+            KeyRange::Span(start, end) => show_bytes(start) + ".." + &show_bytes(end),
+            KeyRange::From(start) => show_bytes(start) + "..",
+            KeyRange::Point(_) => panic!("it is of one batch"),
+        };
+        format!(
+            "behind index {}: revision {} has deleted {}, left {rest}\n",
+            applied.index, left.revision, left.deleted
+        )
     }
 
     fn push(&mut self, logged: Logged) -> String {
@@ -167,7 +210,20 @@ impl Player {
     }
 
     fn published(&self) -> String {
-        self.last.changes.iter().map(show::change).collect()
+        let mut changes = self.last.changes.clone();
+        for sliced in &self.last.sliced {
+            let snapshot = self.member.snapshot();
+            let mut next = Some(Revision::new(sliced.revision, 0));
+            while let Some(from) = next {
+                let wanted = &mut |_: &[u8], _, _| Some(WithPrevious(true));
+                let part;
+                (part, next) = snapshot.changes_of(from, 2, wanted).expect("reads");
+                assert!(part.iter().all(|change| sliced.span.contains(&change.key)));
+                changes.extend(part);
+            }
+        }
+        changes.sort_by_key(|change| change.revision);
+        changes.iter().map(show::change).collect()
     }
 
     fn events_since(&self, from: i64) -> String {

@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use bytes::Bytes;
 
-use super::world::{Checker, Expectation, Op, World};
+use super::world::{Checker, Expectation, Op, View, World};
 use crate::mvcc::Change;
+use crate::storage::schema::ChangeKind;
 use crate::types::KeyRange;
 use crate::watch::{Hub, Limits, Output, Request, Stream};
 
@@ -106,14 +107,15 @@ struct Seen {
     progresses: usize,
     slow: usize,
     pages_put_back: usize,
+    parts: usize,
 }
 
 struct Run {
     dice: Dice,
     world: World,
     hub: Arc<Hub>,
-    /// Written, and not published yet.
-    unpublished: Vec<Change>,
+    /// Written, and not published yet; with a view of each.
+    unpublished: Vec<(Vec<Change>, View)>,
     clients: Vec<Client>,
     seen: Seen,
 }
@@ -137,7 +139,8 @@ impl Run {
         match self.dice.below(24) {
             0..=6 => {
                 let ops = self.dice.ops();
-                self.unpublished.extend(self.world.txn(&ops));
+                let changes = self.world.txn(&ops);
+                self.unpublished.push((changes, self.world.view()));
             }
             7..=10 => self.publish(),
             11 if self.clients.len() < 6 => self.open(),
@@ -158,8 +161,19 @@ impl Run {
     }
 
     fn publish(&mut self) {
-        self.hub.publish(self.world.head(), &self.unpublished);
-        self.unpublished.clear();
+        let hub = self.hub.clone();
+        let mut together = Vec::new();
+        for (changes, view) in std::mem::take(&mut self.unpublished) {
+            let deletes = |change: &Change| change.kind == ChangeKind::Delete;
+            if !changes.is_empty() && changes.iter().all(deletes) && self.dice.chance(2) {
+                hub.publish(view.head - 1, &together);
+                together.clear();
+                self.publish_logged(&hub, &changes, &view);
+            } else {
+                together.extend(changes);
+            }
+        }
+        hub.publish(self.world.head(), &together);
         for client in &mut self.clients {
             // A stream that sleeps beside something to say would sleep forever.
             if let Some(wakes) = client.asleep_at
@@ -170,6 +184,28 @@ impl Run {
                 assert_eq!(left, None, "nobody woke the stream");
             }
         }
+    }
+
+    /// Clients go on between the parts.
+    fn publish_logged(&mut self, hub: &Hub, changes: &[Change], view: &View) {
+        let keys = || changes.iter().map(|change| &change.key);
+        let (first, last) = (keys().min().unwrap(), keys().max().unwrap());
+        let end = KeyRange::Point(last.clone()).behind(last).start().clone();
+        let span = KeyRange::Span(first.clone(), end);
+        let mut logged = hub.begin_logged(view.head, &span);
+        loop {
+            match self.dice.below(6) {
+                0 if self.clients.len() < 6 => self.open(),
+                1 | 2 => self.watch(),
+                3 => self.cancel(),
+                _ => self.read(),
+            }
+            if !logged.step(&view.snapshot()).unwrap() {
+                break;
+            }
+            self.seen.parts += 1;
+        }
+        logged.finish();
     }
 
     fn open(&mut self) {
@@ -339,6 +375,7 @@ fn run_seeds(seeds: std::ops::Range<u64>) {
         total.progresses += seen.progresses;
         total.slow += seen.slow;
         total.pages_put_back += seen.pages_put_back;
+        total.parts += seen.parts;
     }
     let all = [
         total.events,
@@ -346,6 +383,7 @@ fn run_seeds(seeds: std::ops::Range<u64>) {
         total.progresses,
         total.slow,
         total.pages_put_back,
+        total.parts,
     ];
     assert!(all.iter().all(|count| *count > 0), "{total:?}");
     println!("{total:?}");

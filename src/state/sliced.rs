@@ -1,0 +1,241 @@
+//! Deletions of many keys, written in several batches: a range, or the keys of a lease.
+//!
+//! All of them have the one revision of their entry; only the batch behind the last of them ends
+//! the entry. Nobody sees a part: readers hold views of states between entries. Every batch
+//! before the last brings a record of what is left (`UnfinishedDelete`), so that a state with a
+//! part, as a crash or a snapshot for another member may take it, is finished when it is opened:
+//! by the record alone, to the same bytes, however the batches are cut. It counts as the state
+//! after the entry, which was committed before its first key was deleted.
+//!
+//! Memory holds one batch, whatever is deleted, and what is kept for the answer.
+
+use bytes::Bytes;
+
+use super::answer::Kept;
+use super::lease;
+use crate::mvcc::write::{SliceLimit, Writer};
+use crate::probe::{self, CoveragePoint, Defect};
+use crate::proto::EncodedKv;
+use crate::storage::schema::{self, Applied, UnfinishedDelete, Version, meta};
+use crate::storage::{self, Cursor, Engine, Family, Read};
+use crate::types::{KeyRange, LeaseId, Revision};
+
+/// A deletion that was written in several batches, for those who look for its changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicedDelete {
+    pub revision: i64,
+    /// Holds every key that it deleted.
+    pub span: KeyRange,
+    /// What it wrote, about.
+    pub bytes: u64,
+}
+
+/// See the module.
+pub(super) struct Slices {
+    record: UnfinishedDelete,
+    first: Option<Bytes>,
+    last: Bytes,
+    bytes: u64,
+    previous: Previous,
+}
+
+/// The deleted pairs for the answer.
+pub(super) struct Previous {
+    /// No pairs are asked for, nobody waits for them, or they are too large.
+    dropped: bool,
+    asked: bool,
+    most_bytes: usize,
+    bytes: usize,
+    kvs: Vec<EncodedKv>,
+}
+
+impl Previous {
+    pub fn new(asked: bool, kept: &Kept) -> Self {
+        Self {
+            dropped: !asked || kept.left_bytes() == 0,
+            asked,
+            most_bytes: kept.left_bytes(),
+            bytes: 0,
+            kvs: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, key: &[u8], record: &[u8]) -> storage::Result<()> {
+        self.bytes = self.bytes.saturating_add(key.len() + record.len());
+        if self.bytes > self.most_bytes {
+            self.dropped = true;
+            self.kvs = Vec::new();
+        }
+        if !self.dropped {
+            let record = Bytes::copy_from_slice(record);
+            let version = Version::decode(record, Family::Current, key)?;
+            self.kvs.push(version.to_kv(key));
+        }
+        Ok(())
+    }
+
+    /// Those of the answer.
+    fn take(&mut self, kept: &mut Kept) -> Vec<EncodedKv> {
+        match self.asked && kept.takes(self.bytes) {
+            true => std::mem::take(&mut self.kvs),
+            false => Vec::new(),
+        }
+    }
+}
+
+/// How far a state came in the log.
+pub fn applied(read: &dyn Read) -> storage::Result<Applied> {
+    let value = read.get(Family::Meta, meta::APPLIED)?;
+    value.map_or(Ok(Applied::default()), |value| Applied::decode(&value))
+}
+
+impl Slices {
+    /// Of nothing yet; `record` names what is to be deleted.
+    pub fn begin(record: UnfinishedDelete, previous: Previous) -> Self {
+        probe::reached(CoveragePoint::DeleteSliced);
+        Self {
+            record,
+            first: None,
+            last: Bytes::new(),
+            bytes: 0,
+            previous,
+        }
+    }
+
+    /// Goes on with one that a state holds a part of. `writer` is of that state.
+    pub fn resume(mut record: UnfinishedDelete, writer: &mut Writer) -> Self {
+        probe::reached(CoveragePoint::DeleteResumed);
+        writer.note_deleted(record.deleted as i64);
+        if probe::injected(Defect::SliceResumedFromStart) {
+            record.deleted = 0;
+        }
+        let nobody = Kept::up_to(0);
+        Self::begin(record, Previous::new(false, &nobody))
+    }
+
+    pub fn record(&self) -> &UnfinishedDelete {
+        &self.record
+    }
+
+    pub fn deleted(&self) -> i64 {
+        self.record.deleted as i64
+    }
+
+    /// Deletes as many keys as a batch may hold, and writes it; `applied` is the entry before.
+    /// False once none is left.
+    pub fn step(
+        &mut self,
+        writer: &mut Writer,
+        applied: (u64, u64),
+        limit: SliceLimit,
+    ) -> storage::Result<bool> {
+        let before = self.record.deleted;
+        let engine = writer.engine().clone();
+        let more = match self.record.lease.is_some() {
+            true => self.delete_attached(engine.as_ref(), writer, limit)?,
+            false => self.delete_range(engine.as_ref(), writer, limit)?,
+        };
+        if self.record.deleted > before {
+            self.record.rest = self.record.rest.behind(&self.last);
+            self.bytes += writer.batch().size_bytes() as u64;
+            writer.write_part(applied.0, applied.1, &self.record)?;
+        }
+        Ok(more)
+    }
+
+    fn delete_range(
+        &mut self,
+        engine: &dyn Engine,
+        writer: &mut Writer,
+        limit: SliceLimit,
+    ) -> storage::Result<bool> {
+        let rest = self.record.rest.clone();
+        let mut cursor = cursor(engine.latest(), Family::Current, &[], &rest)?;
+        let (mut keys, mut bytes) = (0, 0);
+        while !limit.is_reached_by(keys, bytes) {
+            if !cursor.next()? {
+                return Ok(false);
+            }
+            keys += 1;
+            bytes += cursor.key().len() + cursor.value().len();
+            self.delete(cursor.key(), cursor.value(), writer)?;
+        }
+        Ok(true)
+    }
+
+    fn delete_attached(
+        &mut self,
+        engine: &dyn Engine,
+        writer: &mut Writer,
+        limit: SliceLimit,
+    ) -> storage::Result<bool> {
+        let lease = schema::lease_key(self.record.lease, &[]);
+        let rest = self.record.rest.clone();
+        let mut cursor = cursor(engine.latest(), Family::LeaseKeys, &lease, &rest)?;
+        let (mut keys, mut bytes) = (0, 0);
+        while !limit.is_reached_by(keys, bytes) {
+            if !cursor.next()? {
+                return Ok(false);
+            }
+            let key = schema::decode_lease_key(cursor.key());
+            if let Some(record) = engine.latest().get(Family::Current, key)? {
+                keys += 1;
+                bytes += key.len() + record.len();
+                self.delete(key, &record, writer)?;
+            }
+        }
+        Ok(true)
+    }
+
+    fn delete(&mut self, key: &[u8], record: &[u8], writer: &mut Writer) -> storage::Result<()> {
+        let revision = Revision::new(self.record.revision, self.record.deleted as i64);
+        let old = writer.delete_unseen(key, record, revision)?;
+        lease::move_key(old.lease, LeaseId::NONE, key, writer);
+        self.previous.add(key, record)?;
+        self.record.deleted += 1;
+        // One of them per batch would do, but which is the last of it shows only at its end.
+        self.last = Bytes::copy_from_slice(key);
+        if self.first.is_none() {
+            self.first = Some(self.last.clone());
+        }
+        Ok(())
+    }
+
+    /// All is deleted: the next commit ends the entry. Returns the deletion and the deleted pairs
+    /// for its answer.
+    pub fn finish(
+        mut self,
+        writer: &mut Writer,
+        kept: &mut Kept,
+    ) -> (Option<SlicedDelete>, Vec<EncodedKv>) {
+        if self.record.deleted == 0 {
+            // It made no revision.
+            return (None, Vec::new());
+        }
+        let first = self.first.take().unwrap_or_default();
+        let revision = self.record.revision;
+        writer.set_head(revision);
+        let end = KeyRange::Point(self.last.clone()).behind(&self.last);
+        let sliced = SlicedDelete {
+            revision,
+            span: KeyRange::Span(first, end.start().clone()),
+            bytes: self.bytes,
+        };
+        (Some(sliced), self.previous.take(kept))
+    }
+}
+
+/// A cursor over the entries of a family that have `prefix` in front of a key of `range`.
+fn cursor<'a>(
+    read: &'a dyn Read,
+    family: Family,
+    prefix: &[u8],
+    range: &KeyRange,
+) -> storage::Result<Box<dyn Cursor + 'a>> {
+    let prefixed = |key: &[u8]| [prefix, key].concat();
+    let upper = match range {
+        KeyRange::Span(_, end) => Some(prefixed(end)),
+        KeyRange::From(_) | KeyRange::Point(_) => schema::prefix_end(prefix),
+    };
+    read.cursor(family, &prefixed(range.start()), upper.as_deref())
+}

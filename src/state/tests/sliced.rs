@@ -1,0 +1,174 @@
+//! Deletions in several batches: whatever a batch may hold, and wherever they are interrupted,
+//! what is written and answered is the same as in one.
+
+use std::sync::Arc;
+
+use super::member::{Dump, Logged, Member, dump, entry};
+use super::random::{Pair, seeds};
+use super::show;
+use crate::mvcc::write::SliceLimit;
+use crate::proto::etcdserverpb::{
+    DeleteRangeRequest, InternalRaftRequest, LeaseRevokeRequest, RequestHeader,
+};
+use crate::state::machine::Staged;
+use crate::state::sliced;
+use crate::state::{Group, Machine};
+use crate::storage::Engine;
+use crate::storage::memory::{MemoryEngine, Refuses};
+
+fn keys(keys: usize) -> SliceLimit {
+    SliceLimit {
+        keys,
+        ..SliceLimit::NONE
+    }
+}
+
+fn bytes(bytes: usize) -> SliceLimit {
+    SliceLimit {
+        bytes,
+        ..SliceLimit::NONE
+    }
+}
+
+/// Random entries with more deletions of much than usual.
+fn random_log(seed: u64) -> Vec<Logged> {
+    let mut pair = Pair::new(seed);
+    let mut member = Member::new();
+    for round in 0..24 {
+        pair.grow(&mut member);
+        // Of who may do it, where anybody may.
+        let mut request = InternalRaftRequest {
+            header: Some(RequestHeader {
+                username: "root".into(),
+                auth_revision: pair.model.auth.revision,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        match round % 8 {
+            3 => request.lease_revoke = Some(LeaseRevokeRequest { id: 1 + round % 4 }),
+            7 => {
+                request.delete_range = Some(DeleteRangeRequest {
+                    key: if round == 7 {
+                        "\0".into()
+                    } else {
+                        "a\0".into()
+                    },
+                    range_end: if round == 15 { "b".into() } else { "\0".into() },
+                    prev_kv: round == 23,
+                });
+            }
+            _ => continue,
+        }
+        let _ = pair.model.apply(&request);
+        pair.log.push(Logged::Request(request));
+        let index = pair.log.len() as u64;
+        member.apply_group(&pair.log, &[index]);
+    }
+    pair.log
+}
+
+/// What each entry answers, and the state behind it.
+fn uncut(log: &[Logged]) -> (Vec<String>, Vec<Dump>) {
+    let engine = Arc::new(MemoryEngine::new());
+    let mut machine = Machine::open_with(engine.clone(), SliceLimit::NONE).expect("opens");
+    let (mut answers, mut dumps) = (Vec::new(), vec![dump(engine.as_ref())]);
+    for index in 1..=log.len() as u64 {
+        let entries = vec![entry(index, &log[index as usize - 1])];
+        let group = machine.apply(entries).expect("applies");
+        assert!(group.sliced.is_empty());
+        answers.push(show::result(&group.applied[0].result));
+        dumps.push(dump(engine.as_ref()));
+    }
+    (answers, dumps)
+}
+
+/// Applies the log in groups; calls `at_slice` for each state with a part of a deletion.
+fn cut(
+    log: &[Logged],
+    limit: SliceLimit,
+    size: usize,
+    mut at_slice: impl FnMut(&MemoryEngine, u64),
+) -> (Vec<String>, Dump, usize) {
+    let engine = Arc::new(MemoryEngine::new());
+    let mut machine = Machine::open_with(engine.clone(), limit).expect("opens");
+    let indexes: Vec<u64> = (1..=log.len() as u64).collect();
+    let (mut answers, mut sliced) = (Vec::new(), 0);
+    for group_indexes in indexes.chunks(size) {
+        let entries: Vec<_> = group_indexes
+            .iter()
+            .map(|index| entry(*index, &log[*index as usize - 1]))
+            .collect();
+        let mut group = Group::default();
+        let stage = |machine: &mut Machine, group: &mut Group| {
+            let staged = machine.stage(&entries, group, |_| usize::MAX, |_| ());
+            staged.expect("stages")
+        };
+        while stage(&mut machine, &mut group) == Staged::Slice {
+            at_slice(&engine, machine.applied_index() + 1);
+        }
+        machine.commit().expect("commits");
+        let applied = sliced::applied(engine.as_ref()).expect("reads");
+        assert_eq!(applied.unfinished, None);
+        sliced += group.sliced.len();
+        let shown = group.applied.iter();
+        answers.extend(shown.map(|applied| show::result(&applied.result)));
+    }
+    (answers, dump(engine.as_ref()), sliced)
+}
+
+#[test]
+fn what_a_batch_may_hold_does_not_show() {
+    let mut sliced = 0;
+    for seed in seeds(12) {
+        println!("seed {seed}");
+        let log = random_log(seed);
+        let (answers, dumps) = uncut(&log);
+        let limits = [keys(1), keys(2), keys(3), bytes(1), bytes(60)];
+        for (limit, size) in limits.into_iter().zip([1, 4, log.len(), 3, 2]) {
+            let found = cut(&log, limit, size, |_, _| ());
+            assert_eq!(found.0, answers, "{limit:?}");
+            assert!(found.1 == dumps[log.len()], "{limit:?}");
+            sliced += found.2;
+        }
+    }
+    assert!(sliced > 50, "{sliced}");
+}
+
+#[test]
+fn an_interrupted_deletion_is_finished_to_the_same_bytes() {
+    let mut interrupted = 0;
+    for seed in seeds(16) {
+        println!("seed {seed}");
+        let log = random_log(seed);
+        let (_, dumps) = uncut(&log);
+        cut(&log, keys(2), 3, |engine, index| {
+            interrupted += 1;
+            let copy = Arc::new(engine.copy());
+            let applied = Machine::applied(copy.latest()).expect("reads");
+            assert_eq!(applied.0, index);
+            let durable = Machine::durable_applied_index(copy.as_ref()).expect("reads");
+            assert_eq!(durable, index);
+            for (limit, writes) in [(keys(1), 0), (keys(1), 1), (keys(3), 2), (keys(9), 99)] {
+                let copy = Arc::new(engine.copy());
+                // Is interrupted again, then left alone.
+                copy.refuse(Refuses::AllAfter(writes));
+                let _ = Machine::open_with(copy.clone(), limit);
+                let copy = Arc::new(copy.copy());
+                let mut machine = Machine::open_with(copy.clone(), limit).expect("opens");
+                let at = (machine.applied_index(), machine.applied_term());
+                assert_eq!(at, applied);
+                assert!(
+                    dump(copy.as_ref()) == dumps[index as usize],
+                    "entry {index}"
+                );
+                // It comes again, and the rest of the log.
+                let rest = index..=log.len() as u64;
+                let rest = rest.map(|index| entry(index, &log[index as usize - 1]));
+                machine.apply(rest.collect()).expect("applies");
+                assert!(dump(copy.as_ref()) == dumps[log.len()]);
+            }
+        });
+    }
+    assert!(interrupted > 10, "{interrupted}");
+}
