@@ -241,8 +241,6 @@ pub struct Applier {
     network: Arc<dyn Network>,
     /// A new leader adds an election timeout to the TTL of each lease.
     timing: Timing,
-    /// That which the data is marked with.
-    format: u64,
     entries_since_size_check: u64,
     bytes_since_size_check: u64,
 }
@@ -261,7 +259,6 @@ impl Applier {
             .lock()
             .restart(machine.leases().iter(), now, timing.election_timeout);
         Self {
-            format: machine.format(),
             machine,
             shared,
             network,
@@ -287,14 +284,14 @@ impl Applier {
         for step in stages.get(batch.stage).copied().unwrap_or_default() {
             match step {
                 Step::Execute => {
-                    if self.execute(&mut batch)? == Staged::Slice {
+                    if self.execute(&mut batch, states)? == Staged::Slice {
                         if probe::injected(Defect::PartialDeleteVisible) {
                             self.publish_view();
                         }
                         return Ok(Proceeded::Slice(Box::new(batch)));
                     }
                 }
-                Step::Commit => self.commit(&batch, states)?,
+                Step::Commit => self.commit(&batch)?,
                 Step::Show => self.show(&batch.group),
                 Step::Answer => self.answer(&mut batch),
                 Step::Publish => self.publish(&batch.group)?,
@@ -310,10 +307,23 @@ impl Applier {
         })
     }
 
-    fn execute(&mut self, batch: &mut ApplyBatch) -> storage::Result<Staged> {
+    fn execute(
+        &mut self,
+        batch: &mut ApplyBatch,
+        states: &dyn SnapshotStore,
+    ) -> storage::Result<Staged> {
         if !batch.begun {
             self.begin(batch);
         }
+        loop {
+            match self.stage(batch)? {
+                Staged::Format => states.require_format(self.machine.format())?,
+                staged => return Ok(staged),
+            }
+        }
+    }
+
+    fn stage(&mut self, batch: &mut ApplyBatch) -> storage::Result<Staged> {
         let (clock, mut before) = (self.shared.clock.as_ref(), batch.executed_at);
         let (replies, limit_bytes) = (&batch.replies, self.timing.answer_limit_bytes);
         let answer_bytes = |place: usize| match replies.get(place) {
@@ -349,12 +359,7 @@ impl Applier {
         batch.executed_at = batch.started_at;
     }
 
-    fn commit(&mut self, batch: &ApplyBatch, states: &dyn SnapshotStore) -> storage::Result<()> {
-        let format = self.machine.format();
-        if format > self.format {
-            states.require_format(format)?;
-            self.format = format;
-        }
+    fn commit(&mut self, batch: &ApplyBatch) -> storage::Result<()> {
         self.machine.commit()?;
         let now = self.shared.clock.now();
         self.measure(&batch.group, now - batch.started_at);
@@ -430,7 +435,6 @@ impl Applier {
         let start = self.shared.clock.now();
         let engine = states.adopt(received)?;
         self.machine = Machine::open_with(engine.clone(), self.machine.slice_limit())?;
-        self.format = self.machine.format();
         self.shared.replace_engine(engine);
         self.publish_view();
         self.shared.tokens.replaced(self.machine.auth());

@@ -73,6 +73,9 @@ pub enum Staged {
     /// A batch of a deletion is written, and more of it are to come: call it again with the same
     /// entries and group.
     Slice,
+    /// What is to be written next needs a newer `format` than what was: call it again, like for a
+    /// slice, once the directory has its mark.
+    Format,
 }
 
 /// An entry to apply.
@@ -325,13 +328,13 @@ impl Machine {
     /// before the group, or after some complete entries of it.
     pub fn apply(&mut self, entries: Vec<Entry>) -> storage::Result<Group> {
         let mut group = Group::default();
-        while self.stage(&entries, &mut group, |_| usize::MAX, |_| ())? == Staged::Slice {}
+        while self.stage(&entries, &mut group, |_| usize::MAX, |_| ())? != Staged::All {}
         self.commit()?;
         Ok(group)
     }
 
     /// Applies entries in order and adds what they do to `group`. Nothing may be published before
-    /// `commit` has written them. For each, by its position among them, `answer_bytes` says how
+    /// `commit` has written them; some are written here. For each, by its position among them, `answer_bytes` says how
     /// large its response may be, 0 where nobody waits for it; `applied` is called after it.
     pub fn stage(
         &mut self,
@@ -345,7 +348,7 @@ impl Machine {
             if entry.index <= self.applied_index {
                 continue;
             }
-            let mut kept = Kept::up_to(answer_bytes(place));
+            let (mut kept, format) = (Kept::up_to(answer_bytes(place)), self.format());
             let Some(result) = self.apply_entry(entry, group, &mut kept)? else {
                 return Ok(Staged::Slice);
             };
@@ -356,6 +359,9 @@ impl Machine {
             self.applied_index = entry.index;
             self.applied_term = entry.term;
             applied(place);
+            if self.format() != format {
+                return Ok(Staged::Format);
+            }
         }
         Ok(Staged::All)
     }
@@ -659,6 +665,7 @@ impl Machine {
     ) -> storage::Result<Option<Response>> {
         // What the group holds so far belongs to the entries before this one.
         self.commit()?;
+        debug_assert_eq!(entry.index, self.applied_index + 1, "the record names no index");
         let record = UnfinishedDelete {
             term: entry.term,
             revision: self.writer.head() + 1,
