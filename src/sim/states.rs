@@ -356,12 +356,15 @@ impl MemberDir for SimDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mvcc::write::SliceLimit;
+    use crate::proto::etcdserverpb::{DeleteRangeRequest, InternalRaftRequest, PutRequest};
     use crate::proto::membershippb::{Member, RaftAttributes};
     use crate::replica::state_store::{SnapshotStore, entry_id_of};
     use crate::server::restore::check_together;
     use crate::server::states::{StateDirs, open, received_name, remove_unused};
-    use crate::state::Machine;
-    use crate::state::machine::{Entry, Payload};
+    use crate::state::machine::{Entry, Payload, Staged};
+    use crate::state::{Group, Machine};
+    use crate::storage::Family;
     use crate::storage::raft_log::{EntryId, Files};
 
     const MEMBER: MemberId = MemberId(0xa);
@@ -451,6 +454,116 @@ mod tests {
         assert_eq!(names(&disks), ["sending-2", "sending-3", "state"]);
         let alone = MemoryEngine::new();
         assert!(store.checkpoint(&alone).is_err());
+    }
+
+    fn request(request: InternalRaftRequest) -> Payload {
+        Payload::Decoded(Arc::new(request))
+    }
+
+    /// A machine within a deletion of three keys, the entry `index`, of which it has written one;
+    /// and a call that goes on.
+    fn within_deletion(
+        engine: &Arc<dyn Engine>,
+        index: u64,
+    ) -> impl FnMut() -> (Staged, Option<i64>) {
+        let put = |key: u64| {
+            request(InternalRaftRequest {
+                put: Some(PutRequest {
+                    key: vec![b'k', key as u8].into(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            })
+        };
+        let delete = request(InternalRaftRequest {
+            delete_range: Some(DeleteRangeRequest {
+                key: "k".into(),
+                range_end: "l".into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        let payloads = (1..=3).map(put).chain([delete]);
+        let entries: Vec<_> = (index - 3..=index)
+            .zip(payloads)
+            .map(|(index, payload)| Entry {
+                index,
+                term: 1,
+                payload,
+            })
+            .collect();
+        let limit = SliceLimit {
+            keys: 1,
+            ..SliceLimit::NONE
+        };
+        let mut machine = Machine::open_with(engine.clone(), limit).expect("opens");
+        let mut group = Group::default();
+        let mut go_on = move || {
+            let staged = machine.stage(&entries, &mut group, |_| 0, |_| ());
+            let staged = staged.expect("stages");
+            if staged == Staged::All {
+                machine.commit().expect("writes");
+            }
+            (staged, group.sliced.first().map(|sliced| sliced.revision))
+        };
+        assert_eq!(go_on(), (Staged::Slice, None));
+        go_on
+    }
+
+    fn keys(state: &dyn Engine) -> usize {
+        let mut cursor = state.latest().cursor(Family::Current, &[], None);
+        let cursor = cursor.as_mut().expect("reads");
+        std::iter::from_fn(|| cursor.next().expect("reads").then_some(())).count()
+    }
+
+    /// The copy counts as the state behind the deletion, and is that once it is opened, also where
+    /// a crash interrupts the first time.
+    #[test]
+    fn a_checkpoint_within_a_deletion_is_the_state_behind_it() {
+        for crashes in [false, true] {
+            let disks = SimDisks::new();
+            let leader = disk(&disks, 5);
+            let engine = start(&leader, 0);
+            let mut go_on = within_deletion(&engine, 9);
+            let made = states(&leader).checkpoint(engine.as_ref());
+            let made = made.expect("a checkpoint");
+            let metadata = made.snapshot.get_metadata();
+            assert_eq!((metadata.index, metadata.term), (9, 1));
+            let copy = disks.get(made.files.path()).expect("a directory");
+            assert_eq!((keys(&copy), keys(engine.as_ref())), (2, 2));
+            while go_on().0 == Staged::Slice {}
+            assert_eq!(go_on(), (Staged::All, Some(5)));
+
+            let follower = MemberId(0xb);
+            let path = SimDisks::root(follower).join("receiving-1");
+            copy.checkpoint(&path).expect("the files on their way");
+            let disk = SimDisk::new(disks.clone(), follower);
+            let begun = start(&disk, 0);
+            grow(&begun, 3);
+            begun.flush().expect("flushes");
+            let store = states(&disk);
+            let early = store.receive(disks.lend(path.clone()), entry_id(8));
+            assert!(early.is_err(), "it is not the state before the deletion");
+            copy.checkpoint(&path).expect("the files on their way");
+            let received = store.receive(disks.lend(path), entry_id(9));
+            let mut adopted = store.adopt(received.expect("fits")).expect("adopts");
+            assert_eq!(keys(adopted.as_ref()), 2, "nothing has opened it");
+            if crashes {
+                drop(Machine::open(adopted).expect("opens"));
+                disk.kill();
+                adopted = start(&disk, 9);
+                assert_eq!(keys(adopted.as_ref()), 2, "what was not flushed is gone");
+            }
+            let machine = Machine::open(adopted).expect("opens");
+            assert_eq!((machine.applied_index(), machine.head()), (9, 5));
+            assert_eq!(keys(machine.engine().as_ref()), 0);
+            assert_eq!(machine.keys(), 0);
+            assert_eq!(
+                disk.state().content_hash(),
+                leader.state().content_hash(),
+                "as where it was not interrupted"
+            );
+        }
     }
 
     #[test]

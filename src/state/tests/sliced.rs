@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::member::{Dump, Logged, Member, dump, entry};
 use super::random::{Pair, seeds};
 use super::show;
+use crate::mvcc::compaction;
 use crate::mvcc::write::SliceLimit;
 use crate::proto::etcdserverpb::{
     DeleteRangeRequest, InternalRaftRequest, LeaseRevokeRequest, RequestHeader,
@@ -13,7 +14,7 @@ use crate::proto::etcdserverpb::{
 use crate::state::machine::Staged;
 use crate::state::sliced;
 use crate::state::{Group, Machine};
-use crate::storage::Engine;
+use crate::storage::{Batch, Engine};
 use crate::storage::memory::{MemoryEngine, Refuses};
 
 fn keys(keys: usize) -> SliceLimit {
@@ -70,17 +71,22 @@ fn random_log(seed: u64) -> Vec<Logged> {
 
 /// What each entry answers, and the state behind it.
 fn uncut(log: &[Logged]) -> (Vec<String>, Vec<Dump>) {
+    let (answers, states) = uncut_states(log);
+    (answers, states.iter().map(|state| dump(state)).collect())
+}
+
+fn uncut_states(log: &[Logged]) -> (Vec<String>, Vec<MemoryEngine>) {
     let engine = Arc::new(MemoryEngine::new());
     let mut machine = Machine::open_with(engine.clone(), SliceLimit::NONE).expect("opens");
-    let (mut answers, mut dumps) = (Vec::new(), vec![dump(engine.as_ref())]);
+    let (mut answers, mut states) = (Vec::new(), vec![engine.copy()]);
     for index in 1..=log.len() as u64 {
         let entries = vec![entry(index, &log[index as usize - 1])];
         let group = machine.apply(entries).expect("applies");
         assert!(group.sliced.is_empty());
         answers.push(show::result(&group.applied[0].result));
-        dumps.push(dump(engine.as_ref()));
+        states.push(engine.copy());
     }
-    (answers, dumps)
+    (answers, states)
 }
 
 /// Applies the log in groups; calls `at_slice` for each state with a part of a deletion.
@@ -89,11 +95,11 @@ fn cut(
     limit: SliceLimit,
     size: usize,
     mut at_slice: impl FnMut(&MemoryEngine, u64),
-) -> (Vec<String>, Dump, usize) {
+) -> (Vec<String>, Arc<MemoryEngine>, usize) {
     let engine = Arc::new(MemoryEngine::new());
     let mut machine = Machine::open_with(engine.clone(), limit).expect("opens");
     let indexes: Vec<u64> = (1..=log.len() as u64).collect();
-    let (mut answers, mut sliced) = (Vec::new(), 0);
+    let (mut answers, mut sliced, mut marked) = (Vec::new(), 0, machine.format());
     for group_indexes in indexes.chunks(size) {
         let entries: Vec<_> = group_indexes
             .iter()
@@ -104,17 +110,28 @@ fn cut(
             let staged = machine.stage(&entries, group, |_| usize::MAX, |_| ());
             staged.expect("stages")
         };
-        while stage(&mut machine, &mut group) == Staged::Slice {
-            at_slice(&engine, machine.applied_index() + 1);
+        loop {
+            let written = Machine::format_of(engine.latest()).expect("reads");
+            match stage(&mut machine, &mut group) {
+                Staged::All => break,
+                Staged::Slice => at_slice(&engine, machine.applied_index() + 1),
+                Staged::Format => {
+                    assert!(written == marked && machine.format() > marked);
+                    marked = machine.format();
+                }
+            }
+            let written = Machine::format_of(engine.latest()).expect("reads");
+            assert!(written <= marked, "written before the directory says so");
         }
         machine.commit().expect("commits");
+        assert_eq!(machine.format(), marked);
         let applied = sliced::applied(engine.as_ref()).expect("reads");
         assert_eq!(applied.unfinished, None);
         sliced += group.sliced.len();
         let shown = group.applied.iter();
         answers.extend(shown.map(|applied| show::result(&applied.result)));
     }
-    (answers, dump(engine.as_ref()), sliced)
+    (answers, engine, sliced)
 }
 
 #[test]
@@ -128,7 +145,7 @@ fn what_a_batch_may_hold_does_not_show() {
         for (limit, size) in limits.into_iter().zip([1, 4, log.len(), 3, 2]) {
             let found = cut(&log, limit, size, |_, _| ());
             assert_eq!(found.0, answers, "{limit:?}");
-            assert!(found.1 == dumps[log.len()], "{limit:?}");
+            assert!(dump(found.1.as_ref()) == dumps[log.len()], "{limit:?}");
             sliced += found.2;
         }
     }
@@ -171,4 +188,45 @@ fn an_interrupted_deletion_is_finished_to_the_same_bytes() {
         });
     }
     assert!(interrupted > 10, "{interrupted}");
+}
+
+/// Removes compacted history; like a job that is stopped after so many batches.
+fn compact(engine: &dyn Engine, batches: usize) -> bool {
+    let mut at = compaction::unfinished(engine.latest()).expect("reads");
+    let mut batch = Batch::default();
+    let begun = at.is_some();
+    for _ in 0..batches {
+        let Some(progress) = at else {
+            break;
+        };
+        at = compaction::step(engine.view().as_ref(), progress, 3, &mut batch).expect("steps");
+        engine.write(&batch).expect("writes");
+        batch.clear();
+    }
+    begun
+}
+
+/// What a state holds once every compaction has come to its end.
+fn settled(state: &MemoryEngine) -> Dump {
+    Member::on(Arc::new(state.copy())).settled_dump()
+}
+
+#[test]
+fn history_is_removed_between_two_batches() {
+    let (mut within, mut slices) = (0, 0);
+    for seed in seeds(48) {
+        println!("seed {seed}");
+        let log = random_log(seed);
+        let (_, states) = uncut_states(&log);
+        let (_, last, _) = cut(&log, keys(1), 2, |engine, index| {
+            slices += 1;
+            let batches = [usize::MAX, 1, 0, 2][slices % 4];
+            within += usize::from(batches > 0 && compact(engine, batches));
+            // A member that begins with this copy, or a start behind a crash.
+            let copy = settled(engine);
+            assert!(copy == settled(&states[index as usize]), "entry {index}");
+        });
+        assert!(settled(&last) == settled(&states[log.len()]));
+    }
+    assert!(within > 10, "{within} of {slices}");
 }
