@@ -259,15 +259,13 @@ fn break_disk(world: &mut World, kind: Kind, id: MemberId, until: Moment) {
     }
 }
 
-/// Ends a member that is installing a received state.
-pub fn cut_short(world: &mut World, id: MemberId) {
+/// Ends a member in the midst of what is named.
+pub fn cut_short(world: &mut World, id: MemberId, what: &str) {
     let now = world.time.now_ns();
     if now < world.faults.until && !world.faults.is_at_stake() {
         world.faults.note_calm(now);
         let power = world.faults.random.chance(500);
-        world
-            .trace
-            .note(format_args!("{id} ends while it takes over a snapshot"));
+        world.trace.note(format_args!("{id} ends while it {what}"));
         world.die(id, power);
         world.faults.restart_soon(id, now);
     }

@@ -15,7 +15,6 @@ use crate::proto::membershippb::Member;
 use crate::replica::state_store::entry_id_of;
 use crate::state::membership::is_learner;
 use crate::state::sliced;
-use crate::storage::Read;
 use crate::types::MemberId;
 
 /// Where the log of a cluster begins: see `FOUNDING_ENTRY`.
@@ -104,7 +103,7 @@ impl World {
         }
         let state = member.disk.state();
         // Members that are within a deletion may have come to different parts of it.
-        if is_within_deletion(&state) {
+        if self.is_within_deletion(id) {
             return;
         }
         // An unreadable state ends the member, which is reported separately.
@@ -213,7 +212,7 @@ impl World {
         let said = process.handle.shared().raft.applied_index();
         // A single member's raft thread may have left the rest of a deletion to the apply thread,
         // which has not taken it yet.
-        if is_within_deletion(&member.disk.state()) {
+        if self.is_within_deletion(id) {
             return;
         }
         if let Ok(mark) = entry_id_of(&member.disk.state())
@@ -375,9 +374,11 @@ impl World {
     pub fn busy_clients(&self) -> usize {
         self.clients.tasks.len()
     }
-}
 
-/// True where a state holds a part of a deletion that is written in several batches.
-fn is_within_deletion(state: &dyn Read) -> bool {
-    !matches!(sliced::applied(state), Ok(applied) if applied.unfinished.is_none())
+    /// True where a member's state holds a part of a deletion that is written in several batches.
+    pub(super) fn is_within_deletion(&self, id: MemberId) -> bool {
+        let state = self.members.get(&id).map(|member| member.disk.state());
+        let applied = state.and_then(|state| sliced::applied(&state).ok());
+        applied.is_some_and(|applied| applied.unfinished.is_some())
+    }
 }

@@ -21,7 +21,7 @@ use super::states::{SimDisk, SimDisks};
 use super::trace::Trace;
 use crate::probe::{self, CoveragePoint};
 use crate::proto::membershippb::{Member, RaftAttributes};
-use crate::storage::memory;
+use crate::storage::{Engine, memory};
 use crate::transport::Peer;
 use crate::types::MemberId;
 
@@ -70,8 +70,8 @@ pub struct Condition {
 pub struct Injector {
     /// Carries out the faults that are due.
     pub strike: fn(&mut World),
-    /// Ends a member that is installing a received state.
-    pub cut_short: fn(&mut World, MemberId),
+    /// Ends a member in the midst of what is named.
+    pub cut_short: fn(&mut World, MemberId, &str),
 }
 
 /// See the module.
@@ -441,7 +441,7 @@ impl World {
                 // The log has been reset and the state not yet switched: a short moment in which
                 // faults matter.
                 if resets && self.random.chance(100) {
-                    (self.injector.cut_short)(self, id);
+                    (self.injector.cut_short)(self, id, "takes over a snapshot");
                 }
             }
             Next::Apply(id) => {
@@ -450,6 +450,13 @@ impl World {
                     |process, _| process.proceed_apply(),
                     |agenda| &mut agenda.apply,
                 );
+                // An engine flushes as it sees fit: a part of a deletion may outlive a crash.
+                if self.is_within_deletion(id)
+                    && self.random.chance(15)
+                    && self.members[&id].disk.state().flush().is_ok()
+                {
+                    (self.injector.cut_short)(self, id, "deletes many keys");
+                }
             }
             Next::Task(id) => self.turn(
                 id,

@@ -665,7 +665,11 @@ impl Machine {
     ) -> storage::Result<Option<Response>> {
         // What the group holds so far belongs to the entries before this one.
         self.commit()?;
-        debug_assert_eq!(entry.index, self.applied_index + 1, "the record names no index");
+        debug_assert_eq!(
+            entry.index,
+            self.applied_index + 1,
+            "the record names no index"
+        );
         let record = UnfinishedDelete {
             term: entry.term,
             revision: self.writer.head() + 1,

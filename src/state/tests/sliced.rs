@@ -14,8 +14,8 @@ use crate::proto::etcdserverpb::{
 use crate::state::machine::Staged;
 use crate::state::sliced;
 use crate::state::{Group, Machine};
-use crate::storage::{Batch, Engine};
 use crate::storage::memory::{MemoryEngine, Refuses};
+use crate::storage::{Batch, Engine};
 
 fn keys(keys: usize) -> SliceLimit {
     SliceLimit {
