@@ -228,5 +228,5 @@ fn history_is_removed_between_two_batches() {
         });
         assert!(settled(&last) == settled(&states[log.len()]));
     }
-    assert!(within > 10, "{within} of {slices}");
+    assert!(within > 5, "{within} of {slices}");
 }
