@@ -21,7 +21,7 @@ var statusFigures = []normaliser{
 func (b *bench) waitClusterVersion() {
 	b.t.Helper()
 	for _, s := range b.sides {
-		if err := s.server.WaitClusterVersion(20 * time.Second); err != nil {
+		if err := s.server.WaitClusterVersion(2 * commandLimit); err != nil {
 			b.t.Fatal(err)
 		}
 	}
@@ -34,7 +34,7 @@ func TestEndpoint(t *testing.T) {
 	b.fill()
 	for _, format := range append(formats, "table") {
 		b.ok("endpoint status -w "+format, append([]normaliser{table}, statusFigures...)...)
-		b.ok("endpoint health -w "+format, table, replace(`[0-9.]+(µs|ms)`, "TIME"))
+		b.ok("endpoint health -w "+format, table, times)
 		b.ok("endpoint hashkv -w "+format, table)
 		b.ok("endpoint hashkv --rev 5 -w "+format, table)
 	}
@@ -60,7 +60,7 @@ func TestEndpointCluster(t *testing.T) {
 		b.sides[i] = &side{server: harness.Start(t, kind, harness.Options{})}
 	}
 	b.waitClusterVersion()
-	b.ok("endpoint health --cluster", replace(`[0-9.]+(µs|ms)`, "TIME"))
+	b.ok("endpoint health --cluster", times)
 	b.ok("endpoint status --cluster", statusFigures...)
 	b.ok("endpoint hashkv --cluster")
 	b.ok("defrag --cluster")
@@ -138,7 +138,7 @@ func TestAlarmsOfAFullStore(t *testing.T) {
 		b.ok("alarm list -w "+format, status...)
 		b.ok("endpoint status -w "+format, status...)
 	}
-	b.do("endpoint health", replace(`[0-9.]+(µs|ms)`, "TIME"))
+	b.do("endpoint health", times)
 	b.ok("del fill")
 	b.ok("alarm disarm")
 	b.ok("alarm list")

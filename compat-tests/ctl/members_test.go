@@ -39,7 +39,27 @@ func (b *bench) interrupt(number int) {
 			b.t.Fatal(err)
 		}
 	}
-	time.Sleep(500 * time.Millisecond)
+	b.untilConnected(number, false)
+}
+
+// untilConnected waits until the first member says of another one on both sides that it
+// is connected, or that it is not.
+func (b *bench) untilConnected(number int, connected bool) {
+	b.t.Helper()
+	for _, s := range b.sides {
+		remote := fmt.Sprintf(`Remote="%s"`, b.memberIDs()[number])
+		if err := s.wait(func() bool {
+			_, page, err := s.server.HTTPGet("/metrics")
+			for line := range strings.Lines(page) {
+				if strings.HasPrefix(line, "etcd_network_active_peers{") && strings.Contains(line, remote) {
+					return strings.HasSuffix(strings.TrimSpace(line), " 1") == connected
+				}
+			}
+			return err == nil && !connected
+		}); err != nil {
+			b.t.Fatal(err)
+		}
+	}
 }
 
 // resume starts an interrupted member again and waits until it serves.
@@ -106,7 +126,7 @@ func TestEndpointsOfACluster(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	b.fails("endpoint health --cluster --command-timeout=2s", replace(`\{.*?\}`, "{}"), times, sorted)
+	b.fails("endpoint health --cluster --command-timeout=10s", replace(`\{.*?\}`, "{}"), times, sorted)
 	b.ok("get b " + all)
 }
 
@@ -150,6 +170,7 @@ func TestMembersOfACluster(t *testing.T) {
 	b.interrupt(2)
 	b.fails("member add one --peer-urls=http://127.0.0.1:1")
 	b.resume(2)
+	b.untilConnected(2, true)
 	time.Sleep(5500 * time.Millisecond)
 	for _, line := range []string{
 		"member add", "member add one", "member add one two", "member add one --peer-urls=banana", "member add one --peer-urls=" + peers,

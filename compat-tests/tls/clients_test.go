@@ -82,7 +82,7 @@ func (w *world) callers(t testing.TB) map[string]*tls.Certificate {
 		"root":                       {commonName: "root"},
 		"without a name":             {},
 		"expired":                    {commonName: "user", begins: -2 * time.Hour, ends: -time.Minute},
-		"not yet valid":              {commonName: "user", begins: time.Minute},
+		"not yet valid":              {commonName: "user", begins: time.Hour},
 		"a server":                   {commonName: "user", usage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}},
 		"a client only":              {commonName: "user", usage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}},
 		"for any usage":              {commonName: "user", usage: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}},
@@ -142,7 +142,7 @@ func TestWhoConnects(t *testing.T) {
 			t.Parallel()
 			duo := w.duo(t, flags...)
 			duo.Each(func(server *harness.Server) {
-				if err := server.WaitClusterVersion(2 * callLimit); err != nil {
+				if err := server.WaitClusterVersion(6 * callLimit); err != nil {
 					t.Fatal(err)
 				}
 			})
@@ -235,7 +235,7 @@ func rejections(t *testing.T, server *harness.Server, source string) []harness.L
 // etcd's: they are left out.
 func rejection(t *testing.T, server *harness.Server, source string) string {
 	t.Helper()
-	lines, err := server.WaitLog(5*time.Second, 1, ofAddress(source))
+	lines, err := server.WaitLog(2*callLimit, 1, ofAddress(source))
 	if err != nil {
 		return "no line"
 	}

@@ -54,7 +54,7 @@ func TestRevoked(t *testing.T) {
 	var logged [2][]string
 	for side, server := range servers {
 		in(server, "127.0.5.1", &bad)
-		if _, err := server.WaitLog(5*time.Second, 2, ofAddress("127.0.5.1")); err != nil {
+		if _, err := server.WaitLog(2*callLimit, 2, ofAddress("127.0.5.1")); err != nil {
 			t.Error(err)
 		}
 		for _, line := range rejections(t, server, "127.0.5.1") {

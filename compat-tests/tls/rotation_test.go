@@ -148,7 +148,7 @@ func (s *secured) broken(load *workload, member *harness.Member, number int) {
 		if now := s.shownBy(member.Endpoint()); now != shown {
 			s.t.Errorf("%s: %s shows another certificate", name, member.Name())
 		}
-		lines, err := member.WaitLog(5*time.Second, warned+1, harness.Says(warning))
+		lines, err := member.WaitLog(2*callLimit, warned+1, harness.Says(warning))
 		if err != nil {
 			s.t.Errorf("%s: %v", name, err)
 		} else if reason := fmt.Sprint(lines[len(lines)-1]["error"]); reason == "" || lines[len(lines)-1].Level() != "warn" {
