@@ -18,6 +18,9 @@ use crate::storage::{self, Batch, Engine};
 
 /// Hashes kept; etcd's figure.
 const MAX_KEPT_HASHES: usize = 10;
+/// A hash reads the whole state. With more than an etcd holds at most (its documentation's limit)
+/// that would take longer than the time between two compactions.
+const MAX_HASHED_BYTES: u64 = 8 << 30;
 /// To hash a record takes a part of the time that it takes to remove one.
 const HASHED_FOR_REMOVED: usize = 4;
 
@@ -55,7 +58,8 @@ pub async fn run(shared: Arc<Shared>, pace: Pace, scratch_dir: PathBuf) {
     }
 }
 
-/// Keeps the hash of the history as this compaction finds it. None where the runtime goes down.
+/// Keeps the hash of the history as this compaction finds it, unless that is very large. None where
+/// the runtime goes down.
 async fn keep_hash(
     shared: &Arc<Shared>,
     pace: Pace,
@@ -63,6 +67,9 @@ async fn keep_hash(
     progress: Progress,
 ) -> Result<Option<()>, HashError> {
     let NumberedEngine { number, engine } = shared.numbered_engine();
+    if engine.size().total_bytes > MAX_HASHED_BYTES {
+        return Ok(Some(()));
+    }
     let view = shared.view();
     let compacted = compaction::finished(engine.latest())?;
     let limit = pace.batch_limit.saturating_mul(HASHED_FOR_REMOVED);
