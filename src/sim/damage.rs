@@ -8,6 +8,8 @@ use super::faults::plan::Phase;
 use super::member::CLUSTER;
 use super::world::World;
 use crate::probe::{self, CoveragePoint};
+use crate::replica::state_store::entry_id_of;
+use crate::storage::Engine as _;
 use crate::storage::raft_log::{Damage, Options, RaftLog};
 use crate::types::MemberId;
 
@@ -42,8 +44,22 @@ impl World {
     /// Damages the log of a member that is down; false where there is nothing to damage.
     pub(super) fn damage_log(&mut self, id: MemberId, damage: Damage, seed: u64) -> bool {
         let options = self.log_options(id);
-        let log = self.members.get(&id).map(|member| member.disk.log());
-        let done = log.and_then(|log| log.damage(damage, options, seed));
+        let Some(disk) = self.members.get(&id).map(|member| &member.disk) else {
+            return false;
+        };
+        let log = disk.log();
+        if damage == Damage::EndLost {
+            // A state that was flushed behind the mark shows what the log lacks: the member does
+            // not start again. The schedule counts on it, since others may be in doubt by then.
+            let copy = log.copy();
+            let left = copy.damage(damage, options, seed);
+            let left = left.and_then(|_| RaftLog::open(Arc::new(copy), options).ok());
+            let applied = entry_id_of(disk.state().latest()).map_or(u64::MAX, |id| id.index);
+            if left.is_none_or(|(_, recovered)| recovered.last_index < applied) {
+                return false;
+            }
+        }
+        let done = log.damage(damage, options, seed);
         self.trace.note(format_args!("the log of {id}: {done:?}"));
         done.is_some()
     }

@@ -96,11 +96,7 @@ pub(super) fn lose_prepared_end(world: &mut World, id: MemberId, also: Also) {
     world.network.heal_all();
     let now = world.time.now_ns();
     let back_at = now + world.faults.random.between(30 * MS, 200 * MS);
-    // A state that its engine has flushed may be ahead of what is left of the log: then the member
-    // does not start again, and who stays must not be in doubt.
-    let may_be_gone = world.faults.kinds.contains(&Kind::Flush);
     let others = match also {
-        _ if may_be_gone => Vec::new(),
         Also::Nobody => Vec::new(),
         Also::Leader => leader(world).into_iter().collect(),
         Also::All => voters(world),
