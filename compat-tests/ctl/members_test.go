@@ -32,22 +32,22 @@ func newMembersBench(t *testing.T) *bench {
 
 // interrupt ends a member on both sides and waits until the others have noticed:
 // a cluster takes no voter before all have been connected for five seconds.
-func (b *bench) interrupt(number int) {
+func (b *bench) interrupt(number int, id string) {
 	b.t.Helper()
 	for _, s := range b.sides {
 		if err := s.members[number].Kill(); err != nil {
 			b.t.Fatal(err)
 		}
 	}
-	b.untilConnected(number, false)
+	b.untilConnected(id, false)
 }
 
 // untilConnected waits until the first member says of another one on both sides that it
 // is connected, or that it is not.
-func (b *bench) untilConnected(number int, connected bool) {
+func (b *bench) untilConnected(id string, connected bool) {
 	b.t.Helper()
 	for _, s := range b.sides {
-		remote := fmt.Sprintf(`Remote="%s"`, b.memberIDs()[number])
+		remote := fmt.Sprintf(`Remote="%s"`, id)
 		if err := s.wait(func() bool {
 			_, page, err := s.server.HTTPGet("/metrics")
 			for line := range strings.Lines(page) {
@@ -167,10 +167,10 @@ func TestMembersOfACluster(t *testing.T) {
 	b := newMembersBench(t)
 	ids := b.memberIDs()
 	peers := b.sides[1].members[1].PeerURL()
-	b.interrupt(2)
+	b.interrupt(2, ids[2])
 	b.fails("member add one --peer-urls=http://127.0.0.1:1")
 	b.resume(2)
-	b.untilConnected(2, true)
+	b.untilConnected(ids[2], true)
 	time.Sleep(5500 * time.Millisecond)
 	for _, line := range []string{
 		"member add", "member add one", "member add one two", "member add one --peer-urls=banana", "member add one --peer-urls=" + peers,
