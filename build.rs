@@ -30,7 +30,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     // A prebuilt RocksDB (see scripts/) does not name the C++ library that it needs.
-    println!("cargo:rustc-link-lib=dylib=stdc++");
+    match std::env::var("CARGO_CFG_TARGET_FEATURE") {
+        // scripts/package: a program that loads a library although it is linked statically ends
+        // before its first line. It comes last, since the allocator has some of its functions too.
+        Ok(features) if features.split(',').any(|one| one == "crt-static") => {
+            let group = "-lstdc++ -lgcc_eh -lm -lc";
+            let linked = format!("-Wl,-Bstatic -Wl,--start-group {group} -Wl,--end-group");
+            for argument in linked.split(' ') {
+                println!("cargo:rustc-link-arg-bins={argument}");
+            }
+        }
+        _ => println!("cargo:rustc-link-lib=dylib=stdc++"),
+    }
     for file in protos {
         println!("cargo:rerun-if-changed={file}");
     }
