@@ -334,8 +334,9 @@ impl Machine {
     }
 
     /// Applies entries in order and adds what they do to `group`. Nothing may be published before
-    /// `commit` has written them; some are written here. For each, by its position among them, `answer_bytes` says how
-    /// large its response may be, 0 where nobody waits for it; `applied` is called after it.
+    /// `commit` has written them; some are written here. For each, by its position among them,
+    /// `answer_bytes` says how large its response may be, 0 where nobody waits for it; `applied` is
+    /// called after it.
     pub fn stage(
         &mut self,
         entries: &[Entry],
