@@ -94,6 +94,8 @@ named! {
         DeleteResumed => "deletion finished that a state held a part of",
         CompactionHashMet => "hash of a compaction met one of the same history",
         ResponseSplit => "watch response split",
+        LockKeyGone => "lock refused whose key had gone while it waited",
+        WaitingKeyTakenBack => "key taken back of a call that ended while it waited",
     }
 }
 
@@ -252,6 +254,18 @@ named! {
         WatchesLeftBehind => "watches-left-behind",
         /// Progress is reported for watches that are catching up.
         ProgressTooEarly => "progress-too-early",
+        /// Who waited for a lock does not look whether its own key is still there.
+        OwnKeyUnchecked => "own-key-unchecked",
+        /// Who waited for a lock takes a key that was made anew behind others for its own.
+        OtherKeyTaken => "other-key-taken",
+        /// Who finds no key before its own does not see whether its own is there.
+        FirstUnseen => "first-unseen",
+        /// Who waits goes when the nearest key before its own is gone.
+        NearestAlone => "nearest-alone",
+        /// A put of a key before its own ends the turn of that key.
+        PutEndsTurn => "put-ends-turn",
+        /// What was read of a name counts for the revision at which that was done.
+        KnownTooNew => "known-too-new",
     }
 }
 

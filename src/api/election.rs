@@ -143,6 +143,7 @@ impl Election for ElectionService {
         };
         self.handle.spawn(async move {
             tokio::select! {
+                biased;
                 // As in etcd the stream ends without an error, whatever ended it.
                 _ = observer.run(&news) => {}
                 () = news.closed() => {}

@@ -18,7 +18,7 @@ use tracing::Span;
 
 use super::clock::{MemberClock, Time};
 use super::executor::Tasks;
-use super::history::{Answer, ClientRequest, Operation, Outcome, Watched};
+use super::history::{Answer, ClientRequest, Observed, Operation, Outcome, Watched};
 use super::member::Services;
 use super::random::Random;
 use super::trace::Trace;
@@ -36,12 +36,11 @@ use crate::proto::etcdserverpb::{
     RangeStreamResponse, StatusRequest,
 };
 use crate::proto::etchedpeer::{MemberChange, member_change::Change};
-use crate::service::caller::{Caller, Identity, User};
+use crate::service::caller::{Caller, Credentials, Identity, User};
+use crate::service::handle::Handle;
 use crate::state::model::auth::Who;
 use crate::types::{LeaseId, MemberId};
 
-/// A client's request timeout.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many lease ids clients share.
 const KNOWN_LEASES: usize = 8;
 
@@ -61,6 +60,7 @@ pub struct Clients {
     endpoints: Mutex<BTreeMap<MemberId, MemberEndpoint>>,
     pub operations: Mutex<Vec<Operation>>,
     pub watches: Mutex<Vec<Watched>>,
+    pub observed: Mutex<Vec<Observed>>,
     stopping: AtomicBool,
     /// Authentication is in use in this world: who is nobody else is `root`.
     has_users: AtomicBool,
@@ -80,6 +80,7 @@ impl Clients {
             endpoints: Mutex::default(),
             operations: Mutex::default(),
             watches: Mutex::default(),
+            observed: Mutex::default(),
             stopping: AtomicBool::new(false),
             has_users: AtomicBool::new(false),
             served: Arc::default(),
@@ -166,16 +167,43 @@ pub struct Client {
     /// Whose requests it sends; nobody's in a world without users.
     pub user: Option<&'static str>,
     pub has_old_tokens: bool,
+    /// How long it waits for an answer.
+    pub patience: Duration,
     values: u64,
 }
 
+/// A token that is of the auth revision of now, as simple tokens are.
+struct Token {
+    handle: Handle,
+    name: &'static str,
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl Credentials for Token {
+    fn identity(&self) -> Result<Identity, Error> {
+        Ok(Identity::User(Arc::new(User {
+            name: self.name.to_owned(),
+            auth_revision: self.handle.auth().revision(),
+        })))
+    }
+}
+
 impl Client {
+    /// Of those who have no reason for another.
+    pub const PATIENCE: Duration = Duration::from_secs(10);
+
     pub fn new(number: u32, clients: Arc<Clients>, random: Random) -> Self {
         let has_users = clients.has_users.load(Ordering::SeqCst);
         Self {
             number,
             user: has_users.then_some("root"),
             has_old_tokens: false,
+            patience: Self::PATIENCE,
             clients,
             random,
             member: MemberId(0),
@@ -240,6 +268,18 @@ impl Client {
         Caller::client(Identity::User(Arc::new(user)), None, Span::none())
     }
 
+    /// The same, for what lasts longer than a call.
+    pub fn lasting_caller(&mut self, endpoint: &MemberEndpoint) -> Caller {
+        match self.user {
+            None => Caller::nobody(),
+            Some(name) => {
+                let handle = endpoint.services.handle.clone();
+                let token = Arc::new(Token { handle, name });
+                self.caller(endpoint).with_credentials(token)
+            }
+        }
+    }
+
     /// Calls a member and records the operation; `None` if no member is running.
     pub async fn call(&mut self, request: ClientRequest) -> Option<Outcome> {
         let endpoint = self.find().await?;
@@ -250,18 +290,32 @@ impl Client {
     pub async fn call_at(&mut self, endpoint: MemberEndpoint, request: ClientRequest) -> Outcome {
         let called_at = self.clients.time.now_ns();
         self.pause(20, 400).await;
-        let (sender, receiver) = oneshot::channel();
+        let (mut sender, receiver) = oneshot::channel();
         let (services, copy) = (endpoint.services.clone(), request.clone());
-        let caller = self.caller(&endpoint);
+        // Only these wait on in a call, and end with it.
+        let waits = matches!(request, ClientRequest::Concurrency(_));
+        let caller = match waits {
+            true => self.lasting_caller(&endpoint),
+            false => self.caller(&endpoint),
+        };
         let who = who(&caller);
         let known_index = endpoint.services.handle.shared().raft.applied_index();
         let served = Served::new(&self.clients.served);
         endpoint.tasks.spawn(Box::pin(async move {
             let _served = served;
+            let served = serve(&services, copy, &caller);
+            let outcome = match waits {
+                true => tokio::select! {
+                    biased;
+                    () = sender.closed() => return,
+                    outcome = served => outcome,
+                },
+                false => served.await,
+            };
             // The receiver is gone if the client timed out.
-            let _ = sender.send(serve(&services, copy, &caller).await);
+            let _ = sender.send(outcome);
         }));
-        let answered = env::timeout(&self.clients.clock, REQUEST_TIMEOUT, receiver).await;
+        let answered = env::timeout(&self.clients.clock, self.patience, receiver).await;
         let outcome = match answered {
             Some(Ok(outcome)) => outcome,
             // The member died, or the client timed out.
@@ -285,7 +339,7 @@ impl Client {
 }
 
 /// A request as a caller sends it.
-fn of<T>(caller: &Caller, message: T) -> Request<T> {
+pub fn of<T>(caller: &Caller, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.extensions_mut().insert(caller.clone());
     request
@@ -313,7 +367,12 @@ fn outcome<T>(result: Result<Response<T>, Status>, answer: fn(T) -> Answer) -> O
 /// What the client may conclude from an error.
 fn failed(status: &Status) -> Outcome {
     let refused = match Error::from_text(status.message()) {
-        Some(Error::TooManyRequests) => true,
+        Some(
+            Error::TooManyRequests
+            | Error::SessionExpired
+            | Error::ElectionNoLeader
+            | Error::ElectionNotLeader,
+        ) => true,
         // The deadline may have passed after the request was proposed or forwarded.
         Some(Error::DeadlineExceeded) => false,
         _ => !matches!(
@@ -406,6 +465,13 @@ async fn serve(services: &Services, request: ClientRequest, caller: &Caller) -> 
                 Answer::Leases(listed.leases.iter().map(|lease| lease.id).collect())
             })
         }
+        ClientRequest::Concurrency(ask) => match &services.concurrency {
+            None => Outcome::Refused(Error::UnknownMethod.text().to_owned()),
+            Some(concurrency) => match concurrency.serve(ask, caller).await {
+                Ok(told) => Outcome::Answered(Answer::Concurrency(told)),
+                Err(status) => failed(&status),
+            },
+        },
         operated => operate(services, operated, caller).await,
     }
 }

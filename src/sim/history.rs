@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 
+use super::concurrency::{Ask, Told};
 use crate::proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, CompactionRequest, CompactionResponse, DeleteRangeRequest,
     DeleteRangeResponse, DowngradeRequest, HashKvResponse, InternalRaftRequest, LeaseGrantRequest,
@@ -12,6 +13,7 @@ use crate::proto::etcdserverpb::{
     RangeRequest, RangeResponse, TxnRequest, TxnResponse, WatchCreateRequest, WatchResponse,
 };
 use crate::proto::etchedpeer::MemberChange;
+use crate::proto::v3electionpb::LeaderResponse;
 use crate::state::Response;
 use crate::state::model::auth::Who;
 use crate::types::{MemberId, Revision};
@@ -61,6 +63,8 @@ pub enum ClientRequest {
     Member(MemberChange),
     /// Changes or lists users, roles and permissions, or turns authentication on or off.
     Auth(Box<InternalRaftRequest>),
+    /// About a lock or an election.
+    Concurrency(Ask),
 }
 
 /// A successful response.
@@ -89,6 +93,7 @@ pub enum Answer {
     /// The ids of the members after the change.
     Member(Vec<u64>),
     Auth(Box<Response>),
+    Concurrency(Told),
 }
 
 /// The outcome of a request, as far as its client knows.
@@ -134,6 +139,16 @@ pub struct Watched {
     pub to_the_end: bool,
 }
 
+/// What one observer of an election was told.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    pub client: u32,
+    pub member: MemberId,
+    pub name: &'static str,
+    /// In the order of arrival.
+    pub told: Vec<(Moment, LeaderResponse)>,
+}
+
 /// What an entry of the raft log holds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Payload {
@@ -161,6 +176,7 @@ pub struct History {
     /// In the order in which they returned.
     pub operations: Vec<Operation>,
     pub watches: Vec<Watched>,
+    pub observed: Vec<Observed>,
     /// Every entry once, in log order, as the first member to apply it saw it, with the time of
     /// that. The world compares it with what the other members apply.
     pub entries: Vec<(Moment, AppliedEntry)>,

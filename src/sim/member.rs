@@ -11,6 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::clock::{MemberClock, Time};
+use super::concurrency;
 use super::defects;
 use super::executor::Tasks;
 use super::network::SimNetwork;
@@ -76,6 +77,8 @@ pub struct SimConfig {
     pub answer_bytes: usize,
     /// See `Timing`.
     pub max_outstanding_bytes: usize,
+    /// There are clients that lock and that campaign.
+    pub has_locks: bool,
 }
 
 /// A running process of a member; everything in it is lost when it dies.
@@ -110,6 +113,8 @@ pub struct Services {
     pub watch: watch::WatchService,
     pub cluster: cluster::ClusterService,
     pub maintenance: maintenance::MaintenanceService,
+    /// None in a world where nobody calls them.
+    pub concurrency: Option<concurrency::Services>,
     pub handle: Handle,
 }
 
@@ -325,12 +330,16 @@ impl Process {
         };
         // Answers are looked at whole.
         let answers = Answers::new(handle.clone(), Share::new(usize::MAX));
+        let watch = watch::WatchService::new(handle.clone(), settings);
+        let concurrency = config.has_locks;
+        let concurrency = concurrency.then(|| concurrency::Services::new(&handle, &watch));
         let services = Services {
             kv: kv::KvService::new(handle.clone(), settings, answers.clone()),
             lease: lease::LeaseService::new(handle.clone(), settings, answers.clone()),
-            watch: watch::WatchService::new(handle.clone(), settings),
+            watch,
             cluster: cluster::ClusterService::new(handle.clone(), answers),
             maintenance: maintenance::MaintenanceService::new(handle.clone()),
+            concurrency,
             handle: handle.clone(),
         };
         let end = Arc::new(Mutex::new(None));

@@ -9,6 +9,7 @@ pub mod check;
 pub mod client;
 pub mod clock;
 pub mod command;
+mod concurrency;
 mod damage;
 mod defects;
 pub mod executor;

@@ -32,6 +32,7 @@ use crate::watch;
 
 const SECOND: u64 = 1_000_000_000;
 const USERS_SALT: u64 = 0x0a07_4000_0000_0000;
+const LOCKS_SALT: u64 = 0x10c4_0000_0000_0000;
 /// After the last fault a write through every member has to succeed within this time.
 const SERVES_AGAIN_NS: u64 = 15 * SECOND;
 /// The same without pre-vote: each time a member with too short a log starts an election, which it
@@ -111,6 +112,7 @@ fn config(random: &mut Random) -> SimConfig {
         lease_checkpoint_interval: Duration::from_secs(*random.pick(&[1, 3, 5, 300])),
         answer_bytes: *random.pick(&[300, 3_000, 1 << 20]),
         max_outstanding_bytes: *random.pick(&[2 << 10, 64 << 20, 64 << 20]),
+        has_locks: false,
     }
 }
 
@@ -134,7 +136,8 @@ fn run_world(seed: u64, options: RunOptions) -> Report {
     memory::allow_reads(u64::MAX);
     let mut random = Random::new(seed);
     let members = *random.pick(&[1, 1, 3, 3, 3, 3, 3, 5, 5]);
-    let config = config(&mut random);
+    let mut config = config(&mut random);
+    config.has_locks = Random::new(seed ^ LOCKS_SALT).chance(250);
     let mut world = World::new(
         random.fork(1),
         members,
@@ -203,6 +206,9 @@ fn live(world: &mut World, random: &mut Random, options: RunOptions, has_users: 
     }
     if has_users {
         workload::start_users(&world.clients, load, random);
+    }
+    if world.config.has_locks {
+        workload::start_locks(&world.clients, random);
     }
     let end = options.seconds * SECOND;
     world.faults.begin(0, end);
@@ -448,6 +454,7 @@ fn judge(mut world: World) -> Report {
         auto_compaction: world.config.retention != Retention::Off,
         operations: std::mem::take(&mut *world.clients.operations.lock()),
         watches: std::mem::take(&mut *world.clients.watches.lock()),
+        observed: std::mem::take(&mut *world.clients.observed.lock()),
         entries: world.entries,
         calm: world.faults.calm.clone(),
         stood_still,

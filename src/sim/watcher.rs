@@ -15,14 +15,11 @@ use super::history::Watched;
 use super::random::Random;
 use crate::api::watch::Responses;
 use crate::env::{self, Clock as _};
-use crate::error::Error;
 use crate::proto::etcdserverpb::watch_create_request::FilterType;
 use crate::proto::etcdserverpb::watch_request::RequestUnion;
 use crate::proto::etcdserverpb::{
     WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
 };
-use crate::service::caller::{Caller, Credentials, Identity, User};
-use crate::service::handle::Handle;
 use crate::state::model::auth::Who;
 use crate::watch::ALL_WATCHES;
 
@@ -40,27 +37,6 @@ struct Open {
     next_revision: i64,
     create: WatchCreateRequest,
     ended: bool,
-}
-
-/// A token that is of the auth revision of now, as simple tokens are.
-struct Token {
-    handle: Handle,
-    name: &'static str,
-}
-
-impl std::fmt::Debug for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
-    }
-}
-
-impl Credentials for Token {
-    fn identity(&self) -> Result<Identity, Error> {
-        Ok(Identity::User(Arc::new(User {
-            name: self.name.to_owned(),
-            auth_revision: self.handle.auth().revision(),
-        })))
-    }
 }
 
 struct Streamed {
@@ -134,14 +110,7 @@ async fn watch(
     };
     let (sender, receiver) = mpsc::channel(64);
     let requests = ReceiverStream::new(receiver);
-    let caller = match client.user {
-        None => Caller::nobody(),
-        Some(name) => {
-            let handle = endpoint.services.handle.clone();
-            let token = Arc::new(Token { handle, name });
-            client.caller(&endpoint).with_credentials(token)
-        }
-    };
+    let caller = client.lasting_caller(&endpoint);
     let responses = endpoint.services.watch.open(caller, requests);
     let view = endpoint.services.handle.view();
     let (head, compacted) = (view.head, view.compacted);

@@ -3,6 +3,7 @@
 //! clients.
 
 mod load;
+mod locks;
 mod requests;
 mod users;
 
@@ -23,6 +24,7 @@ use crate::proto::etcdserverpb::{
 };
 
 pub use load::Load;
+pub use locks::start as start_locks;
 use requests::*;
 pub use requests::{get, put};
 

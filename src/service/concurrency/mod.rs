@@ -26,6 +26,7 @@ use super::handle::Handle;
 use super::permission::{Asks, Needs};
 use crate::budget::Held;
 use crate::error::Error;
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::KeyValue;
 use crate::proto::etcdserverpb::{InternalRaftRequest, LeaseGrantRequest, TxnRequest, TxnResponse};
 use crate::replica::view::ReadView;
@@ -273,16 +274,25 @@ impl Candidate {
     }
 
     async fn try_lock(&mut self) -> Result<i64, Error> {
-        if self.turn().await? == Turn::First {
-            return Ok(self.revision);
+        if let Turn::First(known) = self.turn().await? {
+            // Who is first stays first while its key is there.
+            return Ok(self.revision.max(known));
         }
-        // It may have gone meanwhile, with its lease or by somebody's hand.
+        // It may have gone meanwhile, with its lease or by somebody's hand, and come again behind
+        // others, for another call with its lease.
         let own = KeyRange::Point(self.key.clone());
         let caller = self.caller.again()?;
         let view = self.concurrency.read(&caller, &own, false).await?;
         let revision = view.head;
         let found = self.concurrency.queues.first(own, view).await?;
-        found.map(|_| revision).ok_or(Error::SessionExpired)
+        let is_own = |found: &KeyValue| {
+            found.create_revision == self.created || probe::injected(Defect::OtherKeyTaken)
+        };
+        if found.as_ref().is_some_and(is_own) || probe::injected(Defect::OwnKeyUnchecked) {
+            return Ok(revision);
+        }
+        probe::reached(CoveragePoint::LockKeyGone);
+        Err(Error::SessionExpired)
     }
 
     /// Waits to be the leader. As in etcd it is not looked at whether the key is still there; and
@@ -304,7 +314,7 @@ impl Candidate {
         let Concurrency { handle, queues, .. } = &self.concurrency;
         let mut waiting = queues.join(&self.prefix, self.created);
         let turn = handle.within(&self.caller, waiting.turn()).await??;
-        if turn == Turn::First {
+        if let Turn::First(_) = turn {
             return Ok(turn);
         }
         self.waits = true;
@@ -346,6 +356,7 @@ impl Drop for Candidate {
     fn drop(&mut self) {
         let held = self.held.take();
         if let Some(held) = held.filter(|_| self.waits) {
+            probe::reached(CoveragePoint::WaitingKeyTakenBack);
             // Nobody takes it where the member stops; then it ends with its lease.
             let _ = self.concurrency.left.send(AbandonedKey {
                 caller: as_of_now(&self.caller),

@@ -23,6 +23,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 
+use crate::probe::{self, Defect};
+
 /// Keys held at once.
 pub const MAX_KEYS: usize = 256;
 /// What a key takes beside its bytes.
@@ -31,11 +33,12 @@ const KEY_BYTES: usize = 160;
 /// What a waiter learns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// Its turn has come; there was nobody before it.
-    First,
+    /// Its turn has come: its key was there as of this revision, and nobody before it.
+    First(i64),
     /// Somebody is before it.
     Behind,
-    /// Its turn has come after that.
+    /// Its turn has come after that, or its own key has gone: nobody is before it, and whether its
+    /// key is still there has to be looked at.
     Reached,
 }
 
@@ -112,13 +115,19 @@ impl<W> WaitQueue<W> {
     pub fn put(&mut self, key: &[u8], created: i64, modified: i64) {
         if created == modified {
             self.append(created, Bytes::copy_from_slice(key));
+        } else if probe::injected(Defect::PutEndsTurn) {
+            self.deleted(key);
         }
     }
 
     pub fn deleted(&mut self, key: &[u8]) {
         if let Some((key, created)) = self.created.remove_entry(key) {
             self.used_bytes -= cost(&key);
-            self.keys.remove(&(created, key));
+            let place = (created, key);
+            if probe::injected(Defect::NearestAlone) {
+                self.keys = self.keys.split_off(&place);
+            }
+            self.keys.remove(&place);
         }
     }
 
@@ -164,16 +173,26 @@ impl<W> WaitQueue<W> {
         };
         let first = match self.keys.first() {
             Some((created, _)) => *created,
+            // No key is left at all.
             None if self.complete => i64::MAX,
             None => return,
         };
+        let is_there = |created| created == first || probe::injected(Defect::FirstUnseen);
         while let Some(entry) = self.waiters.first_entry() {
             let (created, _) = *entry.key();
             if created > known || created > first {
                 break;
             }
             let Waiter { waiter, behind } = entry.remove();
-            tell(&waiter, if behind { Turn::Reached } else { Turn::First });
+            let is_first = !behind && is_there(created);
+            tell(
+                &waiter,
+                if is_first {
+                    Turn::First(known)
+                } else {
+                    Turn::Reached
+                },
+            );
         }
         let waiters = &mut self.waiters;
         self.fresh.retain(|place| match waiters.get_mut(place) {

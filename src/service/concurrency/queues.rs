@@ -20,6 +20,7 @@ use crate::budget::{Held, Share};
 use crate::error::Error;
 use crate::mvcc;
 use crate::mvcc::read::{RangeRead, SortOrder, SortTarget};
+use crate::probe::{self, Defect};
 use crate::proto::{EncodedKvs, Event, KeyValue};
 use crate::replica::view::ReadView;
 use crate::service::handle::Handle;
@@ -259,7 +260,11 @@ async fn follow_once(queues: &WaitQueues, followed: &PrefixQueue) -> Result<Ende
     let (keys, complete) = first_keys(queues, &followed.prefix, view).await?;
     let keys = keys.into_iter();
     let keys = keys.map(|pair| (pair.create_revision, Bytes::copy_from_slice(&pair.key)));
-    followed.queue.lock().begin(keys, complete, head);
+    let known = match probe::injected(Defect::KnownTooNew) {
+        true => handle.view().head,
+        false => head,
+    };
+    followed.queue.lock().begin(keys, complete, known);
     loop {
         let is_lost = {
             let mut queue = followed.queue.lock();
@@ -439,7 +444,8 @@ mod tests {
         let created: Vec<_> = keys.iter().map(|key| put(&handle, key)).collect();
         let joined = created.iter().map(|created| queues.join(&prefix, *created));
         let mut waiting: Vec<_> = joined.collect();
-        assert_eq!(turn(&mut waiting[0]).await, Turn::First);
+        let head = handle.view().head;
+        assert_eq!(turn(&mut waiting[0]).await, Turn::First(head));
         for waiting in &mut waiting[1..] {
             assert_eq!(turn(waiting).await, Turn::Behind);
         }
@@ -464,7 +470,7 @@ mod tests {
         let mut last = queues.join(&a, put(&handle, "a/1"));
         drop(queues.join(&a, put(&handle, "a/2")));
         let mut other = queues.join(&b, put(&handle, "b/1"));
-        assert_eq!(turn(&mut other).await, Turn::First);
+        assert!(matches!(turn(&mut other).await, Turn::First(_)));
         assert_eq!(turn(&mut last).await, Turn::Behind);
         delete(&handle, "a/x");
         assert_eq!(turn(&mut last).await, Turn::Reached);

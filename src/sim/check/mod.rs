@@ -4,7 +4,8 @@
 //! applies its entries to the model, and so knows every state and the interval in which it was the
 //! newest. Then `writes` matches entries with requests and responses; `reads` finds the state that
 //! each response shows and checks real-time order; `watches` compares event streams with the
-//! changes; `leases` checks the timing of leases, `kept` what compactions left.
+//! changes; `leases` checks the timing of leases, `locks` who had a lock or led, `kept` what
+//! compactions left.
 //!
 //! `permissions` says what users were allowed to be shown.
 //!
@@ -16,6 +17,7 @@ mod answers;
 mod findings;
 mod kept;
 mod leases;
+mod locks;
 mod permissions;
 mod reads;
 mod replay;
@@ -37,6 +39,7 @@ pub fn check(history: &History) -> Vec<Finding> {
     let order = reads::check(history, &replay, &origins, &mut findings);
     watches::check(history, &replay, &mut findings);
     leases::check(history, &replay, &origins, &order, &mut findings);
+    locks::check(history, &replay, &mut findings);
     kept::check(history, &replay, &mut findings);
     findings.into_list()
 }

@@ -18,6 +18,7 @@ use crate::proto::etcdserverpb::{
     RequestHeader, alarm_request::AlarmAction,
 };
 use crate::proto::etchedpeer::{MemberChange, member_change::Change};
+use crate::sim::concurrency::{OWN_LEASE_TTL_S, is_below_a_name};
 use crate::sim::history::{ClientRequest, History, Moment, Operation, Outcome};
 use crate::state::auth::verdict::MEMBER_REVISION;
 use crate::state::model::auth::Who;
@@ -118,6 +119,8 @@ fn key_of_asked(asked: &Operation) -> Option<Key> {
         | ClientRequest::MoveLeader { .. }
         | ClientRequest::Defragment
         | ClientRequest::Status
+        // It makes what transactions it needs; `locks` looks at what came of them.
+        | ClientRequest::Concurrency(_)
         // Whether it needs a write is decided by the server, and the response does not show it.
         | ClientRequest::Downgrade(_) => return None,
     }
@@ -345,7 +348,8 @@ impl Matching<'_> {
             _ => return false,
         };
         let raised = |alarm: &AlarmRequest| alarm.action == AlarmAction::Activate as i32;
-        request.lease_revoke.is_some()
+        is_of_a_lock(request)
+            || request.lease_revoke.is_some()
             || request.lease_checkpoint.is_some()
             || request.alarm.as_ref().is_some_and(raised)
             || request.cluster_version_set.is_some()
@@ -404,6 +408,18 @@ impl Matching<'_> {
         let from = self.replay.until(called_at.saturating_sub(ALARM_LAG));
         (from..=self.replay.end()).any(|place| self.replay.has_no_space(place))
     }
+}
+
+/// Whether the calls of the Lock and the Election service make such entries.
+fn is_of_a_lock(request: &InternalRaftRequest) -> bool {
+    let txn = request.txn.as_ref();
+    let compared = txn.and_then(|txn| txn.compare.first());
+    let deleted = request.delete_range.as_ref();
+    let key = compared.map(|compare| &compare.key);
+    let key = key.or(deleted.map(|delete| &delete.key));
+    let granted = request.lease_grant.as_ref();
+    key.is_some_and(|key| is_below_a_name(key))
+        || granted.is_some_and(|grant| grant.ttl == OWN_LEASE_TTL_S)
 }
 
 fn may_be_duplicate(asked: &ClientRequest) -> bool {

@@ -53,6 +53,7 @@ pub fn calm() -> SimConfig {
         lease_checkpoint_interval: Duration::from_secs(300),
         answer_bytes: 1 << 20,
         max_outstanding_bytes: 64 << 20,
+        has_locks: false,
     }
 }
 

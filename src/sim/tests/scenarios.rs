@@ -8,6 +8,8 @@ use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{LeaseGrantRequest, PutRequest};
 use crate::proto::etchedpeer::{Nothing, member_change::Change};
 use crate::proto::membershippb::RaftAttributes;
+use crate::proto::v3lockpb::LockRequest;
+use crate::sim::concurrency::{Ask, Told};
 use crate::sim::history::{Answer, ClientRequest, Outcome};
 use crate::sim::member::{ELECTION_TIMEOUT, SimConfig};
 use crate::sim::workload::{get, put};
@@ -618,4 +620,45 @@ fn defects_are_found() {
         }
     }
     assert!(missed.is_empty(), "not found: {missed:?}");
+}
+
+// Locks.
+
+fn lock(lease: i64) -> ClientRequest {
+    ClientRequest::Concurrency(Ask::Lock(LockRequest {
+        name: "lock/x".into(),
+        lease,
+    }))
+}
+
+#[test]
+fn a_lock_outlives_the_member_that_gave_it_and_its_next_is_served_through_another() {
+    let config = SimConfig {
+        has_locks: true,
+        ..calm()
+    };
+    let mut world = Scenario::of(3, config);
+    let first = world.leader();
+    let follower = world.followers()[0];
+    for (id, ttl) in [(7, 3), (8, 60)] {
+        let grant = LeaseGrantRequest { ttl, id };
+        let call = world.ask(first, ClientRequest::LeaseGrant(grant));
+        world.answer(&call);
+    }
+    let held = world.ask(first, lock(7));
+    world.answer(&held);
+    let waiting = world.ask(follower, lock(8));
+    world.run_for(1_000);
+    assert_eq!(waiting.outcome(), None);
+    world.kill(first);
+    world.next_leader(first);
+    world.run_for(1_000);
+    assert_eq!(waiting.outcome(), None);
+    // Nobody renews the lease of who holds it.
+    let Answer::Concurrency(Told::Locked(locked)) = world.answer(&waiting) else {
+        panic!("another answer");
+    };
+    assert_eq!(locked.key, "lock/x/8");
+    world.start(first);
+    world.passes();
 }

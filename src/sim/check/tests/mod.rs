@@ -8,6 +8,7 @@ mod corners;
 mod coverage;
 mod damage;
 mod damaged_streams;
+mod locks;
 mod requests;
 mod rights;
 mod streams;
