@@ -364,12 +364,13 @@ impl Session {
     /// Hands on what there is, up to a bounded number and while the network asks for more.
     /// Reads history once, with `room` for it.
     fn turn(&mut self, mut room: Option<Room>) -> Result<(), Gone> {
+        let clock = self.handle.shared().clock.clone();
+        let mut started = clock.now();
         for _ in 0..OUTPUTS_A_TURN {
             let reads = self.waiting.is_empty() && self.stream.reads_storage();
             if !self.outbox.has_room() || reads && room.is_none() {
                 break;
             }
-            let started = self.handle.shared().clock.now();
             if self.waiting.is_empty() && self.busy {
                 self.step()?;
                 if reads {
@@ -379,8 +380,10 @@ impl Session {
             if let Some(response) = self.waiting.pop_front() {
                 let kind = Kind::of(&response);
                 self.outbox.push(response);
-                let shared = self.handle.shared();
-                kind.observe(&shared.metrics, shared.clock.now() - started);
+                // One ends where the next begins.
+                let ended = clock.now();
+                kind.observe(&self.handle.shared().metrics, ended - started);
+                started = ended;
             } else if !self.busy {
                 break;
             }

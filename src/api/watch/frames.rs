@@ -21,6 +21,9 @@ const EVENTS_TAG: u32 = 11;
 const COPY_BYTES: usize = 4 << 10;
 /// Compressed or not, and the length: what stands before each message.
 const PREFIX_BYTES: usize = 5;
+/// What stands before the first event of a response, but for a reason of its end: a frame goes
+/// beyond its size by no more.
+const HEAD_BYTES: usize = 128;
 /// What a client of gRPC can be sent in one message; as `api` sets it for other services.
 const MAX_MESSAGE_BYTES: usize = i32::MAX as usize;
 
@@ -36,25 +39,27 @@ pub struct Make {
 /// Responses that go out, and what is left of the one that is begun.
 #[derive(Default)]
 pub struct Frames {
-    responses: VecDeque<WatchResponse>,
+    /// With about what each takes on the wire.
+    responses: VecDeque<(WatchResponse, usize)>,
     /// Of the response that is begun.
     events: std::vec::IntoIter<EncodedEvent>,
     /// Of the event that is begun.
     rest: Bytes,
-    /// About what `responses` take on the wire.
+    /// About what all of `responses` take.
     bytes: usize,
 }
 
 impl Frames {
     pub fn push(&mut self, response: WatchResponse) {
-        self.bytes += size_bytes(&response);
-        self.responses.push_back(response);
+        let bytes = size_bytes(&response);
+        self.bytes += bytes;
+        self.responses.push_back((response, bytes));
     }
 
     /// The oldest response, where none is begun; a copy, as a client has it.
     pub fn pop(&mut self) -> Option<WatchResponse> {
-        let mut response = self.responses.pop_front()?;
-        self.bytes -= size_bytes(&response);
+        let (mut response, bytes) = self.responses.pop_front()?;
+        self.bytes -= bytes;
         for event in &mut response.events {
             *event = EncodedEvent::from_encoded(event.encoded().to_vec().into());
         }
@@ -102,11 +107,14 @@ impl Frames {
                 let bytes = event.encoded();
                 encoding::encode_key(EVENTS_TAG, WireType::LengthDelimited, &mut frame);
                 encoding::encode_varint(bytes.len() as u64, &mut frame);
-                self.rest = bytes.clone();
-            } else if let Some(response) = self.responses.pop_front() {
-                let size = size_bytes(&response);
-                frame.reserve(self.bytes.min(make.frame_bytes));
-                self.bytes -= size;
+                let room = make.frame_bytes.saturating_sub(frame.len());
+                match bytes.len() <= room.min(COPY_BYTES) {
+                    true => frame.put_slice(bytes),
+                    false => self.rest = bytes.clone(),
+                }
+            } else if let Some((response, bytes)) = self.responses.pop_front() {
+                frame.reserve(self.bytes.min(make.frame_bytes) + HEAD_BYTES);
+                self.bytes -= bytes;
                 self.begin(response, &mut frame)?;
             } else {
                 break;
