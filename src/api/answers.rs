@@ -156,7 +156,7 @@ impl Answers {
             answer.response.encode_raw(&mut pieces.bytes);
             return beside(nothing, pieces.finish());
         };
-        let reader = Reader::new(self.reads.clone(), rest);
+        let reader = Reader::new(self.reads.clone(), *rest);
         let messages = Messages::new(reader, answer.response);
         beside(nothing, Sliced::new([Piece::Messages(Box::new(messages))]))
     }
@@ -229,17 +229,17 @@ fn measure(
     view: &Arc<ReadView>,
     read: &RangeRead,
     room: &mut dyn FnMut(usize) -> bool,
-) -> mvcc::Result<(RangeResponse, Option<Rest>)> {
+) -> mvcc::Result<(RangeResponse, Option<Box<Rest>>)> {
     let snapshot = view.snapshot();
     let measured = snapshot.measure(read, room)?;
     let rest = match &measured.kvs {
         Some(_) => None,
-        None => Some(Rest {
+        None => Some(Box::new(Rest {
             pages: Pages::new(&snapshot, read.clone(), measured.pairs)?,
             pairs: measured.pairs,
             size_bytes: measured.size_bytes as usize,
             view: view.clone(),
-        }),
+        })),
     };
     Ok((kv::range_response(measured, view.head), rest))
 }
@@ -278,12 +278,12 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    fn range(&mut self, response: &RangeResponse, rest: Option<Rest>, held: Option<Held>) {
+    fn range(&mut self, response: &RangeResponse, rest: Option<Box<Rest>>, held: Option<Held>) {
         response.encode_before_kvs(&mut self.bytes);
         self.end_bytes(None);
         match rest {
             Some(rest) => {
-                let reader = Reader::new(self.reads.clone(), rest);
+                let reader = Reader::new(self.reads.clone(), *rest);
                 self.done.push(Piece::Pages(Box::new(reader)));
             }
             None => self.chunks(response.kvs.chunks(), held),
@@ -325,7 +325,8 @@ pub struct RangeAnswer {
     /// Without its pairs where they are not held.
     pub response: RangeResponse,
     held: Option<Held>,
-    rest: Option<Rest>,
+    /// Large, and seldom there.
+    rest: Option<Box<Rest>>,
 }
 
 impl RangeAnswer {
@@ -339,7 +340,7 @@ impl RangeAnswer {
     }
 }
 
-fn pairs(response: &RangeResponse, rest: &Option<Rest>) -> usize {
+fn pairs(response: &RangeResponse, rest: &Option<Box<Rest>>) -> usize {
     response.kvs.len() + rest.as_ref().map_or(0, |rest| rest.pairs)
 }
 
@@ -349,7 +350,7 @@ pub struct TxnAnswer {
     pub response: TxnResponse,
     held: Option<Held>,
     /// Of each range.
-    rests: Vec<Option<Rest>>,
+    rests: Vec<Option<Box<Rest>>>,
 }
 
 impl TxnAnswer {

@@ -64,15 +64,14 @@ impl CallLog {
         self.shared.clock.now()
     }
 
-    /// A unary call that began at `started` has ended.
+    /// A unary call has ended that took so long.
     pub fn ended(
         &self,
         service: &str,
         method: &str,
-        started: Duration,
+        took: Duration,
         content: impl FnOnce() -> Content,
     ) {
-        let took = self.now() - started;
         let debug = tracing::enabled!(tracing::Level::DEBUG);
         if !debug && took <= self.unary_limit {
             return;
@@ -104,14 +103,14 @@ impl CallLog {
         }
     }
 
-    /// A range that began at `started` was read, or was not.
+    /// A range was read, or was not, which took so long.
     pub fn range_read(
         &self,
-        started: Duration,
+        took: Duration,
         request: &RangeRequest,
         result: &Result<RangeAnswer, Error>,
     ) {
-        self.read(started, result, "read-only range ", |answer| {
+        self.read(took, result, "read-only range ", |answer| {
             let request = text::range(request);
             let response = answer.map(|answer| {
                 let (count, size) = (answer.pairs(), answer.size_bytes());
@@ -124,11 +123,11 @@ impl CallLog {
     /// The same for a transaction that changes nothing.
     pub fn txn_read(
         &self,
-        started: Duration,
+        took: Duration,
         request: &TxnRequest,
         result: &Result<TxnAnswer, Error>,
     ) {
-        self.read(started, result, "read-only txn ", |answer| {
+        self.read(took, result, "read-only txn ", |answer| {
             let response = answer.map(|answer| {
                 let count = |pairs| format!("range_response_count:{pairs}");
                 let counts: Vec<_> = answer.pairs().map(count).collect();
@@ -141,12 +140,11 @@ impl CallLog {
 
     fn read<T>(
         &self,
-        started: Duration,
+        took: Duration,
         result: &Result<T, Error>,
         prefix: &'static str,
         texts: impl FnOnce(Option<&T>) -> (String, Option<String>),
     ) {
-        let took = self.now() - started;
         if took <= self.read_limit {
             return;
         }

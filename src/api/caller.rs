@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Extensions, HeaderMap, Response, StatusCode};
+use http::{Extensions, HeaderMap, HeaderName, Response, StatusCode};
 use tonic::body::Body;
 use tonic::{Request, Status};
 
@@ -19,7 +19,7 @@ use crate::service::caller::{Caller, Credentials, Identity};
 use crate::service::handle::Handle;
 use crate::service::identity::{Kept, Shown};
 
-const TIMEOUT: &str = "grpc-timeout";
+static TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// Digits and the unit; gRPC's figure.
 const MAX_TIMEOUT_BYTES: usize = 9;
 
@@ -91,7 +91,7 @@ pub fn wait_limit(headers: &HeaderMap) -> Result<Option<Duration>, Box<Response<
 }
 
 fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, String> {
-    let Some(value) = headers.get(TIMEOUT) else {
+    let Some(value) = headers.get(&TIMEOUT) else {
         return Ok(None);
     };
     let text = String::from_utf8_lossy(value.as_bytes());
@@ -132,10 +132,7 @@ mod tests {
     fn timeouts_are_read_as_grpc_writes_them() {
         let read = |value: &str| {
             let value = http::HeaderValue::from_str(value).expect("a header");
-            timeout(&HeaderMap::from_iter([(
-                http::HeaderName::from_static(TIMEOUT),
-                value,
-            )]))
+            timeout(&HeaderMap::from_iter([(TIMEOUT.clone(), value)]))
         };
         assert_eq!(timeout(&HeaderMap::new()), Ok(None));
         for (value, expected_ns) in [

@@ -107,8 +107,7 @@ impl KvService {
             .await
     }
 
-    fn requested<T>(&self, operation: Operation, started: Duration, result: &Result<T, Error>) {
-        let took = self.log.now() - started;
+    fn requested<T>(&self, operation: Operation, took: Duration, result: &Result<T, Error>) {
         let metrics = &self.handle.shared().metrics;
         metrics.requested(operation, result.is_ok(), took);
     }
@@ -129,7 +128,8 @@ impl KvService {
             header::fill(&self.handle, (kind.header)(&mut response));
             Ok(response)
         });
-        self.log.ended(rpcs::KV, method, started, || {
+        let took = self.log.now() - started;
+        self.log.ended(rpcs::KV, method, took, || {
             let asked = (kind.asked)(&request);
             let response = answered.as_ref().ok();
             asked.map_or_else(Content::unknown, |asked| (kind.content)(asked, response))
@@ -195,13 +195,14 @@ impl Kv for KvService {
         validate::range(&request)?;
         let started = self.log.now();
         let result = self.read_range(&caller, &request).await;
-        self.requested(Operation::Range, started, &result);
-        self.log.range_read(started, &request, &result);
+        let took = self.log.now() - started;
+        self.requested(Operation::Range, took, &result);
+        self.log.range_read(took, &request, &result);
         let filled = result.map(|mut answer| {
             header::fill(&self.handle, &mut answer.response.header);
             answer
         });
-        self.log.ended(rpcs::KV, "Range", started, || {
+        self.log.ended(rpcs::KV, "Range", took, || {
             Content::range(&request, filled.as_ref().ok())
         });
         self.answers.respond_range(filled?)
@@ -284,8 +285,9 @@ impl Kv for KvService {
                 // As etcd measures it, the wait for a quorum is not part of it.
                 let started = self.log.now();
                 let result = self.read_txn(&caller, view, &request).await;
-                self.requested(Operation::ReadonlyTxn, started, &result);
-                self.log.txn_read(started, &request, &result);
+                let took = self.log.now() - started;
+                self.requested(Operation::ReadonlyTxn, took, &result);
+                self.log.txn_read(took, &request, &result);
                 result
             }
             Err(error) => Err(error),
@@ -294,7 +296,8 @@ impl Kv for KvService {
             header::fill(&self.handle, &mut answer.response.header);
             answer
         });
-        self.log.ended(rpcs::KV, "Txn", called, || {
+        let took = self.log.now() - called;
+        self.log.ended(rpcs::KV, "Txn", took, || {
             Content::read_txn(&request, answered.as_ref().ok())
         });
         self.answers.respond_txn(answered?)

@@ -294,7 +294,12 @@ impl Api {
                     let response = body::take_over(response);
                     let response = status_text::in_grpc_go_words(response, max);
                     if let Some((log, started)) = log {
-                        log.ended(rpc.service, rpc.method, started, Content::unknown);
+                        log.ended(
+                            rpc.service,
+                            rpc.method,
+                            log.now() - started,
+                            Content::unknown,
+                        );
                     }
                     let response = match gate {
                         Some(gate) => gate.cut(response),

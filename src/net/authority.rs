@@ -183,7 +183,18 @@ impl Authorities {
         let mut scheme = None;
         let mut takes_scheme = false;
         let mut end = 0;
-        while let Some(field) = reader.field() {
+        let mut has_empty = self.has_empty();
+        loop {
+            // What nearly all of nearly every block is: a byte that is no authority.
+            if let Some(byte @ 0x82..=0xfe) = block.get(end).filter(|_| !has_empty) {
+                if SCHEMES.contains(&usize::from(byte & 0x7f)) {
+                    scheme = Some(end..end + 1);
+                }
+                end += 1;
+                continue;
+            }
+            reader.at = end;
+            let Some(field) = reader.field() else { break };
             let range = end..reader.at;
             end = reader.at;
             match field {
@@ -198,6 +209,7 @@ impl Authorities {
             let replacement = self.replacement(field, &block[range.clone()]);
             takes_scheme |= replacement.as_deref() == Some(ENTRY_FOR_EMPTY);
             edits.extend(replacement.map(|bytes| (range, bytes)));
+            has_empty = self.has_empty();
         }
         if !whole || end < block.len() {
             // Entries of the rest go uncounted.
@@ -219,6 +231,11 @@ impl Authorities {
         }
         mended.extend_from_slice(&block[copied..]);
         Some(mended)
+    }
+
+    /// True where an index may mean an authority that is empty.
+    fn has_empty(&self) -> bool {
+        self.entries.iter().any(|entry| entry.empty)
     }
 
     /// What takes the place of a representation; counts what enters the table.

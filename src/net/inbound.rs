@@ -178,7 +178,12 @@ impl Inbound {
             if at == bytes.len() {
                 return passing;
             }
-            match Unit::at(&bytes[at..]) {
+            let rest = &bytes[at..];
+            let unit = match Frame::first(rest) {
+                Some(frame) if frame.kind != HEADERS => Unit::Passes(frame),
+                _ => Unit::at(rest),
+            };
+            match unit {
                 Unit::Incomplete => {
                     self.held = bytes[at..].to_vec();
                     return passing;

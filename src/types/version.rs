@@ -16,6 +16,9 @@ pub const LEAST: Version = Version::new(3, 0);
 /// The newest version that this program can run a cluster at.
 pub const NEWEST: Version = Version::new(3, 7);
 
+/// `NEWEST` as it is stored: what nearly every cluster runs at.
+pub const NEWEST_TEXT: &str = "3.7.0";
+
 impl Version {
     pub const fn new(major: i64, minor: i64) -> Self {
         Self { major, minor }
