@@ -6,6 +6,7 @@
 mod frames;
 mod outbox;
 mod rechecks;
+mod sent;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +25,6 @@ use super::{Settings, caller, header};
 use crate::budget::{Exhausted, Held, Share};
 use crate::env::Interval;
 use crate::error::{Error, watch_reason};
-use crate::metrics::Metrics;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{
     WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType,
@@ -59,6 +59,7 @@ pub use frames::MessageCount;
 use outbox::Outbox;
 pub use outbox::Responses;
 use rechecks::{Rechecks, Woken};
+use sent::Sent;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -364,12 +365,15 @@ impl Session {
     /// Hands on what there is, up to a bounded number and while the network asks for more.
     /// Reads history once, with `room` for it.
     fn turn(&mut self, mut room: Option<Room>) -> Result<(), Gone> {
-        let clock = self.handle.shared().clock.clone();
-        let mut started = clock.now();
+        let shared = self.handle.shared().clone();
+        let mut sent = Sent::begin(shared.clock.now());
         for _ in 0..OUTPUTS_A_TURN {
             let reads = self.waiting.is_empty() && self.stream.reads_storage();
             if !self.outbox.has_room() || reads && room.is_none() {
                 break;
+            }
+            if reads {
+                sent.end(shared.clock.now(), &shared.metrics);
             }
             if self.waiting.is_empty() && self.busy {
                 self.step()?;
@@ -378,16 +382,16 @@ impl Session {
                 }
             }
             if let Some(response) = self.waiting.pop_front() {
-                let kind = Kind::of(&response);
+                sent.count(&response);
                 self.outbox.push(response);
-                // One ends where the next begins.
-                let ended = clock.now();
-                kind.observe(&self.handle.shared().metrics, ended - started);
-                started = ended;
             } else if !self.busy {
                 break;
             }
+            if reads {
+                sent.end(shared.clock.now(), &shared.metrics);
+            }
         }
+        sent.end(shared.clock.now(), &shared.metrics);
         self.outbox.hand_over();
         Ok(())
     }
@@ -482,37 +486,6 @@ impl Session {
                 fragment: parts.peek().is_some(),
                 ..response.clone()
             });
-        }
-    }
-}
-
-/// What a response is, to the metrics.
-enum Kind {
-    /// It has so many events.
-    Events(u32),
-    Progress,
-    /// The answer to a request.
-    Control,
-}
-
-impl Kind {
-    fn of(response: &WatchResponse) -> Self {
-        match response.events.len() {
-            0 if response.created || response.canceled => Kind::Control,
-            0 => Kind::Progress,
-            count => Kind::Events(u32::try_from(count).unwrap_or(u32::MAX)),
-        }
-    }
-
-    /// It took so long to make and to hand it to the network.
-    fn observe(&self, metrics: &Metrics, took: Duration) {
-        match self {
-            Kind::Events(count) => {
-                metrics.watch_send.observe(took);
-                metrics.watch_send_per_event.observe(took / *count);
-            }
-            Kind::Progress => metrics.watch_progress.observe(took),
-            Kind::Control => metrics.watch_control.observe(took),
         }
     }
 }

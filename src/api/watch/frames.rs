@@ -113,7 +113,8 @@ impl Frames {
                     false => self.rest = bytes.clone(),
                 }
             } else if let Some((response, bytes)) = self.responses.pop_front() {
-                frame.reserve(self.bytes.min(make.frame_bytes) + HEAD_BYTES);
+                let room = make.frame_bytes - frame.len();
+                frame.reserve(self.bytes.min(room) + HEAD_BYTES);
                 self.bytes -= bytes;
                 self.begin(response, &mut frame)?;
             } else {
