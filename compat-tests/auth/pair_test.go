@@ -35,6 +35,8 @@ type pair struct {
 	conn        [2]*grpc.ClientConn
 	tokens      map[string][2]string
 	differences int
+	// Inverted ranges that etcd did not judge by their first key.
+	prunedWrongly int
 }
 
 // cheap hashes passwords at the least cost.

@@ -34,15 +34,19 @@ func (d dice) key() string { return pick(d, keys) }
 
 func (d dice) chance(percent int) bool { return d.IntN(100) < percent }
 
-// end is of any kind. What is inverted has no keys, and etcd's verdict on it
-// depends on the order of grants: such a range is asked for only where its start is
-// decisive.
+// span has an end of any kind, but behind its start; inverted is about the others.
 func (d dice) span() (key, end string) {
 	key, end = d.key(), pick(d, ends)
 	if end != "" && end != "\x00" && end <= key {
 		end = key + "\x00"
 	}
 	return key, end
+}
+
+// inverted is a range whose end is not behind its start: it has no keys.
+func (d dice) inverted() (key, end string) {
+	key = pick(d, keys[1:])
+	return key, pick(d, []string{"a", key, key[:1]})
 }
 
 func (d dice) lease() int64 {
@@ -125,6 +129,9 @@ func (d dice) change() proto.Message {
 		return &pb.AuthUserRevokeRoleRequest{Name: pick(d, names), Role: pick(d, roles)}
 	case 8, 9, 10, 11:
 		key, end := d.span()
+		if d.chance(5) {
+			key, end = d.inverted()
+		}
 		return permission{authpb.Permission_Type(d.IntN(3)), key, end}.grant(pick(d, roles))
 	case 12:
 		key, end := d.span()
@@ -135,6 +142,43 @@ func (d dice) change() proto.Message {
 		}
 		return &pb.AuthRoleGetRequest{Role: pick(d, roles)}
 	}
+}
+
+// inverted asks for a range that is inverted: alone, or in a transaction. etched judges
+// it by its first key, and so does etcd but where its tree looks past the permission:
+// what both say of the first key alone has to be the same, and etched's verdict on the
+// range that of the key.
+func (p *pair) inverted(who string, d dice) (refused bool) {
+	p.t.Helper()
+	key, end := d.inverted()
+	kind, prev := d.IntN(4), d.chance(50)
+	ask := func(end string) proto.Message {
+		switch kind {
+		case 0:
+			return get(key, end)
+		case 1:
+			// Of the two branches the one that is empty is taken.
+			return txn(nil, &pb.TxnRequest{}, del(key, end, prev))
+		case 2:
+			return txn([]*pb.Compare{compare(key, end)}, nil, nil)
+		default:
+			return txn(nil, txn(nil, nil, get(key, end)), nil)
+		}
+	}
+	request := ask(end)
+	outcomes := p.both(func(side int) harness.Outcome {
+		return harness.Invoke(p.as(who, side), p.conn[side], request)
+	})
+	if harness.ErrorText(outcomes[etched].Err) == harness.ErrorText(outcomes[etcd].Err) {
+		p.compare(who, request, outcomes)
+		return outcomes[etcd].Err != nil
+	}
+	p.prunedWrongly++
+	point := p.do(who, ask(""))
+	if got, want := harness.ErrorText(outcomes[etched].Err), harness.ErrorText(point.Err); got != want {
+		p.t.Errorf("as %q: %s: %q, and of its first key %q", who, describe(request), got, want)
+	}
+	return outcomes[etched].Err != nil
 }
 
 // Random users with random roles ask for anything; verdicts and answers are
@@ -176,9 +220,16 @@ func randomRequests(t *testing.T, d dice) {
 		p.ok("root", &pb.AuthRoleAddRequest{Name: role})
 	}
 	passwords := map[string]string{"root": "root", "alice": "pw", "bob": "pw", "carol": "pw"}
-	refused := 0
+	refused, refusedInverted, inverted := 0, 0, 0
 	for range *randomSteps {
 		who := pick(d, names)
+		if d.chance(8) {
+			inverted++
+			if p.inverted(who, d) {
+				refusedInverted++
+			}
+			continue
+		}
 		request := d.request()
 		if d.chance(30) {
 			request = d.change()
@@ -212,4 +263,11 @@ func randomRequests(t *testing.T, d dice) {
 	if refused == 0 || refused == *randomSteps {
 		t.Errorf("%d of %d were refused", refused, *randomSteps)
 	}
+	if refusedInverted == 0 || refusedInverted == inverted {
+		t.Errorf("%d of %d inverted ranges were refused", refusedInverted, inverted)
+	}
+	if p.prunedWrongly > inverted/4 {
+		t.Errorf("etcd judged %d of %d inverted ranges by something else", p.prunedWrongly, inverted)
+	}
+	t.Logf("%d of %d inverted ranges were judged unlike their first key by etcd", p.prunedWrongly, inverted)
 }

@@ -86,7 +86,7 @@ func TestRights(t *testing.T) {
 	}
 	p.enable(rights)
 	rows := []proto.Message{
-		get("a1", ""), get("a", "b"), get("a", "b\x00"), get("a", "\x00"), get("c", ""), get("c", "c\x00"), get("d", ""), get("x", ""), get("\x00", "\x00"), get("nothing", ""),
+		get("a1", ""), get("a", "b"), get("a", "b\x00"), get("a", "\x00"), get("c", ""), get("c", "c\x00"), get("d", ""), get("x", ""), get("\x00", "\x00"), get("nothing", ""), get("a1", "a"), get("a1", "a1"), get("x", "a"), get("x", "x"),
 		&pb.RangeRequest{Key: []byte("x"), KeysOnly: true}, &pb.RangeRequest{Key: []byte("x"), CountOnly: true}, &pb.RangeRequest{Key: []byte("x"), Serializable: true},
 		&pb.RangeRequest{Key: []byte("a1"), Serializable: true}, &pb.RangeRequest{}, &pb.RangeRequest{Key: []byte("x"), Revision: 900},
 		put("a1", 0, false), put("a1", 0, true), put("c", 0, false), put("d", 0, false), put("d", 0, true), put("x", 0, false), put("", 0, false),
