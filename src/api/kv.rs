@@ -29,6 +29,10 @@ use crate::state::Response as Applied;
 use crate::state::{kv, txn};
 use crate::types::Remote;
 
+/// Single keys that one transaction reads on a thread of the network's; more may be a hundred
+/// megabytes, behind which all other calls would wait.
+const MAX_POINTS_AT_ONCE: usize = 8;
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct KvService {
@@ -97,7 +101,7 @@ impl KvService {
         view: Arc<ReadView>,
         request: &TxnRequest,
     ) -> Result<TxnAnswer, Error> {
-        if txn::reads_points(request) {
+        if txn::reads_few_points(request, MAX_POINTS_AT_ONCE) {
             let answer = self.answers.txn(&view, request);
             return answer.map_err(|error| self.handle.refusal(error));
         }

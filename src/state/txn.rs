@@ -31,10 +31,13 @@ pub fn is_serializable(request: &TxnRequest) -> bool {
         .all(|op| matches!(&op.request, Some(Request::RequestRange(range)) if range.serializable))
 }
 
-/// True if a read-only transaction reads single keys only.
-pub fn reads_points(request: &TxnRequest) -> bool {
+/// True if a read-only transaction reads single keys only, of which each may be large, and `most`
+/// at most.
+pub fn reads_few_points(request: &TxnRequest, most: usize) -> bool {
     let points = |op: &RequestOp| matches!(&op.request, Some(Request::RequestRange(range)) if range.range_end.is_empty());
-    all_ops(request).all(points) && request.compare.iter().all(|c| c.range_end.is_empty())
+    all_ops(request).count() <= most
+        && all_ops(request).all(points)
+        && request.compare.iter().all(|c| c.range_end.is_empty())
 }
 
 /// True where a branch of the transaction holds a put.
