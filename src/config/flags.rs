@@ -39,6 +39,8 @@ pub struct Flag {
     pub key: Key,
     pub state: FlagSupport,
     pub usage: &'static str,
+    /// Whether etcd has no such flag.
+    pub is_own: bool,
 }
 
 const fn flag(name: &'static str, kind: Kind, default: &'static str, usage: &'static str) -> Flag {
@@ -49,6 +51,7 @@ const fn flag(name: &'static str, kind: Kind, default: &'static str, usage: &'st
         key: Key::Name,
         state: FlagSupport::Built,
         usage,
+        is_own: false,
     }
 }
 
@@ -76,6 +79,11 @@ impl Flag {
 
     const fn at(mut self, path: &'static str) -> Flag {
         self.key = Key::Path(path);
+        self
+    }
+
+    const fn own(mut self) -> Flag {
+        self.is_own = true;
         self
     }
 
@@ -191,7 +199,7 @@ pub static SECTIONS: &[Section] = &[
         flag("client-cert-auth", Bool, "false", "Demand certificates of clients.").at("client-transport-security.client-cert-auth"),
         flag("client-crl-file", Text, "", "List of revoked client certificates, in DER or PEM.").at("client-transport-security.crl-file"),
         flag("client-cert-allowed-hostname", List, "", "Host names that a client certificate may have.").at("client-transport-security.allowed-hostname"),
-        flag("client-cert-allowed-cn", List, "", "Common names that a client certificate may have; etcd has this in the configuration file alone.").at("client-transport-security.allowed-cn"),
+        flag("client-cert-allowed-cn", List, "", "Common names that a client certificate may have; etcd has this in the configuration file alone.").at("client-transport-security.allowed-cn").own(),
         flag("trusted-ca-file", Text, "", "CA of client certificates.").at("client-transport-security.trusted-ca-file"),
         flag("auto-tls", Bool, "false", "Make a certificate to show to clients.").at("client-transport-security.auto-tls"),
         flag("peer-cert-file", Text, "", "Certificate shown to peers.").at("peer-transport-security.cert-file"),
@@ -242,7 +250,7 @@ pub static SECTIONS: &[Section] = &[
     Section { title: "Features", flags: &[
         flag("compaction-batch-limit", Int, "0", "Revisions that a compaction removes in one step; 0: 1000."),
         flag("compaction-sleep-interval", Duration, "0s", "Pause between these steps; 0: 10ms; not set: at most the time of the step before."),
-        flag("watch-permission-recheck", Bool, "true", "End running watches whose users lost the right to them; etcd lets them run."),
+        flag("watch-permission-recheck", Bool, "true", "End running watches whose users lost the right to them; etcd lets them run.").own(),
         flag("watch-progress-notify-interval", Duration, "0s", "Time between progress notifications of a quiet watch; 0: 10m."),
         flag("downgrade-check-time", Duration, "5s", "Time between looks for a downgrade.").no_effect("a member of etched never runs the release that a downgrade leads to, so none ends without a request"),
         flag("corrupt-check-time", Duration, "0s", "Time between comparisons of the members' data; 0: none."),
@@ -253,7 +261,7 @@ pub static SECTIONS: &[Section] = &[
         flag("force-new-cluster", Bool, "false", "Make this member a cluster of its own."),
     ]},
     Section { title: "etched's own", flags: &[
-        flag("memory-budget-bytes", Uint64, "0", "Memory for caches, requests, answers and watches together; 0: a quarter of the machine's, at most 256 MiB."),
+        flag("memory-budget-bytes", Uint64, "0", "Memory for caches, requests, answers and watches together; 0: a quarter of the machine's, at most 256 MiB.").own(),
     ]},
     Section { title: "Start", flags: &[
         flag("config-file", Text, "", "YAML or JSON file to read instead of other flags and the environment. Durations in it are nanoseconds.").no_key(),

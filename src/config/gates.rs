@@ -164,6 +164,23 @@ impl Gates {
         set.join(",")
     }
 
+    /// Every gate as the documents show it: its name, its stage, its default, and why it has no
+    /// effect, if it has none.
+    #[cfg(test)]
+    pub fn documented() -> Vec<(&'static str, &'static str, bool, Option<&'static str>)> {
+        KNOWN
+            .iter()
+            .map(|known| {
+                (
+                    known.name,
+                    known.stage_name(),
+                    known.default,
+                    known.no_effect,
+                )
+            })
+            .collect()
+    }
+
     /// Each gate's line for the help text.
     pub fn help() -> String {
         let lines: Vec<String> = KNOWN

@@ -70,7 +70,8 @@ pub fn listing() -> String {
     format!("{}\n\n{NOT_THERE}\n", flags.trim_end())
 }
 
-fn placeholder(kind: Kind) -> &'static str {
+/// What stands for a value in a text about its flag.
+pub fn placeholder(kind: Kind) -> &'static str {
     match kind {
         Kind::Bool => "BOOL",
         Kind::Uint | Kind::Uint64 | Kind::Uint32 | Kind::Int | Kind::Int64 => "NUMBER",

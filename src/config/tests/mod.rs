@@ -1,6 +1,8 @@
-//! Runs `golden.txt`; `claims` finds settings that claim what nothing does.
+//! Runs `golden.txt`; `claims` finds settings that claim what nothing does, `reference` holds
+//! docs/FLAGS.md to the table of flags.
 
 mod claims;
+mod reference;
 
 use std::cell::Cell;
 use std::ffi::OsString;
