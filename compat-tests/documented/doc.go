@@ -1,3 +1,3 @@
-// Package documented does what docs/MIGRATE.md says, with the commands that stand
+// Package documented does what docs/MIGRATE.md and docs/OPERATIONS.md say, with the commands that stand
 // there, and compares what was before with what is afterwards.
 package documented

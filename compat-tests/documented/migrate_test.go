@@ -1,116 +1,16 @@
 package documented
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 
 	"etched.dev/compat-tests/harness"
 )
-
-const limit = 2 * time.Minute
-
-// networks gives each test addresses of its own, all on this machine.
-var networks atomic.Int32
-
-// site is where a section of the document is carried out: three machines whose
-// addresses and directories are this machine's.
-type site struct {
-	*harness.Document
-	t       *testing.T
-	network string
-}
-
-func newSite(t *testing.T, section string, etcd harness.Kind) *site {
-	t.Helper()
-	binaries := map[string]string{}
-	for name, find := range map[string]func() (string, error){
-		"etched":  func() (string, error) { return harness.Binary(harness.Etched) },
-		"etcd":    func() (string, error) { return harness.Binary(etcd) },
-		"etcdctl": harness.Etcdctl, "etcdutl": harness.Etcdutl,
-	} {
-		path, err := find()
-		if err != nil {
-			t.Fatal(err)
-		}
-		binaries[name] = path
-	}
-	network := fmt.Sprintf("127.%d.", 10+(os.Getpid()*7+int(networks.Add(1)))%200)
-	d := harness.ReadDocument(t, "../../docs/MIGRATE.md", section, binaries)
-	d.Replace = strings.NewReplacer("10.0.", network, "/var/lib/", d.Dir+"/m$n/")
-	return &site{d, t, network}
-}
-
-// on are commands as they are typed on one of the machines.
-func (s *site) on(member int, commands string) string {
-	s.t.Helper()
-	const first = "n=1   # 2 and 3 on the others\n"
-	if !strings.Contains(commands, first) {
-		s.t.Fatalf("these are for the first machine alone:\n%s", commands)
-	}
-	return strings.Replace(commands, first, fmt.Sprintf("n=%d\n", member), 1)
-}
-
-// runOnEach carries out commands on all machines, one after the other.
-func (s *site) runOnEach(commands string) {
-	s.t.Helper()
-	for member := 1; member <= 3; member++ {
-		s.Run(s.on(member, commands))
-	}
-}
-
-// startOnEach starts a cluster, and waits until it serves at these addresses.
-func (s *site) startOnEach(commands, addresses string) (stop func()) {
-	s.t.Helper()
-	var stops []func()
-	for member := 1; member <= 3; member++ {
-		if err := os.MkdirAll(filepath.Join(s.Dir, fmt.Sprintf("m%d", member)), 0o700); err != nil {
-			s.t.Fatal(err)
-		}
-		stops = append(stops, s.Start(s.on(member, commands)))
-	}
-	client := s.client(addresses)
-	ctx := harness.Context(s.t, limit)
-	for {
-		attempt, cancel := context.WithTimeout(ctx, time.Second)
-		_, err := client.Get(attempt, "none")
-		cancel()
-		if err == nil {
-			break
-		}
-		if ctx.Err() != nil {
-			s.t.Fatalf("no cluster at %s: %v", addresses, err)
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	return func() {
-		for _, stop := range stops {
-			stop()
-		}
-	}
-}
-
-func (s *site) client(addresses string) *clientv3.Client {
-	s.t.Helper()
-	var endpoints []string
-	for member := 1; member <= 3; member++ {
-		endpoints = append(endpoints, s.Replace.Replace(fmt.Sprintf("%s%d:2379", addresses, member)))
-	}
-	client, err := clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(func() { _ = client.Close() })
-	return client
-}
 
 // fill writes keys with a history, some attached to a lease, and a user.
 func (s *site) fill(client *clientv3.Client) {
@@ -191,7 +91,7 @@ etcd --name m$n --data-dir /var/lib/etcd \
 
 func TestBySnapshot(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, "## By a snapshot", harness.Etcd36)
+	s := newSite(t, "MIGRATE.md", "## By a snapshot", harness.Etcd36)
 	stop := s.startOnEach(ofEtcd, "10.0.0.")
 	client := s.client("10.0.0.")
 	s.fill(client)
@@ -239,7 +139,7 @@ func TestBySnapshot(t *testing.T) {
 
 func TestByMirror(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, "## By a mirror", harness.Etcd36)
+	s := newSite(t, "MIGRATE.md", "## By a mirror", harness.Etcd36)
 	s.startOnEach(ofEtcd, "10.0.0.")
 	source := s.client("10.0.0.")
 	s.fill(source)
@@ -277,7 +177,7 @@ func TestByMirror(t *testing.T) {
 
 func TestBackWithASnapshot(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, "### With a snapshot", harness.Etcd)
+	s := newSite(t, "MIGRATE.md", "### With a snapshot", harness.Etcd)
 	ofEtched := strings.NewReplacer("\netcd ", "\netched ", "/lib/etcd ", "/lib/etched ").Replace(ofEtcd)
 	stop := s.startOnEach(ofEtched, "10.0.0.")
 	client := s.client("10.0.0.")
@@ -297,7 +197,7 @@ func TestBackWithASnapshot(t *testing.T) {
 
 func TestOnTheSameDirectory(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, "## On the same directory", harness.Etcd36)
+	s := newSite(t, "MIGRATE.md", "## On the same directory", harness.Etcd36)
 	stop := s.startOnEach(ofEtcd, "10.0.0.")
 	client := s.client("10.0.0.")
 	s.fill(client)
@@ -334,7 +234,7 @@ func TestOnTheSameDirectory(t *testing.T) {
 
 func TestBackWithTheDirectory(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, "### With the directory", harness.Etcd)
+	s := newSite(t, "MIGRATE.md", "### With the directory", harness.Etcd)
 	ofEtched := strings.NewReplacer("\netcd ", "\netched ", "/lib/etcd ", "/lib/etched ").Replace(ofEtcd)
 	stop := s.startOnEach(ofEtched, "10.0.0.")
 	client := s.client("10.0.0.")
@@ -354,7 +254,7 @@ func TestBackWithTheDirectory(t *testing.T) {
 // What the table says of etcdutl and etched's directory.
 func TestEtcdutlOnEtchedsDirectory(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, "## etcdutl, and what etched has instead", harness.Etcd)
+	s := newSite(t, "MIGRATE.md", "## etcdutl, and what etched has instead", harness.Etcd)
 	server := harness.Start(t, harness.Etched, harness.Options{})
 	if _, err := server.Client(t).Put(harness.Context(t, limit), "key", "value"); err != nil {
 		t.Fatal(err)

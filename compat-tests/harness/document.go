@@ -19,6 +19,7 @@ type Document struct {
 	t       testing.TB
 	path    string
 	blocks  []string
+	tried   map[string]bool
 }
 
 var (
@@ -39,10 +40,8 @@ func ReadDocument(t testing.TB, path, section string, binaries map[string]string
 		t.Fatalf("%s has no section %q", path, section)
 	}
 	level, _, _ := strings.Cut(section, " ")
-	for heading := "#"; len(heading) <= len(level); heading += "#" {
-		rest, _, _ = strings.Cut(rest, "\n"+heading+" ")
-	}
-	d := &Document{t: t, Dir: t.TempDir(), path: t.TempDir(), Replace: strings.NewReplacer()}
+	rest = untilHeading(rest, len(level))
+	d := &Document{t: t, Dir: t.TempDir(), path: t.TempDir(), Replace: strings.NewReplacer(), tried: map[string]bool{}}
 	for _, block := range fenced.FindAllStringSubmatch(rest, -1) {
 		d.blocks = append(d.blocks, block[1])
 	}
@@ -52,6 +51,23 @@ func ReadDocument(t testing.TB, path, section string, binaries map[string]string
 		}
 	}
 	return d
+}
+
+// untilHeading is the text before the first heading of a level, or of one above. A comment among
+// commands looks like one and is none.
+func untilHeading(text string, level int) string {
+	fenced, length := false, 0
+	for line := range strings.Lines(text) {
+		marks := len(line) - len(strings.TrimLeft(line, "#"))
+		if !fenced && marks > 0 && marks <= level && strings.HasPrefix(line[marks:], " ") {
+			break
+		}
+		if strings.HasPrefix(strings.TrimSpace(line), "```") {
+			fenced = !fenced
+		}
+		length += len(line)
+	}
+	return text[:length]
 }
 
 // Block is the only one that has this text.
@@ -66,7 +82,19 @@ func (d *Document) Block(text string) string {
 	if len(found) != 1 {
 		d.t.Fatalf("%d blocks of commands have %q", len(found), text)
 	}
+	d.tried[found[0]] = true
 	return found[0]
+}
+
+// Untried are the blocks that nobody asked for.
+func (d *Document) Untried() []string {
+	var untried []string
+	for _, block := range d.blocks {
+		if !d.tried[block] {
+			untried = append(untried, block)
+		}
+	}
+	return untried
 }
 
 func (d *Document) command(commands string) *exec.Cmd {
