@@ -1,0 +1,13 @@
+#!/bin/sh
+# Takes the member of this pod out of the cluster, before the StatefulSet is scaled in by one:
+#
+#   kubectl exec etched-3 -- /tools/sh /scripts/leave.sh
+set -eu
+number=${NAME##*-}
+here="$SCHEME://$HOST_PREFIX$number$HOST_SUFFIX:2380"
+id=$(etcdctl --endpoints "$ENDPOINTS" member list | grep -F ", $here, " | cut -d, -f1)
+echo "$UID_OF_POD" >"$DATA/left"
+etcdctl --endpoints "$ENDPOINTS" member remove "$id" || {
+    rm "$DATA/left"
+    exit 1
+}
