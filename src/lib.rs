@@ -5,7 +5,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `types`, `error`, `env`, `proto`, `metrics`, `budget`, `notices`, `probe` |
+//! | 0 | `types`, `error`, `env`, `proto`, `metrics`, `budget`, `notices`, `probe`, `profile` |
 //! | 1 | `config`, `net`, `storage` |
 //! | 2 | `mvcc`, `raft` |
 //! | 3 | `state`, `watch` |
@@ -42,6 +42,7 @@ pub(crate) mod net;
 pub(crate) mod notices;
 pub(crate) mod offline;
 pub(crate) mod probe;
+pub(crate) mod profile;
 pub mod program;
 pub(crate) mod proto;
 pub(crate) mod raft;

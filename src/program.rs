@@ -11,8 +11,14 @@ use std::time::Duration;
 use crate::config::{self, Command, Exit, Export, Loaded, Restore, Surroundings};
 use crate::env::SystemClock;
 use crate::offline;
+use crate::profile;
 use crate::server::signals::{self, Interruption};
 use crate::server::{self, from_snapshot, logging, run::Stopped, to_etcd};
+
+/// What the program's allocator reports to.
+pub mod heap {
+    pub use crate::profile::heap::{Stack, allocated, freed};
+}
 
 /// Runs seeds of the simulator and says what came of them.
 #[cfg(any(test, feature = "simulation"))]
@@ -48,6 +54,9 @@ pub fn run(give_back: GiveBack) -> ExitCode {
         Ok(loaded) => loaded,
         Err(exit) => return logging::exit(&exit),
     };
+    if loaded.config.serves_profiles() {
+        profile::heap::start();
+    }
     if let Err(error) = logging::init(&loaded.config.log) {
         logging::fatal("discovery failed", &error.to_string());
         return ExitCode::from(1);

@@ -3,7 +3,6 @@ package cases
 import (
 	"fmt"
 	"maps"
-	"net/http"
 	"os"
 	"os/exec"
 	"regexp"
@@ -26,7 +25,6 @@ var notInREADME = map[string]struct {
 	claim  string
 	checks []absence
 }{
-	"HTTP": {"profiles", []absence{noProfiles}},
 	"Configuration": {"tracing: refused at the start", []absence{
 		refusesFlag("--enable-distributed-tracing"),
 	}},
@@ -38,7 +36,6 @@ const notInHelp = "Not in etched: "
 
 var checksOfHelp = map[string]absence{
 	"the commands gateway and grpc-proxy": noCommands,
-	"profiles under /debug/pprof/":        noProfiles,
 }
 
 func TestWhatIsNotThere(t *testing.T) {
@@ -135,7 +132,7 @@ func TestFlagsThatAreNotBuilt(t *testing.T) {
 		case strings.Contains(usage, "[not built yet]"):
 			count++
 			refusesFlag("--"+name+"="+otherThanDefault(name, flag[2], usage))(t, nil)
-		case strings.Contains(usage, "[no effect: "), strings.Contains(usage, "[not there: "):
+		case strings.Contains(usage, "[no effect: "):
 			without = append(without, "--"+name+"="+otherThanDefault(name, flag[2], usage))
 		}
 	}
@@ -163,9 +160,6 @@ func TestFlagsThatAreNotBuilt(t *testing.T) {
 func otherThanDefault(name, kind, usage string) string {
 	isOn := strings.Contains(usage, "[default: true]")
 	switch {
-	case kind == "BOOL" && strings.Contains(usage, "[not there: "):
-		// Who switches off what is not there asks for nothing.
-		return "true"
 	case kind == "BOOL":
 		return fmt.Sprint(!isOn)
 	case kind == "NUMBER":
@@ -207,15 +201,6 @@ func noCommands(t *testing.T, _ *harness.Server) {
 			if got.Code != 1 || !strings.HasPrefix(got.First, command+" is not built yet in etched ") {
 				t.Errorf("%v: %+v", args, got)
 			}
-		}
-	}
-}
-
-func noProfiles(t *testing.T, server *harness.Server) {
-	t.Helper()
-	for _, path := range []string{"/debug/pprof/", "/debug/pprof/heap"} {
-		if code, _, err := server.HTTPGet(path); err != nil || code != http.StatusNotFound {
-			t.Errorf("GET %s: %d, %v", path, code, err)
 		}
 	}
 }

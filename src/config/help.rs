@@ -34,8 +34,7 @@ with _ for -.
 
 /// Features of etcd with flags or commands that etched lacks.
 pub const NOT_THERE: &str = "\
-Not in etched: the commands gateway and grpc-proxy, and profiles under
-/debug/pprof/.";
+Not in etched: the commands gateway and grpc-proxy.";
 
 /// The flags, for stdout.
 pub fn listing() -> String {
@@ -50,7 +49,6 @@ pub fn listing() -> String {
                 FlagSupport::Built => {}
                 FlagSupport::NotBuilt => usage.push_str(" [not built yet]"),
                 FlagSupport::NoEffect(why) => usage.push_str(&format!(" [no effect: {why}]")),
-                FlagSupport::Missing(what) => usage.push_str(&format!(" [not there: {what}]")),
             }
             if flag.kind == Kind::Gates {
                 usage = format!("{usage}\n{}", Gates::help());

@@ -8,7 +8,7 @@ use super::discovery::Discovery;
 use super::duration;
 use super::gates::Gates;
 use super::keepalive::Keepalive;
-use super::log::LogConfig;
+use super::log::{Level, LogConfig};
 use super::tls::{ListenerTls, PeerTls, SelfSigned, TlsProtocol};
 use super::urls::Url;
 use crate::types::Address;
@@ -60,6 +60,8 @@ pub struct Config {
     pub cors: Vec<String>,
     /// JSON below `/v3/`.
     pub enable_grpc_gateway: bool,
+    /// `serves_profiles` decides.
+    pub enable_pprof: bool,
     /// Names that a request of HTTP may have as its Host; `*` for any.
     pub host_whitelist: Vec<String>,
     pub socket_reuse_port: bool,
@@ -126,6 +128,11 @@ impl Config {
         let listeners = [&self.client_tls, peer.map_or(&None, |tls| &tls.listener)];
         let listeners = listeners.into_iter().flatten();
         listeners.filter_map(|listener| listener.made.as_ref())
+    }
+
+    /// Whether there are profiles of the process: with debug lines as well, as in etcd.
+    pub fn serves_profiles(&self) -> bool {
+        self.enable_pprof || self.log.level == Level::Debug
     }
 
     /// Whether the name in a client's certificate is a user's.

@@ -66,6 +66,7 @@ pub fn settle(
         advertise_client_urls: values.urls("advertise-client-urls").to_vec(),
         cors: values.words("cors").to_vec(),
         enable_grpc_gateway: values.bool("enable-grpc-gateway"),
+        enable_pprof: values.bool("enable-pprof"),
         host_whitelist: values.words("host-whitelist").to_vec(),
         socket_reuse_port: values.bool("socket-reuse-port"),
         socket_reuse_address: values.bool("socket-reuse-address"),

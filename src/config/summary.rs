@@ -264,6 +264,7 @@ impl Config {
             ("socket-reuse-address", self.socket_reuse_address.into()),
             ("strict-reconfig-check", self.strict_reconfig_check.into()),
             ("enable-grpc-gateway", self.enable_grpc_gateway.into()),
+            ("enable-pprof", self.enable_pprof.into()),
             ("max-txn-ops", self.max_txn_ops.into()),
             (
                 "grpc-keepalive-min-time",

@@ -295,14 +295,13 @@ fn check_not_built(values: &Values, notes: &mut Vec<Note>) -> Result<(), Refusal
         if !asks(flag, values) {
             continue;
         }
-        let (level, why) = match flag.state {
+        let why = match flag.state {
             FlagSupport::Built => continue,
             FlagSupport::NotBuilt => return Err(not_built(&format!("--{}", flag.name))),
-            FlagSupport::NoEffect(why) => (Level::Info, why),
-            FlagSupport::Missing(what) => (Level::Warn, what),
+            FlagSupport::NoEffect(why) => why,
         };
         notes.push(
-            Note::new(level, "the flag has no effect in etched")
+            Note::info("the flag has no effect in etched")
                 .with("flag", flag.name)
                 .with("reason", why),
         );
@@ -317,14 +316,10 @@ fn check_not_built(values: &Values, notes: &mut Vec<Note>) -> Result<(), Refusal
     Ok(())
 }
 
-/// Whether a flag is set to something else than its default; for a switch that is on by default,
-/// whether it is set at all.
+/// Whether a flag is set to something else than its default.
 fn asks(flag: &Flag, values: &Values) -> bool {
     let value = values.get(flag.name);
     let default = flag.kind.default_value(flag.default);
-    if let (FlagSupport::Missing(_), Value::Bool(on)) = (flag.state, value) {
-        return *on && (values.is_given(flag.name) || *value != default);
-    }
     *value != default && !names_nothing(flag.kind, value)
 }
 

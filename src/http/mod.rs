@@ -1,17 +1,20 @@
 //! What the client port says to plain HTTP: health probes, version, metrics, debug variables.
 //!
 //! Probes, scrapers and browsers were written against etcd, so every answer is its answer: status,
-//! headers and bytes. Bodies of requests are not read: nothing here takes one. What is below `/v3/`
+//! headers and bytes. Bodies of requests are not read but where a page takes one. What is below `/v3/`
 //! goes to the JSON gateway where there is one, past the same checks; without it those paths name
 //! nothing.
 //!
 //! Auth never stands in the way of these paths, in etcd and here.
 
 mod access;
+mod body;
 mod debug;
 mod health;
+mod log_level;
 mod metrics_page;
 mod page;
+mod pprof;
 mod process;
 mod query;
 mod scrape;
@@ -21,6 +24,7 @@ mod tests;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Buf;
 use http::header::{ACCEPT_ENCODING, ORIGIN};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use serde::Serialize;
@@ -30,6 +34,7 @@ use crate::budget::Ledger;
 use crate::service::handle::Handle;
 use crate::types::ETCD_VERSION;
 pub use access::Access;
+pub use log_level::LogLevel;
 use metrics_page::MetricsPage;
 
 /// Answers HTTP requests; cheap to clone.
@@ -40,6 +45,8 @@ pub struct HttpService {
     memory: Option<Arc<Ledger>>,
     surface: Surface,
     metrics: Arc<MetricsPage>,
+    log_level: Option<LogLevel>,
+    profiles: bool,
 }
 
 /// Answers what is below `/v3/`.
@@ -69,12 +76,26 @@ impl HttpService {
             memory: None,
             surface: Surface::Client,
             metrics: MetricsPage::new(),
+            log_level: None,
+            profiles: false,
         }
     }
 
     /// Limits who may ask.
     pub fn with_access(mut self, access: Access) -> Self {
         self.access = Arc::new(access);
+        self
+    }
+
+    /// With a log whose level may be changed.
+    pub fn with_log_level(mut self, level: LogLevel) -> Self {
+        self.log_level = Some(level);
+        self
+    }
+
+    /// With profiles of the process, if so.
+    pub fn with_profiles(mut self, on: bool) -> Self {
+        self.profiles = on;
         self
     }
 
@@ -90,12 +111,15 @@ impl HttpService {
         self
     }
 
-    /// Answers a request that is none of gRPC's; its body is for the gateway alone.
+    /// Answers a request that is none of gRPC's; its body is for the gateway and for pages.
     pub async fn respond<B>(
         &self,
         request: Request<B>,
         gateway: Option<Gateway<B>>,
-    ) -> Response<Body> {
+    ) -> Response<Body>
+    where
+        B: http_body::Body<Data: Buf>,
+    {
         let (head, body) = request.into_parts();
         let request = Request::from_parts(head, ());
         if let Some(refused) = access::refuse_malformed(&request) {
@@ -106,7 +130,7 @@ impl HttpService {
             return page::nothing();
         }
         if self.surface == Surface::Metrics {
-            return self.route(&request).await;
+            return self.route(&request, body).await;
         }
         let refused = self.access.refuse_host(&request);
         if let Some(refused) = refused.or_else(|| self.access.refuse_origin(&request)) {
@@ -116,14 +140,17 @@ impl HttpService {
         let mut response = match gateway {
             _ if method == Method::OPTIONS => page::nothing(),
             Some(gateway) if is_gateways(uri) => gateway(request.map(|()| body)).await,
-            _ => self.route(&request).await,
+            _ => self.route(&request, body).await,
         };
         self.access
             .add_cors(origin.as_ref(), response.headers_mut());
         response
     }
 
-    async fn route(&self, request: &Request<()>) -> Response<Body> {
+    async fn route<B>(&self, request: &Request<()>, body: B) -> Response<Body>
+    where
+        B: http_body::Body<Data: Buf>,
+    {
         let (method, uri) = (request.method(), request.uri());
         let parts = query::parts(uri);
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
@@ -138,6 +165,14 @@ impl HttpService {
                 answer.unwrap_or_else(page::not_found)
             }
             _ if self.surface == Surface::Metrics => page::not_found(),
+            ["debug", "log-level"] => match &self.log_level {
+                Some(level) => log_level::respond(level, request, body).await,
+                None => page::not_found(),
+            },
+            ["debug", "pprof", names @ ..] if self.profiles => {
+                let clock = self.handle.shared().clock.as_ref();
+                pprof::respond(names, request, body, clock).await
+            }
             ["version"] | ["debug", "vars"] if method != Method::GET => page::only_get(),
             ["version"] => self.version(),
             ["debug", "vars"] => page::json_utf8(debug::vars(&self.handle)),

@@ -1,7 +1,10 @@
 //! The shapes of answers: plain pages and refusals, as Go's net/http writes them.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use http::header::{
+    ALLOW, CONNECTION, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_TYPE, LOCATION,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use hyper::ext::ReasonPhrase;
@@ -10,6 +13,8 @@ use tonic::body::Body;
 const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const JSON_UTF8: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
 const METRICS: HeaderValue = HeaderValue::from_static(crate::metrics::CONTENT_TYPE);
 const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
@@ -55,6 +60,36 @@ pub fn metrics(body: impl Into<Bytes>, gzipped: bool) -> Response<Body> {
         let gzip = HeaderValue::from_static("gzip");
         response.headers_mut().insert(CONTENT_ENCODING, gzip);
     }
+    response
+}
+
+/// A page for browsers.
+pub fn html(body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = page(StatusCode::OK, HTML, body);
+    response
+        .headers_mut()
+        .insert(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+    response
+}
+
+/// Bytes to be saved under a name.
+pub fn attachment(body: impl Into<Bytes>, name: &'static str) -> Response<Body> {
+    let mut response = page(StatusCode::OK, BYTES, body);
+    let headers = response.headers_mut();
+    headers.insert(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+    // The names are the pages'.
+    if let Ok(disposition) = format!("attachment; filename=\"{name}\"").parse() {
+        headers.insert(CONTENT_DISPOSITION, disposition);
+    }
+    response
+}
+
+/// The page is elsewhere.
+pub fn moved(to: &'static str) -> Response<Body> {
+    let text = format!("<a href=\"{to}\">Temporary Redirect</a>.\n\n");
+    let mut response = page(StatusCode::TEMPORARY_REDIRECT, HTML, text);
+    let location = HeaderValue::from_static(to);
+    response.headers_mut().insert(LOCATION, location);
     response
 }
 

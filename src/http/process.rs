@@ -7,6 +7,7 @@ use rustix::process::{Resource, getrlimit};
 use crate::metrics::Scrape;
 
 /// Fields of /proc/self/stat, counted from the one after the command's name.
+const STATE: usize = 0;
 const USER_TIME: usize = 11;
 const SYSTEM_TIME: usize = 12;
 const START_TIME: usize = 19;
@@ -40,6 +41,30 @@ pub fn resident_bytes() -> Option<f64> {
     let mut scrape = Scrape::default();
     read_stat(&fs::read_to_string("/proc/self/stat").ok()?, &mut scrape);
     scrape.resident_bytes
+}
+
+/// The threads: a line for each with its id, name, state and the seconds of a processor that it took.
+pub fn threads() -> String {
+    let tasks = fs::read_dir("/proc/self/task")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+    // A thread that has ended meanwhile is none.
+    let mut lines: Vec<String> = stats.filter_map(|stat| thread(&stat)).collect();
+    lines.sort();
+    format!("threads: {}\n{}", lines.len(), lines.concat())
+}
+
+fn thread(stat: &str) -> Option<String> {
+    let (head, fields) = stat.rsplit_once(')')?;
+    let (id, name) = head.split_once(" (")?;
+    let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+    let ticks = |at: usize| fields.get(at)?.parse::<f64>().ok();
+    let ticks = ticks(USER_TIME)? + ticks(SYSTEM_TIME)?;
+    let cpu_s = ticks / rustix::param::clock_ticks_per_second() as f64;
+    let state = fields.get(STATE)?;
+    Some(format!("{id:>8} {name:<16} {state} {cpu_s:.2}\n"))
 }
 
 fn limit(resource: Resource) -> f64 {
@@ -97,6 +122,23 @@ mod tests {
         assert_eq!(scrape.virtual_bytes, Some(20.0));
         let ticks_per_s = rustix::param::clock_ticks_per_second() as f64;
         assert_eq!(scrape.cpu_s, Some(23.0 / ticks_per_s));
+    }
+
+    #[test]
+    fn threads_are_listed() {
+        let list = threads();
+        let count = list
+            .lines()
+            .next()
+            .and_then(|line| line.strip_prefix("threads: "));
+        let count: usize = count.and_then(|count| count.parse().ok()).expect("a count");
+        assert!(count >= 2 && list.lines().count() == count + 1, "{list}");
+        let fields: Vec<_> = (0..40).map(|field| field.to_string()).collect();
+        let line = thread(&format!("12 (a) b (c) S {}", fields[1..].join(" ")));
+        assert!(
+            line.expect("a line")
+                .starts_with("      12 a) b (c         S 0.")
+        );
     }
 
     #[test]

@@ -31,7 +31,7 @@ async fn ask(service: &HttpService, target: &str) -> (u16, String) {
     let request = Request::builder()
         .uri(target)
         .header("host", "probe")
-        .body(())
+        .body(String::new())
         .expect("a request");
     let response = service.respond(request, None).await;
     let status = response.status().as_u16();
@@ -165,7 +165,7 @@ fn a_metrics_listener_shows_neither_versions_nor_cors() {
         .method(Method::OPTIONS)
         .uri("/health")
         .header("host", "probe")
-        .body(())
+        .body(String::new())
         .expect("a request");
     let response = runtime().block_on(service.respond(request, None));
     assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
@@ -188,4 +188,60 @@ fn gzip_is_sent_to_whom_it_is_welcome() {
         assert_eq!(accepts_gzip(&headers), welcome, "{offer}");
     }
     assert!(!accepts_gzip(&HeaderMap::new()));
+}
+
+#[test]
+fn a_log_level_is_changed_by_who_says_which() {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    static DEBUG: AtomicBool = AtomicBool::new(false);
+    let with_level = service().with_log_level(LogLevel {
+        current: || if DEBUG.load(SeqCst) { "debug" } else { "info" },
+        set: |name| match name {
+            "debug" | "info" => Some(DEBUG.store(name == "debug", SeqCst)),
+            _ => None,
+        },
+    });
+    let long = format!("{{\"level\":\"{}\"}}", "x".repeat(5000));
+    for (method, body, status, answer) in [
+        ("GET", "", 200, "{\"level\":\"info\"}\n"),
+        (
+            "PUT",
+            "{\"level\":\"debug\"}",
+            200,
+            "{\"level\":\"debug\"}\n",
+        ),
+        (
+            "PUT",
+            long.as_str(),
+            400,
+            "{\"error\":\"malformed request body: length limit exceeded\"}\n",
+        ),
+        (
+            "POST",
+            "{\"level\":\"info\"}",
+            405,
+            "{\"error\":\"Only GET and PUT are supported.\"}\n",
+        ),
+        ("GET", "", 200, "{\"level\":\"debug\"}\n"),
+    ] {
+        let request = Request::builder()
+            .method(method)
+            .uri("/debug/log-level")
+            .header("host", "operator")
+            .body(body.to_owned())
+            .expect("a request");
+        let answered = runtime().block_on(async {
+            let response = with_level.respond(request, None).await;
+            let status = response.status().as_u16();
+            let body = response.into_body().collect().await.expect("a body");
+            (status, body.to_bytes())
+        });
+        assert_eq!(answered, (status, answer.into()), "{method} {body:.30}");
+    }
+    // Not among probes and metrics.
+    let metrics = with_level.metrics_only();
+    check(
+        &metrics,
+        &[("/debug/log-level", 404, "404 page not found\n")],
+    );
 }

@@ -11,6 +11,7 @@
 //! to every 100th, errors excepted.
 
 mod journal;
+mod level;
 mod line;
 mod queue;
 mod rotate;
@@ -39,6 +40,7 @@ use crate::config::{
 };
 use crate::env::{Clock, SystemClock};
 use journal::Journal;
+use level::CurrentLevel;
 use line::Line;
 use queue::Queue;
 use rotate::RotatingFile;
@@ -63,7 +65,7 @@ pub enum Error {
 
 /// What all loggers share.
 struct Log {
-    level: Level,
+    level: CurrentLevel,
     format: LogFormat,
     queue: Arc<Queue>,
     sampler: Sampler,
@@ -115,9 +117,25 @@ pub fn notes(notes: &[Note]) {
     let Some(log) = LOG.get() else {
         return;
     };
-    for note in notes.iter().filter(|note| note.level >= log.level) {
+    for note in notes.iter().filter(|note| note.level >= log.level.get()) {
         log.push(&line_of(note, Some(place)));
     }
+}
+
+/// The level from which lines are logged, by its name.
+pub fn level() -> &'static str {
+    let level = LOG.get().map(|log| log.level.get());
+    level.unwrap_or(LogConfig::default().level).name()
+}
+
+/// Logs from another level on, which a line says; None where there is no such level.
+#[track_caller]
+pub fn set_level(name: &str) -> Option<()> {
+    let level = Level::parse(name)?;
+    if let Some(log) = LOG.get() {
+        log.change_level(level, Location::caller());
+    }
+    Some(())
 }
 
 /// Logs the settings at a start; `initialized`: the directory holds a member already.
@@ -205,11 +223,23 @@ impl Log {
             line_of(&note, None).bytes(format)
         };
         Ok(Log {
-            level: config.level,
+            level: CurrentLevel::new(config.level),
             format,
             queue: Queue::start(outputs, Box::new(report))?,
             sampler: Sampler::new(),
         })
+    }
+
+    fn change_level(&self, level: Level, place: &Location<'static>) {
+        let before = self.level.set(level);
+        if before == level {
+            return;
+        }
+        // Whatever the level is: who finds a log without lines can see why.
+        let note = Note::info("the log's level was changed")
+            .with("from", before.name())
+            .with("to", level.name());
+        self.push(&line_of(&note, Some(place)));
     }
 
     fn push(&self, line: &Line<'_>) {
@@ -222,34 +252,22 @@ impl Log {
 /// costs a load and a branch.
 struct EventLayer {
     log: Arc<Log>,
-    own: LevelFilter,
-    /// For dependencies: their debug lines are about themselves.
-    foreign: LevelFilter,
 }
 
 impl EventLayer {
     fn new(log: Arc<Log>) -> EventLayer {
-        let own = match log.level {
-            Level::Debug => LevelFilter::DEBUG,
-            Level::Info => LevelFilter::INFO,
-            Level::Warn => LevelFilter::WARN,
-            Level::Error => LevelFilter::ERROR,
-            Level::Dpanic | Level::Panic | Level::Fatal => LevelFilter::OFF,
-        };
-        EventLayer {
-            log,
-            own,
-            foreign: own.min(LevelFilter::INFO),
-        }
+        EventLayer { log }
     }
 
     fn allows(&self, metadata: &Metadata<'_>) -> bool {
+        let level = &self.log.level;
         let limit = if is_own(metadata) {
-            self.own
+            level.own()
         } else {
-            self.foreign
+            level.foreign()
         };
-        metadata.is_event() && *metadata.level() <= limit
+        // A call site may ask whether it would be heard before it makes an event.
+        !metadata.is_span() && *metadata.level() <= limit
     }
 }
 
@@ -272,7 +290,7 @@ impl<S: Subscriber> Layer<S> for EventLayer {
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(self.own)
+        Some(self.log.level.own())
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {

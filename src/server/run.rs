@@ -29,7 +29,7 @@ use crate::budget::{Ledger, Part, Requests, Share};
 use crate::config::{AutoCompaction, Config, Listen, os_reason, urls};
 use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
 use crate::gateway::Gateway;
-use crate::http::{Access, HttpService};
+use crate::http::{Access, HttpService, LogLevel};
 use crate::jobs::corruption::AtStart;
 use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
@@ -298,6 +298,11 @@ impl Member {
                 api: Arc::new(Api::new(self.handle.clone(), settings, requests, answers)),
                 http: HttpService::new(self.handle.clone())
                     .with_memory(memory)
+                    .with_profiles(config.serves_profiles())
+                    .with_log_level(LogLevel {
+                        current: logging::level,
+                        set: logging::set_level,
+                    })
                     .with_access(Access {
                         cors: config.cors.clone(),
                         host_whitelist: config.host_whitelist.clone(),

@@ -127,6 +127,49 @@ fn levels_switch_events_off_where_they_stand() {
 }
 
 #[test]
+fn a_level_is_changed_while_lines_are_logged() {
+    let sink = Sink::default();
+    let config = LogConfig::default();
+    let log = Arc::new(Log::start(&config, vec![Box::new(sink.clone())]).unwrap());
+    let registry = tracing_subscriber::registry().with(EventLayer::new(Arc::clone(&log)));
+    tracing::subscriber::with_default(registry, || {
+        for level in [Level::Info, Level::Debug, Level::Fatal, Level::Error] {
+            log.change_level(level, Location::caller());
+            for n in 0..2u64 {
+                tracing::debug!(n, "debug");
+                tracing::error!(n, "error");
+            }
+        }
+    });
+    log.queue.flush(Duration::from_secs(10));
+    let text = String::from_utf8(sink.0.lock().clone()).unwrap();
+    let words = text.lines().map(|line| {
+        let line: Value = serde_json::from_str(line).expect("a line");
+        let to = line["to"].as_str().unwrap_or("");
+        format!("{}{to}", line["msg"].as_str().expect("a text"))
+    });
+    let words: Vec<_> = words.collect();
+    let changed = |to: &str| format!("the log's level was changed{to}");
+    let [debug, error] = ["debug", "error"].map(str::to_owned);
+    assert_eq!(
+        words,
+        [
+            vec![error.clone(), error.clone()],
+            vec![
+                changed("debug"),
+                debug.clone(),
+                error.clone(),
+                debug,
+                error.clone()
+            ],
+            vec![changed("fatal")],
+            vec![changed("error"), error.clone(), error],
+        ]
+        .concat()
+    );
+}
+
+#[test]
 fn a_flood_from_one_place_is_thinned_out() {
     let lines = logged(Level::Info, LogFormat::Json, || {
         for n in 0..1000u64 {
