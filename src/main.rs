@@ -19,36 +19,60 @@ fn walk_stack(stack: &mut Stack) {
     unsafe { backtrace::trace_unsynchronized(|frame| stack.push(frame.ip() as usize)) }
 }
 
-fn report(address: *mut u8, bytes: usize) -> *mut u8 {
+/// Makes an allocation that is reported: apart, so that what is not reported saves no register.
+#[cold]
+#[inline(never)]
+fn reported(bytes: usize, allocate: impl FnOnce() -> *mut u8) -> *mut u8 {
+    let address = allocate();
     if !address.is_null() {
         heap::allocated(address as usize, bytes, walk_stack);
     }
     address
 }
 
-// SAFETY: every call is mimalloc's; reports neither unwind nor touch the memory.
+#[cold]
+#[inline(never)]
+fn report_release(address: *mut u8, release: impl FnOnce()) {
+    heap::freed(address as usize);
+    release();
+}
+
+// SAFETY: every call is mimalloc's; reports neither unwind nor touch the memory. What the callers
+// promise is passed on.
 unsafe impl GlobalAlloc for Sampled {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: what the caller promises is passed on, here and below.
-        report(unsafe { MiMalloc.alloc(layout) }, layout.size())
+        if heap::is_sampled() {
+            return reported(layout.size(), || unsafe { MiMalloc.alloc(layout) });
+        }
+        unsafe { MiMalloc.alloc(layout) }
     }
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        report(unsafe { MiMalloc.alloc_zeroed(layout) }, layout.size())
+        if heap::is_sampled() {
+            return reported(layout.size(), || unsafe { MiMalloc.alloc_zeroed(layout) });
+        }
+        unsafe { MiMalloc.alloc_zeroed(layout) }
     }
 
     #[inline]
     unsafe fn dealloc(&self, address: *mut u8, layout: Layout) {
-        heap::freed(address as usize);
+        if heap::is_sampled() {
+            return report_release(address, || unsafe { MiMalloc.dealloc(address, layout) });
+        }
         unsafe { MiMalloc.dealloc(address, layout) }
     }
 
     #[inline]
     unsafe fn realloc(&self, address: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        heap::freed(address as usize);
-        report(unsafe { MiMalloc.realloc(address, layout, bytes) }, bytes)
+        if heap::is_sampled() {
+            return reported(bytes, || {
+                heap::freed(address as usize);
+                unsafe { MiMalloc.realloc(address, layout, bytes) }
+            });
+        }
+        unsafe { MiMalloc.realloc(address, layout, bytes) }
     }
 }
 

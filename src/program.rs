@@ -17,7 +17,7 @@ use crate::server::{self, from_snapshot, logging, run::Stopped, to_etcd};
 
 /// What the program's allocator reports to.
 pub mod heap {
-    pub use crate::profile::heap::{Stack, allocated, freed};
+    pub use crate::profile::heap::{Stack, allocated, freed, is_sampled};
 }
 
 /// Runs seeds of the simulator and says what came of them.

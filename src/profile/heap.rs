@@ -2,10 +2,10 @@
 //! until it is freed.
 //!
 //! The program's allocator reports every allocation and every release, and hands over the function
-//! that walks a stack, which takes unsafe code. Until [`start`] a report is a load and a branch.
-//! After it, an allocation is also counted down by the thread, and a release looks at one byte, which
-//! says that nothing sampled has such an address. What a sample stands for follows from its size, as
-//! in Go's heap profiles, so that sums are those of all allocations.
+//! that walks a stack, which takes unsafe code. Until [`start`] it only asks, which is a load and a
+//! branch. After it, an allocation is counted down by the thread, and a release looks at one byte,
+//! which says that nothing sampled has such an address. What a sample stands for follows from its
+//! size, as in Go's heap profiles, so that sums are those of all allocations.
 //!
 //! RocksDB allocates by itself and is not seen.
 //!
@@ -93,23 +93,14 @@ pub fn start() {
     ON.store(true, Ordering::Relaxed);
 }
 
+/// Whether reports are wanted.
+#[inline]
+pub fn is_sampled() -> bool {
+    ON.load(Ordering::Relaxed)
+}
+
 /// Reports an allocation, after it was made.
-#[inline]
 pub fn allocated(address: usize, bytes: usize, walk: WalkStack) {
-    if ON.load(Ordering::Relaxed) {
-        count_down(address, bytes, walk);
-    }
-}
-
-/// Reports a release, before it is made: afterwards the address may be another's.
-#[inline]
-pub fn freed(address: usize) {
-    if ON.load(Ordering::Relaxed) && HELD[place(address)].load(Ordering::Relaxed) != 0 {
-        forget(address);
-    }
-}
-
-fn count_down(address: usize, bytes: usize, walk: WalkStack) {
     let due = LOCAL.try_with(|local| local.countdown.passes(bytes) && !local.busy.get());
     if due == Ok(true) {
         sample(address, bytes, walk);
@@ -136,6 +127,13 @@ fn sample(address: usize, bytes: usize, walk: WalkStack) {
             );
         }
     });
+}
+
+/// Reports a release, before it is made: afterwards the address may be another's.
+pub fn freed(address: usize) {
+    if HELD[place(address)].load(Ordering::Relaxed) != 0 {
+        forget(address);
+    }
 }
 
 #[cold]
@@ -416,8 +414,9 @@ mod tests {
             let _ = stack.push(here) && stack.push(7);
         }
         // Nobody else in this process reports anything.
-        allocated(1 << 50, 1 << 40, walk);
+        assert!(!is_sampled());
         start();
+        assert!(is_sampled());
         for at in 1..=3 {
             allocated(at << 50, 1 << 40, walk);
         }
