@@ -89,6 +89,9 @@ pub struct Api {
     max_message_bytes: usize,
 }
 
+/// A call at its service.
+type Serving = tonic::codegen::BoxFuture<Response<Body>, std::convert::Infallible>;
+
 /// What a call answers.
 pub type CallFuture = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
@@ -271,17 +274,7 @@ impl Api {
             Flow::BidiStream => Until::NextMessage(Vec::new()),
         };
         let request = request.map(|body| Arriving::new(body, self.source.clone(), until));
-        let future = match RPCS[method].service {
-            rpcs::KV => self.kv.clone().call(request),
-            rpcs::WATCH => self.watch.clone().call(request),
-            rpcs::LEASE => self.lease.clone().call(request),
-            rpcs::CLUSTER => self.cluster.clone().call(request),
-            rpcs::MAINTENANCE => self.maintenance.clone().call(request),
-            rpcs::AUTH => self.auth.clone().call(request),
-            rpcs::LOCK => self.lock.clone().call(request),
-            rpcs::ELECTION => self.election.clone().call(request),
-            _ => self.health.clone().call(request),
-        };
+        let future = self.serve(method, request);
         let up = wait_limit.map(|limit| self.shared.clock.sleep(limit));
         let max = self.max_message_bytes;
         let rpc = &RPCS[method];
@@ -313,5 +306,25 @@ impl Api {
                 Err(never) => match never {},
             }
         })
+    }
+
+    /// Hands a call to its service.
+    fn serve<B>(&self, method: usize, request: Request<B>) -> Serving
+    where
+        B: http_body::Body + Send + Unpin + 'static,
+        B::Error: Into<tonic::codegen::StdError> + Send + 'static,
+        B::Data: Send,
+    {
+        match RPCS[method].service {
+            rpcs::KV => self.kv.clone().call(request),
+            rpcs::WATCH => self.watch.clone().call(request),
+            rpcs::LEASE => self.lease.clone().call(request),
+            rpcs::CLUSTER => self.cluster.clone().call(request),
+            rpcs::MAINTENANCE => self.maintenance.clone().call(request),
+            rpcs::AUTH => self.auth.clone().call(request),
+            rpcs::LOCK => self.lock.clone().call(request),
+            rpcs::ELECTION => self.election.clone().call(request),
+            _ => self.health.clone().call(request),
+        }
     }
 }

@@ -13,9 +13,10 @@ use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::oneshot;
 use tokio_stream::StreamExt;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Response, Status};
 use tracing::Span;
 
+use super::call::of;
 use super::clock::{MemberClock, Time};
 use super::executor::Tasks;
 use super::history::{Answer, ClientRequest, Observed, Operation, Outcome, Watched};
@@ -338,13 +339,6 @@ impl Client {
     }
 }
 
-/// A request as a caller sends it.
-pub fn of<T>(caller: &Caller, message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.extensions_mut().insert(caller.clone());
-    request
-}
-
 /// A caller as the history names it.
 pub fn who(caller: &Caller) -> Who {
     match caller.identity() {
@@ -468,7 +462,7 @@ async fn serve(services: &Services, request: ClientRequest, caller: &Caller) -> 
         ClientRequest::Concurrency(ask) => match &services.concurrency {
             None => Outcome::Refused(Error::UnknownMethod.text().to_owned()),
             Some(concurrency) => match concurrency.serve(ask, caller).await {
-                Ok(told) => Outcome::Answered(Answer::Concurrency(told)),
+                Ok(seen) => Outcome::Answered(Answer::Concurrency(seen)),
                 Err(status) => failed(&status),
             },
         },

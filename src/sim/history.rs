@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use super::concurrency::{Ask, Told};
+use super::call::{Ask, LockAnswer};
 use crate::proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, CompactionRequest, CompactionResponse, DeleteRangeRequest,
     DeleteRangeResponse, DowngradeRequest, HashKvResponse, InternalRaftRequest, LeaseGrantRequest,
@@ -93,7 +93,7 @@ pub enum Answer {
     /// The ids of the members after the change.
     Member(Vec<u64>),
     Auth(Box<Response>),
-    Concurrency(Told),
+    Concurrency(LockAnswer),
 }
 
 /// The outcome of a request, as far as its client knows.
@@ -139,14 +139,14 @@ pub struct Watched {
     pub to_the_end: bool,
 }
 
-/// What one observer of an election was told.
+/// What one observer of an election saw.
 #[derive(Clone, Debug)]
 pub struct Observed {
     pub client: u32,
     pub member: MemberId,
     pub name: &'static str,
     /// In the order of arrival.
-    pub told: Vec<(Moment, LeaderResponse)>,
+    pub seen: Vec<(Moment, LeaderResponse)>,
 }
 
 /// What an entry of the raft log holds.

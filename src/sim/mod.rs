@@ -5,6 +5,7 @@
 //! unchanged; what is replaced are the engine, the disk, the clock, the network and the scheduler.
 //! Whatever happens is drawn from the seed: the same seed gives the same trace, byte for byte.
 
+mod call;
 pub mod check;
 pub mod client;
 pub mod clock;

@@ -4,7 +4,7 @@
 //! two cannot hold a lock at a time: a state has one oldest key, and a key ends with its lease. Only
 //! a campaign names the revision of its candidate's entry instead: of it there has to be a state,
 //! before it was answered, that had nobody before it. Observers see leaders in the order in which
-//! they led. And whose turn has come is told: where nothing is broken, and the member answers others.
+//! they led. And whose turn has come hears of it: where nothing is broken, and the member answers others.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::proto::KeyValue;
 use crate::proto::etcdserverpb::ResponseHeader;
 use crate::proto::v3electionpb::{CampaignRequest, LeaderKey, LeaderResponse};
 use crate::proto::v3lockpb::LockRequest;
-use crate::sim::concurrency::{Ask, Told, is_below_a_name, key_of};
+use crate::sim::call::{Ask, LockAnswer, is_below_a_name, key_of};
 use crate::sim::history::{Answer, ClientRequest, History, Moment, Observed, Operation, Outcome};
 
 const SECOND: Moment = 1_000_000_000;
@@ -126,7 +126,9 @@ pub fn check(history: &History, replay: &Replay, findings: &mut Findings) {
         let lower = replay.until(operation.called_at);
         let upper = replay.until(operation.returned_at);
         let judged = match &operation.outcome {
-            Outcome::Answered(Answer::Concurrency(told)) => check.told(ask, told, (lower, upper)),
+            Outcome::Answered(Answer::Concurrency(answer)) => {
+                check.answered(ask, answer, (lower, upper))
+            }
             Outcome::Answered(_) => Err("an answer is of another kind"),
             Outcome::Refused(text) => check.refused(ask, text, (lower, upper)),
             Outcome::Unknown => check.waited(ask, operation),
@@ -185,28 +187,30 @@ impl<'a> Check<'a> {
         })
     }
 
-    fn told(&self, ask: &Ask, told: &Told, places: (Place, Place)) -> Judged {
-        let header = match told {
-            Told::Locked(told) => told.header.as_ref(),
-            Told::Unlocked(told) => told.header.as_ref(),
-            Told::Elected(told) => told.header.as_ref(),
-            Told::Proclaimed(told) => told.header.as_ref(),
-            Told::Resigned(told) => told.header.as_ref(),
-            Told::Leader(told) => told.header.as_ref(),
+    fn answered(&self, ask: &Ask, answer: &LockAnswer, places: (Place, Place)) -> Judged {
+        let header = match answer {
+            LockAnswer::Locked(answer) => answer.header.as_ref(),
+            LockAnswer::Unlocked(answer) => answer.header.as_ref(),
+            LockAnswer::Elected(answer) => answer.header.as_ref(),
+            LockAnswer::Proclaimed(answer) => answer.header.as_ref(),
+            LockAnswer::Resigned(answer) => answer.header.as_ref(),
+            LockAnswer::Leader(answer) => answer.header.as_ref(),
         };
         let at = revision(header);
         self.is_in_time(at, places)?;
-        match (ask, told) {
-            (Ask::Lock(ask), Told::Locked(told)) => self.is_first(&ask.name, &told.key, at),
-            (Ask::Unlock(ask), Told::Unlocked(_)) => {
+        match (ask, answer) {
+            (Ask::Lock(ask), LockAnswer::Locked(answer)) => {
+                self.is_first(&ask.name, &answer.key, at)
+            }
+            (Ask::Unlock(ask), LockAnswer::Unlocked(_)) => {
                 let mut lives = self.queue(&name_of(&ask.key)).iter();
                 match lives.any(|life| life.key == ask.key && life.is_there(at)) {
                     true => Err("an unlocked key is still there"),
                     false => Ok(()),
                 }
             }
-            (Ask::Campaign(ask), Told::Elected(told)) => {
-                let created = told.leader.as_ref().map_or(0, |leader| leader.rev);
+            (Ask::Campaign(ask), LockAnswer::Elected(answer)) => {
+                let created = answer.leader.as_ref().map_or(0, |leader| leader.rev);
                 let turn = self.queues.get(&ask.name);
                 let turn = turn.and_then(|queue| queue.turn_of(created));
                 let head = self.replay.state(places.1).head;
@@ -215,7 +219,7 @@ impl<'a> Check<'a> {
                     false => Err("an election was won before its turn"),
                 }
             }
-            (Ask::Proclaim(ask), Told::Proclaimed(_)) => {
+            (Ask::Proclaim(ask), LockAnswer::Proclaimed(_)) => {
                 let key = ask.leader.as_ref().map(|leader| leader.key.clone());
                 let key = key.unwrap_or_default();
                 let mut lives = self.queue(&name_of(&key)).iter();
@@ -226,12 +230,14 @@ impl<'a> Check<'a> {
                     false => Err("a leader's value was not put"),
                 }
             }
-            (Ask::Resign(ask), Told::Resigned(_)) => match self.has(ask.leader.as_ref(), at) {
-                true => Err("a key that was resigned is still there"),
-                false => Ok(()),
-            },
-            (Ask::Leader(ask), Told::Leader(told)) => {
-                let shown = shown(told)?;
+            (Ask::Resign(ask), LockAnswer::Resigned(_)) => {
+                match self.has(ask.leader.as_ref(), at) {
+                    true => Err("a key that was resigned is still there"),
+                    false => Ok(()),
+                }
+            }
+            (Ask::Leader(ask), LockAnswer::Leader(answer)) => {
+                let shown = shown(answer)?;
                 let queue = self.queues.get(&ask.name);
                 match queue.is_some_and(|queue| queue.leads(&shown, at)) {
                     true => Ok(()),
@@ -300,7 +306,7 @@ impl<'a> Check<'a> {
             };
             let gone = life.until.map_or(to, |until| self.moment(until).min(to));
             if self.is_untold(operation, self.moment(turn).max(from), gone) {
-                return Err("a turn came and who waited was not told");
+                return Err("a turn came and who waited was not answered");
             }
         }
         Ok(())
@@ -350,19 +356,19 @@ impl<'a> Check<'a> {
     fn observed(&self, observed: &Observed, findings: &mut Findings) {
         let queue = self.queues.get(observed.name.as_bytes());
         let mut last = (0, 0, 0);
-        for (arrived, told) in &observed.told {
-            let at = revision(told.header.as_ref());
+        for (arrived, answer) in &observed.seen {
+            let at = revision(answer.header.as_ref());
             let mut wrong = |what| {
                 findings.add(what, || {
                     format!(
-                        "client {} was told by member {} at {}: {told:?}",
+                        "client {} was answered by member {} at {}: {answer:?}",
                         observed.client,
                         observed.member,
                         moment(*arrived)
                     )
                 });
             };
-            let Ok(kv) = shown(told) else {
+            let Ok(kv) = shown(answer) else {
                 wrong("a leader was shown that did not lead");
                 continue;
             };
@@ -380,8 +386,8 @@ impl<'a> Check<'a> {
     }
 }
 
-fn shown(told: &LeaderResponse) -> Result<KeyValue, &'static str> {
-    let decoded = told.kv.as_ref().map(|kv| kv.decoded());
+fn shown(answer: &LeaderResponse) -> Result<KeyValue, &'static str> {
+    let decoded = answer.kv.as_ref().map(|kv| kv.decoded());
     match decoded {
         Some(Ok(kv)) => Ok(kv),
         _ => Err("a leader was shown that did not lead"),

@@ -18,7 +18,7 @@ use crate::proto::etcdserverpb::{
     RequestHeader, alarm_request::AlarmAction,
 };
 use crate::proto::etchedpeer::{MemberChange, member_change::Change};
-use crate::sim::concurrency::{OWN_LEASE_TTL_S, is_below_a_name};
+use crate::sim::call::{OWN_LEASE_TTL_S, is_below_a_name};
 use crate::sim::history::{ClientRequest, History, Moment, Operation, Outcome};
 use crate::state::auth::verdict::MEMBER_REVISION;
 use crate::state::model::auth::Who;

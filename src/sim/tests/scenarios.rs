@@ -9,7 +9,7 @@ use crate::proto::etcdserverpb::{LeaseGrantRequest, PutRequest};
 use crate::proto::etchedpeer::{Nothing, member_change::Change};
 use crate::proto::membershippb::RaftAttributes;
 use crate::proto::v3lockpb::LockRequest;
-use crate::sim::concurrency::{Ask, Told};
+use crate::sim::call::{Ask, LockAnswer};
 use crate::sim::history::{Answer, ClientRequest, Outcome};
 use crate::sim::member::{ELECTION_TIMEOUT, SimConfig};
 use crate::sim::workload::{get, put};
@@ -655,7 +655,7 @@ fn a_lock_outlives_the_member_that_gave_it_and_its_next_is_served_through_anothe
     world.run_for(1_000);
     assert_eq!(waiting.outcome(), None);
     // Nobody renews the lease of who holds it.
-    let Answer::Concurrency(Told::Locked(locked)) = world.answer(&waiting) else {
+    let Answer::Concurrency(LockAnswer::Locked(locked)) = world.answer(&waiting) else {
         panic!("another answer");
     };
     assert_eq!(locked.key, "lock/x/8");

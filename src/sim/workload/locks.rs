@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio_stream::StreamExt;
 
+use super::super::call::{Ask, LockAnswer, key_of};
 use super::super::client::{Client, Clients};
-use super::super::concurrency::{Ask, Told, key_of};
 use super::super::history::{Answer, ClientRequest, Observed, Outcome};
 use super::super::random::Random;
 use crate::env::{self, Executor};
@@ -53,22 +53,22 @@ pub fn start(clients: &Arc<Clients>, random: &mut Random) {
     }
 }
 
-async fn ask(client: &mut Client, ask: Ask) -> Option<Told> {
+async fn ask(client: &mut Client, ask: Ask) -> Option<LockAnswer> {
     match client.call(ClientRequest::Concurrency(ask)).await {
-        Some(Outcome::Answered(Answer::Concurrency(told))) => Some(told),
+        Some(Outcome::Answered(Answer::Concurrency(answer))) => Some(answer),
         _ => None,
     }
 }
 
 /// The same, for a call that waits for its turn.
-async fn wait(client: &mut Client, asked: Ask) -> Option<Told> {
+async fn wait(client: &mut Client, asked: Ask) -> Option<LockAnswer> {
     client.patience = match client.random.chance(250) {
         true => Duration::from_millis(client.random.between(20, 2_000)),
         false => PATIENCE,
     };
-    let told = ask(client, asked).await;
+    let answer = ask(client, asked).await;
     client.patience = Client::PATIENCE;
-    told
+    answer
 }
 
 /// A new lease, with the number of those before.
@@ -111,7 +111,7 @@ async fn locks(mut client: Client, shared: SharedLease, grants: bool) {
             name: name.into(),
             lease,
         });
-        let Some(Told::Locked(locked)) = wait(&mut client, asked).await else {
+        let Some(LockAnswer::Locked(locked)) = wait(&mut client, asked).await else {
             continue;
         };
         if client.random.chance(300) {
@@ -140,7 +140,7 @@ async fn own_leases(mut client: Client) {
             name: name.into(),
             lease: 0,
         });
-        if let Some(Told::Locked(locked)) = wait(&mut client, asked).await {
+        if let Some(LockAnswer::Locked(locked)) = wait(&mut client, asked).await {
             unlock(&mut client, locked.key).await;
         }
     }
@@ -162,7 +162,7 @@ async fn campaigns(mut client: Client) {
             lease,
             value: client.unique_value(),
         });
-        let Some(Told::Elected(elected)) = wait(&mut client, asked).await else {
+        let Some(LockAnswer::Elected(elected)) = wait(&mut client, asked).await else {
             continue;
         };
         let leader = elected.leader;
@@ -217,21 +217,21 @@ async fn observes(mut client: Client) {
             client: client.number,
             member: client.member,
             name: ELECTION,
-            told: Vec::new(),
+            seen: Vec::new(),
         };
         let most = client.random.between(1, 40) as usize;
-        while !client.clients.stopping() && observed.told.len() < most {
+        while !client.clients.stopping() && observed.seen.len() < most {
             if client.random.chance(50) {
                 client.pause(100_000, 2_000_000).await;
             }
             match env::timeout(&client.clients.clock, WAIT, news.next()).await {
-                Some(Some(Ok(told))) => {
+                Some(Some(Ok(answer))) => {
                     let at = client.clients.time.now_ns();
                     client.clients.trace.note(format_args!(
-                        "client {} observes at {}: {told:?}",
+                        "client {} observes at {}: {answer:?}",
                         client.number, client.member
                     ));
-                    observed.told.push((at, told));
+                    observed.seen.push((at, answer));
                 }
                 Some(Some(Err(_)) | None) => break,
                 None => {}

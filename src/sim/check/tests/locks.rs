@@ -18,7 +18,7 @@ use crate::proto::v3electionpb::{
 };
 use crate::proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
 use crate::proto::{EncodedKv, KeyValue};
-use crate::sim::concurrency::{Ask, Told};
+use crate::sim::call::{Ask, LockAnswer};
 use crate::sim::history::{
     Answer, AppliedEntry, ClientRequest, History, Moment, Observed, Operation, Outcome, Payload,
 };
@@ -110,8 +110,8 @@ fn asked((from, to): (i64, i64), ask: Ask, outcome: Outcome) -> Operation {
     }
 }
 
-fn told(told: Told) -> Outcome {
-    Outcome::Answered(Answer::Concurrency(told))
+fn answered(answer: LockAnswer) -> Outcome {
+    Outcome::Answered(Answer::Concurrency(answer))
 }
 
 fn lock(key: &'static str) -> Ask {
@@ -123,7 +123,7 @@ fn lock(key: &'static str) -> Ask {
 }
 
 fn locked(key: &'static str, revision: i64) -> Outcome {
-    told(Told::Locked(LockResponse {
+    answered(LockAnswer::Locked(LockResponse {
         header: header(revision),
         key: format!("lock/x/{key}").into(),
     }))
@@ -135,7 +135,7 @@ fn unlock(key: &'static str) -> Ask {
 
 fn unlocked(revision: i64) -> Outcome {
     let header = header(revision);
-    told(Told::Unlocked(UnlockResponse { header }))
+    answered(LockAnswer::Unlocked(UnlockResponse { header }))
 }
 
 fn leader_key(key: &'static str, created: i64) -> Option<LeaderKey> {
@@ -156,7 +156,7 @@ fn campaign() -> Ask {
 }
 
 fn elected(created: i64, revision: i64) -> Outcome {
-    told(Told::Elected(CampaignResponse {
+    answered(LockAnswer::Elected(CampaignResponse {
         header: header(revision),
         leader: leader_key("elect/e/2", created),
     }))
@@ -205,14 +205,14 @@ fn every_wrong_answer_is_found_and_no_right_one() {
     let gone = "a lock was given whose key had gone";
     let time = "a lock or an election is answered as of another time";
     let shown = "a leader was shown that did not lead";
-    let is_leader = |response| told(Told::Leader(response));
+    let is_leader = |response| answered(LockAnswer::Leader(response));
     let proclaimed = |revision| {
         let header = header(revision);
-        told(Told::Proclaimed(ProclaimResponse { header }))
+        answered(LockAnswer::Proclaimed(ProclaimResponse { header }))
     };
     let resigned = |revision| {
         let header = header(revision);
-        told(Told::Resigned(ResignResponse { header }))
+        answered(LockAnswer::Resigned(ResignResponse { header }))
     };
     let table = [
         ((1, 3), lock("a"), locked("a", 2), ""),
@@ -337,7 +337,10 @@ fn observers_see_leaders_in_order() {
             client: 1,
             member: MemberId(1),
             name: "elect/e",
-            told: news.into_iter().map(|told| (arrived, told)).collect(),
+            seen: news
+                .into_iter()
+                .map(|response| (arrived, response))
+                .collect(),
         });
         let found: Vec<_> = kinds(&history).into_iter().collect();
         assert_eq!(found, expected, "{:?}", history.observed);
@@ -346,11 +349,11 @@ fn observers_see_leaders_in_order() {
 
 #[test]
 fn a_turn_that_nobody_is_told_of_is_found() {
-    let untold = "a turn came and who waited was not told";
+    let unanswered = "a turn came and who waited was not answered";
     // The lock of b is free from the third second on; until when it waits, when others are answered,
     // and whether anything is broken.
     for (waits_until, answered_at, calm, expected) in [
-        (20, 6, true, vec![untold]),
+        (20, 6, true, vec![unanswered]),
         (20, 6, false, vec![]),
         (20, 18, true, vec![]),
         (7, 6, true, vec![]),
