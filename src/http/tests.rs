@@ -197,7 +197,10 @@ fn a_log_level_is_changed_by_who_says_which() {
     let with_level = service().with_log_level(LogLevel {
         current: || if DEBUG.load(SeqCst) { "debug" } else { "info" },
         set: |name| match name {
-            "debug" | "info" => Some(DEBUG.store(name == "debug", SeqCst)),
+            "debug" | "info" => {
+                DEBUG.store(name == "debug", SeqCst);
+                Some(())
+            }
             _ => None,
         },
     });

@@ -83,7 +83,6 @@ fn description(flag: &Flag) -> String {
             "etched has not built it; leave it at its default",
         ),
         FlagSupport::NoEffect(why) => ("Accepted without effect", why),
-        FlagSupport::Missing(what) => ("Accepted with a warning", what),
     };
     if !mark.is_empty() {
         write!(text, " **{mark}:** {why}.").expect("a text grows");
@@ -182,7 +181,7 @@ fn every_flag_is_in_the_document() {
             .count()
             .saturating_sub(usize::from(flag.name == "config-file"));
         assert_eq!(named, 1, "{}", flag.name);
-        if let FlagSupport::NoEffect(why) | FlagSupport::Missing(why) = flag.state {
+        if let FlagSupport::NoEffect(why) = flag.state {
             assert!(row(flag).contains(&format!(":** {why}.")), "{}", flag.name);
         }
     }
