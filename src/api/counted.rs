@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 
 use super::watch::MessageCount;
 use crate::replica::shared::Shared;
-use crate::service::rpcs::RPCS;
+use crate::service::rpcs::{Flow, RPCS};
 
 /// A call that is under way. Dropped without an answer it was canceled.
 pub struct Counted {
@@ -43,13 +43,15 @@ impl Counted {
 
     /// Counts the answer, or has its body count the end.
     pub fn answer(mut self, response: Response<Body>) -> Response<Body> {
-        if let Some(code) = code_of(response.headers()) {
-            self.end(code);
+        let refused = code_of(response.headers());
+        if RPCS[self.method].is_unary() {
+            // As etcd counts: an answer is one that says no.
+            self.shared.metrics.grpc_sent(self.method);
+            self.end(refused.unwrap_or(Code::Ok));
             return response;
         }
-        if RPCS[self.method].is_unary() {
-            self.shared.metrics.grpc_sent(self.method);
-            self.end(Code::Ok);
+        if let Some(code) = refused {
+            self.end(code);
             return response;
         }
         response.map(|body| {
@@ -66,6 +68,10 @@ impl Counted {
             self.ended = true;
             let metrics = &self.shared.metrics;
             metrics.grpc_handled(self.method, code);
+            if RPCS[self.method].flow == Flow::BidiStream {
+                // The end of a client's messages counts as one at etcd.
+                metrics.grpc_received(self.method);
+            }
             if let Some(started) = self.started {
                 let took = self.shared.clock.now() - started;
                 metrics.grpc_handling(self.method, took);

@@ -101,6 +101,13 @@ impl KvService {
         view: Arc<ReadView>,
         request: &TxnRequest,
     ) -> Result<TxnAnswer, Error> {
+        let metrics = &self.handle.shared().metrics;
+        // Comparisons are reads at etcd, and one read alone is no transaction.
+        let reads = request.compare.len() + request.success.len();
+        metrics.ranges.add(reads as u64);
+        if reads > 1 {
+            metrics.txns.increment();
+        }
         if txn::reads_few_points(request, MAX_POINTS_AT_ONCE) {
             let answer = self.answers.txn(&view, request);
             return answer.map_err(|error| self.handle.refusal(error));

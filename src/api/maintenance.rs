@@ -115,11 +115,16 @@ impl Maintenance for MaintenanceService {
         let shared = self.handle.shared().clone();
         let compaction = self.handle.blocking(move || {
             let _running = running;
+            let (metrics, started) = (&shared.metrics, shared.clock.now());
+            metrics.defrags_in_flight.set(1);
             let engine = shared.engine();
             let compacted = engine.flush().and_then(|()| engine.compact());
             if let Err(error) = compacted {
                 shared.fail(error.to_string());
             }
+            metrics.defrags_in_flight.set(0);
+            let took = shared.clock.now() - started;
+            metrics.backend_defrag.observe(took);
             shared.refresh_size();
         });
         // What takes longer continues in the background.
@@ -130,7 +135,10 @@ impl Maintenance for MaintenanceService {
 
     async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
         let caller = caller::of(&self.handle, "Hash", &request);
+        let shared = self.handle.shared();
+        let started = shared.clock.now();
         let (hash, head) = self.handle.hash_at(&caller, 0).await?;
+        shared.metrics.hash.observe(shared.clock.now() - started);
         Ok(Response::new(HashResponse {
             header: Some(header::at(&self.handle, head)),
             hash: hash.hash,

@@ -14,7 +14,7 @@ use crate::mvcc::hash::{HashError, Hashing};
 use crate::mvcc::read::Snapshot;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::replica::shared::{NumberedEngine, Shared};
-use crate::storage::{self, Batch, Engine};
+use crate::storage::{self, Batch, Engine, Family, Op};
 
 /// Hashes kept; etcd's figure.
 const MAX_KEPT_HASHES: usize = 10;
@@ -167,16 +167,23 @@ async fn catch_up(
                 let mut batch = Batch::default();
                 let next = compaction::step(view.as_ref(), at, pace.batch_limit, &mut batch)?;
                 engine.write(&batch)?;
-                Ok::<_, storage::Error>(next)
+                let removed = |op: &Op<'_>| matches!(op, Op::Delete(Family::Revisions, _));
+                let removed = batch.iter().filter(removed).count() as u64;
+                Ok::<_, storage::Error>((next, removed))
             });
             progress = match stepped.await {
-                Ok(next) => next?,
+                Ok(stepped) => {
+                    let (next, removed) = stepped?;
+                    shared.metrics.compacted_keys.add(removed);
+                    next
+                }
                 // The runtime is going down.
                 Err(_) => return Ok(()),
             };
+            let step = shared.clock.now() - step_began;
+            shared.metrics.compaction_pause.observe(step);
             if progress.is_some() {
-                let pause = pace.pause_after(shared.clock.now() - step_began);
-                shared.clock.sleep(pause).await;
+                shared.clock.sleep(pace.pause_after(step)).await;
             }
         }
         tracing::info!(

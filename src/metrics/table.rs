@@ -193,7 +193,7 @@ table! {
     }
     histograms {
         wal_fsync(STEP) = "etcd_disk_wal_fsync_duration_seconds", "Time of an fdatasync of the raft log.";
-        wal_write(STEP) = "etcd_disk_wal_write_duration_seconds", "Time of a write to the raft log, without its sync.";
+        wal_write(STEP) = "etcd_disk_wal_write_duration_seconds", "Time of a write to the raft log without its sync; here the two are one step, whose time is in that of the sync.";
         backend_commit(STEP) = "etcd_disk_backend_commit_duration_seconds", "Time of writing a batch of applied entries to the state.";
         backend_defrag(Shape::seconds(ms(100), 13)) = "etcd_disk_backend_defrag_duration_seconds", "Time of a defragmentation.";
         backend_snapshot(Shape::seconds(ms(10), 17)) = "etcd_disk_backend_snapshot_duration_seconds", "Time of handing out a snapshot of the state.";

@@ -526,8 +526,13 @@ impl Applier {
             match &applied.result {
                 Ok(Response::DeleteRange(_)) => metrics.deletes.increment(),
                 Ok(Response::Txn(txn)) => {
-                    metrics.txns.increment();
-                    metrics.deletes.add(deletes(txn));
+                    let ops = Ops::of(txn);
+                    metrics.ranges.add(ops.ranges);
+                    metrics.deletes.add(ops.deletes);
+                    // etcd counts those of more than one operation.
+                    if ops.all > 1 {
+                        metrics.txns.increment();
+                    }
                 }
                 _ => {}
             }
@@ -653,14 +658,33 @@ fn operation(response: &Response) -> Option<Operation> {
     })
 }
 
-/// The range deletions in a transaction's response, nested ones included.
-fn deletes(txn: &TxnResponse) -> u64 {
-    txn.responses
-        .iter()
-        .map(|op| match &op.response {
-            Some(response_op::Response::ResponseDeleteRange(_)) => 1,
-            Some(response_op::Response::ResponseTxn(nested)) => deletes(nested),
-            _ => 0,
-        })
-        .sum()
+/// The operations in a transaction's response, nested ones included.
+#[derive(Default)]
+struct Ops {
+    ranges: u64,
+    deletes: u64,
+    all: u64,
+}
+
+impl Ops {
+    fn of(txn: &TxnResponse) -> Self {
+        let mut ops = Self::default();
+        ops.count(txn);
+        ops
+    }
+
+    fn count(&mut self, txn: &TxnResponse) {
+        for op in &txn.responses {
+            match &op.response {
+                Some(response_op::Response::ResponseTxn(nested)) => {
+                    self.count(nested);
+                    continue;
+                }
+                Some(response_op::Response::ResponseRange(_)) => self.ranges += 1,
+                Some(response_op::Response::ResponseDeleteRange(_)) => self.deletes += 1,
+                _ => {}
+            }
+            self.all += 1;
+        }
+    }
 }

@@ -74,6 +74,7 @@ fn make(shared: &Shared, dir: &Path, made: &Sender) -> Result<(), backup::Error>
         let sent = made.blocking_send(Ok(part));
         sent.map_err(|_| backup::Error::Unread)
     };
+    let started = shared.clock.now();
     // A view between entries: the engine alone may hold a part of a deletion.
     let view = shared.view();
     let export = Export::new(view.read(), dir, &|| !made.is_closed())?;
@@ -82,7 +83,10 @@ fn make(shared: &Shared, dir: &Path, made: &Sender) -> Result<(), backup::Error>
         storage_version: export.storage_version().to_owned(),
     })?;
     export.write(&mut |bytes| send(Part::Bytes(bytes)))?;
-    send(Part::Ended)
+    send(Part::Ended)?;
+    let took = shared.clock.now() - started;
+    shared.metrics.backend_snapshot.observe(took);
+    Ok(())
 }
 
 fn fail(shared: &Shared, error: &backup::Error, made: &Sender) {

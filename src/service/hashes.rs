@@ -45,10 +45,13 @@ impl Handle {
         revision: i64,
     ) -> Result<HashKvResponse, Error> {
         let shared = self.shared();
+        let started = shared.clock.now();
         let (hash, head) = match shared.kept_hash(revision) {
             Some(hash) => (hash, self.view().head),
             None => self.hash_at(caller, revision).await?,
         };
+        let took = shared.clock.now() - started;
+        shared.metrics.hash_history.observe(took);
         Ok(HashKvResponse {
             header: Some(ResponseHeader {
                 cluster_id: shared.cluster.0,
