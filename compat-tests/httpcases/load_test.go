@@ -225,6 +225,31 @@ func load(t *testing.T, server *harness.Server) {
 		seen += len(response.Events)
 	}
 	stop()
+	// Several watches of a stream, and several renewals.
+	// The official client would cancel each, in a race with the end of the stream.
+	watching, stop = context.WithCancel(ctx)
+	watches, err := pb.NewWatchClient(server.Dial(t)).Watch(watching)
+	must(err)
+	for range 20 {
+		create := &pb.WatchCreateRequest{Key: []byte("none")}
+		must(watches.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}))
+		_, err = watches.Recv()
+		must(err)
+	}
+	stop()
+	granted, err := client.Grant(ctx, 60)
+	must(err)
+	renewals, err := pb.NewLeaseClient(server.Dial(t)).LeaseKeepAlive(ctx)
+	must(err)
+	for range some {
+		must(renewals.Send(&pb.LeaseKeepAliveRequest{ID: int64(granted.ID)}))
+		_, err = renewals.Recv()
+		must(err)
+	}
+	must(renewals.CloseSend())
+	if _, err = renewals.Recv(); err != io.EOF {
+		t.Fatalf("%s: after the last renewal: %v", server.Kind(), err)
+	}
 	for range some {
 		granted, err := client.Grant(ctx, 60)
 		must(err)

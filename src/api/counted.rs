@@ -32,7 +32,9 @@ impl Counted {
     pub fn start(shared: &Arc<Shared>, method: usize) -> Self {
         let metrics = &shared.metrics;
         metrics.grpc_started(method);
-        metrics.grpc_received(method);
+        if RPCS[method].flow != Flow::BidiStream {
+            metrics.grpc_received(method);
+        }
         Self {
             shared: shared.clone(),
             method,

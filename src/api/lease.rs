@@ -6,6 +6,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::answers::Answers;
+use super::received::received;
 use super::status_text::broken_stream;
 use super::{Settings, caller, header};
 use crate::budget::Held;
@@ -18,6 +19,7 @@ use crate::proto::etcdserverpb::{
 };
 use crate::service::caller::Caller;
 use crate::service::handle::Handle;
+use crate::service::rpcs;
 use crate::state::Response as Applied;
 use crate::state::lease;
 use crate::types::LeaseId;
@@ -90,7 +92,9 @@ impl Lease for LeaseService {
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let caller = caller::of(&self.handle, "LeaseKeepAlive", &request);
-        let mut requests = request.into_inner();
+        let method = (rpcs::LEASE, "LeaseKeepAlive");
+        let requests = request.into_inner();
+        let mut requests = received(self.handle.shared(), method, requests);
         let handle = self.handle.clone();
         let max_request_bytes = self.settings.max_request_bytes;
         let (sender, receiver) = mpsc::channel(WAITING_ANSWERS);

@@ -24,6 +24,7 @@ pub mod lock;
 pub mod maintenance;
 mod methods;
 mod range_stream;
+mod received;
 mod settings;
 mod sliced;
 mod status_text;

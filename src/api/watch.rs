@@ -20,6 +20,7 @@ use tokio_stream::{Empty, Stream as TokioStream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::body::beside;
+use super::received::received;
 use super::status_text::broken_stream;
 use super::{Settings, caller, header};
 use crate::budget::{Exhausted, Held, Share};
@@ -33,6 +34,7 @@ use crate::proto::etcdserverpb::{
 use crate::service::caller::Caller;
 use crate::service::handle::Handle;
 use crate::service::permission;
+use crate::service::rpcs;
 use crate::state::auth::AuthView;
 use crate::types::KeyRange;
 use crate::watch::{self, ALL_WATCHES, Output, Stream};
@@ -91,7 +93,10 @@ impl Watch for WatchService {
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let caller = caller::of(&self.handle, "Watch", &request);
-        let responses = self.open(caller, request.into_inner());
+        let method = (rpcs::WATCH, "Watch");
+        let requests = request.into_inner();
+        let requests = received(self.handle.shared(), method, requests);
+        let responses = self.open(caller, requests);
         Ok(beside(tokio_stream::empty(), responses))
     }
 }

@@ -348,17 +348,17 @@ mod tests {
     /// What samples stand for is what was allocated, whatever the sizes.
     #[test]
     fn sums_are_those_of_all_allocations() {
-        for bytes in [16, 1000, 100_000, 5_000_000] {
+        for bytes in [64, 1000, 100_000, 5_000_000] {
             let countdown = Countdown::new();
             let mut sum = Amount::default();
-            let allocations = 4_000_000_000 / bytes;
+            let allocations = 1_000_000_000 / bytes;
             for _ in 0..allocations {
                 if countdown.passes(bytes) && countdown.begins_anew() {
                     sum.add(bytes as u64);
                 }
             }
             let off = sum.objects / allocations as f64 - 1.0;
-            assert!(off.abs() < 0.05, "{bytes}: off by {off}");
+            assert!(off.abs() < 0.12, "{bytes}: off by {off}");
         }
     }
 
