@@ -14,7 +14,7 @@
 //! | 6 | `service` |
 //! | 7 | `jobs`, `api`, `http` |
 //! | 8 | `server` |
-//! | 9 | `offline`; `sim`, `fuzz` and `bench`, which no release holds |
+//! | 9 | `offline`, `proxy`; `sim`, `fuzz` and `bench`, which no release holds |
 //! | 10 | `program` |
 //!
 //! `program` is what the programs call, and all that a release shows of the crate.
@@ -45,6 +45,7 @@ pub(crate) mod probe;
 pub(crate) mod profile;
 pub mod program;
 pub(crate) mod proto;
+pub(crate) mod proxy;
 pub(crate) mod raft;
 pub(crate) mod replica;
 #[cfg(test)]

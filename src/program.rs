@@ -8,10 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::config::{self, Command, Exit, Export, Loaded, Restore, Surroundings};
+use crate::config::{
+    self, Command, Exit, Export, Level, Loaded, LogConfig, Note, Proxy, Restore, Surroundings,
+};
 use crate::env::SystemClock;
 use crate::offline;
 use crate::profile;
+use crate::proxy;
 use crate::server::signals::{self, Interruption};
 use crate::server::{self, from_snapshot, logging, run::Stopped, to_etcd};
 
@@ -47,6 +50,7 @@ pub fn run(give_back: GiveBack) -> ExitCode {
         Some(Ok(Command::Restore(command))) => return restore(command),
         Some(Ok(Command::Offline(command))) => return offline::run(&command),
         Some(Ok(Command::Export(command))) => return export(command),
+        Some(Ok(Command::Proxy(command))) => return proxy(*command, args, give_back),
         Some(Err(exit)) => return logging::exit(&exit),
         None => {}
     }
@@ -209,6 +213,41 @@ fn restore(command: Restore) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => failed("restore", &error, &interruption),
+    }
+}
+
+/// Stands before a cluster until a signal comes.
+fn proxy(command: Proxy, args: Vec<OsString>, give_back: GiveBack) -> ExitCode {
+    let log = LogConfig {
+        level: match &command {
+            Proxy::Grpc(start) if start.debug => Level::Debug,
+            _ => Level::Info,
+        },
+        ..LogConfig::default()
+    };
+    let failed = |reason: &dyn std::fmt::Display| {
+        logging::flush();
+        eprintln!("{reason}");
+        ExitCode::from(1)
+    };
+    if let Err(error) = logging::init(&log) {
+        return failed(&error);
+    }
+    let args: Vec<String> = args
+        .iter()
+        .map(|arg| arg.to_string_lossy().into_owned())
+        .collect();
+    logging::notes(&[Note::info("Running: ").with("args", args)]);
+    let runtime = match start_runtime(give_back) {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&format!("cannot start threads: {error}")),
+    };
+    match runtime.block_on(proxy::run(command)) {
+        Ok(signal) => {
+            logging::flush();
+            signals::end_by(signal)
+        }
+        Err(error) => failed(&error),
     }
 }
 

@@ -13,6 +13,8 @@ use super::exit::Exit;
 use super::help;
 use super::log::LogFormat;
 use super::offline::{self, Offline};
+use super::proxies::{self, Proxy};
+use super::refusal::Refusal;
 
 /// What a command line asks for instead of a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub enum Command {
     /// Look at, or work on, what a stopped member left.
     Offline(Offline),
     Export(Export),
+    /// Stand before a cluster.
+    Proxy(Box<Proxy>),
 }
 
 /// Make a new member from a snapshot.
@@ -182,7 +186,7 @@ fn program() -> clap::Command {
         .subcommand_required(true)
         .subcommand(restore_command())
         .subcommand(export_command());
-    offline::add(program)
+    proxies::add(offline::add(program))
         .subcommand(clap::Command::new("version").about("Print the versions and exit"))
 }
 
@@ -207,11 +211,19 @@ pub fn command(args: &[OsString]) -> Option<Result<Command, Box<Exit>>> {
         Ok(matches) => match matches.subcommand() {
             Some(("restore", matches)) => Ok(Command::Restore(Restore::of(matches))),
             Some(("export", matches)) => Ok(Command::Export(Export::of(matches))),
-            Some((name, matches)) => Ok(match Offline::of(name, matches) {
-                Some(offline) => Command::Offline(offline),
-                // clap let nothing else pass.
-                None => Command::Version,
-            }),
+            Some((name, matches)) => match Proxy::of(name, matches) {
+                Some(Ok(proxy)) => Ok(Command::Proxy(Box::new(proxy))),
+                Some(Err(line)) => Err(Exit::refused(
+                    &Refusal::Plain(line),
+                    Vec::new(),
+                    LogFormat::Json,
+                )),
+                None => Ok(match Offline::of(name, matches) {
+                    Some(offline) => Command::Offline(offline),
+                    // clap let nothing else pass.
+                    None => Command::Version,
+                }),
+            },
             None => Ok(Command::Version),
         },
         Err(error) => Err(exit(&error)),

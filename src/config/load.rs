@@ -17,7 +17,6 @@ use super::refusal::Refusal;
 use super::settings::Config;
 use super::values::{Source, Values};
 use super::{env, file, help, validate};
-use crate::types::VERSION;
 
 /// A configuration, and the log lines about it.
 #[derive(Clone, Debug)]
@@ -41,10 +40,6 @@ pub fn load(
         Ok(args) => args,
         Err(refusal) => return Err(refused(&refusal, notes, format)),
     };
-    if let Some(command @ ("gateway" | "grpc-proxy")) = args.get(1).map(String::as_str) {
-        let line = format!("{command} is not built yet in etched {VERSION}");
-        return Err(refused(&Refusal::Plain(line), notes, format));
-    }
     let words = args.get(1..).unwrap_or_default();
     let (values, stray) = match parse::command_line(words) {
         Ok(CommandLine::Flags { values, stray }) => (values, stray),

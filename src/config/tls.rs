@@ -191,18 +191,27 @@ pub fn check(values: &Values) -> Result<(), Refusal> {
         values.text("tls-min-version"),
         values.text("tls-max-version"),
     );
+    let suites = values.words("cipher-suites");
+    protocol_of(min, max, suites).map(drop)
+}
+
+/// The versions and cipher suites of these names.
+///
+/// # Errors
+/// etcd's texts.
+pub fn protocol_of(min: &str, max: &str, suites: &[String]) -> Result<TlsProtocol, Refusal> {
+    const ALL: [TlsVersion; 2] = [TlsVersion::Tls12, TlsVersion::Tls13];
     let (least, most) = (version(min)?, version(max)?);
     if most.is_some() && least > most {
         let text = format!("min version ({min}) is greater than max version ({max})");
         return Err(Refusal::Verify(text));
     }
-    let suites = values.words("cipher-suites");
-    let mut suites = suites.iter().filter(|name| !name.is_empty()).peekable();
-    if least == version("TLS1.3")? && suites.peek().is_some() {
+    let suites = suites.iter().filter(|name| !name.is_empty());
+    if least == version("TLS1.3")? && suites.clone().next().is_some() {
         let text = "cipher suites cannot be configured when only TLS1.3 is enabled";
         return Err(Refusal::Verify(text.to_owned()));
     }
-    for name in suites {
+    for name in suites.clone() {
         if !CIPHER_SUITES.contains(&name.as_str()) {
             let text = format!("unexpected TLS cipher suite {}", quote(name));
             return Err(Refusal::Start(text));
@@ -216,7 +225,11 @@ pub fn check(values: &Values) -> Result<(), Refusal> {
             return Err(Refusal::Start(text));
         }
     }
-    Ok(())
+    Ok(TlsProtocol {
+        least: ALL[least.unwrap_or(0)],
+        most: ALL[most.unwrap_or(ALL.len() - 1)],
+        cipher_suites: suites.cloned().collect(),
+    })
 }
 
 /// How clients and members are encrypted, in that order, and with what.

@@ -13,7 +13,7 @@ mod debug;
 mod health;
 mod log_level;
 mod metrics_page;
-mod page;
+pub mod page;
 mod pprof;
 mod process;
 mod query;

@@ -7,7 +7,8 @@ use time::format_description::well_known::Rfc3339;
 
 use super::{Error, data_dir, member_dir};
 use crate::config::{
-    AllowedNames, Config, Discovery, DiscoveryService, Listen, ListenerTls, SelfSigned, TlsVersion,
+    AllowedNames, Config, Discovery, DiscoveryService, Listen, ListenerTls, SelfSigned,
+    TlsProtocol, TlsVersion,
 };
 use crate::env::Clock;
 use crate::net::Security;
@@ -112,7 +113,7 @@ impl MemberSecurity {
 }
 
 /// Makes a certificate and its key, unless there are both.
-fn make(wanted: &SelfSigned, now: Duration) -> Result<(), Error> {
+pub fn make(wanted: &SelfSigned, now: Duration) -> Result<(), Error> {
     let certificate = wanted.directory.join("cert.pem");
     let key = wanted.directory.join("key.pem");
     if certificate.exists() && key.exists() {
@@ -142,7 +143,8 @@ fn of_clients(config: &Config) -> Result<Option<Arc<TlsServer>>, Error> {
     let Some(tls) = &config.client_tls else {
         return Ok(None);
     };
-    let server = TlsServer::new("client", settings(config, tls)).map_err(Error::ClientTls)?;
+    let server =
+        TlsServer::new("client", settings(&config.tls_protocol, tls)).map_err(Error::ClientTls)?;
     tracing::info!(
         cert = %tls.certificate.display(),
         key = %tls.key.display(),
@@ -168,7 +170,10 @@ fn of_peers(config: &Config) -> Result<PeerSecurity, Error> {
     };
     let listener = match &tls.listener {
         None => None,
-        Some(listener) => Some(TlsServer::new("peer", settings(config, listener))?),
+        Some(listener) => Some(TlsServer::new(
+            "peer",
+            settings(&config.tls_protocol, listener),
+        )?),
     };
     let dialler = ClientSettings {
         pair: tls.shown.clone(),
@@ -176,7 +181,7 @@ fn of_peers(config: &Config) -> Result<PeerSecurity, Error> {
         authorities: tls.authorities.clone(),
         revoked: tls.revoked.clone(),
         allowed: allowed(&tls.allowed),
-        protocol: protocol(config),
+        protocol: versions(&config.tls_protocol),
     };
     let dialler = TlsClient::new("connections to peers", dialler)?;
     tracing::info!(
@@ -224,7 +229,8 @@ pub fn of_discovery(service: &DiscoveryService) -> Result<Dialler, String> {
     Ok(Some(Encryption::new(client, None)))
 }
 
-fn settings(config: &Config, tls: &ListenerTls) -> ServerSettings {
+/// How a listener is encrypted.
+pub fn settings(protocol: &TlsProtocol, tls: &ListenerTls) -> ServerSettings {
     let demanded = tls.authenticates || tls.authorities.is_some();
     ServerSettings {
         certificate: tls.certificate.clone(),
@@ -235,7 +241,7 @@ fn settings(config: &Config, tls: &ListenerTls) -> ServerSettings {
             allowed: allowed(&tls.allowed),
             checks_source: tls.checks_source,
         }),
-        protocol: protocol(config),
+        protocol: versions(protocol),
     }
 }
 
@@ -246,15 +252,15 @@ fn allowed(names: &AllowedNames) -> Allowed {
     }
 }
 
-fn protocol(config: &Config) -> Protocol {
+fn versions(protocol: &TlsProtocol) -> Protocol {
     let version = |version| match version {
         TlsVersion::Tls12 => Version::Tls12,
         TlsVersion::Tls13 => Version::Tls13,
     };
     Protocol {
-        least: version(config.tls_protocol.least),
-        most: version(config.tls_protocol.most),
-        cipher_suites: config.tls_protocol.cipher_suites.clone(),
+        least: version(protocol.least),
+        most: version(protocol.most),
+        cipher_suites: protocol.cipher_suites.clone(),
     }
 }
 

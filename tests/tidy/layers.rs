@@ -129,10 +129,19 @@ const MODULES: &[Module] = &[
             "server", "backup", "state", "mvcc", "raft", "storage", "config",
         ],
     ),
+    module(
+        "proxy",
+        9,
+        &["server", "http", "transport", "net", "storage", "config"],
+    ),
     // Its files are tests, which may name all that is below.
     module("fuzz", 9, &[]),
     module("bench", 9, &["watch", "state", "mvcc", "storage"]),
-    module("program", 10, &["sim", "offline", "server", "config"]),
+    module(
+        "program",
+        10,
+        &["sim", "offline", "proxy", "server", "config"],
+    ),
 ];
 
 fn find(name: &str) -> Option<&'static Module> {

@@ -1,7 +1,7 @@
 //! The handshake of an outgoing connection.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::ClientConfig;
@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::certificate::expiries;
+use super::certificate::{Certificate, expiries};
 use super::reread::Reread;
 use super::verify::{Accepted, AnyServer, ServerVerifier};
 use super::{Allowed, Error, Expiry, Protocol, files, shown, suites};
@@ -78,6 +78,16 @@ impl TlsClient {
         let (connected, shown) = shown::during(connector.connect(name, stream)).await;
         connected.map_err(|error| shown.reason.map_or(error, io::Error::other))
     }
+}
+
+/// Whom the certificate in a file names as its holder; empty if nobody.
+///
+/// # Errors
+/// The file cannot be read or has no certificate.
+pub fn common_name(path: &Path) -> Result<String, Error> {
+    let chain = files::chain(path)?;
+    let first = chain.first().and_then(Certificate::of);
+    Ok(first.unwrap_or_default().common_name)
 }
 
 fn configured(settings: &ClientSettings) -> Result<Configured, Error> {

@@ -35,7 +35,7 @@ mod words;
 use std::path::PathBuf;
 
 pub use certificate::{Certificate, Expiry};
-pub use client::{ClientSettings, TlsClient};
+pub use client::{ClientSettings, TlsClient, common_name};
 pub use rejected::Rejections;
 pub use self_signed::self_signed;
 pub use server::{Refused, Session, TlsServer};

@@ -2,7 +2,7 @@
 //! `service` a discovery service.
 
 mod client;
-mod dns;
+pub mod dns;
 mod registry;
 pub mod service;
 pub mod srv;

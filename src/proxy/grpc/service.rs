@@ -1,0 +1,201 @@
+//! Which call goes where. Watches and renewals of leases are shared; what has keys in it is changed
+//! where there is a namespace; the rest is passed on as it comes, with its caller's token. What is not
+//! gRPC is a request for a page.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use http::header::CONTENT_TYPE;
+use http::{Request, Response, Version};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use prost::Message as _;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::Service as _;
+
+use super::cluster::Proxies;
+use super::group::Groups;
+use super::lease::LeaseProxy;
+use super::namespace::{Keyed, Namespace};
+use super::pages;
+use super::passing;
+use super::renewals::Renewals;
+use super::upstream::Upstream;
+use super::watch::WatchProxy;
+use super::watches::{Counts, Watches};
+use crate::proto::etcdserverpb::lease_server::LeaseServer;
+use crate::proto::etcdserverpb::watch_server::WatchServer;
+
+const WATCH: &str = "/etcdserverpb.Watch/Watch";
+const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
+const RANGE_STREAM: &str = "/etcdserverpb.KV/RangeStream";
+const MEMBER_LIST: &str = "/etcdserverpb.Cluster/MemberList";
+
+/// How large messages may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub request_bytes: usize,
+    pub answer_bytes: usize,
+}
+
+/// Answers all that comes to the proxy; cheap to clone.
+#[derive(Clone)]
+pub struct ProxyService(Arc<All>);
+
+struct All {
+    upstream: Arc<Upstream>,
+    namespace: Namespace,
+    /// None: clients learn the members.
+    proxies: Option<Arc<Proxies>>,
+    watches: Groups<Watches>,
+    watch: WatchServer<WatchProxy>,
+    lease: LeaseServer<LeaseProxy>,
+    limits: Limits,
+    /// Nothing but pages.
+    pages_only: bool,
+}
+
+impl ProxyService {
+    pub fn new(
+        upstream: Arc<Upstream>,
+        namespace: Namespace,
+        proxies: Option<Arc<Proxies>>,
+        limits: Limits,
+    ) -> Self {
+        let of_watches = namespace.clone();
+        let watches = Groups::new(upstream.clone(), move || Watches::new(of_watches.clone()));
+        let renewals = Groups::new(upstream.clone(), Renewals::default);
+        let watch = WatchServer::new(WatchProxy(watches.clone()));
+        let lease = LeaseServer::new(LeaseProxy(renewals));
+        Self(Arc::new(All {
+            upstream,
+            namespace,
+            proxies,
+            watches,
+            watch: watch.max_decoding_message_size(limits.request_bytes),
+            lease,
+            limits,
+            pages_only: false,
+        }))
+    }
+
+    /// The same for `--metrics-addr`.
+    pub fn pages_only(&self) -> Self {
+        let all = &self.0;
+        Self(Arc::new(All {
+            upstream: all.upstream.clone(),
+            namespace: all.namespace.clone(),
+            proxies: all.proxies.clone(),
+            watches: all.watches.clone(),
+            watch: all.watch.clone(),
+            lease: all.lease.clone(),
+            limits: all.limits,
+            pages_only: true,
+        }))
+    }
+
+    fn counts(&self) -> Counts {
+        let none = Counts::default();
+        self.0.watches.counts(|all| all.fold(none, Counts::plus))
+    }
+
+    async fn respond(self, request: Request<Incoming>) -> Response<Body> {
+        let content_type = request.headers().get(CONTENT_TYPE);
+        let is_grpc =
+            content_type.is_some_and(|one| one.as_bytes().starts_with(b"application/grpc"));
+        let all = &self.0;
+        if request.version() != Version::HTTP_2 || !is_grpc || all.pages_only {
+            return pages::answer(&request, &all.upstream, &all.watch, self.counts()).await;
+        }
+        let answered = match request.uri().path() {
+            WATCH => all
+                .watch
+                .clone()
+                .call(request)
+                .await
+                .map_err(|never| match never {}),
+            KEEP_ALIVE => all
+                .lease
+                .clone()
+                .call(request)
+                .await
+                .map_err(|never| match never {}),
+            RANGE_STREAM => Err(Status::unimplemented(
+                "RangeStream is not supported by the gRPC proxy",
+            )),
+            path => match (Keyed::of(path), &all.proxies) {
+                (Some(keyed), _) if !all.namespace.is_empty() => all.changed(keyed, request).await,
+                (_, Some(proxies)) if path == MEMBER_LIST => {
+                    let list = proxies.list().await.encode_to_vec();
+                    Ok(one_message(&list))
+                }
+                _ => all.passed(request).await,
+            },
+        };
+        answered.unwrap_or_else(Status::into_http)
+    }
+}
+
+impl All {
+    async fn passed(&self, request: Request<Incoming>) -> Result<Response<Body>, Status> {
+        let (head, body) = request.into_parts();
+        let path = head.uri.path();
+        passing::pass(&self.upstream, path, &head.headers, Body::new(body)).await
+    }
+
+    /// A call with one message and one answer, both of them changed.
+    async fn changed(
+        &self,
+        keyed: Keyed,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Status> {
+        let (head, body) = request.into_parts();
+        let none = || Status::internal("grpc: the call has no message");
+        let (message, _) = passing::message(body, self.limits.request_bytes).await?;
+        let message = self.namespace.request(keyed, &message.ok_or_else(none)?)?;
+        let headers = passing::uncompressed(&head.headers);
+        let body = Body::new(Full::new(passing::framed(&message)));
+        let answer = passing::pass(&self.upstream, head.uri.path(), &headers, body).await?;
+        let (head, body) = answer.into_parts();
+        let (message, trailers) = passing::message(body, self.limits.answer_bytes).await?;
+        let unreadable = |error| Status::internal(format!("an answer cannot be read: {error}"));
+        let Some(message) = message else {
+            // An error, whose status is in the head.
+            return Ok(Response::from_parts(head, Body::empty()));
+        };
+        let changed = self.namespace.answer(keyed, &message).map_err(unreadable)?;
+        let data = passing::framed(&changed);
+        let ending = async move { trailers.map(Ok) };
+        Ok(Response::from_parts(
+            head,
+            Body::new(Full::new(data).with_trailers(ending)),
+        ))
+    }
+}
+
+/// An answer that is made here.
+fn one_message(message: &[u8]) -> Response<Body> {
+    let ending = async {
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert(Status::GRPC_STATUS, http::HeaderValue::from_static("0"));
+        Some(Ok(trailers))
+    };
+    let body = Full::new(passing::framed(message)).with_trailers(ending);
+    let mut response = Response::new(Body::new(body));
+    let grpc = http::HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert(CONTENT_TYPE, grpc);
+    response
+}
+
+impl hyper::service::Service<Request<Incoming>> for ProxyService {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let service = self.clone();
+        Box::pin(async move { Ok(service.respond(request).await) })
+    }
+}
