@@ -28,14 +28,16 @@ var notInREADME = map[string]struct {
 	"Configuration": {"tracing: refused at the start", []absence{
 		refusesFlag("--enable-distributed-tracing"),
 	}},
-	"Commands": {"etcd's `gateway` and `grpc-proxy` (refused)", []absence{noCommands}},
+	"Commands": {"of `grpc-proxy`: a cache of ranges; `--enable-pprof`, `--permit-without-stream`, `--endpoints-auto-sync-interval` and its experimental flags (refused)", []absence{
+		refusesProxyFlags,
+	}},
 }
 
 // The sentence at the end of --help, a list.
 const notInHelp = "Not in etched: "
 
 var checksOfHelp = map[string]absence{
-	"the commands gateway and grpc-proxy": noCommands,
+	"some flags of the command grpc-proxy": refusesProxyFlags,
 }
 
 func TestWhatIsNotThere(t *testing.T) {
@@ -193,14 +195,16 @@ func refusesFlag(flag string) absence {
 	}
 }
 
-func noCommands(t *testing.T, _ *harness.Server) {
+func refusesProxyFlags(t *testing.T, _ *harness.Server) {
 	t.Helper()
-	for _, command := range []string{"gateway", "grpc-proxy"} {
-		for _, args := range [][]string{{command}, {command, "start"}} {
-			got := harness.Exits(t, harness.Etched, nil, args)
-			if got.Code != 1 || !strings.HasPrefix(got.First, command+" is not built yet in etched ") {
-				t.Errorf("%v: %+v", args, got)
-			}
+	for _, flag := range []string{
+		"--enable-pprof", "--permit-without-stream", "--endpoints-auto-sync-interval=1s",
+		"--experimental-serializable-ordering", "--experimental-leasing-prefix=l", "--experimental-enable-grpc-logging",
+	} {
+		name, _, _ := strings.Cut(flag, "=")
+		got := harness.Exits(t, harness.Etched, nil, []string{"grpc-proxy", "start", flag})
+		if got.Code != 1 || !strings.HasPrefix(got.First, name+" is not built yet in etched ") {
+			t.Errorf("%s: %+v", flag, got)
 		}
 	}
 }

@@ -17,6 +17,7 @@ type Exit struct {
 	Code   int
 	Stdout string // first line
 	First  string // first line of stderr where it is plain text
+	Last   string // last line of stderr
 	Level  string // of the last line of stderr that is JSON
 	Msg    string
 	Error  string
@@ -46,6 +47,7 @@ func Exits(t testing.TB, kind Kind, environment, args []string) Exit {
 	if !strings.HasPrefix(lines[0], "{") {
 		got.First = lines[0]
 	}
+	got.Last = lines[len(lines)-1]
 	for _, line := range lines {
 		var entry struct{ Level, Msg, Error string }
 		if json.Unmarshal([]byte(line), &entry) == nil && (entry.Level == "warn" || entry.Level == "fatal") {
