@@ -266,14 +266,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let port = listener.local_addr().expect("is bound").port();
         tokio::spawn(async move {
-            // The last caller is one that is hung up on.
             for _ in 0..2 {
                 let (stream, remote) = listener.accept().await.expect("accepts");
-                let handshake = server.accept(stream, Some(remote.ip()), Versions::Both);
-                tokio::spawn(async move {
-                    // A caller that refuses the certificate ends it.
-                    let _ = handshake.await.map(drop);
-                });
+                let from = Some(remote.ip());
+                // A caller that refuses the certificate ends the handshake.
+                let _ = server.accept(stream, from, Versions::Both).await;
             }
         });
         let endpoint = |scheme: &str| Endpoint {

@@ -65,6 +65,7 @@ pub trait Core: Sized + Send + 'static {
     /// What is to be sent since the last call.
     fn sent(&mut self) -> Vec<Sent<Self>>;
     fn counts(&self) -> Self::Counts;
+    fn add(total: &mut Self::Counts, counts: &Self::Counts);
     /// Makes the call at a member.
     fn call(
         channel: Channel,
@@ -79,7 +80,8 @@ struct All<C: Core> {
     upstream: Arc<Upstream>,
     new: Box<dyn Fn() -> C + Send + Sync>,
     groups: Mutex<HashMap<Identity, mpsc::Sender<Input<C>>>>,
-    counts: Mutex<BTreeMap<u64, C::Counts>>,
+    /// By group, and of those that have ended.
+    counts: Mutex<BTreeMap<Option<u64>, C::Counts>>,
     next: AtomicU64,
 }
 
@@ -160,8 +162,12 @@ impl<C: Core> Groups<C> {
     }
 
     /// Of all groups together.
-    pub fn counts<T>(&self, sum: impl FnOnce(&mut dyn Iterator<Item = &C::Counts>) -> T) -> T {
-        sum(&mut self.0.counts.lock().values())
+    pub fn counts(&self) -> C::Counts {
+        let mut total = C::Counts::default();
+        for counts in self.0.counts.lock().values() {
+            C::add(&mut total, counts);
+        }
+        total
     }
 
     /// The task of those who show the same.
@@ -283,16 +289,16 @@ impl<C: Core> Group<C> {
             self.all
                 .counts
                 .lock()
-                .insert(self.number, self.core.counts());
-            if self.sinks.is_empty() {
-                // Who was about to come meets a closed door and asks for another group.
-                inputs.close();
-                if inputs.is_empty() {
-                    break;
-                }
+                .insert(Some(self.number), self.core.counts());
+            if self.sinks.is_empty() && inputs.is_empty() {
+                // A stream that is opened in this moment ends, and its client begins again.
+                break;
             }
         }
-        self.all.counts.lock().remove(&self.number);
+        let mut counts = self.all.counts.lock();
+        counts.remove(&Some(self.number));
+        let left = counts.entry(None).or_default();
+        C::add(left, &self.core.counts());
     }
 
     async fn turn(&mut self, inputs: &mut mpsc::Receiver<Input<C>>) -> Turn<C> {

@@ -98,6 +98,8 @@ impl Core for Renewals {
 
     fn counts(&self) {}
 
+    fn add(_: &mut (), _: &()) {}
+
     fn call(
         channel: Channel,
         request: Request<ReceiverStream<LeaseKeepAliveRequest>>,

@@ -24,7 +24,7 @@ use super::passing;
 use super::renewals::Renewals;
 use super::upstream::Upstream;
 use super::watch::WatchProxy;
-use super::watches::{Counts, Watches};
+use super::watches::Watches;
 use crate::proto::etcdserverpb::lease_server::LeaseServer;
 use crate::proto::etcdserverpb::watch_server::WatchServer;
 
@@ -96,18 +96,13 @@ impl ProxyService {
         }))
     }
 
-    fn counts(&self) -> Counts {
-        let none = Counts::default();
-        self.0.watches.counts(|all| all.fold(none, Counts::plus))
-    }
-
     async fn respond(self, request: Request<Incoming>) -> Response<Body> {
         let content_type = request.headers().get(CONTENT_TYPE);
         let is_grpc =
             content_type.is_some_and(|one| one.as_bytes().starts_with(b"application/grpc"));
         let all = &self.0;
         if request.version() != Version::HTTP_2 || !is_grpc || all.pages_only {
-            return pages::answer(&request, &all.upstream, &all.watch, self.counts()).await;
+            return pages::answer(&request, &all.upstream, &all.watch, all.watches.counts()).await;
         }
         let answered = match request.uri().path() {
             WATCH => all

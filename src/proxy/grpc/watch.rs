@@ -54,6 +54,12 @@ impl Core for Watches {
         self.counted()
     }
 
+    fn add(total: &mut Counts, counts: &Counts) {
+        total.watches += counts.watches;
+        total.broadcasts += counts.broadcasts;
+        total.saved += counts.saved;
+    }
+
     fn call(
         channel: Channel,
         request: Request<ReceiverStream<WatchRequest>>,

@@ -81,16 +81,6 @@ pub struct Counts {
     pub saved: u64,
 }
 
-impl Counts {
-    pub fn plus(self, other: &Self) -> Self {
-        Self {
-            watches: self.watches + other.watches,
-            broadcasts: self.broadcasts + other.broadcasts,
-            saved: self.saved + other.saved,
-        }
-    }
-}
-
 #[derive(Default)]
 struct ClientStream {
     watches: BTreeMap<i64, Watch>,
@@ -169,9 +159,8 @@ impl Watches {
 
     pub fn counted(&self) -> Counts {
         Counts {
-            watches: self.streams.values().map(|one| one.watches.len()).sum(),
             broadcasts: self.broadcasts.len(),
-            saved: self.counts.saved,
+            ..self.counts
         }
     }
 
@@ -182,6 +171,7 @@ impl Watches {
     pub fn close_stream(&mut self, stream: StreamId) {
         let closed = self.streams.remove(&stream);
         for (id, watch) in closed.into_iter().flat_map(|one| one.watches) {
+            self.counts.watches -= 1;
             self.leave(watch.broadcast, (stream, id));
         }
     }
@@ -239,6 +229,7 @@ impl Watches {
         let header = joined.begun.then_some(joined.header).flatten();
         if let Some(client) = self.streams.get_mut(&stream) {
             client.watches.insert(id, watch);
+            self.counts.watches += 1;
         }
         if joined.begun {
             // The cluster has said so long ago.
@@ -254,6 +245,7 @@ impl Watches {
         let Some(watch) = client.watches.remove(&id) else {
             return;
         };
+        self.counts.watches -= 1;
         let header = watch.header;
         self.leave(watch.broadcast, (stream, id));
         self.answer(stream, id, header, |response| response.canceled = true);
@@ -384,8 +376,9 @@ impl Watches {
         };
         self.forget(id, &broadcast.range);
         for (stream, watch) in broadcast.members {
-            if let Some(client) = self.streams.get_mut(&stream) {
-                client.watches.remove(&watch);
+            let client = self.streams.get_mut(&stream);
+            if client.is_some_and(|client| client.watches.remove(&watch).is_some()) {
+                self.counts.watches -= 1;
             }
             if !broadcast.begun {
                 self.refuse(stream, response.header, &response.cancel_reason);
