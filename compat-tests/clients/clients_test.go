@@ -39,9 +39,12 @@ var languages = map[string]struct {
 	// plain is a library without TLS.
 	plain bool
 }{
-	"go-clientv3":  {command: []string{"$INSTALLED/golang"}, steps: "kv txn watch lease lock election auth"},
-	"python-etcd3": {command: []string{"$INSTALLED/python-etcd3/bin/python", "python/etcd3_client.py"}, steps: "kv txn watch lease lock auth"},
-	"node-etcd3":   {command: []string{"node", "$INSTALLED/node/client.js"}, steps: "kv txn watch lease lock election auth"},
+	"go-clientv3":      {command: []string{"$INSTALLED/golang"}, steps: "kv txn watch lease lock election auth"},
+	"python-etcd3":     {command: []string{"$INSTALLED/python-etcd3/bin/python", "python/etcd3_client.py"}, steps: "kv txn watch lease lock auth"},
+	"java-jetcd":       {command: []string{"java", "-cp", "$INSTALLED/java/target/classes:$INSTALLED/java/target/lib/*", "Client"}, steps: "kv txn watch lease lock election auth"},
+	"python-aetcd":     {command: []string{"$INSTALLED/python-aetcd/bin/python", "python/aetcd_client.py"}, steps: "kv txn watch lease lock auth", plain: true},
+	"rust-etcd-client": {command: []string{"$INSTALLED/rust/debug/client"}, steps: "kv txn watch lease lock election auth"},
+	"node-etcd3":       {command: []string{"node", "$INSTALLED/node/client.js"}, steps: "kv txn watch lease lock election auth"},
 }
 
 func TestClients(t *testing.T) {
