@@ -80,7 +80,7 @@ fn servers(addresses: Vec<SocketAddr>) -> Servers {
     Servers {
         addresses,
         timeout: Duration::from_secs(2),
-        attempts: 1,
+        attempts: 2,
         search: vec!["search.test".to_owned()],
         least_dots: 1,
     }
