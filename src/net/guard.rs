@@ -29,6 +29,10 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// then, so what it has unread is for nobody.
 const PAUSE_LIMIT: Duration = Duration::from_secs(15);
 
+/// A connection with more to write lets the others have the thread: a socket of this machine takes
+/// megabytes at once, and small answers would wait for those of every large one.
+const BURST_BYTES: usize = 256 << 10;
+
 /// What clients are held to.
 #[derive(Clone)]
 pub struct Guard {
@@ -45,6 +49,8 @@ pub struct Guarded<S> {
     policy: Policy,
     inbound: Inbound,
     sent: Frames,
+    /// Written since others had the thread.
+    burst_bytes: usize,
     /// Decided by the first byte: HTTP/1 has no frames.
     http2: Option<bool>,
     goodbye: &'static [u8],
@@ -64,6 +70,7 @@ impl<S> Guarded<S> {
             policy: Policy::new(guard.min_ping_time),
             inbound: Inbound::new(),
             sent: Frames::default(),
+            burst_bytes: 0,
             http2: None,
             goodbye: &[],
             ended: false,
@@ -137,7 +144,18 @@ impl<S> Guarded<S> {
         }
     }
 
+    /// Resolves where the connection may write; it comes back behind the others where not.
+    fn poll_burst(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.burst_bytes < BURST_BYTES {
+            return Poll::Ready(());
+        }
+        self.burst_bytes = 0;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
     fn saw_written(&mut self, bytes: &[u8]) {
+        self.burst_bytes += bytes.len();
         if self.http2 == Some(true) {
             self.metrics.grpc_sent_bytes.add(bytes.len() as u64);
             let policy = &mut self.policy;
@@ -203,6 +221,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let guard = self.get_mut();
+        ready!(guard.poll_burst(cx));
         let written = ready!(Pin::new(&mut guard.stream).poll_write(cx, bytes))?;
         guard.saw_written(&bytes[..written]);
         Poll::Ready(Ok(written))
@@ -214,6 +233,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let guard = self.get_mut();
+        ready!(guard.poll_burst(cx));
         let written = ready!(Pin::new(&mut guard.stream).poll_write_vectored(cx, slices))?;
         let mut rest = written;
         for slice in slices {

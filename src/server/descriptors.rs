@@ -19,8 +19,13 @@ const PROBES: (u64, u64) = (8, 64);
 /// Clients have so many, however little is left: the rest is seldom needed all at once.
 const MIN_CLIENTS: u64 = 16;
 
-/// With fewer the least of each is more than there is, and connections could end the member.
-const LEAST: u64 = 128;
+/// With fewer the least of each is more than there is: what follows is for a member that is idle, or
+/// alone, and may run out of descriptors in a cluster.
+const ENOUGH: u64 = 128;
+/// With fewer not even the log and the state are sure of theirs.
+const LEAST: u64 = 64;
+/// Of an idle member itself, with the least of tables and what a flush or a compaction writes.
+const LEAST_OWN: u64 = 53;
 
 /// How many each may have open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +47,16 @@ impl Descriptors {
                 "the process may have {limit} files open and needs {LEAST} at least; raise the limit (ulimit -n, LimitNOFILE=)"
             ));
         }
+        if limit < ENOUGH {
+            let (peers, probes) = (5, 2);
+            let clients = limit - LEAST_OWN - peers - probes;
+            return Ok(Self {
+                tables: TABLES.0 as usize,
+                peers: peers as usize,
+                probes: probes as usize,
+                clients: clients.min(MIN_CLIENTS) as usize,
+            });
+        }
         let part = |of: u64, (least, most): (u64, u64)| (limit / of).clamp(least, most);
         let (tables, peers, probes) = (part(8, TABLES), part(16, PEERS), part(16, PROBES));
         let clients = limit.saturating_sub(OWN + 2 * tables + peers + probes);
@@ -52,6 +67,15 @@ impl Descriptors {
             probes: count(probes),
             clients: count(clients.max(MIN_CLIENTS)),
         })
+    }
+}
+
+/// Says that a member of a cluster may run out of descriptors.
+pub fn warn_of_few(limit: u64) {
+    if limit < ENOUGH {
+        tracing::warn!(
+            "the process may have {limit} files open; with fewer than {ENOUGH} a member may run out of them and stop: raise the limit (ulimit -n, LimitNOFILE=)"
+        );
     }
 }
 
@@ -78,6 +102,8 @@ mod tests {
     fn the_log_and_the_state_come_first_and_clients_get_the_rest() {
         // The limit, and what tables, peers, probes and clients get of it.
         let cases = [
+            (64, [20, 5, 2, 4]),
+            (127, [20, 5, 2, 16]),
             (128, [20, 16, 8, 16]),
             (256, [32, 16, 16, 96]),
             (1024, [128, 64, 64, 576]),

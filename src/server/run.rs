@@ -114,7 +114,9 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let tokens = tokens(&config, clock.clone())?;
     let given = MemberSecurity::of_given(&config)?;
-    let descriptors = Descriptors::of(descriptors::raise_limit()).map_err(Error::Refused)?;
+    let files = descriptors::raise_limit();
+    let descriptors = Descriptors::of(files).map_err(Error::Refused)?;
+    descriptors::warn_of_few(files);
     if config.memory_mlock {
         memory_lock::lock().map_err(Error::Refused)?;
     }
