@@ -17,7 +17,6 @@ type Exit struct {
 	Code   int
 	Stdout string // first line
 	First  string // first line of stderr where it is plain text
-	Last   string // last line of stderr
 	Level  string // of the last line of stderr that is JSON
 	Msg    string
 	Error  string
@@ -25,6 +24,13 @@ type Exit struct {
 
 // Exits starts a server that must end at once, in a directory of its own.
 func Exits(t testing.TB, kind Kind, environment, args []string) Exit {
+	t.Helper()
+	got, _ := ExitsSaying(t, kind, environment, args)
+	return got
+}
+
+// ExitsSaying is Exits with the last line of stderr, whatever that is.
+func ExitsSaying(t testing.TB, kind Kind, environment, args []string) (Exit, string) {
 	t.Helper()
 	binary, err := Binary(kind)
 	if err != nil {
@@ -47,12 +53,12 @@ func Exits(t testing.TB, kind Kind, environment, args []string) Exit {
 	if !strings.HasPrefix(lines[0], "{") {
 		got.First = lines[0]
 	}
-	got.Last = lines[len(lines)-1]
+	last := lines[len(lines)-1]
 	for _, line := range lines {
 		var entry struct{ Level, Msg, Error string }
 		if json.Unmarshal([]byte(line), &entry) == nil && (entry.Level == "warn" || entry.Level == "fatal") {
 			got.Level, got.Msg, got.Error = entry.Level, entry.Msg, entry.Error
 		}
 	}
-	return got
+	return got, last
 }

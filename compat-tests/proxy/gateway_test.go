@@ -118,8 +118,8 @@ func TestGatewayPassesOnHalfCloses(t *testing.T) {
 // A gRPC proxy that is its own member would call itself without an end; etcd's does.
 func TestProxyOfItself(t *testing.T) {
 	local := fmt.Sprintf("127.0.0.1:%d", freePort(t))
-	got := harness.Exits(t, harness.Etched, nil, []string{"grpc-proxy", "start", "--listen-addr=" + local, "--endpoints=" + local})
-	if got.Code != 1 || !strings.Contains(got.Last, "should not resolve to the proxy listen addr ("+local+")") {
+	got, last := harness.ExitsSaying(t, harness.Etched, nil, []string{"grpc-proxy", "start", "--listen-addr=" + local, "--endpoints=" + local})
+	if got.Code != 1 || !strings.Contains(last, "should not resolve to the proxy listen addr ("+local+")") {
 		t.Errorf("%+v", got)
 	}
 }
@@ -145,8 +145,8 @@ func TestGatewaysThatDoNotStart(t *testing.T) {
 			if kind == harness.Etcd && !one.both {
 				continue
 			}
-			got := harness.Exits(t, kind, nil, append([]string{"gateway", "start"}, one.flags...))
-			words := got.Stdout + got.First + got.Last
+			got, last := harness.ExitsSaying(t, kind, nil, append([]string{"gateway", "start"}, one.flags...))
+			words := got.Stdout + got.First + last
 			if got.Code != 1 || !strings.Contains(words, one.says) {
 				t.Errorf("%s %v: %+v", kind, one.flags, got)
 			}

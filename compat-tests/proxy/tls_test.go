@@ -119,9 +119,9 @@ func TestProxyWithTLS(t *testing.T) {
 	})
 	// The members would take the name for the user of all clients.
 	for _, kind := range kinds {
-		got := harness.Exits(t, kind, nil, append([]string{"grpc-proxy", "start", "--cert=" + own.cert, "--key=" + own.key},
+		got, last := harness.ExitsSaying(t, kind, nil, append([]string{"grpc-proxy", "start", "--cert=" + own.cert, "--key=" + own.key},
 			fmt.Sprintf("--listen-addr=127.0.0.1:%d", freePort(t))))
-		if got.Code != 1 || !strings.Contains(got.Last, "cert has non empty Common Name (proxy): "+own.cert) {
+		if got.Code != 1 || !strings.Contains(last, "cert has non empty Common Name (proxy): "+own.cert) {
 			t.Errorf("%s: %+v", kind, got)
 		}
 	}
