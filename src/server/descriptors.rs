@@ -37,6 +37,17 @@ pub struct Descriptors {
 }
 
 impl Descriptors {
+    /// Of as many as the system lets this process have; a warning where those are few.
+    ///
+    /// # Errors
+    /// See `of`.
+    pub fn of_process() -> Result<Self, String> {
+        let limit = raise_limit();
+        let descriptors = Self::of(limit)?;
+        warn_of_few(limit);
+        Ok(descriptors)
+    }
+
     /// Of so many in all.
     ///
     /// # Errors
@@ -71,7 +82,7 @@ impl Descriptors {
 }
 
 /// Says that a member of a cluster may run out of descriptors.
-pub fn warn_of_few(limit: u64) {
+fn warn_of_few(limit: u64) {
     if limit < ENOUGH {
         tracing::warn!(
             "the process may have {limit} files open; with fewer than {ENOUGH} a member may run out of them and stop: raise the limit (ulimit -n, LimitNOFILE=)"

@@ -11,7 +11,7 @@ use super::Error;
 use super::bootstrap;
 use super::bootstrap::network::RealNetwork;
 use super::data_dir::DataDir;
-use super::descriptors::{self, Descriptors};
+use super::descriptors::Descriptors;
 use super::expiry;
 use super::from_etcd;
 use super::gate::{ClientSecurity, ProtocolSwitch};
@@ -114,9 +114,7 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let tokens = tokens(&config, clock.clone())?;
     let given = MemberSecurity::of_given(&config)?;
-    let files = descriptors::raise_limit();
-    let descriptors = Descriptors::of(files).map_err(Error::Refused)?;
-    descriptors::warn_of_few(files);
+    let descriptors = Descriptors::of_process().map_err(Error::Refused)?;
     if config.memory_mlock {
         memory_lock::lock().map_err(Error::Refused)?;
     }
