@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"flag"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -20,34 +21,65 @@ var (
 	measure       = flag.Duration("auth.measure", 0, "measure requests with authentication for so long a phase")
 	measureLogins = flag.Int("auth.logins", 1000, "log-ins beside the load")
 	// A figure of one run says little where others use the machine.
-	measureRounds  = flag.Int("auth.rounds", 1, "how often all of it is measured")
+	measureRounds  = flag.Int("auth.rounds", 1, "how often each is measured, of which the medians count")
 	measureTokens  = flag.String("auth.tokens", "", "the one kind of tokens to measure, as simple")
 	measureClients = flag.Int("auth.clients", 16, "clients of the load, four on a connection")
 )
 
-// Requests with each kind of token, and beside a flood of log-ins, of both
-// servers one after the other. For people: it asserts nothing.
+const clientsOfConn = 4
+
+// figure is what one phase came to.
+type figure struct {
+	perSecond float64
+	p99, cpu  time.Duration
+}
+
+// Requests with each kind of token, and beside a flood of log-ins, of both servers in turns.
+// For people: it asserts nothing.
 func TestMeasure(t *testing.T) {
 	if *measure == 0 {
 		t.Skip("-auth.measure=5s measures")
 	}
 	hs256, _ := writeKeys(t, t.TempDir(), "HS256")
 	rs256, _ := writeKeys(t, t.TempDir(), "RS256")
-	for range *measureRounds {
-		for _, kind := range []struct{ name, flag string }{
-			{"none", ""}, {"simple", "--auth-token=simple"}, {"HS256", hs256}, {"RS256", rs256},
-		} {
-			if *measureTokens != "" && *measureTokens != kind.name {
-				continue
-			}
+	for _, kind := range []struct{ name, flag string }{
+		{"none", ""}, {"simple", "--auth-token=simple"}, {"HS256", hs256}, {"RS256", rs256},
+	} {
+		if *measureTokens != "" && *measureTokens != kind.name {
+			continue
+		}
+		found := map[string]map[harness.Kind][]figure{}
+		for range *measureRounds {
 			for _, server := range []harness.Kind{harness.Etched, harness.Etcd} {
-				measureOne(t, server, kind.name, kind.flag)
+				for phase, one := range measureOne(t, server, kind.flag) {
+					if found[phase] == nil {
+						found[phase] = map[harness.Kind][]figure{}
+					}
+					found[phase][server] = append(found[phase][server], one)
+				}
 			}
+		}
+		for _, phase := range slices.Sorted(maps.Keys(found)) {
+			etched, etcd := median(found[phase][harness.Etched]), median(found[phase][harness.Etcd])
+			t.Logf("%-6s %-18s etched %6.0f/s, p99 %v, CPU %v; etcd %6.0f/s, p99 %v, CPU %v; ratio %.2f, CPU %.2f", kind.name, phase,
+				etched.perSecond, etched.p99, etched.cpu, etcd.perSecond, etcd.p99, etcd.cpu,
+				etched.perSecond/etcd.perSecond, float64(etched.cpu)/float64(etcd.cpu))
 		}
 	}
 }
 
-func measureOne(t *testing.T, kind harness.Kind, name, tokens string) {
+// median is the middle of each column.
+func median(rows []figure) figure {
+	var perSecond []float64
+	var p99, cpu []time.Duration
+	for _, row := range rows {
+		perSecond, p99, cpu = append(perSecond, row.perSecond), append(p99, row.p99), append(cpu, row.cpu)
+	}
+	return figure{harness.Median(perSecond), harness.Median(p99), harness.Median(cpu)}
+}
+
+// measureOne answers what each phase on a new server came to.
+func measureOne(t *testing.T, kind harness.Kind, tokens string) map[string]figure {
 	options := harness.Options{}
 	if tokens != "" {
 		options.Flags = []string{tokens}
@@ -60,79 +92,50 @@ func measureOne(t *testing.T, kind harness.Kind, name, tokens string) {
 		_ = server.Kill()
 		_ = server.Remove()
 	}()
-	conn := server.Dial(t)
 	ctx := context.Background()
 	if tokens != "" {
-		for _, request := range []proto.Message{
-			userAdd("root", "root"), &pb.AuthUserGrantRoleRequest{User: "root", Role: "root"},
-			userAdd("limited", "limited"), &pb.AuthRoleAddRequest{Name: "limited"}, &pb.AuthUserGrantRoleRequest{User: "limited", Role: "limited"},
-			permission{readWrite, "a", "b"}.grant("limited"), &pb.AuthEnableRequest{},
-		} {
-			if outcome := harness.Invoke(ctx, conn, request); outcome.Err != nil {
-				t.Fatal(outcome.Err)
-			}
-		}
-		login := harness.Invoke(ctx, conn, &pb.AuthenticateRequest{Name: "limited", Password: "limited"})
-		if login.Err != nil {
-			t.Fatal(login.Err)
-		}
-		ctx = metadata.AppendToOutgoingContext(ctx, "token", login.Message.(*pb.AuthenticateResponse).Token)
+		ctx = loggedIn(t, ctx, server.Dial(t))
 	}
-	for _, one := range []struct {
-		name    string
-		request proto.Message
-	}{{"put", put("a1", 0, false)}, {"get", get("a1", "")}} {
-		before, _ := server.CPUTime()
-		times := load(t, server, ctx, one.request, func() { time.Sleep(*measure) })
-		after, _ := server.CPUTime()
-		cpu := (after - before) / time.Duration(max(1, len(times)))
-		t.Logf("%-6s %-6s %s: %6.0f/s, p50 %v, p99 %v, CPU %v each", name, kind, one.name, float64(len(times))/measure.Seconds(), quantile(times, 50), quantile(times, 99), cpu)
-		if tokens != "--auth-token=simple" {
-			continue
-		}
-		var took time.Duration
-		var failed atomic.Int64
-		times = load(t, server, ctx, one.request, func() { took = logins(t, server, &failed) })
-		t.Logf("%-6s %-6s %s beside %d log-ins that took %v (%d refused): %6.0f/s, p50 %v, p99 %v",
-			name, kind, one.name, *measureLogins, took.Round(time.Millisecond), failed.Load(), float64(len(times))/took.Seconds(), quantile(times, 50), quantile(times, 99))
+	var conns []*grpc.ClientConn
+	for range (*measureClients + clientsOfConn - 1) / clientsOfConn {
+		conns = append(conns, server.Dial(t))
 	}
+	found := map[string]figure{}
+	for name, request := range map[string]proto.Message{"put": put("a1", 0, false), "get": get("a1", "")} {
+		load := func(phase string, lasts func()) {
+			load := harness.RunLoad(t, server, *measureClients, lasts, func(client int) error {
+				return harness.Invoke(ctx, conns[client/clientsOfConn], request).Err
+			})
+			found[phase] = figure{load.PerSecond(), load.Quantile(99), load.CPU}
+		}
+		load(name, func() { time.Sleep(*measure) })
+		if tokens == "--auth-token=simple" && *measureLogins > 0 {
+			load(name+" beside log-ins", func() {
+				var failed atomic.Int64
+				took := logins(t, server, &failed)
+				t.Logf("%s: %d log-ins beside %ss took %v, %d were refused", kind, *measureLogins, name, took.Round(time.Millisecond), failed.Load())
+			})
+		}
+	}
+	return found
 }
 
-// load makes the request over and over while something lasts, and answers how long
-// each took.
-func load(t *testing.T, server *harness.Server, ctx context.Context, request proto.Message, lasts func()) []time.Duration {
-	var stop atomic.Bool
-	var loading sync.WaitGroup
-	times := make([][]time.Duration, *measureClients)
-	var conn *grpc.ClientConn
-	for i := range times {
-		if i%4 == 0 {
-			conn = server.Dial(t)
+// loggedIn makes users, of which one is limited to a range, and logs that one in.
+func loggedIn(t *testing.T, ctx context.Context, conn *grpc.ClientConn) context.Context {
+	for _, request := range []proto.Message{
+		userAdd("root", "root"), &pb.AuthUserGrantRoleRequest{User: "root", Role: "root"},
+		userAdd("limited", "limited"), &pb.AuthRoleAddRequest{Name: "limited"}, &pb.AuthUserGrantRoleRequest{User: "limited", Role: "limited"},
+		permission{readWrite, "a", "b"}.grant("limited"), &pb.AuthEnableRequest{},
+	} {
+		if outcome := harness.Invoke(ctx, conn, request); outcome.Err != nil {
+			t.Fatal(outcome.Err)
 		}
-		loading.Go(func() {
-			for !stop.Load() {
-				began := time.Now()
-				if outcome := harness.Invoke(ctx, conn, request); outcome.Err != nil {
-					t.Error(outcome.Err)
-					return
-				}
-				times[i] = append(times[i], time.Since(began))
-			}
-		})
 	}
-	lasts()
-	stop.Store(true)
-	loading.Wait()
-	all := slices.Concat(times...)
-	slices.Sort(all)
-	return all
-}
-
-func quantile(sorted []time.Duration, percent int) time.Duration {
-	if len(sorted) == 0 {
-		return 0
+	login := harness.Invoke(ctx, conn, &pb.AuthenticateRequest{Name: "limited", Password: "limited"})
+	if login.Err != nil {
+		t.Fatal(login.Err)
 	}
-	return sorted[len(sorted)*percent/100].Round(time.Microsecond)
+	return metadata.AppendToOutgoingContext(ctx, "token", login.Message.(*pb.AuthenticateResponse).Token)
 }
 
 // logins are half of them with a wrong password.

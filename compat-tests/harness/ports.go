@@ -17,7 +17,7 @@ var (
 
 const (
 	firstPort     = 12_000
-	slices        = 6
+	portSlices    = 6
 	portsPerSlice = 3_000
 )
 
@@ -27,7 +27,7 @@ const (
 func FreePort() (int, error) {
 	handedOutMu.Lock()
 	defer handedOutMu.Unlock()
-	slice := firstPort + os.Getpid()%slices*portsPerSlice
+	slice := firstPort + os.Getpid()%portSlices*portsPerSlice
 	for range 400 {
 		port := slice + rand.IntN(portsPerSlice)
 		if handedOut[port] {

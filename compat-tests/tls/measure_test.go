@@ -6,9 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"net"
-	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -77,53 +75,16 @@ func end(t *testing.T, server *harness.Server) {
 	}
 }
 
-// phases answers the medians of what some phases give.
-func phases(phase func() []float64) []float64 {
-	var all [][]float64
+// phases answers how many times something was done by so many clients a second, and the
+// server's CPU time for each: medians.
+func phases(t *testing.T, server *harness.Server, clients int, do func(client int) error) (float64, time.Duration) {
+	var perSecond []float64
+	var cpu []time.Duration
 	for range *measureRuns {
-		all = append(all, phase())
+		load := harness.RunLoad(t, server, clients, func() { time.Sleep(*measure) }, do)
+		perSecond, cpu = append(perSecond, load.PerSecond()), append(cpu, load.CPU)
 	}
-	medians := make([]float64, len(all[0]))
-	for i := range medians {
-		var column []float64
-		for _, row := range all {
-			column = append(column, row[i])
-		}
-		slices.Sort(column)
-		medians[i] = column[len(column)/2]
-	}
-	return medians
-}
-
-// during answers how many times something was done by so many at once, a second, and
-// the server's CPU time for each.
-func during(t *testing.T, server *harness.Server, clients int, do func(client int) error) []float64 {
-	before, err := server.CPUTime()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var done atomic.Int64
-	var running sync.WaitGroup
-	began := time.Now()
-	for client := range clients {
-		running.Go(func() {
-			for time.Since(began) < *measure {
-				if err := do(client); err != nil {
-					t.Error(err)
-					return
-				}
-				done.Add(1)
-			}
-		})
-	}
-	running.Wait()
-	took := time.Since(began)
-	after, err := server.CPUTime()
-	if err != nil {
-		t.Fatal(err)
-	}
-	count := max(1, done.Load())
-	return []float64{float64(done.Load()) / took.Seconds(), float64((after - before).Microseconds()) / float64(count)}
+	return harness.Median(perSecond), harness.Median(cpu)
 }
 
 // opened is a connection of HTTP/2 that both sides have agreed on.
@@ -154,16 +115,14 @@ func opened(address string, config *tls.Config) (net.Conn, error) {
 
 func measureConnections(t *testing.T, server *harness.Server, config *tls.Config) {
 	const diallers = 8
-	got := phases(func() []float64 {
-		return during(t, server, diallers, func(int) error {
-			connection, err := opened(server.Endpoint(), config)
-			if err != nil {
-				return err
-			}
-			return connection.Close()
-		})
+	perSecond, cpu := phases(t, server, diallers, func(int) error {
+		connection, err := opened(server.Endpoint(), config)
+		if err != nil {
+			return err
+		}
+		return connection.Close()
 	})
-	t.Logf("  connections %6.0f/s, CPU %5.0f µs each", got[0], got[1])
+	t.Logf("  connections %6.0f/s, CPU %v each", perSecond, cpu)
 }
 
 func measureRequests(t *testing.T, server *harness.Server, config *tls.Config) {
@@ -177,12 +136,10 @@ func measureRequests(t *testing.T, server *harness.Server, config *tls.Config) {
 		"put":   &pb.PutRequest{Key: []byte("key"), Value: value},
 		"range": &pb.RangeRequest{Key: []byte("key")},
 	} {
-		got := phases(func() []float64 {
-			return during(t, server, len(conns), func(client int) error {
-				return harness.Invoke(context.Background(), conns[client], request).Err
-			})
+		perSecond, cpu := phases(t, server, len(conns), func(client int) error {
+			return harness.Invoke(context.Background(), conns[client], request).Err
 		})
-		t.Logf("  %-11s %6.0f/s, CPU %5.0f µs each", name, got[0], got[1])
+		t.Logf("  %-11s %6.0f/s, CPU %v each", name, perSecond, cpu)
 	}
 }
 
