@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -118,10 +119,12 @@ func (m *mixture) attackAndKill(parent context.Context, lasting time.Duration) i
 	watched, unwatch := context.WithCancel(parent)
 	defer unwatch()
 	var watching, attacking sync.WaitGroup
-	largest := make([]int64, len(m.Members()))
+	began := time.Now()
+	largest, peaks := make([]int64, len(m.Members())), make([]peak, len(m.Members()))
 	for i, member := range m.Members() {
+		larger := func(resident int64) { peaks[i].note(member.Server, resident, time.Since(began)) }
 		watching.Go(func() {
-			largest[i] = watchMemory(watched, member.Server, func(why string) { m.tooLarge(member, why) })
+			largest[i] = watchMemory(watched, member.Server, larger, func(why string) { m.tooLarge(member, why) })
 		})
 	}
 	for range concurrentAttacks {
@@ -136,11 +139,12 @@ func (m *mixture) attackAndKill(parent context.Context, lasting time.Duration) i
 	time.Sleep(settleTime)
 	unwatch()
 	watching.Wait()
-	var peak int64
-	for _, one := range largest {
-		peak = max(peak, one)
+	for i := range peaks {
+		if said := peaks[i].String(); said != "" {
+			m.total.note("%s: %s", m.Members()[i].Name(), said)
+		}
 	}
-	return peak
+	return slices.Max(largest)
 }
 
 // tooLarge reports the first time that a member passed the limit.

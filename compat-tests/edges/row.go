@@ -125,7 +125,8 @@ func (s *attackRun) measure(t *testing.T, o *Outcome, p *probes) *probeResults {
 	largest := make(chan int64, 1)
 	go func() {
 		noted := map[string]bool{}
-		largest <- watchMemory(watched, s.server, func(why string) {
+		larger := func(int64) {}
+		largest <- watchMemory(watched, s.server, larger, func(why string) {
 			if !noted[why] {
 				s.note("%s", why)
 			}
