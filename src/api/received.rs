@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use tokio_stream::{Stream, StreamExt};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
+use crate::metrics::StreamFailure;
 use crate::replica::shared::Shared;
 use crate::service::rpcs;
 
@@ -19,10 +20,24 @@ where
     T: Send + 'static,
 {
     let (shared, number) = (shared.clone(), rpcs::find(method.0, method.1).ok());
+    let failure = match method.0 {
+        rpcs::WATCH => StreamFailure::Watch,
+        _ => StreamFailure::KeepAlive,
+    };
     requests.map(move |request| {
-        if let (Ok(_), Some(number)) = (&request, number) {
-            shared.metrics.grpc_received(number);
+        match (&request, number) {
+            (Ok(_), Some(number)) => shared.metrics.grpc_received(number),
+            (Err(status), _) if !is_gone(status) => shared.metrics.stream_failed(failure),
+            _ => {}
         }
         request
     })
+}
+
+/// Whether this is how a stream ends whose client cancelled it or is no longer connected.
+fn is_gone(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Cancelled | Code::DeadlineExceeded | Code::Unavailable | Code::Unknown
+    )
 }

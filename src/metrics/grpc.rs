@@ -96,7 +96,6 @@ impl Grpc {
         }
     }
 
-    #[allow(dead_code, reason = "nothing counts it yet")]
     pub fn handling(&self, method: usize, took: Duration) {
         let cells = self.methods.get(method);
         if let Some(histogram) = cells.and_then(|cells| cells.handling.as_ref()) {

@@ -72,7 +72,6 @@ impl Metrics {
     }
 
     /// Whether the times of gRPC calls are wanted.
-    #[allow(dead_code, reason = "nothing counts it yet")]
     pub fn is_extensive(&self) -> bool {
         self.labelled.extensive
     }
@@ -97,7 +96,6 @@ impl Metrics {
     }
 
     /// How long a call took; counted where `is_extensive`.
-    #[allow(dead_code, reason = "nothing counts it yet")]
     pub fn grpc_handling(&self, method: usize, took: Duration) {
         self.labelled.grpc.handling(method, took);
     }
@@ -108,7 +106,7 @@ impl Metrics {
             .client_request(kind, version.unwrap_or("unknown"));
     }
 
-    #[allow(dead_code, reason = "nothing counts it yet")]
+    /// A request of a stream could not be received, though its client is still there.
     pub fn stream_failed(&self, failure: StreamFailure) {
         self.labelled.stream_failed(failure);
     }

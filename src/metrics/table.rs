@@ -158,8 +158,8 @@ table! {
         heartbeat_send_failures = "etcd_server_heartbeat_send_failures_total", "Heartbeats that this member sent late as leader, mostly for a slow disk.";
         proposals_failed = "etcd_server_proposals_failed_total", "Proposals that were refused by raft or not answered in time.";
         slow_applies = "etcd_server_slow_apply_total", "Requests whose apply took longer than the warning limit.";
-        slow_read_indexes = "etcd_server_slow_read_indexes_total", "Read index rounds that took longer than expected.";
-        read_indexes_failed = "etcd_server_read_indexes_failed_total", "Read index rounds that failed.";
+        slow_read_indexes = "etcd_server_slow_read_indexes_total", "Linearizable reads that were not confirmed in time.";
+        read_indexes_failed = "etcd_server_read_indexes_failed_total", "Linearizable reads that were refused or dropped.";
         health_success = "etcd_server_health_success", "Requests of /health answered with health true.";
         health_failures = "etcd_server_health_failures", "Requests of /health answered with health false.";
         grpc_sent_bytes = "etcd_network_client_grpc_sent_bytes_total", "Bytes of messages sent to gRPC clients.";
@@ -210,11 +210,11 @@ table! {
         bbolt_rebalance(STEP) = "etcd_debugging_disk_backend_commit_rebalance_duration_seconds", "A step of bbolt's commits, which are not made here.";
         bbolt_spill(STEP) = "etcd_debugging_disk_backend_commit_spill_duration_seconds", "A step of bbolt's commits, which are not made here.";
         bbolt_write(STEP) = "etcd_debugging_disk_backend_commit_write_duration_seconds", "A step of bbolt's commits, which are not made here.";
-        snap_marshalling(STEP) = "etcd_debugging_snap_save_marshalling_duration_seconds", "Time of encoding a snapshot file.";
-        snap_save(STEP) = "etcd_debugging_snap_save_total_duration_seconds", "Time of saving a snapshot file.";
-        snap_fsync(STEP) = "etcd_snap_fsync_duration_seconds", "Time of an fsync of a snapshot file.";
-        snap_db_fsync(STEP) = "etcd_snap_db_fsync_duration_seconds", "Time of an fsync of a received snapshot.";
-        snap_db_save(Shape::seconds(ms(100), 10)) = "etcd_snap_db_save_total_duration_seconds", "Time of receiving and saving a snapshot.";
+        snap_marshalling(STEP) = "etcd_debugging_snap_save_marshalling_duration_seconds", "Time of encoding a snapshot file, which is not made here.";
+        snap_save(STEP) = "etcd_debugging_snap_save_total_duration_seconds", "Time of saving a snapshot file, which is not made here.";
+        snap_fsync(STEP) = "etcd_snap_fsync_duration_seconds", "Time of an fsync of a snapshot file, which is not made here.";
+        snap_db_fsync(STEP) = "etcd_snap_db_fsync_duration_seconds", "Time of an fsync of a received snapshot; it is in the time of saving it.";
+        snap_db_save(Shape::seconds(ms(100), 10)) = "etcd_snap_db_save_total_duration_seconds", "Time of receiving the files of a snapshot and saving them, each synced.";
     }
     scraped {
         has_leader: Gauge = "etcd_server_has_leader", "1 where a leader is known.";

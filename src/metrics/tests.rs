@@ -112,7 +112,7 @@ fn used() -> Metrics {
     metrics.grpc_started(99);
     metrics.client_request(CallKind::Unary, None);
     metrics.client_request(CallKind::Stream, Some("3.7\"\\"));
-    metrics.stream_failed(StreamFailure::KeepAliveSend);
+    metrics.stream_failed(StreamFailure::KeepAlive);
     metrics.learner_promotion_failed("membership: ID not found");
     metrics.certificate_expires("client", 1);
     metrics.certificate_expires("client", 1_800_000_000);
@@ -184,7 +184,7 @@ fn a_page_reads_back() {
             1.0,
         ),
         (
-            "etcd_network_server_stream_failures_total{API=\"lease-keepalive\",Type=\"send\"}",
+            "etcd_network_server_stream_failures_total{API=\"lease-keepalive\",Type=\"receive\"}",
             1.0,
         ),
         (

@@ -433,6 +433,8 @@ impl Applier {
         states: &dyn SnapshotStore,
     ) -> storage::Result<AppliedGroup> {
         let start = self.shared.clock.now();
+        // A failure ends the process.
+        self.shared.metrics.snapshot_applies_in_progress.set(1);
         let engine = states.adopt(received)?;
         self.machine = Machine::open_with(engine.clone(), self.machine.slice_limit())?;
         self.shared.replace_engine(engine);
@@ -451,6 +453,7 @@ impl Applier {
         self.shared.waiting_reads.applied(index);
         self.shared.hub.resync(self.machine.head());
         self.shared.compaction_wanted.notify_one();
+        self.shared.metrics.snapshot_applies_in_progress.set(0);
         tracing::info!(
             index,
             revision = self.machine.head(),

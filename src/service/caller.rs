@@ -49,7 +49,6 @@ pub struct Caller {
     /// None for one whose identity stays what it is.
     credentials: Option<Arc<dyn Credentials>>,
     deadline: Option<Duration>,
-    #[allow(dead_code, reason = "permissions and traces are about to read it")]
     span: Span,
 }
 
@@ -122,7 +121,6 @@ impl Caller {
         self.deadline
     }
 
-    #[allow(dead_code, reason = "permissions and traces are about to read it")]
     pub fn span(&self) -> &Span {
         &self.span
     }

@@ -74,17 +74,18 @@ impl Handle {
         self.push(Input::ReadIndex(reply))?;
         let limit = self.deadline(caller).saturating_sub(start);
         let clock = self.shared.clock.as_ref();
-        let result = match env::timeout(clock, limit, receiver).await {
+        let metrics = &self.shared.metrics;
+        let (failures, error) = match env::timeout(clock, limit, receiver).await {
+            Some(Ok(Ok(()))) => return Ok(self.shared.view()),
             None if caller.is_late(clock.now()) => return Err(Error::DeadlineExceeded),
-            Some(Ok(Err(Error::Timeout))) | None => Err(self.timed_out(start)),
-            Some(Ok(result)) => result,
-            Some(Err(_)) => Err(Error::Stopped),
+            Some(Ok(Err(Error::Timeout))) | None => {
+                (&metrics.slow_read_indexes, self.timed_out(start))
+            }
+            Some(Ok(Err(error))) => (&metrics.read_indexes_failed, error),
+            Some(Err(_)) => (&metrics.read_indexes_failed, Error::Stopped),
         };
-        if let Err(error) = result {
-            self.shared.metrics.read_indexes_failed.increment();
-            return Err(error);
-        }
-        Ok(self.shared.view())
+        failures.increment();
+        Err(error)
     }
 
     /// Why a read failed: a refusal goes to the caller, a broken store ends the process.

@@ -267,6 +267,8 @@ impl Arrivals {
         arrival: Arc<Arrival>,
         mut parts: Streaming<SnapshotPart>,
     ) -> Result<Whole, Unfit> {
+        let clock = &self.context.outside.clock;
+        let begun = clock.now();
         let (to_disk, mut from_network) = mpsc::channel(PARTS_AHEAD);
         let incoming = self.context.options.incoming_snapshots.clone();
         let number = self.context.outside.rng.next_u64();
@@ -301,6 +303,8 @@ impl Arrivals {
                     let text = format!("its message is from {from:x} to {to:x}");
                     return Err(Unfit::Message(text));
                 }
+                let took = clock.now().saturating_sub(begun);
+                self.context.outside.metrics.snap_db_save.observe(took);
                 Ok(whole)
             }
             (Err(error), _) => Err(Unfit::Message(error.to_string())),
