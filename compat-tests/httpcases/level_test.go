@@ -11,8 +11,10 @@ import (
 
 	"etched.dev/compat-tests/harness"
 	"github.com/google/go-cmp/cmp"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
 )
 
 // etcd cannot change its level at run time. What can, and has etcd's logger,
@@ -128,5 +130,55 @@ func TestLogLevelTakesEffect(t *testing.T) {
 	}
 	if diff := cmp.Diff(seen, []string{"info to debug", "a call", "debug to error", "error to info"}); diff != "" {
 		t.Errorf("in the log (-there +expected)\n%s", diff)
+	}
+}
+
+// With authentication a change is root's.
+func TestLogLevelIsRoots(t *testing.T) {
+	t.Parallel()
+	server := harness.Start(t, harness.Etched, harness.Options{})
+	conn := server.Dial(t)
+	for _, request := range []proto.Message{
+		&pb.AuthUserAddRequest{Name: "root", Password: "pass"}, &pb.AuthUserGrantRoleRequest{User: "root", Role: "root"},
+		&pb.AuthUserAddRequest{Name: "other", Password: "pass"}, &pb.AuthEnableRequest{},
+	} {
+		if outcome := harness.Invoke(t.Context(), conn, request); outcome.Err != nil {
+			t.Fatal(outcome.Err)
+		}
+	}
+	token := func(user string) string {
+		login := harness.Invoke(t.Context(), conn, &pb.AuthenticateRequest{Name: user, Password: "pass"})
+		if login.Err != nil {
+			t.Fatal(login.Err)
+		}
+		return login.Message.(*pb.AuthenticateResponse).Token
+	}
+	for _, attempt := range []struct {
+		method, token string
+		status        int
+		body          string
+	}{
+		{"PUT", "", http.StatusForbidden, `{"error":"etcdserver: user name is empty"}`},
+		{"PUT", "junk", http.StatusUnauthorized, `{"error":"etcdserver: invalid auth token"}`},
+		{"PUT", token("other"), http.StatusForbidden, `{"error":"etcdserver: permission denied"}`},
+		{"GET", "", http.StatusOK, `{"level":"info"}`},
+		{"PUT", token("root"), http.StatusOK, `{"level":"warn"}`},
+	} {
+		request, err := http.NewRequest(attempt.method, "http://"+server.Endpoint()+"/debug/log-level", strings.NewReader(`{"level":"warn"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if attempt.token != "" {
+			request.Header.Set("Authorization", attempt.token)
+		}
+		response, err := http.DefaultClient.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(response.Body)
+		_ = response.Body.Close()
+		if err != nil || response.StatusCode != attempt.status || string(body) != attempt.body+"\n" {
+			t.Errorf("%s with %q: %d %q, %v", attempt.method, attempt.token, response.StatusCode, body, err)
+		}
 	}
 }

@@ -2,16 +2,24 @@
 //!
 //! etcd has no such page. The programs that have one are Go's with the same logger, so this one
 //! takes and answers what that logger's own handler does: `{"level":"debug"}`, or the form
-//! `level=debug`. Who may see the other pages of this port may change the level: a page that a
-//! browser shows falls under `--cors`, which it asks for before a PUT.
+//! `level=debug`. A log that says less hides what is done to a member, so where authentication is on
+//! a change needs the role `root`, by a token as the gateway takes it or by the name in a certificate;
+//! without authentication everybody is root.
 
 use bytes::Buf;
 use http::header::CONTENT_TYPE;
 use http::{Method, Request, Response, StatusCode};
 use serde_json::{Deserializer, Value, json};
+use tonic::Code;
 use tonic::body::Body;
+use tracing::Span;
 
 use super::{body, page};
+use crate::error::Error;
+use crate::service::caller::Caller;
+use crate::service::handle::Handle;
+use crate::service::identity::Shown;
+use crate::service::permission::{self, Asks, Needs};
 
 /// No level is longer.
 const MAX_BODY_BYTES: usize = 4096;
@@ -28,13 +36,25 @@ pub struct LogLevel {
 }
 
 /// Answers a request for the page.
-pub async fn respond<B>(level: &LogLevel, request: &Request<()>, sent: B) -> Response<Body>
+pub async fn respond<B>(
+    level: &LogLevel,
+    handle: &Handle,
+    request: &Request<()>,
+    sent: B,
+) -> Response<Body>
 where
     B: http_body::Body<Data: Buf>,
 {
     match *request.method() {
         Method::GET => {}
         Method::PUT => {
+            if let Err(error) = check(handle, request).await {
+                let status = match error.code() {
+                    Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+                    _ => StatusCode::FORBIDDEN,
+                };
+                return refusal(status, &error.to_string());
+            }
             let changed = match body::read(sent, MAX_BODY_BYTES).await {
                 Ok(sent) => change(level, request, &sent),
                 Err(reason) => Err(malformed(reason)),
@@ -49,6 +69,13 @@ where
         }
     }
     page::plain(line(&json!({ "level": (level.current)() })))
+}
+
+/// Whether the caller may change the level.
+async fn check(handle: &Handle, request: &Request<()>) -> Result<(), Error> {
+    let shown = Shown::of(request.headers(), request.extensions());
+    let caller = Caller::client(handle.identify(&shown).await?, None, Span::none());
+    permission::check(&handle.auth(), &caller, Asks::Call(Needs::Root))
 }
 
 fn refusal(status: StatusCode, reason: &str) -> Response<Body> {

@@ -166,7 +166,7 @@ impl HttpService {
             }
             _ if self.surface == Surface::Metrics => page::not_found(),
             ["debug", "log-level"] => match &self.log_level {
-                Some(level) => log_level::respond(level, request, body).await,
+                Some(level) => log_level::respond(level, &self.handle, request, body).await,
                 None => page::not_found(),
             },
             ["debug", "pprof", names @ ..] if self.profiles => {

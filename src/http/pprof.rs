@@ -145,10 +145,9 @@ fn command_line() -> String {
 async fn functions(addresses: String) -> Response<Body> {
     let lines = beside(move || {
         let addresses = addresses.split('+').filter_map(address);
-        let lines = addresses.filter_map(|address| {
-            let function = profile::function_at(address)?;
-            Some(format!("{address:#x} {function}\n"))
-        });
+        let lines = profile::functions_at(addresses)
+            .into_iter()
+            .map(|(address, function)| format!("{address:#x} {function}\n"));
         format!("num_symbols: 1\n{}", lines.collect::<String>())
     });
     match lines.await {

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::format::{Builder, Quantity};
-use super::symbols;
+use super::symbols::{self, Reading};
 
 /// Go's.
 const SAMPLES_PER_S: i32 = 100;
@@ -16,8 +16,8 @@ const PERIOD_NS: i64 = 1_000_000_000 / SAMPLES_PER_S as i64;
 const TYPES: [Quantity; 2] = [("samples", "count"), TIME];
 const TIME: Quantity = ("cpu", "nanoseconds");
 
-/// Who is interrupted there is not looked at: an unwinder is not entered twice, and the kernel's
-/// page has no tables for one.
+/// Who is interrupted there is not looked at: the unwinder, which in a static program has no file of
+/// its own and is entered a second time, and the kernel's page, which has no tables for one.
 const LEFT_OUT: [&str; 2] = ["libgcc", "vdso"];
 
 /// The crate's function that the signal calls, and below which a stack is nobody's business. The
@@ -34,7 +34,7 @@ pub enum Error {
 }
 
 /// A profile that is being made; there is one at once.
-pub struct Recording(pprof::ProfilerGuard<'static>);
+pub struct Recording(pprof::ProfilerGuard<'static>, Reading);
 
 /// Starts; reads the program's symbols, so it takes a moment.
 pub fn start() -> Result<Recording, Error> {
@@ -42,7 +42,7 @@ pub fn start() -> Result<Recording, Error> {
         .frequency(SAMPLES_PER_S)
         .blocklist(&LEFT_OUT);
     match profiler.build() {
-        Ok(guard) => Ok(Recording(guard)),
+        Ok(guard) => Ok(Recording(guard, Reading)),
         Err(pprof::Error::Running) => Err(Error::InUse),
         Err(error) => Err(Error::Failed(error.to_string())),
     }
@@ -54,7 +54,8 @@ impl Recording {
         let failed = |error: &dyn std::fmt::Display| Error::Failed(error.to_string());
         let report = self.0.report().build_unresolved();
         let report = report.map_err(|error| failed(&error))?;
-        drop(self);
+        let Self(guard, _reading) = self;
+        drop(guard);
         let lasted = report.timing.duration;
         let began = until.saturating_sub(lasted);
         let mut builder = Builder::new(&TYPES, TIME, PERIOD_NS, began);
@@ -68,9 +69,7 @@ impl Recording {
             let values = vec![count, count * PERIOD_NS];
             builder.sample(interrupted(&addresses), values, Some(&thread));
         }
-        let file = builder.finish().map_err(|error| failed(&error));
-        symbols::forget();
-        file
+        builder.finish().map_err(|error| failed(&error))
     }
 }
 

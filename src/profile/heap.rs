@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::format::{Builder, Quantity};
-use super::symbols;
+use super::symbols::Reading;
 
 /// Bytes between two samples of a thread, on average: Go's.
 const MEAN_BYTES: f64 = 524_288.0;
@@ -184,9 +184,8 @@ pub fn profile(at: Duration, shows: &str) -> io::Result<Vec<u8>> {
     for (stack, total) in totals {
         builder.sample(&stack, total.values(), None);
     }
-    let file = builder.finish();
-    symbols::forget();
-    file
+    let _reading = Reading;
+    builder.finish()
 }
 
 /// When the next sample is due: the bytes between two are exponentially distributed, so that no

@@ -9,4 +9,4 @@ mod format;
 pub mod heap;
 mod symbols;
 
-pub use symbols::function_at;
+pub use symbols::functions_at;

@@ -64,19 +64,28 @@ fn unversioned(directory: &str) -> &str {
     }
 }
 
-/// The function at an address, if there is one.
-pub fn function_at(address: usize) -> Option<String> {
-    let mut function = None;
-    // An address on a stack is that behind a call.
-    calls_at(address.saturating_add(1), |call| {
-        function = Some(call.function)
-    });
-    function
+/// The functions at addresses; without those of which there is none.
+pub fn functions_at(addresses: impl Iterator<Item = usize>) -> Vec<(usize, String)> {
+    let _reading = Reading;
+    let function = |address: usize| {
+        let mut function = None;
+        // An address on a stack is that behind a call.
+        calls_at(address.saturating_add(1), |call| {
+            function = Some(call.function)
+        });
+        Some((address, function?))
+    };
+    addresses.filter_map(function).collect()
 }
 
-/// Forgets what was read to name functions: the program's symbols take tens of megabytes.
-pub fn forget() {
-    backtrace::clear_symbol_cache();
+/// Held by who has functions named. What was read for it is forgotten at its end: the program's
+/// symbols take tens of megabytes.
+pub struct Reading;
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        backtrace::clear_symbol_cache();
+    }
 }
 
 #[cfg(test)]

@@ -97,6 +97,7 @@ impl hyper::service::Service<Request<Incoming>> for ProtocolSwitch {
         let is_grpc = content_type.is_some_and(is_grpc);
         let carries_both = self.security.is_tls && !self.grpc_only;
         if request.version() != Version::HTTP_2 || carries_both && !is_grpc {
+            self.security.name_caller(&mut request);
             let (http, gateway) = (self.http.clone(), self.gateway());
             return Box::pin(async move { Ok(http.respond(request, gateway).await) });
         }
