@@ -91,7 +91,10 @@ if [ -f "$DATA/left" ]; then
 fi
 state=existing
 initial=$NAME=$here
-if [ ! -e "$DATA/data/member" ] && [ ! -e "$DATA/data/etched" ]; then
+# A start that ended before the member knew who it is leaves directories and no data; an etcd has
+# its own.
+if [ ! -e "$DATA/data/member/IDENTITY" ] && [ ! -e "$DATA/data/etched/IDENTITY" ] &&
+    [ ! -e "$DATA/data/member/snap" ]; then
     join
     say "$state: $initial"
 fi
