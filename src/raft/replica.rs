@@ -23,7 +23,7 @@ use crate::storage::raft_log::{EntryId, Reader};
 use crate::types::MemberId;
 
 /// Bytes of committed entries handed out at once: bounds the memory of a replay.
-const MAX_COMMITTED_BYTES: u64 = 8 << 20;
+const MAX_COMMITTED_BYTES: u64 = 4 << 20;
 /// Bytes of uncommitted proposals.
 const MAX_UNCOMMITTED_BYTES: u64 = 256 << 20;
 const MAX_MESSAGE_BYTES: u64 = 1 << 20;

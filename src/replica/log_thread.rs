@@ -18,7 +18,7 @@ use crate::storage::raft_log::{self, EntryId, LogEntry, RaftLog};
 use crate::transport::Network;
 
 /// The bytes of parts in one write, about.
-const MAX_WRITE_BYTES: usize = 8 << 20;
+const MAX_WRITE_BYTES: usize = 4 << 20;
 
 pub enum LogJob {
     /// For a reset: the received state that replaces the current one, which is switched to after

@@ -33,10 +33,11 @@ use crate::storage::raft_log::RaftLog;
 use crate::transport::{Network, PeerMessage};
 use crate::types::MemberId;
 
-/// Proposals that go to the disk in one write, about.
-const MAX_BATCH_BYTES: usize = 8 << 20;
+/// Proposals that go to the disk in one write, about. Each is there several times until then, as
+/// a request, an entry and a part of a frame.
+const MAX_BATCH_BYTES: usize = 4 << 20;
 /// What may be outstanding in a server: see `Timing`.
-pub const MAX_OUTSTANDING_BYTES: usize = 64 << 20;
+pub const MAX_OUTSTANDING_BYTES: usize = 32 << 20;
 /// The first election is brought forward where a quorum is connected this soon after a start;
 /// etcd's figure.
 const ADVANCE_LIMIT: Duration = Duration::from_secs(5);

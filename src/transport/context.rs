@@ -61,7 +61,7 @@ impl NetworkOptions {
             },
             bulk: QueueLimits {
                 messages: 16_384,
-                bytes: 64 << 20,
+                bytes: 16 << 20,
             },
             max_snapshots_sent: 4,
             snapshot_silence: Duration::from_secs(10),
