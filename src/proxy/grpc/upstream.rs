@@ -10,12 +10,20 @@ use tonic::Status;
 
 use crate::env::{Clock, SystemClock};
 use crate::net::KeepAlive;
-use crate::transport::{Channel, Dialler, dial_within};
+use crate::transport::{Channel, Dialler, Windows, dial_within};
 
 /// etcd's dial timeout.
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
 /// A member that could not be reached is left alone so long where there are others.
 const PASSED_OVER: Duration = Duration::from_secs(1);
+
+/// Calls of all clients share a connection, and each is read only as fast as its client reads. So a
+/// call's window is small (grpc-go's), and the connection's has room for a thousand calls that
+/// nobody reads.
+const WINDOWS: Windows = Windows {
+    call_bytes: 64 << 10,
+    connection_bytes: 64 << 20,
+};
 
 pub struct Upstream {
     members: Vec<Member>,
@@ -94,7 +102,9 @@ impl Upstream {
         if connection.failed.as_ref().is_some_and(is_recent) && (fresh || self.members.len() == 1) {
             return None;
         }
-        match dial_within(DIAL_LIMIT, &self.dialler, &member.url, self.keep_alive).await {
+        let (url, keep_alive) = (&member.url, self.keep_alive);
+        let dialled = dial_within(DIAL_LIMIT, &self.dialler, url, keep_alive, WINDOWS).await;
+        match dialled {
             Ok(channel) => {
                 connection.failed = None;
                 connection.channel = Some(channel.clone());
