@@ -414,7 +414,7 @@ impl<C: Core> Group<C> {
 }
 
 async fn link<C: Core>(
-    upstream: &Upstream,
+    upstream: &Arc<Upstream>,
     metadata: MetadataMap,
     requests: mpsc::Receiver<C::Request>,
     heard: &mpsc::Sender<Result<C::Answer, Status>>,

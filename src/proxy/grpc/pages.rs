@@ -1,6 +1,7 @@
 //! What the proxy says to plain HTTP, with etcd's paths: the metrics and the health of the cluster
 //! behind it at `/metrics` and `/health`, its own at `/proxy/metrics` and `/proxy/health`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,7 +43,7 @@ struct Health<'a> {
 /// Answers a request of HTTP.
 pub async fn answer<B>(
     request: &Request<B>,
-    upstream: &Upstream,
+    upstream: &Arc<Upstream>,
     watch: &WatchServer<WatchProxy>,
     counts: Counts,
 ) -> Response<Body> {
@@ -81,7 +82,7 @@ fn health(state: Result<(), String>) -> Response<Body> {
 }
 
 /// Reads a key; who may not read it has been answered.
-async fn read(upstream: &Upstream) -> Result<(), String> {
+async fn read(upstream: &Arc<Upstream>) -> Result<(), String> {
     let read = async {
         let channel = upstream.channel().await?;
         let origin = channel.origin();
@@ -119,7 +120,7 @@ async fn watched(watch: &WatchServer<WatchProxy>) -> Result<(), String> {
 }
 
 /// The first member's page of metrics.
-async fn scraped(upstream: &Upstream) -> Result<Bytes, String> {
+async fn scraped(upstream: &Arc<Upstream>) -> Result<Bytes, String> {
     let url = upstream.urls().next().unwrap_or_default().to_owned();
     let scrape = async {
         match url.strip_prefix("http://") {
@@ -156,7 +157,7 @@ async fn over_http1(address: &str) -> Result<Bytes, String> {
     }
 }
 
-async fn over_http2(upstream: &Upstream) -> Result<Bytes, String> {
+async fn over_http2(upstream: &Arc<Upstream>) -> Result<Bytes, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let channel = upstream.channel().await;
     let mut channel = channel.map_err(|status| status.message().to_owned())?;

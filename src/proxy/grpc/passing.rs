@@ -3,6 +3,7 @@
 //! a call that its client gives up is given up at the member.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -30,7 +31,7 @@ const COMPRESSION: [&str; 2] = ["grpc-encoding", "grpc-accept-encoding"];
 /// # Errors
 /// No member can be reached, or the connection to it ended.
 pub async fn pass(
-    upstream: &Upstream,
+    upstream: &Arc<Upstream>,
     path: &str,
     headers: &HeaderMap,
     body: Body,
