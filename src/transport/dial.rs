@@ -236,7 +236,20 @@ impl Route {
         })
     }
 
-    async fn connect(&self) -> io::Result<Stream> {
+    pub fn is_tls(&self) -> bool {
+        self.is_tls
+    }
+
+    /// What calls are addressed to.
+    pub fn origin(&self) -> &Uri {
+        &self.origin
+    }
+
+    /// A connection without encryption.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn connect(&self) -> io::Result<Stream> {
         Ok(match &self.end {
             End::Port(port) => Stream::Tcp(TcpStream::connect((self.host.as_str(), *port)).await?),
             End::File(path) => Stream::Unix(UnixStream::connect(path).await?),

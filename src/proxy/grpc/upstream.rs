@@ -74,8 +74,8 @@ impl Upstream {
         }
     }
 
-    pub fn urls(&self) -> impl Iterator<Item = &str> {
-        self.members.iter().map(|member| member.url.as_str())
+    pub fn first_url(&self) -> &str {
+        self.members.first().map_or("", |member| &member.url)
     }
 
     /// A connection to the next member that can be reached.
@@ -87,6 +87,14 @@ impl Upstream {
         let all = self.members.len();
         self.one_of((0..all).map(|at| first.wrapping_add(at) % all))
             .await
+    }
+
+    /// A connection to the first member.
+    ///
+    /// # Errors
+    /// UNAVAILABLE, where it cannot be reached.
+    pub async fn first_channel(self: &Arc<Self>) -> Result<Channel, Status> {
+        self.one_of(0..self.members.len().min(1)).await
     }
 
     async fn one_of(
@@ -196,6 +204,11 @@ mod tests {
             let origin = channel.origin().to_string();
             assert_eq!(origin.trim_end_matches('/'), url(&other));
         }
+        // Who asks for that member waits for it, and gives up without ending the dial.
+        let first = upstream.first_channel();
+        let waited = tokio::time::timeout(Duration::from_millis(50), first).await;
+        assert!(waited.is_err());
+        assert!(upstream.members[0].connection.lock().is_dialled);
     }
 
     #[tokio::test]
