@@ -53,10 +53,9 @@ pub async fn run(start: GatewayStart, signals: StopSignals) -> Result<i32, Error
             start.listen_addr
         ))
     };
-    let (host, port) = endpoints::host_port(&start.listen_addr).ok_or_else(refused)?;
-    let listening = endpoints::addresses("listen host", &host, port).await?;
-    endpoints::refuse_itself("gateway", &start.listen_addr, &listening, &endpoints).await?;
-    let address = listening.first().copied().ok_or_else(refused)?;
+    let address = endpoints::listen_address(&start.listen_addr).await?;
+    let address = address.ok_or_else(refused)?;
+    endpoints::refuse_itself("gateway", &start.listen_addr, address, &endpoints).await?;
     let listener = listen::bind(&Address::Tcp(address), SocketOptions::default())?;
     let files = descriptors::raise_limit().saturating_sub(OWN_FILES) / FILES_OF_A_CONNECTION;
     let named = |one: &Endpoint| format!("{}:{}", one.host, one.port);
