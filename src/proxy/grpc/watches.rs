@@ -20,14 +20,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use prost::DecodeError;
 
+use super::group::StreamId;
 use super::namespace::Namespace;
 use crate::proto::EncodedEvent;
 use crate::proto::etcdserverpb::{
     ResponseHeader, WatchCreateRequest, WatchResponse, watch_create_request::FilterType,
 };
 
-/// A client's stream.
-pub type StreamId = u64;
 /// A watch at the cluster, by the id that it has there.
 pub type BroadcastId = i64;
 
