@@ -3,8 +3,11 @@
 
 use tonic::metadata::MetadataMap;
 
-/// The names of a token, and of the wish for a leader.
-const PASSED: [&str; 3] = ["token", "authorization", "hasleader"];
+/// The names of a token.
+const TOKEN: [&str; 2] = ["token", "authorization"];
+/// And of the wish for a leader.
+const LEADER: &str = "hasleader";
+const PASSED: [&str; 3] = [TOKEN[0], TOKEN[1], LEADER];
 
 pub const NO_LEADER: &str = "etcdserver: no leader";
 
@@ -16,11 +19,19 @@ pub fn identity(metadata: &MetadataMap) -> Identity {
     PASSED.map(|name| Some(metadata.get(name)?.as_bytes().to_vec()))
 }
 
-
 /// What of a call's metadata a member is to see.
 pub fn passed(metadata: &MetadataMap) -> MetadataMap {
+    only(&PASSED, metadata)
+}
+
+/// What of it says who calls.
+pub fn token(metadata: &MetadataMap) -> MetadataMap {
+    only(&TOKEN, metadata)
+}
+
+fn only(names: &[&'static str], metadata: &MetadataMap) -> MetadataMap {
     let mut passed = MetadataMap::new();
-    for name in PASSED {
+    for name in names.iter().copied() {
         if let Some(value) = metadata.get(name) {
             passed.insert(name, value.clone());
         }
@@ -29,9 +40,7 @@ pub fn passed(metadata: &MetadataMap) -> MetadataMap {
 }
 
 pub fn needs_leader(metadata: &MetadataMap) -> bool {
-    metadata
-        .get("hasleader")
-        .is_some_and(|value| value == "true")
+    metadata.get(LEADER).is_some_and(|value| value == "true")
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //!   answers HTTP. `upstream` has the connections to members.
 //! - `group` keeps one stream at the cluster for all clients who show the same token (`caller`). What
 //!   they share is decided without I/O: `watches` for the service of `watch`, `renewals` for that of
-//!   `lease`.
+//!   `lease`. `permission` asks whether a caller may see what it wants to share.
 //!
 //! The proxy is nobody: each call has its caller's token, and callers with different tokens share
 //! nothing. As in etcd its own certificate must have no common name, which the members would take for
@@ -19,6 +19,7 @@ mod lease;
 mod namespace;
 mod pages;
 mod passing;
+mod permission;
 mod renewals;
 mod service;
 mod upstream;

@@ -65,9 +65,11 @@ impl ProxyService {
         proxies: Option<Arc<Proxies>>,
         limits: Limits,
     ) -> Self {
-        let of_watches = namespace.clone();
-        let watches = Groups::new(upstream.clone(), move || Watches::new(of_watches.clone()));
-        let renewals = Groups::new(upstream.clone(), Renewals::default);
+        let (shared, named) = (|| upstream.clone(), || namespace.clone());
+        let watches = Groups::new(shared(), named(), |namespace| {
+            Watches::new(namespace.clone())
+        });
+        let renewals = Groups::new(shared(), named(), |_| Renewals::default());
         let watch = WatchServer::new(WatchProxy(watches.clone()));
         let lease = LeaseServer::new(LeaseProxy(renewals));
         Self(Arc::new(All {

@@ -12,8 +12,8 @@
 //! Every client's watch knows the first revision that it has not got, so whichever broadcast it is
 //! in, nothing comes twice and nothing is left out.
 //!
-//! All of this is for callers with the same token: what one may see is asked where the cluster is
-//! asked, and never of another's watch.
+//! All of this is for callers with the same token, and each watch comes here once the cluster has said
+//! that its caller may have it (`permission`): what was allowed another watch is not asked of it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -138,6 +138,27 @@ impl Seen {
     }
 }
 
+/// What a watch is of, at the cluster.
+///
+/// # Errors
+/// What a refusal of it says.
+pub fn range(
+    namespace: &Namespace,
+    request: &WatchCreateRequest,
+) -> Result<(Bytes, Bytes), &'static str> {
+    let (key, end) = (&request.key, &request.range_end);
+    let is_range = end.is_empty() || end > key || end.as_ref() == [0];
+    if request.start_revision < 0 || !is_range {
+        return Err(if is_range { COMPACTED } else { "" });
+    }
+    // As a member reads an empty key: the first there can be.
+    let key: &[u8] = match key.is_empty() && namespace.is_empty() {
+        true => &[0],
+        false => key,
+    };
+    Ok(namespace.range(key, end))
+}
+
 impl Watches {
     pub fn new(namespace: Namespace) -> Self {
         Self {
@@ -177,13 +198,10 @@ impl Watches {
 
     /// A client begins a watch.
     pub fn create(&mut self, stream: StreamId, request: &WatchCreateRequest) {
-        let (key, end) = (&request.key, &request.range_end);
-        let is_range = end.is_empty() || end > key || end.as_ref() == [0];
-        if request.start_revision < 0 || !is_range {
-            let reason = if is_range { COMPACTED } else { "" };
-            self.refuse(stream, None, reason);
-            return;
-        }
+        let range = match range(&self.namespace, request) {
+            Ok(range) => range,
+            Err(reason) => return self.refuse(stream, None, reason),
+        };
         let Some(client) = self.streams.get_mut(&stream) else {
             return;
         };
@@ -203,12 +221,6 @@ impl Watches {
         if request.watch_id == 0 {
             client.next_id += 1;
         }
-        // As a member reads an empty key: the first there can be.
-        let key: &[u8] = match key.is_empty() && self.namespace.is_empty() {
-            true => &[0],
-            false => key,
-        };
-        let range = self.namespace.range(key, end);
         let broadcast = self.fitting(&range, request.start_revision);
         let broadcast = broadcast.unwrap_or_else(|| self.begin(range, request.start_revision));
         let filters = |filter| request.filters.contains(&(filter as i32));
@@ -505,7 +517,7 @@ impl Watches {
         }
     }
 
-    fn refuse(&mut self, stream: StreamId, header: Option<ResponseHeader>, reason: &str) {
+    pub fn refuse(&mut self, stream: StreamId, header: Option<ResponseHeader>, reason: &str) {
         self.answer(stream, NO_WATCH, header, |answer| {
             answer.created = true;
             answer.canceled = true;
