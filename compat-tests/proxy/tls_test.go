@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -98,6 +99,20 @@ func TestProxyWithTLS(t *testing.T) {
 			}
 		})
 	}
+	t.Run("metrics of the first member", func(t *testing.T) {
+		other := harness.Start(t, harness.Etched, harness.Options{
+			Flags:      []string{"--cert-file=" + cluster.cert, "--key-file=" + cluster.key, "--trusted-ca-file=" + cluster.cert},
+			Encryption: harness.Encryption{ClientTLS: cluster.config},
+		})
+		_, err := other.Client(t).Put(t.Context(), "k", "1")
+		must(t, err)
+		proxy := startProxy(t, harness.Etched, append(slices.Clone(upstream[1:]), "--endpoints="+server.URL()+","+other.URL())...)
+		for range 4 {
+			if found := metric(t, "http://"+proxy.address+"/metrics", "etcd_mvcc_put_total"); found != "0" {
+				t.Errorf("%s puts", found)
+			}
+		}
+	})
 	t.Run("a certificate that is made", func(t *testing.T) {
 		proxy := startProxy(t, harness.Etched, append(upstream, "--auto-tls")...)
 		if err := reads(t, proxy, &tls.Config{InsecureSkipVerify: true}); err != nil {
