@@ -416,6 +416,46 @@ func TestWatchesOfUsersAreTheirOwn(t *testing.T) {
 	}
 }
 
+// What was allowed an earlier watch of the same user is not allowed a later one that joins it.
+func TestLaterWatchIsJudged(t *testing.T) {
+	// A running watch goes on there without its right.
+	server := harness.Start(t, harness.Etcd, harness.Options{})
+	admin, ctx := server.Client(t), t.Context()
+	for _, user := range []string{"root", "u"} {
+		_, err := admin.UserAdd(ctx, user, "pw")
+		must(t, err)
+	}
+	_, err := admin.UserGrantRole(ctx, "root", "root")
+	must(t, err)
+	_, err = admin.RoleAdd(ctx, "r")
+	must(t, err)
+	_, err = admin.RoleGrantPermission(ctx, "r", "k", "", clientv3.PermissionType(clientv3.PermRead))
+	must(t, err)
+	_, err = admin.UserGrantRole(ctx, "u", "r")
+	must(t, err)
+	put, err := admin.Put(ctx, "k", "1")
+	must(t, err)
+	_, err = admin.AuthEnable(ctx)
+	must(t, err)
+	root := newClient(t, clientv3.Config{Endpoints: []string{server.Endpoint()}, Username: "root", Password: "pw"})
+	for _, kind := range kinds {
+		proxy := startProxy(t, kind, "--endpoints="+server.Endpoint())
+		u := newClient(t, clientv3.Config{Endpoints: []string{proxy.address}, Username: "u", Password: "pw"})
+		from := clientv3.WithRev(put.Header.Revision + 1)
+		if created := <-u.Watch(ctx, "k", from, clientv3.WithCreatedNotify()); !created.Created || created.Canceled {
+			t.Fatalf("%s: %+v", kind, created)
+		}
+		_, err = root.RoleRevokePermission(ctx, "r", "k", "")
+		must(t, err)
+		refused := <-u.Watch(ctx, "k", from, clientv3.WithCreatedNotify())
+		if refused.Err() == nil || !strings.Contains(refused.Err().Error(), "permission denied") {
+			t.Errorf("%s: %+v", kind, refused)
+		}
+		_, err = root.RoleGrantPermission(ctx, "r", "k", "", clientv3.PermissionType(clientv3.PermRead))
+		must(t, err)
+	}
+}
+
 // The proxy's pages, and its end.
 func TestPages(t *testing.T) {
 	server := harness.Start(t, harness.Etched, harness.Options{})
@@ -447,6 +487,31 @@ func TestPages(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A member's page is the first one's, however its URL is written.
+func TestMetricsOfTheFirstMember(t *testing.T) {
+	first, second := harness.Start(t, harness.Etched, harness.Options{}), harness.Start(t, harness.Etched, harness.Options{})
+	_, err := first.Client(t).Put(t.Context(), "k", "1")
+	must(t, err)
+	proxy := startProxy(t, harness.Etched, fmt.Sprintf("--endpoints=http://%s/,http://%s/", first.Endpoint(), second.Endpoint()))
+	for range 4 {
+		if found := metric(t, "http://"+proxy.address+"/metrics", "etcd_mvcc_put_total"); found != "1" {
+			t.Errorf("%s puts", found)
+		}
+	}
+}
+
+// A name is listened at by IPv4, as in Go.
+func TestListensByIPv4(t *testing.T) {
+	server := harness.Start(t, harness.Etched, harness.Options{})
+	for _, start := range []func(*testing.T, harness.Kind, ...string) *process{startProxy, startGateway} {
+		port := freePort(t)
+		start(t, harness.Etched, "--endpoints="+server.Endpoint(), fmt.Sprintf("--listen-addr=localhost:%d", port))
+		if out := etcdctl(t, fmt.Sprintf("127.0.0.1:%d", port), "get", "k"); out != "" {
+			t.Error(out)
+		}
 	}
 }
 

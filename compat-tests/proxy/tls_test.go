@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -53,6 +54,20 @@ func TestProxyWithTLS(t *testing.T) {
 			}
 		})
 	}
+	t.Run("metrics of the first member", func(t *testing.T) {
+		other := harness.Start(t, harness.Etched, harness.Options{
+			Flags:      []string{"--cert-file=" + cluster.Cert, "--key-file=" + cluster.Key, "--trusted-ca-file=" + cluster.Cert},
+			Encryption: harness.Encryption{ClientTLS: cluster.Config},
+		})
+		_, err := other.Client(t).Put(t.Context(), "k", "1")
+		must(t, err)
+		proxy := startProxy(t, harness.Etched, append(slices.Clone(upstream[1:]), "--endpoints="+server.URL()+","+other.URL())...)
+		for range 4 {
+			if found := metric(t, "http://"+proxy.address+"/metrics", "etcd_mvcc_put_total"); found != "0" {
+				t.Errorf("%s puts", found)
+			}
+		}
+	})
 	t.Run("a certificate that is made", func(t *testing.T) {
 		proxy := startProxy(t, harness.Etched, append(upstream, "--auto-tls")...)
 		if err := reads(t, proxy, &tls.Config{InsecureSkipVerify: true}); err != nil {

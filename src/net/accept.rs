@@ -187,6 +187,64 @@ async fn drained(waiting: &AtomicUsize) {
     let _ = tokio::time::timeout(DRAIN_LIMIT, answered).await;
 }
 
+/// Takes connections for ever. For each that has a place among its allowance there is a task, which
+/// holds the place and ends with this.
+pub async fn take<F>(
+    listener: &Listener,
+    who: &'static str,
+    allowance: &Arc<Allowance>,
+    serve: impl FnMut(Stream, Remote, Place) -> F,
+) -> Infallible
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut connections = JoinSet::new();
+    take_into(&mut connections, listener, who, allowance, serve).await
+}
+
+/// As `take`, with tasks that end with the caller's set.
+async fn take_into<F>(
+    connections: &mut JoinSet<()>,
+    listener: &Listener,
+    who: &'static str,
+    allowance: &Arc<Allowance>,
+    mut serve: impl FnMut(Stream, Remote, Place) -> F,
+) -> Infallible
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    // Over when a refusal may be logged again.
+    let mut quiet: Option<Pin<Box<Sleep>>> = None;
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+            () = elapsed(&mut quiet) => {
+                quiet = None;
+                continue;
+            }
+        };
+        match accepted {
+            Ok((stream, remote)) => {
+                let Some(place) = allowance.enter() else {
+                    drop(stream);
+                    if quiet.is_none() {
+                        warn_of_refusals(who, allowance);
+                        quiet = Some(Box::pin(tokio::time::sleep(REFUSAL_QUIET)));
+                    }
+                    continue;
+                };
+                connections.spawn(serve(stream, remote, place));
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: others may become free.
+                tracing::warn!(from = who, %error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
 /// Serves until `stop` says so, and as long as what is under way then needs for its last answers,
 /// a second at most. `service` makes what answers a client. There is one task for each
 /// connection; their allowance bounds them.
@@ -199,50 +257,26 @@ pub async fn serve<S: Service>(
     let options = Arc::new(options);
     let service = Arc::new(service);
     let protocols = Arc::new(protocols(&options));
-    let mut connections = JoinSet::new();
-    // Over when a refusal may be logged again.
-    let mut quiet: Option<Pin<Box<Sleep>>> = None;
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            Some(_) = connections.join_next() => continue,
-            () = elapsed(&mut quiet) => {
-                quiet = None;
-                continue;
-            }
-            () = stopped(&mut stop) => break,
+    let stopping = stop.clone();
+    let each = |stream, remote, place| {
+        let arrived = Arrived {
+            stream,
+            remote,
+            unread: options.unread.connection(),
+            place,
         };
-        match accepted {
-            Ok((stream, remote)) => {
-                let Some(place) = options.allowance.enter() else {
-                    drop(stream);
-                    if quiet.is_none() {
-                        warn_of_refusals(&options);
-                        quiet = Some(Box::pin(tokio::time::sleep(REFUSAL_QUIET)));
-                    }
-                    continue;
-                };
-                let arrived = Arrived {
-                    stream,
-                    remote,
-                    unread: options.unread.connection(),
-                    place,
-                };
-                let serving = connection(
-                    arrived,
-                    options.clone(),
-                    protocols.clone(),
-                    service.clone(),
-                    stop.clone(),
-                );
-                connections.spawn(serving);
-            }
-            Err(error) => {
-                // Out of descriptors, most likely: others may become free.
-                tracing::warn!(from = options.who, %error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_RETRY).await;
-            }
-        }
+        connection(
+            arrived,
+            options.clone(),
+            protocols.clone(),
+            service.clone(),
+            stopping.clone(),
+        )
+    };
+    let mut connections = JoinSet::new();
+    tokio::select! {
+        never = take_into(&mut connections, &listener, options.who, &options.allowance, each) => match never {},
+        () = stopped(&mut stop) => {}
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
@@ -255,11 +289,11 @@ async fn elapsed(sleep: &mut Option<Pin<Box<Sleep>>>) {
     }
 }
 
-fn warn_of_refusals(options: &Options) {
+fn warn_of_refusals(who: &str, allowance: &Allowance) {
     tracing::warn!(
-        from = options.who,
-        refused = options.allowance.take_unreported(),
-        limit = options.allowance.limit(),
+        from = who,
+        refused = allowance.take_unreported(),
+        limit = allowance.limit(),
         "connections are closed at once: as many are open as the limit of open files leaves for them; raise it (ulimit -n, LimitNOFILE=) or close some"
     );
 }

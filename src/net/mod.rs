@@ -30,7 +30,7 @@ mod tests;
 pub mod tls;
 mod versions;
 
-pub use accept::{Client, Options, Security, serve};
+pub use accept::{Client, Options, Security, serve, take};
 pub use allowance::Allowance;
 pub use guard::Guard;
 pub use http2::{Http2, KeepAlive};

@@ -68,7 +68,7 @@ fn given(endpoints: &[String]) -> Result<Vec<Endpoint>, Error> {
 }
 
 /// Takes `HOST:PORT` apart; an IPv6 address is in brackets.
-pub fn host_port(text: &str) -> Option<(String, u16)> {
+fn host_port(text: &str) -> Option<(String, u16)> {
     let (host, port) = text.rsplit_once(':')?;
     let bare = host
         .strip_prefix('[')
@@ -83,11 +83,7 @@ pub fn host_port(text: &str) -> Option<(String, u16)> {
 ///
 /// # Errors
 /// The resolver's.
-pub async fn addresses(
-    what: &'static str,
-    host: &str,
-    port: u16,
-) -> Result<Vec<SocketAddr>, Error> {
+async fn addresses(what: &'static str, host: &str, port: u16) -> Result<Vec<SocketAddr>, Error> {
     let failed = |error: io::Error| Error::Resolve {
         what,
         host: host.to_owned(),
@@ -98,6 +94,23 @@ pub async fn addresses(
     Ok(found.map_err(failed)?.collect())
 }
 
+/// Where to listen for a `HOST:PORT`: of a name that has addresses of both kinds an IPv4 one is taken,
+/// as in Go. None where the text is no such thing.
+///
+/// # Errors
+/// The resolver's.
+pub async fn listen_address(text: &str) -> Result<Option<SocketAddr>, Error> {
+    let Some((host, port)) = host_port(text) else {
+        return Ok(None);
+    };
+    Ok(preferred(&addresses("listen host", &host, port).await?))
+}
+
+fn preferred(addresses: &[SocketAddr]) -> Option<SocketAddr> {
+    let ipv4 = addresses.iter().find(|one| one.is_ipv4());
+    ipv4.or(addresses.first()).copied()
+}
+
 /// A process that is a member of its own cluster would call itself until nothing is left.
 ///
 /// # Errors
@@ -105,12 +118,12 @@ pub async fn addresses(
 pub async fn refuse_itself(
     who: &str,
     listen_addr: &str,
-    listening: &[SocketAddr],
+    listening: SocketAddr,
     endpoints: &[Endpoint],
 ) -> Result<(), Error> {
     for Endpoint { host, port, .. } in endpoints {
         for found in addresses("endpoint host", host, *port).await? {
-            if listening.iter().any(|own| is_reached(*own, found)) {
+            if is_reached(listening, found) {
                 return Err(Error::Refused(format!(
                     "SRV or endpoint ({host}:{port}->{found}) should not resolve to the {who} listen addr ({listen_addr})"
                 )));
@@ -121,7 +134,7 @@ pub async fn refuse_itself(
 }
 
 /// Whether who connects to `to` reaches who listens at `listening`.
-pub fn is_reached(listening: SocketAddr, to: SocketAddr) -> bool {
+fn is_reached(listening: SocketAddr, to: SocketAddr) -> bool {
     let (own, other) = (listening.ip().to_canonical(), to.ip().to_canonical());
     let same = own == other || own.is_unspecified() && is_of_this_machine(other);
     same && listening.port() == to.port()
@@ -286,6 +299,23 @@ mod tests {
         assert!(other.is_err_and(|reason| reason.contains("failed to dial")));
         let plain = validate(&client, "localhost", &endpoint("http")).await;
         assert!(plain.is_err_and(|reason| reason.ends_with("is insecure")));
+    }
+
+    #[test]
+    fn a_name_is_listened_at_by_ipv4() {
+        for (addresses, expected) in [
+            (&["[::1]:1", "127.0.0.1:1"][..], Some("127.0.0.1:1")),
+            (&["127.0.0.2:1", "127.0.0.1:1"], Some("127.0.0.2:1")),
+            (&["[::1]:1"], Some("[::1]:1")),
+            (&[], None),
+        ] {
+            let addresses: Vec<SocketAddr> = addresses
+                .iter()
+                .map(|text| text.parse().expect(text))
+                .collect();
+            let expected = expected.map(|text| text.parse().expect(text));
+            assert_eq!(preferred(&addresses), expected, "{addresses:?}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! and may go on answering. There are at most as many connections as the limit of open files has room
 //! for, and they end with the process.
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,26 +13,23 @@ use parking_lot::Mutex;
 use rustix::net::sockopt;
 use tokio::io::copy_bidirectional;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 
 use super::endpoints::{self, Endpoint};
 use super::error::Error;
 use super::remotes::Remotes;
 use crate::config::{GatewayStart, Note, duration};
 use crate::env::{Rng as _, SystemRng};
-use crate::net::Stream;
-use crate::net::listen::{self, Listener, SocketOptions};
+use crate::metrics::Metrics;
+use crate::net::listen::{self, SocketOptions};
+use crate::net::{self, Allowance, Stream};
 use crate::server::signals::StopSignals;
 use crate::server::{descriptors, logging, notify};
-use crate::types::Address;
+use crate::types::{Address, MemberId};
 
 /// For a connection to a member.
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
 /// A connection whose other side is gone without a word ends after this long, and nine probes.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Before the next try to take a connection, where one failed.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// etcd's, where no delay is given.
 const DEFAULT_RETRY_DELAY: Duration = Duration::from_secs(5 * 60);
 /// Files that are open beside connections.
@@ -53,10 +51,9 @@ pub async fn run(start: GatewayStart, signals: StopSignals) -> Result<i32, Error
             start.listen_addr
         ))
     };
-    let (host, port) = endpoints::host_port(&start.listen_addr).ok_or_else(refused)?;
-    let listening = endpoints::addresses("listen host", &host, port).await?;
-    endpoints::refuse_itself("gateway", &start.listen_addr, &listening, &endpoints).await?;
-    let address = listening.first().copied().ok_or_else(refused)?;
+    let address = endpoints::listen_address(&start.listen_addr).await?;
+    let address = address.ok_or_else(refused)?;
+    endpoints::refuse_itself("gateway", &start.listen_addr, address, &endpoints).await?;
     let listener = listen::bind(&Address::Tcp(address), SocketOptions::default())?;
     let files = descriptors::raise_limit().saturating_sub(OWN_FILES) / FILES_OF_A_CONNECTION;
     let named = |one: &Endpoint| format!("{}:{}", one.host, one.port);
@@ -70,46 +67,25 @@ pub async fn run(start: GatewayStart, signals: StopSignals) -> Result<i32, Error
     });
     logging::notes(&[Note::info("ready to proxy client requests").with("endpoints", names)]);
     notify::ready();
-    let room = usize::try_from(files).unwrap_or(usize::MAX);
-    let room = Arc::new(Semaphore::new(room.clamp(1, Semaphore::MAX_PERMITS)));
+    let connections = usize::try_from(files).unwrap_or(usize::MAX).max(1);
+    // For the count of refusals: a gateway has no page that would show it.
+    let metrics = Arc::new(Metrics::new(MemberId::default(), false));
+    let allowance = Allowance::new(connections, metrics);
+    let serving = net::take(&listener, "client", &allowance, |stream, _, place| {
+        let gateway = gateway.clone();
+        async move {
+            gateway.pass_on(stream).await;
+            drop(place);
+        }
+    });
     tokio::select! {
         signal = signals.while_serving() => Ok(signal),
-        never = gateway.serve(&listener, room) => match never {},
+        never = serving => match never {},
         never = gateway.monitor() => match never {},
     }
 }
 
-enum Never {}
-
 impl Gateway {
-    async fn serve(self: &Arc<Self>, listener: &Listener, room: Arc<Semaphore>) -> Never {
-        let mut connections = JoinSet::new();
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                Some(_) = connections.join_next() => continue,
-            };
-            match accepted {
-                Ok((stream, _)) => match room.clone().try_acquire_owned() {
-                    Ok(place) => {
-                        let gateway = self.clone();
-                        connections.spawn(async move {
-                            gateway.pass_on(stream).await;
-                            drop(place);
-                        });
-                    }
-                    Err(_) => tracing::warn!(
-                        "a connection is closed at once: as many are open as the limit of open files leaves room for; raise it (ulimit -n, LimitNOFILE=)"
-                    ),
-                },
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            }
-        }
-    }
-
     async fn pass_on(&self, mut incoming: Stream) {
         tune(&incoming);
         // A client that finds no member is hung up on.
@@ -142,7 +118,7 @@ impl Gateway {
     }
 
     /// Tries those that could not be reached again, now and then.
-    async fn monitor(&self) -> Never {
+    async fn monitor(&self) -> Infallible {
         loop {
             tokio::time::sleep(self.retry_delay).await;
             let inactive = self.remotes.lock().inactive();

@@ -32,8 +32,22 @@ use crate::types::socket_file;
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// The kernel gives up a connection whose peer acknowledges nothing for this long.
 pub const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(5);
-/// How far a response may be sent ahead of its reader.
-const WINDOW_BYTES: u32 = 4 << 20;
+/// How far answers may be sent ahead of their readers: that of a call, and those of a connection
+/// together. What waits unread in one call counts against its connection, so a reader that stops
+/// stops all calls of a connection whose window is not much larger than a call's.
+#[derive(Clone, Copy, Debug)]
+pub struct Windows {
+    pub call_bytes: u32,
+    pub connection_bytes: u32,
+}
+
+impl Windows {
+    /// Of calls that this program makes and reads at once.
+    pub const OWN_CALLS: Self = Self {
+        call_bytes: 4 << 20,
+        connection_bytes: 4 << 20,
+    };
+}
 
 /// Bytes transferred over a connection.
 #[derive(Debug, Default)]
@@ -145,17 +159,18 @@ pub async fn dial(
     url: &str,
     keep_alive: Option<KeepAlive>,
 ) -> Result<Channel, String> {
-    dial_within(CONNECT_LIMIT, dialler, url, keep_alive).await
+    dial_within(CONNECT_LIMIT, dialler, url, keep_alive, Windows::OWN_CALLS).await
 }
 
-/// As `dial`, with the caller's timeout.
+/// As `dial`, with the caller's timeout and windows.
 pub async fn dial_within(
     limit: Duration,
     dialler: &Dialler,
     url: &str,
     keep_alive: Option<KeepAlive>,
+    windows: Windows,
 ) -> Result<Channel, String> {
-    tokio::time::timeout(limit, connect(dialler, url, keep_alive))
+    tokio::time::timeout(limit, connect(dialler, url, keep_alive, windows))
         .await
         .unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
         .map_err(|reason| format!("{url}: {reason}"))
@@ -221,7 +236,20 @@ impl Route {
         })
     }
 
-    async fn connect(&self) -> io::Result<Stream> {
+    pub fn is_tls(&self) -> bool {
+        self.is_tls
+    }
+
+    /// What calls are addressed to.
+    pub fn origin(&self) -> &Uri {
+        &self.origin
+    }
+
+    /// A connection without encryption.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn connect(&self) -> io::Result<Stream> {
         Ok(match &self.end {
             End::Port(port) => Stream::Tcp(TcpStream::connect((self.host.as_str(), *port)).await?),
             End::File(path) => Stream::Unix(UnixStream::connect(path).await?),
@@ -233,6 +261,7 @@ async fn connect(
     dialler: &Dialler,
     url: &str,
     keep_alive: Option<KeepAlive>,
+    windows: Windows,
 ) -> Result<Channel, String> {
     let route = Route::of(url)?;
     let moved = Arc::new(Moved::default());
@@ -252,12 +281,12 @@ async fn connect(
         moved: moved.clone(),
     };
     match tls {
-        None => channel(metered, route.origin, moved, keep_alive).await,
+        None => channel(metered, route.origin, moved, keep_alive, windows).await,
         Some(tls) => {
             let name = tls.server_name.as_deref().unwrap_or(&route.host);
             let secured = tls.connect(name, metered).await;
             let secured = secured.map_err(|error| format!("tls: {error}"))?;
-            channel(secured, route.origin, moved, keep_alive).await
+            channel(secured, route.origin, moved, keep_alive, windows).await
         }
     }
 }
@@ -268,14 +297,15 @@ async fn channel(
     origin: Uri,
     moved: Arc<Moved>,
     keep_alive: Option<KeepAlive>,
+    windows: Windows,
 ) -> Result<Channel, String> {
     let tasks = Tasks::default();
     let ending = Ending(tasks.clone());
     let mut builder = http2::Builder::new(tasks.clone());
     builder
         .timer(TokioTimer::new())
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES);
+        .initial_stream_window_size(windows.call_bytes)
+        .initial_connection_window_size(windows.connection_bytes);
     if let Some(keep_alive) = keep_alive {
         builder
             .keep_alive_interval(keep_alive.interval)

@@ -3,25 +3,35 @@
 
 use tonic::metadata::MetadataMap;
 
-/// The names of a token, and of the wish for a leader.
-const PASSED: [&str; 3] = ["token", "authorization", "hasleader"];
+/// The names of a token.
+const TOKEN: [&str; 2] = ["token", "authorization"];
+/// And of the wish for a leader.
+const LEADER: &str = "hasleader";
+const PASSED: [&str; 3] = [TOKEN[0], TOKEN[1], LEADER];
 
 pub const NO_LEADER: &str = "etcdserver: no leader";
 
-/// Callers with the same share streams.
-pub type Identity = [Option<String>; PASSED.len()];
+/// Callers with the same share streams. In bytes: a value need not be a text, and one that is none is
+/// not the same as none.
+pub type Identity = [Option<Vec<u8>>; PASSED.len()];
 
 pub fn identity(metadata: &MetadataMap) -> Identity {
-    PASSED.map(|name| {
-        let value = metadata.get(name)?;
-        value.to_str().ok().map(str::to_owned)
-    })
+    PASSED.map(|name| Some(metadata.get(name)?.as_bytes().to_vec()))
 }
 
 /// What of a call's metadata a member is to see.
 pub fn passed(metadata: &MetadataMap) -> MetadataMap {
+    only(&PASSED, metadata)
+}
+
+/// What of it says who calls.
+pub fn token(metadata: &MetadataMap) -> MetadataMap {
+    only(&TOKEN, metadata)
+}
+
+fn only(names: &[&'static str], metadata: &MetadataMap) -> MetadataMap {
     let mut passed = MetadataMap::new();
-    for name in PASSED {
+    for name in names.iter().copied() {
         if let Some(value) = metadata.get(name) {
             passed.insert(name, value.clone());
         }
@@ -30,7 +40,34 @@ pub fn passed(metadata: &MetadataMap) -> MetadataMap {
 }
 
 pub fn needs_leader(metadata: &MetadataMap) -> bool {
-    metadata
-        .get("hasleader")
-        .is_some_and(|value| value == "true")
+    metadata.get(LEADER).is_some_and(|value| value == "true")
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue};
+
+    use super::*;
+
+    #[test]
+    fn every_token_is_its_callers_own() {
+        let identities = [
+            None,
+            Some(&b"a"[..]),
+            Some(b"b"),
+            Some(b"\xff"),
+            Some(b"\xfe"),
+        ];
+        let identities = identities.map(|token| {
+            let mut headers = HeaderMap::new();
+            if let Some(token) = token {
+                let token = HeaderValue::from_bytes(token).expect("a value");
+                headers.insert("token", token);
+            }
+            identity(&MetadataMap::from_headers(headers))
+        });
+        for (at, one) in identities.iter().enumerate() {
+            assert!(!identities[at + 1..].contains(one), "{one:?}");
+        }
+    }
 }

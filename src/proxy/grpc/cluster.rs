@@ -23,6 +23,8 @@ use crate::proto::etcdserverpb::{
 const RETRY: Duration = Duration::from_secs(1);
 /// For a look at the other proxies.
 const LIST_LIMIT: Duration = Duration::from_secs(2);
+/// For each call that makes this one known.
+const REGISTER_LIMIT: Duration = Duration::from_secs(5);
 
 /// See the module.
 pub struct Proxies {
@@ -112,7 +114,8 @@ impl Proxies {
         let origin = channel.origin();
         let mut leases = LeaseClient::with_origin(channel.clone(), origin.clone());
         let grant = LeaseGrantRequest { ttl, id: 0 };
-        let granted = leases.lease_grant(grant).await?.into_inner();
+        let granted = within(REGISTER_LIMIT, leases.lease_grant(grant)).await?;
+        let granted = granted.into_inner();
         let metadata = serde_json::to_string(&Metadata { name: own_name() });
         let update = Update {
             op: 0,
@@ -128,7 +131,8 @@ impl Proxies {
             lease: granted.id,
             ..Default::default()
         };
-        KvClient::with_origin(channel, origin).put(put).await?;
+        let mut keys = KvClient::with_origin(channel, origin);
+        within(REGISTER_LIMIT, keys.put(put)).await?;
         tracing::info!(
             addr = self.own_url,
             "lease-ttl" = ttl,
@@ -155,6 +159,14 @@ impl Proxies {
             }
         }
     }
+}
+
+async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    let answered = tokio::time::timeout(limit, call).await;
+    answered.unwrap_or_else(|_| Err(Status::deadline_exceeded("a member does not answer")))
 }
 
 fn member(name: String, url: &str) -> Member {

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,17 +19,22 @@ use tokio::task::JoinHandle;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::{self, Identity};
+use super::namespace::Namespace;
+use super::permission;
 use super::upstream::Upstream;
 use crate::env::Boxed;
+use crate::proto::etcdserverpb::RangeRequest;
 use crate::transport::Channel;
 
-const MAX_QUEUED: usize = 1024;
+pub const MAX_QUEUED: usize = 1024;
 const MAX_QUEUED_BYTES: usize = 16 << 20;
 /// Requests of all clients that wait for the task; a client whose request waits is not read from.
 const MAX_REQUESTS: usize = 64;
+/// No client is read from while so many requests wait for the cluster.
+const MAX_FOR_CLUSTER: usize = 64;
 /// What waits on either side of the stream to the cluster, whose windows bound the rest.
 const MAX_ON_THE_WAY: usize = 16;
 /// Before the next try to reach the cluster.
@@ -42,6 +47,8 @@ pub type StreamId = u64;
 pub enum Sent<C: Core> {
     ToCluster(C::Request),
     ToClient(StreamId, C::Answer),
+    /// A client has all that it asked for, and will ask for no more.
+    End(StreamId),
 }
 
 /// What clients want, and what comes of it.
@@ -55,6 +62,12 @@ pub trait Core: Sized + Send + 'static {
     fn close(&mut self, stream: StreamId);
     /// A client's request.
     fn take(&mut self, stream: StreamId, request: Self::Request);
+    /// What a member has to be asked before a request is taken: whether its client may see a range.
+    fn question(namespace: &Namespace, request: &Self::Request) -> Option<RangeRequest>;
+    /// It may not.
+    fn refused(&mut self, stream: StreamId, status: &Status);
+    /// A client has sent its last request.
+    fn asked_all(&mut self, stream: StreamId);
     /// The cluster's answer.
     ///
     /// # Errors
@@ -78,7 +91,8 @@ pub struct Groups<C: Core>(Arc<All<C>>);
 
 struct All<C: Core> {
     upstream: Arc<Upstream>,
-    new: Box<dyn Fn() -> C + Send + Sync>,
+    namespace: Namespace,
+    new: fn(&Namespace) -> C,
     groups: Mutex<HashMap<Identity, mpsc::Sender<Input<C>>>>,
     /// By group, and of those that have ended.
     counts: Mutex<BTreeMap<Option<u64>, C::Counts>>,
@@ -94,36 +108,48 @@ impl<C: Core> Clone for Groups<C> {
 enum Input<C: Core> {
     Opened(StreamId, Sink<C::Answer>),
     Request(StreamId, C::Request),
+    Refused(StreamId, Status),
+    AskedAll(StreamId),
     Closed(StreamId),
 }
 
 /// Where a client's answers go.
 struct Sink<A> {
     answers: mpsc::Sender<Result<A, Status>>,
-    queued_bytes: Arc<AtomicUsize>,
+    state: Arc<SinkState>,
+}
+
+#[derive(Default)]
+struct SinkState {
+    queued_bytes: AtomicUsize,
+    /// Nothing was left out.
+    is_whole: AtomicBool,
 }
 
 /// What a client gets.
-pub struct Answers<A> {
-    answers: mpsc::Receiver<Result<A, Status>>,
+pub struct Answers<C: Core> {
+    answers: mpsc::Receiver<Result<C::Answer, Status>>,
     ended: bool,
-    queued_bytes: Arc<AtomicUsize>,
+    state: Arc<SinkState>,
     /// Reads its requests.
     reading: JoinHandle<()>,
+    /// Not the end of its requests: a client that has sent its last waits for the answer.
+    _closing: Closing<C>,
 }
 
-impl<A> Drop for Answers<A> {
+impl<C: Core> Drop for Answers<C> {
     fn drop(&mut self) {
         self.reading.abort();
     }
 }
 
-impl<A: Message> tokio_stream::Stream for Answers<A> {
-    type Item = Result<A, Status>;
+impl<C: Core> tokio_stream::Stream for Answers<C> {
+    type Item = Result<C::Answer, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let answer = match std::task::ready!(self.answers.poll_recv(cx)) {
             Some(Ok(answer)) => answer,
+            None if self.state.is_whole.load(Ordering::Acquire) => return Poll::Ready(None),
             None if !std::mem::replace(&mut self.ended, true) => {
                 let status = Status::unavailable("the proxy ended the stream");
                 return Poll::Ready(Some(Err(status)));
@@ -131,7 +157,7 @@ impl<A: Message> tokio_stream::Stream for Answers<A> {
             other => return Poll::Ready(other),
         };
         let bytes = answer.encoded_len();
-        self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.state.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
         Poll::Ready(Some(Ok(answer)))
     }
 }
@@ -151,10 +177,11 @@ impl<C: Core> Drop for Closing<C> {
 }
 
 impl<C: Core> Groups<C> {
-    pub fn new(upstream: Arc<Upstream>, new: impl Fn() -> C + Send + Sync + 'static) -> Self {
+    pub fn new(upstream: Arc<Upstream>, namespace: Namespace, new: fn(&Namespace) -> C) -> Self {
         Self(Arc::new(All {
             upstream,
-            new: Box::new(new),
+            namespace,
+            new,
             groups: Mutex::default(),
             counts: Mutex::default(),
             next: AtomicU64::new(0),
@@ -182,7 +209,7 @@ impl<C: Core> Groups<C> {
                 number,
                 all: self.0.clone(),
                 metadata: caller::passed(metadata),
-                core: (self.0.new)(),
+                core: (self.0.new)(&self.0.namespace),
                 sinks: BTreeMap::new(),
                 requests: VecDeque::new(),
                 link: None,
@@ -202,15 +229,15 @@ impl<C: Core> Groups<C> {
     pub async fn join(
         &self,
         request: Request<Streaming<C::Request>>,
-    ) -> Result<Response<Answers<C::Answer>>, Status> {
-        let (metadata, _, mut requests) = request.into_parts();
+    ) -> Result<Response<Answers<C>>, Status> {
+        let (metadata, _, requests) = request.into_parts();
         let stream = self.0.next.fetch_add(1, Ordering::Relaxed);
         let (sender, answers) = mpsc::channel(MAX_QUEUED);
-        let queued_bytes = Arc::<AtomicUsize>::default();
+        let state = Arc::<SinkState>::default();
         // A group may end between its look-up and the message to it.
         let mut sink = Some(Sink {
             answers: sender,
-            queued_bytes: queued_bytes.clone(),
+            state: state.clone(),
         });
         let inputs = loop {
             let inputs = self.group(&metadata);
@@ -223,20 +250,47 @@ impl<C: Core> Groups<C> {
                 Err(_) => return Err(Status::unavailable("the proxy is stopping")),
             }
         };
+        let closing = Closing(Some((stream, inputs.clone())));
+        let all = self.0.clone();
         let reading = tokio::spawn(async move {
-            let _closing = Closing(Some((stream, inputs.clone())));
-            while let Some(Ok(request)) = requests.next().await {
-                if inputs.send(Input::Request(stream, request)).await.is_err() {
-                    break;
-                }
-            }
+            // A group that ended has no streams.
+            let _ = all.read(stream, &metadata, requests, &inputs).await;
         });
         Ok(Response::new(Answers {
             answers,
             ended: false,
-            queued_bytes,
+            state,
             reading,
+            _closing: closing,
         }))
+    }
+}
+
+impl<C: Core> All<C> {
+    /// Passes a client's requests to its group.
+    async fn read(
+        &self,
+        stream: StreamId,
+        metadata: &MetadataMap,
+        mut requests: Streaming<C::Request>,
+        inputs: &mpsc::Sender<Input<C>>,
+    ) -> Result<(), mpsc::error::SendError<Input<C>>> {
+        loop {
+            let input = match requests.next().await {
+                Some(Ok(request)) => match C::question(&self.namespace, &request) {
+                    None => Input::Request(stream, request),
+                    Some(question) => {
+                        match permission::refusal(&self.upstream, metadata, &question).await {
+                            None => Input::Request(stream, request),
+                            Some(status) => Input::Refused(stream, status),
+                        }
+                    }
+                },
+                Some(Err(_)) => return inputs.send(Input::Closed(stream)).await,
+                None => return inputs.send(Input::AskedAll(stream)).await,
+            };
+            inputs.send(input).await?;
+        }
     }
 }
 
@@ -247,7 +301,8 @@ struct Group<C: Core> {
     metadata: MetadataMap,
     core: C,
     sinks: BTreeMap<StreamId, Sink<C::Answer>>,
-    /// For the cluster; few for each thing that a client has.
+    /// For the cluster: `MAX_FOR_CLUSTER`, and what one input or answer adds to that; a client that is
+    /// gone gives up each thing that it had, and a new link begins with all that there is.
     requests: VecDeque<C::Request>,
     link: Option<Link<C>>,
 }
@@ -305,8 +360,10 @@ impl<C: Core> Group<C> {
         let Some(link) = &mut self.link else {
             return Turn::Input(inputs.recv().await);
         };
+        // Without clients nothing is added.
+        let takes_more = self.requests.len() < MAX_FOR_CLUSTER || self.sinks.is_empty();
         tokio::select! {
-            input = inputs.recv() => Turn::Input(input),
+            input = inputs.recv(), if takes_more => Turn::Input(input),
             heard = link.answers.recv() => Turn::Heard(heard),
             room = link.requests.reserve(), if !self.requests.is_empty() => {
                 // A link that is gone is heard of.
@@ -333,6 +390,8 @@ impl<C: Core> Group<C> {
                     self.core.take(stream, request);
                 }
             }
+            Input::Refused(stream, status) => self.core.refused(stream, &status),
+            Input::AskedAll(stream) => self.core.asked_all(stream),
         }
     }
 
@@ -352,6 +411,9 @@ impl<C: Core> Group<C> {
                 let _ = sink.answers.try_send(Err(status.clone()));
                 self.core.close(stream);
             }
+            // A client that comes in this moment finds no trace of the stream that ended.
+            self.core.lost();
+            drop(self.core.sent());
             self.requests.clear();
             return;
         }
@@ -363,10 +425,7 @@ impl<C: Core> Group<C> {
 
     /// Whether another try can make no difference, or a client wants to hear of it.
     fn ends_clients(&self, status: &Status) -> bool {
-        let may_pass = matches!(
-            status.code(),
-            Code::Unavailable | Code::Internal | Code::Unknown | Code::Cancelled
-        );
+        let may_pass = permission::may_pass(status.code());
         !may_pass || caller::needs_leader(&self.metadata) && status.message() == caller::NO_LEADER
     }
 
@@ -375,6 +434,12 @@ impl<C: Core> Group<C> {
             match sent {
                 Sent::ToCluster(request) => self.requests.push_back(request),
                 Sent::ToClient(stream, answer) => self.send(stream, answer),
+                Sent::End(stream) => {
+                    if let Some(sink) = self.sinks.remove(&stream) {
+                        sink.state.is_whole.store(true, Ordering::Release);
+                    }
+                    self.core.close(stream);
+                }
             }
         }
     }
@@ -384,7 +449,7 @@ impl<C: Core> Group<C> {
             return;
         };
         let bytes = response.encoded_len();
-        let queued = sink.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let queued = sink.state.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         let has_room = queued == 0 || queued + bytes <= MAX_QUEUED_BYTES;
         if has_room && sink.answers.try_send(Ok(response)).is_ok() {
             return;
@@ -414,7 +479,7 @@ impl<C: Core> Group<C> {
 }
 
 async fn link<C: Core>(
-    upstream: &Upstream,
+    upstream: &Arc<Upstream>,
     metadata: MetadataMap,
     requests: mpsc::Receiver<C::Request>,
     heard: &mpsc::Sender<Result<C::Answer, Status>>,
@@ -430,3 +495,6 @@ async fn link<C: Core>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,9 +6,9 @@ use super::group::{Answers, Groups};
 use super::renewals::Renewals;
 use crate::proto::etcdserverpb::lease_server::Lease;
 use crate::proto::etcdserverpb::{
-    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
-    LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse,
-    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseLeasesRequest,
+    LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse,
 };
 
 /// See the module.
@@ -21,7 +21,7 @@ fn elsewhere<T>() -> Result<Response<T>, Status> {
 
 #[tonic::async_trait]
 impl Lease for LeaseProxy {
-    type LeaseKeepAliveStream = Answers<LeaseKeepAliveResponse>;
+    type LeaseKeepAliveStream = Answers<Renewals>;
 
     async fn lease_keep_alive(
         &self,

@@ -6,7 +6,7 @@
 //!   answers HTTP. `upstream` has the connections to members.
 //! - `group` keeps one stream at the cluster for all clients who show the same token (`caller`). What
 //!   they share is decided without I/O: `watches` for the service of `watch`, `renewals` for that of
-//!   `lease`.
+//!   `lease`. `permission` asks whether a caller may see what it wants to share.
 //!
 //! The proxy is nobody: each call has its caller's token, and callers with different tokens share
 //! nothing. As in etcd its own certificate must have no common name, which the members would take for
@@ -19,6 +19,7 @@ mod lease;
 mod namespace;
 mod pages;
 mod passing;
+mod permission;
 mod renewals;
 mod service;
 mod upstream;
@@ -62,7 +63,7 @@ pub async fn run(start: GrpcProxyStart, signals: StopSignals) -> Result<i32, Err
     let tls = listener_tls(&start)?;
     let endpoints = endpoints::find(&start.cluster).await?;
     let (listener, address) = bind(&start.listen_addr).await?;
-    match endpoints::refuse_itself("proxy", &start.listen_addr, &[address], &endpoints).await {
+    match endpoints::refuse_itself("proxy", &start.listen_addr, address, &endpoints).await {
         // A name may be known when it is needed.
         Err(error @ Error::Resolve { .. }) => tracing::warn!(%error, "a member has no address"),
         checked => checked?,
@@ -153,9 +154,8 @@ async fn bind(listen_addr: &str) -> Result<(listen::Listener, SocketAddr), Error
             "listen tcp: address {listen_addr}: missing port in address"
         ))
     };
-    let (host, port) = endpoints::host_port(listen_addr).ok_or_else(refused)?;
-    let addresses = endpoints::addresses("listen host", &host, port).await?;
-    let address = addresses.first().copied().ok_or_else(refused)?;
+    let address = endpoints::listen_address(listen_addr).await?;
+    let address = address.ok_or_else(refused)?;
     let listener = listen::bind(&Address::Tcp(address), SocketOptions::default())?;
     Ok((listener, address))
 }

@@ -1,14 +1,15 @@
 //! What the proxy says to plain HTTP, with etcd's paths: the metrics and the health of the cluster
 //! behind it at `/metrics` and `/health`, its own at `/proxy/metrics` and `/proxy/health`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::HOST;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
-use tokio::net::TcpStream;
 use tokio_stream::StreamExt as _;
 use tonic::body::Body;
 use tonic::codegen::Service as _;
@@ -24,6 +25,7 @@ use crate::proto::etcdserverpb::watch_server::WatchServer;
 use crate::proto::etcdserverpb::{
     RangeRequest, WatchCreateRequest, WatchRequest, watch_request::RequestUnion,
 };
+use crate::transport::Route;
 
 /// For the key that etcd's check reads.
 const READ_LIMIT: Duration = Duration::from_secs(1);
@@ -42,7 +44,7 @@ struct Health<'a> {
 /// Answers a request of HTTP.
 pub async fn answer<B>(
     request: &Request<B>,
-    upstream: &Upstream,
+    upstream: &Arc<Upstream>,
     watch: &WatchServer<WatchProxy>,
     counts: Counts,
 ) -> Response<Body> {
@@ -81,7 +83,7 @@ fn health(state: Result<(), String>) -> Response<Body> {
 }
 
 /// Reads a key; who may not read it has been answered.
-async fn read(upstream: &Upstream) -> Result<(), String> {
+async fn read(upstream: &Arc<Upstream>) -> Result<(), String> {
     let read = async {
         let channel = upstream.channel().await?;
         let origin = channel.origin();
@@ -119,12 +121,12 @@ async fn watched(watch: &WatchServer<WatchProxy>) -> Result<(), String> {
 }
 
 /// The first member's page of metrics.
-async fn scraped(upstream: &Upstream) -> Result<Bytes, String> {
-    let url = upstream.urls().next().unwrap_or_default().to_owned();
+async fn scraped(upstream: &Arc<Upstream>) -> Result<Bytes, String> {
     let scrape = async {
-        match url.strip_prefix("http://") {
-            Some(address) => over_http1(address).await,
-            None => over_http2(upstream).await,
+        let route = Route::of(upstream.first_url())?;
+        match route.is_tls() {
+            false => over_http1(&route).await,
+            true => over_http2(upstream).await,
         }
     };
     let scraped = tokio::time::timeout(SCRAPE_LIMIT, scrape).await;
@@ -132,15 +134,16 @@ async fn scraped(upstream: &Upstream) -> Result<Bytes, String> {
 }
 
 /// A port without TLS has HTTP/2 for gRPC alone.
-async fn over_http1(address: &str) -> Result<Bytes, String> {
+async fn over_http1(route: &Route) -> Result<Bytes, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
-    let stream = TcpStream::connect(address).await;
+    let stream = route.connect().await;
     let stream = TokioIo::new(stream.map_err(|error| text(&error))?);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
         .await
         .map_err(|error| text(&error))?;
+    let host = route.origin().authority();
     let request = Request::get("/metrics")
-        .header("host", address)
+        .header(HOST, host.map_or("", |host| host.as_str()))
         .body(Empty::<Bytes>::new())
         .map_err(|error| text(&error))?;
     let exchange = async {
@@ -156,9 +159,9 @@ async fn over_http1(address: &str) -> Result<Bytes, String> {
     }
 }
 
-async fn over_http2(upstream: &Upstream) -> Result<Bytes, String> {
+async fn over_http2(upstream: &Arc<Upstream>) -> Result<Bytes, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
-    let channel = upstream.channel().await;
+    let channel = upstream.first_channel().await;
     let mut channel = channel.map_err(|status| status.message().to_owned())?;
     let origin = channel.origin().to_string();
     let request = Request::get(format!("{}/metrics", origin.trim_end_matches('/')))

@@ -3,6 +3,7 @@
 //! a call that its client gives up is given up at the member.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -30,7 +31,7 @@ const COMPRESSION: [&str; 2] = ["grpc-encoding", "grpc-accept-encoding"];
 /// # Errors
 /// No member can be reached, or the connection to it ended.
 pub async fn pass(
-    upstream: &Upstream,
+    upstream: &Arc<Upstream>,
     path: &str,
     headers: &HeaderMap,
     body: Body,
@@ -72,7 +73,8 @@ fn address(origin: &Uri, path: &str) -> Result<Uri, Status> {
     Uri::from_parts(parts).map_err(|error| bad(error.into()))
 }
 
-/// The one message of a body.
+/// The one message of a body, and its trailers; none where these say that the call failed, whatever
+/// of an answer came before.
 ///
 /// # Errors
 /// It is larger than the limit, compressed, cut short, or not alone.
@@ -102,8 +104,11 @@ where
             }
         }
     }
-    if held.is_empty() {
-        // An answer that is an error has none.
+    let status = trailers
+        .as_ref()
+        .and_then(|all| all.get(Status::GRPC_STATUS));
+    let has_failed = status.is_some_and(|code| code.as_bytes() != b"0");
+    if held.is_empty() || has_failed {
         return Ok((None, trailers));
     }
     if held.len() < PREFIX_BYTES || held.len() != PREFIX_BYTES + length(&held) {
@@ -166,5 +171,31 @@ impl http_body::Body for Whole {
 
     fn is_end_stream(&self) -> bool {
         self.body.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{Empty, Full};
+    use tonic::Code;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_wins_over_what_came_before_it() {
+        let status = Status::unavailable("broken");
+        let mut trailers = HeaderMap::new();
+        status.add_header(&mut trailers).expect("a text");
+        let whole = framed(b"message");
+        for came in [Bytes::new(), whole.slice(..2), whole.slice(..8), whole] {
+            let sent = trailers.clone();
+            let body = Full::new(came.clone()).with_trailers(async { Some(Ok(sent)) });
+            let read = message(Box::pin(body), 100).await.expect("is read");
+            assert_eq!(read, (None, Some(trailers.clone())), "{came:?}");
+        }
+        let cut = message(Full::new(framed(b"message").slice(..8)), 100).await;
+        assert_eq!(cut.expect_err("is refused").code(), Code::Internal);
+        let none = message(Empty::new(), 100).await;
+        assert_eq!(none.expect("is read"), (None, None));
     }
 }

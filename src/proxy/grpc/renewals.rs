@@ -1,17 +1,19 @@
 //! Renewals of leases: of each lease one is under way, however many ask for it. Those who ask meanwhile
 //! share the next: an answer says how long a lease lasts from a time after it was asked for, so one that
-//! was sent before will not do. Pure.
+//! was sent before will not do. A client that has sent its last request gets its answers, and then the
+//! end of its stream. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::DecodeError;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::group::{Core, Sent, StreamId};
+use super::group::{Core, MAX_QUEUED, Sent, StreamId};
+use super::namespace::Namespace;
 use crate::env::Boxed;
 use crate::proto::etcdserverpb::lease_client::LeaseClient;
-use crate::proto::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse};
+use crate::proto::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, RangeRequest};
 use crate::transport::Channel;
 
 /// See the module.
@@ -19,19 +21,42 @@ use crate::transport::Channel;
 pub struct Renewals {
     /// Leases with a renewal under way.
     leases: BTreeMap<i64, Waiting>,
+    /// Clients that have sent their last request and wait for answers.
+    asked_all: BTreeSet<StreamId>,
     sent: Vec<Sent<Self>>,
 }
 
-/// Who has asked, once for each answer.
+/// Who has asked, and how often: each gets as many answers.
 #[derive(Default)]
 struct Waiting {
     /// For what is under way.
-    now: Vec<StreamId>,
+    now: BTreeMap<StreamId, usize>,
     /// Since it was sent.
-    next: Vec<StreamId>,
+    next: BTreeMap<StreamId, usize>,
+}
+
+/// Of one client for one lease. A stream that gets as many answers at once is ended.
+const MAX_ASKED: usize = MAX_QUEUED + 1;
+
+fn count(waiting: &mut BTreeMap<StreamId, usize>, stream: StreamId) {
+    let asked = waiting.entry(stream).or_default();
+    *asked = (*asked + 1).min(MAX_ASKED);
 }
 
 impl Renewals {
+    fn waits(&self, stream: StreamId) -> bool {
+        let mut all = self.leases.values();
+        all.any(|asked| asked.now.contains_key(&stream) || asked.next.contains_key(&stream))
+    }
+
+    /// Ends a client's stream, if it asks no more and waits for nothing more.
+    fn end(&mut self, stream: StreamId) {
+        if self.asked_all.contains(&stream) && !self.waits(stream) {
+            self.asked_all.remove(&stream);
+            self.sent.push(Sent::End(stream));
+        }
+    }
+
     fn renew(&mut self, id: i64) {
         let request = LeaseKeepAliveRequest { id };
         self.sent.push(Sent::ToCluster(request));
@@ -47,37 +72,54 @@ impl Core for Renewals {
 
     fn close(&mut self, stream: StreamId) {
         for asked in self.leases.values_mut() {
-            asked.now.retain(|one| *one != stream);
-            asked.next.retain(|one| *one != stream);
+            asked.now.remove(&stream);
+            asked.next.remove(&stream);
         }
+        self.asked_all.remove(&stream);
     }
 
     fn take(&mut self, stream: StreamId, request: LeaseKeepAliveRequest) {
         let id = request.id;
         match self.leases.get_mut(&id) {
-            Some(asked) => asked.next.push(stream),
+            Some(asked) => count(&mut asked.next, stream),
             None => {
                 let asked = self.leases.entry(id).or_default();
-                asked.now.push(stream);
+                count(&mut asked.now, stream);
                 self.renew(id);
             }
         }
+    }
+
+    fn question(_: &Namespace, _: &LeaseKeepAliveRequest) -> Option<RangeRequest> {
+        None
+    }
+
+    fn refused(&mut self, _: StreamId, _: &Status) {}
+
+    fn asked_all(&mut self, stream: StreamId) {
+        self.asked_all.insert(stream);
+        self.end(stream);
     }
 
     fn heard(&mut self, answer: LeaseKeepAliveResponse) -> Result<(), DecodeError> {
         let Some(asked) = self.leases.remove(&answer.id) else {
             return Ok(());
         };
-        for stream in asked.now {
-            self.sent.push(Sent::ToClient(stream, answer));
+        for (stream, times) in &asked.now {
+            for _ in 0..*times {
+                self.sent.push(Sent::ToClient(*stream, answer));
+            }
         }
         if !asked.next.is_empty() {
             let asked = Waiting {
                 now: asked.next,
-                next: Vec::new(),
+                next: BTreeMap::new(),
             };
             self.leases.insert(answer.id, asked);
             self.renew(answer.id);
+        }
+        for stream in asked.now.into_keys() {
+            self.end(stream);
         }
         Ok(())
     }
@@ -119,6 +161,7 @@ mod tests {
         let all = renewals.sent().into_iter().map(|sent| match sent {
             Sent::ToCluster(request) => format!("renew {}", request.id),
             Sent::ToClient(stream, answer) => format!("{stream}: {} {}", answer.id, answer.ttl),
+            Sent::End(stream) => format!("{stream}: end"),
         });
         all.collect::<Vec<_>>().join(", ")
     }
@@ -165,5 +208,35 @@ mod tests {
         all.close(2);
         assert_eq!(hear(&mut all, 7, 60), "");
         assert_eq!(ask(&mut all, 1, 7), "renew 7");
+    }
+
+    #[test]
+    fn who_asks_no_more_gets_its_answers_and_the_end() {
+        let mut all = Renewals::default();
+        ask(&mut all, 1, 7);
+        ask(&mut all, 2, 7);
+        all.asked_all(1);
+        all.asked_all(2);
+        assert_eq!(sent(&mut all), "");
+        assert_eq!(hear(&mut all, 7, 60), "1: 7 60, renew 7, 1: end");
+        all.lost();
+        assert_eq!(sent(&mut all), "renew 7");
+        assert_eq!(hear(&mut all, 7, 60), "2: 7 60, 2: end");
+        all.asked_all(3);
+        assert_eq!(sent(&mut all), "3: end");
+    }
+
+    #[test]
+    fn what_a_client_asks_while_nothing_is_answered_is_bounded() {
+        let mut all = Renewals::default();
+        for _ in 0..MAX_ASKED {
+            ask(&mut all, 1, 7);
+        }
+        assert_eq!(hear(&mut all, 7, 60), "1: 7 60, renew 7");
+        for _ in 0..2 * MAX_ASKED {
+            ask(&mut all, 1, 7);
+        }
+        assert_eq!(hear(&mut all, 7, 60).matches("1: 7 60").count(), MAX_QUEUED);
+        assert_eq!(hear(&mut all, 7, 60).matches("1: 7 60").count(), MAX_ASKED);
     }
 }

@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{Request, Response, Version};
 use http_body_util::{BodyExt as _, Full};
@@ -64,9 +65,11 @@ impl ProxyService {
         proxies: Option<Arc<Proxies>>,
         limits: Limits,
     ) -> Self {
-        let of_watches = namespace.clone();
-        let watches = Groups::new(upstream.clone(), move || Watches::new(of_watches.clone()));
-        let renewals = Groups::new(upstream.clone(), Renewals::default);
+        let (shared, named) = (|| upstream.clone(), || namespace.clone());
+        let watches = Groups::new(shared(), named(), |namespace| {
+            Watches::new(namespace.clone())
+        });
+        let renewals = Groups::new(shared(), named(), |_| Renewals::default());
         let watch = WatchServer::new(WatchProxy(watches.clone()));
         let lease = LeaseServer::new(LeaseProxy(renewals));
         Self(Arc::new(All {
@@ -156,12 +159,15 @@ impl All {
         let (head, body) = answer.into_parts();
         let (message, trailers) = passing::message(body, self.limits.answer_bytes).await?;
         let unreadable = |error| Status::internal(format!("an answer cannot be read: {error}"));
-        let Some(message) = message else {
-            // An error, whose status is in the head.
-            return Ok(Response::from_parts(head, Body::empty()));
+        let data = match (message, &trailers) {
+            // An error, whose status is in the head, which has to end the stream then.
+            (None, None) => return Ok(Response::from_parts(head, Body::empty())),
+            (None, Some(_)) => Bytes::new(),
+            (Some(message), _) => {
+                let changed = self.namespace.answer(keyed, &message);
+                passing::framed(&changed.map_err(unreadable)?)
+            }
         };
-        let changed = self.namespace.answer(keyed, &message).map_err(unreadable)?;
-        let data = passing::framed(&changed);
         let ending = async move { trailers.map(Ok) };
         Ok(Response::from_parts(
             head,

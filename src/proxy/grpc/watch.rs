@@ -5,13 +5,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::group::{Answers, Core, Groups, Sent, StreamId};
-use super::watches::{Counts, Output, Watches};
+use super::namespace::Namespace;
+use super::permission;
+use super::watches::{self, Counts, Output, Watches};
 use crate::env::Boxed;
 use crate::proto::etcdserverpb::watch_client::WatchClient;
 use crate::proto::etcdserverpb::watch_server::Watch;
 use crate::proto::etcdserverpb::{
-    WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
-    watch_request::RequestUnion,
+    RangeRequest, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest,
+    WatchResponse, watch_request::RequestUnion,
 };
 use crate::transport::Channel;
 
@@ -35,6 +37,28 @@ impl Core for Watches {
             Some(RequestUnion::ProgressRequest(_)) => self.progress(stream),
             None => {}
         }
+    }
+
+    fn question(namespace: &Namespace, request: &WatchRequest) -> Option<RangeRequest> {
+        match &request.request_union {
+            Some(RequestUnion::CreateRequest(create)) => {
+                // What is wrong with a request is said without a question.
+                let range = watches::range(namespace, create).ok()?;
+                Some(permission::question(range))
+            }
+            _ => None,
+        }
+    }
+
+    fn refused(&mut self, stream: StreamId, status: &Status) {
+        // In the words of a member, by which clients see that a token is old.
+        let (code, text) = (status.code(), status.message());
+        let reason = format!("rpc error: code = {code:?} desc = {text}");
+        self.refuse(stream, None, &reason);
+    }
+
+    fn asked_all(&mut self, _: StreamId) {
+        // Its watches go on until it is gone, as a member's do.
     }
 
     fn heard(&mut self, answer: WatchResponse) -> Result<(), DecodeError> {
@@ -103,7 +127,7 @@ pub struct WatchProxy(pub Groups<Watches>);
 
 #[tonic::async_trait]
 impl Watch for WatchProxy {
-    type WatchStream = Answers<WatchResponse>;
+    type WatchStream = Answers<Watches>;
 
     async fn watch(
         &self,

@@ -5,29 +5,33 @@
 //! delivered, `next_revision`; 0 as long as it is to begin "now" and has not begun. A client's watch
 //! joins one that will deliver all that it has to see: one that has begun and delivered less, or one
 //! that has not and begins at the same place. A watch that is to begin "now" never joins one that has
-//! begun, which may be behind: a write that its client knows of could come to it as news. It gets a
-//! broadcast of its own; when that has begun, its watches move to another one of the range that is
-//! not ahead of it and reads no history, and it is closed. So many watches of a range soon cost one.
+//! begun, whose "now" was in the past: long ago, perhaps. It gets a broadcast of its own, or joins one
+//! that the cluster has not answered, whose "now" the answer names; as with a member that is behind,
+//! that can be earlier than a write that the client knows of. When a broadcast has begun, its watches
+//! move to another one of the range that is not ahead of it and reads no history, and it is closed. So
+//! many watches of a range soon cost one.
 //!
 //! Every client's watch knows the first revision that it has not got, so whichever broadcast it is
 //! in, nothing comes twice and nothing is left out.
 //!
-//! All of this is for callers with the same token: what one may see is asked where the cluster is
-//! asked, and never of another's watch.
+//! All of this is for callers with the same token, and each watch comes here once the cluster has said
+//! that its caller may have it (`permission`): what was allowed another watch is not asked of it.
+
+mod progress;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use prost::DecodeError;
 
+use super::group::StreamId;
 use super::namespace::Namespace;
 use crate::proto::EncodedEvent;
 use crate::proto::etcdserverpb::{
     ResponseHeader, WatchCreateRequest, WatchResponse, watch_create_request::FilterType,
 };
+use progress::Progress;
 
-/// A client's stream.
-pub type StreamId = u64;
 /// A watch at the cluster, by the id that it has there.
 pub type BroadcastId = i64;
 
@@ -66,6 +70,7 @@ pub struct Watches {
     /// Those that the cluster has not answered, in the order in which it will.
     opening: VecDeque<BroadcastId>,
     next_broadcast: BroadcastId,
+    progress: Progress,
     outputs: Vec<Output>,
     counts: Counts,
 }
@@ -85,7 +90,8 @@ pub struct Counts {
 struct ClientStream {
     watches: BTreeMap<i64, Watch>,
     next_id: i64,
-    wants_progress: bool,
+    /// It asked how far its watches are, and takes an answer to this request or a later one.
+    wants_progress: Option<u64>,
 }
 
 /// A client's watch.
@@ -105,9 +111,12 @@ struct Broadcast {
     next_revision: i64,
     /// The cluster has answered.
     begun: bool,
-    /// What was past when it last began: it reads history until it has delivered that.
-    past_revision: i64,
+    /// What was past when it last began: it reads history until it has delivered that. None as long as
+    /// the cluster has not answered over the present stream.
+    past_revision: Option<i64>,
     current: bool,
+    /// How often progress had been asked for by then.
+    asked_before: u64,
     header: Option<ResponseHeader>,
     members: BTreeSet<(StreamId, i64)>,
 }
@@ -139,6 +148,27 @@ impl Seen {
     }
 }
 
+/// What a watch is of, at the cluster.
+///
+/// # Errors
+/// What a refusal of it says.
+pub fn range(
+    namespace: &Namespace,
+    request: &WatchCreateRequest,
+) -> Result<(Bytes, Bytes), &'static str> {
+    let (key, end) = (&request.key, &request.range_end);
+    let is_range = end.is_empty() || end > key || end.as_ref() == [0];
+    if request.start_revision < 0 || !is_range {
+        return Err(if is_range { COMPACTED } else { "" });
+    }
+    // As a member reads an empty key: the first there can be.
+    let key: &[u8] = match key.is_empty() && namespace.is_empty() {
+        true => &[0],
+        false => key,
+    };
+    Ok(namespace.range(key, end))
+}
+
 impl Watches {
     pub fn new(namespace: Namespace) -> Self {
         Self {
@@ -148,6 +178,7 @@ impl Watches {
             by_range: BTreeMap::new(),
             opening: VecDeque::new(),
             next_broadcast: 1,
+            progress: Progress::default(),
             outputs: Vec::new(),
             counts: Counts::default(),
         }
@@ -178,13 +209,10 @@ impl Watches {
 
     /// A client begins a watch.
     pub fn create(&mut self, stream: StreamId, request: &WatchCreateRequest) {
-        let (key, end) = (&request.key, &request.range_end);
-        let is_range = end.is_empty() || end > key || end.as_ref() == [0];
-        if request.start_revision < 0 || !is_range {
-            let reason = if is_range { COMPACTED } else { "" };
-            self.refuse(stream, None, reason);
-            return;
-        }
+        let range = match range(&self.namespace, request) {
+            Ok(range) => range,
+            Err(reason) => return self.refuse(stream, None, reason),
+        };
         let Some(client) = self.streams.get_mut(&stream) else {
             return;
         };
@@ -204,12 +232,6 @@ impl Watches {
         if request.watch_id == 0 {
             client.next_id += 1;
         }
-        // As a member reads an empty key: the first there can be.
-        let key: &[u8] = match key.is_empty() && self.namespace.is_empty() {
-            true => &[0],
-            false => key,
-        };
-        let range = self.namespace.range(key, end);
         let broadcast = self.fitting(&range, request.start_revision);
         let broadcast = broadcast.unwrap_or_else(|| self.begin(range, request.start_revision));
         let filters = |filter| request.filters.contains(&(filter as i32));
@@ -251,14 +273,6 @@ impl Watches {
         self.answer(stream, id, header, |response| response.canceled = true);
     }
 
-    /// A client asks how far its watches are.
-    pub fn progress(&mut self, stream: StreamId) {
-        if let Some(client) = self.streams.get_mut(&stream) {
-            client.wants_progress = true;
-            self.outputs.push(Output::AskProgress);
-        }
-    }
-
     /// The cluster says something.
     ///
     /// # Errors
@@ -273,6 +287,8 @@ impl Watches {
             }
         } else if response.canceled {
             self.ended(response.watch_id, response);
+        } else if response.events.is_empty() && response.watch_id == NO_WATCH {
+            self.progressed_all(response);
         } else if response.events.is_empty() {
             self.progressed(response);
         } else {
@@ -292,9 +308,7 @@ impl Watches {
         for id in ids {
             self.open(id);
         }
-        if self.streams.values().any(|client| client.wants_progress) {
-            self.outputs.push(Output::AskProgress);
-        }
+        self.progress_lost();
     }
 
     /// A broadcast that will deliver all from a revision on.
@@ -320,8 +334,9 @@ impl Watches {
             range,
             next_revision: start,
             begun: false,
-            past_revision: 0,
+            past_revision: None,
             current: false,
+            asked_before: 0,
             header: None,
             members: BTreeSet::new(),
         };
@@ -333,6 +348,7 @@ impl Watches {
     fn open(&mut self, id: BroadcastId) {
         if let Some(broadcast) = self.broadcasts.get_mut(&id) {
             broadcast.current = false;
+            broadcast.past_revision = None;
             self.opening.push_back(id);
             self.outputs.push(Output::Open {
                 broadcast: id,
@@ -348,14 +364,16 @@ impl Watches {
         };
         let revision = revision(response);
         broadcast.header = response.header;
-        broadcast.past_revision = revision;
+        broadcast.past_revision = Some(revision);
+        broadcast.asked_before = self.progress.asked;
+        let members = broadcast.members.clone();
         if broadcast.next_revision == 0 {
             broadcast.next_revision = revision + 1;
         }
         broadcast.current = broadcast.next_revision > revision;
         if !std::mem::replace(&mut broadcast.begun, true) {
             let next = broadcast.next_revision;
-            for (stream, watch) in broadcast.members.clone() {
+            for (stream, watch) in members.iter().copied() {
                 if let Some(watch) = self.watch(stream, watch)
                     && watch.next_revision == 0
                 {
@@ -367,6 +385,7 @@ impl Watches {
             }
         }
         self.merge(id);
+        self.progress_since(members.into_iter().map(|(stream, _)| stream));
     }
 
     /// The cluster ended a watch, or did not begin it.
@@ -393,24 +412,16 @@ impl Watches {
     }
 
     fn progressed(&mut self, response: &WatchResponse) {
-        if response.watch_id == NO_WATCH {
-            let waiting = self.streams.iter_mut();
-            let waiting: Vec<StreamId> = waiting
-                .filter_map(|(id, one)| std::mem::take(&mut one.wants_progress).then_some(*id))
-                .collect();
-            for stream in waiting {
-                self.answer(stream, NO_WATCH, response.header, |_| {});
-            }
-            return;
-        }
         let Some(broadcast) = self.broadcasts.get_mut(&response.watch_id) else {
             return;
         };
         broadcast.current = true;
         broadcast.header = response.header;
-        broadcast.next_revision = broadcast.next_revision.max(revision(response) + 1);
+        let revision = revision(response);
+        broadcast.next_revision = broadcast.next_revision.max(revision + 1);
         for (stream, id) in broadcast.members.clone() {
-            if self.watch(stream, id).is_some_and(|watch| watch.progress) {
+            let watch = self.watch(stream, id);
+            if watch.is_some_and(|watch| watch.progress && watch.is_at(revision)) {
                 self.answer(stream, id, response.header, |_| {});
             }
         }
@@ -430,7 +441,7 @@ impl Watches {
         let seen = seen.collect::<Result<Vec<_>, _>>()?;
         let last = seen.last().map_or(0, |event| event.revision);
         broadcast.next_revision = broadcast.next_revision.max(last + 1);
-        broadcast.current |= last >= broadcast.past_revision;
+        broadcast.current |= broadcast.past_revision.is_some_and(|past| last >= past);
         broadcast.header = response.header;
         self.counts.saved += broadcast.members.len().saturating_sub(1) as u64;
         for (stream, id) in broadcast.members.clone() {
@@ -506,7 +517,7 @@ impl Watches {
         }
     }
 
-    fn refuse(&mut self, stream: StreamId, header: Option<ResponseHeader>, reason: &str) {
+    pub fn refuse(&mut self, stream: StreamId, header: Option<ResponseHeader>, reason: &str) {
         self.answer(stream, NO_WATCH, header, |answer| {
             answer.created = true;
             answer.canceled = true;
@@ -535,6 +546,11 @@ impl Watches {
 }
 
 impl Watch {
+    /// Whether it is to have got all up to a revision; one that begins later never has.
+    fn is_at(&self, revision: i64) -> bool {
+        self.next_revision <= revision + 1
+    }
+
     /// What this watch gets of an event.
     fn takes(&self, event: &Seen) -> Option<EncodedEvent> {
         let filtered = if event.is_delete {

@@ -17,7 +17,7 @@ use crate::proto::etcdserverpb::{
     watch_request::RequestUnion,
 };
 use crate::server::security;
-use crate::transport::{Channel, Dialler, dial_within};
+use crate::transport::{Channel, Dialler, Windows, dial_within};
 
 const NOT_ENABLED: &str = "etcdserver: authentication is not enabled";
 
@@ -179,7 +179,9 @@ impl<'a> Client<'a> {
             let (url, _) = &urls[self.next % urls.len()];
             self.next += 1;
             let limit = self.service.dial_timeout;
-            match dial_within(limit, &self.dialler, url, keepalive).await {
+            let dialled =
+                dial_within(limit, &self.dialler, url, keepalive, Windows::OWN_CALLS).await;
+            match dialled {
                 Ok(channel) => {
                     self.channel = Some(channel.clone());
                     return Ok(channel);
