@@ -32,7 +32,7 @@ pub struct Upstream {
     dialler: Dialler,
     keep_alive: Option<KeepAlive>,
     clock: Arc<dyn Clock>,
-    /// Told of the end of every dial.
+    /// Notified of the end of every dial.
     dialled: Notify,
 }
 

@@ -30,7 +30,6 @@ use crate::proto::EncodedEvent;
 use crate::proto::etcdserverpb::{
     ResponseHeader, WatchCreateRequest, WatchResponse, watch_create_request::FilterType,
 };
-use progress::Progress;
 
 /// A watch at the cluster, by the id that it has there.
 pub type BroadcastId = i64;
@@ -73,6 +72,13 @@ pub struct Watches {
     progress: Progress,
     outputs: Vec<Output>,
     counts: Counts,
+}
+
+/// How often the cluster was asked for progress, and answered, over the present stream.
+#[derive(Default)]
+struct Progress {
+    asked: u64,
+    answered: u64,
 }
 
 /// What coalescing has won.

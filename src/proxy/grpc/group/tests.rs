@@ -1,3 +1,5 @@
+//! Groups without a cluster: what they do with inputs, and with the end of their stream.
+
 use super::super::renewals::Renewals;
 use super::*;
 use crate::proto::etcdserverpb::LeaseKeepAliveRequest;

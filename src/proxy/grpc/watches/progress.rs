@@ -11,15 +11,8 @@
 //! And it is the answer to a client that made the n-th request or an earlier one. Who waits is asked
 //! for again after every answer that was not for it, and when its last watch has begun.
 
-use super::{Broadcast, NO_WATCH, Output, StreamId, Watches, revision};
+use super::{Broadcast, NO_WATCH, Output, Progress, StreamId, Watches, revision};
 use crate::proto::etcdserverpb::WatchResponse;
-
-/// Over the present stream to the cluster.
-#[derive(Default)]
-pub struct Progress {
-    pub asked: u64,
-    pub answered: u64,
-}
 
 impl Broadcast {
     /// Whether an answer that is the `answered`th, and shows a revision, speaks of this, too.
@@ -59,7 +52,7 @@ impl Watches {
     pub(super) fn progressed_all(&mut self, response: &WatchResponse) {
         self.progress.answered += 1;
         let (revision, answered) = (revision(response), self.progress.answered);
-        let mut told = Vec::new();
+        let mut answers = Vec::new();
         let mut waits = false;
         for (stream, client) in &self.streams {
             let Some(wanted) = client.wants_progress else {
@@ -71,12 +64,12 @@ impl Watches {
                 broadcast.is_some_and(|one| one.has_delivered(revision, answered))
             });
             if is_true && wanted <= answered {
-                told.push(*stream);
+                answers.push(*stream);
             } else {
                 waits |= self.has_begun(*stream);
             }
         }
-        for stream in told {
+        for stream in answers {
             let Some(client) = self.streams.get_mut(&stream) else {
                 continue;
             };
