@@ -490,6 +490,21 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// Profiles are there where the flag asks for them, and not on the port of the metrics.
+func TestProfiles(t *testing.T) {
+	server := harness.Start(t, harness.Etched, harness.Options{})
+	for _, kind := range kinds {
+		alone := fmt.Sprintf("http://127.0.0.1:%d", freePort(t))
+		proxy := startProxy(t, kind, "--endpoints="+server.Endpoint(), "--metrics-addr="+alone, "--enable-pprof")
+		for _, path := range []string{"/debug/pprof/heap", "/debug/pprof/profile?seconds=1"} {
+			if body := page(t, http.DefaultClient, "http://"+proxy.address+path, http.StatusOK); !strings.HasPrefix(body, "\x1f\x8b") {
+				t.Errorf("%s %s is no profile: %q", kind, path, body)
+			}
+		}
+		page(t, http.DefaultClient, alone+"/debug/pprof/", http.StatusNotFound)
+	}
+}
+
 // A member's page is the first one's, however its URL is written.
 func TestMetricsOfTheFirstMember(t *testing.T) {
 	first, second := harness.Start(t, harness.Etched, harness.Options{}), harness.Start(t, harness.Etched, harness.Options{})

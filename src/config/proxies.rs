@@ -53,6 +53,8 @@ pub struct GrpcProxyStart {
     pub max_concurrent_streams: u32,
     pub keepalive_min_time: Duration,
     pub keepalive: Option<(Duration, Duration)>,
+    /// Profiles are served.
+    pub pprof: bool,
     pub debug: bool,
 }
 
@@ -200,8 +202,7 @@ fn count(name: &'static str, default: &'static str, help: &'static str) -> Arg {
 }
 
 /// What etcd's proxy has and this one lacks.
-const NOT_BUILT: [&str; 6] = [
-    "enable-pprof",
+const NOT_BUILT: [&str; 5] = [
     "permit-without-stream",
     "endpoints-auto-sync-interval",
     "experimental-serializable-ordering",
@@ -325,15 +326,18 @@ fn client_side_flags() -> Vec<Arg> {
             "Serve clients by TLS with a certificate that is made",
         ),
         count("self-signed-cert-validity", "1", "Years that it is valid"),
+        switch(
+            "enable-pprof",
+            "Profiles under /debug/pprof/ for `go tool pprof`",
+        ),
         switch("debug", "Log more"),
     ]
 }
 
 fn flags_not_built() -> [Arg; NOT_BUILT.len()] {
     const NOT: &str = "Not built yet";
-    let [pprof, permit, sync, ordering, leasing, logging] = NOT_BUILT;
+    let [permit, sync, ordering, leasing, logging] = NOT_BUILT;
     [
-        switch(pprof, NOT),
         switch(permit, NOT),
         duration(sync, "0s", NOT),
         switch(ordering, NOT),
@@ -396,6 +400,7 @@ impl GrpcProxyStart {
                 .unwrap_or(u32::MAX),
             keepalive_min_time: time(start, "grpc-keepalive-min-time"),
             keepalive: keepalive("grpc-keepalive-interval", "grpc-keepalive-timeout"),
+            pprof: is_on(start, "enable-pprof"),
             debug: is_on(start, "debug"),
         })
     }

@@ -14,7 +14,7 @@ mod health;
 mod log_level;
 mod metrics_page;
 pub mod page;
-mod pprof;
+pub mod pprof;
 mod process;
 mod query;
 mod scrape;

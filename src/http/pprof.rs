@@ -10,7 +10,7 @@ use bytes::Buf;
 use http::{Request, Response, StatusCode};
 use tonic::body::Body;
 
-use super::query::Query;
+use super::query::{self, Query};
 use super::{body, page, process};
 use crate::env::Clock;
 use crate::profile::{self, cpu, heap};
@@ -22,7 +22,7 @@ const MAX_SECONDS: u64 = 300;
 const MAX_SYMBOLS_BYTES: usize = 65_536;
 
 const INDEX: &str = "<html><head><title>/debug/pprof/</title></head><body>\n\
-<p>Profiles of this member, for <code>go tool pprof URL</code>.</p>\n<ul>\n\
+<p>Profiles of this process, for <code>go tool pprof URL</code>.</p>\n<ul>\n\
 <li><a href=\"heap\">heap</a>: what holds the memory that Rust allocates, sampled; RocksDB's is not in it</li>\n\
 <li><a href=\"allocs\">allocs</a>: the same, and what was freed since the start</li>\n\
 <li><a href=\"profile\">profile</a>: where the processors' time goes, for <code>?seconds=</code> 30</li>\n\
@@ -31,8 +31,25 @@ const INDEX: &str = "<html><head><title>/debug/pprof/</title></head><body>\n\
 <li><a href=\"symbol\">symbol</a>: the functions at addresses</li>\n\
 </ul>\n</body></html>\n";
 
+/// Answers a request for a profile, for a listener that has nothing of a member; another is given back.
+///
+/// # Errors
+/// The request.
+pub async fn answer<B>(request: Request<B>, clock: &dyn Clock) -> Result<Response<Body>, Request<B>>
+where
+    B: http_body::Body<Data: Buf>,
+{
+    let parts = query::parts(request.uri());
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    let ["debug", "pprof", names @ ..] = parts.as_slice() else {
+        return Err(request);
+    };
+    let (head, sent) = request.into_parts();
+    Ok(respond(names, &Request::from_parts(head, ()), sent, clock).await)
+}
+
 /// Answers a request for what is below the page.
-pub async fn respond<B>(
+pub(super) async fn respond<B>(
     names: &[&str],
     request: &Request<()>,
     sent: B,

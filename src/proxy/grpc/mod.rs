@@ -60,6 +60,9 @@ const OWN_FILES: u64 = 64;
 
 /// Runs the proxy until a signal comes.
 pub async fn run(start: GrpcProxyStart, signals: StopSignals) -> Result<i32, Error> {
+    if start.pprof {
+        crate::profile::heap::start();
+    }
     let tls = listener_tls(&start)?;
     let endpoints = endpoints::find(&start.cluster).await?;
     let (listener, address) = bind(&start.listen_addr).await?;
@@ -90,7 +93,7 @@ pub async fn run(start: GrpcProxyStart, signals: StopSignals) -> Result<i32, Err
         request_bytes: start.max_send_bytes,
         answer_bytes: start.max_recv_bytes,
     };
-    let service = ProxyService::new(upstream, namespace, proxies.clone(), limits);
+    let service = ProxyService::new(upstream, namespace, proxies.clone(), limits, start.pprof);
     let (stop, stopping) = latch::channel(false);
     let options = options(&start, tls.map_or(Security::Plain, Security::Tls));
     let mut serving = Vec::new();

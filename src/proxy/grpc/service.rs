@@ -26,6 +26,8 @@ use super::renewals::Renewals;
 use super::upstream::Upstream;
 use super::watch::WatchProxy;
 use super::watches::Watches;
+use crate::env::SystemClock;
+use crate::http::pprof;
 use crate::proto::etcdserverpb::lease_server::LeaseServer;
 use crate::proto::etcdserverpb::watch_server::WatchServer;
 
@@ -56,6 +58,7 @@ struct All {
     limits: Limits,
     /// Nothing but pages.
     pages_only: bool,
+    profiles: bool,
 }
 
 impl ProxyService {
@@ -64,6 +67,7 @@ impl ProxyService {
         namespace: Namespace,
         proxies: Option<Arc<Proxies>>,
         limits: Limits,
+        profiles: bool,
     ) -> Self {
         let (shared, named) = (|| upstream.clone(), || namespace.clone());
         let watches = Groups::new(shared(), named(), |namespace| {
@@ -81,6 +85,7 @@ impl ProxyService {
             lease,
             limits,
             pages_only: false,
+            profiles,
         }))
     }
 
@@ -96,6 +101,7 @@ impl ProxyService {
             lease: all.lease.clone(),
             limits: all.limits,
             pages_only: true,
+            profiles: false,
         }))
     }
 
@@ -105,6 +111,13 @@ impl ProxyService {
             content_type.is_some_and(|one| one.as_bytes().starts_with(b"application/grpc"));
         let all = &self.0;
         if request.version() != Version::HTTP_2 || !is_grpc || all.pages_only {
+            let request = match all.profiles {
+                false => request,
+                true => match pprof::answer(request, &SystemClock::new()).await {
+                    Ok(response) => return response,
+                    Err(request) => request,
+                },
+            };
             return pages::answer(&request, &all.upstream, &all.watch, all.watches.counts()).await;
         }
         let answered = match request.uri().path() {
