@@ -40,7 +40,8 @@ func TestSlowReadersHoldUpNobody(t *testing.T) {
 		_, err := direct.Put(ctx, fmt.Sprint("k", i), strings.Repeat("x", 1<<20))
 		must(t, err)
 	}
-	for range 3 {
+	// As many as a member makes at once.
+	for range 2 {
 		stream, err := etcdserverpb.NewMaintenanceClient(proxy.dial(t)).Snapshot(ctx, &etcdserverpb.SnapshotRequest{})
 		must(t, err)
 		_, err = stream.Recv()
