@@ -28,7 +28,7 @@ var notInREADME = map[string]struct {
 	"Configuration": {"tracing: refused at the start", []absence{
 		refusesFlag("--enable-distributed-tracing"),
 	}},
-	"Commands": {"of `grpc-proxy`: a cache of ranges; `--enable-pprof`, `--permit-without-stream`, `--endpoints-auto-sync-interval` and its experimental flags (refused)", []absence{
+	"Commands": {"of `grpc-proxy`: a cache of ranges; `--permit-without-stream`, `--endpoints-auto-sync-interval` and its experimental flags (refused)", []absence{
 		refusesProxyFlags,
 	}},
 }
@@ -198,7 +198,7 @@ func refusesFlag(flag string) absence {
 func refusesProxyFlags(t *testing.T, _ *harness.Server) {
 	t.Helper()
 	for _, flag := range []string{
-		"--enable-pprof", "--permit-without-stream", "--endpoints-auto-sync-interval=1s",
+		"--permit-without-stream", "--endpoints-auto-sync-interval=1s",
 		"--experimental-serializable-ordering", "--experimental-leasing-prefix=l", "--experimental-enable-grpc-logging",
 	} {
 		name, _, _ := strings.Cut(flag, "=")
