@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -145,7 +144,10 @@ func (w *writer) snapshot(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "the snapshot could not be made; this member's log says why") {
 		t.Errorf("snapshot: %v", err)
 	}
-	if lines, err := os.ReadFile(w.server.LogPath()); err != nil || !strings.Contains(string(lines), "No space left on device") {
+	// A thread of its own writes the log: the answer may come first.
+	if _, err := w.server.WaitLog(5*time.Second, 1, harness.Choose(func(line harness.LogLine) bool {
+		return strings.Contains(fmt.Sprint(line), "No space left on device")
+	})); err != nil {
 		t.Errorf("its log does not say why: %v", err)
 	}
 	if !w.server.Running() {
