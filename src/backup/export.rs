@@ -107,7 +107,7 @@ fn sorted_records(read: &dyn Read, dir: &Path, go_on: &dyn Fn() -> bool) -> Resu
             false => Err(Error::Unread),
         }
     };
-    let mut current = read.cursor(Family::Current, &[], None)?;
+    let mut current = read.scan(Family::Current, &[], None)?;
     while current.next()? {
         put(
             current.key(),
@@ -116,12 +116,12 @@ fn sorted_records(read: &dyn Read, dir: &Path, go_on: &dyn Fn() -> bool) -> Resu
             current.key(),
         )?;
     }
-    let mut undo = read.cursor(Family::Undo, &[], None)?;
+    let mut undo = read.scan(Family::Undo, &[], None)?;
     while undo.next()? {
         let (key, _) = schema::decode_undo_key(undo.key())?;
         put(&key, undo.value(), Family::Undo, undo.key())?;
     }
-    let mut log = read.cursor(Family::Revisions, &[], None)?;
+    let mut log = read.scan(Family::Revisions, &[], None)?;
     while log.next()? {
         let record = RevisionRecord::decode(log.key(), log.value())?;
         if record.kind == ChangeKind::Delete {

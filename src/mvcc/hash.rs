@@ -193,7 +193,7 @@ impl Hashing {
     ) -> Result<Option<Vec<u8>>, HashError> {
         let behind = schema::revision_key(Revision::new(self.revision.max(0) + 1, 0));
         let upper = (family == Family::Revisions).then_some(behind.as_slice());
-        let mut cursor = read.cursor(family, from, upper)?;
+        let mut cursor = read.scan(family, from, upper)?;
         let (mut seen, mut bytes) = (0, 0);
         while cursor.next()? {
             if seen == limit || bytes >= STEP_BYTES {

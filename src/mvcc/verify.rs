@@ -118,7 +118,7 @@ impl Verifier<'_> {
     ) -> u64 {
         let mut records = 0;
         let read = self.snapshot.read;
-        let walked = read.cursor(family, &[], None);
+        let walked = read.scan(family, &[], None);
         let walked = walked.and_then(|mut cursor| {
             while cursor.next()? {
                 records += 1;

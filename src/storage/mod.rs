@@ -191,6 +191,17 @@ pub trait Read: Send + Sync {
         lower: &[u8],
         upper: Option<&[u8]>,
     ) -> Result<Box<dyn Cursor + 'a>>;
+
+    /// A cursor for a walk over much that comes once: what it reads takes no other block's place in
+    /// memory.
+    fn scan<'a>(
+        &'a self,
+        family: Family,
+        lower: &[u8],
+        upper: Option<&[u8]>,
+    ) -> Result<Box<dyn Cursor + 'a>> {
+        self.cursor(family, lower, upper)
+    }
 }
 
 /// Walks keys upwards.

@@ -241,6 +241,17 @@ impl Read for RocksEngine {
     ) -> Result<Box<dyn Cursor + 'a>> {
         raw_cursor(&self.db, ReadOptions::default(), family, lower, upper)
     }
+
+    fn scan<'a>(
+        &'a self,
+        family: Family,
+        lower: &[u8],
+        upper: Option<&[u8]>,
+    ) -> Result<Box<dyn Cursor + 'a>> {
+        let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        raw_cursor(&self.db, options, family, lower, upper)
+    }
 }
 
 self_cell::self_cell!(
@@ -275,6 +286,18 @@ impl Read for RocksView {
     ) -> Result<Box<dyn Cursor + 'a>> {
         let mut options = ReadOptions::default();
         options.set_snapshot(self.snapshot.borrow_dependent());
+        raw_cursor(self.snapshot.borrow_owner(), options, family, lower, upper)
+    }
+
+    fn scan<'a>(
+        &'a self,
+        family: Family,
+        lower: &[u8],
+        upper: Option<&[u8]>,
+    ) -> Result<Box<dyn Cursor + 'a>> {
+        let mut options = ReadOptions::default();
+        options.set_snapshot(self.snapshot.borrow_dependent());
+        options.fill_cache(false);
         raw_cursor(self.snapshot.borrow_owner(), options, family, lower, upper)
     }
 }
