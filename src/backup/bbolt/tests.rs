@@ -68,6 +68,8 @@ fn what_is_written_is_read_again() {
         (204, 0, 0),
         (50_000, 13, 20),
         (300, 3_000, 10),
+        (700, 10, 1_400),
+        (300, 10, 4_096),
         (7, 9_000, 9_000),
         (40, 10, 70_000),
     ];
@@ -93,8 +95,10 @@ fn what_is_written_is_read_again() {
 fn branches_have_two_children_or_more() {
     for count in (1..400).chain([5_000, 5_001, 5_002, 5_003]) {
         let bytes = file_of(&[("b", pairs(count, 500, 1_000))]);
-        for page in bytes.chunks(PAGE_BYTES) {
-            let head = super::page::Head::parse(page).expect("a head");
+        let mut at = 0;
+        while at < bytes.len() {
+            let head = super::page::Head::parse(&bytes[at..]).expect("a head");
+            at += (1 + head.overflow as usize) * PAGE_BYTES;
             if head.flags == super::page::BRANCH && head.id > 2 {
                 assert!(
                     head.count >= 2,
@@ -104,6 +108,23 @@ fn branches_have_two_children_or_more() {
                 );
             }
         }
+    }
+}
+
+/// A leaf of pairs a little longer than a half of a page or a whole one is no half empty pages.
+#[test]
+fn little_of_the_pages_is_empty() {
+    for value_len in [300, 700, 1_400, 2_100, 4_096, 5_000, 9_000, 70_000] {
+        let pairs = pairs(1_000, 13, value_len);
+        let content: usize = pairs
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum();
+        let bytes = file_of(&[("b", pairs)]).len();
+        assert!(
+            bytes < content + content / 5 + 10_000,
+            "{value_len}: {bytes} for {content}"
+        );
     }
 }
 

@@ -9,7 +9,8 @@
 //!
 //! Invariants:
 //! - a branch has at least two children: bbolt panics when it merges a page without a sibling;
-//! - a leaf holds what fits a page; a pair larger than a page has pages to itself.
+//! - a leaf of small pairs is one page; one of larger pairs takes as many pages as it needs to lose
+//!   little of the last, since a file of values of 4 kB would else be twice as long as they are.
 
 use super::page::{
     BRANCH, BUCKET, BUCKET_BYTES, ELEMENT_BYTES, FREE_LIST, HEAD_BYTES, Head, LEAF, Meta,
@@ -178,7 +179,7 @@ impl Tree {
         pages: &mut Pages,
     ) {
         let more = ELEMENT_BYTES + key.len() + value_len;
-        if !self.leaf.elements.is_empty() && self.leaf.page_bytes() + more > PAGE_BYTES {
+        if self.leaf.is_full(more) {
             self.end_leaf(pages);
         }
         if self.leaf.elements.is_empty() {
@@ -249,7 +250,17 @@ struct Leaf {
     data: Vec<u8>,
 }
 
+/// What a leaf may leave empty: one part of so many of its pages.
+const LOST_PART: usize = 8;
+
 impl Leaf {
+    /// Whether a pair of `more` bytes belongs to the next leaf.
+    fn is_full(&self, more: usize) -> bool {
+        let bytes = self.page_bytes().next_multiple_of(PAGE_BYTES);
+        let lost = bytes - self.page_bytes();
+        !self.elements.is_empty() && more > lost && lost <= bytes / LOST_PART
+    }
+
     fn page_bytes(&self) -> usize {
         HEAD_BYTES + self.elements.len() * ELEMENT_BYTES + self.data_len
     }
