@@ -43,7 +43,7 @@ pub fn check(values: &Values) -> Result<(), Refusal> {
 /// Of checked values; none where traces are off.
 ///
 /// # Errors
-/// An address that nothing can be sent to, which etcd takes.
+/// An address that is no host and port, which etcd does not check.
 pub fn settle(values: &Values) -> Result<Option<Tracing>, Refusal> {
     if !values.bool("enable-distributed-tracing") {
         return Ok(None);
