@@ -49,7 +49,24 @@ fn root(path: &str) -> &str {
     path.split("::").next().unwrap_or_default()
 }
 
-/// A key as an attribute; one that is no text is shown as far as it is.
+/// The bytes of a key that an attribute shows: spans wait in memory for a collector that may be
+/// slow, and any client can ask for them.
+const SHOWN_KEY_BYTES: usize = 1024;
+
+/// A key as an attribute: its begin, as far as that is text.
 pub fn key(key: &[u8]) -> Cow<'_, str> {
-    String::from_utf8_lossy(key)
+    String::from_utf8_lossy(&key[..key.len().min(SHOWN_KEY_BYTES)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_long_key_the_begin_is_shown() {
+        assert_eq!(key(b"a\"b"), "a\"b");
+        assert_eq!(key(b"a\xffb"), "a\u{fffd}b");
+        let long = [b'k'; SHOWN_KEY_BYTES + 1];
+        assert_eq!(key(&long).as_bytes(), &long[1..]);
+    }
 }
