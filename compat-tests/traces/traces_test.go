@@ -149,9 +149,9 @@ func calls() []call {
 			Recv() (*pb.WatchResponse, error)
 			CloseSend() error
 		}, error) {
-			// Both end a watch with its client.
-			ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
-			context.AfterFunc(ctx, cancel)
+			// A deadline would end it at either side first.
+			ctx, cancel := context.WithCancel(ctx)
+			time.AfterFunc(500*time.Millisecond, cancel)
 			return pb.NewWatchClient(conn).Watch(ctx)
 		},
 			&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
