@@ -124,12 +124,28 @@ fn resource(config: &Tracing) -> Resource {
         .build()
 }
 
+/// As much as W3C wants everybody to pass on.
+const TRACE_STATE_BYTES: usize = 512;
+
+/// Whether a `traceparent` names trace and span by as many digits as they have: the library takes
+/// less for smaller numbers.
+fn has_whole_ids(traceparent: &str) -> bool {
+    let mut lengths = traceparent.split('-').map(str::len).skip(1);
+    (lengths.next(), lengths.next()) == (Some(32), Some(16))
+}
+
 /// The headers of a call, as the library reads them.
 struct Headers<'a>(&'a HeaderMap);
 
 impl Extractor for Headers<'_> {
     fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key)?.to_str().ok()
+        let value = self.0.get(key)?.to_str().ok()?;
+        let is_taken = match key {
+            "traceparent" => has_whole_ids(value),
+            // It is kept with the span, and no part of a client's headers is short by itself.
+            _ => value.len() <= TRACE_STATE_BYTES,
+        };
+        is_taken.then_some(value)
     }
 
     fn keys(&self) -> Vec<&str> {

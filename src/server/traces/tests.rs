@@ -137,14 +137,15 @@ fn a_call_says_how_it_ended() {
         ),
     ] {
         let (traces, kept) = kept(0);
-        let below = listened(&traces, || {
+        let spans = listened(&traces, || {
             let span = sampled_put(&traces);
             let below = trace::below!(&span, "lasts longer");
             traces.end(&span, code, message);
-            below
+            // It has ended, whatever is below it.
+            let spans = kept.0.lock().clone();
+            drop(below);
+            spans
         });
-        // It has ended, whatever is below it.
-        let spans = kept.0.lock().clone();
         assert_eq!(spans.len(), 1);
         assert_eq!(spans[0].name, "etcdserverpb.KV/Put");
         assert_eq!(spans[0].status, status);
@@ -164,7 +165,6 @@ fn a_call_says_how_it_ended() {
             assert_eq!(text(key).as_deref(), Some(value), "{key}");
         }
         assert_eq!(spans[0].attributes.len(), 5, "{:?}", spans[0].attributes);
-        listened(&traces, || drop(below));
     }
 }
 
