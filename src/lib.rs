@@ -5,7 +5,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `types`, `error`, `env`, `proto`, `metrics`, `budget`, `notices`, `probe`, `profile` |
+//! | 0 | `types`, `error`, `env`, `proto`, `metrics`, `budget`, `notices`, `probe`, `profile`, `trace` |
 //! | 1 | `config`, `net`, `storage` |
 //! | 2 | `mvcc`, `raft` |
 //! | 3 | `state`, `watch` |
@@ -56,6 +56,7 @@ pub(crate) mod service;
 pub(crate) mod sim;
 pub(crate) mod state;
 pub(crate) mod storage;
+pub(crate) mod trace;
 pub(crate) mod transport;
 pub(crate) mod types;
 pub(crate) mod watch;

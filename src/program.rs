@@ -16,6 +16,7 @@ use crate::offline;
 use crate::profile;
 use crate::proxy;
 use crate::server::signals::{self, Interruption};
+use crate::server::traces::Traces;
 use crate::server::{self, from_snapshot, logging, run::Stopped, to_etcd};
 
 /// What the program's allocator reports to.
@@ -61,7 +62,14 @@ pub fn run(give_back: GiveBack) -> ExitCode {
     if loaded.config.serves_profiles() {
         profile::heap::start();
     }
-    if let Err(error) = logging::init(&loaded.config.log) {
+    // What it cannot do is said once there is a log.
+    let runtime = start_runtime(give_back);
+    let traces = match (&loaded.config.tracing, &runtime) {
+        (Some(tracing), Ok(runtime)) => Traces::start(tracing, runtime.handle()).map(Some),
+        _ => Ok(None),
+    };
+    let heard = traces.as_ref().ok().and_then(Option::as_ref);
+    if let Err(error) = logging::init(&loaded.config.log, heard) {
         logging::fatal("discovery failed", &error.to_string());
         return ExitCode::from(1);
     }
@@ -70,7 +78,7 @@ pub fn run(give_back: GiveBack) -> ExitCode {
         // The allocator's region is sparse: with pages of 2 MiB twice its memory is resident.
         tracing::warn!(%error, "cannot turn off huge pages; more memory will be resident");
     }
-    let runtime = match start_runtime(give_back) {
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
             logging::fatal(
@@ -80,7 +88,7 @@ pub fn run(give_back: GiveBack) -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    let ended = runtime.block_on(server::run::run(loaded.config));
+    let ended = runtime.block_on(async { server::run::run(loaded.config, traces?).await });
     match ended {
         Ok(Stopped::Signal(signal)) => {
             logging::flush();
@@ -230,7 +238,7 @@ fn proxy(command: Proxy, args: Vec<OsString>, give_back: GiveBack) -> ExitCode {
         eprintln!("{reason}");
         ExitCode::from(1)
     };
-    if let Err(error) = logging::init(&log) {
+    if let Err(error) = logging::init(&log, None) {
         return failed(&error);
     }
     let args: Vec<String> = args

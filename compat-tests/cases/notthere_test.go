@@ -25,9 +25,6 @@ var notInREADME = map[string]struct {
 	claim  string
 	checks []absence
 }{
-	"Configuration": {"tracing: refused at the start", []absence{
-		refusesFlag("--enable-distributed-tracing"),
-	}},
 	"Commands": {"of `grpc-proxy`: a cache of ranges; `--permit-without-stream`, `--endpoints-auto-sync-interval` and its experimental flags (refused)", []absence{
 		refusesProxyFlags,
 	}},
@@ -122,24 +119,19 @@ func helpSentence(t *testing.T) string {
 
 var flagInHelp = regexp.MustCompile(`(?m)^ +--(\S+) <([A-Z]+)>\n +(.*)$`)
 
-// Each flag that --help calls not built is refused in one line that names it, and
-// each without an effect is accepted, and named in the log of the start.
-func TestFlagsThatAreNotBuilt(t *testing.T) {
+// Each flag that --help calls without an effect is accepted, and named in the log
+// of the start.
+func TestFlagsWithoutEffect(t *testing.T) {
 	t.Parallel()
 	var without []string
-	count := 0
 	for _, flag := range flagInHelp.FindAllStringSubmatch(help(t), -1) {
 		name, usage := flag[1], flag[3]
-		switch {
-		case strings.Contains(usage, "[not built yet]"):
-			count++
-			refusesFlag("--"+name+"="+otherThanDefault(name, flag[2], usage))(t, nil)
-		case strings.Contains(usage, "[no effect: "):
+		if strings.Contains(usage, "[no effect: ") {
 			without = append(without, "--"+name+"="+otherThanDefault(name, flag[2], usage))
 		}
 	}
-	if count == 0 || len(without) == 0 {
-		t.Errorf("--help lists %d flags as not built and %d as without an effect: is its form another?", count, len(without))
+	if len(without) == 0 {
+		t.Error("--help lists no flag as without an effect: is its form another?")
 	}
 	server := harness.Start(t, harness.Etched, harness.Options{Flags: without})
 	lines, err := server.Log()
@@ -181,17 +173,6 @@ func otherThanDefault(name, kind, usage string) string {
 		return "TLS1.3"
 	default:
 		return "x"
-	}
-}
-
-func refusesFlag(flag string) absence {
-	return func(t *testing.T, _ *harness.Server) {
-		t.Helper()
-		name, _, _ := strings.Cut(flag, "=")
-		got := harness.Exits(t, harness.Etched, nil, []string{flag})
-		if got.Code != 1 || !strings.HasPrefix(got.Error, name+" is not built yet in etched ") {
-			t.Errorf("%s: %+v", flag, got)
-		}
 	}
 }
 

@@ -153,8 +153,8 @@ impl AuthService {
 
 /// The body of a method: the request as it goes into the log, and the response's kind.
 macro_rules! execute {
-    ($self:ident, $request:ident, $method:literal, $kind:ident, $field:ident) => {{
-        let caller = caller::of(&$self.handle, $method, &$request);
+    ($self:ident, $request:ident, $kind:ident, $field:ident) => {{
+        let caller = caller::of(&$self.handle, &$request);
         execute!($self, &caller, $request.into_inner(), $kind, $field)
     }};
     ($self:ident, $caller:expr, $message:expr, $kind:ident, $field:ident) => {{
@@ -177,21 +177,21 @@ impl Auth for AuthService {
         &self,
         request: Request<AuthEnableRequest>,
     ) -> Result<Response<AuthEnableResponse>, Status> {
-        execute!(self, request, "AuthEnable", AuthEnable, auth_enable)
+        execute!(self, request, AuthEnable, auth_enable)
     }
 
     async fn auth_disable(
         &self,
         request: Request<AuthDisableRequest>,
     ) -> Result<Response<AuthDisableResponse>, Status> {
-        execute!(self, request, "AuthDisable", AuthDisable, auth_disable)
+        execute!(self, request, AuthDisable, auth_disable)
     }
 
     async fn auth_status(
         &self,
         request: Request<AuthStatusRequest>,
     ) -> Result<Response<AuthStatusResponse>, Status> {
-        execute!(self, request, "AuthStatus", AuthStatus, auth_status)
+        execute!(self, request, AuthStatus, auth_status)
     }
 
     async fn authenticate(
@@ -199,7 +199,7 @@ impl Auth for AuthService {
         request: Request<AuthenticateRequest>,
     ) -> Result<Response<AuthenticateResponse>, Status> {
         // Whatever else is shown, the password counts.
-        let caller = caller::of(&self.handle, "Authenticate", &request);
+        let caller = caller::of(&self.handle, &request);
         let caller = caller.as_identity(Identity::Nobody);
         let mut message = request.into_inner();
         let password = Password::take(&mut message.password);
@@ -221,7 +221,7 @@ impl Auth for AuthService {
         &self,
         request: Request<AuthUserAddRequest>,
     ) -> Result<Response<AuthUserAddResponse>, Status> {
-        let caller = caller::of(&self.handle, "UserAdd", &request);
+        let caller = caller::of(&self.handle, &request);
         let mut message = request.into_inner();
         let password = Password::take(&mut message.password);
         if !message.options.is_some_and(|options| options.no_password) {
@@ -238,34 +238,28 @@ impl Auth for AuthService {
         &self,
         request: Request<AuthUserGetRequest>,
     ) -> Result<Response<AuthUserGetResponse>, Status> {
-        execute!(self, request, "UserGet", AuthUserGet, auth_user_get)
+        execute!(self, request, AuthUserGet, auth_user_get)
     }
 
     async fn user_list(
         &self,
         request: Request<AuthUserListRequest>,
     ) -> Result<Response<AuthUserListResponse>, Status> {
-        execute!(self, request, "UserList", AuthUserList, auth_user_list)
+        execute!(self, request, AuthUserList, auth_user_list)
     }
 
     async fn user_delete(
         &self,
         request: Request<AuthUserDeleteRequest>,
     ) -> Result<Response<AuthUserDeleteResponse>, Status> {
-        execute!(
-            self,
-            request,
-            "UserDelete",
-            AuthUserDelete,
-            auth_user_delete
-        )
+        execute!(self, request, AuthUserDelete, auth_user_delete)
     }
 
     async fn user_change_password(
         &self,
         request: Request<AuthUserChangePasswordRequest>,
     ) -> Result<Response<AuthUserChangePasswordResponse>, Status> {
-        let caller = caller::of(&self.handle, "UserChangePassword", &request);
+        let caller = caller::of(&self.handle, &request);
         let mut message = request.into_inner();
         let password = Password::take(&mut message.password);
         if !password.is_empty() {
@@ -288,60 +282,42 @@ impl Auth for AuthService {
         &self,
         request: Request<AuthUserGrantRoleRequest>,
     ) -> Result<Response<AuthUserGrantRoleResponse>, Status> {
-        execute!(
-            self,
-            request,
-            "UserGrantRole",
-            AuthUserGrantRole,
-            auth_user_grant_role
-        )
+        execute!(self, request, AuthUserGrantRole, auth_user_grant_role)
     }
 
     async fn user_revoke_role(
         &self,
         request: Request<AuthUserRevokeRoleRequest>,
     ) -> Result<Response<AuthUserRevokeRoleResponse>, Status> {
-        execute!(
-            self,
-            request,
-            "UserRevokeRole",
-            AuthUserRevokeRole,
-            auth_user_revoke_role
-        )
+        execute!(self, request, AuthUserRevokeRole, auth_user_revoke_role)
     }
 
     async fn role_add(
         &self,
         request: Request<AuthRoleAddRequest>,
     ) -> Result<Response<AuthRoleAddResponse>, Status> {
-        execute!(self, request, "RoleAdd", AuthRoleAdd, auth_role_add)
+        execute!(self, request, AuthRoleAdd, auth_role_add)
     }
 
     async fn role_get(
         &self,
         request: Request<AuthRoleGetRequest>,
     ) -> Result<Response<AuthRoleGetResponse>, Status> {
-        execute!(self, request, "RoleGet", AuthRoleGet, auth_role_get)
+        execute!(self, request, AuthRoleGet, auth_role_get)
     }
 
     async fn role_list(
         &self,
         request: Request<AuthRoleListRequest>,
     ) -> Result<Response<AuthRoleListResponse>, Status> {
-        execute!(self, request, "RoleList", AuthRoleList, auth_role_list)
+        execute!(self, request, AuthRoleList, auth_role_list)
     }
 
     async fn role_delete(
         &self,
         request: Request<AuthRoleDeleteRequest>,
     ) -> Result<Response<AuthRoleDeleteResponse>, Status> {
-        execute!(
-            self,
-            request,
-            "RoleDelete",
-            AuthRoleDelete,
-            auth_role_delete
-        )
+        execute!(self, request, AuthRoleDelete, auth_role_delete)
     }
 
     async fn role_grant_permission(
@@ -354,7 +330,6 @@ impl Auth for AuthService {
         execute!(
             self,
             request,
-            "RoleGrantPermission",
             AuthRoleGrantPermission,
             auth_role_grant_permission
         )
@@ -367,7 +342,6 @@ impl Auth for AuthService {
         execute!(
             self,
             request,
-            "RoleRevokePermission",
             AuthRoleRevokePermission,
             auth_role_revoke_permission
         )

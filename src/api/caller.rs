@@ -13,6 +13,7 @@ use http::{Extensions, HeaderMap, HeaderName, Response, StatusCode};
 use tonic::body::Body;
 use tonic::{Request, Status};
 
+use super::traces;
 use crate::error::Error;
 use crate::replica::shared::Shared;
 use crate::service::caller::{Caller, Credentials, Identity};
@@ -41,28 +42,23 @@ impl Known {
     }
 }
 
-/// The caller of an RPC. `method` is the name of its span.
-pub fn of<T>(handle: &Handle, method: &'static str, request: &Request<T>) -> Caller {
+/// The caller of an RPC.
+pub fn of<T>(handle: &Handle, request: &Request<T>) -> Caller {
     // The simulator's clients have no metadata.
     #[cfg(any(test, feature = "simulation"))]
     if let Some(caller) = request.extensions().get::<Caller>() {
         return caller.clone();
     }
     let (headers, extensions) = (request.metadata().as_ref(), request.extensions());
-    with_headers(handle.shared(), method, headers, extensions)
+    with_headers(handle.shared(), headers, extensions)
 }
 
 /// The same, before it is known what is asked.
-pub fn with_headers(
-    shared: &Shared,
-    method: &'static str,
-    headers: &HeaderMap,
-    extensions: &Extensions,
-) -> Caller {
+pub fn with_headers(shared: &Shared, headers: &HeaderMap, extensions: &Extensions) -> Caller {
     // One that cannot be read has been refused by then.
     let timeout = timeout(headers).ok().flatten();
     let deadline = timeout.map(|timeout| shared.clock.now().saturating_add(timeout));
-    let span = tracing::debug_span!("call", method);
+    let span = traces::span_of(extensions);
     match extensions.get::<Known>() {
         None => Caller::client(Identity::Nobody, deadline, span),
         Some(known) => Caller::client(known.identity.clone(), deadline, span)

@@ -1,5 +1,5 @@
 //! Counts calls: when one begins, with what code it ends, and with `--metrics=extensive` how long
-//! it took.
+//! it took. The span of a call in its trace ends here as well.
 //!
 //! A unary call ends with its answer. A stream ends with its body: with the code that its
 //! trailers hold, or canceled where the client left first.
@@ -15,6 +15,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+use super::traces::Traced;
 use super::watch::MessageCount;
 use crate::replica::shared::Shared;
 use crate::service::rpcs::{Flow, RPCS};
@@ -25,11 +26,12 @@ pub struct Counted {
     method: usize,
     /// Where its time is wanted.
     started: Option<Duration>,
+    traced: Traced,
     ended: bool,
 }
 
 impl Counted {
-    pub fn start(shared: &Arc<Shared>, method: usize) -> Self {
+    pub fn start(shared: &Arc<Shared>, method: usize, traced: Traced) -> Self {
         let metrics = &shared.metrics;
         metrics.grpc_started(method);
         if RPCS[method].flow != Flow::BidiStream {
@@ -39,6 +41,7 @@ impl Counted {
             shared: shared.clone(),
             method,
             started: metrics.is_extensive().then(|| shared.clock.now()),
+            traced,
             ended: false,
         }
     }
@@ -49,11 +52,11 @@ impl Counted {
         if RPCS[self.method].is_unary() {
             // As etcd counts: an answer is one that says no.
             self.shared.metrics.grpc_sent(self.method);
-            self.end(refused.unwrap_or(Code::Ok));
+            self.end(refused.unwrap_or(Code::Ok), Some(response.headers()));
             return response;
         }
         if let Some(code) = refused {
-            self.end(code);
+            self.end(code, Some(response.headers()));
             return response;
         }
         response.map(|body| {
@@ -65,9 +68,10 @@ impl Counted {
         })
     }
 
-    fn end(&mut self, code: Code) {
+    fn end(&mut self, code: Code, answer: Option<&HeaderMap>) {
         if !self.ended {
             self.ended = true;
+            self.traced.end(code, answer);
             let metrics = &self.shared.metrics;
             metrics.grpc_handled(self.method, code);
             if RPCS[self.method].flow == Flow::BidiStream {
@@ -84,7 +88,7 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.end(Code::Cancelled);
+        self.end(Code::Cancelled, None);
     }
 }
 
@@ -114,7 +118,7 @@ impl HttpBody for CountedBody {
             match frame.trailers_ref() {
                 Some(trailers) => {
                     let code = code_of(trailers).unwrap_or(Code::Unknown);
-                    this.counted.end(code);
+                    this.counted.end(code, Some(trailers));
                 }
                 None => {
                     let frame = frame.data_ref().map_or(&[][..], |data| data);

@@ -12,7 +12,7 @@ use super::answers::{Answers, RangeAnswer, TxnAnswer};
 use super::call_log::{CallLog, Content};
 use super::gate::AskedOfLearner;
 use super::range_stream::{Chunks, WAITING_CHUNKS, is_sorted_in_chunks, send_chunks};
-use super::{Settings, caller, header, validate};
+use super::{Settings, caller, header, spans, validate};
 use crate::error::Error;
 use crate::metrics::Operation;
 use crate::proto::etcdserverpb::{
@@ -198,12 +198,13 @@ impl Kv for KvService {
         request: Request<RangeRequest>,
     ) -> Result<Response<RangeResponse>, Status> {
         let of_learner = request.extensions().get::<AskedOfLearner>().copied();
-        let caller = caller::of(&self.handle, "Range", &request);
+        let caller = caller::of(&self.handle, &request);
         let request = request.into_inner();
         if let Some(asked) = of_learner {
             asked.allows(request.serializable)?;
         }
         validate::range(&request)?;
+        let caller = caller.in_span(|call| spans::range(call, &request));
         let started = self.log.now();
         let result = self.read_range(&caller, &request).await;
         let took = self.log.now() - started;
@@ -226,9 +227,10 @@ impl Kv for KvService {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        let caller = caller::of(&self.handle, "RangeStream", &request);
+        let caller = caller::of(&self.handle, &request);
         let request = request.into_inner();
         validate::range_stream(&request)?;
+        let caller = caller.in_span(|call| spans::range_stream(call, &request));
         let view = self.view(&caller, &request).await?;
         let read = kv::range_read(&request)?;
         let (sender, receiver) = mpsc::channel(WAITING_CHUNKS);
@@ -237,7 +239,11 @@ impl Kv for KvService {
             let target_bytes = self.settings.max_request_bytes;
             let chunks = Chunks::new(self.handle.clone(), view, &request, target_bytes)?;
             let turns = self.answers.turns().clone();
-            self.handle.spawn(send_chunks(chunks, sender, turns));
+            let span = caller.span().clone();
+            self.handle.spawn(async move {
+                send_chunks(chunks, sender, turns).await;
+                drop(span);
+            });
             return Ok(Response::new(nothing));
         }
         let answers = self.answers.clone();
@@ -250,9 +256,10 @@ impl Kv for KvService {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        let caller = caller::of(&self.handle, "Put", &request);
+        let caller = caller::of(&self.handle, &request);
         let request = request.into_inner();
         validate::put(&request)?;
+        let caller = caller.in_span(|call| spans::put(call, &request));
         let request = InternalRaftRequest {
             put: Some(request),
             ..Default::default()
@@ -265,9 +272,10 @@ impl Kv for KvService {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        let caller = caller::of(&self.handle, "DeleteRange", &request);
+        let caller = caller::of(&self.handle, &request);
         let request = request.into_inner();
         validate::delete_range(&request)?;
+        let caller = caller.in_span(|call| spans::delete_range(call, &request));
         let request = InternalRaftRequest {
             delete_range: Some(request),
             ..Default::default()
@@ -278,9 +286,10 @@ impl Kv for KvService {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
-        let caller = caller::of(&self.handle, "Txn", &request);
+        let caller = caller::of(&self.handle, &request);
         let request = request.into_inner();
         validate::txn(&request, self.settings.max_txn_ops)?;
+        let caller = caller.in_span(|call| spans::txn(call, &request));
         if !txn::is_read_only(&request) {
             let request = InternalRaftRequest {
                 txn: Some(request),
@@ -318,8 +327,9 @@ impl Kv for KvService {
         &self,
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
-        let caller = caller::of(&self.handle, "Compact", &request);
+        let caller = caller::of(&self.handle, &request);
         let request = request.into_inner();
+        let caller = caller.in_span(|call| spans::compact(call, &request));
         let mut response = self
             .handle
             .compact(&caller, request.revision, request.physical)

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::answers::Answers;
 use super::received::received;
 use super::status_text::broken_stream;
-use super::{Settings, caller, header};
+use super::{Settings, caller, header, spans};
 use crate::budget::Held;
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
@@ -61,7 +61,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
-        let caller = caller::of(&self.handle, "LeaseGrant", &request);
+        let caller = caller::of(&self.handle, &request);
         let request = request.into_inner();
         let mut response = self.handle.grant_lease(&caller, request).await?;
         header::fill(&self.handle, &mut response.header);
@@ -72,9 +72,11 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
-        let caller = caller::of(&self.handle, "LeaseRevoke", &request);
+        let caller = caller::of(&self.handle, &request);
+        let request = request.into_inner();
+        let caller = caller.in_span(|call| spans::lease_revoke(call, &request));
         let request = InternalRaftRequest {
-            lease_revoke: Some(request.into_inner()),
+            lease_revoke: Some(request),
             ..Default::default()
         };
         let Applied::LeaseRevoke(mut response) = self.handle.propose(&caller, request).await?
@@ -91,7 +93,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let caller = caller::of(&self.handle, "LeaseKeepAlive", &request);
+        let caller = caller::of(&self.handle, &request);
         let method = (rpcs::LEASE, "LeaseKeepAlive");
         let requests = request.into_inner();
         let mut requests = received(self.handle.shared(), method, requests);
@@ -115,7 +117,10 @@ impl Lease for LeaseService {
                 // lease may already be gone.
                 let header = header::now(&handle);
                 let renewed = match caller.again() {
-                    Ok(caller) => handle.renew_lease(&caller, LeaseId(request.id)).await,
+                    Ok(caller) => {
+                        let caller = caller.in_span(|call| spans::lease_renew(call, request.id));
+                        handle.renew_lease(&caller, LeaseId(request.id)).await
+                    }
                     Err(error) => Err(error),
                 };
                 let failed = renewed.is_err();
@@ -137,7 +142,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
-        let caller = caller::of(&self.handle, "LeaseTimeToLive", &request);
+        let caller = caller::of(&self.handle, &request);
         let request = request.into_inner();
         let id = LeaseId(request.id);
         let held = match request.keys {
@@ -158,7 +163,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
-        let caller = caller::of(&self.handle, "LeaseLeases", &request);
+        let caller = caller::of(&self.handle, &request);
         let leases = self.handle.shared().deadlines.lock().len();
         let held = self.answers.room_for(&caller, leases * LISTED_BYTES);
         let held = held.await?;

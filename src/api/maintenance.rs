@@ -53,7 +53,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
-        let caller = caller::of(&self.handle, "Alarm", &request);
+        let caller = caller::of(&self.handle, &request);
         let request = request.into_inner();
         validate::alarm(&request)?;
         let request = InternalRaftRequest {
@@ -134,7 +134,7 @@ impl Maintenance for MaintenanceService {
     }
 
     async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
-        let caller = caller::of(&self.handle, "Hash", &request);
+        let caller = caller::of(&self.handle, &request);
         let shared = self.handle.shared();
         let started = shared.clock.now();
         let (hash, head) = self.handle.hash_at(&caller, 0).await?;
@@ -149,7 +149,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
-        let caller = caller::of(&self.handle, "HashKV", &request);
+        let caller = caller::of(&self.handle, &request);
         let revision = request.into_inner().revision;
         let hash = self.handle.hash_history(&caller, revision).await?;
         Ok(Response::new(hash))
@@ -161,7 +161,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        let caller = caller::of(&self.handle, "Snapshot", &request);
+        let caller = caller::of(&self.handle, &request);
         let parts = self.handle.back_up(&caller).await?;
         Ok(Response::new(Backup::new(parts)))
     }
@@ -174,7 +174,7 @@ impl Maintenance for MaintenanceService {
         if !shared.raft.is_leader() {
             return Err(Error::NotLeader.into());
         }
-        let caller = caller::of(&self.handle, "MoveLeader", &request);
+        let caller = caller::of(&self.handle, &request);
         let target = MemberId(request.into_inner().target_id);
         if !shared.status().voters().any(|voter| voter.id == target.0) {
             return Err(Error::BadLeaderTransferee.into());
@@ -201,7 +201,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
-        let caller = caller::of(&self.handle, "Downgrade", &request);
+        let caller = caller::of(&self.handle, &request);
         let request = request.into_inner();
         let mut response = self.handle.downgrade(&caller, request).await?;
         header::fill(&self.handle, &mut response.header);

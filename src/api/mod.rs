@@ -27,12 +27,15 @@ mod range_stream;
 mod received;
 mod settings;
 mod sliced;
+mod spans;
 mod status_text;
+pub mod traces;
 mod turns;
 pub mod validate;
 pub mod watch;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +50,7 @@ use http::{Request, Response};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service;
+use traces::{OfConnection, Traced, Traces};
 
 use crate::budget::{Requests, Share, unread};
 use crate::proto::etcdserverpb::{
@@ -87,6 +91,8 @@ pub struct Api {
     shared: Arc<Shared>,
     requests: Arc<Requests>,
     source: Arc<Source>,
+    /// None where traces are off.
+    traces: Option<Arc<OfConnection>>,
     max_message_bytes: usize,
 }
 
@@ -166,12 +172,34 @@ impl Api {
             shared,
             requests,
             source,
+            traces: None,
             max_message_bytes: max,
         }
     }
 
-    /// The same for the calls of one connection.
-    pub fn of_client(&self, remote: Remote, unread: Arc<unread::Connection>) -> Self {
+    /// With spans of calls from here.
+    pub fn with_traces(self, traces: Arc<dyn Traces>) -> Self {
+        let of_connection = OfConnection {
+            traces,
+            local: None,
+        };
+        Self {
+            traces: Some(Arc::new(of_connection)),
+            ..self
+        }
+    }
+
+    /// The same for the calls of one connection, which arrived at `local`.
+    pub fn of_client(
+        &self,
+        remote: Remote,
+        local: Option<SocketAddr>,
+        unread: Arc<unread::Connection>,
+    ) -> Self {
+        let traces = self.traces.as_ref().map(|of| OfConnection {
+            traces: of.traces.clone(),
+            local,
+        });
         let kv_service = self.kv_service.of_client(remote);
         let auth_service = self.auth_service.of_client(remote);
         Self {
@@ -185,6 +213,7 @@ impl Api {
             auth: limited!(AuthServer, auth_service.clone(), self.max_message_bytes),
             auth_service,
             log: self.log.of_client(remote),
+            traces: traces.map(Arc::new),
             ..self.clone()
         }
     }
@@ -204,6 +233,7 @@ impl Api {
             Ok(limit) => limit.filter(|_| !RPCS[method].is_unary()),
             Err(refused) => return Box::pin(std::future::ready(*refused)),
         };
+        let traced = Traced::begin(self.traces.as_deref(), method, &mut request);
         if let Err(shown) = self.identify(method, &mut request) {
             // The only wait before a service, for a token that is newer than the state here.
             let api = self.clone();
@@ -211,10 +241,10 @@ impl Api {
                 let identity = api.handle.identify(&shown).await;
                 let known = caller::Known::new(api.handle.clone(), shown, identity);
                 request.extensions_mut().insert(known);
-                api.call_as_known(method, request, wait_limit).await
+                api.call_as_known(method, request, wait_limit, traced).await
             });
         }
-        self.call_as_known(method, request, wait_limit)
+        self.call_as_known(method, request, wait_limit, traced)
     }
 
     /// Puts who calls beside a call where that can matter; returns what is shown if it takes a wait
@@ -239,13 +269,14 @@ impl Api {
         method: usize,
         mut request: Request<B>,
         wait_limit: Option<Duration>,
+        traced: Traced,
     ) -> CallFuture
     where
         B: http_body::Body + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError> + Send + 'static,
         B::Data: Send,
     {
-        let counted = Counted::start(&self.shared, method);
+        let counted = Counted::start(&self.shared, method, traced);
         let passed = self
             .gate
             .pass(method, request.headers(), request.extensions());

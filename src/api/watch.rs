@@ -10,7 +10,7 @@ mod sent;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,11 +18,12 @@ use prost::Message;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_stream::{Empty, Stream as TokioStream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Span;
 
 use super::body::beside;
 use super::received::received;
 use super::status_text::broken_stream;
-use super::{Settings, caller, header};
+use super::{Settings, caller, header, spans};
 use crate::budget::{Exhausted, Held, Share};
 use crate::env::Interval;
 use crate::error::{Error, watch_reason};
@@ -92,7 +93,7 @@ impl Watch for WatchService {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let caller = caller::of(&self.handle, "Watch", &request);
+        let caller = caller::of(&self.handle, &request);
         let method = (rpcs::WATCH, "Watch");
         let requests = request.into_inner();
         let requests = received(self.handle.shared(), method, requests);
@@ -120,6 +121,7 @@ impl WatchService {
             outbox,
             reads: self.reads.clone(),
             waiting: VecDeque::new(),
+            spans: BTreeMap::new(),
             busy: false,
             judged: None,
             rechecks: self.settings.recheck_watches,
@@ -157,6 +159,8 @@ struct Session {
     reads: Arc<Semaphore>,
     /// What is to be sent next, in order, before anything more of `stream`.
     waiting: VecDeque<WatchResponse>,
+    /// Those of the watches that are in a trace, until they end.
+    spans: BTreeMap<i64, Span>,
     /// True while `stream` may have something to say.
     busy: bool,
     /// The users and roles by which all watches were judged last.
@@ -283,6 +287,7 @@ impl Session {
 
     fn cancel(&mut self, watch_id: i64) {
         if self.stream.cancel(watch_id) {
+            self.spans.remove(&watch_id);
             self.waiting.push_back(WatchResponse {
                 header: Some(header::now(&self.handle)),
                 watch_id,
@@ -294,6 +299,7 @@ impl Session {
 
     fn create(&mut self, create: WatchCreateRequest) {
         let head = self.handle.view().head;
+        let span = spans::watch(self.caller.span(), &create);
         let created = if create.start_revision < 0 {
             Err(watch_reason::COMPACTED.to_owned())
         } else if let Err(error) = self.check(&create) {
@@ -309,7 +315,12 @@ impl Session {
             ..Default::default()
         };
         match created {
-            Ok(watch_id) => response.watch_id = watch_id,
+            Ok(watch_id) => {
+                response.watch_id = watch_id;
+                if !span.is_disabled() {
+                    self.spans.insert(watch_id, span);
+                }
+            }
             Err(reason) => {
                 response.watch_id = ALL_WATCHES;
                 response.canceled = true;
@@ -356,6 +367,7 @@ impl Session {
         for (watch_id, error) in &refused {
             probe::reached(CoveragePoint::WatchEndedByAuth);
             self.stream.cancel(*watch_id);
+            self.spans.remove(watch_id);
             self.waiting.push_back(WatchResponse {
                 header: Some(header::now(&self.handle)),
                 watch_id: *watch_id,
@@ -455,14 +467,17 @@ impl Session {
             Output::Compacted {
                 watch_id,
                 compact_revision,
-            } => WatchResponse {
-                // As in etcd the header of this one shows no revision.
-                header: Some(header::at(&self.handle, 0)),
-                watch_id,
-                canceled: true,
-                compact_revision,
-                ..Default::default()
-            },
+            } => {
+                self.spans.remove(&watch_id);
+                WatchResponse {
+                    // As in etcd the header of this one shows no revision.
+                    header: Some(header::at(&self.handle, 0)),
+                    watch_id,
+                    canceled: true,
+                    compact_revision,
+                    ..Default::default()
+                }
+            }
             Output::Progress {
                 watch_id,
                 header_revision,

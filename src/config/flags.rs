@@ -1,6 +1,6 @@
 //! Every flag of etcd 3.7.3, and etched's own, in one table: name, type, default, place in the
-//! configuration file, whether it is built, and its help text. Parsing, environment, file,
-//! refusals and help all read this table, so a flag is added or built by changing one line.
+//! configuration file, whether it has an effect, and its help text. Parsing, environment, file,
+//! refusals and help all read this table, so a flag is added by a line.
 
 use super::value::Kind;
 
@@ -19,8 +19,6 @@ pub enum Key {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlagSupport {
     Built,
-    /// Refused unless it has its default.
-    NotBuilt,
     /// Accepted without effect, and logged if it is set: etched has nothing that it could control.
     /// The text says why.
     NoEffect(&'static str),
@@ -52,22 +50,14 @@ const fn flag(name: &'static str, kind: Kind, default: &'static str, usage: &'st
     }
 }
 
-const fn later(name: &'static str, kind: Kind, default: &'static str, usage: &'static str) -> Flag {
-    flag(name, kind, default, usage).state(FlagSupport::NotBuilt)
-}
-
 const fn forgotten(name: &'static str) -> Flag {
     flag(name, Kind::Ignored, "", "").no_key()
 }
 
 impl Flag {
-    const fn state(mut self, state: FlagSupport) -> Flag {
-        self.state = state;
+    const fn no_effect(mut self, why: &'static str) -> Flag {
+        self.state = FlagSupport::NoEffect(why);
         self
-    }
-
-    const fn no_effect(self, why: &'static str) -> Flag {
-        self.state(FlagSupport::NoEffect(why))
     }
 
     const fn at(mut self, path: &'static str) -> Flag {
@@ -234,11 +224,11 @@ pub static SECTIONS: &[Section] = &[
         flag("warning-apply-duration", Duration, "100ms", "Entries that take longer to apply are logged."),
     ]},
     Section { title: "Distributed tracing", flags: &[
-        later("enable-distributed-tracing", Bool, "false", "Send traces to an OpenTelemetry collector."),
-        later("distributed-tracing-address", Text, "localhost:4317", "The collector's address."),
-        later("distributed-tracing-service-name", Text, "etcd", "The service's name in traces."),
-        later("distributed-tracing-instance-id", Text, "", "This member's name in traces."),
-        later("distributed-tracing-sampling-rate", Int, "0", "Traces sampled per million."),
+        flag("enable-distributed-tracing", Bool, "false", "Send traces of calls to an OpenTelemetry collector, by OTLP over gRPC in plain text."),
+        flag("distributed-tracing-address", Text, "localhost:4317", "The collector's HOST:PORT."),
+        flag("distributed-tracing-service-name", Text, "etcd", "The service's name in traces, the same for all members."),
+        flag("distributed-tracing-instance-id", Text, "", "This member's name in traces, its own; empty: none."),
+        flag("distributed-tracing-sampling-rate", Int, "0", "Calls per million whose trace begins here; a call in a trace of its client's is in it as the client says."),
     ]},
     Section { title: "Features", flags: &[
         flag("compaction-batch-limit", Int, "0", "Revisions that a compaction removes in one step; 0: 1000."),

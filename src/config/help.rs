@@ -47,7 +47,6 @@ pub fn listing() -> String {
             let mut usage = flag.usage.to_owned();
             match flag.state {
                 FlagSupport::Built => {}
-                FlagSupport::NotBuilt => usage.push_str(" [not built yet]"),
                 FlagSupport::NoEffect(why) => usage.push_str(&format!(" [no effect: {why}]")),
             }
             if flag.kind == Kind::Gates {

@@ -33,6 +33,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tracing;
 pub mod urls;
 mod validate;
 mod value;
@@ -60,4 +61,5 @@ pub use settings::{AutoCompaction, ClusterState, Config, Listen, Metrics};
 #[cfg(test)]
 pub use tls::AVAILABLE_SUITES;
 pub use tls::{AllowedNames, ListenerTls, SelfSigned, TlsProtocol, TlsVersion};
+pub use tracing::{MILLION, Tracing};
 pub use urls::Url;

@@ -4,7 +4,6 @@
 use super::go_syntax::quote;
 use super::log::Level;
 use super::note::Note;
-use crate::types::VERSION;
 
 /// Why a configuration was refused, with etcd's exit code and output format for each.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,11 +71,4 @@ impl Refusal {
             }
         }
     }
-}
-
-/// The refusal of a feature of etcd that this version lacks.
-pub fn not_built(what: &str) -> Refusal {
-    Refusal::Verify(format!(
-        "{what} is not built yet in etched {VERSION}; leave it at its default"
-    ))
 }

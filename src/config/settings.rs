@@ -10,6 +10,7 @@ use super::gates::Gates;
 use super::keepalive::Keepalive;
 use super::log::{Level, LogConfig};
 use super::tls::{ListenerTls, PeerTls, SelfSigned, TlsProtocol};
+use super::tracing::Tracing;
 use super::urls::Url;
 use crate::types::Address;
 
@@ -108,6 +109,8 @@ pub struct Config {
 
     pub log: LogConfig,
     pub metrics: Metrics,
+    /// None: `enable-distributed-tracing` is off.
+    pub tracing: Option<Tracing>,
     pub feature_gates: Gates,
     pub unsafe_no_fsync: bool,
     /// Bytes for caches and buffers together, the whole process's.

@@ -16,6 +16,7 @@ use super::note::Note;
 use super::refusal::Refusal;
 use super::settings::{AutoCompaction, ClusterState, Config, Listen, Metrics};
 use super::tls;
+use super::tracing;
 use super::urls::{Scheme, Url};
 use super::values::{Source, Values};
 use crate::types::{Address, socket_file};
@@ -100,6 +101,7 @@ pub fn settle(
         auth: auth::settle(values, notes)?,
         log,
         metrics: metrics(values),
+        tracing: tracing::settle(values)?,
         feature_gates: values.gates().clone(),
         unsafe_no_fsync: values.bool("unsafe-no-fsync"),
         memory_budget_bytes: memory_budget_bytes(values, around)?,

@@ -13,6 +13,7 @@ use super::machine::go_arch;
 use super::note::Note;
 use super::settings::{AutoCompaction, Config, Listen, Metrics};
 use super::tls::ListenerTls;
+use super::tracing::Tracing;
 use super::urls;
 use crate::types::{ETCD_VERSION, GIT_SHA, RUST_VERSION, VERSION};
 
@@ -63,6 +64,7 @@ impl Config {
         settings.extend(self.unlogged_by_etcd());
         settings.extend(self.tls());
         settings.extend(self.tls_of_both());
+        settings.extend(traces(self.tracing.as_ref()));
         settings
     }
 
@@ -332,6 +334,30 @@ impl Config {
             ("memory-mlock", self.memory_mlock.into()),
         ]
     }
+}
+
+/// As the flags say it; nothing of a collector where traces are off.
+fn traces(tracing: Option<&Tracing>) -> Vec<Setting> {
+    let mut settings: Vec<Setting> = vec![("enable-distributed-tracing", tracing.is_some().into())];
+    if let Some(tracing) = tracing {
+        let address = tracing.collector.authority().map(|found| found.as_str());
+        settings.extend([
+            ("distributed-tracing-address", address.into()),
+            (
+                "distributed-tracing-service-name",
+                tracing.service_name.as_str().into(),
+            ),
+            (
+                "distributed-tracing-instance-id",
+                tracing.instance_id.as_deref().into(),
+            ),
+            (
+                "distributed-tracing-sampling-rate",
+                tracing.samples_per_million.into(),
+            ),
+        ]);
+    }
+    settings
 }
 
 fn discovery(discovery: &Discovery) -> Vec<Setting> {

@@ -10,11 +10,12 @@ use super::go_syntax::quote;
 use super::log::{JOURNAL, Level, LogConfig, LogFormat, LogOutput};
 use super::machine::Surroundings;
 use super::note::Note;
-use super::refusal::{Refusal, not_built};
+use super::refusal::Refusal;
 use super::rotation::Rotation;
 use super::settings::{ClusterState, Config};
 use super::settle::settle;
 use super::tls;
+use super::tracing;
 use super::urls::{self, Url};
 use super::value::{Kind, Value};
 use super::values::{Source, Values};
@@ -37,7 +38,7 @@ const DEPRECATED: &[(&str, &str)] = &[
 /// Checks every value.
 ///
 /// # Errors
-/// The first refusal, in etcd's order; features that are not built come after etcd's own checks.
+/// The first refusal, in etcd's order.
 pub fn validate(
     values: &Values,
     from: Source,
@@ -62,6 +63,7 @@ pub fn validate(
         return Err(Refusal::UnsetAdvertise);
     }
     check_compaction_mode(values)?;
+    tracing::check(values)?;
     check_gates(values, notes)?;
     let check_ns = values.duration_ns("compact-hash-check-time");
     if check_ns <= 0 {
@@ -79,7 +81,7 @@ pub fn validate(
         )));
     }
     tls::check(values)?;
-    check_not_built(values, notes)?;
+    note_without_effect(values, notes);
     remark(values, notes);
     let config = settle(values, log, initial_cluster_state, from, around, notes)?;
     check_shared_addresses(&config)?;
@@ -289,15 +291,14 @@ fn check_gates(values: &Values, notes: &mut Vec<Note>) -> Result<(), Refusal> {
     }
 }
 
-/// Refuses flags that are not built, and reports accepted ones without effect.
-fn check_not_built(values: &Values, notes: &mut Vec<Note>) -> Result<(), Refusal> {
+/// Reports what is accepted without effect.
+fn note_without_effect(values: &Values, notes: &mut Vec<Note>) {
     for flag in flags::all() {
         if !asks(flag, values) {
             continue;
         }
         let why = match flag.state {
             FlagSupport::Built => continue,
-            FlagSupport::NotBuilt => return Err(not_built(&format!("--{}", flag.name))),
             FlagSupport::NoEffect(why) => why,
         };
         notes.push(
@@ -313,7 +314,6 @@ fn check_not_built(values: &Values, notes: &mut Vec<Note>) -> Result<(), Refusal
                 .with("reason", why),
         );
     }
-    Ok(())
 }
 
 /// Whether a flag is set to something else than its default.

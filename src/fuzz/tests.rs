@@ -271,17 +271,20 @@ fn memory_is_counted() {
 #[test]
 fn a_span_that_nobody_wants_allocates_nothing() {
     use crate::service::caller::{Caller, Identity};
+    use crate::trace;
     use tracing::level_filters::LevelFilter;
     use tracing_subscriber::layer::SubscriberExt;
 
     let call = || {
-        let span = tracing::debug_span!("call", method = "Put");
+        let span = tracing::trace_span!("call", method = "Put");
         let caller = Caller::client(Identity::Nobody, None, span);
         let header = caller.header(7);
-        let span = caller.span().clone();
-        tracing::trace!(parent: &span, leader = 1, "proposed");
-        tracing::trace!(parent: &span, index = 2, "committed");
-        tracing::trace!(parent: &span, success = true, "answered");
+        let key = |call: &_| trace::below!(call, "put", key = &*trace::key(b"a\xff"));
+        let caller = caller.in_span(key);
+        let span = trace::below!(caller.span(), "propose");
+        trace::event!(&span, index = 2, "proposed");
+        trace::event!(&span, success = true, "answered");
+        drop(trace::below!(&span, "log", entries = 1));
         assert_eq!(header.id, 7);
         span.is_disabled()
     };

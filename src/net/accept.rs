@@ -1,6 +1,7 @@
 //! Takes connections of a listener and serves HTTP on each, until its member stops.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -84,6 +85,8 @@ pub struct Options {
 /// A connection, as the service that answers its requests sees it.
 pub struct Client {
     pub remote: Remote,
+    /// Its address here; none at a file.
+    pub local: Option<SocketAddr>,
     /// None in plain text.
     pub session: Option<Session>,
     /// What it sent and nobody has read.
@@ -339,15 +342,16 @@ async fn connection<S: Service>(
     if !matches!(spoke, Ok(Ok(1..))) {
         return;
     }
-    let client = |session| Client {
+    let client = |local, session| Client {
         remote,
+        local,
         session,
         unread: unread.clone(),
     };
     let is_tls = first == [TLS_HANDSHAKE];
     let refused = match &options.security {
         Security::Plain | Security::Either(_) if !is_tls => {
-            let service = service(client(None));
+            let service = service(client(stream.local(), None));
             return guarded(stream, unread, &options, &protocols, service, stop).await;
         }
         Security::Tls(tls) | Security::Either(tls) if is_tls => {
@@ -357,7 +361,8 @@ async fn connection<S: Service>(
             };
             match secured {
                 Ok((stream, session)) => {
-                    let service = service(client(Some(session)));
+                    let local = stream.get_ref().0.local();
+                    let service = service(client(local, Some(session)));
                     return guarded(stream, unread, &options, &protocols, service, stop).await;
                 }
                 Err(refused) => refused,

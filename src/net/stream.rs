@@ -1,6 +1,7 @@
 //! A connection of the network or through a file, as one type: all that follows is the same.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -32,6 +33,14 @@ impl Stream {
             if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, limit_ms) {
                 tracing::debug!(%error, "cannot set TCP_USER_TIMEOUT");
             }
+        }
+    }
+
+    /// Its address at this side, if it is of the network.
+    pub fn local(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.local_addr().ok(),
+            Self::Unix(_) => None,
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prost::Message as _;
+use tracing::Span;
 
 use super::cluster_status::{ClusterStatus, log_changes};
 use super::dependencies::Timing;
@@ -31,6 +32,7 @@ use crate::state::lease::LeaseEvent;
 use crate::state::machine::{self, Entry, Payload, Staged};
 use crate::state::{Machine, Response};
 use crate::storage;
+use crate::trace;
 use crate::transport::Network;
 use crate::types::MemberId;
 
@@ -45,6 +47,8 @@ pub enum ApplyJob {
         entries: Vec<Entry>,
         /// By entry: the reply of a proposal that waits here.
         replies: Vec<Option<Reply>>,
+        /// Of those proposals among them that are in a trace.
+        spans: Vec<Span>,
         /// True if they contain the first entry of this member's term as leader.
         promoted_in_term: Option<u64>,
     },
@@ -109,6 +113,9 @@ pub struct ApplyBatch {
     begun: bool,
     entries: Vec<Entry>,
     replies: Vec<Option<Reply>>,
+    /// Of those proposals among the entries that are in a trace: their own, and from the begin of
+    /// their execution until they are written those below.
+    spans: Vec<Span>,
     promoted_in_term: Option<u64>,
     /// The index of the first entry, to which the first reply belongs.
     first_index: u64,
@@ -125,6 +132,7 @@ impl From<ApplyJob> for Applying {
             ApplyJob::Entries {
                 entries,
                 replies,
+                spans,
                 promoted_in_term,
             } => Self::Entries(ApplyBatch {
                 stage: 0,
@@ -132,6 +140,7 @@ impl From<ApplyJob> for Applying {
                 first_index: entries.first().map_or(0, |entry| entry.index),
                 entries,
                 replies,
+                spans,
                 promoted_in_term,
                 started_at: Duration::ZERO,
                 executed_at: Duration::ZERO,
@@ -291,7 +300,10 @@ impl Applier {
                         return Ok(Proceeded::Slice(Box::new(batch)));
                     }
                 }
-                Step::Commit => self.commit(&batch)?,
+                Step::Commit => {
+                    self.commit(&batch)?;
+                    batch.spans.clear();
+                }
                 Step::Show => self.show(&batch.group),
                 Step::Answer => self.answer(&mut batch),
                 Step::Publish => self.publish(&batch.group)?,
@@ -355,6 +367,10 @@ impl Applier {
                 .collect()
         });
         batch.begun = true;
+        let entries = batch.entries.len() as i64;
+        for span in &mut batch.spans {
+            *span = trace::below!(span, "apply", entries);
+        }
         batch.started_at = self.shared.clock.now();
         batch.executed_at = batch.started_at;
     }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tracing::Span;
 
 use super::apply_thread::ApplyJob;
 use super::fatal::Fatal;
@@ -15,6 +16,7 @@ use super::state_store::Received;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::raft::{Message, Persist};
 use crate::storage::raft_log::{self, EntryId, LogEntry, RaftLog};
+use crate::trace;
 use crate::transport::Network;
 
 /// The bytes of parts in one write, about.
@@ -22,8 +24,8 @@ const MAX_WRITE_BYTES: usize = 4 << 20;
 
 pub enum LogJob {
     /// For a reset: the received state that replaces the current one, which is switched to after
-    /// the reset.
-    Persist(Persist, Option<Received>),
+    /// the reset. And the spans of those proposals among the entries that are in a trace.
+    Persist(Persist, Option<Received>, Vec<Span>),
     /// Removes the entries up to an index.
     Cut(u64),
 }
@@ -32,7 +34,7 @@ impl LogJob {
     /// Of the entries in it.
     pub fn bytes(&self) -> usize {
         match self {
-            LogJob::Persist(persist, _) => entry_bytes(persist),
+            LogJob::Persist(persist, ..) => entry_bytes(persist),
             LogJob::Cut(_) => 0,
         }
     }
@@ -80,13 +82,13 @@ impl LogThread {
         let mut gathered = Gathered::default();
         for job in jobs {
             match job {
-                LogJob::Persist(persist, received) => {
+                LogJob::Persist(persist, received, spans) => {
                     // A reset is a write of its own, together with the parts after it.
                     let resets = persist.reset.is_some();
                     if resets || gathered.bytes >= MAX_WRITE_BYTES {
                         self.write(&mut gathered, &mut persisted)?;
                     }
-                    gathered.add(persist, received);
+                    gathered.add(persist, received, spans);
                     if resets {
                         self.write(&mut gathered, &mut persisted)?;
                     }
@@ -142,11 +144,12 @@ struct Gathered {
     settles: bool,
     reset: Option<EntryId>,
     done: Done,
+    spans: Vec<Span>,
     parts: usize,
 }
 
 impl Gathered {
-    fn add(&mut self, persist: Persist, received: Option<Received>) {
+    fn add(&mut self, persist: Persist, received: Option<Received>, spans: Vec<Span>) {
         if let Some(first) = persist.entries.first() {
             // Later entries replace conflicting earlier ones.
             let kept = self
@@ -165,6 +168,7 @@ impl Gathered {
         self.done.number = persist.number;
         self.done.messages.extend(persist.messages);
         self.done.received = received;
+        self.spans.extend(spans);
         self.parts += 1;
     }
 }
@@ -177,6 +181,10 @@ impl LogWriter {
     fn write(&mut self, gathered: Gathered) -> Result<Done, raft_log::Error> {
         let clock = &self.shared.clock;
         let start = clock.now();
+        let entries = gathered.entries.len() as i64;
+        let spans = gathered.spans.iter();
+        // They end with this write, whose parts share its time.
+        let _log: Vec<Span> = spans.map(|of| trace::below!(of, "log", entries)).collect();
         let bytes_before = self.log.stats().bytes_written;
         let mut hard_state = gathered.hard_state.as_deref();
         if let Some(entry_id) = gathered.reset {

@@ -88,6 +88,8 @@ pub struct PendingProposals {
     least_forwarded_term: u64,
     /// Something was queued that can be proposed at once.
     retry: bool,
+    /// The last index at which a proposal was made that is in a trace.
+    last_traced: u64,
 }
 
 impl PendingProposals {
@@ -107,11 +109,16 @@ impl PendingProposals {
                 probe::reached(CoveragePoint::ProposalParked);
                 self.queued.push_back(proposal);
             }
-            ProposalStage::Proposed { index, term } => self.proposed.push_back(AtIndex {
-                index,
-                term,
-                proposal,
-            }),
+            ProposalStage::Proposed { index, term } => {
+                if !proposal.span.is_disabled() {
+                    self.last_traced = index;
+                }
+                self.proposed.push_back(AtIndex {
+                    index,
+                    term,
+                    proposal,
+                });
+            }
             ProposalStage::Forwarded { term } => {
                 probe::reached(CoveragePoint::ProposalForwarded);
                 self.least_forwarded_term = self.least_forwarded_term.min(term);
@@ -120,6 +127,17 @@ impl PendingProposals {
             }
         }
         true
+    }
+
+    /// The spans of the proposals from this index on that are in a trace.
+    pub fn spans_from(&self, index: u64) -> Vec<Span> {
+        if self.last_traced < index {
+            return Vec::new();
+        }
+        let from = self.proposed.partition_point(|one| one.index < index);
+        let spans = self.proposed.range(from..).map(|one| &one.proposal.span);
+        let traced = spans.filter(|span| !span.is_disabled());
+        traced.cloned().collect()
     }
 
     /// Takes all queued proposals, in order.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tracing::Span;
 
 use super::apply_thread::{Applier, ApplyJob, ApplyThread, Begun, STAGES};
 use super::dependencies::{Dependencies, Timing};
@@ -387,13 +388,14 @@ impl RaftThread {
                     && self.log.jobs.is_idle()
                     && self.apply.jobs.is_idle());
             if let Some(persist) = work.persist {
-                let job = self.log_job(persist)?;
+                let job = self.log_job(persist, work.logged_in)?;
                 self.write(job, here)?;
             }
             if !work.entries.is_empty() {
                 let job = ApplyJob::Entries {
                     entries: work.entries,
                     replies: work.replies,
+                    spans: work.applied_in,
                     promoted_in_term: work.promoted_in_term,
                 };
                 let place = match (all_here, here) {
@@ -409,14 +411,14 @@ impl RaftThread {
     }
 
     /// A reset goes with the files of the snapshot that it makes room for.
-    fn log_job(&mut self, persist: Persist) -> Result<LogJob, Fatal> {
+    fn log_job(&mut self, persist: Persist, spans: Vec<Span>) -> Result<LogJob, Fatal> {
         let Some(entry_id) = persist.reset else {
-            return Ok(LogJob::Persist(persist, None));
+            return Ok(LogJob::Persist(persist, None, spans));
         };
         let is_its = |received: &mut Received| received.entry_id == entry_id;
         let received = self.received.take_if(is_its);
         let received = received.ok_or(Fatal::NoFiles(entry_id.index))?;
-        Ok(LogJob::Persist(persist, Some(received)))
+        Ok(LogJob::Persist(persist, Some(received), spans))
     }
 
     /// Has the log thread do a job, or does it `here`.

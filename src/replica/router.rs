@@ -22,6 +22,7 @@ use crate::raft::read_index::ReadIndex;
 use crate::raft::replica::Progress;
 use crate::raft::{Committed, CommittedKind, Lost, Message, Replica, Snapshot, replica};
 use crate::state::machine::{Entry, Payload};
+use crate::trace;
 use crate::types::MemberId;
 
 /// Ticks of silence after which a leader whose connection broke is suspected dead.
@@ -158,10 +159,10 @@ impl Router {
             Proposed::Request(..) => false,
         };
         let status = self.replica.status();
-        tracing::trace!(parent: &proposal.span, leader = status.leader, "proposed");
         if self.replica.takes_proposals() && !leaves {
             self.propose_here(proposal);
         } else if status.is_leader || status.leader == 0 {
+            trace::event!(&proposal.span, "waits for a leader");
             self.pending.wait(proposal, ProposalStage::Queued);
         } else {
             self.forward(proposal);
@@ -194,6 +195,7 @@ impl Router {
         let replica::Status {
             last_index, term, ..
         } = self.replica.status();
+        trace::event!(&proposal.span, index = last_index as i64, "proposed");
         let place = ProposalStage::Proposed {
             index: last_index,
             term,
@@ -204,6 +206,7 @@ impl Router {
     /// Forwards a proposal to the leader.
     fn forward(&mut self, mut proposal: PendingProposal) {
         let replica::Status { leader, term, .. } = self.replica.status();
+        trace::event!(&proposal.span, leader = %MemberId(leader), "forwarded to the leader");
         let request_id = proposal.what.request_id();
         let sent = match &mut proposal.what {
             Proposed::Request(request, encoded) => {
@@ -389,6 +392,10 @@ impl Router {
             self.pending.lose_sight();
         }
         work.messages = output.messages;
+        let appended = output.persist.as_ref().and_then(|p| p.entries.first());
+        if let Some(first) = appended {
+            work.logged_in = self.pending.spans_from(first.index);
+        }
         work.persist = output.persist;
         work.entries.reserve(output.committed.len());
         work.replies.reserve(output.committed.len());
@@ -422,7 +429,10 @@ impl Router {
         }
         let (what, reply) = match self.pending.committed(&committed) {
             Some(proposal) => {
-                tracing::trace!(parent: &proposal.span, index = committed.index, "committed");
+                trace::event!(&proposal.span, index = committed.index as i64, "committed");
+                if !proposal.span.is_disabled() {
+                    work.applied_in.push(proposal.span);
+                }
                 (Some(proposal.what), Some(proposal.reply))
             }
             None => (None, None),

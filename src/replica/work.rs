@@ -1,6 +1,8 @@
 //! The router's outputs, and counts of what waits in it: plain data between the router and the
 //! threads that work for it.
 
+use tracing::Span;
+
 use super::proposal::{ProposalRefusal, Reply};
 use super::reads::ReadReply;
 use crate::proto::etchedpeer::Forwarded;
@@ -15,9 +17,13 @@ pub struct Work {
     pub forwards: Vec<(MemberId, Forwarded)>,
     pub refusals: Vec<ProposalRefusal>,
     pub persist: Option<Persist>,
+    /// The spans of those proposals among its entries that are in a trace.
+    pub logged_in: Vec<Span>,
     pub entries: Vec<Entry>,
     /// By entry: the reply of a proposal that waits here.
     pub replies: Vec<Option<Reply>>,
+    /// The spans of those proposals among the entries that are in a trace.
+    pub applied_in: Vec<Span>,
     /// True if the entries contain the first one of this member's term as leader.
     pub promoted_in_term: Option<u64>,
     /// Reads that may be executed once the index is applied here.

@@ -79,7 +79,10 @@ impl ProtocolSwitch {
                 Some(gateway) => Some(gateway.of_client(client.unread.clone())),
                 None => None,
             },
-            api: Arc::new(self.api.of_client(client.remote, client.unread)),
+            api: Arc::new(
+                self.api
+                    .of_client(client.remote, client.local, client.unread),
+            ),
             http: self.http.clone(),
         }
     }

@@ -33,12 +33,14 @@ use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Subscriber};
-use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::layer::{Context, Filter, Layer, SubscriberExt};
 
 use crate::config::{
     Config, Exit, Level, LogConfig, LogFormat, LogOutput, Note, Rotation, os_reason,
 };
 use crate::env::{Clock, SystemClock};
+use crate::server::traces::Traces;
+use crate::trace::is_own;
 use journal::Journal;
 use level::CurrentLevel;
 use line::Line;
@@ -71,11 +73,12 @@ struct Log {
     sampler: Sampler,
 }
 
-/// Opens the outputs and receives every `tracing` event and every panic from now on.
+/// Opens the outputs and receives every `tracing` event and every panic from now on; `traces`
+/// receive their spans beside it.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn init(config: &LogConfig) -> Result<(), Error> {
+pub fn init(config: &LogConfig, traces: Option<&Traces>) -> Result<(), Error> {
     let mut outputs: Vec<Box<dyn Write + Send>> = Vec::new();
     for output in &config.outputs {
         outputs.push(match output {
@@ -93,10 +96,21 @@ pub fn init(config: &LogConfig) -> Result<(), Error> {
     let log = Arc::new(Log::start(config, outputs).map_err(Error::Thread)?);
     let layer = EventLayer::new(Arc::clone(&log));
     LOG.set(log).map_err(|_| Error::Twice)?;
-    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer))
-        .map_err(|_| Error::Twice)?;
+    let registry = tracing_subscriber::registry();
+    let set = match traces {
+        None => tracing::subscriber::set_global_default(registry.with(layer)),
+        Some(traces) => tracing::subscriber::set_global_default(beside(layer, traces)),
+    };
+    set.map_err(|_| Error::Twice)?;
     std::panic::set_hook(Box::new(log_panic));
     Ok(())
+}
+
+/// A log whose level decides about its own lines and no longer about what traces receive.
+fn beside(log: EventLayer, traces: &Traces) -> impl Subscriber + Send + Sync + use<> {
+    let lines = OfLog(Arc::clone(&log.log));
+    let registry = tracing_subscriber::registry().with(log.with_filter(lines));
+    registry.with(traces.layer())
 }
 
 fn open(path: &Path, rotation: Option<&Rotation>) -> io::Result<Box<dyn Write + Send>> {
@@ -242,6 +256,24 @@ impl Log {
         self.push(&line_of(&note, Some(place)));
     }
 
+    fn allows(&self, metadata: &Metadata<'_>) -> bool {
+        let limit = if is_own(metadata) {
+            self.level.own()
+        } else {
+            self.level.foreign()
+        };
+        // A call site may ask whether it would be heard before it makes an event.
+        !metadata.is_span() && *metadata.level() <= limit
+    }
+
+    fn interest(&self, metadata: &Metadata<'_>) -> Interest {
+        if self.allows(metadata) {
+            Interest::always()
+        } else {
+            Interest::never()
+        }
+    }
+
     fn push(&self, line: &Line<'_>) {
         let keep = line.level >= Level::Warn;
         self.queue.push(line.bytes(self.format), keep);
@@ -258,35 +290,15 @@ impl EventLayer {
     fn new(log: Arc<Log>) -> EventLayer {
         EventLayer { log }
     }
-
-    fn allows(&self, metadata: &Metadata<'_>) -> bool {
-        let level = &self.log.level;
-        let limit = if is_own(metadata) {
-            level.own()
-        } else {
-            level.foreign()
-        };
-        // A call site may ask whether it would be heard before it makes an event.
-        !metadata.is_span() && *metadata.level() <= limit
-    }
-}
-
-fn is_own(metadata: &Metadata<'_>) -> bool {
-    let root = |path: &str| path.split("::").next().map(str::to_owned);
-    metadata.module_path().and_then(root) == root(module_path!())
 }
 
 impl<S: Subscriber> Layer<S> for EventLayer {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
-        if self.allows(metadata) {
-            Interest::always()
-        } else {
-            Interest::never()
-        }
+        self.log.interest(metadata)
     }
 
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        self.allows(metadata)
+        self.log.allows(metadata)
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
@@ -316,6 +328,23 @@ impl<S: Subscriber> Layer<S> for EventLayer {
             msg: &fields.msg,
             fields: fields.others,
         });
+    }
+}
+
+/// The same for the log alone, where others receive what it does not.
+struct OfLog(Arc<Log>);
+
+impl<S> Filter<S> for OfLog {
+    fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        self.0.allows(metadata)
+    }
+
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        self.0.interest(metadata)
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.0.level.own())
     }
 }
 

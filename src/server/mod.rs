@@ -21,6 +21,7 @@ pub mod security;
 pub mod signals;
 pub mod states;
 pub mod to_etcd;
+pub mod traces;
 
 /// Why a member did not start, or stopped; one sentence that says what to do.
 #[derive(Debug, thiserror::Error)]

@@ -24,6 +24,7 @@ use super::publish::{Introduction, introduce};
 use super::restore::Restored;
 use super::security::{Endpoint, MemberSecurity};
 use super::signals::StopSignals;
+use super::traces::Traces;
 use crate::api::{self, Api};
 use crate::budget::{Ledger, Part, Requests, Share};
 use crate::config::{AutoCompaction, Config, Listen, os_reason, urls};
@@ -109,7 +110,10 @@ fn bind_all(config: &Config) -> Result<Sockets, Error> {
 }
 
 /// Runs until a signal comes or the member cannot go on.
-pub async fn run(config: Config) -> Result<Stopped, Error> {
+pub async fn run(config: Config, traces: Option<Traces>) -> Result<Stopped, Error> {
+    if config.tracing.is_some() {
+        tracing::info!("distributed tracing setup enabled");
+    }
     let signals = StopSignals::listen()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let tokens = tokens(&config, clock.clone())?;
@@ -155,7 +159,12 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
             .serve(listener, secured, allowance, stopping.clone());
         peers.push(tokio::spawn(serving));
     }
-    let clients = member.clients(&config, descriptors, security.clients.clone());
+    let clients = member.clients(
+        &config,
+        descriptors,
+        security.clients.clone(),
+        traces.clone(),
+    );
     let mut serving = clients.serve_metrics(sockets.metrics, &stopping);
     let work = async {
         introduce(&member.handle, member.existed, introduction(&config)).await?;
@@ -187,6 +196,9 @@ pub async fn run(config: Config) -> Result<Stopped, Error> {
     }
     member.stop(&config).await?;
     drop(dir);
+    if let Some(traces) = traces {
+        traces.stop().await;
+    }
     ended
 }
 
@@ -259,6 +271,7 @@ impl Member {
         config: &Config,
         descriptors: Descriptors,
         tls: Option<Arc<TlsServer>>,
+        traces: Option<Traces>,
     ) -> Clients {
         let settings = api::Settings {
             max_txn_ops: config.max_txn_ops,
@@ -292,10 +305,14 @@ impl Member {
             let max_bytes = settings.max_message_bytes();
             Gateway::new(clock, requests.clone(), answers.clone(), max_bytes)
         });
+        let api = Api::new(self.handle.clone(), settings, requests, answers);
         Clients {
             gate: ProtocolSwitch {
                 gateway,
-                api: Arc::new(Api::new(self.handle.clone(), settings, requests, answers)),
+                api: Arc::new(match traces {
+                    Some(traces) => api.with_traces(Arc::new(traces)),
+                    None => api,
+                }),
                 http: HttpService::new(self.handle.clone())
                     .with_memory(memory)
                     .with_profiles(config.serves_profiles())

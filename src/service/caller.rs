@@ -49,6 +49,7 @@ pub struct Caller {
     /// None for one whose identity stays what it is.
     credentials: Option<Arc<dyn Credentials>>,
     deadline: Option<Duration>,
+    /// What it does stands below this one in a trace; see `trace`.
     span: Span,
 }
 
@@ -100,6 +101,14 @@ impl Caller {
             deadline: None,
             ..self
         }
+    }
+
+    /// The same call in a span below its own, if it has one.
+    pub fn in_span(mut self, below: impl FnOnce(&Span) -> Span) -> Self {
+        if !self.span.is_disabled() {
+            self.span = below(&self.span);
+        }
+        self
     }
 
     /// This member, for its background work.

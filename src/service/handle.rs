@@ -19,6 +19,7 @@ use crate::proto::etchedpeer::{PeerRequest, PeerResponse};
 use crate::replica::inbox::{Inbox, Input, PushError};
 use crate::replica::shared::Shared;
 use crate::state::auth::AuthView;
+use crate::trace;
 use crate::transport::Network;
 use crate::types::MemberId;
 
@@ -182,6 +183,7 @@ impl Handle {
         let deadline = self.deadline(caller);
         let leader = self.leader_until(deadline).await?;
         let left = deadline.saturating_sub(self.shared.clock.now());
+        let _asked = trace::below!(caller.span(), "ask_leader", member = %leader);
         self.network.ask(leader, request, left).await
     }
 

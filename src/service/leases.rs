@@ -23,6 +23,7 @@ use crate::state::Response as Applied;
 use crate::state::auth::verdict::Access;
 use crate::state::lease::{self, Attached};
 use crate::storage::Read;
+use crate::trace;
 use crate::types::LeaseId;
 
 /// Wait before the leader is looked up again.
@@ -38,13 +39,16 @@ impl Handle {
         while request.id == 0 {
             request.id = self.next_id() as i64;
         }
+        let caller = caller
+            .clone()
+            .in_span(|call| trace::below!(call, "lease_grant", id = request.id, ttl = request.ttl));
         // Raised before the request is agreed upon: members may be configured differently.
         request.ttl = request.ttl.max(self.settings().min_lease_ttl_s());
         let request = InternalRaftRequest {
             lease_grant: Some(request),
             ..Default::default()
         };
-        match self.propose(caller, request).await? {
+        match self.propose(&caller, request).await? {
             Applied::LeaseGrant(response) => Ok(response),
             _ => Err(Error::UnknownMethod),
         }

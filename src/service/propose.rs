@@ -29,6 +29,7 @@ use crate::proto::membershippb::Member;
 use crate::replica::inbox::Input;
 use crate::replica::proposal::{Proposal, Proposed};
 use crate::state::Response;
+use crate::trace;
 use crate::types::MemberId;
 
 /// How much later than the replica this module times a request out.
@@ -51,7 +52,9 @@ impl Handle {
         caller: &Caller,
         request: &Arc<InternalRaftRequest>,
     ) -> Result<Response, Error> {
+        let admission = trace::below!(caller.span(), "admission");
         self.check(caller, request).await?;
+        drop(admission);
         self.propose_checked(caller, request, None).await
     }
 
@@ -290,9 +293,16 @@ impl Handle {
         // The raft thread times out first, and knows the cause better.
         let limit = start + self.settings.request_timeout() + TIMEOUT_MARGIN;
         let until = caller.until(limit);
-        let span = caller.span().clone();
+        // etcd's event, and so is the one behind.
+        trace::event!(caller.span(), "Send raft proposal");
+        let span = trace::below!(caller.span(), "propose");
         let answer = self.submit_when_there_is_room(what, fence_term, until, span);
-        match env::timeout(clock, until - start, answer).await {
+        let answer = env::timeout(clock, until - start, answer).await;
+        let is_refused = matches!(answer, Some(Err(Error::TooManyRequests | Error::Stopped)));
+        if answer.is_some() && !is_refused {
+            trace::event!(caller.span(), "Receive raft result");
+        }
+        match answer {
             None if caller.is_late(clock.now()) => Err(Error::DeadlineExceeded),
             Some(Err(Error::Timeout)) | None => Err(self.timed_out(start)),
             Some(result) => result,
@@ -320,7 +330,9 @@ impl Handle {
             awaited_until: Some(until),
             span: span.clone(),
             reply: Box::new(move |result| {
-                tracing::trace!(parent: &span, success = result.is_ok(), "answered");
+                trace::event!(&span, success = result.is_ok(), "answered");
+                // It ends before what it is below.
+                drop(span);
                 drop(room);
                 // The caller may be gone; the entry is applied all the same.
                 let _ = sender.send(result);

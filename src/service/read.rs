@@ -14,6 +14,7 @@ use crate::mvcc;
 use crate::probe::{self, Defect};
 use crate::replica::inbox::Input;
 use crate::replica::view::ReadView;
+use crate::trace;
 
 impl Handle {
     /// The newest state that is applied here.
@@ -71,11 +72,14 @@ impl Handle {
             // The caller may have gone.
             let _ = sender.send(result);
         });
+        let agreement = trace::below!(caller.span(), "read_index");
         self.push(Input::ReadIndex(reply))?;
         let limit = self.deadline(caller).saturating_sub(start);
         let clock = self.shared.clock.as_ref();
+        let answer = env::timeout(clock, limit, receiver).await;
+        drop(agreement);
         let metrics = &self.shared.metrics;
-        let (failures, error) = match env::timeout(clock, limit, receiver).await {
+        let (failures, error) = match answer {
             Some(Ok(Ok(()))) => return Ok(self.shared.view()),
             None if caller.is_late(clock.now()) => return Err(Error::DeadlineExceeded),
             Some(Ok(Err(Error::Timeout))) | None => {

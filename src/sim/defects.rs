@@ -45,7 +45,7 @@ pub fn before_turn(inputs: &mut [Input]) {
 /// durable.
 pub fn before_sync(jobs: &mut [LogJob], log: &LogThread, apply: &ApplyThread, inbox: &Inbox) {
     for job in jobs {
-        let LogJob::Persist(persist, received) = job else {
+        let LogJob::Persist(persist, received, _) = job else {
             continue;
         };
         if injected(Defect::AdoptBeforeReset)

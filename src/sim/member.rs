@@ -410,7 +410,7 @@ impl Process {
 
     /// A log write makes room for a received state.
     pub fn log_resets(&self) -> bool {
-        let resets = |job: &LogJob| matches!(job, LogJob::Persist(_, Some(_)));
+        let resets = |job: &LogJob| matches!(job, LogJob::Persist(_, Some(_), _));
         self.log_jobs.iter().flatten().any(resets)
     }
 

@@ -27,6 +27,7 @@ const MODULES: &[Module] = &[
     module("notices", 0, &[]),
     module("probe", 0, &[]),
     module("profile", 0, &[]),
+    module("trace", 0, &[]),
     module("script", 0, &[]),
     module("config", 1, &[]),
     module("net", 1, &[]),

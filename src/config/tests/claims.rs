@@ -29,11 +29,12 @@ const READ_APART: &[&str] = &[
 ];
 
 /// Where flags become settings.
-const SETTLING: [&str; 5] = [
+const SETTLING: [&str; 6] = [
     include_str!("../auth.rs"),
     include_str!("../discovery.rs"),
     include_str!("../settle.rs"),
     include_str!("../tls.rs"),
+    include_str!("../tracing.rs"),
     include_str!("../validate.rs"),
 ];
 

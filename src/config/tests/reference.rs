@@ -78,10 +78,6 @@ fn description(flag: &Flag) -> String {
     }
     let (mark, why) = match flag.state {
         FlagSupport::Built => ("", ""),
-        FlagSupport::NotBuilt => (
-            "Refused",
-            "etched has not built it; leave it at its default",
-        ),
         FlagSupport::NoEffect(why) => ("Accepted without effect", why),
     };
     if !mark.is_empty() {

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use parking_lot::Mutex;
 
 use super::*;
+use crate::server::traces::tests::{kept, put, sampled_put};
 
 #[derive(Clone, Default)]
 struct Sink(Arc<Mutex<Vec<u8>>>);
@@ -184,4 +185,50 @@ fn a_flood_from_one_place_is_thinned_out() {
     });
     // A second may end on the way, which lets another hundred through.
     assert!((109..=209).contains(&lines.len()), "{}", lines.len());
+}
+
+#[test]
+fn no_level_of_the_log_takes_a_span_from_traces_or_gives_one() {
+    for (level, lines) in [(Level::Debug, 2), (Level::Info, 1), (Level::Fatal, 0)] {
+        let (traces, kept) = kept(0);
+        let sink = Sink::default();
+        let config = LogConfig {
+            level,
+            ..LogConfig::default()
+        };
+        let log = Arc::new(Log::start(&config, vec![Box::new(sink.clone())]).unwrap());
+        let talk = |traced: bool| {
+            let span = match traced {
+                true => sampled_put(&traces),
+                false => put(&traces, None),
+            };
+            assert_eq!(span.is_disabled(), !traced);
+            let stage = crate::trace::below!(&span, "stage");
+            crate::trace::event!(&stage, "happened");
+            tracing::debug!("quiet");
+            tracing::info!("loud");
+            drop(tracing::info_span!("of no trace"));
+        };
+        let logged = || {
+            log.queue.flush(Duration::from_secs(10));
+            String::from_utf8(sink.0.lock().clone()).unwrap()
+        };
+        let subscriber = beside(EventLayer::new(Arc::clone(&log)), &traces);
+        tracing::subscriber::with_default(subscriber, || {
+            talk(true);
+            assert_eq!(kept.names(), ["stage", "etcdserverpb.KV/Put"], "{level:?}");
+            assert_eq!(logged().lines().count(), lines, "{level:?}");
+            talk(false);
+            assert_eq!(kept.names().len(), 2);
+            assert_eq!(logged().lines().count(), 2 * lines);
+            // As at a member that runs.
+            let other = match level {
+                Level::Debug => Level::Fatal,
+                _ => Level::Debug,
+            };
+            log.level.set(other);
+            talk(true);
+            assert_eq!(kept.names().len(), 4);
+        });
+    }
 }

@@ -1,0 +1,72 @@
+//! What a request goes through, as spans for a collector of traces.
+//!
+//! A span stands below another one, and exists only where that one does: the first is made by
+//! `api`, for a call whose trace is wanted. So a request of which nobody wants a trace costs its
+//! stages a comparison each, and allocates nothing.
+//!
+//! Spans, and events within them, are at `tracing`'s level TRACE, where nothing else is, and are no
+//! lines of the log, which begins at DEBUG: neither depends on what level the other has.
+
+use std::borrow::Cow;
+
+use tracing::{Level, Metadata};
+
+/// A span below another: `below!(parent, "name", field = value, …)`. None below none, and then the
+/// values of its fields are not looked at. It ends when it, its copies and all below it are dropped.
+macro_rules! below {
+    ($parent:expr, $($described:tt)+) => {{
+        let parent: &::tracing::Span = $parent;
+        match parent.is_disabled() {
+            true => ::tracing::Span::none(),
+            false => ::tracing::trace_span!(parent: parent, $($described)+),
+        }
+    }};
+}
+
+/// Something that happened within a span: `event!(span, field = value, …, "what")`.
+macro_rules! event {
+    ($span:expr, $($described:tt)+) => {{
+        let span: &::tracing::Span = $span;
+        if !span.is_disabled() {
+            ::tracing::trace!(parent: span, $($described)+);
+        }
+    }};
+}
+
+pub(crate) use {below, event};
+
+/// What is for traces, by its level.
+pub fn is_traced(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() == Level::TRACE && is_own(metadata)
+}
+
+/// Whether an event or a span is of this crate.
+pub fn is_own(metadata: &Metadata<'_>) -> bool {
+    metadata.module_path().map(root) == Some(root(module_path!()))
+}
+
+fn root(path: &str) -> &str {
+    path.split("::").next().unwrap_or_default()
+}
+
+/// The bytes of a key that an attribute shows: spans wait in memory for a collector that may be
+/// slow, and any client can ask for them.
+const SHOWN_KEY_BYTES: usize = 1024;
+
+/// A key as an attribute: its begin, as far as that is text.
+pub fn key(key: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(&key[..key.len().min(SHOWN_KEY_BYTES)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_long_key_the_begin_is_shown() {
+        assert_eq!(key(b"a\"b"), "a\"b");
+        assert_eq!(key(b"a\xffb"), "a\u{fffd}b");
+        let long = [b'k'; SHOWN_KEY_BYTES + 1];
+        assert_eq!(key(&long).as_bytes(), &long[1..]);
+    }
+}
