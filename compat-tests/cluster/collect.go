@@ -112,7 +112,8 @@ func (r *Run) leasesEnd() error {
 
 // view asks one member for its history, keys and hash at a revision.
 func (r *Run) view(member *harness.Member, head int64) (*View, error) {
-	ctx, cancel := context.WithTimeout(r.life, collectLimit)
+	// A history of an hour has a hundred thousand revisions.
+	ctx, cancel := context.WithTimeout(r.life, collectLimit+time.Duration(head)*time.Millisecond)
 	defer cancel()
 	connection := r.dial(member)
 	view := &View{Name: member.Name()}

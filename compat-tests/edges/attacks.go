@@ -70,12 +70,12 @@ func attacks() []*attack {
 		},
 		{
 			name:  "txns",
-			does:  "20 transactions at runOneAttack, of 127 ranges of 1 MB each",
+			does:  "20 transactions at once, of 127 ranges of 1 MB each",
 			setup: largeValue, attack: wideTxns, divisor: 5,
 		},
 		{
 			name:  "ranges",
-			does:  "4 ranges of 165 MB at runOneAttack",
+			does:  "4 ranges of 165 MB at once",
 			setup: largeValues, attack: wideRanges, divisor: 10,
 		},
 		{

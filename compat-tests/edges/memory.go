@@ -43,22 +43,23 @@ func watchMemory(ctx context.Context, server *harness.Server, larger func(int64)
 	return largest
 }
 
-// peak says where a member's memory was when it was largest, of what is beyond the limit.
+// peak says where a member's memory was when it was largest, of what comes near the limit.
 type peak struct {
 	mu       sync.Mutex
 	resident int64
 	said     string
 }
 
-// note asks the member what its memory is used for, beside the sampling.
-func (p *peak) note(server *harness.Server, resident int64, since time.Duration) {
+// note asks the member what its memory is used for, beside the sampling. underWay names
+// the attacks of that moment.
+func (p *peak) note(server *harness.Server, resident int64, since time.Duration, underWay string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if resident <= budget+allowance || resident < p.resident+(4<<20) {
+	if resident <= (budget+allowance)*7/8 || resident < p.resident+(4<<20) {
 		return
 	}
 	p.resident = resident
-	p.said = fmt.Sprintf("%s after %v", mebibytes(resident), since.Round(time.Second))
+	p.said = fmt.Sprintf("%s after %v under %s", mebibytes(resident), since.Round(time.Second), underWay)
 	go func() {
 		parts := memoryParts(server.Endpoint())
 		p.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -37,6 +38,8 @@ type mixture struct {
 
 	mu  sync.Mutex
 	rng *rand.Rand
+	// underWay are the attacks of this moment.
+	underWay []string
 }
 
 // runMixture attacks three members for -edges.minutes.
@@ -122,7 +125,7 @@ func (m *mixture) attackAndKill(parent context.Context, lasting time.Duration) i
 	began := time.Now()
 	largest, peaks := make([]int64, len(m.Members())), make([]peak, len(m.Members()))
 	for i, member := range m.Members() {
-		larger := func(resident int64) { peaks[i].note(member.Server, resident, time.Since(began)) }
+		larger := func(resident int64) { peaks[i].note(member.Server, resident, time.Since(began), m.attacks()) }
 		watching.Go(func() {
 			largest[i] = watchMemory(watched, member.Server, larger, func(why string) { m.tooLarge(member, why) })
 		})
@@ -163,6 +166,25 @@ func (m *mixture) draw(n int) int {
 	return m.rng.IntN(n)
 }
 
+// begin notes that an attack is under way, until what it answers is called.
+func (m *mixture) begin(what string) (end func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.underWay = append(m.underWay, what)
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.underWay = slices.DeleteFunc(m.underWay, func(other string) bool { return other == what })
+	}
+}
+
+// attacks names those that are under way.
+func (m *mixture) attacks() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return strings.Join(m.underWay, ", ")
+}
+
 // runOneAttack makes a random attack on a random member. Errors are expected: the member
 // may be killed meanwhile.
 func (m *mixture) runOneAttack(parent context.Context) {
@@ -175,6 +197,7 @@ func (m *mixture) runOneAttack(parent context.Context) {
 	a, member := fit[m.draw(len(fit))], m.Members()[m.draw(len(m.Members()))]
 	ctx, cancel := context.WithTimeout(parent, mixedLimit)
 	defer cancel()
+	defer m.begin(a.name + " on " + member.Name())()
 	const leaseTTL = 10
 	s := &attackRun{
 		attack: a, kind: m.total.kind, server: member.Server, among: m.Members(), divisor: a.divisor, spare: &m.budget, leaseTTL: leaseTTL,
