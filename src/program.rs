@@ -88,7 +88,11 @@ pub fn run(give_back: GiveBack) -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    let ended = runtime.block_on(async { server::run::run(loaded.config, traces?).await });
+    end(runtime.block_on(async { server::run::run(loaded.config, traces?).await }))
+}
+
+/// Ends the process as its member ended.
+fn end(ended: Result<Stopped, server::Error>) -> ! {
     match ended {
         Ok(Stopped::Signal(signal)) => {
             logging::flush();

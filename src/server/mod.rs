@@ -19,6 +19,7 @@ pub mod restore;
 pub mod run;
 pub mod security;
 pub mod signals;
+mod sockets;
 pub mod states;
 pub mod to_etcd;
 pub mod traces;

@@ -22,19 +22,19 @@ use super::memory_lock;
 use super::notify;
 use super::publish::{Introduction, introduce};
 use super::restore::Restored;
-use super::security::{Endpoint, MemberSecurity};
+use super::security::{MemberSecurity, PeerSecurity};
 use super::signals::StopSignals;
+use super::sockets::{Bound, HeldEndpoint, Sockets};
 use super::traces::Traces;
 use crate::api::{self, Api};
 use crate::budget::{Ledger, Part, Requests, Share};
-use crate::config::{AutoCompaction, Config, Listen, os_reason, urls};
+use crate::config::{AutoCompaction, Config, os_reason, urls};
 use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
 use crate::gateway::Gateway;
 use crate::http::{Access, HttpService, LogLevel};
 use crate::jobs::corruption::AtStart;
 use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
-use crate::net::listen::{self, Listener, SocketOptions};
 use crate::net::tls::{Rejections, TlsServer};
 use crate::net::{self, Allowance, Guard, Http2, KeepAlive, Versions};
 use crate::proto::membershippb::Attributes;
@@ -71,44 +71,6 @@ pub enum Stopped {
     Removed,
 }
 
-type Bound = (Endpoint, Listener);
-
-/// The listening sockets of a member.
-struct Sockets {
-    /// A member that asks this one before it can answer is refused, and does not wait.
-    peers: Vec<(Endpoint, listen::Held)>,
-    clients: Vec<Bound>,
-    http: Vec<Bound>,
-    metrics: Vec<Bound>,
-}
-
-fn bind_all(config: &Config) -> Result<Sockets, Error> {
-    let options = SocketOptions {
-        reuse_port: config.socket_reuse_port,
-    };
-    let bind = |urls: &[Listen]| {
-        Endpoint::of(urls)
-            .into_iter()
-            .map(|endpoint| {
-                let listener = listen::bind(&endpoint.address, options)?;
-                Ok((endpoint, listener))
-            })
-            .collect::<Result<Vec<Bound>, Error>>()
-    };
-    let hold = |endpoint: Endpoint| {
-        let held = listen::hold(&endpoint.address, options)?;
-        Ok((endpoint, held))
-    };
-    let peers = Endpoint::of(&config.listen_peer_urls).into_iter().map(hold);
-    let peers: Result<Vec<_>, Error> = peers.collect();
-    Ok(Sockets {
-        peers: peers?,
-        clients: bind(&config.listen_client_urls)?,
-        http: bind(&config.listen_client_http_urls)?,
-        metrics: bind(&config.listen_metrics_urls)?,
-    })
-}
-
 /// Runs until a signal comes or the member cannot go on.
 pub async fn run(config: Config, traces: Option<Traces>) -> Result<Stopped, Error> {
     if config.tracing.is_some() {
@@ -122,7 +84,7 @@ pub async fn run(config: Config, traces: Option<Traces>) -> Result<Stopped, Erro
     if config.memory_mlock {
         memory_lock::lock().map_err(Error::Refused)?;
     }
-    let mut sockets = bind_all(&config)?;
+    let sockets = Sockets::bind(&config)?;
     let limits = bootstrap::store_limits(&config, descriptors.tables);
     from_etcd::take_over(&config, limits, clock.as_ref())?;
     let dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref(), limits)?;
@@ -145,20 +107,8 @@ pub async fn run(config: Config, traces: Option<Traces>) -> Result<Stopped, Erro
         network_options,
     )?;
     let (stop, stopping) = watch::channel(false);
-    let mut peers = Vec::new();
     let metrics = member.handle.shared().metrics.clone();
-    let peers_allowance = Allowance::new(descriptors.peers, metrics.clone());
-    for (endpoint, held) in sockets.peers.drain(..) {
-        let listener = held.listen()?;
-        tracing::info!(address = %endpoint.address, "serving peer traffic");
-        let allowance = peers_allowance.clone();
-        let secured = endpoint.security(security.peers.listener.as_ref());
-        let serving = member
-            .network
-            .clone()
-            .serve(listener, secured, allowance, stopping.clone());
-        peers.push(tokio::spawn(serving));
-    }
+    let peers = member.serve_peers(sockets.peers, &security.peers, descriptors, &stopping)?;
     let clients = member.clients(
         &config,
         descriptors,
@@ -265,6 +215,27 @@ impl Member {
         })
     }
 
+    /// Serves the other members; each listener is a task.
+    fn serve_peers(
+        &self,
+        held: Vec<HeldEndpoint>,
+        security: &PeerSecurity,
+        descriptors: Descriptors,
+        stopping: &watch::Receiver<bool>,
+    ) -> Result<Vec<JoinHandle<()>>, Error> {
+        let metrics = self.handle.shared().metrics.clone();
+        let allowance = Allowance::new(descriptors.peers, metrics);
+        let serve = |(endpoint, held): HeldEndpoint| {
+            let listener = held.listen()?;
+            tracing::info!(address = %endpoint.address, "serving peer traffic");
+            let secured = endpoint.security(security.listener.as_ref());
+            let network = self.network.clone();
+            let serving = network.serve(listener, secured, allowance.clone(), stopping.clone());
+            Ok(tokio::spawn(serving))
+        };
+        held.into_iter().map(serve).collect()
+    }
+
     /// What listeners of clients have in common.
     fn clients(
         &self,
@@ -313,17 +284,7 @@ impl Member {
                     Some(traces) => api.with_traces(Arc::new(traces)),
                     None => api,
                 }),
-                http: HttpService::new(self.handle.clone())
-                    .with_memory(memory)
-                    .with_profiles(config.serves_profiles())
-                    .with_log_level(LogLevel {
-                        current: logging::level,
-                        set: logging::set_level,
-                    })
-                    .with_access(Access {
-                        cors: config.cors.clone(),
-                        host_whitelist: config.host_whitelist.clone(),
-                    }),
+                http: self.http(config).with_memory(memory),
                 grpc_only: false,
                 security: ClientSecurity::default(),
                 authenticates_by_certificate: config.authenticates_by_certificate(),
@@ -349,6 +310,19 @@ impl Member {
                 unacknowledged_limit: None,
             },
         }
+    }
+
+    fn http(&self, config: &Config) -> HttpService {
+        HttpService::new(self.handle.clone())
+            .with_profiles(config.serves_profiles())
+            .with_log_level(LogLevel {
+                current: logging::level,
+                set: logging::set_level,
+            })
+            .with_access(Access {
+                cors: config.cors.clone(),
+                host_whitelist: config.host_whitelist.clone(),
+            })
     }
 
     /// Ends the raft thread, which makes the state durable.

@@ -5,9 +5,9 @@
 //! often as the rate says; all that happens below its span is in the same trace. The decision is
 //! made once, before the call does anything: one that is in no trace has no span.
 //!
-//! Finished spans wait in a queue of the library's, from which a thread of its own sends them. Where
-//! the queue is full they are lost: neither a request nor the end of the process waits for a
-//! collector.
+//! Spans that have ended wait in a queue of the library's, from which a thread of its own sends
+//! them. Where the queue is full they are lost: neither a request nor the end of the process waits
+//! for a collector.
 
 mod exporter;
 #[cfg(test)]
