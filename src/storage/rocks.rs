@@ -204,15 +204,27 @@ fn handle(db: &DB, family: Family) -> Result<&ColumnFamily> {
         .ok_or_else(|| Error::Engine(format!("family {} is missing", family.name())))
 }
 
-fn raw_cursor<'a>(
+/// Whether what an iteration reads stays in the block cache.
+#[derive(Clone, Copy)]
+enum Caching {
+    Kept,
+    PassedBy,
+}
+
+fn iterate<'a>(
     db: &'a DB,
-    mut options: ReadOptions,
+    snapshot: Option<&Snapshot<'_>>,
+    caching: Caching,
     family: Family,
-    lower: &[u8],
-    upper: Option<&[u8]>,
+    (lower, upper): (&[u8], Option<&[u8]>),
 ) -> Result<Box<dyn Cursor + 'a>> {
     if upper.is_some_and(|upper| upper <= lower) {
         return Ok(Box::new(Nothing));
+    }
+    let mut options = ReadOptions::default();
+    options.fill_cache(matches!(caching, Caching::Kept));
+    if let Some(snapshot) = snapshot {
+        options.set_snapshot(snapshot);
     }
     if let Some(upper) = upper {
         options.set_iterate_upper_bound(upper);
@@ -239,7 +251,7 @@ impl Read for RocksEngine {
         lower: &[u8],
         upper: Option<&[u8]>,
     ) -> Result<Box<dyn Cursor + 'a>> {
-        raw_cursor(&self.db, ReadOptions::default(), family, lower, upper)
+        iterate(&self.db, None, Caching::Kept, family, (lower, upper))
     }
 
     fn scan<'a>(
@@ -248,9 +260,7 @@ impl Read for RocksEngine {
         lower: &[u8],
         upper: Option<&[u8]>,
     ) -> Result<Box<dyn Cursor + 'a>> {
-        let mut options = ReadOptions::default();
-        options.fill_cache(false);
-        raw_cursor(&self.db, options, family, lower, upper)
+        iterate(&self.db, None, Caching::PassedBy, family, (lower, upper))
     }
 }
 
@@ -265,6 +275,19 @@ self_cell::self_cell!(
 
 struct RocksView {
     snapshot: OwnedSnapshot,
+}
+
+impl RocksView {
+    fn iterate<'a>(
+        &'a self,
+        caching: Caching,
+        family: Family,
+        range: (&[u8], Option<&[u8]>),
+    ) -> Result<Box<dyn Cursor + 'a>> {
+        let snapshot = self.snapshot.borrow_dependent();
+        let db = self.snapshot.borrow_owner();
+        iterate(db, Some(snapshot), caching, family, range)
+    }
 }
 
 impl Read for RocksView {
@@ -284,9 +307,7 @@ impl Read for RocksView {
         lower: &[u8],
         upper: Option<&[u8]>,
     ) -> Result<Box<dyn Cursor + 'a>> {
-        let mut options = ReadOptions::default();
-        options.set_snapshot(self.snapshot.borrow_dependent());
-        raw_cursor(self.snapshot.borrow_owner(), options, family, lower, upper)
+        self.iterate(Caching::Kept, family, (lower, upper))
     }
 
     fn scan<'a>(
@@ -295,10 +316,7 @@ impl Read for RocksView {
         lower: &[u8],
         upper: Option<&[u8]>,
     ) -> Result<Box<dyn Cursor + 'a>> {
-        let mut options = ReadOptions::default();
-        options.set_snapshot(self.snapshot.borrow_dependent());
-        options.fill_cache(false);
-        raw_cursor(self.snapshot.borrow_owner(), options, family, lower, upper)
+        self.iterate(Caching::PassedBy, family, (lower, upper))
     }
 }
 
