@@ -55,7 +55,17 @@ const SHOWN_KEY_BYTES: usize = 1024;
 
 /// A key as an attribute: its begin, as far as that is text.
 pub fn key(key: &[u8]) -> Cow<'_, str> {
-    String::from_utf8_lossy(&key[..key.len().min(SHOWN_KEY_BYTES)])
+    let begin = &key[..key.len().min(SHOWN_KEY_BYTES)];
+    match String::from_utf8_lossy(begin) {
+        // What stands for a byte that is no text takes three.
+        Cow::Owned(mut text) => {
+            let most = text.len().min(SHOWN_KEY_BYTES);
+            let cut = (0..=most).rev().find(|cut| text.is_char_boundary(*cut));
+            text.truncate(cut.unwrap_or_default());
+            Cow::Owned(text)
+        }
+        text => text,
+    }
 }
 
 #[cfg(test)]
@@ -68,5 +78,7 @@ mod tests {
         assert_eq!(key(b"a\xffb"), "a\u{fffd}b");
         let long = [b'k'; SHOWN_KEY_BYTES + 1];
         assert_eq!(key(&long).as_bytes(), &long[1..]);
+        let no_text = [0xff; SHOWN_KEY_BYTES];
+        assert_eq!(key(&no_text), "\u{fffd}".repeat(SHOWN_KEY_BYTES / 3));
     }
 }

@@ -25,7 +25,7 @@ impl slog::Drain for TracingDrain {
             }
             slog::Level::Warning => tracing::warn!(logger = "raft", "{text}"),
             slog::Level::Info => tracing::info!(logger = "raft", "{text}"),
-            slog::Level::Debug | slog::Level::Trace => tracing::trace!(logger = "raft", "{text}"),
+            slog::Level::Debug | slog::Level::Trace => tracing::debug!(logger = "raft", "{text}"),
         }
         Ok(())
     }

@@ -71,11 +71,20 @@ pub enum Stopped {
     Removed,
 }
 
-/// Runs until a signal comes or the member cannot go on.
+/// Runs until a signal comes or the member cannot go on; however that ends, the spans that are left
+/// are sent.
 pub async fn run(config: Config, traces: Option<Traces>) -> Result<Stopped, Error> {
     if config.tracing.is_some() {
         tracing::info!("distributed tracing setup enabled");
     }
+    let ended = serve(config, traces.clone()).await;
+    if let Some(traces) = traces {
+        traces.stop().await;
+    }
+    ended
+}
+
+async fn serve(config: Config, traces: Option<Traces>) -> Result<Stopped, Error> {
     let signals = StopSignals::listen()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let tokens = tokens(&config, clock.clone())?;
@@ -109,12 +118,7 @@ pub async fn run(config: Config, traces: Option<Traces>) -> Result<Stopped, Erro
     let (stop, stopping) = watch::channel(false);
     let metrics = member.handle.shared().metrics.clone();
     let peers = member.serve_peers(sockets.peers, &security.peers, descriptors, &stopping)?;
-    let clients = member.clients(
-        &config,
-        descriptors,
-        security.clients.clone(),
-        traces.clone(),
-    );
+    let clients = member.clients(&config, descriptors, security.clients.clone(), traces);
     let mut serving = clients.serve_metrics(sockets.metrics, &stopping);
     let work = async {
         introduce(&member.handle, member.existed, introduction(&config)).await?;
@@ -146,9 +150,6 @@ pub async fn run(config: Config, traces: Option<Traces>) -> Result<Stopped, Erro
     }
     member.stop(&config).await?;
     drop(dir);
-    if let Some(traces) = traces {
-        traces.stop().await;
-    }
     ended
 }
 

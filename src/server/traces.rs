@@ -127,12 +127,22 @@ fn resource(config: &Tracing) -> Resource {
 /// As much as W3C wants everybody to pass on.
 const TRACE_STATE_BYTES: usize = 512;
 
-/// Whether a `traceparent` names trace and span by as many digits as they have: the library takes
-/// less for smaller numbers.
-fn has_whole_ids(traceparent: &str) -> bool {
-    let mut lengths = traceparent.split('-').map(str::len).skip(1);
-    (lengths.next(), lengths.next()) == (Some(32), Some(16))
+/// Whether a `traceparent` has W3C's form, as far as etcd's library insists on it and ours does not:
+/// all digits of each number and no sign, and in version 0 no flag that it does not know.
+fn is_whole(traceparent: &str) -> bool {
+    let mut parts = traceparent.split('-');
+    let mut is_next = |length| {
+        let part = parts.next().unwrap_or_default();
+        part.len() == length && part.bytes().all(|digit| digit.is_ascii_hexdigit())
+    };
+    let are_whole = is_next(2) && is_next(32) && is_next(16) && is_next(2);
+    let flags = traceparent.get(FLAGS_AT..FLAGS_AT + 2);
+    let are_known = matches!(flags, Some("00" | "01" | "02" | "03"));
+    are_whole && (are_known || !traceparent.starts_with("00-"))
 }
+
+/// Where a `traceparent` has its flags: behind version, trace and span.
+const FLAGS_AT: usize = 2 + 1 + 32 + 1 + 16 + 1;
 
 /// The headers of a call, as the library reads them.
 struct Headers<'a>(&'a HeaderMap);
@@ -141,7 +151,7 @@ impl Extractor for Headers<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         let value = self.0.get(key)?.to_str().ok()?;
         let is_taken = match key {
-            "traceparent" => has_whole_ids(value),
+            "traceparent" => is_whole(value),
             // It is kept with the span, and no part of a client's headers is short by itself.
             _ => value.len() <= TRACE_STATE_BYTES,
         };

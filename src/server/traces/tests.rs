@@ -86,6 +86,26 @@ fn a_client_decides_for_its_trace_and_the_rate_for_the_others() {
         (0, Some(SAMPLED), 1),
         (0, Some(unsampled), 0),
         (0, Some("00-4bf92f35-00f067aa0ba902b7-01"), 0),
+        (
+            0,
+            Some("0-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+            0,
+        ),
+        (
+            0,
+            Some("00-+bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+            0,
+        ),
+        (
+            0,
+            Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-1"),
+            0,
+        ),
+        (
+            0,
+            Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-09"),
+            0,
+        ),
         (MILLION, None, 1),
         (MILLION, Some(SAMPLED), 1),
         (MILLION, Some(unsampled), 0),
@@ -211,6 +231,38 @@ fn lost_spans_are_reported_once_a_minute() {
         }
         clock.advance(Duration::from_secs(61));
         sampled_put(&traces);
+        sampled_put(&traces);
+        traces
+            .0
+            .provider
+            .shutdown()
+            .expect("it refuses spans alone");
     });
-    assert_eq!(*warnings.0.lock(), [1, 10]);
+    assert_eq!(*warnings.0.lock(), [1, 10, 1]);
+}
+
+#[tokio::test]
+async fn a_collector_whose_host_is_silent_is_given_up() {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let listener = socket.listen(0).expect("it listens");
+    let address = listener.local_addr().expect("it is bound");
+    // With its queue full it answers no other.
+    let first = std::net::TcpStream::connect(address).expect("it has a place");
+    let config = Tracing {
+        collector: format!("http://{address}/").parse().expect("a URI"),
+        ..config(0)
+    };
+    let limit = Duration::from_millis(200);
+    let runtime = tokio::runtime::Handle::current();
+    let exporter = Exporter::limited(&config, &runtime, limit).expect("it connects later");
+    let began = std::time::Instant::now();
+    let sent = exporter.export(Vec::new()).await;
+    assert!(sent.is_err());
+    assert!(
+        (limit..10 * limit).contains(&began.elapsed()),
+        "{:?}",
+        began.elapsed()
+    );
+    drop(first);
 }
