@@ -130,15 +130,16 @@ func (c *cluster) measure(plan phase) (outcome, error) {
 	return result, nil
 }
 
-// awaitQuiet waits until nothing but the members and this process uses the
-// machine's processors, at most for the given time; it answers the time it took.
+// awaitQuiet waits until nothing but this process uses the machine's processors, at
+// most for the given time; it answers the time it took. What members have left to write
+// of the load, or of the row before, is no part of the next row.
 func (c *cluster) awaitQuiet(limit time.Duration) time.Duration {
 	const look, quiet = 400 * time.Millisecond, 0.15
 	began := time.Now()
 	for time.Since(began)+look < limit {
 		now := time.Now()
 		result, err := c.measure(phase{from: now, until: now.Add(look)})
-		if err != nil || result.OtherCPU.Seconds() < quiet*result.Window.Seconds() {
+		if err != nil || (result.OtherCPU+result.ServerCPU).Seconds() < quiet*result.Window.Seconds() {
 			break
 		}
 	}

@@ -50,7 +50,7 @@ func parse() options {
 	flag.DurationVar(&o.limit, "limit", 30*time.Minute, "time after which the run is given up")
 	flag.BoolVar(&o.quick, "quick", false, "short windows and 100,000 keys where a full run has 1,000,000: for a first look, not for comparing")
 	flag.IntVar(&o.members, "members", 1, "members of each cluster; more than one have rows of their own")
-	o.quiet = flag.Duration("quiet", 3*time.Minute, "how long rows may wait, all together, for other processes to leave the processors alone")
+	o.quiet = flag.Duration("quiet", 3*time.Minute, "how long rows may wait, all together, until nothing else uses the processors")
 	connections := flag.Int("connections", 100, "the most connections that the clients of one load share")
 	flag.Parse()
 	o.settings = settings{
