@@ -82,7 +82,7 @@ impl Answers {
         let share = self.share();
         let limit_bytes = answer_limit_bytes(share.limit_bytes());
         let view = self.handle().view();
-        let size = answer_size::of_now(&view.snapshot(), request, limit_bytes);
+        let size = answer_size::of_now(&view.pinned(), request, limit_bytes);
         match size {
             Ok(bytes) if bytes > limit_bytes => Err(Error::AnswerTooLarge.into()),
             Ok(bytes) => Ok(share.take(bytes)),

@@ -421,10 +421,10 @@ impl Session {
             // The runtime has to know that this may take long.
             let mut output = Ok(None);
             let executor = self.handle.shared().executor.as_ref();
-            executor.block_in_place(&mut || output = stream.next(&view.snapshot()));
+            executor.block_in_place(&mut || output = stream.next(&view.pinned()));
             output
         } else {
-            stream.next(&view.snapshot())
+            stream.next(&view.pinned())
         };
         match output {
             Ok(Some(output)) => {

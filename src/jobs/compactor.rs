@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::env::blocking;
 use crate::mvcc::compaction::{self, Progress};
 use crate::mvcc::hash::{HashError, Hashing};
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::read::PinnedView;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::replica::shared::{NumberedEngine, Shared};
 use crate::storage::{self, Batch, Engine, Family, Op};
@@ -78,13 +78,13 @@ async fn keep_hash(
         let view = view.clone();
         let step_began = shared.clock.now();
         let stepped = blocking(shared.executor.as_ref(), move || {
-            let snapshot = Snapshot {
+            let pinned = PinnedView {
                 compacted,
-                ..view.snapshot()
+                ..view.pinned()
             };
-            let ended = match hashing.step(snapshot.read, limit)? {
+            let ended = match hashing.step(pinned.read, limit)? {
                 true => None,
-                false => Some(hashing.finish_for_compaction(&snapshot)?),
+                false => Some(hashing.finish_for_compaction(&pinned)?),
             };
             Ok::<_, HashError>((hashing, ended))
         });
@@ -101,7 +101,7 @@ async fn keep_hash(
     };
     let mut hashes = shared.compaction_hashes.lock();
     if number != shared.numbered_engine().number {
-        // A snapshot took the state's place: what was hashed may be either's.
+        // A received state took this one's place: what was hashed may be either's.
         return Ok(Some(()));
     }
     hashes.push(hash);
@@ -127,7 +127,7 @@ async fn catch_up(
     seen: &mut Option<u64>,
 ) -> storage::Result<()> {
     loop {
-        // One engine for all steps: a snapshot may put another in its place meanwhile, and what
+        // One engine for all steps: a received state may bring another meanwhile, and what
         // is dead in this one may live there.
         let NumberedEngine { number, engine } = shared.numbered_engine();
         let before = seen.replace(number);

@@ -358,7 +358,7 @@ fn compare_histories(world: &mut World) {
         if let Some(process) = world.process(id) {
             let view = process.handle.view();
             kept.push((id, process.handle.shared().engine()));
-            let hash = view.snapshot().hash(0, &std::env::temp_dir());
+            let hash = view.pinned().hash(0, &std::env::temp_dir());
             hashes.insert(
                 id,
                 hash.map(|hash| (hash.hash, hash.compacted, hash.revision)),

@@ -5,7 +5,7 @@
 //!  (nothing) ---------------------------------------------> Live <-------------+
 //!      |                                                     |                 |
 //!      |                       spill: the queue was full, or |                 | join: the next
-//!      |                       a snapshot replaced the state |                 | that it needs is
+//!      |                    a received state replaced it all |                 | that it needs is
 //!      |                                                     v                 | not published
 //!      |                                                  Leaving              | yet
 //!      |                                                     |                 |
@@ -40,7 +40,7 @@ use super::hub::{Hub, Index, Live};
 use super::queue::{Item, Queue, Wanted, WatchName};
 use super::range_set::NodeId;
 use super::{CreateError, Output, Request};
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::read::PinnedView;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::storage;
 use crate::types::KeyRange;
@@ -215,19 +215,19 @@ impl Stream {
     }
 
     /// Does one bounded step and hands out what it found. `None`: nothing until the wake-up.
-    /// `snapshot` is a view taken for this call, not one kept from before. Reads storage only
+    /// `pinned` is a view taken for this call, not one kept from before. Reads storage only
     /// where `reads_storage` says so.
-    pub fn next(&mut self, snapshot: &Snapshot<'_>) -> storage::Result<Option<Output>> {
+    pub fn next(&mut self, pinned: &PinnedView<'_>) -> storage::Result<Option<Output>> {
         if let Some(output) = self.serve_page() {
             return Ok(Some(output));
         }
         self.begin_catching_up();
         self.join();
         self.answer_progress();
-        if let Some(output) = self.tell_compacted(snapshot) {
+        if let Some(output) = self.tell_compacted(pinned) {
             return Ok(Some(output));
         }
-        if self.reads_storage() && self.read_page(snapshot)? {
+        if self.reads_storage() && self.read_page(pinned)? {
             self.join();
             return Ok(Some(self.serve_page().unwrap_or(Output::Again)));
         }
@@ -293,9 +293,9 @@ impl Stream {
         }
     }
 
-    fn tell_compacted(&mut self, snapshot: &Snapshot<'_>) -> Option<Output> {
+    fn tell_compacted(&mut self, pinned: &PinnedView<'_>) -> Option<Output> {
         let (next, id) = self.catch_up.oldest()?;
-        if next >= snapshot.compacted {
+        if next >= pinned.compacted {
             return None;
         }
         self.catch_up.remove(id);
@@ -307,14 +307,14 @@ impl Stream {
         counters.slow_watches.fetch_sub(1, Relaxed);
         Some(Output::Compacted {
             watch_id: id,
-            compact_revision: snapshot.compacted,
+            compact_revision: pinned.compacted,
         })
     }
 
     /// True where there was something to read.
-    fn read_page(&mut self, snapshot: &Snapshot<'_>) -> storage::Result<bool> {
+    fn read_page(&mut self, pinned: &PinnedView<'_>) -> storage::Result<bool> {
         let (limits, copies) = (self.hub.limits(), self.hub.copies());
-        self.page = self.catch_up.read(snapshot, limits, copies)?;
+        self.page = self.catch_up.read(pinned, limits, copies)?;
         if let Some(page) = &self.page {
             self.reported = self.reported.max(page.next - 1);
         }

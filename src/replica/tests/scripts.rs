@@ -36,7 +36,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::mvcc::read::Snapshot as Keys;
+use crate::mvcc::read::PinnedView as Keys;
 use crate::probe::Defect;
 use crate::proto::etchedpeer::Forwarded;
 use crate::raft::Message;

@@ -168,7 +168,7 @@ impl WaitQueues {
         };
         let is_point = matches!(read.range, KeyRange::Point(_));
         let read = move |view: &ReadView| {
-            let measured = view.snapshot().measure(&read, &mut |_| true)?;
+            let measured = view.pinned().measure(&read, &mut |_| true)?;
             Ok(measured.kvs.unwrap_or_default())
         };
         let kvs = match is_point {
@@ -296,10 +296,10 @@ async fn next(queues: &WaitQueues, stream: &mut Stream) -> Result<Option<Output>
         let view = handle.view();
         let mut output = Ok(None);
         let executor = handle.shared().executor.as_ref();
-        executor.block_in_place(&mut || output = stream.next(&view.snapshot()));
+        executor.block_in_place(&mut || output = stream.next(&view.pinned()));
         output
     } else {
-        stream.next(&handle.view().snapshot())
+        stream.next(&handle.view().pinned())
     };
     output.map_err(|error| handle.shared().fail_storage(error))
 }
@@ -351,7 +351,7 @@ async fn first_keys(
                 ..first_created(range.clone())
             };
             let mut fits = |bytes| limit == 1 || bytes <= READ_BYTES;
-            let measured = view.snapshot().measure(&read, &mut fits)?;
+            let measured = view.pinned().measure(&read, &mut fits)?;
             if let Some(kvs) = measured.kvs {
                 return Ok((kvs, !measured.more));
             }

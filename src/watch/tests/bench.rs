@@ -58,7 +58,7 @@ fn measure(name: &str, count: usize, ranges: Vec<KeyRange>, changed: impl Fn(usi
         publishing += start.elapsed().as_secs_f64();
         let start = Instant::now();
         for stream in &mut all {
-            while stream.next(&view.snapshot()).expect("reads").is_some() {
+            while stream.next(&view.pinned()).expect("reads").is_some() {
                 outputs += 1;
             }
         }

@@ -39,7 +39,7 @@ fn read(world: &World, stream: &mut Stream, until: impl Fn(usize) -> bool) -> Ve
     let view = world.view();
     let mut revisions = Vec::new();
     while !until(revisions.len())
-        && let Some(output) = stream.next(&view.snapshot()).expect("read")
+        && let Some(output) = stream.next(&view.pinned()).expect("read")
     {
         if let Output::Events { events, .. } = output {
             revisions.extend(events.iter().map(|event| {
@@ -120,7 +120,7 @@ fn streams_that_catch_up_over_the_same_events_hold_one_copy() {
     let held: Vec<_> = (0..200)
         .map(|_| {
             let mut stream = watch(&hub, first);
-            let output = stream.next(&view.snapshot()).expect("read");
+            let output = stream.next(&view.pinned()).expect("read");
             assert!(matches!(output, Some(Output::Events { .. })), "{output:?}");
             (output, stream)
         })

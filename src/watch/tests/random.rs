@@ -180,7 +180,7 @@ impl Run {
                 && client.wakes.load(SeqCst) == wakes
             {
                 let view = self.world.view();
-                let left = client.stream.next(&view.snapshot()).unwrap();
+                let left = client.stream.next(&view.pinned()).unwrap();
                 assert_eq!(left, None, "nobody woke the stream");
             }
         }
@@ -200,7 +200,7 @@ impl Run {
                 3 => self.cancel(),
                 _ => self.read(),
             }
-            if !logged.step(&view.snapshot()).unwrap() {
+            if !logged.step(&view.pinned()).unwrap() {
                 break;
             }
             self.seen.parts += 1;
@@ -309,12 +309,12 @@ impl Run {
         let client = &mut self.clients[at];
         let wakes = client.wakes.load(SeqCst);
         let may_read = client.stream.reads_storage();
-        let snapshot = if may_read {
-            view.snapshot()
+        let pinned = if may_read {
+            view.pinned()
         } else {
             view.unreadable()
         };
-        let output = client.stream.next(&snapshot).unwrap();
+        let output = client.stream.next(&pinned).unwrap();
         if let Some(output) = &output {
             let compacted = self.world.compacted();
             client.checker.check(&self.world.history, compacted, output);

@@ -136,7 +136,7 @@ impl Player {
                 stream.progress_tick();
                 String::new()
             }
-            "step" => match stream.next(&view.snapshot()).unwrap() {
+            "step" => match stream.next(&view.pinned()).unwrap() {
                 Some(output) => show(&output),
                 None => "nothing\n".to_owned(),
             },
@@ -145,7 +145,7 @@ impl Player {
                 for _ in 0..wakes.swap(0, SeqCst) {
                     text.push_str("woken\n");
                 }
-                while let Some(output) = stream.next(&view.snapshot()).unwrap() {
+                while let Some(output) = stream.next(&view.pinned()).unwrap() {
                     if output != Output::Again {
                         text.push_str(&show(&output));
                     }

@@ -135,12 +135,12 @@ impl Reader {
     fn step(&mut self, stream: &mut Stream) -> Option<()> {
         let may_read = stream.reads_storage();
         let view = self.shown.view.lock().clone();
-        let snapshot = if may_read {
-            view.snapshot()
+        let pinned = if may_read {
+            view.pinned()
         } else {
             view.unreadable()
         };
-        let output = stream.next(&snapshot).expect("reads")?;
+        let output = stream.next(&pinned).expect("reads")?;
         if output != Output::Again {
             self.notes.push(Note::Said(output, view.compacted));
         }
