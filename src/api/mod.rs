@@ -69,7 +69,7 @@ use crate::types::Remote;
 
 pub use answers::{Answers, answer_limit_bytes};
 pub use methods::methods;
-pub use settings::{GRPC_OVERHEAD_BYTES, Settings};
+pub use settings::{ApiSettings, GRPC_OVERHEAD_BYTES};
 
 /// All services of a member; cheap to clone.
 #[derive(Clone)]
@@ -116,7 +116,7 @@ impl Api {
     /// `requests` counts what clients send, `answers` what they get.
     pub fn new(
         handle: Handle,
-        settings: Settings,
+        settings: ApiSettings,
         requests: Arc<Requests>,
         answers: Arc<Share>,
     ) -> Self {

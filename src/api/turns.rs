@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::answers::{Answers, SMALL_BYTES, answer_limit_bytes};
-use crate::budget::{Held, Waiting};
+use crate::budget::{Held, TakeBytes};
 use crate::env;
 use crate::error::Error;
 use crate::mvcc;
@@ -70,7 +70,7 @@ impl Answers {
         self.wait(caller, self.share().take(bytes)).await.map(Some)
     }
 
-    async fn wait(&self, caller: &Caller, room: Waiting) -> Result<Held, Error> {
+    async fn wait(&self, caller: &Caller, room: TakeBytes) -> Result<Held, Error> {
         let clock = &self.handle().shared().clock;
         let room = env::timeout(clock.as_ref(), ROOM_LIMIT, room);
         let room = self.handle().within(caller, room).await?;
@@ -78,7 +78,7 @@ impl Answers {
     }
 
     /// What a write would answer now, or that it would be too large.
-    fn measure_proposal(&self, request: &InternalRaftRequest) -> mvcc::Result<Waiting> {
+    fn measure_proposal(&self, request: &InternalRaftRequest) -> mvcc::Result<TakeBytes> {
         let share = self.share();
         let limit_bytes = answer_limit_bytes(share.limit_bytes());
         let view = self.handle().view();

@@ -214,7 +214,7 @@ fn machine(members: Vec<membershippb::Member>, entry_id: EntryId) -> Machine {
 impl Member {
     /// One of as many voters, beside whom there may be a learner.
     fn start(voters: u64, learner: bool) -> Self {
-        let options = raft_log::Options {
+        let options = raft_log::LogOptions {
             segment_bytes: 16 << 10,
             cluster_id: 1,
             member_id: ME,

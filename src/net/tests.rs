@@ -23,7 +23,9 @@ use super::frames::{
     ACK_OR_END_STREAM, CONTINUATION, DATA, END_HEADERS, Frame, HEADER_BYTES, HEADERS, RST_STREAM,
 };
 use super::tls::{self, Rejections};
-use super::{Allowance, Client, Guard, Http2, Options, Security, Stream, Versions, listen, serve};
+use super::{
+    Allowance, Client, Guard, Http2, Security, ServeOptions, Stream, Versions, listen, serve,
+};
 use crate::budget::unread::{self, Unread};
 use crate::metrics::Metrics;
 use crate::types::{Address, MemberId};
@@ -115,7 +117,7 @@ fn start_at(address: &Address, first_byte_limit: Duration, security: Security) -
         paths: Arc::default(),
         unread: unread.connection(),
     };
-    let options = Options {
+    let options = ServeOptions {
         who: "test",
         versions: Versions::Both,
         security,

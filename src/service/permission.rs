@@ -40,10 +40,10 @@ pub enum Needs {
 /// What a caller may do, by an auth state.
 pub fn access<'a>(auth: &'a AuthView, caller: &'a Caller) -> Access<'a> {
     let identity = match caller.identity() {
-        Identity::Nobody => verdict::Identity::Nobody,
-        Identity::Invalid => verdict::Identity::Invalid,
-        Identity::Member => verdict::Identity::Member,
-        Identity::User(user) => verdict::Identity::User {
+        Identity::Nobody => verdict::AuthIdentity::Nobody,
+        Identity::Invalid => verdict::AuthIdentity::Invalid,
+        Identity::Member => verdict::AuthIdentity::Member,
+        Identity::User(user) => verdict::AuthIdentity::User {
             name: &user.name,
             auth_revision: user.auth_revision,
         },
@@ -56,7 +56,7 @@ pub fn access_at_any_revision<'a>(auth: &'a AuthView, caller: &'a Caller) -> Acc
     match caller.identity() {
         Identity::User(user) => Access::of(
             auth,
-            verdict::Identity::User {
+            verdict::AuthIdentity::User {
                 name: &user.name,
                 auth_revision: auth.revision(),
             },

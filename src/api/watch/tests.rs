@@ -14,8 +14,8 @@ use crate::state::auth::verdict::MEMBER_REVISION;
 
 const READ: i32 = 0;
 
-fn settings(recheck_watches: bool) -> Settings {
-    Settings {
+fn settings(recheck_watches: bool) -> ApiSettings {
+    ApiSettings {
         max_txn_ops: 128,
         max_request_bytes: 1 << 20,
         fragment_bytes: 1 << 20,

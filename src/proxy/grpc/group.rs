@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::caller::{self, Identity};
+use super::caller::{self, CallerKey};
 use super::namespace::Namespace;
 use super::permission;
 use super::upstream::Upstream;
@@ -93,7 +93,7 @@ struct All<C: Core> {
     upstream: Arc<Upstream>,
     namespace: Namespace,
     new: fn(&Namespace) -> C,
-    groups: Mutex<HashMap<Identity, mpsc::Sender<Input<C>>>>,
+    groups: Mutex<HashMap<CallerKey, mpsc::Sender<Input<C>>>>,
     /// By group, and of those that have ended.
     counts: Mutex<BTreeMap<Option<u64>, C::Counts>>,
     next: AtomicU64,

@@ -145,7 +145,7 @@ fn who_joins_has_nothing_but_its_ids_and_whom_to_dial() {
     let expected = ["a http://10.0.0.1:1", "c http://10.0.0.3:3"];
     {
         let joined = start_in(dir.path(), &existing(THREE), &network).expect("joins");
-        let identity = Identity {
+        let identity = MemberIdentity {
             cluster: ClusterId(0xcafe),
             member: MemberId(0xb),
         };

@@ -61,7 +61,7 @@ struct PrefixQueue {
 }
 
 /// A place in a queue; dropped it is given up.
-pub struct Waiting {
+pub struct QueuePlace {
     followed: Arc<PrefixQueue>,
     place: (i64, u64),
     turns: channel::Receiver<Option<Turn>>,
@@ -70,7 +70,7 @@ pub struct Waiting {
 /// Tells a waiter of its turn.
 type TurnSender = channel::Sender<Option<Turn>>;
 
-impl Waiting {
+impl QueuePlace {
     /// Returns when it is known whether the turn has come, and then when it comes.
     ///
     /// # Errors
@@ -82,7 +82,7 @@ impl Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for QueuePlace {
     fn drop(&mut self) {
         let mut queue = self.followed.queue.lock();
         queue.leave(self.place);
@@ -113,7 +113,7 @@ impl WaitQueues {
 
     /// Waits for all keys below a prefix to go that were created before `created`, a revision that
     /// this member has applied, of a key below the prefix.
-    pub fn join(self: &Arc<Self>, prefix: &Bytes, created: i64) -> Waiting {
+    pub fn join(self: &Arc<Self>, prefix: &Bytes, created: i64) -> QueuePlace {
         let (sender, turns) = channel::channel(None);
         let mut queues = self.queues.lock();
         let mut is_new = false;
@@ -132,7 +132,7 @@ impl WaitQueues {
             true => self.handle.spawn(follow(self.clone(), followed.clone())),
             false => followed.wake.notify_one(),
         }
-        Waiting {
+        QueuePlace {
             followed,
             place,
             turns,
@@ -419,7 +419,7 @@ mod tests {
         fixture::apply(handle, vec![request]);
     }
 
-    async fn turn(waiting: &mut Waiting) -> Turn {
+    async fn turn(waiting: &mut QueuePlace) -> Turn {
         let turn = tokio::time::timeout(LIMIT, waiting.turn()).await;
         turn.expect("in time").expect("the member runs")
     }

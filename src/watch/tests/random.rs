@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use bytes::Bytes;
 
-use super::world::{Checker, Expectation, Op, View, World};
+use super::world::{Checker, Expectation, Op, View, WatchWorld};
 use crate::mvcc::Change;
 use crate::storage::schema::ChangeKind;
 use crate::types::KeyRange;
@@ -112,7 +112,7 @@ struct Seen {
 
 struct Run {
     dice: Dice,
-    world: World,
+    world: WatchWorld,
     hub: Arc<Hub>,
     /// Written, and not published yet; with a view of each.
     unpublished: Vec<(Vec<Change>, View)>,
@@ -123,7 +123,7 @@ struct Run {
 impl Run {
     fn new(seed: u64) -> Self {
         let mut dice = Dice(seed);
-        let world = World::new();
+        let world = WatchWorld::new();
         let hub = Hub::new(world.head(), dice.limits());
         Self {
             dice,

@@ -24,7 +24,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use bytes::Bytes;
 
-use super::world::{Op, World};
+use super::world::{Op, WatchWorld};
 use crate::mvcc::Change;
 use crate::proto::{Event, KeyValue};
 use crate::types::KeyRange;
@@ -32,7 +32,7 @@ use crate::watch::{Hub, Limits, Output, Request, Stream};
 
 struct Player {
     limits: Limits,
-    world: World,
+    world: WatchWorld,
     hub: Option<Arc<Hub>>,
     streams: BTreeMap<String, (Stream, Arc<AtomicUsize>)>,
     holds: bool,
@@ -63,7 +63,7 @@ impl Player {
     fn new() -> Self {
         Self {
             limits: Limits::default(),
-            world: World::new(),
+            world: WatchWorld::new(),
             hub: None,
             streams: BTreeMap::new(),
             holds: false,

@@ -171,14 +171,14 @@ impl History {
 }
 
 /// A writer with everything that it wrote.
-pub struct World {
+pub struct WatchWorld {
     engine: Arc<dyn Engine>,
     writer: Writer,
     pub history: History,
     applied: u64,
 }
 
-impl World {
+impl WatchWorld {
     pub fn new() -> Self {
         let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::new());
         Self {
