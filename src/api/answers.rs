@@ -494,7 +494,7 @@ mod tests {
         // Nothing has room, something has, everything has.
         for limit_bytes in [0, 400 << 10, 16 << 20, usize::MAX] {
             let share = Share::new(limit_bytes);
-            let answers = Answers::new(fixture::alone(), share.clone());
+            let answers = Answers::new(fixture::single_member(), share.clone());
             for request in requests() {
                 let read = kv::range_read(&request).expect("a read");
                 let expected = answer(&read).expect("reads");

@@ -106,7 +106,7 @@ mod tests {
     #[tokio::test]
     async fn a_large_answer_takes_its_room_before_it_is_made_and_until_it_is_taken() {
         let share = Share::new(400 << 10);
-        let answers = Answers::new(fixture::alone(), share.clone());
+        let answers = Answers::new(fixture::single_member(), share.clone());
         let caller = Caller::nobody();
         let small = answers.room_for(&caller, SMALL_BYTES).await;
         assert!(small.expect("needs none").is_none());

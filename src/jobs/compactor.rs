@@ -112,7 +112,7 @@ async fn keep_hash(
 
 fn tell_finished(shared: &Shared, engine: &dyn Engine) -> storage::Result<()> {
     let finished = compaction::finished(engine.latest())?;
-    if !probe::injected(Defect::CompactionUntold) {
+    if !probe::injected(Defect::CompactionUnannounced) {
         shared.compaction_finished.set(finished);
     }
     Ok(())

@@ -370,7 +370,7 @@ async fn metadata_may_be_as_large_as_etcd_takes_it() {
 }
 
 #[tokio::test]
-async fn a_date_is_told_over_http_1_alone() {
+async fn a_date_is_sent_over_http_1_alone() {
     let served = start(LIMIT);
     let request = || {
         let request = Request::get("http://a/x").header("host", "a");

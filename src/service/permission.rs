@@ -126,7 +126,7 @@ mod tests {
 
     /// `alice` may read `a` to `c` and write `a`.
     fn auth() -> Arc<AuthView> {
-        let handle = fixture::alone();
+        let handle = fixture::single_member();
         let alice: fixture::Permissions = &[(0, "a", "c"), (1, "a", "")];
         let requests = fixture::auth_requests(&[("alice", alice), ("root", &[])]);
         fixture::apply(&handle, requests);

@@ -90,7 +90,7 @@ impl Core for Renewals {
         }
     }
 
-    fn question(_: &Namespace, _: &LeaseKeepAliveRequest) -> Option<RangeRequest> {
+    fn permission_check(_: &Namespace, _: &LeaseKeepAliveRequest) -> Option<RangeRequest> {
         None
     }
 

@@ -84,7 +84,7 @@ pub(super) fn prepare(
         index: recovered.last_index + 1,
         term: term.max(machine.applied_term()).max(1),
     };
-    stay_alone(&mut machine, config, identity, entry_id)?;
+    make_sole_voter(&mut machine, config, identity, entry_id)?;
     engine.flush()?;
     drop(machine);
     drop(engine);
@@ -163,8 +163,8 @@ fn readable(logged: &LogEntry, commit_index: u64) -> Result<(Entry, bool), Error
     Ok((entry, dropped))
 }
 
-/// Leaves this member alone, as a voter, in the state after the entry `entry_id`.
-fn stay_alone(
+/// Leaves this member as the only one, a voter, in the state after the entry `entry_id`.
+fn make_sole_voter(
     machine: &mut Machine,
     config: &Config,
     identity: MemberIdentity,

@@ -488,7 +488,7 @@ fn check_forced(restored: &Restored, own: MemberId) {
 }
 
 #[test]
-fn a_survivor_goes_on_alone_with_all_it_has() {
+fn a_survivor_becomes_a_single_member_with_all_it_has() {
     let learner = RaftAttributes {
         peer_urls: vec!["http://10.0.0.2:2".to_owned()],
         is_learner: true,

@@ -437,7 +437,7 @@ mod tests {
     async fn many_who_wait_share_a_watch_and_go_one_by_one() {
         // More than a queue holds.
         const MANY: usize = 2 * queue::MAX_KEYS + 7;
-        let handle = fixture::alone();
+        let handle = fixture::single_member();
         let queues = WaitQueues::new(handle.clone());
         let prefix = Bytes::from_static(b"many/");
         let keys: Vec<_> = (0..MANY).map(|n| format!("many/{n:x}")).collect();
@@ -463,7 +463,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn who_leaves_takes_nothing_along_and_names_have_queues_of_their_own() {
-        let handle = fixture::alone();
+        let handle = fixture::single_member();
         let queues = WaitQueues::new(handle.clone());
         let (a, b) = (Bytes::from_static(b"a/"), Bytes::from_static(b"b/"));
         put(&handle, "a/x");
@@ -480,7 +480,7 @@ mod tests {
 
     #[tokio::test]
     async fn so_many_wait_and_no_more() {
-        let queues = WaitQueues::new(fixture::alone());
+        let queues = WaitQueues::new(fixture::single_member());
         let mut held = Vec::new();
         let mut capacities = Vec::new();
         let refused = loop {
