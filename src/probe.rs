@@ -260,7 +260,7 @@ named! {
         OtherKeyTaken => "other-key-taken",
         /// Who finds no key before its own does not see whether its own is there.
         FirstUnseen => "first-unseen",
-        /// Who waits goes when the nearest key before its own is gone.
+        /// Who waits gets its turn when the nearest key before its own is gone.
         NearestAlone => "nearest-alone",
         /// A put of a key before its own ends the turn of that key.
         PutEndsTurn => "put-ends-turn",

@@ -1,5 +1,5 @@
-//! The gRPC services: one file each. A service checks a request, has the node carry it out, and
-//! fills in the header; it decides nothing about data.
+//! The gRPC services: one file each. A service checks a request, calls the operation of `service`,
+//! and fills in the header; it decides nothing about data.
 //!
 //! `Api` routes by path, without a general router: a call goes straight to its service, and an
 //! unknown one is answered in grpc-go's words.

@@ -59,7 +59,7 @@ pub async fn run(shared: Arc<Shared>, pace: Pace, scratch_dir: PathBuf) {
 }
 
 /// Keeps the hash of the history as this compaction finds it, unless that is very large. None where
-/// the runtime goes down.
+/// the runtime ends.
 async fn keep_hash(
     shared: &Arc<Shared>,
     pace: Pace,

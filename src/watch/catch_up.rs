@@ -153,7 +153,7 @@ impl CatchUp {
             bytes: limits.page_bytes.min(free / SHARE_OF_FREE_ROOM).max(1),
         };
         let page = pinned.changes(from, limit, &mut |key, kind, revision| {
-            hits.look(&self.ranges, key, kind, revision)
+            hits.find(&self.ranges, key, kind, revision)
         })?;
         let next = hits.cut.unwrap_or(page.next);
         let mut changes = page.changes;
@@ -245,7 +245,7 @@ struct Hits {
 }
 
 impl Hits {
-    fn look(
+    fn find(
         &mut self,
         ranges: &RangeSet<RangeWants>,
         key: &[u8],

@@ -99,7 +99,7 @@ impl Authority {
     }
 }
 
-/// The files of a server, in a directory that goes with them.
+/// The files of a server, in a directory that is removed with them.
 struct Files {
     dir: tempfile::TempDir,
 }

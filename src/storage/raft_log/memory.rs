@@ -164,7 +164,7 @@ impl MemoryDisk {
         state.life += 1;
     }
 
-    /// The next sync of a file fails, and with it goes the knowledge that there was something to
+    /// The next sync of a file fails, and nothing remembers that there was something to
     /// write: what the file holds can be read, but later syncs will not make it durable.
     pub fn fail_next_sync(&self) {
         self.state().fail_sync = true;
