@@ -12,7 +12,7 @@ import (
 )
 
 // withoutSizes drops what depends on the files and on the log's length, after
-// checking that it is told at all.
+// checking that it is reported at all.
 func withoutSizes(t *testing.T) normaliser {
 	return func(message proto.Message) {
 		status := message.(*pb.StatusResponse)

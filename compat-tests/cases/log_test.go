@@ -31,7 +31,7 @@ func waitLog(t *testing.T, server *harness.Server, count int, msg string) []harn
 	return lines
 }
 
-// ofTheLanguage are fields about the program rather than about what it was told.
+// ofTheLanguage are fields about the program rather than about its settings.
 var ofTheLanguage = regexp.MustCompile(`^(ts|caller|logger|git-sha|go-version|go-os|go-arch)$`)
 
 // The log of a start holds every setting under etcd's names, so that the version, the quota
@@ -79,7 +79,7 @@ func TestStartIsLogged(t *testing.T) {
 	}
 }
 
-// Whoever sets what only bbolt knows is told so where it is seen: etcd logs that it takes
+// A setting that only bbolt knows is reported where it is seen: etcd logs that it takes
 // these at info, etched that they change nothing.
 func TestBoltFlagsAreLogged(t *testing.T) {
 	t.Parallel()
@@ -202,7 +202,7 @@ func compareLines(t *testing.T, lines [2][]harness.LogLine, tidy func(name strin
 	}
 }
 
-// A request that takes longer than --warning-unary-request-duration is told with etcd's
+// A request that takes longer than --warning-unary-request-duration is logged with etcd's
 // fields.
 func TestRequestStats(t *testing.T) {
 	t.Parallel()
@@ -218,14 +218,14 @@ func TestRequestStats(t *testing.T) {
 	var lines [2][]harness.LogLine
 	for side, server := range []*harness.Server{p.duo.Etched, p.duo.Etcd} {
 		afterMarker := func(all []harness.LogLine) []harness.LogLine {
-			told := harness.Says(msg)(all)
-			begin := slices.IndexFunc(told, func(line harness.LogLine) bool {
+			logged := harness.Says(msg)(all)
+			begin := slices.IndexFunc(logged, func(line harness.LogLine) bool {
 				return strings.Contains(fmt.Sprint(line["request content"]), marker)
 			})
 			if begin < 0 {
 				return nil
 			}
-			return told[begin+1:]
+			return logged[begin+1:]
 		}
 		var err error
 		if lines[side], err = server.WaitLog(logLimit, len(requests), afterMarker); err != nil {
@@ -311,8 +311,8 @@ func TestApplyTookTooLong(t *testing.T) {
 	})
 }
 
-// A line of a warning has a limit: requests below it are not told.
-func TestFastRequestsAreNotTold(t *testing.T) {
+// A line of a warning has a limit: requests below it are not logged.
+func TestFastRequestsAreNotLogged(t *testing.T) {
 	t.Parallel()
 	harness.OfLoneServers(t)
 	p := newPair(t, "--warning-unary-request-duration=1h", "--warning-apply-duration=1h")

@@ -341,7 +341,7 @@ func TestSignals(t *testing.T) {
 	}
 }
 
-// A supervisor is told once the member serves, through a socket in the file system or one
+// A supervisor is notified once the member serves, through a socket in the file system or one
 // that has a name only.
 func TestNotification(t *testing.T) {
 	t.Parallel()
@@ -365,7 +365,7 @@ func TestNotification(t *testing.T) {
 				got := make([]byte, 1024)
 				n, _, err := socket.ReadFrom(got)
 				if err != nil || string(got[:n]) != "READY=1" {
-					t.Errorf("told %q: %v\n%s", got[:n], err, server.LogTail(5))
+					t.Errorf("notified with %q: %v\n%s", got[:n], err, server.LogTail(5))
 				}
 			})
 		}
