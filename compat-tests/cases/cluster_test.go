@@ -39,7 +39,7 @@ func (p *pair) waitClusterVersion() {
 }
 
 func TestStatus(t *testing.T) {
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	t.Parallel()
 	p := newPair(t)
 	p.waitClusterVersion()
@@ -105,7 +105,7 @@ func TestStatusQuota(t *testing.T) {
 }
 
 func TestMembers(t *testing.T) {
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	t.Parallel()
 	p := newPair(t)
 	list := func() *pb.MemberListResponse {
@@ -155,7 +155,7 @@ func TestIDs(t *testing.T) {
 }
 
 func TestMoveLeader(t *testing.T) {
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	t.Parallel()
 	p := newPair(t)
 	me := p.ok(&pb.MemberListRequest{}).(*pb.MemberListResponse).Members[0].ID

@@ -38,7 +38,7 @@ var ofTheLanguage = regexp.MustCompile(`^(ts|caller|logger|git-sha|go-version|go
 // and whatever else is asked of a member later can be read from it.
 func TestStartIsLogged(t *testing.T) {
 	t.Parallel()
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	for _, flags := range [][]string{
 		nil,
 		{"--quota-backend-bytes=123456789", "--max-txn-ops=7", "--snapshot-count=77", "--max-wals=3", "--max-snapshots=4",
@@ -83,7 +83,7 @@ func TestStartIsLogged(t *testing.T) {
 // these at info, etched that they change nothing.
 func TestBoltFlagsAreLogged(t *testing.T) {
 	t.Parallel()
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	flags := []string{"--backend-batch-limit=5000", "--backend-batch-interval=200ms", "--backend-bbolt-freelist-type=array"}
 	p := newPair(t, flags...)
 	waitLog(t, p.duo.Etcd, 1, "setting backend batch limit")
@@ -107,7 +107,7 @@ func TestBoltFlagsAreLogged(t *testing.T) {
 // at the first start nor at the next.
 func TestDirectoryOfTheLog(t *testing.T) {
 	t.Parallel()
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	for _, kind := range []harness.Kind{harness.Etched, harness.Etcd} {
 		for place, dir := range map[string]string{"elsewhere": filepath.Join(t.TempDir(), "log"), "within the data directory": ""} {
 			t.Run(fmt.Sprint(kind, " ", place), func(t *testing.T) {
@@ -206,7 +206,7 @@ func compareLines(t *testing.T, lines [2][]harness.LogLine, tidy func(name strin
 // fields.
 func TestRequestStats(t *testing.T) {
 	t.Parallel()
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	p := newPair(t, "--warning-unary-request-duration=1ns")
 	const msg, marker = "request stats", "what comes before the table"
 	// Every call counts, those by which the servers were found to be ready too.
@@ -263,7 +263,7 @@ func TestRequestStats(t *testing.T) {
 // So is one whose carrying out took longer than --warning-apply-duration, a read too.
 func TestApplyTookTooLong(t *testing.T) {
 	t.Parallel()
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	p := newPair(t, "--warning-apply-duration=1ns")
 	const msg = "apply request took too long"
 	// What a member and its cluster tell of themselves is applied too, and the first reads.
@@ -314,7 +314,7 @@ func TestApplyTookTooLong(t *testing.T) {
 // A line of a warning has a limit: requests below it are not logged.
 func TestFastRequestsAreNotLogged(t *testing.T) {
 	t.Parallel()
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	p := newPair(t, "--warning-unary-request-duration=1h", "--warning-apply-duration=1h")
 	for _, request := range slowRequests() {
 		p.do(request)

@@ -345,7 +345,7 @@ func TestSignals(t *testing.T) {
 // that has a name only.
 func TestNotification(t *testing.T) {
 	t.Parallel()
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	for _, kind := range []harness.Kind{harness.Etched, harness.Etcd} {
 		for place, name := range map[string]string{
 			"a path": filepath.Join(t.TempDir(), "notify"),
@@ -434,7 +434,7 @@ tls-max-version: 'TLS1.3'
 // all the same: etcd's own sample has it, and so have the flags of many an installation.
 func TestTLSSettingsWithoutCertificates(t *testing.T) {
 	t.Parallel()
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	for _, kind := range []harness.Kind{harness.Etched, harness.Etcd} {
 		t.Run(fmt.Sprint(kind, " sample"), func(t *testing.T) {
 			t.Parallel()

@@ -89,9 +89,9 @@ func (d *Duo) Settle(tb testing.TB) {
 	})
 }
 
-// OfLoneServers skips a test where Duos are members of clusters: it is about what
+// OfSingleServers skips a test where Duos are members of clusters: it is about what
 // only a single server answers so.
-func OfLoneServers(tb testing.TB) {
+func OfSingleServers(tb testing.TB) {
 	tb.Helper()
 	if members, _ := clusterWanted(tb); members > 0 {
 		tb.Skip("of a single server")

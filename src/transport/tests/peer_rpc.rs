@@ -89,7 +89,7 @@ async fn a_silent_link_is_given_up_for_the_next_peer_rpc() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_listens_describes_itself() {
+async fn a_listening_member_describes_itself() {
     let b = Site::start(B).await;
     let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let dead = format!("http://{}", closed.local_addr().expect("an address"));
