@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use etched::bench::{
-    Batch, DEFAULT_SEGMENT_BYTES, Error, Files, LogEntry, Options, RaftLog, RealFiles, ZeroFiller,
+    Batch, DEFAULT_SEGMENT_BYTES, Error, Files, LogEntry, LogOptions, RaftLog, RealFiles,
+    ZeroFiller,
 };
 
-const OPTIONS: Options = Options {
+const OPTIONS: LogOptions = LogOptions {
     segment_bytes: DEFAULT_SEGMENT_BYTES,
     cluster_id: 1,
     member_id: 2,

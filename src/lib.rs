@@ -6,13 +6,14 @@
 //! | layer | modules |
 //! |---|---|
 //! | 0 | `types`, `error`, `env`, `proto`, `metrics`, `budget`, `notices`, `probe`, `profile`, `trace` |
+//! | 0 | `script`, which plays the scripts of tests |
 //! | 1 | `config`, `net`, `storage` |
 //! | 2 | `mvcc`, `raft` |
 //! | 3 | `state`, `watch` |
 //! | 4 | `backup`, `transport`, `lessor` |
 //! | 5 | `replica` |
 //! | 6 | `service` |
-//! | 7 | `jobs`, `api`, `http` |
+//! | 7 | `jobs`, `api`, `gateway`, `http` |
 //! | 8 | `server` |
 //! | 9 | `offline`, `proxy`; `sim`, `fuzz` and `bench`, which no release holds |
 //! | 10 | `program` |

@@ -34,7 +34,7 @@ macro_rules! named {
 named! {
     /// Rarely taken paths.
     CoveragePoint {
-        StrangerAnswered => "caller answered that was not known",
+        UnlistedPeerAnswered => "unlisted peer answered",
         LeaderUnheard => "leader that waited for its term to be on disk",
         SnapshotInstalled => "snapshot installed",
         SnapshotUnwanted => "snapshot unwanted",
@@ -65,7 +65,7 @@ named! {
         LeaderGivenUp => "silent leader given up early",
         ElectionAdvanced => "first election brought forward",
         SoleVoterElected => "sole voter elected itself at its start",
-        ProposalParked => "proposal waited for a leader",
+        ProposalQueued => "proposal waited for a leader",
         ProposalForwarded => "proposal forwarded",
         ProposalRefused => "forwarded proposal refused",
         RefusalStale => "refusal of an earlier term ignored",
@@ -226,7 +226,7 @@ named! {
         /// A compaction removes the tombstones of its own revision.
         TombstoneTakenEarly => "tombstone-taken-early",
         /// Requests that wait for a compaction are not answered at its end.
-        CompactionUntold => "compaction-untold",
+        CompactionUnannounced => "compaction-unannounced",
         /// A compaction that resumed after a restart, or in a received state, keeps the hash of
         /// what is left.
         HashTooLate => "hash-too-late",
@@ -260,7 +260,7 @@ named! {
         OtherKeyTaken => "other-key-taken",
         /// Who finds no key before its own does not see whether its own is there.
         FirstUnseen => "first-unseen",
-        /// Who waits goes when the nearest key before its own is gone.
+        /// Who waits gets its turn when the nearest key before its own is gone.
         NearestAlone => "nearest-alone",
         /// A put of a key before its own ends the turn of that key.
         PutEndsTurn => "put-ends-turn",

@@ -46,7 +46,7 @@ func TestAdvisories(t *testing.T) {
 			attack(&own)
 		})
 	}
-	each("GO-2024-2530: a user without a password is told so", func(p *pair) {
+	each("GO-2024-2530: a user without a password gets an error that says so", func(p *pair) {
 		for _, password := range []string{"", "x"} {
 			p.fails(anyone, &pb.AuthenticateRequest{Name: "cert", Password: password}, "password was given for no password user")
 		}

@@ -67,7 +67,7 @@ func TestTokensInACluster(t *testing.T) {
 		for _, member := range members {
 			waitReady(t, member.Server)
 		}
-		// Whoever leads by now: a busy machine may have had another one elected.
+		// The leader of now: a busy machine may have had another one elected.
 		if err := moveLeader(members, ids, func(member *harness.Member, target uint64) error {
 			return call(member, p.as("root", etched), &pb.MoveLeaderRequest{TargetID: target}).Err
 		}); err != nil {

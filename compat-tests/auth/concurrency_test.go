@@ -206,7 +206,7 @@ func TestAuthEnabledWhileCallsWait(t *testing.T) {
 }
 
 // A call that is given up takes its key back, as its caller. (In etcd it stays, since
-// it is taken back as nobody: whoever waits behind it waits for its lease to end.)
+// it is taken back as nobody: the next in line waits for its lease to end.)
 func TestKeysAreTakenBackWithAuth(t *testing.T) {
 	t.Parallel()
 	p := newPair(t, harness.Options{})

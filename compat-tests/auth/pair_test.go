@@ -184,7 +184,7 @@ func (p *pair) enable(users map[string][]permission) {
 	}
 }
 
-// restart kills a server and starts it again. Only a question about authentication
+// restart kills a server and starts it again. Only a request about authentication
 // can tell that it is ready.
 func restart(t *testing.T, server *harness.Server) {
 	t.Helper()

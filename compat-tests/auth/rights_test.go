@@ -61,7 +61,7 @@ func txn(compares []*pb.Compare, then, otherwise proto.Message) *pb.TxnRequest {
 	return request
 }
 
-// people are whoever asks, in all tests of the table.
+// people are the callers, in all tests of the table.
 var people = []string{
 	anyone, "token:garbage", "token:abcdefghijklmnop.1", "token:", "authorization:garbage", "limited", "reader", "root",
 	"token:Bearer <limited>", "authorization:<limited>", "authorization:Bearer <limited>", "authorization:bearer <limited>",

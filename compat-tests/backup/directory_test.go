@@ -164,7 +164,7 @@ func etcdStartsOnWhatWasExported(t *testing.T, flags []string) {
 }
 
 // learners changes the members: one that never starts is added, gets other URLs
-// and goes, another one stays.
+// and is removed, another one stays.
 func (c *content) learners() {
 	c.t.Helper()
 	ctx := harness.Context(c.t, limit)
@@ -236,7 +236,7 @@ func TestAStartOnADirectoryOfEtcdIsCutOff(t *testing.T) {
 }
 
 // Both do not run on one directory, and what an etcd writes behind a member's back
-// is told.
+// is reported.
 func TestAnEtcdBehindAMembersBack(t *testing.T) {
 	t.Parallel()
 	server := harness.Start(t, harness.Etcd, harness.Options{})
@@ -253,7 +253,7 @@ func TestAnEtcdBehindAMembersBack(t *testing.T) {
 	}
 	become(t, harness.Etched, server)
 	if tail := server.LogTail(100); !strings.Contains(tail, "what an etcd wrote since is not here") {
-		t.Errorf("nothing is told: %s", tail)
+		t.Errorf("nothing is reported: %s", tail)
 	}
 }
 

@@ -32,7 +32,7 @@ func TestSignalsEndATakeover(t *testing.T) {
 	begin := func() *harness.Server {
 		return harness.Begin(t, harness.Etched, harness.Options{DataDir: server.DataDir(), Env: []string{"NOTIFY_SOCKET=" + name}})
 	}
-	// Whoever opens it waits until somebody writes to it.
+	// The process that opens it waits until somebody writes to it.
 	db := filepath.Join(server.DataDir(), "member", "snap", "db")
 	if err := os.Rename(db, db+".away"); err != nil {
 		t.Fatal(err)

@@ -145,7 +145,7 @@ func underAlarm(p *pair, kind pb.AlarmType) {
 // A small quota: each server is filled until it refuses. How much fits depends
 // on the files; what happens then does not.
 func TestQuota(t *testing.T) {
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	t.Parallel()
 	const quota = 24 << 20
 	duo := harness.StartDuo(t, harness.Options{Flags: []string{fmt.Sprint("--quota-backend-bytes=", quota)}})

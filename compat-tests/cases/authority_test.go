@@ -250,7 +250,7 @@ func exchange(server *harness.Server, frames framing, all [][]byte) (got []answe
 			return got, err
 		}
 		one, err := outcomeByHand(framer, stream)
-		one.Streams = "" // Told once.
+		one.Streams = "" // Announced once.
 		if got = append(got, one); err != nil {
 			return got, err
 		}

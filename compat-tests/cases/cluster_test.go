@@ -12,7 +12,7 @@ import (
 )
 
 // withoutSizes drops what depends on the files and on the log's length, after
-// checking that it is told at all.
+// checking that it is reported at all.
 func withoutSizes(t *testing.T) normaliser {
 	return func(message proto.Message) {
 		status := message.(*pb.StatusResponse)
@@ -39,7 +39,7 @@ func (p *pair) waitClusterVersion() {
 }
 
 func TestStatus(t *testing.T) {
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	t.Parallel()
 	p := newPair(t)
 	p.waitClusterVersion()
@@ -105,7 +105,7 @@ func TestStatusQuota(t *testing.T) {
 }
 
 func TestMembers(t *testing.T) {
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	t.Parallel()
 	p := newPair(t)
 	list := func() *pb.MemberListResponse {
@@ -155,7 +155,7 @@ func TestIDs(t *testing.T) {
 }
 
 func TestMoveLeader(t *testing.T) {
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	t.Parallel()
 	p := newPair(t)
 	me := p.ok(&pb.MemberListRequest{}).(*pb.MemberListResponse).Members[0].ID

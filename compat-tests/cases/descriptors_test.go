@@ -18,7 +18,7 @@ import (
 // TestConnectionsTakeNoDescriptorsOfTheLog holds more idle connections than the
 // process may open files. The log begins a new segment and the state new tables
 // all the same, who was connected before is served, and so are probes on their
-// own port; whoever connects when connections are closed again is served too.
+// own port; a client that connects when connections are closed again is served too.
 func TestConnectionsTakeNoDescriptorsOfTheLog(t *testing.T) {
 	t.Parallel()
 	port, err := harness.FreePort()

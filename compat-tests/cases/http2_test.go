@@ -31,7 +31,7 @@ type answered struct {
 	Streams                     string // how many streams the server says it takes at once
 }
 
-// unlimited is for a limit that is not told, or that nobody can reach.
+// unlimited is for a limit that is not announced, or that nobody can reach.
 const unlimited = "unlimited"
 
 // callByHand makes one serializable Range on a connection of its own, its header fields as
@@ -140,7 +140,7 @@ func fields(more ...hpack.HeaderField) []hpack.HeaderField {
 
 var usual = []hpack.HeaderField{{Name: "content-type", Value: "application/grpc"}, {Name: "te", Value: "trailers"}}
 
-// A connection takes as many streams at once as it was told, without that any number.
+// A connection takes as many streams at once as was announced, without that any number.
 func TestStreamLimit(t *testing.T) {
 	t.Parallel()
 	for flag, limit := range map[string]string{"": unlimited, "--max-concurrent-streams=5": "5", "--max-concurrent-streams=4294967295": unlimited} {

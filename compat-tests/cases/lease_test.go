@@ -234,7 +234,7 @@ func TestLeaseKeepAlive(t *testing.T) {
 }
 
 // A restart keeps leases; each starts again with its whole time or, where a
-// checkpoint told how much was left, with that.
+// checkpoint recorded how much was left, with that.
 func TestLeaseOverRestart(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -253,7 +253,7 @@ func TestLeaseOverRestart(t *testing.T) {
 	}
 }
 
-// The remaining time that is told runs down from the granted one.
+// The remaining time that is reported runs down from the granted one.
 func TestLeaseRemaining(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)

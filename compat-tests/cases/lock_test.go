@@ -536,7 +536,7 @@ func TestLockExcludes(t *testing.T) {
 func TestLockWithManyWaiting(t *testing.T) {
 	t.Parallel()
 	const many = 1000
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	duo := harness.StartDuo(t, harness.Options{})
 	for _, server := range []*harness.Server{duo.Etched, duo.Etcd} {
 		t.Run(server.Kind().String(), func(t *testing.T) {

@@ -31,14 +31,14 @@ func waitLog(t *testing.T, server *harness.Server, count int, msg string) []harn
 	return lines
 }
 
-// ofTheLanguage are fields about the program rather than about what it was told.
+// ofTheLanguage are fields about the program rather than about its settings.
 var ofTheLanguage = regexp.MustCompile(`^(ts|caller|logger|git-sha|go-version|go-os|go-arch)$`)
 
 // The log of a start holds every setting under etcd's names, so that the version, the quota
 // and whatever else is asked of a member later can be read from it.
 func TestStartIsLogged(t *testing.T) {
 	t.Parallel()
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	for _, flags := range [][]string{
 		nil,
 		{"--quota-backend-bytes=123456789", "--max-txn-ops=7", "--snapshot-count=77", "--max-wals=3", "--max-snapshots=4",
@@ -79,11 +79,11 @@ func TestStartIsLogged(t *testing.T) {
 	}
 }
 
-// Whoever sets what only bbolt knows is told so where it is seen: etcd logs that it takes
+// A setting that only bbolt knows is reported where it is seen: etcd logs that it takes
 // these at info, etched that they change nothing.
 func TestBoltFlagsAreLogged(t *testing.T) {
 	t.Parallel()
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	flags := []string{"--backend-batch-limit=5000", "--backend-batch-interval=200ms", "--backend-bbolt-freelist-type=array"}
 	p := newPair(t, flags...)
 	waitLog(t, p.duo.Etcd, 1, "setting backend batch limit")
@@ -107,7 +107,7 @@ func TestBoltFlagsAreLogged(t *testing.T) {
 // at the first start nor at the next.
 func TestDirectoryOfTheLog(t *testing.T) {
 	t.Parallel()
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	for _, kind := range []harness.Kind{harness.Etched, harness.Etcd} {
 		for place, dir := range map[string]string{"elsewhere": filepath.Join(t.TempDir(), "log"), "within the data directory": ""} {
 			t.Run(fmt.Sprint(kind, " ", place), func(t *testing.T) {
@@ -202,11 +202,11 @@ func compareLines(t *testing.T, lines [2][]harness.LogLine, tidy func(name strin
 	}
 }
 
-// A request that takes longer than --warning-unary-request-duration is told with etcd's
+// A request that takes longer than --warning-unary-request-duration is logged with etcd's
 // fields.
 func TestRequestStats(t *testing.T) {
 	t.Parallel()
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	p := newPair(t, "--warning-unary-request-duration=1ns")
 	const msg, marker = "request stats", "what comes before the table"
 	// Every call counts, those by which the servers were found to be ready too.
@@ -218,14 +218,14 @@ func TestRequestStats(t *testing.T) {
 	var lines [2][]harness.LogLine
 	for side, server := range []*harness.Server{p.duo.Etched, p.duo.Etcd} {
 		afterMarker := func(all []harness.LogLine) []harness.LogLine {
-			told := harness.Says(msg)(all)
-			begin := slices.IndexFunc(told, func(line harness.LogLine) bool {
+			logged := harness.Says(msg)(all)
+			begin := slices.IndexFunc(logged, func(line harness.LogLine) bool {
 				return strings.Contains(fmt.Sprint(line["request content"]), marker)
 			})
 			if begin < 0 {
 				return nil
 			}
-			return told[begin+1:]
+			return logged[begin+1:]
 		}
 		var err error
 		if lines[side], err = server.WaitLog(logLimit, len(requests), afterMarker); err != nil {
@@ -263,7 +263,7 @@ func TestRequestStats(t *testing.T) {
 // So is one whose carrying out took longer than --warning-apply-duration, a read too.
 func TestApplyTookTooLong(t *testing.T) {
 	t.Parallel()
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	p := newPair(t, "--warning-apply-duration=1ns")
 	const msg = "apply request took too long"
 	// What a member and its cluster tell of themselves is applied too, and the first reads.
@@ -311,10 +311,10 @@ func TestApplyTookTooLong(t *testing.T) {
 	})
 }
 
-// A line of a warning has a limit: requests below it are not told.
-func TestFastRequestsAreNotTold(t *testing.T) {
+// A line of a warning has a limit: requests below it are not logged.
+func TestFastRequestsAreNotLogged(t *testing.T) {
 	t.Parallel()
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	p := newPair(t, "--warning-unary-request-duration=1h", "--warning-apply-duration=1h")
 	for _, request := range slowRequests() {
 		p.do(request)

@@ -341,11 +341,11 @@ func TestSignals(t *testing.T) {
 	}
 }
 
-// A supervisor is told once the member serves, through a socket in the file system or one
+// A supervisor is notified once the member serves, through a socket in the file system or one
 // that has a name only.
 func TestNotification(t *testing.T) {
 	t.Parallel()
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	for _, kind := range []harness.Kind{harness.Etched, harness.Etcd} {
 		for place, name := range map[string]string{
 			"a path": filepath.Join(t.TempDir(), "notify"),
@@ -365,7 +365,7 @@ func TestNotification(t *testing.T) {
 				got := make([]byte, 1024)
 				n, _, err := socket.ReadFrom(got)
 				if err != nil || string(got[:n]) != "READY=1" {
-					t.Errorf("told %q: %v\n%s", got[:n], err, server.LogTail(5))
+					t.Errorf("notified with %q: %v\n%s", got[:n], err, server.LogTail(5))
 				}
 			})
 		}
@@ -434,7 +434,7 @@ tls-max-version: 'TLS1.3'
 // all the same: etcd's own sample has it, and so have the flags of many an installation.
 func TestTLSSettingsWithoutCertificates(t *testing.T) {
 	t.Parallel()
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	for _, kind := range []harness.Kind{harness.Etched, harness.Etcd} {
 		t.Run(fmt.Sprint(kind, " sample"), func(t *testing.T) {
 			t.Parallel()

@@ -486,7 +486,7 @@ func TestWatchFragments(t *testing.T) {
 	single.StartRevision, single.Fragment = 1, true
 	w.create(3, single)
 	if w.next(3).Fragment {
-		t.Error("a lone event is a fragment")
+		t.Error("a single event is a fragment")
 	}
 	p.ok(put("k0", "v"))
 	for id := range int64(4) {

@@ -32,7 +32,7 @@ func TestLedByOneThatJoinedMeanwhile(t *testing.T) {
 	r.Finish()
 }
 
-// enthrone asks whoever leads to hand over until the member does.
+// enthrone asks the leader to hand over until the member does.
 func enthrone(ctx context.Context, r *Run, member *harness.Member) error {
 	for ctx.Err() == nil {
 		leader := r.FindLeader(ctx)

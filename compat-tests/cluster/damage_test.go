@@ -39,7 +39,7 @@ var damages = []damage{
 		}
 		return true
 	}},
-	{"another write took a revision that was told", []crash.Kind{crash.LostWrite}, func(e *Evidence) bool {
+	{"another write took a revision that was answered", []crash.Kind{crash.LostWrite}, func(e *Evidence) bool {
 		o := pick(e, acknowledged(Put))
 		for _, events := range allEvents(e) {
 			events[eventOf(events, o.Revision)].Kv.Value = []byte("t-other xx")
@@ -121,7 +121,7 @@ var damages = []damage{
 		o.Applied = true
 		return true
 	}},
-	{"a write is told a revision of before", []crash.Kind{crash.RevisionBack}, func(e *Evidence) bool {
+	{"a write is answered a revision of before", []crash.Kind{crash.RevisionBack}, func(e *Evidence) bool {
 		o := pick(e, acknowledged(Put))
 		o.Revision /= 2
 		return true

@@ -13,9 +13,9 @@
 // What is held against the evidence:
 //   - the operations on each key are linearizable, by porcupine; a request whose
 //     fate is open may have taken effect at any time after it was sent, or never;
-//   - revisions never go back: whoever begins after another's answer sees at least
+//   - revisions never go back: a request that begins after another's answer sees at least
 //     the revision of that answer;
-//   - each acknowledged write made exactly the revision that it was told, no write
+//   - each acknowledged write made exactly the revision that it was answered, no write
 //     made two, no revision came from nobody;
 //   - every watch got every event, once and in order;
 //   - all members have the same history, keys and HashKV at the same revision;

@@ -71,7 +71,7 @@ type judge struct {
 	evidence *Evidence
 	history  *crash.History
 	byToken  map[string]*Operation
-	claims   map[int64]*Operation // the acknowledged write that was told a revision
+	claims   map[int64]*Operation // the acknowledged write that was answered a revision
 	report   crash.Report
 }
 
@@ -88,7 +88,7 @@ func (j *judge) build() {
 		rest = rest[n:]
 	}
 	if j.history.Head() != j.evidence.Head {
-		j.report.Add(crash.LostWrite, "the history ends at revision %d, the last write was told %d", j.history.Head(), j.evidence.Head)
+		j.report.Add(crash.LostWrite, "the history ends at revision %d, the last write was answered %d", j.history.Head(), j.evidence.Head)
 	}
 	for _, o := range j.evidence.Operations {
 		if o.Value != "" {
@@ -97,8 +97,8 @@ func (j *judge) build() {
 	}
 }
 
-// revisions checks that nobody was told a revision below one that somebody had
-// been told before the request was sent.
+// revisions checks that nobody learned a revision below one that somebody had
+// learned before the request was sent.
 func (j *judge) revisions() {
 	var answered []*Operation
 	for _, o := range j.evidence.Operations {
@@ -128,7 +128,7 @@ func (j *judge) revisions() {
 	}
 }
 
-// writes checks that each acknowledged write made the revision it was told, and
+// writes checks that each acknowledged write made the revision it was answered, and
 // nothing else, and that a refused one made none.
 func (j *judge) writes() {
 	made := map[string]int64{}
@@ -163,7 +163,7 @@ func (j *judge) writes() {
 
 func (j *judge) acknowledged(o *Operation) {
 	if other := j.claims[o.Revision]; other != nil {
-		j.report.Add(crash.LostWrite, "revision %d was told to two: %s; %s", o.Revision, other, o)
+		j.report.Add(crash.LostWrite, "revision %d was answered to two: %s; %s", o.Revision, other, o)
 	}
 	j.claims[o.Revision] = o
 	events := j.history.Events(o.Revision)
@@ -184,7 +184,7 @@ func describe(events []*mvccpb.Event) string {
 	return strings.Join(texts, "; ")
 }
 
-// origins checks that each revision that nobody was told was made by somebody
+// origins checks that each revision that nobody learned was made by somebody
 // whose request's fate was open, or by a lease's end.
 func (j *judge) origins() {
 	open := map[string]int{} // deletions without an answer, by key

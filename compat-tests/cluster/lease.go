@@ -21,7 +21,7 @@ type Lease struct {
 	// from before the last renewal was sent that was answered. Where it was to be
 	// revoked, it is when that was sent.
 	Alive time.Duration
-	// Ended is when the first of all watches told that its key was deleted; 0 for
+	// Ended is when the first of all watches reported that its key was deleted; 0 for
 	// never.
 	Ended time.Duration
 }

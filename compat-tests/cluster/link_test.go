@@ -87,7 +87,7 @@ func TestLinksSlowAndLossy(t *testing.T) {
 	r.Finish()
 }
 
-// A minority with the old leader is cut off, once so that it is told and once in
+// A minority with the old leader is cut off, once so that it notices and once in
 // silence: it must serve neither writes nor linearizable reads.
 func TestOldLeaderCutOff(t *testing.T) {
 	r := Start(t, Options{})

@@ -12,7 +12,7 @@ import (
 )
 
 // A learner comes and is promoted, a follower and then the leader are removed,
-// all under load; whoever is removed ends by itself.
+// all under load; a removed member ends by itself.
 func TestMembersAddedPromotedAndRemoved(t *testing.T) {
 	r := Start(t, Options{})
 	began := r.Now()

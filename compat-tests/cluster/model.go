@@ -79,7 +79,7 @@ func linearizable(operations []*Operation, history *crash.History) (faults []str
 }
 
 // settled answers, for each write without an answer that the history knows, the
-// first time at which somebody was told its revision or a later one; 0 for those
+// first time at which somebody learned its revision or a later one; 0 for those
 // that never happened. Deletions carry no token: their fate stays open.
 func settled(operations []*Operation, history *crash.History) map[*Operation]time.Duration {
 	revisions := map[string]int64{}
@@ -90,24 +90,24 @@ func settled(operations []*Operation, history *crash.History) map[*Operation]tim
 			}
 		}
 	}
-	told := make([]time.Duration, history.Head()+2)
-	for i := range told {
-		told[i] = math.MaxInt64
+	learned := make([]time.Duration, history.Head()+2)
+	for i := range learned {
+		learned[i] = math.MaxInt64
 	}
 	for _, o := range operations {
 		if o.Outcome == crash.Acknowledged && o.Revision <= history.Head() {
-			told[o.Revision] = min(told[o.Revision], o.Return)
+			learned[o.Revision] = min(learned[o.Revision], o.Return)
 		}
 	}
-	for i := len(told) - 2; i >= 0; i-- {
-		told[i] = min(told[i], told[i+1])
+	for i := len(learned) - 2; i >= 0; i-- {
+		learned[i] = min(learned[i], learned[i+1])
 	}
 	fates := map[*Operation]time.Duration{}
 	for _, o := range operations {
 		if o.Outcome == crash.Unknown && o.Value != "" {
 			fates[o] = 0
 			if revision, made := revisions[o.Value]; made {
-				fates[o] = told[revision]
+				fates[o] = learned[revision]
 			}
 		}
 	}

@@ -19,7 +19,7 @@ const (
 	Get           Action = "get"
 )
 
-// Operation is one request for one key and what its client was told.
+// Operation is one request for one key and what its client learned.
 type Operation struct {
 	Client int
 	// Via is the member that was asked, "all" for a client that knows all of them.

@@ -19,7 +19,7 @@ import (
 )
 
 var (
-	useEtcd = flag.Bool("cluster.etcd", false, "give etcd v3.7.3 the bad days instead of etched: what is its own to get wrong is then told, the rest must pass")
+	useEtcd = flag.Bool("cluster.etcd", false, "give etcd v3.7.3 the bad days instead of etched: what is its own to get wrong is then reported, the rest must pass")
 	seed    = flag.Uint64("cluster.seed", 0, "seed of the workload; 0 draws one")
 	longer  = flag.Float64("cluster.longer", 1, "how many times longer load and faults last")
 	slack   = flag.Duration("cluster.slack", 1500*time.Millisecond, "what a busy machine may add to three election timeouts before the cluster serves again")

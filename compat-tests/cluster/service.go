@@ -157,6 +157,6 @@ func (r *Run) CheckAlone(member *harness.Member, from time.Duration) {
 		}
 	}
 	if writes == 0 || reads == 0 {
-		r.Fault(WrongCourse, "%d writes and %d reads went to the lone member: the test shows nothing", writes, reads)
+		r.Fault(WrongCourse, "%d writes and %d reads went to the isolated member: the test shows nothing", writes, reads)
 	}
 }

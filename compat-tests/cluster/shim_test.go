@@ -10,7 +10,7 @@ import (
 	"etched.dev/compat-tests/harness"
 )
 
-// The shim does what tests of disks and clocks rely on: seen on a lone member.
+// The shim does what tests of disks and clocks rely on: seen on a single member.
 func TestShim(t *testing.T) {
 	shim := NewShim(t)
 	c := harness.StartCluster(t, Kind(), harness.ClusterOptions{Members: 1, Env: shim.Env})

@@ -53,15 +53,15 @@ func (c *checker) awaitHistory(revision int64) bool {
 	if Eventually(c.limit(), func() bool { return c.history.Head() >= revision }) {
 		return true
 	}
-	c.add(WatchBroken, "the recording watch stands at revision %d, the server told %d", c.history.Head(), revision)
+	c.add(WatchBroken, "the recording watch stands at revision %d, the server answered %d", c.history.Head(), revision)
 	return false
 }
 
-// reads compares what readers were told under load.
+// reads compares what readers were answered under load.
 func (c *checker) reads(reads []*Read) {
 	for _, read := range reads {
 		if read.Revision < read.Floor {
-			c.add(StaleRead, "%q..%q was read at revision %d, though %d had been told before it began",
+			c.add(StaleRead, "%q..%q was read at revision %d, though %d had been answered before it began",
 				read.Keys.Key, read.Keys.End, read.Revision, read.Floor)
 		}
 		if fault := DifferentKVs(read.KVs, c.history.Snapshot(read.Keys, read.Revision)); fault != "" {
@@ -284,7 +284,7 @@ func (c *checker) pastWatch(ctx context.Context) {
 	}
 }
 
-// compactedWatch starts a watch below the compacted revision: it must be told so.
+// compactedWatch starts a watch below the compacted revision: it must be refused.
 func (c *checker) compactedWatch(ctx context.Context) {
 	compacted := c.compactions.Done()
 	if compacted <= 1 {
@@ -294,12 +294,12 @@ func (c *checker) compactedWatch(ctx context.Context) {
 	defer cancel()
 	for response := range c.client.Watch(ctx, hotKey, clientv3.WithRev(compacted-1)) {
 		if response.CompactRevision != compacted {
-			c.add(CompactionBroken, "a watch from %d was told: compact revision %d, error %v; compacted is %d",
+			c.add(CompactionBroken, "a watch from %d was answered: compact revision %d, error %v; compacted is %d",
 				compacted-1, response.CompactRevision, response.Err(), compacted)
 		}
 		return
 	}
-	c.add(CompactionBroken, "a watch from %d, compacted at %d, was told nothing", compacted-1, compacted)
+	c.add(CompactionBroken, "a watch from %d, compacted at %d, was answered nothing", compacted-1, compacted)
 }
 
 // Compactions are the revisions that were asked to be compacted at; they only
@@ -344,16 +344,16 @@ func (c *Compactions) Acknowledged(revision int64) {
 
 // Restored takes the compacted revision that a restarted server tells, and
 // answers what is wrong with it, or nothing.
-func (c *Compactions) Restored(told int64) string {
+func (c *Compactions) Restored(compacted int64) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	possible := told == c.done
+	possible := compacted == c.done
 	for _, revision := range c.tried {
-		possible = possible || told == revision
+		possible = possible || compacted == revision
 	}
 	if !possible {
-		return fmt.Sprintf("the server is compacted at %d; acknowledged is %d, unanswered are %v", told, c.done, c.tried)
+		return fmt.Sprintf("the server is compacted at %d; acknowledged is %d, unanswered are %v", compacted, c.done, c.tried)
 	}
-	c.done, c.tried = told, nil
+	c.done, c.tried = compacted, nil
 	return ""
 }

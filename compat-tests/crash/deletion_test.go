@@ -176,5 +176,5 @@ func checkDeletion(ctx context.Context, t *testing.T, server *harness.Server, be
 			return
 		}
 	}
-	t.Fatalf("%d keys were told to be deleted", len(deleted))
+	t.Fatalf("%d keys were reported as deleted", len(deleted))
 }

@@ -1,5 +1,5 @@
 // Package crash kills the real server binary with SIGKILL under load and checks
-// after each restart that nothing a client was told has been taken back.
+// after each restart that nothing a client learned has been taken back.
 //
 // The judge is a history: one watch over the whole keyspace records every
 // revision from the first on (History). It is resumed after each kill from its

@@ -10,7 +10,7 @@ import (
 
 // explanation holds the operations of one round against the revisions that the
 // history gained: each acknowledged operation must have made exactly the
-// revision it was told, each revision must have come from somebody.
+// revision it learned, each revision must have come from somebody.
 type explanation struct {
 	history     *History
 	leases      *Leases
@@ -61,7 +61,7 @@ func (e *explanation) indexTokens() {
 
 func (e *explanation) claim(revision int64, operation *Operation) {
 	if other := e.claims[revision]; other != "" {
-		e.report.Add(LostWrite, "revision %d was told to two: %s; %s", revision, other, operation)
+		e.report.Add(LostWrite, "revision %d was answered to two: %s; %s", revision, other, operation)
 		return
 	}
 	e.claims[revision] = operation.String()
@@ -69,7 +69,7 @@ func (e *explanation) claim(revision int64, operation *Operation) {
 
 func (e *explanation) acknowledged(operation *Operation) {
 	if operation.Revision < operation.Floor {
-		e.report.Add(RevisionBack, "%s, though revision %d had been told before it began", operation, operation.Floor)
+		e.report.Add(RevisionBack, "%s, though revision %d had been answered before it began", operation, operation.Floor)
 	}
 	if operation.CompareKey != "" {
 		e.compared(operation)
@@ -79,7 +79,7 @@ func (e *explanation) acknowledged(operation *Operation) {
 		return
 	}
 	if operation.Revision == operation.Floor {
-		e.report.Add(RevisionBack, "%s, a revision that had been told before it began", operation)
+		e.report.Add(RevisionBack, "%s, a revision that had been answered before it began", operation)
 	}
 	e.claim(operation.Revision, operation)
 	e.sameChanges(operation, operation.Revision, LostWrite)
@@ -168,7 +168,7 @@ func (e *explanation) unanswered(operation *Operation) bool {
 		e.claim(where, operation)
 		e.sameChanges(operation, where, HalfTransaction)
 		if where <= operation.Floor {
-			e.report.Add(RevisionBack, "%s made revision %d, but %d had been told before it began", operation, where, operation.Floor)
+			e.report.Add(RevisionBack, "%s made revision %d, but %d had been answered before it began", operation, where, operation.Floor)
 		}
 	case operation.Outcome == Unknown:
 		return len(operation.Steps) != 1 || !operation.Steps[0].IsDelete()

@@ -43,7 +43,7 @@ func (r *Run) check() Report {
 	return c.report
 }
 
-// firstRead checks that the server knows at least the highest revision told.
+// firstRead checks that the server knows at least the highest revision answered.
 func (r *Run) firstRead(ctx context.Context, c *checker) {
 	floor := max(r.log.Begin(), r.history.Head())
 	response, err := r.checking.Get(ctx, hotKey)
@@ -51,7 +51,7 @@ func (r *Run) firstRead(ctx context.Context, c *checker) {
 	case err != nil:
 		c.add(Unavailable, "first read: %v", err)
 	case response.Header.Revision < floor:
-		c.add(RevisionBack, "the server is at revision %d, %d had been told before the kill", response.Header.Revision, floor)
+		c.add(RevisionBack, "the server is at revision %d, %d had been answered before the kill", response.Header.Revision, floor)
 	}
 }
 

@@ -126,7 +126,7 @@ func (r *Run) compact(ctx context.Context, physical, far bool) {
 	case Acknowledged:
 		r.compactions.Acknowledged(revision)
 		if response.Header.Revision < floor {
-			r.log.Fault(RevisionBack, "a compaction answered revision %d, %d had been told before it began", response.Header.Revision, floor)
+			r.log.Fault(RevisionBack, "a compaction answered revision %d, %d had been answered before it began", response.Header.Revision, floor)
 		}
 	case Refused:
 		r.log.Fault(CompactionBroken, "a compaction at %d, above the last one, was refused: %v", revision, err)

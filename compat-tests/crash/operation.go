@@ -62,7 +62,7 @@ type Step struct {
 // IsDelete says which of the two it is.
 func (s Step) IsDelete() bool { return s.Key == "" }
 
-// Operation is one write request and what the client was told of it.
+// Operation is one write request and what the client learned of it.
 type Operation struct {
 	Token string
 	// Name and Steps are the request; Steps of a failed compare had no effect.
@@ -71,7 +71,7 @@ type Operation struct {
 	// CompareKey, where set, had to be at CompareMod for the steps to be taken.
 	CompareKey string
 	CompareMod int64
-	// Floor is the highest revision that anyone had been told before this began.
+	// Floor is the highest revision that anyone had learned before this began.
 	Floor int64
 
 	Outcome Outcome
@@ -158,11 +158,11 @@ type Log struct {
 	tokens     atomic.Int64
 }
 
-// Begin answers the highest revision that anyone has been told so far.
+// Begin answers the highest revision that anyone has learned so far.
 func (l *Log) Begin() int64 { return l.floor.Load() }
 
-// Told notes that somebody was told this revision.
-func (l *Log) Told(revision int64) {
+// Learned notes that somebody learned this revision.
+func (l *Log) Learned(revision int64) {
 	for {
 		current := l.floor.Load()
 		if revision <= current || l.floor.CompareAndSwap(current, revision) {
@@ -177,7 +177,7 @@ func (l *Log) Token() string { return fmt.Sprintf("t%d", l.tokens.Add(1)) }
 // Done records a finished operation.
 func (l *Log) Done(operation *Operation) {
 	if operation.Outcome == Acknowledged {
-		l.Told(operation.Revision)
+		l.Learned(operation.Revision)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -186,7 +186,7 @@ func (l *Log) Done(operation *Operation) {
 
 // Observed records an answered read.
 func (l *Log) Observed(read *Read) {
-	l.Told(read.Revision)
+	l.Learned(read.Revision)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.reads = append(l.reads, read)

@@ -16,7 +16,7 @@ const (
 	Doubled          Kind = "a request was applied twice"
 	Phantom          Kind = "a revision nobody asked for"
 	RevisionBack     Kind = "revisions went back"
-	StaleRead        Kind = "a read missed what was told before it"
+	StaleRead        Kind = "a read missed what was answered before it"
 	WrongRead        Kind = "a read differs from the history"
 	WatchBroken      Kind = "a watch has a gap, a duplicate or a wrong event"
 	WrongHash        Kind = "HashKV differs from the replayed history"

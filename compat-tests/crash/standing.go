@@ -9,7 +9,7 @@ import (
 )
 
 // standingWatch is a watch of the official client, which resumes it by itself
-// and is never told that the server was killed.
+// and never learns that the server was killed.
 type standingWatch struct {
 	client  *clientv3.Client
 	watcher *Watcher

@@ -276,7 +276,7 @@ func (c *Client) UseLease(ctx context.Context) {
 		time.Sleep(5 * time.Millisecond)
 		return
 	}
-	c.log.Told(response.Header.Revision)
+	c.log.Learned(response.Header.Revision)
 	if response.ID != lease.ID || response.TTL != ttl {
 		c.log.Fault(LeaseBroken, "asked for lease %x with TTL %d, was granted %x with %d", lease.ID, ttl, response.ID, response.TTL)
 	}
@@ -299,7 +299,7 @@ func (c *Client) revoke(ctx context.Context, lease int64) {
 	c.leases.Revoked(lease, OutcomeOf(err))
 	switch OutcomeOf(err) {
 	case Acknowledged:
-		c.log.Told(response.Header.Revision)
+		c.log.Learned(response.Header.Revision)
 	case Refused:
 		c.log.Fault(LeaseBroken, "revocation of lease %x, granted and never revoked, was refused: %v", lease, err)
 	}

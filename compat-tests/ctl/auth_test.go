@@ -36,7 +36,7 @@ func TestAuthNeverEnabled(t *testing.T) {
 }
 
 // The commands of etcd's documents on authentication, in its order, and what a
-// user without rights is told.
+// user without rights is answered.
 func TestUsersRolesAndAuth(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, harness.Options{Flags: []string{"--bcrypt-cost=4"}})

@@ -117,7 +117,7 @@ func TestAlarms(t *testing.T) {
 
 // A full store: each server is filled, then asked the same.
 func TestAlarmsOfAFullStore(t *testing.T) {
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	t.Parallel()
 	b := newBench(t, harness.Options{Flags: []string{"--quota-backend-bytes=8388608"}})
 	b.waitClusterVersion()

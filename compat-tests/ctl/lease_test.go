@@ -13,7 +13,7 @@ var (
 )
 
 func TestLeases(t *testing.T) {
-	harness.OfLoneServers(t)
+	harness.OfSingleServers(t)
 	t.Parallel()
 	b := newBench(t, harness.Options{})
 	b.ok("lease list")

@@ -201,8 +201,8 @@ func TestWatchInteractive(t *testing.T) {
 	watch.until("live", 1)
 	watch.say("progress")
 	watch.until("progress notify", 1)
-	watch.say("watch --rev 2 z -- echo told $ETCD_WATCH_VALUE")
-	watch.until("told", 1)
+	watch.say("watch --rev 2 z -- echo seen $ETCD_WATCH_VALUE")
+	watch.until("seen", 1)
 	watch.end()
 	b.input("watch -i", "watch a\n")
 }

@@ -115,7 +115,7 @@ func (c *threeMembers) zeroTail(member *harness.Member) []byte {
 	return content
 }
 
-// What keeps a lone member from starting keeps one of three, and the others go on.
+// What keeps a single member from starting keeps one of three, and the others go on.
 func TestLostEndOfAMember(t *testing.T) {
 	t.Parallel()
 	c := startThree(t)

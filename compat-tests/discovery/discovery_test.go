@@ -30,7 +30,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// waitMembers waits until a cluster has so many members that told their names.
+// waitMembers waits until a cluster has so many members that published their names.
 func waitMembers(t *testing.T, c *clientv3.Client, count int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

@@ -217,11 +217,11 @@ func (m *mixture) runOneAttack(parent context.Context) {
 		err = a.attack(ctx, s)
 	}
 	s.close()
-	told := a.name + ": done"
+	outcome := a.name + ": done"
 	if err != nil {
-		told = a.name + ": interrupted"
+		outcome = a.name + ": interrupted"
 	}
-	m.total.answers.add(told)
+	m.total.answers.add(outcome)
 	for _, fault := range s.faults {
 		m.total.fault("%s on %s: %s", a.name, member.Name(), fault)
 	}

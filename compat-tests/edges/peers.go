@@ -161,7 +161,7 @@ func forgeHTTP(ctx context.Context, s *attackRun, v *target) {
 // forgeCalls makes calls to etched's peer service.
 func forgeCalls(ctx context.Context, s *attackRun, v *target) {
 	for _, forged := range forgeries(v) {
-		told := func() string {
+		outcome := func() string {
 			w, err := dialHTTP2(v.server.PeerEndpoint(), clientOptions{})
 			if err != nil {
 				return errorText(err)
@@ -177,8 +177,8 @@ func forgeCalls(ctx context.Context, s *attackRun, v *target) {
 			const limit = 500 * time.Millisecond
 			return opened.await(limit)
 		}()
-		s.answers.add(told)
-		if forged.answered && told == "OK" {
+		s.answers.add(outcome)
+		if forged.answered && outcome == "OK" {
 			s.fault("a forged call was answered: %s", forged.what)
 		}
 		if ctx.Err() != nil {
@@ -233,7 +233,7 @@ func (v *target) forgeriesOf(from uint64) []forgery {
 		renewLease: number(1, 1), promote: number(1, v.status.Header.MemberId), hashKV: nil, downgrade: nil,
 	} {
 		all = append(all, forgery{
-			what: fmt.Sprintf("question %d", kind), method: "Ask", headers: headers, body: field(kind, body), ends: true, answered: true,
+			what: fmt.Sprintf("peer request %d", kind), method: "Ask", headers: headers, body: field(kind, body), ends: true, answered: true,
 		})
 	}
 	remove := v.members[len(v.members)-1].ID

@@ -17,11 +17,11 @@ var timeoutValues = []string{
 
 func timeouts(ctx context.Context, s *attackRun) error {
 	for _, value := range timeoutValues {
-		told, err := callAlone(ctx, s, pb.KV_Range_FullMethodName, rangeOf("nothing", ""), hpack.HeaderField{Name: "grpc-timeout", Value: value})
+		outcome, err := callAlone(ctx, s, pb.KV_Range_FullMethodName, rangeOf("nothing", ""), hpack.HeaderField{Name: "grpc-timeout", Value: value})
 		if err != nil {
 			return err
 		}
-		s.answers.add(fmt.Sprintf("%q: %s", value, told))
+		s.answers.add(fmt.Sprintf("%q: %s", value, outcome))
 	}
 	return nil
 }
@@ -48,11 +48,11 @@ func unknownAlarms(ctx context.Context, s *attackRun) error {
 		limited, cancel := context.WithTimeout(ctx, probeLimit)
 		answer, err := pb.NewMaintenanceClient(s.client.ActiveConnection()).Alarm(limited, &pb.AlarmRequest{Action: pb.AlarmRequest_GET, Alarm: kind})
 		cancel()
-		told := errorText(err)
+		outcome := errorText(err)
 		if err == nil {
-			told = fmt.Sprintf("OK, %d alarms", len(answer.Alarms))
+			outcome = fmt.Sprintf("OK, %d alarms", len(answer.Alarms))
 		}
-		s.answers.add(fmt.Sprintf("type %d: %s", kind, told))
+		s.answers.add(fmt.Sprintf("type %d: %s", kind, outcome))
 	}
 	return ctx.Err()
 }

@@ -44,7 +44,7 @@ func TestLinksOfACluster(t *testing.T) {
 		c.SetLinks(old, others, link)
 		leaderOf(t, c, others...)
 		if err := put(old, time.Second); err == nil {
-			t.Errorf("%+v: a put through a lone member succeeds", link)
+			t.Errorf("%+v: a put through an isolated member succeeds", link)
 		}
 		if err := put(others[0], 5*time.Second); err != nil {
 			t.Errorf("%+v: a put through the majority: %v", link, err)

@@ -89,12 +89,12 @@ func (d *Duo) Settle(tb testing.TB) {
 	})
 }
 
-// OfLoneServers skips a test where Duos are members of clusters: it is about what
-// only a lone server answers so.
-func OfLoneServers(tb testing.TB) {
+// OfSingleServers skips a test where Duos are members of clusters: it is about what
+// only a single server answers so.
+func OfSingleServers(tb testing.TB) {
 	tb.Helper()
 	if members, _ := clusterWanted(tb); members > 0 {
-		tb.Skip("of a lone server")
+		tb.Skip("of a single server")
 	}
 }
 
@@ -133,7 +133,7 @@ func (m *Member) moveLeader(ctx context.Context, to *Member) error {
 }
 
 // The environment can make every Duo a member of a cluster each, so that what
-// was written for lone servers is tried on clusters.
+// was written for single servers is tried on clusters.
 const (
 	// membersVariable is how many members; viaVariable is which of them is asked:
 	// "leader", or "follower", which is the second.
@@ -142,7 +142,7 @@ const (
 )
 
 // clusterWanted answers how many members Duos are to have, and the number of the
-// one to ask; 0 members for lone servers.
+// one to ask; 0 members for single servers.
 func clusterWanted(tb testing.TB) (members, asked int) {
 	tb.Helper()
 	text := os.Getenv(membersVariable)
@@ -165,7 +165,7 @@ func clusterWanted(tb testing.TB) (members, asked int) {
 }
 
 // startClusterDuo starts two clusters in place of two servers. What is about a
-// lone server's own settings is skipped.
+// single server's own settings is skipped.
 func startClusterDuo(tb testing.TB, options Options, members, asked int) *Duo {
 	tb.Helper()
 	own := options.Name + options.DataDir + options.InitialCluster + options.PeerURL
@@ -175,7 +175,7 @@ func startClusterDuo(tb testing.TB, options Options, members, asked int) *Duo {
 		}
 	}
 	if own != "" || options.ClientPort != 0 {
-		tb.Skipf("of a lone server: %q", own)
+		tb.Skipf("of a single server: %q", own)
 	}
 	return StartClusters(tb, ClusterOptions{
 		Members: members, ParentDir: options.ParentDir, ReadyTimeout: options.ReadyTimeout,

@@ -13,7 +13,7 @@ import (
 // advertised peer URL itself and passes what comes on to the member meant, so
 // that each directed link between two members can be cut, silenced or slowed.
 //
-// Who dialed is told by the process that holds the other end of the connection
+// Who dialed is known by the process that holds the other end of the connection
 // (dialerOf): a member needs no setting of its own for that. It also lets two
 // clusters share one network and with it their peer URLs, hence their ids: a
 // connection goes to the member of the dialer's own cluster.
@@ -23,7 +23,7 @@ type Network struct {
 	clusters []*Cluster
 	links    map[way]Link
 	changed  chan struct{} // closed and replaced when links change
-	wires    map[*wire]struct{}
+	conns    map[*conn]struct{}
 	refused  int // connections of processes that are no member
 	closed   bool
 }
@@ -52,7 +52,7 @@ type Link struct {
 
 // NewNetwork has no addresses yet.
 func NewNetwork() *Network {
-	return &Network{links: map[way]Link{}, changed: make(chan struct{}), wires: map[*wire]struct{}{}}
+	return &Network{links: map[way]Link{}, changed: make(chan struct{}), conns: map[*conn]struct{}{}}
 }
 
 // grow opens addresses until there are so many.
@@ -101,8 +101,8 @@ func (n *Network) Close() error {
 	for _, listener := range n.nodes {
 		failures = append(failures, listener.Close())
 	}
-	for wire := range n.wires {
-		wire.reset()
+	for open := range n.conns {
+		open.reset()
 	}
 	return errors.Join(failures...)
 }
@@ -123,9 +123,9 @@ func (n *Network) set(link Link, ways ...way) {
 	}
 	close(n.changed)
 	n.changed = make(chan struct{})
-	for wire := range n.wires {
-		if n.links[wire.there()].Cut || n.links[wire.back()].Cut {
-			wire.reset()
+	for open := range n.conns {
+		if n.links[open.there()].Cut || n.links[open.back()].Cut {
+			open.reset()
 		}
 	}
 }
@@ -149,30 +149,30 @@ func (n *Network) accept(node int, listener net.Listener) {
 
 // connect passes an accepted connection on to the member of its dialer's cluster.
 func (n *Network) connect(node int, accepted *net.TCPConn) {
-	wire, target := n.newWire(node, accepted)
-	if wire == nil {
+	w, target := n.newConn(node, accepted)
+	if w == nil {
 		abort(accepted)
 		return
 	}
-	defer n.drop(wire)
+	defer n.drop(w)
 	const dialLimit = 2 * time.Second
 	dialed, err := net.DialTimeout("tcp", target, dialLimit)
 	if err != nil {
-		wire.reset()
+		w.reset()
 		return
 	}
-	if !wire.complete(dialed.(*net.TCPConn)) {
+	if !w.complete(dialed.(*net.TCPConn)) {
 		return
 	}
 	var both sync.WaitGroup
-	both.Go(func() { n.carry(wire, wire.there(), wire.dialer, wire.target) })
-	both.Go(func() { n.carry(wire, wire.back(), wire.target, wire.dialer) })
+	both.Go(func() { n.carry(w, w.there(), w.dialer, w.target) })
+	both.Go(func() { n.carry(w, w.back(), w.target, w.dialer) })
 	both.Wait()
-	wire.reset()
+	w.reset()
 }
 
-// newWire registers a connection, nil for one that is to be refused.
-func (n *Network) newWire(node int, accepted *net.TCPConn) (*wire, string) {
+// newConn registers a connection, nil for one that is to be refused.
+func (n *Network) newConn(node int, accepted *net.TCPConn) (*conn, string) {
 	n.mu.Lock()
 	known := map[int]*Member{}
 	var pids []int
@@ -194,22 +194,22 @@ func (n *Network) newWire(node int, accepted *net.TCPConn) (*wire, string) {
 	}
 	source := known[pid]
 	target := source.cluster.at(node)
-	w := &wire{cluster: source.cluster, from: source.node, to: node, dialer: accepted, done: make(chan struct{})}
+	w := &conn{cluster: source.cluster, from: source.node, to: node, dialer: accepted, done: make(chan struct{})}
 	if target == nil || n.closed || n.links[w.there()].Cut || n.links[w.back()].Cut {
 		return nil, ""
 	}
-	n.wires[w] = struct{}{}
+	n.conns[w] = struct{}{}
 	return w, fmt.Sprintf("127.0.0.1:%d", target.peerPort)
 }
 
-func (n *Network) drop(w *wire) {
+func (n *Network) drop(w *conn) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	delete(n.wires, w)
+	delete(n.conns, w)
 }
 
-// wire is one connection from a member to another through the network.
-type wire struct {
+// conn is one connection from a member to another through the network.
+type conn struct {
 	cluster  *Cluster
 	from, to int
 	dialer   *net.TCPConn
@@ -220,11 +220,11 @@ type wire struct {
 	done   chan struct{}
 }
 
-func (w *wire) there() way { return way{w.cluster, w.from, w.to} }
-func (w *wire) back() way  { return way{w.cluster, w.to, w.from} }
+func (w *conn) there() way { return way{w.cluster, w.from, w.to} }
+func (w *conn) back() way  { return way{w.cluster, w.to, w.from} }
 
-// complete adds the second half; false where the wire was ended meanwhile.
-func (w *wire) complete(target *net.TCPConn) bool {
+// complete adds the second half; false where the connection was ended meanwhile.
+func (w *conn) complete(target *net.TCPConn) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.ended {
@@ -236,7 +236,7 @@ func (w *wire) complete(target *net.TCPConn) bool {
 }
 
 // reset ends both halves at once.
-func (w *wire) reset() {
+func (w *conn) reset() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.ended {
@@ -262,9 +262,9 @@ type chunk struct {
 	came  time.Time
 }
 
-// carry copies one direction of a wire, as its link says, until it ends. What a
+// carry copies one direction of a connection, as its link says, until it ends. What a
 // link holds back is bounded; then the sender has to wait, as with any network.
-func (n *Network) carry(w *wire, along way, source, sink *net.TCPConn) {
+func (n *Network) carry(w *conn, along way, source, sink *net.TCPConn) {
 	const chunkBytes, held = 16 << 10, 64
 	queue := make(chan chunk, held)
 	go func() {
@@ -304,9 +304,9 @@ func (n *Network) carry(w *wire, along way, source, sink *net.TCPConn) {
 	}
 }
 
-// hold keeps a chunk back for as long as its link wants; false where the wire
+// hold keeps a chunk back for as long as its link wants; false where the connection
 // ended meanwhile.
-func (n *Network) hold(w *wire, along way, next chunk) bool {
+func (n *Network) hold(w *conn, along way, next chunk) bool {
 	const resent = 200 * time.Millisecond
 	link, _ := n.link(along)
 	if link.ResetChance > 0 && rand.Float64() < link.ResetChance {

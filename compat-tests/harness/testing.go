@@ -45,7 +45,7 @@ func Exchange[Request, Answer any](stream interface {
 }
 
 // Start launches a server for the length of a test and fails the test where it
-// cannot. Of a failed test the log is kept and its path told.
+// cannot. Of a failed test the log is kept and its path printed.
 func Start(tb testing.TB, kind Kind, options Options) *Server {
 	tb.Helper()
 	server, err := Launch(kind, options)
@@ -102,7 +102,7 @@ func (s *Server) keepLog(tb testing.TB) {
 }
 
 // StartCluster launches a cluster for the length of a test and fails the test
-// where it cannot. Of a failed test the logs are kept and their paths told.
+// where it cannot. Of a failed test the logs are kept and their paths printed.
 func StartCluster(tb testing.TB, kind Kind, options ClusterOptions) *Cluster {
 	tb.Helper()
 	cluster, err := LaunchCluster(kind, options)

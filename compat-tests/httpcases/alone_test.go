@@ -27,7 +27,7 @@ func TestMetricsPortBeforeAQuorum(t *testing.T) {
 		"/livez", "/livez?verbose", "/livez/serializable_read", "/health?serializable=true", "/metrics", "/readyz/non_learner",
 		"/readyz/serializable_read", "/readyz/data_corruption", "/nothing", "/version",
 		// This one asks the quorum, and says after some time that there is none. One such
-		// question is enough: etcd asks one after the other.
+		// request is enough: etcd asks one after the other.
 		"/health",
 	}
 	type answer struct{ status, body string }
@@ -94,7 +94,7 @@ func TestMetricsPortBeforeAQuorum(t *testing.T) {
 }
 
 // untilBound asks again while nobody listens: the process has just been started.
-func untilBound(member *harness.Member, address string, question ask) (reply, error) {
+func untilBound(member *harness.Member, address string, asked ask) (reply, error) {
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		c, err := dial(address)
 		if err != nil {
@@ -104,6 +104,6 @@ func untilBound(member *harness.Member, address string, question ask) (reply, er
 			continue
 		}
 		defer c.Close()
-		return c.exchange(question)
+		return c.exchange(asked)
 	}
 }

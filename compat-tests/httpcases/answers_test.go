@@ -87,7 +87,7 @@ func TestClientPort(t *testing.T) {
 }
 
 func compareHeaders(t *testing.T, at addresses) {
-	for status, questions := range map[int][]ask{
+	for status, list := range map[int][]ask{
 		200: {
 			get("/health", "Host: evil.example"),
 			get("/health", "Host: [::1]:2379"),
@@ -108,8 +108,8 @@ func compareHeaders(t *testing.T, at addresses) {
 		},
 		417: {{method: "POST", target: "/health", headers: []string{"Expect: nonsense"}}},
 	} {
-		for _, question := range questions {
-			wants(t, question, at.compare(t, question), status)
+		for _, asked := range list {
+			wants(t, asked, at.compare(t, asked), status)
 		}
 	}
 }
@@ -117,7 +117,7 @@ func compareHeaders(t *testing.T, at addresses) {
 // A body that nobody reads neither changes the answer nor spoils the next
 // request on its connection.
 func compareBodies(t *testing.T, at addresses) {
-	questions := []ask{
+	list := []ask{
 		{method: "POST", target: "/health", body: "abc"},
 		get("/version"),
 		{method: "POST", target: "/etcdserverpb.KV/Range", headers: []string{"Content-Type: application/grpc"}, body: "\x00\x00\x00\x00\x00"},
@@ -133,10 +133,10 @@ func compareBodies(t *testing.T, at addresses) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		for _, question := range questions {
-			got, err := c.exchange(question)
+		for _, asked := range list {
+			got, err := c.exchange(asked)
 			if err != nil {
-				t.Errorf("%s: %v: %v", address, question, err)
+				t.Errorf("%s: %v: %v", address, asked, err)
 				break
 			}
 			replies[address] = append(replies[address], got)
@@ -145,7 +145,7 @@ func compareBodies(t *testing.T, at addresses) {
 	for i := range min(len(replies[at.etched]), len(replies[at.etcd])) {
 		ours, theirs := replies[at.etched][i], replies[at.etcd][i]
 		if ours.Status != theirs.Status || ours.Body != theirs.Body {
-			t.Errorf("%v: %q %q, etcd answers %q %q", questions[i], ours.Status, ours.Body, theirs.Status, theirs.Body)
+			t.Errorf("%v: %q %q, etcd answers %q %q", list[i], ours.Status, ours.Body, theirs.Status, theirs.Body)
 		}
 	}
 }

@@ -116,18 +116,18 @@ func clientPorts(duo *harness.Duo) addresses {
 }
 
 // compare makes the request on both and answers etcd's reply.
-func (a addresses) compare(t *testing.T, question ask, tidies ...func(*reply)) reply {
+func (a addresses) compare(t *testing.T, asked ask, tidies ...func(*reply)) reply {
 	t.Helper()
-	ours, err := send(a.etched, question)
+	ours, err := send(a.etched, asked)
 	if err != nil {
-		t.Errorf("%v: etched: %v", question, err)
+		t.Errorf("%v: etched: %v", asked, err)
 		return reply{}
 	}
-	theirs, err := send(a.etcd, question)
+	theirs, err := send(a.etcd, asked)
 	if err != nil {
-		t.Fatalf("%v: etcd: %v", question, err)
+		t.Fatalf("%v: etcd: %v", asked, err)
 	}
-	for _, tidy := range append(tidies, checkOrder(question)) {
+	for _, tidy := range append(tidies, checkOrder(asked)) {
 		tidy(&ours)
 		tidy(&theirs)
 	}
@@ -136,15 +136,15 @@ func (a addresses) compare(t *testing.T, question ask, tidies ...func(*reply)) r
 		ours.Header.Del("Content-Length")
 	}
 	if diff := cmp.Diff(ours, theirs); diff != "" {
-		t.Errorf("%v (-etched +etcd)\n%s", question, diff)
+		t.Errorf("%v (-etched +etcd)\n%s", asked, diff)
 	}
 	return theirs
 }
 
 // checkOrder sorts the lines of readiness checks, which etcd makes in no order.
-func checkOrder(question ask) func(*reply) {
+func checkOrder(asked ask) func(*reply) {
 	return func(r *reply) {
-		if !strings.HasPrefix(question.target, "/readyz") {
+		if !strings.HasPrefix(asked.target, "/readyz") {
 			return
 		}
 		lines := strings.SplitAfter(r.Body, "\n")
@@ -159,10 +159,10 @@ func checkOrder(question ask) func(*reply) {
 
 // wants fails unless etcd's reply has this status: it keeps a case from
 // comparing two answers to something it is not about.
-func wants(t *testing.T, question ask, got reply, status int) {
+func wants(t *testing.T, asked ask, got reply, status int) {
 	t.Helper()
 	if !strings.HasPrefix(got.Status, fmt.Sprint(status)) {
-		t.Errorf("%v: etcd answers %q, this case is about %d", question, got.Status, status)
+		t.Errorf("%v: etcd answers %q, this case is about %d", asked, got.Status, status)
 	}
 }
 

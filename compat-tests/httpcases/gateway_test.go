@@ -136,30 +136,30 @@ func (a addresses) both(t *testing.T, c call) {
 
 // bothOf makes a request on both and compares the answers of the gateway; a status
 // of 0 is any.
-func (a addresses) bothOf(t *testing.T, question ask, status int, hidden []string) {
+func (a addresses) bothOf(t *testing.T, asked ask, status int, hidden []string) {
 	t.Helper()
 	var answers [2]gatewayReply
-	var asked sync.WaitGroup
+	var both sync.WaitGroup
 	for side, address := range []string{a.etched, a.etcd} {
-		asked.Go(func() {
-			got, err := send(address, question)
+		both.Go(func() {
+			got, err := send(address, asked)
 			if err != nil {
-				t.Errorf("%v: %s: %v", question, []string{"etched", "etcd"}[side], err)
+				t.Errorf("%v: %s: %v", asked, []string{"etched", "etcd"}[side], err)
 				return
 			}
-			if strings.HasPrefix(question.target, "/v3/maintenance/snapshot") && strings.HasPrefix(got.Status, "200") {
+			if strings.HasPrefix(asked.target, "/v3/maintenance/snapshot") && strings.HasPrefix(got.Status, "200") {
 				// How a state is written is each server's own.
 				got.Body = ""
 			}
 			answers[side] = gatewayAnswer(t, got, hidden)
 		})
 	}
-	asked.Wait()
+	both.Wait()
 	if status != 0 {
-		wants(t, question, reply{Status: answers[1].Status}, status)
+		wants(t, asked, reply{Status: answers[1].Status}, status)
 	}
 	if diff := cmp.Diff(answers[0], answers[1]); diff != "" {
-		t.Errorf("%v (-etched +etcd)\n%s", question, diff)
+		t.Errorf("%v (-etched +etcd)\n%s", asked, diff)
 	}
 }
 
@@ -226,8 +226,8 @@ func TestGatewayRoutes(t *testing.T) {
 	// Leases get numbers of the servers' own here, and what is given up in time may take a
 	// revision before the next call or after it.
 	hidden := append(slices.Clone(ownFigures), "lease", "ID", "key", "revision", "hash_revision")
-	compare := func(question ask, status int) {
-		at.bothOf(t, question, status, hidden)
+	compare := func(asked ask, status int) {
+		at.bothOf(t, asked, status, hidden)
 		compared++
 	}
 	// Some go on for as long as they may.
@@ -454,8 +454,8 @@ func TestGatewayWithoutIt(t *testing.T) {
 	t.Parallel()
 	at := clientPorts(startDuo(t, harness.Options{Flags: []string{"--enable-grpc-gateway=false"}}))
 	for _, path := range []string{"kv/range", "watch", ""} {
-		question := ask{method: "POST", target: "/v3/" + path, body: "{}"}
-		wants(t, question, at.compare(t, question), 404)
+		asked := ask{method: "POST", target: "/v3/" + path, body: "{}"}
+		wants(t, asked, at.compare(t, asked), 404)
 	}
 }
 
@@ -799,7 +799,7 @@ func TestGatewayWebSocketEndsWithItsServer(t *testing.T) {
 	}
 }
 
-// A client that goes takes its call with it: its watch is no longer there.
+// A client that disconnects ends its call: its watch is no longer there.
 func TestGatewayCancel(t *testing.T) {
 	t.Parallel()
 	duo := startDuo(t, overTLS())

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// HTTP/2 without TLS is gRPC's alone: anything else is told so.
+// HTTP/2 without TLS is gRPC's alone: anything else gets an error that says so.
 func TestHTTP2WithoutGRPC(t *testing.T) {
 	t.Parallel()
 	duo := harness.StartDuo(t, harness.Options{})
@@ -24,7 +24,7 @@ func TestHTTP2WithoutGRPC(t *testing.T) {
 			return net.Dial(network, address)
 		},
 	}}
-	for _, question := range []struct{ method, path, contentType string }{
+	for _, asked := range []struct{ method, path, contentType string }{
 		{"GET", "/health", ""},
 		{"GET", "/version", "text/plain"},
 		{"POST", "/v3/kv/range", "application/json"},
@@ -34,20 +34,20 @@ func TestHTTP2WithoutGRPC(t *testing.T) {
 	} {
 		var replies [2]reply
 		for i, server := range []*harness.Server{duo.Etched, duo.Etcd} {
-			request, err := http.NewRequest(question.method, server.URL()+question.path, nil)
+			request, err := http.NewRequest(asked.method, server.URL()+asked.path, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if question.contentType != "" {
-				request.Header.Set("Content-Type", question.contentType)
+			if asked.contentType != "" {
+				request.Header.Set("Content-Type", asked.contentType)
 			}
 			response, err := client.Do(request)
 			if err != nil {
-				t.Fatalf("%s: %v: %v", server.Kind(), question, err)
+				t.Fatalf("%s: %v: %v", server.Kind(), asked, err)
 			}
 			body, err := io.ReadAll(response.Body)
 			if err != nil {
-				t.Fatalf("%s: %v: %v", server.Kind(), question, err)
+				t.Fatalf("%s: %v: %v", server.Kind(), asked, err)
 			}
 			_ = response.Body.Close()
 			replies[i] = reply{response.Status, response.Header, string(body)}
@@ -55,12 +55,12 @@ func TestHTTP2WithoutGRPC(t *testing.T) {
 			// How much of a text is escaped on the wire is free: clients unescape it.
 			message, err := url.PathUnescape(replies[i].Header.Get("Grpc-Message"))
 			if err != nil {
-				t.Fatalf("%s: %v: %v", server.Kind(), question, err)
+				t.Fatalf("%s: %v: %v", server.Kind(), asked, err)
 			}
 			replies[i].Header.Set("Grpc-Message", message)
 		}
 		if diff := cmp.Diff(replies[0], replies[1]); diff != "" {
-			t.Errorf("%v (-etched +etcd)\n%s", question, diff)
+			t.Errorf("%v (-etched +etcd)\n%s", asked, diff)
 		}
 	}
 }

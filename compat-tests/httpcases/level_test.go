@@ -25,7 +25,7 @@ func TestLogLevel(t *testing.T) {
 	zaps := httptest.NewServer(zap.NewAtomicLevel())
 	defer zaps.Close()
 	const form = "Content-Type: application/x-www-form-urlencoded"
-	for _, question := range []ask{
+	for _, asked := range []ask{
 		{method: "GET"},
 		{method: "PUT", body: `{"level":"debug"}`},
 		{method: "GET"},
@@ -57,7 +57,7 @@ func TestLogLevel(t *testing.T) {
 		{method: "PUT", body: `{"level":""}`},
 		{method: "GET"},
 	} {
-		question.target = "/debug/log-level" + question.target
+		asked.target = "/debug/log-level" + asked.target
 		at := addresses{server.Endpoint(), strings.TrimPrefix(zaps.URL, "http://")}
 		noCORS := func(r *reply) {
 			for name := range r.Header {
@@ -73,7 +73,7 @@ func TestLogLevel(t *testing.T) {
 				r.Header.Del("Content-Length")
 			}
 		}
-		at.compare(t, question, noCORS)
+		at.compare(t, asked, noCORS)
 	}
 }
 

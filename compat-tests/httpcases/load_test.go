@@ -40,7 +40,7 @@ var countsOtherwise = []struct {
 	{`etcd_disk_backend_commit_duration_seconds`, true, "etcd commits every 100 ms or 10,000 operations, etched each group of entries"},
 	{`etcd_disk_wal_write_duration_seconds`, true, "a write and its sync are one step here, timed as the sync"},
 	{`etcd_disk_wal_fsync_duration_seconds`, false, "how many entries share a sync is a matter of time"},
-	{`etcd_mvcc_delete_total`, true, "etcd counts each key that goes with its lease"},
+	{`etcd_mvcc_delete_total`, true, "etcd counts each key that is deleted with its lease"},
 	{`etcd_mvcc_range_total`, true, "etcd counts what writing transactions compare"},
 	{`etcd_network_client_grpc_(received|sent)_bytes_total`, true, "all bytes of connections here, the messages alone at etcd"},
 	{`etcd_server_apply_duration_seconds op=Cluster(MemberAttr|Version)Set .*`, true, "the cluster's own entries are not timed here"},

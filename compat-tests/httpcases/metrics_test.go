@@ -63,7 +63,7 @@ var valued = regexp.MustCompile(`server_go_version="[^"]*"`)
 // compareMetrics compares names, types and series of a page, and how it is
 // served. The numbers are for other cases.
 func compareMetrics(t *testing.T, at addresses) {
-	for _, question := range []ask{
+	for _, asked := range []ask{
 		get("/metrics"),
 		{method: "POST", target: "/metrics"},
 		{method: "FOO", target: "/metrics"},
@@ -73,7 +73,7 @@ func compareMetrics(t *testing.T, at addresses) {
 	} {
 		noBody := func(r *reply) { r.Body = "" }
 		chunked := func(r *reply) { r.Header.Del("Content-Length") }
-		wants(t, question, at.compare(t, question, noBody, chunked), 200)
+		wants(t, asked, at.compare(t, asked, noBody, chunked), 200)
 	}
 	ours, theirs := families(t, at.etched), families(t, at.etcd)
 	for name, kind := range theirs.types {

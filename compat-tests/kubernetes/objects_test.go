@@ -229,7 +229,7 @@ func (w *world) apply() {
 	_, err := by("second", "", map[string]any{"b": "2", "c": "2"})
 	w.refused(http.StatusConflict, "a field of another manager", err)
 	w.done(by("second", "&force=true", map[string]any{"b": "2", "c": "2"}))
-	// What the first no longer names, and nobody else owns, goes.
+	// What the first no longer names, and nobody else owns, is deleted.
 	w.done(by("first", "", map[string]any{}))
 	for _, server := range w.servers() {
 		got := w.done(server.get(w.ctx, path))

@@ -10,7 +10,7 @@ import (
 	"etched.dev/compat-tests/harness"
 )
 
-// What of the raft log is not needed any more goes, but where a flag asks to keep
+// What of the raft log is not needed any more is removed, but where a flag asks to keep
 // it; `etched log` shows it, and nobody else reads it.
 func TestMaxWals(t *testing.T) {
 	t.Parallel()

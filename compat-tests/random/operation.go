@@ -32,7 +32,7 @@ const (
 	restartStep
 )
 
-// mark is a revision that others are told by.
+// mark is a revision that others are named by.
 type mark int64
 
 const (
@@ -260,7 +260,7 @@ func (g *generator) streamable() *pb.RangeRequest {
 	return request
 }
 
-// Every compaction waits for its end: until then, which hash is told for its
+// Every compaction waits for its end: until then, which hash is reported for its
 // revision depends on the time.
 func (g *generator) compact() *pb.CompactionRequest {
 	request := &pb.CompactionRequest{Physical: true}

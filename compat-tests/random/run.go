@@ -114,13 +114,13 @@ func (r *runner) disconnect() {
 
 // deaths tells which server has ended and what it said last.
 func (r *runner) deaths() string {
-	var told string
+	var ended string
 	for _, server := range r.servers {
 		if !server.Running() {
-			told += fmt.Sprintf("\n%s has ended:\n%s", server.Kind(), server.LogTail(30))
+			ended += fmt.Sprintf("\n%s has ended:\n%s", server.Kind(), server.LogTail(30))
 		}
 	}
-	return told
+	return ended
 }
 
 func (r *runner) close() {

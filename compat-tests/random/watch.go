@@ -193,7 +193,7 @@ func (r *runner) sync() error {
 	if len(r.open) == 0 {
 		return nil
 	}
-	// Progress to a revision that is new was told after every watch was made.
+	// Progress to a revision that is new was reported after every watch was made.
 	// And a watch of the future keeps its stream from telling any.
 	until := r.head + 1
 	for _, open := range r.open {

@@ -82,7 +82,7 @@ func TestGatewayActsAsItsCaller(t *testing.T) {
 		}{
 			{"root", own, "", 200}, {"root", other, "", 200}, {"root", users, "", 200},
 			{"user", own, "", 200}, {"user", other, "", 403}, {"user", users, "", 403},
-			{"stranger", own, "", 403}, {"", own, "", 403},
+			{"unlisted", own, "", 403}, {"", own, "", 403},
 			{"root", other, answer.Token, 403}, {"root", own, answer.Token, 200}, {"", own, answer.Token, 200},
 			{"root", own, "nonsense", 401},
 		} {

@@ -17,7 +17,7 @@ import (
 )
 
 // users are those in certificates; the first three exist.
-var users = []string{"root", "user", "nothing", "stranger", "", "User", "user ", "user\nroot"}
+var users = []string{"root", "user", "nothing", "unlisted", "", "User", "user ", "user\nroot"}
 
 // enable has a server know the first three users, and ask who calls.
 func enable(t *testing.T, server *harness.Server) {

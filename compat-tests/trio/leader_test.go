@@ -43,7 +43,7 @@ func TestMoveLeader(t *testing.T) {
 	}
 }
 
-// Every member answers the same of the store, whoever leads.
+// Every member answers the same of the store, under every leader.
 func TestHashesOfMembers(t *testing.T) {
 	r := newTrio(t)
 	for n := range 20 {
@@ -122,7 +122,7 @@ func TestLockOverALostLeader(t *testing.T) {
 	}
 }
 
-// patience bounds every wait of a test for what must come; what comes before what is told by
+// patience bounds every wait of a test for what must come; what comes before what is shown by
 // order, since a busy machine takes its time.
 const patience = 2 * time.Minute
 
@@ -147,7 +147,7 @@ func withoutQuorum(t *testing.T, left int) {
 		}
 		return failed
 	})
-	// The lone member has to notice first.
+	// The isolated member has to notice first.
 	r.each(func(c *harness.Cluster) error { return leaderless(c.Members()[left]) })
 	noticed := time.Now()
 	t.Run("requests", func(t *testing.T) { r.leaderlessRequests(t, left) })

@@ -1,6 +1,6 @@
 // Package trio asks three members of etched and three of etcd the same and
 // compares every answer: what only clusters answer (changes of members, learners,
-// moved leaderships, lost quorums). What lone servers answer too is asked of
+// moved leaderships, lost quorums). What single servers answer too is asked of
 // clusters by the other packages, where COMPAT_MEMBERS=3 is in the environment.
 //
 // Both clusters have the same peer URLs and so the same ids; members that come

@@ -101,7 +101,7 @@ impl Answers {
     pub fn txn(&self, view: &Arc<ReadView>, request: &TxnRequest) -> mvcc::Result<TxnAnswer> {
         let mut room = self.room();
         let (mut rests, mut held_bytes) = (Vec::new(), 0);
-        let response = txn::read(&view.snapshot(), request, |read| {
+        let response = txn::read(&view.pinned(), request, |read| {
             let mut room = |bytes| room.holds(held_bytes + bytes);
             let (response, rest) = measure(view, read, &mut room)?;
             held_bytes += response.kvs.size_bytes();
@@ -230,12 +230,12 @@ fn measure(
     read: &RangeRead,
     room: &mut dyn FnMut(usize) -> bool,
 ) -> mvcc::Result<(RangeResponse, Option<Box<Rest>>)> {
-    let snapshot = view.snapshot();
-    let measured = snapshot.measure(read, room)?;
+    let pinned = view.pinned();
+    let measured = pinned.measure(read, room)?;
     let rest = match &measured.kvs {
         Some(_) => None,
         None => Some(Box::new(Rest {
-            pages: Pages::new(&snapshot, read.clone(), measured.pairs)?,
+            pages: Pages::new(&pinned, read.clone(), measured.pairs)?,
             pairs: measured.pairs,
             size_bytes: measured.size_bytes as usize,
             view: view.clone(),
@@ -486,15 +486,15 @@ mod tests {
     #[tokio::test]
     async fn what_is_sent_is_the_message() {
         let view = view();
-        let snapshot = view.snapshot();
+        let pinned = view.pinned();
         let answer = |read: &RangeRead| {
-            let ranged = snapshot.range(read)?;
+            let ranged = pinned.range(read)?;
             Ok(kv::range_response(ranged, view.head))
         };
         // Nothing has room, something has, everything has.
         for limit_bytes in [0, 400 << 10, 16 << 20, usize::MAX] {
             let share = Share::new(limit_bytes);
-            let answers = Answers::new(fixture::alone(), share.clone());
+            let answers = Answers::new(fixture::single_member(), share.clone());
             for request in requests() {
                 let read = kv::range_read(&request).expect("a read");
                 let expected = answer(&read).expect("reads");
@@ -512,7 +512,7 @@ mod tests {
                 success: requests().into_iter().map(op).collect(),
                 ..Default::default()
             };
-            let expected = txn::read(&snapshot, &request, answer).expect("reads");
+            let expected = txn::read(&pinned, &request, answer).expect("reads");
             let found = answers.txn(&view, &request).expect("reads");
             assert_eq!(found.size_bytes(), expected.encoded_len());
             let response = answers.respond_txn(found).expect("may be sent");

@@ -26,7 +26,7 @@ use tonic::codegen::StdError;
 
 use crate::budget::requests::OfConnection;
 use crate::budget::unread;
-use crate::budget::{Held, Waiting};
+use crate::budget::{Held, TakeBytes};
 use crate::env::{Boxed, Clock};
 use crate::error::Error;
 
@@ -128,16 +128,16 @@ impl Beginning {
     }
 }
 
-enum State {
+enum BodyState {
     /// Before a message.
     Between,
     Beginning(Beginning),
     /// What waits for room passes on, or is looked at again, when it has that.
     Waiting {
-        waiting: Waiting,
+        waiting: TakeBytes,
         limit: Boxed<()>,
         front: Front,
-        then: Box<State>,
+        then: Box<BodyState>,
     },
     /// In a message that has its room: so much is to come.
     Within(usize),
@@ -164,7 +164,7 @@ pub struct Arriving<B: Body<Data: Buf> + Unpin> {
     source: Arc<Source>,
     unread: unread::Body,
     until: Until,
-    state: State,
+    state: BodyState,
     /// Came and is not passed on.
     rest: Bytes,
     stall: Option<Stall>,
@@ -187,7 +187,7 @@ where
             body,
             source,
             until,
-            state: State::Between,
+            state: BodyState::Between,
             rest: Bytes::new(),
             stall: None,
         }
@@ -203,7 +203,7 @@ where
             Poll::Ready(None) => {
                 self.unread.drained();
                 Err(match &self.state {
-                    State::Beginning(_) => {
+                    BodyState::Beginning(_) => {
                         fail(Status::internal("Unexpected EOF decoding stream."))
                     }
                     _ => Poll::Ready(None),
@@ -225,11 +225,11 @@ where
 
     /// Nothing came. What holds room for more, and for too long, is refused where others wait.
     fn stalled(&mut self, context: &mut Context<'_>) -> Next {
-        if matches!(self.state, State::Between | State::Hopeless) {
+        if matches!(self.state, BodyState::Between | BodyState::Hopeless) {
             self.stall = None;
             return Poll::Pending;
         }
-        if matches!(self.state, State::Within(_)) {
+        if matches!(self.state, BodyState::Within(_)) {
             self.unread.starves();
         }
         loop {
@@ -275,8 +275,8 @@ where
         }
     }
 
-    fn wait(&mut self, waiting: Waiting, front: Front, then: State) {
-        self.state = State::Waiting {
+    fn wait(&mut self, waiting: TakeBytes, front: Front, then: BodyState) {
+        self.state = BodyState::Waiting {
             waiting,
             limit: self.source.clock.sleep(WAIT_LIMIT),
             front,
@@ -288,41 +288,41 @@ where
     fn advance(&mut self) -> Option<Next> {
         let max = self.source.max_message_bytes;
         match &mut self.state {
-            State::Hopeless => {
+            BodyState::Hopeless => {
                 let front = self.take(self.rest.len());
                 Some(self.pass(front))
             }
-            State::Within(left) => {
+            BodyState::Within(left) => {
                 let bytes = (*left).min(self.rest.len());
                 *left -= bytes;
                 if *left == 0 {
-                    self.state = State::Between;
+                    self.state = BodyState::Between;
                 }
                 let front = self.take(bytes);
-                if matches!(self.state, State::Between) {
+                if matches!(self.state, BodyState::Between) {
                     self.stall = None;
                 }
                 Some(self.pass(front))
             }
-            State::Between => {
+            BodyState::Between => {
                 let (end, cost) = small_ones(&self.rest, max);
                 if end > 0 {
                     return self.pass_small(end, cost);
                 }
                 match prefix(&self.rest, max) {
-                    Some(Err(())) => self.state = State::Hopeless,
+                    Some(Err(())) => self.state = BodyState::Hopeless,
                     Some(Ok(prefix))
                         if self.rest.len() >= BEGINNING_BYTES.min(prefix.total_bytes) =>
                     {
                         let front = self.take(prefix.total_bytes.min(self.rest.len()));
                         return self.pass_large(prefix, front, None);
                     }
-                    _ => self.state = State::Beginning(Beginning::default()),
+                    _ => self.state = BodyState::Beginning(Beginning::default()),
                 }
                 None
             }
-            State::Beginning(_) => self.begin(),
-            State::Waiting { .. } => None,
+            BodyState::Beginning(_) => self.begin(),
+            BodyState::Waiting { .. } => None,
         }
     }
 
@@ -333,7 +333,7 @@ where
                 Some(held) => self.keep(held),
                 None => {
                     let waiting = self.source.of_connection.share.take(cost);
-                    self.wait(waiting, front, State::Between);
+                    self.wait(waiting, front, BodyState::Between);
                     return None;
                 }
             }
@@ -344,8 +344,8 @@ where
     /// `front` is the beginning of a message, or all of it; `held` counts a part of it.
     fn pass_large(&mut self, prefix: Prefix, front: Front, held: Option<Held>) -> Option<Next> {
         let then = match prefix.total_bytes - front.bytes.len() {
-            0 => State::Between,
-            left => State::Within(left),
+            0 => BodyState::Between,
+            left => BodyState::Within(left),
         };
         let counted_bytes = held.as_ref().map_or(0, Held::bytes);
         if let Some(held) = held {
@@ -372,7 +372,7 @@ where
 
     /// Gathers what came of a message's beginning.
     fn begin(&mut self) -> Option<Next> {
-        let State::Beginning(beginning) = &mut self.state else {
+        let BodyState::Beginning(beginning) = &mut self.state else {
             return None;
         };
         let (known, wanted_bytes) = beginning.wanted(self.source.max_message_bytes);
@@ -384,7 +384,7 @@ where
                 unread_bytes: 0,
             };
             self.stall = None;
-            self.state = State::Hopeless;
+            self.state = BodyState::Hopeless;
             return match known {
                 Some(Ok(prefix)) => self.pass_large(prefix, front, held),
                 _ => Some(self.pass(front)),
@@ -394,10 +394,10 @@ where
             let mut beginning = std::mem::take(beginning);
             beginning.held = self.source.of_connection.try_take(wanted_bytes);
             match beginning.held {
-                Some(_) => self.state = State::Beginning(beginning),
+                Some(_) => self.state = BodyState::Beginning(beginning),
                 None => {
                     let waiting = self.source.of_connection.take(wanted_bytes);
-                    self.wait(waiting, Front::default(), State::Beginning(beginning));
+                    self.wait(waiting, Front::default(), BodyState::Beginning(beginning));
                 }
             }
             return None;
@@ -416,7 +416,7 @@ where
 
     /// None where what waited has room and nothing of its own to pass on.
     fn poll_waiting(&mut self, context: &mut Context<'_>) -> Option<Next> {
-        let State::Waiting {
+        let BodyState::Waiting {
             waiting,
             limit,
             front,
@@ -428,9 +428,9 @@ where
         match Pin::new(waiting).poll(context) {
             Poll::Ready(Ok(held)) => {
                 let front = std::mem::take(front);
-                self.state = std::mem::replace(then, State::Between);
+                self.state = std::mem::replace(then, BodyState::Between);
                 self.stall = None;
-                if let State::Beginning(beginning) = &mut self.state {
+                if let BodyState::Beginning(beginning) = &mut self.state {
                     beginning.held = Some(held);
                     return None;
                 }
@@ -448,13 +448,13 @@ where
     /// Whether nothing can be done without more of what comes.
     fn needs_more(&self) -> bool {
         match &self.state {
-            State::Beginning(beginning) => {
+            BodyState::Beginning(beginning) => {
                 let (known, wanted_bytes) = beginning.wanted(self.source.max_message_bytes);
                 let whole = known == Some(Err(())) || beginning.bytes.len() == wanted_bytes;
                 !whole && !beginning.is_to_be_counted()
             }
-            State::Waiting { .. } => false,
-            State::Between | State::Within(_) | State::Hopeless => true,
+            BodyState::Waiting { .. } => false,
+            BodyState::Between | BodyState::Within(_) | BodyState::Hopeless => true,
         }
     }
 }
@@ -468,12 +468,12 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Next {
         let this = self.get_mut();
-        if let (State::Between, Until::NextMessage(kept)) = (&this.state, &mut this.until) {
+        if let (BodyState::Between, Until::NextMessage(kept)) = (&this.state, &mut this.until) {
             // A reader that asks for more has taken what was passed on.
             kept.clear();
         }
         loop {
-            if matches!(this.state, State::Waiting { .. }) {
+            if matches!(this.state, BodyState::Waiting { .. }) {
                 match this.poll_waiting(context) {
                     Some(next) => return next,
                     None => continue,
@@ -497,9 +497,9 @@ where
 
     fn is_end_stream(&self) -> bool {
         let settled = match self.state {
-            State::Between | State::Hopeless => true,
-            State::Within(left) => left == 0,
-            State::Beginning(_) | State::Waiting { .. } => false,
+            BodyState::Between | BodyState::Hopeless => true,
+            BodyState::Within(left) => left == 0,
+            BodyState::Beginning(_) | BodyState::Waiting { .. } => false,
         };
         settled && self.rest.is_empty() && self.body.is_end_stream()
     }
@@ -513,14 +513,14 @@ impl<B: Body<Data: Buf> + Unpin> Arriving<B> {
     /// Drops what came; it does not count as unread any more.
     fn discard(&mut self) {
         let mut unread_bytes = self.rest.len();
-        if let State::Waiting { front, .. } = &self.state {
+        if let BodyState::Waiting { front, .. } = &self.state {
             unread_bytes += front.unread_bytes;
         }
         if unread_bytes > 0 {
             self.unread.took(unread_bytes);
         }
         self.rest = Bytes::new();
-        self.state = State::Hopeless;
+        self.state = BodyState::Hopeless;
     }
 }
 

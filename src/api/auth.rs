@@ -1,4 +1,4 @@
-//! Auth: users, roles and their tokens. All is in the log, questions too, so that an answer is
+//! Auth: users, roles and their tokens. All is in the log, reads too, so that an answer is
 //! never old; etcd does the same.
 //!
 //! Passwords end here: the log gets hashes. A log-in is checked before it is proposed, at the auth

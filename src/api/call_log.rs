@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use prost::Message;
 
-use super::Settings;
+use super::ApiSettings;
 use super::answers::{RangeAnswer, TxnAnswer};
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
@@ -43,7 +43,7 @@ pub struct Content {
 }
 
 impl CallLog {
-    pub fn new(handle: &Handle, settings: &Settings) -> Self {
+    pub fn new(handle: &Handle, settings: &ApiSettings) -> Self {
         Self {
             shared: handle.shared().clone(),
             unary_limit: settings.warning_unary_request_duration,

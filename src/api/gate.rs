@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn learners_serve_little_and_nobody_serves_whom_only_a_leader_can() {
-        let handle = fixture::alone();
+        let handle = fixture::single_member();
         let (gate, _cuts) = gate(&handle);
         let no_leader = Err(Error::NoLeader);
         let learner = Err(Error::NotSupportedForLearner);
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_cluster_of_an_unknown_version_is_not_served() {
-        let handle = fixture::alone();
+        let handle = fixture::single_member();
         let (gate, _cuts) = gate(&handle);
         for (version, expected) in [
             (None, Ok("call")),
@@ -368,7 +368,7 @@ mod tests {
             .build()
             .expect("a runtime");
         runtime.block_on(async {
-            let handle = fixture::alone();
+            let handle = fixture::single_member();
             let (gate, cuts) = gate(&handle);
             let silent = http_body_util::StreamBody::new(tokio_stream::pending::<
                 Result<Frame<Bytes>, Status>,

@@ -12,7 +12,7 @@ use super::answers::{Answers, RangeAnswer, TxnAnswer};
 use super::call_log::{CallLog, Content};
 use super::gate::AskedOfLearner;
 use super::range_stream::{Chunks, WAITING_CHUNKS, is_sorted_in_chunks, send_chunks};
-use super::{Settings, caller, header, spans, validate};
+use super::{ApiSettings, caller, header, spans, validate};
 use crate::error::Error;
 use crate::metrics::Operation;
 use crate::proto::etcdserverpb::{
@@ -37,13 +37,13 @@ const MAX_POINTS_AT_ONCE: usize = 8;
 #[derive(Clone)]
 pub struct KvService {
     handle: Handle,
-    settings: Settings,
+    settings: ApiSettings,
     answers: Answers,
     log: CallLog,
 }
 
 impl KvService {
-    pub fn new(handle: Handle, settings: Settings, answers: Answers) -> Self {
+    pub fn new(handle: Handle, settings: ApiSettings, answers: Answers) -> Self {
         Self {
             log: CallLog::new(&handle, &settings),
             answers,

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::answers::Answers;
 use super::received::received;
 use super::status_text::broken_stream;
-use super::{Settings, caller, header, spans};
+use super::{ApiSettings, caller, header, spans};
 use crate::budget::Held;
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
@@ -31,12 +31,12 @@ const LISTED_BYTES: usize = 13;
 
 pub struct LeaseService {
     handle: Handle,
-    settings: Settings,
+    settings: ApiSettings,
     answers: Answers,
 }
 
 impl LeaseService {
-    pub fn new(handle: Handle, settings: Settings, answers: Answers) -> Self {
+    pub fn new(handle: Handle, settings: ApiSettings, answers: Answers) -> Self {
         Self {
             handle,
             settings,

@@ -1,5 +1,5 @@
-//! The gRPC services: one file each. A service checks a request, has the node carry it out, and
-//! fills in the header; it decides nothing about data.
+//! The gRPC services: one file each. A service checks a request, calls the operation of `service`,
+//! and fills in the header; it decides nothing about data.
 //!
 //! `Api` routes by path, without a general router: a call goes straight to its service, and an
 //! unknown one is answered in grpc-go's words.
@@ -69,7 +69,7 @@ use crate::types::Remote;
 
 pub use answers::{Answers, answer_limit_bytes};
 pub use methods::methods;
-pub use settings::{GRPC_OVERHEAD_BYTES, Settings};
+pub use settings::{ApiSettings, GRPC_OVERHEAD_BYTES};
 
 /// All services of a member; cheap to clone.
 #[derive(Clone)]
@@ -116,7 +116,7 @@ impl Api {
     /// `requests` counts what clients send, `answers` what they get.
     pub fn new(
         handle: Handle,
-        settings: Settings,
+        settings: ApiSettings,
         requests: Arc<Requests>,
         answers: Arc<Share>,
     ) -> Self {

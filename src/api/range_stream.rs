@@ -106,11 +106,11 @@ impl Chunks {
             return Ok(None);
         }
         let view = self.view.clone();
-        let snapshot = view.snapshot();
+        let pinned = view.pinned();
         let (kvs, more) = loop {
             let limit = self.read.limit;
             let mut room = |bytes| limit == 1 || bytes <= MAX_CHUNK_BYTES;
-            let measured = snapshot.measure(&self.read, &mut room)?;
+            let measured = pinned.measure(&self.read, &mut room)?;
             match measured.kvs {
                 Some(kvs) => break (kvs, measured.more),
                 None => self.read.limit = (limit / 2).max(1),
@@ -129,7 +129,7 @@ impl Chunks {
                     revision: self.read.revision,
                     ..RangeRead::all(rest)
                 };
-                count += snapshot.measure(&remaining, &mut |_| true)?.count;
+                count += pinned.measure(&remaining, &mut |_| true)?.count;
             }
             return Ok(Some(self.last(kvs, count, more)));
         }

@@ -7,7 +7,7 @@ pub const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
 
 /// Limits of the services.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub struct ApiSettings {
     pub max_txn_ops: usize,
     pub max_request_bytes: usize,
     /// Where a watch's response is split, if its client allows it, in bytes.
@@ -21,7 +21,7 @@ pub struct Settings {
     pub warning_apply_duration: Duration,
 }
 
-impl Settings {
+impl ApiSettings {
     /// What a message of a request may hold.
     pub fn max_message_bytes(&self) -> usize {
         self.max_request_bytes + GRPC_OVERHEAD_BYTES

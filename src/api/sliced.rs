@@ -254,9 +254,9 @@ impl Place {
         let mut large_pair = Room::new(share, SMALL_PAGE_BYTES, MAX_PAIR_BYTES);
         let rows = Room::new(share, SMALL_PAGE_BYTES, MAX_ROWS_BYTES);
         let mut rows = rows.with_held(self.rows.take());
-        let snapshot = self.rest.view.snapshot();
+        let pinned = self.rest.view.pinned();
         let page = self.rest.pages.next(
-            &snapshot,
+            &pinned,
             &mut Rooms {
                 page_bytes,
                 large_pair: &mut |bytes| large_pair.holds(bytes),

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::answers::{Answers, SMALL_BYTES, answer_limit_bytes};
-use crate::budget::{Held, Waiting};
+use crate::budget::{Held, TakeBytes};
 use crate::env;
 use crate::error::Error;
 use crate::mvcc;
@@ -70,7 +70,7 @@ impl Answers {
         self.wait(caller, self.share().take(bytes)).await.map(Some)
     }
 
-    async fn wait(&self, caller: &Caller, room: Waiting) -> Result<Held, Error> {
+    async fn wait(&self, caller: &Caller, room: TakeBytes) -> Result<Held, Error> {
         let clock = &self.handle().shared().clock;
         let room = env::timeout(clock.as_ref(), ROOM_LIMIT, room);
         let room = self.handle().within(caller, room).await?;
@@ -78,11 +78,11 @@ impl Answers {
     }
 
     /// What a write would answer now, or that it would be too large.
-    fn measure_proposal(&self, request: &InternalRaftRequest) -> mvcc::Result<Waiting> {
+    fn measure_proposal(&self, request: &InternalRaftRequest) -> mvcc::Result<TakeBytes> {
         let share = self.share();
         let limit_bytes = answer_limit_bytes(share.limit_bytes());
         let view = self.handle().view();
-        let size = answer_size::of_now(&view.snapshot(), request, limit_bytes);
+        let size = answer_size::of_now(&view.pinned(), request, limit_bytes);
         match size {
             Ok(bytes) if bytes > limit_bytes => Err(Error::AnswerTooLarge.into()),
             Ok(bytes) => Ok(share.take(bytes)),
@@ -106,7 +106,7 @@ mod tests {
     #[tokio::test]
     async fn a_large_answer_takes_its_room_before_it_is_made_and_until_it_is_taken() {
         let share = Share::new(400 << 10);
-        let answers = Answers::new(fixture::alone(), share.clone());
+        let answers = Answers::new(fixture::single_member(), share.clone());
         let caller = Caller::nobody();
         let small = answers.room_for(&caller, SMALL_BYTES).await;
         assert!(small.expect("needs none").is_none());

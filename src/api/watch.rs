@@ -23,7 +23,7 @@ use tracing::Span;
 use super::body::beside;
 use super::received::received;
 use super::status_text::broken_stream;
-use super::{Settings, caller, header, spans};
+use super::{ApiSettings, caller, header, spans};
 use crate::budget::{Exhausted, Held, Share};
 use crate::env::Interval;
 use crate::error::{Error, watch_reason};
@@ -68,13 +68,13 @@ use sent::Sent;
 #[derive(Clone)]
 pub struct WatchService {
     handle: Handle,
-    settings: Settings,
+    settings: ApiSettings,
     reads: Arc<Semaphore>,
     rechecks: Arc<Rechecks>,
 }
 
 impl WatchService {
-    pub fn new(handle: Handle, settings: Settings) -> Self {
+    pub fn new(handle: Handle, settings: ApiSettings) -> Self {
         Self {
             rechecks: Rechecks::begin(&handle, settings.recheck_watches),
             handle,
@@ -421,10 +421,10 @@ impl Session {
             // The runtime has to know that this may take long.
             let mut output = Ok(None);
             let executor = self.handle.shared().executor.as_ref();
-            executor.block_in_place(&mut || output = stream.next(&view.snapshot()));
+            executor.block_in_place(&mut || output = stream.next(&view.pinned()));
             output
         } else {
-            stream.next(&view.snapshot())
+            stream.next(&view.pinned())
         };
         match output {
             Ok(Some(output)) => {

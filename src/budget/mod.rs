@@ -20,7 +20,7 @@ pub mod unread;
 
 pub use requests::Requests;
 pub use room::Room;
-pub use share::{Exhausted, Held, Share, Waiting};
+pub use share::{Exhausted, Held, Share, TakeBytes};
 
 /// Who holds memory; the label of `etched_memory_bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::share::{Held, Holder, Share, Waiting};
+use super::share::{Held, Holder, Share, TakeBytes};
 use super::unread::{self, Unread};
 
 /// Of the part of requests: messages on their way in and until they are answered, what nobody has
@@ -61,7 +61,7 @@ impl OfConnection {
     }
 
     /// The same as soon as they are free.
-    pub fn take(&self, bytes: usize) -> Waiting {
+    pub fn take(&self, bytes: usize) -> TakeBytes {
         self.share.take_as(&self.holder, bytes)
     }
 

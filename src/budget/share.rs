@@ -27,11 +27,11 @@ const MAX_WAITING: usize = 4096;
 /// See the module.
 pub struct Share {
     limit_bytes: usize,
-    state: Mutex<State>,
+    state: Mutex<ShareState>,
 }
 
 #[derive(Default)]
-struct State {
+struct ShareState {
     used_bytes: usize,
     small: VecDeque<Waiter>,
     large: VecDeque<Waiter>,
@@ -139,7 +139,7 @@ impl Share {
     }
 
     /// Takes bytes as soon as they are free.
-    pub fn take(self: &Arc<Self>, bytes: usize) -> Waiting {
+    pub fn take(self: &Arc<Self>, bytes: usize) -> TakeBytes {
         self.waiting(Wish {
             bytes,
             holder: None,
@@ -147,15 +147,15 @@ impl Share {
     }
 
     /// The same in the name of a holder.
-    pub fn take_as(self: &Arc<Self>, holder: &Arc<Holder>, bytes: usize) -> Waiting {
+    pub fn take_as(self: &Arc<Self>, holder: &Arc<Holder>, bytes: usize) -> TakeBytes {
         self.waiting(Wish {
             bytes,
             holder: Some(holder.clone()),
         })
     }
 
-    fn waiting(self: &Arc<Self>, wish: Wish) -> Waiting {
-        Waiting {
+    fn waiting(self: &Arc<Self>, wish: Wish) -> TakeBytes {
+        TakeBytes {
             share: self.clone(),
             wish,
             number: None,
@@ -181,7 +181,7 @@ fn large_bytes(limit_bytes: usize) -> usize {
     limit_bytes / 4 * 3
 }
 
-impl State {
+impl ShareState {
     fn fits(&self, wish: &Wish, limit_bytes: usize) -> bool {
         let limit_bytes = match wish.is_small() {
             true => limit_bytes,
@@ -320,14 +320,14 @@ impl Drop for Held {
 
 /// A place in the line of a share.
 #[must_use = "a place is taken when it is first polled"]
-pub struct Waiting {
+pub struct TakeBytes {
     share: Arc<Share>,
     wish: Wish,
     /// None before the first poll and after the last.
     number: Option<u64>,
 }
 
-impl Future for Waiting {
+impl Future for TakeBytes {
     type Output = Result<Held, Exhausted>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -369,7 +369,7 @@ impl Future for Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for TakeBytes {
     fn drop(&mut self) {
         let Some(number) = self.number else {
             return;
@@ -405,7 +405,7 @@ mod tests {
         fn wake(self: Arc<Self>) {}
     }
 
-    fn poll(waiting: &mut Waiting) -> Option<Result<Held, Exhausted>> {
+    fn poll(waiting: &mut TakeBytes) -> Option<Result<Held, Exhausted>> {
         let waker = Waker::from(Arc::new(Nobody));
         match Pin::new(waiting).poll(&mut Context::from_waker(&waker)) {
             Poll::Ready(result) => Some(result),
@@ -528,7 +528,7 @@ mod tests {
     fn a_line_is_bounded() {
         let share = Share::new(LIMIT);
         let _all = share.try_take(LIMIT).expect("room");
-        let mut waiting: Vec<Waiting> = (0..MAX_WAITING).map(|_| share.take(1)).collect();
+        let mut waiting: Vec<TakeBytes> = (0..MAX_WAITING).map(|_| share.take(1)).collect();
         assert!(waiting.iter_mut().all(|waiting| poll(waiting).is_none()));
         let refused = poll(&mut share.take(1)).expect("an answer");
         assert_eq!(refused.err(), Some(Exhausted));

@@ -37,7 +37,7 @@ use super::memory;
 const BYTES_PER_BYTE: usize = 256;
 const BYTES_FIXED: usize = 16 << 10;
 
-/// Reads a batch as a lane does; what was read is the same after it was sent on. A question and
+/// Reads a batch as a lane does; what was read is the same after it was sent on. A request and
 /// an answer are read from the same bytes.
 pub fn batch(bytes: &[u8]) {
     let limit_bytes = BYTES_FIXED + BYTES_PER_BYTE * bytes.len();
@@ -61,9 +61,9 @@ pub fn batch(bytes: &[u8]) {
         assert_eq!(again.malformed, None);
         assert_eq!(format!("{:?}", again.messages), shown);
     }
-    if let Ok(question) = PeerRequest::decode(bytes.clone()) {
-        let again = PeerRequest::decode(question.encode_to_vec().as_slice());
-        assert_eq!(again, Ok(question));
+    if let Ok(request) = PeerRequest::decode(bytes.clone()) {
+        let again = PeerRequest::decode(request.encode_to_vec().as_slice());
+        assert_eq!(again, Ok(request));
     }
     if let Ok(answer) = PeerResponse::decode(bytes) {
         let again = PeerResponse::decode(answer.encode_to_vec().as_slice());
@@ -214,7 +214,7 @@ fn machine(members: Vec<membershippb::Member>, entry_id: EntryId) -> Machine {
 impl Member {
     /// One of as many voters, beside whom there may be a learner.
     fn start(voters: u64, learner: bool) -> Self {
-        let options = raft_log::Options {
+        let options = raft_log::LogOptions {
             segment_bytes: 16 << 10,
             cluster_id: 1,
             member_id: ME,
@@ -661,10 +661,10 @@ pub fn batch_seeds() -> Vec<Seed> {
     many.entries = vec![Entry::default(); 2_000];
     let many = edges::encoded(vec![PeerMessage::Raft(many)], None);
     seeds.push(Seed::new("entries-of-nothing", many));
-    let question = PeerRequest {
+    let request = PeerRequest {
         request: Some(peer_request::Request::Describe(Nothing {})),
     };
-    seeds.push(Seed::new("question", question.encode_to_vec()));
+    seeds.push(Seed::new("request", request.encode_to_vec()));
     seeds
 }
 
@@ -742,7 +742,7 @@ fn impossible_seeds() -> Vec<Seed> {
     hole.entries[0].index += 1;
     let mut unknown = raft(MessageType::MsgAppend);
     unknown.entries[0].entry_type = 77;
-    let no_question = Message {
+    let no_context = Message {
         entries: Vec::new(),
         ..raft(MessageType::MsgReadIndex)
     };
@@ -762,7 +762,7 @@ fn impossible_seeds() -> Vec<Seed> {
         ("behind-nothing", raw(follower(), &behind_nothing)),
         ("hole", raw(follower(), &hole)),
         ("unknown-entry", raw(follower(), &unknown)),
-        ("no-question", raw(passed_on, &no_question)),
+        ("no-context", raw(passed_on, &no_context)),
         ("of-no-term", raw(follower().u8(CAMPAIGN), &of_no_term)),
         (
             "passed-on",

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::storage::raft_log::{
-    Batch, EntryId, Error, Files, LogEntry, MemoryDisk, Options, RaftLog, Recovered,
+    Batch, EntryId, Error, Files, LogEntry, LogOptions, MemoryDisk, RaftLog, Recovered,
 };
 use bytes::Bytes;
 
@@ -13,7 +13,7 @@ use super::Seed;
 use super::input::{Input, Script};
 use super::memory;
 
-const OPTIONS: Options = Options {
+const OPTIONS: LogOptions = LogOptions {
     segment_bytes: 4096,
     cluster_id: 0xc,
     member_id: 0xe,

@@ -182,8 +182,8 @@ impl Answer {
                 Next::End(status) if status.code() == Code::Ok && answer.text.is_between() => None,
                 Next::End(status) => {
                     let status = answer.deadline.status(&answer.means, status);
-                    let is_told = answer.shape == Shape::Lines && answer.text.is_between();
-                    Some(match is_told {
+                    let is_reported = answer.shape == Shape::Lines && answer.text.is_between();
+                    Some(match is_reported {
                         true => (Ok(Frame::data(refusal::line(&status).into())), None),
                         false => (Err(status), None),
                     })

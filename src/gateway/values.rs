@@ -11,13 +11,13 @@ pub struct Values {
     /// So much of the text has been looked at.
     seen: usize,
     depth: usize,
-    state: State,
+    state: ValueState,
     /// What the value takes beside its text once it is parsed, as far as it has come.
     pub parsed_bytes: usize,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum State {
+enum ValueState {
     /// Blanks in front of a value.
     #[default]
     Before,
@@ -49,36 +49,36 @@ impl Values {
 
     fn take(&mut self, byte: u8, at: usize) -> Option<usize> {
         match (self.state, byte) {
-            (State::Escape, _) => self.state = State::String,
-            (State::String, b'\\') => self.state = State::Escape,
-            (State::String, b'"') => {
-                self.state = State::Within;
+            (ValueState::Escape, _) => self.state = ValueState::String,
+            (ValueState::String, b'\\') => self.state = ValueState::Escape,
+            (ValueState::String, b'"') => {
+                self.state = ValueState::Within;
                 return (self.depth == 0).then_some(at + 1);
             }
-            (State::String, _) => {}
-            (State::Word, b' ' | b'\t' | b'\r' | b'\n' | b'{' | b'[' | b'"' | b'}' | b']') => {
+            (ValueState::String, _) => {}
+            (ValueState::Word, b' ' | b'\t' | b'\r' | b'\n' | b'{' | b'[' | b'"' | b'}' | b']') => {
                 return Some(at);
             }
-            (State::Word, _) => {}
-            (State::Before, b' ' | b'\t' | b'\r' | b'\n') => {}
-            (State::Before | State::Within, b'{' | b'[') => {
-                self.state = State::Within;
+            (ValueState::Word, _) => {}
+            (ValueState::Before, b' ' | b'\t' | b'\r' | b'\n') => {}
+            (ValueState::Before | ValueState::Within, b'{' | b'[') => {
+                self.state = ValueState::Within;
                 self.depth += 1;
                 self.parsed_bytes += match byte {
                     b'{' => OBJECT_BYTES,
                     _ => ELEMENT_BYTES,
                 };
             }
-            (State::Before | State::Within, b'"') => self.state = State::String,
-            (State::Within, b'}' | b']') => {
+            (ValueState::Before | ValueState::Within, b'"') => self.state = ValueState::String,
+            (ValueState::Within, b'}' | b']') => {
                 self.depth -= 1;
                 return (self.depth == 0).then_some(at + 1);
             }
-            (State::Within, b',') => self.parsed_bytes += ELEMENT_BYTES,
-            (State::Within, _) => {}
+            (ValueState::Within, b',') => self.parsed_bytes += ELEMENT_BYTES,
+            (ValueState::Within, _) => {}
             // No value begins so: the parser says so.
-            (State::Before, b'}' | b']' | b',' | b':') => return Some(at + 1),
-            (State::Before, _) => self.state = State::Word,
+            (ValueState::Before, b'}' | b']' | b',' | b':') => return Some(at + 1),
+            (ValueState::Before, _) => self.state = ValueState::Word,
         }
         None
     }

@@ -83,7 +83,7 @@ async fn read(handle: &Handle, serializable: bool) -> Result<(), Error> {
     let result = match view(handle, serializable).await {
         Ok(view) => {
             let start = shared.clock.now();
-            let found = view.snapshot().get(b"", view.head);
+            let found = view.pinned().get(b"", view.head);
             metrics.ranges.increment();
             metrics.ranged(found.is_ok(), shared.clock.now() - start);
             found.map(drop).map_err(|error| shared.fail_storage(error))

@@ -121,7 +121,7 @@ async fn processors(query: &Query, clock: &dyn Clock) -> Response<Body> {
         Ok(Err(error)) => return failed(format!("Could not enable CPU profiling: {error}")),
         Err(error) => return failed(error),
     };
-    // A client that goes away ends the recording, too.
+    // A client that disconnects ends the recording, too.
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     let until = clock.wall();
     match beside(move || recording.finish(until)).await {

@@ -13,7 +13,7 @@ use crate::service::fixture::{self, ME};
 
 /// A member over an empty store, without a leader.
 fn service() -> HttpService {
-    HttpService::new(fixture::alone())
+    HttpService::new(fixture::single_member())
 }
 
 fn lead(service: &HttpService) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::env::blocking;
 use crate::mvcc::compaction::{self, Progress};
 use crate::mvcc::hash::{HashError, Hashing};
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::read::PinnedView;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::replica::shared::{NumberedEngine, Shared};
 use crate::storage::{self, Batch, Engine, Family, Op};
@@ -59,7 +59,7 @@ pub async fn run(shared: Arc<Shared>, pace: Pace, scratch_dir: PathBuf) {
 }
 
 /// Keeps the hash of the history as this compaction finds it, unless that is very large. None where
-/// the runtime goes down.
+/// the runtime ends.
 async fn keep_hash(
     shared: &Arc<Shared>,
     pace: Pace,
@@ -78,13 +78,13 @@ async fn keep_hash(
         let view = view.clone();
         let step_began = shared.clock.now();
         let stepped = blocking(shared.executor.as_ref(), move || {
-            let snapshot = Snapshot {
+            let pinned = PinnedView {
                 compacted,
-                ..view.snapshot()
+                ..view.pinned()
             };
-            let ended = match hashing.step(snapshot.read, limit)? {
+            let ended = match hashing.step(pinned.read, limit)? {
                 true => None,
-                false => Some(hashing.finish_for_compaction(&snapshot)?),
+                false => Some(hashing.finish_for_compaction(&pinned)?),
             };
             Ok::<_, HashError>((hashing, ended))
         });
@@ -101,7 +101,7 @@ async fn keep_hash(
     };
     let mut hashes = shared.compaction_hashes.lock();
     if number != shared.numbered_engine().number {
-        // A snapshot took the state's place: what was hashed may be either's.
+        // A received state took this one's place: what was hashed may be either's.
         return Ok(Some(()));
     }
     hashes.push(hash);
@@ -112,7 +112,7 @@ async fn keep_hash(
 
 fn tell_finished(shared: &Shared, engine: &dyn Engine) -> storage::Result<()> {
     let finished = compaction::finished(engine.latest())?;
-    if !probe::injected(Defect::CompactionUntold) {
+    if !probe::injected(Defect::CompactionUnannounced) {
         shared.compaction_finished.set(finished);
     }
     Ok(())
@@ -127,7 +127,7 @@ async fn catch_up(
     seen: &mut Option<u64>,
 ) -> storage::Result<()> {
     loop {
-        // One engine for all steps: a snapshot may put another in its place meanwhile, and what
+        // One engine for all steps: a received state may bring another meanwhile, and what
         // is dead in this one may live there.
         let NumberedEngine { number, engine } = shared.numbered_engine();
         let before = seen.replace(number);

@@ -568,7 +568,7 @@ mod tests {
     /// This member and one peer; the latter's hash differs by `difference` from the empty
     /// store's.
     fn pair(difference: Option<u32>) -> (Handle, Arc<Inbox>) {
-        let own = runtime().block_on(fixture::alone().hash_history(&Caller::member(), 0));
+        let own = runtime().block_on(fixture::single_member().hash_history(&Caller::member(), 0));
         let theirs = difference
             .zip(own.ok())
             .map(|(difference, own)| HashKvResponse {

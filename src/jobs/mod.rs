@@ -17,7 +17,7 @@ use crate::storage::raft_log::SyncedMark;
 
 /// Intervals and limits of the jobs.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub struct JobSettings {
     /// Entries after which the state is flushed.
     pub snapshot_count: u64,
     pub compaction: compactor::Pace,
@@ -28,7 +28,7 @@ pub struct Settings {
 }
 
 /// Starts all jobs. They end with the runtime.
-pub fn spawn(handle: &Handle, inbox: &Arc<Inbox>, mark: SyncedMark, settings: Settings) {
+pub fn spawn(handle: &Handle, inbox: &Arc<Inbox>, mark: SyncedMark, settings: JobSettings) {
     let shared = handle.shared().clone();
     let scratch_dir = handle.settings().scratch_dir.clone();
     let flushing = flush::run(shared.clone(), inbox.clone(), settings.snapshot_count);

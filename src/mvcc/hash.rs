@@ -19,7 +19,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::history::decode_revision;
-use super::read::{Snapshot, parse_head};
+use super::read::{PinnedView, parse_head};
 use crate::error;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::KeyValue;
@@ -132,8 +132,8 @@ enum Stage {
 
 impl Hashing {
     /// Begins with the history up to `revision`, which is compacted up to `compacted` and is not
-    /// beyond the snapshot that it is read from. Records are sorted in files in `dir` if there are
-    /// many.
+    /// beyond the pinned view that it is read from. Records are sorted in files in `dir` if there
+    /// are many.
     pub fn new(compacted: i64, revision: i64, dir: &Path) -> Self {
         let first = Revision::new((compacted + 1).clamp(0, revision.max(0)), 0);
         Self {
@@ -284,9 +284,9 @@ impl Hashing {
     }
 
     /// The hash, and that for a compaction to the revision.
-    fn ended(&self, snapshot: &Snapshot<'_>) -> storage::Result<(u32, u32)> {
+    fn ended(&self, pinned: &PinnedView<'_>) -> storage::Result<(u32, u32)> {
         let any_live =
-            self.any_live || self.revision > 0 && snapshot.index_finds_any(self.revision)?;
+            self.any_live || self.revision > 0 && pinned.index_finds_any(self.revision)?;
         // If nothing is kept, etcd cannot distinguish dead versions from kept ones and includes all.
         let of = |any_kept| match any_kept {
             true => self.live.crc,
@@ -295,16 +295,16 @@ impl Hashing {
         Ok((of(any_live), of(any_live || self.any_deleted)))
     }
 
-    /// The hash of the history, read from `snapshot`.
-    pub fn finish(&self, snapshot: &Snapshot<'_>) -> storage::Result<HistoryHash> {
-        let (hash, otherwise) = self.ended(snapshot)?;
+    /// The hash of the history, read from `pinned`.
+    pub fn finish(&self, pinned: &PinnedView<'_>) -> storage::Result<HistoryHash> {
+        let (hash, otherwise) = self.ended(pinned)?;
         Ok(self.hash(hash, otherwise))
     }
 
     /// The hash of the history as a compaction to its revision finds it. Other than `finish`, etcd's
     /// compaction counts a key that is deleted at the very revision as one that it keeps.
-    pub fn finish_for_compaction(&self, snapshot: &Snapshot<'_>) -> storage::Result<HistoryHash> {
-        let (otherwise, hash) = self.ended(snapshot)?;
+    pub fn finish_for_compaction(&self, pinned: &PinnedView<'_>) -> storage::Result<HistoryHash> {
+        let (otherwise, hash) = self.ended(pinned)?;
         Ok(self.hash(hash, otherwise))
     }
 
@@ -413,7 +413,7 @@ const fn multiply(mut a: u32, mut b: u32) -> u32 {
     product
 }
 
-impl Snapshot<'_> {
+impl PinnedView<'_> {
     /// Hashes the history up to `revision`; 0 for all of it. As in etcd there is nothing to hash
     /// below it. Records are sorted in files in `dir` if there are many.
     pub fn hash(&self, revision: i64, dir: &Path) -> Result<HistoryHash, HashError> {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::Change;
-use super::read::Snapshot;
+use super::read::PinnedView;
 use crate::probe::{self, Defect};
 use crate::storage::schema::{self, ChangeKind, RevisionRecord, Version};
 use crate::storage::{self, Family};
@@ -31,8 +31,8 @@ pub struct Page {
 /// Says of a key, what was done to it and the revision whether the change is wanted.
 pub type Wanted<'a> = dyn FnMut(&[u8], ChangeKind, i64) -> Option<WithPrevious> + 'a;
 
-impl Snapshot<'_> {
-    /// The changes from revision `from` on that `wanted` asks for, up to the snapshot's head.
+impl PinnedView<'_> {
+    /// The changes from revision `from` on that `wanted` asks for, up to the view's head.
     /// `from` must not be compacted. `wanted` says of a key and a kind whether the change is
     /// wanted, and whether with the version before it.
     pub fn changes(

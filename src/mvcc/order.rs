@@ -7,7 +7,7 @@ use std::collections::BinaryHeap;
 
 use super::Result;
 use super::frame::{Fields, Room};
-use super::read::{RangeRead, Snapshot, SortOrder, SortTarget, parse_head};
+use super::read::{PinnedView, RangeRead, SortOrder, SortTarget, parse_head};
 use crate::storage::schema::Head;
 
 /// What a row takes beside its key and its record, in bytes.
@@ -54,7 +54,7 @@ impl Round {
     /// Up to `most` rows behind `after`; fewer, but one at least, where `room` refuses to hold
     /// them. A few it need not be asked for.
     pub fn walk(
-        snapshot: &Snapshot<'_>,
+        pinned: &PinnedView<'_>,
         request: &RangeRead,
         revision: i64,
         (after, most, keeps): (Option<&Row>, usize, Keeps),
@@ -67,7 +67,7 @@ impl Round {
         };
         let mut seen = Seen::default();
         let mut kept = Kept::new(by, most, room);
-        let mut walk = snapshot.walk(&request.range, revision)?;
+        let mut walk = pinned.walk(&request.range, revision)?;
         while walk.advance()? {
             seen.count += 1;
             if seen.candidates == first {

@@ -1,4 +1,4 @@
-//! An answer in pages, each read from the same snapshot when it is asked for: between two of
+//! An answer in pages, each read from the same pinned view when it is asked for: between two of
 //! them nothing is held but a place, and where the answer is sorted the next rows without their
 //! values.
 
@@ -8,7 +8,7 @@ use super::Result;
 use super::frame::{Fields, Room};
 use super::order::{Keeps, Round, Row};
 use super::range::changed;
-use super::read::{RangeRead, Snapshot, parse_head};
+use super::read::{PinnedView, RangeRead, parse_head};
 use crate::storage::schema::Frame;
 use crate::types::KeyRange;
 
@@ -63,9 +63,9 @@ enum Put {
 }
 
 impl Pages {
-    /// Of the answer to `request`, which `snapshot` has measured.
-    pub fn new(snapshot: &Snapshot<'_>, request: RangeRead, pairs: usize) -> Result<Self> {
-        let revision = snapshot.check_revision(request.revision)?;
+    /// Of the answer to `request`, which `pinned` has measured.
+    pub fn new(pinned: &PinnedView<'_>, request: RangeRead, pairs: usize) -> Result<Self> {
+        let revision = pinned.check_revision(request.revision)?;
         let order = match request.is_in_key_order() || matches!(request.range, KeyRange::Point(_)) {
             true => Order::Key(request.range.clone()),
             false => Order::Sorted {
@@ -82,8 +82,8 @@ impl Pages {
         })
     }
 
-    /// The next page from the same snapshot; none behind the last.
-    pub fn next(&mut self, snapshot: &Snapshot<'_>, rooms: &mut Rooms<'_>) -> Result<Option<Page>> {
+    /// The next page from the same view; none behind the last.
+    pub fn next(&mut self, pinned: &PinnedView<'_>, rooms: &mut Rooms<'_>) -> Result<Option<Page>> {
         if self.left == 0 {
             return Ok(None);
         }
@@ -97,7 +97,7 @@ impl Pages {
             Order::Key(range) => {
                 let rest = Self::walk(
                     (&self.request, range, self.revision),
-                    snapshot,
+                    pinned,
                     &mut self.left,
                     &mut page,
                     rooms,
@@ -106,7 +106,7 @@ impl Pages {
                     *range = rest;
                 }
             }
-            Order::Sorted { .. } => self.take_rows(snapshot, &mut page, rooms)?,
+            Order::Sorted { .. } => self.take_rows(pinned, &mut page, rooms)?,
         }
         self.offset = page.offset;
         Ok(Some(page))
@@ -115,13 +115,13 @@ impl Pages {
     /// Fills a page in key order; the range behind its last whole pair.
     fn walk(
         (request, range, revision): (&RangeRead, &KeyRange, i64),
-        snapshot: &Snapshot<'_>,
+        pinned: &PinnedView<'_>,
         left: &mut usize,
         page: &mut Page,
         rooms: &mut Rooms<'_>,
     ) -> Result<Option<KeyRange>> {
         let filters = request.has_revision_filters();
-        let mut walk = snapshot.walk(range, revision)?;
+        let mut walk = pinned.walk(range, revision)?;
         let mut last = None;
         while *left > 0 {
             if !walk.advance()? {
@@ -146,7 +146,7 @@ impl Pages {
 
     fn take_rows(
         &mut self,
-        snapshot: &Snapshot<'_>,
+        pinned: &PinnedView<'_>,
         page: &mut Page,
         rooms: &mut Rooms<'_>,
     ) -> Result<()> {
@@ -158,14 +158,14 @@ impl Pages {
             if rows.is_empty() {
                 (rooms.rows)(0);
                 let place = (after.as_ref(), self.left, Keeps::Keys);
-                let round = Round::walk(snapshot, request, revision, place, rooms.rows)?;
+                let round = Round::walk(pinned, request, revision, place, rooms.rows)?;
                 *rows = round.rows.into();
             }
             let row = rows.front().ok_or_else(changed)?;
             let put = if request.keys_only {
                 page.put(Fields::numbers(request, &row.head).frame(&row.key), rooms)
             } else if row.record.is_empty() {
-                let version = snapshot.get(&row.key, revision)?.ok_or_else(changed)?;
+                let version = pinned.get(&row.key, revision)?.ok_or_else(changed)?;
                 let fields = Fields::of(request, &row.key, version.record())?;
                 page.put(fields.frame(&row.key), rooms)
             } else {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use super::Result;
 use super::frame::{Fields, Room};
 use super::order::{Keeps, Round, Row};
-use super::read::{RangeRead, Snapshot, parse_head};
+use super::read::{PinnedView, RangeRead, parse_head};
 use crate::proto::EncodedKvs;
 use crate::storage;
 use crate::storage::Family;
@@ -26,7 +26,7 @@ pub struct Measured {
     pub more: bool,
 }
 
-impl Snapshot<'_> {
+impl PinnedView<'_> {
     /// Answers a range request, however large the answer is.
     #[cfg(test)]
     pub fn range(&self, request: &RangeRead) -> Result<Measured> {
@@ -168,10 +168,10 @@ impl Snapshot<'_> {
     }
 }
 
-/// A snapshot gave less than it had held.
+/// A pinned view gave less than it had held.
 pub(super) fn changed() -> storage::Error {
     storage::Error::Engine(format!(
-        "a range of one snapshot of {:?} was read twice and differed",
+        "a range of one view of {:?} was read twice and differed",
         Family::Current
     ))
 }

@@ -103,9 +103,10 @@ impl RangeRead {
     }
 }
 
-/// The keyspace at one moment, to be read at any of its revisions.
+/// The keyspace at one moment, to be read at any of its revisions: a borrowed view of the engine
+/// with what bounds a read of it. No copy of anything.
 #[derive(Clone, Copy)]
-pub struct Snapshot<'a> {
+pub struct PinnedView<'a> {
     pub read: &'a dyn Read,
     /// The newest revision in it.
     pub head: i64,
@@ -113,7 +114,7 @@ pub struct Snapshot<'a> {
     pub compacted: i64,
 }
 
-impl<'a> Snapshot<'a> {
+impl<'a> PinnedView<'a> {
     /// The revision that a request for `revision` reads at.
     pub fn check_revision(&self, revision: i64) -> Result<i64, error::Error> {
         if revision > self.head {

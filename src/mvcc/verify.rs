@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::compaction;
 use super::history::decode_revision;
-use super::read::Snapshot;
+use super::read::PinnedView;
 use crate::storage::schema::{self, ChangeKind, RevisionRecord, Version};
 use crate::storage::{self, Family, Read};
 use crate::types::{LeaseId, Revision};
@@ -51,14 +51,14 @@ pub struct Verified {
 /// A family that cannot be read to its end: the engine's checksums fail, or its files are gone.
 /// `found` was called with that before, for each such family; what could be read of it is judged.
 pub fn verify(
-    snapshot: &Snapshot<'_>,
+    pinned: &PinnedView<'_>,
     keys: i64,
     is_lease: &dyn Fn(LeaseId) -> bool,
     found: &mut dyn FnMut(Problem),
 ) -> storage::Result<Verified> {
     let mut verifier = Verifier {
-        snapshot,
-        requested: compaction::requested(snapshot.read)?,
+        pinned,
+        requested: compaction::requested(pinned.read)?,
         is_lease,
         found,
     };
@@ -94,7 +94,7 @@ impl fmt::Display for Problem {
 }
 
 struct Verifier<'a> {
-    snapshot: &'a Snapshot<'a>,
+    pinned: &'a PinnedView<'a>,
     /// Changes at or below it may lack what they superseded.
     requested: i64,
     is_lease: &'a dyn Fn(LeaseId) -> bool,
@@ -117,7 +117,7 @@ impl Verifier<'_> {
         check: fn(&mut Self, &[u8], &[u8]) -> storage::Result<()>,
     ) -> u64 {
         let mut records = 0;
-        let read = self.snapshot.read;
+        let read = self.pinned.read;
         let walked = read.scan(family, &[], None);
         let walked = walked.and_then(|mut cursor| {
             while cursor.next()? {
@@ -135,7 +135,7 @@ impl Verifier<'_> {
     }
 
     fn read(&self) -> &dyn Read {
-        self.snapshot.read
+        self.pinned.read
     }
 
     /// Whether the history says that `revision` put this key.
@@ -200,12 +200,12 @@ impl Verifier<'_> {
     fn revision(&mut self, at: &[u8], value: &[u8]) -> storage::Result<()> {
         let revision = decode_revision(at)?;
         let record = RevisionRecord::decode(at, value)?;
-        if revision.main > self.snapshot.head {
-            let what = format!("it is above the newest revision, {}", self.snapshot.head);
+        if revision.main > self.pinned.head {
+            let what = format!("it is above the newest revision, {}", self.pinned.head);
             self.report(Family::Revisions, at, what);
         }
         if record.kind == ChangeKind::Put
-            && self.snapshot.find_version(record.key, revision)?.is_none()
+            && self.pinned.find_version(record.key, revision)?.is_none()
         {
             self.report(Family::Revisions, at, "the version that it wrote is gone");
         }
@@ -290,13 +290,13 @@ mod tests {
     }
 
     fn problems(engine: &MemoryEngine, keys: i64) -> (Verified, Vec<String>) {
-        let snapshot = Snapshot {
+        let pinned = PinnedView {
             read: engine.latest(),
             head: 6,
             compacted: -1,
         };
         let mut problems = Vec::new();
-        let verified = verify(&snapshot, keys, &|lease| lease == LEASE, &mut |problem| {
+        let verified = verify(&pinned, keys, &|lease| lease == LEASE, &mut |problem| {
             problems.push(problem.to_string());
         });
         (verified.expect("reads"), problems)

@@ -59,7 +59,7 @@ pub enum Security {
 
 /// How the connections of a listener are served.
 #[derive(Clone)]
-pub struct Options {
+pub struct ServeOptions {
     /// Who connects, for the log.
     pub who: &'static str,
     pub versions: Versions,
@@ -253,7 +253,7 @@ where
 /// connection; their allowance bounds them.
 pub async fn serve<S: Service>(
     listener: Listener,
-    options: Options,
+    options: ServeOptions,
     service: impl Fn(Client) -> S + Send + Sync + 'static,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -321,7 +321,7 @@ struct Arrived {
 /// behind a pointer, and the steps are boxed: that of the handshake is gone when it is done.
 async fn connection<S: Service>(
     arrived: Arrived,
-    options: Arc<Options>,
+    options: Arc<ServeOptions>,
     protocols: Arc<Protocols>,
     service: Arc<impl Fn(Client) -> S>,
     mut stop: watch::Receiver<bool>,
@@ -381,7 +381,7 @@ async fn secured(
     tls: &TlsServer,
     stream: Stream,
     remote: Remote,
-    options: &Options,
+    options: &ServeOptions,
 ) -> Result<(Box<TlsStream<Stream>>, Session), Refused> {
     let (stream, session) = tls.accept(stream, remote.ip(), options.versions).await?;
     let mut stream = Box::new(stream);
@@ -401,7 +401,7 @@ async fn secured(
 fn guarded<'a, I, S>(
     io: I,
     unread: Arc<unread::Connection>,
-    options: &'a Options,
+    options: &'a ServeOptions,
     protocols: &'a Protocols,
     service: S,
     stop: watch::Receiver<bool>,
@@ -422,7 +422,7 @@ where
 /// What makes a connection of HTTP, in every version that a listener has.
 type Protocols = auto::Builder<TokioExecutor>;
 
-fn protocols(options: &Options) -> Protocols {
+fn protocols(options: &ServeOptions) -> Protocols {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder = match options.versions {
         Versions::Both => builder,
@@ -440,7 +440,7 @@ fn protocols(options: &Options) -> Protocols {
 
 async fn http<I, S>(
     io: Box<I>,
-    options: &Options,
+    options: &ServeOptions,
     protocols: &Protocols,
     service: S,
     mut stop: watch::Receiver<bool>,

@@ -2,7 +2,7 @@
 //!
 //! A file outlives a process that was killed, so one at which nobody listens is replaced; one at
 //! which somebody does is an address in use. (etcd takes it from the process that has it.) Nothing
-//! but a socket is ever removed. The file goes with its listener; its mode is the umask's.
+//! but a socket is ever removed. The file is removed with its listener; its mode is the umask's.
 
 use std::io;
 use std::net::SocketAddr;
@@ -70,7 +70,7 @@ pub enum Listener {
     },
 }
 
-/// The file of a listener, which goes with it.
+/// The file of a listener, which is removed with it.
 pub struct SocketFile {
     path: PathBuf,
     /// Which file it is: another may have its name by then.

@@ -1,6 +1,6 @@
 //! Sockets, once for clients and for members: bind, listen, accept, encrypt, serve HTTP, drain.
 //!
-//! A server passes to [`serve()`] a listener, [`Options`] with every limit, and a service of
+//! A server passes to [`serve()`] a listener, [`ServeOptions`] with every limit, and a service of
 //! requests; what a request means is none of this room's business.
 //!
 //! - `listen` binds addresses, of the network or in files; a connection of either is a `stream`.
@@ -30,7 +30,7 @@ mod tests;
 pub mod tls;
 mod versions;
 
-pub use accept::{Client, Options, Security, serve, take};
+pub use accept::{Client, Security, ServeOptions, serve, take};
 pub use allowance::Allowance;
 pub use guard::Guard;
 pub use http2::{Http2, KeepAlive};

@@ -23,7 +23,9 @@ use super::frames::{
     ACK_OR_END_STREAM, CONTINUATION, DATA, END_HEADERS, Frame, HEADER_BYTES, HEADERS, RST_STREAM,
 };
 use super::tls::{self, Rejections};
-use super::{Allowance, Client, Guard, Http2, Options, Security, Stream, Versions, listen, serve};
+use super::{
+    Allowance, Client, Guard, Http2, Security, ServeOptions, Stream, Versions, listen, serve,
+};
 use crate::budget::unread::{self, Unread};
 use crate::metrics::Metrics;
 use crate::types::{Address, MemberId};
@@ -115,7 +117,7 @@ fn start_at(address: &Address, first_byte_limit: Duration, security: Security) -
         paths: Arc::default(),
         unread: unread.connection(),
     };
-    let options = Options {
+    let options = ServeOptions {
         who: "test",
         versions: Versions::Both,
         security,
@@ -368,7 +370,7 @@ async fn metadata_may_be_as_large_as_etcd_takes_it() {
 }
 
 #[tokio::test]
-async fn a_date_is_told_over_http_1_alone() {
+async fn a_date_is_sent_over_http_1_alone() {
     let served = start(LIMIT);
     let request = || {
         let request = Request::get("http://a/x").header("host", "a");

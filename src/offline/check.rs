@@ -6,7 +6,7 @@ use std::io::Write;
 use super::dir::{self, Stopped};
 use super::error::{Error, Result};
 use crate::config::Offline;
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::read::PinnedView;
 use crate::mvcc::verify::{self, Verified};
 use crate::raft::replica::decode_hard_state;
 use crate::server::restore::{check_origin, check_together};
@@ -200,11 +200,11 @@ pub fn verified(
     machine: &Machine,
     found: &mut dyn FnMut(verify::Problem),
 ) -> Result<Verified, server::Error> {
-    let snapshot = Snapshot {
+    let pinned = PinnedView {
         read: machine.engine().latest(),
         head: machine.head(),
         compacted: machine.compacted(),
     };
     let is_lease = |lease| machine.leases().contains(lease);
-    Ok(verify::verify(&snapshot, machine.keys(), &is_lease, found)?)
+    Ok(verify::verify(&pinned, machine.keys(), &is_lease, found)?)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::error::{Error, Result};
 use crate::config::Offline;
 use crate::server::data_dir::DataDir;
-use crate::server::member_dir::{Identity, MemberDir};
+use crate::server::member_dir::{MemberDir, MemberIdentity};
 use crate::server::states;
 use crate::storage::Engine;
 use crate::storage::raft_log::{self, RaftLog, Reader, Recovered, Stretch};
@@ -22,7 +22,7 @@ pub const LIMITS: EngineLimits = EngineLimits {
 /// A directory whose member does not run, and cannot be started while this exists.
 pub struct Stopped {
     pub dir: DataDir,
-    pub identity: Identity,
+    pub identity: MemberIdentity,
 }
 
 /// Opens a member's directory; nothing in it is changed.
@@ -78,8 +78,8 @@ impl Stopped {
         Ok(found.map_err(crate::server::Error::from)?)
     }
 
-    fn log_options(&self) -> raft_log::Options {
-        raft_log::Options {
+    fn log_options(&self) -> raft_log::LogOptions {
+        raft_log::LogOptions {
             segment_bytes: raft_log::DEFAULT_SEGMENT_BYTES,
             cluster_id: self.identity.cluster.0,
             member_id: self.identity.member.0,

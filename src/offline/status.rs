@@ -9,7 +9,7 @@ use super::table::{self, Cell, size};
 use crate::backup::bbolt::read::File;
 use crate::backup::status::{self, Status};
 use crate::config::{Format, Offline};
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::read::PinnedView;
 use crate::server::from_snapshot;
 use crate::state::Machine;
 use crate::types::version;
@@ -49,13 +49,13 @@ fn of_member(stopped: &Stopped) -> Result<Vec<Cell>> {
     let (_, engine) = stopped.state(recovered.compacted.index)?;
     let bytes = engine.size().total_bytes;
     let machine = Machine::open(engine)?;
-    let snapshot = Snapshot {
+    let pinned = PinnedView {
         read: machine.engine().latest(),
         head: machine.head(),
         compacted: machine.compacted(),
     };
     // The directory may be one that cannot be written to.
-    let hash = snapshot.hash(0, &std::env::temp_dir())?;
+    let hash = pinned.hash(0, &std::env::temp_dir())?;
     let applied = machine.applied_index();
     if recovered.last_index > applied {
         let entries = recovered.last_index - applied;

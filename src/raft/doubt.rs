@@ -100,7 +100,7 @@ impl Doubt {
     }
 
     /// Ends it where the log has an entry of a later term, such as the first of a sole voter.
-    pub fn look(&mut self, last_term: u64) {
+    pub fn end_if_later(&mut self, last_term: u64) {
         let Some(term) = self.term else {
             return;
         };

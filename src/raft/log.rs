@@ -1,8 +1,8 @@
 //! The raft log as read by raft-rs.
 //!
 //! Entries stay in memory until they are durable and applied, and a while longer for followers that
-//! lag; older ones are read from the segment files. What a snapshot replaced is gone here at once,
-//! even while the files still contain it.
+//! lag; older ones are read from the segment files. What a received state replaced is gone here at
+//! once, even while the files still contain it.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -26,11 +26,11 @@ pub struct LogView {
     persisted_index: u64,
     hard_state: HardState,
     conf_state: ConfState,
-    /// A snapshot replaced the log, and the files do not have that yet.
+    /// A received state replaced the log, and the files do not have that yet.
     reset: Option<EntryId>,
-    /// The snapshot for members that lag too far behind.
+    /// The raft snapshot message for members that lag too far behind.
     offered: Option<Snapshot>,
-    /// raft needed a snapshot, and there was none recent enough.
+    /// raft needed a snapshot message, and there was none recent enough.
     wanted: Cell<bool>,
 }
 
@@ -64,18 +64,18 @@ impl LogView {
         self.reset = Some(entry_id);
     }
 
-    /// The files have been reset to this entry. A later snapshot may have arrived in the meantime,
+    /// The files have been reset to this entry. A later state may have arrived in the meantime,
     /// to which they are not reset yet.
     pub fn reset_persisted(&mut self, entry_id: EntryId) {
         self.reset.take_if(|reset| *reset == entry_id);
     }
 
-    /// Sets or removes the snapshot for members that lag too far behind.
+    /// Sets or removes the raft snapshot message for members that lag too far behind.
     pub fn offer(&mut self, snapshot: Option<Snapshot>) {
         self.offered = snapshot;
     }
 
-    /// True once after raft needed a snapshot that was not there.
+    /// True once after raft needed a snapshot message that was not there.
     pub fn take_wanted(&mut self) -> bool {
         self.wanted.take()
     }

@@ -156,9 +156,9 @@ impl Replica {
         }
     }
 
-    fn look_at_doubt(&mut self) {
+    fn update_doubt(&mut self) {
         if self.doubt.is_open() {
-            self.doubt.look(self.node.raft.raft_log.last_term());
+            self.doubt.end_if_later(self.node.raft.raft_log.last_term());
         }
     }
 
@@ -295,7 +295,7 @@ impl Replica {
         for answer in &mut self.node.raft.msgs {
             self.doubt.mark(answer);
         }
-        self.look_at_doubt();
+        self.update_doubt();
         self.draw_election_timeout();
         if let Err(error) = &stepped {
             tracing::debug!(%error, "raft did not take a message");
@@ -433,7 +433,7 @@ impl Replica {
         if !self.node.has_ready() {
             return None;
         }
-        self.look_at_doubt();
+        self.update_doubt();
         let mut ready = self.node.ready();
         let entries = ready.take_entries();
         let (at_once, after_sync) = ready

@@ -24,7 +24,7 @@ use super::work::AppliedGroup;
 use crate::env::Clock;
 use crate::metrics::Operation;
 use crate::mvcc::Change;
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::read::PinnedView;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{TxnResponse, response_op};
 use crate::proto::text;
@@ -427,11 +427,11 @@ impl Applier {
             changes = &changes[later..];
             let view = self.shared.view();
             // A compaction behind it in the group has removed nothing of this view yet.
-            let snapshot = Snapshot {
+            let pinned = PinnedView {
                 compacted: view.compacted.min(sliced.revision - 1),
-                ..view.snapshot()
+                ..view.pinned()
             };
-            hub.publish_logged(sliced.revision, &sliced.span, &snapshot)?;
+            hub.publish_logged(sliced.revision, &sliced.span, &pinned)?;
         }
         if !changes.is_empty() {
             hub.publish(self.machine.head(), changes);

@@ -106,7 +106,7 @@ impl PendingProposals {
         }
         match place {
             ProposalStage::Queued => {
-                probe::reached(CoveragePoint::ProposalParked);
+                probe::reached(CoveragePoint::ProposalQueued);
                 self.queued.push_back(proposal);
             }
             ProposalStage::Proposed { index, term } => {
@@ -520,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn everyone_is_told_that_the_member_stops() {
+    fn every_proposal_fails_when_the_member_stops() {
         let mut world = Fixture::default();
         for (id, place) in [(1, at(5, 2)), (2, leader(2)), (3, ProposalStage::Queued)] {
             world.wait(id, place);

@@ -14,7 +14,7 @@ pub struct RaftStatus {
     term: AtomicU64,
     leader: AtomicU64,
     is_leader: AtomicBool,
-    alone: AtomicBool,
+    single_member: AtomicBool,
     commit_index: AtomicU64,
     applied_index: AtomicU64,
     /// Since when there has been this leader, or none, by the member's clock in nanoseconds.
@@ -26,13 +26,13 @@ pub struct RaftStatus {
 }
 
 impl RaftStatus {
-    pub fn publish(&self, status: &replica::Status, alone: bool, now: Duration) {
+    pub fn publish(&self, status: &replica::Status, single_member: bool, now: Duration) {
         let changed = self.leader() != status.leader || self.term() != status.term;
         if self.leader() != status.leader {
             let now_ns = now.as_nanos() as u64;
             self.leader_since_ns.store(now_ns, Ordering::Release);
         }
-        self.set_single_member(alone);
+        self.set_single_member(single_member);
         self.term.store(status.term, Ordering::Release);
         self.leader.store(status.leader, Ordering::Release);
         self.is_leader.store(status.is_leader, Ordering::Release);
@@ -59,11 +59,11 @@ impl RaftStatus {
 
     /// True if there is no other member, not even a learner.
     pub fn is_single_member(&self) -> bool {
-        self.alone.load(Ordering::Acquire)
+        self.single_member.load(Ordering::Acquire)
     }
 
-    pub fn set_single_member(&self, alone: bool) {
-        self.alone.store(alone, Ordering::Release);
+    pub fn set_single_member(&self, single_member: bool) {
+        self.single_member.store(single_member, Ordering::Release);
     }
 
     /// Completes when the leader or the term next changes.

@@ -91,7 +91,7 @@ impl RaftThread {
         let (network, timing) = (deps.network.clone(), deps.timing);
         let inbox = Arc::new(Inbox::new(deps.inbox_bytes));
         let now = shared.clock.now();
-        let first_question = shared.rng.next_u64();
+        let first_request = shared.rng.next_u64();
         let limit_ticks = timing.request_ticks();
         let applier = Applier::new(machine, shared.clone(), network.clone(), timing);
         let apply = ApplyThread {
@@ -110,7 +110,7 @@ impl RaftThread {
             network: network.clone(),
         };
         Self {
-            router: Router::new(shared.member, replica, first_question, limit_ticks),
+            router: Router::new(shared.member, replica, first_request, limit_ticks),
             log,
             apply,
             inbox,
@@ -349,13 +349,16 @@ impl RaftThread {
     }
 
     fn restore(&mut self, message: Message, received: Received) {
-        let mark = received.entry_id;
+        let entry_id = received.entry_id;
         if self.router.restore(message) {
-            tracing::info!(index = mark.index, "taking over a snapshot of the leader");
+            tracing::info!(
+                index = entry_id.index,
+                "taking over a snapshot of the leader"
+            );
             self.received = Some(received);
         } else {
             probe::reached(CoveragePoint::SnapshotUnwanted);
-            tracing::info!(index = mark.index, "a snapshot came that is not needed");
+            tracing::info!(index = entry_id.index, "a snapshot came that is not needed");
         }
     }
 
@@ -455,7 +458,9 @@ impl RaftThread {
         self.router.applied(group.index, &group.member_changes)?;
         if !group.member_changes.is_empty() {
             // Before anything is sent to a new member: see `Handle::linearizable_view`.
-            self.shared.raft.set_single_member(self.reads_alone());
+            self.shared
+                .raft
+                .set_single_member(self.reads_as_single_member());
         }
         Ok(())
     }
@@ -528,7 +533,7 @@ impl RaftThread {
     }
 
     /// True where nobody else can know of a write before this member does.
-    fn reads_alone(&self) -> bool {
+    fn reads_as_single_member(&self) -> bool {
         let overlooks = probe::injected(Defect::LearnerOverlooked);
         self.router.is_single_member() || overlooks && self.router.is_sole_voter()
     }
@@ -538,9 +543,9 @@ impl RaftThread {
         if status.leader != 0 && status.leader != self.shared.raft.leader() {
             self.shared.metrics.leader_changes.increment();
         }
-        let alone = self.reads_alone();
+        let single_member = self.reads_as_single_member();
         let now = self.shared.clock.now();
-        self.shared.raft.publish(&status, alone, now);
+        self.shared.raft.publish(&status, single_member, now);
     }
 }
 

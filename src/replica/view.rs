@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::read::PinnedView;
 use crate::state::Machine;
 use crate::state::auth::AuthView;
 use crate::storage::{Engine, Read};
@@ -32,8 +32,8 @@ impl ReadView {
         }
     }
 
-    pub fn snapshot(&self) -> Snapshot<'_> {
-        Snapshot {
+    pub fn pinned(&self) -> PinnedView<'_> {
+        PinnedView {
             read: self.read.as_ref(),
             head: self.head,
             compacted: self.compacted,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::member_dir::{Identity, MemberDir};
+use super::member_dir::{MemberDir, MemberIdentity};
 use super::restore::Restored;
 use super::states::StateDirs;
 use crate::jobs;
@@ -33,10 +33,10 @@ impl Member {
         dir: Arc<dyn MemberDir>,
         deps: &Dependencies,
         settings: ServiceSettings,
-        jobs: jobs::Settings,
+        jobs: jobs::JobSettings,
     ) -> Result<Self, Fatal> {
         let Restored {
-            identity: Identity { member, cluster },
+            identity: MemberIdentity { member, cluster },
             machine,
             log,
             replica,

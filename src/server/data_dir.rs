@@ -303,7 +303,7 @@ fn sync_dir(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::member_dir::Identity;
+    use super::super::member_dir::MemberIdentity;
     use super::*;
     use crate::storage::schema::{FIRST_FORMAT, FORMAT_WITH_USERS};
     use crate::types::{ClusterId, MemberId};
@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn identity_is_kept_and_checked() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let identity = Identity {
+        let identity = MemberIdentity {
             cluster: ClusterId(0xabc),
             member: MemberId(u64::MAX),
         };
@@ -356,7 +356,7 @@ mod tests {
         data.require_format(FORMAT_WITH_USERS)
             .expect("nothing is there yet");
         assert_eq!(data.identity().expect("reads"), None);
-        let identity = Identity {
+        let identity = MemberIdentity {
             cluster: ClusterId(7),
             member: MemberId(8),
         };

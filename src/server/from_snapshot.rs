@@ -1,4 +1,4 @@
-//! `etched restore`: a new member from a snapshot of etcd or of etched.
+//! `etched restore`: a new member from a snapshot file of etcd or of etched.
 //!
 //! Every member of the new cluster is made from the same file; they begin with equal states, as
 //! founders do. The directory is made beside its place and renamed when it is whole, so that an

@@ -60,7 +60,7 @@ impl Error {
 
 /// A member's permanent identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub struct MemberIdentity {
     pub cluster: ClusterId,
     pub member: MemberId,
 }
@@ -117,12 +117,12 @@ const FIRST_STATE: &str = "state";
 
 impl dyn MemberDir {
     /// The identity; `None` if no member was created here yet.
-    pub fn identity(&self) -> Result<Option<Identity>, Error> {
+    pub fn identity(&self) -> Result<Option<MemberIdentity>, Error> {
         Ok(self.marked_identity()?.map(|(identity, _)| identity))
     }
 
     /// The same with the directory's format.
-    fn marked_identity(&self) -> Result<Option<(Identity, u64)>, Error> {
+    fn marked_identity(&self) -> Result<Option<(MemberIdentity, u64)>, Error> {
         let Some(text) = self.read_file(IDENTITY)? else {
             return Ok(None);
         };
@@ -144,7 +144,7 @@ impl dyn MemberDir {
         let id = |name: &str| {
             u64::from_str_radix(field(name)?, 16).map_err(|_| damaged("an id is no number"))
         };
-        let identity = Identity {
+        let identity = MemberIdentity {
             cluster: ClusterId(id("cluster")?),
             member: MemberId(id("member")?),
         };
@@ -152,11 +152,11 @@ impl dyn MemberDir {
     }
 
     /// Writes the identity: the last step of creating a member.
-    pub fn set_identity(&self, identity: Identity) -> Result<(), Error> {
+    pub fn set_identity(&self, identity: MemberIdentity) -> Result<(), Error> {
         self.write_identity(identity, FIRST_FORMAT)
     }
 
-    fn write_identity(&self, identity: Identity, format: u64) -> Result<(), Error> {
+    fn write_identity(&self, identity: MemberIdentity, format: u64) -> Result<(), Error> {
         let text = format!(
             "format {format}\ncluster {}\nmember {}\n",
             identity.cluster, identity.member

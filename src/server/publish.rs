@@ -43,17 +43,17 @@ pub async fn introduce(
 /// job.
 async fn publish(handle: &Handle, attributes: Attributes) {
     let shared = handle.shared();
-    let alone = || shared.raft.is_single_member() && shared.raft.is_leader();
+    let leads_single_member = || shared.raft.is_single_member() && shared.raft.is_leader();
     let known = {
         let status = shared.status();
         let member = status.member(shared.member);
         member.and_then(|member| member.member_attributes.as_ref()) == Some(&attributes)
     };
     // The write also shows that there is a quorum and that this member follows it.
-    if !alone() || !known {
+    if !leads_single_member() || !known {
         publish_attributes(handle, attributes).await;
     }
-    while alone() && shared.status().cluster_version.is_none() {
+    while leads_single_member() && shared.status().cluster_version.is_none() {
         if let Err(error) = version::update(handle).await {
             tracing::warn!(%error, "failed to update cluster version");
             shared.clock.sleep(RETRY).await;

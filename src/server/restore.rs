@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::Error;
-use super::member_dir::{Identity, MemberDir};
+use super::member_dir::{MemberDir, MemberIdentity};
 use super::states;
 use crate::proto::membershippb::Member;
 use crate::raft::Replica;
@@ -39,8 +39,8 @@ pub struct RestoreOptions {
 }
 
 impl RestoreOptions {
-    pub fn log(&self, identity: Identity) -> raft_log::Options {
-        raft_log::Options {
+    pub fn log(&self, identity: MemberIdentity) -> raft_log::LogOptions {
+        raft_log::LogOptions {
             segment_bytes: self.segment_bytes,
             cluster_id: identity.cluster.0,
             member_id: identity.member.0,
@@ -51,7 +51,7 @@ impl RestoreOptions {
 
 /// A restored member that does not run yet.
 pub struct Restored {
-    pub identity: Identity,
+    pub identity: MemberIdentity,
     pub machine: Machine,
     pub log: RaftLog,
     pub replica: Replica,
@@ -64,21 +64,21 @@ pub struct Restored {
 
 /// All founders of a cluster, and which of them this member is.
 pub struct Founding {
-    pub identity: Identity,
+    pub identity: MemberIdentity,
     pub members: Vec<Member>,
 }
 
 /// The identity of a joining member, and the peers that it can reach.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Joining {
-    pub identity: Identity,
+    pub identity: MemberIdentity,
     pub peers: Vec<Peer>,
 }
 
 /// Restores the member in the directory.
 pub fn restart(
     dir: &dyn MemberDir,
-    identity: Identity,
+    identity: MemberIdentity,
     options: &RestoreOptions,
 ) -> Result<Restored, Error> {
     let (log, recovered) = open_log(dir, identity, options)?;
@@ -88,7 +88,7 @@ pub fn restart(
 /// The same with a log that is already open.
 pub fn resume(
     dir: &dyn MemberDir,
-    identity: Identity,
+    identity: MemberIdentity,
     options: &RestoreOptions,
     log: RaftLog,
     recovered: Recovered,
@@ -181,7 +181,7 @@ pub fn join(
 /// Opens the raft log of a member.
 pub fn open_log(
     dir: &dyn MemberDir,
-    identity: Identity,
+    identity: MemberIdentity,
     options: &RestoreOptions,
 ) -> Result<(RaftLog, Recovered), Error> {
     let (log, recovered) = RaftLog::open(dir.log_files()?, options.log(identity))?;
@@ -208,7 +208,7 @@ fn with_filler(dir: &dyn MemberDir, log: RaftLog) -> Result<RaftLog, Error> {
 /// Opens the state that belongs to a log.
 pub fn open_state(
     dir: &dyn MemberDir,
-    identity: Identity,
+    identity: MemberIdentity,
     log: &RaftLog,
     recovered: &Recovered,
 ) -> Result<Machine, Error> {
@@ -235,7 +235,7 @@ pub fn open_state(
 /// Creates the raft log of a new member, or continues with that of an interrupted start.
 fn new_log(
     dir: &dyn MemberDir,
-    identity: Identity,
+    identity: MemberIdentity,
     options: &RestoreOptions,
     entry_id: Option<EntryId>,
 ) -> Result<(RaftLog, Recovered), Error> {
@@ -283,7 +283,7 @@ fn nameless(path: &str) -> Error {
 }
 
 fn replica(
-    identity: Identity,
+    identity: MemberIdentity,
     options: &RestoreOptions,
     log: &RaftLog,
     recovered: Recovered,

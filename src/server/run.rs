@@ -245,7 +245,7 @@ impl Member {
         tls: Option<Arc<TlsServer>>,
         traces: Option<Traces>,
     ) -> Clients {
-        let settings = api::Settings {
+        let settings = api::ApiSettings {
             max_txn_ops: config.max_txn_ops,
             max_request_bytes: config.max_request_bytes,
             fragment_bytes: config.max_request_bytes + api::GRPC_OVERHEAD_BYTES,
@@ -292,7 +292,7 @@ impl Member {
             },
             tls,
             probes: Allowance::new(descriptors.probes, metrics.clone()),
-            options: net::Options {
+            options: net::ServeOptions {
                 who: "client",
                 versions: Versions::Both,
                 security: net::Security::Plain,
@@ -353,7 +353,7 @@ impl Member {
 struct Clients {
     gate: ProtocolSwitch,
     tls: Option<Arc<TlsServer>>,
-    options: net::Options,
+    options: net::ServeOptions,
     /// For the listeners of `--listen-metrics-urls`.
     probes: Arc<Allowance>,
 }
@@ -370,7 +370,7 @@ impl Clients {
             http: self.gate.http.clone().metrics_only(),
             ..self.gate.clone()
         };
-        let options = net::Options {
+        let options = net::ServeOptions {
             who: "probe",
             versions: Versions::Http1,
             allowance: self.probes.clone(),
@@ -390,7 +390,7 @@ impl Clients {
         } else {
             Versions::Http2
         };
-        let options = |versions| net::Options {
+        let options = |versions| net::ServeOptions {
             versions,
             ..self.options.clone()
         };
@@ -407,7 +407,7 @@ impl Clients {
     fn spawn(
         &self,
         sockets: Vec<Bound>,
-        options: &net::Options,
+        options: &net::ServeOptions,
         gate: &ProtocolSwitch,
         stop: &watch::Receiver<bool>,
     ) -> Vec<JoinHandle<()>> {
@@ -539,9 +539,9 @@ fn spawn_raft(
     Ok(receiver)
 }
 
-fn jobs_of(config: &Config) -> jobs::Settings {
+fn jobs_of(config: &Config) -> jobs::JobSettings {
     let compacted = config.feature_gates.enabled("CompactHashCheck");
-    jobs::Settings {
+    jobs::JobSettings {
         snapshot_count: config.snapshot_count,
         compaction: compactor::Pace {
             batch_limit: config.compaction_batch_limit,

@@ -5,12 +5,12 @@
 //! state            the first state
 //! state-<index>    one that came from the leader, whole, as of this entry
 //! receiving-*      one that is coming
-//! sending-*        a snapshot made for another member
+//! sending-*        a checkpoint made for another member
 //! ```
 //!
-//! The replica calls it as its `StateStore`; `transport::snapshot_in` brings the files.
+//! The replica calls it as its `SnapshotStore`; `transport::snapshot_in` brings the files.
 //!
-//! A snapshot is installed in four steps, each durable before the next begins:
+//! A received state is installed in four steps, each durable before the next begins:
 //!
 //! 1. its files come into `receiving-*`, whole and synced (`transport`);
 //! 2. `receive` checks that they hold the state that was announced, and renames the directory to
@@ -52,7 +52,7 @@ pub fn received_name(index: u64) -> String {
 }
 
 /// Opens the state in use. Where the log was reset to the entry
-/// `reset_to` for a snapshot's state and a crash kept that from coming into use, it is the state
+/// `reset_to` for a received state and a crash kept that from coming into use, it is the state
 /// in use from now on.
 pub fn open(dir: &dyn MemberDir, reset_to: u64) -> Result<Arc<dyn Engine>, Error> {
     let name = dir.current_state()?;

@@ -21,7 +21,7 @@ use super::bootstrap::{self, force};
 use super::data_dir::{DataDir, beside_etcd, make_dir, member_of_etcd};
 use super::from_etcd::translate;
 use super::from_snapshot::{beside, is_unused, put_in_place, remove};
-use super::member_dir::{Identity, MemberDir};
+use super::member_dir::{MemberDir, MemberIdentity};
 use super::restore;
 use crate::backup::export::Export;
 use crate::backup::wal::message::{
@@ -229,7 +229,7 @@ fn write_state(
 fn write_log(
     machine: &Machine,
     log: &RaftLog,
-    identity: Identity,
+    identity: MemberIdentity,
     hard_state: &HardState,
     wal_dir: &Path,
 ) -> Result<(), Error> {

@@ -1,6 +1,7 @@
-//! etcd's snapshots for clients: a few at a time, each on a thread of its own pace.
+//! Backups for clients, as etcd's snapshot files: a few at a time, each on a thread at its own
+//! pace.
 //!
-//! A snapshot holds a view of the engine, a thread and its part of memory until its last part is
+//! A backup holds a view of the engine, a thread and its part of memory until its last part is
 //! taken. So a reader that stands still for `UNREAD_LIMIT` gets no more of it.
 
 use std::path::Path;
@@ -21,7 +22,7 @@ const UNREAD_LIMIT: Duration = Duration::from_secs(120);
 /// Parts that wait between the disk and the network.
 const WAITING_PARTS: usize = 2;
 
-/// A snapshot's next message.
+/// A snapshot file's next message.
 pub enum Part {
     /// Comes first.
     Begun {
@@ -29,7 +30,7 @@ pub enum Part {
         storage_version: String,
     },
     Bytes(Vec<u8>),
-    /// Comes last; without it, and without an error, the snapshot is not whole.
+    /// Comes last; without it, and without an error, the file is not whole.
     Ended,
 }
 
@@ -37,7 +38,7 @@ pub type Parts = mpsc::Receiver<Result<Part, Error>>;
 type Sender = mpsc::Sender<Result<Part, Error>>;
 
 impl Handle {
-    /// Begins a snapshot of the state as of now.
+    /// Begins a snapshot file of the state as of now.
     pub async fn back_up(&self, caller: &Caller) -> Result<Parts, Error> {
         let turn = self.backing_up().acquire_owned();
         let clock = self.shared().clock.clone();

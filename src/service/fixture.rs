@@ -36,7 +36,7 @@ use crate::types::{ClusterId, MemberId};
 pub const ME: MemberId = MemberId(0xb71f);
 
 /// A member that has no peers and no leader.
-pub fn alone() -> Handle {
+pub fn single_member() -> Handle {
     with_network(Arc::new(NoNetwork)).0
 }
 

@@ -22,7 +22,7 @@ impl Handle {
         };
         let hashed = self.blocking(move || {
             let _permit = permit;
-            view.snapshot().hash(revision, &scratch_dir)
+            view.pinned().hash(revision, &scratch_dir)
         });
         match hashed.await {
             Ok(Ok(hash)) => Ok((hash, head)),

@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn nothing_that_is_shown_matters_where_authentication_is_off() {
-        let handle = fixture::alone();
+        let handle = fixture::single_member();
         for text in ["", "token=x", "token=x.99", "authorization=", "cert=bob"] {
             let found = handle.identify_at_once(&shown(text)).expect("no wait");
             assert_eq!(name(found), Ok("Nobody".to_owned()), "{text}");

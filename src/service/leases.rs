@@ -312,7 +312,7 @@ mod tests {
 
     /// A lease that holds `a` and `b`; `alice` may read both, `bob` may write one, `carol` both.
     fn member() -> (Handle, u64) {
-        let handle = fixture::alone();
+        let handle = fixture::single_member();
         let by_member = |request| InternalRaftRequest {
             header: Some(RequestHeader {
                 auth_revision: MEMBER_REVISION,

@@ -305,7 +305,7 @@ mod tests {
 
     /// A caller that is no member gets the list of members, and nothing else.
     #[tokio::test]
-    async fn strangers_are_told_who_is_here_and_nothing_else() {
+    async fn unlisted_peers_learn_the_members_and_nothing_else() {
         let (handle, inbox) = fixture::with_network(Arc::new(crate::transport::NoNetwork));
         let service = PeerService::new(handle, inbox, Arc::new(NoSnapshotStore));
         let hash = peer_request::Request::HashKv(Default::default());

@@ -40,10 +40,10 @@ pub enum Needs {
 /// What a caller may do, by an auth state.
 pub fn access<'a>(auth: &'a AuthView, caller: &'a Caller) -> Access<'a> {
     let identity = match caller.identity() {
-        Identity::Nobody => verdict::Identity::Nobody,
-        Identity::Invalid => verdict::Identity::Invalid,
-        Identity::Member => verdict::Identity::Member,
-        Identity::User(user) => verdict::Identity::User {
+        Identity::Nobody => verdict::AuthIdentity::Nobody,
+        Identity::Invalid => verdict::AuthIdentity::Invalid,
+        Identity::Member => verdict::AuthIdentity::Member,
+        Identity::User(user) => verdict::AuthIdentity::User {
             name: &user.name,
             auth_revision: user.auth_revision,
         },
@@ -56,7 +56,7 @@ pub fn access_at_any_revision<'a>(auth: &'a AuthView, caller: &'a Caller) -> Acc
     match caller.identity() {
         Identity::User(user) => Access::of(
             auth,
-            verdict::Identity::User {
+            verdict::AuthIdentity::User {
                 name: &user.name,
                 auth_revision: auth.revision(),
             },
@@ -126,7 +126,7 @@ mod tests {
 
     /// `alice` may read `a` to `c` and write `a`.
     fn auth() -> Arc<AuthView> {
-        let handle = fixture::alone();
+        let handle = fixture::single_member();
         let alice: fixture::Permissions = &[(0, "a", "c"), (1, "a", "")];
         let requests = fixture::auth_requests(&[("alice", alice), ("root", &[])]);
         fixture::apply(&handle, requests);

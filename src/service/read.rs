@@ -59,8 +59,8 @@ impl Handle {
     /// applied here.
     pub async fn linearizable_view(&self, caller: &Caller) -> Result<Arc<ReadView>, Error> {
         let raft = &self.shared.raft;
-        let alone = raft.is_single_member() || probe::injected(Defect::ReadWithoutQuorum);
-        if alone && raft.is_leader() {
+        let single_member = raft.is_single_member() || probe::injected(Defect::ReadWithoutQuorum);
+        if single_member && raft.is_leader() {
             return Ok(self.shared.view());
         }
         let (sender, receiver) = oneshot::channel();

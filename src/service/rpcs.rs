@@ -1,8 +1,8 @@
 //! The table of all RPCs for clients: how messages flow, what the caller needs, and whether a
 //! learner answers. The gate before the services, the metrics and the log of slow calls read it.
 //!
-//! Message size limits are the same for all (`api::Settings`), and concurrency is bounded where the
-//! work is done. A test compares the table with the files in `proto/`.
+//! Message size limits are the same for all (`api::ApiSettings`), and concurrency is bounded where
+//! the work is done. A test compares the table with the files in `proto/`.
 
 use super::permission::Needs;
 

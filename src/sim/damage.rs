@@ -10,7 +10,7 @@ use super::world::World;
 use crate::probe::{self, CoveragePoint};
 use crate::replica::state_store::entry_id_of;
 use crate::storage::Engine as _;
-use crate::storage::raft_log::{Damage, Options, RaftLog};
+use crate::storage::raft_log::{Damage, LogOptions, RaftLog};
 use crate::types::MemberId;
 
 /// How a member ends that the leader has shown to lack entries: see `raft::admit::Lost`.
@@ -95,8 +95,8 @@ impl World {
         }
     }
 
-    fn log_options(&self, id: MemberId) -> Options {
-        Options {
+    fn log_options(&self, id: MemberId) -> LogOptions {
+        LogOptions {
             segment_bytes: self.config.segment_bytes,
             cluster_id: CLUSTER.0,
             member_id: id.0,

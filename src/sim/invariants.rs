@@ -121,7 +121,7 @@ impl World {
     }
 
     /// Checks that idle members do not run.
-    pub(super) fn look_for_spin(&mut self, now: u64) {
+    pub(super) fn check_for_spin(&mut self, now: u64) {
         let second = now / 1_000_000_000;
         if self.second.0 != second {
             self.second = (second, self.steps);
@@ -132,7 +132,7 @@ impl World {
     }
 
     /// Checks the bound of every queue.
-    pub(super) fn look_at_queues(&mut self) {
+    pub(super) fn check_queues(&mut self) {
         use crate::replica::inbox::MAX_WAITING;
         let mut over = Vec::new();
         for (id, member) in &self.members {
@@ -169,7 +169,7 @@ impl World {
     }
 
     /// A member votes once per term.
-    pub(super) fn look_at_votes(&mut self) {
+    pub(super) fn check_votes(&mut self) {
         let broken = self.network.promises().take_broken();
         if let Some(details) = broken {
             self.find("a member voted twice in one term", details);
@@ -178,7 +178,7 @@ impl World {
 
     /// No fault corrupts a member's data, so no CORRUPT alarm may be raised: it would refuse all
     /// writes.
-    pub(super) fn look_for_false_alarms(&mut self) {
+    pub(super) fn check_for_false_alarms(&mut self) {
         let accused = self.members.values().find_map(|member| {
             let status = member.process.as_ref()?.handle.shared().status();
             let mut alarms = status.alarms.iter();
@@ -198,7 +198,7 @@ impl World {
     }
 
     /// Between two groups a member reports the applied index of its state.
-    pub(super) fn look_at_applied(&mut self, id: MemberId) {
+    pub(super) fn check_applied(&mut self, id: MemberId) {
         let Some(member) = self.members.get(&id) else {
             return;
         };
@@ -225,7 +225,7 @@ impl World {
 
     /// A leader's term is on its disk before it sends messages as leader: otherwise it could lead
     /// in that term again, with different entries.
-    pub(super) fn look_at_terms(&mut self, id: MemberId) {
+    pub(super) fn check_terms(&mut self, id: MemberId) {
         let led = self.network.promises().led_in(id);
         let durable = self
             .process(id)

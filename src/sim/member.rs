@@ -17,7 +17,7 @@ use super::executor::Tasks;
 use super::network::SimNetwork;
 use super::random::{MemberRng, Random};
 use super::states::SimDisk;
-use crate::api::{Answers, Settings as ApiSettings, cluster, kv, lease, maintenance, watch};
+use crate::api::{Answers, ApiSettings, cluster, kv, lease, maintenance, watch};
 use crate::budget::Share;
 use crate::jobs::corruption::AtStart;
 use crate::jobs::{self, auto_compaction, compactor, corruption};
@@ -30,7 +30,7 @@ use crate::replica::inbox::Input;
 use crate::replica::log_thread::{LogJob, LogThread};
 use crate::replica::raft_thread::RaftThread;
 use crate::server::assemble::Member;
-use crate::server::member_dir::{Identity, MemberDir};
+use crate::server::member_dir::{MemberDir, MemberIdentity};
 use crate::server::publish::{Introduction, introduce};
 use crate::server::restore::{self, Founding, Joining};
 use crate::service::admission::AdmissionLimits;
@@ -134,8 +134,8 @@ pub struct MemberEnv<'a> {
     pub config: SimConfig,
 }
 
-fn identity(id: MemberId) -> Identity {
-    Identity {
+fn identity(id: MemberId) -> MemberIdentity {
+    MemberIdentity {
         cluster: CLUSTER,
         member: id,
     }
@@ -299,8 +299,8 @@ fn timing_of(config: &SimConfig) -> Timing {
     }
 }
 
-fn jobs_of(config: &SimConfig) -> jobs::Settings {
-    jobs::Settings {
+fn jobs_of(config: &SimConfig) -> jobs::JobSettings {
+    jobs::JobSettings {
         snapshot_count: config.snapshot_count,
         compaction: compactor::Pace {
             batch_limit: config.compaction_batch,

@@ -358,7 +358,7 @@ fn compare_histories(world: &mut World) {
         if let Some(process) = world.process(id) {
             let view = process.handle.view();
             kept.push((id, process.handle.shared().engine()));
-            let hash = view.snapshot().hash(0, &std::env::temp_dir());
+            let hash = view.pinned().hash(0, &std::env::temp_dir());
             hashes.insert(
                 id,
                 hash.map(|hash| (hash.hash, hash.compacted, hash.revision)),
@@ -436,12 +436,12 @@ fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, AppliedEntry)]) {
 fn stood_still(world: &World) -> Vec<(u64, u64)> {
     let changes = |(_, entry): &&(u64, AppliedEntry)| matches!(entry.payload, Payload::Member(_));
     let first = world.entries.iter().find(changes);
-    let alone_until = match world.founders.len() {
+    let single_until = match world.founders.len() {
         1 => first.map_or(u64::MAX, |(at, _)| *at),
         _ => 0,
     };
     let mut stood_still = world.faults.stood_still.clone();
-    stood_still.retain(|(_, end)| *end < alone_until);
+    stood_still.retain(|(_, end)| *end < single_until);
     stood_still
 }
 

@@ -408,7 +408,7 @@ impl World {
     fn step(&mut self, next: Next) {
         self.steps += 1;
         memory::allow_reads(MAX_READS_A_STEP);
-        self.look_for_spin(self.time.now_ns());
+        self.check_for_spin(self.time.now_ns());
         if self.steps == MAX_STEPS {
             let state = self.describe();
             self.find("members are busy without end", state);
@@ -429,7 +429,7 @@ impl World {
                     |process, _| process.raft_turn(),
                     |agenda| &mut agenda.raft,
                 );
-                self.look_at_terms(id);
+                self.check_terms(id);
             }
             Next::Log(id) => {
                 let resets = self.process(id).is_some_and(Process::log_resets);
@@ -478,9 +478,9 @@ impl World {
             ),
         }
         if self.steps.is_multiple_of(STEPS_PER_LOOK) {
-            self.look_at_queues();
-            self.look_for_false_alarms();
-            self.look_at_votes();
+            self.check_queues();
+            self.check_for_false_alarms();
+            self.check_votes();
         }
     }
 
@@ -519,7 +519,7 @@ impl World {
                     condition.gone = true;
                 }
             }
-            (Ok(()), None) => self.look_at_applied(id),
+            (Ok(()), None) => self.check_applied(id),
         }
     }
 

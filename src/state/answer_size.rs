@@ -3,7 +3,7 @@
 
 use super::txn;
 use crate::mvcc::Result;
-use crate::mvcc::read::{RangeRead, Snapshot};
+use crate::mvcc::read::{PinnedView, RangeRead};
 use crate::proto::etcdserverpb::{InternalRaftRequest, RequestOp, TxnRequest, request_op::Request};
 use crate::types::KeyRange;
 
@@ -46,17 +46,17 @@ fn reads_much(txn: &TxnRequest, values: &mut usize) -> bool {
 /// users and roles); what is beyond `most_bytes` is
 /// not looked at.
 pub fn of_now(
-    snapshot: &Snapshot<'_>,
+    pinned: &PinnedView<'_>,
     request: &InternalRaftRequest,
     most_bytes: usize,
 ) -> Result<usize> {
     if let Some(txn) = &request.txn {
-        return txn::size_now(snapshot, txn, most_bytes);
+        return txn::size_now(pinned, txn, most_bytes);
     }
     match &request.delete_range {
         Some(delete) if delete.prev_kv => {
             let range = KeyRange::from_wire(&delete.key, &delete.range_end);
-            snapshot.size(&RangeRead::all(range), most_bytes)
+            pinned.size(&RangeRead::all(range), most_bytes)
         }
         _ => Ok(0),
     }

@@ -8,7 +8,7 @@ use super::lease::{self, Leases};
 use crate::error::Error;
 use crate::mvcc::Result;
 use crate::mvcc::range::Measured;
-use crate::mvcc::read::{RangeRead, Snapshot, SortOrder, SortTarget};
+use crate::mvcc::read::{PinnedView, RangeRead, SortOrder, SortTarget};
 use crate::mvcc::write::{SliceLimit, Txn};
 use crate::proto::etcdserverpb::{
     DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse,
@@ -78,12 +78,12 @@ pub fn range(txn: &Txn<'_>, request: &RangeRequest, kept: &mut Kept) -> Result<R
     let (head, compacted) = (txn.revision(), txn.compacted());
     let pending = txn.pending();
     let past = read.revision > 0 && read.revision < head;
-    let snapshot = Snapshot {
+    let pinned = PinnedView {
         read: if past { txn.base() } else { &pending },
         head,
         compacted,
     };
-    let measured = snapshot.measure(&read, &mut |bytes| bytes <= most_bytes)?;
+    let measured = pinned.measure(&read, &mut |bytes| bytes <= most_bytes)?;
     kept.takes(measured.size_bytes as usize);
     Ok(range_response(measured, head))
 }

@@ -17,7 +17,7 @@ use prost::Message;
 use super::alarm::Alarms;
 use super::answer::Kept;
 use super::auth::store::Effects;
-use super::auth::verdict::{Access, Identity};
+use super::auth::verdict::{Access, AuthIdentity};
 use super::auth::{AuthEvent, AuthStore, AuthView};
 use super::lease::{self, Attached, LeaseEvent, Leases};
 use super::membership::Membership;
@@ -527,7 +527,7 @@ impl Machine {
             return Ok(());
         }
         let auth = self.auth.view().clone();
-        let access = Access::of(&auth, Identity::of(request.header.as_ref()));
+        let access = Access::of(&auth, AuthIdentity::of(request.header.as_ref()));
         let mut pending = false;
         lease::each_named(request, &mut |lease| {
             pending |= self.writer.has_pending_attachments(lease);

@@ -7,7 +7,7 @@ use super::answer::Kept;
 use super::kv;
 use super::lease::Leases;
 use crate::error::Error;
-use crate::mvcc::read::{RangeRead, Snapshot};
+use crate::mvcc::read::{PinnedView, RangeRead};
 use crate::mvcc::write::Txn;
 use crate::mvcc::{Error as MvccError, Result};
 use crate::probe::{self, Defect};
@@ -71,10 +71,10 @@ struct Path<'a> {
 }
 
 impl<'a> Path<'a> {
-    fn choose(snapshot: &Snapshot<'_>, request: &'a TxnRequest) -> Result<Self> {
+    fn choose(pinned: &PinnedView<'_>, request: &'a TxnRequest) -> Result<Self> {
         let mut succeeded = true;
         for compare in &request.compare {
-            if !holds(snapshot, compare)? {
+            if !holds(pinned, compare)? {
                 succeeded = false;
                 break;
             }
@@ -87,7 +87,7 @@ impl<'a> Path<'a> {
         let nested = ops
             .iter()
             .filter_map(|op| match &op.request {
-                Some(Request::RequestTxn(nested)) => Some(Self::choose(snapshot, nested)),
+                Some(Request::RequestTxn(nested)) => Some(Self::choose(pinned, nested)),
                 _ => None,
             })
             .collect::<Result<_>>()?;
@@ -99,15 +99,15 @@ impl<'a> Path<'a> {
     }
 
     /// Checks all operations of a branch.
-    fn check(&self, snapshot: &Snapshot<'_>, leases: &Leases) -> Result<()> {
+    fn check(&self, pinned: &PinnedView<'_>, leases: &Leases) -> Result<()> {
         let mut nested = self.nested.iter();
         for op in self.ops {
             match &op.request {
-                Some(Request::RequestRange(range)) => check_range(snapshot, range)?,
-                Some(Request::RequestPut(put)) => check_put(snapshot, put, leases)?,
+                Some(Request::RequestRange(range)) => check_range(pinned, range)?,
+                Some(Request::RequestPut(put)) => check_put(pinned, put, leases)?,
                 Some(Request::RequestTxn(_)) => {
                     if let Some(path) = nested.next() {
-                        path.check(snapshot, leases)?;
+                        path.check(pinned, leases)?;
                     }
                 }
                 Some(Request::RequestDeleteRange(_)) | None => {}
@@ -117,7 +117,7 @@ impl<'a> Path<'a> {
     }
 
     /// What it would answer in this state, about.
-    fn size(&self, snapshot: &Snapshot<'_>, most_bytes: usize) -> Result<usize> {
+    fn size(&self, pinned: &PinnedView<'_>, most_bytes: usize) -> Result<usize> {
         let mut nested = self.nested.iter();
         let mut size = 0;
         for op in self.ops {
@@ -127,12 +127,12 @@ impl<'a> Path<'a> {
             }
             let previous = |key, range_end| {
                 let range = KeyRange::from_wire(key, range_end);
-                snapshot.size(&RangeRead::all(range), left)
+                pinned.size(&RangeRead::all(range), left)
             };
             size += match &op.request {
                 Some(Request::RequestRange(range)) => {
-                    check_range(snapshot, range)?;
-                    snapshot.size(&kv::range_read(range)?, left)?
+                    check_range(pinned, range)?;
+                    pinned.size(&kv::range_read(range)?, left)?
                 }
                 Some(Request::RequestPut(put)) if put.prev_kv => {
                     previous(&put.key, &Default::default())?
@@ -141,7 +141,7 @@ impl<'a> Path<'a> {
                     previous(&delete.key, &delete.range_end)?
                 }
                 Some(Request::RequestTxn(_)) => match nested.next() {
-                    Some(path) => path.size(snapshot, left)?,
+                    Some(path) => path.size(pinned, left)?,
                     None => 0,
                 },
                 _ => 0,
@@ -194,7 +194,7 @@ pub fn write(
 ) -> Result<TxnResponse> {
     let path = {
         let pending = txn.pending();
-        let snapshot = Snapshot {
+        let pinned = PinnedView {
             read: match probe::injected(Defect::CompareMissesBatch) {
                 true => txn.base(),
                 false => &pending,
@@ -202,8 +202,8 @@ pub fn write(
             head: txn.revision(),
             compacted: txn.compacted(),
         };
-        let path = Path::choose(&snapshot, request)?;
-        path.check(&snapshot, leases)?;
+        let path = Path::choose(&pinned, request)?;
+        path.check(&pinned, leases)?;
         path
     };
     path.execute(txn, kept).map_err(|error| match error {
@@ -215,58 +215,58 @@ pub fn write(
 }
 
 /// See `answer_size::of_now`.
-pub fn size_now(snapshot: &Snapshot<'_>, request: &TxnRequest, most_bytes: usize) -> Result<usize> {
-    Path::choose(snapshot, request)?.size(snapshot, most_bytes)
+pub fn size_now(pinned: &PinnedView<'_>, request: &TxnRequest, most_bytes: usize) -> Result<usize> {
+    Path::choose(pinned, request)?.size(pinned, most_bytes)
 }
 
-/// Runs a read-only transaction on a snapshot; `range` answers each of its ranges, in order.
+/// Runs a read-only transaction on a pinned view; `range` answers each of its ranges, in order.
 pub fn read(
-    snapshot: &Snapshot<'_>,
+    pinned: &PinnedView<'_>,
     request: &TxnRequest,
     mut range: impl FnMut(&RangeRead) -> Result<RangeResponse>,
 ) -> Result<TxnResponse> {
-    let path = Path::choose(snapshot, request)?;
+    let path = Path::choose(pinned, request)?;
     let mut responses = Vec::with_capacity(path.ops.len());
     for op in path.ops {
         let Some(Request::RequestRange(asked)) = &op.request else {
             return Err(Error::KeyNotFound.into());
         };
-        check_range(snapshot, asked)?;
+        check_range(pinned, asked)?;
         let response = range(&kv::range_read(asked)?)?;
         responses.push(ResponseOp {
             response: Some(Response::ResponseRange(response)),
         });
     }
     Ok(TxnResponse {
-        header: kv::header(snapshot.head),
+        header: kv::header(pinned.head),
         succeeded: path.succeeded,
         responses,
     })
 }
 
-fn check_range(snapshot: &Snapshot<'_>, range: &RangeRequest) -> Result<()> {
+fn check_range(pinned: &PinnedView<'_>, range: &RangeRequest) -> Result<()> {
     kv::range_read(range)?;
     match range.revision {
         0 => Ok(()),
-        revision if revision > snapshot.head => Err(Error::FutureRevision.into()),
-        revision if revision < snapshot.compacted => Err(Error::Compacted.into()),
+        revision if revision > pinned.head => Err(Error::FutureRevision.into()),
+        revision if revision < pinned.compacted => Err(Error::Compacted.into()),
         _ => Ok(()),
     }
 }
 
-fn check_put(snapshot: &Snapshot<'_>, put: &PutRequest, leases: &Leases) -> Result<()> {
+fn check_put(pinned: &PinnedView<'_>, put: &PutRequest, leases: &Leases) -> Result<()> {
     kv::check_put(put, leases, &|key| {
-        snapshot.get(key, snapshot.head).map_err(MvccError::from)
+        pinned.get(key, pinned.head).map_err(MvccError::from)
     })
 }
 
 /// Whether a compare holds for the key, or for every key of the range.
-fn holds(snapshot: &Snapshot<'_>, compare: &Compare) -> Result<bool> {
+fn holds(pinned: &PinnedView<'_>, compare: &Compare) -> Result<bool> {
     let range = KeyRange::from_wire(&compare.key, &compare.range_end);
     let missing_holds =
         || compare.target != compare::CompareTarget::Value as i32 && compare_version(compare, None);
     if let KeyRange::Point(key) = &range {
-        return Ok(match snapshot.get(key, snapshot.head)? {
+        return Ok(match pinned.get(key, pinned.head)? {
             Some(version) => compare_version(compare, Some(&version)),
             None => missing_holds(),
         });
@@ -274,7 +274,7 @@ fn holds(snapshot: &Snapshot<'_>, compare: &Compare) -> Result<bool> {
     if range.is_empty() {
         return Ok(missing_holds());
     }
-    let mut walk = snapshot.walk(&range, snapshot.head)?;
+    let mut walk = pinned.walk(&range, pinned.head)?;
     let mut any = false;
     while walk.advance()? {
         any = true;

@@ -34,7 +34,7 @@ fn count_read() {
 
 /// All families at one moment; cheap to copy and to change.
 #[derive(Clone, Default)]
-struct State {
+struct MemoryState {
     families: BTreeMap<Family, Sorted>,
     /// Of all readable keys and values.
     live_bytes: u64,
@@ -80,7 +80,7 @@ impl Content {
     }
 }
 
-impl State {
+impl MemoryState {
     fn apply(&mut self, batch: &Batch) {
         for op in batch.iter() {
             match op {
@@ -118,7 +118,7 @@ impl State {
     }
 }
 
-impl Read for State {
+impl Read for MemoryState {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
         count_read();
         let map = self.families.get(&family);
@@ -198,8 +198,8 @@ pub struct MemoryEngine {
 
 #[derive(Default)]
 struct Shared {
-    live: Mutex<State>,
-    durable: Mutex<State>,
+    live: Mutex<MemoryState>,
+    durable: Mutex<MemoryState>,
     /// Weak, since the store of checkpoints holds engines.
     checkpoints: Option<Weak<dyn Checkpoints>>,
     refuses: Mutex<Refuses>,
@@ -240,10 +240,10 @@ impl MemoryEngine {
 
     /// An empty engine that can make checkpoints.
     pub fn on(checkpoints: Weak<dyn Checkpoints>) -> Self {
-        Self::holding(State::default(), Some(checkpoints))
+        Self::holding(MemoryState::default(), Some(checkpoints))
     }
 
-    fn holding(state: State, checkpoints: Option<Weak<dyn Checkpoints>>) -> Self {
+    fn holding(state: MemoryState, checkpoints: Option<Weak<dyn Checkpoints>>) -> Self {
         Self {
             shared: Arc::new(Shared {
                 live: Mutex::new(state.clone()),

@@ -179,7 +179,7 @@ pub trait Network: Send + Sync + 'static {
     fn ask(
         &self,
         member: MemberId,
-        question: PeerRequest,
+        request: PeerRequest,
         limit: Duration,
     ) -> Boxed<Result<PeerResponse, Error>>;
 
@@ -208,7 +208,7 @@ pub trait Inbound: Send + Sync + 'static {
     fn asked(
         &self,
         from: Option<MemberId>,
-        question: PeerRequest,
+        request: PeerRequest,
     ) -> Boxed<Result<PeerResponse, Error>>;
 
     /// True if the member was removed from the cluster for good.
@@ -238,7 +238,7 @@ impl Network for NoNetwork {
     fn ask(
         &self,
         _member: MemberId,
-        _question: PeerRequest,
+        _request: PeerRequest,
         _limit: Duration,
     ) -> Boxed<Result<PeerResponse, Error>> {
         Box::pin(std::future::ready(Err(Error::NoLeader)))

@@ -65,10 +65,10 @@ pub async fn respond(context: &Context, method: &Method, uri: &Uri) -> Response<
 }
 
 async fn described(context: &Context) -> Option<Description> {
-    let question = PeerRequest {
+    let request = PeerRequest {
         request: Some(Kind::Describe(Nothing {})),
     };
-    let asked = context.inbound()?.asked(None, question);
+    let asked = context.inbound()?.asked(None, request);
     let answer = tokio::time::timeout(ANSWER_LIMIT, asked).await.ok()?.ok()?;
     match answer.response {
         Some(peer_response::Response::Description(description)) => Some(description),

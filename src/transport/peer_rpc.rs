@@ -25,7 +25,7 @@ const KEEP_ALIVE: KeepAlive = KeepAlive {
     timeout: Duration::from_secs(2),
 };
 
-/// For a peer's answer to the question which data it knows.
+/// For a peer's answer that says which data it knows.
 const FORMAT_LIMIT: Duration = Duration::from_millis(1_500);
 
 /// See the module.

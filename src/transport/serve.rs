@@ -53,7 +53,7 @@ impl GrpcNetwork {
             context: self.context.clone(),
             server,
         };
-        let options = net::Options {
+        let options = net::ServeOptions {
             who: "peer",
             versions: Versions::Both,
             security,

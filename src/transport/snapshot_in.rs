@@ -1,4 +1,5 @@
-//! Incoming snapshots: written into a new directory, validated, synced, and only then passed on.
+//! Incoming checkpoints with their raft snapshot message: the files are written into a new
+//! directory, validated, synced, and only then is the message passed on.
 //! Incomplete or invalid ones are removed and affect nothing else.
 //!
 //! What happens next is elsewhere: `raft` decides whether the state is newer than this member's,

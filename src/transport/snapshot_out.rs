@@ -1,5 +1,5 @@
-//! Outgoing snapshots: files read in order by a blocking thread, sent over a connection of their
-//! own.
+//! Outgoing checkpoints with their raft snapshot message: files read in order by a blocking thread,
+//! sent over a connection of their own.
 
 use std::collections::HashSet;
 use std::fs::File;

@@ -14,7 +14,7 @@ use super::range_set::{NodeId, RangeSet};
 use crate::budget::Held;
 use crate::mvcc::Change;
 use crate::mvcc::history::{PageLimit, WithPrevious};
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::read::PinnedView;
 use crate::proto::EncodedEvent;
 use crate::storage;
 use crate::storage::schema::ChangeKind;
@@ -129,15 +129,15 @@ impl CatchUp {
         self.members.keys().next_back().copied()
     }
 
-    /// Reads a page for the watches that it can bring forward; `None` where `snapshot` holds
+    /// Reads a page for the watches that it can bring forward; `None` where `pinned` holds
     /// nothing new for any of them. No watch may be behind the compacted revision.
     pub fn read(
         &mut self,
-        snapshot: &Snapshot<'_>,
+        pinned: &PinnedView<'_>,
         limits: &Limits,
         copies: &Arc<Copies>,
     ) -> storage::Result<Option<Page>> {
-        let Some(from) = self.begin(snapshot.head) else {
+        let Some(from) = self.begin(pinned.head) else {
             return Ok(None);
         };
         self.sum_up_wants(from);
@@ -152,8 +152,8 @@ impl CatchUp {
             records: limits.page_records,
             bytes: limits.page_bytes.min(free / SHARE_OF_FREE_ROOM).max(1),
         };
-        let page = snapshot.changes(from, limit, &mut |key, kind, revision| {
-            hits.look(&self.ranges, key, kind, revision)
+        let page = pinned.changes(from, limit, &mut |key, kind, revision| {
+            hits.find(&self.ranges, key, kind, revision)
         })?;
         let next = hits.cut.unwrap_or(page.next);
         let mut changes = page.changes;
@@ -245,7 +245,7 @@ struct Hits {
 }
 
 impl Hits {
-    fn look(
+    fn find(
         &mut self,
         ranges: &RangeSet<RangeWants>,
         key: &[u8],

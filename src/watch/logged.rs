@@ -7,7 +7,7 @@
 use super::hub::{Gathered, Hub, Wakes};
 use super::range_set::{NodeId, RangeSet};
 use crate::mvcc::history::WithPrevious;
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::read::PinnedView;
 use crate::storage;
 use crate::types::{KeyRange, Revision};
 
@@ -30,15 +30,15 @@ pub(super) struct Logged<'a> {
 
 impl Hub {
     /// Hands the changes of revision `main`, the next one, to the live watches. All their keys lie
-    /// in `span`, and `snapshot` shows them. Otherwise as `publish`.
+    /// in `span`, and `pinned` shows them. Otherwise as `publish`.
     pub fn publish_logged(
         &self,
         main: i64,
         span: &KeyRange,
-        snapshot: &Snapshot<'_>,
+        pinned: &PinnedView<'_>,
     ) -> storage::Result<()> {
         let mut logged = self.begin_logged(main, span);
-        while logged.step(snapshot)? {}
+        while logged.step(pinned)? {}
         logged.finish();
         Ok(())
     }
@@ -75,12 +75,12 @@ impl Hub {
 
 impl Logged<'_> {
     /// Reads the next part; false where there is none.
-    pub fn step(&mut self, snapshot: &Snapshot<'_>) -> storage::Result<bool> {
+    pub fn step(&mut self, pinned: &PinnedView<'_>) -> storage::Result<bool> {
         let Some(from) = self.next else {
             return Ok(false);
         };
         let (ranges, matching) = (&self.ranges, &mut self.matching);
-        let (changes, next) = snapshot.changes_of(from, PART_RECORDS, &mut |key, _, _| {
+        let (changes, next) = pinned.changes_of(from, PART_RECORDS, &mut |key, _, _| {
             matching.clear();
             ranges.matching(key, matching);
             let previous = matching.iter().map(|node| *ranges.get(*node));

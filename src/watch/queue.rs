@@ -174,7 +174,7 @@ impl Item {
 }
 
 #[derive(Default)]
-struct State {
+struct WatchQueueState {
     items: VecDeque<Item>,
     size: Size,
     /// What of it is counted.
@@ -193,7 +193,7 @@ pub(super) struct Queue {
     /// See `Hub::names`.
     share: Arc<Share>,
     wake: Arc<dyn Fn() + Send + Sync>,
-    state: Mutex<State>,
+    state: Mutex<WatchQueueState>,
 }
 
 /// Whether the events found room.
@@ -311,7 +311,7 @@ impl Queue {
     }
 
     /// False where there is no room.
-    fn push(&self, state: &mut State, item: Item) -> bool {
+    fn push(&self, state: &mut WatchQueueState, item: Item) -> bool {
         let (more, size) = (item.size(), state.size);
         let size = Size {
             events: size.events + more.events,
@@ -334,7 +334,7 @@ impl Queue {
     }
 
     /// Counts the items themselves; false where too little is free.
-    fn holds(&self, state: &mut State, own_bytes: usize) -> bool {
+    fn holds(&self, state: &mut WatchQueueState, own_bytes: usize) -> bool {
         let held = state.held.as_ref().map_or(0, Held::bytes);
         if own_bytes <= held.max(UNCOUNTED_BYTES) {
             return true;
@@ -361,7 +361,7 @@ impl Queue {
         self.counters.pending_events.fetch_sub(events, Relaxed);
     }
 
-    fn note_spilled(&self, state: &mut State, watch: WatchName, next: i64) {
+    fn note_spilled(&self, state: &mut WatchQueueState, watch: WatchName, next: i64) {
         self.counters.slow_watches.fetch_add(1, Relaxed);
         state.spilled.push(Spilled {
             watch,
@@ -371,7 +371,7 @@ impl Queue {
     }
 }
 
-fn wakes(state: &mut State) -> bool {
+fn wakes(state: &mut WatchQueueState) -> bool {
     !std::mem::replace(&mut state.awake, true)
 }
 

@@ -5,7 +5,7 @@
 //!  (nothing) ---------------------------------------------> Live <-------------+
 //!      |                                                     |                 |
 //!      |                       spill: the queue was full, or |                 | join: the next
-//!      |                       a snapshot replaced the state |                 | that it needs is
+//!      |                    a received state replaced it all |                 | that it needs is
 //!      |                                                     v                 | not published
 //!      |                                                  Leaving              | yet
 //!      |                                                     |                 |
@@ -40,7 +40,7 @@ use super::hub::{Hub, Index, Live};
 use super::queue::{Item, Queue, Wanted, WatchName};
 use super::range_set::NodeId;
 use super::{CreateError, Output, Request};
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::read::PinnedView;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::storage;
 use crate::types::KeyRange;
@@ -49,7 +49,7 @@ use crate::types::KeyRange;
 const JOINS_PER_STEP: usize = if cfg!(test) { 3 } else { 512 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum WatchState {
     /// In the hub's index, or just spilled from it.
     Live(NodeId),
     /// Spilled; items of it are still in the queue, or nobody looked yet.
@@ -72,7 +72,7 @@ struct Watch {
     /// It started at what was the newest revision when its client asked, and catches up only
     /// because more was published since. To the client it counts as live.
     fresh: bool,
-    state: State,
+    state: WatchState,
 }
 
 /// The watches of one client stream, and what they have to say. Dropping it ends them all.
@@ -161,7 +161,7 @@ impl Stream {
             progress_notify: request.progress_notify,
             quiet: true,
             fresh: from_now,
-            state: State::CatchingUp,
+            state: WatchState::CatchingUp,
         };
         let mut index = self.hub.lock();
         let behind = next <= index.head && !probe::injected(Defect::LiveTooEarly);
@@ -171,7 +171,7 @@ impl Stream {
         drop(index);
         let counters = self.hub.counters();
         counters.watches.fetch_add(1, Relaxed);
-        if watch.state == State::CatchingUp {
+        if watch.state == WatchState::CatchingUp {
             counters.slow_watches.fetch_add(1, Relaxed);
             self.past_starts += 1;
             self.catch_up.insert(name, &watch.range, watch.wanted, next);
@@ -197,7 +197,7 @@ impl Stream {
 
     /// The watches that have not ended, and what they watch.
     pub fn ranges(&self) -> impl Iterator<Item = (i64, &KeyRange)> {
-        let running = |watch: &Watch| watch.state != State::Compacted;
+        let running = |watch: &Watch| watch.state != WatchState::Compacted;
         let watches = self.watches.iter();
         let running = watches.filter(move |(_, watch)| running(watch));
         running.map(|(id, watch)| (*id, &watch.range))
@@ -215,19 +215,19 @@ impl Stream {
     }
 
     /// Does one bounded step and hands out what it found. `None`: nothing until the wake-up.
-    /// `snapshot` is a view taken for this call, not one kept from before. Reads storage only
+    /// `pinned` is a view taken for this call, not one kept from before. Reads storage only
     /// where `reads_storage` says so.
-    pub fn next(&mut self, snapshot: &Snapshot<'_>) -> storage::Result<Option<Output>> {
+    pub fn next(&mut self, pinned: &PinnedView<'_>) -> storage::Result<Option<Output>> {
         if let Some(output) = self.serve_page() {
             return Ok(Some(output));
         }
         self.begin_catching_up();
         self.join();
         self.answer_progress();
-        if let Some(output) = self.tell_compacted(snapshot) {
+        if let Some(output) = self.tell_compacted(pinned) {
             return Ok(Some(output));
         }
-        if self.reads_storage() && self.read_page(snapshot)? {
+        if self.reads_storage() && self.read_page(pinned)? {
             self.join();
             return Ok(Some(self.serve_page().unwrap_or(Output::Again)));
         }
@@ -253,7 +253,7 @@ impl Stream {
     fn note_spilled(&mut self) {
         for name in self.order.note_spilled(&self.queue) {
             if let Some(watch) = find(&mut self.watches, name) {
-                watch.state = State::Leaving;
+                watch.state = WatchState::Leaving;
                 watch.fresh = false;
             }
         }
@@ -263,7 +263,7 @@ impl Stream {
     fn begin_catching_up(&mut self) {
         while let Some(spilled) = self.order.take_ready() {
             if let Some(watch) = find(&mut self.watches, spilled.watch) {
-                watch.state = State::CatchingUp;
+                watch.state = WatchState::CatchingUp;
                 self.catch_up
                     .insert(spilled.watch, &watch.range, watch.wanted, spilled.next);
             }
@@ -293,28 +293,28 @@ impl Stream {
         }
     }
 
-    fn tell_compacted(&mut self, snapshot: &Snapshot<'_>) -> Option<Output> {
+    fn tell_compacted(&mut self, pinned: &PinnedView<'_>) -> Option<Output> {
         let (next, id) = self.catch_up.oldest()?;
-        if next >= snapshot.compacted {
+        if next >= pinned.compacted {
             return None;
         }
         self.catch_up.remove(id);
         let watch = self.watches.get_mut(&id)?;
-        watch.state = State::Compacted;
+        watch.state = WatchState::Compacted;
         probe::reached(CoveragePoint::WatchCompacted);
         let counters = self.hub.counters();
         counters.watches.fetch_sub(1, Relaxed);
         counters.slow_watches.fetch_sub(1, Relaxed);
         Some(Output::Compacted {
             watch_id: id,
-            compact_revision: snapshot.compacted,
+            compact_revision: pinned.compacted,
         })
     }
 
     /// True where there was something to read.
-    fn read_page(&mut self, snapshot: &Snapshot<'_>) -> storage::Result<bool> {
+    fn read_page(&mut self, pinned: &PinnedView<'_>) -> storage::Result<bool> {
         let (limits, copies) = (self.hub.limits(), self.hub.copies());
-        self.page = self.catch_up.read(snapshot, limits, copies)?;
+        self.page = self.catch_up.read(pinned, limits, copies)?;
         if let Some(page) = &self.page {
             self.reported = self.reported.max(page.next - 1);
         }
@@ -400,17 +400,17 @@ impl Stream {
             return;
         };
         match watch.state {
-            State::Compacted => return,
-            State::CatchingUp => self.catch_up.remove(name.id),
+            WatchState::Compacted => return,
+            WatchState::CatchingUp => self.catch_up.remove(name.id),
             // One that is leaving was counted as slow when it left the index.
-            State::Leaving => {}
-            State::Live(node) => {
+            WatchState::Leaving => {}
+            WatchState::Live(node) => {
                 if self.hub.lock().remove(node, name.serial) {
                     self.hub.counters().slow_watches.fetch_add(1, Relaxed);
                 }
             }
         }
-        watch.state = State::CatchingUp;
+        watch.state = WatchState::CatchingUp;
         watch.fresh = false;
         // Progress that is queued does not speak for it.
         self.past_starts += 1;
@@ -460,7 +460,7 @@ impl Watch {
             from,
             gathered: 0,
         };
-        self.state = State::Live(index.insert(&self.range, live));
+        self.state = WatchState::Live(index.insert(&self.range, live));
         self.fresh = false;
     }
 
@@ -486,9 +486,9 @@ impl Watch {
     fn end(&self, index: &mut Index, hub: &Hub) {
         let counters = hub.counters();
         let slow = match self.state {
-            State::Compacted => return,
-            State::Live(node) => !index.remove(node, self.serial),
-            State::Leaving | State::CatchingUp => true,
+            WatchState::Compacted => return,
+            WatchState::Live(node) => !index.remove(node, self.serial),
+            WatchState::Leaving | WatchState::CatchingUp => true,
         };
         counters.watches.fetch_sub(1, Relaxed);
         if slow {

@@ -75,17 +75,23 @@ fn names(source: &Source) -> Vec<(usize, String)> {
     found
 }
 
-/// The words of a name in either case, in small letters.
-fn words(name: &str) -> Vec<String> {
+/// The words of a name in any case, in small letters: `read_index`, `ReadIndex` and `READ_INDEX`
+/// have the same.
+pub fn words(name: &str) -> Vec<String> {
     let mut words = vec![String::new()];
-    for c in name.chars() {
-        if c == '_' || c.is_uppercase() {
+    let mut before = '_';
+    let mut rest = name.chars().peekable();
+    while let Some(c) = rest.next() {
+        let ends_capitals = rest.peek().is_some_and(|next| next.is_lowercase());
+        if c == '_' || c.is_uppercase() && (!before.is_uppercase() || ends_capitals) {
             words.push(String::new());
         }
         if let Some(word) = words.last_mut().filter(|_| c != '_') {
             word.extend(c.to_lowercase());
         }
+        before = c;
     }
+    words.retain(|word| !word.is_empty());
     words
 }
 

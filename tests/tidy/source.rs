@@ -49,32 +49,60 @@ pub fn exists(path: &str) -> bool {
 
 /// The files of the crate.
 pub fn crate_sources() -> Vec<Source> {
-    below("src")
+    below("src", &["rs"])
 }
 
 /// The files of this directory.
 pub fn test_sources() -> Vec<Source> {
-    below("tests")
+    below("tests", &["rs"])
 }
 
-fn below(dir: &str) -> Vec<Source> {
+/// Where there is text of the project's own, and what its files' names end in; "" for nothing.
+const TEXTS: &[(&str, &[&str])] = &[
+    ("src", &["rs", "txt"]),
+    ("tests", &["rs"]),
+    ("benches", &["rs"]),
+    ("fuzz", &["rs", "toml"]),
+    ("proto", &["proto"]),
+    ("compat-tests", &["go", "md", "js", "py", "java", "rs", "c"]),
+    ("scripts", &["", "sh"]),
+    (
+        "packaging",
+        &["", "sh", "service", "default", "yaml", "yml"],
+    ),
+    ("docs", &["md"]),
+];
+
+/// Text of the project's own below the top: code, scripts of tests, programs, documents.
+pub fn texts() -> Vec<Source> {
+    let found = TEXTS.iter().flat_map(|(dir, ends)| below(dir, ends));
+    found.collect()
+}
+
+/// Directories of what others made, or what a build did.
+const NOT_OURS: &[&str] = &["target", "node_modules", "corpus", "artifacts"];
+
+fn below(dir: &str, ends: &[&str]) -> Vec<Source> {
     let mut found = Vec::new();
     let mut dirs = vec![PathBuf::from(dir)];
     while let Some(dir) = dirs.pop() {
         let entries = std::fs::read_dir(top().join(&dir)).expect("a directory of the checkout");
         for entry in entries {
             let name = entry.expect("a directory entry").file_name();
-            let path = dir.join(name);
+            let path = dir.join(&name);
+            let end = path.extension().unwrap_or_default();
             if top().join(&path).is_dir() {
-                dirs.push(path);
-            } else if path.extension().is_some_and(|end| end == "rs") {
+                if !NOT_OURS.iter().any(|other| name == *other) {
+                    dirs.push(path);
+                }
+            } else if ends.iter().any(|wanted| end == *wanted) {
                 let path = path.to_str().expect("a name in UTF-8").to_owned();
                 let text = text(&path);
                 found.push(Source { path, text });
             }
         }
     }
-    assert!(!found.is_empty(), "no Rust file below {dir}");
+    assert!(!found.is_empty(), "no file of {ends:?} below {dir}");
     found.sort_by(|a, b| a.path.cmp(&b.path));
     found
 }
@@ -82,6 +110,24 @@ fn below(dir: &str) -> Vec<Source> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_are_of_every_kind() {
+        let texts = texts();
+        for path in [
+            "src/lib.rs",
+            "src/raft/testdata/elections.txt",
+            "tests/tidy.rs",
+            "compat-tests/harness/network.go",
+            "scripts/test",
+            "packaging/try",
+            "packaging/debian/rules",
+            "docs/OPERATIONS.md",
+            "proto/peer.proto",
+        ] {
+            assert!(texts.iter().any(|text| text.path == path), "{path}");
+        }
+    }
 
     #[test]
     fn modules_follow_paths() {

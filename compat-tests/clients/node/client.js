@@ -83,9 +83,9 @@ async function watch(client) {
   await client.delete().key('w/1');
   await until(() => seen.length === 2);
   const lines = readline.createInterface({ input: process.stdin });
-  const told = new Promise((resolve) => lines.once('line', resolve));
+  const line = new Promise((resolve) => lines.once('line', resolve));
   show('RESTART');
-  await told;
+  await line;
   lines.close();
   await until(() => client.put('w/2').value('two'));
   await client.put('w/3').value('three');

@@ -26,7 +26,7 @@ type cluster struct {
 	members []*harness.Server
 	// asked are those that loads go to.
 	asked []*harness.Server
-	// whole is what the members belong to, nil for a lone one.
+	// whole is what the members belong to, nil for a single one.
 	whole *harness.Cluster
 }
 
@@ -147,7 +147,7 @@ func (c *cluster) awaitQuiet(limit time.Duration) time.Duration {
 }
 
 // busyCPU is the processor time that the whole machine has used, with what its
-// host took away; 0 where it cannot be told.
+// host took away; 0 where it is not known.
 func busyCPU() time.Duration {
 	content, err := os.ReadFile("/proc/stat")
 	if err != nil {

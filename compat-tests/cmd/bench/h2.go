@@ -216,7 +216,7 @@ func (c *connection) handle(kind, flags byte, id uint32, payload []byte) error {
 	case frameReset:
 		return fmt.Errorf("stream reset with code %d", binary.BigEndian.Uint32(payload))
 	case frameGoAway:
-		return fmt.Errorf("the server goes away: %q", payload)
+		return fmt.Errorf("the server sent GOAWAY: %q", payload)
 	case framePing:
 		if flags&flagAck == 0 {
 			c.frame(framePing, flagAck, 0, len(payload))

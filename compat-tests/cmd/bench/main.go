@@ -219,16 +219,16 @@ func measureRow(ctx context.Context, row row, target *cluster, o options) ([]fig
 	if err != nil {
 		return nil, fmt.Errorf("row %s: %w\n%s", row.id, err, target.members[0].LogTail(5))
 	}
-	var told []string
+	var parts []string
 	for i := range figures {
 		figures[i].Row = row.id
 		if !figures[i].Aside {
-			told = append(told, fmt.Sprintf("%s %s", short(figures[i].Value), figures[i].Unit))
+			parts = append(parts, fmt.Sprintf("%s %s", short(figures[i].Value), figures[i].Unit))
 		} else if figures[i].Name == otherCPU && figures[i].Value > disturbing {
-			told = append(told, fmt.Sprintf("DISTURBED: others used %.1f cores", figures[i].Value))
+			parts = append(parts, fmt.Sprintf("DISTURBED: others used %.1f cores", figures[i].Value))
 		}
 	}
-	progress("  %-7s %-11s %s", target.kind, row.id, strings.Join(told, ", "))
+	progress("  %-7s %-11s %s", target.kind, row.id, strings.Join(parts, ", "))
 	// The next row is not to pay for what this one left behind.
 	time.Sleep(500 * time.Millisecond)
 	runtime.GC()

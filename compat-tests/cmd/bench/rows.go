@@ -43,8 +43,8 @@ type settings struct {
 // row is one thing measured; it gives one or more figures.
 type row struct {
 	id, title string
-	// lone rows are for one member, many for more than one.
-	lone, many bool
+	// single rows are for one member, many for more than one.
+	single, many bool
 	// large rows run on a fresh server of their own; the others share one that
 	// holds settings.keys keys.
 	large   bool
@@ -52,26 +52,26 @@ type row struct {
 }
 
 var rows = []row{
-	only(lone, loopRow("put-1", "put, 1 client", put, 1)),
+	only(single, loopRow("put-1", "put, 1 client", put, 1)),
 	only(many, askedRow("put-1-leader", "put, 1 client of the leader", put, 1, leading)),
 	only(many, askedRow("put-1-follower", "put, 1 client of a follower", put, 1, following)),
 	loopRow("put-100", "put, 100 clients", put, 100),
 	loopRow("put-1000", "put, 1,000 clients", put, 1000),
-	only(lone, loopRow("range-1", "linearizable range of 1 key, 1 client", get, 1)),
-	only(lone, loopRow("range-100", "linearizable range of 1 key, 100 clients", get, 100)),
+	only(single, loopRow("range-1", "linearizable range of 1 key, 1 client", get, 1)),
+	only(single, loopRow("range-100", "linearizable range of 1 key, 100 clients", get, 100)),
 	only(many, askedRow("range-leader", "linearizable range of 1 key, 100 clients of the leader", get, 100, leading)),
 	only(many, askedRow("range-follower", "linearizable range of 1 key, 100 clients of a follower", get, 100, following)),
-	only(lone, loopRow("range-1000", "linearizable range of 1 key, 1,000 clients", get, 1000)),
-	{id: "range-10k", title: "linearizable range of 10,000 keys, 1 client", lone: true, measure: measureLongRange},
-	{id: "watch-1000", title: "1,000 watches of one key, 1 client puts it", lone: true, measure: measureWatches},
-	{id: "million", title: "1,000,000 keys", large: true, lone: true, measure: measureLargeStore},
+	only(single, loopRow("range-1000", "linearizable range of 1 key, 1,000 clients", get, 1000)),
+	{id: "range-10k", title: "linearizable range of 10,000 keys, 1 client", single: true, measure: measureLongRange},
+	{id: "watch-1000", title: "1,000 watches of one key, 1 client puts it", single: true, measure: measureWatches},
+	{id: "million", title: "1,000,000 keys", large: true, single: true, measure: measureLargeStore},
 	{id: "failover", title: "the leader is killed", large: true, many: true, measure: measureFailover},
 	{id: "join", title: "a new member", large: true, many: true, measure: measureJoin},
 }
 
-// lone and many mark a row for one member or for more.
-func lone(r *row) { r.lone = true }
-func many(r *row) { r.many = true }
+// single and many mark a row for one member or for more.
+func single(r *row) { r.single = true }
+func many(r *row)   { r.many = true }
 
 func only(mark func(*row), r row) row {
 	mark(&r)
@@ -207,7 +207,7 @@ func choose(names string, members int) ([]row, error) {
 	return chosen, nil
 }
 
-func (r row) fits(members int) bool { return !(r.lone && members > 1) && !(r.many && members == 1) }
+func (r row) fits(members int) bool { return !(r.single && members > 1) && !(r.many && members == 1) }
 
 func thousands(n int) string {
 	text := fmt.Sprint(n)

@@ -107,9 +107,9 @@ func bar(svg *strings.Builder, a axis, y float64, c comparison) {
 		direction = "↑"
 	}
 	text(svg, labelWidth-12, y+12, 12, "end", colourText, "normal", c.Name+" "+direction)
-	told := fmt.Sprintf("%s → %s %s", short(c.Etcd.Median), short(c.Etched.Median), c.Unit)
+	label := fmt.Sprintf("%s → %s %s", short(c.Etcd.Median), short(c.Etched.Median), c.Unit)
 	if c.Ratio == 0 {
-		text(svg, plotWidth-valueWidth+28, y+12, 12, "start", colourFaint, "normal", "?: "+told)
+		text(svg, plotWidth-valueWidth+28, y+12, 12, "start", colourFaint, "normal", "?: "+label)
 		return
 	}
 	colour, from, to := colourBetter, a.x(1), a.x(c.Ratio)
@@ -122,7 +122,7 @@ func bar(svg *strings.Builder, a axis, y float64, c comparison) {
 			a.x(c.Least), y+barHeight/2.0, a.x(c.Most), y+barHeight/2.0, colourText)
 	}
 	text(svg, plotWidth-valueWidth+28, y+12, 12, "start", colour, "bold", fmt.Sprintf("%.2f×", c.Ratio))
-	text(svg, plotWidth-valueWidth+88, y+12, 12, "start", colourText, "normal", told)
+	text(svg, plotWidth-valueWidth+88, y+12, 12, "start", colourText, "normal", label)
 }
 
 func text(svg *strings.Builder, x, y float64, size int, anchor, colour, weight, content string) {

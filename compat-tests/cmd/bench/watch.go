@@ -132,7 +132,7 @@ func putWatched(target *cluster, board *scoreboard, plan phase) (puts int64, lat
 	return puts, latencies, nil
 }
 
-// follow is one connection of watches: it counts what comes until it is told
+// follow is one connection of watches: it counts what comes until it is asked
 // that all is finished.
 func follow(address string, board *scoreboard, finished <-chan struct{}) error {
 	const streams = watchStreams / watchConnections

@@ -27,7 +27,7 @@ const BATCH_RESPONSES: usize = 64;
 const SMALL_FRAME_BYTES: usize = 1 << 10;
 
 #[derive(Default)]
-struct State {
+struct OutboxState {
     frames: Frames,
     /// The reader waits for more.
     asked: bool,
@@ -42,7 +42,7 @@ struct State {
 
 #[derive(Default)]
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<OutboxState>,
     asked: Notify,
     closed: Notify,
 }
@@ -134,7 +134,7 @@ impl Drop for Outbox {
 }
 
 /// Wakes the reader once the lock is released.
-fn wake(reader: Option<Waker>, state: parking_lot::MutexGuard<'_, State>) {
+fn wake(reader: Option<Waker>, state: parking_lot::MutexGuard<'_, OutboxState>) {
     drop(state);
     if let Some(reader) = reader {
         reader.wake();

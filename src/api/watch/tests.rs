@@ -14,8 +14,8 @@ use crate::state::auth::verdict::MEMBER_REVISION;
 
 const READ: i32 = 0;
 
-fn settings(recheck_watches: bool) -> Settings {
-    Settings {
+fn settings(recheck_watches: bool) -> ApiSettings {
+    ApiSettings {
         max_txn_ops: 128,
         max_request_bytes: 1 << 20,
         fragment_bytes: 1 << 20,
@@ -124,7 +124,7 @@ const STALE: &str =
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_is_made_for_who_may_read_its_range_as_it_was_asked_for() {
-    let handle = fixture::alone();
+    let handle = fixture::single_member();
     fixture::apply(&handle, enable());
     let now = handle.auth().revision();
     let service = WatchService::new(handle, settings(true));
@@ -154,7 +154,7 @@ async fn a_watch_is_made_for_who_may_read_its_range_as_it_was_asked_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_ends_when_its_user_loses_the_right_to_it() {
-    let handle = fixture::alone();
+    let handle = fixture::single_member();
     fixture::apply(&handle, enable());
     let now = handle.auth().revision();
     let service = WatchService::new(handle.clone(), settings(true));
@@ -191,7 +191,7 @@ async fn a_watch_ends_when_its_user_loses_the_right_to_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_of_nobody_ends_when_authentication_is_enabled() {
-    let handle = fixture::alone();
+    let handle = fixture::single_member();
     let service = WatchService::new(handle.clone(), settings(true));
     let mut client = Client::open(&service, Caller::nobody());
     assert_eq!(client.create("a", "").await.watch_id, 0);
@@ -210,7 +210,7 @@ async fn a_watch_of_nobody_ends_when_authentication_is_enabled() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_goes_on_where_that_is_wanted() {
-    let handle = fixture::alone();
+    let handle = fixture::single_member();
     fixture::apply(&handle, enable());
     let now = handle.auth().revision();
     let service = WatchService::new(handle.clone(), settings(false));

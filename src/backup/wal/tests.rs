@@ -226,7 +226,7 @@ fn crc_of(frames: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn old_data_is_told_from_members() {
+fn old_data_is_distinguished_from_members() {
     for (version, bytes) in SNAPSHOTS {
         let mut parsed = snap::parse(Bytes::from_static(bytes)).expect(version);
         assert!(!snap::has_old_data(&parsed).expect(version), "{version}");

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use self::golden::{bytes, number, range, show_bytes, show_event, show_kv};
 use super::compaction::{self, Progress};
 use super::history::{PageLimit, WithPrevious};
-use super::read::{RangeRead, Snapshot, SortOrder, SortTarget};
+use super::read::{PinnedView, RangeRead, SortOrder, SortTarget};
 use super::write::{Txn, Writer};
 use super::{Change, Error};
 use crate::script;
@@ -114,14 +114,14 @@ impl Player {
     }
 
     /// Runs `read` on the newest state, pending changes included.
-    fn read(&self, read: impl FnOnce(Snapshot<'_>) -> Result<String, Error>) -> String {
+    fn read(&self, read: impl FnOnce(PinnedView<'_>) -> Result<String, Error>) -> String {
         let pending = self.writer.pending();
-        let snapshot = Snapshot {
+        let pinned = PinnedView {
             read: &pending,
             head: self.writer.head(),
             compacted: self.writer.compacted(),
         };
-        match read(snapshot) {
+        match read(pinned) {
             Ok(text) => text,
             Err(Error::Refused(error)) => format!("{error}\n"),
             Err(Error::Storage(error)) => panic!("{error}"),
@@ -130,8 +130,8 @@ impl Player {
 
     fn get(&self, words: &[&str]) -> String {
         let request = range_read(words);
-        self.read(|snapshot| {
-            let ranged = snapshot.range(&request)?;
+        self.read(|pinned| {
+            let ranged = pinned.range(&request)?;
             let mut text = format!("count {}", ranged.count);
             if ranged.more {
                 text.push_str(" more");
@@ -163,8 +163,8 @@ impl Player {
             (only.contains(key) && !refused).then_some(WithPrevious(has("prev")))
         };
         let from = words[0].parse().expect("a revision");
-        self.read(|snapshot| {
-            let page = snapshot.changes(from, limit, &mut wanted)?;
+        self.read(|pinned| {
+            let page = pinned.changes(from, limit, &mut wanted)?;
             let mut text = String::new();
             for change in &page.changes {
                 writeln!(text, "{}", show_change(change)).expect("writes");
@@ -188,8 +188,8 @@ impl Player {
     }
 
     fn hash(&self, revision: i64) -> String {
-        self.read(|snapshot| {
-            let hash = snapshot.hash(revision, &std::env::temp_dir())?;
+        self.read(|pinned| {
+            let hash = pinned.hash(revision, &std::env::temp_dir())?;
             Ok(format!(
                 "{} up to {} compacted {}\n",
                 hash.hash, hash.revision, hash.compacted

@@ -35,10 +35,10 @@ pub struct Reread<T> {
     what: &'static str,
     paths: Vec<PathBuf>,
     make: Make<T>,
-    state: Mutex<State<T>>,
+    state: Mutex<RereadState<T>>,
 }
 
-struct State<T> {
+struct RereadState<T> {
     made: Arc<T>,
     /// Of the files when they were read last, whatever came of it.
     stamps: Vec<Option<Stamp>>,
@@ -67,7 +67,7 @@ impl<T> Reread<T> {
             what,
             paths,
             make: Box::new(make),
-            state: Mutex::new(State {
+            state: Mutex::new(RereadState {
                 made,
                 stamps,
                 broken: None,

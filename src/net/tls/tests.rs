@@ -99,7 +99,7 @@ impl Authority {
     }
 }
 
-/// The files of a server, in a directory that goes with them.
+/// The files of a server, in a directory that is removed with them.
 struct Files {
     dir: tempfile::TempDir,
 }
@@ -267,7 +267,7 @@ async fn clients_show_what_is_demanded() {
     let pair = authority.issue(Some("server"), &["server.test"]);
     let alice = authority.issue(Some("alice"), &["alice.test", "10.0.0.7"]);
     let nameless = authority.issue(None, &["nameless.test"]);
-    let stranger = other.issue(Some("alice"), &["alice.test"]);
+    let unknown_issuer = other.issue(Some("alice"), &["alice.test"]);
     let of_server = authority.issue_with(
         KeyPair::generate().expect("a key"),
         Some("alice"),
@@ -314,7 +314,7 @@ async fn clients_show_what_is_demanded() {
         ),
         (&demanding, Some(&alice), Ok(Some("alice"))),
         (&demanding, Some(&nameless), Ok(Some(""))),
-        (&demanding, Some(&stranger), Err(unknown)),
+        (&demanding, Some(&unknown_issuer), Err(unknown)),
         (
             &demanding,
             Some(&of_server),
@@ -586,13 +586,13 @@ async fn servers_are_known_by_their_names_and_authorities() {
         common_names: common.iter().map(|name| (*name).to_owned()).collect(),
         host_names: hosts.iter().map(|name| (*name).to_owned()).collect(),
     };
-    let stranger = other.issue(Some("m1"), &["server.test"]);
+    let unknown_issuer = other.issue(Some("m1"), &["server.test"]);
     let cases = [
         (&pair, "server.test", &none, true),
         (&pair, "10.0.0.7", &none, true),
         (&pair, "other.test", &none, false),
         (&pair, "10.0.0.8", &none, false),
-        (&stranger, "server.test", &none, false),
+        (&unknown_issuer, "server.test", &none, false),
         // It is trusted, and has no name.
         (&myself, "server.test", &none, false),
         (&pair, "server.test", &named(&["m1"], &[]), true),

@@ -13,9 +13,9 @@ pub const NO_LEADER: &str = "etcdserver: no leader";
 
 /// Callers with the same share streams. In bytes: a value need not be a text, and one that is none is
 /// not the same as none.
-pub type Identity = [Option<Vec<u8>>; PASSED.len()];
+pub type CallerKey = [Option<Vec<u8>>; PASSED.len()];
 
-pub fn identity(metadata: &MetadataMap) -> Identity {
+pub fn identity(metadata: &MetadataMap) -> CallerKey {
     PASSED.map(|name| Some(metadata.get(name)?.as_bytes().to_vec()))
 }
 

@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::caller::{self, Identity};
+use super::caller::{self, CallerKey};
 use super::namespace::Namespace;
 use super::permission;
 use super::upstream::Upstream;
@@ -63,7 +63,7 @@ pub trait Core: Sized + Send + 'static {
     /// A client's request.
     fn take(&mut self, stream: StreamId, request: Self::Request);
     /// What a member has to be asked before a request is taken: whether its client may see a range.
-    fn question(namespace: &Namespace, request: &Self::Request) -> Option<RangeRequest>;
+    fn permission_check(namespace: &Namespace, request: &Self::Request) -> Option<RangeRequest>;
     /// It may not.
     fn refused(&mut self, stream: StreamId, status: &Status);
     /// A client has sent its last request.
@@ -93,7 +93,7 @@ struct All<C: Core> {
     upstream: Arc<Upstream>,
     namespace: Namespace,
     new: fn(&Namespace) -> C,
-    groups: Mutex<HashMap<Identity, mpsc::Sender<Input<C>>>>,
+    groups: Mutex<HashMap<CallerKey, mpsc::Sender<Input<C>>>>,
     /// By group, and of those that have ended.
     counts: Mutex<BTreeMap<Option<u64>, C::Counts>>,
     next: AtomicU64,
@@ -277,10 +277,10 @@ impl<C: Core> All<C> {
     ) -> Result<(), mpsc::error::SendError<Input<C>>> {
         loop {
             let input = match requests.next().await {
-                Some(Ok(request)) => match C::question(&self.namespace, &request) {
+                Some(Ok(request)) => match C::permission_check(&self.namespace, &request) {
                     None => Input::Request(stream, request),
-                    Some(question) => {
-                        match permission::refusal(&self.upstream, metadata, &question).await {
+                    Some(check) => {
+                        match permission::refusal(&self.upstream, metadata, &check).await {
                             None => Input::Request(stream, request),
                             Some(status) => Input::Refused(stream, status),
                         }

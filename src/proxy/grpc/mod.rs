@@ -98,7 +98,7 @@ pub async fn run(start: GrpcProxyStart, signals: StopSignals) -> Result<i32, Err
     let options = options(&start, tls.map_or(Security::Plain, Security::Tls));
     let mut serving = Vec::new();
     if let Some((listener, security)) = pages {
-        let options = net::Options {
+        let options = net::ServeOptions {
             who: "probe",
             versions: Versions::Http1,
             security,
@@ -227,7 +227,7 @@ fn dialler(tls: &UpstreamTls) -> Result<Dialler, Error> {
     Ok(Some(Encryption::new(client, None)))
 }
 
-fn options(start: &GrpcProxyStart, security: Security) -> net::Options {
+fn options(start: &GrpcProxyStart, security: Security) -> net::ServeOptions {
     // For the counters of `net`: the proxy's own page has others.
     let metrics = Arc::new(Metrics::new(MemberId::default(), false));
     let keep_alive = start
@@ -235,7 +235,7 @@ fn options(start: &GrpcProxyStart, security: Security) -> net::Options {
         .map(|(interval, timeout)| KeepAlive { interval, timeout });
     let files = descriptors::raise_limit().saturating_sub(OWN_FILES).max(1);
     let connections = usize::try_from(files).unwrap_or(usize::MAX);
-    net::Options {
+    net::ServeOptions {
         who: "client",
         versions: Versions::Both,
         security,

@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(200);
 
 /// What asks for the right to see a range: any member answers, and sends no keys.
-pub fn question((key, range_end): (Bytes, Bytes)) -> RangeRequest {
+pub fn check_of((key, range_end): (Bytes, Bytes)) -> RangeRequest {
     RangeRequest {
         key,
         range_end,
@@ -35,13 +35,13 @@ pub fn question((key, range_end): (Bytes, Bytes)) -> RangeRequest {
 pub async fn refusal(
     upstream: &Arc<Upstream>,
     metadata: &MetadataMap,
-    question: &RangeRequest,
+    check: &RangeRequest,
 ) -> Option<Status> {
     loop {
         let asked = async {
             let channel = upstream.channel().await?;
             let origin = channel.origin();
-            let mut request = Request::new(question.clone());
+            let mut request = Request::new(check.clone());
             *request.metadata_mut() = caller::token(metadata);
             KvClient::with_origin(channel, origin).range(request).await
         };

@@ -20,7 +20,7 @@ use crate::transport::Channel;
 #[derive(Default)]
 pub struct Renewals {
     /// Leases with a renewal under way.
-    leases: BTreeMap<i64, Waiting>,
+    leases: BTreeMap<i64, RenewalWaiters>,
     /// Clients that have sent their last request and wait for answers.
     asked_all: BTreeSet<StreamId>,
     sent: Vec<Sent<Self>>,
@@ -28,7 +28,7 @@ pub struct Renewals {
 
 /// Who has asked, and how often: each gets as many answers.
 #[derive(Default)]
-struct Waiting {
+struct RenewalWaiters {
     /// For what is under way.
     now: BTreeMap<StreamId, usize>,
     /// Since it was sent.
@@ -90,7 +90,7 @@ impl Core for Renewals {
         }
     }
 
-    fn question(_: &Namespace, _: &LeaseKeepAliveRequest) -> Option<RangeRequest> {
+    fn permission_check(_: &Namespace, _: &LeaseKeepAliveRequest) -> Option<RangeRequest> {
         None
     }
 
@@ -111,7 +111,7 @@ impl Core for Renewals {
             }
         }
         if !asked.next.is_empty() {
-            let asked = Waiting {
+            let asked = RenewalWaiters {
                 now: asked.next,
                 next: BTreeMap::new(),
             };

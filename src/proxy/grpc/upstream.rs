@@ -107,7 +107,7 @@ impl Upstream {
             let dialled = self.dialled.notified();
             let mut waits = false;
             for at in members.clone() {
-                match self.look(at, since) {
+                match self.channel_or_dial(at, since) {
                     Found::Channel(channel) => return Ok(channel),
                     Found::Dial => waits = true,
                     Found::Failed => {}
@@ -125,7 +125,7 @@ impl Upstream {
 
     /// The connection to a member for a caller that came at `since`. One that is not there is
     /// dialled, unless that failed a moment ago, or for this caller.
-    fn look(self: &Arc<Self>, at: usize, since: Duration) -> Found {
+    fn channel_or_dial(self: &Arc<Self>, at: usize, since: Duration) -> Found {
         let mut connection = self.members[at].connection.lock();
         if let Some(channel) = connection.channel.as_ref().filter(|one| !one.is_closed()) {
             return Found::Channel(channel.clone());

@@ -39,12 +39,12 @@ impl Core for Watches {
         }
     }
 
-    fn question(namespace: &Namespace, request: &WatchRequest) -> Option<RangeRequest> {
+    fn permission_check(namespace: &Namespace, request: &WatchRequest) -> Option<RangeRequest> {
         match &request.request_union {
             Some(RequestUnion::CreateRequest(create)) => {
-                // What is wrong with a request is said without a question.
+                // What is wrong with a request is said without a check.
                 let range = watches::range(namespace, create).ok()?;
-                Some(permission::question(range))
+                Some(permission::check_of(range))
             }
             _ => None,
         }

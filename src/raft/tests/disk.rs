@@ -76,8 +76,8 @@ impl Disk {
     }
 }
 
-fn options(member: MemberId) -> raft_log::Options {
-    raft_log::Options {
+fn options(member: MemberId) -> raft_log::LogOptions {
+    raft_log::LogOptions {
         segment_bytes: 64 << 10,
         cluster_id: 1,
         member_id: member.0,

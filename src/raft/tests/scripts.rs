@@ -42,14 +42,14 @@ use crate::types::MemberId;
 
 /// What was applied, durable at once.
 #[derive(Clone)]
-struct State {
+struct AppliedState {
     last: EntryId,
     requests: Vec<String>,
     voters: BTreeSet<u64>,
     learners: BTreeSet<u64>,
 }
 
-impl State {
+impl AppliedState {
     fn conf_state(&self) -> ConfState {
         let ids = |ids: &BTreeSet<u64>| ids.clone().into_iter().map(MemberId);
         conf_state_of(ids(&self.voters), ids(&self.learners))
@@ -65,7 +65,7 @@ struct Life {
 
 struct Member {
     disk: Disk,
-    state: State,
+    state: AppliedState,
     life: Option<Life>,
 }
 
@@ -73,7 +73,7 @@ struct Player {
     members: BTreeMap<u64, Member>,
     links: Links<Message>,
     /// By their index.
-    snapshots: BTreeMap<u64, State>,
+    snapshots: BTreeMap<u64, AppliedState>,
     pre_vote: bool,
     /// Prints roles, reads and what is applied, and nothing else.
     quiet: bool,

@@ -25,7 +25,7 @@ const FIRST: EntryId = EntryId { index: 1, term: 1 };
 /// The only voter of a cluster, which does not lead yet; and its log, which it reads.
 fn sole_voter() -> (Router, RaftLog) {
     let files: Arc<dyn Files> = Arc::new(MemoryDisk::new());
-    let options = raft_log::Options {
+    let options = raft_log::LogOptions {
         segment_bytes: 64 << 10,
         cluster_id: 1,
         member_id: 1,

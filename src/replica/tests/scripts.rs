@@ -9,7 +9,7 @@
 //! | `tick ID [N]` | lets N ticks pass; what a tick prints that the one before did too is left out |
 //! | `elect ID` | campaigns, and settles; prints how that ends |
 //! | `put ID KEY [in term N]` | asks the member for a put, fenced to a term or not |
-//! | `stranger FROM TO KEY` | somebody who is no member forwards a put to the member |
+//! | `unlisted_peer FROM TO KEY` | somebody who is no member forwards a put to the member |
 //! | `change ID CHANGE MEMBER` | asks it for a change of members: `add`, `add-learner`, `promote`, `remove` |
 //! | `read ID NAME` | asks it for a linearizable read |
 //! | `persist ID [N]`, `apply ID [N]` | the disk takes, the machine applies, the first N parts that wait for it, or all |
@@ -36,7 +36,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::mvcc::read::Snapshot as Keys;
+use crate::mvcc::read::PinnedView as Keys;
 use crate::probe::Defect;
 use crate::proto::etchedpeer::Forwarded;
 use crate::raft::Message;
@@ -121,7 +121,7 @@ impl Player {
         match words[..] {
             ["members", ref rest @ ..] => self.found(rest),
             ["settle", ref ids @ ..] => self.settle(ids),
-            ["stranger", from, to, key] => self.stranger(number(from), number(to), key),
+            ["unlisted_peer", from, to, key] => self.unlisted_peer(number(from), number(to), key),
             ["deliver", link, ref rest @ ..] => {
                 for ((from, to), sent) in self.links.take(meant(link), limit(rest)) {
                     self.arrive(from, to, sent);

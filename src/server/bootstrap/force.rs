@@ -22,7 +22,7 @@ use crate::raft::output::committed;
 use crate::raft::replica::{decode_hard_state, encode_hard_state};
 use crate::raft::{Committed, CommittedKind};
 use crate::server::Error;
-use crate::server::member_dir::{Identity, MemberDir};
+use crate::server::member_dir::{MemberDir, MemberIdentity};
 use crate::server::restore::open_state;
 use crate::server::states::received_name;
 use crate::state::Machine;
@@ -38,7 +38,7 @@ const GROUP_BYTES: u64 = 8 << 20;
 pub fn force(
     config: &Config,
     dir: &dyn MemberDir,
-    identity: Identity,
+    identity: MemberIdentity,
     log: &mut RaftLog,
     recovered: Recovered,
 ) -> Result<Recovered, Error> {
@@ -60,7 +60,7 @@ pub fn force(
 pub(super) fn prepare(
     config: &Config,
     dir: &dyn MemberDir,
-    identity: Identity,
+    identity: MemberIdentity,
     log: &RaftLog,
     recovered: &Recovered,
 ) -> Result<EntryId, Error> {
@@ -84,7 +84,7 @@ pub(super) fn prepare(
         index: recovered.last_index + 1,
         term: term.max(machine.applied_term()).max(1),
     };
-    stay_alone(&mut machine, config, identity, entry_id)?;
+    make_sole_voter(&mut machine, config, identity, entry_id)?;
     engine.flush()?;
     drop(machine);
     drop(engine);
@@ -163,11 +163,11 @@ fn readable(logged: &LogEntry, commit_index: u64) -> Result<(Entry, bool), Error
     Ok((entry, dropped))
 }
 
-/// Leaves this member alone, as a voter, in the state after the entry `entry_id`.
-fn stay_alone(
+/// Leaves this member as the only one, a voter, in the state after the entry `entry_id`.
+fn make_sole_voter(
     machine: &mut Machine,
     config: &Config,
-    identity: Identity,
+    identity: MemberIdentity,
     entry_id: EntryId,
 ) -> Result<(), Error> {
     machine.apply(vec![Entry {

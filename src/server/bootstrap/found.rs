@@ -15,7 +15,7 @@ use crate::proto::etchedpeer::Description;
 use crate::proto::membershippb::{Attributes, Member, RaftAttributes};
 use crate::server::Error;
 use crate::server::discovery;
-use crate::server::member_dir::Identity;
+use crate::server::member_dir::MemberIdentity;
 use crate::server::restore::Founding;
 use crate::types::{ClusterId, MemberId};
 
@@ -63,7 +63,7 @@ pub fn founding(new: Bootstrap) -> Founding {
         }),
     });
     Founding {
-        identity: Identity {
+        identity: MemberIdentity {
             cluster: new.cluster_id,
             member: new.member_id,
         },

@@ -11,7 +11,7 @@ use crate::config::{Config, Discovery, InitialCluster, Resolve, same_peer_urls};
 use crate::proto::etchedpeer::Description;
 use crate::proto::membershippb::Member;
 use crate::server::Error;
-use crate::server::member_dir::Identity;
+use crate::server::member_dir::MemberIdentity;
 use crate::server::restore::Joining;
 use crate::transport::Peer;
 use crate::types::version::{LEAST, NEWEST, Version};
@@ -107,7 +107,7 @@ fn decide(
         urls: urls_of(other).to_vec(),
     });
     Ok(Joining {
-        identity: Identity {
+        identity: MemberIdentity {
             cluster: cluster_id,
             member,
         },

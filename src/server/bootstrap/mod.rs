@@ -12,7 +12,7 @@ pub mod network;
 mod tests;
 
 use super::Error;
-use super::member_dir::{Identity, MemberDir};
+use super::member_dir::{MemberDir, MemberIdentity};
 use super::restore::{self, RestoreOptions, Restored};
 use crate::budget::{Budget, Part};
 use crate::config::{ClusterState, Config};
@@ -67,7 +67,7 @@ pub async fn restore(
 fn restart_forced(
     config: &Config,
     dir: &dyn MemberDir,
-    identity: Identity,
+    identity: MemberIdentity,
     options: &RestoreOptions,
 ) -> Result<Restored, Error> {
     let (mut log, recovered) = restore::open_log(dir, identity, options)?;

@@ -145,7 +145,7 @@ fn who_joins_has_nothing_but_its_ids_and_whom_to_dial() {
     let expected = ["a http://10.0.0.1:1", "c http://10.0.0.3:3"];
     {
         let joined = start_in(dir.path(), &existing(THREE), &network).expect("joins");
-        let identity = Identity {
+        let identity = MemberIdentity {
             cluster: ClusterId(0xcafe),
             member: MemberId(0xb),
         };
@@ -488,7 +488,7 @@ fn check_forced(restored: &Restored, own: MemberId) {
 }
 
 #[test]
-fn a_survivor_goes_on_alone_with_all_it_has() {
+fn a_survivor_becomes_a_single_member_with_all_it_has() {
     let learner = RaftAttributes {
         peer_urls: vec!["http://10.0.0.2:2".to_owned()],
         is_learner: true,

@@ -126,7 +126,7 @@ impl<'a> Client<'a> {
     /// Makes one call with the request timeout.
     async fn call<Q, A, F>(
         &mut self,
-        question: Q,
+        message: Q,
         call: impl FnOnce(Channel, Request<Q>) -> F,
     ) -> Result<A, String>
     where
@@ -136,7 +136,7 @@ impl<'a> Client<'a> {
             self.log_in().await?;
         }
         let channel = self.connect().await?;
-        let mut request = Request::new(question);
+        let mut request = Request::new(message);
         if let Some(token) = &self.token {
             request.metadata_mut().insert("token", token.clone());
         }

@@ -211,9 +211,9 @@ async fn what_is_wrong_with_the_records_is_said() {
             no_such("etcd-server-scheme")
         )
     );
-    let stranger = "--name me --initial-advertise-peer-urls http://10.0.0.1:1";
+    let unlisted = "--name me --initial-advertise-peer-urls http://10.0.0.1:1";
     assert_eq!(
-        found(stranger, "", &servers).await,
+        found(unlisted, "", &servers).await,
         "refused: cannot find local etcd member \"me\" in SRV records"
     );
 }

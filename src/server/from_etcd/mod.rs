@@ -35,7 +35,7 @@ use super::Error;
 use super::bootstrap;
 use super::data_dir::{DataDir, beside_etcd, is_etcds, member_of_etcd};
 use super::from_snapshot::{Reporter, put_in_place, remove};
-use super::member_dir::{Identity, MemberDir};
+use super::member_dir::{MemberDir, MemberIdentity};
 use super::notify;
 use crate::backup::applied::Applied;
 use crate::backup::bbolt;
@@ -173,7 +173,7 @@ fn check_left(data_dir: &Path) -> Result<(), Refusal> {
 
 /// What was taken over.
 struct Taken {
-    identity: Identity,
+    identity: MemberIdentity,
     applied: EntryId,
     last_index: u64,
     revision: i64,
@@ -181,7 +181,7 @@ struct Taken {
 
 /// What an etcd's directory holds.
 struct Found {
-    identity: Identity,
+    identity: MemberIdentity,
     wal: Wal,
     file: bbolt::read::File,
     survey: Survey,
@@ -242,7 +242,7 @@ fn find(config: &Config, reporter: &mut Reporter<'_>) -> Result<Found, Refusal> 
         survey.add(record)
     })?;
     let metadata = survey.metadata.ok_or(Mismatch::Nameless)?;
-    let identity = Identity {
+    let identity = MemberIdentity {
         cluster: ClusterId(metadata.cluster_id.unwrap_or_default()),
         member: MemberId(metadata.node_id.unwrap_or_default()),
     };
@@ -420,7 +420,7 @@ fn fill_log(
         found.survey.commit(found.applied.index),
     );
     log.reset(found.begin, Some(&hard_state)).map_err(of_log)?;
-    let mut waiting = Waiting::default();
+    let mut waiting = EntryBatch::default();
     let begin = found.begin.index;
     found.wal.each::<Refusal>(begin, &mut |record| {
         let Record::Entry(entry) = record else {
@@ -445,12 +445,12 @@ fn fill_log(
 
 /// Entries that are written together.
 #[derive(Default)]
-struct Waiting {
+struct EntryBatch {
     entries: Vec<LogEntry>,
     bytes: usize,
 }
 
-impl Waiting {
+impl EntryBatch {
     fn is_full(&self) -> bool {
         self.bytes >= BATCH_BYTES || self.entries.len() >= BATCH_ENTRIES
     }

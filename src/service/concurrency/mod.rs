@@ -5,8 +5,8 @@
 //! but those keys: clients that make them on their own, as clientv3 does, contend with these calls,
 //! and a member that a call is lost with takes nothing along.
 //!
-//! Every step is done as its caller, who is looked at again after a wait. A call that ends while it
-//! waits, or whose caller goes away, takes its key back (`Candidate`); etcd leaves the key where
+//! Every step is done as its caller, whose permission is checked again after a wait. A call that
+//! ends while it waits, or whose caller disconnects, deletes its key (`Candidate`); etcd leaves the key where
 //! authentication is enabled, since it does that as nobody, and until the lease ends nobody gets
 //! the lock.
 
@@ -55,7 +55,7 @@ pub struct Candidate {
     pub created: i64,
     /// The revision of the state in which the key was made or found.
     pub revision: i64,
-    /// The key was not there before, or is behind another one: who goes away takes it along.
+    /// The key was not there before, or is behind another one: a call that ends deletes it.
     waits: bool,
     /// None once that is settled.
     held: Option<Held>,

@@ -61,7 +61,7 @@ struct PrefixQueue {
 }
 
 /// A place in a queue; dropped it is given up.
-pub struct Waiting {
+pub struct QueuePlace {
     followed: Arc<PrefixQueue>,
     place: (i64, u64),
     turns: channel::Receiver<Option<Turn>>,
@@ -70,7 +70,7 @@ pub struct Waiting {
 /// Tells a waiter of its turn.
 type TurnSender = channel::Sender<Option<Turn>>;
 
-impl Waiting {
+impl QueuePlace {
     /// Returns when it is known whether the turn has come, and then when it comes.
     ///
     /// # Errors
@@ -82,7 +82,7 @@ impl Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for QueuePlace {
     fn drop(&mut self) {
         let mut queue = self.followed.queue.lock();
         queue.leave(self.place);
@@ -113,7 +113,7 @@ impl WaitQueues {
 
     /// Waits for all keys below a prefix to go that were created before `created`, a revision that
     /// this member has applied, of a key below the prefix.
-    pub fn join(self: &Arc<Self>, prefix: &Bytes, created: i64) -> Waiting {
+    pub fn join(self: &Arc<Self>, prefix: &Bytes, created: i64) -> QueuePlace {
         let (sender, turns) = channel::channel(None);
         let mut queues = self.queues.lock();
         let mut is_new = false;
@@ -132,7 +132,7 @@ impl WaitQueues {
             true => self.handle.spawn(follow(self.clone(), followed.clone())),
             false => followed.wake.notify_one(),
         }
-        Waiting {
+        QueuePlace {
             followed,
             place,
             turns,
@@ -168,7 +168,7 @@ impl WaitQueues {
         };
         let is_point = matches!(read.range, KeyRange::Point(_));
         let read = move |view: &ReadView| {
-            let measured = view.snapshot().measure(&read, &mut |_| true)?;
+            let measured = view.pinned().measure(&read, &mut |_| true)?;
             Ok(measured.kvs.unwrap_or_default())
         };
         let kvs = match is_point {
@@ -296,10 +296,10 @@ async fn next(queues: &WaitQueues, stream: &mut Stream) -> Result<Option<Output>
         let view = handle.view();
         let mut output = Ok(None);
         let executor = handle.shared().executor.as_ref();
-        executor.block_in_place(&mut || output = stream.next(&view.snapshot()));
+        executor.block_in_place(&mut || output = stream.next(&view.pinned()));
         output
     } else {
-        stream.next(&handle.view().snapshot())
+        stream.next(&handle.view().pinned())
     };
     output.map_err(|error| handle.shared().fail_storage(error))
 }
@@ -351,7 +351,7 @@ async fn first_keys(
                 ..first_created(range.clone())
             };
             let mut fits = |bytes| limit == 1 || bytes <= READ_BYTES;
-            let measured = view.snapshot().measure(&read, &mut fits)?;
+            let measured = view.pinned().measure(&read, &mut fits)?;
             if let Some(kvs) = measured.kvs {
                 return Ok((kvs, !measured.more));
             }
@@ -419,7 +419,7 @@ mod tests {
         fixture::apply(handle, vec![request]);
     }
 
-    async fn turn(waiting: &mut Waiting) -> Turn {
+    async fn turn(waiting: &mut QueuePlace) -> Turn {
         let turn = tokio::time::timeout(LIMIT, waiting.turn()).await;
         turn.expect("in time").expect("the member runs")
     }
@@ -437,7 +437,7 @@ mod tests {
     async fn many_who_wait_share_a_watch_and_go_one_by_one() {
         // More than a queue holds.
         const MANY: usize = 2 * queue::MAX_KEYS + 7;
-        let handle = fixture::alone();
+        let handle = fixture::single_member();
         let queues = WaitQueues::new(handle.clone());
         let prefix = Bytes::from_static(b"many/");
         let keys: Vec<_> = (0..MANY).map(|n| format!("many/{n:x}")).collect();
@@ -463,7 +463,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn who_leaves_takes_nothing_along_and_names_have_queues_of_their_own() {
-        let handle = fixture::alone();
+        let handle = fixture::single_member();
         let queues = WaitQueues::new(handle.clone());
         let (a, b) = (Bytes::from_static(b"a/"), Bytes::from_static(b"b/"));
         put(&handle, "a/x");
@@ -480,7 +480,7 @@ mod tests {
 
     #[tokio::test]
     async fn so_many_wait_and_no_more() {
-        let queues = WaitQueues::new(fixture::alone());
+        let queues = WaitQueues::new(fixture::single_member());
         let mut held = Vec::new();
         let mut capacities = Vec::new();
         let refused = loop {

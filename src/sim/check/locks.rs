@@ -23,7 +23,7 @@ use crate::sim::history::{Answer, ClientRequest, History, Moment, Observed, Oper
 const SECOND: Moment = 1_000_000_000;
 /// How long after its turn has come somebody may still wait, where the member has answered others
 /// since.
-const TOLD_WITHIN: Moment = 5 * SECOND;
+const ANSWERED_WITHIN: Moment = 5 * SECOND;
 
 /// A key below a name, from its creation to its deletion.
 struct Life {
@@ -305,7 +305,7 @@ impl<'a> Check<'a> {
                 continue;
             };
             let gone = life.until.map_or(to, |until| self.moment(until).min(to));
-            if self.is_untold(operation, self.moment(turn).max(from), gone) {
+            if self.is_unanswered(operation, self.moment(turn).max(from), gone) {
                 return Err("a turn came and who waited was not answered");
             }
         }
@@ -331,13 +331,13 @@ impl<'a> Check<'a> {
 
     /// Whether the member answered others between those times, long before the second, while
     /// nothing was broken.
-    fn is_untold(&self, waiting: &Operation, from: Moment, to: Moment) -> bool {
+    fn is_unanswered(&self, waiting: &Operation, from: Moment, to: Moment) -> bool {
         self.history.calm.iter().any(|(calm_from, calm_to)| {
             let (from, to) = (from.max(*calm_from) + SECOND, to.min(*calm_to));
             self.history.operations.iter().any(|other| {
                 other.member == waiting.member
                     && other.called_at >= from
-                    && other.returned_at + TOLD_WITHIN <= to
+                    && other.returned_at + ANSWERED_WITHIN <= to
                     && matches!(
                         other.outcome,
                         Outcome::Answered(Answer::Put(_) | Answer::DeleteRange(_))

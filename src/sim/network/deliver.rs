@@ -55,7 +55,7 @@ impl SimNetwork {
             }
             Payload::PeerRequest { request, answer_to } => {
                 match attached.filter(|_| self.reaches(from, to)) {
-                    Some(attached) => self.question(from, to, request, answer_to, attached, now_ns),
+                    Some(attached) => self.peer_rpc(from, to, request, answer_to, attached, now_ns),
                     None => self.links.lock().counts.peer_rpcs_lost += 1,
                 }
             }
@@ -143,7 +143,7 @@ impl SimNetwork {
         tasks.spawn(Box::pin(take));
     }
 
-    fn question(
+    fn peer_rpc(
         &self,
         from: Incarnation,
         to: Incarnation,

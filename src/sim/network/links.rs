@@ -271,7 +271,7 @@ impl Links {
         if let Some(endpoint) = self.endpoints.get_mut(&member)
             && endpoint.roster.learn(caller, &urls)
         {
-            probe::reached(CoveragePoint::StrangerAnswered);
+            probe::reached(CoveragePoint::UnlistedPeerAnswered);
             self.reconnect();
         }
     }

@@ -92,7 +92,7 @@ impl Inbound for Member {
     fn asked(
         &self,
         from: Option<MemberId>,
-        _question: PeerRequest,
+        _request: PeerRequest,
     ) -> Boxed<Result<PeerResponse, Error>> {
         self.note(Note::Request(from));
         let answers = *self.answers.lock();
@@ -518,7 +518,7 @@ fn a_member_that_stands_still_gets_it_all_when_it_goes_on() {
 }
 
 #[test]
-fn a_removed_member_is_told_so() {
+fn a_removed_member_learns_of_it() {
     let mut world = TestNetwork::new(8, 2);
     world.running[2].member.removed.lock().push(id(1));
     for index in 0..30 {
@@ -541,7 +541,7 @@ fn a_removed_member_is_told_so() {
 }
 
 #[test]
-fn questions_are_answered() {
+fn peer_rpcs_are_answered() {
     let mut world = TestNetwork::new(9, 2);
     let asking = world.ask(1, 2, None);
     world.run_for(10 * MS);
@@ -579,7 +579,7 @@ fn failures(
 }
 
 #[test]
-fn questions_without_an_answer_end_as_they_should() {
+fn peer_rpcs_without_an_answer_end_as_they_should() {
     let broken = [(Error::Timeout, false), (Error::Timeout, true)];
     let unreachable = [
         (Error::NoLeader, false),

@@ -348,7 +348,7 @@ fn what_was_answered_outlives_a_loss_of_power_everywhere() {
 }
 
 #[test]
-fn a_lone_member_that_loses_power_keeps_what_it_answered() {
+fn a_single_member_that_loses_power_keeps_what_it_answered() {
     let mut world = Scenario::of(1, calm());
     let only = world.leader();
     let value = world.value();
@@ -521,7 +521,7 @@ fn a_member_that_joins_is_promoted_when_it_has_caught_up_and_then_counts() {
 }
 
 #[test]
-fn a_lone_voter_with_a_learner_reads_what_the_learner_answered() {
+fn a_sole_voter_with_a_learner_reads_what_the_learner_answered() {
     let mut world = Scenario::of(1, uneven());
     let voter = world.leader();
     let learner = add(&mut world, true);
@@ -587,7 +587,7 @@ fn defects_are_found() {
         ),
         (
             Defect::LearnerOverlooked,
-            a_lone_voter_with_a_learner_reads_what_the_learner_answered,
+            a_sole_voter_with_a_learner_reads_what_the_learner_answered,
         ),
         (
             Defect::LeasesNotRestarted,

@@ -2,7 +2,7 @@
 
 use crate::proto::membershippb::{Attributes, Member, RaftAttributes};
 use crate::server::Error;
-use crate::server::member_dir::{Identity, MemberDir};
+use crate::server::member_dir::{MemberDir, MemberIdentity};
 use crate::server::restore::{
     FOUNDING_ENTRY, Founding, Joining, RestoreOptions, Restored, found, join, restart,
 };
@@ -10,7 +10,7 @@ use crate::sim::states::{SimDisk, SimDisks};
 use crate::transport::Peer;
 use crate::types::{ClusterId, MemberId};
 
-const IDENTITY: Identity = Identity {
+const IDENTITY: MemberIdentity = MemberIdentity {
     cluster: ClusterId(0xc),
     member: MemberId(0xa),
 };

@@ -29,7 +29,7 @@ pub const MEMBER_REVISION: u64 = u64::MAX;
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Identity<'a> {
+pub enum AuthIdentity<'a> {
     Nobody,
     /// Somebody with a token that is not valid.
     Invalid,
@@ -42,7 +42,7 @@ pub enum Identity<'a> {
     Member,
 }
 
-impl<'a> Identity<'a> {
+impl<'a> AuthIdentity<'a> {
     /// Who proposed an entry.
     pub fn of(header: Option<&'a RequestHeader>) -> Self {
         match header {
@@ -113,7 +113,7 @@ pub struct Access<'a> {
 }
 
 impl<'a> Access<'a> {
-    pub fn of(auth: &'a AuthView, identity: Identity<'a>) -> Self {
+    pub fn of(auth: &'a AuthView, identity: AuthIdentity<'a>) -> Self {
         let everything = Self {
             keys: Ok(None),
             root: Ok(()),
@@ -132,10 +132,10 @@ impl<'a> Access<'a> {
             ..everything
         };
         match identity {
-            Identity::Member => everything,
-            Identity::Nobody => nothing(Error::UserEmpty),
-            Identity::Invalid => nothing(Error::InvalidAuthToken),
-            Identity::User {
+            AuthIdentity::Member => everything,
+            AuthIdentity::Nobody => nothing(Error::UserEmpty),
+            AuthIdentity::Invalid => nothing(Error::InvalidAuthToken),
+            AuthIdentity::User {
                 name,
                 auth_revision,
             } => {

@@ -64,7 +64,7 @@ impl AuthView {
         self.users.values().map(Arc::as_ref)
     }
 
-    /// What a question about users or roles would be answered now, without the header; none for
+    /// What a request for users or roles would be answered now, without the header; none for
     /// another request.
     pub fn answer_bytes(&self, request: &InternalRaftRequest) -> Option<usize> {
         let names = |names: &mut dyn Iterator<Item = &String>| {

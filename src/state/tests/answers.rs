@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::member::{Logged, dump, entry};
 use super::show;
 use crate::error::Error;
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::read::PinnedView;
 use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::{
     DeleteRangeRequest, InternalRaftRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
@@ -122,12 +122,12 @@ fn the_size_of_an_answer_is_foreseen() {
     let mut machine = Machine::open(engine.clone()).expect("opens");
     let mut sizes = Vec::new();
     for (index, request) in (1..).zip(requests()) {
-        let snapshot = Snapshot {
+        let pinned = PinnedView {
             read: engine.latest(),
             head: machine.head(),
             compacted: machine.compacted(),
         };
-        let size = |most| answer_size::of_now(&snapshot, &request, most).expect("reads");
+        let size = |most| answer_size::of_now(&pinned, &request, most).expect("reads");
         sizes.push((
             answer_size::may_be_large(&request),
             size(usize::MAX),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::mvcc::compaction;
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::read::PinnedView;
 use crate::mvcc::write::SliceLimit;
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::proto::etchedpeer::MemberChange;
@@ -101,8 +101,8 @@ impl Member {
         group
     }
 
-    pub fn snapshot(&self) -> Snapshot<'_> {
-        Snapshot {
+    pub fn pinned(&self) -> PinnedView<'_> {
+        PinnedView {
             read: self.engine.latest(),
             head: self.machine.head(),
             compacted: self.machine.compacted(),

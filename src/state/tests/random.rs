@@ -15,7 +15,7 @@ use super::{language, restarts, show};
 use crate::error::Error;
 use crate::mvcc::history::{PageLimit, WithPrevious};
 use crate::mvcc::pages::{Pages, Rooms};
-use crate::mvcc::read::{RangeRead, Snapshot};
+use crate::mvcc::read::{PinnedView, RangeRead};
 use crate::mvcc::tests::golden::show_event;
 use crate::mvcc::{self, Change, compaction};
 use crate::proto::authpb::{Permission, UserAddOptions};
@@ -465,9 +465,9 @@ impl Pair {
     /// Compares the hash of a compaction that has not begun yet; `previous` is where the last
     /// one went to.
     fn compare_compaction_hash(&self, member: &Member, previous: i64) {
-        let before = Snapshot {
+        let before = PinnedView {
             compacted: previous,
-            ..member.snapshot()
+            ..member.pinned()
         };
         let target = self.model.compacted;
         let ours = before.hash_for_compaction(target).expect("reads");
@@ -508,25 +508,25 @@ impl Pair {
     fn compare_range(&mut self, member: &Member) {
         let head = self.model.head;
         let request = self.random.range_read(head);
-        let snapshot = member.snapshot();
+        let pinned = member.pinned();
         let read = kv::range_read(&request).expect("is valid");
-        let ours = refused(snapshot.range(&read)).map(|ranged| kv::range_response(ranged, head));
+        let ours = refused(pinned.range(&read)).map(|ranged| kv::range_response(ranged, head));
         let theirs = self.model.range(&request, self.model.now());
         let shown = |range: &Result<_, _>| range.as_ref().map(show::range).map_err(|e| *e);
         assert_eq!(shown(&ours), shown(&theirs), "{request:?}");
         assert_eq!(ours, theirs, "the encodings of {request:?}");
         if let Ok(whole) = &ours {
-            self.compare_pages(&snapshot, &read, whole);
+            self.compare_pages(&pinned, &read, whole);
         }
     }
 
     /// What is measured and given in pages is the answer as well.
-    fn compare_pages(&self, snapshot: &Snapshot<'_>, read: &RangeRead, whole: &RangeResponse) {
+    fn compare_pages(&self, pinned: &PinnedView<'_>, read: &RangeRead, whole: &RangeResponse) {
         // What comes after this does not hang on it.
         let mut random = Random::new(self.random.0);
         let room_bytes = random.below(4000) as usize;
         let mut room = |bytes| bytes <= room_bytes;
-        let measured = snapshot.measure(read, &mut room).expect("reads");
+        let measured = pinned.measure(read, &mut room).expect("reads");
         let kvs = &whole.kvs;
         assert_eq!(measured.pairs, kvs.len(), "{read:?}");
         assert_eq!(measured.size_bytes, kvs.size_bytes() as u64, "{read:?}");
@@ -535,7 +535,7 @@ impl Pair {
             assert_eq!(kept, kvs, "{read:?}");
         }
         let page_bytes = 1 + random.below(100) as usize;
-        let mut pages = Pages::new(snapshot, read.clone(), measured.pairs).expect("reads");
+        let mut pages = Pages::new(pinned, read.clone(), measured.pairs).expect("reads");
         let (mut frames, mut rest_bytes) = (Vec::new(), 0);
         loop {
             let mut rooms = Rooms {
@@ -543,7 +543,7 @@ impl Pair {
                 large_pair: &mut |bytes| bytes <= room_bytes % 200,
                 rows: &mut |bytes| bytes <= room_bytes,
             };
-            let page = pages.next(snapshot, &mut rooms).expect("reads");
+            let page = pages.next(pinned, &mut rooms).expect("reads");
             let Some(page) = page else { break };
             assert!((1..=page_bytes.max(room_bytes % 200)).contains(&page.bytes.len()));
             assert_eq!(page.continues, rest_bytes > 0);
@@ -560,9 +560,9 @@ impl Pair {
             ops.retain(|op| matches!(op.request, Some(Request::RequestRange(_))));
         }
         assert!(txn::is_read_only(&request));
-        let snapshot = member.snapshot();
-        let range = |read: &_| Ok(kv::range_response(snapshot.range(read)?, snapshot.head));
-        let ours = refused(txn::read(&snapshot, &request, range));
+        let pinned = member.pinned();
+        let range = |read: &_| Ok(kv::range_response(pinned.range(read)?, pinned.head));
+        let ours = refused(txn::read(&pinned, &request, range));
         let theirs = self.model.read_txn(&request, self.model.now());
         let shown = |txn: &Result<_, _>| txn.as_ref().map(show::txn).map_err(|e| *e);
         assert_eq!(shown(&ours), shown(&theirs), "{request:?}");
@@ -579,7 +579,7 @@ impl Pair {
         };
         let ours = refused(
             member
-                .snapshot()
+                .pinned()
                 .hash(revision, &std::env::temp_dir())
                 .map_err(mvcc::Error::from),
         );
@@ -619,10 +619,10 @@ impl Pair {
                 only.is_none() || kv.map(|kv| &kv.key) == only.as_ref()
             })
             .peekable();
-        let snapshot = member.snapshot();
+        let pinned = member.pinned();
         let mut next = from;
         while next <= self.model.head {
-            let page = snapshot.changes(next, limit, &mut wanted).expect("reads");
+            let page = pinned.changes(next, limit, &mut wanted).expect("reads");
             assert!(page.next > next, "a page must come forward");
             for change in &page.changes {
                 assert!((next..page.next).contains(&change.revision.main));

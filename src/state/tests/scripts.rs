@@ -27,7 +27,7 @@ use super::member::{Logged, Member, entry};
 use super::{auth_language, language, restarts, show};
 use crate::mvcc::hash::HistoryHash;
 use crate::mvcc::history::{PageLimit, WithPrevious};
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::read::PinnedView;
 use crate::mvcc::tests::golden::show_bytes;
 use crate::mvcc::write::SliceLimit;
 use crate::mvcc::{Error, compaction};
@@ -195,9 +195,9 @@ impl Player {
             assert_eq!(self.events_since(before + 1), self.published());
         }
         if self.last.compacted {
-            let before = Snapshot {
+            let before = PinnedView {
                 compacted: compaction::finished(self.engine.as_ref()).expect("reads"),
-                ..self.member.snapshot()
+                ..self.member.pinned()
             };
             let target = self.member.machine.compacted();
             self.compaction_hash = Some(before.hash_for_compaction(target).expect("reads"));
@@ -212,12 +212,12 @@ impl Player {
     fn published(&self) -> String {
         let mut changes = self.last.changes.clone();
         for sliced in &self.last.sliced {
-            let snapshot = self.member.snapshot();
+            let pinned = self.member.pinned();
             let mut next = Some(Revision::new(sliced.revision, 0));
             while let Some(from) = next {
                 let wanted = &mut |_: &[u8], _, _| Some(WithPrevious(true));
                 let part;
-                (part, next) = snapshot.changes_of(from, 2, wanted).expect("reads");
+                (part, next) = pinned.changes_of(from, 2, wanted).expect("reads");
                 assert!(part.iter().all(|change| sliced.span.contains(&change.key)));
                 changes.extend(part);
             }
@@ -234,7 +234,7 @@ impl Player {
         };
         let page = self
             .member
-            .snapshot()
+            .pinned()
             .changes(from, limit, &mut |_, _, _| Some(WithPrevious(true)))
             .expect("reads");
         page.changes.iter().map(show::change).collect()
@@ -271,23 +271,23 @@ impl Player {
 
     fn get(&self, words: &[&str]) -> String {
         let request = language::range(words);
-        let snapshot = self.member.snapshot();
+        let pinned = self.member.pinned();
         let ranged = kv::range_read(&request)
             .map_err(Error::from)
-            .and_then(|read| snapshot.range(&read));
-        Self::answer(ranged.map(|ranged| show::range(&kv::range_response(ranged, snapshot.head))))
+            .and_then(|read| pinned.range(&read));
+        Self::answer(ranged.map(|ranged| show::range(&kv::range_response(ranged, pinned.head))))
     }
 
     fn read_txn(&self, command: &str) -> String {
         let request = language::request(command).txn.expect("a transaction");
         assert!(txn::is_read_only(&request));
-        let snapshot = self.member.snapshot();
-        let range = |read: &_| Ok(kv::range_response(snapshot.range(read)?, snapshot.head));
-        Self::answer(txn::read(&snapshot, &request, range).map(|txn| show::txn(&txn)))
+        let pinned = self.member.pinned();
+        let range = |read: &_| Ok(kv::range_response(pinned.range(read)?, pinned.head));
+        Self::answer(txn::read(&pinned, &request, range).map(|txn| show::txn(&txn)))
     }
 
     fn hash(&self, revision: i64) -> String {
-        let hash = self.member.snapshot().hash(revision, &std::env::temp_dir());
+        let hash = self.member.pinned().hash(revision, &std::env::temp_dir());
         Self::answer(hash.map(show_hash).map_err(Error::from))
     }
 

@@ -12,16 +12,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::files::{Files, OpenFile};
 use super::frame::{FRAME_HEADER_BYTES, SECTOR_BYTES, SEGMENT_HEADER_BYTES};
 #[cfg(any(test, feature = "simulation"))]
-use super::{Options, segment, synced};
+use super::{LogOptions, segment, synced};
 
 /// The disk. Clones are the same disk.
 #[derive(Clone, Default)]
 pub struct MemoryDisk {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<DiskState>>,
 }
 
 #[derive(Default)]
-struct State {
+struct DiskState {
     files: BTreeMap<u64, Stored>,
     names: BTreeMap<String, u64>,
     durable_names: BTreeMap<String, u64>,
@@ -139,7 +139,7 @@ impl MemoryDisk {
                 flips += u64::from(flipped);
             }
         }
-        *state = State {
+        *state = DiskState {
             files,
             durable_names: names.clone(),
             names,
@@ -164,7 +164,7 @@ impl MemoryDisk {
         state.life += 1;
     }
 
-    /// The next sync of a file fails, and with it goes the knowledge that there was something to
+    /// The next sync of a file fails, and nothing remembers that there was something to
     /// write: what the file holds can be read, but later syncs will not make it durable.
     pub fn fail_next_sync(&self) {
         self.state().fail_sync = true;
@@ -213,7 +213,7 @@ impl MemoryDisk {
             durable: stored.current.clone(),
             unsynced: Vec::new(),
         };
-        let copy = State {
+        let copy = DiskState {
             files: state
                 .files
                 .iter()
@@ -223,7 +223,7 @@ impl MemoryDisk {
             durable_names: state.names.clone(),
             next_file: state.next_file,
             boot: state.boot,
-            ..State::default()
+            ..DiskState::default()
         };
         let state = Arc::new(Mutex::new(copy));
         Self { state }
@@ -232,7 +232,7 @@ impl MemoryDisk {
     /// Damages the log on the disk as no crash does; says what was done, or `None` where there is
     /// nothing to damage.
     #[cfg(any(test, feature = "simulation"))]
-    pub fn damage(&self, damage: Damage, options: Options, seed: u64) -> Option<String> {
+    pub fn damage(&self, damage: Damage, options: LogOptions, seed: u64) -> Option<String> {
         let mut random = Random(seed);
         let marked = synced::read(self, options.owner()).ok()??.position;
         if marked.sequence == 0 {
@@ -278,7 +278,7 @@ impl MemoryDisk {
         Some(format!("{damage:?} {name} from byte {at} of {end} on"))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, DiskState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -295,7 +295,7 @@ fn no_power() -> io::Error {
     io::Error::other("the power is gone")
 }
 
-impl State {
+impl DiskState {
     /// Counts a change; answers whether the power fails during it.
     fn begin(&mut self) -> io::Result<bool> {
         self.check_power()?;
@@ -512,7 +512,7 @@ struct MemoryFile {
 }
 
 impl MemoryFile {
-    fn with<T>(&self, act: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
+    fn with<T>(&self, act: impl FnOnce(&mut DiskState) -> io::Result<T>) -> io::Result<T> {
         let mut state = self.disk.state();
         state.check_power()?;
         if state.life != self.life {
@@ -521,7 +521,7 @@ impl MemoryFile {
         act(&mut state)
     }
 
-    fn stored<'a>(&self, state: &'a mut State) -> io::Result<&'a mut Stored> {
+    fn stored<'a>(&self, state: &'a mut DiskState) -> io::Result<&'a mut Stored> {
         state
             .files
             .get_mut(&self.id)

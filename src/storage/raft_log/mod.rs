@@ -12,7 +12,7 @@
 //!
 //! What always holds:
 //! - `append`, `compact` and `reset` return only when what they did is durable (unless
-//!   `Options::sync` is off).
+//!   `LogOptions::sync` is off).
 //! - At most one write is not yet durable, and what lies behind it is zeros. After an error of the
 //!   disk nothing more is written: only recovery can tell what is there.
 //! - The first frame of a segment repeats the hard state, and a segment is deleted only after the
@@ -55,7 +55,7 @@ pub use filler::{Prepare, ZeroFiller};
 pub use memory::Damage;
 #[cfg(any(test, feature = "in-memory"))]
 pub use memory::MemoryDisk;
-pub use options::{LOCK_NAME, Options, Stats, TornTail};
+pub use options::{LOCK_NAME, LogOptions, Stats, TornTail};
 pub use reader::Reader;
 pub use retired::{Stretch, history};
 pub use synced::SyncedMark;
@@ -109,7 +109,7 @@ impl RaftLog {
     ///
     /// # Errors
     /// [`Error::Exists`] if there is a log, whatever its state; [`Error::Io`].
-    pub fn create(files: Arc<dyn Files>, options: Options) -> Result<Self, Error> {
+    pub fn create(files: Arc<dyn Files>, options: LogOptions) -> Result<Self, Error> {
         found::ensure_unused(&*files, options.owner())?;
         let synced = Synced::create(Arc::clone(&files), options.owner(), Position::default())?;
         let shared = Arc::new(Shared::new(files, options.owner(), Index::default()));
@@ -131,7 +131,7 @@ impl RaftLog {
     /// [`Error::Absent`] if no log was ever created here. [`Error::Damaged`], [`Error::Gap`],
     /// [`Error::MissingSegment`], [`Error::Foreign`] and [`Error::NewerVersion`] if the log must
     /// not be used: then nothing on disk was changed. [`Error::Io`].
-    pub fn open(files: Arc<dyn Files>, options: Options) -> Result<(Self, Recovered), Error> {
+    pub fn open(files: Arc<dyn Files>, options: LogOptions) -> Result<(Self, Recovered), Error> {
         let recovery = recovery::recover(&files, &options)?;
         let recovered = Recovered {
             hard_state: recovery.hard_state.clone(),
@@ -164,7 +164,10 @@ impl RaftLog {
     ///
     /// # Errors
     /// As [`RaftLog::open`].
-    pub fn inspect(files: Arc<dyn Files>, options: &Options) -> Result<(Reader, Recovered), Error> {
+    pub fn inspect(
+        files: Arc<dyn Files>,
+        options: &LogOptions,
+    ) -> Result<(Reader, Recovered), Error> {
         let found = recovery::inspect(&*files, options)?;
         let recovered = Recovered {
             hard_state: found.hard_state,

@@ -8,7 +8,7 @@ pub const LOCK_NAME: &str = "LOCK";
 
 /// How a log is kept.
 #[derive(Debug, Clone, Copy)]
-pub struct Options {
+pub struct LogOptions {
     /// Bytes of a segment; a batch that needs more gets a segment of its own size.
     pub segment_bytes: u64,
     pub cluster_id: u64,
@@ -17,7 +17,7 @@ pub struct Options {
     pub sync: bool,
 }
 
-impl Options {
+impl LogOptions {
     pub(super) fn owner(&self) -> Owner {
         Owner {
             cluster_id: self.cluster_id,

@@ -28,7 +28,7 @@ use super::replay::{Replay, Stop};
 use super::segment::{self, Pace, Remains, Window, fill, io_error, is_zero};
 use super::synced::{self, Position, Record, Synced};
 use super::writer::{Active, segment_bytes, unlink};
-use super::{EntryId, Error, Options, TornTail};
+use super::{EntryId, Error, LogOptions, TornTail};
 use crate::probe::{self, CoveragePoint, Defect};
 
 /// A log that can be appended to.
@@ -74,7 +74,7 @@ pub(super) struct Inspected {
 }
 
 /// Reads the log that `files` holds; nothing is written.
-pub(super) fn inspect(files: &dyn Files, options: &Options) -> Result<Inspected, Error> {
+pub(super) fn inspect(files: &dyn Files, options: &LogOptions) -> Result<Inspected, Error> {
     let examined = examine(files, options)?;
     let (record, offset) = (examined.record, examined.stop.offset);
     Ok(Inspected {
@@ -86,7 +86,7 @@ pub(super) fn inspect(files: &dyn Files, options: &Options) -> Result<Inspected,
     })
 }
 
-fn examine(files: &dyn Files, options: &Options) -> Result<Examined, Error> {
+fn examine(files: &dyn Files, options: &LogOptions) -> Result<Examined, Error> {
     let owner = options.owner();
     let found = survey(files, owner)?;
     let record = synced::read(files, owner)?;
@@ -138,7 +138,10 @@ fn examine(files: &dyn Files, options: &Options) -> Result<Examined, Error> {
 }
 
 /// Opens the log that `files` holds.
-pub(super) fn recover(shared_files: &Arc<dyn Files>, options: &Options) -> Result<Recovery, Error> {
+pub(super) fn recover(
+    shared_files: &Arc<dyn Files>,
+    options: &LogOptions,
+) -> Result<Recovery, Error> {
     let files = &**shared_files;
     let Examined {
         found,

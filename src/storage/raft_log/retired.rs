@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::files::Files;
 use super::found::{self, Found};
-use super::options::Options;
+use super::options::LogOptions;
 use super::reader::{Reader, Shared};
 use super::replay::Replay;
 use super::{Error, segment};
@@ -23,7 +23,7 @@ pub struct Stretch {
 ///
 /// # Errors
 /// As [`super::RaftLog::inspect`].
-pub fn history(files: &Arc<dyn Files>, options: &Options) -> Result<Vec<Stretch>, Error> {
+pub fn history(files: &Arc<dyn Files>, options: &LogOptions) -> Result<Vec<Stretch>, Error> {
     let shown = &**files;
     let list = |error| segment::io_error(shown, "list", "")(error);
     let names = shown.list().map_err(list)?.into_iter();
@@ -52,7 +52,7 @@ pub fn history(files: &Arc<dyn Files>, options: &Options) -> Result<Vec<Stretch>
 
 fn stretch(
     files: &Arc<dyn Files>,
-    options: &Options,
+    options: &LogOptions,
     found: &Found,
 ) -> Result<Option<Stretch>, Error> {
     let Some(header) = found.header() else {

@@ -251,7 +251,7 @@ mod tests {
             assert_eq!(sequence(&name(number)), Some(number));
         }
         assert!(name(9) < name(10) && name(0xff) < name(0x100));
-        for stranger in [
+        for other in [
             "",
             ".raftlog",
             "1.raftlog",
@@ -260,7 +260,7 @@ mod tests {
             "+00000000000000a.raftlog",
             "0000000000000001.wal",
         ] {
-            assert_eq!(sequence(stranger), None, "{stranger}");
+            assert_eq!(sequence(other), None, "{other}");
         }
     }
 }

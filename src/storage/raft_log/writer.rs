@@ -14,7 +14,7 @@ use super::index::Place;
 use super::reader::Shared;
 use super::segment::{self, Pace, io_error, make_zeroed};
 use super::synced::{Position, Synced};
-use super::{EntryId, Error, LogEntry, Options, Stats};
+use super::{EntryId, Error, LogEntry, LogOptions, Stats};
 use crate::probe::{self, CoveragePoint, Defect};
 
 /// Bounds the work of one compaction; the next one deletes what is left.
@@ -46,7 +46,7 @@ pub(super) struct Writer {
     pub shared: Arc<Shared>,
     pub stats: Stats,
     pub synced: Arc<Synced>,
-    options: Options,
+    options: LogOptions,
     active: Active,
     /// The next segment, if it was found made already.
     ready: Option<Arc<dyn OpenFile>>,
@@ -60,7 +60,7 @@ pub(super) struct Writer {
 
 impl Writer {
     pub fn new(
-        options: Options,
+        options: LogOptions,
         shared: Arc<Shared>,
         synced: Arc<Synced>,
         active: Active,
@@ -82,7 +82,7 @@ impl Writer {
 
     /// A writer whose first frame begins segment 1.
     pub fn create(
-        options: Options,
+        options: LogOptions,
         shared: Arc<Shared>,
         synced: Arc<Synced>,
     ) -> Result<Self, Error> {
@@ -359,7 +359,7 @@ fn frame_bytes(content: &Content<'_>) -> Result<u64, Error> {
 }
 
 /// What a segment must hold so that a first frame of `frame_bytes` fits.
-pub(super) fn segment_bytes(options: &Options, frame_bytes: u64) -> u64 {
+pub(super) fn segment_bytes(options: &LogOptions, frame_bytes: u64) -> u64 {
     options
         .segment_bytes
         .next_multiple_of(ALIGNMENT)

@@ -126,7 +126,7 @@ async fn another_cluster_is_refused() {
     eventually("the refusal", refused).await;
     assert_eq!(b.inbound.received.lock().len(), 0);
     assert!(!a.inbound.removed.load(Ordering::SeqCst));
-    let asked = a.network.ask(B, describe_question(), LONG).await;
+    let asked = a.network.ask(B, describe_request(), LONG).await;
     // Anyone may ask that, and nothing else.
     assert!(asked.is_ok());
     let promote = PeerRequest {
@@ -285,7 +285,7 @@ async fn each_url_is_tried() {
     ]);
     b.knows(A, &a.url());
     eventually("active", || a.is_active(B)).await;
-    let asked = a.network.ask(B, describe_question(), LONG).await;
+    let asked = a.network.ask(B, describe_request(), LONG).await;
     assert!(asked.is_ok());
 }
 
@@ -296,10 +296,7 @@ async fn what_a_peer_does_not_know_is_not_sent() {
     a.inbound.needed_format.store(2, Ordering::SeqCst);
     b.inbound.known_format.store(1, Ordering::SeqCst);
     a.knows(B, &b.url());
-    eventually("the question", || {
-        b.inbound.asked.load(Ordering::SeqCst) > 2
-    })
-    .await;
+    eventually("the request", || b.inbound.asked.load(Ordering::SeqCst) > 2).await;
     a.network.send(B, vec![heartbeat(1), append(2, 10)]);
     assert_eq!(b.inbound.received.lock().len(), 0);
     b.inbound.known_format.store(2, Ordering::SeqCst);

@@ -331,7 +331,7 @@ fn forwarded(request_id: u64, bytes: usize) -> PeerMessage {
     })
 }
 
-fn describe_question() -> PeerRequest {
+fn describe_request() -> PeerRequest {
     PeerRequest {
         request: Some(Kind::Describe(Nothing {})),
     }

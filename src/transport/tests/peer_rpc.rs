@@ -30,7 +30,7 @@ async fn answers_and_errors_come_back() {
     let (a, b) = (Site::start(A).await, Site::start(B).await);
     let proxy = Proxy::to(&b.address).await;
     a.knows(B, &proxy.url);
-    let answer = a.network.ask(B, describe_question(), LONG).await;
+    let answer = a.network.ask(B, describe_request(), LONG).await;
     let described = description(answer.expect("an answer"));
     assert_eq!(described.cluster_version, format!("{:?}", Some(A)));
     for _ in 0..20 {
@@ -42,7 +42,7 @@ async fn answers_and_errors_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_question_without_an_answer_ends_in_time() {
+async fn a_peer_rpc_without_an_answer_ends_in_time() {
     let (a, b) = pair().await;
     let limit = Duration::from_millis(300);
     let asked = a.network.ask(B, endless(), limit).await;
@@ -52,7 +52,7 @@ async fn a_question_without_an_answer_ends_in_time() {
     assert_eq!(asked, Err(Error::NoLeader));
     // It may have arrived before the end.
     let asking = tokio::spawn(a.network.ask(B, endless(), LONG));
-    eventually("the question", || {
+    eventually("the request", || {
         b.inbound.asked.load(Ordering::SeqCst) == 2
     })
     .await;
@@ -73,23 +73,23 @@ async fn a_question_without_an_answer_ends_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_silent_link_is_given_up_for_the_next_question() {
+async fn a_silent_link_is_given_up_for_the_next_peer_rpc() {
     let (a, b) = (Site::start(A).await, Site::start(B).await);
     let proxy = Proxy::to(&b.address).await;
     a.knows(B, &proxy.url);
-    assert!(a.network.ask(B, describe_question(), LONG).await.is_ok());
+    assert!(a.network.ask(B, describe_request(), LONG).await.is_ok());
     proxy.set(Mode::Frozen);
     let limit = Duration::from_millis(200);
-    let asked = a.network.ask(B, describe_question(), limit).await;
+    let asked = a.network.ask(B, describe_request(), limit).await;
     assert_eq!(asked, Err(Error::Timeout));
     let connections = proxy.connections.load(Ordering::SeqCst);
     proxy.set(Mode::Open);
-    assert!(a.network.ask(B, describe_question(), LONG).await.is_ok());
+    assert!(a.network.ask(B, describe_request(), LONG).await.is_ok());
     assert!(proxy.connections.load(Ordering::SeqCst) > connections);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_listens_describes_itself() {
+async fn a_listening_member_describes_itself() {
     let b = Site::start(B).await;
     let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let dead = format!("http://{}", closed.local_addr().expect("an address"));

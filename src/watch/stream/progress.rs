@@ -4,7 +4,7 @@
 //! hub had published what its client knows of is held until then; etcd, which writes and notifies
 //! at once, never needs to.
 
-use super::{HeldProgress, State, Stream, Watch, find};
+use super::{HeldProgress, Stream, Watch, WatchState, find};
 use crate::probe::{self, Defect};
 use crate::watch::queue::ProgressOf;
 use crate::watch::{ALL_WATCHES, Output};
@@ -41,7 +41,7 @@ impl Stream {
             if !watch.progress_notify {
                 continue;
             }
-            let is_live = matches!(watch.state, State::Live(_)) && index.head >= self.reported
+            let is_live = matches!(watch.state, WatchState::Live(_)) && index.head >= self.reported
                 || probe::injected(Defect::ProgressTooEarly);
             if watch.quiet && is_live && watch.start_revision <= index.head {
                 let of = ProgressOf::Watch(watch.name(*id));
@@ -87,7 +87,7 @@ impl Stream {
             && self
                 .watches
                 .values()
-                .all(|watch| matches!(watch.state, State::Live(_)) || early);
+                .all(|watch| matches!(watch.state, WatchState::Live(_)) || early);
         if answerable && !is_due {
             index.wait(&self.queue);
             return;
@@ -114,9 +114,9 @@ impl Watch {
     /// Whether etcd would take it for synced at revision `rev`.
     fn in_step(&self, rev: i64) -> bool {
         let synced = match self.state {
-            State::Live(_) => true,
-            State::CatchingUp => self.fresh,
-            State::Leaving | State::Compacted => false,
+            WatchState::Live(_) => true,
+            WatchState::CatchingUp => self.fresh,
+            WatchState::Leaving | WatchState::Compacted => false,
         };
         synced && self.start_revision <= rev
     }

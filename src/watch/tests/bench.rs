@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::world::{Op, World};
+use super::world::{Op, WatchWorld};
 use crate::mvcc::Change;
 use crate::types::KeyRange;
 use crate::watch::{Hub, Limits, Request, Stream};
@@ -40,7 +40,7 @@ fn streams(hub: &Arc<Hub>, streams: usize, ranges: Vec<KeyRange>) -> Vec<Stream>
 }
 
 fn measure(name: &str, count: usize, ranges: Vec<KeyRange>, changed: impl Fn(usize) -> usize) {
-    let mut world = World::new();
+    let mut world = WatchWorld::new();
     let hub = Hub::new(world.head(), Limits::default());
     let mut all = streams(&hub, count, ranges);
     let batches: Vec<(i64, Vec<Change>)> = (0..ROUNDS)
@@ -58,7 +58,7 @@ fn measure(name: &str, count: usize, ranges: Vec<KeyRange>, changed: impl Fn(usi
         publishing += start.elapsed().as_secs_f64();
         let start = Instant::now();
         for stream in &mut all {
-            while stream.next(&view.snapshot()).expect("reads").is_some() {
+            while stream.next(&view.pinned()).expect("reads").is_some() {
                 outputs += 1;
             }
         }

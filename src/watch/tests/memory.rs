@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::world::{Op, World};
+use super::world::{Op, WatchWorld};
 use crate::types::KeyRange;
 use crate::watch::{Hub, Limits, Output, Request, Stream};
 
@@ -28,18 +28,18 @@ fn watch(hub: &Arc<Hub>, start_revision: i64) -> Stream {
     stream
 }
 
-fn put(world: &mut World, hub: &Hub) {
+fn put(world: &mut WatchWorld, hub: &Hub) {
     let value = Bytes::from(vec![b'v'; VALUE_BYTES]);
     let changes = world.txn(&[Op::Put("key".into(), value)]);
     hub.publish(world.head(), &changes);
 }
 
 /// The revisions of what a stream has to say, one event after the other.
-fn read(world: &World, stream: &mut Stream, until: impl Fn(usize) -> bool) -> Vec<i64> {
+fn read(world: &WatchWorld, stream: &mut Stream, until: impl Fn(usize) -> bool) -> Vec<i64> {
     let view = world.view();
     let mut revisions = Vec::new();
     while !until(revisions.len())
-        && let Some(output) = stream.next(&view.snapshot()).expect("read")
+        && let Some(output) = stream.next(&view.pinned()).expect("read")
     {
         if let Output::Events { events, .. } = output {
             revisions.extend(events.iter().map(|event| {
@@ -60,7 +60,7 @@ fn limits() -> Limits {
 
 #[test]
 fn unread_streams_hold_no_more_the_more_they_are() {
-    let mut world = World::new();
+    let mut world = WatchWorld::new();
     let hub = Hub::new(world.head(), limits());
     let mut unread: Vec<_> = (0..500).map(|_| watch(&hub, 0)).collect();
     let mut quick = watch(&hub, 0);
@@ -82,7 +82,7 @@ fn unread_streams_hold_no_more_the_more_they_are() {
 
 #[test]
 fn a_page_that_is_not_taken_is_put_back_and_read_again() {
-    let mut world = World::new();
+    let mut world = WatchWorld::new();
     let hub = Hub::new(world.head(), limits());
     let first = world.head() + 1;
     (0..PUTS).for_each(|_| put(&mut world, &hub));
@@ -112,7 +112,7 @@ fn a_page_that_is_not_taken_is_put_back_and_read_again() {
 
 #[test]
 fn streams_that_catch_up_over_the_same_events_hold_one_copy() {
-    let mut world = World::new();
+    let mut world = WatchWorld::new();
     let hub = Hub::new(world.head(), limits());
     let first = world.head() + 1;
     (0..PUTS).for_each(|_| put(&mut world, &hub));
@@ -120,7 +120,7 @@ fn streams_that_catch_up_over_the_same_events_hold_one_copy() {
     let held: Vec<_> = (0..200)
         .map(|_| {
             let mut stream = watch(&hub, first);
-            let output = stream.next(&view.snapshot()).expect("read");
+            let output = stream.next(&view.pinned()).expect("read");
             assert!(matches!(output, Some(Output::Events { .. })), "{output:?}");
             (output, stream)
         })

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use bytes::Bytes;
 
-use super::world::{Checker, Expectation, Op, View, World};
+use super::world::{Checker, Expectation, Op, View, WatchWorld};
 use crate::mvcc::Change;
 use crate::storage::schema::ChangeKind;
 use crate::types::KeyRange;
@@ -112,7 +112,7 @@ struct Seen {
 
 struct Run {
     dice: Dice,
-    world: World,
+    world: WatchWorld,
     hub: Arc<Hub>,
     /// Written, and not published yet; with a view of each.
     unpublished: Vec<(Vec<Change>, View)>,
@@ -123,7 +123,7 @@ struct Run {
 impl Run {
     fn new(seed: u64) -> Self {
         let mut dice = Dice(seed);
-        let world = World::new();
+        let world = WatchWorld::new();
         let hub = Hub::new(world.head(), dice.limits());
         Self {
             dice,
@@ -180,7 +180,7 @@ impl Run {
                 && client.wakes.load(SeqCst) == wakes
             {
                 let view = self.world.view();
-                let left = client.stream.next(&view.snapshot()).unwrap();
+                let left = client.stream.next(&view.pinned()).unwrap();
                 assert_eq!(left, None, "nobody woke the stream");
             }
         }
@@ -200,7 +200,7 @@ impl Run {
                 3 => self.cancel(),
                 _ => self.read(),
             }
-            if !logged.step(&view.snapshot()).unwrap() {
+            if !logged.step(&view.pinned()).unwrap() {
                 break;
             }
             self.seen.parts += 1;
@@ -309,12 +309,12 @@ impl Run {
         let client = &mut self.clients[at];
         let wakes = client.wakes.load(SeqCst);
         let may_read = client.stream.reads_storage();
-        let snapshot = if may_read {
-            view.snapshot()
+        let pinned = if may_read {
+            view.pinned()
         } else {
             view.unreadable()
         };
-        let output = client.stream.next(&snapshot).unwrap();
+        let output = client.stream.next(&pinned).unwrap();
         if let Some(output) = &output {
             let compacted = self.world.compacted();
             client.checker.check(&self.world.history, compacted, output);

@@ -24,7 +24,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use bytes::Bytes;
 
-use super::world::{Op, World};
+use super::world::{Op, WatchWorld};
 use crate::mvcc::Change;
 use crate::proto::{Event, KeyValue};
 use crate::types::KeyRange;
@@ -32,7 +32,7 @@ use crate::watch::{Hub, Limits, Output, Request, Stream};
 
 struct Player {
     limits: Limits,
-    world: World,
+    world: WatchWorld,
     hub: Option<Arc<Hub>>,
     streams: BTreeMap<String, (Stream, Arc<AtomicUsize>)>,
     holds: bool,
@@ -63,7 +63,7 @@ impl Player {
     fn new() -> Self {
         Self {
             limits: Limits::default(),
-            world: World::new(),
+            world: WatchWorld::new(),
             hub: None,
             streams: BTreeMap::new(),
             holds: false,
@@ -136,7 +136,7 @@ impl Player {
                 stream.progress_tick();
                 String::new()
             }
-            "step" => match stream.next(&view.snapshot()).unwrap() {
+            "step" => match stream.next(&view.pinned()).unwrap() {
                 Some(output) => show(&output),
                 None => "nothing\n".to_owned(),
             },
@@ -145,7 +145,7 @@ impl Player {
                 for _ in 0..wakes.swap(0, SeqCst) {
                     text.push_str("woken\n");
                 }
-                while let Some(output) = stream.next(&view.snapshot()).unwrap() {
+                while let Some(output) = stream.next(&view.pinned()).unwrap() {
                     if output != Output::Again {
                         text.push_str(&show(&output));
                     }

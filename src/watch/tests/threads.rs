@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use super::random::Dice;
-use super::world::{Checker, Expectation, View, World};
+use super::world::{Checker, Expectation, View, WatchWorld};
 use crate::watch::{Hub, Limits, Output, Stream};
 
 const READERS: u64 = 4;
@@ -135,12 +135,12 @@ impl Reader {
     fn step(&mut self, stream: &mut Stream) -> Option<()> {
         let may_read = stream.reads_storage();
         let view = self.shown.view.lock().clone();
-        let snapshot = if may_read {
-            view.snapshot()
+        let pinned = if may_read {
+            view.pinned()
         } else {
             view.unreadable()
         };
-        let output = stream.next(&snapshot).expect("reads")?;
+        let output = stream.next(&pinned).expect("reads")?;
         if output != Output::Again {
             self.notes.push(Note::Said(output, view.compacted));
         }
@@ -148,7 +148,7 @@ impl Reader {
     }
 }
 
-fn write(world: &mut World, hub: &Hub, shown: &Shown, dice: &mut Dice) {
+fn write(world: &mut WatchWorld, hub: &Hub, shown: &Shown, dice: &mut Dice) {
     let mut unpublished = Vec::new();
     for _ in 0..TRANSACTIONS {
         unpublished.extend(world.txn(&dice.ops()));
@@ -167,7 +167,7 @@ fn write(world: &mut World, hub: &Hub, shown: &Shown, dice: &mut Dice) {
     hub.publish(world.head(), &unpublished);
 }
 
-fn check(world: &World, notes: Vec<Note>) -> usize {
+fn check(world: &WatchWorld, notes: Vec<Note>) -> usize {
     let mut checker = Checker::default();
     for note in notes {
         match note {
@@ -192,7 +192,7 @@ fn readers_beside_a_writer_see_their_histories() {
         page_records: 50,
         ..Limits::default()
     };
-    let mut world = World::new();
+    let mut world = WatchWorld::new();
     let hub = Hub::new(world.head(), limits);
     let shown = Arc::new(Shown {
         view: Mutex::new(Arc::new(world.view())),

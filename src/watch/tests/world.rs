@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::mvcc::read::Snapshot;
+use crate::mvcc::read::PinnedView;
 use crate::mvcc::write::Writer;
 use crate::mvcc::{Change, compaction};
 use crate::proto::{EncodedEvent, Event, KeyValue};
@@ -28,19 +28,19 @@ pub struct View {
 }
 
 impl View {
-    pub fn snapshot(&self) -> Snapshot<'_> {
-        Snapshot {
+    pub fn pinned(&self) -> PinnedView<'_> {
+        PinnedView {
             read: self.read.as_ref(),
             head: self.head,
             compacted: self.compacted,
         }
     }
 
-    /// As `snapshot`, for a step that has said that it reads nothing.
-    pub fn unreadable(&self) -> Snapshot<'_> {
-        Snapshot {
+    /// As `pinned`, for a step that has said that it reads nothing.
+    pub fn unreadable(&self) -> PinnedView<'_> {
+        PinnedView {
             read: &Unreadable,
-            ..self.snapshot()
+            ..self.pinned()
         }
     }
 }
@@ -171,14 +171,14 @@ impl History {
 }
 
 /// A writer with everything that it wrote.
-pub struct World {
+pub struct WatchWorld {
     engine: Arc<dyn Engine>,
     writer: Writer,
     pub history: History,
     applied: u64,
 }
 
-impl World {
+impl WatchWorld {
     pub fn new() -> Self {
         let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::new());
         Self {

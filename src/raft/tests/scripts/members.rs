@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use raft_proto::eraftpb::{ConfChangeType, SnapshotMetadata};
 
-use super::{Life, Member, Player, State, show_text};
+use super::{AppliedState, Life, Member, Player, show_text};
 use crate::raft::replica::Status;
 use crate::raft::tests::disk::{self, Disk, ELECTION_TICKS, FOUNDING_ENTRY, Writer};
 use crate::raft::tests::links::meant;
@@ -35,13 +35,13 @@ impl Player {
                 id => voters.push(number(id)),
             }
         }
-        let founded = State {
+        let founded = AppliedState {
             last: FOUNDING_ENTRY,
             requests: Vec::new(),
             voters: voters.iter().copied().collect(),
             learners: learners.iter().copied().collect(),
         };
-        let nothing = State {
+        let nothing = AppliedState {
             last: EntryId { index: 0, term: 0 },
             voters: BTreeSet::new(),
             learners: BTreeSet::new(),
@@ -55,7 +55,7 @@ impl Player {
         }
     }
 
-    pub(super) fn add(&mut self, id: u64, disk: Disk, state: State) {
+    pub(super) fn add(&mut self, id: u64, disk: Disk, state: AppliedState) {
         let member = Member {
             disk,
             state,

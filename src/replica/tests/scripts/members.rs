@@ -82,7 +82,7 @@ impl Player {
 
     pub(super) fn start(&mut self, id: u64) {
         self.lives += 1;
-        let first_question = 100 * self.lives;
+        let first_request = 100 * self.lives;
         let member = self.member(id);
         let (log, hard_state) = member.disk.open();
         let machine = Machine::open(member.engine.clone()).expect("opens");
@@ -90,7 +90,7 @@ impl Player {
         let conf_state = conf_state_of(members.voters(), members.learners());
         let applied = machine.applied_index();
         let replica = disk::replica(MemberId(id), &log, hard_state, conf_state, applied, true);
-        let router = Router::new(MemberId(id), replica, first_question, LIMIT_TICKS);
+        let router = Router::new(MemberId(id), replica, first_request, LIMIT_TICKS);
         let status = Status {
             term: router.status().term,
             ..Status::default()

@@ -76,7 +76,7 @@ impl Player {
     }
 
     /// A put as a member would forward it, in the term of the one who gets it.
-    pub(super) fn stranger(&mut self, from: u64, to: u64, key: &str) {
+    pub(super) fn unlisted_peer(&mut self, from: u64, to: u64, key: &str) {
         let (_, request_id) = self.asked(&format!("put {key}"));
         let request = InternalRaftRequest {
             put: Some(PutRequest {

@@ -348,7 +348,7 @@ fn observers_see_leaders_in_order() {
 }
 
 #[test]
-fn a_turn_that_nobody_is_told_of_is_found() {
+fn a_turn_without_an_answer_is_found() {
     let unanswered = "a turn came and who waited was not answered";
     // The lock of b is free from the third second on; until when it waits, when others are answered,
     // and whether anything is broken.

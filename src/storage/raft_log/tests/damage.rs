@@ -418,11 +418,11 @@ fn segments_must_be_this_members_and_all_there() {
         assert!(matches!(refused(&renamed), Error::Damaged { .. }));
     }
     for options in [
-        Options {
+        LogOptions {
             cluster_id: 1,
             ..OPTIONS
         },
-        Options {
+        LogOptions {
             member_id: 1,
             ..OPTIONS
         },

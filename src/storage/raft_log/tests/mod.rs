@@ -15,13 +15,13 @@ use bytes::Bytes;
 use super::memory::Random;
 use super::segment::{Pace, make_zeroed};
 use super::{
-    Batch, EntryId, Error, LogEntry, MemoryDisk, OpenFile, Options, Prepare, RaftLog, Reader,
+    Batch, EntryId, Error, LogEntry, LogOptions, MemoryDisk, OpenFile, Prepare, RaftLog, Reader,
     Recovered,
 };
 
 pub const SEGMENT_BYTES: u64 = 4096;
 
-pub const OPTIONS: Options = Options {
+pub const OPTIONS: LogOptions = LogOptions {
     segment_bytes: SEGMENT_BYTES,
     cluster_id: 0xc1,
     member_id: 0x3e,

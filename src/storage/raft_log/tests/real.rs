@@ -8,7 +8,7 @@ use std::path::Path;
 use super::super::{Files, RealFiles, Retained, ZeroFiller, history};
 use super::*;
 
-const REAL: Options = Options {
+const REAL: LogOptions = LogOptions {
     segment_bytes: 1 << 20,
     ..OPTIONS
 };
@@ -211,7 +211,7 @@ fn a_flipped_bit_refuses_on_a_real_disk() {
 fn readers_see_whole_batches_while_the_log_is_written() {
     let directory = tempfile::tempdir().expect("a directory");
     let files = files(directory.path());
-    let options = Options {
+    let options = LogOptions {
         sync: false,
         ..REAL
     };

@@ -342,7 +342,7 @@ fn what_is_read_after_a_failed_sync_is_made_durable_by_recovery() {
 #[test]
 fn unsynced_logs_write_without_syncing() {
     let disk = MemoryDisk::new();
-    let options = Options {
+    let options = LogOptions {
         sync: false,
         ..OPTIONS
     };

@@ -162,7 +162,7 @@ fn one_record_is_enough() {
 fn a_mark_of_somebody_else_is_refused() {
     let (disk, _) = marked_at(30);
     let other = MemoryDisk::new();
-    let options = Options {
+    let options = LogOptions {
         member_id: 1,
         ..OPTIONS
     };
@@ -213,7 +213,7 @@ fn an_append_costs_one_sync_whatever_is_marked() {
 #[test]
 fn a_log_that_is_not_synced_is_not_marked() {
     let disk = MemoryDisk::new();
-    let options = Options {
+    let options = LogOptions {
         sync: false,
         ..OPTIONS
     };
