@@ -52,6 +52,11 @@ fn files_import_each_other_in_no_circle() {
 }
 
 #[test]
+fn the_crate_shows_one_small_face() {
+    assert_none(release::check_face(&source::crate_sources()));
+}
+
+#[test]
 fn engines_in_memory_are_in_no_release() {
     let manifest = source::text("Cargo.toml");
     assert_none(release::check(

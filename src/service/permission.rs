@@ -121,6 +121,9 @@ fn without_leases(verdict: mvcc::Result<()>) -> Result<(), Error> {
 mod tests {
     use std::sync::Arc;
 
+    use prost::Message as _;
+    use prost_reflect::{DescriptorPool, DynamicMessage, Kind, Value};
+
     use super::*;
     use crate::service::fixture::{self, user};
 
@@ -131,6 +134,50 @@ mod tests {
         let requests = fixture::auth_requests(&[("alice", alice), ("root", &[])]);
         fixture::apply(&handle, requests);
         handle.auth()
+    }
+
+    #[test]
+    fn requests_are_roots_but_for_those_that_are_known_to_be_for_others() {
+        let auth = auth();
+        let alice = user("alice", auth.revision());
+        let compiled = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+        let pool = DescriptorPool::decode(&compiled[..]).expect("what the build wrote");
+        let all = pool.get_message_by_name("etcdserverpb.InternalRaftRequest");
+        let all = all.expect("it is declared");
+        let mut permitted = Vec::new();
+        for field in all.fields().filter(|field| field.name() != "header") {
+            let Kind::Message(kind) = field.kind() else {
+                continue;
+            };
+            let mut request = DynamicMessage::new(all.clone());
+            request.set_field(&field, Value::Message(DynamicMessage::new(kind)));
+            let request = InternalRaftRequest::decode(request.encode_to_vec().as_slice());
+            let request = request.expect("the same declaration");
+            if check_request(&auth, &alice, &request).is_ok() {
+                permitted.push(field.name().to_owned());
+            }
+        }
+        permitted.sort();
+        let expected = [
+            // To ask for alarms, for a lease, for a transaction of nothing, to end no lease; and
+            // whether one must log in, and to do so.
+            "alarm",
+            "auth_status",
+            "authenticate",
+            "lease_grant",
+            "lease_revoke",
+            "txn",
+            // No client asks for these: reads are judged elsewhere, the rest is members'.
+            "cluster_member_attr_set",
+            "cluster_version_set",
+            "downgrade_info_set",
+            "downgrade_version_test",
+            "lease_checkpoint",
+            "range",
+        ];
+        let mut expected = expected.map(str::to_owned);
+        expected.sort();
+        assert_eq!(permitted, expected);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! learner answers. The gate before the services, the metrics and the log of slow calls read it.
 //!
 //! Message size limits are the same for all (`api::ApiSettings`), and concurrency is bounded where
-//! the work is done. A test compares the table with the files in `proto/`.
+//! the work is done. A test compares the table with the descriptors of all that
+//! `proto/` declares.
 
 use super::permission::Needs;
 
@@ -165,40 +166,28 @@ pub fn find(service: &str, method: &str) -> Result<usize, Unknown> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::*;
+    use prost_reflect::DescriptorPool;
 
-    /// The services for clients; `peer.proto` is between members.
-    const PROTOS: [&str; 4] = [
-        include_str!("../../proto/rpc.proto"),
-        include_str!("../../proto/lock.proto"),
-        include_str!("../../proto/election.proto"),
-        include_str!("../../proto/health.proto"),
-    ];
+    use super::*;
 
     /// Service and method of each declaration, and how its messages flow.
     fn declared() -> BTreeMap<(String, String), Flow> {
+        let compiled = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+        let pool = DescriptorPool::decode(&compiled[..]).expect("what the build wrote");
+        let services = pool.services();
+        // Those between members are not for clients.
+        let for_clients = services.filter(|service| service.package_name() != "etchedpeer");
         let mut found = BTreeMap::new();
-        for proto in PROTOS {
-            let (mut package, mut service) = ("", String::new());
-            for line in proto.lines() {
-                let words: Vec<_> = line
-                    .split([' ', '(', ')', ';', '{'])
-                    .filter(|word| !word.is_empty())
-                    .collect();
-                match words[..] {
-                    ["package", name] => package = name,
-                    ["service", name] => service = format!("{package}.{name}"),
-                    ["rpc", method, ref flow @ ..] => {
-                        let flow = match *flow {
-                            [_, "returns", _] => Unary,
-                            [_, "returns", "stream", _] => ServerStream,
-                            ["stream", _, "returns", "stream", _] => BidiStream,
-                            _ => panic!("{line}"),
-                        };
-                        found.insert((service.clone(), method.to_owned()), flow);
-                    }
-                    _ => {}
-                }
+        for service in for_clients {
+            for method in service.methods() {
+                let flow = match (method.is_client_streaming(), method.is_server_streaming()) {
+                    (false, false) => Unary,
+                    (false, true) => ServerStream,
+                    (true, true) => BidiStream,
+                    (true, false) => panic!("{}", method.full_name()),
+                };
+                let name = (service.full_name().to_owned(), method.name().to_owned());
+                found.insert(name, flow);
             }
         }
         found

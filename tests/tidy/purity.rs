@@ -18,6 +18,8 @@ const RUNTIME: &[&str] = &["tokio", "tokio_stream", "futures", "futures_util"];
 const RUNTIME_FREE_LAYER: u8 = 3;
 /// Sockets are the runtime's; what they carry is left to the layers above.
 const SOCKETS: &str = "src/net/";
+/// The one loop that accepts connections is there, with its limits.
+const LISTENERS: &[&str] = &["TcpListener", "UnixListener"];
 /// Nor do these files above it.
 const RUNTIME_FREE_FILES: &[&str] = &["src/service/admission.rs"];
 /// These rooms have its notifications, which work on any executor, and nothing else of it: threads
@@ -175,6 +177,13 @@ pub fn check(source: &Source) -> Vec<String> {
             }
         }
     }
+    if !path.starts_with(SOCKETS) {
+        for (line, name) in uses(source, LISTENERS) {
+            findings.push(format!(
+                "{path}:{line}: connections are accepted in {SOCKETS} alone, not from a {name}"
+            ));
+        }
+    }
     let is_low = layer(source).is_some_and(|layer| layer <= RUNTIME_FREE_LAYER);
     let runtime_free =
         (is_low && !path.starts_with(SOCKETS)) || RUNTIME_FREE_FILES.contains(&path.as_str());
@@ -255,6 +264,9 @@ mod tests {
             findings("src/api/kv.rs", "let x = rand::random(); // rand"),
             1
         );
+        let listens = "tokio::net::TcpListener::bind(url)";
+        assert_eq!(findings("src/server/run.rs", listens), 1);
+        assert_eq!(findings("src/net/listen.rs", listens), 0);
         assert_eq!(findings("src/env.rs", "use std::time::SystemTime;"), 0);
         assert_eq!(
             findings("src/net/guard.rs", "Instant::now(); SystemTime::now()"),

@@ -35,6 +35,25 @@ pub const ABSENT: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// All that programs, benches and fuzz targets see of the crate, which the compiler cannot tell to be
+/// unused.
+const FACE: (&str, &[&str]) = ("src/lib.rs", &["bench", "fuzz", "program"]);
+
+/// What else the crate shows.
+pub fn check_face(sources: &[Source]) -> Vec<String> {
+    let (path, face) = FACE;
+    let source = sources.iter().find(|source| source.path == path);
+    let lines = source.map_or("", |source| source.text.as_str()).lines();
+    let shown = lines.filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    let mut findings: Vec<String> = Vec::new();
+    for name in shown.filter(|name| !face.contains(name)) {
+        findings.push(format!(
+            "{path}: pub(crate) mod {name}: dead code in what is public is never found"
+        ));
+    }
+    findings
+}
+
 /// Declarations without their condition, and features that a release has without asking for them.
 pub fn check(sources: &[Source], manifest: &str, absent: &[(&str, &str, &str)]) -> Vec<String> {
     let mut findings = Vec::new();
@@ -93,6 +112,20 @@ mod tests {
             "#[cfg(test)]\nmod c;",
         ] {
             assert_eq!(findings(text, "").len(), 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_public_and_no_part_of_the_face_is_found() {
+        for (text, expected) in [
+            ("pub mod program;\npub(crate) mod net;", 0),
+            ("pub mod program;\npub mod net;", 1),
+        ] {
+            let source = Source {
+                path: "src/lib.rs".to_owned(),
+                text: text.to_owned(),
+            };
+            assert_eq!(check_face(&[source]).len(), expected, "{text}");
         }
     }
 
