@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::state::lease::Lease;
+use crate::probe::{self, CoveragePoint, Defect};
+use crate::state::lease::{Lease, LeaseEvent};
 use crate::types::LeaseId;
 
 /// The default interval between checkpoints of a lease; as in etcd.
@@ -65,9 +66,31 @@ impl Deadlines {
         self.checkpoint_interval = interval;
     }
 
-    /// This member leads in this term, and everything applied before is included.
-    pub fn set_term(&mut self, term: u64) {
-        self.term = term;
+    /// This member leads from this term on, and everything applied before is included: its clock
+    /// decides, for every lease anew. `extra` makes up for the time without a leader.
+    pub fn take_over(
+        &mut self,
+        leases: impl Iterator<Item = (LeaseId, Lease)>,
+        term: u64,
+        now: Duration,
+        extra: Duration,
+    ) {
+        probe::reached(CoveragePoint::LeasesTakenOver);
+        if !probe::injected(Defect::LeasesNotRestarted) {
+            self.restart(leases, now, extra);
+        }
+        if !probe::injected(Defect::LeasesNotOwned) {
+            self.term = term;
+        }
+    }
+
+    /// What an applied entry did to a lease.
+    pub fn applied(&mut self, event: LeaseEvent, now: Duration) {
+        match event {
+            LeaseEvent::Granted(id, lease) => self.granted(id, lease, now),
+            LeaseEvent::Revoked(id) => self.revoked(id),
+            LeaseEvent::Checkpointed(id, lease) => self.checkpointed(id, lease),
+        }
     }
 
     /// The term for which these deadlines are valid.
@@ -90,7 +113,8 @@ impl Deadlines {
         }
     }
 
-    /// Restarts every lease, as a new leader does; `extra` makes up for the time without a leader.
+    /// Begins anew with these leases, which are nobody's to decide about until a leader takes them
+    /// over: at a start, and where a received state takes the place of this one.
     pub fn restart(
         &mut self,
         leases: impl Iterator<Item = (LeaseId, Lease)>,
@@ -117,7 +141,7 @@ impl Deadlines {
         }
     }
 
-    pub fn granted(&mut self, id: LeaseId, lease: Lease, now: Duration) {
+    fn granted(&mut self, id: LeaseId, lease: Lease, now: Duration) {
         let entry = Entry {
             lease,
             deadline: now + seconds(lease.ttl_s),
@@ -128,7 +152,7 @@ impl Deadlines {
         self.set(id, entry);
     }
 
-    pub fn revoked(&mut self, id: LeaseId) {
+    fn revoked(&mut self, id: LeaseId) {
         if let Some(entry) = self.leases.remove(&id) {
             self.by_deadline.remove(&(entry.deadline, id));
             self.by_checkpoint.remove(&(entry.checkpoint_at, id));
@@ -136,7 +160,7 @@ impl Deadlines {
     }
 
     /// Records a checkpoint; the deadline here is more precise and stays.
-    pub fn checkpointed(&mut self, id: LeaseId, lease: Lease) {
+    fn checkpointed(&mut self, id: LeaseId, lease: Lease) {
         if let Some(entry) = self.leases.get_mut(&id) {
             entry.lease = lease;
         }

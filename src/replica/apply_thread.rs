@@ -501,18 +501,11 @@ impl Applier {
         }
     }
 
-    /// Restarts every lease: this member leads now, and its clock decides.
     fn take_over_leases(&self, term: u64) {
         let leases = self.machine.leases().iter();
         let now = self.shared.clock.now();
         let mut deadlines = self.shared.deadlines.lock();
-        probe::reached(CoveragePoint::LeasesTakenOver);
-        if !probe::injected(Defect::LeasesNotRestarted) {
-            deadlines.restart(leases, now, self.timing.election_timeout);
-        }
-        if !probe::injected(Defect::LeasesNotOwned) {
-            deadlines.set_term(term);
-        }
+        deadlines.take_over(leases, term, now, self.timing.election_timeout);
     }
 
     /// Keeps the size for the quota close to the truth.
@@ -593,19 +586,16 @@ impl Applier {
         let now = self.shared.clock.now();
         let mut deadlines = self.shared.deadlines.lock();
         for event in &group.lease_events {
-            match *event {
-                LeaseEvent::Granted(id, lease) => {
-                    let metrics = &self.shared.metrics;
+            let metrics = &self.shared.metrics;
+            match event {
+                LeaseEvent::Granted(_, lease) => {
                     metrics.leases_granted.increment();
                     metrics.lease_ttls.observe_ticks(lease.ttl_s.max(0) as u64);
-                    deadlines.granted(id, lease, now);
                 }
-                LeaseEvent::Revoked(id) => {
-                    self.shared.metrics.leases_revoked.increment();
-                    deadlines.revoked(id);
-                }
-                LeaseEvent::Checkpointed(id, lease) => deadlines.checkpointed(id, lease),
+                LeaseEvent::Revoked(_) => metrics.leases_revoked.increment(),
+                LeaseEvent::Checkpointed(..) => {}
             }
+            deadlines.applied(*event, now);
         }
     }
 }

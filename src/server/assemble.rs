@@ -6,7 +6,6 @@ use super::member_dir::{MemberDir, MemberIdentity};
 use super::restore::Restored;
 use super::states::StateDirs;
 use crate::jobs;
-use crate::probe;
 use crate::replica::dependencies::Dependencies;
 use crate::replica::fatal::Fatal;
 use crate::replica::inbox::Inbox;
@@ -52,11 +51,8 @@ impl Member {
         let network = deps.network.clone();
         let inbox = raft.inbox().clone();
         let handle = Handle::new(shared.clone(), inbox.clone(), network.clone(), settings);
-        let mut status = shared.status();
         raft.recover()?;
-        if !probe::injected(probe::Defect::MembersBeforeReplay) {
-            status = shared.status();
-        }
+        let status = shared.status();
         let peers = match status.members.is_empty() {
             true => peers,
             false => status.addresses(),

@@ -1,5 +1,6 @@
-//! Reads: the state that a caller may see. Nothing is read without it, and it is handed out only
-//! to who may read what it asks for.
+//! Reads: the state that a caller may see. What a client asks for is read in the state that
+//! `view_for` returns, which it does only to who may read it; `view` and `linearizable_view` are for
+//! those who judge by themselves what of it they show, and for the member's own work.
 
 use std::sync::Arc;
 
@@ -30,21 +31,16 @@ impl Handle {
         asks: Asks<'_>,
         serializable: bool,
     ) -> Result<Arc<ReadView>, Error> {
-        if probe::injected(Defect::RightsTakenEarly) {
-            permission::check(&self.auth(), caller, asks)?;
-            return match serializable {
-                true => Ok(self.view()),
-                false => self.linearizable_view(caller).await,
-            };
-        }
+        let early = probe::injected(Defect::RightsTakenEarly).then(|| self.auth());
         let view = match serializable {
             true => self.view(),
             false => self.linearizable_view(caller).await?,
         };
         // Behind the wait: permissions are part of what is read.
-        match permission::check(&view.auth, caller, asks) {
+        let auth = early.as_ref().unwrap_or(&view.auth);
+        match permission::check(auth, caller, asks) {
             // While it waited users or roles changed, which takes nothing from a simple token.
-            Err(Error::AuthOldRevision) => permission::check(&view.auth, &caller.again()?, asks)?,
+            Err(Error::AuthOldRevision) => permission::check(auth, &caller.again()?, asks)?,
             checked => checked?,
         }
         Ok(view)

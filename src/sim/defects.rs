@@ -4,9 +4,11 @@
 use crate::probe::{Defect, injected};
 use crate::raft::Persist;
 use crate::replica::apply_thread::{ApplyJob, ApplyThread, STAGES, Stages, Step};
+use crate::replica::cluster_status::ClusterStatus;
 use crate::replica::inbox::{Inbox, Input};
 use crate::replica::log_thread::{LogJob, LogThread};
-use crate::transport::PeerMessage;
+use crate::server::restore::Restored;
+use crate::transport::{Peer, PeerMessage};
 use crate::types::MemberId;
 
 /// The order in which the apply threads of this world take their steps.
@@ -26,6 +28,13 @@ pub fn stages() -> Stages {
     } else {
         STAGES
     }
+}
+
+/// The members as of the state alone, which the log behind it may have changed.
+pub fn peers_before_replay(restored: &Restored) -> Option<Vec<Peer>> {
+    let status = ClusterStatus::of(&restored.machine);
+    let is_used = injected(Defect::MembersBeforeReplay) && !status.members.is_empty();
+    is_used.then(|| status.addresses())
 }
 
 /// Answers read index requests as soon as the raft thread has taken them; the round still runs.

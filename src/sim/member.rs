@@ -236,8 +236,15 @@ impl SimMember {
             inbox_bytes: settings.limits.max_waiting_bytes(),
         };
         restored.machine.set_slice_limit(SLICE_LIMIT);
+        let (network, peers) = (
+            deps.network.clone(),
+            defects::peers_before_replay(&restored),
+        );
         let member = Member::start(restored, dir, &deps, settings, jobs_of(&config))
             .map_err(|error| error.to_string())?;
+        if let Some(peers) = peers {
+            network.set_peers(peers);
+        }
         let introduction = introduction(self.id, &config);
         let introduced = introduced(member.handle.clone(), member.existed, introduction);
         member.handle.spawn(introduced);
