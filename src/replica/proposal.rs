@@ -60,7 +60,7 @@ pub struct ProposalRefusal {
 pub enum Proposed {
     /// The request and its encoding, which is empty once it was passed to raft or to the leader.
     Request(Arc<InternalRaftRequest>, Vec<u8>),
-    Member(MemberChange),
+    Member(Arc<MemberChange>),
 }
 
 impl Proposed {
@@ -68,7 +68,7 @@ impl Proposed {
     pub fn is_left_alone(&self) -> bool {
         match self {
             Self::Request(request, _) => Arc::strong_count(request) == 1,
-            Self::Member(_) => false,
+            Self::Member(change) => Arc::strong_count(change) == 1,
         }
     }
 

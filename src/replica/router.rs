@@ -212,7 +212,9 @@ impl Router {
             Proposed::Request(request, encoded) => {
                 forwarded::Proposal::Request(take_encoded(request, encoded).into())
             }
-            Proposed::Member(change) => forwarded::Proposal::MemberChange(change.clone()),
+            Proposed::Member(change) => {
+                forwarded::Proposal::MemberChange(MemberChange::clone(change))
+            }
         };
         if self
             .pending

@@ -137,6 +137,16 @@ impl Handle {
         env::blocking(self.shared.executor.as_ref(), work)
     }
 
+    /// The same, waited for until the caller's deadline; what was begun goes on.
+    pub(super) async fn blocking_within<T: Send + 'static>(
+        &self,
+        caller: &Caller,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let done = self.within(caller, self.blocking(work)).await?;
+        done.map_err(|env::Abandoned| Error::Stopped)
+    }
+
     /// Runs a task that never blocks on the disk.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.shared.executor.spawn(Box::pin(task));

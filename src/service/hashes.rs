@@ -20,19 +20,18 @@ impl Handle {
         let Ok(permit) = self.within(caller, turn).await? else {
             return Err(Error::Stopped);
         };
-        let hashed = self.blocking(move || {
+        let hashed = self.blocking_within(caller, move || {
             let _permit = permit;
             view.pinned().hash(revision, &scratch_dir)
         });
-        match hashed.await {
-            Ok(Ok(hash)) => Ok((hash, head)),
-            Ok(Err(HashError::Refused(error))) => Err(error),
-            Ok(Err(HashError::Storage(error))) => Err(self.shared().fail_storage(error)),
-            Ok(Err(error @ HashError::Sort(_))) => {
+        match hashed.await? {
+            Ok(hash) => Ok((hash, head)),
+            Err(HashError::Refused(error)) => Err(error),
+            Err(HashError::Storage(error)) => Err(self.shared().fail_storage(error)),
+            Err(error @ HashError::Sort(_)) => {
                 tracing::warn!(%error, "cannot hash the history");
                 Err(Error::HashFailed)
             }
-            Err(_) => Err(Error::Stopped),
         }
     }
 

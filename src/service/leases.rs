@@ -118,8 +118,8 @@ impl Handle {
                 }),
                 ..Default::default()
             };
-            self.propose_in_term(&Caller::member(), checkpoint, term)
-                .await?;
+            let taken_back = self.propose_in_term(&Caller::member(), checkpoint, term);
+            self.within(caller, taken_back).await??;
             shared.deadlines.lock().taken_back(id, number);
         }
         Ok(renewed.ttl_s)
@@ -215,13 +215,12 @@ impl Handle {
         view: Arc<ReadView>,
         asks: impl Fn(&Access<'_>, &dyn Read) -> mvcc::Result<()> + Send + 'static,
     ) -> Result<(), Error> {
-        let caller = caller.clone();
-        let judged = self.blocking(move || {
-            let access = permission::access(&view.auth, &caller);
+        let judged = caller.clone();
+        let verdict = self.blocking_within(caller, move || {
+            let access = permission::access(&view.auth, &judged);
             asks(&access, view.read())
         });
-        let verdict = judged.await.map_err(|_| Error::Stopped)?;
-        verdict.map_err(|error| self.refusal(error))
+        verdict.await?.map_err(|error| self.refusal(error))
     }
 
     /// As `lease_left`, if this member leads.
@@ -245,11 +244,9 @@ impl Handle {
         };
         if keys {
             let view = self.view();
-            let keys = self.blocking(move || lease::attached_keys(view.read(), id));
-            response.keys = keys
-                .await
-                .map_err(|_| Error::Stopped)?
-                .map_err(|error| shared.fail_storage(error))?;
+            let keys = self.blocking_within(caller, move || lease::attached_keys(view.read(), id));
+            let keys = keys.await?;
+            response.keys = keys.map_err(|error| shared.fail_storage(error))?;
         }
         Ok(Some(response))
     }

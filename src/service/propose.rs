@@ -29,6 +29,7 @@ use crate::proto::membershippb::Member;
 use crate::replica::inbox::Input;
 use crate::replica::proposal::{Proposal, Proposed};
 use crate::state::Response;
+use crate::storage;
 use crate::trace;
 use crate::types::MemberId;
 
@@ -85,7 +86,7 @@ impl Handle {
     async fn check(&self, caller: &Caller, request: &InternalRaftRequest) -> Result<(), Error> {
         self.refuse_nobody(caller, request).await?;
         self.check_format(caller, request).await?;
-        self.check_quota(request).await
+        self.check_quota(caller, request).await
     }
 
     /// Keeps what would be refused when it is applied out of the log, where nobody asks for it.
@@ -122,13 +123,15 @@ impl Handle {
         change: Change,
         max_learners: u32,
     ) -> Result<Vec<Member>, Error> {
-        let change = MemberChange {
+        // Shared with the proposal for as long as it is waited for.
+        let change = Arc::new(MemberChange {
             member_id: member.0,
             change: Some(change),
             max_learners,
             request_id: self.next_id(),
-        };
-        match self.submit(caller, Proposed::Member(change), None).await? {
+        });
+        let what = Proposed::Member(change.clone());
+        match self.submit(caller, what, None).await? {
             Response::Members(members) => Ok(members),
             _ => Err(Error::UnknownMethod),
         }
@@ -156,21 +159,22 @@ impl Handle {
             let turn = self.quota_flush.clone().lock_owned();
             let turn = self.within(caller, turn).await?;
             let shared = self.shared.clone();
-            let flushed = self.blocking(move || {
+            let flushed = self.blocking_within(caller, move || {
                 let _turn = turn;
                 shared.engine().flush()
             });
-            match flushed.await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(self.shared.fail_storage(error)),
-                Err(_) => return Err(Error::Stopped),
-            }
+            let flushed = flushed.await?;
+            flushed.map_err(|error| self.shared.fail_storage(error))?;
         }
         Ok(response)
     }
 
     /// Raises the NOSPACE alarm if the request does not fit.
-    async fn check_quota(&self, request: &InternalRaftRequest) -> Result<(), Error> {
+    async fn check_quota(
+        &self,
+        caller: &Caller,
+        request: &InternalRaftRequest,
+    ) -> Result<(), Error> {
         let fits = || {
             let size = self.shared.size_bytes.load(Ordering::Relaxed);
             self.settings.limits.check_quota(request, size)
@@ -178,21 +182,43 @@ impl Handle {
         match fits() {
             Ok(()) => Ok(()),
             // Boxed, since all who write would otherwise hold the space for it.
-            Err(_) => Box::pin(self.settle_or_raise_alarm(fits)).await,
+            Err(_) => Box::pin(self.settle_or_raise_alarm(caller, fits)).await,
         }
     }
 
     async fn settle_or_raise_alarm(
         &self,
+        caller: &Caller,
         fits: impl Fn() -> Result<(), Error>,
     ) -> Result<(), Error> {
         if !self.shared.status().has_alarm(AlarmType::Nospace) {
-            self.settle_size(&fits).await?;
+            self.settle_size(caller, &fits).await?;
         }
         let Err(error) = fits() else {
             return Ok(());
         };
-        let size = self.shared.size_bytes.load(Ordering::Relaxed);
+        if !self.shared.status().has_alarm(AlarmType::Nospace) {
+            // This member raises it, however long its client waits.
+            let (raised, is_raised) = oneshot::channel();
+            let handle = self.clone();
+            self.spawn(async move {
+                handle.raise_nospace().await;
+                // The client may be gone.
+                let _ = raised.send(());
+            });
+            // Dropped unsent where the member stops.
+            let _ = self.within(caller, is_raised).await?;
+        }
+        Err(error)
+    }
+
+    async fn raise_nospace(&self) {
+        probe::reached(CoveragePoint::QuotaRaised);
+        tracing::warn!(
+            size_bytes = self.shared.size_bytes.load(Ordering::Relaxed),
+            "database space exceeded; raising the alarm"
+        );
+        let own = Caller::member();
         let alarm = InternalRaftRequest {
             alarm: Some(AlarmRequest {
                 action: AlarmAction::Activate as i32,
@@ -201,39 +227,32 @@ impl Handle {
             }),
             ..Default::default()
         };
-        if !self.shared.status().has_alarm(AlarmType::Nospace) {
-            probe::reached(CoveragePoint::QuotaRaised);
-            tracing::warn!(
-                size_bytes = size,
-                "database space exceeded; raising the alarm"
-            );
-            // This member raises it, however long the client waits.
-            let own = Caller::member();
-            let alarm = self.identified(&own, alarm);
-            if let Err(error) = self.propose_checked(&own, &alarm, None).await {
-                tracing::warn!(%error, "failed to raise the NOSPACE alarm");
-            }
+        let alarm = self.identified(&own, alarm);
+        if let Err(error) = self.propose_checked(&own, &alarm, None).await {
+            tracing::warn!(%error, "failed to raise the NOSPACE alarm");
         }
-        Err(error)
     }
 
     /// Flushes, so that the size no longer counts overwritten versions in memory.
-    async fn settle_size(&self, fits: &impl Fn() -> Result<(), Error>) -> Result<(), Error> {
-        let _one_at_a_time = self.quota_flush.lock().await;
+    async fn settle_size(
+        &self,
+        caller: &Caller,
+        fits: &impl Fn() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let turn = self.quota_flush.clone().lock_owned();
+        let turn = self.within(caller, turn).await?;
         if fits().is_ok() {
             return Ok(());
         }
         let shared = self.shared.clone();
-        let settled = self.blocking(move || {
+        let settled = self.blocking_within(caller, move || {
+            let _turn = turn;
             shared.engine().flush()?;
             shared.refresh_size();
             Ok(())
         });
-        match settled.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(self.shared.fail_storage(error)),
-            Err(_) => Err(Error::Stopped),
-        }
+        let settled: storage::Result<()> = settled.await?;
+        settled.map_err(|error| self.shared.fail_storage(error))
     }
 
     async fn propose_checked(
@@ -468,6 +487,25 @@ mod tests {
         let proposal = proposal(&inbox).expect("a proposal");
         assert!(proposal.is_abandoned());
         assert!(!proposal.is_late(handle.shared().clock.now()));
+    }
+
+    #[test]
+    fn the_alarm_of_no_space_is_raised_without_the_client_who_met_it() {
+        let (handle, inbox) = member();
+        block_on(async {
+            let caller = Caller::nobody();
+            let refused = handle.settle_or_raise_alarm(&caller, || Err(Error::NoSpace));
+            let mut refused = Box::pin(refused);
+            let alarm = loop {
+                let early = tokio::time::timeout(Duration::from_millis(5), refused.as_mut());
+                assert!(early.await.is_err(), "refused before the alarm is raised");
+                if let Some(alarm) = proposal(&inbox) {
+                    break alarm;
+                }
+            };
+            drop(refused);
+            assert!(!alarm.is_abandoned());
+        });
     }
 
     #[test]

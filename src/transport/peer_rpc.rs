@@ -54,7 +54,7 @@ impl PeerRpcClient {
     /// peer's response.
     pub async fn ask(&self, request: PeerRequest, limit: Duration) -> Result<PeerResponse, Error> {
         let mut asked = None;
-        match timeout(limit, self.ask_for_long(request, &mut asked)).await {
+        match timeout(limit, self.ask_for_long(request, limit, &mut asked)).await {
             Ok(answer) => answer,
             Err(_) => {
                 let error = match &asked {
@@ -72,6 +72,7 @@ impl PeerRpcClient {
     async fn ask_for_long(
         &self,
         request: PeerRequest,
+        limit: Duration,
         asked: &mut Option<u64>,
     ) -> Result<PeerResponse, Error> {
         let connection = self.connection().await.map_err(|reason| {
@@ -87,6 +88,8 @@ impl PeerRpcClient {
             &self.context.local,
             self.peer.member,
         );
+        // The peer does not go on for longer, even where it does not see that this one has ended.
+        request.set_timeout(limit);
         *asked = Some(connection.number);
         match client.ask(request).await {
             Ok(answer) => Ok(answer.into_inner()),

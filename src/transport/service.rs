@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -15,7 +15,9 @@ use super::lane::LaneKind;
 use super::network::GrpcNetwork;
 use super::snapshot_in::Arrivals;
 use super::{Inbound, PeerMessage, batch};
+use crate::error::Error;
 use crate::metrics::PeerCells;
+use crate::net::call_timeout;
 use crate::proto::etchedpeer::peer_request::Request as Kind;
 use crate::proto::etchedpeer::peer_server::Peer;
 use crate::proto::etchedpeer::{
@@ -90,8 +92,14 @@ impl Peer for PeerRpcService {
         } else {
             Some(self.context.admit(request.metadata())?)
         };
-        let answer = inbound.asked(from, request.into_inner()).await?;
-        Ok(Response::new(answer))
+        // The peer refuses what it cannot read; one of ours says how long it waits.
+        let limit = call_timeout::timeout(request.metadata().as_ref()).unwrap_or_default();
+        let answer = inbound.asked(from, request.into_inner());
+        let answer = match limit {
+            Some(limit) => timeout(limit, answer).await.unwrap_or(Err(Error::Timeout)),
+            None => answer.await,
+        };
+        Ok(Response::new(answer?))
     }
 }
 

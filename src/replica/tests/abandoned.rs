@@ -13,6 +13,8 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::error::Error;
 use crate::proto::etcdserverpb::{InternalRaftRequest, RequestHeader};
+use crate::proto::etchedpeer::{MemberChange, member_change::Change};
+use crate::proto::membershippb::RaftAttributes;
 use crate::raft::Replica;
 use crate::raft::replica::{self, conf_state_of, encode_hard_state};
 use crate::replica::proposal::{Proposal, Proposed};
@@ -93,6 +95,33 @@ fn what_nobody_waits_for_is_not_proposed_to_a_leader_that_comes_later() {
     assert_eq!(router.waiting().proposed, 2);
     propose(&mut router, stays.clone(), until);
     assert_eq!(router.waiting().proposed, 3);
+}
+
+#[test]
+fn a_change_of_membership_that_nobody_waits_for_is_not_proposed_later() {
+    let (mut router, _log) = sole_voter();
+    let [left, stays] = [7, 8].map(|member_id| {
+        Arc::new(MemberChange {
+            member_id,
+            change: Some(Change::Add(RaftAttributes::default())),
+            ..Default::default()
+        })
+    });
+    for change in [&left, &stays] {
+        router.propose(Proposal {
+            what: Proposed::Member(change.clone()),
+            fence_term: None,
+            awaited_until: Some(Duration::from_secs(7)),
+            span: tracing::Span::none(),
+            reply: Box::new(|_: Result<_, Error>| {}),
+        });
+    }
+    assert_eq!(router.waiting().without_leader, 2);
+    drop(left);
+    router.campaign().expect("it may lead");
+    assert!(router.work().is_some());
+    let waiting = router.waiting();
+    assert_eq!((waiting.without_leader, waiting.proposed), (0, 1));
 }
 
 /// Records the texts of all events in a span.

@@ -52,6 +52,8 @@ struct Recorder {
     needed_format: AtomicU64,
     known_format: AtomicU64,
     asked: AtomicU64,
+    /// Held by each request that is never answered, for as long as it is waited for.
+    waited_for: Arc<()>,
 }
 
 impl Recorder {
@@ -114,7 +116,9 @@ impl Inbound for Recorder {
     ) -> Boxed<Result<PeerResponse, Error>> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         let data_format = self.known_format.load(Ordering::SeqCst);
+        let waited_for = self.waited_for.clone();
         Box::pin(async move {
+            let _waited_for = waited_for;
             match request.request {
                 // Says who asked where the version belongs.
                 Some(Kind::Describe(_)) => Ok(PeerResponse {

@@ -73,6 +73,21 @@ async fn a_peer_rpc_without_an_answer_ends_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_works_no_longer_than_its_peer_waits() {
+    let (a, b) = (Site::start(A).await, Site::start(B).await);
+    let proxy = Proxy::to(&b.address).await;
+    a.knows(B, &proxy.url);
+    assert!(a.network.ask(B, describe_request(), LONG).await.is_ok());
+    let waiting = || Arc::strong_count(&b.inbound.waited_for) - 1;
+    let asking = tokio::spawn(a.network.ask(B, endless(), Duration::from_millis(500)));
+    eventually("the request", || waiting() == 1).await;
+    // So that it does not see its peer end the call.
+    proxy.set(Mode::Frozen);
+    assert_eq!(asking.await.expect("no panic"), Err(Error::Timeout));
+    eventually("the end of the wait", || waiting() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_link_is_given_up_for_the_next_peer_rpc() {
     let (a, b) = (Site::start(A).await, Site::start(B).await);
     let proxy = Proxy::to(&b.address).await;

@@ -133,7 +133,7 @@ impl Player {
             max_learners: 1,
             request_id,
         };
-        self.propose(id, Proposed::Member(change), None, asked);
+        self.propose(id, Proposed::Member(Arc::new(change)), None, asked);
     }
 
     pub(super) fn read(&mut self, id: u64, name: &str) {
