@@ -1,6 +1,7 @@
 //! The numbers that etcd's world is made of, as types that cannot be mixed up.
 
 mod address;
+pub mod call_timeout;
 mod timestamp;
 pub mod version;
 

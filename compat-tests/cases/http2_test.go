@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -337,6 +338,51 @@ func TestFloods(t *testing.T) {
 				}
 			})
 			p.ok(put("a", "1"))
+		})
+	}
+}
+
+// The same from several streams and connections at once, also where memory is short: what comes has
+// to be read on while answers wait for the client's word that it takes more.
+func TestFloodsAtOnce(t *testing.T) {
+	t.Parallel()
+	// More than a stream's window takes.
+	const many = 20_000
+	for name, of := range map[string]struct {
+		connections, streams int
+		budgetMiB            int
+	}{
+		"four streams":           {connections: 1, streams: 4},
+		"eight streams":          {connections: 1, streams: 8},
+		"four connections":       {connections: 4, streams: 1},
+		"one in 64 MiB":          {connections: 1, streams: 1, budgetMiB: 64},
+		"four streams in 16 MiB": {connections: 1, streams: 4, budgetMiB: 16},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var options harness.Options
+			if of.budgetMiB > 0 {
+				options.EtchedFlags = []string{fmt.Sprint("--memory-budget-bytes=", of.budgetMiB<<20)}
+			}
+			duo := harness.StartDuo(t, options)
+			duo.Each(func(server *harness.Server) {
+				var flooding sync.WaitGroup
+				for range of.connections {
+					conn := server.Dial(t)
+					for range of.streams {
+						flooding.Go(func() {
+							stream, err := pb.NewLeaseClient(conn).LeaseKeepAlive(harness.Context(t, floodLimit))
+							if err == nil {
+								err = flood(stream, many, many, func(int) *pb.LeaseKeepAliveRequest { return &pb.LeaseKeepAliveRequest{ID: 7} })
+							}
+							if err != nil {
+								t.Errorf("%s: %v", server.Kind(), err)
+							}
+						})
+					}
+				}
+				flooding.Wait()
+			})
 		})
 	}
 }

@@ -14,11 +14,11 @@ use tonic::{Request, Status};
 
 use super::traces;
 use crate::error::Error;
-use crate::net::call_timeout::timeout;
 use crate::replica::shared::Shared;
 use crate::service::caller::{Caller, Credentials, Identity};
 use crate::service::handle::Handle;
 use crate::service::identity::{Kept, Shown};
+use crate::types::call_timeout::timeout;
 
 /// Who made a call, found before its service sees it; put beside the call. There is none where
 /// authentication is off, but for streams, during which it may be enabled.

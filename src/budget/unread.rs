@@ -7,13 +7,15 @@
 //! at nothing. Together they may hold `limit_bytes`; beyond that a connection that holds more
 //! than `FLOOR_BYTES` is not read from. If one of its bodies has room for what it lacks, it is read
 //! from up to `HUNGRY_FACTOR` times the limit: what comes before that is what others of its calls
-//! wait with, and without it none of them would ever end.
+//! wait with, and without it none of them would ever end. Nor would those that cannot answer before
+//! the client has said that it takes more: so a connection from which nothing was taken for a while
+//! is read from as far.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A connection may always have so much unread.
-const FLOOR_BYTES: usize = 64 << 10;
+/// A connection may always have so much unread: what a stream's window lets it send, and some pieces.
+const FLOOR_BYTES: usize = 72 << 10;
 /// See the module.
 const HUNGRY_FACTOR: usize = 4;
 /// What a piece costs the library at least, whatever is in it.
@@ -48,6 +50,7 @@ impl Unread {
             bytes: AtomicUsize::new(0),
             bodies: AtomicUsize::new(0),
             hungry: AtomicUsize::new(0),
+            taken: AtomicUsize::new(0),
         })
     }
 }
@@ -60,6 +63,8 @@ pub struct Connection {
     bodies: AtomicUsize,
     /// Bodies that wait for more, and have room for it.
     hungry: AtomicUsize,
+    /// All that its bodies ever took.
+    taken: AtomicUsize,
 }
 
 impl Connection {
@@ -74,12 +79,18 @@ impl Connection {
         self.all.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Whether nothing more is to be read from this connection for now.
-    pub fn must_wait(&self) -> bool {
+    /// All that was ever taken out of its bodies, as it is counted.
+    pub fn taken_bytes(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing more is to be read from this connection for now. `is_stuck`: nothing was
+    /// taken out of its bodies for a while.
+    pub fn must_wait(&self, is_stuck: bool) -> bool {
         if !self.all.is_over() || self.bytes.load(Ordering::Relaxed) <= FLOOR_BYTES {
             return false;
         }
-        if self.hungry.load(Ordering::Relaxed) > 0 {
+        if is_stuck || self.hungry.load(Ordering::Relaxed) > 0 {
             return self.all.bytes() > self.all.limit_bytes.saturating_mul(HUNGRY_FACTOR);
         }
         if self.bodies.load(Ordering::Relaxed) > 0 {
@@ -145,7 +156,9 @@ impl Body {
     /// A piece came out of it; there may be more.
     pub fn took(&mut self, bytes: usize) {
         self.eats();
-        self.connection.give_back(bytes.max(PIECE_BYTES));
+        let bytes = bytes.max(PIECE_BYTES);
+        self.connection.taken.fetch_add(bytes, Ordering::Relaxed);
+        self.connection.give_back(bytes);
         if !std::mem::replace(&mut self.holds, true) {
             self.connection.bodies.fetch_add(1, Ordering::Relaxed);
         }
@@ -182,13 +195,18 @@ mod tests {
         let (mut body, _other) = (much.body(), little.body());
         for _ in 0..3 {
             much.came(LARGE);
-            assert!(!much.must_wait(), "within the limit");
+            assert!(!much.must_wait(false), "within the limit");
         }
         little.came(1);
         assert_eq!(unread.bytes(), 3 * LARGE + PIECE_BYTES);
-        assert!(much.must_wait() && !little.must_wait());
+        assert!(much.must_wait(false) && !little.must_wait(false));
+        assert!(
+            !much.must_wait(true),
+            "what it sends may be what its answers wait for"
+        );
         body.took(LARGE);
-        assert!(!much.must_wait());
+        assert_eq!(much.taken_bytes(), LARGE);
+        assert!(!much.must_wait(false));
         drop((much, little));
         drop((body, _other));
         assert_eq!(unread.bytes(), 0);
@@ -200,18 +218,18 @@ mod tests {
         let connection = unread.connection();
         let (mut hungry, _waits) = (connection.body(), connection.body());
         connection.came(2 * LARGE);
-        assert!(connection.must_wait());
+        assert!(connection.must_wait(false));
         hungry.drained();
         hungry.starves();
-        assert!(!connection.must_wait());
+        assert!(!connection.must_wait(false));
         connection.came(HUNGRY_FACTOR * LARGE);
-        assert!(connection.must_wait());
+        assert!(connection.must_wait(false));
         hungry.took(HUNGRY_FACTOR * LARGE);
-        assert!(connection.must_wait(), "nothing is hungry any more");
+        assert!(connection.must_wait(false), "nothing is hungry any more");
         hungry.starves();
-        assert!(!connection.must_wait());
+        assert!(!connection.must_wait(false));
         drop(hungry);
-        assert!(connection.must_wait());
+        assert!(connection.must_wait(false));
     }
 
     #[test]
@@ -221,13 +239,13 @@ mod tests {
         let (mut first, second) = (connection.body(), connection.body());
         connection.came(2 * LARGE);
         drop(second);
-        assert!(connection.must_wait(), "the first may hold it");
+        assert!(connection.must_wait(false), "the first may hold it");
         first.took(1);
         first.drained();
-        assert_eq!((unread.bytes(), connection.must_wait()), (0, false));
+        assert_eq!((unread.bytes(), connection.must_wait(false)), (0, false));
         // What comes for no body at all is gone as well.
         connection.came(2 * LARGE);
-        assert!(!connection.must_wait());
+        assert!(!connection.must_wait(false));
         assert_eq!(unread.bytes(), 0);
         // More may be taken than was counted since.
         first.took(LARGE);

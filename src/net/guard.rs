@@ -1,6 +1,7 @@
 //! Stands between a client's socket and the HTTP/2 library, and sees what passes: counts the bytes,
 //! has `pings` judge the frames of both sides, and `inbound` mend what the client sends. A client is
-//! not read from while all have too much unread (`budget::unread`) and it is one of those that do.
+//! not read from while all have too much unread (`budget::unread`) and it is one of those that do;
+//! its answers may then wait for what it has not been heard to say, so it is not for long.
 //!
 //! A connection of HTTP/2 has a time limit until its first frame: one on which less comes is no
 //! client's and holds a place. From then on it may be idle for as long as it likes, as etcd's
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
@@ -25,9 +27,14 @@ use crate::metrics::Metrics;
 
 /// Between two looks whether a connection that waits may be read from.
 const PAUSE: Duration = Duration::from_millis(20);
-/// One that had to wait for so long is closed: those that read its requests have given them up by
-/// then, so what it has unread is for nobody.
+/// One of which nothing is taken for so long is stuck (see `budget::unread`).
+const STUCK_AFTER: Duration = Duration::from_millis(100);
+/// One that waits and of which less than `PROGRESS_BYTES` were taken for so long is closed: those
+/// that read its requests have given them up by then, so what it has unread is for nobody.
 const PAUSE_LIMIT: Duration = Duration::from_secs(15);
+const PROGRESS_BYTES: usize = 64 << 10;
+/// Between two lines of the log about connections that were closed.
+const REPORT_PAUSE: Duration = Duration::from_secs(60);
 
 /// A connection with more to write lets the others have the thread: a socket of this machine takes
 /// megabytes at once, and small answers would wait for those of every large one.
@@ -41,6 +48,68 @@ pub struct Guard {
     /// From the first byte of HTTP/2 to the header of the first frame.
     pub first_frame_limit: Duration,
     pub metrics: Arc<Metrics>,
+    pub closed: Arc<Closed>,
+}
+
+/// The connections that were closed because what they sent was not read.
+#[derive(Default)]
+pub struct Closed(Mutex<Unreported>);
+
+#[derive(Default)]
+struct Unreported {
+    connections: u64,
+    last_report: Option<Instant>,
+}
+
+impl Closed {
+    /// Counts one; says so once in a while.
+    fn note(&self) {
+        let mut unreported = self.0.lock();
+        unreported.connections += 1;
+        let last = unreported.last_report;
+        if last.is_some_and(|last| last.elapsed() < REPORT_PAUSE) {
+            return;
+        }
+        unreported.last_report = Some(Instant::now());
+        tracing::warn!(
+            connections = std::mem::take(&mut unreported.connections),
+            "closed connections of clients that send more than is read; they may send less at once, or --memory-budget-bytes may allow more"
+        );
+    }
+}
+
+/// While a connection is not read from.
+struct Pause {
+    next_look: Pin<Box<Sleep>>,
+    /// What was taken of it at some moment, and the last moments at which that had grown, at all and
+    /// by `PROGRESS_BYTES`.
+    taken_bytes: usize,
+    moved: Instant,
+    progress_bytes: usize,
+    progressed: Instant,
+}
+
+impl Pause {
+    fn new(taken_bytes: usize) -> Self {
+        let now = Instant::now();
+        Self {
+            next_look: Box::pin(tokio::time::sleep(PAUSE)),
+            taken_bytes,
+            moved: now,
+            progress_bytes: taken_bytes,
+            progressed: now,
+        }
+    }
+
+    fn look(&mut self, taken_bytes: usize) {
+        let now = Instant::now();
+        if taken_bytes != self.taken_bytes {
+            (self.taken_bytes, self.moved) = (taken_bytes, now);
+        }
+        if taken_bytes.wrapping_sub(self.progress_bytes) >= PROGRESS_BYTES {
+            (self.progress_bytes, self.progressed) = (taken_bytes, now);
+        }
+    }
 }
 
 /// A client's connection.
@@ -58,9 +127,9 @@ pub struct Guarded<S> {
     /// Until the first frame has begun.
     opening: Option<Pin<Box<Sleep>>>,
     unread: Arc<unread::Connection>,
-    /// While it is not read from: until the next look, and since when.
-    paused: Option<(Pin<Box<Sleep>>, Instant)>,
+    paused: Option<Pause>,
     metrics: Arc<Metrics>,
+    closed: Arc<Closed>,
 }
 
 impl<S> Guarded<S> {
@@ -78,6 +147,7 @@ impl<S> Guarded<S> {
             unread,
             paused: None,
             metrics: guard.metrics,
+            closed: guard.closed,
         }
     }
 
@@ -115,20 +185,24 @@ impl<S> Guarded<S> {
     /// Resolves when the client may be read from.
     fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            if self.http2 != Some(true) || !self.unread.must_wait() {
+            if self.http2 != Some(true) || !self.unread.must_wait(false) {
                 self.paused = None;
                 return Poll::Ready(Ok(()));
             }
-            let (next_look, since) = self.paused.get_or_insert_with(|| {
-                let next_look = Box::pin(tokio::time::sleep(PAUSE));
-                (next_look, Instant::now())
-            });
-            if since.elapsed() > PAUSE_LIMIT {
+            let taken_bytes = self.unread.taken_bytes();
+            let pause = self.paused.get_or_insert_with(|| Pause::new(taken_bytes));
+            pause.look(taken_bytes);
+            if pause.progressed.elapsed() > PAUSE_LIMIT {
+                self.closed.note();
                 let reason = "the client sent too much that nobody reads";
                 return Poll::Ready(Err(io::Error::other(reason)));
             }
-            ready!(next_look.as_mut().poll(cx));
-            next_look.as_mut().reset(Instant::now() + PAUSE);
+            let is_stuck = pause.moved.elapsed() > STUCK_AFTER;
+            if is_stuck && !self.unread.must_wait(true) {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(pause.next_look.as_mut().poll(cx));
+            pause.next_look.as_mut().reset(Instant::now() + PAUSE);
         }
     }
 

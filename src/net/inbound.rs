@@ -1,5 +1,5 @@
-//! What a client sends over HTTP/2, on its way to the library: finds the frames, and mends
-//! header blocks (see `authority`).
+//! What a client sends over HTTP/2, on its way to the library: finds the frames, mends header
+//! blocks (see `authority`) and joins small frames of data (see `join`).
 //!
 //! Bytes pass as they are, and are not copied, where nothing is to be mended and no header block
 //! ends in the middle: the usual case. A block that has not come as a whole is held back, up to
@@ -9,9 +9,10 @@ use std::borrow::Cow;
 
 use super::authority::Authorities;
 use super::frames::{
-    ACK_OR_END_STREAM, CONTINUATION, END_HEADERS, Frame, HEADER_BYTES, HEADERS, PADDED,
+    ACK_OR_END_STREAM, CONTINUATION, DATA, END_HEADERS, Frame, HEADER_BYTES, HEADERS, PADDED,
     PREFACE_BYTES, PRIORITY,
 };
+use super::join::join;
 
 /// Of a header block, with the headers of its frames.
 const MAX_HELD_BYTES: usize = 64 << 10;
@@ -139,11 +140,14 @@ pub struct Inbound {
     /// Bytes to pass before those of the next read.
     ready: Vec<u8>,
     authorities: Authorities,
+    /// Whether frames of data are joined.
+    joins: bool,
 }
 
 impl Inbound {
     pub fn new() -> Self {
         Self {
+            joins: true,
             skip: PREFACE_BYTES,
             held: Vec::new(),
             ready: Vec::new(),
@@ -180,6 +184,14 @@ impl Inbound {
             }
             let rest = &bytes[at..];
             let unit = match Frame::first(rest) {
+                Some(frame) if frame.kind == DATA && self.joins => {
+                    let len = self.pass_data(rest, &mut passing, &mut seen);
+                    at += len;
+                    match len {
+                        0 => Unit::Passes(frame),
+                        _ => continue,
+                    }
+                }
                 Some(frame) if frame.kind != HEADERS => Unit::Passes(frame),
                 _ => Unit::at(rest),
             };
@@ -202,6 +214,21 @@ impl Inbound {
                 }
             }
         }
+    }
+
+    /// Passes the frames of data that `bytes` begin with, as far as they can be joined; returns how
+    /// many bytes they had.
+    fn pass_data(
+        &mut self,
+        bytes: &[u8],
+        passing: &mut usize,
+        seen: &mut impl FnMut(Frame),
+    ) -> usize {
+        let run = join(bytes, &mut self.ready, seen);
+        if !run.is_joined {
+            self.pass(&bytes[..run.bytes], passing);
+        }
+        run.bytes
     }
 
     fn pass(&mut self, bytes: &[u8], passing: &mut usize) {
@@ -228,10 +255,14 @@ impl Inbound {
     }
 }
 
-/// What the library gets of a connection whose bytes came in these pieces.
+/// What the library gets of a connection whose bytes came in these pieces; frames of data are not
+/// joined, since which are depends on the pieces.
 #[cfg(any(test, feature = "fuzzing"))]
 pub fn mended<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
-    let mut inbound = Inbound::new();
+    let mut inbound = Inbound {
+        joins: false,
+        ..Inbound::new()
+    };
     let mut out = Vec::new();
     for piece in pieces {
         let passing = inbound.feed(piece, |_| ());

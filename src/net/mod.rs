@@ -9,7 +9,7 @@
 //! - `takeover` lets a connection of HTTP/1 go on as something else.
 //! - `tls` makes the handshakes; those of outgoing connections are asked for in `transport/dial.rs`.
 //! - `http2` decides every limit of the HTTP/2 library by name.
-//! - `call_timeout` reads how long the client of a gRPC call waits.
+//! - `join` makes one frame of many small ones.
 //! - `guard` stands between a client's socket and that library and sees each frame: `pings` sends
 //!   clients away that ping too often, `inbound` finds header blocks, and `authority` mends in them
 //!   what the library would refuse and etcd takes.
@@ -17,12 +17,12 @@
 mod accept;
 mod allowance;
 mod authority;
-pub mod call_timeout;
 mod frames;
 mod guard;
 mod http2;
 mod huffman;
 mod inbound;
+mod join;
 pub mod listen;
 mod pings;
 mod stream;

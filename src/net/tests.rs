@@ -127,6 +127,7 @@ fn start_at(address: &Address, first_byte_limit: Duration, security: Security) -
             min_ping_time: Duration::from_secs(5),
             first_frame_limit: first_byte_limit,
             metrics: metrics.clone(),
+            closed: Arc::default(),
         }),
         first_byte_limit,
         head_limit: LIMIT,
@@ -291,7 +292,7 @@ async fn small_messages_may_come_as_many_as_the_window_takes() {
 /// A client whose calls wait may not fill the memory of all; when they go on it goes on as well.
 #[tokio::test]
 async fn who_has_much_unread_is_not_read_from_while_all_have_too_much() {
-    const CALLS: usize = 200;
+    const CALLS: usize = 600;
     const BODY_BYTES: usize = 64 << 10;
     let served = start(LIMIT);
     let client = Raw::connect(&served).await;
@@ -313,9 +314,13 @@ async fn who_has_much_unread_is_not_read_from_while_all_have_too_much() {
         }
     };
     tokio::time::timeout(LIMIT, full).await.expect("fills up");
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // It is read from for a little longer: what it says of its windows may be what they wait for.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     let unread = served.unread.bytes();
-    assert!(unread < UNREAD_BYTES + (1 << 20), "{unread} bytes unread");
+    assert!(
+        unread < 4 * UNREAD_BYTES + (1 << 20),
+        "{unread} bytes unread"
+    );
     assert!(!sending.is_finished());
     // Others are served meanwhile.
     let mut other = Raw::connect(&served).await;

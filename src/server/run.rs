@@ -303,6 +303,7 @@ impl Member {
                     min_ping_time: config.grpc_keepalive_min_time.unwrap_or_default(),
                     first_frame_limit: OPENING_LIMIT,
                     metrics: metrics.clone(),
+                    closed: Arc::default(),
                 }),
                 unread,
                 allowance: Allowance::new(descriptors.clients, metrics.clone()),

@@ -17,7 +17,6 @@ use super::snapshot_in::Arrivals;
 use super::{Inbound, PeerMessage, batch};
 use crate::error::Error;
 use crate::metrics::PeerCells;
-use crate::net::call_timeout;
 use crate::proto::etchedpeer::peer_request::Request as Kind;
 use crate::proto::etchedpeer::peer_server::Peer;
 use crate::proto::etchedpeer::{
@@ -25,6 +24,7 @@ use crate::proto::etchedpeer::{
 };
 use crate::raft::MessageType;
 use crate::types::MemberId;
+use crate::types::call_timeout;
 
 /// One probe is under way at a time.
 const ANSWERS: usize = 4;

@@ -245,6 +245,7 @@ fn options(start: &GrpcProxyStart, security: Security) -> net::ServeOptions {
             min_ping_time: start.keepalive_min_time,
             first_frame_limit: OPENING_LIMIT,
             metrics: metrics.clone(),
+            closed: Arc::default(),
         }),
         // What is passed on is read as it is sent, and the windows bound the rest.
         unread: Unread::new(usize::MAX),
