@@ -134,7 +134,7 @@ pub static SECTIONS: &[Section] = &[
         flag("grpc-keepalive-interval", Duration, "2h", "Time between pings to an idle client; 0: none."),
         flag("grpc-keepalive-timeout", Duration, "20s", "Wait for a ping's answer before the connection is closed; 0: no pings."),
         flag("socket-reuse-port", Bool, "false", "Set SO_REUSEPORT on the listeners.").at("socket-options.reuse-port"),
-        flag("socket-reuse-address", Bool, "false", "Set SO_REUSEADDR on the listeners.").at("socket-options.reuse-address"),
+        flag("socket-reuse-address", Bool, "false", "Set SO_REUSEADDR on the listeners.").at("socket-options.reuse-address").no_effect("every listener sets SO_REUSEADDR, as in Go"),
         flag("enable-grpc-gateway", Bool, "true", "JSON over HTTP under /v3/, as etcd serves it."),
         flag("feature-gates", Gates, "", "Features to switch, as Name=true,Name=false:"),
         flag("raft-read-timeout", Duration, "5s", "Deadline for reading from a peer.").no_key().no_effect(NO_PEERS),
@@ -172,7 +172,7 @@ pub static SECTIONS: &[Section] = &[
         flag("discovery-password", Text, "", "Discovery service: password.").at("discovery-config.client.auth.password"),
         flag("discovery-srv", Text, "", "DNS domain whose SRV records name the members."),
         flag("discovery-srv-name", Text, "", "Suffix of the SRV records' service name."),
-        flag("discovery-fallback", OneOf(FALLBACKS), "exit", "What to do when discovery fails.").no_key(),
+        flag("discovery-fallback", OneOf(FALLBACKS), "exit", "What to do when discovery fails.").no_key().no_effect("there is no v2 proxy: without discovery the start fails"),
     ]},
     Section { title: "Security", flags: &[
         flag("cert-file", Text, "", "Certificate shown to clients.").at("client-transport-security.cert-file"),

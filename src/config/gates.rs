@@ -137,11 +137,16 @@ impl Gates {
         self.named.contains_key(name)
     }
 
-    /// Every gate: its name, `ALPHA` or `BETA`, and whether it is on.
-    pub fn all(&self) -> Vec<(&'static str, &'static str, bool)> {
+    /// Every gate: its name, `ALPHA` or `BETA`, and whether what it stands for is done here, which
+    /// those without an effect do not change.
+    pub fn in_force(&self) -> Vec<(&'static str, &'static str, bool)> {
+        let in_force = |known: &Known| match known.no_effect {
+            Some(_) => known.default,
+            None => self.enabled(known.name),
+        };
         KNOWN
             .iter()
-            .map(|known| (known.name, known.stage_name(), self.enabled(known.name)))
+            .map(|known| (known.name, known.stage_name(), in_force(known)))
             .collect()
     }
 

@@ -1,7 +1,7 @@
 //! What the client port says to plain HTTP: health probes, version, metrics, debug variables.
 //!
 //! Probes, scrapers and browsers were written against etcd, so every answer is its answer: status,
-//! headers and bytes. Bodies of requests are not read but where a page takes one. What is below `/v3/`
+//! headers and bytes (but for the text for a host that is not on the whitelist). Bodies of requests are not read but where a page takes one. What is below `/v3/`
 //! goes to the JSON gateway where there is one, past the same checks; without it those paths name
 //! nothing.
 //!

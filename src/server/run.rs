@@ -511,7 +511,7 @@ fn metrics(config: &Config, member: MemberId) -> Arc<Metrics> {
     Arc::new(
         Metrics::new(member, extensive)
             .with_methods(&methods)
-            .with_features(config.feature_gates.all()),
+            .with_features(config.feature_gates.in_force()),
     )
 }
 

@@ -37,9 +37,10 @@ A flag is set in one of three ways:
 | LIST, URLS | separated by commas; in the file an array where etcd has one |
 | WORD | one of those given |
 
-An unknown flag ends the program with status 2, an invalid value with status 1 and one line that
-names it. Of the flags that have no effect here each says why; one that is set is also named in the
-log at the start (`the flag has no effect in etched`).
+An unknown flag, or a value that is none of its kind, ends the program with status 2 and the usage;
+any other invalid value with status 1 and one line that names it. Of the flags that have no effect
+here each says why; one that is set is also named in the log at the start (`the flag has no effect in
+etched`).
 ";
 
 const FORGOTTEN: &str = "
