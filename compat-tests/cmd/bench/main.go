@@ -174,6 +174,9 @@ func measureAll(ctx context.Context, kind harness.Kind, o options, chosen []row,
 			if err := shared.load(ctx, o.settings.keys); err != nil {
 				return nil, err
 			}
+			if err := shared.settle(ctx); err != nil {
+				return nil, err
+			}
 		}
 		figures, err := measureRow(ctx, row, shared, o)
 		if err != nil {
