@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::Bytes;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBRawIterator, FlushOptions, LogLevel, Options, ReadOptions, ReadTier, Snapshot, WriteBatch,
-    WriteBufferManager, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
+    DBCompressionType, DBRawIterator, FlushOptions, LogLevel, LruCacheOptions, Options,
+    ReadOptions, ReadTier, Snapshot, WriteBatch, WriteBufferManager, WriteOptions,
 };
 
 use super::{Batch, Cursor, Engine, Error, Family, Op, Read, Result, Size};
@@ -69,7 +69,7 @@ pub struct RocksEngine {
 impl RocksEngine {
     /// Opens or creates the engine in `dir`.
     pub fn open(dir: &Path, budget: EngineLimits) -> Result<Self> {
-        let cache = Cache::new_lru_cache(budget.block_cache_bytes);
+        let cache = block_cache(budget.block_cache_bytes);
         let options = db_options(budget);
         let families = Family::ALL.map(|family| {
             ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache, budget))
@@ -124,6 +124,18 @@ impl RocksEngine {
     }
 }
 
+/// A block larger than a shard is read again by each who needs it. RocksDB would have 64 shards of the
+/// usual cache, of less than a large value each.
+fn block_cache(bytes: usize) -> Cache {
+    const SHARD_BYTES: usize = 8 << 20;
+    const MAX_SHARD_BITS: u32 = 6;
+    let shard_bits = (bytes / SHARD_BYTES).checked_ilog2().unwrap_or_default();
+    let mut options = LruCacheOptions::default();
+    options.set_capacity(bytes);
+    options.set_num_shard_bits(shard_bits.min(MAX_SHARD_BITS) as i32);
+    Cache::new_lru_cache_opts(&options)
+}
+
 fn db_options(budget: EngineLimits) -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
@@ -148,6 +160,10 @@ fn family_options(family: Family, cache: &Cache, budget: EngineLimits) -> Option
     table.set_block_size(8 << 10);
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    // In pieces: a filter of a million small keys is larger than a megabyte, of which a read needs a
+    // few kilobytes, and those of a large state do not fit into the cache.
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
     table.set_format_version(5);
     if family == Family::Current {
         // A put looks for the version before it, and new keys have none.
