@@ -167,6 +167,37 @@ func TestLastRenewalIsAnswered(t *testing.T) {
 	}
 }
 
+// A client that sends renewals without waiting gets an answer to each, as long as it takes them.
+func TestManyRenewalsWithoutWaiting(t *testing.T) {
+	server := harness.Start(t, harness.Etched, harness.Options{})
+	proxy := startProxy(t, harness.Etched, "--endpoints="+server.Endpoint())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	lease, err := server.Client(t).Grant(ctx, 60)
+	must(t, err)
+	const many = 20_000
+	for _, id := range []int64{int64(lease.ID), 7} {
+		stream, err := etcdserverpb.NewLeaseClient(proxy.dial(t)).LeaseKeepAlive(ctx)
+		must(t, err)
+		sent := make(chan error, 1)
+		go func() {
+			for range many {
+				if err := stream.Send(&etcdserverpb.LeaseKeepAliveRequest{ID: id}); err != nil {
+					sent <- err
+					return
+				}
+			}
+			sent <- nil
+		}()
+		for n := range many {
+			if _, err := stream.Recv(); err != nil {
+				t.Fatalf("lease %x: after %d answers: %v", id, n, err)
+			}
+		}
+		must(t, <-sent)
+	}
+}
+
 // Progress through the proxy is true: who asks has got all up to the revision of the answer,
 // which is not older than what was written before the request.
 func TestProgressIsTrue(t *testing.T) {

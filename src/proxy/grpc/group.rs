@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prost::{DecodeError, Message};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
@@ -30,6 +30,9 @@ use crate::proto::etcdserverpb::RangeRequest;
 use crate::transport::Channel;
 
 pub const MAX_QUEUED: usize = 1024;
+/// Requests of a client that wait for an answer each, on their way or not yet taken by it; it is not
+/// read from while there are so many, so one that takes its answers never has too many of them.
+const MAX_UNANSWERED: usize = MAX_QUEUED / 2;
 const MAX_QUEUED_BYTES: usize = 16 << 20;
 /// Requests of all clients that wait for the task; a client whose request waits is not read from.
 const MAX_REQUESTS: usize = 64;
@@ -57,6 +60,8 @@ pub trait Core: Sized + Send + 'static {
     type Answer: Message + Default + Send + Sync + 'static;
     /// For the metrics.
     type Counts: Default + Send;
+    /// Whether each request gets one answer.
+    const ANSWERS_EACH: bool;
 
     fn open(&mut self, stream: StreamId);
     fn close(&mut self, stream: StreamId);
@@ -119,11 +124,22 @@ struct Sink<A> {
     state: Arc<SinkState>,
 }
 
-#[derive(Default)]
 struct SinkState {
     queued_bytes: AtomicUsize,
     /// Nothing was left out.
     is_whole: AtomicBool,
+    /// Permits for requests that get an answer each.
+    unanswered: Semaphore,
+}
+
+impl Default for SinkState {
+    fn default() -> Self {
+        Self {
+            queued_bytes: AtomicUsize::new(0),
+            is_whole: AtomicBool::new(false),
+            unanswered: Semaphore::new(MAX_UNANSWERED),
+        }
+    }
 }
 
 /// What a client gets.
@@ -158,6 +174,9 @@ impl<C: Core> tokio_stream::Stream for Answers<C> {
         };
         let bytes = answer.encoded_len();
         self.state.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if C::ANSWERS_EACH {
+            self.state.unanswered.add_permits(1);
+        }
         Poll::Ready(Some(Ok(answer)))
     }
 }
@@ -251,10 +270,10 @@ impl<C: Core> Groups<C> {
             }
         };
         let closing = Closing(Some((stream, inputs.clone())));
-        let all = self.0.clone();
+        let (all, sink) = (self.0.clone(), state.clone());
         let reading = tokio::spawn(async move {
             // A group that ended has no streams.
-            let _ = all.read(stream, &metadata, requests, &inputs).await;
+            let _ = all.read(stream, &metadata, requests, &sink, &inputs).await;
         });
         Ok(Response::new(Answers {
             answers,
@@ -273,9 +292,16 @@ impl<C: Core> All<C> {
         stream: StreamId,
         metadata: &MetadataMap,
         mut requests: Streaming<C::Request>,
+        sink: &SinkState,
         inputs: &mpsc::Sender<Input<C>>,
     ) -> Result<(), mpsc::error::SendError<Input<C>>> {
         loop {
+            if C::ANSWERS_EACH
+                && let Ok(permit) = sink.unanswered.acquire().await
+            {
+                // Given back with the answer; nobody closes the semaphore.
+                permit.forget();
+            }
             let input = match requests.next().await {
                 Some(Ok(request)) => match C::permission_check(&self.namespace, &request) {
                     None => Input::Request(stream, request),

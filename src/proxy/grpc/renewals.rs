@@ -67,6 +67,7 @@ impl Core for Renewals {
     type Request = LeaseKeepAliveRequest;
     type Answer = LeaseKeepAliveResponse;
     type Counts = ();
+    const ANSWERS_EACH: bool = true;
 
     fn open(&mut self, _: StreamId) {}
 

@@ -21,6 +21,7 @@ impl Core for Watches {
     type Request = WatchRequest;
     type Answer = WatchResponse;
     type Counts = Counts;
+    const ANSWERS_EACH: bool = false;
 
     fn open(&mut self, stream: StreamId) {
         self.open_stream(stream);
