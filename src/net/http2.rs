@@ -12,6 +12,9 @@
 //!   of gRPC sends such: a message has five bytes at least.
 //! - One frame of CONTINUATION more than a quarter above what the largest header list needs ends
 //!   the connection: it grows with `HEADER_LIST_BYTES`.
+//! - Small frames of data count as 256 bytes each against half of the connection's window; `join`
+//!   makes few of many, and `guard` does not read on from a connection of which too much is unread
+//!   (`budget::unread`). One that makes no progress for 15 s then is closed, with a line in the log.
 //! - A header map holds 24,576 names; a request with more is refused alone.
 //! - The table of compressed headers holds 4,096 bytes, what HTTP/2 begins with and grpc-go has.
 
