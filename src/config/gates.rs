@@ -67,9 +67,9 @@ const KNOWN: &[Known] = &[
     gate("LeaseCheckpoint", Alpha, true).no_effect(LEASES_ARE_KEPT),
     gate("LeaseCheckpointPersist", Alpha, true).no_effect(LEASES_ARE_KEPT),
     gate("NonBlockingDefrag", Beta, true).no_effect("a defragmentation never blocks other requests"),
-    gate("PriorityRequest", Alpha, false).no_effect("no request passes the limit of entries that wait to be applied"),
+    gate("PriorityRequest", Alpha, false),
     gate("RaftAsyncStorageWrites", Alpha, false).no_effect("the raft log is written beside raft wherever there are other members"),
-    gate("SetMemberLocalAddr", Alpha, false).no_effect("the system chooses the address that peers are dialled from"),
+    gate("SetMemberLocalAddr", Alpha, false),
     gate("StopGRPCServiceOnDefrag", Alpha, false).no_effect("a defragmentation never blocks other requests"),
     gate("TxnModeWriteWithSharedBuffer", Beta, true).no_effect("reads in a transaction need no buffer of their own"),
 ];

@@ -140,6 +140,16 @@ impl Config {
             .map_err(|e| Refusal::Start(format!("error setting up initial cluster: {e}")))
     }
 
+    /// The address that connections to other members come from, by the gate `SetMemberLocalAddr`: the
+    /// first of those advertised to them that is a particular one of this machine. None: the system
+    /// chooses.
+    pub fn local_address(&self) -> Option<IpAddr> {
+        let is_on = self.feature_gates.enabled("SetMemberLocalAddr");
+        let advertised = self.initial_advertise_peer_urls.iter().filter(|_| is_on);
+        let mut addresses = advertised.filter_map(|url| url.host.parse::<IpAddr>().ok());
+        addresses.find(|address| !address.is_loopback() && !address.is_unspecified())
+    }
+
     /// Checks that this member may found the cluster, and computes the identities.
     ///
     /// `resolve` is asked only if the two URL lists differ in their texts.

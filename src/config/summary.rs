@@ -108,7 +108,12 @@ impl Config {
             ),
             ("listen-client-urls", listened(&self.listen_client_urls)),
             ("listen-metrics-urls", listened(&self.listen_metrics_urls)),
-            ("local-address", "".into()),
+            (
+                "local-address",
+                self.local_address()
+                    .map_or(String::new(), |address| address.to_string())
+                    .into(),
+            ),
             ("cors", self.cors.clone().into()),
             ("host-whitelist", self.host_whitelist.clone().into()),
         ]

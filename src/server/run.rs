@@ -455,6 +455,7 @@ fn settings(config: &Config, tokens: Arc<Tokens>) -> ServiceSettings {
             max_request_bytes: config.max_request_bytes,
             requests_bytes: bootstrap::budget(config).bytes(Part::Requests),
             quota_bytes: config.quota_bytes.map(|quota| quota as i64),
+            prioritises_revokes: config.feature_gates.enabled("PriorityRequest"),
         },
         rules: Rules {
             strict: config.strict_reconfig_check,

@@ -1,5 +1,6 @@
 //! What listeners are encrypted with, from the configuration.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use time::format_description::well_known::Rfc3339;
 use super::{Error, data_dir, member_dir};
 use crate::config::{
     AllowedNames, Config, Discovery, DiscoveryService, Listen, ListenerTls, SelfSigned,
-    TlsProtocol, TlsVersion,
+    TlsProtocol, TlsVersion, urls,
 };
 use crate::env::Clock;
 use crate::net::Security;
@@ -91,7 +92,7 @@ impl MemberSecurity {
         let clients = self.clients.as_ref().map(of_server).unwrap_or_default();
         // Its authorities are those of the dialler.
         let listener = self.peers.listener.as_ref().map(of_server);
-        let dialler = self.peers.dialler.as_ref().map(|tls| tls.expiry());
+        let dialler = self.peers.dialler.tls.as_ref().map(|tls| tls.expiry());
         let dialler = dialler.unwrap_or_default();
         let all = [
             ("client", clients.shown),
@@ -165,8 +166,12 @@ pub struct PeerSecurity {
 
 /// Reads it, as far as any are.
 fn of_peers(config: &Config) -> Result<PeerSecurity, Error> {
+    let local = local_address(config);
     let Some(tls) = &config.peer_tls else {
-        return Ok(PeerSecurity::default());
+        return Ok(PeerSecurity {
+            listener: None,
+            dialler: Dialler { tls: None, local },
+        });
     };
     let listener = match &tls.listener {
         None => None,
@@ -193,8 +198,28 @@ fn of_peers(config: &Config) -> Result<PeerSecurity, Error> {
     );
     Ok(PeerSecurity {
         listener,
-        dialler: Some(Encryption::new(dialler, server_name(config))),
+        dialler: Dialler {
+            tls: Some(Encryption::new(dialler, server_name(config))),
+            local,
+        },
     })
+}
+
+/// Where connections to members come from; says so where the gate asks for it, as etcd does.
+fn local_address(config: &Config) -> Option<IpAddr> {
+    if !config.feature_gates.enabled("SetMemberLocalAddr") {
+        return None;
+    }
+    let advertised = urls::texts(&config.initial_advertise_peer_urls);
+    let local = config.local_address();
+    match local {
+        Some(local) => tracing::info!("LocalAddr" = %local, "setting member local address"),
+        None => tracing::warn!(
+            "advertise-peer-urls" = ?advertised,
+            "unable to set a member local address due to lack of suitable local addresses"
+        ),
+    }
+    local
 }
 
 /// As in etcd, members that the DNS names are known by its domain, unless authorities of their own
@@ -210,7 +235,7 @@ pub fn server_name(config: &Config) -> Option<&str> {
 /// What connections to a discovery service are encrypted with, where an endpoint demands it.
 pub fn of_discovery(service: &DiscoveryService) -> Result<Dialler, String> {
     if !service.urls().any(|(_, is_encrypted)| is_encrypted) {
-        return Ok(None);
+        return Ok(Dialler::default());
     }
     let settings = ClientSettings {
         pair: service.tls.pair.clone(),
@@ -226,7 +251,7 @@ pub fn of_discovery(service: &DiscoveryService) -> Result<Dialler, String> {
     };
     let client = TlsClient::new("connections to the discovery service", settings);
     let client = client.map_err(|error| error.to_string())?;
-    Ok(Some(Encryption::new(client, None)))
+    Ok(Encryption::new(client, None).into())
 }
 
 /// How a listener is encrypted.

@@ -13,8 +13,10 @@ use crate::proto::etcdserverpb::{
 /// The overhead of a put beside key and value, in bytes; etcd's figure.
 const PUT_OVERHEAD_BYTES: i64 = 256;
 const LEASE_COST_BYTES: i64 = 64;
-/// Entries that may be committed and not yet applied.
+/// Entries that may be committed and not yet applied, and so many before a revocation is refused as
+/// well where it has priority; etcd's figures.
 pub const MAX_APPLY_GAP: u64 = 5_000;
+const MAX_PRIORITY_GAP: u64 = 2 * MAX_APPLY_GAP;
 
 /// The limits of one member.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +27,8 @@ pub struct AdmissionLimits {
     pub quota_bytes: Option<i64>,
     /// The memory budget's part of requests.
     pub requests_bytes: usize,
+    /// The gate `PriorityRequest`: leases are revoked, which frees space, while other requests wait.
+    pub prioritises_revokes: bool,
 }
 
 impl AdmissionLimits {
@@ -56,13 +60,23 @@ impl AdmissionLimits {
             _ => Ok(()),
         }
     }
-}
 
-pub fn check_gap(commit_index: u64, applied_index: u64) -> Result<(), Error> {
-    if commit_index > applied_index + MAX_APPLY_GAP {
-        return Err(Error::TooManyRequests);
+    /// Whether apply keeps up well enough for the request.
+    pub fn check_gap(
+        &self,
+        request: &InternalRaftRequest,
+        commit_index: u64,
+        applied_index: u64,
+    ) -> Result<(), Error> {
+        let max_gap = match self.prioritises_revokes && request.lease_revoke.is_some() {
+            true => MAX_PRIORITY_GAP,
+            false => MAX_APPLY_GAP,
+        };
+        match commit_index > applied_index + max_gap {
+            true => Err(Error::TooManyRequests),
+            false => Ok(()),
+        }
     }
-    Ok(())
 }
 
 fn cost_bytes(request: &InternalRaftRequest) -> i64 {
@@ -130,6 +144,7 @@ mod tests {
             max_request_bytes: 10,
             quota_bytes: Some(1000),
             requests_bytes: 0,
+            prioritises_revokes: true,
         };
         let request = InternalRaftRequest {
             txn: Some(txn),
@@ -140,5 +155,22 @@ mod tests {
         let free = InternalRaftRequest::default();
         assert_eq!(limits.check_quota(&free, i64::MAX), Ok(()));
         assert_eq!(limits.check_size(11), Err(Error::RequestTooLarge));
+        let revoke = InternalRaftRequest {
+            lease_revoke: Some(Default::default()),
+            ..Default::default()
+        };
+        let equal = AdmissionLimits {
+            prioritises_revokes: false,
+            ..limits
+        };
+        for (limits, request, max_gap) in [
+            (limits, &request, MAX_APPLY_GAP),
+            (limits, &revoke, MAX_PRIORITY_GAP),
+            (equal, &revoke, MAX_APPLY_GAP),
+        ] {
+            assert_eq!(limits.check_gap(request, 7 + max_gap, 7), Ok(()));
+            let refused = limits.check_gap(request, 8 + max_gap, 7);
+            assert_eq!(refused, Err(Error::TooManyRequests));
+        }
     }
 }

@@ -73,6 +73,7 @@ pub fn with_clock(network: Arc<dyn Network>, clock: Arc<dyn Clock>) -> (Handle, 
             max_request_bytes: 1 << 20,
             requests_bytes: 48 << 20,
             quota_bytes: None,
+            prioritises_revokes: false,
         },
         rules: Rules {
             strict: true,

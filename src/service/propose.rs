@@ -12,7 +12,6 @@ use prost::Message;
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::admission;
 use super::caller::{Caller, Identity};
 use super::handle::Handle;
 use super::permission;
@@ -263,9 +262,10 @@ impl Handle {
     ) -> Result<Response, Error> {
         let encoded = request.encode_to_vec();
         let (committed, applied) = self.shared.raft.indexes();
-        admission::check_gap(committed, applied)?;
+        let limits = &self.settings.limits;
+        limits.check_gap(request, committed, applied)?;
         let start = self.shared.clock.now();
-        let result = match self.settings.limits.check_size(encoded.len()) {
+        let result = match limits.check_size(encoded.len()) {
             Ok(()) => {
                 let _pending = Pending::new(&self.shared.metrics);
                 let what = Proposed::Request(request.clone(), encoded);

@@ -279,6 +279,7 @@ fn settings_of(config: &SimConfig, tokens: Arc<Tokens>) -> ServiceSettings {
             max_request_bytes: 1 << 20,
             requests_bytes: 48 << 20,
             quota_bytes: config.quota_bytes,
+            prioritises_revokes: false,
         },
         rules: Rules {
             strict: true,

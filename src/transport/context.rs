@@ -52,7 +52,7 @@ pub struct NetworkOptions {
 impl NetworkOptions {
     pub fn new(incoming_snapshots: PathBuf) -> Self {
         Self {
-            dialler: None,
+            dialler: Dialler::default(),
             incoming_snapshots,
             max_message_bytes: 1 << 30,
             urgent: QueueLimits {

@@ -4,6 +4,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -19,7 +20,7 @@ use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream, lookup_host};
 use tokio::task::JoinSet;
 use tonic::body::Body;
 use tonic::codegen::Service;
@@ -126,8 +127,23 @@ impl Service<http::Request<Body>> for Channel {
     }
 }
 
-/// How URLs with TLS are reached; none: they are not.
-pub type Dialler = Option<Encryption>;
+/// How other sides are reached.
+#[derive(Clone, Default)]
+pub struct Dialler {
+    /// How URLs with TLS are; none: they are not.
+    pub tls: Option<Encryption>,
+    /// The address of this machine that connections come from; none: the system chooses.
+    pub local: Option<IpAddr>,
+}
+
+impl From<Encryption> for Dialler {
+    fn from(tls: Encryption) -> Self {
+        Self {
+            tls: Some(tls),
+            local: None,
+        }
+    }
+}
 
 #[derive(Clone)]
 pub struct Encryption {
@@ -250,11 +266,48 @@ impl Route {
     /// # Errors
     /// The system's.
     pub async fn connect(&self) -> io::Result<Stream> {
-        Ok(match &self.end {
-            End::Port(port) => Stream::Tcp(TcpStream::connect((self.host.as_str(), *port)).await?),
-            End::File(path) => Stream::Unix(UnixStream::connect(path).await?),
+        self.connect_from(None).await
+    }
+
+    /// The same from an address of this machine, where it is one of the network.
+    ///
+    /// # Errors
+    /// The system's.
+    async fn connect_from(&self, local: Option<IpAddr>) -> io::Result<Stream> {
+        Ok(match (&self.end, local) {
+            (End::Port(port), None) => {
+                Stream::Tcp(TcpStream::connect((self.host.as_str(), *port)).await?)
+            }
+            (End::Port(port), Some(local)) => {
+                let remotes = lookup_host((self.host.as_str(), *port)).await?;
+                Stream::Tcp(connect_any(local, remotes).await?)
+            }
+            (End::File(path), _) => Stream::Unix(UnixStream::connect(path).await?),
         })
     }
+}
+
+/// Connects to the first of these addresses that answers, of those that `local` can reach.
+async fn connect_any(
+    local: IpAddr,
+    remotes: impl Iterator<Item = SocketAddr>,
+) -> io::Result<TcpStream> {
+    let mut failed = io::Error::new(
+        io::ErrorKind::AddrNotAvailable,
+        format!("the host has no address that can be reached from {local}"),
+    );
+    for remote in remotes.filter(|remote| remote.is_ipv4() == local.is_ipv4()) {
+        let socket = match local {
+            IpAddr::V4(_) => TcpSocket::new_v4()?,
+            IpAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        socket.bind(SocketAddr::new(local, 0))?;
+        match socket.connect(remote).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
 }
 
 async fn connect(
@@ -265,7 +318,7 @@ async fn connect(
 ) -> Result<Channel, String> {
     let route = Route::of(url)?;
     let moved = Arc::new(Moved::default());
-    let tls = match (route.is_tls, dialler) {
+    let tls = match (route.is_tls, &dialler.tls) {
         (false, _) => None,
         (true, Some(tls)) => Some(tls),
         (true, None) => {
@@ -273,7 +326,8 @@ async fn connect(
             return Err(missing.to_owned());
         }
     };
-    let stream = route.connect().await.map_err(|error| error.to_string())?;
+    let stream = route.connect_from(dialler.local).await;
+    let stream = stream.map_err(|error| error.to_string())?;
     stream.tune(Some(UNACKNOWLEDGED_LIMIT));
     // Counted below TLS: what does not come there is the network's fault.
     let metered = Metered {

@@ -224,7 +224,7 @@ fn dialler(tls: &UpstreamTls) -> Result<Dialler, Error> {
     };
     let client = TlsClient::new("connections to members", settings);
     let client = client.map_err(crate::server::Error::from)?;
-    Ok(Some(Encryption::new(client, None)))
+    Ok(Encryption::new(client, None).into())
 }
 
 fn options(start: &GrpcProxyStart, security: Security) -> net::ServeOptions {

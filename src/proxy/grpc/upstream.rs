@@ -197,7 +197,7 @@ mod tests {
         let (silent, _queued) = silent().await;
         let other = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let urls = vec![url(&silent), url(&other)];
-        let upstream = Arc::new(Upstream::new(urls, None, None));
+        let upstream = Arc::new(Upstream::new(urls, Dialler::default(), None));
         for _ in 0..6 {
             let channel = tokio::time::timeout(DIAL_LIMIT / 2, upstream.channel()).await;
             let channel = channel.expect("waits for no other").expect("connects");
@@ -214,7 +214,7 @@ mod tests {
     #[tokio::test]
     async fn a_dial_goes_on_without_its_caller() {
         let (silent, _queued) = silent().await;
-        let upstream = Arc::new(Upstream::new(vec![url(&silent)], None, None));
+        let upstream = Arc::new(Upstream::new(vec![url(&silent)], Dialler::default(), None));
         let given_up = tokio::time::timeout(Duration::from_millis(50), upstream.channel()).await;
         assert!(given_up.is_err());
         let failed = upstream.channel().await.err().expect("fails");

@@ -20,7 +20,7 @@ async fn members_talk_by_tls_through_files() {
 
 async fn talk(addresses: [&str; 2]) {
     let (_dir, server, client) = members();
-    let named = |name| Some(Encryption::new(client.clone(), name));
+    let named = |name| Dialler::from(Encryption::new(client.clone(), name));
     let (security, dialler) = (Security::Tls(server), named(None));
     let site = async |member, address| {
         let dialler = dialler.clone();
@@ -44,7 +44,9 @@ async fn talk(addresses: [&str; 2]) {
     let error = unknown.expect_err("refused");
     assert!(error.contains("other.test"), "{error}");
     // Who has no certificate, or no TLS, gets nowhere.
-    let error = describe(&None, &urls, LONG).await.expect_err("refused");
+    let error = describe(&Dialler::default(), &urls, LONG)
+        .await
+        .expect_err("refused");
     assert!(error.contains("--peer-trusted-ca-file"), "{error}");
     let plain = [b.url().replacen("s://", "://", 1)];
     let refused = describe(&dialler, &plain, LONG).await;

@@ -87,6 +87,29 @@ async fn a_member_works_no_longer_than_its_peer_waits() {
     eventually("the end of the wait", || waiting() == 0).await;
 }
 
+#[tokio::test]
+async fn connections_come_from_the_address_that_was_chosen() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+    for (local, expected) in [
+        (None, Some("127.0.0.1")),
+        (Some("127.0.0.2"), Some("127.0.0.2")),
+        // It cannot reach the other.
+        (Some("::1"), None),
+    ] {
+        let dialler = Dialler {
+            tls: None,
+            local: local.map(|address| address.parse().expect("an address")),
+        };
+        let dialled = dial::dial(&dialler, &url, None).await;
+        assert_eq!(dialled.is_ok(), expected.is_some(), "{local:?}");
+        if let Some(expected) = expected {
+            let (_, remote) = listener.accept().await.expect("a connection");
+            assert_eq!(remote.ip().to_string(), expected);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_link_is_given_up_for_the_next_peer_rpc() {
     let (a, b) = (Site::start(A).await, Site::start(B).await);
@@ -110,16 +133,18 @@ async fn a_listening_member_describes_itself() {
     let dead = format!("http://{}", closed.local_addr().expect("an address"));
     drop(closed);
     let urls = [dead.clone(), b.url()];
-    let described = describe(&None, &urls, LONG).await.expect("an answer");
+    let described = describe(&Dialler::default(), &urls, LONG)
+        .await
+        .expect("an answer");
     assert_eq!(described.member_id, B.0);
     assert_eq!(described.cluster_version, "None");
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let silent_url = format!("http://{}", silent.local_addr().expect("an address"));
     let urls = [dead.clone(), silent_url.clone()];
-    let error = describe(&None, &urls, Duration::from_millis(300)).await;
+    let error = describe(&Dialler::default(), &urls, Duration::from_millis(300)).await;
     let error = error.expect_err("nobody is there");
     assert!(error.contains(&format!("{dead}: ")), "{error}");
     let in_time = format!("{silent_url}: no answer in time");
     assert!(error.contains(&in_time), "{error}");
-    assert!(describe(&None, &[], LONG).await.is_err());
+    assert!(describe(&Dialler::default(), &[], LONG).await.is_err());
 }

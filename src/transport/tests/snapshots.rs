@@ -151,7 +151,9 @@ async fn a_disk_that_takes_nothing_breaks_nothing_else() {
 
 /// Sends parts by hand, as member A.
 async fn send_parts(b: &Site, parts: Vec<Part>) -> Result<(), tonic::Status> {
-    let channel = dial::dial(&None, &b.url(), None).await.expect("connects");
+    let channel = dial::dial(&Dialler::default(), &b.url(), None)
+        .await
+        .expect("connects");
     let mut client = PeerClient::with_origin(channel.clone(), channel.origin());
     let parts = parts
         .into_iter()

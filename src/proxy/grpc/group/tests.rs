@@ -3,12 +3,17 @@
 use super::super::renewals::Renewals;
 use super::*;
 use crate::proto::etcdserverpb::LeaseKeepAliveRequest;
+use crate::transport::Dialler;
 
 type Kept = Group<Renewals>;
 
 /// A group without a cluster.
 fn group() -> Kept {
-    let upstream = Arc::new(Upstream::new(vec!["http://127.0.0.1:1".into()], None, None));
+    let upstream = Arc::new(Upstream::new(
+        vec!["http://127.0.0.1:1".into()],
+        Dialler::default(),
+        None,
+    ));
     let groups = Groups::<Renewals>::new(upstream, Namespace::new(""), |_| Renewals::default());
     Group {
         number: 0,
