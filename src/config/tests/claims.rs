@@ -13,10 +13,6 @@ use super::{Case, run};
 const READ_WITHIN: &[(&str, &str)] = &[
     ("initial_cluster", "Config::listed_cluster reads it"),
     ("enable_pprof", "Config::serves_profiles reads it"),
-    (
-        "socket_reuse_address",
-        "it has no effect, and is shown as every setting",
-    ),
 ];
 
 /// Flags that are read by a name of their own, or checked and then decide nothing, as in etcd.
