@@ -141,6 +141,12 @@ const (
 	viaVariable     = "COMPAT_VIA"
 )
 
+// Clustered says whether each side of a Duo is a cluster.
+func Clustered(tb testing.TB) bool {
+	members, _ := clusterWanted(tb)
+	return members > 0
+}
+
 // clusterWanted answers how many members Duos are to have, and the number of the
 // one to ask; 0 members for single servers.
 func clusterWanted(tb testing.TB) (members, asked int) {
