@@ -172,7 +172,7 @@ pub static SECTIONS: &[Section] = &[
         flag("discovery-password", Text, "", "Discovery service: password.").at("discovery-config.client.auth.password"),
         flag("discovery-srv", Text, "", "DNS domain whose SRV records name the members."),
         flag("discovery-srv-name", Text, "", "Suffix of the SRV records' service name."),
-        flag("discovery-fallback", OneOf(FALLBACKS), "exit", "What to do when discovery fails.").no_key().no_effect("there is no v2 proxy: without discovery the start fails"),
+        flag("discovery-fallback", OneOf(FALLBACKS), "exit", "What to do when discovery fails; without the v2 proxy 'exit' alone is left.").no_key(),
     ]},
     Section { title: "Security", flags: &[
         flag("cert-file", Text, "", "Certificate shown to clients.").at("client-transport-security.cert-file"),

@@ -16,7 +16,13 @@ const READ_WITHIN: &[(&str, &str)] = &[
 ];
 
 /// Flags that are read by a name of their own, or checked and then decide nothing, as in etcd.
-const READ_APART: &[&str] = &["config-file", "feature-gates", "logger", "version"];
+const READ_APART: &[&str] = &[
+    "config-file",
+    "feature-gates",
+    "discovery-fallback",
+    "logger",
+    "version",
+];
 
 /// Where flags become settings.
 const SETTLING: [&str; 6] = [
