@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -78,6 +79,10 @@ func TestBumpedRevisions(t *testing.T) {
 	const bump = 1_000_000_000
 	head := before.Header.Revision + bump
 	path := save(t, content.client)
+	nowhere := filepath.Join(t.TempDir(), "restored")
+	if output, err := etchedRestore(path, nowhere, "--bump-revision", fmt.Sprint(int64(math.MaxInt64))); err == nil || !strings.Contains(output, "beyond the largest revision") {
+		t.Errorf("a bump beyond the largest revision: %v: %s", err, output)
+	}
 	for _, flags := range [][]string{{"--mark-compacted"}, nil} {
 		client := content.dial(restoredEtched(t, path, append(flags, "--bump-revision", fmt.Sprint(bump))...))
 		etcd := content.dial(restoredEtcd(t, save(t, client)))

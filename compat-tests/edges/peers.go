@@ -245,6 +245,10 @@ func (v *target) forgeriesOf(from uint64) []forgery {
 			"junk for raft":            field(1, junkBytes(200)),
 			"a junk entry, committed":  field(1, v.junkEntry(from)),
 			"the same, of the leader":  field(1, v.junkEntry(v.status.Leader)),
+			// A member that believed it would take its own log for a damaged one, and end.
+			"a heartbeat beyond the log": field(1, v.heartbeat(from, v.status.RaftTerm, v.status.RaftIndex+1_000_000)),
+			// Or have no term left for another election.
+			"a heartbeat of the last term": field(1, v.heartbeat(from, 1<<62-1, 0)),
 		} {
 			all = append(all, forgery{what: what, method: "Messages", headers: headers, body: append(field(1, message), number(2, 1)...)})
 		}
@@ -272,6 +276,14 @@ func (v *target) forwardedRemoval(id uint64) []byte {
 
 func (v *target) forwardedJunk() []byte {
 	return append(append(number(1, unknownSender), number(2, v.status.RaftTerm)...), field(3, junkBytes(100))...)
+}
+
+// heartbeat is one of a leader of this term, which has committed so much.
+func (v *target) heartbeat(from, term, commit uint64) []byte {
+	const heartbeat = 8
+	message := append(number(1, heartbeat), number(2, v.status.Header.MemberId)...)
+	message = append(append(message, number(3, from)...), number(4, term)...)
+	return append(message, number(8, commit)...)
 }
 
 // junkEntry appends, after the target's last entry, a committed one that cannot be decoded.

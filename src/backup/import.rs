@@ -35,6 +35,8 @@ pub enum Error {
     Sort(#[from] io::Error),
     #[error(transparent)]
     Storage(#[from] storage::Error),
+    #[error("--bump-revision={by} leads beyond the largest revision, from revision {head}")]
+    Bump { head: i64, by: i64 },
     #[error("interrupted")]
     Interrupted,
 }
@@ -88,7 +90,8 @@ pub fn import(
     };
     import.small_buckets()?;
     let (head, keys, records) = import.keyspace(dir, progress)?;
-    let head = head + changes.bump_revision;
+    let by = changes.bump_revision;
+    let head = head.checked_add(by).ok_or(Error::Bump { head, by })?;
     if changes.mark_compacted {
         import.put_number(meta::COMPACTED, head);
     }

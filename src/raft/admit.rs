@@ -21,6 +21,9 @@ use crate::types::MemberId;
 /// Terms and indexes stay below this, so that sums do not overflow. At a million entries a second
 /// it would be reached in 100,000 years.
 const MAX_NUMBER: u64 = 1 << 62;
+/// How far beyond the term here one may be that a caller names who is no member here: more elections
+/// than a cluster holds in its life, and far from where numbers end.
+const MAX_UNLISTED_JUMP: u64 = 1 << 32;
 /// The largest context of a read index message after the commit index; etched's are 16 bytes.
 const MAX_CONTEXT_BYTES: usize = 64;
 
@@ -78,8 +81,10 @@ pub struct RejectedMessages {
 }
 
 impl RejectedMessages {
-    /// Logs the first rejection of a kind only: a peer could fill the log otherwise.
-    pub fn note(&mut self, message: &Message, fault: Malformed) {
+    /// Logs the first rejection of a kind only: a peer could fill the log otherwise. `is_listed`:
+    /// the sender is a member of the configuration here; what another says of this member's log
+    /// would end it.
+    pub fn note(&mut self, message: &Message, is_listed: bool, fault: Malformed) {
         let (from, kind) = (MemberId(message.from), message.msg_type);
         let before = self.last.replace(mem::discriminant(&fault));
         if before == self.last {
@@ -89,6 +94,7 @@ impl RejectedMessages {
         }
         if let Malformed::BeyondLog { index, last_index } = fault
             && kind == MessageType::MsgHeartbeat as i32
+            && is_listed
         {
             self.lost = Some(Lost {
                 acknowledged_index: index,
@@ -233,6 +239,10 @@ pub fn check<T: Storage>(message: &Message, raft: &raft::Raft<T>) -> Result<(), 
     if message.term < raft.term {
         return Ok(());
     }
+    // A leader or a candidate may be new, and this member not know of it yet.
+    if message.term - raft.term > MAX_UNLISTED_JUMP && !is_listed(message, raft) {
+        return Err(Malformed::Term(message.term));
+    }
     let log = &raft.raft_log;
     let on_disk = log.persisted == log.last_index();
     match kind {
@@ -251,6 +261,11 @@ pub fn check<T: Storage>(message: &Message, raft: &raft::Raft<T>) -> Result<(), 
         Some(MsgTimeoutNow) if lacks_state(raft) => Err(Malformed::Early),
         _ => Ok(()),
     }
+}
+
+/// Whether the sender is a member of the configuration here.
+pub fn is_listed<T: Storage>(message: &Message, raft: &raft::Raft<T>) -> bool {
+    raft.prs().get(message.from).is_some()
 }
 
 /// True while raft has accepted a snapshot whose state is not installed yet. A candidate reads the
@@ -385,10 +400,11 @@ mod tests {
             last_index: 7,
         };
         let mut refused = RejectedMessages::default();
-        refused.note(&sound(MessageType::MsgAppendResponse), fault);
-        refused.note(&sound(MessageType::MsgHeartbeat), Malformed::FromSelf);
+        refused.note(&sound(MessageType::MsgAppendResponse), true, fault);
+        refused.note(&sound(MessageType::MsgHeartbeat), true, Malformed::FromSelf);
+        refused.note(&sound(MessageType::MsgHeartbeat), false, fault);
         assert_eq!(refused.lost(), None);
-        refused.note(&sound(MessageType::MsgHeartbeat), fault);
+        refused.note(&sound(MessageType::MsgHeartbeat), true, fault);
         let lost = Lost {
             acknowledged_index: 9,
             last_index: 7,

@@ -234,7 +234,7 @@ impl Replica {
     pub fn step(&mut self, message: Message) -> bool {
         if is_snapshot(&message) {
             // Without its files it would reset the log to a state that does not exist.
-            self.refused.note(&message, Malformed::Snapshot);
+            self.refuse(&message, Malformed::Snapshot);
             return false;
         }
         self.step_any(message)
@@ -243,7 +243,7 @@ impl Replica {
     /// Steps a snapshot message whose files have been received. False if raft rejects it.
     pub fn restore(&mut self, message: Message) -> bool {
         if !is_snapshot(&message) {
-            self.refused.note(&message, Malformed::Snapshot);
+            self.refuse(&message, Malformed::Snapshot);
             return false;
         }
         let entry_id = entry_id_of(message.get_snapshot().get_metadata());
@@ -258,9 +258,14 @@ impl Replica {
         }
     }
 
+    fn refuse(&mut self, message: &Message, fault: Malformed) {
+        let is_listed = admit::is_listed(message, &self.node.raft);
+        self.refused.note(message, is_listed, fault);
+    }
+
     fn step_any(&mut self, mut message: Message) -> bool {
         if let Err(fault) = admit::check(&message, &self.node.raft) {
-            self.refused.note(&message, fault);
+            self.refuse(&message, fault);
             return false;
         }
         if !self.doubt.admits(&message) {

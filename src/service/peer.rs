@@ -201,8 +201,19 @@ impl Inbound for PeerService {
         }
     }
 
-    fn removed(&self) {
-        self.shared().note_removed();
+    /// A member that has received no state yet believes those that it joins by.
+    fn removed(&self, by: MemberId) {
+        let status = self.shared().status();
+        match status.is_member(by) || status.members.is_empty() {
+            true => self.shared().note_removed(),
+            false => {
+                tracing::warn!(%by, "a caller that is no member said that this member was removed; ignored");
+            }
+        }
+    }
+
+    fn is_listed(&self, member: MemberId) -> bool {
+        self.shared().status().is_member(member)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Sorts more pairs than memory holds: runs of what fits are sorted and written to a file, and
 //! merged when they are read.
 //!
-//! Memory is `MEMORY_BYTES`, and a small buffer for each run while they are merged. The lengths of
+//! Memory is `MEMORY_BYTES`, and while they are merged a small buffer for each run and one for the
+//! value of the pair that is handed out: a run holds a key and no large value. The lengths of
 //! values are in a file of their own too, so that they can be read alone. Both files have no name:
 //! nothing of them is left after a crash.
 
@@ -200,8 +201,8 @@ impl SortedWalk {
                 Ok(pair.map(|pair| (pair.key(data), pair.value(data))))
             }
             Self::Spilled(walk) => {
-                let run = walk.advance()?;
-                Ok(run.map(|run| (run.key(), run.value())))
+                let pair = walk.advance()?;
+                Ok(pair.map(|(key, _, value)| (key, value)))
             }
         }
     }
@@ -212,17 +213,24 @@ pub struct RunsWalk {
     /// Each at its next pair, but for the first after it was handed out.
     runs: BinaryHeap<RunReader>,
     handed_out: bool,
+    /// The last value, where it was not in the buffer of its run.
+    value: Vec<u8>,
 }
 
 impl RunsWalk {
-    fn advance(&mut self) -> io::Result<Option<&RunReader>> {
+    /// The next pair: its key, the length of its value, and that, if the runs have values.
+    fn advance(&mut self) -> io::Result<Option<(&[u8], usize, &[u8])>> {
         if std::mem::replace(&mut self.handed_out, true)
             && let Some(mut run) = self.runs.peek_mut()
             && !run.advance()?
         {
             PeekMut::pop(run);
         }
-        Ok(self.runs.peek())
+        let Some(run) = self.runs.peek() else {
+            return Ok(None);
+        };
+        let value = run.value(&mut self.value)?;
+        Ok(Some((run.key(), run.value_len, value)))
     }
 }
 
@@ -282,8 +290,8 @@ impl Runs {
         visit: &mut Visit<'_, E>,
     ) -> Result<(), E> {
         let mut walk = self.walk(spans)?;
-        while let Some(run) = walk.advance()? {
-            visit(run.key(), run.value_len, run.value())?;
+        while let Some((key, value_len, value)) = walk.advance()? {
+            visit(key, value_len, value)?;
         }
         Ok(())
     }
@@ -308,6 +316,7 @@ impl Runs {
         Ok(RunsWalk {
             runs,
             handed_out: false,
+            value: Vec::new(),
         })
     }
 }
@@ -372,13 +381,23 @@ impl RunReader {
         &self.buffer[self.begin..][..self.key_len]
     }
 
-    fn value(&self) -> &[u8] {
-        &self.buffer[self.begin + self.key_len..][..self.stored_value_len()]
+    /// From the buffer, or read to `apart` as far as it is not there.
+    fn value<'a>(&'a self, apart: &'a mut Vec<u8>) -> io::Result<&'a [u8]> {
+        let len = self.stored_value_len();
+        let held = &self.buffer[self.begin + self.key_len..];
+        if let Some(whole) = held.get(..len) {
+            return Ok(whole);
+        }
+        apart.resize(len, 0);
+        let (front, back) = apart.split_at_mut(held.len());
+        front.copy_from_slice(held);
+        self.file.read_exact_at(back, self.at)?;
+        Ok(apart)
     }
 
     /// Moves to the next pair; false at the end.
     fn advance(&mut self) -> io::Result<bool> {
-        self.begin += self.key_len + self.stored_value_len();
+        self.pass(self.key_len + self.stored_value_len())?;
         if self.begin == self.buffer.len() && self.at == self.end {
             return Ok(false);
         }
@@ -388,8 +407,24 @@ impl RunReader {
         self.key_len = length(lengths) as usize;
         self.value_len = length(&lengths[4..]) as usize;
         self.begin += LENGTHS_BYTES;
-        self.fill(self.key_len + self.stored_value_len())?;
+        self.fill(self.key_len)?;
         Ok(true)
+    }
+
+    /// Goes on behind so many bytes, of which the last may not be in the buffer.
+    fn pass(&mut self, count: usize) -> io::Result<()> {
+        let held = self.buffer.len() - self.begin;
+        if count <= held {
+            self.begin += count;
+            return Ok(());
+        }
+        self.buffer.clear();
+        self.begin = 0;
+        self.at += (count - held) as u64;
+        match self.at <= self.end {
+            true => Ok(()),
+            false => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
     }
 
     /// Has at least `count` bytes from `begin` on in the buffer.
@@ -507,5 +542,27 @@ mod tests {
             pairs,
             [b'a', b'b', b'c'].map(|key| (vec![key], vec![key; 70_000]))
         );
+    }
+
+    #[test]
+    fn a_run_holds_no_large_value_in_memory() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut sorter = Sorter::with_memory(dir.path(), 100);
+        for number in 0..50_u8 {
+            let value = vec![number; 300_000];
+            sorter.push(&[number], &[&value]).expect("writes");
+        }
+        let sorted = sorter.done().expect("merges");
+        let SortedWalk::Spilled(mut walk) = sorted.walk().expect("reads") else {
+            panic!("all fits");
+        };
+        for number in 0..50_u8 {
+            let (key, len, value) = walk.advance().expect("reads").expect("a pair");
+            assert_eq!((key, len), (&[number][..], 300_000));
+            assert!(value.iter().all(|byte| *byte == number));
+            let held: usize = walk.runs.iter().map(|run| run.buffer.capacity()).sum();
+            assert!(held <= 50 * 2 * READ_BYTES, "{held} bytes");
+        }
+        assert_eq!(walk.advance().expect("reads"), None);
     }
 }

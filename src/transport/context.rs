@@ -70,9 +70,6 @@ impl NetworkOptions {
     }
 }
 
-/// Of so many callers the incarnation is kept; a cluster has far fewer members.
-const MAX_INCARNATIONS: usize = 1024;
-
 /// See the module.
 pub struct Context {
     pub local: Local,
@@ -124,7 +121,7 @@ impl Context {
     pub fn admit(&self, metadata: &MetadataMap) -> Result<MemberId, Status> {
         let inbound = self.serving()?;
         identity::check(metadata, &self.local, |member| inbound.is_removed(member))
-            .and_then(|from| self.check_incarnation(from, metadata))
+            .and_then(|from| self.check_incarnation(inbound.as_ref(), from, metadata))
             .and_then(
                 |from| match identity::format(metadata) >= inbound.needed_format() {
                     true => Ok(from),
@@ -138,22 +135,25 @@ impl Context {
     }
 
     /// A member that lost its data directory and goes by its old name would forget what it
-    /// acknowledged. The others know as long as they run.
+    /// acknowledged. The others know as long as they run, of those that are listed: any other name
+    /// may be anybody's.
     fn check_incarnation(
         &self,
+        inbound: &dyn Inbound,
         from: MemberId,
         metadata: &MetadataMap,
     ) -> Result<MemberId, CallRefusal> {
-        let Some(incarnation) = identity::incarnation(metadata) else {
-            return Ok(from);
-        };
+        let incarnation = identity::incarnation(metadata).ok_or(CallRefusal::Nameless)?;
         let mut known = self.incarnations.lock();
-        if known.len() >= MAX_INCARNATIONS && !known.contains_key(&from) {
-            return Ok(from);
-        }
-        match *known.entry(from).or_insert(incarnation) == incarnation {
-            true => Ok(from),
-            false => Err(CallRefusal::Incarnation(from)),
+        match known.get(&from) {
+            Some(same) if *same == incarnation => Ok(from),
+            Some(_) => Err(CallRefusal::Incarnation(from)),
+            None => {
+                if inbound.is_listed(from) {
+                    known.insert(from, incarnation);
+                }
+                Ok(from)
+            }
         }
     }
 

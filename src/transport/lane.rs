@@ -183,7 +183,7 @@ impl Lane {
         if end.refused == Some(RefusalKind::Removed)
             && let Some(inbound) = context.inbound()
         {
-            inbound.removed();
+            inbound.removed(self.peer);
         }
     }
 

@@ -217,8 +217,11 @@ pub trait Inbound: Send + Sync + 'static {
     /// The format of data that a member has to know to take part; 0 where any will do.
     fn needed_format(&self) -> u64;
 
-    /// A peer reports that this member was removed from the cluster.
-    fn removed(&self);
+    /// A peer says that this member was removed from the cluster.
+    fn removed(&self, by: MemberId);
+
+    /// True for a member of the cluster, as far as this one knows.
+    fn is_listed(&self, member: MemberId) -> bool;
 }
 
 /// The network of a member that has no peers.

@@ -111,7 +111,7 @@ impl PeerRpcClient {
                 if seen == RefusalKind::Removed
                     && let Some(inbound) = self.context.inbound()
                 {
-                    inbound.removed();
+                    inbound.removed(self.peer.member);
                 }
                 Error::NoLeader
             }

@@ -164,7 +164,7 @@ async fn transfer(
             if identity::recognise(&status) == Some(RefusalKind::Removed)
                 && let Some(inbound) = context.inbound()
             {
-                inbound.removed();
+                inbound.removed(to);
             }
             Err(why(&status))
         }

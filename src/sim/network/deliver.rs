@@ -97,7 +97,7 @@ impl SimNetwork {
         if inbound.is_removed(from.member) {
             let mut links = self.links.lock();
             links.counts.lost += messages.len() as u64;
-            return links.report_removed(from, 300, now_ns);
+            return links.report_removed(from, to.member, 300, now_ns);
         }
         messages.retain(|message| match message {
             PeerMessage::Raft(message) => message.to == to.member.0,
@@ -122,7 +122,10 @@ impl SimNetwork {
         let Attached { inbound, tasks } = attached;
         let (from, to) = (transfer.from, transfer.to);
         if inbound.is_removed(from.member) {
-            return self.links.lock().report_removed(from, 1_000, now_ns);
+            return self
+                .links
+                .lock()
+                .report_removed(from, to.member, 1_000, now_ns);
         }
         let path = SimDisks::root(to.member).join(format!("receiving-{:x}", transfer.number));
         if message.to != to.member.0 || !self.disks.copy(files.path(), &path) {
@@ -157,7 +160,9 @@ impl SimNetwork {
         // Needs no identity.
         let describes = matches!(request.request, Some(Kind::Describe(_)));
         if is_removed && !describes {
-            self.links.lock().report_removed(from, 1_000, now_ns);
+            self.links
+                .lock()
+                .report_removed(from, to.member, 1_000, now_ns);
             return self.answer(to, from, Err(Error::NoLeader), answer_to);
         }
         let asker = (!is_removed).then_some(from.member);
@@ -202,9 +207,9 @@ impl SimNetwork {
                 self.links.lock().counts.reported_unreachable += 1;
                 inbound.unreachable(peer);
             }
-            Payload::Removed => {
+            Payload::Removed { by } => {
                 self.links.lock().counts.reported_removed += 1;
-                inbound.removed();
+                inbound.removed(by);
             }
             Payload::SnapshotSent {
                 to: peer,
@@ -298,9 +303,9 @@ impl Links {
         }
     }
 
-    fn report_removed(&mut self, member: Incarnation, per_mille: u32, now_ns: u64) {
+    fn report_removed(&mut self, member: Incarnation, by: MemberId, per_mille: u32, now_ns: u64) {
         if self.is_alive(member) && self.random.chance(per_mille) {
-            self.notify(member.member, Payload::Removed, now_ns);
+            self.notify(member.member, Payload::Removed { by }, now_ns);
         }
     }
 }

@@ -52,7 +52,9 @@ pub enum Payload {
         number: u64,
         taken: bool,
     },
-    Removed,
+    Removed {
+        by: MemberId,
+    },
     /// A member that was paused under this number is now considered silent. Not delivered.
     Silence {
         member: MemberId,
@@ -83,7 +85,7 @@ impl InFlight {
             Payload::Refused { .. }
                 | Payload::Unreachable(_)
                 | Payload::SnapshotSent { .. }
-                | Payload::Removed
+                | Payload::Removed { .. }
                 | Payload::Silence { .. }
         )
     }

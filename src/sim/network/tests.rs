@@ -114,8 +114,12 @@ impl Inbound for Member {
         0
     }
 
-    fn removed(&self) {
+    fn removed(&self, _: MemberId) {
         self.note(Note::Removed);
+    }
+
+    fn is_listed(&self, _: MemberId) -> bool {
+        true
     }
 }
 

@@ -146,8 +146,12 @@ impl Inbound for Recorder {
         self.needed_format.load(Ordering::SeqCst)
     }
 
-    fn removed(&self) {
+    fn removed(&self, _: MemberId) {
         self.removed.store(true, Ordering::SeqCst);
+    }
+
+    fn is_listed(&self, member: MemberId) -> bool {
+        [A, B].contains(&member)
     }
 }
 
@@ -373,11 +377,17 @@ async fn another_data_directory_of_a_member_is_refused() {
         (A, 1, Ok(A)),
         (A, 1, Ok(A)),
         (C, 1, Ok(C)),
+        // Who is not listed may be anybody, under any name.
+        (C, 2, Ok(C)),
         (A, 2, Err(Some(identity::RefusalKind::Mismatch))),
         (A, 1, Ok(A)),
     ] {
         assert_eq!(admit(from, incarnation), expected, "{from} {incarnation}");
     }
+    let mut nameless = tonic::metadata::MetadataMap::new();
+    identity::stamp(&mut nameless, &member(A, 1), B);
+    nameless.remove("etched-incarnation");
+    assert!(here.admit(&nameless).is_err());
 }
 
 /// A program of before users says of no format that it knows it.
