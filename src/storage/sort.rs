@@ -208,6 +208,9 @@ impl SortedWalk {
     }
 }
 
+/// A key, the length of its value, and the value.
+type HandedOut<'a> = (&'a [u8], usize, &'a [u8]);
+
 /// Runs that are merged.
 pub struct RunsWalk {
     /// Each at its next pair, but for the first after it was handed out.
@@ -219,7 +222,7 @@ pub struct RunsWalk {
 
 impl RunsWalk {
     /// The next pair: its key, the length of its value, and that, if the runs have values.
-    fn advance(&mut self) -> io::Result<Option<(&[u8], usize, &[u8])>> {
+    fn advance(&mut self) -> io::Result<Option<HandedOut<'_>>> {
         if std::mem::replace(&mut self.handed_out, true)
             && let Some(mut run) = self.runs.peek_mut()
             && !run.advance()?
