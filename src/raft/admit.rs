@@ -81,10 +81,20 @@ pub struct RejectedMessages {
 }
 
 impl RejectedMessages {
+    /// As `note`, where the sender is looked up among the members that `raft` knows.
+    pub fn note_by<T: Storage>(
+        &mut self,
+        message: &Message,
+        raft: &raft::Raft<T>,
+        fault: Malformed,
+    ) {
+        self.note(message, is_listed(message, raft), fault);
+    }
+
     /// Logs the first rejection of a kind only: a peer could fill the log otherwise. `is_listed`:
     /// the sender is a member of the configuration here; what another says of this member's log
     /// would end it.
-    pub fn note(&mut self, message: &Message, is_listed: bool, fault: Malformed) {
+    fn note(&mut self, message: &Message, is_listed: bool, fault: Malformed) {
         let (from, kind) = (MemberId(message.from), message.msg_type);
         let before = self.last.replace(mem::discriminant(&fault));
         if before == self.last {
@@ -264,7 +274,7 @@ pub fn check<T: Storage>(message: &Message, raft: &raft::Raft<T>) -> Result<(), 
 }
 
 /// Whether the sender is a member of the configuration here.
-pub fn is_listed<T: Storage>(message: &Message, raft: &raft::Raft<T>) -> bool {
+fn is_listed<T: Storage>(message: &Message, raft: &raft::Raft<T>) -> bool {
     raft.prs().get(message.from).is_some()
 }
 

@@ -234,7 +234,8 @@ impl Replica {
     pub fn step(&mut self, message: Message) -> bool {
         if is_snapshot(&message) {
             // Without its files it would reset the log to a state that does not exist.
-            self.refuse(&message, Malformed::Snapshot);
+            self.refused
+                .note_by(&message, &self.node.raft, Malformed::Snapshot);
             return false;
         }
         self.step_any(message)
@@ -243,7 +244,8 @@ impl Replica {
     /// Steps a snapshot message whose files have been received. False if raft rejects it.
     pub fn restore(&mut self, message: Message) -> bool {
         if !is_snapshot(&message) {
-            self.refuse(&message, Malformed::Snapshot);
+            self.refused
+                .note_by(&message, &self.node.raft, Malformed::Snapshot);
             return false;
         }
         let entry_id = entry_id_of(message.get_snapshot().get_metadata());
@@ -258,14 +260,9 @@ impl Replica {
         }
     }
 
-    fn refuse(&mut self, message: &Message, fault: Malformed) {
-        let is_listed = admit::is_listed(message, &self.node.raft);
-        self.refused.note(message, is_listed, fault);
-    }
-
     fn step_any(&mut self, mut message: Message) -> bool {
         if let Err(fault) = admit::check(&message, &self.node.raft) {
-            self.refuse(&message, fault);
+            self.refused.note_by(&message, &self.node.raft, fault);
             return false;
         }
         if !self.doubt.admits(&message) {
