@@ -39,6 +39,8 @@ pub struct Parts {
     pub(super) room_kib: Arc<Semaphore>,
     /// One flush at a time checks whether the quota is really exhausted.
     pub(super) quota_flush: Arc<tokio::sync::Mutex<()>>,
+    /// One proposal at a time raises the NOSPACE alarm: it outlasts the client who met it.
+    pub(super) raising: Arc<Semaphore>,
     hashing: Arc<Semaphore>,
     backing_up: Arc<Semaphore>,
     passwords: Passwords,
@@ -82,6 +84,7 @@ impl Handle {
             next_request_id: AtomicU64::new(first_id),
             room_kib: Arc::new(Semaphore::new(max_proposed_kib as usize)),
             quota_flush: Arc::default(),
+            raising: Arc::new(Semaphore::new(1)),
             hashing: Arc::new(Semaphore::new(MAX_HASHES)),
             backing_up: Arc::new(Semaphore::new(MAX_BACKUPS)),
             passwords,

@@ -196,12 +196,14 @@ impl Handle {
         let Err(error) = fits() else {
             return Ok(());
         };
-        if !self.shared.status().has_alarm(AlarmType::Nospace) {
+        let is_raised = self.shared.status().has_alarm(AlarmType::Nospace);
+        if !is_raised && let Ok(turn) = self.raising.clone().try_acquire_owned() {
             // This member raises it, however long its client waits.
             let (raised, is_raised) = oneshot::channel();
             let handle = self.clone();
             self.spawn(async move {
                 handle.raise_nospace().await;
+                drop(turn);
                 // The client may be gone.
                 let _ = raised.send(());
             });
