@@ -268,9 +268,19 @@ impl Member {
         let gateway = config.enable_grpc_gateway.then(|| {
             let clock = self.handle.shared().clock.clone();
             let max_bytes = settings.max_message_bytes();
-            Gateway::new(clock, memory.requests.clone(), memory.answers.clone(), max_bytes)
+            Gateway::new(
+                clock,
+                memory.requests.clone(),
+                memory.answers.clone(),
+                max_bytes,
+            )
         });
-        let api = Api::new(self.handle.clone(), settings, memory.requests, memory.answers);
+        let api = Api::new(
+            self.handle.clone(),
+            settings,
+            memory.requests,
+            memory.answers,
+        );
         Clients {
             gate: ProtocolSwitch {
                 gateway,

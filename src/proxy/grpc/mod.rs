@@ -250,7 +250,7 @@ fn options(start: &GrpcProxyStart, security: Security) -> net::ServeOptions {
         }),
         // What is passed on is read as it is sent, and the windows bound the rest.
         unread: Unread::new(usize::MAX),
-            unsent: Unsent::new(usize::MAX),
+        unsent: Unsent::new(usize::MAX),
         allowance: Allowance::new(connections, metrics),
         first_byte_limit: OPENING_LIMIT,
         head_limit: HEAD_LIMIT,
