@@ -50,7 +50,71 @@ func smallAttacks() []*attack {
 			does:   "100 connections that send 15 MB of a call's headers without their end",
 			attack: endlessHeaders, divisor: 4,
 		},
+		{
+			name:   "resets",
+			does:   "10 connections that begin 20,000 calls each and give each up at once",
+			attack: rapidResets, divisor: 10,
+		},
+		{
+			name:   "continuations",
+			does:   "10 connections that go on with a call's headers 200,000 times each, with nothing",
+			attack: emptyContinuations, divisor: 10,
+		},
 	}
+}
+
+func rapidResets(ctx context.Context, s *attackRun) error {
+	return s.flood(ctx, func(w *http2Conn) error {
+		for range s.count(20_000) {
+			opened, err := w.open(pb.KV_Range_FullMethodName)
+			if err != nil {
+				return err
+			}
+			if err := w.write(func() error { return w.framer.WriteRSTStream(opened.id, http2.ErrCodeCancel) }); err != nil {
+				return err
+			}
+			w.end(opened.id, "given up")
+		}
+		return nil
+	})
+}
+
+func emptyContinuations(ctx context.Context, s *attackRun) error {
+	return s.flood(ctx, func(w *http2Conn) error {
+		opening, err := w.openingBlock()
+		if err != nil {
+			return err
+		}
+		return w.write(func() error {
+			err := w.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: opening})
+			for n := 0; n < s.count(200_000) && err == nil; n++ {
+				err = w.framer.WriteContinuation(1, false, nil)
+			}
+			return err
+		})
+	})
+}
+
+// flood runs f on ten connections at once, and counts how they ended.
+func (s *attackRun) flood(ctx context.Context, f func(*http2Conn) error) error {
+	var flooding sync.WaitGroup
+	for range 10 {
+		w, err := s.http2Conn(clientOptions{})
+		if err != nil {
+			s.answers.add(errorText(err))
+			continue
+		}
+		flooding.Go(func() {
+			if err := f(w); err != nil {
+				s.answers.add("cut off")
+				return
+			}
+			s.answers.add("all taken")
+		})
+	}
+	flooding.Wait()
+	pause(ctx, s.holdTime())
+	return ctx.Err()
 }
 
 func smallValue(ctx context.Context, s *attackRun) error {
