@@ -24,8 +24,8 @@ import (
 // src/storage/raft_log/tests/real.rs; GHSA-5x4g-q5rc-36jp (weak ciphers) in
 // src/net/tls/tests.rs, versions_suites_and_protocols_are_agreed_on; CVE-2026-73500
 // (silent TLS handshakes) in src/net/tls/tests/hello.rs. CVE-2020-15114, CVE-2020-15136,
-// GHSA-j86v-2vjr-fg8f and GHSA-h8g9-6gvh-5mrc are about etcd's TCP gateway, which
-// is not here. Who waits for tokens of the future: TestTokenOfTheFuture. What works
+// GHSA-j86v-2vjr-fg8f and GHSA-h8g9-6gvh-5mrc are about the TCP gateway: see
+// compat-tests/proxy. Who waits for tokens of the future: TestTokenOfTheFuture. What works
 // without any token: TestMembersNeedNoToken.
 func TestAdvisories(t *testing.T) {
 	t.Parallel()

@@ -25,6 +25,10 @@ var manyOps = []string{"--max-txn-ops=1000"}
 
 // attacks are the rows of the table, in order.
 func attacks() []*attack {
+	return append(largeAttacks(), smallAttacks()...)
+}
+
+func largeAttacks() []*attack {
 	return []*attack{
 		{
 			name: "nothing",
@@ -415,7 +419,11 @@ func unreadLists(ctx context.Context, s *attackRun) error {
 
 // callUnread sends the same request many times and reads no response.
 func callUnread(ctx context.Context, s *attackRun, calls int, wide bool, path string, request proto.Message) error {
-	err := s.onConnections(ctx, calls, clientOptions{wide: wide, unread: true}, func(w *http2Conn) error {
+	return callUnreadOn(ctx, s, calls, clientOptions{wide: wide, unread: true}, path, request)
+}
+
+func callUnreadOn(ctx context.Context, s *attackRun, calls int, options clientOptions, path string, request proto.Message) error {
+	err := s.onConnections(ctx, calls, options, func(w *http2Conn) error {
 		if _, err := w.ask(ctx, path, request); err != nil {
 			return err
 		}

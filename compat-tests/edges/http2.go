@@ -30,6 +30,8 @@ const (
 type clientOptions struct {
 	// wide advertises the largest windows, so that whole responses may be sent.
 	wide bool
+	// closed advertises windows of nothing, so that no answer may be sent.
+	closed bool
 	// unread never reads the socket.
 	unread bool
 }
@@ -83,6 +85,9 @@ func dialHTTP2(endpoint string, options clientOptions) (*http2Conn, error) {
 		if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
 			return err
 		}
+		if options.closed {
+			return w.framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+		}
 		if !options.wide {
 			return w.framer.WriteSettings()
 		}
@@ -135,7 +140,17 @@ func (w *http2Conn) open(path string, more ...hpack.HeaderField) (*call, error) 
 		if gone != nil {
 			return gone
 		}
-		return w.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: opened.id, BlockFragment: w.block.Bytes(), EndHeaders: true})
+		first, rest := w.block.Bytes(), []byte(nil)
+		if len(first) > widestFrame {
+			first, rest = first[:widestFrame], first[widestFrame:]
+		}
+		err := w.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: opened.id, BlockFragment: first, EndHeaders: len(rest) == 0})
+		for len(rest) > 0 && err == nil {
+			n := min(len(rest), widestFrame)
+			err = w.framer.WriteContinuation(opened.id, n == len(rest), rest[:n])
+			rest = rest[n:]
+		}
+		return err
 	})
 	return opened, err
 }

@@ -16,8 +16,10 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::sync::Semaphore;
 use tonic::{Response, Status};
+use tracing::Span;
 
 use super::body::beside;
+use super::range_stream::{ChunkReader, Chunks};
 use super::sliced::{
     Messages, Piece, Reader, Reads, Rest, STREAMED_RANGE_TAG, Sliced, begin_message,
 };
@@ -31,8 +33,8 @@ use crate::replica::view::ReadView;
 use crate::service::handle::Handle;
 use crate::state::{kv, txn};
 
-/// Larger ones are counted and sliced.
-pub const SMALL_BYTES: usize = 32 << 10;
+/// Larger ones are counted and sliced: no call costs less in any case.
+pub const SMALL_BYTES: usize = 4 << 10;
 /// Larger ranges are not held even where there is room for them.
 const MAX_HELD_BYTES: usize = 4 << 20;
 /// As tonic has it for every other answer.
@@ -159,6 +161,12 @@ impl Answers {
         let reader = Reader::new(self.reads.clone(), *rest);
         let messages = Messages::new(reader, answer.response);
         beside(nothing, Sliced::new([Piece::Messages(Box::new(messages))]))
+    }
+
+    /// The response of a range that is sorted chunk by chunk, `nothing` as far as tonic knows.
+    pub fn respond_chunks<M>(&self, chunks: Chunks, span: Span, nothing: M) -> Response<M> {
+        let reader = ChunkReader::new(self.reads.clone(), chunks, span);
+        beside(nothing, Sliced::new([Piece::Chunks(Box::new(reader))]))
     }
 
     /// The response of a transaction of ranges.

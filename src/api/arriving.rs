@@ -193,7 +193,7 @@ where
         }
     }
 
-    /// Takes what came next from the connection; anything but data ends in the decoder.
+    /// Takes what came next from the connection; errors end in the decoder.
     fn poll_body(&mut self, context: &mut Context<'_>) -> Result<(), Next> {
         match Pin::new(&mut self.body).poll_frame(context) {
             Poll::Pending => {
@@ -215,10 +215,8 @@ where
                     self.rest = data.copy_to_bytes(data.remaining());
                     Ok(())
                 }
-                Err(other) => {
-                    let other = other.map_data(|mut data| data.copy_to_bytes(data.remaining()));
-                    Err(Poll::Ready(Some(Ok(other))))
-                }
+                // Trailers mean nothing in a request; a stream would hold them until its end.
+                Err(_trailers) => self.poll_body(context),
             },
         }
     }
@@ -329,10 +327,10 @@ where
     fn pass_small(&mut self, end: usize, cost: usize) -> Option<Next> {
         let front = self.take(end);
         if cost > FREE_BYTES {
-            match self.source.of_connection.share.try_take(cost) {
+            match self.source.of_connection.try_take_small(cost) {
                 Some(held) => self.keep(held),
                 None => {
-                    let waiting = self.source.of_connection.share.take(cost);
+                    let waiting = self.source.of_connection.take_small(cost);
                     self.wait(waiting, front, BodyState::Between);
                     return None;
                 }
@@ -710,7 +708,7 @@ mod tests {
                 // A beginning is counted with its prefix, and several small ones together.
                 let near = expected.saturating_sub(1100)..=expected + 5 * sizes.len() + 1100;
                 assert!(near.contains(&counted), "{counted} for {sizes:?}, {piece}");
-                let share = &source.of_connection.share;
+                let share = member.requests.share();
                 assert_eq!(share.used_bytes(), counted);
                 drop(call);
                 assert_eq!(share.used_bytes(), 0);
@@ -722,7 +720,7 @@ mod tests {
     fn what_is_announced_takes_nothing() {
         let member = Member::new();
         let source = member.connection();
-        let share = &source.of_connection.share;
+        let share = member.requests.share();
         let mut calls: Vec<Call> = (0..1000)
             .map(|_| member.call(&source, &[&message(MAX)[..6]]))
             .collect();
@@ -821,7 +819,7 @@ mod tests {
         let all = [message(30_000), message(2000)].map(|bytes| Ok(Frame::data(bytes.into())));
         let body = StreamBody::new(tokio_stream::iter::<[Chunk; 2]>(all));
         let mut body = Arriving::new(body, source.clone(), Until::NextMessage(Vec::new()));
-        let used = || source.of_connection.share.used_bytes();
+        let used = || member.requests.share().used_bytes();
         for counted in [30_000, 2000] {
             assert!(body.frame().await.is_some_and(|frame| frame.is_ok()));
             assert_eq!(used(), counted);

@@ -27,6 +27,14 @@ use crate::types::Remote;
 /// A log-in is started over so often while users and roles change.
 const MAX_CHECKS: usize = 16;
 
+/// Of a name in the log, which anybody may choose.
+const MAX_SHOWN_CHARS: usize = 256;
+
+fn shown_name(name: &str) -> &str {
+    let end = name.char_indices().nth(MAX_SHOWN_CHARS);
+    &name[..end.map_or(name.len(), |(at, _)| at)]
+}
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct AuthService {
@@ -207,8 +215,9 @@ impl Auth for AuthService {
         let mut response = match self.log_in(&caller, name.clone(), password).await {
             Ok(response) => response,
             Err(error) => {
-                if error != Error::AuthNotEnabled {
-                    tracing::info!(user = name, %error, "invalid authentication was requested");
+                if !matches!(error, Error::AuthNotEnabled | Error::TooManyRequests) {
+                    let user = shown_name(&name);
+                    tracing::warn!(user, %error, "invalid authentication was requested");
                 }
                 return Err(error.into());
             }

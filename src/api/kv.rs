@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
 use super::answers::{Answers, RangeAnswer, TxnAnswer};
 use super::call_log::{CallLog, Content};
 use super::gate::AskedOfLearner;
-use super::range_stream::{Chunks, WAITING_CHUNKS, is_sorted_in_chunks, send_chunks};
+use super::range_stream::{Chunks, is_sorted_in_chunks};
 use super::{ApiSettings, caller, header, spans, validate};
 use crate::error::Error;
 use crate::metrics::Operation;
@@ -220,8 +219,8 @@ impl Kv for KvService {
         self.answers.respond_range(filled?)
     }
 
-    /// Empty where its messages stand beside it.
-    type RangeStreamStream = ReceiverStream<Result<RangeStreamResponse, Status>>;
+    /// Its messages stand beside it.
+    type RangeStreamStream = Empty<Result<RangeStreamResponse, Status>>;
 
     async fn range_stream(
         &self,
@@ -233,18 +232,12 @@ impl Kv for KvService {
         let caller = caller.in_span(|call| spans::range_stream(call, &request));
         let view = self.view(&caller, &request).await?;
         let read = kv::range_read(&request)?;
-        let (sender, receiver) = mpsc::channel(WAITING_CHUNKS);
-        let nothing = ReceiverStream::new(receiver);
+        let nothing = tokio_stream::empty();
         if is_sorted_in_chunks(&read) {
             let target_bytes = self.settings.max_request_bytes;
             let chunks = Chunks::new(self.handle.clone(), view, &request, target_bytes)?;
-            let turns = self.answers.turns().clone();
             let span = caller.span().clone();
-            self.handle.spawn(async move {
-                send_chunks(chunks, sender, turns).await;
-                drop(span);
-            });
-            return Ok(Response::new(nothing));
+            return Ok(self.answers.respond_chunks(chunks, span, nothing));
         }
         let answers = self.answers.clone();
         let answer = self

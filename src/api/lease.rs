@@ -145,6 +145,7 @@ impl Lease for LeaseService {
         let caller = caller::of(&self.handle, &request);
         let request = request.into_inner();
         let id = LeaseId(request.id);
+        self.handle.may_ask_about_leases(&caller)?;
         let held = match request.keys {
             true => self.room_for_keys(&caller, id).await?,
             false => None,
@@ -164,6 +165,7 @@ impl Lease for LeaseService {
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
         let caller = caller::of(&self.handle, &request);
+        self.handle.may_ask_about_leases(&caller)?;
         let leases = self.handle.shared().deadlines.lock().len();
         let held = self.answers.room_for(&caller, leases * LISTED_BYTES);
         let held = held.await?;

@@ -16,7 +16,8 @@ mod counted;
 pub mod election;
 mod ending;
 mod gate;
-pub mod header;
+pub mod head;
+mod header;
 pub mod health;
 pub mod kv;
 pub mod lease;
@@ -295,6 +296,13 @@ impl Api {
             }
             Passed::NeedsLeader => gate = Some(self.gate.clone()),
         }
+        let head = match head::room(&self.source, request.headers()) {
+            Ok(head) => head,
+            Err(error) => {
+                let response = Status::from(error).into_http();
+                return Box::pin(std::future::ready(counted.answer(response)));
+            }
+        };
         let kept = Kept::default();
         let until = match RPCS[method].flow {
             Flow::Unary | Flow::ServerStream => {
@@ -315,7 +323,7 @@ impl Api {
         Box::pin(async move {
             match future.await {
                 Ok(response) => {
-                    drop(kept);
+                    drop((kept, head));
                     let response = body::take_over(response);
                     let response = status_text::in_grpc_go_words(response, max);
                     if let Some((log, started)) = log {

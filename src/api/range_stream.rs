@@ -2,17 +2,24 @@
 //! sorted on its own, and the next begins behind the key that is its last. All others are pages of
 //! one answer (`answers`).
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
-use tokio::sync::{Semaphore, mpsc};
+use bytes::Bytes;
+use prost::Message;
 use tonic::Status;
+use tracing::Span;
 
+use super::answers::SMALL_BYTES;
 use super::header;
+use super::sliced::{Reads, STREAMED_RANGE_TAG, begin_message};
+use crate::budget::{Room, Share};
 use crate::error::Error;
 use crate::mvcc;
 use crate::mvcc::read::{RangeRead, SortOrder, SortTarget};
-use crate::proto::EncodedKvs;
-use crate::proto::etcdserverpb::{RangeRequest, RangeResponse, RangeStreamResponse};
+use crate::proto::etcdserverpb::{RangeRequest, RangeResponse};
+use crate::proto::{EncodedKvs, begin_nested, nested_len};
 use crate::replica::view::ReadView;
 use crate::service::handle::Handle;
 use crate::state::kv;
@@ -21,42 +28,63 @@ use crate::state::kv;
 const FIRST_CHUNK_KEYS: i64 = 10;
 /// A chunk that would be larger has fewer pairs.
 const MAX_CHUNK_BYTES: usize = 4 << 20;
-/// Chunks of a stream that wait for the network.
-pub const WAITING_CHUNKS: usize = 1;
 
-/// Reads a chunk when the network has room for it, so that a client that does not read holds
-/// neither a thread nor more than one chunk.
-pub async fn send_chunks(
-    mut chunks: Chunks,
-    sender: mpsc::Sender<Result<RangeStreamResponse, Status>>,
-    large_reads: Arc<Semaphore>,
-) {
-    loop {
-        let Ok(place) = sender.reserve().await else {
-            return;
-        };
-        let permit = large_reads.clone().acquire_owned().await;
-        let handle = chunks.handle.clone();
-        let read = handle.blocking(move || {
-            let _permit = permit;
-            let chunk = chunks.next_chunk();
-            (chunks, chunk)
-        });
-        let Ok((rest, chunk)) = read.await else {
-            return;
-        };
-        chunks = rest;
-        match chunk {
-            Ok(Some(range_response)) => place.send(Ok(RangeStreamResponse {
-                range_response: Some(range_response),
-            })),
-            Ok(None) => return,
-            Err(error) => {
-                place.send(Err(chunks.handle.refusal(error).into()));
-                return;
-            }
+type Read = (Chunks, mvcc::Result<Option<Bytes>>);
+type Reading = Pin<Box<dyn Future<Output = Result<Read, Status>> + Send>>;
+
+/// Reads a chunk when the network asks for one, so that a client that does not read holds neither
+/// a thread nor more than one chunk.
+pub struct ChunkReader {
+    reads: Reads,
+    /// None while a chunk is read, and after a failure.
+    chunks: Option<Chunks>,
+    reading: Option<Reading>,
+    /// Of the call in its trace; it ends with the stream.
+    _span: Span,
+}
+
+impl ChunkReader {
+    pub fn new(reads: Reads, chunks: Chunks, span: Span) -> Self {
+        Self {
+            reads,
+            chunks: Some(chunks),
+            reading: None,
+            _span: span,
         }
     }
+
+    /// The next message; none behind the last.
+    pub fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
+        if self.reading.is_none() {
+            let Some(chunks) = self.chunks.take() else {
+                return Poll::Ready(None);
+            };
+            self.reading = Some(Box::pin(read_chunk(self.reads.clone(), chunks)));
+        }
+        let Some(reading) = &mut self.reading else {
+            return Poll::Ready(None);
+        };
+        let read = ready!(reading.as_mut().poll(context));
+        self.reading = None;
+        Poll::Ready(match read {
+            Ok((chunks, Ok(chunk))) => {
+                self.chunks = chunk.is_some().then_some(chunks);
+                chunk.map(Ok)
+            }
+            Ok((_, Err(error))) => Some(Err(self.reads.handle.refusal(error).into())),
+            Err(status) => Some(Err(status)),
+        })
+    }
+}
+
+async fn read_chunk(reads: Reads, mut chunks: Chunks) -> Result<Read, Status> {
+    let turn = reads.turns.clone().acquire_owned().await;
+    let read = reads.handle.blocking(move || {
+        let _turn = turn;
+        let chunk = chunks.next_chunk(&reads.share);
+        (chunks, chunk)
+    });
+    read.await.map_err(|_| Status::from(Error::Stopped))
 }
 
 /// True for those that this is for.
@@ -100,8 +128,29 @@ impl Chunks {
         })
     }
 
-    /// The next chunk; `None` behind the last.
-    fn next_chunk(&mut self) -> mvcc::Result<Option<RangeResponse>> {
+    /// The message of the next chunk, which is counted in `share`; `None` behind the last. Where
+    /// there is no room for a chunk, it is a smaller one.
+    fn next_chunk(&mut self, share: &Arc<Share>) -> mvcc::Result<Option<Bytes>> {
+        let mut room = Room::new(share, SMALL_BYTES, MAX_CHUNK_BYTES);
+        let Some(response) = self.next_response(&mut room)? else {
+            return Ok(None);
+        };
+        let range_bytes = response.encoded_len();
+        let mut message = Vec::with_capacity(range_bytes + 32);
+        begin_message(nested_len(range_bytes), &mut message);
+        begin_nested(STREAMED_RANGE_TAG, range_bytes, &mut message);
+        response.encode_raw(&mut message);
+        let is_small = message.len() <= SMALL_BYTES;
+        let held = room.into_held();
+        let held = held.or_else(|| (!is_small).then(|| share.take_anyway(message.len())));
+        let message = Bytes::from(message);
+        Ok(Some(match held {
+            Some(held) => held.over(message),
+            None => message,
+        }))
+    }
+
+    fn next_response(&mut self, room: &mut Room<'_>) -> mvcc::Result<Option<RangeResponse>> {
         if self.done {
             return Ok(None);
         }
@@ -109,8 +158,8 @@ impl Chunks {
         let pinned = view.pinned();
         let (kvs, more) = loop {
             let limit = self.read.limit;
-            let mut room = |bytes| limit == 1 || bytes <= MAX_CHUNK_BYTES;
-            let measured = pinned.measure(&self.read, &mut room)?;
+            let mut holds = |bytes| limit == 1 || room.holds(bytes);
+            let measured = pinned.measure(&self.read, &mut holds)?;
             match measured.kvs {
                 Some(kvs) => break (kvs, measured.more),
                 None => self.read.limit = (limit / 2).max(1),

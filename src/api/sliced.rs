@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use tonic::Status;
 
 use super::body::trailers;
+use super::range_stream::ChunkReader;
 use crate::budget::{Held, Room, Share};
 use crate::error::Error;
 use crate::mvcc;
@@ -25,10 +26,12 @@ use crate::service::handle::Handle;
 /// What the network is handed at once of what is in memory, and a page where memory is free. Every
 /// time the network asks for more costs two tasks a wake-up, and a page a walk of its own.
 const SLICE_BYTES: usize = 256 << 10;
-/// A page where it is not.
+/// A page where less is free.
 const SMALL_PAGE_BYTES: usize = 32 << 10;
+/// A page where nothing is: no more than its call costs.
+const LEAST_PAGE_BYTES: usize = 4 << 10;
 
-/// Larger ones are held only where a page has them as a whole pair and there is room.
+/// Larger pairs are not held as a whole, even where there is room.
 const MAX_PAIR_BYTES: usize = 2 << 20;
 /// Of a sorted range, from page to page.
 const MAX_ROWS_BYTES: usize = 4 << 20;
@@ -46,8 +49,9 @@ pub struct Reads {
 pub enum Piece {
     Bytes(Bytes),
     Pages(Box<Reader>),
-    /// This one is of many messages.
+    /// These are of many messages.
     Messages(Box<Messages>),
+    Chunks(Box<ChunkReader>),
 }
 
 /// `RangeStreamResponse.range_response`
@@ -95,6 +99,10 @@ impl HttpBody for Sliced {
                     page.map(|page| page.map(|page| [Bytes::new(), page.bytes, Bytes::new()]))
                 }
                 Piece::Messages(messages) => ready!(messages.poll_part(context)),
+                Piece::Chunks(chunks) => {
+                    let chunk = ready!(chunks.poll_chunk(context));
+                    chunk.map(|chunk| chunk.map(|chunk| [Bytes::new(), chunk, Bytes::new()]))
+                }
             };
             match polled {
                 None => {
@@ -249,10 +257,10 @@ async fn read_page(reads: Reads, mut place: Place, left_bytes: usize) -> Read {
 
 impl Place {
     fn next(&mut self, share: &Arc<Share>, left_bytes: usize) -> mvcc::Result<Option<Page>> {
-        let large = large_page(share, left_bytes);
-        let page_bytes = large.as_ref().map_or(SMALL_PAGE_BYTES, Held::bytes);
-        let mut large_pair = Room::new(share, SMALL_PAGE_BYTES, MAX_PAIR_BYTES);
-        let rows = Room::new(share, SMALL_PAGE_BYTES, MAX_ROWS_BYTES);
+        let room = page_room(share, left_bytes);
+        let page_bytes = room.as_ref().map_or(LEAST_PAGE_BYTES, Held::bytes);
+        let mut large_pair = Room::new(share, page_bytes, MAX_PAIR_BYTES);
+        let rows = Room::new(share, LEAST_PAGE_BYTES, MAX_ROWS_BYTES);
         let mut rows = rows.with_held(self.rows.take());
         let pinned = self.rest.view.pinned();
         let page = self.rest.pages.next(
@@ -264,7 +272,7 @@ impl Place {
             },
         )?;
         self.rows = rows.into_held();
-        let held = large_pair.into_held().or(large);
+        let held = large_pair.into_held().or(room);
         Ok(page.map(|page| {
             let held = held.unwrap_or_else(|| share.take_anyway(page.bytes.len()));
             Page {
@@ -276,10 +284,11 @@ impl Place {
     }
 }
 
-/// What a large page takes: none where little is left to be read, or half of the share is held,
+/// What a page takes; none where nothing is free. A large one only where half of the share is,
 /// which streams that nobody reads must not take from others.
-fn large_page(share: &Arc<Share>, left_bytes: usize) -> Option<Held> {
-    let bytes = left_bytes.min(SLICE_BYTES);
-    let free = bytes > SMALL_PAGE_BYTES && share.used_bytes() + bytes <= share.limit_bytes() / 2;
-    free.then(|| share.try_take(bytes)).flatten()
+fn page_room(share: &Arc<Share>, left_bytes: usize) -> Option<Held> {
+    let large_bytes = left_bytes.min(SLICE_BYTES);
+    let is_free = share.used_bytes() + large_bytes <= share.limit_bytes() / 2;
+    let large = is_free.then(|| share.try_take(large_bytes)).flatten();
+    large.or_else(|| share.try_take(left_bytes.min(SMALL_PAGE_BYTES)))
 }

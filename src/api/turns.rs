@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::answers::{Answers, SMALL_BYTES, answer_limit_bytes};
+use super::answers::{Answers, answer_limit_bytes};
 use crate::budget::{Held, TakeBytes};
 use crate::env;
 use crate::error::Error;
@@ -13,6 +13,10 @@ use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::service::caller::Caller;
 use crate::state::answer_size;
 
+/// Answers up to this size wait for nobody: few would be as many as that takes. They are counted,
+/// and where far too much is they are refused before anything is done.
+const PROMPT_BYTES: usize = 32 << 10;
+const MOST_SHARES: usize = 2;
 /// How long a call waits for others whose large answers have not been read.
 const ROOM_LIMIT: Duration = Duration::from_secs(5);
 
@@ -42,7 +46,7 @@ impl Answers {
         request: &InternalRaftRequest,
     ) -> Result<Option<Held>, Error> {
         if !answer_size::may_be_large(request) || !self.handle().seems_permitted(caller, request) {
-            return Ok(None);
+            return self.check_room().map(|()| None);
         }
         // Boxed, since all who write would otherwise hold the space for it.
         Box::pin(self.room_for_what_it_answers(caller, request)).await
@@ -64,10 +68,19 @@ impl Answers {
 
     /// Room for an answer of about this size; none is needed for a small one.
     pub async fn room_for(&self, caller: &Caller, bytes: usize) -> Result<Option<Held>, Error> {
-        if bytes <= SMALL_BYTES {
-            return Ok(None);
+        if bytes <= PROMPT_BYTES {
+            return self.check_room().map(|()| None);
         }
         self.wait(caller, self.share().take(bytes)).await.map(Some)
+    }
+
+    /// Whether there is room for an answer that does not wait for it.
+    fn check_room(&self) -> Result<(), Error> {
+        let share = self.share();
+        match share.used_bytes() > share.limit_bytes().saturating_mul(MOST_SHARES) {
+            true => Err(Error::TooManyRequests),
+            false => Ok(()),
+        }
     }
 
     async fn wait(&self, caller: &Caller, room: TakeBytes) -> Result<Held, Error> {
@@ -108,7 +121,7 @@ mod tests {
         let share = Share::new(400 << 10);
         let answers = Answers::new(fixture::single_member(), share.clone());
         let caller = Caller::nobody();
-        let small = answers.room_for(&caller, SMALL_BYTES).await;
+        let small = answers.room_for(&caller, PROMPT_BYTES).await;
         assert!(small.expect("needs none").is_none());
         let held = answers.room_for(&caller, 100 << 10).await.expect("room");
         assert_eq!(share.used_bytes(), 100 << 10);

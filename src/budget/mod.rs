@@ -2,7 +2,7 @@
 //!
 //! Whatever grows with what others send or do not read is taken from a part of it: bytes of a
 //! request from its arrival to its answer, an answer from its encoding until the network has
-//! taken it, the queues of watches. The store's caches and buffers are held to theirs by the
+//! taken it, what the network was handed, the queues of watches. The store's caches and buffers are held to theirs by the
 //! engine. What is not counted one by one has a part that nobody may take (`UNCOUNTED_PIECES`): the
 //! copies of a batch of entries on its way through the log, the state and to other members, and what
 //! the engine's flushes and compactions use. Under large writes it is as much as all requests are.
@@ -17,39 +17,32 @@ pub mod requests;
 mod room;
 mod share;
 pub mod unread;
+pub mod unsent;
 
 pub use requests::Requests;
 pub use room::Room;
 pub use share::{Exhausted, Held, Share, TakeBytes};
 
-/// Who holds memory; the label of `etched_memory_bytes`.
+/// Who holds memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     Memtables,
     BlockCache,
     Requests,
     Answers,
+    Unsent,
     Watches,
 }
 
 impl Part {
-    pub const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Memtables,
         Self::BlockCache,
         Self::Requests,
         Self::Answers,
+        Self::Unsent,
         Self::Watches,
     ];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Memtables => "memtables",
-            Self::BlockCache => "block_cache",
-            Self::Requests => "requests",
-            Self::Answers => "answers",
-            Self::Watches => "watches",
-        }
-    }
 
     /// Of `PIECES` equal pieces of the total.
     const fn pieces(self) -> u64 {
@@ -58,13 +51,14 @@ impl Part {
             Self::BlockCache => 7,
             Self::Requests => 6,
             Self::Answers | Self::Watches => 3,
+            Self::Unsent => 1,
         }
     }
 }
 
 const PIECES: u64 = 32;
 /// Of them, what is used by what nobody counts.
-const UNCOUNTED_PIECES: u64 = 5;
+const UNCOUNTED_PIECES: u64 = 4;
 
 const _: () = {
     let (mut pieces, mut at) = (UNCOUNTED_PIECES, 0);
@@ -88,18 +82,33 @@ impl Budget {
     }
 }
 
-/// A budget and the shares of those parts that many hold, to be looked at.
-#[derive(Clone)]
+/// What a part holds and may hold, in bytes.
+pub type Figures = Box<dyn Fn() -> [u64; 2] + Send + Sync>;
+
+/// The parts of a budget by name (the label of `etched_memory_bytes`), to be looked at.
+#[derive(Default)]
 pub struct Ledger {
-    pub budget: Budget,
-    pub shares: Vec<(Part, Arc<Share>)>,
+    parts: Vec<(&'static str, Figures)>,
 }
 
 impl Ledger {
-    /// What of a part is held by those that share it.
-    pub fn used_bytes(&self, part: Part) -> Option<usize> {
-        let mut shares = self.shares.iter();
-        let (_, share) = shares.find(|(of, _)| *of == part)?;
-        Some(share.used_bytes())
+    pub fn add(&mut self, name: &'static str, figures: Figures) {
+        self.parts.push((name, figures));
+    }
+
+    /// The same for a share.
+    pub fn add_share(&mut self, name: &'static str, share: &Arc<Share>) {
+        let share = share.clone();
+        let figures = move || [share.used_bytes(), share.limit_bytes()].map(|bytes| bytes as u64);
+        self.add(name, Box::new(figures));
+    }
+
+    /// Each part, what it holds and what it may hold.
+    pub fn read(&self) -> Vec<(&'static str, u64, u64)> {
+        let parts = self.parts.iter().map(|(name, figures)| {
+            let [held, limit] = figures();
+            (*name, held, limit)
+        });
+        parts.collect()
     }
 }

@@ -49,7 +49,7 @@ impl Requests {
 
 /// A connection's.
 pub struct OfConnection {
-    pub share: Arc<Share>,
+    share: Arc<Share>,
     holder: Arc<Holder>,
     pub unread: Arc<unread::Connection>,
 }
@@ -63,6 +63,16 @@ impl OfConnection {
     /// The same as soon as they are free.
     pub fn take(&self, bytes: usize) -> TakeBytes {
         self.share.take_as(&self.holder, bytes)
+    }
+
+    /// Takes bytes of small messages in its name, as `try_take`.
+    pub fn try_take_small(&self, bytes: usize) -> Option<Held> {
+        self.share.try_take_small_as(&self.holder, bytes)
+    }
+
+    /// The same as soon as they are free.
+    pub fn take_small(&self, bytes: usize) -> TakeBytes {
+        self.share.take_small_as(&self.holder, bytes)
     }
 
     /// Whether somebody waits for room that others have.

@@ -4,10 +4,10 @@
 //!   a single holder: alone it may take any size, so that nothing waits for ever.
 //! - Those that wait are served in their order. Small ones have a line of their own and the last
 //!   quarter of the limit to themselves, so that they pass large ones that wait.
-//! - Those that are named (`Holder`) take of what large ones may have, whatever their size. One of
-//!   them holds half of that at most, unless it begins with more, and of those that wait the one
-//!   that holds least is served first.
-//! - The lines are bounded; who finds one full is refused at once.
+//! - Of what large ones may have, one that is named (`Holder`) holds half at most, unless it begins
+//!   with more, and of those that wait the one that holds least is served first. Of all there is
+//!   its small ones may take half as well, and they pass those of one that has so much.
+//! - The lines are bounded, and a named one has half of each; who finds no place is refused at once.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -50,6 +50,8 @@ struct Waiter {
 #[derive(Default)]
 pub struct Holder {
     bytes: AtomicUsize,
+    /// Of it, small and large.
+    waiting: [AtomicUsize; 2],
 }
 
 impl Holder {
@@ -63,11 +65,38 @@ impl Holder {
 struct Wish {
     bytes: usize,
     holder: Option<Arc<Holder>>,
+    is_small: bool,
 }
 
 impl Wish {
-    fn is_small(&self) -> bool {
-        self.holder.is_none() && self.bytes <= SMALL_BYTES
+    fn of_nobody(bytes: usize) -> Self {
+        Self {
+            bytes,
+            holder: None,
+            is_small: bytes <= SMALL_BYTES,
+        }
+    }
+
+    /// A part of a large one is no small one.
+    fn of(holder: &Arc<Holder>, bytes: usize, is_small: bool) -> Self {
+        Self {
+            bytes,
+            holder: Some(holder.clone()),
+            is_small,
+        }
+    }
+
+    /// The same for another number of bytes.
+    fn with(&self, bytes: usize) -> Self {
+        match &self.holder {
+            Some(holder) => Self::of(holder, bytes, self.is_small),
+            None => Self::of_nobody(bytes),
+        }
+    }
+
+    fn waiting(&self) -> Option<&AtomicUsize> {
+        let holder = self.holder.as_ref()?;
+        Some(&holder.waiting[usize::from(self.is_small)])
     }
 
     fn held_bytes(&self) -> usize {
@@ -103,18 +132,17 @@ impl Share {
 
     /// Takes bytes where they are free and nobody waits for them.
     pub fn try_take(self: &Arc<Self>, bytes: usize) -> Option<Held> {
-        self.try_take_wish(&Wish {
-            bytes,
-            holder: None,
-        })
+        self.try_take_wish(&Wish::of_nobody(bytes))
     }
 
-    /// The same in the name of a holder.
+    /// The same for a large one in the name of a holder, whatever this part of it has.
     pub fn try_take_as(self: &Arc<Self>, holder: &Arc<Holder>, bytes: usize) -> Option<Held> {
-        self.try_take_wish(&Wish {
-            bytes,
-            holder: Some(holder.clone()),
-        })
+        self.try_take_wish(&Wish::of(holder, bytes, false))
+    }
+
+    /// The same for small ones.
+    pub fn try_take_small_as(self: &Arc<Self>, holder: &Arc<Holder>, bytes: usize) -> Option<Held> {
+        self.try_take_wish(&Wish::of(holder, bytes, true))
     }
 
     fn try_take_wish(self: &Arc<Self>, wish: &Wish) -> Option<Held> {
@@ -130,28 +158,24 @@ impl Share {
 
     /// Counts bytes that are there already, beyond the limit where need be.
     pub fn take_anyway(self: &Arc<Self>, bytes: usize) -> Held {
-        let wish = Wish {
-            bytes,
-            holder: None,
-        };
+        let wish = Wish::of_nobody(bytes);
         self.state.lock().take(&wish);
         self.held(wish)
     }
 
     /// Takes bytes as soon as they are free.
     pub fn take(self: &Arc<Self>, bytes: usize) -> TakeBytes {
-        self.waiting(Wish {
-            bytes,
-            holder: None,
-        })
+        self.waiting(Wish::of_nobody(bytes))
     }
 
-    /// The same in the name of a holder.
+    /// The same for a large one in the name of a holder.
     pub fn take_as(self: &Arc<Self>, holder: &Arc<Holder>, bytes: usize) -> TakeBytes {
-        self.waiting(Wish {
-            bytes,
-            holder: Some(holder.clone()),
-        })
+        self.waiting(Wish::of(holder, bytes, false))
+    }
+
+    /// The same for small ones.
+    pub fn take_small_as(self: &Arc<Self>, holder: &Arc<Holder>, bytes: usize) -> TakeBytes {
+        self.waiting(Wish::of(holder, bytes, true))
     }
 
     fn waiting(self: &Arc<Self>, wish: Wish) -> TakeBytes {
@@ -176,24 +200,24 @@ impl Share {
     }
 }
 
-/// What large ones may have together.
-fn large_bytes(limit_bytes: usize) -> usize {
-    limit_bytes / 4 * 3
+/// What small or large ones may have together.
+fn all_bytes(wish: &Wish, limit_bytes: usize) -> usize {
+    match wish.is_small {
+        true => limit_bytes,
+        false => limit_bytes / 4 * 3,
+    }
 }
 
 impl ShareState {
     fn fits(&self, wish: &Wish, limit_bytes: usize) -> bool {
-        let limit_bytes = match wish.is_small() {
-            true => limit_bytes,
-            false => large_bytes(limit_bytes),
-        };
+        let limit_bytes = all_bytes(wish, limit_bytes);
         self.used_bytes == 0 || self.used_bytes.saturating_add(wish.bytes) <= limit_bytes
     }
 
     /// Whether its holder may have more.
     fn may(&self, wish: &Wish, limit_bytes: usize) -> bool {
         let held = wish.held_bytes();
-        held == 0 || held.saturating_add(wish.bytes) <= large_bytes(limit_bytes) / 2
+        held == 0 || held.saturating_add(wish.bytes) <= all_bytes(wish, limit_bytes) / 2
     }
 
     fn take(&mut self, wish: &Wish) {
@@ -211,7 +235,7 @@ impl ShareState {
     }
 
     fn line(&mut self, wish: &Wish) -> &mut VecDeque<Waiter> {
-        match wish.is_small() {
+        match wish.is_small {
             true => &mut self.small,
             false => &mut self.large,
         }
@@ -237,9 +261,9 @@ impl ShareState {
     /// Whose turn it is in a line.
     fn next(&self, small: bool, limit_bytes: usize) -> Option<usize> {
         let line = if small { &self.small } else { &self.large };
-        let waiting = line.iter().enumerate().filter(|(_, waiter)| {
-            !waiter.granted && (small || self.may(&waiter.wish, limit_bytes))
-        });
+        let waiting = line.iter().enumerate();
+        let waiting =
+            waiting.filter(|(_, waiter)| !waiter.granted && self.may(&waiter.wish, limit_bytes));
         let mut waiting = waiting.map(|(at, waiter)| (waiter.wish.held_bytes(), at));
         let turn = if small { waiting.next() } else { waiting.min() };
         turn.map(|(_, at)| at)
@@ -259,10 +283,7 @@ impl Held {
 
     /// Adds to what is held, where that is free and nobody waits for it.
     pub fn try_grow(&mut self, bytes: usize) -> bool {
-        let more = self.share.try_take_wish(&Wish {
-            bytes,
-            holder: self.wish.holder.clone(),
-        });
+        let more = self.share.try_take_wish(&self.wish.with(bytes));
         match more {
             Some(more) => {
                 self.join(more);
@@ -281,8 +302,7 @@ impl Held {
     pub fn split(&mut self, bytes: usize) -> Option<Self> {
         let bytes = bytes.min(self.wish.bytes);
         self.wish.bytes -= bytes;
-        let holder = self.wish.holder.clone();
-        (bytes > 0).then(|| self.share.held(Wish { bytes, holder }))
+        (bytes > 0).then(|| self.share.held(self.wish.with(bytes)))
     }
 
     /// The same bytes; they are held until the last of those that share them is dropped.
@@ -303,10 +323,7 @@ impl Held {
     pub fn shrink(&mut self, bytes: usize) {
         let bytes = bytes.min(self.wish.bytes);
         self.wish.bytes -= bytes;
-        self.share.give_back(&Wish {
-            bytes,
-            holder: self.wish.holder.clone(),
-        });
+        self.share.give_back(&self.wish.with(bytes));
     }
 }
 
@@ -337,8 +354,14 @@ impl Future for TakeBytes {
                 return Poll::Ready(Ok(held));
             }
             let mut state = this.share.state.lock();
-            if state.line(&this.wish).len() >= MAX_WAITING {
+            let places = this.wish.waiting();
+            let is_full = state.line(&this.wish).len() >= MAX_WAITING
+                || places.is_some_and(|of| of.load(Ordering::Relaxed) >= MAX_WAITING / 2);
+            if is_full {
                 return Poll::Ready(Err(Exhausted));
+            }
+            if let Some(places) = places {
+                places.fetch_add(1, Ordering::Relaxed);
             }
             let number = state.next_number;
             state.next_number += 1;
@@ -364,8 +387,17 @@ impl Future for TakeBytes {
         }
         line.remove(at);
         drop(state);
+        this.left_line();
         this.number = None;
         Poll::Ready(Ok(this.share.held(this.wish.clone())))
+    }
+}
+
+impl TakeBytes {
+    fn left_line(&self) {
+        if let Some(places) = self.wish.waiting() {
+            places.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -374,6 +406,7 @@ impl Drop for TakeBytes {
         let Some(number) = self.number else {
             return;
         };
+        self.left_line();
         let mut state = self.share.state.lock();
         let line = state.line(&self.wish);
         let at = line.binary_search_by_key(&number, |waiter| waiter.number);
@@ -522,6 +555,33 @@ mod tests {
         // Alone it may take any size.
         assert!(share.try_take_as(&one, 10 * LIMIT).is_some());
         assert_eq!((one.bytes(), share.is_awaited()), (0, false));
+    }
+
+    #[test]
+    fn small_ones_of_one_holder_leave_half_and_others_pass_them() {
+        let share = Share::new(LIMIT);
+        let [one, other] = [(); 2].map(|()| Arc::new(Holder::default()));
+        let held: Vec<Held> = std::iter::from_fn(|| share.try_take_small_as(&one, SMALL)).collect();
+        assert_eq!((held.len(), one.bytes()), (20, LIMIT / 2));
+        let mut waiting = share.take_small_as(&one, SMALL);
+        assert!(poll(&mut waiting).is_none());
+        let mut passing = share.take_small_as(&other, SMALL);
+        let _ = poll(&mut passing);
+        let passed = poll(&mut passing).expect("served").expect("room");
+        assert_eq!((other.bytes(), poll(&mut waiting).is_none()), (SMALL, true));
+        drop((held, passed));
+        assert!(poll(&mut waiting).expect("served").is_ok());
+        // Nor does it take all places of the line.
+        let _all = share.try_take_small_as(&one, LIMIT).expect("room");
+        let mut line: Vec<TakeBytes> = (0..MAX_WAITING / 2)
+            .map(|_| share.take_small_as(&one, SMALL))
+            .collect();
+        assert!(line.iter_mut().all(|waiting| poll(waiting).is_none()));
+        let refused = poll(&mut share.take_small_as(&one, SMALL)).expect("an answer");
+        assert_eq!(refused.err(), Some(Exhausted));
+        assert!(poll(&mut share.take_small_as(&other, SMALL)).is_none());
+        line.pop();
+        assert!(poll(&mut share.take_small_as(&one, SMALL)).is_none());
     }
 
     #[test]

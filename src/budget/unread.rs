@@ -5,26 +5,38 @@
 //! is taken over. Between the two some is dropped (a call was refused, its client gave it up)
 //! without a word to either, so a connection none of whose bodies may hold anything begins anew
 //! at nothing. Together they may hold `limit_bytes`; beyond that a connection that holds more
-//! than `FLOOR_BYTES` is not read from. If one of its bodies has room for what it lacks, it is read
+//! than a floor is not read from. If one of its bodies has room for what it lacks, it is read
 //! from up to `HUNGRY_FACTOR` times the limit: what comes before that is what others of its calls
 //! wait with, and without it none of them would ever end. Nor would those that cannot answer before
 //! the client has said that it takes more: so a connection from which nothing was taken for a while
 //! is read from as far.
+//!
+//! The header block of a call is held as a whole before there is a call. Those that have begun and
+//! not ended have a limit of their own, and beyond it a connection with a long one is not read from:
+//! one of them ends, or its client is sent away.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A connection may always have so much unread: what a stream's window lets it send, and some pieces.
+/// Where there are very many an equal part of the limit, but no less than a frame.
 const FLOOR_BYTES: usize = 72 << 10;
+const LEAST_BYTES: usize = 16 << 10;
 /// See the module.
 const HUNGRY_FACTOR: usize = 4;
 /// What a piece costs the library at least, whatever is in it.
 const PIECE_BYTES: usize = 256;
 
+/// One block must fit, whatever the limit is: the largest header list, encoded.
+const LEAST_BLOCKS_BYTES: usize = 20 << 20;
+
 /// See the module.
 pub struct Unread {
     limit_bytes: usize,
     bytes: AtomicUsize,
+    /// Of header blocks that have begun.
+    blocks_bytes: AtomicUsize,
+    connections: AtomicUsize,
 }
 
 impl Unread {
@@ -32,7 +44,13 @@ impl Unread {
         Arc::new(Self {
             limit_bytes,
             bytes: AtomicUsize::new(0),
+            blocks_bytes: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
         })
+    }
+
+    pub fn limit_bytes(&self) -> usize {
+        self.limit_bytes
     }
 
     pub fn bytes(&self) -> usize {
@@ -43,11 +61,19 @@ impl Unread {
         self.bytes() > self.limit_bytes
     }
 
+    /// What each connection may always have.
+    fn floor_bytes(&self) -> usize {
+        let connections = self.connections.load(Ordering::Relaxed).max(1);
+        (self.limit_bytes / connections).clamp(LEAST_BYTES, FLOOR_BYTES)
+    }
+
     /// One more connection.
     pub fn connection(self: &Arc<Self>) -> Arc<Connection> {
+        self.connections.fetch_add(1, Ordering::Relaxed);
         Arc::new(Connection {
             all: self.clone(),
             bytes: AtomicUsize::new(0),
+            block_bytes: AtomicUsize::new(0),
             bodies: AtomicUsize::new(0),
             hungry: AtomicUsize::new(0),
             taken: AtomicUsize::new(0),
@@ -59,6 +85,8 @@ impl Unread {
 pub struct Connection {
     all: Arc<Unread>,
     bytes: AtomicUsize,
+    /// Of the header block that has begun.
+    block_bytes: AtomicUsize,
     /// Bodies that may hold some of it.
     bodies: AtomicUsize,
     /// Bodies that wait for more, and have room for it.
@@ -79,6 +107,29 @@ impl Connection {
         self.all.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// A part of a header block came.
+    pub fn came_of_block(&self, bytes: usize, is_last: bool) {
+        if is_last {
+            self.end_block();
+        } else {
+            self.block_bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.all.blocks_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn end_block(&self) {
+        let held = self.block_bytes.swap(0, Ordering::Relaxed);
+        if held > 0 {
+            self.all.blocks_bytes.fetch_sub(held, Ordering::Relaxed);
+        }
+    }
+
+    fn has_block_that_waits(&self) -> bool {
+        let limit_bytes = self.all.limit_bytes.saturating_mul(HUNGRY_FACTOR);
+        self.block_bytes.load(Ordering::Relaxed) > FLOOR_BYTES
+            && self.all.blocks_bytes.load(Ordering::Relaxed) > limit_bytes.max(LEAST_BLOCKS_BYTES)
+    }
+
     /// All that was ever taken out of its bodies, as it is counted.
     pub fn taken_bytes(&self) -> usize {
         self.taken.load(Ordering::Relaxed)
@@ -87,7 +138,10 @@ impl Connection {
     /// Whether nothing more is to be read from this connection for now. `is_stuck`: nothing was
     /// taken out of its bodies for a while.
     pub fn must_wait(&self, is_stuck: bool) -> bool {
-        if !self.all.is_over() || self.bytes.load(Ordering::Relaxed) <= FLOOR_BYTES {
+        if self.has_block_that_waits() {
+            return true;
+        }
+        if !self.all.is_over() || self.bytes.load(Ordering::Relaxed) <= self.all.floor_bytes() {
             return false;
         }
         if is_stuck || self.hungry.load(Ordering::Relaxed) > 0 {
@@ -128,6 +182,8 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        self.all.connections.fetch_sub(1, Ordering::Relaxed);
+        self.end_block();
         self.give_back(usize::MAX);
     }
 }
@@ -230,6 +286,41 @@ mod tests {
         assert!(!connection.must_wait(false));
         drop(hungry);
         assert!(connection.must_wait(false));
+    }
+
+    #[test]
+    fn long_header_blocks_wait_for_each_other() {
+        let unread = Unread::new(LARGE);
+        let connections = [(); 4].map(|()| unread.connection());
+        for connection in &connections {
+            connection.came_of_block(LEAST_BLOCKS_BYTES / 4, false);
+            assert!(!connection.must_wait(true));
+        }
+        let [first, second, ..] = &connections;
+        first.came_of_block(1, false);
+        assert!(first.must_wait(true) && second.must_wait(false));
+        let another = unread.connection();
+        another.came_of_block(1000, false);
+        assert!(!another.must_wait(false), "a short one");
+        second.came_of_block(1000, true);
+        assert!(!first.must_wait(false) && !second.must_wait(false));
+        drop(connections);
+        assert_eq!(unread.blocks_bytes.load(Ordering::Relaxed), 1000);
+        drop(another);
+        assert_eq!(unread.blocks_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn of_very_many_connections_each_may_have_less() {
+        let unread = Unread::new(10 * LARGE);
+        let many: Vec<_> = (0..50).map(|_| unread.connection()).collect();
+        let _bodies: Vec<_> = many.iter().map(|connection| connection.body()).collect();
+        for connection in &many {
+            connection.came(24 << 10);
+        }
+        assert!(unread.is_over());
+        assert!(many.iter().all(|connection| connection.must_wait(false)));
+        assert_eq!(unread.floor_bytes(), 10 * LARGE / 50);
     }
 
     #[test]

@@ -27,6 +27,8 @@ use crate::error::Error;
 
 /// Larger answers are counted, and begin before they have come to their end.
 const SMALL_BYTES: usize = 32 << 10;
+/// Larger ones are counted until the network has taken them.
+const UNCOUNTED_BYTES: usize = 4 << 10;
 
 /// What gRPC's own headers become.
 const METADATA: (HeaderName, HeaderValue) = (
@@ -115,7 +117,7 @@ impl Answer {
                     };
                 }
                 Next::End(_) if self.shape == Shape::Lines => return Response::new(Body::empty()),
-                Next::End(_) => return found(Body::new(Full::new(text.into()))),
+                Next::End(_) => return found(Body::new(Full::new(self.counted(text)))),
             }
         }
     }
@@ -164,7 +166,7 @@ impl Answer {
 
     /// The same text, counted until the network has taken it.
     fn counted(&self, text: Vec<u8>) -> Bytes {
-        match text.len() > SMALL_BYTES {
+        match text.len() > UNCOUNTED_BYTES {
             true => self.means.share.take_anyway(text.len()).over(text.into()),
             false => text.into(),
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::budget::{Ledger, Part};
+use crate::budget::Ledger;
 use crate::metrics::Scrape;
 use crate::proto::etcdserverpb::AlarmType;
 use crate::service::handle::Handle;
@@ -59,21 +59,7 @@ pub fn scrape(handle: &Handle, memory: Option<&Ledger>) -> Scrape {
             let kind = AlarmType::try_from(alarm.alarm).ok()?;
             Some((MemberId(alarm.member_id), kind.as_str_name()))
         }));
-    scrape.memory = memory.map_or(Vec::new(), |memory| parts(handle, memory));
+    scrape.memory = memory.map_or(Vec::new(), Ledger::read);
     process::read(&mut scrape);
     scrape
-}
-
-/// What each part of the memory budget holds and may hold, where it is known.
-fn parts(handle: &Handle, memory: &Ledger) -> Vec<(&'static str, u64, u64)> {
-    let size = handle.shared().engine().size();
-    let parts = Part::ALL.into_iter().filter_map(|part| {
-        let used_bytes = match part {
-            Part::Memtables => size.memtable_bytes,
-            Part::BlockCache => size.block_cache_bytes,
-            Part::Requests | Part::Answers | Part::Watches => memory.used_bytes(part)? as u64,
-        };
-        Some((part.name(), used_bytes, memory.budget.bytes(part) as u64))
-    });
-    parts.collect()
 }

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::{Request, Response};
+use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -24,11 +25,13 @@ use super::allowance::{Allowance, Place};
 use super::guard::{Guard, Guarded};
 use super::http2::Http2;
 use super::listen::Listener;
+use super::sending::Sending;
 use super::stream::Stream;
 use super::takeover::Upcoming;
 use super::tls::{Refused, Rejections, Session, TlsServer};
 use super::versions::Versions;
 use crate::budget::unread::{self, Unread};
+use crate::budget::unsent::{self, Unsent};
 use crate::types::Remote;
 
 /// So long a stop waits for a connection on which somebody waits for an answer.
@@ -73,6 +76,8 @@ pub struct ServeOptions {
     pub allowance: Arc<Allowance>,
     /// Counts what guarded connections have unread.
     pub unread: Arc<Unread>,
+    /// Counts what connections were answered and the network has not taken.
+    pub unsent: Arc<Unsent>,
     /// From a connection to its first byte.
     pub first_byte_limit: Duration,
     /// To the end of the head of a request of HTTP/1.
@@ -118,11 +123,12 @@ impl<S> Service for S where
 {
 }
 
-/// A service that knows how many calls wait for the beginning of their answers, and what an answer
-/// makes of its connection.
+/// A service that knows how many calls wait for the beginning of their answers, what the network
+/// has not taken of those, and what an answer makes of its connection.
 struct Counting<S> {
     service: S,
     waiting: Arc<AtomicUsize>,
+    unsent: Arc<unsent::Connection>,
     upcoming: Upcoming,
 }
 
@@ -130,6 +136,7 @@ struct Counting<S> {
 struct Awaited<F> {
     answer: F,
     waiting: Arc<AtomicUsize>,
+    unsent: Arc<unsent::Connection>,
     wish: Option<OnUpgrade>,
     upcoming: Upcoming,
 }
@@ -145,6 +152,7 @@ impl<S: Service> hyper::service::Service<Request<Incoming>> for Counting<S> {
             wish: Upcoming::wish(&mut request),
             answer: self.service.call(request),
             waiting: self.waiting.clone(),
+            unsent: self.unsent.clone(),
             upcoming: self.upcoming.clone(),
         }
     }
@@ -157,12 +165,15 @@ where
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let mut answer = ready!(Pin::new(&mut self.answer).poll(cx));
-        if let Ok(answer) = &mut answer {
+        let answer = ready!(Pin::new(&mut self.answer).poll(cx));
+        Poll::Ready(answer.map(|mut answer| {
             let wish = self.wish.take();
-            self.upcoming.answered(wish, answer);
-        }
-        Poll::Ready(answer)
+            self.upcoming.answered(wish, &mut answer);
+            if answer.body().is_end_stream() {
+                return answer;
+            }
+            answer.map(|body| Body::new(Sending::new(body, self.unsent.stream())))
+        }))
     }
 }
 
@@ -452,6 +463,7 @@ async fn http<I, S>(
     let service = Counting {
         service,
         waiting: waiting.clone(),
+        unsent: options.unsent.connection(),
         upcoming: upcoming.clone(),
     };
     let connection = protocols.serve_connection_with_upgrades(TokioIo::new(io), service);

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use super::frames::{DATA, Frames};
+use super::frames::{CONTINUATION, DATA, END_HEADERS, Frames, HEADERS};
 use super::inbound::Inbound;
 use super::pings::{GOAWAY, Policy};
 use crate::budget::unread;
@@ -170,6 +170,9 @@ impl<S> Guarded<S> {
         let passing = self.inbound.feed(bytes, |frame| {
             *opening = None;
             policy.received(frame, *now.get_or_insert_with(Instant::now));
+            if matches!(frame.kind, HEADERS | CONTINUATION) {
+                unread.came_of_block(frame.len, frame.has(END_HEADERS));
+            }
             // What comes for a call that has ended is dropped at once.
             if frame.kind == DATA && frame.len > 0 && policy.is_open(frame.stream) {
                 unread.came(frame.len);

@@ -103,6 +103,15 @@ fn parts(headers: Frame, payload: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 impl Block<'_> {
+    /// All of its frames as one.
+    fn frame(&self) -> Frame {
+        Frame {
+            len: self.len,
+            flags: self.headers.flags | if self.whole { END_HEADERS } else { 0 },
+            ..self.headers
+        }
+    }
+
     /// The frames of the same block with another fragment; without padding.
     fn with_fragment(&self, fragment: &[u8], out: &mut Vec<u8>) {
         let (first, rest) =
@@ -205,7 +214,7 @@ impl Inbound {
                     self.skip = HEADER_BYTES + frame.len;
                 }
                 Unit::Block(block) => {
-                    seen(block.headers);
+                    seen(block.frame());
                     match self.authorities.mend(&block.fragment, block.whole) {
                         Some(mended) => block.with_fragment(&mended, &mut self.ready),
                         None => self.pass(&bytes[at..at + block.len], &mut passing),

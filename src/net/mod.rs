@@ -10,6 +10,7 @@
 //! - `tls` makes the handshakes; those of outgoing connections are asked for in `transport/dial.rs`.
 //! - `http2` decides every limit of the HTTP/2 library by name.
 //! - `join` makes one frame of many small ones.
+//! - `sending` gives that library of an answer what there is room for.
 //! - `guard` stands between a client's socket and that library and sees each frame: `pings` sends
 //!   clients away that ping too often, `inbound` finds header blocks, and `authority` mends in them
 //!   what the library would refuse and etcd takes.
@@ -25,6 +26,7 @@ mod inbound;
 mod join;
 pub mod listen;
 mod pings;
+mod sending;
 mod stream;
 mod takeover;
 #[cfg(test)]

@@ -27,6 +27,7 @@ use super::{
     Allowance, Client, Guard, Http2, Security, ServeOptions, Stream, Versions, listen, serve,
 };
 use crate::budget::unread::{self, Unread};
+use crate::budget::unsent::Unsent;
 use crate::metrics::Metrics;
 use crate::types::{Address, MemberId};
 
@@ -34,6 +35,7 @@ const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
 const ALLOWED: usize = 10;
 const UNREAD_BYTES: usize = 4 << 20;
+const UNSENT_BYTES: usize = 1 << 20;
 const LARGE_BYTES: usize = 256 << 10;
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -133,6 +135,7 @@ fn start_at(address: &Address, first_byte_limit: Duration, security: Security) -
         head_limit: LIMIT,
         unacknowledged_limit: None,
         unread: unread.clone(),
+        unsent: Unsent::new(UNSENT_BYTES),
         allowance: Allowance::new(ALLOWED, metrics.clone()),
     };
     let (stop, stopping) = watch::channel(false);

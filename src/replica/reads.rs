@@ -14,6 +14,8 @@ pub type ReadReply = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
 /// Reads that may wait at once.
 const MAX_WAITING: usize = 100_000;
+/// And others, for indexes that clients name.
+const MAX_NAMED: usize = 16_384;
 
 /// Reads that wait until an index is applied here.
 #[derive(Default)]
@@ -25,6 +27,21 @@ pub struct WaitingReads {
 struct ReadsByIndex {
     by_index: BTreeMap<u64, Vec<ReadReply>>,
     count: usize,
+    /// By index and number.
+    named: BTreeMap<(u64, u64), ReadReply>,
+    last_number: u64,
+}
+
+/// A place among those that wait; given up when it is dropped.
+pub struct Place<'a> {
+    reads: &'a WaitingReads,
+    at: (u64, u64),
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.reads.waiting.lock().named.remove(&self.at);
+    }
 }
 
 impl WaitingReads {
@@ -49,27 +66,48 @@ impl WaitingReads {
         }
     }
 
+    /// Waits for an index that nobody has confirmed, which may never come: for as long as the place
+    /// is kept. None, without a reply, where it is applied, or too many wait.
+    pub fn wait_for(&self, index: u64, reply: ReadReply, raft: &RaftStatus) -> Option<Place<'_>> {
+        let mut waiting = self.waiting.lock();
+        if raft.applied_index() >= index || waiting.named.len() >= MAX_NAMED {
+            return None;
+        }
+        waiting.last_number += 1;
+        let at = (index, waiting.last_number);
+        waiting.named.insert(at, reply);
+        Some(Place { reads: self, at })
+    }
+
     /// The number of waiting reads.
     #[cfg(any(test, feature = "simulation"))]
     pub fn count(&self) -> usize {
-        self.waiting.lock().count
+        let waiting = self.waiting.lock();
+        waiting.count + waiting.named.len()
     }
 
     /// Entries up to `index` are applied, and the view shows them.
     pub fn applied(&self, index: u64) {
         let ready = {
             let mut waiting = self.waiting.lock();
-            match waiting.by_index.first_key_value() {
-                Some((first, _)) if *first <= index => {}
-                _ => return,
+            let first_read = waiting.by_index.first_key_value().map(|(first, _)| *first);
+            let first_named = waiting.named.first_key_value().map(|(at, _)| at.0);
+            if first_read
+                .into_iter()
+                .chain(first_named)
+                .all(|first| first > index)
+            {
+                return;
             }
+            let later = waiting.named.split_off(&(index.saturating_add(1), 0));
+            let named = std::mem::replace(&mut waiting.named, later);
             let behind = index + u64::from(!probe::injected(Defect::ReadWakesLate));
             let later = waiting.by_index.split_off(&behind);
             let ready = std::mem::replace(&mut waiting.by_index, later);
             waiting.count -= ready.values().map(Vec::len).sum::<usize>();
-            ready
+            ready.into_values().flatten().chain(named.into_values())
         };
-        for reply in ready.into_values().flatten() {
+        for reply in ready {
             reply(Ok(()));
         }
     }

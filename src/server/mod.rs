@@ -12,6 +12,7 @@ pub mod gate;
 pub mod leave;
 pub mod logging;
 pub mod member_dir;
+mod memory;
 mod memory_lock;
 pub mod notify;
 pub mod publish;

@@ -18,6 +18,7 @@ use super::gate::{ClientSecurity, ProtocolSwitch};
 use super::leave;
 use super::logging;
 use super::member_dir::MemberDir;
+use super::memory;
 use super::memory_lock;
 use super::notify;
 use super::publish::{Introduction, introduce};
@@ -27,7 +28,7 @@ use super::signals::StopSignals;
 use super::sockets::{Bound, HeldEndpoint, Sockets};
 use super::traces::Traces;
 use crate::api::{self, Api};
-use crate::budget::{Ledger, Part, Requests, Share};
+use crate::budget::Part;
 use crate::config::{AutoCompaction, Config, os_reason, urls};
 use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
 use crate::gateway::Gateway;
@@ -255,18 +256,10 @@ impl Member {
             warning_apply_duration: config.warning_apply_duration,
         };
         let budget = bootstrap::budget(config);
-        let requests = Requests::new(budget.bytes(Part::Requests), settings.max_message_bytes());
-        let requests = Arc::new(requests);
-        let unread = requests.unread().clone();
-        let answers = Share::new(budget.bytes(Part::Answers));
-        let memory = Ledger {
-            budget,
-            shares: vec![
-                (Part::Requests, requests.share().clone()),
-                (Part::Answers, answers.clone()),
-                (Part::Watches, self.handle.shared().hub.share().clone()),
-            ],
-        };
+        let memory = memory::OfClients::new(budget, &settings);
+        let ledger = memory.ledger(budget, &self.handle);
+        let unread = memory.requests.unread().clone();
+        let unsent = memory.unsent.clone();
         let metrics = self.handle.shared().metrics.clone();
         let keep_alive = config.grpc_keepalive.map(|keepalive| KeepAlive {
             interval: keepalive.interval,
@@ -275,9 +268,19 @@ impl Member {
         let gateway = config.enable_grpc_gateway.then(|| {
             let clock = self.handle.shared().clock.clone();
             let max_bytes = settings.max_message_bytes();
-            Gateway::new(clock, requests.clone(), answers.clone(), max_bytes)
+            Gateway::new(
+                clock,
+                memory.requests.clone(),
+                memory.answers.clone(),
+                max_bytes,
+            )
         });
-        let api = Api::new(self.handle.clone(), settings, requests, answers);
+        let api = Api::new(
+            self.handle.clone(),
+            settings,
+            memory.requests,
+            memory.answers,
+        );
         Clients {
             gate: ProtocolSwitch {
                 gateway,
@@ -285,7 +288,7 @@ impl Member {
                     Some(traces) => api.with_traces(Arc::new(traces)),
                     None => api,
                 }),
-                http: self.http(config).with_memory(memory),
+                http: self.http(config).with_memory(ledger),
                 grpc_only: false,
                 security: ClientSecurity::default(),
                 authenticates_by_certificate: config.authenticates_by_certificate(),
@@ -306,6 +309,7 @@ impl Member {
                     closed: Arc::default(),
                 }),
                 unread,
+                unsent,
                 allowance: Allowance::new(descriptors.clients, metrics.clone()),
                 first_byte_limit: OPENING_LIMIT,
                 head_limit: HEAD_LIMIT,

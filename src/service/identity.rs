@@ -102,7 +102,9 @@ impl Handle {
             let _ = sender.send(());
         });
         let raft = &self.shared.raft;
-        self.shared.waiting_reads.wait(index, vec![reply], raft);
+        let Some(_place) = self.shared.waiting_reads.wait_for(index, reply, raft) else {
+            return;
+        };
         let limit = self.settings().election_timeout;
         // Whether it was applied shows where the token is looked up.
         let _ = env::timeout(self.shared.clock.as_ref(), limit, receiver).await;
@@ -242,5 +244,6 @@ mod tests {
         let limit = handle.settings().election_timeout + Duration::from_secs(2);
         let found = tokio::time::timeout(limit, handle.identify(&far)).await;
         assert_eq!(found, Ok(Err(Error::InvalidAuthToken)));
+        assert_eq!(handle.shared().waiting_reads.count(), 0, "nothing is left");
     }
 }

@@ -125,6 +125,11 @@ impl Handle {
         Ok(renewed.ttl_s)
     }
 
+    /// Whether a caller may ask about leases at all: who is nobody makes no member work.
+    pub fn may_ask_about_leases(&self, caller: &Caller) -> Result<(), Error> {
+        self.judging_view(caller).map(|_view| ())
+    }
+
     /// The remaining TTL of a lease, with its keys if requested; `None` if it does not exist or has
     /// expired. The caller adds the header.
     pub async fn lease_left(
@@ -133,8 +138,7 @@ impl Handle {
         id: LeaseId,
         keys: bool,
     ) -> Result<Option<LeaseTimeToLiveResponse>, Error> {
-        // Who is nobody does not make the leader work.
-        self.judging_view(caller)?;
+        self.may_ask_about_leases(caller)?;
         let deadline = self.deadline(caller);
         loop {
             let left = if self.shared().raft.is_leader() {

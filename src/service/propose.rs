@@ -391,6 +391,13 @@ impl Handle {
         Error::Timeout
     }
 
+    /// What the encodings of proposals in flight hold and may hold.
+    pub fn proposed_bytes(&self) -> [u64; 2] {
+        let max_kib = self.settings.limits.max_proposed_kib() as usize;
+        let held_kib = max_kib.saturating_sub(self.room_kib.available_permits());
+        [held_kib, max_kib].map(|kib| (kib as u64) << 10)
+    }
+
     /// True if no proposal of this member is in flight.
     #[cfg(any(test, feature = "simulation"))]
     pub fn is_idle(&self) -> bool {

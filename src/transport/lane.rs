@@ -91,8 +91,11 @@ impl LaneKind {
 
 const MESSAGES_PATH: &str = "/etchedpeer.Peer/Messages";
 const TICK: Duration = Duration::from_millis(250);
-/// From the call to the headers of the response.
+/// From the call to the headers of the response: at first, and after some that were not answered in
+/// time. Where all are slow, who gave up each call after the same time would never get an answer,
+/// and those that were given up keep the others waiting.
 const ACCEPT_LIMIT: Duration = Duration::from_millis(1_500);
+const LONGEST_ACCEPT_LIMIT: Duration = Duration::from_secs(6);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// A peer that refuses calls is tried less often.
@@ -119,17 +122,24 @@ struct End {
     refused: Option<RefusalKind>,
     /// How long it carried messages, if it did.
     held: Option<Duration>,
+    /// The peer was there and did not answer in time.
+    is_late: bool,
 }
 
 impl Lane {
     /// Runs until its task ends.
     pub async fn run(self) {
         let mut pause = FIRST_PAUSE;
+        let mut accept_limit = ACCEPT_LIMIT;
         for url in self.urls.iter().cycle() {
-            let end = self.connect(url).await;
+            let end = self.connect(url, accept_limit).await;
             if end.held.is_some_and(|held| held >= STEADY) {
                 pause = FIRST_PAUSE;
             }
+            accept_limit = match end.is_late {
+                true => (accept_limit * 2).min(LONGEST_ACCEPT_LIMIT),
+                false => ACCEPT_LIMIT,
+            };
             self.report(url, &end);
             if end.refused.is_some() {
                 sleep(REFUSED_PAUSE).await;
@@ -187,19 +197,24 @@ impl Lane {
         }
     }
 
-    async fn connect(&self, url: &str) -> End {
-        match self.call(url).await {
+    async fn connect(&self, url: &str, accept_limit: Duration) -> End {
+        match self.call(url, accept_limit).await {
             Ok((channel, answers)) => self.carry(channel, answers).await,
             Err(end) => end,
         }
     }
 
     /// Starts the call that carries the messages.
-    async fn call(&self, url: &str) -> Result<(Channel, Streaming<LaneAnswer>), End> {
+    async fn call(
+        &self,
+        url: &str,
+        accept_limit: Duration,
+    ) -> Result<(Channel, Streaming<LaneAnswer>), End> {
         let failed = |why| End {
             why,
             refused: None,
             held: None,
+            is_late: false,
         };
         let dialler = &self.context.options.dialler;
         let channel = dial::dial(dialler, url, None).await.map_err(failed)?;
@@ -218,14 +233,18 @@ impl Lane {
             let path = PathAndQuery::from_static(MESSAGES_PATH);
             grpc.streaming(request, path, LaneCodec).await
         };
-        match timeout(ACCEPT_LIMIT, call).await {
+        match timeout(accept_limit, call).await {
             Ok(Ok(response)) => Ok((channel, response.into_inner())),
             Ok(Err(status)) => Err(End {
                 why: why(&status),
                 refused: identity::recognise(&status),
                 held: None,
+                is_late: false,
             }),
-            Err(_) => Err(failed("the peer does not answer".to_owned())),
+            Err(_) => Err(End {
+                is_late: true,
+                ..failed("the peer does not answer".to_owned())
+            }),
         }
     }
 
@@ -245,6 +264,7 @@ impl Lane {
             why: why.to_owned(),
             refused,
             held: Some(clock.now().saturating_sub(begun)),
+            is_late: false,
         };
         loop {
             tokio::select! {

@@ -18,6 +18,7 @@ use super::network::GrpcNetwork;
 use super::pages;
 use super::service::PeerRpcService;
 use crate::budget::unread::Unread;
+use crate::budget::unsent::Unsent;
 use crate::net::listen::Listener;
 use crate::net::tls::Rejections;
 use crate::net::{self, Allowance, Http2, KeepAlive, Security, Versions};
@@ -62,6 +63,7 @@ impl GrpcNetwork {
             guard: None,
             allowance,
             unread: Unread::new(usize::MAX),
+            unsent: Unsent::new(usize::MAX),
             first_byte_limit: HEAD_LIMIT,
             head_limit: HEAD_LIMIT,
             unacknowledged_limit: Some(UNACKNOWLEDGED_LIMIT),

@@ -177,7 +177,7 @@ impl Hub {
 
     /// What queues are taken from. A share of their own: streams that nobody reads may use it up
     /// for good, and then no queue grows; those that catch up need room that comes back.
-    pub(super) fn names(&self) -> &Arc<Share> {
+    pub fn names(&self) -> &Arc<Share> {
         &self.names
     }
 

@@ -119,7 +119,7 @@ impl Drop for Place<'_> {
 }
 
 /// What one client may have many of counts as one: in IPv6 the first 64 bits.
-fn network(address: IpAddr) -> IpAddr {
+pub(super) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => {

@@ -3,6 +3,7 @@
 
 use tokio::time::Instant;
 
+use super::handshakes::network;
 use super::server::EOF;
 use super::{Certificate, Refused};
 use crate::notices::Notices;
@@ -29,7 +30,7 @@ impl Rejections {
     fn is_news(&self, remote: Remote) -> bool {
         let address = remote
             .ip()
-            .map_or_else(|| remote.to_string(), |ip| ip.to_string());
+            .map_or_else(|| remote.to_string(), |ip| network(ip).to_string());
         self.notices.is_news(&address, self.since.elapsed())
     }
 

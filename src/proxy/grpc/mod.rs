@@ -35,6 +35,7 @@ use tokio::sync::watch as latch;
 use super::endpoints::{self, Endpoint};
 use super::error::Error;
 use crate::budget::unread::Unread;
+use crate::budget::unsent::Unsent;
 use crate::config::{GrpcProxyStart, UpstreamTls};
 use crate::env::{Clock as _, SystemClock};
 use crate::metrics::Metrics;
@@ -249,6 +250,7 @@ fn options(start: &GrpcProxyStart, security: Security) -> net::ServeOptions {
         }),
         // What is passed on is read as it is sent, and the windows bound the rest.
         unread: Unread::new(usize::MAX),
+        unsent: Unsent::new(usize::MAX),
         allowance: Allowance::new(connections, metrics),
         first_byte_limit: OPENING_LIMIT,
         head_limit: HEAD_LIMIT,

@@ -106,6 +106,17 @@ async fn a_link_that_swallows_everything_is_noticed() {
     eventually("active again", || a.is_active(B)).await;
 }
 
+/// As all are on a machine with far too much to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_answers_late_is_waited_for() {
+    let (a, b) = (Site::start(A).await, Site::start(B).await);
+    let proxy = Proxy::to(&b.address).await;
+    proxy.set(Mode::Late(Duration::from_millis(2_500)));
+    a.knows(B, &proxy.url);
+    b.knows(A, &a.url());
+    eventually("active", || a.is_active(B)).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_link_stays() {
     let (a, b) = pair().await;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -13,6 +14,8 @@ use tokio::task::JoinSet;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Open,
+    /// What is sent on a new connection passes when this is over.
+    Late(Duration),
     /// Nothing passes, without an error; connections can still be made.
     Frozen,
     /// Each connection carries so many bytes to the member, and stands still then.
@@ -63,6 +66,10 @@ impl Proxy {
 }
 
 async fn link(near: TcpStream, far: TcpStream, modes: watch::Receiver<Mode>) {
+    let mode = *modes.borrow();
+    if let Mode::Late(by) = mode {
+        tokio::time::sleep(by).await;
+    }
     let (near_read, near_write) = near.into_split();
     let (far_read, far_write) = far.into_split();
     // Either way's end is the end of both.
@@ -83,7 +90,7 @@ async fn carry(
     loop {
         let mode = *modes.borrow_and_update();
         let stands = match mode {
-            Mode::Open => false,
+            Mode::Open | Mode::Late(_) => false,
             Mode::Frozen => true,
             Mode::StopAfter(bytes) => counts && carried >= bytes,
             Mode::CutAfter(bytes) if counts && carried >= bytes => return,
