@@ -189,7 +189,12 @@ impl MemberDir for DataDir {
     }
 
     fn open_read_only(&self, path: &Path) -> storage::Result<Arc<dyn Engine>> {
-        Ok(Arc::new(RocksEngine::open_read_only(path)?))
+        let limits = match self.read_only {
+            true => self.budget,
+            // The state in use is open beside it.
+            false => self.budget.of_a_look(),
+        };
+        Ok(Arc::new(RocksEngine::open_read_only(path, limits)?))
     }
 
     fn log_files(&self) -> Result<Arc<dyn Files>, Error> {
