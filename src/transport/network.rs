@@ -195,6 +195,8 @@ impl Network for GrpcNetwork {
 
     fn set_peers(&self, peers: Vec<Peer>) {
         let inbound = self.context.inbound();
+        let members = peers.iter().map(|peer| peer.member);
+        self.context.outside.metrics.list_peers(members);
         let mut roster = self.roster.lock();
         let is_removed = |member| matches!(&inbound, Some(inbound) if inbound.is_removed(member));
         roster.list(peers, is_removed);
