@@ -123,7 +123,7 @@ func attacks() []*attack {
 		},
 		{
 			name:   "peers",
-			does:   "junk, and requests of an unknown sender, to the peer port of a single member",
+			does:   "junk, and requests of an unknown sender, to the peer port of a single member; 200 snapshots under as many ids",
 			attack: forgedPeers, divisor: 1,
 		},
 		{

@@ -190,6 +190,7 @@ impl Member {
         let network_env = NetworkEnv {
             clock: clock.clone(),
             rng: rng.clone(),
+            executor: executor.clone(),
             metrics: metrics.clone(),
         };
         let network = GrpcNetwork::start(local, network_env, network_options);
