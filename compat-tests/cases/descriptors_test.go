@@ -119,7 +119,7 @@ func TestAcceptFailuresAreSaidOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, err := server.Limit(harness.OpenFiles, uint64(open))
+	before, err := server.LimitOpenFiles(uint64(open))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +136,7 @@ func TestAcceptFailuresAreSaidOnce(t *testing.T) {
 	if err != nil || len(lines) != 1 {
 		t.Errorf("the log tells of it %d times in three seconds: %v", len(lines), err)
 	}
-	if _, err := server.Limit(harness.OpenFiles, before); err != nil {
+	if _, err := server.LimitOpenFiles(before); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := server.HTTPGet("/version"); err != nil {

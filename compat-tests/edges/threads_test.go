@@ -59,7 +59,7 @@ func TestNoThreadLater(t *testing.T) {
 		User: lonely(), Flags: []string{"--snapshot-count=50"},
 	})
 	client := server.Client(t)
-	if _, err := server.Limit(harness.ThreadsOfUser, 1); err != nil {
+	if err := server.LimitThreads(1); err != nil {
 		t.Fatal(err)
 	}
 	before, err := server.Threads()

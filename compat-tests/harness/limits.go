@@ -12,21 +12,11 @@ import (
 	"unsafe"
 )
 
-// Resource is what a process may have a limited amount of, as in prlimit(2).
-type Resource int
-
-const (
-	// ThreadsOfUser are those of all processes of a user, save root's.
-	ThreadsOfUser Resource = 6
-	// OpenFiles are those of one process.
-	OpenFiles Resource = 7
-)
-
-// Limit sets how much of a resource the running process may have from now on, and
-// answers what it was. The hard limit stays.
-func (s *Server) Limit(resource Resource, most uint64) (uint64, error) {
+// LimitOpenFiles sets how many files the running process may have open from now on, and
+// answers how many those were. The hard limit stays.
+func (s *Server) LimitOpenFiles(most uint64) (uint64, error) {
 	ask := func(set, found *syscall.Rlimit) error {
-		_, _, code := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, uintptr(s.PID()), uintptr(resource),
+		_, _, code := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, uintptr(s.PID()), syscall.RLIMIT_NOFILE,
 			uintptr(unsafe.Pointer(set)), uintptr(unsafe.Pointer(found)), 0, 0)
 		if code != 0 {
 			return fmt.Errorf("prlimit of %d: %w", s.PID(), code)
@@ -38,6 +28,25 @@ func (s *Server) Limit(resource Resource, most uint64) (uint64, error) {
 		return 0, err
 	}
 	return before.Cur, ask(&syscall.Rlimit{Cur: most, Max: before.Max}, nil)
+}
+
+// LimitThreads sets how many threads the processes of the server's user may have from now
+// on. Only that user may, or who has the right to raise limits, which root need not have.
+func (s *Server) LimitThreads(most int) error {
+	command := exec.Command("prlimit", fmt.Sprintf("--pid=%d", s.PID()), fmt.Sprintf("--nproc=%d:", most))
+	command.SysProcAttr = &syscall.SysProcAttr{Credential: s.options.credential()}
+	if output, err := command.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w", output, err)
+	}
+	return nil
+}
+
+// credential is of the user that the process runs as; nil where that is this one's.
+func (o *Options) credential() *syscall.Credential {
+	if o.User == 0 {
+		return nil
+	}
+	return &syscall.Credential{Uid: uint32(o.User), Gid: uint32(o.User)}
 }
 
 // Threads counts those of the running process.

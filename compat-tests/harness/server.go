@@ -224,10 +224,7 @@ func (s *Server) Spawn() error {
 	command.Stdout, command.Stderr = log, log
 	command.Env = append(environment(), s.options.Env...)
 	command.Dir = s.root
-	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if user := uint32(s.options.User); user != 0 {
-		command.SysProcAttr.Credential = &syscall.Credential{Uid: user, Gid: user}
-	}
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Credential: s.options.credential()}
 	started := &process{command: command, exited: make(chan struct{})}
 	if err := startLocked(started); err != nil {
 		return err
