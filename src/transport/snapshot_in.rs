@@ -2,7 +2,7 @@
 //! passed on. Incomplete or invalid ones are removed and affect nothing else.
 //!
 //! Few come in at once, from members or the leader only, each at a pace; what they write takes turns
-//! with all other work of the blocking pool. So whoever sends holds neither a thread nor the disk.
+//! with all other work of the blocking pool. So a sender holds neither a thread nor the disk.
 //!
 //! What happens next is elsewhere: `raft` decides whether the state is newer than this member's,
 //! and `server::states` opens it in place of the one in use.

@@ -228,7 +228,7 @@ async fn a_snapshot_with_a_wrong_byte_is_refused() {
     eventually("no file is left", || b.incoming_count() == 1).await;
 }
 
-/// Whoever is neither a member nor the leader could fill the disk.
+/// A caller that is neither a member nor the leader could fill the disk.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_is_taken_from_members_and_the_leader() {
     let b = Site::start(B).await;
