@@ -1,17 +1,19 @@
 //! Clocks, random numbers and background execution, passed in: the only module that reads the
 //! machine's clocks and random source, so that everything else runs the same in the simulator.
 
-use std::collections::VecDeque;
+mod pool;
+
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use parking_lot::Mutex;
 use thread_priority::{NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+
+use pool::{Pool, Shape, Work};
 
 /// A boxed future, for object-safe traits.
 pub type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -110,7 +112,13 @@ pub async fn blocking<T: Send + 'static>(
     receiver.await.map_err(|_| Abandoned)
 }
 
-/// tokio's threads, and a few beside them. To be used within its runtime.
+/// tokio's threads for what waits for events, and our own for the rest. To be used within its
+/// runtime.
+///
+/// **What may block** has a few threads from the start on, so that a flush needs no thread that the
+/// system may not have when it is wanted, and more while there is work for them. Beside them the
+/// runtime has threads of its own, which `block_in_place` needs: work that stands still must not stop
+/// the network.
 ///
 /// **Computations** take what nobody else wants of the processors, and a tenth of half of them in
 /// any case. So half as many threads as there are processors have a low priority, with which they
@@ -118,34 +126,101 @@ pub async fn blocking<T: Send + 'static>(
 /// those give way at once, and may stand still for long, so that they take only what would wait for
 /// the first a while.
 pub struct TokioExecutor {
+    runtime: Option<Handle>,
     blocking: Arc<Pool>,
     computing: Arc<Pool>,
-    /// Of the threads for computations: so many first ones get a part in any case.
-    steady: usize,
 }
 
-impl Default for TokioExecutor {
-    fn default() -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let steady = (processors / 2).max(1);
-        Self {
-            blocking: Pool::of(MAX_BLOCKING, MAX_BLOCKING),
-            computing: Pool::of(processors, steady),
-            steady,
-        }
-    }
-}
-
-/// Work of `spawn_blocking` at once, and so many threads. The runtime has more of them, which
-/// `block_in_place` needs: work that stands still must not stop the network.
+/// Work of `spawn_blocking` at once, and so many threads.
 const MAX_BLOCKING: usize = 32;
+/// Threads of those that stay.
+const STEADY_BLOCKING: usize = 8;
+/// How long the others wait for more work.
+const BLOCKING_LINGERS: Duration = Duration::from_secs(10);
 
 /// Of a steady thread for computations: with this a thread of the usual priority that wants a
 /// processor gets it for nine parts of ten.
 const COMPUTING_NICENESS: i32 = 10;
 
-/// For each steady thread so many computations wait before the other threads take any.
-const MIN_BACKLOG: usize = 4;
+/// The processors that this process may use.
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Threads for computations that get a part of the processors in any case.
+fn steady_computing() -> usize {
+    (processors() / 2).max(1)
+}
+
+/// How many threads `TokioExecutor::start` begins.
+pub fn steady_threads() -> usize {
+    STEADY_BLOCKING + steady_computing()
+}
+
+impl TokioExecutor {
+    /// Begins the threads that stay. `rest` is what one of them does that has nothing to do.
+    ///
+    /// # Errors
+    /// The system has no thread to give.
+    pub fn start(rest: fn()) -> std::io::Result<Self> {
+        let executor = Self::resting(rest);
+        executor.blocking.start(STEADY_BLOCKING)?;
+        executor.computing.start(steady_computing())?;
+        Ok(executor)
+    }
+
+    /// With no thread yet.
+    fn resting(rest: fn()) -> Self {
+        Self {
+            runtime: Handle::try_current().ok(),
+            blocking: Pool::of(Shape {
+                name: "blocking",
+                places: MAX_BLOCKING,
+                first_places: MAX_BLOCKING,
+                lingers: BLOCKING_LINGERS,
+                prepare: |_| {},
+                rest,
+                spawn: pool::spawn,
+            }),
+            computing: Pool::of(Shape {
+                name: "compute",
+                places: processors(),
+                first_places: steady_computing(),
+                lingers: Duration::ZERO,
+                prepare: lower_priority,
+                rest,
+                spawn: pool::spawn,
+            }),
+        }
+    }
+}
+
+/// All threads are begun when they are wanted.
+#[cfg(test)]
+impl Default for TokioExecutor {
+    fn default() -> Self {
+        Self::resting(|| {})
+    }
+}
+
+impl Drop for TokioExecutor {
+    fn drop(&mut self) {
+        self.blocking.close();
+        self.computing.close();
+    }
+}
+
+/// Has the calling thread leave the processors to others first.
+fn lower_priority(is_steady: bool) {
+    let lowered = match is_steady {
+        true => rustix::process::setpriority_process(None, COMPUTING_NICENESS)
+            .map_err(|error| error.to_string()),
+        false => run_when_idle().map_err(|error| error.to_string()),
+    };
+    if let Err(error) = lowered {
+        tracing::debug!(error, "a computing thread keeps its priority");
+    }
+}
 
 /// Has the calling thread run where a processor would be idle, alone.
 fn run_when_idle() -> Result<(), thread_priority::Error> {
@@ -156,112 +231,23 @@ fn run_when_idle() -> Result<(), thread_priority::Error> {
     )
 }
 
-type Work = Box<dyn FnOnce() + Send>;
-
-/// Threads, each at a place: those at the first places take what there is, the others what would
-/// have to wait behind others.
-struct Pool {
-    first_places: usize,
-    state: Mutex<PoolState>,
-}
-
-struct PoolState {
-    /// Which places have a thread.
-    taken: Vec<bool>,
-    waiting: VecDeque<Work>,
-}
-
-impl Pool {
-    fn of(places: usize, first_places: usize) -> Arc<Self> {
-        let state = PoolState {
-            taken: vec![false; places],
-            waiting: VecDeque::new(),
-        };
-        Arc::new(Self {
-            first_places,
-            state: Mutex::new(state),
-        })
-    }
-
-    /// What a thread at this place would do now.
-    fn take(&self, state: &mut PoolState, place: usize) -> Option<Work> {
-        let backlog = match place < self.first_places {
-            true => 0,
-            false => MIN_BACKLOG * self.first_places,
-        };
-        match state.waiting.len() > backlog {
-            true => state.waiting.pop_front(),
-            false => None,
-        }
-    }
-
-    /// Has work wait; what to do at which place, where a thread has to be begun.
-    fn begin(&self, work: Work) -> Option<(usize, Work)> {
-        let mut state = self.state.lock();
-        state.waiting.push_back(work);
-        let place = state.taken.iter().position(|taken| !taken)?;
-        let work = self.take(&mut state, place)?;
-        state.taken[place] = true;
-        Some((place, work))
-    }
-
-    /// What a thread does next; its place is free if that is nothing.
-    fn next(&self, place: usize) -> Option<Work> {
-        let mut state = self.state.lock();
-        let work = self.take(&mut state, place);
-        if work.is_none() {
-            state.taken[place] = false;
-        }
-        work
-    }
-
-    /// Does the work, and then what waits.
-    fn run(&self, place: usize, work: Work) {
-        let mut next = Some(work);
-        while let Some(work) = next {
-            // Its waiter sees that it ended; the panic has been reported.
-            let _ = std::panic::catch_unwind(AssertUnwindSafe(work));
-            next = self.next(place);
-        }
-    }
-}
-
 impl Executor for TokioExecutor {
     fn spawn(&self, task: Boxed<()>) {
         tokio::spawn(task);
     }
 
-    fn spawn_blocking(&self, work: Box<dyn FnOnce() + Send>) {
-        let Some((place, work)) = self.blocking.begin(work) else {
-            return;
+    fn spawn_blocking(&self, work: Work) {
+        let Some(runtime) = self.runtime.clone() else {
+            return self.blocking.push(work);
         };
-        let pool = self.blocking.clone();
-        tokio::task::spawn_blocking(move || pool.run(place, work));
+        self.blocking.push(Box::new(move || {
+            let _runtime = runtime.enter();
+            work();
+        }));
     }
 
     fn spawn_computing(&self, work: Work) {
-        let Some((place, work)) = self.computing.begin(work) else {
-            return;
-        };
-        let (pool, is_steady) = (self.computing.clone(), place < self.steady);
-        let thread = std::thread::Builder::new().name("compute".to_owned());
-        let spawned = thread.spawn(move || {
-            let lowered = match is_steady {
-                true => rustix::process::setpriority_process(None, COMPUTING_NICENESS)
-                    .map_err(|error| error.to_string()),
-                false => run_when_idle().map_err(|error| error.to_string()),
-            };
-            if let Err(error) = lowered {
-                tracing::debug!(error, "a computing thread keeps its priority");
-            }
-            pool.run(place, work);
-        });
-        if let Err(error) = spawned {
-            tracing::warn!(%error, "no thread for a computation");
-            // The waiter for the work sees that it was dropped; what waits behind it is begun
-            // with the next.
-            self.computing.state.lock().taken[place] = false;
-        }
+        self.computing.push(work);
     }
 
     fn block_in_place(&self, work: &mut dyn FnMut()) {
@@ -353,32 +339,11 @@ impl Rng for SystemRng {
 mod tests {
     use std::sync::mpsc;
 
+    use parking_lot::Mutex;
+
     use super::*;
 
     const WORKS: usize = 3 * MAX_BLOCKING;
-
-    /// Of two threads the second helps while much waits, and leaves the rest to the first.
-    #[test]
-    fn further_threads_take_what_would_wait_long() {
-        let pool = Pool::of(2, 1);
-        let work = || -> Work { Box::new(|| {}) };
-        let mut begun: Vec<_> = (0..MIN_BACKLOG + 3).map(|_| pool.begin(work())).collect();
-        let places = begun
-            .iter()
-            .map(|begun| begun.as_ref().map(|(place, _)| *place));
-        let mut expected = vec![None; MIN_BACKLOG + 3];
-        expected[0] = Some(0);
-        expected[MIN_BACKLOG + 1] = Some(1);
-        assert_eq!(places.collect::<Vec<_>>(), expected);
-        begun.clear();
-        assert!(pool.next(1).is_some());
-        assert!(pool.next(1).is_none(), "the first does that soon");
-        for _ in 0..MIN_BACKLOG {
-            assert!(pool.next(0).is_some());
-        }
-        assert!(pool.next(0).is_none());
-        assert_eq!(pool.state.lock().taken, [false, false]);
-    }
 
     #[tokio::test]
     async fn work_waits_for_a_thread_and_one_that_panics_takes_none_away() {
@@ -408,7 +373,7 @@ mod tests {
             for _ in MAX_BLOCKING..WORKS {
                 begins.recv_timeout(limit).expect("begins");
             }
-            while executor.blocking.state.lock().taken.contains(&true) {
+            while executor.blocking.threads().1 > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }

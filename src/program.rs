@@ -17,7 +17,7 @@ use crate::profile;
 use crate::proxy;
 use crate::server::signals::{self, Interruption};
 use crate::server::traces::Traces;
-use crate::server::{self, from_snapshot, logging, run::Stopped, to_etcd};
+use crate::server::{self, from_snapshot, logging, run::Stopped, threads, to_etcd};
 
 /// What the program's allocator reports to.
 pub mod heap {
@@ -48,9 +48,9 @@ pub fn run(give_back: GiveBack) -> ExitCode {
         Some(Ok(Command::Version)) => {
             return logging::exit(&Exit::printed(config::version(), ""));
         }
-        Some(Ok(Command::Restore(command))) => return restore(command),
-        Some(Ok(Command::Offline(command))) => return offline::run(&command),
-        Some(Ok(Command::Export(command))) => return export(command),
+        Some(Ok(Command::Restore(command))) => return with_threads(|| restore(command)),
+        Some(Ok(Command::Offline(command))) => return with_threads(|| offline::run(&command)),
+        Some(Ok(Command::Export(command))) => return with_threads(|| export(command)),
         Some(Ok(Command::Proxy(command))) => return proxy(*command, args, give_back),
         Some(Err(exit)) => return logging::exit(&exit),
         None => {}
@@ -63,32 +63,44 @@ pub fn run(give_back: GiveBack) -> ExitCode {
         profile::heap::start();
     }
     // What it cannot do is said once there is a log.
-    let runtime = start_runtime(give_back);
+    let runtime = start_runtime(give_back, threads::of_member());
     let traces = match (&loaded.config.tracing, &runtime) {
         (Some(tracing), Ok(runtime)) => Traces::start(tracing, runtime.handle()).map(Some),
         _ => Ok(None),
     };
     let heard = traces.as_ref().ok().and_then(Option::as_ref);
-    if let Err(error) = logging::init(&loaded.config.log, heard) {
-        logging::fatal("discovery failed", &error.to_string());
-        return ExitCode::from(1);
-    }
+    let logged = logging::init(&loaded.config.log, heard);
     logging::notes(&loaded.notes);
     if let Err(error) = small_pages {
         // The allocator's region is sparse: with pages of 2 MiB twice its memory is resident.
         tracing::warn!(%error, "cannot turn off huge pages; more memory will be resident");
     }
+    // Without threads there may be no log either: their reason is said first.
+    let runtime = runtime.and_then(|runtime| match logged {
+        Ok(()) => Ok(runtime),
+        Err(error) => Err(error.to_string()),
+    });
     let runtime = match runtime {
         Ok(runtime) => runtime,
-        Err(error) => {
-            logging::fatal(
-                "discovery failed",
-                &format!("cannot start threads: {error}"),
-            );
+        Err(reason) => {
+            logging::fatal("discovery failed", &reason);
             return ExitCode::from(1);
         }
     };
-    end(runtime.block_on(async { server::run::run(loaded.config, traces?).await }))
+    let member = async { server::run::run(loaded.config, traces?, give_back).await };
+    end(runtime.block_on(member))
+}
+
+/// Carries out a command that works on a state, whose library would end the process where it can have
+/// no threads.
+fn with_threads(command: impl FnOnce() -> ExitCode) -> ExitCode {
+    match threads::check(threads::of_command()) {
+        Ok(()) => command(),
+        Err(error) => {
+            eprintln!("etched: {error}");
+            ExitCode::from(1)
+        }
+    }
 }
 
 /// Ends the process as its member ended.
@@ -250,9 +262,9 @@ fn proxy(command: Proxy, args: Vec<OsString>, give_back: GiveBack) -> ExitCode {
         .map(|arg| arg.to_string_lossy().into_owned())
         .collect();
     logging::notes(&[Note::info("Running: ").with("args", args)]);
-    let runtime = match start_runtime(give_back) {
+    let runtime = match start_runtime(give_back, threads::of_proxy()) {
         Ok(runtime) => runtime,
-        Err(error) => return failed(&format!("cannot start threads: {error}")),
+        Err(reason) => return failed(&reason),
     };
     match runtime.block_on(proxy::run(command)) {
         Ok(signal) => {
@@ -263,19 +275,26 @@ fn proxy(command: Proxy, args: Vec<OsString>, give_back: GiveBack) -> ExitCode {
     }
 }
 
-/// The runtime, whose threads give back what they freed.
-fn start_runtime(give_back: GiveBack) -> std::io::Result<tokio::runtime::Runtime> {
+/// The runtime, whose threads give back what they freed, where the process may have `needed` threads.
+fn start_runtime(give_back: GiveBack, needed: usize) -> Result<tokio::runtime::Runtime, String> {
+    threads::check(needed).map_err(|error| error.to_string())?;
     let rounds = Arc::<AtomicU64>::default();
     let parking = rounds.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("etched")
         .on_thread_park(move || give_back_once(&parking, give_back))
-        .build()?;
+        .build()
+        .map_err(|error| format!("cannot start threads: {error}"))?;
+    runtime.spawn_blocking(give_back);
     runtime.spawn(async move {
         loop {
             tokio::time::sleep(GIVE_BACK_INTERVAL).await;
             rounds.fetch_add(1, Ordering::Relaxed);
+            // A thread for what blocks ends when it has had nothing to do for a while. One of them
+            // stays by this: without any, what is to be looked up would panic where the system has no
+            // thread to give.
+            tokio::task::spawn_blocking(give_back);
         }
     });
     Ok(runtime)

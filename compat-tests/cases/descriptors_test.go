@@ -106,3 +106,40 @@ func TestConnectionsTakeNoDescriptorsOfTheLog(t *testing.T) {
 		t.Errorf("the log tells of it %d times in a minute: %v", len(lines), err)
 	}
 }
+
+// TestAcceptFailuresAreSaidOnce takes all descriptors that are left from a member. Who
+// connects then waits, the log says so once, and with descriptors again all are served.
+func TestAcceptFailuresAreSaidOnce(t *testing.T) {
+	t.Parallel()
+	server := harness.Start(t, harness.Etched, harness.Options{})
+	failures := harness.Choose(func(line harness.LogLine) bool {
+		return strings.Contains(line.Msg(), "cannot accept a connection")
+	})
+	open, err := server.OpenFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := server.LimitOpenFiles(uint64(open))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		conn, err := net.DialTimeout("tcp", server.Endpoint(), 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	// It tries ten times a second.
+	time.Sleep(3 * time.Second)
+	lines, err := server.WaitLog(logLimit, 1, failures)
+	if err != nil || len(lines) != 1 {
+		t.Errorf("the log tells of it %d times in three seconds: %v", len(lines), err)
+	}
+	if _, err := server.LimitOpenFiles(before); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := server.HTTPGet("/version"); err != nil {
+		t.Errorf("with descriptors again nobody is served: %v", err)
+	}
+}

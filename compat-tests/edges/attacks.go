@@ -127,7 +127,7 @@ func largeAttacks() []*attack {
 		},
 		{
 			name:   "peers",
-			does:   "junk, and requests of an unknown sender, to the peer port of a single member",
+			does:   "junk, and requests of an unknown sender, to the peer port of a single member; 200 snapshots under as many ids",
 			attack: forgedPeers, divisor: 1,
 		},
 		{

@@ -233,6 +233,16 @@ func (c *call) await(limit time.Duration) string {
 	}
 }
 
+// ended says whether the call has an outcome.
+func (c *call) ended() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // finish needs the lock.
 func (c *call) finish(outcome string) {
 	if c.outcome != "" {

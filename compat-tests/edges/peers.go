@@ -50,6 +50,7 @@ func forgedPeers(ctx context.Context, s *attackRun) error {
 		forgeHTTP(ctx, s, v)
 		if s.kind == harness.Etched {
 			forgeCalls(ctx, s, v)
+			forgeSnapshots(ctx, s, v)
 		}
 	}
 	pause(ctx, s.holdTime())

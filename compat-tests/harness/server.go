@@ -51,6 +51,12 @@ type Options struct {
 	InitialCluster string
 	// FileLimit is how many files the process may have open; 0 means as many as this one.
 	FileLimit int
+	// User is the user and the group that the process runs as; 0 means this one's. Only root
+	// can have another.
+	User int
+	// ThreadLimit is how many threads the processes of the user may have; 0 means no limit.
+	// See CanLimitThreads.
+	ThreadLimit int
 	// ReadyTimeout limits the wait for the first linearizable read; 0 means 30 s.
 	ReadyTimeout time.Duration
 	Encryption
@@ -117,6 +123,11 @@ func prepare(kind Kind, options Options) (*Server, error) {
 	}
 	if server.dataDir == "" {
 		server.dataDir = filepath.Join(root, "data")
+	}
+	if options.User != 0 {
+		if err := server.giveTo(options.User); err != nil {
+			return nil, errors.Join(err, server.Remove())
+		}
 	}
 	return server, nil
 }
@@ -213,7 +224,7 @@ func (s *Server) Spawn() error {
 	command.Stdout, command.Stderr = log, log
 	command.Env = append(environment(), s.options.Env...)
 	command.Dir = s.root
-	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Credential: s.options.credential()}
 	started := &process{command: command, exited: make(chan struct{})}
 	if err := startLocked(started); err != nil {
 		return err
@@ -222,14 +233,10 @@ func (s *Server) Spawn() error {
 	return nil
 }
 
-// command is the process to start. A shell sets the limit of files and is replaced by it,
-// since it has to hold from the first instruction on.
+// command is the process to start.
 func (s *Server) command() *exec.Cmd {
-	if s.options.FileLimit == 0 {
-		return exec.Command(s.binary, s.Args()...)
-	}
-	limited := fmt.Sprintf(`ulimit -n %d && exec "$@"`, s.options.FileLimit)
-	return exec.Command("sh", append([]string{"-c", limited, "sh", s.binary}, s.Args()...)...)
+	line := s.options.limited(append([]string{s.binary}, s.Args()...))
+	return exec.Command(line[0], line[1:]...)
 }
 
 // environment is this process's, without settings meant for an etcd or etcdctl.

@@ -142,6 +142,11 @@ impl Metrics {
         self.labelled.health_checked(check, passed);
     }
 
+    /// Sets which peers are members: the page shows no others.
+    pub fn list_peers(&self, members: impl IntoIterator<Item = MemberId>) {
+        self.labelled.peers.list(members);
+    }
+
     /// The cells for traffic with a peer.
     pub fn peer(&self, peer: MemberId) -> Arc<PeerCells> {
         self.labelled.peers.cells(peer)

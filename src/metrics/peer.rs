@@ -1,6 +1,10 @@
 //! Metrics per peer: each connection holds its peer's cells, and counts without a lock.
+//!
+//! Anybody may call the peer port under any id, so only members are shown, and of those that were
+//! removed so many. What an unlisted caller counts is kept while it is connected, for one that turns
+//! out to be a member: a leader that joined while this member was away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -66,20 +70,74 @@ const RECEIVED: TransferFamilies = TransferFamilies {
     took: &SNAPSHOT_RECEIVE_TOTAL_DURATION,
 };
 
-/// The cells of all peers so far; those of removed ones stay, as in etcd.
+/// Of so many removed members the cells stay; etcd keeps those of all.
+const MAX_FORMER: usize = 16;
+/// Of so many unlisted callers; further ones share cells.
+const MAX_UNLISTED: usize = 64;
+
+/// The cells of all peers.
 #[derive(Default)]
-pub struct Peers(Mutex<BTreeMap<MemberId, Arc<PeerCells>>>);
+pub struct Peers(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    members: BTreeSet<MemberId>,
+    /// Removed members, the latest at the end.
+    former: VecDeque<MemberId>,
+    /// Of members and former ones.
+    shown: BTreeMap<MemberId, Arc<PeerCells>>,
+    unlisted: BTreeMap<MemberId, Arc<PeerCells>>,
+    /// Of everybody else.
+    others: Arc<PeerCells>,
+}
 
 impl Peers {
+    /// Sets who is a member.
+    pub fn list(&self, members: impl IntoIterator<Item = MemberId>) {
+        self.0.lock().list(members.into_iter().collect());
+    }
+
     pub fn cells(&self, peer: MemberId) -> Arc<PeerCells> {
-        let mut peers = self.0.lock();
-        peers.entry(peer).or_default().clone()
+        self.0.lock().cells(peer)
     }
 
     pub fn expose(&self, local: &str, page: &mut Exposition) {
-        for (peer, cells) in self.0.lock().iter() {
+        for (peer, cells) in &self.0.lock().shown {
             cells.expose(local, &peer.to_string(), page);
         }
+    }
+}
+
+impl Known {
+    fn list(&mut self, members: BTreeSet<MemberId>) {
+        self.former.retain(|former| !members.contains(former));
+        self.former.extend(self.members.difference(&members));
+        while self.former.len() > MAX_FORMER {
+            if let Some(oldest) = self.former.pop_front() {
+                self.shown.remove(&oldest);
+            }
+        }
+        for member in &members {
+            if let Some(cells) = self.unlisted.remove(member) {
+                self.shown.insert(*member, cells);
+            }
+        }
+        self.members = members;
+    }
+
+    fn cells(&mut self, peer: MemberId) -> Arc<PeerCells> {
+        if self.members.contains(&peer) || self.former.contains(&peer) {
+            return self.shown.entry(peer).or_default().clone();
+        }
+        if !self.unlisted.contains_key(&peer) && self.unlisted.len() >= MAX_UNLISTED {
+            // Those that nobody counts in any more.
+            self.unlisted
+                .retain(|_, cells| Arc::strong_count(cells) > 1);
+            if self.unlisted.len() >= MAX_UNLISTED {
+                return self.others.clone();
+            }
+        }
+        self.unlisted.entry(peer).or_default().clone()
     }
 }
 
@@ -170,5 +228,59 @@ fn expose_histogram(
     let reading = histogram.read();
     if reading.count > 0 {
         page.histogram(family, labels, reading);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(known: &Known) -> Vec<(u64, u64)> {
+        let shown = known.shown.iter();
+        let of = |(peer, cells): (&MemberId, &Arc<PeerCells>)| (peer.0, cells.sent_bytes.get());
+        shown.map(of).collect()
+    }
+
+    fn members(ids: &[u64]) -> BTreeSet<MemberId> {
+        ids.iter().map(|id| MemberId(*id)).collect()
+    }
+
+    #[test]
+    fn callers_that_are_no_members_take_a_bounded_place_and_are_not_shown() {
+        let mut known = Known::default();
+        known.list(members(&[1, 2]));
+        known.cells(MemberId(2)).sent_bytes.add(2);
+        let held: Vec<_> = (100..100 + 3 * MAX_UNLISTED as u64)
+            .map(|id| known.cells(MemberId(id)))
+            .collect();
+        assert_eq!(known.unlisted.len(), MAX_UNLISTED);
+        assert_eq!(counted(&known), [(2, 2)]);
+        drop(held);
+        // Who called before leaves room.
+        known.cells(MemberId(9)).sent_bytes.add(9);
+        assert!(known.unlisted.contains_key(&MemberId(9)));
+        // It turns out to be a member, and nothing that it counted is lost.
+        known.list(members(&[1, 2, 9]));
+        known.cells(MemberId(9)).sent_bytes.add(1);
+        assert_eq!(counted(&known), [(2, 2), (9, 10)]);
+    }
+
+    #[test]
+    fn the_cells_of_removed_members_stay_for_so_many() {
+        let mut known = Known::default();
+        let count = 2 * MAX_FORMER as u64;
+        for id in 1..=count {
+            known.list(members(&[id]));
+            known.cells(MemberId(id)).sent_bytes.add(id);
+        }
+        let kept: Vec<_> = (count - MAX_FORMER as u64..=count)
+            .map(|id| (id, id))
+            .collect();
+        assert_eq!(counted(&known), kept);
+        // One that comes back goes on counting, and is no former one any more.
+        known.list(members(&[count - 1]));
+        known.cells(MemberId(count - 1)).sent_bytes.add(1);
+        assert!(counted(&known).contains(&(count - 1, count)));
+        assert!(!known.former.contains(&MemberId(count - 1)));
     }
 }

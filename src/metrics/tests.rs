@@ -128,6 +128,7 @@ fn used() -> Metrics {
 }
 
 fn use_peer(metrics: &Metrics) {
+    metrics.list_peers([MemberId(0xa1)]);
     let peer = metrics.peer(MemberId(0xa1));
     peer.connections.made.add(2);
     peer.connections.lost.increment();

@@ -43,8 +43,8 @@ const DRAIN_POLL: Duration = Duration::from_millis(10);
 /// What a connection of HTTP/1 may send ahead, and the largest head of a request. Its requests are
 /// answered one by one: the next is read when the answer before it has been written.
 const HTTP1_BUFFER_BYTES: usize = 64 << 10;
-/// Between two lines in the log that connections are refused.
-const REFUSAL_QUIET: Duration = Duration::from_secs(60);
+/// Between two lines in the log that connections are refused, or cannot be taken.
+const QUIET: Duration = Duration::from_secs(60);
 /// Before the next try to take a connection, where one failed.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -227,24 +227,21 @@ async fn take_into<F>(
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    // Over when a refusal may be logged again.
-    let mut quiet: Option<Pin<Box<Sleep>>> = None;
+    let (mut refusals, mut failures) = (Quiet::default(), Quiet::default());
+    let mut failed = 0_u64;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             Some(_) = connections.join_next() => continue,
-            () = elapsed(&mut quiet) => {
-                quiet = None;
-                continue;
-            }
+            () = refusals.end() => continue,
+            () = failures.end() => continue,
         };
         match accepted {
             Ok((stream, remote)) => {
                 let Some(place) = allowance.enter() else {
                     drop(stream);
-                    if quiet.is_none() {
+                    if refusals.begin() {
                         warn_of_refusals(who, allowance);
-                        quiet = Some(Box::pin(tokio::time::sleep(REFUSAL_QUIET)));
                     }
                     continue;
                 };
@@ -252,7 +249,11 @@ where
             }
             Err(error) => {
                 // Out of descriptors, most likely: others may become free.
-                tracing::warn!(from = who, %error, "cannot accept a connection");
+                failed += 1;
+                if failures.begin() {
+                    tracing::warn!(from = who, failed, %error, "cannot accept a connection");
+                    failed = 0;
+                }
                 tokio::time::sleep(ACCEPT_RETRY).await;
             }
         }
@@ -296,10 +297,27 @@ pub async fn serve<S: Service>(
     while connections.join_next().await.is_some() {}
 }
 
-async fn elapsed(sleep: &mut Option<Pin<Box<Sleep>>>) {
-    match sleep {
-        Some(sleep) => sleep.as_mut().await,
-        None => std::future::pending().await,
+/// The time in which the log does not repeat a line.
+#[derive(Default)]
+struct Quiet(Option<Pin<Box<Sleep>>>);
+
+impl Quiet {
+    /// True where a line may be logged now; then it is quiet for a while.
+    fn begin(&mut self) -> bool {
+        if self.0.is_some() {
+            return false;
+        }
+        self.0 = Some(Box::pin(tokio::time::sleep(QUIET)));
+        true
+    }
+
+    /// Completes when it is over.
+    async fn end(&mut self) {
+        match &mut self.0 {
+            Some(sleep) => sleep.as_mut().await,
+            None => std::future::pending().await,
+        }
+        self.0 = None;
     }
 }
 

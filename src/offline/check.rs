@@ -9,7 +9,7 @@ use crate::config::Offline;
 use crate::mvcc::read::PinnedView;
 use crate::mvcc::verify::{self, Verified};
 use crate::raft::replica::decode_hard_state;
-use crate::server::restore::{check_origin, check_together};
+use crate::server::restore::{check_origin, check_owner, check_together};
 use crate::state::{Machine, machine};
 use crate::storage::raft_log::{EntryId, Reader, Recovered};
 use crate::{raft, server};
@@ -142,6 +142,10 @@ fn state(
     let (name, engine) = stopped.state(begins_behind)?;
     let machine = Machine::open(engine)?;
     let before = report.problems;
+    let owners = (stopped.dir().owner_of(&name)?, stopped.dir().owner()?);
+    if let Err(mismatch) = check_owner(owners) {
+        report.problem(&name, &mismatch);
+    }
     if let Some((reader, recovered)) = log {
         together(stopped, &machine, reader, recovered, report)?;
     }

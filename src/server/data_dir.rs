@@ -189,7 +189,12 @@ impl MemberDir for DataDir {
     }
 
     fn open_read_only(&self, path: &Path) -> storage::Result<Arc<dyn Engine>> {
-        Ok(Arc::new(RocksEngine::open_read_only(path)?))
+        let limits = match self.read_only {
+            true => self.budget,
+            // The state in use is open beside it.
+            false => self.budget.of_a_look(),
+        };
+        Ok(Arc::new(RocksEngine::open_read_only(path, limits)?))
     }
 
     fn log_files(&self) -> Result<Arc<dyn Files>, Error> {
@@ -303,7 +308,7 @@ fn sync_dir(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::member_dir::MemberIdentity;
+    use super::super::member_dir::{MemberIdentity, Owner};
     use super::*;
     use crate::storage::schema::{FIRST_FORMAT, FORMAT_WITH_USERS};
     use crate::types::{ClusterId, MemberId};
@@ -371,6 +376,39 @@ mod tests {
             assert_eq!(text.lines().next(), Some(expected));
             assert_eq!(data.identity().expect("reads"), Some(identity));
         }
+    }
+
+    /// A state is its member's from the first start on, and one that came with no mark is too.
+    #[test]
+    fn a_state_says_whose_it_is() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let opened = open(dir.path()).expect("opens");
+        let data: &dyn MemberDir = &opened;
+        data.own("state").expect("nobody's yet");
+        assert_eq!(data.owner_of("state").expect("reads"), None);
+        let identity = MemberIdentity {
+            cluster: ClusterId(0xabc),
+            member: MemberId(8),
+        };
+        data.set_identity(identity).expect("writes");
+        for incarnation in [None, Some(7)] {
+            if incarnation.is_some() {
+                data.replace_file("INCARNATION", "7\n").expect("writes");
+            }
+            data.own("state").expect("writes");
+            let owner = data.owner_of("state").expect("reads").expect("is marked");
+            assert_eq!(
+                owner,
+                Owner {
+                    identity,
+                    incarnation
+                }
+            );
+            assert_eq!(data.owner().expect("reads"), Some(owner));
+        }
+        std::fs::write(data.path("state/OWNER"), "member x\n").expect("writes");
+        let error = data.owner_of("state").expect_err("is refused").to_string();
+        assert!(error.contains("OWNER is damaged"), "{error}");
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! but the log and the state gets connections, and one above its share is closed when it is
 //! accepted.
 
+use crate::storage::rocks::LOOK_OPEN_FILES;
+
 /// Standard streams, the runtime's own, locks, listeners, the log's segments, `RocksDB`'s own
 /// files and those that a flush or a compaction writes, connections to other members, and a file
 /// or two for a moment (a scrape, a name that is looked up, a snapshot).
@@ -12,6 +14,9 @@ const OWN: u64 = 64;
 /// The least and the most that the engine keeps open of its tables; it takes no fewer than 20. Two
 /// engines are open while a received state replaces one that is still read.
 const TABLES: (u64, u64) = (20, 1024);
+/// Tables of states that are looked at beside it: a checkpoint for another member, and a state that
+/// came from one.
+const LOOKS: u64 = 2 * LOOK_OPEN_FILES as u64;
 /// Incoming connections of members; a pair keeps two in each direction, and calls take more.
 const PEERS: (u64, u64) = (16, 128);
 /// Connections of the listeners for probes and metrics.
@@ -70,7 +75,7 @@ impl Descriptors {
         }
         let part = |of: u64, (least, most): (u64, u64)| (limit / of).clamp(least, most);
         let (tables, peers, probes) = (part(8, TABLES), part(16, PEERS), part(16, PROBES));
-        let clients = limit.saturating_sub(OWN + 2 * tables + peers + probes);
+        let clients = limit.saturating_sub(OWN + 2 * tables + LOOKS + peers + probes);
         let count = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
         Ok(Self {
             tables: count(tables),
@@ -116,11 +121,11 @@ mod tests {
             (64, [20, 5, 2, 4]),
             (127, [20, 5, 2, 16]),
             (128, [20, 16, 8, 16]),
-            (256, [32, 16, 16, 96]),
-            (1024, [128, 64, 64, 576]),
-            (4096, [512, 128, 64, 2816]),
-            (1 << 20, [1024, 128, 64, (1 << 20) - 2304]),
-            (u64::MAX, [1024, 128, 64, usize::MAX - 2304]),
+            (256, [32, 16, 16, 56]),
+            (1024, [128, 64, 64, 536]),
+            (4096, [512, 128, 64, 2776]),
+            (1 << 20, [1024, 128, 64, (1 << 20) - 2344]),
+            (u64::MAX, [1024, 128, 64, usize::MAX - 2344]),
         ];
         for (limit, [tables, peers, probes, clients]) in cases {
             let expected = Descriptors {
@@ -135,7 +140,7 @@ mod tests {
         for limit in 256..5000 {
             let parts = Descriptors::of(limit).expect("enough");
             let sum = 2 * parts.tables + parts.peers + parts.probes + parts.clients;
-            assert!(sum as u64 + OWN <= limit, "{parts:?} of {limit}");
+            assert!(sum as u64 + OWN + LOOKS <= limit, "{parts:?} of {limit}");
         }
     }
 }

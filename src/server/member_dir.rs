@@ -8,6 +8,7 @@
 //! PEERS        whom a member that joined can reach until it knows the members itself
 //! STATE        the name of the state in use; without it: state
 //! state*       states; see `states`
+//! state*/OWNER whose state it is; none in those of an etched of before
 //! ```
 
 use std::io;
@@ -65,6 +66,14 @@ pub struct MemberIdentity {
     pub member: MemberId,
 }
 
+/// Whose a state is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub identity: MemberIdentity,
+    /// Of the member's directory; none before that has one.
+    pub incarnation: Option<u64>,
+}
+
 /// The disk operations of a member, below a directory of its own. Names are those of entries of the
 /// directory.
 pub trait MemberDir: Send + Sync + 'static {
@@ -112,6 +121,7 @@ const IDENTITY: &str = "IDENTITY";
 const INCARNATION: &str = "INCARNATION";
 const PEERS: &str = "PEERS";
 const STATE: &str = "STATE";
+const OWNER: &str = "OWNER";
 /// The initial state of a new member.
 const FIRST_STATE: &str = "state";
 
@@ -127,12 +137,8 @@ impl dyn MemberDir {
             return Ok(None);
         };
         let damaged = |reason: &str| self.damaged(IDENTITY, reason);
-        let field = |name: &str| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
-                .ok_or_else(|| damaged(&format!("it has no line for {name}")))
-        };
-        let format: u64 = field("format")?
+        let format: u64 = self
+            .field(IDENTITY, &text, "format")?
             .parse()
             .map_err(|_| damaged("its format is no number"))?;
         if format > FORMAT_VERSION {
@@ -141,14 +147,26 @@ impl dyn MemberDir {
                 found: format,
             });
         }
-        let id = |name: &str| {
-            u64::from_str_radix(field(name)?, 16).map_err(|_| damaged("an id is no number"))
-        };
-        let identity = MemberIdentity {
-            cluster: ClusterId(id("cluster")?),
-            member: MemberId(id("member")?),
-        };
-        Ok(Some((identity, format)))
+        Ok(Some((self.identity_in(IDENTITY, &text)?, format)))
+    }
+
+    /// The rest of a line of a small file that begins with a name.
+    fn field<'a>(&self, file: &str, text: &'a str, name: &str) -> Result<&'a str, Error> {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+            .ok_or_else(|| self.damaged(file, &format!("it has no line for {name}")))
+    }
+
+    fn id(&self, file: &str, text: &str, name: &str) -> Result<u64, Error> {
+        u64::from_str_radix(self.field(file, text, name)?, 16)
+            .map_err(|_| self.damaged(file, "an id is no number"))
+    }
+
+    fn identity_in(&self, file: &str, text: &str) -> Result<MemberIdentity, Error> {
+        Ok(MemberIdentity {
+            cluster: ClusterId(self.id(file, text, "cluster")?),
+            member: MemberId(self.id(file, text, "member")?),
+        })
     }
 
     /// Writes the identity: the last step of creating a member.
@@ -173,11 +191,61 @@ impl dyn MemberDir {
         }
     }
 
+    /// The same as far as the directory has it: whose the states in it have to be.
+    pub fn owner(&self) -> Result<Option<Owner>, Error> {
+        let owner = |identity| {
+            Ok(Owner {
+                identity,
+                incarnation: self.known_incarnation()?,
+            })
+        };
+        self.identity()?.map(owner).transpose()
+    }
+
+    /// Whose a state was when it was last in use, or came from the leader. A checkpoint has no such
+    /// mark, so it is the receiver's from the start.
+    pub fn owner_of(&self, state: &str) -> Result<Option<Owner>, Error> {
+        let file = format!("{state}/{OWNER}");
+        let Some(text) = self.read_file(&file)? else {
+            return Ok(None);
+        };
+        let has_incarnation = self.field(&file, &text, "incarnation").is_ok();
+        Ok(Some(Owner {
+            identity: self.identity_in(&file, &text)?,
+            incarnation: match has_incarnation {
+                true => Some(self.id(&file, &text, "incarnation")?),
+                false => None,
+            },
+        }))
+    }
+
+    /// Marks a state as this member's.
+    pub fn own(&self, state: &str) -> Result<(), Error> {
+        let owner = self.owner()?;
+        let Some(owner) = owner.filter(|own| self.owner_of(state).ok().flatten() != Some(*own))
+        else {
+            return Ok(());
+        };
+        let MemberIdentity { cluster, member } = owner.identity;
+        let mut text = format!("cluster {cluster}\nmember {member}\n");
+        if let Some(incarnation) = owner.incarnation {
+            text.push_str(&format!("incarnation {incarnation:x}\n"));
+        }
+        self.replace_file(&format!("{state}/{OWNER}"), &text)
+    }
+
+    fn known_incarnation(&self) -> Result<Option<u64>, Error> {
+        let parsed = |text: String| {
+            u64::from_str_radix(text.trim_end(), 16)
+                .map_err(|_| self.damaged(INCARNATION, "it is no number"))
+        };
+        self.read_file(INCARNATION)?.map(parsed).transpose()
+    }
+
     /// The number that tells this directory from any other that the member had or will have.
     pub fn incarnation(&self, rng: &dyn Rng) -> Result<u64, Error> {
-        match self.read_file(INCARNATION)? {
-            Some(text) => u64::from_str_radix(text.trim_end(), 16)
-                .map_err(|_| self.damaged(INCARNATION, "it is no number")),
+        match self.known_incarnation()? {
+            Some(incarnation) => Ok(incarnation),
             None => {
                 let incarnation = rng.next_u64();
                 self.replace_file(INCARNATION, &format!("{incarnation:x}\n"))?;

@@ -22,6 +22,7 @@ pub mod security;
 pub mod signals;
 mod sockets;
 pub mod states;
+pub mod threads;
 pub mod to_etcd;
 pub mod traces;
 

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::Error;
-use super::member_dir::{MemberDir, MemberIdentity};
+use super::member_dir::{MemberDir, MemberIdentity, Owner};
 use super::states;
 use crate::proto::membershippb::Member;
 use crate::raft::Replica;
@@ -18,7 +18,7 @@ use crate::state::Machine;
 use crate::storage::Engine;
 use crate::storage::raft_log::{self, EntryId, RaftLog, Recovered};
 use crate::transport::Peer;
-use crate::types::ClusterId;
+use crate::types::{ClusterId, MemberId};
 
 /// The initial state of a cluster is that after this entry, which no log contains: a member that
 /// joins later gets it as a snapshot, whatever the log still has.
@@ -214,6 +214,8 @@ pub fn open_state(
 ) -> Result<Machine, Error> {
     let begins_behind = recovered.compacted.index;
     let machine = Machine::open(states::open(dir, begins_behind)?)?;
+    let owners = (dir.owner_of(&dir.current_state()?)?, dir.owner()?);
+    check_owner(owners).map_err(|mismatch| Error::Refused(mismatch.to_string()))?;
     check_together(machine.applied_index(), begins_behind, recovered.last_index)
         .map_err(|mismatch| Error::Refused(mismatch.to_string()))?;
     let applied = EntryId {
@@ -328,6 +330,14 @@ pub enum Mismatch {
     )]
     Cluster { of_state: ClusterId, own: ClusterId },
     #[error(
+        "the state is of member {of_state}, but this is member {own}; put this member's own state back, or remove the member from its cluster and add it again with an empty data directory"
+    )]
+    Member { of_state: MemberId, own: MemberId },
+    #[error(
+        "the state is of another data directory of this member; put this directory's own state back, or remove the member from its cluster and add it again with an empty data directory"
+    )]
+    Directory,
+    #[error(
         "the state ends with entry {index} of term {term}, which the raft log has of term {term_in_log}: they are not of one member; put this member's own state back, or remove the member from its cluster and add it again with an empty data directory"
     )]
     Entry {
@@ -337,9 +347,34 @@ pub enum Mismatch {
     },
 }
 
+/// Refuses a state that is marked as that of another member than the one whose directory it is in,
+/// or of another directory of the same.
+pub fn check_owner((of_state, own): (Option<Owner>, Option<Owner>)) -> Result<(), Mismatch> {
+    let (Some(of_state), Some(own)) = (of_state, own) else {
+        // Written before states were marked, or by a start that was cut short.
+        return Ok(());
+    };
+    let (found, expected) = (of_state.identity, own.identity);
+    if found.cluster != expected.cluster {
+        return Err(Mismatch::Cluster {
+            of_state: found.cluster,
+            own: expected.cluster,
+        });
+    }
+    if found.member != expected.member {
+        return Err(Mismatch::Member {
+            of_state: found.member,
+            own: expected.member,
+        });
+    }
+    match (of_state.incarnation, own.incarnation) {
+        (Some(found), Some(expected)) if found != expected => Err(Mismatch::Directory),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses a state that other entries made than those of this log: another cluster's, or one of
-/// this cluster that was not put there by etched. (A whole state of another member that goes with
-/// the log is the same as this member's own would be.)
+/// this cluster that was not put there by etched. It may have no mark that says so.
 pub fn check_origin(
     (of_state, own): (Option<ClusterId>, ClusterId),
     applied: EntryId,
@@ -396,5 +431,39 @@ mod tests {
             let says = refused.unwrap_or_default();
             assert!(text.unwrap_or_default().contains(says), "{says}");
         }
+    }
+
+    #[test]
+    fn a_state_with_the_mark_of_another_is_refused() {
+        let owner = |cluster, member, incarnation| Owner {
+            identity: MemberIdentity {
+                cluster: ClusterId(cluster),
+                member: MemberId(member),
+            },
+            incarnation,
+        };
+        let own = owner(1, 2, Some(3));
+        for (of_state, refused) in [
+            (None, None),
+            (Some(own), None),
+            (Some(owner(1, 2, None)), None),
+            (
+                Some(owner(9, 2, Some(3))),
+                Some("the state is of cluster 9"),
+            ),
+            (Some(owner(1, 9, Some(3))), Some("the state is of member 9")),
+            (
+                Some(owner(1, 2, Some(9))),
+                Some("of another data directory"),
+            ),
+        ] {
+            let found = check_owner((of_state, Some(own))).err();
+            let text = found.map(|mismatch| mismatch.to_string());
+            assert_eq!(text.is_some(), refused.is_some(), "{text:?}");
+            let says = refused.unwrap_or_default();
+            assert!(text.unwrap_or_default().contains(says), "{says}");
+        }
+        // One that is made now has no owner yet.
+        assert_eq!(check_owner((Some(own), None)), Ok(()));
     }
 }

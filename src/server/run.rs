@@ -30,7 +30,7 @@ use super::traces::Traces;
 use crate::api::{self, Api};
 use crate::budget::Part;
 use crate::config::{AutoCompaction, Config, os_reason, urls};
-use crate::env::{Clock, Rng, SystemClock, SystemRng, TokioExecutor};
+use crate::env::{Clock, Executor, Rng, SystemClock, SystemRng, TokioExecutor};
 use crate::gateway::Gateway;
 use crate::http::{Access, HttpService, LogLevel};
 use crate::jobs::corruption::AtStart;
@@ -74,19 +74,24 @@ pub enum Stopped {
 
 /// Runs until a signal comes or the member cannot go on; however that ends, the spans that are left
 /// are sent.
-pub async fn run(config: Config, traces: Option<Traces>) -> Result<Stopped, Error> {
+pub async fn run(
+    config: Config,
+    traces: Option<Traces>,
+    give_back: fn(),
+) -> Result<Stopped, Error> {
     if config.tracing.is_some() {
         tracing::info!("distributed tracing setup enabled");
     }
-    let ended = serve(config, traces.clone()).await;
+    let ended = serve(config, traces.clone(), give_back).await;
     if let Some(traces) = traces {
         traces.stop().await;
     }
     ended
 }
 
-async fn serve(config: Config, traces: Option<Traces>) -> Result<Stopped, Error> {
+async fn serve(config: Config, traces: Option<Traces>, give_back: fn()) -> Result<Stopped, Error> {
     let signals = StopSignals::listen()?;
+    let executor = executor(give_back)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let tokens = tokens(&config, clock.clone())?;
     let given = MemberSecurity::of_given(&config)?;
@@ -112,7 +117,7 @@ async fn serve(config: Config, traces: Option<Traces>) -> Result<Stopped, Error>
         &config,
         restored,
         dir.clone(),
-        clock.clone(),
+        (clock.clone(), executor),
         tokens,
         network_options,
     )?;
@@ -168,16 +173,18 @@ impl Member {
         config: &Config,
         restored: Restored,
         dir: Arc<dyn MemberDir>,
-        clock: Arc<dyn Clock>,
+        (clock, executor): (Arc<dyn Clock>, Arc<dyn Executor>),
         tokens: Arc<Tokens>,
         network_options: transport::NetworkOptions,
     ) -> Result<Self, Error> {
         let rng: Arc<dyn Rng> = Arc::new(SystemRng);
         let identity = restored.identity;
+        let incarnation = dir.incarnation(rng.as_ref())?;
+        dir.own(&dir.current_state()?)?;
         let local = Local {
             member: identity.member,
             cluster: identity.cluster,
-            incarnation: dir.incarnation(rng.as_ref())?,
+            incarnation,
             server_version: ETCD_VERSION.to_owned(),
             data_format: FORMAT_VERSION,
             peer_urls: urls::texts(&config.initial_advertise_peer_urls),
@@ -186,6 +193,7 @@ impl Member {
         let network_env = NetworkEnv {
             clock: clock.clone(),
             rng: rng.clone(),
+            executor: executor.clone(),
             metrics: metrics.clone(),
         };
         let network = GrpcNetwork::start(local, network_env, network_options);
@@ -193,7 +201,7 @@ impl Member {
         let deps = Dependencies {
             clock,
             rng,
-            executor: Arc::new(TokioExecutor::default()),
+            executor,
             network: network.clone(),
             tokens,
             metrics,
@@ -451,6 +459,15 @@ fn tokens(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<Tokens>, Error> 
         logging::notes(error.note().as_slice());
         Error::Tokens(error)
     })
+}
+
+/// Our threads beside the runtime's; one that has nothing to do gives back what it has freed.
+fn executor(give_back: fn()) -> Result<Arc<dyn Executor>, Error> {
+    let started = TokioExecutor::start(give_back).map_err(|error| Error::Os {
+        what: "start the threads for work that blocks",
+        error,
+    })?;
+    Ok(Arc::new(started))
 }
 
 fn settings(config: &Config, tokens: Arc<Tokens>) -> ServiceSettings {

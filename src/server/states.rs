@@ -4,6 +4,7 @@
 //! STATE            the name of the state in use; without it: state
 //! state            the first state
 //! state-<index>    one that came from the leader, whole, as of this entry
+//! */OWNER          whose it is
 //! receiving-*      one that is coming
 //! sending-*        a checkpoint made for another member
 //! ```
@@ -13,8 +14,8 @@
 //! A received state is installed in four steps, each durable before the next begins:
 //!
 //! 1. its files come into `receiving-*`, whole and synced (`transport`);
-//! 2. `receive` checks that they hold the state that was announced, and renames the directory to
-//!    `state-<index>`;
+//! 2. `receive` checks that they hold the state that was announced, renames the directory to
+//!    `state-<index>` and marks it as this member's;
 //! 3. the log thread resets the raft log to that entry;
 //! 4. `adopt` has STATE name it. The engine that was in use removes its directory when its last
 //!    reader is gone.
@@ -138,6 +139,7 @@ impl SnapshotStore for StateDirs {
         drop(copy);
         let name = received_name(entry_id.index);
         let files = rename(dir, files, &name)?;
+        dir.own(&name).map_err(|error| error.to_string())?;
         Ok(Received {
             entry_id,
             files,

@@ -215,6 +215,10 @@ impl Inbound for PeerService {
     fn is_listed(&self, member: MemberId) -> bool {
         self.shared().status().is_member(member)
     }
+
+    fn is_leader(&self, member: MemberId) -> bool {
+        self.shared().raft.leader() == member.0
+    }
 }
 
 #[cfg(test)]

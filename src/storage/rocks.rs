@@ -28,6 +28,21 @@ pub struct EngineLimits {
     pub memtable_bytes: usize,
 }
 
+impl EngineLimits {
+    /// What is taken of a state by who looks at it for a moment, beside the one in use.
+    pub fn of_a_look(self) -> Self {
+        Self {
+            open_files: self.open_files.min(LOOK_OPEN_FILES),
+            block_cache_bytes: self.block_cache_bytes.min(LOOK_BYTES),
+            memtable_bytes: self.memtable_bytes.min(LOOK_BYTES),
+        }
+    }
+}
+
+/// The least that RocksDB takes.
+pub const LOOK_OPEN_FILES: usize = 20;
+const LOOK_BYTES: usize = 1 << 20;
+
 /// Removes a directory that is not used any more.
 struct Directory {
     path: PathBuf,
@@ -69,20 +84,13 @@ pub struct RocksEngine {
 impl RocksEngine {
     /// Opens or creates the engine in `dir`.
     pub fn open(dir: &Path, budget: EngineLimits) -> Result<Self> {
-        let cache = block_cache(budget.block_cache_bytes);
-        let options = db_options(budget);
-        let families = Family::ALL.map(|family| {
-            ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache, budget))
-        });
-        let default = ColumnFamilyDescriptor::new("default", Options::default());
-        let families = families.into_iter().chain([default]);
-        let db = DB::open_cf_descriptors(&options, dir, families)
+        let db = DB::open_cf_descriptors(&db_options(budget), dir, families(budget))
             .map_err(|error| open_error(dir, &error))?;
         Ok(Self::over(db, dir))
     }
 
     /// Opens files that nobody writes to, such as a checkpoint's, to read them.
-    pub fn open_read_only(dir: &Path) -> Result<Self> {
+    pub fn open_read_only(dir: &Path, budget: EngineLimits) -> Result<Self> {
         // RocksDB would make the directory of a database that is not there.
         if !dir.join("CURRENT").is_file() {
             return Err(Error::Open(format!(
@@ -90,8 +98,8 @@ impl RocksEngine {
                 dir.display()
             )));
         }
-        let families = Family::ALL.map(Family::name);
-        let db = DB::open_cf_for_read_only(&Options::default(), dir, families, false)
+        let options = db_options(budget);
+        let db = DB::open_cf_descriptors_read_only(&options, dir, families(budget), false)
             .map_err(|error| open_error(dir, &error))?;
         Ok(Self::over(db, dir))
     }
@@ -136,6 +144,24 @@ fn block_cache(bytes: usize) -> Cache {
     Cache::new_lru_cache_opts(&options)
 }
 
+fn families(budget: EngineLimits) -> impl Iterator<Item = ColumnFamilyDescriptor> {
+    let cache = block_cache(budget.block_cache_bytes);
+    let families = Family::ALL.map(|family| {
+        ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache, budget))
+    });
+    let default = ColumnFamilyDescriptor::new("default", Options::default());
+    families.into_iter().chain([default])
+}
+
+/// Each shard of the tables that are open holds one at least, so that of RocksDB's usual 64 shards more
+/// would be open than few may be.
+fn table_shard_bits(open_files: usize) -> i32 {
+    const SHARD_TABLES: usize = 16;
+    const MAX_SHARD_BITS: u32 = 6;
+    let shard_bits = (open_files / SHARD_TABLES).checked_ilog2();
+    shard_bits.unwrap_or_default().min(MAX_SHARD_BITS) as i32
+}
+
 fn db_options(budget: EngineLimits) -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
@@ -143,6 +169,10 @@ fn db_options(budget: EngineLimits) -> Options {
     options.set_atomic_flush(true);
     options.set_max_background_jobs(2);
     options.set_max_open_files(i32::try_from(budget.open_files).unwrap_or(i32::MAX));
+    options.set_table_cache_num_shard_bits(table_shard_bits(budget.open_files));
+    // RocksDB would begin sixteen for the few tables that it opens ahead, and ends the process where
+    // there is no thread to be had.
+    options.set_max_file_opening_threads(1);
     options.set_skip_stats_update_on_db_open(true);
     options.set_avoid_unnecessary_blocking_io(true);
     options.set_bytes_per_sync(1 << 20);
@@ -495,5 +525,56 @@ impl Engine for RocksEngine {
 
     fn retire(&self) {
         self.db.directory.retired.store(true, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The open tables below a directory.
+    fn open_tables(dir: &Path) -> usize {
+        let open = std::fs::read_dir("/proc/self/fd").expect("a list");
+        let targets = open.flatten().map(|entry| std::fs::read_link(entry.path()));
+        let is_table = |path: &PathBuf| {
+            path.starts_with(dir) && path.extension().is_some_and(|of| of == "sst")
+        };
+        targets.flatten().filter(is_table).count()
+    }
+
+    /// A checkpoint that is looked at has as many tables as the state, and few descriptors.
+    #[test]
+    fn a_look_at_a_state_opens_few_of_its_tables() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = dir.path().canonicalize().expect("is there");
+        let limits = EngineLimits {
+            open_files: 256,
+            block_cache_bytes: 1 << 20,
+            memtable_bytes: 1 << 20,
+        };
+        // Fewer of a family than are merged.
+        const ROUNDS: usize = 3;
+        let engine = RocksEngine::open(&dir, limits).expect("opens");
+        for round in 0..ROUNDS {
+            let mut batch = Batch::default();
+            for family in Family::ALL {
+                batch.put(family, &[round as u8], b"value");
+            }
+            engine.write(&batch).expect("writes");
+            engine.flush().expect("flushes");
+        }
+        drop(engine);
+        let whole = RocksEngine::open_read_only(&dir, limits).expect("opens");
+        let tables = ROUNDS * Family::ALL.len();
+        assert_eq!(open_tables(&dir), tables);
+        drop(whole);
+        let look = RocksEngine::open_read_only(&dir, limits.of_a_look()).expect("opens");
+        for family in Family::ALL {
+            let found = look.get(family, &[1]).expect("reads");
+            assert_eq!(found.as_deref(), Some(&b"value"[..]));
+        }
+        // RocksDB keeps ten for its other files.
+        let open = open_tables(&dir);
+        assert!(open <= LOOK_OPEN_FILES - 10, "{open} of {tables}");
     }
 }

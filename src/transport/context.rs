@@ -16,17 +16,18 @@ use super::health::Health;
 use super::identity::{self, CallRefusal, Local};
 use super::queue::QueueLimits;
 use super::{Inbound, PeerMessage};
-use crate::env::{Clock, Rng};
+use crate::env::{Clock, Executor, Rng};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::notices::Notices;
 use crate::types::MemberId;
 
-/// The environment of the network: clock, random numbers, metrics.
+/// The environment of the network: clock, random numbers, threads, metrics.
 #[derive(Clone)]
 pub struct NetworkEnv {
     pub clock: Arc<dyn Clock>,
     pub rng: Arc<dyn Rng>,
+    pub executor: Arc<dyn Executor>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -128,10 +129,13 @@ impl Context {
                     false => Err(CallRefusal::Format(from)),
                 },
             )
-            .map_err(|refusal| {
-                self.note_refusal(&refusal);
-                Status::from(&refusal)
-            })
+            .map_err(|refusal| self.refused(&refusal))
+    }
+
+    /// The answer to a call that is refused, which is logged once in a while.
+    pub fn refused(&self, refusal: &CallRefusal) -> Status {
+        self.note_refusal(refusal);
+        Status::from(refusal)
     }
 
     /// A member that lost its data directory and goes by its old name would forget what it
@@ -159,12 +163,11 @@ impl Context {
 
     fn note_refusal(&self, refusal: &CallRefusal) {
         let subject = match refusal {
-            CallRefusal::Removed(member)
-            | CallRefusal::Incarnation(member)
-            | CallRefusal::Format(member) => member.to_string(),
+            CallRefusal::Removed(member) | CallRefusal::Incarnation(member) => member.to_string(),
+            CallRefusal::Format(member) => self.subject(*member),
             _ => String::new(),
         };
-        if self.is_news(&format!("{subject} {refusal}")) {
+        if self.is_news(&format!("{subject} {}", refusal.topic())) {
             match refusal {
                 CallRefusal::Cluster { local, remote } => tracing::warn!(
                     "local-member-id" = %self.local.member,
@@ -185,6 +188,15 @@ impl Context {
                 ),
                 _ => tracing::warn!(reason = %refusal, "refused a peer"),
             }
+        }
+    }
+
+    /// Whom a line of the log is about, for `is_news`: all callers that are no members are one, or
+    /// they would fill the log under ever new names.
+    pub fn subject(&self, member: MemberId) -> String {
+        match self.inbound() {
+            Some(inbound) if inbound.is_listed(member) => member.to_string(),
+            _ => "no member".to_owned(),
         }
     }
 

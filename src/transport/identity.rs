@@ -25,6 +25,8 @@ const INCARNATION_TEXT: &str = "etched: this member called with another data dir
     member from its cluster and add it again with an empty one";
 const FORMAT_TEXT: &str = "etched: this cluster has users or roles, and this member's program does \
     not know them; start it with the program of the others";
+const UNLISTED_TEXT: &str = "etched: this member knows the caller neither as a member nor as its leader; later, when it does";
+const BUSY_TEXT: &str = "etched: this member takes other snapshots now; later, when it has them";
 const NAMELESS_TEXT: &str = "etched: the call does not say who calls whom";
 
 /// This member, as it introduces itself to the others.
@@ -59,14 +61,37 @@ pub enum CallRefusal {
     Incarnation(MemberId),
     #[error("{FORMAT_TEXT}")]
     Format(MemberId),
+    /// For a snapshot.
+    #[error("{UNLISTED_TEXT}")]
+    Unlisted,
+    /// For a snapshot.
+    #[error("{BUSY_TEXT}")]
+    Busy,
     #[error("{NAMELESS_TEXT}")]
     Nameless,
+}
+
+impl CallRefusal {
+    /// The same however often a caller changes what it says.
+    pub fn topic(&self) -> &'static str {
+        match self {
+            CallRefusal::Cluster { .. } => CLUSTER_TEXT,
+            CallRefusal::Addressee { .. } => ADDRESSEE_TEXT,
+            CallRefusal::Removed(_) => REMOVED_TEXT,
+            CallRefusal::Incarnation(_) => INCARNATION_TEXT,
+            CallRefusal::Format(_) => FORMAT_TEXT,
+            CallRefusal::Unlisted => UNLISTED_TEXT,
+            CallRefusal::Busy => BUSY_TEXT,
+            CallRefusal::Nameless => NAMELESS_TEXT,
+        }
+    }
 }
 
 impl From<&CallRefusal> for Status {
     fn from(refusal: &CallRefusal) -> Self {
         let code = match refusal {
             CallRefusal::Removed(_) => Code::PermissionDenied,
+            CallRefusal::Unlisted | CallRefusal::Busy => Code::Unavailable,
             _ => Code::FailedPrecondition,
         };
         Status::new(code, refusal.to_string())
@@ -80,6 +105,8 @@ pub enum RefusalKind {
     Removed,
     /// Another cluster, or another member than the intended one.
     Mismatch,
+    /// The same may be taken in a while.
+    Later,
 }
 
 /// Recognises refusals among other errors.
@@ -87,6 +114,7 @@ pub fn recognise(status: &Status) -> Option<RefusalKind> {
     let text = status.message();
     match status.code() {
         Code::PermissionDenied if text == REMOVED_TEXT => Some(RefusalKind::Removed),
+        Code::Unavailable if [UNLISTED_TEXT, BUSY_TEXT].contains(&text) => Some(RefusalKind::Later),
         Code::FailedPrecondition => [
             CLUSTER_TEXT,
             ADDRESSEE_TEXT,
@@ -264,6 +292,8 @@ mod tests {
             ),
             (Err(CallRefusal::Format(MemberId(1))), RefusalKind::Mismatch),
             (Err(CallRefusal::Nameless), RefusalKind::Mismatch),
+            (Err(CallRefusal::Unlisted), RefusalKind::Later),
+            (Err(CallRefusal::Busy), RefusalKind::Later),
         ] {
             let status = Status::from(&refusal.expect_err("refused"));
             assert_eq!(recognise(&status), Some(seen));

@@ -5,7 +5,8 @@
 //! passed to an `Inbound`, which `service` implements. The simulator has a `Network` of its own.
 //!
 //! `GrpcNetwork` is the real one: `lane` keeps the connections that carry messages, `queue` holds
-//! waiting messages and `batch` encodes them; `snapshot_out` and `snapshot_in` transfer files;
+//! waiting messages and `batch` encodes them; `snapshot_out` and `snapshot_in` transfer files, which
+//! `intake` writes;
 //! `peer_rpc` calls peers, and `serve` and `service` answer. `identity` adds caller and receiver to
 //! every call.
 
@@ -14,6 +15,7 @@ mod context;
 mod dial;
 mod health;
 mod identity;
+mod intake;
 mod lane;
 mod network;
 mod pages;
@@ -49,7 +51,7 @@ pub use roster::Roster;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod edges {
     pub use super::batch::{encoded, read};
-    pub use super::snapshot_in::write;
+    pub use super::intake::write;
 }
 
 /// A message from one member to another that needs no response. Most are raft's own.
@@ -222,6 +224,9 @@ pub trait Inbound: Send + Sync + 'static {
 
     /// True for a member of the cluster, as far as this one knows.
     fn is_listed(&self, member: MemberId) -> bool;
+
+    /// True for the member that this one follows, which may have joined while this one was away.
+    fn is_leader(&self, member: MemberId) -> bool;
 }
 
 /// The network of a member that has no peers.

@@ -12,11 +12,12 @@ use tokio::task::AbortHandle;
 
 use super::context::{Context, NetworkEnv, NetworkOptions};
 use super::identity::Local;
+use super::intake;
 use super::lane::{Lane, LaneKind};
 use super::peer_rpc::PeerRpcClient;
 use super::queue::Queue;
 use super::roster::Roster;
-use super::snapshot_in::{self, Arrivals};
+use super::snapshot_in::Arrivals;
 use super::snapshot_out::Snapshots;
 use super::{Boxed, Inbound, Network, Peer, PeerMessage, SnapshotDir};
 use crate::error::Error;
@@ -48,7 +49,7 @@ impl GrpcNetwork {
     /// Must be called within the async runtime that will run it. Removes incomplete snapshots of an
     /// earlier run. Until `attach` no call is accepted and nothing is reported.
     pub fn start(local: Local, outside: NetworkEnv, options: NetworkOptions) -> Arc<Self> {
-        snapshot_in::remove_leftovers(&options.incoming_snapshots);
+        intake::remove_leftovers(&options.incoming_snapshots);
         let snapshots = Snapshots::new(options.max_snapshots_sent);
         let roster = Roster::new(local.member, local.peer_urls.clone());
         let context = Arc::new(Context::new(local, outside, options));
@@ -73,6 +74,11 @@ impl GrpcNetwork {
     #[cfg(test)]
     pub(super) fn roster_is_empty(&self) -> bool {
         self.roster.lock().peers().is_empty()
+    }
+
+    /// True for a member of the state, or before there is one for those that this member joins by.
+    pub(super) fn lists(&self, member: MemberId) -> bool {
+        self.roster.lock().lists(member)
     }
 
     /// A member called and sent its peer URLs.
@@ -195,6 +201,8 @@ impl Network for GrpcNetwork {
 
     fn set_peers(&self, peers: Vec<Peer>) {
         let inbound = self.context.inbound();
+        let members = peers.iter().map(|peer| peer.member);
+        self.context.outside.metrics.list_peers(members);
         let mut roster = self.roster.lock();
         let is_removed = |member| matches!(&inbound, Some(inbound) if inbound.is_removed(member));
         roster.list(peers, is_removed);

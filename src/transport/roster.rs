@@ -97,6 +97,11 @@ impl Roster {
         peers.map(|(member, urls)| Peer { member, urls }).collect()
     }
 
+    /// True for a member of the state, or before there is one for those that this member joins by.
+    pub fn lists(&self, member: MemberId) -> bool {
+        self.listed.contains_key(&member)
+    }
+
     /// True if the member can be reached.
     #[cfg(any(test, feature = "simulation"))]
     pub fn knows(&self, member: MemberId) -> bool {
@@ -143,6 +148,7 @@ mod tests {
         assert!(!roster.knows(MemberId(3)));
         assert!(roster.learn(MemberId(3), &urls("c")));
         assert!(!roster.learn(MemberId(3), &urls("c")));
+        assert!(roster.lists(MemberId(2)) && !roster.lists(MemberId(3)));
         assert_eq!(roster.peers(), members("2 a, 3 c"));
         // A change of other members has no effect.
         roster.list(members("1 here, 2 a, 4 d"), |_| false);

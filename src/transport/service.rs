@@ -13,7 +13,7 @@ use super::health::Link;
 use super::identity::{self, CallRefusal, why};
 use super::lane::LaneKind;
 use super::network::GrpcNetwork;
-use super::snapshot_in::Arrivals;
+use super::snapshot_in::{Arrivals, Standing};
 use super::{Inbound, PeerMessage, batch};
 use crate::error::Error;
 use crate::metrics::PeerCells;
@@ -76,8 +76,13 @@ impl Peer for PeerRpcService {
     ) -> Result<Response<SnapshotTaken>, Status> {
         let from = self.context.admit(request.metadata())?;
         let inbound = self.context.serving()?;
-        let arrivals = self.arrivals.clone();
-        arrivals.take(from, request.into_inner(), inbound).await?;
+        let standing = match self.network.lists(from) {
+            true => Standing::Member,
+            false if inbound.is_leader(from) => Standing::Leader,
+            false => return Err(self.context.refused(&CallRefusal::Unlisted)),
+        };
+        let (arrivals, parts) = (self.arrivals.clone(), request.into_inner());
+        arrivals.take(from, standing, parts, inbound).await?;
         Ok(Response::new(SnapshotTaken {}))
     }
 
@@ -209,8 +214,9 @@ impl IncomingLane {
         let ours = message.to == self.context.local.member.0 && of_peer;
         let (from, to) = (MemberId(message.from), MemberId(message.to));
         let news = || {
+            let subject = self.context.subject(self.from);
             self.context
-                .is_news(&format!("{}: {from} to {to}", self.from))
+                .is_news(&format!("{subject} sends others' messages"))
         };
         if !ours && news() {
             tracing::warn!(peer = %self.from, %from, %to, "dropped a message between other members");

@@ -1,7 +1,8 @@
-//! Outgoing checkpoints with their raft snapshot message: files read in order by a blocking thread,
-//! sent over a connection of their own.
+//! Outgoing checkpoints with their raft snapshot message: files read in order, in turns of the
+//! blocking pool so that a slow peer holds no thread, and sent over a connection of their own.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
@@ -21,6 +22,7 @@ use super::context::Context;
 use super::dial::{self, Channel, Dialler};
 use super::identity::{self, RefusalKind, why};
 use super::peer_rpc;
+use crate::env::{Executor, blocking};
 use crate::net::KeepAlive;
 use crate::proto::etchedpeer::peer_client::PeerClient;
 use crate::proto::etchedpeer::snapshot_part::Part;
@@ -29,8 +31,15 @@ use crate::raft::Message;
 use crate::types::MemberId;
 
 pub const CHUNK_BYTES: usize = 256 << 10;
-/// Chunks between the reading thread and the connection.
+/// Chunks between the files and the connection.
 const CHUNKS_AHEAD: usize = 8;
+/// What is read in one turn of the blocking pool.
+const TURN_BYTES: u64 = 1 << 20;
+const MAX_TURN_PARTS: usize = 64;
+/// Between two tries to send to a peer that has to take it later, and how long it is tried: a new
+/// leader's first heartbeat, by which it is known, may still be on its way.
+const LATER_PAUSE: Duration = Duration::from_secs(1);
+const LATER_LIMIT: Duration = Duration::from_secs(30);
 /// How long a snapshot waits for others in progress.
 const TURN_LIMIT: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_secs(1);
@@ -80,7 +89,7 @@ impl Snapshots {
         transfers.in_flight.add(1);
         let begun = context.outside.clock.now();
         let sent = match timeout(TURN_LIMIT, self.turns.acquire()).await {
-            Ok(_turn) => transfer(&context, &urls, message, files).await,
+            Ok(_turn) => transfer_when_taken(&context, &urls, &message, &files).await,
             Err(_) => Err("other snapshots are still under way".to_owned()),
         };
         transfers.in_flight.add(-1);
@@ -127,48 +136,83 @@ impl Drop for UnderWay {
     }
 }
 
+/// Why a snapshot was not sent.
+enum Failure {
+    /// The peer may take it in a while.
+    Later(String),
+    Other(String),
+}
+
+/// Tries until the peer takes it, or has not for a while.
+async fn transfer_when_taken(
+    context: &Context,
+    urls: &[String],
+    message: &Message,
+    files: &Arc<SnapshotDir>,
+) -> Result<u64, String> {
+    let clock = &context.outside.clock;
+    let begun = clock.now();
+    loop {
+        match transfer(context, urls, message.clone(), files.clone()).await {
+            Ok(bytes) => return Ok(bytes),
+            Err(Failure::Later(_)) if clock.now().saturating_sub(begun) < LATER_LIMIT => {
+                tokio::time::sleep(LATER_PAUSE).await;
+            }
+            Err(Failure::Later(reason) | Failure::Other(reason)) => return Err(reason),
+        }
+    }
+}
+
 /// Returns the bytes of the files.
 async fn transfer(
     context: &Context,
     urls: &[String],
     message: Message,
     files: Arc<SnapshotDir>,
-) -> Result<u64, String> {
+) -> Result<u64, Failure> {
     let to = MemberId(message.to);
-    let channel = dial_any(&context.options.dialler, urls).await?;
-    peer_rpc::check_format(context, &channel).await?;
+    let dialled = dial_any(&context.options.dialler, urls).await;
+    let channel = dialled.map_err(Failure::Other)?;
+    let known = peer_rpc::check_format(context, &channel).await;
+    known.map_err(Failure::Other)?;
     let (parts, stream) = mpsc::channel(CHUNKS_AHEAD);
-    let read_out = Arc::new(AtomicBool::new(false));
-    let (outcome, read) = oneshot::channel();
-    let done = read_out.clone();
-    tokio::task::spawn_blocking(move || {
-        let result = read_files(files.path(), &message, &parts);
+    let is_read = Arc::new(AtomicBool::new(false));
+    let (done, executor) = (is_read.clone(), context.outside.executor.clone());
+    // Ends when the call does, whose stream it fills.
+    let read = tokio::spawn(async move {
+        let result = read_out(executor.as_ref(), files, message, parts).await;
         done.store(result.is_ok(), Ordering::Relaxed);
-        drop((parts, files));
-        // The transfer may have been aborted.
-        let _ = outcome.send(result);
+        result
     });
     let mut client = PeerClient::with_origin(channel.clone(), channel.origin());
     let mut request = Request::new(ReceiverStream::new(stream));
     identity::stamp(request.metadata_mut(), &context.local, to);
     let answer = tokio::select! {
         answer = client.snapshot(request) => answer.map(drop),
-        reason = stalled(context, &channel, &read_out) => return Err(reason),
+        reason = stalled(context, &channel, &is_read) => return Err(Failure::Other(reason)),
     };
     drop(client);
     match (answer, read.await) {
         (Ok(()), Ok(Ok(bytes))) => Ok(bytes),
         // A failure to read files is the cause of the peer's error, not its effect.
-        (_, Ok(Err(ReadError::File(path, error)))) => Err(format!("{}: {error}", path.display())),
-        (Err(status), _) => {
-            if identity::recognise(&status) == Some(RefusalKind::Removed)
-                && let Some(inbound) = context.inbound()
-            {
-                inbound.removed(to);
-            }
-            Err(why(&status))
+        (_, Ok(Err(ReadError::File(path, error)))) => {
+            Err(Failure::Other(format!("{}: {error}", path.display())))
         }
-        (Ok(()), _) => Err("the peer answered before it had everything".to_owned()),
+        (Err(status), _) => match identity::recognise(&status) {
+            Some(RefusalKind::Later) => Err(Failure::Later(why(&status))),
+            seen => {
+                if seen == Some(RefusalKind::Removed)
+                    && let Some(inbound) = context.inbound()
+                {
+                    inbound.removed(to);
+                }
+                Err(Failure::Other(why(&status)))
+            }
+        },
+        (Ok(()), _) => {
+            let text = "the peer answered before it had everything";
+            Err(Failure::Other(text.to_owned()))
+        }
     }
 }
 
@@ -185,7 +229,7 @@ async fn dial_any(dialler: &Dialler, urls: &[String]) -> Result<Channel, String>
 
 /// Completes when the transfer has made no progress for too long. Counted in ticks during which the
 /// process ran, so that a process that was suspended does not blame its peer.
-async fn stalled(context: &Context, channel: &Channel, read_out: &AtomicBool) -> String {
+async fn stalled(context: &Context, channel: &Channel, is_read: &AtomicBool) -> String {
     let options = &context.options;
     let mut ticks = interval(TICK.min(options.snapshot_silence));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -196,12 +240,12 @@ async fn stalled(context: &Context, channel: &Channel, read_out: &AtomicBool) ->
         ticks.tick().await;
         let now = channel.moved().bytes();
         silence += period;
-        if now != moved && !read_out.load(Ordering::Relaxed) {
+        if now != moved && !is_read.load(Ordering::Relaxed) {
             silence = Duration::ZERO;
         }
         moved = now;
         // What is still in the socket's buffers after the last read counts as being installed.
-        let (limit, reason) = if read_out.load(Ordering::Relaxed) {
+        let (limit, reason) = if is_read.load(Ordering::Relaxed) {
             (
                 options.snapshot_install_limit,
                 "the peer does not take the snapshot over",
@@ -217,60 +261,135 @@ async fn stalled(context: &Context, channel: &Channel, read_out: &AtomicBool) ->
 
 enum ReadError {
     File(PathBuf, io::Error),
-    /// The receiver is gone.
+    /// The receiver is gone, or the member stops.
     GivenUp,
 }
 
-/// Sends all files below a directory, by name, then the raft message; returns the bytes of the
-/// files.
-fn read_files(
-    dir: &Path,
-    message: &Message,
-    parts: &mpsc::Sender<SnapshotPart>,
+fn at(path: &Path) -> impl Fn(io::Error) -> ReadError + use<> {
+    let path = path.to_owned();
+    move |error| ReadError::File(path.clone(), error)
+}
+
+/// Hands out all parts of a snapshot; returns the bytes of the files.
+async fn read_out(
+    executor: &dyn Executor,
+    files: Arc<SnapshotDir>,
+    message: Message,
+    parts: mpsc::Sender<SnapshotPart>,
 ) -> Result<u64, ReadError> {
-    let send = |part| {
-        parts
-            .blocking_send(SnapshotPart { part: Some(part) })
-            .map_err(|_| ReadError::GivenUp)
-    };
-    let at = |path: &Path| {
-        let path = path.to_owned();
-        |error| ReadError::File(path, error)
-    };
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(at(dir))? {
-        names.push(entry.map_err(at(dir))?.file_name());
+    let begun = blocking(executor, move || Reading::begin(files)).await;
+    let mut reading = begun.map_err(|_| ReadError::GivenUp)??;
+    loop {
+        let read = blocking(executor, move || {
+            let read = reading.next();
+            (reading, read)
+        });
+        let (back, read) = read.await.map_err(|_| ReadError::GivenUp)?;
+        reading = back;
+        let read = read?;
+        let is_end = read.is_empty();
+        for part in read {
+            let sent = parts.send(SnapshotPart { part: Some(part) }).await;
+            sent.map_err(|_| ReadError::GivenUp)?;
+        }
+        if is_end {
+            break;
+        }
     }
-    names.sort();
-    let mut total_bytes = 0;
-    let mut buffer = BytesMut::new();
-    for name in names {
-        let path = dir.join(&name);
+    let message = prost_11::Message::encode_to_vec(&message);
+    let part = Some(Part::Message(message.into()));
+    let sent = parts.send(SnapshotPart { part }).await;
+    sent.map_err(|_| ReadError::GivenUp)?;
+    Ok(reading.total_bytes)
+}
+
+/// Files that are read in turns of the blocking pool, by name.
+struct Reading {
+    files: Arc<SnapshotDir>,
+    names: VecDeque<OsString>,
+    open: Option<OpenFile>,
+    total_bytes: u64,
+    /// Its memory is used again for chunks when those before have been sent.
+    buffer: BytesMut,
+}
+
+struct OpenFile {
+    file: File,
+    path: PathBuf,
+    left_bytes: u64,
+    crc: u32,
+}
+
+impl Reading {
+    fn begin(files: Arc<SnapshotDir>) -> Result<Self, ReadError> {
+        let dir = files.path();
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(at(dir))? {
+            names.push(entry.map_err(at(dir))?.file_name());
+        }
+        names.sort();
+        Ok(Self {
+            files,
+            names: names.into(),
+            open: None,
+            total_bytes: 0,
+            buffer: BytesMut::new(),
+        })
+    }
+
+    /// The next parts, of about so many bytes as are read in a turn; none at the end.
+    fn next(&mut self) -> Result<Vec<Part>, ReadError> {
+        let (mut parts, begun) = (Vec::new(), self.total_bytes);
+        while self.total_bytes - begun < TURN_BYTES && parts.len() < MAX_TURN_PARTS {
+            if self.open.is_some() {
+                parts.push(self.read()?);
+            } else if let Some(name) = self.names.pop_front() {
+                parts.push(self.open(name)?);
+            } else {
+                break;
+            }
+        }
+        Ok(parts)
+    }
+
+    fn open(&mut self, name: OsString) -> Result<Part, ReadError> {
+        let path = self.files.path().join(&name);
+        let failed = at(&path);
         let name = name
             .into_string()
-            .map_err(|_| at(&path)(io::Error::other("a file name that is no text")))?;
-        let mut file = File::open(&path).map_err(at(&path))?;
-        let metadata = file.metadata().map_err(at(&path))?;
+            .map_err(|_| failed(io::Error::other("a file name that is no text")))?;
+        let file = File::open(&path).map_err(&failed)?;
+        let metadata = file.metadata().map_err(&failed)?;
         if !metadata.is_file() {
-            return Err(at(&path)(io::Error::other("not a file")));
+            return Err(failed(io::Error::other("not a file")));
         }
         let size_bytes = metadata.len();
-        send(Part::File(SnapshotFile { name, size_bytes }))?;
-        let mut crc = 0;
-        let mut left = size_bytes;
-        while left > 0 {
-            let len = left.min(CHUNK_BYTES as u64) as usize;
-            // Reuses the memory of chunks that have been sent.
-            buffer.resize(len, 0);
-            file.read_exact(&mut buffer).map_err(at(&path))?;
-            crc = crc32c::crc32c_append(crc, &buffer);
-            left -= len as u64;
-            send(Part::Data(buffer.split().freeze()))?;
-        }
-        send(Part::FileEnd(crc))?;
-        total_bytes += size_bytes;
+        self.open = Some(OpenFile {
+            file,
+            path,
+            left_bytes: size_bytes,
+            crc: 0,
+        });
+        Ok(Part::File(SnapshotFile { name, size_bytes }))
     }
-    let message = prost_11::Message::encode_to_vec(message);
-    send(Part::Message(message.into()))?;
-    Ok(total_bytes)
+
+    /// The next chunk of the open file, or its end.
+    fn read(&mut self) -> Result<Part, ReadError> {
+        let Some(open) = &mut self.open else {
+            return Err(ReadError::GivenUp);
+        };
+        if open.left_bytes == 0 {
+            let crc = open.crc;
+            self.open = None;
+            return Ok(Part::FileEnd(crc));
+        }
+        let len = open.left_bytes.min(CHUNK_BYTES as u64);
+        self.buffer.resize(len as usize, 0);
+        let read = open.file.read_exact(&mut self.buffer);
+        read.map_err(at(&open.path))?;
+        open.crc = crc32c::crc32c_append(open.crc, &self.buffer);
+        open.left_bytes -= len;
+        self.total_bytes += len;
+        Ok(Part::Data(self.buffer.split().freeze()))
+    }
 }

@@ -121,6 +121,10 @@ impl Inbound for Member {
     fn is_listed(&self, _: MemberId) -> bool {
         true
     }
+
+    fn is_leader(&self, _: MemberId) -> bool {
+        false
+    }
 }
 
 /// A member that running.

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 
 use super::context::Context;
 use super::*;
-use crate::env::{SystemClock, SystemRng};
+use crate::env::{SystemClock, SystemRng, TokioExecutor};
 use crate::metrics::{Metrics, PeerCells};
 use crate::net::listen::{self, Listener, SocketOptions};
 use crate::net::{Allowance, Security};
@@ -48,6 +48,7 @@ struct Recorder {
     refuses_snapshots: AtomicBool,
     removed_members: Mutex<BTreeSet<MemberId>>,
     removed: AtomicBool,
+    leader: AtomicU64,
     /// That which others have to know.
     needed_format: AtomicU64,
     known_format: AtomicU64,
@@ -153,6 +154,10 @@ impl Inbound for Recorder {
     fn is_listed(&self, member: MemberId) -> bool {
         [A, B].contains(&member)
     }
+
+    fn is_leader(&self, member: MemberId) -> bool {
+        self.leader.load(Ordering::SeqCst) == member.0
+    }
 }
 
 /// A member with its port.
@@ -201,6 +206,7 @@ impl Site {
         let outside = NetworkEnv {
             clock: Arc::new(SystemClock::new()),
             rng: Arc::new(SystemRng),
+            executor: Arc::new(TokioExecutor::default()),
             metrics: metrics.clone(),
         };
         let mut options = NetworkOptions::new(dir.path().join("incoming"));
@@ -257,6 +263,10 @@ impl Site {
             member,
             urls: vec![url.to_owned()],
         }]);
+    }
+
+    fn follows(&self, member: MemberId) {
+        self.inbound.leader.store(member.0, Ordering::SeqCst);
     }
 
     fn cells(&self, peer: MemberId) -> Arc<PeerCells> {
@@ -359,6 +369,7 @@ async fn another_data_directory_of_a_member_is_refused() {
     let outside = NetworkEnv {
         clock: Arc::new(SystemClock::new()),
         rng: Arc::new(SystemRng),
+        executor: Arc::new(TokioExecutor::default()),
         metrics: Arc::new(Metrics::new(B, false)),
     };
     let here = Context::new(
@@ -404,6 +415,7 @@ async fn a_call_of_a_program_that_does_not_know_the_data_is_refused() {
     let outside = NetworkEnv {
         clock: Arc::new(SystemClock::new()),
         rng: Arc::new(SystemRng),
+        executor: Arc::new(TokioExecutor::default()),
         metrics: Arc::new(Metrics::new(B, false)),
     };
     let options = NetworkOptions::new("incoming".into());

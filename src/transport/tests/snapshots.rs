@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use tokio_stream::StreamExt as _;
+
 use super::proxy::{Mode, Proxy};
 use super::*;
 use crate::proto::etchedpeer::peer_client::PeerClient;
@@ -99,6 +101,7 @@ async fn a_snapshot_that_is_not_wanted_is_reported() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_that_is_cut_leaves_nothing() {
     let (a, b) = (Site::start(A).await, Site::start(B).await);
+    b.follows(A);
     let proxy = Proxy::to(&b.address).await;
     proxy.set(Mode::CutAfter(1 << 20));
     a.knows(B, &proxy.url);
@@ -119,6 +122,7 @@ async fn a_snapshot_that_stands_still_is_given_up() {
     let hasty = |options: &mut NetworkOptions| options.snapshot_silence = silence;
     let a = Site::start_with(A, CLUSTER, "127.0.0.1:0", hasty).await;
     let b = Site::start_with(B, CLUSTER, "127.0.0.1:0", hasty).await;
+    b.follows(A);
     let proxy = Proxy::to(&b.address).await;
     proxy.set(Mode::StopAfter(1 << 20));
     a.knows(B, &proxy.url);
@@ -143,24 +147,27 @@ async fn a_disk_that_takes_nothing_breaks_nothing_else() {
     })
     .await;
     a.knows(B, &b.url());
+    b.follows(A);
     send(&a, "out");
     reported(&a, &[false]).await;
     a.network.send(B, vec![append(1, 1), heartbeat(1)]);
     eventually("messages", || b.inbound.received.lock().len() == 2).await;
 }
 
-/// Sends parts by hand, as member A.
-async fn send_parts(b: &Site, parts: Vec<Part>) -> Result<(), tonic::Status> {
+/// Sends parts by hand, as this member.
+async fn send_as(
+    from: MemberId,
+    b: &Site,
+    parts: impl tokio_stream::Stream<Item = Part> + Send + 'static,
+) -> Result<(), tonic::Status> {
     let channel = dial::dial(&Dialler::default(), &b.url(), None)
         .await
         .expect("connects");
     let mut client = PeerClient::with_origin(channel.clone(), channel.origin());
-    let parts = parts
-        .into_iter()
-        .map(|part| SnapshotPart { part: Some(part) });
-    let mut request = tonic::Request::new(tokio_stream::iter(parts));
+    let parts = parts.map(|part| SnapshotPart { part: Some(part) });
+    let mut request = tonic::Request::new(parts);
     let local = Local {
-        member: A,
+        member: from,
         cluster: CLUSTER,
         incarnation: 1,
         server_version: "3.7.3".to_owned(),
@@ -171,18 +178,29 @@ async fn send_parts(b: &Site, parts: Vec<Part>) -> Result<(), tonic::Status> {
     client.snapshot(request).await.map(drop)
 }
 
+async fn send_parts(b: &Site, parts: Vec<Part>) -> Result<(), tonic::Status> {
+    send_as(A, b, tokio_stream::iter(parts)).await
+}
+
+fn file(name: &str, size_bytes: u64) -> Part {
+    let name = name.to_owned();
+    Part::File(SnapshotFile { name, size_bytes })
+}
+
+fn encoded(message: &Message) -> Part {
+    Part::Message(prost_11::Message::encode_to_vec(message).into())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_with_a_wrong_byte_is_refused() {
     let b = Site::start(B).await;
+    b.follows(A);
     let parts = |crc| {
-        let name = "a".to_owned();
-        let size_bytes = 1;
-        let message = prost_11::Message::encode_to_vec(&message());
         vec![
-            Part::File(SnapshotFile { name, size_bytes }),
+            file("a", 1),
             Part::Data("x".into()),
             Part::FileEnd(crc),
-            Part::Message(message.into()),
+            encoded(&message()),
         ]
     };
     let right = crc32c::crc32c(b"x");
@@ -194,13 +212,110 @@ async fn a_snapshot_with_a_wrong_byte_is_refused() {
     assert_eq!(b.incoming_count(), 0);
     send_parts(&b, parts(right)).await.expect("taken");
     assert_eq!(b.inbound.snapshots.lock().len(), 1);
-    // To somebody else.
+    // To somebody else, and from somebody else than who calls.
     let mut lost = message();
     lost.to = 99;
-    let lost = prost_11::Message::encode_to_vec(&lost);
-    let refused = send_parts(&b, vec![Part::Message(lost.into())]).await;
-    assert!(refused.is_err());
+    let mut forged = message();
+    forged.from = C.0;
+    for message in [lost, forged] {
+        let refused = send_parts(&b, vec![encoded(&message)]).await;
+        let refused = refused.expect_err("another's message");
+        assert!(
+            refused.message().contains("its message is from"),
+            "{refused}"
+        );
+    }
+    eventually("no file is left", || b.incoming_count() == 1).await;
+}
+
+/// A caller that is neither a member nor the leader could fill the disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_taken_from_members_and_the_leader() {
+    let b = Site::start(B).await;
+    b.knows(A, "http://127.0.0.1:1");
+    let mut of_c = message();
+    of_c.from = C.0;
+    let send =
+        |from, message: &Message| send_as(from, &b, tokio_stream::iter(vec![encoded(message)]));
+    send(A, &message()).await.expect("a member's");
+    let refused = send(C, &of_c).await.expect_err("of nobody");
+    assert_eq!(
+        identity::recognise(&refused),
+        Some(identity::RefusalKind::Later)
+    );
     assert_eq!(b.incoming_count(), 1);
+    assert_eq!(b.cells(C).snapshots_received.failures.get(), 0);
+    b.follows(C);
+    send(C, &of_c).await.expect("the leader's");
+    assert_eq!(b.inbound.snapshots.lock().len(), 2);
+}
+
+/// A snapshot of which a byte comes now and then.
+fn dripping() -> impl tokio_stream::Stream<Item = Part> + Send + 'static {
+    let first = tokio_stream::once(file("a", 1 << 20));
+    let drops = tokio_stream::iter(0..1 << 20).then(|_| async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        Part::Data("x".into())
+    });
+    first.chain(drops)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn few_snapshots_come_in_at_once_and_none_for_ever() {
+    let (d, e) = (MemberId(0xd), MemberId(0xe));
+    let silence = Duration::from_millis(600);
+    let hasty = |options: &mut NetworkOptions| options.snapshot_silence = silence;
+    let b = Arc::new(Site::start_with(B, CLUSTER, "127.0.0.1:0", hasty).await);
+    let peers = [A, C, d].map(|member| Peer {
+        member,
+        urls: vec!["http://127.0.0.1:1".to_owned()],
+    });
+    b.network.set_peers(peers.to_vec());
+    b.follows(e);
+    let slowly = |from| {
+        let b = b.clone();
+        tokio::spawn(async move { send_as(from, &b, dripping()).await })
+    };
+    let held = [slowly(A), slowly(e)];
+    eventually("two come in", || b.incoming_count() == 2).await;
+    for from in [C, d] {
+        let refused = send_as(from, &b, dripping()).await.expect_err("too many");
+        assert_eq!(
+            identity::recognise(&refused),
+            Some(identity::RefusalKind::Later)
+        );
+        assert!(refused.message().contains("other snapshots"), "{refused}");
+    }
+    assert_eq!(b.incoming_count(), 2);
+    for held in held {
+        let ended = held.await.expect("no panic").expect_err("is given up");
+        assert!(ended.message().contains("next to nothing"), "{ended}");
+    }
+    eventually("no file is left", || b.incoming_count() == 0).await;
+    send_parts(&b, vec![encoded(&message())])
+        .await
+        .expect("there is room");
+    // Of those that only say to lead one has a place at a time.
+    let held = slowly(e);
+    eventually("it comes in", || b.incoming_count() == 2).await;
+    let f = MemberId(0xf);
+    b.follows(f);
+    let refused = send_as(f, &b, dripping()).await.expect_err("one too many");
+    assert!(refused.message().contains("other snapshots"), "{refused}");
+    assert!(held.await.expect("no panic").is_err());
+}
+
+/// The peer that takes others now is sent the snapshot when it has room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_is_to_come_later_comes_later() {
+    let (a, b) = (Site::start(A).await, Site::start(B).await);
+    a.knows(B, &b.url());
+    send(&a, "out");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(a.inbound.snapshots_sent.lock().is_empty());
+    b.follows(A);
+    reported(&a, &[true]).await;
+    assert_eq!(b.inbound.snapshots.lock().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
