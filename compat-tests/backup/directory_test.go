@@ -143,6 +143,19 @@ func etcdStartsOnWhatWasExported(t *testing.T, flags []string) {
 	content.changes(20)
 	want := look(t, content.client, 0)
 	acknowledged := loadUntilKilled(t, []*clientv3.Client{content.client}, server)
+	if len(flags) == 0 {
+		// The member itself goes on afterwards as if nothing had been exported.
+		exportedDespiteKills(t, server.DataDir())
+		if err := server.Restart(); err != nil {
+			t.Fatal(err)
+		}
+		content.connect()
+		want.compare(t, look(t, content.client, want.revision))
+		acknowledged.check(t, content.client)
+		if err := server.Kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	server.Use(exportedDespiteKills(t, server.DataDir(), flags...))
 	become(t, harness.Etcd, server)
 	content.connect()

@@ -92,6 +92,7 @@ etcd --name m$n --data-dir /var/lib/etcd \
 func TestBySnapshot(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, "MIGRATE.md", "## By a snapshot", harness.Etcd36)
+	defer s.allTried()
 	stop := s.startOnEach(ofEtcd, "10.0.0.")
 	client := s.client("10.0.0.")
 	s.fill(client)
@@ -140,6 +141,7 @@ func TestBySnapshot(t *testing.T) {
 func TestByMirror(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, "MIGRATE.md", "## By a mirror", harness.Etcd36)
+	defer s.allTried()
 	s.startOnEach(ofEtcd, "10.0.0.")
 	source := s.client("10.0.0.")
 	s.fill(source)
@@ -178,6 +180,7 @@ func TestByMirror(t *testing.T) {
 func TestBackWithASnapshot(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, "MIGRATE.md", "### With a snapshot", harness.Etcd)
+	defer s.allTried()
 	ofEtched := strings.NewReplacer("\netcd ", "\netched ", "/lib/etcd ", "/lib/etched ").Replace(ofEtcd)
 	stop := s.startOnEach(ofEtched, "10.0.0.")
 	client := s.client("10.0.0.")
@@ -198,6 +201,7 @@ func TestBackWithASnapshot(t *testing.T) {
 func TestOnTheSameDirectory(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, "MIGRATE.md", "## On the same directory", harness.Etcd36)
+	defer s.allTried()
 	stop := s.startOnEach(ofEtcd, "10.0.0.")
 	client := s.client("10.0.0.")
 	s.fill(client)
@@ -235,6 +239,7 @@ func TestOnTheSameDirectory(t *testing.T) {
 func TestBackWithTheDirectory(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, "MIGRATE.md", "### With the directory", harness.Etcd)
+	defer s.allTried()
 	ofEtched := strings.NewReplacer("\netcd ", "\netched ", "/lib/etcd ", "/lib/etched ").Replace(ofEtcd)
 	stop := s.startOnEach(ofEtched, "10.0.0.")
 	client := s.client("10.0.0.")

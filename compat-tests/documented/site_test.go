@@ -33,6 +33,14 @@ type site struct {
 	network string
 }
 
+// allTried reports the blocks of commands that nothing ran.
+func (s *site) allTried() {
+	s.t.Helper()
+	for _, block := range s.Untried() {
+		s.t.Errorf("nothing runs this:\n%s", block)
+	}
+}
+
 // newSite has the etcd of a kind beside etched.
 func newSite(t *testing.T, document, section string, etcd harness.Kind) *site {
 	t.Helper()

@@ -46,6 +46,10 @@ func run(sequence []operation) *difference {
 			return &difference{at: i, text: err.Error() + r.deaths()}
 		}
 	}
+	// What no range has shown differs in the hash of all of it.
+	if err := r.step(operation{request: &pb.HashKVRequest{}}); err != nil {
+		return &difference{at: len(sequence) - 1, text: "behind the last operation: " + err.Error() + r.deaths()}
+	}
 	return nil
 }
 

@@ -5,9 +5,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
 use super::backup::Backup;
+use super::body::beside;
 use super::{caller, header, validate};
 use crate::env;
 use crate::error::Error;
@@ -15,7 +17,7 @@ use crate::proto::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse,
     DowngradeInfo, DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest,
     HashResponse, InternalRaftRequest, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest,
-    StatusRequest, StatusResponse, maintenance_server::Maintenance,
+    SnapshotResponse, StatusRequest, StatusResponse, maintenance_server::Maintenance,
 };
 use crate::service::handle::Handle;
 use crate::state::Response as Applied;
@@ -155,7 +157,8 @@ impl Maintenance for MaintenanceService {
         Ok(Response::new(hash))
     }
 
-    type SnapshotStream = Backup;
+    /// Its messages stand beside it.
+    type SnapshotStream = Empty<Result<SnapshotResponse, Status>>;
 
     async fn snapshot(
         &self,
@@ -163,7 +166,7 @@ impl Maintenance for MaintenanceService {
     ) -> Result<Response<Self::SnapshotStream>, Status> {
         let caller = caller::of(&self.handle, &request);
         let parts = self.handle.back_up(&caller).await?;
-        Ok(Response::new(Backup::new(parts)))
+        Ok(beside(tokio_stream::empty(), Backup::new(parts)))
     }
 
     async fn move_leader(

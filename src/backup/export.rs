@@ -24,7 +24,7 @@ use crate::storage::{self, Family, Read};
 use crate::types::{FIRST_REVISION, Revision, version};
 
 /// Bytes that are handed out at a time, about.
-const PART_BYTES: usize = 128 << 10;
+const PART_BYTES: usize = 512 << 10;
 
 /// A file that is known, and not written yet.
 pub struct Export<'a> {

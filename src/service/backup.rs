@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::digest;
 use tokio::sync::mpsc;
 
 use super::caller::Caller;
@@ -30,8 +31,11 @@ pub enum Part {
         storage_version: String,
     },
     Bytes(Vec<u8>),
-    /// Comes last; without it, and without an error, the file is not whole.
-    Ended,
+    /// Comes last; without it, and without an error, the file is not whole. The hash is of all
+    /// bytes.
+    Ended {
+        sha256: [u8; 32],
+    },
 }
 
 pub type Parts = mpsc::Receiver<Result<Part, Error>>;
@@ -83,8 +87,14 @@ fn make(shared: &Shared, dir: &Path, made: &Sender) -> Result<(), backup::Error>
         bytes: export.bytes(),
         storage_version: export.storage_version().to_owned(),
     })?;
-    export.write(&mut |bytes| send(Part::Bytes(bytes)))?;
-    send(Part::Ended)?;
+    let mut hash = digest::Context::new(&digest::SHA256);
+    export.write(&mut |bytes| {
+        hash.update(&bytes);
+        send(Part::Bytes(bytes))
+    })?;
+    let mut sha256 = [0; 32];
+    sha256.copy_from_slice(hash.finish().as_ref());
+    send(Part::Ended { sha256 })?;
     let took = shared.clock.now() - started;
     shared.metrics.backend_snapshot.observe(took);
     Ok(())

@@ -1,8 +1,9 @@
 //! Sorts more pairs than memory holds: runs of what fits are sorted and written to a file, and
 //! merged when they are read.
 //!
-//! Memory is `MEMORY_BYTES`, and while they are merged a small buffer for each run and one for the
-//! value of the pair that is handed out: a run holds a key and no large value. The lengths of
+//! Memory is `MEMORY_BYTES`: one half is filled while a thread sorts and writes the other. While runs
+//! are merged it is a small buffer for each and one for the value of the pair that is handed out: a
+//! run holds a key and no large value. The lengths of
 //! values are in a file of their own too, so that they can be read alone. Both files have no name:
 //! nothing of them is left after a crash.
 
@@ -14,11 +15,15 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread::{self, JoinHandle};
 
-/// What is sorted in memory at a time.
+use rustix::buffer::spare_capacity;
+
+/// Two halves, of which each is sorted as one run.
 const MEMORY_BYTES: usize = 16 << 20;
 /// What is read of a run at a time.
-const READ_BYTES: usize = 16 << 10;
+const READ_BYTES: usize = 64 << 10;
 const WRITE_BYTES: usize = 256 << 10;
 /// As many runs are merged at once; more are merged in several rounds.
 const MAX_RUNS: usize = 512;
@@ -26,10 +31,29 @@ const MAX_RUNS: usize = 512;
 /// Pairs on their way into order.
 pub struct Sorter {
     dir: PathBuf,
-    memory_bytes: usize,
+    half_bytes: usize,
+    filling: Half,
+    /// Once memory did not hold all.
+    spilling: Option<Spilling>,
+}
+
+/// Pairs in memory.
+#[derive(Default)]
+struct Half {
     data: Vec<u8>,
     pairs: Vec<Pair>,
-    spilled: Option<Spilled>,
+}
+
+impl Half {
+    fn held_bytes(&self) -> usize {
+        self.data.len() + self.pairs.len() * size_of::<Pair>()
+    }
+
+    fn sort(&mut self) {
+        let data = &self.data;
+        self.pairs
+            .sort_unstable_by(|a, b| a.key(data).cmp(b.key(data)));
+    }
 }
 
 /// A pair in memory: where it begins, and the lengths of key and value.
@@ -56,6 +80,114 @@ struct Spilled {
     lengths: Runs,
 }
 
+impl Spilled {
+    fn create(dir: &Path) -> io::Result<Self> {
+        Ok(Self {
+            whole: Runs::create(dir, true)?,
+            lengths: Runs::create(dir, false)?,
+        })
+    }
+
+    /// Writes what a half has as one run, and empties it.
+    fn take(&mut self, half: &mut Half) -> io::Result<()> {
+        half.sort();
+        let (mut whole, mut lengths) = (self.whole.begin(), self.lengths.begin());
+        for pair in &half.pairs {
+            let (key, value) = (pair.key(&half.data), pair.value(&half.data));
+            whole.push(key, value.len(), value)?;
+            lengths.push(key, value.len(), &[])?;
+        }
+        self.whole.end(whole)?;
+        self.lengths.end(lengths)?;
+        half.pairs.clear();
+        half.data.clear();
+        Ok(())
+    }
+}
+
+/// Who writes runs.
+enum Spilling {
+    /// A thread, which takes a half when it is done with the one before.
+    Beside {
+        full: SyncSender<Half>,
+        empty: Receiver<Half>,
+        thread: JoinHandle<io::Result<Spilled>>,
+    },
+    /// Where there can be no thread.
+    Here(Spilled),
+}
+
+impl Spilling {
+    fn begin(dir: &Path) -> io::Result<Self> {
+        let (full, halves) = mpsc::sync_channel::<Half>(0);
+        let (emptied, empty) = mpsc::channel();
+        let mut spilled = Spilled::create(dir)?;
+        let write = move || {
+            for mut half in halves {
+                spilled.take(&mut half)?;
+                // Nobody takes the last ones.
+                let _ = emptied.send(half);
+            }
+            Ok(spilled)
+        };
+        let thread = thread::Builder::new().name("sort".to_owned()).spawn(write);
+        Ok(match thread {
+            Ok(thread) => Self::Beside {
+                full,
+                empty,
+                thread,
+            },
+            Err(_) => Self::Here(Spilled::create(dir)?),
+        })
+    }
+
+    /// Takes a full half and returns an empty one.
+    fn exchange(self, mut half: Half) -> io::Result<(Self, Half)> {
+        match self {
+            Self::Here(mut spilled) => {
+                spilled.take(&mut half)?;
+                Ok((Self::Here(spilled), half))
+            }
+            Self::Beside {
+                full,
+                empty,
+                thread,
+            } => {
+                if full.send(half).is_err() {
+                    // It ended before its time, so it failed.
+                    return Err(joined(thread).err().unwrap_or_else(ended));
+                }
+                let half = empty.try_recv().unwrap_or_default();
+                let spilling = Self::Beside {
+                    full,
+                    empty,
+                    thread,
+                };
+                Ok((spilling, half))
+            }
+        }
+    }
+
+    /// Waits until all runs are written.
+    fn end(self) -> io::Result<Spilled> {
+        match self {
+            Self::Here(spilled) => Ok(spilled),
+            Self::Beside { full, thread, .. } => {
+                drop(full);
+                joined(thread)
+            }
+        }
+    }
+}
+
+fn joined(thread: JoinHandle<io::Result<Spilled>>) -> io::Result<Spilled> {
+    thread.join().unwrap_or_else(|_panicked| Err(ended()))
+}
+
+fn ended() -> io::Error {
+    io::Error::other("the thread that writes sorted runs ended")
+}
+
 impl Sorter {
     /// Runs go to files in `dir` where memory does not hold all pairs.
     pub fn new(dir: &Path) -> Self {
@@ -65,10 +197,9 @@ impl Sorter {
     fn with_memory(dir: &Path, memory_bytes: usize) -> Self {
         Self {
             dir: dir.to_owned(),
-            memory_bytes,
-            data: Vec::new(),
-            pairs: Vec::new(),
-            spilled: None,
+            half_bytes: memory_bytes / 2,
+            filling: Half::default(),
+            spilling: None,
         }
     }
 
@@ -76,59 +207,45 @@ impl Sorter {
     pub fn push(&mut self, key: &[u8], value: &[&[u8]]) -> io::Result<()> {
         let value_len: usize = value.iter().map(|part| part.len()).sum();
         let more = key.len() + value_len + size_of::<Pair>();
-        let held = self.data.len() + self.pairs.len() * size_of::<Pair>();
-        if !self.pairs.is_empty() && held + more > self.memory_bytes {
+        let is_full = self.filling.held_bytes() + more > self.half_bytes;
+        if is_full && !self.filling.pairs.is_empty() {
             self.spill()?;
         }
-        self.pairs.push(Pair {
-            at: self.data.len() as u32,
+        let Half { data, pairs } = &mut self.filling;
+        pairs.push(Pair {
+            at: data.len() as u32,
             key_len: key.len() as u32,
             value_len: value_len as u32,
         });
-        self.data.extend_from_slice(key);
+        data.extend_from_slice(key);
         for part in value {
-            self.data.extend_from_slice(part);
+            data.extend_from_slice(part);
         }
         Ok(())
     }
 
-    fn sort(&mut self) {
-        let data = &self.data;
-        self.pairs
-            .sort_unstable_by(|a, b| a.key(data).cmp(b.key(data)));
-    }
-
     fn spill(&mut self) -> io::Result<()> {
-        self.sort();
-        let spilled = match &mut self.spilled {
-            Some(spilled) => spilled,
-            None => self.spilled.insert(Spilled {
-                whole: Runs::create(&self.dir, true)?,
-                lengths: Runs::create(&self.dir, false)?,
-            }),
+        let spilling = match self.spilling.take() {
+            Some(spilling) => spilling,
+            None => Spilling::begin(&self.dir)?,
         };
-        let (mut whole, mut lengths) = (spilled.whole.begin(), spilled.lengths.begin());
-        for pair in &self.pairs {
-            let (key, value) = (pair.key(&self.data), pair.value(&self.data));
-            whole.push(key, value.len(), value)?;
-            lengths.push(key, value.len(), &[])?;
-        }
-        spilled.whole.end(whole)?;
-        spilled.lengths.end(lengths)?;
-        self.pairs.clear();
-        self.data.clear();
+        let full = std::mem::take(&mut self.filling);
+        let (spilling, empty) = spilling.exchange(full)?;
+        (self.spilling, self.filling) = (Some(spilling), empty);
         Ok(())
     }
 
     /// Ends the input.
     pub fn done(mut self) -> io::Result<Sorted> {
-        if self.spilled.is_some() && !self.pairs.is_empty() {
+        if self.spilling.is_some() && !self.filling.pairs.is_empty() {
             self.spill()?;
         }
-        let Some(mut spilled) = self.spilled.take() else {
-            self.sort();
-            return Ok(Sorted(Where::InMemory(self.data, self.pairs)));
+        let Some(spilling) = self.spilling.take() else {
+            self.filling.sort();
+            let Half { data, pairs } = self.filling;
+            return Ok(Sorted(Where::InMemory(data, pairs)));
         };
+        let mut spilled = spilling.end()?;
         for runs in [&mut spilled.whole, &mut spilled.lengths] {
             while runs.spans.len() > MAX_RUNS {
                 runs.merge_first()?;
@@ -430,6 +547,23 @@ impl RunReader {
         }
     }
 
+    /// Adds the next bytes of the file to the buffer.
+    fn read_more(&mut self, more: usize) -> io::Result<()> {
+        let end = self.buffer.len() + more;
+        self.buffer.reserve(more);
+        while self.buffer.len() < end {
+            let had = self.buffer.len();
+            rustix::io::pread(&self.file, spare_capacity(&mut self.buffer), self.at)?;
+            if self.buffer.len() == had {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            // There may be room for more than was asked for.
+            self.buffer.truncate(end);
+            self.at += (self.buffer.len() - had) as u64;
+        }
+        Ok(())
+    }
+
     /// Has at least `count` bytes from `begin` on in the buffer.
     fn fill(&mut self, count: usize) -> io::Result<()> {
         let held = self.buffer.len() - self.begin;
@@ -440,9 +574,7 @@ impl RunReader {
         self.begin = 0;
         let wanted = (count - held).max(READ_BYTES);
         let more = wanted.min((self.end - self.at) as usize);
-        self.buffer.resize(held + more, 0);
-        self.file.read_exact_at(&mut self.buffer[held..], self.at)?;
-        self.at += more as u64;
+        self.read_more(more)?;
         match held + more >= count {
             true => Ok(()),
             false => Err(io::ErrorKind::UnexpectedEof.into()),

@@ -152,13 +152,14 @@ impl File {
         self.pages.out.as_ref().map_or(0, Vec::len)
     }
 
-    /// Takes the bytes that are done.
+    /// Takes the bytes that are done; the next ones have about as many.
     pub fn take(&mut self) -> Vec<u8> {
-        self.pages
-            .out
-            .as_mut()
-            .map(std::mem::take)
-            .unwrap_or_default()
+        let out = self.pages.out.as_mut();
+        out.map(|out| {
+            let next = Vec::with_capacity(out.len().next_multiple_of(PAGE_BYTES));
+            std::mem::replace(out, next)
+        })
+        .unwrap_or_default()
     }
 }
 
@@ -251,7 +252,7 @@ struct Leaf {
 }
 
 /// What a leaf may leave empty: one part of so many of its pages.
-const LOST_PART: usize = 8;
+const LOST_PART: usize = 32;
 
 impl Leaf {
     /// Whether a pair of `more` bytes belongs to the next leaf.

@@ -1,0 +1,263 @@
+package backup
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"etched.dev/compat-tests/harness"
+)
+
+// same are the buckets that a restore leaves as they are.
+var same = []string{"alarm", "auth", "authRoles", "authUsers", "key", "lease"}
+
+// A state goes from etched to etcd and back to etched: every file has the same
+// pairs in every bucket but those of the members, and etcdutl finds the hash that
+// the servers have.
+func TestThereAndBack(t *testing.T) {
+	t.Parallel()
+	first := newContent(t, harness.Start(t, harness.Etched, harness.Options{}), 40)
+	first.changes(200)
+	first.compact()
+	first.learners()
+	first.users()
+	first.changes(50)
+	raiseAlarm(t, first.client)
+	want, file := hashOfHead(t, first.client), save(t, first.client)
+	buckets := bucketsOf(t, file)
+	for _, bucket := range same {
+		if len(buckets[bucket]) == 0 {
+			t.Errorf("the bucket %s is empty", bucket)
+		}
+	}
+	if got := buckets["members_removed"]; len(got) != 1 {
+		t.Errorf("removed members: %q", got)
+	}
+	for _, leg := range []struct {
+		name     string
+		restored func(*testing.T, string, ...string) *harness.Server
+	}{{"etcd", restoredEtcd}, {"etched again", restoredEtched}} {
+		// On a copy: the tool writes to the file.
+		var offline struct {
+			Hash            uint32 `json:"hash"`
+			HashRevision    int64  `json:"hashRevision"`
+			CompactRevision int64  `json:"compactRevision"`
+		}
+		if err := json.Unmarshal([]byte(etcdutl(t, "hashkv", copied(t, file), "-w", "json")), &offline); err != nil {
+			t.Fatal(err)
+		}
+		if offline.Hash != want.Hash || offline.HashRevision != want.HashRevision || offline.CompactRevision != want.CompactRevision {
+			t.Errorf("etcdutl hashkv of the file for %s: %+v, the server had %v", leg.name, offline, want)
+		}
+		server := leg.restored(t, file)
+		client := first.dial(server)
+		if got := hashOfHead(t, client); got.Hash != want.Hash || got.CompactRevision != want.CompactRevision {
+			t.Errorf("%s has the hash %v, the first %v", leg.name, got, want)
+		}
+		compare(t, first, server)
+		if _, err := client.Put(harness.Context(t, limit), "refused", "x"); err == nil {
+			t.Errorf("%s took a put with an alarm of no space", leg.name)
+		}
+		file = save(t, client)
+		got := bucketsOf(t, file)
+		for _, bucket := range same {
+			if a, b := fmt.Sprintf("%q", buckets[bucket]), fmt.Sprintf("%q", got[bucket]); a != b {
+				t.Errorf("the bucket %s of the first\n%.2000s\nof %s\n%.2000s", bucket, a, leg.name, b)
+			}
+		}
+	}
+}
+
+func raiseAlarm(t *testing.T, client *clientv3.Client) {
+	t.Helper()
+	ctx := harness.Context(t, limit)
+	status, err := client.Status(ctx, client.Endpoints()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = pb.NewMaintenanceClient(client.ActiveConnection()).Alarm(ctx, &pb.AlarmRequest{
+		Action: pb.AlarmRequest_ACTIVATE, MemberID: status.Header.MemberId, Alarm: pb.AlarmType_NOSPACE,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func hashOfHead(t *testing.T, client *clientv3.Client) *clientv3.HashKVResponse {
+	t.Helper()
+	hash, err := client.HashKV(harness.Context(t, limit), client.Endpoints()[0], 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hash
+}
+
+// bucketsOf are the pairs of a snapshot's file, as bbolt itself reads it.
+func bucketsOf(t *testing.T, path string) map[string][][2]string {
+	t.Helper()
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Without the hash behind it.
+	copied := filepath.Join(t.TempDir(), "db")
+	if err := os.WriteFile(copied, whole[:len(whole)-sha256.Size], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	db, err := bolt.Open(copied, 0o600, &bolt.Options{ReadOnly: true, Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	buckets := map[string][][2]string{}
+	err = db.View(func(tx *bolt.Tx) error {
+		for problem := range tx.Check() {
+			t.Errorf("bbolt's check: %v", problem)
+		}
+		return tx.ForEach(func(name []byte, bucket *bolt.Bucket) error {
+			return bucket.ForEach(func(key, value []byte) error {
+				buckets[string(name)] = append(buckets[string(name)], [2]string{string(key), string(value)})
+				return nil
+			})
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return buckets
+}
+
+// Each message of a snapshot says what remains and of what version the file is,
+// of both servers: the last has the hash and nothing remains.
+func TestMessagesOfASnapshot(t *testing.T) {
+	t.Parallel()
+	versions := map[string]bool{}
+	for _, kind := range []harness.Kind{harness.Etched, harness.Etcd} {
+		content := newContent(t, harness.Start(t, kind, harness.Options{}), 41)
+		content.changes(100)
+		stream, err := pb.NewMaintenanceClient(content.client.ActiveConnection()).Snapshot(harness.Context(t, limit), &pb.SnapshotRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var messages []*pb.SnapshotResponse
+		for {
+			message, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			messages = append(messages, message)
+		}
+		var rest uint64
+		hash := sha256.New()
+		for n := len(messages) - 1; n >= 0; n-- {
+			message := messages[n]
+			if message.RemainingBytes != rest {
+				t.Errorf("%v: message %d of %d says that %d bytes remain, %d do", kind, n, len(messages), message.RemainingBytes, rest)
+			}
+			if n < len(messages)-1 {
+				rest += uint64(len(message.Blob))
+			}
+			versions[message.Version] = true
+		}
+		for _, message := range messages[:len(messages)-1] {
+			hash.Write(message.Blob)
+		}
+		if last := messages[len(messages)-1].Blob; !bytes.Equal(last, hash.Sum(nil)) {
+			t.Errorf("%v: the last message has %x", kind, last)
+		}
+	}
+	if len(versions) != 1 {
+		t.Errorf("versions: %v", versions)
+	}
+}
+
+// A snapshot that is saved while others write is of one revision: transactions
+// are in it whole, and all that was acknowledged before it began.
+func TestASnapshotBesideWrites(t *testing.T) {
+	t.Parallel()
+	server := harness.Start(t, harness.Etched, harness.Options{})
+	content := newContent(t, server, 42)
+	content.changes(200)
+	ctx, stop := context.WithCancel(harness.Context(t, limit))
+	defer stop()
+	written := make(chan int, 1)
+	began := make(chan struct{})
+	go func() {
+		number := 0
+		defer func() { written <- number }()
+		for ctx.Err() == nil {
+			value := strconv.Itoa(number + 1)
+			_, err := content.client.Txn(ctx).Then(clientv3.OpPut("one", value), clientv3.OpPut("two", value)).Commit()
+			if err != nil {
+				return
+			}
+			if number++; number == 50 {
+				close(began)
+			}
+		}
+	}()
+	<-began
+	for round := range 3 {
+		before, err := content.client.Get(ctx, "one")
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := save(t, content.client)
+		for _, restored := range []func(*testing.T, string, ...string) *harness.Server{restoredEtcd, restoredEtched} {
+			other := restored(t, file)
+			client := content.dial(other)
+			answer, err := client.Txn(ctx).Then(clientv3.OpGet("one"), clientv3.OpGet("two")).Commit()
+			if err != nil {
+				t.Fatal(err)
+			}
+			one, two := answer.Responses[0].GetResponseRange().Kvs[0], answer.Responses[1].GetResponseRange().Kvs[0]
+			if string(one.Value) != string(two.Value) || one.ModRevision != two.ModRevision {
+				t.Errorf("round %d: a part of a transaction: %v %v", round, one, two)
+			}
+			if one.ModRevision < before.Kvs[0].ModRevision || one.ModRevision != answer.Header.Revision {
+				t.Errorf("round %d: revision %d of %d, acknowledged before %d", round, one.ModRevision, answer.Header.Revision, before.Kvs[0].ModRevision)
+			}
+			if err := other.Stop(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	stop()
+	if number := <-written; number < 100 {
+		t.Errorf("only %d transactions beside three snapshots", number)
+	}
+}
+
+// The file of a stopped etcd has no hash, and is restored where that is said.
+func TestAFileWithoutItsHash(t *testing.T) {
+	t.Parallel()
+	server := harness.Start(t, harness.Etcd, harness.Options{})
+	content := newContent(t, server, 43)
+	content.changes(60)
+	want := look(t, content.client, 0)
+	if err := server.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(server.DataDir(), "member", "snap", "db")
+	if output, err := etchedRestore(file, filepath.Join(t.TempDir(), "restored")); err == nil {
+		t.Errorf("restored without its hash: %s", output)
+	}
+	restored := content.dial(restoredEtched(t, file, "--skip-hash-check"))
+	want.compare(t, look(t, restored, want.revision))
+}
