@@ -3,7 +3,8 @@
 //! Probes, scrapers and browsers were written against etcd, so every answer is its answer: status,
 //! headers and bytes (but for the text for a host that is not on the whitelist). Bodies of requests
 //! are not read but where a page takes one. What is below `/v3/` goes to the JSON gateway where
-//! there is one, past the same checks; without it those paths name nothing.
+//! there is one, past the same checks; without it those paths name nothing. `/v3beta/` is another
+//! name of `/v3/`, as in etcd, for clients of its early versions.
 //!
 //! Auth never stands in the way of these paths, in etcd and here.
 
@@ -130,7 +131,7 @@ impl HttpService {
         B: http_body::Body<Data: Buf>,
     {
         let (head, body) = request.into_parts();
-        let request = Request::from_parts(head, ());
+        let mut request = Request::from_parts(head, ());
         if let Some(refused) = access::refuse_malformed(&request) {
             return refused;
         }
@@ -142,6 +143,9 @@ impl HttpService {
         }
         if let Some(refused) = self.refuse(&request) {
             return refused;
+        }
+        if let Some(uri) = query::by_the_name_of_today(request.uri()) {
+            *request.uri_mut() = uri;
         }
         let (method, uri) = (request.method(), request.uri());
         let origin = request.headers().get(ORIGIN).cloned();
