@@ -42,6 +42,7 @@ var cases = map[string]map[string]any{
 	"defaults":  {},
 	"plain":     {"tls": map[string]any{"enabled": false}},
 	"five":      {"replicas": 5, "initialReplicas": 5, "topologyKey": "topology.kubernetes.io/zone"},
+	"founded":   {"clusterState": "existing"},
 	"elsewhere": {"storage": map[string]any{"className": "fast", "size": "100Gi"}, "nodeSelector": map[string]any{"role": "store"}},
 	"all": {
 		"imagePullSecrets":  []any{map[string]any{"name": "pull"}},
@@ -213,6 +214,17 @@ func TestSettingsAreAsTheyWereWritten(t *testing.T) {
 		if found[name] != expected {
 			t.Errorf("%s is %q, was written as %q", name, found[name], expected)
 		}
+	}
+}
+
+func TestFoundersAreFoundersOnce(t *testing.T) {
+	for state, expected := range map[string]string{"new": "3", "existing": "0"} {
+		if found := variables(t, map[string]any{"clusterState": state})["INITIAL"]; found != expected {
+			t.Errorf("%s: %q members found the cluster", state, found)
+		}
+	}
+	if _, err := rendered(t, map[string]any{"clusterState": "exists"}); err == nil || !strings.Contains(err.Error(), "clusterState") {
+		t.Errorf("a state that is none: %v", err)
 	}
 }
 
