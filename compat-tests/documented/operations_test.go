@@ -393,6 +393,7 @@ type rule struct {
 
 var (
 	series  = regexp.MustCompile(`((?:etcd|etched|grpc|process)_[a-z_]+)\{([^}]*)\}`)
+	jobs    = regexp.MustCompile(`\bjob="([^"]*)"`)
 	matcher = regexp.MustCompile(`([A-Za-z_]+) *(?:=~|!=|!~|=)`)
 )
 
@@ -413,11 +414,23 @@ func TestAlertsHaveTheirMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	page := alertedPage(t)
+	job := harness.ScrapeJob(t, "../../docs/"+operations)
+	if !strings.Contains(job, "etcd") {
+		t.Errorf("the job is %s, and etcd's own rules want one with etcd in its name", job)
+	}
 	count := 0
 	for _, one := range file.Groups[0].Rules {
 		count++
 		if !strings.Contains(string(document), "| "+one.Alert) && !strings.Contains(string(document), ", "+one.Alert) {
 			t.Errorf("%s is not in docs/%s", one.Alert, operations)
+		}
+		for _, selected := range jobs.FindAllStringSubmatch(one.Expr, -1) {
+			if selected[1] != job {
+				t.Errorf("%s is about the job %s, and the document has Prometheus scrape %s", one.Alert, selected[1], job)
+			}
+		}
+		if len(jobs.FindAllString(one.Expr, -1)) != strings.Count(one.Expr, "{") {
+			t.Errorf("%s selects series of any job: %s", one.Alert, one.Expr)
 		}
 		for _, found := range series.FindAllStringSubmatch(one.Expr, -1) {
 			line := regexp.MustCompile(`(?m)^` + found[1] + `(\{.*\})? `).FindString(page)
