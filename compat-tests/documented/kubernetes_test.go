@@ -41,6 +41,8 @@ type pods struct {
 	*site
 	stops map[int]func()
 	uids  map[int]int
+	// initial is how many found the cluster.
+	initial int
 }
 
 // env is what the manifest gives to a pod's container.
@@ -53,8 +55,8 @@ func (p *pods) env(number int) string {
 	for member := range 4 {
 		endpoints = append(endpoints, fmt.Sprintf("http://%s0.%d:2379", p.network, member))
 	}
-	return fmt.Sprintf("env NAME=etched-%d UID_OF_POD=uid-%d HOST_PREFIX=%s0. HOST_SUFFIX= ENDPOINTS=%s INITIAL=3 DATA=%s LISTEN=%s0.%d SCHEME=http ",
-		number, p.uids[number], p.network, strings.Join(endpoints, ","), dir, p.network, number)
+	return fmt.Sprintf("env NAME=etched-%d UID_OF_POD=uid-%d HOST_PREFIX=%s0. HOST_SUFFIX= ENDPOINTS=%s INITIAL=%d DATA=%s LISTEN=%s0.%d SCHEME=http ",
+		number, p.uids[number], p.network, strings.Join(endpoints, ","), p.initial, dir, p.network, number)
 }
 
 func (p *pods) start(number int) { p.stops[number] = p.Start("exec " + p.env(number) + "sh start.sh") }
@@ -126,7 +128,7 @@ func TestMembersOfTheManifests(t *testing.T) {
 	}
 	manifest(t, "etched.yaml", "ConfigMap", &scripts)
 	// The etcd that the script starts is etched, as in its image.
-	p := &pods{newSite(t, "KUBERNETES.md", "## Probes", harness.Etched), map[int]func(){}, map[int]int{}}
+	p := &pods{newSite(t, "KUBERNETES.md", "## Probes", harness.Etched), map[int]func(){}, map[int]int{}, 3}
 	for name, text := range scripts.Data {
 		if err := os.WriteFile(filepath.Join(p.Dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -163,6 +165,10 @@ func TestMembersOfTheManifests(t *testing.T) {
 	time.Sleep(3 * time.Second)
 	p.voters(0, 1, 2)
 	p.stops[3]()
+	p.leaveInVain(2, 1)
+	if again := p.voters(0, 1, 2); fmt.Sprint(again) != fmt.Sprint(first) {
+		t.Errorf("ids were %v, are %v", first, again)
+	}
 	// Scaled out again, with a volume that stayed.
 	p.uids[3]++
 	p.start(3)
@@ -190,8 +196,65 @@ func TestMembersOfTheManifests(t *testing.T) {
 	if after := p.voters(0, 1, 2, 3); fmt.Sprint(after) != fmt.Sprint(last) {
 		t.Errorf("ids were %v, are %v", last, after)
 	}
+
+	p.loseWithAllDown(2, last)
 	if after := p.contents(client); after != before {
 		t.Errorf("before\n%s\nafter\n%s", before, after)
+	}
+}
+
+// leaveInVain has a member ask to leave while another is away, which the others refuse, and be
+// interrupted. Started again it goes on as the member that it is, in the same pod or in a new one.
+func (p *pods) leaveInVain(number, away int) {
+	p.t.Helper()
+	left := filepath.Join(p.Dir, fmt.Sprintf("volume%d", number), "left")
+	for _, pods := range []int{0, 1} {
+		p.stops[away]()
+		p.Run("! timeout 3 " + p.env(number) + "sh leave.sh")
+		if _, err := os.Stat(left); err != nil {
+			p.t.Fatalf("leave.sh was not interrupted where this is about: %v", err)
+		}
+		p.start(away)
+		p.voters(0, 1, 2)
+		p.stops[number]()
+		p.uids[number] += pods
+		p.start(number)
+		p.voters(0, 1, 2)
+		if _, err := os.Stat(left); err == nil {
+			p.t.Error("a member that has not left is still marked")
+		}
+	}
+}
+
+// loseWithAllDown takes a founder's volume while no member runs. Where the cluster was founded it
+// waits for the others rather than to vote under its old id: they need the one that is away.
+func (p *pods) loseWithAllDown(number int, before map[string]uint64) {
+	p.t.Helper()
+	for _, stop := range p.stops {
+		stop()
+	}
+	p.initial = 0
+	volume := filepath.Join(p.Dir, fmt.Sprintf("volume%d", number))
+	if err := os.RemoveAll(volume); err != nil {
+		p.t.Fatal(err)
+	}
+	p.start(number)
+	time.Sleep(5 * time.Second)
+	if _, err := os.Stat(filepath.Join(volume, "data")); err == nil {
+		p.t.Error("a member without data began a cluster of its own")
+	}
+	p.start(0)
+	p.start(1)
+	attempt, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if _, err := p.client(0, 1).Get(attempt, "none"); err == nil {
+		p.t.Error("two of four members serve, with a third that has lost its data")
+	}
+	p.start(3)
+	after := p.voters(0, 1, 2, 3)
+	name := fmt.Sprintf("etched-%d", number)
+	if after[name] == before[name] {
+		p.t.Errorf("%s is back under its old id: %v", name, after)
 	}
 }
 

@@ -147,7 +147,7 @@ sha256sum $release.tar.gz >SHA256SUMS`)
 	for _, name := range []string{"etched", "etcd", "etcdctl"} {
 		o.Run("test -x /usr/local/bin/" + name)
 	}
-	o.Run(o.Block("[Service]"))
+	o.Run(recorded + o.Block("[Service]"))
 	if verifier, err := exec.LookPath("systemd-analyze"); err == nil {
 		output, err := exec.Command(verifier, "verify", filepath.Join(o.Dir, "etc/systemd/system/etched.service")).CombinedOutput()
 		if err != nil {
@@ -156,9 +156,10 @@ sha256sum $release.tar.gz >SHA256SUMS`)
 	}
 	// The service's program with the service's environment.
 	for member := 1; member <= 3; member++ {
-		o.Run(o.on(member, o.Block("ETCD_NAME=m$n")))
+		o.Run(recorded + o.on(member, o.Block("ETCD_NAME=m$n")))
 		o.stops[member] = o.Start("set -a\n. /etc/etched.env\netched \n")
 	}
+	checkService(o)
 	client := o.client("10.0.0.")
 	o.serves(client)
 	before := o.members(client)
@@ -171,6 +172,26 @@ sha256sum $release.tar.gz >SHA256SUMS`)
 	output := o.Run(o.Block("endpoint health"))
 	o.has(output, "is healthy", 3)
 	o.has(output, "3.7.3", 3)
+}
+
+// recorded has what would change this machine written down instead.
+const recorded = `useradd() { echo "useradd $*" >>commands; }
+systemctl() { echo "systemctl $*" >>commands; }
+`
+
+// checkService fails where the user of the unit is not made, or systemd does not hear of the unit.
+func checkService(o *operation) {
+	o.t.Helper()
+	unit := o.Run("cat /etc/systemd/system/etched.service")
+	user := regexp.MustCompile(`(?m)^User=(.+)$`).FindStringSubmatch(unit)
+	if user == nil {
+		o.t.Fatalf("the unit has no user:\n%s", unit)
+	}
+	typed := o.Run("cat commands")
+	expected := `useradd --system [^\n]* ` + user[1] + `\n(systemctl daemon-reload\nsystemctl enable etched\nsystemctl [^\n]*start etched\n){3}`
+	if !regexp.MustCompile(`^` + expected + `$`).MatchString(typed) {
+		o.t.Errorf("the service of the user %s does not start by\n%s", user[1], typed)
+	}
 }
 
 func upgrade(o *operation) {
@@ -391,6 +412,7 @@ type rule struct {
 
 var (
 	series  = regexp.MustCompile(`((?:etcd|etched|grpc|process)_[a-z_]+)\{([^}]*)\}`)
+	jobs    = regexp.MustCompile(`\bjob="([^"]*)"`)
 	matcher = regexp.MustCompile(`([A-Za-z_]+) *(?:=~|!=|!~|=)`)
 )
 
@@ -411,11 +433,23 @@ func TestAlertsHaveTheirMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	page := alertedPage(t)
+	job := harness.ScrapeJob(t, "../../docs/"+operations)
+	if !strings.Contains(job, "etcd") {
+		t.Errorf("the job is %s, and etcd's own rules want one with etcd in its name", job)
+	}
 	count := 0
 	for _, one := range file.Groups[0].Rules {
 		count++
 		if !strings.Contains(string(document), "| "+one.Alert) && !strings.Contains(string(document), ", "+one.Alert) {
 			t.Errorf("%s is not in docs/%s", one.Alert, operations)
+		}
+		for _, selected := range jobs.FindAllStringSubmatch(one.Expr, -1) {
+			if selected[1] != job {
+				t.Errorf("%s is about the job %s, and the document has Prometheus scrape %s", one.Alert, selected[1], job)
+			}
+		}
+		if len(jobs.FindAllString(one.Expr, -1)) != strings.Count(one.Expr, "{") {
+			t.Errorf("%s selects series of any job: %s", one.Alert, one.Expr)
 		}
 		for _, found := range series.FindAllStringSubmatch(one.Expr, -1) {
 			line := regexp.MustCompile(`(?m)^` + found[1] + `(\{.*\})? `).FindString(page)

@@ -27,6 +27,22 @@ var (
 	programs = regexp.MustCompile(`(?m)^ *(etched|etcd|etcdctl) `)
 )
 
+var scrapeJob = regexp.MustCompile(`(?m)^ *- job_name: (\S+)$`)
+
+// ScrapeJob is the name of the job that a document has Prometheus scrape members by.
+func ScrapeJob(t testing.TB, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := scrapeJob.FindAllSubmatch(text, -1)
+	if len(found) != 1 {
+		t.Fatalf("%s names %d jobs", path, len(found))
+	}
+	return string(found[0][1])
+}
+
 // ReadDocument reads the blocks of commands of a section of a document, which ends where
 // the next of its level, or of one above, begins. binaries are found by these names.
 func ReadDocument(t testing.TB, path, section string, binaries map[string]string) *Document {

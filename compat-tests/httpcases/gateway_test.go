@@ -254,6 +254,18 @@ func TestGatewayRoutes(t *testing.T) {
 		compare(call{path: spelled, body: `{"key":"YQ=="}`}.ask(), 200)
 	}
 	compare(call{path: "kv/range;x", body: `{"key":"YQ=="}`}.ask(), 404)
+	// The path of etcd 3.3 leads to the same; no other does.
+	for path, status := range map[string]int{
+		"/v3beta/kv/range": 200, "/v3beta/kv%2frange": 200, "/v3beta/kv/range?/v3beta/": 200,
+		"/v3beta/": 404, "/v3beta/v3beta/kv/range": 404, "/v3/v3beta/kv/range": 404,
+	} {
+		compare(ask{method: "POST", target: path, body: `{"key":"YQ=="}`}, status)
+	}
+	for _, path := range []string{"/v3beta", "/v3alpha/kv/range", "/v3betas/kv/range"} {
+		asked := ask{method: "POST", target: path, body: `{"key":"YQ=="}`}
+		wants(t, asked, at.compare(t, asked), 404)
+		compared++
+	}
 	t.Logf("%d answers compared", compared)
 }
 

@@ -42,6 +42,7 @@ var cases = map[string]map[string]any{
 	"defaults":  {},
 	"plain":     {"tls": map[string]any{"enabled": false}},
 	"five":      {"replicas": 5, "initialReplicas": 5, "topologyKey": "topology.kubernetes.io/zone"},
+	"founded":   {"clusterState": "existing"},
 	"elsewhere": {"storage": map[string]any{"className": "fast", "size": "100Gi"}, "nodeSelector": map[string]any{"role": "store"}},
 	"all": {
 		"imagePullSecrets":  []any{map[string]any{"name": "pull"}},
@@ -55,16 +56,7 @@ var cases = map[string]map[string]any{
 // render is what helm template prints.
 func render(t *testing.T, values map[string]any) string {
 	t.Helper()
-	chart, err := loader.Load(chartDir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	release := chartutil.ReleaseOptions{Name: "etched", Namespace: "default", Revision: 1, IsInstall: true}
-	all, err := chartutil.ToRenderValues(chart, values, release, chartutil.DefaultCapabilities)
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := engine.Render(chart, all)
+	files, err := rendered(t, values)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,6 +67,20 @@ func render(t *testing.T, values map[string]any) string {
 		}
 	}
 	return text.String()
+}
+
+func rendered(t *testing.T, values map[string]any) (map[string]string, error) {
+	t.Helper()
+	chart, err := loader.Load(chartDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := chartutil.ReleaseOptions{Name: "etched", Namespace: "default", Revision: 1, IsInstall: true}
+	all, err := chartutil.ToRenderValues(chart, values, release, chartutil.DefaultCapabilities)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return engine.Render(chart, all)
 }
 
 func keys(files map[string]string) func(func(string) bool) {
@@ -165,6 +171,60 @@ func TestPlainManifestsAreTheChart(t *testing.T) {
 	written, err := os.ReadFile(plain)
 	if err != nil || string(written) != made {
 		t.Errorf("%s is not what the chart makes (%v); renew it by\n    go -C compat-tests/manifests test ./... -update", plain, err)
+	}
+}
+
+// variables are those of a member's container that are given as text.
+func variables(t *testing.T, values map[string]any) map[string]string {
+	t.Helper()
+	found := map[string]string{}
+	for _, variable := range decode(t, render(t, values)).set.Spec.Template.Spec.Containers[0].Env {
+		found[variable.Name] = variable.Value
+	}
+	return found
+}
+
+// A file of values has numbers and truths without quotes, as anybody writes them.
+func TestSettingsAreAsTheyWereWritten(t *testing.T) {
+	const file = `settings:
+  ETCD_QUOTA_BACKEND_BYTES: 17179869184
+  ETCD_SNAPSHOT_COUNT: 1000000
+  ETCD_HEARTBEAT_INTERVAL: 100
+  ETCD_MAX_REQUEST_BYTES: 0
+  ETCD_DISTRIBUTED_TRACING_SAMPLING_RATE: 1e6
+  ETCD_EXPERIMENTAL: 0.5
+  ETCD_PRE_VOTE: true
+  ETCD_AUTO_COMPACTION_RETENTION: 30m
+  ETCD_AUTO_COMPACTION_MODE: "1000000"
+`
+	var values map[string]any
+	if err := yaml.Unmarshal([]byte(file), &values); err != nil {
+		t.Fatal(err)
+	}
+	// As helm reads its files of values.
+	if _, isFloat := values["settings"].(map[string]any)["ETCD_SNAPSHOT_COUNT"].(float64); !isFloat {
+		t.Fatalf("numbers are read otherwise: %v", values)
+	}
+	found := variables(t, values)
+	for name, expected := range map[string]string{
+		"ETCD_QUOTA_BACKEND_BYTES": "17179869184", "ETCD_SNAPSHOT_COUNT": "1000000", "ETCD_HEARTBEAT_INTERVAL": "100",
+		"ETCD_MAX_REQUEST_BYTES": "0", "ETCD_DISTRIBUTED_TRACING_SAMPLING_RATE": "1000000", "ETCD_EXPERIMENTAL": "0.5",
+		"ETCD_PRE_VOTE": "true", "ETCD_AUTO_COMPACTION_RETENTION": "30m", "ETCD_AUTO_COMPACTION_MODE": "1000000",
+	} {
+		if found[name] != expected {
+			t.Errorf("%s is %q, was written as %q", name, found[name], expected)
+		}
+	}
+}
+
+func TestFoundersAreFoundersOnce(t *testing.T) {
+	for state, expected := range map[string]string{"new": "3", "existing": "0"} {
+		if found := variables(t, map[string]any{"clusterState": state})["INITIAL"]; found != expected {
+			t.Errorf("%s: %q members found the cluster", state, found)
+		}
+	}
+	if _, err := rendered(t, map[string]any{"clusterState": "exists"}); err == nil || !strings.Contains(err.Error(), "clusterState") {
+		t.Errorf("a state that is none: %v", err)
 	}
 }
 

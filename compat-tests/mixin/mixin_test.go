@@ -1,6 +1,6 @@
 // Package mixin evaluates etcd's own alerts and dashboards, those of etcd's
-// mixin, by a Prometheus that scrapes three members of etched: each of their
-// queries has to find data. It needs the programs prometheus and jsonnet, and
+// mixin, by a Prometheus that scrapes three members of etched by the job of
+// docs/OPERATIONS.md: each of their queries has to find data. It needs the programs prometheus and jsonnet, and
 // some minutes.
 package mixin
 
@@ -30,7 +30,6 @@ const (
 	// mixinModule is the newest release of etcd's root module that its proxy
 	// hands out; the mixin of v3.7 asks for the same metrics.
 	mixinModule = "go.etcd.io/etcd/v3@v3.6.8"
-	job         = "etcd"
 	members     = 3
 	// answersWithin is longer than the longest step of a subquery, twice.
 	answersWithin = 4 * time.Minute
@@ -40,7 +39,8 @@ func TestMixin(t *testing.T) {
 	if os.Getenv("COMPAT_MIXIN") == "" {
 		t.Skip("the mixin is evaluated with COMPAT_MIXIN=1, as scripts/test mixin does")
 	}
-	queries := readMixin(t)
+	job := harness.ScrapeJob(t, "../../docs/OPERATIONS.md")
+	queries := readMixin(t, job)
 	var expressions []string
 	for _, query := range queries {
 		expressions = append(expressions, selectors(query)...)
@@ -52,7 +52,7 @@ func TestMixin(t *testing.T) {
 		t.Fatalf("the mixin has %d queries, and they %d expressions: was it read?", len(queries), len(expressions))
 	}
 	cluster := harness.StartCluster(t, harness.Etched, harness.ClusterOptions{Flags: []string{"--metrics=extensive"}})
-	server := startPrometheus(t, cluster)
+	server := startPrometheus(t, cluster, job)
 	work(t, cluster)
 	// Failures have their metrics only once there are some.
 	away := cluster.Members()[2]
@@ -63,7 +63,7 @@ func TestMixin(t *testing.T) {
 	if err := away.Restart(); err != nil {
 		t.Fatal(err)
 	}
-	if why := server.query(t, `etcd_no_such_metric{job="etcd"}`); why == "" {
+	if why := server.query(t, fmt.Sprintf("etcd_no_such_metric{job=%q}", job)); why == "" {
 		t.Error("there is data of a metric that is none")
 	}
 	deadline := time.Now().Add(answersWithin)
@@ -85,8 +85,8 @@ func TestMixin(t *testing.T) {
 	}
 }
 
-// readMixin are the queries of alerts and dashboards.
-func readMixin(t *testing.T) []string {
+// readMixin are the queries of alerts and dashboards, of members that are scraped by a job.
+func readMixin(t *testing.T, job string) []string {
 	t.Helper()
 	download := exec.Command("go", "mod", "download", "-json", mixinModule)
 	download.Dir = t.TempDir()
@@ -182,7 +182,7 @@ func withoutThreshold(query string) string {
 // prometheus is a running one.
 type prometheus struct{ address string }
 
-func startPrometheus(t *testing.T, cluster *harness.Cluster) *prometheus {
+func startPrometheus(t *testing.T, cluster *harness.Cluster, job string) *prometheus {
 	t.Helper()
 	port, err := harness.FreePort()
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package protocheck compares the interface in proto/ with the one etcd's own
-// modules carry, in both directions: nothing missing, nothing of our own.
+// Package protocheck compares the interface in proto/, and the flags, with what etcd's own
+// modules carry, in both directions: nothing missing, nothing of our own that is not said to be.
 package protocheck
 
 import (

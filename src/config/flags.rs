@@ -201,7 +201,7 @@ pub static SECTIONS: &[Section] = &[
         flag("tls-min-version", Text, "TLS1.2", "Lowest TLS version."),
         flag("tls-max-version", Text, "", "Highest TLS version."),
         flag("cors", Origins, "*", "Origins that a browser may call from."),
-        flag("host-whitelist", Hosts, "*", "Host names that HTTP requests may carry."),
+        flag("host-whitelist", Hosts, "*", "Host names that HTTP requests without TLS may carry."),
     ]},
     Section { title: "Auth", flags: &[
         flag("auth-token", Text, "simple", "Kind of authentication token: 'simple', or 'jwt' with options."),

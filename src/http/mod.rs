@@ -1,9 +1,10 @@
 //! What the client port says to plain HTTP: health probes, version, metrics, debug variables.
 //!
 //! Probes, scrapers and browsers were written against etcd, so every answer is its answer: status,
-//! headers and bytes (but for the text for a host that is not on the whitelist). Bodies of requests are not read but where a page takes one. What is below `/v3/`
-//! goes to the JSON gateway where there is one, past the same checks; without it those paths name
-//! nothing.
+//! headers and bytes (but for the text for a host that is not on the whitelist). Bodies of requests
+//! are not read but where a page takes one. What is below `/v3/` goes to the JSON gateway where
+//! there is one, past the same checks; without it those paths name nothing. `/v3beta/` is another
+//! name of `/v3/`, as in etcd, for clients of its early versions.
 //!
 //! Auth never stands in the way of these paths, in etcd and here.
 
@@ -47,6 +48,7 @@ pub struct HttpService {
     metrics: Arc<MetricsPage>,
     log_level: Option<LogLevel>,
     profiles: bool,
+    encrypted: bool,
 }
 
 /// Answers what is below `/v3/`.
@@ -78,6 +80,7 @@ impl HttpService {
             metrics: MetricsPage::new(),
             log_level: None,
             profiles: false,
+            encrypted: false,
         }
     }
 
@@ -111,6 +114,13 @@ impl HttpService {
         self
     }
 
+    /// The same for a connection that has TLS, if so. No page reaches the server by a name of its
+    /// own then, since the certificate is for other names: the Host header may be any.
+    pub fn encrypted(mut self, so: bool) -> Self {
+        self.encrypted = so;
+        self
+    }
+
     /// Answers a request that is none of gRPC's; its body is for the gateway and for pages.
     pub async fn respond<B>(
         &self,
@@ -121,21 +131,23 @@ impl HttpService {
         B: http_body::Body<Data: Buf>,
     {
         let (head, body) = request.into_parts();
-        let request = Request::from_parts(head, ());
+        let mut request = Request::from_parts(head, ());
         if let Some(refused) = access::refuse_malformed(&request) {
             return refused;
         }
-        let (method, uri) = (request.method(), request.uri());
-        if method == Method::OPTIONS && uri.path() == "*" {
+        if request.method() == Method::OPTIONS && request.uri().path() == "*" {
             return page::nothing();
         }
         if self.surface == Surface::Metrics {
             return self.route(&request, body).await;
         }
-        let refused = self.access.refuse_host(&request);
-        if let Some(refused) = refused.or_else(|| self.access.refuse_origin(&request)) {
+        if let Some(refused) = self.refuse(&request) {
             return refused;
         }
+        if let Some(uri) = query::by_the_name_of_today(request.uri()) {
+            *request.uri_mut() = uri;
+        }
+        let (method, uri) = (request.method(), request.uri());
         let origin = request.headers().get(ORIGIN).cloned();
         let mut response = match gateway {
             _ if method == Method::OPTIONS => page::nothing(),
@@ -145,6 +157,12 @@ impl HttpService {
         self.access
             .add_cors(origin.as_ref(), response.headers_mut());
         response
+    }
+
+    fn refuse(&self, request: &Request<()>) -> Option<Response<Body>> {
+        let by_host = (!self.encrypted).then(|| self.access.refuse_host(request));
+        let by_host = by_host.flatten();
+        by_host.or_else(|| self.access.refuse_origin(request))
     }
 
     async fn route<B>(&self, request: &Request<()>, body: B) -> Response<Body>

@@ -4,6 +4,7 @@
 //! router does; here they name nothing. No probe, scraper or browser sends them.
 
 use http::Uri;
+use http::uri::PathAndQuery;
 use percent_encoding::percent_decode_str;
 
 /// The parts of a path, decoded one by one: an escaped slash is no separator.
@@ -12,6 +13,14 @@ pub fn parts(uri: &Uri) -> Vec<String> {
     parts
         .map(|part| percent_decode_str(part).decode_utf8_lossy().into_owned())
         .collect()
+}
+
+/// The URI with `/v3/` in the place of `/v3beta/`, where its path begins so.
+pub fn by_the_name_of_today(uri: &Uri) -> Option<Uri> {
+    let rest = uri.path_and_query()?.as_str().strip_prefix("/v3beta/")?;
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = PathAndQuery::try_from(format!("/v3/{rest}")).ok();
+    Uri::from_parts(parts).ok()
 }
 
 /// The parameters of a query.
@@ -63,6 +72,29 @@ mod tests {
             ("/%zz", &["%zz"]),
         ] {
             assert_eq!(parts(&path.parse().expect("a URI")), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn an_old_name_leads_to_that_of_today() {
+        for (uri, expected) in [
+            (
+                "/v3beta/kv/range?a=/v3beta/",
+                Some("/v3/kv/range?a=/v3beta/"),
+            ),
+            ("http://a:1/v3beta/watch", Some("http://a:1/v3/watch")),
+            ("/v3beta/", Some("/v3/")),
+            ("/v3beta/v3beta/", Some("/v3/v3beta/")),
+            ("/v3beta", None),
+            ("/v3/v3beta/", None),
+            ("/v3alpha/kv/range", None),
+        ] {
+            let found = by_the_name_of_today(&uri.parse().expect("a URI"));
+            assert_eq!(
+                found,
+                expected.map(|uri| uri.parse().expect("a URI")),
+                "{uri}"
+            );
         }
     }
 

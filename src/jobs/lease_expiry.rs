@@ -144,7 +144,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::env::{Clock as _, ManualClock};
+    use crate::env::ManualClock;
     use crate::replica::inbox::{Inbox, Input};
     use crate::replica::proposal::{Proposed, Reply};
     use crate::service::fixture;
@@ -178,22 +178,48 @@ mod tests {
         poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await
     }
 
+    /// Has the leader know one lease, of ten minutes, with so much of it left after a checkpoint.
+    fn grant(handle: &Handle, remaining_ttl_s: i64) -> LeaseId {
+        let shared = handle.shared();
+        let lease = Lease {
+            ttl_s: 600,
+            remaining_ttl_s,
+        };
+        let leases = std::iter::once((LeaseId(7), lease));
+        let (term, now) = (shared.raft.term(), shared.clock.now());
+        let mut deadlines = shared.deadlines.lock();
+        deadlines.take_over(leases, term, now, Duration::ZERO);
+        LeaseId(7)
+    }
+
+    #[tokio::test]
+    async fn a_renewal_is_answered_however_much_is_not_applied_yet() {
+        let (handle, inbox) = fixture::with_network(Arc::new(NoNetwork));
+        fixture::set_commit_index(&handle, fixture::ME, 1_000_000);
+        let id = grant(&handle, 300);
+        let member = Caller::member();
+        let put = InternalRaftRequest {
+            put: Some(Default::default()),
+            ..Default::default()
+        };
+        let refused = handle.propose(&member, put).await;
+        assert_eq!(refused.err(), Some(Error::TooManyRequests));
+        let mut renewing = Box::pin(handle.renew_lease_here(&member, id));
+        assert!(goes_on(&mut renewing).await.is_pending());
+        let Some((0, taken_back)) = proposed(&inbox) else {
+            panic!("not taken back");
+        };
+        taken_back(Ok(Response::LeaseCheckpoint(Default::default())));
+        assert_eq!(goes_on(&mut renewing).await, Poll::Ready(Ok(600)));
+    }
+
     #[tokio::test]
     async fn a_renewal_is_answered_when_the_checkpoint_on_its_way_is_taken_back() {
         let clock = Arc::new(ManualClock::default());
         let (handle, inbox) = fixture::with_clock(Arc::new(NoNetwork), clock.clone());
         fixture::set_leader(&handle, fixture::ME);
         let term = handle.shared().raft.term();
-        let id = LeaseId(7);
-        {
-            let mut deadlines = handle.shared().deadlines.lock();
-            let lease = Lease {
-                ttl_s: 600,
-                remaining_ttl_s: 0,
-            };
-            deadlines.take_over(std::iter::empty(), term, clock.now(), Duration::ZERO);
-            deadlines.applied(LeaseEvent::Granted(id, lease), clock.now());
-        }
+        let id = grant(&handle, 0);
         clock.advance(Duration::from_secs(300));
         let done = || Ok(Response::LeaseCheckpoint(Default::default()));
         let member = Caller::member();

@@ -162,8 +162,8 @@ table! {
         read_indexes_failed = "etcd_server_read_indexes_failed_total", "Linearizable reads that were refused or dropped.";
         health_success = "etcd_server_health_success", "Requests of /health answered with health true.";
         health_failures = "etcd_server_health_failures", "Requests of /health answered with health false.";
-        grpc_sent_bytes = "etcd_network_client_grpc_sent_bytes_total", "Bytes of messages sent to gRPC clients.";
-        grpc_received_bytes = "etcd_network_client_grpc_received_bytes_total", "Bytes of messages received from gRPC clients.";
+        grpc_sent_bytes = "etcd_network_client_grpc_sent_bytes_total", "Bytes sent to clients by HTTP/2, frames and headers included, before they are encrypted; etcd counts the messages alone.";
+        grpc_received_bytes = "etcd_network_client_grpc_received_bytes_total", "Bytes received from clients by HTTP/2, frames and headers included, after they are decrypted; etcd counts the messages alone.";
         connections_refused = "etched_connections_refused_total", "Connections closed when they were accepted, because as many were open as the limit of open files leaves for them.";
         puts = "etcd_mvcc_put_total", "Puts applied here, those within transactions included.";
         deletes = "etcd_mvcc_delete_total", "Range deletions applied here, those within transactions included.";

@@ -83,7 +83,7 @@ impl ProtocolSwitch {
                 self.api
                     .of_client(client.remote, client.local, client.unread),
             ),
-            http: self.http.clone(),
+            http: self.http.clone().encrypted(session.is_some()),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! What a member refuses before proposing: requests that are too large or exceed the quota, and any
-//! while too much is outstanding.
+//! but its own about leases while too much is outstanding.
 //!
 //! The quota is checked here alone, by the member that was called; it raises the replicated NOSPACE
 //! alarm, and apply checks only that. So different quotas never make members diverge.
@@ -68,6 +68,11 @@ impl AdmissionLimits {
         commit_index: u64,
         applied_index: u64,
     ) -> Result<(), Error> {
+        // The member's own, few and small: renewals wait for them, and a lease whose checkpoint
+        // cannot be taken back would expire while its client does all it can.
+        if request.lease_checkpoint.is_some() {
+            return Ok(());
+        }
         let max_gap = match self.prioritises_revokes && request.lease_revoke.is_some() {
             true => MAX_PRIORITY_GAP,
             false => MAX_APPLY_GAP,
@@ -172,5 +177,10 @@ mod tests {
             let refused = limits.check_gap(request, 8 + max_gap, 7);
             assert_eq!(refused, Err(Error::TooManyRequests));
         }
+        let checkpoint = InternalRaftRequest {
+            lease_checkpoint: Some(Default::default()),
+            ..Default::default()
+        };
+        assert_eq!(equal.check_gap(&checkpoint, u64::MAX, 7), Ok(()));
     }
 }

@@ -171,14 +171,19 @@ pub fn user(name: &str, auth_revision: u64) -> Caller {
 
 /// Sets the leader, 0 for none; this member is `ME`.
 pub fn set_leader(handle: &Handle, leader: MemberId) {
+    set_commit_index(handle, leader, 4);
+}
+
+/// The same with so many entries committed, of which the fixture applies none on its own.
+pub fn set_commit_index(handle: &Handle, leader: MemberId, commit_index: u64) {
     let status = replica::Status {
         term: 2,
         durable_term: 2,
         in_doubt: false,
         leader: leader.0,
         is_leader: leader == ME,
-        commit_index: 4,
-        last_index: 4,
+        commit_index,
+        last_index: commit_index,
     };
     let shared = handle.shared();
     shared.raft.publish(&status, true, shared.clock.now());

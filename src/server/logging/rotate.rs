@@ -4,7 +4,8 @@
 //!
 //! A line is in one file. If a file cannot be put aside, the log goes on in it: lines matter more
 //! than sizes. What happens to the files that were put aside is done by a thread of its own, since
-//! compression takes seconds in which lines come.
+//! compression takes seconds in which lines come. There is one at a time, which looks again where
+//! more were put aside meanwhile.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -27,6 +28,7 @@ use crate::env::Clock;
 const STAMP: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]-[minute]-[second].[subsecond digits:3]");
 const COMPRESSED: &str = ".gz";
+const THREAD: &str = "log-files";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A file that is put aside when it is full.
@@ -43,8 +45,17 @@ struct Files {
     path: PathBuf,
     rotation: Rotation,
     clock: Arc<dyn Clock>,
-    /// Held while files are compressed and removed.
-    tending: Mutex<()>,
+    tending: Mutex<Tending>,
+}
+
+/// Whether a thread sees to the files that were put aside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Tending {
+    #[default]
+    Idle,
+    Working,
+    /// It does, and has to look again.
+    Behind,
 }
 
 impl RotatingFile {
@@ -55,7 +66,7 @@ impl RotatingFile {
             path: path.to_owned(),
             rotation: rotation.clone(),
             clock,
-            tending: Mutex::new(()),
+            tending: Mutex::default(),
         });
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
             fs::create_dir_all(dir)?;
@@ -195,21 +206,35 @@ impl Files {
         if rotation.max_backups == 0 && rotation.max_age_days == 0 && !rotation.compress {
             return;
         }
+        let mut tending = self.tending.lock();
+        if *tending != Tending::Idle {
+            *tending = Tending::Behind;
+            return;
+        }
         let own = self.clone();
-        let tend = move || {
-            let _alone = own.tending.lock();
-            if let Err(error) = own.tend_now() {
-                let path = own.path.display();
+        let thread = std::thread::Builder::new().name(THREAD.to_owned());
+        // Without a thread they are seen to after the next file.
+        if thread.spawn(move || own.tend_until_done()).is_ok() {
+            *tending = Tending::Working;
+        }
+    }
+
+    fn tend_until_done(&self) {
+        loop {
+            if let Err(error) = self.tend_now() {
+                let path = self.path.display();
                 let _ = writeln!(
                     io::stderr(),
                     "cannot tend the files of the log {path}: {error}"
                 );
             }
-        };
-        // Without a thread they are seen to after the next file.
-        let _ = std::thread::Builder::new()
-            .name("log-files".to_owned())
-            .spawn(tend);
+            let mut tending = self.tending.lock();
+            if *tending == Tending::Working {
+                *tending = Tending::Idle;
+                return;
+            }
+            *tending = Tending::Working;
+        }
     }
 
     fn tend_now(&self) -> io::Result<()> {
@@ -273,6 +298,8 @@ fn local_offset(at: OffsetDateTime) -> UtcOffset {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
     use crate::env::{Boxed, SystemClock};
 
@@ -363,6 +390,56 @@ mod tests {
         assert_eq!(text, b"12345678\nmore\n");
     }
 
+    /// A clock that the thread for files has to wait for.
+    #[derive(Default)]
+    struct Held {
+        gate: Mutex<()>,
+        looks: AtomicUsize,
+    }
+
+    impl Clock for Held {
+        fn now(&self) -> Duration {
+            Duration::ZERO
+        }
+        fn wall(&self) -> Duration {
+            if std::thread::current().name() == Some(THREAD) {
+                self.looks.fetch_add(1, Ordering::Relaxed);
+                drop(self.gate.lock());
+            }
+            Duration::ZERO
+        }
+        fn sleep(&self, _: Duration) -> Boxed<()> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[test]
+    fn files_that_come_while_others_are_compressed_wait_for_one_thread() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let clock = Arc::new(Held::default());
+        let compressing = Rotation {
+            compress: true,
+            ..rotation(10)
+        };
+        let held = clock.gate.lock();
+        let path = dir.path().join("log");
+        let mut file = RotatingFile::open(&path, &compressing, clock.clone()).expect("opens");
+        for _ in 0..50 {
+            file.write_all(b"12345678\n").expect("writes");
+        }
+        drop(held);
+        let patience = std::time::Instant::now() + Duration::from_secs(20);
+        while *file.files.tending.lock() != Tending::Idle {
+            assert!(std::time::Instant::now() < patience, "it does not end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(clock.looks.load(Ordering::Relaxed), 2);
+        let (packed, plain): (Vec<_>, Vec<_>) = names(dir.path())
+            .into_iter()
+            .partition(|name| name.ends_with(COMPRESSED));
+        assert_eq!((packed.len(), plain), (49, vec!["log".to_owned()]));
+    }
+
     #[test]
     fn so_many_are_kept_for_so_long_compressed() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -386,7 +463,7 @@ mod tests {
                 ..rotation(10)
             },
             clock: Arc::new(At(Duration::from_millis(1_795_943_287_006))),
-            tending: Mutex::new(()),
+            tending: Mutex::default(),
         };
         files(0, 2, false).tend_now().expect("tends");
         let left = names(dir.path());

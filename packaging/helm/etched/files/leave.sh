@@ -6,14 +6,17 @@ set -eu
 number=${NAME##*-}
 here="$SCHEME://$HOST_PREFIX$number$HOST_SUFFIX:2380"
 id=$(etcdctl --endpoints "$ENDPOINTS" member list | grep -F ", $here, " | cut -d, -f1)
-echo "$UID_OF_POD" >"$DATA/left"
+[ -n "$id" ] || {
+    echo "leave: no member has the URL $here" >&2
+    exit 1
+}
+# Before the removal, which ends the member and this script with it. Where the removal fails, or this
+# is interrupted, the next start sees by the list of members that it has not left.
+echo "$UID_OF_POD $id" >"$DATA/left"
 # For some seconds after a member was away the others refuse to lose one.
 tries=6
 until etcdctl --endpoints "$ENDPOINTS" member remove "$id"; do
     tries=$((tries - 1))
-    if [ "$tries" = 0 ]; then
-        rm "$DATA/left"
-        exit 1
-    fi
+    [ "$tries" -gt 0 ] || exit 1
     sleep 2
 done

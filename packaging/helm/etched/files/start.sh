@@ -6,7 +6,7 @@
 # UID_OF_POD      its id
 # HOST_PREFIX, HOST_SUFFIX   around a number they are the host of that member
 # ENDPOINTS       where the cluster answers
-# INITIAL         how many members found it
+# INITIAL         how many members found it; 0 where that was done, so that none founds it again
 # DATA            the volume
 # LISTEN          address to listen on
 # SCHEME          http or https; ETCD_* and ETCDCTL_* name the files of certificates
@@ -58,12 +58,12 @@ join() {
                 '{ printf "%s%s=%s", (NR > 1 ? "," : ""), ($4 == url ? name : $3), $4 }')
             return
             ;;
-        *", $here, , "*)
-            # A founder that the others did not wait for.
-            found
-            return
-            ;;
         *)
+            # A founder that the others did not wait for has no client URLs.
+            if [ "$INITIAL" -gt 0 ] && echo "$line" | grep -qF ", $here, , "; then
+                found
+                return
+            fi
             say "this member has lost its data; it is removed and joins again"
             cluster member remove "${line%%,*}" >/dev/null || sleep 5
             ;;
@@ -81,13 +81,21 @@ found() {
     done
 }
 
-# What leave.sh left: the same pod waits for its end, a new one begins anew.
-if [ -f "$DATA/left" ]; then
-    while [ "$(cat "$DATA/left")" = "$UID_OF_POD" ]; do
-        say "this member has left the cluster; waiting to be scaled in"
-        sleep 30
-    done
-    rm -rf "$DATA/data" "$DATA/left"
+# What leave.sh wrote before it asked for the removal. If that was done, the same pod waits for its
+# end, and a new one begins anew. Where nobody answers the member goes on: the others turn it away if
+# it has left.
+if [ -f "$DATA/left" ] && members=$(listed) && [ -n "$members" ]; then
+    read -r uid id <"$DATA/left"
+    if [ -z "$id" ] || echo "$members" | grep -q "^$id, "; then
+        say "this member was to leave the cluster and has not; it goes on"
+        rm "$DATA/left"
+    else
+        while [ "$uid" = "$UID_OF_POD" ]; do
+            say "this member has left the cluster; waiting to be scaled in"
+            sleep 30
+        done
+        rm -rf "$DATA/data" "$DATA/left"
+    fi
 fi
 state=existing
 initial=$NAME=$here
