@@ -111,19 +111,20 @@ fn queues_of(replay: &Replay) -> Queues {
     queues
 }
 
-pub fn check(history: &History, replay: &Replay, findings: &mut Findings) {
+/// `seen` is the newest state that any client had seen before each operation was called.
+pub fn check(history: &History, replay: &Replay, seen: &[Place], findings: &mut Findings) {
     let queues = queues_of(replay);
     let check = Check {
         history,
         replay,
         queues: &queues,
     };
-    for operation in &history.operations {
+    for (operation, lower) in history.operations.iter().zip(seen) {
         let ClientRequest::Concurrency(ask) = &operation.request else {
             continue;
         };
-        // What any member had applied before the call is committed, and has to be seen.
-        let lower = replay.until(operation.called_at);
+        // An entry that is committed and not shown yet, a long deletion, need not be seen.
+        let lower = *lower;
         let upper = replay.until(operation.returned_at);
         let judged = match &operation.outcome {
             Outcome::Answered(Answer::Concurrency(answer)) => {

@@ -39,7 +39,7 @@ pub fn check(history: &History) -> Vec<Finding> {
     let order = reads::check(history, &replay, &origins, &mut findings);
     watches::check(history, &replay, &mut findings);
     leases::check(history, &replay, &origins, &order, &mut findings);
-    locks::check(history, &replay, &mut findings);
+    locks::check(history, &replay, &order.lower, &mut findings);
     kept::check(history, &replay, &mut findings);
     findings.into_list()
 }
