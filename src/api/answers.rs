@@ -21,7 +21,7 @@ use tracing::Span;
 use super::body::beside;
 use super::range_stream::{ChunkReader, Chunks};
 use super::sliced::{
-    Messages, Piece, Reader, Reads, Rest, STREAMED_RANGE_TAG, Sliced, begin_message,
+    Messages, Piece, Reader, Reads, Rest, SMALL_BYTES, STREAMED_RANGE_TAG, Sliced, begin_message,
 };
 use crate::budget::{Held, Room, Share};
 use crate::mvcc;
@@ -33,8 +33,6 @@ use crate::replica::view::ReadView;
 use crate::service::handle::Handle;
 use crate::state::{kv, txn};
 
-/// Larger ones are counted and sliced: no call costs less in any case.
-pub const SMALL_BYTES: usize = 4 << 10;
 /// Larger ranges are not held even where there is room for them.
 const MAX_HELD_BYTES: usize = 4 << 20;
 /// As tonic has it for every other answer.

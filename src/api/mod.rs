@@ -54,6 +54,7 @@ use tonic::codegen::Service;
 use traces::{OfConnection, Traced, Traces};
 
 use crate::budget::{Requests, Share, unread};
+use crate::error::Error;
 use crate::proto::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer,
     lease_server::LeaseServer, maintenance_server::MaintenanceServer, watch_server::WatchServer,
@@ -283,10 +284,7 @@ impl Api {
             .pass(method, request.headers(), request.extensions());
         let passed = match passed {
             Ok(passed) => passed,
-            Err(error) => {
-                let response = Status::from(error).into_http();
-                return Box::pin(std::future::ready(counted.answer(response)));
-            }
+            Err(error) => return refused(counted, error),
         };
         let mut gate = None;
         match passed {
@@ -298,10 +296,7 @@ impl Api {
         }
         let head = match head::room(&self.source, request.headers()) {
             Ok(head) => head,
-            Err(error) => {
-                let response = Status::from(error).into_http();
-                return Box::pin(std::future::ready(counted.answer(response)));
-            }
+            Err(error) => return refused(counted, error),
         };
         let kept = Kept::default();
         let until = match RPCS[method].flow {
@@ -367,4 +362,9 @@ impl Api {
             _ => self.health.clone().call(request),
         }
     }
+}
+
+fn refused(counted: Counted, error: Error) -> CallFuture {
+    let response = Status::from(error).into_http();
+    Box::pin(std::future::ready(counted.answer(response)))
 }

@@ -11,9 +11,8 @@ use prost::Message;
 use tonic::Status;
 use tracing::Span;
 
-use super::answers::SMALL_BYTES;
 use super::header;
-use super::sliced::{Reads, STREAMED_RANGE_TAG, begin_message};
+use super::sliced::{self, Reads, SMALL_BYTES, STREAMED_RANGE_TAG, begin_message};
 use crate::budget::{Room, Share};
 use crate::error::Error;
 use crate::mvcc;
@@ -52,9 +51,11 @@ impl ChunkReader {
             _span: span,
         }
     }
+}
 
+impl sliced::Chunks for ChunkReader {
     /// The next message; none behind the last.
-    pub fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
+    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
         if self.reading.is_none() {
             let Some(chunks) = self.chunks.take() else {
                 return Poll::Ready(None);

@@ -13,7 +13,6 @@ use tokio::sync::Semaphore;
 use tonic::Status;
 
 use super::body::trailers;
-use super::range_stream::ChunkReader;
 use crate::budget::{Held, Room, Share};
 use crate::error::Error;
 use crate::mvcc;
@@ -23,6 +22,8 @@ use crate::proto::{begin_nested, nested_len};
 use crate::replica::view::ReadView;
 use crate::service::handle::Handle;
 
+/// Larger answers are counted and sliced: no call costs less in any case.
+pub const SMALL_BYTES: usize = 4 << 10;
 /// What the network is handed at once of what is in memory, and a page where memory is free. Every
 /// time the network asks for more costs two tasks a wake-up, and a page a walk of its own.
 const SLICE_BYTES: usize = 256 << 10;
@@ -51,7 +52,13 @@ pub enum Piece {
     Pages(Box<Reader>),
     /// These are of many messages.
     Messages(Box<Messages>),
-    Chunks(Box<ChunkReader>),
+    Chunks(Box<dyn Chunks>),
+}
+
+/// Whole messages, each made when the network asks for it.
+pub trait Chunks: Send {
+    /// The next one; none behind the last.
+    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>>;
 }
 
 /// `RangeStreamResponse.range_response`

@@ -11,9 +11,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Waker;
 
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
 
 /// More than a socket takes at once, so that a fast client never waits for this.
 const CONNECTION_BYTES: usize = 1 << 20;
@@ -79,7 +80,7 @@ impl Connection {
         Arc::new(Stream {
             connection: self.clone(),
             bytes: AtomicUsize::new(0),
-            waker: AtomicWaker::new(),
+            waker: Mutex::default(),
         })
     }
 }
@@ -94,8 +95,7 @@ impl Drop for Connection {
 pub struct Stream {
     connection: Arc<Connection>,
     bytes: AtomicUsize,
-    /// Woken when something of it was taken.
-    pub waker: AtomicWaker,
+    waker: Mutex<Option<Waker>>,
 }
 
 impl Stream {
@@ -107,6 +107,15 @@ impl Stream {
             room if room >= LEAST_BYTES => room,
             _ if self.bytes.load(Ordering::Acquire) == 0 => LEAST_BYTES,
             _ => 0,
+        }
+    }
+
+    /// Wakes this one when something of it was taken.
+    pub fn wake_later(&self, waker: &Waker) {
+        let mut waiting = self.waker.lock();
+        match &mut *waiting {
+            Some(known) => known.clone_from(waker),
+            None => *waiting = Some(waker.clone()),
         }
     }
 
@@ -148,7 +157,10 @@ impl Drop for Handed {
         connection.all.bytes.fetch_sub(bytes, Ordering::Relaxed);
         connection.bytes.fetch_sub(bytes, Ordering::Relaxed);
         stream.bytes.fetch_sub(bytes, Ordering::Release);
-        stream.waker.wake();
+        let waiting = stream.waker.lock().take();
+        if let Some(waker) = waiting {
+            waker.wake();
+        }
     }
 }
 

@@ -42,7 +42,7 @@ impl Sending {
             return Poll::Ready(room_bytes);
         }
         // What is taken between the look and this would else wake nobody.
-        self.stream.waker.register(context.waker());
+        self.stream.wake_later(context.waker());
         match self.stream.room_bytes() {
             0 => Poll::Pending,
             room_bytes => Poll::Ready(room_bytes),

@@ -167,7 +167,7 @@ impl Shared {
         let auth = view.auth.clone();
         // The old view is dropped outside the lock: its end may cost the engine some work.
         let old = std::mem::replace(&mut *self.view.write(), view);
-        // Behind the view: whoever sees that the index is applied reads at once.
+        // Behind the view: a reader that sees the index applied reads at once.
         self.raft.set_applied_index(applied_index);
         if !Arc::ptr_eq(&old.auth, &auth) {
             self.auth_changes.send_replace(());
@@ -243,40 +243,5 @@ impl Shared {
         let mut removed = self.removed.subscribe();
         // The sender lives as long as `self`.
         let _ = removed.wait_for(|removed| *removed).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::replica::view::ReadView;
-    use crate::service::fixture;
-    use crate::state::Machine;
-
-    /// Whoever sees that an index is applied reads at once, and may be in the middle of this.
-    #[test]
-    fn the_view_of_an_applied_index_is_there() {
-        const LAST: u64 = 20_000;
-        let handle = fixture::single_member();
-        let shared = handle.shared().clone();
-        let machine = Machine::open(shared.engine()).expect("opens");
-        let first = shared.view().applied_index;
-        let publish = || {
-            for applied_index in first..=first + LAST {
-                let mut view = ReadView::new(shared.engine().as_ref(), &machine);
-                view.applied_index = applied_index;
-                shared.publish_view(view);
-            }
-        };
-        std::thread::scope(|scope| {
-            scope.spawn(publish);
-            loop {
-                let applied = shared.raft.applied_index();
-                let view = shared.view();
-                assert!(view.applied_index >= applied, "{}", view.applied_index);
-                if applied == first + LAST {
-                    return;
-                }
-            }
-        });
     }
 }

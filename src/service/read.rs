@@ -102,3 +102,38 @@ impl Handle {
         Ok(self.shared.raft.is_leader())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::replica::view::ReadView;
+    use crate::service::fixture;
+    use crate::state::Machine;
+
+    /// A reader that sees the index applied reads at once, in the middle of a publication too.
+    #[test]
+    fn the_view_of_an_applied_index_is_there() {
+        const LAST: u64 = 20_000;
+        let handle = fixture::single_member();
+        let shared = handle.shared().clone();
+        let machine = Machine::open(shared.engine()).expect("opens");
+        let first = shared.view().applied_index;
+        let publish = || {
+            for applied_index in first..=first + LAST {
+                let mut view = ReadView::new(shared.engine().as_ref(), &machine);
+                view.applied_index = applied_index;
+                shared.publish_view(view);
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(publish);
+            loop {
+                let applied = shared.raft.applied_index();
+                let view = shared.view();
+                assert!(view.applied_index >= applied, "{}", view.applied_index);
+                if applied == first + LAST {
+                    return;
+                }
+            }
+        });
+    }
+}

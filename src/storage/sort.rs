@@ -141,29 +141,13 @@ impl Spilling {
         })
     }
 
-    /// Takes a full half and returns an empty one.
-    fn exchange(self, mut half: Half) -> io::Result<(Self, Half)> {
+    /// Takes a full half and returns an empty one; none where the thread has ended.
+    fn exchange(&mut self, mut half: Half) -> io::Result<Option<Half>> {
         match self {
-            Self::Here(mut spilled) => {
-                spilled.take(&mut half)?;
-                Ok((Self::Here(spilled), half))
-            }
-            Self::Beside {
-                full,
-                empty,
-                thread,
-            } => {
-                if full.send(half).is_err() {
-                    // It ended before its time, so it failed.
-                    return Err(joined(thread).err().unwrap_or_else(ended));
-                }
-                let half = empty.try_recv().unwrap_or_default();
-                let spilling = Self::Beside {
-                    full,
-                    empty,
-                    thread,
-                };
-                Ok((spilling, half))
+            Self::Here(spilled) => spilled.take(&mut half).map(|()| Some(half)),
+            Self::Beside { full, empty, .. } => {
+                let taken = full.send(half).is_ok();
+                Ok(taken.then(|| empty.try_recv().unwrap_or_default()))
             }
         }
     }
@@ -174,14 +158,10 @@ impl Spilling {
             Self::Here(spilled) => Ok(spilled),
             Self::Beside { full, thread, .. } => {
                 drop(full);
-                joined(thread)
+                thread.join().unwrap_or_else(|_panicked| Err(ended()))
             }
         }
     }
-}
-
-fn joined(thread: JoinHandle<io::Result<Spilled>>) -> io::Result<Spilled> {
-    thread.join().unwrap_or_else(|_panicked| Err(ended()))
 }
 
 fn ended() -> io::Error {
@@ -225,12 +205,14 @@ impl Sorter {
     }
 
     fn spill(&mut self) -> io::Result<()> {
-        let spilling = match self.spilling.take() {
+        let mut spilling = match self.spilling.take() {
             Some(spilling) => spilling,
             None => Spilling::begin(&self.dir)?,
         };
-        let full = std::mem::take(&mut self.filling);
-        let (spilling, empty) = spilling.exchange(full)?;
+        let Some(empty) = spilling.exchange(std::mem::take(&mut self.filling))? else {
+            // It ended before its time, so it failed.
+            return Err(spilling.end().err().unwrap_or_else(ended));
+        };
         (self.spilling, self.filling) = (Some(spilling), empty);
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::findings::{self, Findings, moment};
-use super::replay::{Place, Replay};
+use super::replay::{Content, Place, Replay};
 use crate::error::Error;
 use crate::proto::KeyValue;
 use crate::proto::etcdserverpb::ResponseHeader;
@@ -119,12 +119,11 @@ pub fn check(history: &History, replay: &Replay, seen: &[Place], findings: &mut 
         replay,
         queues: &queues,
     };
-    for (operation, lower) in history.operations.iter().zip(seen) {
+    for (operation, seen) in history.operations.iter().zip(seen) {
         let ClientRequest::Concurrency(ask) = &operation.request else {
             continue;
         };
-        // An entry that is committed and not shown yet, a long deletion, need not be seen.
-        let lower = *lower;
+        let lower = to_be_seen(replay, operation.called_at, *seen);
         let upper = replay.until(operation.returned_at);
         let judged = match &operation.outcome {
             Outcome::Answered(Answer::Concurrency(answer)) => {
@@ -140,6 +139,31 @@ pub fn check(history: &History, replay: &Replay, seen: &[Place], findings: &mut 
     }
     for observed in &history.observed {
         check.observed(observed, findings);
+    }
+}
+
+/// What any member had applied before a call is committed, and has to be seen; but a single member
+/// reads what is before a long deletion, and the entries that are applied with it, until that is
+/// shown.
+fn to_be_seen(replay: &Replay, called_at: Moment, seen: Place) -> Place {
+    let newest = replay.until(called_at);
+    let begun = replay.step(newest).map(|step| step.at);
+    let (mut before, mut deletes) = (newest, false);
+    while before > seen
+        && let Some(step) = replay.step(before).filter(|step| Some(step.at) == begun)
+    {
+        deletes |= is_deletion(&step.content);
+        before -= 1;
+    }
+    if deletes { before } else { newest }
+}
+
+fn is_deletion(content: &Content) -> bool {
+    match content {
+        Content::Request(request) => {
+            request.delete_range.is_some() || request.lease_revoke.is_some()
+        }
+        _ => false,
     }
 }
 
