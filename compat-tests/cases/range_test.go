@@ -54,6 +54,24 @@ func (p *pair) compareStreams(request *pb.RangeRequest) harness.Outcome {
 	return outcomes[etcd]
 }
 
+// A stream in every order that cannot be read: an answer, never a reset.
+func TestStreamsOfNoRevision(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	head := history(p)
+	p.ok(&pb.CompactionRequest{Revision: head - 2})
+	for target := range int32(5) {
+		for order := range int32(3) {
+			for _, revision := range []int64{1, head - 3, head - 2, head + 1, -1} {
+				p.compareStreams(&pb.RangeRequest{
+					Key: []byte("\x00"), RangeEnd: []byte("\x00"), Revision: revision,
+					SortOrder: pb.RangeRequest_SortOrder(order), SortTarget: pb.RangeRequest_SortTarget(target),
+				})
+			}
+		}
+	}
+}
+
 func TestRangeOptions(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)

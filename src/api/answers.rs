@@ -526,4 +526,24 @@ mod tests {
             assert_eq!(share.used_bytes(), 0);
         }
     }
+
+    #[tokio::test]
+    async fn a_stream_that_cannot_be_read_says_why() {
+        let answers = Answers::new(fixture::single_member(), Share::new(1 << 20));
+        let request = RangeRequest {
+            sort_target: SortTarget::Value as i32,
+            revision: 1_000,
+            ..all()
+        };
+        let handle = answers.reads.handle.clone();
+        let chunks = Chunks::new(handle, view(), &request, 1 << 20).expect("chunks");
+        let nothing = RangeResponse::default();
+        let response = answers.respond_chunks(chunks, Span::none(), nothing);
+        let (_, _, mut extensions) = response.into_parts();
+        let body = body::body_of(&mut extensions).expect("a body");
+        let collected = body.collect().await.expect("ends in order");
+        let trailers = collected.trailers().expect("trailers");
+        assert_eq!(trailers.get("grpc-status").expect("a status"), "11");
+        assert!(collected.to_bytes().is_empty());
+    }
 }

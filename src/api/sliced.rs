@@ -70,7 +70,8 @@ pub fn begin_message(size_bytes: usize, out: &mut Vec<u8>) {
     out.put_u32(size_bytes as u32);
 }
 
-/// One message in slices, then the trailers.
+/// One message in slices, then the trailers, which say why where a piece could not be read: an
+/// error of the body would be a reset, which tells a client nothing.
 pub struct Sliced {
     pieces: VecDeque<Piece>,
     ended: bool,
@@ -123,7 +124,7 @@ impl HttpBody for Sliced {
                 Some(Err(status)) => {
                     this.pieces.clear();
                     this.ended = true;
-                    return Poll::Ready(Some(Err(status)));
+                    return Poll::Ready(Some(trailers(&status)));
                 }
             }
         }
