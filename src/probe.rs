@@ -91,6 +91,8 @@ named! {
         CompactionOfSnapshot => "compaction resumed in a received state",
         QuotaRaised => "alarm for space raised",
         DeleteSliced => "deletion written in several batches",
+        TxnSliced => "transaction written in several batches",
+        TxnTakenBack => "transaction taken back that a state held a part of",
         DeleteResumed => "deletion finished that a state held a part of",
         CompactionHashMet => "hash of a compaction met one of the same history",
         ResponseSplit => "watch response split",
@@ -217,6 +219,10 @@ named! {
         MemberUnmarked => "member-unmarked",
         /// A deletion that is resumed counts its keys from the start.
         SliceResumedFromStart => "slice-resumed-from-start",
+        /// The keys of the last batch of a transaction are not among those that watches look for.
+        LastPartUnseen => "last-part-unseen",
+        /// A part of a transaction stays in the state that is opened.
+        PartKept => "part-kept",
         /// The view shows the batches of a deletion one by one.
         PartialDeleteVisible => "partial-delete-visible",
         /// A compaction revision is not compared with the last one.

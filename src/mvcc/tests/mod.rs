@@ -102,7 +102,7 @@ impl Player {
         for op in ops {
             change(&mut txn, &op.split_whitespace().collect::<Vec<_>>());
         }
-        let changes = txn.finish();
+        let (changes, _) = txn.finish();
         let mut text = format!("revision {}\n", self.writer.head());
         for change in &changes {
             writeln!(text, "{}", show_change(change)).expect("writes");
@@ -205,7 +205,8 @@ fn change(txn: &mut Txn<'_>, words: &[&str]) {
             txn.put(&bytes(key), &bytes(value), lease).expect("puts");
         }
         ["del", keys] => {
-            txn.delete_range(&range(keys)).expect("deletes");
+            txn.delete_piece(&mut range(keys), &mut |_, _| Ok(()))
+                .expect("deletes");
         }
         _ => panic!("not a change: {words:?}"),
     }

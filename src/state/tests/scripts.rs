@@ -39,6 +39,7 @@ use crate::state::lease::attached_keys;
 use crate::state::machine::Staged;
 use crate::state::{Group, kv, sliced, txn};
 use crate::storage::memory::MemoryEngine;
+use crate::storage::schema::Unfinished;
 use crate::types::{KeyRange, LeaseId, MemberId, Revision};
 
 struct Player {
@@ -165,7 +166,9 @@ impl Player {
             assert_eq!(staged.expect("stages"), Staged::Slice);
         }
         let applied = sliced::applied(self.engine.as_ref()).expect("reads");
-        let left = applied.unfinished.expect("a deletion");
+        let Some(Unfinished::Delete(left)) = applied.unfinished else {
+            panic!("not a deletion");
+        };
         let rest = match &left.rest {
             KeyRange::Span(start, end) => show_bytes(start) + ".." + &show_bytes(end),
             KeyRange::From(start) => show_bytes(start) + "..",
