@@ -87,6 +87,7 @@ named! {
         WatchEndedByAuth => "watch ended whose user had lost the right to it",
         WatchResynced => "watches resumed over a snapshot",
         RevisionOverflowed => "revision larger than a watch queue",
+        LargeRevision => "revision larger than a page of history",
         CompactionResumed => "compaction resumed after a restart",
         CompactionOfSnapshot => "compaction resumed in a received state",
         QuotaRaised => "alarm for space raised",
@@ -244,6 +245,8 @@ named! {
         FlushFailureMissed => "flush-failure-missed",
         /// A page of the catch-up ends within a revision.
         PageTorn => "page-torn",
+        /// Of a revision that is larger than a page the first part is sent.
+        LargeRevisionCut => "large-revision-cut",
         /// Live watches get only the first change of a revision.
         DeliveryTorn => "delivery-torn",
         /// Events for a full queue are dropped.

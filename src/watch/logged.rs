@@ -6,14 +6,17 @@
 
 use super::hub::{Gathered, Hub, Live, Wakes};
 use super::range_set::{NodeId, RangeSet};
-use crate::mvcc::history::WithPrevious;
+use crate::mvcc::history::{PartLimit, WithPrevious};
 use crate::mvcc::read::PinnedView;
 use crate::mvcc::write::Sliced;
 use crate::storage;
 use crate::types::Revision;
 
-/// Records that are read at once.
-const PART_RECORDS: usize = if cfg!(test) { 3 } else { 1_000 };
+/// What is read at once.
+pub(super) const PART: PartLimit = PartLimit {
+    records: if cfg!(test) { 3 } else { 1_000 },
+    bytes: 1 << 20,
+};
 
 /// See the module.
 pub(super) struct Logged<'a> {
@@ -79,7 +82,7 @@ impl Logged<'_> {
             return Ok(false);
         };
         let (ranges, matching) = (&self.ranges, &mut self.matching);
-        let (changes, next) = pinned.changes_of(from, PART_RECORDS, &mut |key, _, _| {
+        let (changes, next) = pinned.changes_of(from, PART, &mut |key, _, _| {
             matching.clear();
             ranges.matching(key, matching);
             let previous = matching.iter().map(|node| *ranges.get(*node));

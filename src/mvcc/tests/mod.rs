@@ -151,6 +151,7 @@ impl Player {
             revisions: size("revisions"),
             records: size("records"),
             bytes: size("bytes"),
+            whole_bytes: size("whole"),
         };
         let only = words.iter().find_map(|word| word.strip_prefix("only="));
         let only = range(only.unwrap_or("\\x00.."));

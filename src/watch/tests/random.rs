@@ -88,6 +88,7 @@ impl Dice {
             page_records: 1 + self.below(60) as usize,
             page_hits: 1 + self.below(80) as usize,
             page_bytes: 1 + self.below(3000) as usize,
+            whole_bytes: self.below(800) as usize,
         }
     }
 }
