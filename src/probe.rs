@@ -87,10 +87,13 @@ named! {
         WatchEndedByAuth => "watch ended whose user had lost the right to it",
         WatchResynced => "watches resumed over a snapshot",
         RevisionOverflowed => "revision larger than a watch queue",
+        LargeRevision => "revision larger than a page of history",
         CompactionResumed => "compaction resumed after a restart",
         CompactionOfSnapshot => "compaction resumed in a received state",
         QuotaRaised => "alarm for space raised",
         DeleteSliced => "deletion written in several batches",
+        TxnSliced => "transaction written in several batches",
+        TxnTakenBack => "transaction taken back that a state held a part of",
         DeleteResumed => "deletion finished that a state held a part of",
         CompactionHashMet => "hash of a compaction met one of the same history",
         ResponseSplit => "watch response split",
@@ -217,6 +220,10 @@ named! {
         MemberUnmarked => "member-unmarked",
         /// A deletion that is resumed counts its keys from the start.
         SliceResumedFromStart => "slice-resumed-from-start",
+        /// The keys of the last batch of a transaction are not among those that watches look for.
+        LastPartUnseen => "last-part-unseen",
+        /// A part of a transaction stays in the state that is opened.
+        PartKept => "part-kept",
         /// The view shows the batches of a deletion one by one.
         PartialDeleteVisible => "partial-delete-visible",
         /// A compaction revision is not compared with the last one.
@@ -238,6 +245,8 @@ named! {
         FlushFailureMissed => "flush-failure-missed",
         /// A page of the catch-up ends within a revision.
         PageTorn => "page-torn",
+        /// Of a revision that is larger than a page the first part is sent.
+        LargeRevisionCut => "large-revision-cut",
         /// Live watches get only the first change of a revision.
         DeliveryTorn => "delivery-torn",
         /// Events for a full queue are dropped.

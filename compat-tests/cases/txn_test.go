@@ -3,10 +3,15 @@ package cases
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	"etched.dev/compat-tests/harness"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
@@ -384,4 +389,68 @@ func nestedTxn(depth int) []byte {
 		body = protowire.AppendVarint(protowire.AppendTag(body, 4, protowire.BytesType), uint64(lengths[i-1])) // RequestOp.request_txn
 	}
 	return body
+}
+
+// A write whose answer would be larger than the memory budget lets it be is refused before
+// it is proposed: nothing of it happens. etcd answers it, or the client refuses the answer.
+func TestWritesWithTooLargeAnswersChangeNothing(t *testing.T) {
+	t.Parallel()
+	const least, values = 16 << 20, 6
+	server := harness.Start(t, harness.Etched, harness.Options{
+		EtchedFlags: []string{fmt.Sprint("--memory-budget-bytes=", least)},
+	})
+	client := server.Client(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for n := range values {
+		if _, err := client.Put(ctx, fmt.Sprint("wide/", n), strings.Repeat("v", 1_000_000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before, err := client.Get(ctx, "wide/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := clientv3.OpGet("wide/", clientv3.WithPrefix())
+	marker := clientv3.OpPut("marker", "")
+	remove := clientv3.OpDelete("wide/", clientv3.WithPrefix(), clientv3.WithPrevKV())
+	kv := pb.NewKVClient(client.ActiveConnection())
+	for name, call := range map[string]func() error{
+		"a range": func() error {
+			_, err := client.Txn(ctx).Then(marker, read).Commit()
+			return err
+		},
+		"a range of a nested transaction": func() error {
+			_, err := client.Txn(ctx).Then(marker, clientv3.OpTxn(nil, []clientv3.Op{read}, nil)).Commit()
+			return err
+		},
+		"what a transaction deletes": func() error {
+			_, err := client.Txn(ctx).Then(marker, remove).Commit()
+			return err
+		},
+		"what a request deletes": func() error {
+			_, err := kv.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("wide/"), RangeEnd: []byte("wide0"), PrevKv: true})
+			return err
+		},
+	} {
+		err := call()
+		if status.Code(err) != codes.ResourceExhausted || !strings.Contains(fmt.Sprint(err), "nothing was changed") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// The branch that is not taken is not read.
+	if _, err := client.Txn(ctx).Else(marker, read).Commit(); err != nil {
+		t.Errorf("the branch not taken: %v", err)
+	}
+	after, err := client.Get(ctx, "wide/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after.Count != values || after.Header.Revision != before.Header.Revision {
+		t.Errorf("%d keys at revision %d, before %d at %d", after.Count, after.Header.Revision, before.Count, before.Header.Revision)
+	}
+	// What answers less is done.
+	if _, err := client.Txn(ctx).Then(marker, clientv3.OpDelete("wide/", clientv3.WithPrefix())).Commit(); err != nil {
+		t.Error(err)
+	}
 }

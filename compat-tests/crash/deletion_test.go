@@ -16,29 +16,34 @@ import (
 const (
 	// deletedKeys are several batches for etched; what they write is several flushes of a
 	// member with the least memory.
-	deletedKeys     = 60_000
-	deletionTries   = 6
-	deletionLimit   = 2 * time.Minute
-	deletionResumed = "finishing a deletion that was interrupted"
+	deletedKeys   = 60_000
+	deletionTries = 6
+	deletionLimit = 2 * time.Minute
 )
 
-// deletions take away all keys below "k", which have the lease.
+// deletions take away all keys below "k", which have the lease. A start that finds a part of
+// one says so.
 var deletions = []struct {
 	name   string
+	said   string
 	remove func(context.Context, *clientv3.Client, clientv3.LeaseID) error
 }{
-	{"range", func(ctx context.Context, client *clientv3.Client, _ clientv3.LeaseID) error {
+	{"range", "finishing a deletion that was interrupted", func(ctx context.Context, client *clientv3.Client, _ clientv3.LeaseID) error {
 		_, err := client.Delete(ctx, "k", clientv3.WithPrefix())
 		return err
 	}},
-	{"lease", func(ctx context.Context, client *clientv3.Client, lease clientv3.LeaseID) error {
+	{"lease", "finishing a deletion that was interrupted", func(ctx context.Context, client *clientv3.Client, lease clientv3.LeaseID) error {
 		_, err := client.Revoke(ctx, lease)
+		return err
+	}},
+	{"transaction", "taking back a transaction that was interrupted", func(ctx context.Context, client *clientv3.Client, _ clientv3.LeaseID) error {
+		_, err := client.Txn(ctx).Then(clientv3.OpDelete("k", clientv3.WithPrefix()), clientv3.OpPut("beside", "")).Commit()
 		return err
 	}},
 }
 
 // TestKillsWithinDeletions kills a member when a part of a deletion is on its disk: the
-// next start finishes it, in the one revision of all of it.
+// next start finishes it, or begins it anew, in the one revision of all of it.
 func TestKillsWithinDeletions(t *testing.T) {
 	for _, deletion := range deletions {
 		t.Run(deletion.name, func(t *testing.T) {
@@ -52,8 +57,8 @@ func TestKillsWithinDeletions(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if resumed := len(harness.Says(deletionResumed)(lines)); resumed > 0 {
-					t.Logf("resumed in try %d", try+1)
+				if resumed := len(harness.Says(deletion.said)(lines)); resumed > 0 {
+					t.Logf("found in try %d", try+1)
 					return
 				}
 			}

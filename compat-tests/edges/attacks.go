@@ -23,6 +23,9 @@ import (
 // manyOps lets setups write many keys in few transactions.
 var manyOps = []string{"--max-txn-ops=1000"}
 
+// slicedDivisor leaves 20,000 of a million keys in the mixture: several batches of a deletion.
+const slicedDivisor = 50
+
 // attacks are the rows of the table, in order.
 func attacks() []*attack {
 	return append(largeAttacks(), smallAttacks()...)
@@ -108,22 +111,35 @@ func largeAttacks() []*attack {
 			setup: func(ctx context.Context, s *attackRun) error {
 				return s.fill(ctx, "many/", s.count(1_000_000), 0)
 			},
-			attack: deleteMany, divisor: 1000,
+			attack: deleteMany, compare: compareCompactions, divisor: slicedDivisor,
+		},
+		{
+			name: "delete-txn", flags: manyOps,
+			does: "one transaction that deletes 1,000,000 keys and puts one",
+			setup: func(ctx context.Context, s *attackRun) error {
+				return s.fill(ctx, "many/", s.count(1_000_000), 0)
+			},
+			attack: deleteManyInTxn, divisor: slicedDivisor,
+		},
+		{
+			name: "behind", flags: manyOps,
+			does:  "20 watches, of a stream each, that catch up over the deletion of 1,000,000 keys, with their values",
+			setup: deletedBefore, attack: watchesBehind, divisor: slicedDivisor,
 		},
 		{
 			name: "revoke", flags: manyOps,
 			does:  "the revocation of a lease with 1,000,000 keys",
-			setup: leaseMany, attack: revokeMany, divisor: 1000,
+			setup: leaseMany, attack: revokeMany, divisor: slicedDivisor,
 		},
 		{
 			name:   "timeouts",
 			does:   "grpc-timeout `0n`, malformed, overlong",
-			attack: timeouts, compareAnswers: true,
+			attack: timeouts, compare: compareAnswers, divisor: 1,
 		},
 		{
 			name:   "alarms",
 			does:   "Alarm GET of types that there are not",
-			attack: unknownAlarms, compareAnswers: true,
+			attack: unknownAlarms, compare: compareAnswers, divisor: 1,
 		},
 		{
 			name:   "peers",
@@ -452,6 +468,88 @@ func deleteMany(ctx context.Context, s *attackRun) error {
 	began = time.Now()
 	_, err = s.client.Compact(ctx, deleted.Header.Revision, clientv3.WithCompactPhysical())
 	s.note("physical compaction: %s after %.1f s", errorText(err), time.Since(began).Seconds())
+	if err == nil {
+		s.compaction = time.Since(began)
+	} else {
+		s.fault("physical compaction: %s", errorText(err))
+	}
+	return ctx.Err()
+}
+
+func deleteManyInTxn(ctx context.Context, s *attackRun) error {
+	began := time.Now()
+	done, err := s.client.Txn(ctx).Then(
+		clientv3.OpDelete(attackSpace+"many/", clientv3.WithPrefix()),
+		clientv3.OpPut(attackSpace+"beside", "small"),
+	).Commit()
+	s.answers.add("transaction: " + errorText(err))
+	if err != nil {
+		return ctx.Err()
+	}
+	deleted := done.Responses[0].GetResponseDeleteRange().Deleted
+	s.note("%d keys deleted in %.1f s", deleted, time.Since(began).Seconds())
+	if want := int64(s.count(1_000_000)); deleted != want && !s.mixed() {
+		s.fault("%d keys deleted of %d", deleted, want)
+	}
+	return ctx.Err()
+}
+
+// deletedBefore leaves the deletion of many keys in the history.
+func deletedBefore(ctx context.Context, s *attackRun) error {
+	if err := s.fill(ctx, "behind/", s.count(1_000_000), 0); err != nil {
+		return err
+	}
+	_, err := s.client.Delete(ctx, attackSpace+"behind/", clientv3.WithPrefix())
+	return err
+}
+
+func watchesBehind(ctx context.Context, s *attackRun) error {
+	const watches = 20
+	now, err := s.client.Get(ctx, attackSpace, clientv3.WithCountOnly())
+	if err != nil {
+		return err
+	}
+	watch := framed(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
+		Key: []byte(attackSpace + "behind/"), RangeEnd: []byte(attackSpace + "behind0"), StartRevision: now.Header.Revision, PrevKv: true,
+	}}})
+	began := time.Now()
+	var reading []*call
+	for range watches {
+		// The client takes what comes.
+		w, err := s.http2Conn(clientOptions{wide: true})
+		if err != nil {
+			s.answers.add(errorText(err))
+			continue
+		}
+		opened, err := w.open(pb.Watch_Watch_FullMethodName)
+		if err == nil {
+			err = opened.send(ctx, watch, false)
+		}
+		s.answers.add("watch: " + errorText(err))
+		reading = append(reading, opened)
+	}
+	// An event of a deletion, with its key twice, is larger than this.
+	want := int64(s.count(1_000_000)) * 30
+	caughtUp := func() (caughtUp int) {
+		for _, c := range reading {
+			c.http2Conn.mu.Lock()
+			if c.bytes >= want {
+				caughtUp++
+			}
+			c.http2Conn.mu.Unlock()
+		}
+		return caughtUp
+	}
+	for caughtUp() < len(reading) && ctx.Err() == nil && s.server.Running() {
+		pause(ctx, 100*time.Millisecond)
+		if s.mixed() && time.Since(began) > s.holdTime() {
+			break
+		}
+	}
+	s.note("%d of %d watches have caught up within %.1f s", caughtUp(), watches, time.Since(began).Seconds())
+	if caughtUp() < watches && !s.mixed() {
+		s.fault("%d of %d watches have caught up", caughtUp(), watches)
+	}
 	return ctx.Err()
 }
 

@@ -27,7 +27,14 @@ const (
 	// mixedWrites is how many bytes attacks may write: the judge holds the whole history
 	// in memory.
 	mixedWrites = 48 * megabyte
-	mixedFiles  = 1024
+	// mixedFills is how many times attacks may write more than a thousand keys, for the
+	// same reason.
+	mixedFills = 6
+	mixedFiles = 1024
+	// mixedReads is what 99 of 100 single reads may take on a machine of two cores that
+	// three members, their clients and the attackers share, but for those beside a restart,
+	// which may last restartEffect.
+	mixedReads, restartEffect = 500 * time.Millisecond, 3 * time.Second
 )
 
 // mixture is a run of a cluster under concurrent attacks and kills.
@@ -35,9 +42,12 @@ type mixture struct {
 	*cluster.Run
 	total  *attackRun // notes, faults and outcomes of all attacks
 	budget atomic.Int64
+	fills  atomic.Int64
 
 	mu  sync.Mutex
 	rng *rand.Rand
+	// restarts are the times of kills, and of when their effect is over.
+	restarts [][2]time.Duration
 	// underWay are the attacks of this moment.
 	underWay []string
 }
@@ -52,6 +62,7 @@ func runMixture(t *testing.T, kind harness.Kind) *Outcome {
 	}
 	m := &mixture{total: &attackRun{kind: kind}, rng: rand.New(rand.NewPCG(drawn, 3))}
 	m.budget.Store(mixedWrites)
+	m.fills.Store(mixedFills)
 	m.Run = cluster.Start(t, cluster.Options{
 		Etcd: kind == harness.Etcd, Beside: attackSpace,
 		// So that an hour's history can still be judged.
@@ -76,6 +87,7 @@ func runMixture(t *testing.T, kind harness.Kind) *Outcome {
 	evidence, damage := m.Verdict()
 	if evidence != nil {
 		acknowledged := o.count(evidence)
+		m.judgeReads(evidence)
 		o.Writes = fmt.Sprintf("all of %d", acknowledged)
 		if damage.Has(crash.LostWrite) {
 			o.Writes = fmt.Sprintf("not all of %d", acknowledged)
@@ -86,6 +98,9 @@ func runMixture(t *testing.T, kind harness.Kind) *Outcome {
 	}
 	if o.Peak > budget+allowance {
 		m.total.fault("%s resident", mebibytes(o.Peak))
+	}
+	if o.After > o.Before+allowance {
+		m.total.fault("%s stay", mebibytes(o.After-o.Before))
 	}
 	o.Seen, o.answers, o.Notes, o.Faults = m.total.answers.String(), m.total.answers.copied(), m.total.notes, m.total.faults
 	if err := record(o); err != nil {
@@ -113,6 +128,26 @@ func (o *Outcome) count(evidence *cluster.Evidence) (acknowledged int) {
 	}
 	o.Reads, o.Puts = "none, "+reads.String(), writes.String()
 	return acknowledged
+}
+
+// judgeReads judges the latencies of single reads that no restart overlaps.
+func (m *mixture) judgeReads(evidence *cluster.Evidence) {
+	reads := &figures{}
+	for _, operation := range evidence.Operations {
+		if operation.Action == cluster.Get && operation.Outcome == crash.Acknowledged && !m.besideRestart(operation) {
+			reads.add(operation.Return-operation.Call, nil)
+		}
+	}
+	m.total.note("%d single reads outside of restarts: %v ms", len(reads.All), reads)
+	if p99 := reads.quantile(0.99); p99 > mixedReads {
+		m.total.fault("single reads took %s ms", milliseconds(p99))
+	}
+}
+
+func (m *mixture) besideRestart(operation *cluster.Operation) bool {
+	return slices.ContainsFunc(m.restarts, func(restart [2]time.Duration) bool {
+		return operation.Call < restart[1] && operation.Return > restart[0]
+	})
 }
 
 // attackAndKill returns the largest resident memory of any member.
@@ -200,7 +235,8 @@ func (m *mixture) runOneAttack(parent context.Context) {
 	defer m.begin(a.name + " on " + member.Name())()
 	const leaseTTL = 10
 	s := &attackRun{
-		attack: a, kind: m.total.kind, server: member.Server, among: m.Members(), divisor: a.divisor, spare: &m.budget, leaseTTL: leaseTTL,
+		attack: a, kind: m.total.kind, server: member.Server, among: m.Members(), divisor: a.divisor, spare: &m.budget, fills: &m.fills,
+		leaseTTL: leaseTTL,
 	}
 	client, err := crash.NewClient(member.Endpoint())
 	if err != nil {
@@ -245,9 +281,11 @@ func (m *mixture) kill(ctx context.Context) {
 		}
 		next = time.Now().Add(killEvery)
 		member := m.Members()[m.draw(len(m.Members()))]
+		killed := m.Now()
 		m.Must(member.Kill())
 		m.total.answers.add("kills")
 		time.Sleep(restartAfter)
 		m.Must(member.Restart())
+		m.restarts = append(m.restarts, [2]time.Duration{killed, m.Now() + restartEffect})
 	}
 }

@@ -33,6 +33,7 @@ type Outcome struct {
 	NewConnections, Seen string
 	Notes, Faults        []string
 	answers              map[string]int
+	compaction           time.Duration // 0 where there was none
 }
 
 // judge adds a fault for every limit that is broken.
@@ -69,18 +70,34 @@ func (o *Outcome) judge(b *probeResults) {
 	}
 }
 
-// compare sets Seen to how the answers differ.
-func (o *Outcome) compare(etcd *Outcome) {
+// compareCompactions judges how long a physical compaction took.
+func compareCompactions(etched, etcd *Outcome) {
+	const longest, least = 20 * time.Second, 2 * time.Second
+	limit, beside := longest, ""
+	// etcd may have failed before.
+	if etcd != nil && etcd.compaction > 0 {
+		limit, beside = min(longest, max(2*etcd.compaction, least)), fmt.Sprintf(", etcd's %.1f s", etcd.compaction.Seconds())
+	}
+	if took := etched.compaction; took > limit {
+		etched.Faults = append(etched.Faults, fmt.Sprintf("the physical compaction took %.1f s%s", took.Seconds(), beside))
+	}
+}
+
+// compareAnswers sets Seen to how the answers differ.
+func compareAnswers(etched, etcd *Outcome) {
+	if etcd == nil {
+		return
+	}
 	var differing []string
-	for _, answer := range slices.Sorted(maps.Keys(o.answers)) {
+	for _, answer := range slices.Sorted(maps.Keys(etched.answers)) {
 		if etcd.answers[answer] == 0 {
 			differing = append(differing, answer)
 		}
 	}
-	o.Seen, etcd.Seen = fmt.Sprintf("%d answers, each as etcd's", len(o.answers)), fmt.Sprintf("%d answers", len(etcd.answers))
+	etched.Seen, etcd.Seen = fmt.Sprintf("%d answers, each as etcd's", len(etched.answers)), fmt.Sprintf("%d answers", len(etcd.answers))
 	if len(differing) > 0 {
-		o.Seen = "other than etcd: " + strings.Join(differing, "; ")
-		o.Faults = append(o.Faults, fmt.Sprintf("%d answers differ from etcd's", len(differing)))
+		etched.Seen = "other than etcd: " + strings.Join(differing, "; ")
+		etched.Faults = append(etched.Faults, fmt.Sprintf("%d answers differ from etcd's", len(differing)))
 	}
 }
 

@@ -45,11 +45,30 @@ func TestLimits(t *testing.T) {
 func TestComparison(t *testing.T) {
 	etched := &Outcome{answers: map[string]int{"a: OK": 1, "b: OK": 1}}
 	etcd := &Outcome{answers: map[string]int{"a: OK": 1, "b: OK": 1}}
-	if etched.compare(etcd); len(etched.Faults) != 0 {
+	if compareAnswers(etched, etcd); len(etched.Faults) != 0 {
 		t.Errorf("equal answers differ: %v", etched.Faults)
 	}
 	etcd.answers = map[string]int{"a: OK": 1, "b: Internal": 1}
-	if etched.compare(etcd); len(etched.Faults) != 1 || !strings.HasSuffix(etched.Seen, ": b: OK") {
+	if compareAnswers(etched, etcd); len(etched.Faults) != 1 || !strings.HasSuffix(etched.Seen, ": b: OK") {
 		t.Errorf("answers that differ: %v, %s", etched.Faults, etched.Seen)
+	}
+}
+
+// A compaction is judged beside etcd's, and alone where etcd's did not end.
+func TestCompactionLimit(t *testing.T) {
+	const second = time.Second
+	for _, c := range []struct {
+		etched, etcd time.Duration
+		broken       bool
+	}{
+		{0, 8 * second, false}, {15 * second, 8 * second, false}, {17 * second, 8 * second, true},
+		{19 * second, 0, false}, {21 * second, 0, true}, {21 * second, 15 * second, true},
+		{2 * second, second / 10, false}, {3 * second, second / 10, true},
+	} {
+		etched := &Outcome{compaction: c.etched}
+		compareCompactions(etched, &Outcome{compaction: c.etcd})
+		if broken := len(etched.Faults) > 0; broken != c.broken {
+			t.Errorf("%v beside %v: %v", c.etched, c.etcd, etched.Faults)
+		}
 	}
 }

@@ -70,7 +70,7 @@ func runRow(t *testing.T, a *attack, kind harness.Kind) *Outcome {
 		}
 	}
 	o.Seen, o.answers, o.Notes = s.answers.String(), s.answers.copied(), s.notes
-	o.Faults = s.faults
+	o.Faults, o.compaction = s.faults, s.compaction
 	o.judge(results)
 	if err := record(o); err != nil {
 		t.Error(err)

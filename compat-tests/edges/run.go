@@ -40,8 +40,9 @@ type attack struct {
 	// attack returns when all requests are sent or answered; its connections stay open
 	// until close.
 	attack func(context.Context, *attackRun) error
-	// compareAnswers says that etched has to answer as etcd does.
-	compareAnswers bool
+	// compare adds to etched's row what is broken beside etcd's, which is nil where there
+	// is none; nil where nothing is compared.
+	compare func(etched, etcd *Outcome)
 	// divisor divides counts in the mixture; with 0 the attack is not part of it.
 	divisor int
 }
@@ -57,10 +58,15 @@ type attackRun struct {
 	divisor int
 	// spare is how many bytes attacks may still write; nil is no limit.
 	spare *atomic.Int64
+	// fills is how many times attacks may still write many keys; nil is no limit.
+	fills *atomic.Int64
 	// leaseTTL is the TTL of leases, in seconds: an interrupted attack leaves some.
 	leaseTTL int64
 
 	answers tally // what the attacker was answered
+
+	// compaction is how long a physical compaction took, if there was one.
+	compaction time.Duration
 
 	mu     sync.Mutex
 	notes  []string
@@ -181,9 +187,13 @@ func (s *attackRun) putOnce(ctx context.Context, key string, bytes int) error {
 	return s.put(ctx, key, bytes)
 }
 
-// fill writes small keys below a prefix, in transactions of a thousand.
+// fill writes small keys below a prefix, in transactions of a thousand: of those only one
+// when fills is used up.
 func (s *attackRun) fill(ctx context.Context, prefix string, keys int, lease clientv3.LeaseID) error {
 	const each, writers = 1000, 4
+	if s.mixed() && keys > 10*each && s.fills.Add(-1) < 0 {
+		keys = each
+	}
 	var writing sync.WaitGroup
 	failures := make([]error, writers)
 	var next atomic.Int64

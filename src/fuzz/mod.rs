@@ -6,7 +6,6 @@ mod config;
 mod etcd_files;
 mod gateway;
 mod input;
-mod memory;
 mod peer;
 mod raft_log;
 mod requests;
@@ -15,6 +14,7 @@ mod tests;
 mod tls;
 mod tokens;
 
+use crate::profile::counting as memory;
 pub use memory::Counting;
 
 /// A target.

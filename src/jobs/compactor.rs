@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::env::blocking;
+use crate::metrics::Metrics;
 use crate::mvcc::compaction::{self, Progress};
 use crate::mvcc::hash::{HashError, Hashing};
 use crate::mvcc::read::PinnedView;
@@ -32,17 +33,52 @@ pub struct Pace {
     /// The pause between two steps.
     pub sleep: Duration,
     /// True where a pause need not be longer than the step before it: half of the time is left to
-    /// requests, and fast steps do not wait for nobody.
+    /// requests. Where none came meanwhile it is a part of that: steps do not wait for nobody.
     pub shorter: bool,
 }
 
+/// What a pause is shorter by where no request came.
+const FOR_NOBODY: u32 = 8;
+
 impl Pace {
-    fn pause_after(&self, step: Duration) -> Duration {
-        match self.shorter {
-            true => self.sleep.min(step),
-            false => self.sleep,
+    fn pause_after(&self, step: Duration, requests: u64) -> Duration {
+        match (self.shorter, requests) {
+            (true, 0) => self.sleep.min(step / FOR_NOBODY),
+            (true, _) => self.sleep.min(step),
+            (false, _) => self.sleep,
         }
     }
+}
+
+/// A step, and the requests that come while it takes its time.
+struct TimedStep {
+    began: Duration,
+    requests: u64,
+}
+
+impl TimedStep {
+    fn begin(shared: &Shared) -> Self {
+        Self {
+            began: shared.clock.now(),
+            requests: requests(&shared.metrics),
+        }
+    }
+
+    fn took(&self, shared: &Shared) -> Duration {
+        shared.clock.now() - self.began
+    }
+
+    /// Leaves time to others.
+    async fn pause(&self, shared: &Shared, pace: Pace) {
+        let came = requests(&shared.metrics) - self.requests;
+        let pause = pace.pause_after(self.took(shared), came);
+        shared.clock.sleep(pause).await;
+    }
+}
+
+/// Reads and writes so far.
+fn requests(metrics: &Metrics) -> u64 {
+    metrics.ranges.get() + metrics.puts.get() + metrics.deletes.get()
 }
 
 /// Runs until the runtime stops. Hashes are sorted in files in `scratch_dir`.
@@ -76,7 +112,7 @@ async fn keep_hash(
     let mut hashing = Hashing::new(compacted, progress.target, scratch_dir);
     let hash = loop {
         let view = view.clone();
-        let step_began = shared.clock.now();
+        let timed = TimedStep::begin(shared);
         let stepped = blocking(shared.executor.as_ref(), move || {
             let pinned = PinnedView {
                 compacted,
@@ -96,8 +132,7 @@ async fn keep_hash(
             break hash;
         }
         hashing = rest;
-        let pause = pace.pause_after(shared.clock.now() - step_began);
-        shared.clock.sleep(pause).await;
+        timed.pause(shared, pace).await;
     };
     let mut hashes = shared.compaction_hashes.lock();
     if number != shared.numbered_engine().number {
@@ -161,7 +196,7 @@ async fn catch_up(
         let mut progress = Some(start);
         while let Some(at) = progress {
             let engine = engine.clone();
-            let step_began = shared.clock.now();
+            let timed = TimedStep::begin(shared);
             let stepped = blocking(shared.executor.as_ref(), move || {
                 let view = engine.view();
                 let mut batch = Batch::default();
@@ -180,10 +215,10 @@ async fn catch_up(
                 // The runtime is going down.
                 Err(_) => return Ok(()),
             };
-            let step = shared.clock.now() - step_began;
-            shared.metrics.compaction_pause.observe(step);
+            let took = timed.took(shared);
+            shared.metrics.compaction_pause.observe(took);
             if progress.is_some() {
-                shared.clock.sleep(pace.pause_after(step)).await;
+                timed.pause(shared, pace).await;
             }
         }
         tracing::info!(
@@ -213,9 +248,10 @@ mod tests {
             sleep: ms(10),
             shorter: true,
         };
-        assert_eq!(pace.pause_after(ms(2)), ms(2));
-        assert_eq!(pace.pause_after(ms(70)), ms(10));
+        assert_eq!(pace.pause_after(ms(2), 1), ms(2));
+        assert_eq!(pace.pause_after(ms(70), 1), ms(10));
+        assert_eq!(pace.pause_after(ms(16), 0), ms(2));
         pace.shorter = false;
-        assert_eq!(pace.pause_after(ms(2)), ms(10));
+        assert_eq!(pace.pause_after(ms(2), 0), ms(10));
     }
 }

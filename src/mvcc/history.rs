@@ -9,13 +9,24 @@ use crate::storage::schema::{self, ChangeKind, RevisionRecord, Version};
 use crate::storage::{self, Family};
 use crate::types::Revision;
 
-/// How much one page may hold; the first revision always fits whole.
+/// How much one page may hold; a first revision of up to `whole_bytes` fits whole.
 #[derive(Clone, Copy, Debug)]
 pub struct PageLimit {
     /// Revisions that hold at least one wanted change.
     pub revisions: usize,
     /// Revision records read, wanted or not: bounds the time that a page takes.
     pub records: usize,
+    pub bytes: usize,
+    /// Of several changes of one revision, even where `bytes` is less.
+    pub whole_bytes: usize,
+}
+
+/// How much of a revision is read at once.
+#[derive(Clone, Copy, Debug)]
+pub struct PartLimit {
+    /// Records, wanted or not.
+    pub records: usize,
+    /// One change always fits.
     pub bytes: usize,
 }
 
@@ -26,6 +37,9 @@ pub struct Page {
     pub changes: Vec<Change>,
     /// The first revision that the page does not cover.
     pub next: i64,
+    /// The page covers no wanted change, since that revision is too large; `changes` has the first
+    /// one of it.
+    pub too_large: bool,
 }
 
 /// Says of a key, what was done to it and the revision whether the change is wanted.
@@ -46,7 +60,9 @@ impl PinnedView<'_> {
         let mut page = Page {
             changes: Vec::new(),
             next: self.head + 1,
+            too_large: false,
         };
+        let most_bytes = limit.bytes.max(limit.whole_bytes);
         let (mut revisions, mut records, mut bytes) = (0, 0, 0);
         let mut last_wanted = 0;
         let mut last = 0;
@@ -73,30 +89,44 @@ impl PinnedView<'_> {
             let change = self.change(revision, &record, previous)?;
             bytes += change.size_bytes();
             page.changes.push(change);
+            let is_earlier = |change: &Change| change.revision.main < revision.main;
+            let before = page.changes.partition_point(is_earlier);
+            if bytes > most_bytes && page.changes.len() > before + 1 {
+                // Of this revision the rest is not looked at.
+                page.next = revision.main;
+                page.too_large = before == 0;
+                page.changes.truncate(before.max(1));
+                break;
+            }
         }
         Ok(page)
     }
 
-    /// The wanted changes among at most `records` ones of a single revision, `from` on; and where
-    /// the next call goes on, none at the end of the revision.
+    /// The wanted changes of a part of a single revision, `from` on; and where the next call goes
+    /// on, none at the end of the revision.
     pub fn changes_of(
         &self,
         from: Revision,
-        records: usize,
+        limit: PartLimit,
         wanted: &mut Wanted<'_>,
     ) -> storage::Result<(Vec<Change>, Option<Revision>)> {
         let lower = schema::revision_key(from);
         let upper = schema::revision_key(Revision::new(from.main + 1, 0));
         let mut log = self.read.cursor(Family::Revisions, &lower, Some(&upper))?;
-        let mut changes = Vec::new();
-        for _ in 0..records {
+        let (mut changes, mut bytes) = (Vec::new(), 0);
+        for _ in 0..limit.records {
+            if bytes >= limit.bytes {
+                break;
+            }
             if !log.next()? {
                 return Ok((changes, None));
             }
             let revision = decode_revision(log.key())?;
             let record = RevisionRecord::decode(log.key(), log.value())?;
             if let Some(previous) = wanted(record.key, record.kind, revision.main) {
-                changes.push(self.change(revision, &record, previous)?);
+                let change = self.change(revision, &record, previous)?;
+                bytes += change.size_bytes();
+                changes.push(change);
             }
         }
         let next = match log.next()? {

@@ -15,6 +15,8 @@ pub mod hash;
 pub mod history;
 mod order;
 pub mod pages;
+mod parts;
+mod pending;
 pub mod range;
 pub mod read;
 #[cfg(test)]

@@ -2,58 +2,28 @@
 //!
 //! This is the only place that gives out revisions. Changes of a group are kept in an overlay
 //! over the engine until the group is written, so that a later entry of the group sees them.
+//!
+//! A transaction that changes much is written in several batches, of which memory holds one. Who
+//! looks for its changes finds them in the revision log (`Sliced`). Every batch but the last says
+//! that it is a part (`Unfinished::Txn`), so that a state with a part, as a crash may leave it, is
+//! made the one before the transaction: `take_back`. Between two of them it can be put aside.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::parts::Parts;
+pub use super::parts::{SliceLimit, Sliced};
+use super::pending::{Overlay, Pending};
 use super::read::parse_head;
 use super::{Change, Result};
-use crate::probe::{self, Defect};
+use crate::probe::{self, CoveragePoint, Defect};
 use crate::storage::schema::{
-    self, Applied, ChangeKind, Head, RevisionRecord, UnfinishedDelete, Version, meta,
+    self, Applied, ChangeKind, Head, RevisionRecord, Unfinished, UnfinishedDelete, Version, meta,
 };
-use crate::storage::{self, Batch, Cursor, Engine, Family, Read};
+use crate::storage::{self, Batch, Engine, Family, Read};
 use crate::types::{FIRST_REVISION, KeyRange, LeaseId, Revision};
-
-type Overlay = BTreeMap<Bytes, Option<Version>>;
-
-/// What one batch of a deletion may hold: one that concerns more is written in several.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SliceLimit {
-    pub keys: usize,
-    /// Of keys and versions.
-    pub bytes: usize,
-}
-
-impl SliceLimit {
-    /// Everything in one batch.
-    pub const NONE: Self = Self {
-        keys: usize::MAX,
-        bytes: usize::MAX,
-    };
-
-    pub fn is_exceeded_by(&self, keys: usize, bytes: usize) -> bool {
-        // A key alone fits whatever its size.
-        keys > self.keys || bytes > self.bytes && keys > 1
-    }
-
-    /// True where so many keys of so many bytes fill a batch.
-    pub fn is_reached_by(&self, keys: usize, bytes: usize) -> bool {
-        keys >= self.keys || bytes >= self.bytes
-    }
-}
-
-impl Default for SliceLimit {
-    fn default() -> Self {
-        Self {
-            keys: 8_192,
-            bytes: 4 << 20,
-        }
-    }
-}
 
 /// The keyspace's only writer.
 pub struct Writer {
@@ -116,6 +86,11 @@ impl Writer {
         &self.engine
     }
 
+    /// True where anything waits to be written.
+    pub fn is_pending(&self) -> bool {
+        self.batch.size_bytes() > 0
+    }
+
     /// True where changes wait to be written.
     pub fn has_pending_keys(&self) -> bool {
         !self.overlay.is_empty()
@@ -140,10 +115,21 @@ impl Writer {
         left: &UnfinishedDelete,
     ) -> storage::Result<()> {
         debug_assert!(!self.has_pending_keys(), "they would be lost from sight");
-        let applied = Applied::encode(applied_index, applied_term, Some(left));
+        let left = Unfinished::Delete(left.clone());
+        self.write_unfinished((applied_index, applied_term), &left)
+    }
+
+    /// Writes the batch as a part of what follows the entry `applied`.
+    pub fn write_unfinished(
+        &mut self,
+        (index, term): (u64, u64),
+        unfinished: &Unfinished,
+    ) -> storage::Result<()> {
+        let applied = Applied::encode(index, term, Some(unfinished));
         self.batch.put(Family::Meta, meta::APPLIED, &applied);
         self.engine.write(&self.batch)?;
         self.batch.clear();
+        self.overlay.clear();
         self.moved.clear();
         Ok(())
     }
@@ -171,6 +157,47 @@ impl Writer {
     /// The keys that a deletion which is taken up again has deleted before.
     pub fn note_deleted(&mut self, keys: i64) {
         self.keys -= keys;
+    }
+
+    /// Takes back a change of a transaction of which only a part was written; its changes come in
+    /// order. Returns the leases that its key has left and is attached to again.
+    pub fn take_back(
+        &mut self,
+        revision: Revision,
+        record: &RevisionRecord<'_>,
+    ) -> storage::Result<(LeaseId, LeaseId)> {
+        let key = record.key;
+        let now = self.get(key)?;
+        self.batch
+            .delete(Family::Revisions, &schema::revision_key(revision));
+        let mut before = None;
+        if let Some(superseded) = record.superseded {
+            let undo = schema::undo_key(key, revision);
+            if superseded.main < revision.main {
+                let kept = self.engine.latest().get(Family::Undo, &undo)?;
+                let kept = kept.ok_or_else(|| storage::Error::Damaged {
+                    family: Family::Undo,
+                    key: undo.clone(),
+                    reason: "the version before an unfinished transaction is gone",
+                })?;
+                before = Some(Version::decode(kept, Family::Undo, &undo)?);
+            }
+            self.batch.delete(Family::Undo, &undo);
+        }
+        let is_its = |version: &Version| version.mod_revision.main == revision.main;
+        if before.is_none() && !now.as_ref().is_some_and(is_its) {
+            // A change before it of the same key has put back what there was.
+            return Ok((LeaseId::NONE, LeaseId::NONE));
+        }
+        match &before {
+            Some(version) => self.batch.put(Family::Current, key, version.record()),
+            None => self.batch.delete(Family::Current, key),
+        }
+        let lease =
+            |version: &Option<Version>| version.as_ref().map_or(LeaseId::NONE, |it| it.lease);
+        let leases = (lease(&now), lease(&before));
+        self.overlay.insert(Bytes::copy_from_slice(key), before);
+        Ok(leases)
     }
 
     /// Everything of `revision` is written.
@@ -222,11 +249,30 @@ impl Writer {
     }
 
     pub fn begin(&mut self) -> Txn<'_> {
-        Txn {
+        let state = TxnState {
             main: self.head + 1,
-            writer: self,
             changes: Vec::new(),
+            made: 0,
+            parts: None,
+        };
+        self.resume(state)
+    }
+
+    /// Goes on with one behind a part of it.
+    pub fn resume(&mut self, state: TxnState) -> Txn<'_> {
+        Txn {
+            writer: self,
+            state,
         }
+    }
+
+    /// A transaction that is written in parts where it changes more than `limit`; `applied` is the
+    /// entry before. Nothing may be pending.
+    pub fn begin_in_parts(&mut self, applied: (u64, u64), limit: SliceLimit) -> Txn<'_> {
+        debug_assert!(!self.is_pending(), "it would be written with a part");
+        let mut txn = self.begin();
+        txn.state.parts = Some(Parts::none(applied, limit));
+        txn
     }
 
     fn get(&self, key: &[u8]) -> storage::Result<Option<Version>> {
@@ -252,17 +298,28 @@ fn read_i64(engine: &dyn Engine, key: &[u8]) -> storage::Result<Option<i64>> {
 /// One transaction: all its changes share a main revision, and it makes none without a change.
 pub struct Txn<'a> {
     writer: &'a mut Writer,
+    state: TxnState,
+}
+
+/// Gets what a piece of a deletion has found, in key order.
+pub type Deleted<'a> = dyn FnMut(&mut Writer, &[(Bytes, Version)]) -> storage::Result<()> + 'a;
+
+/// A transaction between two of its parts.
+pub struct TxnState {
     main: i64,
+    /// Those that no part was written of.
     changes: Vec<Change>,
+    /// How many changes there were.
+    made: i64,
+    parts: Option<Parts>,
 }
 
 impl Txn<'_> {
     /// The revision that a read of this transaction sees: the new one after its first change.
     pub fn revision(&self) -> i64 {
-        if self.changes.is_empty() {
-            self.writer.head
-        } else {
-            self.main
+        match self.state.made {
+            0 => self.writer.head,
+            _ => self.state.main,
         }
     }
 
@@ -279,7 +336,8 @@ impl Txn<'_> {
         self.writer.pending()
     }
 
-    /// The state before this transaction; right only where nothing was pending when it began.
+    /// What is written, for reads of the revisions before this transaction; right only where nothing
+    /// was pending when it began.
     pub fn base(&self) -> &dyn Read {
         self.writer.engine.latest()
     }
@@ -292,9 +350,9 @@ impl Txn<'_> {
     pub fn put(&mut self, key: &Bytes, value: &[u8], lease: LeaseId) -> Result<Option<Version>> {
         let previous = self.writer.get(key)?;
         let revision = self.next_revision();
-        let (create_revision, number) = previous
-            .as_ref()
-            .map_or((self.main, 1), |old| (old.create_revision, old.version + 1));
+        let (create_revision, number) = previous.as_ref().map_or((self.state.main, 1), |old| {
+            (old.create_revision, old.version + 1)
+        });
         let version = Version::encode(create_revision, revision, number, lease, value);
         let batch = &mut self.writer.batch;
         batch.put(Family::Current, key, version.record());
@@ -302,11 +360,18 @@ impl Txn<'_> {
         Ok(previous)
     }
 
-    /// Deletes every key of the range and returns what was there, in key order.
-    pub fn delete_range(&mut self, range: &KeyRange) -> Result<Vec<(Bytes, Version)>> {
-        let found = self.find(range, SliceLimit::NONE)?.unwrap_or_default();
+    /// Deletes the next keys of `rest`, as many as a part may hold, and sets it to what is behind
+    /// them; `deleted` gets what was there. False once none is left.
+    pub fn delete_piece(&mut self, rest: &mut KeyRange, deleted: &mut Deleted<'_>) -> Result<bool> {
+        let parts = self.state.parts.as_ref();
+        let limit = parts.map_or(SliceLimit::NONE, |parts| parts.limit);
+        let (found, more) = self.gather(rest, limit)?;
+        if let Some((last, _)) = found.last() {
+            *rest = rest.behind(last);
+        }
         self.delete(&found);
-        Ok(found)
+        deleted(self.writer, &found)?;
+        Ok(more)
     }
 
     /// What is there of a range, in key order; `None` where a range holds more than `limit`.
@@ -315,6 +380,12 @@ impl Txn<'_> {
         range: &KeyRange,
         limit: SliceLimit,
     ) -> Result<Option<Vec<(Bytes, Version)>>> {
+        let (found, more) = self.gather(range, limit)?;
+        Ok((!more).then_some(found))
+    }
+
+    /// The first of a range, as many as `limit` lets be, and whether there are more.
+    fn gather(&self, range: &KeyRange, limit: SliceLimit) -> Result<(Vec<(Bytes, Version)>, bool)> {
         let mut found = Vec::new();
         let mut bytes = 0;
         match range {
@@ -328,18 +399,18 @@ impl Txn<'_> {
                 let pending = self.writer.pending();
                 let mut cursor = pending.current(range)?;
                 while cursor.next()? {
+                    bytes += cursor.key().len() + cursor.value().len();
+                    if limit.is_exceeded_by(found.len() + 1, bytes) {
+                        return Ok((found, true));
+                    }
                     let key = Bytes::copy_from_slice(cursor.key());
                     let record = Bytes::copy_from_slice(cursor.value());
-                    bytes += key.len() + record.len();
-                    if limit.is_exceeded_by(found.len() + 1, bytes) {
-                        return Ok(None);
-                    }
                     let version = Version::decode(record, Family::Current, &key)?;
                     found.push((key, version));
                 }
             }
         }
-        Ok(Some(found))
+        Ok((found, false))
     }
 
     /// Deletes what `find` has found.
@@ -350,16 +421,49 @@ impl Txn<'_> {
         }
     }
 
-    /// Ends the transaction; returns its changes in order.
-    pub fn finish(self) -> Vec<Change> {
-        if !self.changes.is_empty() {
-            self.writer.head = self.main;
+    /// Between two changes, whose leases know of them: writes a part where one is full; true if so.
+    pub fn end_piece(&mut self) -> storage::Result<bool> {
+        let state = &mut self.state;
+        let Some(parts) = &mut state.parts else {
+            return Ok(false);
+        };
+        let bytes = self.writer.batch.size_bytes();
+        if !parts.limit.is_reached_by(state.changes.len(), bytes) {
+            return Ok(false);
         }
-        self.changes
+        probe::reached(CoveragePoint::TxnSliced);
+        parts.note(state.changes.drain(..), bytes);
+        let part = Unfinished::Txn {
+            revision: state.main,
+        };
+        self.writer.write_unfinished(parts.applied, &part)?;
+        Ok(true)
+    }
+
+    /// Puts it aside behind a part.
+    pub fn suspend(self) -> TxnState {
+        debug_assert!(!self.writer.is_pending(), "it would be lost from sight");
+        self.state
+    }
+
+    /// Ends the transaction; returns its changes in order, or where they are if a part of it was
+    /// written.
+    pub fn finish(self) -> (Vec<Change>, Option<Sliced>) {
+        let (writer, mut state) = (self.writer, self.state);
+        if state.made > 0 {
+            writer.head = state.main;
+        }
+        let Some(mut parts) = state.parts.filter(Parts::are_written) else {
+            return (state.changes, None);
+        };
+        if !probe::injected(Defect::LastPartUnseen) {
+            parts.note(state.changes.drain(..), writer.batch.size_bytes());
+        }
+        (Vec::new(), parts.sliced(state.main))
     }
 
     fn next_revision(&self) -> Revision {
-        Revision::new(self.main, self.changes.len() as i64)
+        Revision::new(self.state.main, self.state.made)
     }
 
     /// Writes undo entry, revision record and overlay of a change.
@@ -380,173 +484,23 @@ impl Txn<'_> {
             (ChangeKind::Put, Some(_)) => 0,
             (ChangeKind::Delete, _) => -1,
         };
+        self.state.made += 1;
         let previous = match previous {
             // A watch sees the version before the transaction, not one within it.
-            Some(old) if old.mod_revision.main == self.main => self
+            Some(old) if old.mod_revision.main == self.state.main => self
+                .state
                 .changes
                 .iter()
                 .find(|change| change.key == *key)
                 .and_then(|change| change.previous.clone()),
             previous => previous,
         };
-        self.changes.push(Change {
+        self.state.changes.push(Change {
             key: key.clone(),
             revision,
             kind,
             version,
             previous,
         });
-    }
-}
-
-/// The engine's newest state with the pending changes of `current` laid over it.
-pub struct Pending<'a> {
-    base: &'a dyn Read,
-    overlay: &'a Overlay,
-}
-
-impl<'a> Pending<'a> {
-    fn current(&'a self, range: &KeyRange) -> storage::Result<Box<dyn Cursor + 'a>> {
-        match range {
-            KeyRange::Span(start, end) => self.cursor(Family::Current, start, Some(end)),
-            KeyRange::From(start) => self.cursor(Family::Current, start, None),
-            KeyRange::Point(key) => {
-                let mut end = key.to_vec();
-                end.push(0);
-                self.cursor(Family::Current, key, Some(&end))
-            }
-        }
-    }
-}
-
-impl Read for Pending<'_> {
-    fn get(&self, family: Family, key: &[u8]) -> storage::Result<Option<Bytes>> {
-        if family == Family::Current
-            && let Some(version) = self.overlay.get(key)
-        {
-            return Ok(version.as_ref().map(|version| version.record().clone()));
-        }
-        self.base.get(family, key)
-    }
-
-    fn cursor<'a>(
-        &'a self,
-        family: Family,
-        lower: &[u8],
-        upper: Option<&[u8]>,
-    ) -> storage::Result<Box<dyn Cursor + 'a>> {
-        let base = self.base.cursor(family, lower, upper)?;
-        if family != Family::Current || self.overlay.is_empty() {
-            return Ok(base);
-        }
-        Ok(Box::new(PendingCursor {
-            base,
-            base_state: BaseState::Unread,
-            overlay: self.overlay,
-            overlay_from: Bound::Included(Bytes::copy_from_slice(lower)),
-            upper: upper.map(Bytes::copy_from_slice),
-            entry: None,
-        }))
-    }
-}
-
-#[derive(PartialEq)]
-enum BaseState {
-    Unread,
-    At,
-    End,
-}
-
-/// Merges the engine's cursor with the overlay, which wins.
-struct PendingCursor<'a> {
-    base: Box<dyn Cursor + 'a>,
-    base_state: BaseState,
-    overlay: &'a Overlay,
-    overlay_from: Bound<Bytes>,
-    upper: Option<Bytes>,
-    /// The overlay's entry where that is what it stands on.
-    entry: Option<(Bytes, Bytes)>,
-}
-
-impl PendingCursor<'_> {
-    fn advance_base(&mut self) -> storage::Result<()> {
-        self.base_state = if self.base.next()? {
-            BaseState::At
-        } else {
-            BaseState::End
-        };
-        Ok(())
-    }
-
-    fn step(&mut self) -> storage::Result<bool> {
-        loop {
-            let upper = match &self.upper {
-                Some(upper) => Bound::Excluded(upper.clone()),
-                None => Bound::Unbounded,
-            };
-            // An inverted range would panic in the map; the cursors treat it as empty.
-            let inverted = match (&self.overlay_from, &upper) {
-                (Bound::Included(from) | Bound::Excluded(from), Bound::Excluded(upper)) => {
-                    from >= upper
-                }
-                _ => false,
-            };
-            let pending = if inverted {
-                None
-            } else {
-                self.overlay
-                    .range((self.overlay_from.clone(), upper))
-                    .next()
-            };
-            let Some((key, version)) = pending else {
-                return Ok(self.base_state == BaseState::At);
-            };
-            if self.base_state == BaseState::At && self.base.key() < key.as_ref() {
-                return Ok(true);
-            }
-            if self.base_state == BaseState::At && self.base.key() == key.as_ref() {
-                self.advance_base()?;
-            }
-            self.overlay_from = Bound::Excluded(key.clone());
-            if let Some(version) = version {
-                self.entry = Some((key.clone(), version.record().clone()));
-                return Ok(true);
-            }
-        }
-    }
-}
-
-impl Cursor for PendingCursor<'_> {
-    fn next(&mut self) -> storage::Result<bool> {
-        let on_base = self.entry.take().is_none();
-        if self.base_state == BaseState::Unread || (on_base && self.base_state == BaseState::At) {
-            self.advance_base()?;
-        }
-        self.step()
-    }
-
-    fn seek(&mut self, key: &[u8]) -> storage::Result<bool> {
-        self.entry = None;
-        self.base_state = if self.base.seek(key)? {
-            BaseState::At
-        } else {
-            BaseState::End
-        };
-        self.overlay_from = Bound::Included(Bytes::copy_from_slice(key));
-        self.step()
-    }
-
-    fn key(&self) -> &[u8] {
-        match &self.entry {
-            Some((key, _)) => key,
-            None => self.base.key(),
-        }
-    }
-
-    fn value(&self) -> &[u8] {
-        match &self.entry {
-            Some((_, record)) => record,
-            None => self.base.value(),
-        }
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! `go tool pprof` and what collects profiles of Go's programs read them. Both kinds are samples of
 //! stacks, so both share `format`, which names the functions as well: the file needs no program
-//! beside it to be read.
+//! beside it to be read. `counting` is for tests.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod counting;
 pub mod cpu;
 mod format;
 pub mod heap;

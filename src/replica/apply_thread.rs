@@ -431,7 +431,7 @@ impl Applier {
                 compacted: view.compacted.min(sliced.revision - 1),
                 ..view.pinned()
             };
-            hub.publish_logged(sliced.revision, &sliced.span, &pinned)?;
+            hub.publish_logged(sliced, &pinned)?;
         }
         if !changes.is_empty() {
             hub.publish(self.machine.head(), changes);
@@ -557,6 +557,10 @@ impl Applier {
             metrics.puts.increment();
             let bytes = change.key.len() + version.value().len();
             metrics.put_bytes.add(bytes as i64);
+        }
+        for sliced in &group.sliced {
+            metrics.puts.add(sliced.puts);
+            metrics.put_bytes.add(sliced.put_bytes as i64);
         }
     }
 

@@ -90,6 +90,7 @@ fn config(random: &mut Random) -> SimConfig {
                 page_revisions: random.between(1, 20) as usize,
                 page_records: random.between(2, 40) as usize,
                 page_bytes: random.between(100, 10_000) as usize,
+                whole_bytes: 300,
                 ..limits
             },
             false => limits,

@@ -5,6 +5,7 @@ use bytes::Bytes;
 
 use super::answer::Kept;
 use super::lease::{self, Leases};
+use super::sliced::Previous;
 use crate::error::Error;
 use crate::mvcc::Result;
 use crate::mvcc::range::Measured;
@@ -130,14 +131,42 @@ pub fn put(txn: &mut Txn<'_>, request: &PutRequest, kept: &mut Kept) -> Result<P
     })
 }
 
-pub fn delete_range(
-    txn: &mut Txn<'_>,
-    request: &DeleteRangeRequest,
-    kept: &mut Kept,
-) -> Result<DeleteRangeResponse> {
-    let range = KeyRange::from_wire(&request.key, &request.range_end);
-    let found = txn.delete_range(&range)?;
-    Ok(deleted(txn, request, &found, kept))
+/// A deletion within a transaction, piece by piece.
+pub struct DeleteSteps {
+    rest: KeyRange,
+    deleted: i64,
+    previous: Previous,
+}
+
+impl DeleteSteps {
+    pub fn begin(request: &DeleteRangeRequest, kept: &Kept) -> Self {
+        Self {
+            rest: KeyRange::from_wire(&request.key, &request.range_end),
+            deleted: 0,
+            previous: Previous::new(request.prev_kv, kept),
+        }
+    }
+
+    /// Deletes the next piece; false once nothing is left.
+    pub fn step(&mut self, txn: &mut Txn<'_>) -> Result<bool> {
+        let (deleted, previous) = (&mut self.deleted, &mut self.previous);
+        txn.delete_piece(&mut self.rest, &mut |writer, found| {
+            *deleted += found.len() as i64;
+            for (key, old) in found {
+                lease::move_key(old.lease, LeaseId::NONE, key, writer);
+                previous.add(key, old.record())?;
+            }
+            Ok(())
+        })
+    }
+
+    pub fn finish(mut self, txn: &Txn<'_>, kept: &mut Kept) -> DeleteRangeResponse {
+        DeleteRangeResponse {
+            header: header(txn.revision()),
+            deleted: self.deleted,
+            prev_kvs: self.previous.take(kept),
+        }
+    }
 }
 
 /// Deletes what was found of the request's range.
@@ -147,17 +176,7 @@ pub fn delete_found(
     found: &[(Bytes, Version)],
     kept: &mut Kept,
 ) -> DeleteRangeResponse {
-    txn.delete(found);
-    deleted(txn, request, found, kept)
-}
-
-fn deleted(
-    txn: &mut Txn<'_>,
-    request: &DeleteRangeRequest,
-    found: &[(Bytes, Version)],
-    kept: &mut Kept,
-) -> DeleteRangeResponse {
-    detach(txn, found);
+    delete_attached(txn, found);
     let size = |(key, old): &(Bytes, Version)| key.len() + old.record().len();
     let prev_kvs = if request.prev_kv && kept.takes(found.iter().map(size).sum()) {
         found.iter().map(|(key, old)| old.to_kv(key)).collect()
@@ -194,14 +213,10 @@ pub fn find_attached(
     Ok(Some(found))
 }
 
-/// Deletes what `find_attached` has found, all in the transaction's one revision.
+/// Deletes what was found, all in the transaction's one revision.
 pub fn delete_attached(txn: &mut Txn<'_>, found: &[(Bytes, Version)]) {
     txn.delete(found);
-    detach(txn, found);
-}
-
-fn detach(txn: &mut Txn<'_>, deleted: &[(Bytes, Version)]) {
-    for (key, old) in deleted {
+    for (key, old) in found {
         lease::move_key(old.lease, LeaseId::NONE, key, txn.writer());
     }
 }

@@ -4,7 +4,7 @@
 //! A group of entries becomes one engine batch that ends with the applied index of its last entry.
 //! If an entry needs to read what only the engine has (a scan of a lease's keys, a read at a past
 //! revision), the group so far is written first. A deletion of many keys is written in several
-//! batches (`sliced`), with a call of `stage` for each.
+//! batches (`sliced`), with a call of `stage` for each, and so is a transaction that changes much.
 //!
 //! Long because each kind of request is a line or two here, beside the state that all of them share
 //! and what opens and writes it.
@@ -19,24 +19,25 @@ use super::answer::Kept;
 use super::auth::store::Effects;
 use super::auth::verdict::{Access, AuthIdentity};
 use super::auth::{AuthEvent, AuthStore, AuthView};
+use super::kv;
 use super::lease::{self, Attached, LeaseEvent, Leases};
 use super::membership::Membership;
 use super::response::Response;
-use super::sliced::{self, Previous, SlicedDelete, Slices};
+use super::sliced::{self, Previous, Slices};
+use super::txn::{self, PartedTxn, Written};
 use super::version::Versions;
-use super::{kv, txn};
 use crate::error::Error;
-use crate::mvcc::write::{SliceLimit, Writer};
+use crate::mvcc::write::{SliceLimit, Sliced, Writer};
 use crate::mvcc::{self, Change};
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{
     AlarmResponse, AlarmType, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
     InternalRaftRequest, LeaseCheckpointRequest, LeaseCheckpointResponse, LeaseGrantRequest,
-    LeaseGrantResponse, LeaseRevokeResponse, PutResponse, RequestHeader, TxnRequest, TxnResponse,
+    LeaseGrantResponse, LeaseRevokeResponse, PutResponse, RequestHeader, TxnRequest,
 };
 use crate::proto::etchedpeer::MemberChange;
 use crate::proto::membershippb::{Member, RaftAttributes};
-use crate::storage::schema::{self, UnfinishedDelete, meta};
+use crate::storage::schema::{self, Unfinished, UnfinishedDelete, meta};
 use crate::storage::{self, Engine, Family, Read};
 use crate::types::{ClusterId, KeyRange, LeaseId, MemberId};
 
@@ -54,8 +55,8 @@ pub struct Group {
     pub applied: Vec<Applied>,
     /// But those of `sliced`.
     pub changes: Vec<Change>,
-    /// Deletions of so many keys that their changes are only in the revision log.
-    pub sliced: Vec<SlicedDelete>,
+    /// Revisions of so many changes that these are only in the revision log.
+    pub sliced: Vec<Sliced>,
     pub lease_events: Vec<LeaseEvent>,
     pub auth_events: Vec<AuthEvent>,
     /// Indexes of membership changes that were accepted.
@@ -70,8 +71,8 @@ pub struct Group {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Staged {
     All,
-    /// A batch of a deletion is written, and more of it are to come: call it again with the same
-    /// entries and group.
+    /// A batch of a deletion or a transaction is written, and more of it are to come: call it again
+    /// with the same entries and group.
     Slice,
     /// What is to be written next needs a newer `format` than what was: call it again, like for a
     /// slice, once the directory has its mark.
@@ -152,6 +153,8 @@ pub struct Machine {
     slice_limit: SliceLimit,
     /// The deletion that is under way.
     slices: Option<Slices>,
+    /// Or the transaction.
+    parted: Option<PartedTxn>,
 }
 
 impl Machine {
@@ -176,11 +179,30 @@ impl Machine {
             writer: Writer::open(engine.clone())?,
             slice_limit,
             slices: None,
+            parted: None,
         };
-        if let Some(record) = applied.unfinished {
-            machine.finish_delete(record)?;
+        match applied.unfinished {
+            Some(Unfinished::Delete(record)) => machine.finish_delete(record)?,
+            Some(Unfinished::Txn { revision }) => machine.take_back(revision)?,
+            None => {}
         }
         Ok(machine)
+    }
+
+    /// Makes a state that holds a part of a transaction the one before it; the log has its entry.
+    fn take_back(&mut self, revision: i64) -> storage::Result<()> {
+        let index = self.applied_index + 1;
+        tracing::info!(
+            index,
+            revision,
+            "taking back a transaction that was interrupted"
+        );
+        probe::reached(CoveragePoint::TxnTakenBack);
+        let applied = (self.applied_index, self.applied_term);
+        if !probe::injected(Defect::PartKept) {
+            sliced::take_back(&mut self.writer, revision, applied, self.slice_limit)?;
+        }
+        self.commit()
     }
 
     /// Finishes a deletion that the state holds a part of.
@@ -372,7 +394,7 @@ impl Machine {
         self.writer.commit(self.applied_index, self.applied_term)
     }
 
-    /// Returns nothing while a deletion is under way.
+    /// Returns nothing while a deletion or a transaction is under way.
     fn apply_entry(
         &mut self,
         entry: &Entry,
@@ -384,6 +406,13 @@ impl Machine {
             _ if self.slices.is_some() => {
                 let response = self.next_slice(group, kept)?;
                 return Ok(response.map(|response| Self::answer(response, kept)));
+            }
+            _ if self.parted.is_some() => {
+                return match self.next_part(group, kept) {
+                    Ok(response) => Ok(response.map(|response| Self::answer(response, kept))),
+                    Err(mvcc::Error::Refused(error)) => Ok(Some(Err(error))),
+                    Err(mvcc::Error::Storage(error)) => Err(error),
+                };
             }
             Payload::Empty => return Ok(Some(Ok(Response::Done))),
             Payload::Decoded(request) => request,
@@ -443,6 +472,7 @@ impl Machine {
         let InternalRaftRequest { put, txn, .. } = request;
         match (put, txn, &request.delete_range, &request.lease_revoke) {
             (None, None, Some(delete), _) => self.delete_range(entry, delete, group, kept),
+            (None, Some(txn), _, _) => self.txn(txn, group, kept),
             (None, None, None, Some(revoke)) if request.lease_grant.is_none() => {
                 self.lease_revoke(entry, LeaseId(revoke.id), group, kept)
             }
@@ -462,9 +492,6 @@ impl Machine {
     ) -> mvcc::Result<Response> {
         if let Some(put) = &request.put {
             return self.put(put, group, kept).map(Response::Put);
-        }
-        if let Some(txn) = &request.txn {
-            return self.txn(txn, group, kept).map(Response::Txn);
         }
         if let Some(grant) = &request.lease_grant {
             return self.lease_grant(grant, group).map(Response::LeaseGrant);
@@ -568,7 +595,7 @@ impl Machine {
         let mut txn = self.writer.begin();
         kv::check_put(request, &self.leases, &|key| txn.get(key))?;
         let response = kv::put(&mut txn, request, kept)?;
-        group.changes.extend(txn.finish());
+        group.changes.extend(txn.finish().0);
         Ok(response)
     }
 
@@ -577,15 +604,52 @@ impl Machine {
         request: &crate::proto::etcdserverpb::TxnRequest,
         group: &mut Group,
         kept: &mut Kept,
-    ) -> mvcc::Result<TxnResponse> {
+    ) -> mvcc::Result<Option<Response>> {
         let misses = probe::injected(Defect::PastReadMissesBatch);
         if self.writer.has_pending_keys() && txn::reads_past(request) && !misses {
             self.commit()?;
         }
-        let mut txn = self.writer.begin();
-        let response = txn::write(&mut txn, request, &self.leases, kept)?;
-        group.changes.extend(txn.finish());
-        Ok(response)
+        let txn = match txn::may_write_much(request) {
+            true => {
+                if self.writer.is_pending() {
+                    // It belongs to the entries before this one.
+                    self.commit()?;
+                }
+                let applied = (self.applied_index, self.applied_term);
+                self.writer.begin_in_parts(applied, self.slice_limit)
+            }
+            false => self.writer.begin(),
+        };
+        let written = txn::write(txn, request, &self.leases, kept)?;
+        Ok(Self::txn_written(written, group, &mut self.parted))
+    }
+
+    /// Writes the next part of the transaction that is under way; its response behind the last.
+    fn next_part(&mut self, group: &mut Group, kept: &mut Kept) -> mvcc::Result<Option<Response>> {
+        let Some(parted) = self.parted.take() else {
+            return Ok(None);
+        };
+        let written = parted.proceed(&mut self.writer, kept)?;
+        Ok(Self::txn_written(written, group, &mut self.parted))
+    }
+
+    fn txn_written(
+        written: Written<'_>,
+        group: &mut Group,
+        parted: &mut Option<PartedTxn>,
+    ) -> Option<Response> {
+        match written {
+            Written::All(response, txn) => {
+                let (changes, sliced) = txn.finish();
+                group.changes.extend(changes);
+                group.sliced.extend(sliced);
+                Some(Response::Txn(response))
+            }
+            Written::Part(part) => {
+                *parted = Some(part);
+                None
+            }
+        }
     }
 
     fn lease_grant(
@@ -618,7 +682,7 @@ impl Machine {
             return Ok(self.begin_slices(entry, LeaseId::NONE, range, previous, (group, kept))?);
         };
         let response = kv::delete_found(&mut txn, request, &found, kept);
-        group.changes.extend(txn.finish());
+        group.changes.extend(txn.finish().0);
         Ok(Some(Response::DeleteRange(response)))
     }
 
@@ -643,7 +707,7 @@ impl Machine {
             return Ok(self.begin_slices(entry, id, all, previous, (group, kept))?);
         };
         kv::delete_attached(&mut txn, &found);
-        group.changes.extend(txn.finish());
+        group.changes.extend(txn.finish().0);
         Ok(Some(self.lease_revoked(id, group)))
     }
 

@@ -8,27 +8,23 @@
 //! after the entry, which was committed before its first key was deleted.
 //!
 //! Memory holds one batch, whatever is deleted, and what is kept for the answer.
+//!
+//! A transaction is written in several batches by `mvcc::write`. What its rest is only its request
+//! says, so a state with a part of one is not finished but made the state before it (`take_back`).
 
 use bytes::Bytes;
 
 use super::answer::Kept;
 use super::lease;
-use crate::mvcc::write::{SliceLimit, Writer};
+use crate::mvcc::history::decode_revision;
+use crate::mvcc::write::{SliceLimit, Sliced, Writer};
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::EncodedKv;
-use crate::storage::schema::{self, Applied, UnfinishedDelete, Version, meta};
+use crate::storage::schema::{
+    self, Applied, RevisionRecord, Unfinished, UnfinishedDelete, Version, meta,
+};
 use crate::storage::{self, Cursor, Engine, Family, Read};
 use crate::types::{KeyRange, LeaseId, Revision};
-
-/// A deletion that was written in several batches, for those who look for its changes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SlicedDelete {
-    pub revision: i64,
-    /// Holds every key that it deleted.
-    pub span: KeyRange,
-    /// What it wrote, about.
-    pub bytes: u64,
-}
 
 /// See the module.
 pub(super) struct Slices {
@@ -60,7 +56,7 @@ impl Previous {
         }
     }
 
-    fn add(&mut self, key: &[u8], record: &[u8]) -> storage::Result<()> {
+    pub fn add(&mut self, key: &[u8], record: &[u8]) -> storage::Result<()> {
         self.bytes = self.bytes.saturating_add(key.len() + record.len());
         if self.bytes > self.most_bytes {
             self.dropped = true;
@@ -75,7 +71,7 @@ impl Previous {
     }
 
     /// Those of the answer.
-    fn take(&mut self, kept: &mut Kept) -> Vec<EncodedKv> {
+    pub fn take(&mut self, kept: &mut Kept) -> Vec<EncodedKv> {
         match self.asked && kept.takes(self.bytes) {
             true => std::mem::take(&mut self.kvs),
             false => Vec::new(),
@@ -172,16 +168,17 @@ impl Slices {
         let lease = schema::lease_key(self.record.lease, &[]);
         let rest = self.record.rest.clone();
         let mut cursor = cursor(engine.latest(), Family::LeaseKeys, &lease, &rest)?;
+        let mut records = Neighbours::new(engine.latest(), &rest)?;
         let (mut keys, mut bytes) = (0, 0);
         while !limit.is_reached_by(keys, bytes) {
             if !cursor.next()? {
                 return Ok(false);
             }
             let key = schema::decode_lease_key(cursor.key());
-            if let Some(record) = engine.latest().get(Family::Current, key)? {
+            if let Some(record) = records.get(key)? {
                 keys += 1;
                 bytes += key.len() + record.len();
-                self.delete(key, &record, writer)?;
+                self.delete(key, record, writer)?;
             }
         }
         Ok(true)
@@ -207,7 +204,7 @@ impl Slices {
         mut self,
         writer: &mut Writer,
         kept: &mut Kept,
-    ) -> (Option<SlicedDelete>, Vec<EncodedKv>) {
+    ) -> (Option<Sliced>, Vec<EncodedKv>) {
         if self.record.deleted == 0 {
             // It made no revision.
             return (None, Vec::new());
@@ -216,12 +213,91 @@ impl Slices {
         let revision = self.record.revision;
         writer.set_head(revision);
         let end = KeyRange::Point(self.last.clone()).behind(&self.last);
-        let sliced = SlicedDelete {
+        let sliced = Sliced {
             revision,
             span: KeyRange::Span(first, end.start().clone()),
+            puts: 0,
+            put_bytes: 0,
             bytes: self.bytes,
         };
         (Some(sliced), self.previous.take(kept))
+    }
+}
+
+/// Finds the records of keys that come in order. The keys of a lease mostly lie beside each other:
+/// a step from one to the next costs much less than to look for each.
+struct Neighbours<'a> {
+    read: &'a dyn Read,
+    cursor: Box<dyn Cursor + 'a>,
+    /// The cursor stands on a key.
+    stands: bool,
+    /// How often the next key was not the one that was asked for.
+    misses: usize,
+    found: Bytes,
+}
+
+impl<'a> Neighbours<'a> {
+    /// With more misses in a row each key is looked for.
+    const MOST_MISSES: usize = 8;
+
+    /// For keys of `range`.
+    fn new(read: &'a dyn Read, range: &KeyRange) -> storage::Result<Self> {
+        let mut cursor = cursor(read, Family::Current, &[], range)?;
+        Ok(Self {
+            read,
+            stands: cursor.next()?,
+            cursor,
+            misses: 0,
+            found: Bytes::new(),
+        })
+    }
+
+    fn get(&mut self, key: &[u8]) -> storage::Result<Option<&[u8]>> {
+        if self.misses > Self::MOST_MISSES {
+            self.found = match self.read.get(Family::Current, key)? {
+                Some(record) => record,
+                None => return Ok(None),
+            };
+            return Ok(Some(&self.found));
+        }
+        if self.stands && self.cursor.key() < key {
+            self.stands = self.cursor.next()?;
+        }
+        self.misses += 1;
+        if self.stands && self.cursor.key() < key {
+            self.stands = self.cursor.seek(key)?;
+        } else {
+            self.misses = 0;
+        }
+        let found = self.stands && self.cursor.key() == key;
+        Ok(found.then(|| self.cursor.value()))
+    }
+}
+
+/// Takes back what is written of a transaction, in batches of `limit`; the last is not written yet.
+/// Each leaves a state to go on with.
+pub fn take_back(
+    writer: &mut Writer,
+    revision: i64,
+    applied: (u64, u64),
+    limit: SliceLimit,
+) -> storage::Result<()> {
+    let engine = writer.engine().clone();
+    let lower = schema::revision_key(Revision::new(revision, 0));
+    loop {
+        let mut log = engine.latest().cursor(Family::Revisions, &lower, None)?;
+        let mut keys = 0;
+        while !limit.is_reached_by(keys, writer.batch().size_bytes()) {
+            if !log.next()? {
+                return Ok(());
+            }
+            let record = RevisionRecord::decode(log.key(), log.value())?;
+            let (from, to) = writer.take_back(decode_revision(log.key())?, &record)?;
+            lease::move_key(from, to, record.key, writer);
+            keys += 1;
+        }
+        drop(log);
+        writer.write_unfinished(applied, &Unfinished::Txn { revision })?;
     }
 }
 

@@ -2,18 +2,20 @@
 //!
 //! As in etcd every compare, nested ones included, sees the state before the transaction; the
 //! branch that they choose is checked as a whole, and only then is anything changed.
+//!
+//! One that changes much is written in parts, and put aside behind each (`PartedTxn`).
 
 use super::answer::Kept;
-use super::kv;
+use super::kv::{self, DeleteSteps};
 use super::lease::Leases;
 use crate::error::Error;
 use crate::mvcc::read::{PinnedView, RangeRead};
-use crate::mvcc::write::Txn;
+use crate::mvcc::write::{Txn, TxnState, Writer};
 use crate::mvcc::{Error as MvccError, Result};
 use crate::probe::{self, Defect};
 use crate::proto::etcdserverpb::{
-    Compare, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseOp, TxnRequest,
-    TxnResponse, compare, request_op::Request, response_op::Response,
+    Compare, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader, ResponseOp,
+    TxnRequest, TxnResponse, compare, request_op::Request, response_op::Response,
 };
 use crate::storage::schema::Version;
 use crate::storage::{self, Family};
@@ -45,6 +47,30 @@ pub fn has_put(request: &TxnRequest) -> bool {
     all_ops(request).any(|op| match &op.request {
         Some(Request::RequestPut(_)) => true,
         Some(Request::RequestTxn(nested)) => has_put(nested),
+        _ => false,
+    })
+}
+
+/// Point operations that a batch holds whatever their values are.
+const FEW_WRITES: usize = 16;
+
+/// True where a branch may write more than one batch should hold.
+pub fn may_write_much(request: &TxnRequest) -> bool {
+    let mut writes = 0;
+    deletes_ranges(request, &mut writes) || writes > FEW_WRITES
+}
+
+fn deletes_ranges(request: &TxnRequest, writes: &mut usize) -> bool {
+    all_ops(request).any(|op| match &op.request {
+        Some(Request::RequestDeleteRange(delete)) => {
+            *writes += 1;
+            !delete.range_end.is_empty()
+        }
+        Some(Request::RequestPut(_)) => {
+            *writes += 1;
+            false
+        }
+        Some(Request::RequestTxn(nested)) => deletes_ranges(nested, writes),
         _ => false,
     })
 }
@@ -150,48 +176,175 @@ impl<'a> Path<'a> {
         Ok(size)
     }
 
-    fn execute(&self, txn: &mut Txn<'_>, kept: &mut Kept) -> Result<TxnResponse> {
-        let mut responses = Vec::with_capacity(self.ops.len());
+    /// The operations that are no transactions, in order.
+    fn leaves(&self) -> Vec<Option<&'a Request>> {
+        let mut leaves = Vec::with_capacity(self.ops.len());
         let mut nested = self.nested.iter();
         for op in self.ops {
-            let response = match &op.request {
+            match &op.request {
+                Some(Request::RequestTxn(_)) => {
+                    leaves.extend(nested.next().into_iter().flat_map(Path::leaves));
+                }
+                other => leaves.push(other.as_ref()),
+            }
+        }
+        leaves
+    }
+
+    /// The answer, of those to `leaves`.
+    fn answer(
+        &self,
+        header: Option<ResponseHeader>,
+        leaves: &mut impl Iterator<Item = Option<Response>>,
+    ) -> TxnResponse {
+        let mut nested = self.nested.iter();
+        let mut answer = |op: &RequestOp| match &op.request {
+            // etcd leaves the header of a nested response empty.
+            Some(Request::RequestTxn(_)) => nested
+                .next()
+                .map(|path| path.answer(Some(Default::default()), &mut *leaves))
+                .map(Response::ResponseTxn),
+            _ => leaves.next().flatten(),
+        };
+        let responses = self.ops.iter().map(|op| ResponseOp {
+            response: answer(op),
+        });
+        let responses = responses.collect();
+        TxnResponse {
+            header,
+            succeeded: self.succeeded,
+            responses,
+        }
+    }
+
+    /// Which branches were chosen, each before those within it.
+    fn choices(&self) -> Vec<bool> {
+        let nested = self.nested.iter().flat_map(Path::choices);
+        std::iter::once(self.succeeded).chain(nested).collect()
+    }
+
+    /// The path of these choices.
+    fn of_choices(request: &'a TxnRequest, choices: &mut impl Iterator<Item = bool>) -> Self {
+        let succeeded = choices.next().unwrap_or_default();
+        let ops = match succeeded {
+            true => &request.success,
+            false => &request.failure,
+        };
+        let nested = ops.iter().filter_map(|op| match &op.request {
+            Some(Request::RequestTxn(nested)) => Some(Self::of_choices(nested, &mut *choices)),
+            _ => None,
+        });
+        let nested = nested.collect();
+        Self {
+            succeeded,
+            ops,
+            nested,
+        }
+    }
+}
+
+/// How far a transaction is executed, and its answer so far.
+struct Progress {
+    answers: Vec<Option<Response>>,
+    /// The deletion that is under way.
+    deleting: Option<DeleteSteps>,
+    kept: Kept,
+}
+
+impl Progress {
+    /// Executes what is left of `leaves`, or up to the end of a part; true at the end of all.
+    fn proceed(&mut self, leaves: &[Option<&Request>], txn: &mut Txn<'_>) -> Result<bool> {
+        let kept = &mut self.kept;
+        while let Some(leaf) = leaves.get(self.answers.len()) {
+            let answer = match leaf {
                 Some(Request::RequestRange(range)) => {
                     Some(Response::ResponseRange(kv::range(txn, range, kept)?))
                 }
                 Some(Request::RequestPut(put)) => {
                     Some(Response::ResponsePut(kv::put(txn, put, kept)?))
                 }
-                Some(Request::RequestDeleteRange(delete)) => Some(Response::ResponseDeleteRange(
-                    kv::delete_range(txn, delete, kept)?,
-                )),
-                Some(Request::RequestTxn(_)) => match nested.next() {
-                    Some(path) => {
-                        let mut response = path.execute(txn, kept)?;
-                        // etcd leaves the header of a nested response empty.
-                        response.header = Some(Default::default());
-                        Some(Response::ResponseTxn(response))
+                Some(Request::RequestDeleteRange(delete)) => {
+                    let deleting = self.deleting.take();
+                    let mut deleting = deleting.unwrap_or_else(|| DeleteSteps::begin(delete, kept));
+                    if deleting.step(txn)? {
+                        self.deleting = Some(deleting);
+                        if txn.end_piece()? {
+                            return Ok(false);
+                        }
+                        continue;
                     }
-                    None => None,
-                },
-                None => None,
+                    Some(Response::ResponseDeleteRange(deleting.finish(txn, kept)))
+                }
+                Some(Request::RequestTxn(_)) | None => None,
             };
-            responses.push(ResponseOp { response });
+            self.answers.push(answer);
+            if txn.end_piece()? {
+                return Ok(false);
+            }
         }
-        Ok(TxnResponse {
-            header: kv::header(txn.revision()),
-            succeeded: self.succeeded,
-            responses,
-        })
+        Ok(true)
     }
 }
 
+/// A transaction of which a part is written.
+pub struct PartedTxn {
+    request: TxnRequest,
+    choices: Vec<bool>,
+    progress: Progress,
+    state: TxnState,
+}
+
+/// What was done of a transaction.
+pub enum Written<'a> {
+    /// All: what it answers, still to be finished.
+    All(TxnResponse, Txn<'a>),
+    Part(PartedTxn),
+}
+
+impl PartedTxn {
+    /// Executes more of it; what it reads is answered as far as `kept` had room at its begin.
+    pub fn proceed<'a>(self, writer: &'a mut Writer, kept: &mut Kept) -> Result<Written<'a>> {
+        let path = Path::of_choices(&self.request, &mut self.choices.iter().copied());
+        let txn = writer.resume(self.state);
+        proceed(&path, &self.request, txn, self.progress, kept)
+    }
+}
+
+fn proceed<'a>(
+    path: &Path<'_>,
+    request: &TxnRequest,
+    mut txn: Txn<'a>,
+    mut progress: Progress,
+    kept: &mut Kept,
+) -> Result<Written<'a>> {
+    let proceeded = progress.proceed(&path.leaves(), &mut txn);
+    let all = proceeded.map_err(|error| match error {
+        MvccError::Refused(refused) => MvccError::Storage(storage::Error::Engine(format!(
+            "a transaction that was checked failed half way: {refused}"
+        ))),
+        failed => failed,
+    })?;
+    if !all {
+        return Ok(Written::Part(PartedTxn {
+            request: request.clone(),
+            choices: path.choices(),
+            progress,
+            state: txn.suspend(),
+        }));
+    }
+    *kept = progress.kept;
+    let mut answers = progress.answers.into_iter();
+    let answer = path.answer(kv::header(txn.revision()), &mut answers);
+    Ok(Written::All(answer, txn))
+}
+
 /// Runs a transaction that may write; what it reads is answered as far as `kept` has room.
-pub fn write(
-    txn: &mut Txn<'_>,
+pub fn write<'a>(
+    txn: Txn<'a>,
     request: &TxnRequest,
     leases: &Leases,
     kept: &mut Kept,
-) -> Result<TxnResponse> {
+) -> Result<Written<'a>> {
     let path = {
         let pending = txn.pending();
         let pinned = PinnedView {
@@ -206,12 +359,12 @@ pub fn write(
         path.check(&pinned, leases)?;
         path
     };
-    path.execute(txn, kept).map_err(|error| match error {
-        MvccError::Refused(refused) => MvccError::Storage(storage::Error::Engine(format!(
-            "a transaction that was checked failed half way: {refused}"
-        ))),
-        failed => failed,
-    })
+    let progress = Progress {
+        answers: Vec::new(),
+        deleting: None,
+        kept: std::mem::replace(kept, Kept::up_to(0)),
+    };
+    proceed(&path, request, txn, progress, kept)
 }
 
 /// See `answer_size::of_now`.

@@ -14,12 +14,16 @@
 //! An escaped key ends in `00 00`, with `00` inside written as `00 ff`: no key is a prefix of
 //! another one's, and order is kept.
 
+mod applied;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};
 
 use super::{Error, Family, Result};
 use crate::proto::{EncodedKv, KeyValue, put_bytes_field, put_varint_field};
-use crate::types::{KeyRange, LeaseId, Revision};
+use crate::types::{LeaseId, Revision};
+
+pub use applied::{Applied, Unfinished, UnfinishedDelete};
 
 /// The newest format of a data directory, bumped when an older program could misread what a newer
 /// one wrote. A directory has the oldest that fits what is in it, so that an older program can take
@@ -411,7 +415,7 @@ pub fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
 /// The keys of `Meta`.
 pub mod meta {
     /// u64, u64: index and term of the last entry applied. Behind them, while the next one is
-    /// written in several batches, what is left of it: see `UnfinishedDelete`.
+    /// written in several batches, what is left of it: see `Unfinished`.
     pub const APPLIED: &[u8] = b"applied";
     /// u64: the cluster that the state is of; states of before 2026-12 do not say it.
     pub const CLUSTER: &[u8] = b"cluster";
@@ -441,106 +445,6 @@ pub mod meta {
     pub const USERS: &[u8] = b"user/";
     /// Roles: `role/` and the name; an encoded `authpb.Role`.
     pub const ROLES: &[u8] = b"role/";
-}
-
-/// How far a state came in the log: the value of `meta::APPLIED`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Applied {
-    /// Index and term of the last entry that was applied in full.
-    pub index: u64,
-    pub term: u64,
-    /// The entry behind it, of which the state holds a part.
-    pub unfinished: Option<UnfinishedDelete>,
-}
-
-/// What is left of a deletion of many keys that is written in several batches.
-///
-/// It has no format version of its own: its place behind the applied index makes programs that do
-/// not know of it take the state for damaged and not start, whichever batch they find, and the
-/// last batch makes the state one that they can read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnfinishedDelete {
-    /// Of its entry; the index is the one behind the last applied.
-    pub term: u64,
-    /// The revision of all that it deletes.
-    pub revision: i64,
-    /// How many keys it has deleted so far.
-    pub deleted: u64,
-    /// It deletes the keys of this lease and the lease; of a range if none.
-    pub lease: LeaseId,
-    /// Where its keys are that are left.
-    pub rest: KeyRange,
-}
-
-impl Applied {
-    pub fn encode(index: u64, term: u64, unfinished: Option<&UnfinishedDelete>) -> Vec<u8> {
-        let mut bytes = encode_numbers(&[index, term]);
-        let Some(delete) = unfinished else {
-            return bytes;
-        };
-        let (start, end): (_, &[u8]) = match &delete.rest {
-            KeyRange::Span(start, end) => (start, end),
-            KeyRange::From(start) | KeyRange::Point(start) => (start, &[]),
-        };
-        bytes.extend(encode_numbers(&[
-            delete.term,
-            delete.revision as u64,
-            delete.deleted,
-            delete.lease.0 as u64,
-            start.len() as u64,
-        ]));
-        bytes.extend_from_slice(start);
-        bytes.extend_from_slice(end);
-        bytes
-    }
-
-    pub fn decode(value: &[u8]) -> Result<Self> {
-        let key = meta::APPLIED;
-        let (numbers, rest) = value.split_at(value.len().min(16));
-        let [index, term] = decode_numbers(numbers, key)?;
-        if rest.is_empty() {
-            return Ok(Self {
-                index,
-                term,
-                unfinished: None,
-            });
-        }
-        let (numbers, keys) = rest.split_at(rest.len().min(40));
-        let [entry_term, revision, deleted, lease, start] = decode_numbers(numbers, key)?;
-        let start = usize::try_from(start).ok();
-        let (start, end) = start
-            .and_then(|start| keys.split_at_checked(start))
-            .ok_or_else(|| Error::Damaged {
-                family: Family::Meta,
-                key: key.to_vec(),
-                reason: "it does not hold the keys it should",
-            })?;
-        let copy = Bytes::copy_from_slice;
-        let unfinished = UnfinishedDelete {
-            term: entry_term,
-            revision: revision as i64,
-            deleted,
-            lease: LeaseId(lease as i64),
-            rest: match end {
-                // No span ends before every key.
-                [] => KeyRange::From(copy(start)),
-                end => KeyRange::Span(copy(start), copy(end)),
-            },
-        };
-        Ok(Self {
-            index,
-            term,
-            unfinished: Some(unfinished),
-        })
-    }
-
-    /// Index and term of the entry that the state is finished to when it is opened.
-    pub fn entry(&self) -> (u64, u64) {
-        match &self.unfinished {
-            Some(delete) => (self.index + 1, delete.term),
-            None => (self.index, self.term),
-        }
-    }
 }
 
 /// A meta key of a numbered thing below `prefix`.
@@ -588,34 +492,6 @@ pub fn decode_numbers<const N: usize>(value: &[u8], key: &[u8]) -> Result<[u64; 
 mod tests {
     use super::*;
     use prost::Message;
-
-    #[test]
-    fn an_unfinished_delete_is_what_was_written() {
-        let bytes = Bytes::from_static;
-        for rest in [
-            KeyRange::From(bytes(b"k\0")),
-            KeyRange::Span(bytes(b""), bytes(b"\xff")),
-        ] {
-            let delete = UnfinishedDelete {
-                term: 3,
-                revision: i64::MAX,
-                deleted: 9,
-                lease: LeaseId(-5),
-                rest,
-            };
-            let encoded = Applied::encode(6, 2, Some(&delete));
-            let applied = Applied::decode(&encoded).expect("decodes");
-            assert_eq!(applied.entry(), (7, 3));
-            assert_eq!(applied.unfinished, Some(delete));
-            for len in (0..56).filter(|len| *len != 16) {
-                assert!(Applied::decode(&encoded[..len]).is_err(), "{len}");
-            }
-            // What a program that does not know of it makes of it.
-            assert!(decode_numbers::<2>(&encoded, meta::APPLIED).is_err());
-        }
-        let done = Applied::decode(&Applied::encode(6, 2, None)).expect("decodes");
-        assert_eq!((done.entry(), done.unfinished), ((6, 2), None));
-    }
 
     #[test]
     fn version_record_is_a_key_value() {

@@ -2,7 +2,8 @@
 //!
 //! A page is read once for all watches whose next revision lies in it. It begins by turns at the
 //! watch that is farthest behind, so that the watches meet and share their pages, and at the one
-//! that is nearest to the head, so that it need not wait for the others.
+//! that is nearest to the head, so that it need not wait for the others. A revision that is too large
+//! for a page is for its watches one by one (see `large`).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -129,16 +130,27 @@ impl CatchUp {
         self.members.keys().next_back().copied()
     }
 
-    /// Reads a page for the watches that it can bring forward; `None` where `pinned` holds
-    /// nothing new for any of them. No watch may be behind the compacted revision.
+    /// Puts a watch behind what it was given.
+    pub fn pass(&mut self, id: i64, next: i64) {
+        let Some(before) = self.next_of.get_mut(&id) else {
+            return;
+        };
+        if let Some(member) = self.members.remove(&(*before, id)) {
+            self.members.insert((next, id), member);
+        }
+        *before = next;
+    }
+
+    /// Reads a page for the watches that it can bring forward, or finds a revision that is too large
+    /// for that. No watch may be behind the compacted revision.
     pub fn read(
         &mut self,
         pinned: &PinnedView<'_>,
         limits: &Limits,
         copies: &Arc<Copies>,
-    ) -> storage::Result<Option<Page>> {
+    ) -> storage::Result<Found> {
         let Some(from) = self.begin(pinned.head) else {
-            return Ok(None);
+            return Ok(Found::Nothing);
         };
         self.sum_up_wants(from);
         let share = copies.share();
@@ -151,17 +163,27 @@ impl CatchUp {
             revisions: limits.page_revisions,
             records: limits.page_records,
             bytes: limits.page_bytes.min(free / SHARE_OF_FREE_ROOM).max(1),
+            whole_bytes: limits.whole_bytes,
         };
         let page = pinned.changes(from, limit, &mut |key, kind, revision| {
             hits.find(&self.ranges, key, kind, revision)
         })?;
+        if page.too_large
+            && let Some(change) = page.changes.first()
+            && let Some(watch) = self.first_of(from, change, &hits)
+        {
+            return Ok(Found::Large {
+                watch,
+                revision: change.revision.main,
+            });
+        }
         let next = hits.cut.unwrap_or(page.next);
         let mut changes = page.changes;
         changes.truncate(changes.partition_point(|change| change.revision.main < next));
         let by_range = hits.by_range(changes.len());
         let serve = self.move_on(from, next, &by_range);
         let bytes = changes.iter().map(Change::size_bytes).sum();
-        Ok(Some(Page {
+        Ok(Found::Page(Page {
             copies: copies.clone(),
             _held: share.take_anyway(bytes),
             changes: changes
@@ -172,6 +194,19 @@ impl CatchUp {
             serve,
             next,
         }))
+    }
+
+    /// A watch that wants the first change that was found, `from` on.
+    fn first_of(&self, from: i64, change: &Change, hits: &Hits) -> Option<WatchName> {
+        let nodes = &hits.ranges[..*hits.ends.first()?];
+        let next = change.revision.main + 1;
+        let mut members = self.members.range((from, i64::MIN)..(next, i64::MIN));
+        let ((_, id), member) = members
+            .find(|(_, member)| nodes.contains(&member.node) && member.wanted.kind(change.kind))?;
+        Some(WatchName {
+            id: *id,
+            serial: member.serial,
+        })
     }
 
     fn begin(&mut self, head: i64) -> Option<i64> {
@@ -227,6 +262,18 @@ impl CatchUp {
         self.members.append(&mut ahead);
         serve
     }
+}
+
+/// What there is for the watches.
+pub(super) enum Found {
+    Nothing,
+    Page(Page),
+    /// A revision that is too large for a page, and a watch that wants something of it and nothing
+    /// before.
+    Large {
+        watch: WatchName,
+        revision: i64,
+    },
 }
 
 /// Which ranges want the changes of a page, gathered while it is read.

@@ -5,9 +5,9 @@
 //! to others after each revision.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -28,6 +28,8 @@ pub struct Hub {
     copies: Arc<Copies>,
     names: Arc<Share>,
     serials: AtomicU64,
+    /// Held while a large message is made; names what the last one holds. See `large`.
+    pub(super) large: Mutex<Weak<()>>,
     index: Mutex<Index>,
 }
 
@@ -85,6 +87,7 @@ impl Hub {
             copies: copies.clone(),
             names: Share::new(names_bytes),
             serials: AtomicU64::new(0),
+            large: Mutex::default(),
             index: Mutex::new(Index {
                 head,
                 ranges: RangeSet::default(),

@@ -4,15 +4,19 @@
 //! may have missed a part; it leaves the index again and catches up, as does one whose queue
 //! cannot hold the revision. Where none is left that could be given events the rest is not read.
 
-use super::hub::{Gathered, Hub, Wakes};
+use super::hub::{Gathered, Hub, Live, Wakes};
 use super::range_set::{NodeId, RangeSet};
-use crate::mvcc::history::WithPrevious;
+use crate::mvcc::history::{PartLimit, WithPrevious};
 use crate::mvcc::read::PinnedView;
+use crate::mvcc::write::Sliced;
 use crate::storage;
-use crate::types::{KeyRange, Revision};
+use crate::types::Revision;
 
-/// Records that are read at once.
-const PART_RECORDS: usize = if cfg!(test) { 3 } else { 1_000 };
+/// What is read at once.
+pub(super) const PART: PartLimit = PartLimit {
+    records: if cfg!(test) { 3 } else { 1_000 },
+    bytes: 1 << 20,
+};
 
 /// See the module.
 pub(super) struct Logged<'a> {
@@ -29,28 +33,26 @@ pub(super) struct Logged<'a> {
 }
 
 impl Hub {
-    /// Hands the changes of revision `main`, the next one, to the live watches. All their keys lie
-    /// in `span`, and `pinned` shows them. Otherwise as `publish`.
-    pub fn publish_logged(
-        &self,
-        main: i64,
-        span: &KeyRange,
-        pinned: &PinnedView<'_>,
-    ) -> storage::Result<()> {
-        let mut logged = self.begin_logged(main, span);
+    /// Hands the changes of the next revision to the live watches; `pinned` shows them. Otherwise as
+    /// `publish`.
+    pub fn publish_logged(&self, sliced: &Sliced, pinned: &PinnedView<'_>) -> storage::Result<()> {
+        let mut logged = self.begin_logged(sliced);
         while logged.step(pinned)? {}
         logged.finish();
         Ok(())
     }
 
-    pub(super) fn begin_logged(&self, main: i64, span: &KeyRange) -> Logged<'_> {
+    pub(super) fn begin_logged(&self, sliced: &Sliced) -> Logged<'_> {
+        let main = sliced.revision;
         let mut index = self.lock();
         let (mut ranges, mut watches) = (RangeSet::default(), 0);
         if main > index.head {
-            for (range, members) in index.ranges.overlapping(span) {
+            for (range, members) in index.ranges.overlapping(&sliced.span) {
+                let wants =
+                    |live: &Live| live.wanted.deletes || live.wanted.puts && sliced.puts > 0;
                 let wanting = members
                     .values()
-                    .filter(|live| main >= live.from && live.wanted.deletes);
+                    .filter(|live| main >= live.from && wants(live));
                 let (count, previous) = wanting.fold((0, false), |(count, previous), live| {
                     (count + 1, previous || live.wanted.previous)
                 });
@@ -80,7 +82,7 @@ impl Logged<'_> {
             return Ok(false);
         };
         let (ranges, matching) = (&self.ranges, &mut self.matching);
-        let (changes, next) = pinned.changes_of(from, PART_RECORDS, &mut |key, _, _| {
+        let (changes, next) = pinned.changes_of(from, PART, &mut |key, _, _| {
             matching.clear();
             ranges.matching(key, matching);
             let previous = matching.iter().map(|node| *ranges.get(*node));

@@ -15,7 +15,7 @@
 //! - what a stream hands out of a page comes before what it hands out of its queue, and a watch
 //!   that left the index reads no page before its queued events are out;
 //! - the locks' order is hub, then stream; neither is held while storage is read or a wake-up
-//!   runs.
+//!   runs. (The turn of `large` is held then, and comes before both.)
 //!
 //! No thread, no clock and no socket in here: `api` moves what `Stream::next` hands out.
 
@@ -23,6 +23,7 @@ mod catch_up;
 mod copies;
 mod fragment;
 mod hub;
+mod large;
 mod logged;
 mod queue;
 mod range_set;
@@ -58,8 +59,12 @@ pub struct Limits {
     /// Pairs of a change and a range that wants it in a page: many overlapping ranges would else
     /// make a page of any size. One revision always fits.
     pub page_hits: usize,
-    /// Bytes in a page; less where `total_bytes` runs out. One revision always fits.
+    /// Bytes in a page; less where `total_bytes` runs out. One revision always fits that is not
+    /// large.
     pub page_bytes: usize,
+    /// A revision of more, and of more than a page may hold, is large: it is read for one watch at
+    /// a time.
+    pub whole_bytes: usize,
 }
 
 impl Default for Limits {
@@ -73,6 +78,7 @@ impl Default for Limits {
             page_records: 5_000,
             page_hits: 1 << 20,
             page_bytes: 16 << 20,
+            whole_bytes: 1 << 20,
         }
     }
 }

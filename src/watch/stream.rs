@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use self::order::PageOrder;
-use super::catch_up::{CatchUp, Page, Part};
+use super::catch_up::{CatchUp, Found, Page, Part};
 use super::hub::{Hub, Index, Live};
 use super::queue::{Item, Queue, Wanted, WatchName};
 use super::range_set::NodeId;
@@ -227,9 +227,10 @@ impl Stream {
         if let Some(output) = self.tell_compacted(pinned) {
             return Ok(Some(output));
         }
-        if self.reads_storage() && self.read_page(pinned)? {
-            self.join();
-            return Ok(Some(self.serve_page().unwrap_or(Output::Again)));
+        if self.reads_storage()
+            && let Some(output) = self.read(pinned)?
+        {
+            return Ok(Some(output));
         }
         // Spilled watches are noted last, so that `reads_storage` knows of all that `next` knows.
         self.note_spilled();
@@ -311,14 +312,45 @@ impl Stream {
         })
     }
 
-    /// True where there was something to read.
-    fn read_page(&mut self, pinned: &PinnedView<'_>) -> storage::Result<bool> {
+    /// Reads a page and hands out the first of it, or what a watch is to get of a large revision;
+    /// nothing where there is nothing to read.
+    fn read(&mut self, pinned: &PinnedView<'_>) -> storage::Result<Option<Output>> {
         let (limits, copies) = (self.hub.limits(), self.hub.copies());
-        self.page = self.catch_up.read(pinned, limits, copies)?;
-        if let Some(page) = &self.page {
-            self.reported = self.reported.max(page.next - 1);
+        match self.catch_up.read(pinned, limits, copies)? {
+            Found::Nothing => Ok(None),
+            Found::Page(page) => {
+                self.reported = self.reported.max(page.next - 1);
+                self.page = Some(page);
+                self.join();
+                Ok(Some(self.serve_page().unwrap_or(Output::Again)))
+            }
+            Found::Large { watch, revision } => self.read_large(watch, revision, pinned).map(Some),
         }
-        Ok(self.page.is_some())
+    }
+
+    /// The events of a large revision for one watch; `Again` where there is no room for them now.
+    fn read_large(
+        &mut self,
+        name: WatchName,
+        revision: i64,
+        pinned: &PinnedView<'_>,
+    ) -> storage::Result<Output> {
+        let hub = self.hub.clone();
+        let Some(watch) = find(&mut self.watches, name) else {
+            self.catch_up.remove(name.id);
+            return Ok(Output::Again);
+        };
+        let Some(turn) = hub.begin_large() else {
+            return Ok(Output::Again);
+        };
+        let events = turn.read(pinned, revision, &watch.range, watch.wanted)?;
+        drop(turn);
+        self.reported = self.reported.max(revision);
+        self.catch_up.pass(name.id, revision + 1);
+        let output = watch.events(&hub, name.id, revision, events);
+        self.order.note_page_ended(&self.queue);
+        self.join();
+        Ok(output)
     }
 
     /// Whether a page is held, or the rest of one.

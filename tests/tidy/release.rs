@@ -29,6 +29,11 @@ pub const ABSENT: &[(&str, &str, &str)] = &[
         r#"#[cfg(any(test, feature = "fuzzing"))]"#,
     ),
     (
+        "src/profile/mod.rs",
+        "pub mod counting;",
+        r#"#[cfg(any(test, feature = "fuzzing"))]"#,
+    ),
+    (
         "src/lib.rs",
         "pub mod bench;",
         r#"#[cfg(feature = "bench")]"#,

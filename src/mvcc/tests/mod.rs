@@ -102,7 +102,7 @@ impl Player {
         for op in ops {
             change(&mut txn, &op.split_whitespace().collect::<Vec<_>>());
         }
-        let changes = txn.finish();
+        let (changes, _) = txn.finish();
         let mut text = format!("revision {}\n", self.writer.head());
         for change in &changes {
             writeln!(text, "{}", show_change(change)).expect("writes");
@@ -151,6 +151,7 @@ impl Player {
             revisions: size("revisions"),
             records: size("records"),
             bytes: size("bytes"),
+            whole_bytes: size("whole"),
         };
         let only = words.iter().find_map(|word| word.strip_prefix("only="));
         let only = range(only.unwrap_or("\\x00.."));
@@ -205,7 +206,8 @@ fn change(txn: &mut Txn<'_>, words: &[&str]) {
             txn.put(&bytes(key), &bytes(value), lease).expect("puts");
         }
         ["del", keys] => {
-            txn.delete_range(&range(keys)).expect("deletes");
+            txn.delete_piece(&mut range(keys), &mut |_, _| Ok(()))
+                .expect("deletes");
         }
         _ => panic!("not a change: {words:?}"),
     }

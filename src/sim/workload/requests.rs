@@ -222,6 +222,20 @@ pub(super) fn random_compare(client: &mut Client, head: i64) -> Compare {
     compare
 }
 
+/// The deletion of a key; mostly as a range, so that the transaction may be written in parts.
+fn random_op_delete(client: &mut Client, key: &str) -> DeleteRangeRequest {
+    let prev_kv = client.random.chance(300);
+    let range_end = match prev_kv {
+        true => Bytes::new(),
+        false => [key.as_bytes(), b"\0"].concat().into(),
+    };
+    DeleteRangeRequest {
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        range_end,
+        prev_kv,
+    }
+}
+
 /// Operations of a transaction; at most one of them puts each key.
 pub(super) fn random_ops(
     client: &mut Client,
@@ -234,11 +248,7 @@ pub(super) fn random_ops(
     for (number, key) in keys.iter().enumerate() {
         let request = match client.random.below(6) {
             0 | 1 => Request::RequestPut(random_put(client, load, key)),
-            2 if number == 0 => Request::RequestDeleteRange(DeleteRangeRequest {
-                key: Bytes::copy_from_slice(key.as_bytes()),
-                prev_kv: client.random.chance(300),
-                ..Default::default()
-            }),
+            2 if number == 0 => Request::RequestDeleteRange(random_op_delete(client, key)),
             3 if depth > 0 && keys.len() > 1 => {
                 let rest = &keys[number..];
                 let txn = random_txn(client, load, rest, depth - 1, head);

@@ -606,6 +606,7 @@ impl Pair {
             revisions: 1 + self.random.below(6) as usize,
             records: 1 + self.random.below(20) as usize,
             bytes: 1 + self.random.below(2000) as usize,
+            whole_bytes: usize::MAX,
         };
         let mut wanted = |key: &[u8], _, _| {
             let wanted = only.as_ref().is_none_or(|only| only == key);

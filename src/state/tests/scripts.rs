@@ -26,7 +26,7 @@ use std::sync::Arc;
 use super::member::{Logged, Member, entry};
 use super::{auth_language, language, restarts, show};
 use crate::mvcc::hash::HistoryHash;
-use crate::mvcc::history::{PageLimit, WithPrevious};
+use crate::mvcc::history::{PageLimit, PartLimit, WithPrevious};
 use crate::mvcc::read::PinnedView;
 use crate::mvcc::tests::golden::show_bytes;
 use crate::mvcc::write::SliceLimit;
@@ -39,6 +39,7 @@ use crate::state::lease::attached_keys;
 use crate::state::machine::Staged;
 use crate::state::{Group, kv, sliced, txn};
 use crate::storage::memory::MemoryEngine;
+use crate::storage::schema::Unfinished;
 use crate::types::{KeyRange, LeaseId, MemberId, Revision};
 
 struct Player {
@@ -165,7 +166,9 @@ impl Player {
             assert_eq!(staged.expect("stages"), Staged::Slice);
         }
         let applied = sliced::applied(self.engine.as_ref()).expect("reads");
-        let left = applied.unfinished.expect("a deletion");
+        let Some(Unfinished::Delete(left)) = applied.unfinished else {
+            panic!("not a deletion");
+        };
         let rest = match &left.rest {
             KeyRange::Span(start, end) => show_bytes(start) + ".." + &show_bytes(end),
             KeyRange::From(start) => show_bytes(start) + "..",
@@ -214,10 +217,14 @@ impl Player {
         for sliced in &self.last.sliced {
             let pinned = self.member.pinned();
             let mut next = Some(Revision::new(sliced.revision, 0));
+            let limit = PartLimit {
+                records: 2,
+                bytes: usize::MAX,
+            };
             while let Some(from) = next {
                 let wanted = &mut |_: &[u8], _, _| Some(WithPrevious(true));
                 let part;
-                (part, next) = pinned.changes_of(from, 2, wanted).expect("reads");
+                (part, next) = pinned.changes_of(from, limit, wanted).expect("reads");
                 assert!(part.iter().all(|change| sliced.span.contains(&change.key)));
                 changes.extend(part);
             }
@@ -231,6 +238,7 @@ impl Player {
             revisions: usize::MAX,
             records: usize::MAX,
             bytes: usize::MAX,
+            whole_bytes: usize::MAX,
         };
         let page = self
             .member

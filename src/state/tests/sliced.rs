@@ -1,4 +1,4 @@
-//! Deletions in several batches: whatever a batch may hold, and wherever they are interrupted,
+//! Deletions and transactions in several batches: whatever a batch may hold, and wherever they are interrupted,
 //! what is written and answered is the same as in one.
 
 use std::sync::Arc;
@@ -8,14 +8,25 @@ use super::random::{Pair, seeds};
 use super::show;
 use crate::mvcc::compaction;
 use crate::mvcc::write::SliceLimit;
+use crate::profile::counting;
+use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::{
-    DeleteRangeRequest, InternalRaftRequest, LeaseRevokeRequest, RequestHeader,
+    DeleteRangeRequest, InternalRaftRequest, LeaseRevokeRequest, PutRequest, RequestHeader,
+    RequestOp, TxnRequest,
 };
 use crate::state::machine::Staged;
 use crate::state::sliced;
 use crate::state::{Group, Machine};
 use crate::storage::memory::{MemoryEngine, Refuses};
+use crate::storage::rocks::{EngineLimits, RocksEngine};
+use crate::storage::schema::Unfinished;
 use crate::storage::{Batch, Engine};
+
+const LIMITS: EngineLimits = EngineLimits {
+    open_files: 256,
+    block_cache_bytes: 8 << 20,
+    memtable_bytes: 32 << 20,
+};
 
 fn keys(keys: usize) -> SliceLimit {
     SliceLimit {
@@ -152,20 +163,31 @@ fn what_a_batch_may_hold_does_not_show() {
     assert!(sliced > 50, "{sliced}");
 }
 
+/// The entry that a state is that behind of which holds a part of what entry `index` does.
+fn behind(engine: &MemoryEngine, index: u64) -> u64 {
+    match sliced::applied(engine).expect("reads").unfinished {
+        Some(Unfinished::Delete(_)) => index,
+        Some(Unfinished::Txn { .. }) => index - 1,
+        None => panic!("it holds no part"),
+    }
+}
+
 #[test]
-fn an_interrupted_deletion_is_finished_to_the_same_bytes() {
-    let mut interrupted = 0;
+fn an_interrupted_entry_is_finished_or_taken_back_to_the_same_bytes() {
+    let (mut deletions, mut txns) = (0, 0);
     for seed in seeds(16) {
         println!("seed {seed}");
         let log = random_log(seed);
         let (_, dumps) = uncut(&log);
         cut(&log, keys(2), 3, |engine, index| {
-            interrupted += 1;
+            let behind = behind(engine, index);
+            deletions += u64::from(behind == index);
+            txns += u64::from(behind < index);
             let copy = Arc::new(engine.copy());
             let applied = Machine::applied(copy.latest()).expect("reads");
-            assert_eq!(applied.0, index);
+            assert_eq!(applied.0, behind);
             let durable = Machine::durable_applied_index(copy.as_ref()).expect("reads");
-            assert_eq!(durable, index);
+            assert_eq!(durable, behind);
             for (limit, writes) in [(keys(1), 0), (keys(1), 1), (keys(3), 2), (keys(9), 99)] {
                 let copy = Arc::new(engine.copy());
                 // Is interrupted again, then left alone.
@@ -176,7 +198,7 @@ fn an_interrupted_deletion_is_finished_to_the_same_bytes() {
                 let at = (machine.applied_index(), machine.applied_term());
                 assert_eq!(at, applied);
                 assert!(
-                    dump(copy.as_ref()) == dumps[index as usize],
+                    dump(copy.as_ref()) == dumps[behind as usize],
                     "entry {index}"
                 );
                 // It comes again, and the rest of the log.
@@ -187,7 +209,68 @@ fn an_interrupted_deletion_is_finished_to_the_same_bytes() {
             }
         });
     }
-    assert!(interrupted > 10, "{interrupted}");
+    assert!(deletions > 10 && txns > 10, "{deletions}, {txns}");
+}
+
+/// Puts keys with values of 1 KiB; returns the index of the last entry.
+fn much(engine: &Arc<RocksEngine>, keys: usize) -> u64 {
+    let mut machine = Machine::open(engine.clone()).expect("opens");
+    let value = bytes::Bytes::from(vec![b'v'; 1 << 10]);
+    let mut index = 0;
+    for first in (0..keys).step_by(500) {
+        let put = |number: usize| RequestOp {
+            request: Some(Request::RequestPut(PutRequest {
+                key: format!("k{number:08}").into(),
+                value: value.clone(),
+                ..Default::default()
+            })),
+        };
+        let txn = TxnRequest {
+            success: (first..keys.min(first + 500)).map(put).collect(),
+            ..Default::default()
+        };
+        index += 1;
+        apply_txn(&mut machine, index, txn);
+    }
+    index
+}
+
+fn apply_txn(machine: &mut Machine, index: u64, txn: TxnRequest) -> Group {
+    let request = InternalRaftRequest {
+        txn: Some(txn),
+        ..Default::default()
+    };
+    let logged = Logged::Request(request);
+    machine.apply(vec![entry(index, &logged)]).expect("applies")
+}
+
+/// 40 MB of values, of which memory never holds a third.
+#[test]
+fn a_transaction_holds_a_part_of_what_it_deletes() {
+    const KEYS: usize = 40_000;
+    let dir = tempfile::tempdir().expect("a directory");
+    let engine = Arc::new(RocksEngine::open(dir.path(), LIMITS).expect("opens"));
+    let index = much(&engine, KEYS);
+    let mut machine = Machine::open(engine).expect("opens");
+    let all = DeleteRangeRequest {
+        key: "k".into(),
+        range_end: "l".into(),
+        prev_kv: false,
+    };
+    let delete = TxnRequest {
+        success: vec![RequestOp {
+            request: Some(Request::RequestDeleteRange(all)),
+        }],
+        ..Default::default()
+    };
+    let head = machine.head();
+    let group = counting::within(24 << 20, || apply_txn(&mut machine, index + 1, delete));
+    assert_eq!((machine.head(), machine.keys()), (head + 1, 0));
+    let [sliced] = group.sliced.as_slice() else {
+        panic!("{:?}", group.sliced);
+    };
+    assert_eq!((sliced.revision, sliced.puts), (head + 1, 0));
+    assert!(group.changes.is_empty());
 }
 
 /// Removes compacted history; like a job that is stopped after so many batches.
@@ -224,7 +307,8 @@ fn history_is_removed_between_two_batches() {
             within += usize::from(batches > 0 && compact(engine, batches));
             // A member that begins with this copy, or a start behind a crash.
             let copy = settled(engine);
-            assert!(copy == settled(&states[index as usize]), "entry {index}");
+            let behind = behind(engine, index) as usize;
+            assert!(copy == settled(&states[behind]), "entry {index}");
         });
         assert!(settled(&last) == settled(&states[log.len()]));
     }

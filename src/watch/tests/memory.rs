@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::world::{Op, WatchWorld};
+use crate::profile::counting;
 use crate::types::KeyRange;
 use crate::watch::{Hub, Limits, Output, Request, Stream};
 
@@ -127,5 +128,62 @@ fn streams_that_catch_up_over_the_same_events_hold_one_copy() {
         .collect();
     assert!(hub.share().used_bytes() < TOTAL_BYTES / 2);
     drop(held);
+    assert_eq!(hub.held_bytes(), 0);
+}
+
+const MANY: usize = 20_000;
+
+/// Revisions of so many changes that their events are more than a page.
+fn delete_many(world: &mut WatchWorld, hub: &Hub) -> i64 {
+    let keys = (0..MANY).map(|number| Bytes::from(format!("many/{number:08}")));
+    let puts: Vec<_> = keys.map(|key| Op::Put(key, "value".into())).collect();
+    for ops in [puts, vec![Op::Delete(KeyRange::From("many/".into()))]] {
+        let changes = world.txn(&ops);
+        hub.publish(world.head(), &changes);
+    }
+    world.head()
+}
+
+fn watch_many(hub: &Arc<Hub>, start_revision: i64) -> Stream {
+    let mut stream = hub.open(Arc::new(|| {}));
+    let request = Request {
+        watch_id: 0,
+        range: KeyRange::Span("many/".into(), "many0".into()),
+        start_revision,
+        prev_kv: true,
+        no_put: false,
+        no_delete: false,
+        fragment: false,
+        progress_notify: false,
+    };
+    stream.create(request, hub.head()).expect("created");
+    stream
+}
+
+#[test]
+fn of_a_large_revision_the_bytes_are_held_once_and_for_one_at_a_time() {
+    let mut world = WatchWorld::new();
+    let hub = Hub::new(world.head(), limits());
+    let revision = delete_many(&mut world, &hub);
+    let view = world.view();
+    let next = |stream: &mut Stream| stream.next(&view.pinned()).expect("read");
+    let (mut first, mut second) = (watch_many(&hub, revision), watch_many(&hub, revision));
+    let Some(Output::Events { events, .. }) = counting::within(8 << 20, || next(&mut first)) else {
+        panic!("no events");
+    };
+    assert_eq!(events.len(), MANY);
+    let bytes = events.iter().map(|it| it.encoded().len()).sum::<usize>();
+    assert!(bytes > TOTAL_BYTES && hub.held_bytes() > bytes);
+    let of_first = hub.held_bytes();
+    for _ in 0..5 {
+        assert_eq!(next(&mut second), Some(Output::Again));
+    }
+    assert_eq!(hub.held_bytes(), of_first);
+    drop(events);
+    let Some(Output::Events { events, .. }) = next(&mut second) else {
+        panic!("no events");
+    };
+    assert_eq!(events.len(), MANY);
+    drop((events, first, second));
     assert_eq!(hub.held_bytes(), 0);
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::world::{Checker, Expectation, Op, View, WatchWorld};
 use crate::mvcc::Change;
+use crate::mvcc::write::Sliced;
 use crate::storage::schema::ChangeKind;
 use crate::types::KeyRange;
 use crate::watch::{Hub, Limits, Output, Request, Stream};
@@ -87,6 +88,7 @@ impl Dice {
             page_records: 1 + self.below(60) as usize,
             page_hits: 1 + self.below(80) as usize,
             page_bytes: 1 + self.below(3000) as usize,
+            whole_bytes: self.below(800) as usize,
         }
     }
 }
@@ -191,8 +193,14 @@ impl Run {
         let keys = || changes.iter().map(|change| &change.key);
         let (first, last) = (keys().min().unwrap(), keys().max().unwrap());
         let end = KeyRange::Point(last.clone()).behind(last).start().clone();
-        let span = KeyRange::Span(first.clone(), end);
-        let mut logged = hub.begin_logged(view.head, &span);
+        let sliced = Sliced {
+            revision: view.head,
+            span: KeyRange::Span(first.clone(), end),
+            puts: changes.iter().filter(|it| it.version.is_some()).count() as u64,
+            put_bytes: 0,
+            bytes: 0,
+        };
+        let mut logged = hub.begin_logged(&sliced);
         loop {
             match self.dice.below(6) {
                 0 if self.clients.len() < 6 => self.open(),

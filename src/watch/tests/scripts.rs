@@ -167,6 +167,7 @@ impl Player {
                 "page_revisions" => &mut self.limits.page_revisions,
                 "page_records" => &mut self.limits.page_records,
                 "page_bytes" => &mut self.limits.page_bytes,
+                "whole_bytes" => &mut self.limits.whole_bytes,
                 _ => panic!("no such limit: {name}"),
             };
             *place = value.parse().unwrap();
@@ -333,4 +334,5 @@ scripts! {
     progress
     compaction
     transactions
+    large
 }

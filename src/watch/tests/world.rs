@@ -203,10 +203,13 @@ impl WatchWorld {
         for op in ops {
             match op {
                 Op::Put(key, value) => drop(txn.put(key, value, LeaseId::NONE).unwrap()),
-                Op::Delete(range) => drop(txn.delete_range(range).unwrap()),
+                Op::Delete(range) => {
+                    txn.delete_piece(&mut range.clone(), &mut |_, _| Ok(()))
+                        .unwrap();
+                }
             }
         }
-        let changes = txn.finish();
+        let (changes, _) = txn.finish();
         self.commit();
         if !changes.is_empty() {
             self.history.apply(self.writer.head(), ops);

@@ -1,12 +1,12 @@
-//! Counts what is allocated, so that a target can tell what a decoder makes of a few bytes.
+//! Counts what a thread allocates, so that a fuzz target or a test can say how much a call may hold.
 
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-/// The system's allocator, counting. The runner of a target has it as the global one: nothing is
-/// counted otherwise.
+/// The system's allocator, counting. Tests and the runner of a target have it as the global one:
+/// nothing is counted otherwise.
 pub struct Counting;
 
 thread_local! {
