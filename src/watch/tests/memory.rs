@@ -131,7 +131,7 @@ fn streams_that_catch_up_over_the_same_events_hold_one_copy() {
     assert_eq!(hub.held_bytes(), 0);
 }
 
-const MANY: usize = 20_000;
+const MANY: usize = 30_000;
 
 /// Revisions of so many changes that their events are more than a page.
 fn delete_many(world: &mut WatchWorld, hub: &Hub) -> i64 {
