@@ -57,7 +57,11 @@ pub struct Sliced {
 pub(super) struct Parts {
     /// Index and term of the entry before it.
     pub applied: (u64, u64),
+    /// The keyspace's head and number of keys before it.
+    pub before: [u64; 2],
     pub limit: SliceLimit,
+    /// What the batch holds of the entries before it.
+    pub earlier_bytes: usize,
     /// The first and the last key that were written.
     keys: Option<(Bytes, Bytes)>,
     puts: u64,
@@ -66,10 +70,17 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    pub fn none(applied: (u64, u64), limit: SliceLimit) -> Self {
+    pub fn none(
+        applied: (u64, u64),
+        before: [u64; 2],
+        limit: SliceLimit,
+        earlier_bytes: usize,
+    ) -> Self {
         Self {
             applied,
+            before,
             limit,
+            earlier_bytes,
             keys: None,
             puts: 0,
             put_bytes: 0,
@@ -81,9 +92,10 @@ impl Parts {
         self.keys.is_some()
     }
 
-    /// Notes what is written, of which the log knows the rest.
-    pub fn note(&mut self, changes: impl Iterator<Item = Change>, bytes: usize) {
-        self.bytes += bytes as u64;
+    /// Notes what a batch of so many bytes writes, of which the log knows the rest.
+    pub fn note(&mut self, changes: impl Iterator<Item = Change>, batch_bytes: usize) {
+        self.bytes += (batch_bytes - self.earlier_bytes) as u64;
+        self.earlier_bytes = 0;
         for Change { key, version, .. } in changes {
             if let Some(version) = version {
                 self.puts += 1;

@@ -231,7 +231,7 @@ impl Writer {
         if !probe::injected(Defect::AppliedIndexLeftOut) {
             self.batch.put(Family::Meta, meta::APPLIED, &applied);
         }
-        let head = schema::encode_numbers(&[self.head as u64, self.keys as u64]);
+        let head = schema::encode_numbers(&self.totals());
         self.batch.put(Family::Meta, meta::HEAD, &head);
         self.engine.write(&self.batch)?;
         self.batch.clear();
@@ -267,12 +267,17 @@ impl Writer {
     }
 
     /// A transaction that is written in parts where it changes more than `limit`; `applied` is the
-    /// entry before. Nothing may be pending.
+    /// entry before. What is pending is written with the first part.
     pub fn begin_in_parts(&mut self, applied: (u64, u64), limit: SliceLimit) -> Txn<'_> {
-        debug_assert!(!self.is_pending(), "it would be written with a part");
+        let parts = Parts::none(applied, self.totals(), limit, self.batch.size_bytes());
         let mut txn = self.begin();
-        txn.state.parts = Some(Parts::none(applied, limit));
+        txn.state.parts = Some(parts);
         txn
+    }
+
+    /// The value of `meta::HEAD`.
+    fn totals(&self) -> [u64; 2] {
+        [self.head as u64, self.keys as u64]
     }
 
     fn get(&self, key: &[u8]) -> storage::Result<Option<Version>> {
@@ -427,8 +432,9 @@ impl Txn<'_> {
         let Some(parts) = &mut state.parts else {
             return Ok(false);
         };
-        let bytes = self.writer.batch.size_bytes();
-        if !parts.limit.is_reached_by(state.changes.len(), bytes) {
+        let batch = &mut self.writer.batch;
+        let bytes = batch.size_bytes();
+        if !(parts.limit).is_reached_by(state.changes.len(), bytes - parts.earlier_bytes) {
             return Ok(false);
         }
         probe::reached(CoveragePoint::TxnSliced);
@@ -436,6 +442,8 @@ impl Txn<'_> {
         let part = Unfinished::Txn {
             revision: state.main,
         };
+        let head = schema::encode_numbers(&parts.before);
+        batch.put(Family::Meta, meta::HEAD, &head);
         self.writer.write_unfinished(parts.applied, &part)?;
         Ok(true)
     }

@@ -192,6 +192,13 @@ impl Machine {
     /// Makes a state that holds a part of a transaction the one before it; the log has its entry.
     fn take_back(&mut self, revision: i64) -> storage::Result<()> {
         let index = self.applied_index + 1;
+        if revision != self.writer.head() + 1 {
+            return Err(storage::Error::Damaged {
+                family: Family::Meta,
+                key: meta::APPLIED.to_vec(),
+                reason: "its transaction does not have the revision it should",
+            });
+        }
         tracing::info!(
             index,
             revision,
@@ -384,6 +391,9 @@ impl Machine {
             applied(place);
             if self.format() != format {
                 return Ok(Staged::Format);
+            }
+            if self.writer.batch().size_bytes() >= self.slice_limit.bytes {
+                self.commit()?;
             }
         }
         Ok(Staged::All)
@@ -611,10 +621,6 @@ impl Machine {
         }
         let txn = match txn::may_write_much(request) {
             true => {
-                if self.writer.is_pending() {
-                    // It belongs to the entries before this one.
-                    self.commit()?;
-                }
                 let applied = (self.applied_index, self.applied_term);
                 self.writer.begin_in_parts(applied, self.slice_limit)
             }
@@ -824,6 +830,11 @@ impl Machine {
             Some(_) => schema::FORMAT_WITH_USERS,
             None => schema::FIRST_FORMAT,
         })
+    }
+
+    /// False where a state holds a part of an entry, which opening it changes.
+    pub fn is_between_entries(read: &dyn Read) -> storage::Result<bool> {
+        Ok(sliced::applied(read)?.unfinished.is_none())
     }
 
     /// Index and term of the last entry in a state, or of the entry that it is finished to when it

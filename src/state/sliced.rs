@@ -48,7 +48,7 @@ pub(super) struct Previous {
 impl Previous {
     pub fn new(asked: bool, kept: &Kept) -> Self {
         Self {
-            dropped: !asked || kept.left_bytes() == 0,
+            dropped: !asked || !kept.goes_on(),
             asked,
             most_bytes: kept.left_bytes(),
             bytes: 0,
@@ -284,8 +284,10 @@ pub fn take_back(
 ) -> storage::Result<()> {
     let engine = writer.engine().clone();
     let lower = schema::revision_key(Revision::new(revision, 0));
+    let upper = schema::revision_key(Revision::new(revision + 1, 0));
     loop {
-        let mut log = engine.latest().cursor(Family::Revisions, &lower, None)?;
+        let read = engine.latest();
+        let mut log = read.cursor(Family::Revisions, &lower, Some(&upper))?;
         let mut keys = 0;
         while !limit.is_reached_by(keys, writer.batch().size_bytes()) {
             if !log.next()? {
