@@ -4,6 +4,8 @@
 /// See the module.
 pub struct Kept {
     left_bytes: usize,
+    /// Nothing more is kept.
+    ended: bool,
     too_large: bool,
 }
 
@@ -12,10 +14,17 @@ impl Kept {
     pub fn up_to(bytes: usize) -> Self {
         Self {
             left_bytes: bytes,
+            ended: bytes == 0,
             too_large: false,
         }
     }
 
+    /// False where nothing more is kept, whatever its size.
+    pub fn goes_on(&self) -> bool {
+        !self.ended
+    }
+
+    /// Nothing may be left and still be enough.
     pub fn left_bytes(&self) -> usize {
         self.left_bytes
     }
@@ -24,12 +33,16 @@ impl Kept {
     pub fn takes(&mut self, bytes: usize) -> bool {
         match self.left_bytes.checked_sub(bytes) {
             Some(left_bytes) => self.left_bytes = left_bytes,
-            None => {
-                self.too_large |= self.left_bytes > 0;
-                self.left_bytes = 0;
-            }
+            None => self.end(),
         }
-        self.left_bytes > 0
+        self.goes_on()
+    }
+
+    /// What comes next has no room.
+    pub fn end(&mut self) {
+        self.too_large |= self.goes_on();
+        self.left_bytes = 0;
+        self.ended = true;
     }
 
     /// True where somebody waits for more than may be kept.
@@ -48,7 +61,11 @@ mod tests {
         assert!(kept.takes(60) && !kept.is_too_large());
         assert!(!kept.takes(60) && kept.is_too_large());
         assert!(!kept.takes(1) && kept.is_too_large());
+        let mut exact = Kept::up_to(100);
+        assert!(exact.takes(100) && exact.takes(0) && !exact.is_too_large());
+        assert!(!exact.takes(1) && exact.is_too_large());
         let mut nobody = Kept::up_to(0);
+        assert!(!nobody.takes(0) && !nobody.goes_on());
         assert!(!nobody.takes(1) && !nobody.is_too_large());
     }
 }

@@ -71,10 +71,10 @@ pub fn range_response(measured: Measured, revision: i64) -> RangeResponse {
 
 /// Reads within a writing transaction, including its own changes, what `kept` has room for.
 pub fn range(txn: &Txn<'_>, request: &RangeRequest, kept: &mut Kept) -> Result<RangeResponse> {
-    let most_bytes = kept.left_bytes();
-    if most_bytes == 0 {
+    if !kept.goes_on() {
         return Ok(RangeResponse::default());
     }
+    let most_bytes = kept.left_bytes();
     let read = range_read(request)?;
     let (head, compacted) = (txn.revision(), txn.compacted());
     let pending = txn.pending();
@@ -86,6 +86,10 @@ pub fn range(txn: &Txn<'_>, request: &RangeRequest, kept: &mut Kept) -> Result<R
     };
     let measured = pinned.measure(&read, &mut |bytes| bytes <= most_bytes)?;
     kept.takes(measured.size_bytes as usize);
+    if measured.kvs.is_none() {
+        // What holds them takes a little more than they do.
+        kept.end();
+    }
     Ok(range_response(measured, head))
 }
 
