@@ -7,6 +7,7 @@ mod frames;
 mod outbox;
 mod rechecks;
 mod sent;
+mod stall;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use tokio_stream::{Empty, Stream as TokioStream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Span;
 
+use self::stall::Stall;
 use super::body::beside;
 use super::received::received;
 use super::status_text::broken_stream;
@@ -50,9 +52,6 @@ const READS_AT_ONCE: usize = 4;
 const LINE_FULL_PAUSE: Duration = Duration::from_millis(100);
 /// A page of history is kept so long for a client that does not take it.
 const PAGE_KEPT: Duration = Duration::from_millis(100);
-/// Where memory is short, a client that takes nothing for so long is sent away in the middle of
-/// what it was being sent; it can come back for it.
-const STALL_LIMIT: Duration = Duration::from_secs(10);
 /// Outputs handed on before other things get their turn.
 const OUTPUTS_A_TURN: usize = 64;
 /// The shortest interval of progress notifications; etcd's.
@@ -123,6 +122,7 @@ impl WatchService {
             waiting: VecDeque::new(),
             spans: BTreeMap::new(),
             busy: false,
+            stall: Stall::default(),
             judged: None,
             rechecks: self.settings.recheck_watches,
             _woken: woken,
@@ -163,6 +163,7 @@ struct Session {
     spans: BTreeMap<i64, Span>,
     /// True while `stream` may have something to say.
     busy: bool,
+    stall: Stall,
     /// The users and roles by which all watches were judged last.
     judged: Option<Arc<AuthView>>,
     /// False: as in etcd a watch goes on when its user loses the right to it.
@@ -188,8 +189,9 @@ impl Session {
             let sends = self.busy || !self.waiting.is_empty();
             let reads = open && self.waiting.len() < MAX_WAITING_ANSWERS;
             let unread_page = self.stream.holds_page() && !self.outbox.has_room();
-            let stalled = self.outbox.is_stalled();
             let clock = self.handle.shared().clock.clone();
+            let now = clock.now();
+            let stall = self.stall.left(self.outbox.taken_bytes_before(), now);
             let last_was_request = std::mem::take(&mut was_request);
             let step = tokio::select! {
                 biased;
@@ -227,7 +229,7 @@ impl Session {
                     self.busy = true;
                     Ok(())
                 }
-                () = async { clock.sleep(STALL_LIMIT).await }, if stalled && !unread_page => {
+                () = async { clock.sleep(stall.unwrap_or_default()).await }, if stall.is_some() && !unread_page => {
                     self.give_up_if_short()
                 }
             };
@@ -260,8 +262,14 @@ impl Session {
         }
     }
 
-    /// Ends the stream where others wait for what it holds.
+    /// Ends the stream where it is stalled and others wait for what it holds.
     fn give_up_if_short(&mut self) -> Result<(), Gone> {
+        let now = self.handle.shared().clock.now();
+        let stall = self.stall.left(self.outbox.taken_bytes_before(), now);
+        if stall.is_none_or(|left| left > Duration::ZERO) {
+            return Ok(());
+        }
+        self.stall = Stall::default();
         let share = self.handle.shared().hub.share();
         if share.used_bytes() + room_bytes(share) <= share.limit_bytes() {
             return Ok(());

@@ -205,7 +205,7 @@ impl Hub {
 
 impl Index {
     /// Makes a watch live. `live.from` must be above `head`.
-    pub fn insert(&mut self, range: &KeyRange, live: Live) -> NodeId {
+    pub fn insert(&mut self, range: &KeyRange, mut live: Live) -> NodeId {
         debug_assert!(
             live.from > self.head || probe::injected(Defect::LiveTooEarly),
             "it would miss what is published"
@@ -215,6 +215,8 @@ impl Index {
             && live.from <= *main
         {
             entered.push((node, live.watch.serial));
+            // It catches up from there when the delivery ends, and is given nothing of it before.
+            live.from = *main + 1;
         }
         let members = self.ranges.get_mut(node);
         members.insert(live.watch.serial, Box::new(live));

@@ -3,7 +3,8 @@
 //! A client that does not allow fragments is to get a revision in one message, so the message is
 //! held whole. It is held as little else than its bytes: it is read part by part, each part is
 //! encoded at once into a piece of memory that its events share, and all of that is counted. One is
-//! made at a time, and none while the one before it leaves no room: `Hub::begin_large`.
+//! made at a time, and none while the one before it leaves no room: `Hub::begin_large`. Of one that
+//! no message can hold no more is read than shows that.
 
 use std::sync::{Arc, Weak};
 
@@ -21,6 +22,9 @@ use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::EncodedEvent;
 use crate::storage;
 use crate::types::{KeyRange, Revision};
+
+/// A message of gRPC cannot hold more.
+pub(super) const MAX_MESSAGE_BYTES: usize = i32::MAX as usize;
 
 /// The turn to make a large message.
 pub(super) struct LargeTurn<'a> {
@@ -63,24 +67,25 @@ impl Hub {
 }
 
 impl LargeTurn<'_> {
-    /// The events of `revision` for a watch.
+    /// The events of `revision` for a watch; of more than `most_bytes` only so many that they show it.
     pub fn read(
         &self,
         pinned: &PinnedView<'_>,
         revision: i64,
         range: &KeyRange,
         wanted: Wanted,
+        most_bytes: usize,
     ) -> storage::Result<Vec<EncodedEvent>> {
         probe::reached(CoveragePoint::LargeRevision);
-        let mut events = Vec::new();
+        let (mut events, mut bytes) = (Vec::new(), 0);
         let mut next = Some(Revision::new(revision, 0));
-        while let Some(from) = next {
+        while let Some(from) = next.filter(|_| bytes <= most_bytes) {
             let changes;
             (changes, next) = pinned.changes_of(from, PART, &mut |key, kind, _| {
                 let wants = wanted.kind(kind) && range.contains(key);
                 wants.then_some(WithPrevious(wanted.previous))
             })?;
-            self.encode(&changes, wanted.previous, &mut events);
+            bytes += self.encode(&changes, wanted.previous, &mut events);
             if probe::injected(Defect::LargeRevisionCut) {
                 break;
             }
@@ -88,7 +93,7 @@ impl LargeTurn<'_> {
         Ok(events)
     }
 
-    fn encode(&self, changes: &[Change], previous: bool, events: &mut Vec<EncodedEvent>) {
+    fn encode(&self, changes: &[Change], previous: bool, events: &mut Vec<EncodedEvent>) -> usize {
         let encoded: Vec<_> = changes.iter().map(|it| it.to_event(previous)).collect();
         let parts: Vec<&[u8]> = encoded.iter().map(|it| it.encoded().as_ref()).collect();
         let bytes = parts.concat();
@@ -104,5 +109,6 @@ impl LargeTurn<'_> {
             events.push(EncodedEvent::from_encoded(shared.slice(begin..end)));
             begin = end;
         }
+        shared.len()
     }
 }

@@ -37,6 +37,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use self::order::PageOrder;
 use super::catch_up::{CatchUp, Found, Page, Part};
 use super::hub::{Hub, Index, Live};
+use super::large::MAX_MESSAGE_BYTES;
 use super::queue::{Item, Queue, Wanted, WatchName};
 use super::range_set::NodeId;
 use super::{CreateError, Output, Request};
@@ -343,7 +344,11 @@ impl Stream {
         let Some(turn) = hub.begin_large() else {
             return Ok(Output::Again);
         };
-        let events = turn.read(pinned, revision, &watch.range, watch.wanted)?;
+        let most_bytes = match watch.fragment {
+            true => usize::MAX,
+            false => MAX_MESSAGE_BYTES,
+        };
+        let events = turn.read(pinned, revision, &watch.range, watch.wanted, most_bytes)?;
         drop(turn);
         self.reported = self.reported.max(revision);
         self.catch_up.pass(name.id, revision + 1);

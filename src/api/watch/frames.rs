@@ -47,6 +47,8 @@ pub struct Frames {
     rest: Bytes,
     /// About what all of `responses` take.
     bytes: usize,
+    /// In frames that were taken, since the begin.
+    taken_bytes: u64,
 }
 
 impl Frames {
@@ -85,9 +87,18 @@ impl Frames {
         self.events.as_slice().is_empty() && self.bytes + self.rest.len() <= bytes
     }
 
+    /// In frames that were taken, since the begin.
+    pub fn taken_bytes(&self) -> u64 {
+        self.taken_bytes
+    }
+
     /// A large event that comes next.
     pub fn next_shared(&mut self) -> Option<Bytes> {
-        (self.rest.len() > COPY_BYTES).then(|| std::mem::take(&mut self.rest))
+        if self.rest.len() <= COPY_BYTES {
+            return None;
+        }
+        self.taken_bytes += self.rest.len() as u64;
+        Some(std::mem::take(&mut self.rest))
     }
 
     /// The next frame; `None` where nothing is left.
@@ -121,6 +132,7 @@ impl Frames {
                 break;
             }
         }
+        self.taken_bytes += frame.len() as u64;
         Ok((!frame.is_empty()).then(|| frame.into()))
     }
 

@@ -104,10 +104,10 @@ impl Outbox {
         }
     }
 
-    /// Something was begun and not taken since.
-    pub fn is_stalled(&self) -> bool {
+    /// While something is not taken: how many bytes were, of all that was put in.
+    pub fn taken_bytes_before(&self) -> Option<u64> {
         let state = self.0.state.lock();
-        !state.asked && !state.frames.is_empty()
+        (!state.asked && !state.frames.is_empty()).then(|| state.frames.taken_bytes())
     }
 
     /// Ends the stream where it is, and lets go of what was put in.

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use super::world::{Checker, Expectation, Op, View, WatchWorld};
 use crate::mvcc::Change;
 use crate::mvcc::write::Sliced;
-use crate::storage::schema::ChangeKind;
 use crate::types::KeyRange;
 use crate::watch::{Hub, Limits, Output, Request, Stream};
 
@@ -166,8 +165,7 @@ impl Run {
         let hub = self.hub.clone();
         let mut together = Vec::new();
         for (changes, view) in std::mem::take(&mut self.unpublished) {
-            let deletes = |change: &Change| change.kind == ChangeKind::Delete;
-            if !changes.is_empty() && changes.iter().all(deletes) && self.dice.chance(2) {
+            if !changes.is_empty() && self.dice.chance(3) {
                 hub.publish(view.head - 1, &together);
                 together.clear();
                 self.publish_logged(&hub, &changes, &view);
