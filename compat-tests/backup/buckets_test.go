@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -35,6 +36,7 @@ func TestThereAndBack(t *testing.T) {
 	first.learners()
 	first.users()
 	first.changes(50)
+	signedLeases(t, first.client)
 	raiseAlarm(t, first.client)
 	want, file := hashOfHead(t, first.client), save(t, first.client)
 	buckets := bucketsOf(t, file)
@@ -77,6 +79,18 @@ func TestThereAndBack(t *testing.T) {
 			if a, b := fmt.Sprintf("%q", buckets[bucket]), fmt.Sprintf("%q", got[bucket]); a != b {
 				t.Errorf("the bucket %s of the first\n%.2000s\nof %s\n%.2000s", bucket, a, leg.name, b)
 			}
+		}
+	}
+}
+
+// signedLeases grants leases whose ids are below zero, whose bytes come behind those of
+// all others.
+func signedLeases(t *testing.T, client *clientv3.Client) {
+	t.Helper()
+	leases := pb.NewLeaseClient(client.ActiveConnection())
+	for _, id := range []int64{-5, math.MinInt64, 7} {
+		if _, err := leases.LeaseGrant(harness.Context(t, limit), &pb.LeaseGrantRequest{ID: id, TTL: 3600}); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

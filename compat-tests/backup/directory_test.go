@@ -64,13 +64,41 @@ func TestEtchedStartsOnADirectoryOfEtcd(t *testing.T) {
 					t.Error("etcd's files were changed")
 				}
 				goesOn(t, content.client, acknowledged)
+				if lines, err := server.Log(); err != nil || len(tookOver(lines)) != 1 {
+					t.Errorf("%d lines say what was taken over (%v)", len(tookOver(lines)), err)
+				}
 				if err := os.RemoveAll(filepath.Join(server.DataDir(), "member")); err != nil {
 					t.Fatal(err)
 				}
-				restart(t, server)
+				checkStopped(t, server)
+				if err := server.Restart(); err != nil {
+					t.Fatal(err)
+				}
 				content.connect()
 				want.compare(t, look(t, content.client, want.revision))
 			})
+		}
+	}
+}
+
+// tookOver are the lines about an etcd's data; the rest of them says how to go back.
+var tookOver = harness.Choose(func(line harness.LogLine) bool {
+	return strings.HasPrefix(line.Msg(), "took over the data of an etcd, whose files stay as they are")
+})
+
+// checkStopped stops a member and looks at its directory with the tools for that.
+func checkStopped(t *testing.T, server *harness.Server) {
+	t.Helper()
+	if err := server.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	binary, err := harness.Binary(harness.Etched)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tool := range []string{"check", "status"} {
+		if output, err := exec.Command(binary, tool, server.DataDir()).CombinedOutput(); err != nil {
+			t.Errorf("etched %s: %v\n%s", tool, err, output)
 		}
 	}
 }

@@ -173,13 +173,15 @@ fn each_bucket(
         })?;
         file.bucket(name);
     }
-    for (id, lease) in Leases::load(read)?.iter() {
+    // In the order of their bytes, as bbolt has them: that of the ids begins with negative ones.
+    each_below(read, meta::LEASES, &mut |key, value| {
+        let (id, lease) = Leases::decode(key, value)?;
         let value = etcd::lease(id, &lease);
         file.pair(&etcd::lease_key(id), value.len(), |out| {
             out.extend_from_slice(&value)
         });
-        written(file)?;
-    }
+        written(file)
+    })?;
     file.bucket(bucket::LEASE);
     Ok(())
 }

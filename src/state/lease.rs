@@ -60,15 +60,23 @@ impl Leases {
         let upper = schema::prefix_end(meta::LEASES);
         let mut cursor = read.cursor(Family::Meta, meta::LEASES, upper.as_deref())?;
         while cursor.next()? {
-            let [id] = schema::meta_numbers(cursor.key(), meta::LEASES)?;
-            let [ttl, remaining] = schema::decode_numbers(cursor.value(), cursor.key())?;
-            let lease = Lease {
-                ttl_s: ttl as i64,
-                remaining_ttl_s: remaining as i64,
-            };
-            leases.insert(LeaseId(id as i64), lease);
+            let key = cursor.key();
+            let id = key.strip_prefix(meta::LEASES).unwrap_or_default();
+            let (id, lease) = Self::decode(id, cursor.value())?;
+            leases.insert(id, lease);
         }
         Ok(Self { leases })
+    }
+
+    /// A lease as it is written: the rest of its key, and the value.
+    pub fn decode(id: &[u8], value: &[u8]) -> storage::Result<(LeaseId, Lease)> {
+        let [id] = schema::decode_numbers(id, meta::LEASES)?;
+        let [ttl, remaining] = schema::decode_numbers(value, meta::LEASES)?;
+        let lease = Lease {
+            ttl_s: ttl as i64,
+            remaining_ttl_s: remaining as i64,
+        };
+        Ok((LeaseId(id as i64), lease))
     }
 
     pub fn contains(&self, id: LeaseId) -> bool {
