@@ -3,6 +3,7 @@ package crash
 import (
 	"context"
 	"fmt"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -86,6 +87,14 @@ func killWithin(t *testing.T, server *harness.Server, flushes int, remove func(c
 	}
 	_ = client.Close()
 	acknowledged := <-done == nil
+	// Whatever was left is no damage.
+	binary, err := harness.Binary(harness.Etched)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if output, err := exec.Command(binary, "check", server.DataDir()).CombinedOutput(); err != nil {
+		t.Errorf("etched check: %v\n%s", err, output)
+	}
 	for range 2 {
 		if err := server.Restart(); err != nil {
 			t.Fatalf("%v\n%s", err, server.LogTail(5))

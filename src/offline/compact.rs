@@ -12,20 +12,20 @@ use super::table::size;
 use crate::config::Offline;
 use crate::server::data_dir::DataDir;
 use crate::server::member_dir::MemberDir;
-use crate::state::Machine;
 
 pub fn compact(command: &Offline, out: &mut dyn Write) -> Result<()> {
     let stopped = dir::open(command)?;
     let (_, recovered) = stopped.log()?;
-    let (name, engine) = stopped.state(recovered.compacted.index)?;
+    let (name, machine) = stopped.machine(recovered.compacted.index)?;
     let mut problems = 0;
-    verified(&Machine::open(engine)?, &mut |_| problems += 1)?;
+    verified(&machine, &mut |_| problems += 1)?;
     if problems > 0 {
         return Err(Error::Refused(format!(
             "{} is damaged, and nothing was changed; `etched check {0}` says what is wrong",
             command.path.display()
         )));
     }
+    drop(machine);
     // Between this and the lock of one that writes a member may start, which is refused then.
     drop(stopped);
     let dir = DataDir::open(&command.path, command.wal_dir.as_deref(), dir::LIMITS)?;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::error::{Error, Result};
 use crate::config::Offline;
-use crate::server::data_dir::DataDir;
+use crate::server::data_dir::{DataDir, beside_etcd};
 use crate::server::member_dir::{MemberDir, MemberIdentity};
 use crate::server::states;
+use crate::state::Machine;
 use crate::storage::Engine;
 use crate::storage::raft_log::{self, RaftLog, Reader, Recovered, Stretch};
 use crate::storage::rocks::EngineLimits;
@@ -28,7 +29,7 @@ pub struct Stopped {
 /// Opens a member's directory; nothing in it is changed.
 pub fn open(command: &Offline) -> Result<Stopped> {
     let path = &command.path;
-    if !path.join("member").is_dir() {
+    if !path.join("member").is_dir() && !beside_etcd(path).is_dir() {
         return Err(Error::Refused(format!(
             "{} is no data directory of etched: it has no directory \"member\"",
             path.display()
@@ -84,6 +85,21 @@ impl Stopped {
             cluster_id: self.identity.cluster.0,
             member_id: self.identity.member.0,
             sync: true,
+        }
+    }
+
+    /// The keyspace of `state`.
+    ///
+    /// # Errors
+    /// It holds a part of a large write.
+    pub fn machine(&self, begins_behind: u64) -> Result<(String, Machine)> {
+        let (name, engine) = self.state(begins_behind)?;
+        match Machine::is_between_entries(engine.latest())? {
+            true => Ok((name, Machine::open(engine)?)),
+            false => Err(Error::Refused(format!(
+                "{} was left within a write of many keys; start the member and stop it, which ends that write",
+                self.dir.path(&name).display()
+            ))),
         }
     }
 

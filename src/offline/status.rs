@@ -11,7 +11,6 @@ use crate::backup::status::{self, Status};
 use crate::config::{Format, Offline};
 use crate::mvcc::read::PinnedView;
 use crate::server::from_snapshot;
-use crate::state::Machine;
 use crate::types::version;
 
 pub fn status(command: &Offline, format: Format, out: &mut dyn Write) -> Result<()> {
@@ -46,9 +45,8 @@ fn of_snapshot(path: &Path) -> Result<Vec<Cell>, SnapshotError> {
 /// committed.
 fn of_member(stopped: &Stopped) -> Result<Vec<Cell>> {
     let (_, recovered) = stopped.log()?;
-    let (_, engine) = stopped.state(recovered.compacted.index)?;
-    let bytes = engine.size().total_bytes;
-    let machine = Machine::open(engine)?;
+    let (_, machine) = stopped.machine(recovered.compacted.index)?;
+    let bytes = machine.engine().size().total_bytes;
     let pinned = PinnedView {
         read: machine.engine().latest(),
         head: machine.head(),
