@@ -58,6 +58,8 @@ pub enum Malformed {
     NotLeader,
     #[error("it answers or orders an election before this member's log and state are in place")]
     Early,
+    #[error("no member of that id is known here, and this member has another leader")]
+    Unlisted,
 }
 
 /// The log ends before what this member has acknowledged.
@@ -253,6 +255,13 @@ pub fn check<T: Storage>(message: &Message, raft: &raft::Raft<T>) -> Result<(), 
     if message.term - raft.term > MAX_UNLISTED_JUMP && !is_listed(message, raft) {
         return Err(Malformed::Term(message.term));
     }
+    let leads = matches!(
+        kind,
+        Some(MsgAppend | MsgHeartbeat | MsgSnapshot | MsgTimeoutNow)
+    );
+    if leads && !is_listed(message, raft) && has_leader_beside(message.from, raft) {
+        return Err(Malformed::Unlisted);
+    }
     let log = &raft.raft_log;
     let on_disk = log.persisted == log.last_index();
     match kind {
@@ -276,6 +285,17 @@ pub fn check<T: Storage>(message: &Message, raft: &raft::Raft<T>) -> Result<(), 
 /// Whether the sender is a member of the configuration here.
 fn is_listed<T: Storage>(message: &Message, raft: &raft::Raft<T>) -> bool {
     raft.prs().get(message.from).is_some()
+}
+
+/// True where this member leads, or heard within an election timeout of a leader that it lists. A
+/// leader that joined while this member was away finds it without one, at the latest then; raft asks
+/// nobody who claims to lead for votes.
+fn has_leader_beside<T: Storage>(from: u64, raft: &raft::Raft<T>) -> bool {
+    let leader = raft.leader_id;
+    raft.state == StateRole::Leader
+        || leader != from
+            && raft.prs().get(leader).is_some()
+            && raft.election_elapsed < raft.election_timeout()
 }
 
 /// True while raft has accepted a snapshot whose state is not installed yet. A candidate reads the
