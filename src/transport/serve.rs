@@ -42,17 +42,17 @@ impl GrpcNetwork {
         allowance: Arc<Allowance>,
         stop: watch::Receiver<bool>,
     ) {
-        let service = PeerRpcService {
+        let service = Arc::new(PeerRpcService {
             context: self.context.clone(),
             network: self.clone(),
             arrivals: self.arrivals.clone(),
             stop: stop.clone(),
-        };
-        let server = PeerServer::new(service)
-            .max_decoding_message_size(self.context.options.max_message_bytes);
+        });
         let gate = PeerDispatch {
             context: self.context.clone(),
-            server,
+            lanes: PeerServer::from_arc(service.clone())
+                .max_decoding_message_size(self.context.options.max_message_bytes),
+            requests: PeerServer::from_arc(service).max_decoding_message_size(MAX_REQUEST_BYTES),
         };
         let options = net::ServeOptions {
             who: "peer",
@@ -72,11 +72,18 @@ impl GrpcNetwork {
     }
 }
 
+/// What one member may ask another in one request. Such a request is read whole before it is known
+/// who sends it.
+const MAX_REQUEST_BYTES: usize = 4 << 20;
+/// The method of those.
+const REQUEST_PATH: &str = "/etchedpeer.Peer/Ask";
+
 /// Dispatches calls and page requests; cheap to clone.
 #[derive(Clone)]
 struct PeerDispatch {
     context: Arc<Context>,
-    server: PeerServer<PeerRpcService>,
+    lanes: PeerServer<PeerRpcService>,
+    requests: PeerServer<PeerRpcService>,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -88,7 +95,12 @@ impl hyper::service::Service<Request<Incoming>> for PeerDispatch {
 
     fn call(&self, request: Request<Incoming>) -> Answer {
         if request.version() == Version::HTTP_2 {
-            return self.server.clone().call(request);
+            let is_request = request.uri().path() == REQUEST_PATH;
+            let server = match is_request {
+                true => &self.requests,
+                false => &self.lanes,
+            };
+            return server.clone().call(request);
         }
         let context = self.context.clone();
         Box::pin(async move { Ok(pages::respond(&context, request.method(), request.uri()).await) })
