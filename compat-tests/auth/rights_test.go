@@ -186,6 +186,15 @@ func TestRightsOfStreams(t *testing.T) {
 				return stream.Recv()
 			})
 		}
+		p.both2(who, &pb.SnapshotRequest{}, func(ctx context.Context, conn *grpc.ClientConn) (proto.Message, error) {
+			stream, err := pb.NewMaintenanceClient(conn).Snapshot(ctx, &pb.SnapshotRequest{})
+			if err != nil {
+				return nil, err
+			}
+			// What is in it is another matter.
+			_, err = stream.Recv()
+			return &pb.SnapshotResponse{}, err
+		})
 	}
 }
 

@@ -70,7 +70,7 @@ func TestEtchedStartsOnADirectoryOfEtcd(t *testing.T) {
 				if err := os.RemoveAll(filepath.Join(server.DataDir(), "member")); err != nil {
 					t.Fatal(err)
 				}
-				checkStopped(t, server)
+				checkStopped(t, server, flags)
 				if err := server.Restart(); err != nil {
 					t.Fatal(err)
 				}
@@ -87,7 +87,7 @@ var tookOver = harness.Choose(func(line harness.LogLine) bool {
 })
 
 // checkStopped stops a member and looks at its directory with the tools for that.
-func checkStopped(t *testing.T, server *harness.Server) {
+func checkStopped(t *testing.T, server *harness.Server, flags []string) {
 	t.Helper()
 	if err := server.Stop(); err != nil {
 		t.Fatal(err)
@@ -97,7 +97,7 @@ func checkStopped(t *testing.T, server *harness.Server) {
 		t.Fatal(err)
 	}
 	for _, tool := range []string{"check", "status"} {
-		if output, err := exec.Command(binary, tool, server.DataDir()).CombinedOutput(); err != nil {
+		if output, err := exec.Command(binary, append([]string{tool, server.DataDir()}, flags...)...).CombinedOutput(); err != nil {
 			t.Errorf("etched %s: %v\n%s", tool, err, output)
 		}
 	}
@@ -146,8 +146,25 @@ func TestAClusterChangesItsKind(t *testing.T) {
 					acknowledged.check(t, client)
 					goesOn(t, client, acknowledged)
 				}
+				if kind == harness.Etched {
+					sameInAnEtcd(t, content, servers[i])
+				}
 			}
 		})
+	}
+}
+
+// sameInAnEtcd restores an etcd from a snapshot of a member, and compares their hashes.
+func sameInAnEtcd(t *testing.T, content *content, member *harness.Server) {
+	t.Helper()
+	client := content.dial(member)
+	restored := hashOfHead(t, content.dial(restoredEtcd(t, save(t, client))))
+	own, err := client.HashKV(harness.Context(t, limit), client.Endpoints()[0], restored.HashRevision)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if own.Hash != restored.Hash || own.CompactRevision != restored.CompactRevision {
+		t.Errorf("a snapshot has the hash %v, its member %v", restored, own)
 	}
 }
 

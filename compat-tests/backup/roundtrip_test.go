@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	bolt "go.etcd.io/bbolt"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -132,6 +133,9 @@ func TestBadSnapshots(t *testing.T) {
 		{"a bit flipped", "was changed or damaged", flipped, nil},
 		{"foreign", "it is not a bbolt database", foreign, []string{"--skip-hash-check"}},
 		{"empty", "it is not a bbolt database", nil, []string{"--skip-hash-check"}},
+		{"of another program", "it has no bucket", bbolt(t, map[string][2]string{"jobs": {"1", "x"}}), []string{"--skip-hash-check"}},
+		{"a bad record", `bucket "key" has a record that cannot be read`,
+			bbolt(t, map[string][2]string{"key": {"\x00\x00\x00\x00\x00\x00\x00\x02_\x00\x00\x00\x00\x00\x00\x00\x00", "\xff"}}), []string{"--skip-hash-check"}},
 	} {
 		t.Run(bad.name, func(t *testing.T) {
 			parent := t.TempDir()
@@ -148,6 +152,39 @@ func TestBadSnapshots(t *testing.T) {
 			}
 		})
 	}
+}
+
+// bbolt is a file with a pair in each bucket.
+func bbolt(t *testing.T, buckets map[string][2]string) []byte {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "db")
+	db, err := bolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bolt.Tx) error {
+		for name, pair := range buckets {
+			bucket, err := tx.CreateBucket([]byte(name))
+			if err != nil {
+				return err
+			}
+			if err := bucket.Put([]byte(pair[0]), []byte(pair[1])); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return whole
 }
 
 func restart(t *testing.T, server *harness.Server) {

@@ -44,7 +44,13 @@ func (s *secured) flags(member int) []string {
 	return []string{
 		"--cert-file=" + file("server.crt"), "--key-file=" + file("server.key"), "--trusted-ca-file=" + file("ca.crt"), "--client-cert-auth",
 		"--peer-cert-file=" + file("peer.crt"), "--peer-key-file=" + file("peer.key"), "--peer-trusted-ca-file=" + file("ca.crt"), "--peer-client-cert-auth",
+		"--client-crl-file=" + s.list(member), "--peer-crl-file=" + s.list(member),
 	}
+}
+
+// list is a member's of revoked certificates.
+func (s *secured) list(member int) string {
+	return filepath.Join(s.memberDir(member), "revoked.crl")
 }
 
 // trust gives a member the authorities that it is to trust.
@@ -73,6 +79,7 @@ func (s *secured) prepare(by *authority) {
 		}
 		s.certify(member, by)
 		s.trust(member, by)
+		by.revokes(s.list(member))
 	}
 }
 

@@ -2,6 +2,7 @@ package tls
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -90,5 +91,35 @@ func TestGatewayActsAsItsCaller(t *testing.T) {
 				t.Errorf("%+v, HTTP/2 %v: %d %s", fmt.Sprint(c), http2, status, text)
 			}
 		}
+	}
+}
+
+// Where clients are let in by the names in their certificates, a request to the JSON
+// gateway is let in as a call of gRPC is.
+func TestGatewayBehindNames(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	allowed := w.known.issue(holder{commonName: "client", names: []string{"allowed.test"}})
+	server := harness.Start(t, harness.Etched, harness.Options{
+		Flags: append(w.server.flags(""), "--trusted-ca-file="+w.known.file, "--client-cert-auth",
+			"--client-cert-allowed-hostname=allowed.test"),
+		Encryption: harness.Encryption{ClientTLS: client(pool(w.known), &allowed)},
+	})
+	post := func(shown tls.Certificate) (string, error) {
+		transport := &http.Transport{TLSClientConfig: client(pool(w.known), &shown)}
+		defer transport.CloseIdleConnections()
+		response, err := (&http.Client{Transport: transport, Timeout: callLimit}).Post(
+			server.URL()+"/v3/kv/put", "application/json", strings.NewReader(`{"key":"YQ==","value":"MQ=="}`))
+		if err != nil {
+			return "", err
+		}
+		defer response.Body.Close()
+		return response.Status, nil
+	}
+	if status, err := post(allowed); err != nil || status != "200 OK" {
+		t.Errorf("an allowed client: %s %v", status, err)
+	}
+	if status, err := post(w.known.issue(holder{commonName: "client", names: []string{"other.test"}})); err == nil {
+		t.Errorf("another client: %s", status)
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"etched.dev/compat-tests/harness"
 )
 
@@ -170,9 +172,30 @@ func TestSelfSignedMembers(t *testing.T) {
 		Flags:      []string{"--auto-tls", "--peer-auto-tls"},
 		Encryption: harness.Encryption{ClientTLS: &tls.Config{InsecureSkipVerify: true}, PeerTLS: true},
 	})
-	for _, member := range cluster.Members() {
+	for number, member := range cluster.Members() {
 		if lines := rejections(t, member.Server, "127.0.0.1"); len(lines) > 0 {
 			t.Errorf("%s: %v", member.Name(), lines[0])
+		}
+		client := member.Client(t)
+		if _, err := client.Put(harness.Context(t, callLimit), fmt.Sprint("by ", number), "x"); err != nil {
+			t.Errorf("%s: %v", member.Name(), err)
+		}
+	}
+	for number, member := range cluster.Members() {
+		restart := func() {
+			if err := member.Server.Stop(); err != nil {
+				t.Fatal(err)
+			}
+			if err := member.Restart(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if number > 0 {
+			restart()
+		}
+		found, err := member.Client(t).Get(harness.Context(t, 20*time.Second), "by ", clientv3.WithPrefix())
+		if err != nil || len(found.Kvs) != 3 {
+			t.Errorf("%s: %v, %v", member.Name(), found, err)
 		}
 	}
 }

@@ -41,8 +41,8 @@ func (s *secured) reconnect(load *workload, member *harness.Member) {
 	time.Sleep(settles)
 }
 
-// Certificates and authorities are replaced under load, no member restarts, and no
-// request fails.
+// Certificates, authorities and lists of revoked certificates are replaced under load,
+// no member restarts, and no request fails.
 func TestRotation(t *testing.T) {
 	t.Parallel()
 	s := &secured{t: t, dir: t.TempDir()}
@@ -85,6 +85,22 @@ func TestRotation(t *testing.T) {
 	}
 	newPairs(old)
 	s.broken(load, s.cluster.Members()[1], 1)
+
+	once := old.issue(holder{commonName: "once"})
+	isIn := func(member *harness.Member) bool {
+		return strings.HasPrefix(http1(from(""), member.Endpoint(), client(pool(old), &once), "/version"), "200")
+	}
+	for _, list := range []struct {
+		name    string
+		revoked []tls.Certificate
+	}{{"a list of one", []tls.Certificate{once}}, {"a list of others", []tls.Certificate{old.local(), old.local()}}} {
+		each(list.name, func(member int) { old.revokes(s.list(member), list.revoked...) })
+		for _, member := range s.cluster.Members() {
+			if in := isIn(member); in != (len(list.revoked) > 1) {
+				t.Errorf("%s: %s lets the one in that is revoked: %t", list.name, member.Name(), in)
+			}
+		}
+	}
 
 	// The way of docs/SECURITY.md.
 	both := person{former.pair, pool(old, next)}
@@ -130,7 +146,7 @@ func (s *secured) broken(load *workload, member *harness.Member, number int) {
 	s.t.Helper()
 	// How many read it: the authorities are those of clients, of members that call and
 	// of those that are called.
-	for name, readers := range map[string]int{"server.crt": 1, "peer.key": 2, "ca.crt": 3} {
+	for name, readers := range map[string]int{"server.crt": 1, "peer.key": 2, "ca.crt": 3, "revoked.crl": 3} {
 		path := filepath.Join(s.memberDir(number), name)
 		content, err := os.ReadFile(path)
 		if err != nil {

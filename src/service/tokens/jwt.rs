@@ -5,6 +5,9 @@
 //! the flags: none is taken from the token. `exp` and `nbf` are checked if they are there. As in
 //! etcd an `exp` of 0 counts as none.
 //!
+//! The form of a token, two JSON objects and a signature in base64, is made and read here: the crates
+//! for it do not know ES512, which etcd has. Whatever is cryptography is in aws-lc-rs.
+//!
 //! A signature is checked at the first use of a token; the results of the newest are kept, as
 //! digests, since a client sends the same token with each call.
 
