@@ -33,46 +33,64 @@ pub struct Pace {
     /// The pause between two steps.
     pub sleep: Duration,
     /// True where a pause need not be longer than the step before it: half of the time is left to
-    /// requests. Where none came meanwhile it is a part of that: steps do not wait for nobody.
+    /// requests. Where none came for a while it is a part of that: steps do not wait for nobody.
     pub shorter: bool,
 }
 
 /// What a pause is shorter by where no request came.
 const FOR_NOBODY: u32 = 8;
+/// Where one came, others may be about to come for so long.
+const QUIET: Duration = Duration::from_millis(100);
 
 impl Pace {
-    fn pause_after(&self, step: Duration, requests: u64) -> Duration {
-        match (self.shorter, requests) {
-            (true, 0) => self.sleep.min(step / FOR_NOBODY),
-            (true, _) => self.sleep.min(step),
+    fn pause_after(&self, step: Duration, is_quiet: bool) -> Duration {
+        match (self.shorter, is_quiet) {
+            (true, true) => self.sleep.min(step / FOR_NOBODY),
+            (true, false) => self.sleep.min(step),
             (false, _) => self.sleep,
         }
     }
 }
 
-/// A step, and the requests that come while it takes its time.
-struct TimedStep {
+/// Steps with pauses between them, which leave time to others.
+struct Steps<'a> {
+    shared: &'a Shared,
+    pace: Pace,
     began: Duration,
     requests: u64,
+    /// No request came since then.
+    quiet_since: Duration,
 }
 
-impl TimedStep {
-    fn begin(shared: &Shared) -> Self {
+impl<'a> Steps<'a> {
+    fn new(shared: &'a Shared, pace: Pace) -> Self {
+        let now = shared.clock.now();
         Self {
-            began: shared.clock.now(),
+            shared,
+            pace,
+            began: now,
             requests: requests(&shared.metrics),
+            quiet_since: now,
         }
     }
 
-    fn took(&self, shared: &Shared) -> Duration {
-        shared.clock.now() - self.began
+    fn begin(&mut self) {
+        self.began = self.shared.clock.now();
     }
 
-    /// Leaves time to others.
-    async fn pause(&self, shared: &Shared, pace: Pace) {
-        let came = requests(&shared.metrics) - self.requests;
-        let pause = pace.pause_after(self.took(shared), came);
-        shared.clock.sleep(pause).await;
+    fn took(&self) -> Duration {
+        self.shared.clock.now() - self.began
+    }
+
+    async fn pause(&mut self) {
+        let now = self.shared.clock.now();
+        let requests = requests(&self.shared.metrics);
+        if requests != self.requests {
+            (self.requests, self.quiet_since) = (requests, now);
+        }
+        let is_quiet = now >= self.quiet_since + QUIET;
+        let pause = self.pace.pause_after(self.took(), is_quiet);
+        self.shared.clock.sleep(pause).await;
     }
 }
 
@@ -110,9 +128,10 @@ async fn keep_hash(
     let compacted = compaction::finished(engine.latest())?;
     let limit = pace.batch_limit.saturating_mul(HASHED_FOR_REMOVED);
     let mut hashing = Hashing::new(compacted, progress.target, scratch_dir);
+    let mut steps = Steps::new(shared, pace);
     let hash = loop {
         let view = view.clone();
-        let timed = TimedStep::begin(shared);
+        steps.begin();
         let stepped = blocking(shared.executor.as_ref(), move || {
             let pinned = PinnedView {
                 compacted,
@@ -132,7 +151,7 @@ async fn keep_hash(
             break hash;
         }
         hashing = rest;
-        timed.pause(shared, pace).await;
+        steps.pause().await;
     };
     let mut hashes = shared.compaction_hashes.lock();
     if number != shared.numbered_engine().number {
@@ -194,9 +213,10 @@ async fn catch_up(
             }
         }
         let mut progress = Some(start);
+        let mut steps = Steps::new(shared, pace);
         while let Some(at) = progress {
             let engine = engine.clone();
-            let timed = TimedStep::begin(shared);
+            steps.begin();
             let stepped = blocking(shared.executor.as_ref(), move || {
                 let view = engine.view();
                 let mut batch = Batch::default();
@@ -215,10 +235,9 @@ async fn catch_up(
                 // The runtime is going down.
                 Err(_) => return Ok(()),
             };
-            let took = timed.took(shared);
-            shared.metrics.compaction_pause.observe(took);
+            shared.metrics.compaction_pause.observe(steps.took());
             if progress.is_some() {
-                timed.pause(shared, pace).await;
+                steps.pause().await;
             }
         }
         tracing::info!(
@@ -248,10 +267,10 @@ mod tests {
             sleep: ms(10),
             shorter: true,
         };
-        assert_eq!(pace.pause_after(ms(2), 1), ms(2));
-        assert_eq!(pace.pause_after(ms(70), 1), ms(10));
-        assert_eq!(pace.pause_after(ms(16), 0), ms(2));
+        assert_eq!(pace.pause_after(ms(2), false), ms(2));
+        assert_eq!(pace.pause_after(ms(70), false), ms(10));
+        assert_eq!(pace.pause_after(ms(16), true), ms(2));
         pace.shorter = false;
-        assert_eq!(pace.pause_after(ms(2), 0), ms(10));
+        assert_eq!(pace.pause_after(ms(2), true), ms(10));
     }
 }
