@@ -2,14 +2,16 @@
 //!
 //! A page is read once for all watches whose next revision lies in it. It begins by turns at the
 //! watch that is farthest behind, so that the watches meet and share their pages, and at the one
-//! that is nearest to the head, so that it need not wait for the others. A revision that is too large
-//! for a page is for its watches one by one (see `large`).
+//! that is nearest to the head, so that it need not wait for the others. Where a revision is too large
+//! for a page, the watches that want little of it get a page of that, and the others are served one
+//! by one (see `large`).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::Limits;
 use super::copies::Copies;
+use super::logged::PART;
 use super::queue::{Encoded, Wanted, WatchName};
 use super::range_set::{NodeId, RangeSet};
 use crate::budget::Held;
@@ -19,7 +21,14 @@ use crate::mvcc::read::PinnedView;
 use crate::proto::EncodedEvent;
 use crate::storage;
 use crate::storage::schema::ChangeKind;
-use crate::types::KeyRange;
+use crate::types::{KeyRange, Revision};
+
+/// Of a large revision, what one watch gets beside others.
+const FEW_CHANGES: usize = if cfg!(any(test, feature = "simulation")) {
+    2
+} else {
+    100
+};
 
 /// How many changes are looked at for one call that finds none to hand out.
 const SERVE_STEPS: usize = if cfg!(test) { 20 } else { 100_000 };
@@ -153,10 +162,67 @@ impl CatchUp {
             return Ok(Found::Nothing);
         };
         self.sum_up_wants(from);
+        let found = self.read_from(from, BTreeSet::new(), pinned, limits, copies)?;
+        let Found::Large { revision, .. } = found else {
+            return Ok(found);
+        };
+        let behind = |this: &Self, skip: &BTreeSet<NodeId>| {
+            let behind = this
+                .members
+                .range((from, i64::MIN)..(revision + 1, i64::MIN));
+            behind.filter(|(_, it)| !skip.contains(&it.node)).count()
+        };
+        if behind(self, &BTreeSet::new()) < 2 {
+            return Ok(found);
+        }
+        let much = self.wanting_much(pinned, revision)?;
+        if behind(self, &much) == 0 {
+            return Ok(found);
+        }
+        Ok(match self.read_from(from, much, pinned, limits, copies)? {
+            // It is not the number of changes, but their size.
+            Found::Large { .. } => found,
+            page => page,
+        })
+    }
+
+    /// The ranges whose watches want more than a few changes of a revision.
+    fn wanting_much(
+        &self,
+        pinned: &PinnedView<'_>,
+        revision: i64,
+    ) -> storage::Result<BTreeSet<NodeId>> {
+        let (mut counts, mut matching) = (HashMap::<NodeId, usize>::new(), Vec::new());
+        let mut next = Some(Revision::new(revision, 0));
+        while let Some(at) = next {
+            (_, next) = pinned.changes_of(at, PART, &mut |key, kind, revision| {
+                matching.clear();
+                self.ranges.matching(key, &mut matching);
+                let wants = |node: &&NodeId| self.ranges.get(**node).kind_from(kind) <= revision;
+                for node in matching.iter().filter(wants) {
+                    *counts.entry(*node).or_default() += 1;
+                }
+                None
+            })?;
+        }
+        let much = counts.into_iter().filter(|(_, count)| *count > FEW_CHANGES);
+        Ok(much.map(|(node, _)| node).collect())
+    }
+
+    /// Reads a page for all but those of the ranges `skip`.
+    fn read_from(
+        &mut self,
+        from: i64,
+        skip: BTreeSet<NodeId>,
+        pinned: &PinnedView<'_>,
+        limits: &Limits,
+        copies: &Arc<Copies>,
+    ) -> storage::Result<Found> {
         let share = copies.share();
         let free = share.limit_bytes().saturating_sub(share.used_bytes());
         let mut hits = Hits {
             limit: limits.page_hits,
+            skip,
             ..Hits::default()
         };
         let limit = PageLimit {
@@ -181,7 +247,7 @@ impl CatchUp {
         let mut changes = page.changes;
         changes.truncate(changes.partition_point(|change| change.revision.main < next));
         let by_range = hits.by_range(changes.len());
-        let serve = self.move_on(from, next, &by_range);
+        let serve = self.move_on(from, next, &by_range, &hits.skip);
         let bytes = changes.iter().map(Change::size_bytes).sum();
         Ok(Found::Page(Page {
             copies: copies.clone(),
@@ -234,17 +300,23 @@ impl CatchUp {
         }
     }
 
-    /// Puts the watches within a page behind it; returns those that it may hold events for.
+    /// Puts the watches within a page behind it, but those of the ranges `skip`; returns those that
+    /// it may hold events for.
     fn move_on(
         &mut self,
         from: i64,
         page_next: i64,
         by_range: &BTreeMap<NodeId, Vec<u32>>,
+        skip: &BTreeSet<NodeId>,
     ) -> VecDeque<Served> {
         let mut behind = self.members.split_off(&(from, i64::MIN));
         let mut ahead = behind.split_off(&(page_next, i64::MIN));
         let mut serve = VecDeque::new();
         for ((next, id), member) in behind {
+            if skip.contains(&member.node) {
+                self.members.insert((next, id), member);
+                continue;
+            }
             if by_range.contains_key(&member.node) {
                 serve.push_back(Served {
                     watch: WatchName {
@@ -280,6 +352,8 @@ pub(super) enum Found {
 #[derive(Default)]
 struct Hits {
     limit: usize,
+    /// These want nothing of it.
+    skip: BTreeSet<NodeId>,
     /// The ranges of each wanted change, change by change.
     ranges: Vec<NodeId>,
     /// Where those of each change end.
@@ -304,8 +378,9 @@ impl Hits {
         }
         self.matching.clear();
         ranges.matching(key, &mut self.matching);
+        let skip = &self.skip;
         self.matching
-            .retain(|node| ranges.get(*node).kind_from(kind) <= revision);
+            .retain(|node| !skip.contains(node) && ranges.get(*node).kind_from(kind) <= revision);
         if self.matching.is_empty() {
             return None;
         }

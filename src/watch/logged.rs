@@ -14,7 +14,11 @@ use crate::types::Revision;
 
 /// What is read at once.
 pub(super) const PART: PartLimit = PartLimit {
-    records: if cfg!(test) { 3 } else { 1_000 },
+    records: if cfg!(any(test, feature = "simulation")) {
+        3
+    } else {
+        1_000
+    },
     bytes: 1 << 20,
 };
 
