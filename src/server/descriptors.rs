@@ -6,11 +6,13 @@
 //! accepted.
 
 use crate::storage::rocks::LOOK_OPEN_FILES;
+use crate::transport::MAX_UNLISTED_PEERS;
 
 /// Standard streams, the runtime's own, locks, listeners, the log's segments, `RocksDB`'s own
-/// files and those that a flush or a compaction writes, connections to other members, and a file
-/// or two for a moment (a scrape, a name that is looked up, a snapshot).
-const OWN: u64 = 64;
+/// files and those that a flush or a compaction writes, connections to other members and to those
+/// that are not known as such yet, and a file or two for a moment (a scrape, a name that is looked
+/// up, a snapshot).
+const OWN: u64 = 64 + 2 * MAX_UNLISTED_PEERS as u64;
 /// The least and the most that the engine keeps open of its tables; it takes no fewer than 20. Two
 /// engines are open while a received state replaces one that is still read.
 const TABLES: (u64, u64) = (20, 1024);
@@ -24,9 +26,11 @@ const PROBES: (u64, u64) = (8, 64);
 /// Clients have so many, however little is left: the rest is seldom needed all at once.
 const MIN_CLIENTS: u64 = 16;
 
-/// With fewer the least of each is more than there is: what follows is for a member that is idle, or
-/// alone, and may run out of descriptors in a cluster.
-const ENOUGH: u64 = 128;
+/// With fewer the least of each is more than there is, and a member may run out of descriptors in a
+/// cluster.
+const ENOUGH: u64 = 224;
+/// With fewer what follows is for a member that is idle, or alone.
+const FEW: u64 = 128;
 /// With fewer not even the log and the state are sure of theirs.
 const LEAST: u64 = 64;
 /// Of an idle member itself, with the least of tables and what a flush or a compaction writes.
@@ -63,7 +67,7 @@ impl Descriptors {
                 "the process may have {limit} files open and needs {LEAST} at least; raise the limit (ulimit -n, LimitNOFILE=)"
             ));
         }
-        if limit < ENOUGH {
+        if limit < FEW {
             let (peers, probes) = (5, 2);
             let clients = limit - LEAST_OWN - peers - probes;
             return Ok(Self {
@@ -121,11 +125,11 @@ mod tests {
             (64, [20, 5, 2, 4]),
             (127, [20, 5, 2, 16]),
             (128, [20, 16, 8, 16]),
-            (256, [32, 16, 16, 56]),
-            (1024, [128, 64, 64, 536]),
-            (4096, [512, 128, 64, 2776]),
-            (1 << 20, [1024, 128, 64, (1 << 20) - 2344]),
-            (u64::MAX, [1024, 128, 64, usize::MAX - 2344]),
+            (256, [32, 16, 16, 40]),
+            (1024, [128, 64, 64, 520]),
+            (4096, [512, 128, 64, 2760]),
+            (1 << 20, [1024, 128, 64, (1 << 20) - 2360]),
+            (u64::MAX, [1024, 128, 64, usize::MAX - 2360]),
         ];
         for (limit, [tables, peers, probes, clients]) in cases {
             let expected = Descriptors {
@@ -137,7 +141,7 @@ mod tests {
             assert_eq!(Descriptors::of(limit), Ok(expected), "of {limit}");
         }
         assert!(Descriptors::of(LEAST - 1).is_err());
-        for limit in 256..5000 {
+        for limit in ENOUGH..5000 {
             let parts = Descriptors::of(limit).expect("enough");
             let sum = 2 * parts.tables + parts.peers + parts.probes + parts.clients;
             assert!(sum as u64 + OWN + LOOKS <= limit, "{parts:?} of {limit}");

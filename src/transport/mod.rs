@@ -44,6 +44,7 @@ pub use dial::{Channel, Dialler, Encryption, Route, Windows, dial_within};
 pub use identity::Local;
 pub use network::GrpcNetwork;
 pub use peer_rpc::describe;
+pub use roster::MAX_UNLISTED_PEERS;
 #[cfg(any(test, feature = "simulation"))]
 pub use roster::Roster;
 

@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use super::Peer;
 use crate::types::MemberId;
 
-/// The number of unlisted peers that are remembered.
-const MAX_UNLISTED_PEERS: usize = 64;
+/// The number of unlisted peers that are remembered: each costs connections. One more takes the place
+/// of the one that was learned first, which is learned again when it calls again.
+pub const MAX_UNLISTED_PEERS: usize = 8;
 /// The number of a caller's URLs that are remembered.
 const MAX_LEARNED_URLS: usize = 16;
 
@@ -20,7 +21,9 @@ pub struct Roster {
     own: MemberId,
     own_urls: Vec<String>,
     listed: BTreeMap<MemberId, Vec<String>>,
-    learned: BTreeMap<MemberId, Vec<String>>,
+    /// The URLs of each, and its number among all that were learned.
+    learned: BTreeMap<MemberId, (Vec<String>, u64)>,
+    learned_so_far: u64,
 }
 
 impl Roster {
@@ -31,6 +34,7 @@ impl Roster {
             own_urls,
             listed: BTreeMap::new(),
             learned: BTreeMap::new(),
+            learned_so_far: 0,
         }
     }
 
@@ -70,22 +74,36 @@ impl Roster {
         if self
             .learned
             .get(&caller)
-            .is_some_and(|learned| learned == urls)
+            .is_some_and(|(learned, _)| learned == urls)
         {
             return false;
         }
-        let unlisted = !self.listed.contains_key(&caller) && !self.learned.contains_key(&caller);
-        if unlisted && self.learned.len() >= MAX_UNLISTED_PEERS {
-            return false;
+        if !self.listed.contains_key(&caller) && !self.learned.contains_key(&caller) {
+            self.make_place();
         }
-        self.learned.insert(caller, urls.to_vec());
+        self.learned_so_far += 1;
+        let learned = (urls.to_vec(), self.learned_so_far);
+        self.learned.insert(caller, learned);
         true
+    }
+
+    /// Forgets the unlisted peer that was learned first, where no more may be remembered.
+    fn make_place(&mut self) {
+        let listed = &self.listed;
+        let unlisted = self.learned.iter();
+        let unlisted = unlisted.filter(|(member, _)| !listed.contains_key(member));
+        let unlisted: Vec<_> = unlisted.map(|(member, (_, at))| (*at, *member)).collect();
+        if unlisted.len() >= MAX_UNLISTED_PEERS
+            && let Some((_, first)) = unlisted.into_iter().min()
+        {
+            self.learned.remove(&first);
+        }
     }
 
     /// All reachable peers. The URLs in the state come first.
     pub fn peers(&self) -> Vec<Peer> {
         let mut peers = self.listed.clone();
-        for (member, learned) in &self.learned {
+        for (member, (learned, _)) in &self.learned {
             let urls = peers.entry(*member).or_default();
             for url in learned {
                 if !urls.contains(url) {
@@ -192,5 +210,10 @@ mod tests {
         assert_eq!(roster.peers().len(), 1 + MAX_UNLISTED_PEERS);
         // Members of the state are none.
         assert!(roster.learn(MemberId(2), &urls("b")));
+        // The newest ones are known, and one that was forgotten is again when it calls.
+        let knows = |roster: &Roster, id| roster.knows(MemberId(id));
+        assert!(!knows(&roster, 17) && knows(&roster, 18) && knows(&roster, 25));
+        assert!(roster.learn(MemberId(10), &urls("j")));
+        assert!(!knows(&roster, 18) && knows(&roster, 10) && knows(&roster, 2));
     }
 }
