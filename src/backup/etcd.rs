@@ -211,3 +211,29 @@ struct ConfState {
 fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_keeps_what_is_left_of_it() {
+        for (id, ttl_s, remaining_ttl_s) in [(7, 60, 0), (-7, 60, 13), (i64::MIN, i64::MAX, 1)] {
+            let (id, kept) = (
+                LeaseId(id),
+                Lease {
+                    ttl_s,
+                    remaining_ttl_s,
+                },
+            );
+            assert_eq!(parse_lease(&lease(id, &kept)), Some((id, kept)));
+        }
+        // As etcd's own encoder writes it.
+        let known = b"\x08\x07\x10\x3c\x18\x0d";
+        let kept = Lease {
+            ttl_s: 60,
+            remaining_ttl_s: 13,
+        };
+        assert_eq!(lease(LeaseId(7), &kept), known);
+    }
+}

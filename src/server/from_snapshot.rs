@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 
-use super::data_dir::DataDir;
+use super::data_dir::{DataDir, beside_etcd};
 use super::{Error, bootstrap, restore};
 use crate::backup::bbolt;
 use crate::backup::import::{self, Imported, Progress};
@@ -109,6 +109,11 @@ pub(super) fn is_unused(target: &Path) -> bool {
     }
 }
 
+/// Of etched or of an etcd, or one of etched beside that.
+fn is_member(target: &Path) -> bool {
+    target.join("member").is_dir() || beside_etcd(target).is_dir()
+}
+
 /// Refuses a directory that holds anything.
 fn check_unused(target: &Path) -> Result<(), Error> {
     match is_unused(target) {
@@ -116,7 +121,7 @@ fn check_unused(target: &Path) -> Result<(), Error> {
         false => Err(Error::Refused(format!(
             "data-dir {:?} not empty or could not be read; move it away, or choose another --data-dir{}",
             target.display().to_string(),
-            match target.join("member").is_dir() {
+            match is_member(target) {
                 true => SKIP_IF_IT_WENT_ON,
                 false => "",
             }
@@ -265,5 +270,30 @@ impl<'a> Reporter<'a> {
             Progress::Read(records) => format!("read {records} records"),
             Progress::Written { records, of } => format!("wrote {records} of {of} records"),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::env::ManualClock;
+
+    #[test]
+    fn a_line_an_interval_says_how_far_it_is() {
+        let (clock, mut lines) = (ManualClock::default(), Vec::new());
+        let mut say = |line: &str| lines.push(line.to_owned());
+        let mut reporter = Reporter::new(&clock, Duration::from_secs(1), &mut say);
+        let mut at = |seconds: u64, progress| {
+            clock.advance(Duration::from_secs(seconds));
+            reporter.imported(progress);
+        };
+        at(0, Progress::Read(1024));
+        at(1, Progress::Read(1025));
+        at(0, Progress::Read(2048));
+        at(0, Progress::Read(3072));
+        let written = |records| Progress::Written { records, of: 9000 };
+        at(3, written(4096));
+        at(0, written(5120));
+        assert_eq!(lines, ["read 2048 records", "wrote 4096 of 9000 records"]);
     }
 }
