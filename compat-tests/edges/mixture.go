@@ -50,6 +50,8 @@ type mixture struct {
 	restarts [][2]time.Duration
 	// underWay are the attacks of this moment.
 	underWay []string
+	// peaked is the most that the system says was resident of any member.
+	peaked int64
 }
 
 // runMixture attacks three members for -edges.minutes.
@@ -80,10 +82,12 @@ func runMixture(t *testing.T, kind harness.Kind) *Outcome {
 	}
 	o.Peak = m.attackAndKill(t.Context(), lasting)
 	for _, member := range m.Members() {
+		m.notePeak(member)
 		if resident, err := member.ResidentBytes(); err == nil {
 			o.After = max(o.After, resident)
 		}
 	}
+	o.Peak = max(o.Peak, m.peaked)
 	evidence, damage := m.Verdict()
 	if evidence != nil {
 		acknowledged := o.count(evidence)
@@ -264,6 +268,13 @@ func (m *mixture) runOneAttack(parent context.Context) {
 	pause(ctx, time.Second)
 }
 
+// notePeak takes the peak of a member's life: samples miss the moments between them.
+func (m *mixture) notePeak(member *harness.Member) {
+	if peaked, err := member.PeakResidentBytes(); err == nil {
+		m.peaked = max(m.peaked, peaked)
+	}
+}
+
 // kill kills and restarts members, one at a time, until the context ends. It also reports
 // and restarts members that exited for another reason.
 func (m *mixture) kill(ctx context.Context) {
@@ -282,6 +293,7 @@ func (m *mixture) kill(ctx context.Context) {
 		next = time.Now().Add(killEvery)
 		member := m.Members()[m.draw(len(m.Members()))]
 		killed := m.Now()
+		m.notePeak(member)
 		m.Must(member.Kill())
 		m.total.answers.add("kills")
 		time.Sleep(restartAfter)
