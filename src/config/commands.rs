@@ -112,7 +112,7 @@ fn export_command() -> clap::Command {
             path(
                 "dir",
                 "DIR",
-                "The member's --data-dir, which stays as it is",
+                "The member's --data-dir, which stays the member's",
             )
             .required(true),
         )

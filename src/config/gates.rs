@@ -52,8 +52,7 @@ impl Known {
     }
 }
 
-const LEASES_ARE_KEPT: &str =
-    "what is left of a lease is always kept over restarts and changes of leader";
+const LEASES_ARE_KEPT: &str = "checkpoints of what is left of a lease are always made and kept";
 
 use Stage::{Alpha, Beta};
 

@@ -62,8 +62,8 @@ pub struct Limits {
     /// Bytes in a page; less where `total_bytes` runs out. One revision always fits that is not
     /// large.
     pub page_bytes: usize,
-    /// A revision of more, and of more than a page may hold, is large: it is read for one watch at
-    /// a time.
+    /// A revision of more, and of more than a page may hold, is large: who wants much of it gets it
+    /// alone.
     pub whole_bytes: usize,
 }
 
