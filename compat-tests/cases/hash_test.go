@@ -1,8 +1,11 @@
 package cases
 
 import (
+	"context"
 	"fmt"
+	"sync"
 	"testing"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
@@ -52,6 +55,47 @@ func TestHashKVOfManyKeys(t *testing.T) {
 	}
 	duoRestart(p)
 	look()
+	hashesAtOnce(t, p)
+}
+
+// hashesAtOnce asks an etched for more hashes than it computes at a time: the others
+// wait, hold next to nothing, and no put waits for them.
+func hashesAtOnce(t *testing.T, p *pair) {
+	t.Helper()
+	const hashes, puts = 20, 20
+	server := p.duo.Etched
+	before, err := server.ResidentBytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.ResetPeak(); err != nil {
+		t.Fatal(err)
+	}
+	var asked sync.WaitGroup
+	for range hashes {
+		asked.Go(func() {
+			if outcome := invoke(context.Background(), p.conn[etched], &pb.HashKVRequest{}); outcome.Err != nil {
+				t.Error(outcome.Err)
+			}
+		})
+	}
+	began := time.Now()
+	for range puts {
+		if outcome := invoke(context.Background(), p.conn[etched], put("beside", "x")); outcome.Err != nil {
+			t.Error(outcome.Err)
+		}
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("%d puts took %v", puts, took)
+	}
+	asked.Wait()
+	peak, err := server.PeakResidentBytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if more := peak - before; more > 64<<20 {
+		t.Errorf("%d hashes took %d MiB", hashes, more>>20)
+	}
 }
 
 // A compaction to 0 keeps a hash as others do. etcd answers it to everybody who
