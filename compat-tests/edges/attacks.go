@@ -499,18 +499,18 @@ func deletedBefore(ctx context.Context, s *attackRun) error {
 	if err := s.fill(ctx, "behind/", s.count(1_000_000), 0); err != nil {
 		return err
 	}
-	_, err := s.client.Delete(ctx, attackSpace+"behind/", clientv3.WithPrefix())
-	return err
+	deleted, err := s.client.Delete(ctx, attackSpace+"behind/", clientv3.WithPrefix())
+	if err != nil {
+		return err
+	}
+	s.deleted = deleted.Header.Revision
+	return nil
 }
 
 func watchesBehind(ctx context.Context, s *attackRun) error {
 	const watches = 20
-	now, err := s.client.Get(ctx, attackSpace, clientv3.WithCountOnly())
-	if err != nil {
-		return err
-	}
 	watch := framed(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
-		Key: []byte(attackSpace + "behind/"), RangeEnd: []byte(attackSpace + "behind0"), StartRevision: now.Header.Revision, PrevKv: true,
+		Key: []byte(attackSpace + "behind/"), RangeEnd: []byte(attackSpace + "behind0"), StartRevision: s.deleted, PrevKv: true,
 	}}})
 	began := time.Now()
 	var reading []*call

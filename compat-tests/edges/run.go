@@ -65,6 +65,8 @@ type attackRun struct {
 
 	answers tally // what the attacker was answered
 
+	// deleted is the revision of a deletion before the attack.
+	deleted int64
 	// compaction is how long a physical compaction took, if there was one.
 	compaction time.Duration
 
