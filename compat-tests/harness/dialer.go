@@ -6,13 +6,14 @@ import (
 	"net"
 	"os"
 	"strconv"
-	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // dialerOf answers which of the processes holds the other end of a connection
-// over loopback that this process accepted: the kernel's table of connections
-// gives the socket of that end, and the processes' open files its holder.
+// over loopback that this process accepted: the kernel knows the socket of that
+// end, and the processes' open files its holder.
 func dialerOf(accepted net.Conn, pids []int) (pid int, err error) {
 	remote, ok := accepted.RemoteAddr().(*net.TCPAddr)
 	if !ok {
@@ -33,34 +34,59 @@ func dialerOf(accepted net.Conn, pids []int) (pid int, err error) {
 	return 0, fmt.Errorf("no known process holds %v", remote)
 }
 
-// socketOf answers the inode of the socket with these ends, or nothing.
+// socketOf answers the inode of the socket with these ends, or nothing. It asks the
+// kernel for this one: /proc/net/tcp has every connection of the machine, and a
+// machine that just ended some ten thousand takes longer to print them than members
+// wait for a connection.
 func socketOf(local, remote *net.TCPAddr) string {
-	content, err := os.ReadFile("/proc/net/tcp")
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
 		return ""
 	}
-	wanted := " " + kernelAddress(local) + " " + kernelAddress(remote) + " "
-	at := strings.Index(string(content), wanted)
-	if at < 0 {
+	defer unix.Close(fd)
+	limit := unix.Timeval{Sec: 1}
+	if unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit) != nil {
 		return ""
 	}
-	const inodeColumn = 8 // counted from the first address
-	rest, _, _ := strings.Cut(string(content[at:]), "\n")
-	columns := strings.Fields(rest)
-	if len(columns) <= inodeColumn || columns[inodeColumn] == "0" {
+	if unix.Sendto(fd, oneSocket(local, remote), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) != nil {
 		return ""
 	}
-	return columns[inodeColumn]
+	answer := make([]byte, unix.Getpagesize())
+	count, _, err := unix.Recvfrom(fd, answer, 0)
+	// A header, then inet_diag_msg of sock_diag(7): four bytes, the ends, four numbers.
+	const inode = unix.SizeofNlMsghdr + 4 + sizeofEnds + 4*4
+	if err != nil || count < inode+4 || binary.NativeEndian.Uint16(answer[4:]) != unix.SOCK_DIAG_BY_FAMILY {
+		return ""
+	}
+	if number := binary.NativeEndian.Uint32(answer[inode:]); number != 0 {
+		return strconv.FormatUint(uint64(number), 10)
+	}
+	return ""
 }
 
-// kernelAddress writes an IPv4 address as /proc/net/tcp does: the address in the
-// machine's byte order, the port in the usual one.
-func kernelAddress(address *net.TCPAddr) string {
-	ip := address.IP.To4()
-	if ip == nil {
-		return "none"
+// sizeofEnds is the size of inet_diag_sockid: two ports, two addresses of 16 bytes,
+// an interface, a cookie of 8.
+const sizeofEnds = 2 + 2 + 16 + 16 + 4 + 8
+
+// oneSocket is the request for the socket with these ends: inet_diag_req_v2 of
+// sock_diag(7).
+func oneSocket(local, remote *net.TCPAddr) []byte {
+	const size = unix.SizeofNlMsghdr + 8 + sizeofEnds
+	request := binary.NativeEndian.AppendUint32(nil, size)
+	request = binary.NativeEndian.AppendUint16(request, unix.SOCK_DIAG_BY_FAMILY)
+	request = binary.NativeEndian.AppendUint16(request, unix.NLM_F_REQUEST)
+	request = append(request, make([]byte, 4+4)...) // the number of the request and the port: none
+	request = append(request, unix.AF_INET, unix.IPPROTO_TCP, 0, 0)
+	request = binary.NativeEndian.AppendUint32(request, ^uint32(0)) // in any state
+	request = binary.BigEndian.AppendUint16(request, uint16(local.Port))
+	request = binary.BigEndian.AppendUint16(request, uint16(remote.Port))
+	for _, address := range []*net.TCPAddr{local, remote} {
+		var ip [16]byte
+		copy(ip[:], address.IP.To4())
+		request = append(request, ip[:]...)
 	}
-	return fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(ip), address.Port)
+	request = append(request, make([]byte, 4)...)                // on any interface
+	return binary.NativeEndian.AppendUint64(request, ^uint64(0)) // whatever its cookie
 }
 
 func holds(pid int, inode string) bool {
