@@ -172,7 +172,7 @@ where
             if answer.body().is_end_stream() {
                 return answer;
             }
-            answer.map(|body| Body::new(Sending::new(body, self.unsent.stream())))
+            answer.map(|body| Body::new(Sending::new(body, self.unsent.clone())))
         }))
     }
 }
@@ -439,9 +439,16 @@ where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: Service,
 {
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let service = Counting {
+        service,
+        waiting: waiting.clone(),
+        unsent: options.unsent.connection(),
+        upcoming: Upcoming::default(),
+    };
     match options.guard.clone() {
         Some(guard) => {
-            let guarded = Box::new(Guarded::new(io, guard, unread));
+            let guarded = Box::new(Guarded::new(io, guard, unread, waiting));
             Box::pin(http(guarded, options, protocols, service, stop))
         }
         None => Box::pin(http(Box::new(io), options, protocols, service, stop)),
@@ -471,23 +478,19 @@ async fn http<I, S>(
     io: Box<I>,
     options: &ServeOptions,
     protocols: &Protocols,
-    service: S,
+    service: Counting<S>,
     mut stop: watch::Receiver<bool>,
 ) where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: Service,
 {
-    let (waiting, upcoming) = (Arc::new(AtomicUsize::new(0)), Upcoming::default());
-    let service = Counting {
-        service,
-        waiting: waiting.clone(),
-        unsent: options.unsent.connection(),
-        upcoming: upcoming.clone(),
-    };
+    let (waiting, upcoming) = (service.waiting.clone(), service.upcoming.clone());
     let connection = protocols.serve_connection_with_upgrades(TokioIo::new(io), service);
     let mut connection = std::pin::pin!(connection);
+    // In order: a number drawn for each turn would show in what a call costs, and one who sends
+    // without end must not hold up a stop.
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+        biased;
         () = stopped(&mut stop) => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
@@ -495,6 +498,7 @@ async fn http<I, S>(
                 () = drained(&waiting) => return,
             }
         }
+        ended = connection.as_mut() => ended,
     };
     if let Err(error) = ended {
         tracing::debug!(from = options.who, %error, "a connection ended");

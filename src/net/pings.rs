@@ -4,7 +4,7 @@
 //! sooner than the minimum time after the last one (or, with no call under way, sooner than two
 //! hours), and forgiven whenever the server sends headers or data; the third is one too many.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -23,7 +23,9 @@ pub const GOAWAY: &[u8] =
 /// What is known of a connection's pings.
 pub struct Policy {
     min_time: Duration,
-    open: HashSet<u32>,
+    /// The streams of calls under way, and whether their answers have begun.
+    open: HashMap<u32, bool>,
+    unanswered: usize,
     newest_stream: u32,
     last_ping: Option<Instant>,
     strikes: u32,
@@ -34,7 +36,8 @@ impl Policy {
     pub fn new(min_time: Duration) -> Self {
         Self {
             min_time,
-            open: HashSet::new(),
+            open: HashMap::new(),
+            unanswered: 0,
             newest_stream: 0,
             last_ping: None,
             strikes: 0,
@@ -46,11 +49,10 @@ impl Policy {
         match frame.kind {
             HEADERS if frame.stream > self.newest_stream => {
                 self.newest_stream = frame.stream;
-                self.open.insert(frame.stream);
+                self.open.insert(frame.stream, false);
+                self.unanswered += 1;
             }
-            RST_STREAM => {
-                self.open.remove(&frame.stream);
-            }
+            RST_STREAM => self.end(frame.stream),
             PING if !frame.has(ACK_OR_END_STREAM) => self.ping(now),
             _ => {}
         }
@@ -61,19 +63,33 @@ impl Policy {
             DATA | HEADERS => {
                 self.forgiven = true;
                 if frame.has(ACK_OR_END_STREAM) {
-                    self.open.remove(&frame.stream);
+                    self.end(frame.stream);
+                } else if frame.kind == HEADERS
+                    && let Some(answered @ false) = self.open.get_mut(&frame.stream)
+                {
+                    *answered = true;
+                    self.unanswered -= 1;
                 }
             }
-            RST_STREAM => {
-                self.open.remove(&frame.stream);
-            }
+            RST_STREAM => self.end(frame.stream),
             _ => {}
         }
     }
 
+    fn end(&mut self, stream: u32) {
+        if self.open.remove(&stream) == Some(false) {
+            self.unanswered -= 1;
+        }
+    }
+
+    /// Calls under way whose answers have not begun.
+    pub fn unanswered(&self) -> usize {
+        self.unanswered
+    }
+
     /// Whether a call is under way on this stream.
     pub fn is_open(&self, stream: u32) -> bool {
-        self.open.contains(&stream)
+        self.open.contains_key(&stream)
     }
 
     fn ping(&mut self, now: Instant) {
@@ -106,6 +122,33 @@ mod tests {
         let frame = Frame::first(GOAWAY).expect("a header");
         assert_eq!((frame.kind, frame.stream), (7, 0));
         assert_eq!(frame.header().len() + frame.len, GOAWAY.len());
+    }
+
+    #[test]
+    fn calls_wait_for_their_answers_until_these_begin_or_the_calls_end() {
+        let frame = |kind, flags, stream| Frame {
+            len: 0,
+            kind,
+            flags,
+            stream,
+        };
+        let now = Instant::now();
+        let mut policy = Policy::new(Duration::ZERO);
+        for stream in [1, 3, 5, 7] {
+            policy.received(frame(HEADERS, 0, stream), now);
+        }
+        // Trailers begin no call.
+        policy.received(frame(HEADERS, ACK_OR_END_STREAM, 7), now);
+        assert_eq!(policy.unanswered(), 4);
+        policy.sent(frame(HEADERS, 0, 1));
+        policy.sent(frame(DATA, 0, 1));
+        policy.sent(frame(HEADERS, ACK_OR_END_STREAM, 1));
+        assert_eq!((policy.unanswered(), policy.is_open(1)), (3, false));
+        policy.sent(frame(HEADERS, ACK_OR_END_STREAM, 3));
+        policy.received(frame(RST_STREAM, 0, 5), now);
+        policy.received(frame(RST_STREAM, 0, 5), now);
+        policy.sent(frame(RST_STREAM, 0, 7));
+        assert_eq!(policy.unanswered(), 0);
     }
 
     #[test]

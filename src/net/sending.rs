@@ -11,7 +11,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
 
-use crate::budget::unsent::Stream;
+use crate::budget::unsent::{Connection, Stream};
 
 /// A first piece up to this size is not counted: all there is of most answers, and no more than
 /// their call costs.
@@ -20,33 +20,36 @@ const FREE_BYTES: usize = 1 << 10;
 /// See the module.
 pub struct Sending {
     body: Body,
-    stream: Arc<Stream>,
+    connection: Arc<Connection>,
+    /// None while nothing was held for it, so that there is room: most answers never have one.
+    stream: Option<Arc<Stream>>,
     /// Came from the body and had no room.
     rest: Bytes,
     begun: bool,
 }
 
 impl Sending {
-    pub fn new(body: Body, stream: Arc<Stream>) -> Self {
+    pub fn new(body: Body, connection: Arc<Connection>) -> Self {
         Self {
             body,
-            stream,
+            connection,
+            stream: None,
             rest: Bytes::new(),
             begun: false,
         }
     }
+}
 
-    fn poll_room(&self, context: &mut Context<'_>) -> Poll<usize> {
-        let room_bytes = self.stream.room_bytes();
-        if room_bytes > 0 {
-            return Poll::Ready(room_bytes);
-        }
-        // What is taken between the look and this would else wake nobody.
-        self.stream.wake_later(context.waker());
-        match self.stream.room_bytes() {
-            0 => Poll::Pending,
-            room_bytes => Poll::Ready(room_bytes),
-        }
+fn poll_room(stream: &Stream, context: &mut Context<'_>) -> Poll<usize> {
+    let room_bytes = stream.room_bytes();
+    if room_bytes > 0 {
+        return Poll::Ready(room_bytes);
+    }
+    // What is taken between the look and this would else wake nobody.
+    stream.wake_later(context.waker());
+    match stream.room_bytes() {
+        0 => Poll::Pending,
+        room_bytes => Poll::Ready(room_bytes),
     }
 }
 
@@ -59,8 +62,10 @@ impl HttpBody for Sending {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
-        let room_bytes = ready!(this.poll_room(context));
         if this.rest.is_empty() {
+            if let Some(stream) = &this.stream {
+                ready!(poll_room(stream, context));
+            }
             let polled = ready!(Pin::new(&mut this.body).poll_frame(context));
             let Some(Ok(frame)) = polled else {
                 return Poll::Ready(polled);
@@ -74,8 +79,11 @@ impl HttpBody for Sending {
             }
             this.rest = data;
         }
+        let connection = &this.connection;
+        let stream = this.stream.get_or_insert_with(|| connection.stream());
+        let room_bytes = ready!(poll_room(stream, context));
         let slice = this.rest.split_to(this.rest.len().min(room_bytes));
-        Poll::Ready(Some(Ok(Frame::data(this.stream.hold(slice)))))
+        Poll::Ready(Some(Ok(Frame::data(stream.hold(slice)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -105,7 +113,7 @@ mod tests {
         let connection = unsent.connection();
         let whole: Bytes = (0..20_000u32).map(|at| at as u8).collect();
         let body = Body::new(Full::new(whole.clone()));
-        let mut sending = Box::pin(Sending::new(body, connection.stream()));
+        let mut sending = Box::pin(Sending::new(body, connection));
         let mut context = Context::from_waker(Waker::noop());
         let mut sent = Vec::new();
         while let Poll::Ready(frame) = sending.as_mut().poll_frame(&mut context) {
@@ -123,7 +131,7 @@ mod tests {
     async fn a_small_answer_is_not_counted() {
         let unsent = Unsent::new(0);
         let body = Body::new(Full::new(Bytes::from_static(&[1; FREE_BYTES])));
-        let sending = Sending::new(body, unsent.connection().stream());
+        let sending = Sending::new(body, unsent.connection());
         let collected = sending.collect().await.expect("a whole body");
         assert_eq!(unsent.bytes(), 0);
         assert_eq!(collected.to_bytes().len(), FREE_BYTES);

@@ -6,6 +6,7 @@ mod files;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,9 @@ struct Echo {
     may: Arc<Semaphore>,
     paths: Arc<Mutex<Vec<String>>>,
     unread: Arc<unread::Connection>,
+    /// A clone for each call that is under way.
+    under_way: Arc<()>,
+    most_under_way: Arc<AtomicUsize>,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Echo {
@@ -55,9 +59,17 @@ impl hyper::service::Service<Request<Incoming>> for Echo {
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let Self { may, paths, unread } = self.clone();
+        let Self {
+            may,
+            paths,
+            unread,
+            under_way,
+            most_under_way,
+        } = self.clone();
+        most_under_way.fetch_max(Arc::strong_count(&under_way), Ordering::Relaxed);
         let mut counted = unread.body();
         Box::pin(async move {
+            let _under_way = under_way;
             let path = request.uri().path().to_owned();
             paths.lock().expect("no panic").push(path.clone());
             if path == "/stream" {
@@ -118,6 +130,8 @@ fn start_at(address: &Address, first_byte_limit: Duration, security: Security) -
         may: Arc::new(Semaphore::new(0)),
         paths: Arc::default(),
         unread: unread.connection(),
+        under_way: Arc::default(),
+        most_under_way: Arc::default(),
     };
     let options = ServeOptions {
         who: "test",
@@ -345,6 +359,30 @@ async fn who_has_much_unread_is_not_read_from_while_all_have_too_much() {
     }
     let _to = sending.await.expect("no panic").expect("all was sent");
     assert_eq!(served.unread.bytes(), 0);
+}
+
+/// Calls that are given up end before many more are begun, and all that come are taken.
+#[tokio::test]
+async fn calls_that_are_given_up_are_not_taken_faster_than_they_end() {
+    const CALLS: u32 = 20_000;
+    let served = start(LIMIT);
+    let mut client = Raw::connect(&served).await;
+    let mut sent = Vec::new();
+    for call in 0..CALLS {
+        let stream = 2 * call + 1;
+        let head = b"\x83\x86\x44\x05/slow\x41\x01a";
+        sent.extend(frame(HEADERS, END_HEADERS, stream, head));
+        sent.extend(frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
+    }
+    client.send(&sent).await;
+    let last = b"\x83\x86\x44\x02/a\x41\x01a";
+    client.send(&frame(HEADERS, 5, 2 * CALLS + 1, last)).await;
+    client.answered(2 * CALLS + 1).await;
+    let most = served.echo.most_under_way.load(Ordering::Relaxed);
+    // A piece that is read has some hundreds of them.
+    assert!(most < 1_000, "{most} at once");
+    let taken = served.echo.paths.lock().expect("no panic").len();
+    assert_eq!(taken, CALLS as usize + 1);
 }
 
 async fn client(served: &Served) -> hyper::client::conn::http2::SendRequest<Body> {
