@@ -4,7 +4,7 @@
 //! What comes is counted where it is read from a socket, and what is read where a request's body
 //! is taken over. Between the two some is dropped (a call was refused, its client gave it up)
 //! without a word to either, so a connection none of whose bodies may hold anything begins anew
-//! at nothing. Together they may hold `limit_bytes`; beyond that a connection that holds more
+//! at nothing. Together they may hold `limit_bytes`, beside a little of each; beyond that a connection that holds more
 //! than a floor is not read from. If one of its bodies has room for what it lacks, it is read
 //! from up to `HUNGRY_FACTOR` times the limit: what comes before that is what others of its calls
 //! wait with, and without it none of them would ever end. Nor would those that cannot answer before
@@ -26,6 +26,9 @@ const LEAST_BYTES: usize = 16 << 10;
 const HUNGRY_FACTOR: usize = 4;
 /// What a piece costs the library at least, whatever is in it.
 const PIECE_BYTES: usize = 256;
+/// So much of each connection is not counted among the bytes of all, which is less than the least
+/// that it may always have: small requests come and are read without a write to what all share.
+const FREE_BYTES: usize = 4 << 10;
 
 /// One block must fit, whatever the limit is: the largest header list, encoded.
 const LEAST_BLOCKS_BYTES: usize = 20 << 20;
@@ -53,8 +56,11 @@ impl Unread {
         self.limit_bytes
     }
 
+    /// Below what is true for a moment where a piece is taken as soon as it comes: then its end is
+    /// counted before it is.
     pub fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        usize::try_from(bytes.cast_signed()).unwrap_or(0)
     }
 
     pub fn is_over(&self) -> bool {
@@ -103,8 +109,11 @@ impl Connection {
     /// A piece came from the network.
     pub fn came(&self, bytes: usize) {
         let bytes = bytes.max(PIECE_BYTES);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.all.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let counted = counted_bytes(before + bytes) - counted_bytes(before);
+        if counted > 0 {
+            self.all.bytes.fetch_add(counted, Ordering::Relaxed);
+        }
     }
 
     /// A part of a header block came.
@@ -141,7 +150,8 @@ impl Connection {
         if self.has_block_that_waits() {
             return true;
         }
-        if !self.all.is_over() || self.bytes.load(Ordering::Relaxed) <= self.all.floor_bytes() {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        if bytes <= LEAST_BYTES || !self.all.is_over() || bytes <= self.all.floor_bytes() {
             return false;
         }
         if is_stuck || self.hungry.load(Ordering::Relaxed) > 0 {
@@ -174,10 +184,16 @@ impl Connection {
                 Some(held.saturating_sub(bytes))
             });
         let (Ok(before) | Err(before)) = before;
-        self.all
-            .bytes
-            .fetch_sub(before.min(bytes), Ordering::Relaxed);
+        let counted = counted_bytes(before) - counted_bytes(before.saturating_sub(bytes));
+        if counted > 0 {
+            self.all.bytes.fetch_sub(counted, Ordering::Relaxed);
+        }
     }
+}
+
+/// What is counted among the bytes of all, of a connection with so many.
+fn counted_bytes(bytes: usize) -> usize {
+    bytes.saturating_sub(FREE_BYTES)
 }
 
 impl Drop for Connection {
@@ -254,7 +270,8 @@ mod tests {
             assert!(!much.must_wait(false), "within the limit");
         }
         little.came(1);
-        assert_eq!(unread.bytes(), 3 * LARGE + PIECE_BYTES);
+        assert_eq!(unread.bytes(), 3 * LARGE - FREE_BYTES);
+        much.came(FREE_BYTES + 1);
         assert!(much.must_wait(false) && !little.must_wait(false));
         assert!(
             !much.must_wait(true),
@@ -263,6 +280,10 @@ mod tests {
         body.took(LARGE);
         assert_eq!(much.taken_bytes(), LARGE);
         assert!(!much.must_wait(false));
+        body.took(3 * LARGE);
+        assert_eq!(unread.bytes(), 0);
+        much.came(LARGE);
+        assert_eq!(unread.bytes(), LARGE - FREE_BYTES);
         drop((much, little));
         drop((body, _other));
         assert_eq!(unread.bytes(), 0);
@@ -316,7 +337,7 @@ mod tests {
         let many: Vec<_> = (0..50).map(|_| unread.connection()).collect();
         let _bodies: Vec<_> = many.iter().map(|connection| connection.body()).collect();
         for connection in &many {
-            connection.came(24 << 10);
+            connection.came(28 << 10);
         }
         assert!(unread.is_over());
         assert!(many.iter().all(|connection| connection.must_wait(false)));
