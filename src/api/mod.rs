@@ -35,9 +35,8 @@ mod turns;
 pub mod validate;
 pub mod watch;
 
-use std::future::Future;
+use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,11 +97,8 @@ pub struct Api {
     max_message_bytes: usize,
 }
 
-/// A call at its service.
-type Serving = tonic::codegen::BoxFuture<Response<Body>, std::convert::Infallible>;
-
-/// What a call answers.
-pub type CallFuture = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+/// What a call answers, as a server of HTTP takes it.
+pub type CallFuture = tonic::codegen::BoxFuture<Response<Body>, Infallible>;
 
 /// Applies the limits that every service has.
 macro_rules! limited {
@@ -229,11 +225,11 @@ impl Api {
     {
         let method = match methods::find(request.uri().path()) {
             Ok(method) => method,
-            Err(status) => return Box::pin(std::future::ready(status.into_http())),
+            Err(status) => return at_once(status.into_http()),
         };
         let wait_limit = match caller::wait_limit(request.headers()) {
             Ok(limit) => limit.filter(|_| !RPCS[method].is_unary()),
-            Err(refused) => return Box::pin(std::future::ready(*refused)),
+            Err(refused) => return at_once(*refused),
         };
         let traced = Traced::begin(self.traces.as_deref(), method, &mut request);
         if let Err(shown) = self.identify(method, &mut request) {
@@ -316,35 +312,31 @@ impl Api {
         let logged = rpc.is_unary() && !call_log::is_logged_by_its_service(rpc);
         let log = logged.then(|| (self.log.clone(), self.log.now()));
         Box::pin(async move {
-            match future.await {
-                Ok(response) => {
-                    drop((kept, head));
-                    let response = body::take_over(response);
-                    let response = status_text::in_grpc_go_words(response, max);
-                    if let Some((log, started)) = log {
-                        log.ended(
-                            rpc.service,
-                            rpc.method,
-                            log.now() - started,
-                            Content::unknown,
-                        );
-                    }
-                    let response = match gate {
-                        Some(gate) => gate.cut(response),
-                        None => response,
-                    };
-                    counted.answer(match up {
-                        Some(up) => ending::until(response, up.map(|()| End::Cancel)),
-                        None => response,
-                    })
-                }
-                Err(never) => match never {},
+            let response = future.await?;
+            drop((kept, head));
+            let response = body::take_over(response);
+            let response = status_text::in_grpc_go_words(response, max);
+            if let Some((log, started)) = log {
+                log.ended(
+                    rpc.service,
+                    rpc.method,
+                    log.now() - started,
+                    Content::unknown,
+                );
             }
+            let response = match gate {
+                Some(gate) => gate.cut(response),
+                None => response,
+            };
+            Ok(counted.answer(match up {
+                Some(up) => ending::until(response, up.map(|()| End::Cancel)),
+                None => response,
+            }))
         })
     }
 
     /// Hands a call to its service.
-    fn serve<B>(&self, method: usize, request: Request<B>) -> Serving
+    fn serve<B>(&self, method: usize, request: Request<B>) -> CallFuture
     where
         B: http_body::Body + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError> + Send + 'static,
@@ -366,5 +358,9 @@ impl Api {
 
 fn refused(counted: Counted, error: Error) -> CallFuture {
     let response = Status::from(error).into_http();
-    Box::pin(std::future::ready(counted.answer(response)))
+    at_once(counted.answer(response))
+}
+
+fn at_once(response: Response<Body>) -> CallFuture {
+    Box::pin(std::future::ready(Ok(response)))
 }

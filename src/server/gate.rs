@@ -3,15 +3,15 @@
 //! gateway becomes a call of gRPC here, by the same client.
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use ::http::header::CONTENT_TYPE;
 use ::http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use futures_util::FutureExt as _;
 use hyper::body::Incoming;
 use tonic::body::Body;
 
-use crate::api::Api;
+use crate::api::{Api, CallFuture};
 use crate::gateway::Gateway;
 use crate::http::{self, HttpService};
 use crate::net::Client;
@@ -55,7 +55,10 @@ impl ProtocolSwitch {
         let (api, security) = (self.api.clone(), self.security.clone());
         let call = move |mut call: Request<Body>| {
             security.name_caller(&mut call);
-            api.call(call)
+            api.call(call).map(|answer| match answer {
+                Ok(answer) => answer,
+                Err(never) => match never {},
+            })
         };
         Some(Box::new(move |request| {
             Box::pin(gateway.respond(request, call))
@@ -88,14 +91,12 @@ impl ProtocolSwitch {
     }
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
 impl hyper::service::Service<Request<Incoming>> for ProtocolSwitch {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Answer;
+    type Future = CallFuture;
 
-    fn call(&self, mut request: Request<Incoming>) -> Answer {
+    fn call(&self, mut request: Request<Incoming>) -> CallFuture {
         let content_type = request.headers().get(CONTENT_TYPE);
         let is_grpc = content_type.is_some_and(is_grpc);
         let carries_both = self.security.is_tls && !self.grpc_only;
@@ -113,8 +114,7 @@ impl hyper::service::Service<Request<Incoming>> for ProtocolSwitch {
             return Box::pin(std::future::ready(Ok(response)));
         }
         self.security.name_caller(&mut request);
-        let call = self.api.call(request);
-        Box::pin(async move { Ok(call.await) })
+        self.api.call(request)
     }
 }
 
