@@ -149,8 +149,12 @@ impl PinnedView<'_> {
         let before = revision.main - 1 - i64::from(probe::injected(Defect::PreviousTooOld));
         // What is compacted away cannot be shown; etcd leaves it out as well.
         let previous = match (previous, record.superseded) {
-            (WithPrevious(true), Some(_)) if before >= self.compacted => {
-                self.get(record.key, before)?
+            (WithPrevious(true), Some(superseded)) if before >= self.compacted => {
+                // What the same revision wrote before was not there before the revision.
+                match before == revision.main - 1 && superseded.main <= before {
+                    true => self.superseded_by(record.key, revision)?,
+                    false => self.get(record.key, before)?,
+                }
             }
             _ => None,
         };
@@ -161,6 +165,20 @@ impl PinnedView<'_> {
             version,
             previous,
         })
+    }
+
+    /// The version that the change at `revision` superseded: a point, where `get` has to look for the
+    /// first one behind a revision.
+    fn superseded_by(&self, key: &[u8], revision: Revision) -> storage::Result<Option<Version>> {
+        let undo = schema::undo_key(key, revision);
+        let Some(record) = self.read.get(Family::Undo, &undo)? else {
+            return Err(storage::Error::Damaged {
+                family: Family::Undo,
+                key: undo,
+                reason: "the version that a change superseded is gone",
+            });
+        };
+        Version::decode(record, Family::Undo, &undo).map(Some)
     }
 
     /// The version that `revision` wrote: current, or kept by what superseded it.
