@@ -29,7 +29,7 @@ pub const RUST_VERSION: &str = match option_env!("ETCHED_RUST_VERSION") {
 pub const ETCD_VERSION: &str = "3.7.3";
 
 /// The format of etcd's storage that this server's state is equivalent to.
-pub const STORAGE_VERSION: &str = "3.7.0";
+pub const STORAGE_VERSION: &str = version::NEWEST_TEXT;
 
 /// A point in the history of the keyspace: `main` counts writing transactions, `sub` the changes
 /// within one, from 0.

@@ -142,7 +142,7 @@ fn check_files(dir: &Path, parts: &[SnapshotPart], size_bytes: u64) {
 }
 
 const ME: u64 = 1;
-const MARK: EntryId = EntryId { index: 5, term: 2 };
+const BEGINNING: EntryId = EntryId { index: 5, term: 2 };
 const LIMIT_TICKS: u64 = 50;
 /// raft draws the rest of an election timeout: a follower that ticks less often does the same in
 /// every run.
@@ -222,14 +222,14 @@ impl Member {
         };
         let files: Arc<dyn Files> = Arc::new(MemoryDisk::new());
         let mut log = RaftLog::create(files, options).expect("a new log");
-        let hard_state = encode_hard_state(MARK.term, MARK.index);
-        log.reset(MARK, Some(&hard_state)).expect("resets");
-        let machine = machine(members(voters, learner), MARK);
+        let hard_state = encode_hard_state(BEGINNING.term, BEGINNING.index);
+        log.reset(BEGINNING, Some(&hard_state)).expect("resets");
+        let machine = machine(members(voters, learner), BEGINNING);
         let restored = replica::InitialState {
             reader: log.reader(),
             hard_state: Some(hard_state.into()),
             conf_state: conf_state_of(machine.members().voters(), machine.members().learners()),
-            applied_index: MARK.index,
+            applied_index: BEGINNING.index,
         };
         let options = replica::ReplicaOptions {
             member: MemberId(ME),
@@ -247,7 +247,7 @@ impl Member {
             persists: VecDeque::new(),
             entries: VecDeque::new(),
             committed: BTreeMap::new(),
-            commit_index: MARK.index,
+            commit_index: BEGINNING.index,
             ticks: 0,
             proposed: 0,
         }
@@ -543,14 +543,14 @@ fn raft(kind: MessageType) -> Message {
         to: ME,
         from: 2,
         term: 3,
-        index: MARK.index,
-        log_term: MARK.term,
-        commit: MARK.index,
+        index: BEGINNING.index,
+        log_term: BEGINNING.term,
+        commit: BEGINNING.index,
         ..Default::default()
     };
     match kind {
         MessageType::MsgAppend => message.entries.push(Entry {
-            index: MARK.index + 1,
+            index: BEGINNING.index + 1,
             term: 3,
             data: put(9).encode_to_vec(),
             ..Default::default()
@@ -721,7 +721,7 @@ fn raw(script: Script, message: &Message) -> Script {
 fn impossible_seeds() -> Vec<Seed> {
     let follower = || Script::default().u8(0);
     let beyond = Message {
-        commit: MARK.index + 9,
+        commit: BEGINNING.index + 9,
         ..raft(MessageType::MsgHeartbeat)
     };
     // A leader's entries are here, but not on disk.
@@ -734,7 +734,7 @@ fn impossible_seeds() -> Vec<Seed> {
     let elected = raw(raw(raw(follower(), &append), &timeout), &vote);
     let alone = raw(raw(Script::default().u8(5), &append), &timeout);
     let behind_nothing = Message {
-        index: MARK.index + 20,
+        index: BEGINNING.index + 20,
         log_term: 0,
         ..raft(MessageType::MsgAppend)
     };
@@ -806,7 +806,7 @@ pub fn step_seeds() -> Vec<Seed> {
         let script = settled(script);
         let script = raw(script, &vote(MessageType::MsgRequestVoteResponse));
         let acknowledged = Message {
-            index: MARK.index + 1,
+            index: BEGINNING.index + 1,
             ..raft(MessageType::MsgAppendResponse)
         };
         settled(raw(settled(script), &acknowledged))
@@ -826,7 +826,7 @@ pub fn step_seeds() -> Vec<Seed> {
         let script = leader().u8(FORWARDED).number(2);
         let script = script.block(&forwarded.encode_to_vec());
         let acknowledged = Message {
-            index: MARK.index + 2,
+            index: BEGINNING.index + 2,
             ..raft(MessageType::MsgAppendResponse)
         };
         settled(raw(settled(script), &acknowledged)).0

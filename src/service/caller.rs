@@ -2,7 +2,8 @@
 //!
 //! Every surface creates one `Caller` per request (`api` from a call's metadata, `http` for a
 //! probe, `peer` for another member's RPC, `jobs` for the member itself), and nothing in `service`
-//! proposes or reads without one: permission and deadline follow from it.
+//! proposes for a client or reads what it asks for without one: permission and deadline follow
+//! from it.
 //!
 //! A span without a subscriber and an anonymous caller allocate nothing.
 

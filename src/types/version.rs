@@ -16,7 +16,7 @@ pub const LEAST: Version = Version::new(3, 0);
 /// The newest version that this program can run a cluster at.
 pub const NEWEST: Version = Version::new(3, 7);
 
-/// `NEWEST` as it is stored: what nearly every cluster runs at.
+/// `NEWEST` as it is stored: what nearly every cluster runs at, and the newest form of etcd's storage.
 pub const NEWEST_TEXT: &str = "3.7.0";
 
 impl Version {
@@ -63,7 +63,7 @@ pub fn of_storage(cluster: Option<&str>) -> &str {
     let least = LEAST.to_string();
     cluster
         .filter(|version| *version != least)
-        .unwrap_or(super::STORAGE_VERSION)
+        .unwrap_or(NEWEST_TEXT)
 }
 
 /// `MAJOR.MINOR` of a version as it is stored.

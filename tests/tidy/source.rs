@@ -68,15 +68,25 @@ const TEXTS: &[(&str, &[&str])] = &[
     ("scripts", &["", "sh"]),
     (
         "packaging",
-        &["", "sh", "service", "default", "yaml", "yml"],
+        &[
+            "", "sh", "service", "default", "yaml", "yml", "tpl", "install", "1",
+        ],
     ),
     ("docs", &["md"]),
+    (".ci", &[""]),
 ];
 
-/// Text of the project's own below the top: code, scripts of tests, programs, documents.
+/// Such text at the top.
+const AT_TOP: &[&str] = &["Cargo.toml", "deny.toml", "build.rs"];
+
+/// Text of the project's own: code, scripts of tests, programs, documents.
 pub fn texts() -> Vec<Source> {
+    let at_top = AT_TOP.iter().map(|path| Source {
+        path: (*path).to_owned(),
+        text: text(path),
+    });
     let found = TEXTS.iter().flat_map(|(dir, ends)| below(dir, ends));
-    found.collect()
+    found.chain(at_top).collect()
 }
 
 /// Directories of what others made, or what a build did.
@@ -124,6 +134,8 @@ mod tests {
             "packaging/debian/rules",
             "docs/OPERATIONS.md",
             "proto/peer.proto",
+            ".ci/run",
+            "Cargo.toml",
         ] {
             assert!(texts.iter().any(|text| text.path == path), "{path}");
         }
