@@ -1,6 +1,7 @@
 package tls
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -9,8 +10,63 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
+
 	"etched.dev/compat-tests/harness"
 )
+
+// A connection takes as many streams at once as was announced, without that any number.
+func TestStreamLimit(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	config := client(pool(w.known), nil)
+	config.NextProtos = []string{"h2"}
+	for flag, limit := range map[string]uint32{"": 0, "--max-concurrent-streams=5": 5, "--max-concurrent-streams=4294967295": 0} {
+		var flags []string
+		if flag != "" {
+			flags = append(flags, flag)
+		}
+		w.duo(t, flags...).Each(func(server *harness.Server) {
+			if found, err := announcedStreams(server.Endpoint(), config); err != nil || found != limit {
+				t.Errorf("%s %s: %d streams, %v", server.Kind(), flag, found, err)
+			}
+		})
+	}
+}
+
+// announcedStreams is how many streams at once a server says it takes, 0 where nobody can reach the
+// limit.
+func announcedStreams(address string, config *tls.Config) (uint32, error) {
+	conn, err := tls.Dial("tcp", address, config)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(callLimit)); err != nil {
+		return 0, err
+	}
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		return 0, err
+	}
+	framer := http2.NewFramer(conn, conn)
+	if err := framer.WriteSettings(); err != nil {
+		return 0, err
+	}
+	for {
+		frame, err := framer.ReadFrame()
+		if err != nil {
+			return 0, err
+		}
+		settings, is := frame.(*http2.SettingsFrame)
+		if !is || settings.IsAck() {
+			continue
+		}
+		if streams, set := settings.Value(http2.SettingMaxConcurrentStreams); set && streams < 1<<31-1 {
+			return streams, nil
+		}
+		return 0, nil
+	}
+}
 
 // A client that begins a handshake and does not go on is sent away after ten
 // seconds (CVE-2026-73500), and so is one that says nothing at all.
