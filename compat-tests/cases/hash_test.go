@@ -93,7 +93,8 @@ func hashesAtOnce(t *testing.T, p *pair) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if more := peak - before; more > 64<<20 {
+	// A few hashes at a time, the blocks that they read, and what puts took meanwhile.
+	if more := peak - before; more > 128<<20 {
 		t.Errorf("%d hashes took %d MiB", hashes, more>>20)
 	}
 }

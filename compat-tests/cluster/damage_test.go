@@ -64,10 +64,7 @@ var damages = []damage{
 		return true
 	}},
 	{"a revision that nobody asked for, where others may write", nil, func(e *Evidence) bool {
-		probe := func(o *Operation) bool {
-			return o.Action == Put && o.Outcome == crash.Acknowledged && strings.HasPrefix(o.Key, probeSpace)
-		}
-		o := pick(e, probe)
+		o := pick(e, ofProbe)
 		e.Operations, e.Beside = slices.DeleteFunc(e.Operations, func(other *Operation) bool { return other == o }), probeSpace
 		return o != nil
 	}},
@@ -184,7 +181,13 @@ func TestDamagesAreFound(t *testing.T) {
 	leader := r.Leader()
 	fault := r.Now()
 	r.Must(leader.Kill())
+	// What is awaited may be a write of another client's; one of a probe's has to be there as well.
+	p := r.Probe(r.Others(leader)...)
 	r.AwaitService(fault, r.Others(leader)...)
+	if !crash.Eventually(20*time.Second, func() bool { return slices.ContainsFunc(r.log.operationsSoFar(), ofProbe) }) {
+		t.Fatal("no write of a probe was answered")
+	}
+	p.Done()
 	recorded, err := r.Collect()
 	r.Must(err)
 	for _, d := range damages {
@@ -272,6 +275,11 @@ func openDeletion(e *Evidence, key string) bool {
 	return slices.ContainsFunc(e.Operations, func(o *Operation) bool {
 		return o.Action == Delete && o.Outcome == crash.Unknown && o.Key == key
 	})
+}
+
+// ofProbe is for writes of probes that were acknowledged.
+func ofProbe(o *Operation) bool {
+	return o.Action == Put && o.Outcome == crash.Acknowledged && strings.HasPrefix(o.Key, probeSpace)
 }
 
 // pick answers an operation from the middle of the run, nil where there is none.
