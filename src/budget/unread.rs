@@ -4,12 +4,12 @@
 //! What comes is counted where it is read from a socket, and what is read where a request's body
 //! is taken over. Between the two some is dropped (a call was refused, its client gave it up)
 //! without a word to either, so a connection none of whose bodies may hold anything begins anew
-//! at nothing. Together they may hold `limit_bytes`, beside a little of each; beyond that a connection that holds more
-//! than a floor is not read from. If one of its bodies has room for what it lacks, it is read
-//! from up to `HUNGRY_FACTOR` times the limit: what comes before that is what others of its calls
-//! wait with, and without it none of them would ever end. Nor would those that cannot answer before
-//! the client has said that it takes more: so a connection from which nothing was taken for a while
-//! is read from as far.
+//! at nothing. Together they may hold `limit_bytes`, beside a little of each; beyond that a
+//! connection that holds more than a floor is not read from. If one of its bodies has room for what
+//! it lacks, it is read from up to `HUNGRY_FACTOR` times the limit: what comes before that is what
+//! others of its calls wait with, and without it none of them would ever end. Nor would those that
+//! cannot answer before the client has said that it takes more: so a connection from which nothing
+//! was taken for a while is read from as far.
 //!
 //! The header block of a call is held as a whole before there is a call. Those that have begun and
 //! not ended have a limit of their own, and beyond it a connection with a long one is not read from:
