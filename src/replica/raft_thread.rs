@@ -281,7 +281,6 @@ impl RaftThread {
         let Some(until) = self.advance_until else {
             return;
         };
-        self.note_connected();
         let over = now > until || self.router.status().leader != 0;
         let advanced = !over && self.router.advance_election();
         if advanced {
@@ -296,6 +295,8 @@ impl RaftThread {
     }
 
     fn tick(&mut self, now: Duration) {
+        // What a tick does, and what it elects, may hand leadership over.
+        self.note_connected();
         self.advance_election(now);
         self.router.tick();
         if self.router.status().is_leader {
@@ -303,9 +304,6 @@ impl RaftThread {
             let busy = self.log.jobs.working_for(now);
             let busy = busy.max(self.apply.jobs.working_for(now));
             let stalled = busy > self.timing.election_timeout;
-            if stalled {
-                self.note_connected();
-            }
             if stalled && let Some(to) = self.router.hand_over() {
                 probe::reached(CoveragePoint::LeaderHandedOverForDisk);
                 tracing::warn!(

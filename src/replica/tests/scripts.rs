@@ -180,13 +180,15 @@ impl Player {
             }
             ("restart", []) => return self.start(id),
             ("stop", []) => self.router(id).stop(),
+            // The first for the longest time.
+            ("connected", peers) => {
+                let peers = peers.iter().map(|peer| MemberId(number(peer)));
+                let connected = peers.zip((0..).map(Duration::from_secs));
+                self.router(id).set_connected(connected.collect());
+            }
             ("advance", peers) => {
-                let connected = peers
-                    .iter()
-                    .map(|peer| (MemberId(number(peer)), Duration::ZERO));
-                let router = self.router(id);
-                router.set_connected(connected.collect());
-                let text = match router.advance_election() {
+                self.play_member("connected", id, peers);
+                let text = match self.router(id).advance_election() {
                     true => "brought forward\n",
                     false => "no quorum is connected\n",
                 };

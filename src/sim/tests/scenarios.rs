@@ -11,7 +11,7 @@ use crate::proto::membershippb::RaftAttributes;
 use crate::proto::v3lockpb::LockRequest;
 use crate::sim::call::{Ask, LockAnswer};
 use crate::sim::history::{Answer, ClientRequest, Outcome};
-use crate::sim::member::{ELECTION_TIMEOUT, SimConfig};
+use crate::sim::member::{ELECTION_TIMEOUT, SimConfig, TICK};
 use crate::sim::workload::{get, put};
 use crate::sim::world::World;
 use crate::types::MemberId;
@@ -484,6 +484,23 @@ fn a_leader_that_is_removed_hands_over_first() {
             .paths
             .contains_key(&CoveragePoint::LeaderSteppedAside)
     );
+}
+
+#[test]
+fn a_leader_that_is_removed_hands_over_to_a_member_that_is_alive() {
+    for number in 0..4 {
+        let mut world = Scenario::of(5, calm());
+        let (first, dead) = (world.leader(), world.followers()[number]);
+        world.kill(dead);
+        world.run_for(2 * TICK.as_millis() as u64);
+        let begun = world.world.time.now_ns();
+        world.change(first, first, Change::Remove(Nothing {}));
+        assert_ne!(world.next_leader(first), dead);
+        let took = Duration::from_nanos(world.world.time.now_ns() - begun);
+        assert!(took < ELECTION_TIMEOUT / 2, "{took:?}");
+        world.until("gone", |world| !world.is_alive(first));
+        world.passes();
+    }
 }
 
 #[test]
