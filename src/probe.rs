@@ -210,8 +210,8 @@ named! {
         RangeEndPermitted => "range-end-permitted",
         /// A token of an earlier auth revision is accepted.
         OldRevisionAccepted => "old-revision-accepted",
-        /// A read is judged by the users and roles from before it waited.
-        RightsTakenEarly => "rights-taken-early",
+        /// The view shows users and roles a group of entries late.
+        RightsShownLate => "rights-shown-late",
         /// Running watches are not judged again.
         WatchNotJudgedAgain => "watch-not-judged-again",
         /// A restart knows users and not the roles they hold.

@@ -25,7 +25,7 @@ use crate::env::Clock;
 use crate::metrics::Operation;
 use crate::mvcc::Change;
 use crate::mvcc::read::PinnedView;
-use crate::probe::{self, CoveragePoint, Defect};
+use crate::probe::{self, CoveragePoint};
 use crate::proto::etcdserverpb::{TxnResponse, response_op};
 use crate::proto::text;
 use crate::state::lease::LeaseEvent;
@@ -124,6 +124,14 @@ pub struct ApplyBatch {
     /// The entry that took longest to execute, by its place in the group, and its time.
     slowest: (usize, Duration),
     group: machine::Group,
+}
+
+#[cfg(any(test, feature = "simulation"))]
+impl Applying {
+    /// True if a part of a long deletion is written, and more of it is to come.
+    pub fn is_sliced(&self) -> bool {
+        matches!(self, Applying::Entries(batch) if batch.begun && batch.stage == 0)
+    }
 }
 
 impl From<ApplyJob> for Applying {
@@ -226,6 +234,12 @@ impl ApplyThread {
         })
     }
 
+    /// What the engine has now, which may be a part of a job.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn view(&self) -> ReadView {
+        self.applier.lock().view()
+    }
+
     fn report(&self, group: AppliedGroup) {
         // A closed inbox means that the member is stopping.
         let _ = self.inbox.push(Input::Applied(group));
@@ -294,9 +308,6 @@ impl Applier {
             match step {
                 Step::Execute => {
                     if self.execute(&mut batch, states)? == Staged::Slice {
-                        if probe::injected(Defect::PartialDeleteVisible) {
-                            self.publish_view();
-                        }
                         return Ok(Proceeded::Slice(Box::new(batch)));
                     }
                 }
@@ -482,10 +493,13 @@ impl Applier {
         })
     }
 
+    /// What the engine has now.
+    fn view(&self) -> ReadView {
+        ReadView::new(self.shared.engine().as_ref(), &self.machine)
+    }
+
     fn publish_view(&self) {
-        let engine = self.shared.engine();
-        let view = ReadView::new(engine.as_ref(), &self.machine);
-        self.shared.publish_view(view);
+        self.shared.publish_view(self.view());
     }
 
     fn publish_status(&self) {

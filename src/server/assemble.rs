@@ -41,6 +41,7 @@ impl Member {
             replica,
             peers,
             existed,
+            incarnation: _,
         } = restored;
         let states = Arc::new(StateDirs::new(dir));
         let mark = log.synced_mark();

@@ -15,7 +15,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::env::Rng;
 use crate::storage::raft_log::{Files, Prepare};
 use crate::storage::schema::{FIRST_FORMAT, FORMAT_VERSION};
 use crate::storage::{self, Engine};
@@ -221,11 +220,17 @@ impl dyn MemberDir {
 
     /// Marks a state as this member's.
     pub fn own(&self, state: &str) -> Result<(), Error> {
-        let owner = self.owner()?;
-        let Some(owner) = owner.filter(|own| self.owner_of(state).ok().flatten() != Some(*own))
-        else {
+        match self.owner()? {
+            Some(owner) => self.mark(state, owner),
+            None => Ok(()),
+        }
+    }
+
+    /// Marks whose a state is, unless that is so.
+    pub fn mark(&self, state: &str, owner: Owner) -> Result<(), Error> {
+        if self.owner_of(state).ok().flatten() == Some(owner) {
             return Ok(());
-        };
+        }
         let MemberIdentity { cluster, member } = owner.identity;
         let mut text = format!("cluster {cluster}\nmember {member}\n");
         if let Some(incarnation) = owner.incarnation {
@@ -242,16 +247,14 @@ impl dyn MemberDir {
         self.read_file(INCARNATION)?.map(parsed).transpose()
     }
 
-    /// The number that tells this directory from any other that the member had or will have.
-    pub fn incarnation(&self, rng: &dyn Rng) -> Result<u64, Error> {
-        match self.known_incarnation()? {
-            Some(incarnation) => Ok(incarnation),
-            None => {
-                let incarnation = rng.next_u64();
-                self.replace_file(INCARNATION, &format!("{incarnation:x}\n"))?;
-                Ok(incarnation)
-            }
+    /// The number that tells this directory from any other that the member had or will have: `new`
+    /// where it has none yet.
+    pub fn incarnation(&self, new: u64) -> Result<u64, Error> {
+        if let Some(incarnation) = self.known_incarnation()? {
+            return Ok(incarnation);
         }
+        self.replace_file(INCARNATION, &format!("{new:x}\n"))?;
+        Ok(new)
     }
 
     /// Stores the peers of a joining member, which it uses until its state has the members.

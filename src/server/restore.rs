@@ -35,6 +35,8 @@ pub struct RestoreOptions {
     pub pre_vote: bool,
     /// See `replica::ReplicaOptions`.
     pub election_seed: u64,
+    /// For a directory that has no incarnation yet.
+    pub new_incarnation: u64,
     pub recent_entries: usize,
 }
 
@@ -52,6 +54,8 @@ impl RestoreOptions {
 /// A restored member that does not run yet.
 pub struct Restored {
     pub identity: MemberIdentity,
+    /// What tells its directory from any other of this member.
+    pub incarnation: u64,
     pub machine: Machine,
     pub log: RaftLog,
     pub replica: Replica,
@@ -101,6 +105,7 @@ pub fn resume(
     };
     Ok(Restored {
         replica: replica(identity, options, &log, recovered, &machine)?,
+        incarnation: mark(dir, identity, options)?,
         identity,
         machine,
         log,
@@ -138,9 +143,11 @@ pub fn found_with(
     )?;
     machine.engine().flush()?;
     let replica = replica(identity, options, &log, recovered, &machine)?;
+    let incarnation = mark(dir, identity, options)?;
     dir.set_identity(identity)?;
     Ok(Restored {
         identity,
+        incarnation,
         peers: peers_in(machine.members().iter(), identity.member),
         machine,
         log,
@@ -161,6 +168,7 @@ pub fn join(
     machine.engine().flush()?;
     let replica = replica(identity, options, &log, recovered, &machine)?;
     dir.set_first_peers(&peers)?;
+    let incarnation = mark(dir, identity, options)?;
     dir.set_identity(identity)?;
     tracing::info!(
         "local-member-id" = %identity.member,
@@ -170,12 +178,29 @@ pub fn join(
     );
     Ok(Restored {
         identity,
+        incarnation,
         machine,
         log,
         replica,
         peers,
         existed: false,
     })
+}
+
+/// Marks the directory, and the state in use, as this member's, unless they are; the directory's
+/// incarnation.
+fn mark(
+    dir: &dyn MemberDir,
+    identity: MemberIdentity,
+    options: &RestoreOptions,
+) -> Result<u64, Error> {
+    let incarnation = dir.incarnation(options.new_incarnation)?;
+    let owner = Owner {
+        identity,
+        incarnation: Some(incarnation),
+    };
+    dir.mark(&dir.current_state()?, owner)?;
+    Ok(incarnation)
 }
 
 /// Opens the raft log of a member.

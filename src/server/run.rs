@@ -179,12 +179,10 @@ impl Member {
     ) -> Result<Self, Error> {
         let rng: Arc<dyn Rng> = Arc::new(SystemRng);
         let identity = restored.identity;
-        let incarnation = dir.incarnation(rng.as_ref())?;
-        dir.own(&dir.current_state()?)?;
         let local = Local {
             member: identity.member,
             cluster: identity.cluster,
-            incarnation,
+            incarnation: restored.incarnation,
             server_version: ETCD_VERSION.to_owned(),
             data_format: FORMAT_VERSION,
             peer_urls: urls::texts(&config.initial_advertise_peer_urls),

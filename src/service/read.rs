@@ -31,16 +31,14 @@ impl Handle {
         asks: Asks<'_>,
         serializable: bool,
     ) -> Result<Arc<ReadView>, Error> {
-        let early = probe::injected(Defect::RightsTakenEarly).then(|| self.auth());
         let view = match serializable {
             true => self.view(),
             false => self.linearizable_view(caller).await?,
         };
         // Behind the wait: permissions are part of what is read.
-        let auth = early.as_ref().unwrap_or(&view.auth);
-        match permission::check(auth, caller, asks) {
+        match permission::check(&view.auth, caller, asks) {
             // While it waited users or roles changed, which takes nothing from a simple token.
-            Err(Error::AuthOldRevision) => permission::check(auth, &caller.again()?, asks)?,
+            Err(Error::AuthOldRevision) => permission::check(&view.auth, &caller.again()?, asks)?,
             checked => checked?,
         }
         Ok(view)

@@ -1,13 +1,18 @@
 //! Deliberate defects that reorder steps, built from what the simulator hands to a member's
 //! threads, so that production code contains the correct order only.
 
+use std::sync::Arc;
+
 use crate::probe::{Defect, injected};
 use crate::raft::Persist;
-use crate::replica::apply_thread::{ApplyJob, ApplyThread, STAGES, Stages, Step};
+use crate::replica::apply_thread::{ApplyJob, ApplyThread, Applying, STAGES, Stages, Step};
 use crate::replica::cluster_status::ClusterStatus;
 use crate::replica::inbox::{Inbox, Input};
 use crate::replica::log_thread::{LogJob, LogThread};
+use crate::replica::shared::Shared;
+use crate::replica::view::ReadView;
 use crate::server::restore::Restored;
+use crate::state::auth::AuthView;
 use crate::transport::{Peer, PeerMessage};
 use crate::types::MemberId;
 
@@ -69,6 +74,25 @@ pub fn before_sync(jobs: &mut [LogJob], log: &LogThread, apply: &ApplyThread, in
         if injected(Defect::AcknowledgeBeforeSync) {
             send(persist, log);
         }
+    }
+}
+
+/// Publishes what readers must not see, after a step of applying entries. `shown` is the view from
+/// before it, `rights` those of the newest group that is shown.
+pub fn after_step(
+    shared: &Shared,
+    apply: &ApplyThread,
+    applying: Option<&Applying>,
+    shown: &Arc<ReadView>,
+    rights: &mut Arc<AuthView>,
+) {
+    if injected(Defect::PartialDeleteVisible) && applying.is_some_and(Applying::is_sliced) {
+        shared.publish_view(apply.view());
+    }
+    if injected(Defect::RightsShownLate) && !Arc::ptr_eq(shown, &shared.view()) {
+        let mut view = apply.view();
+        view.auth = std::mem::replace(rights, view.auth);
+        shared.publish_view(view);
     }
 }
 

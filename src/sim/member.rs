@@ -29,14 +29,16 @@ use crate::replica::dependencies::{Dependencies, Timing};
 use crate::replica::inbox::Input;
 use crate::replica::log_thread::{LogJob, LogThread};
 use crate::replica::raft_thread::RaftThread;
+use crate::server::Error as StartError;
 use crate::server::assemble::Member;
 use crate::server::member_dir::{MemberDir, MemberIdentity};
 use crate::server::publish::{Introduction, introduce};
-use crate::server::restore::{self, Founding, Joining};
+use crate::server::restore::{self, Founding, Joining, Restored};
 use crate::service::admission::AdmissionLimits;
 use crate::service::handle::Handle;
 use crate::service::settings::{AuthSettings, Rules, ServiceSettings};
 use crate::service::tokens::Tokens;
+use crate::state::auth::AuthView;
 use crate::transport::Peer;
 use crate::types::{ClusterId, MemberId};
 
@@ -95,6 +97,8 @@ pub struct Process {
     pub apply_jobs: VecDeque<ApplyJob>,
     /// The progress of the first of the apply jobs.
     pub applying: Option<Applying>,
+    /// For a deliberate defect: who may do what in the newest group that is shown.
+    shown_rights: Arc<AuthView>,
     /// Set by the member itself: a fatal error, or its removal.
     pub end: Arc<Mutex<Option<Exit>>>,
 }
@@ -118,9 +122,19 @@ pub struct Services {
     pub handle: Handle,
 }
 
+/// How a member comes into being.
+#[derive(Clone)]
+pub enum Origin {
+    /// With all founders of its cluster.
+    Founder(Vec<membershippb::Member>),
+    /// With the peers that it can reach.
+    Joiner(Vec<Peer>),
+}
+
 /// A member, running or not.
 pub struct SimMember {
     pub id: MemberId,
+    origin: Origin,
     pub disk: Arc<SimDisk>,
     pub process: Option<Process>,
     pub wall_offset_ns: Arc<AtomicI64>,
@@ -134,70 +148,31 @@ pub struct MemberEnv<'a> {
     pub config: SimConfig,
 }
 
-fn identity(id: MemberId) -> MemberIdentity {
-    MemberIdentity {
-        cluster: CLUSTER,
-        member: id,
-    }
-}
-
 /// Deletions of more are written in several batches.
 const SLICE_LIMIT: SliceLimit = SliceLimit {
     keys: 2,
     bytes: 4 << 10,
 };
 
-fn restore_options(config: &SimConfig, election_seed: u64) -> restore::RestoreOptions {
+fn restore_options(config: &SimConfig, random: &mut Random) -> restore::RestoreOptions {
     restore::RestoreOptions {
         segment_bytes: config.segment_bytes,
         sync: true,
         election_ticks: 10,
         pre_vote: config.pre_vote,
-        election_seed,
+        election_seed: random.next(),
+        new_incarnation: random.next(),
         recent_entries: config.recent_entries,
     }
 }
 
 impl SimMember {
-    /// A founder, whose disk holds the cluster's initial state.
-    pub fn founder(
-        id: MemberId,
-        disk: Arc<SimDisk>,
-        drift_ppm: i64,
-        founders: &[membershippb::Member],
-        config: &SimConfig,
-    ) -> Self {
-        let member = Self::new(id, disk, drift_ppm);
-        let new = Founding {
-            identity: identity(id),
-            members: founders.to_vec(),
-        };
-        restore::found(&member.disk.dir(), new, &restore_options(config, 0)).expect("a new disk");
-        member
-    }
-
-    /// A joining member with an empty disk.
-    pub fn joiner(
-        id: MemberId,
-        disk: Arc<SimDisk>,
-        drift_ppm: i64,
-        first_peers: Vec<Peer>,
-        config: &SimConfig,
-    ) -> Self {
-        let member = Self::new(id, disk, drift_ppm);
-        let joining = Joining {
-            identity: identity(id),
-            peers: first_peers,
-        };
-        restore::join(&member.disk.dir(), joining, &restore_options(config, 0))
-            .expect("a new disk");
-        member
-    }
-
-    fn new(id: MemberId, disk: Arc<SimDisk>, drift_ppm: i64) -> Self {
+    /// A member with an empty disk, on which its first start creates it.
+    pub fn new(id: MemberId, disk: Arc<SimDisk>, drift_ppm: i64, origin: Origin) -> Self {
         Self {
             id,
             disk,
+            origin,
             process: None,
             wall_offset_ns: Arc::default(),
             drift_ppm,
@@ -214,11 +189,9 @@ impl SimMember {
         ));
         let config = around.config;
         let dir: Arc<dyn MemberDir> = Arc::new(self.disk.dir());
-        let options = restore_options(&config, random.next());
-        let identity = dir.identity().map_err(|error| error.to_string())?;
-        let identity = identity.ok_or("its directory holds no member")?;
-        let mut restored = restore::restart(dir.as_ref(), identity, &options)
-            .map_err(|error| error.to_string())?;
+        let options = restore_options(&config, &mut random);
+        let restored = self.restore(dir.as_ref(), &options);
+        let mut restored = restored.map_err(|error| error.to_string())?;
         let network = around
             .network
             .network(self.id, clock.clone(), tasks.clone());
@@ -250,6 +223,30 @@ impl SimMember {
         member.handle.spawn(introduced);
         self.process = Some(Process::new(member, tasks, clock, &config));
         Ok(())
+    }
+}
+
+impl SimMember {
+    /// Restores the member, or creates it, as `server::bootstrap` does; what that asks of the
+    /// network is known here.
+    fn restore(
+        &self,
+        dir: &dyn MemberDir,
+        options: &restore::RestoreOptions,
+    ) -> Result<Restored, StartError> {
+        if let Some(identity) = dir.identity()? {
+            return restore::restart(dir, identity, options);
+        }
+        let identity = MemberIdentity {
+            cluster: CLUSTER,
+            member: self.id,
+        };
+        match self.origin.clone() {
+            Origin::Founder(members) => {
+                restore::found(dir, Founding { identity, members }, options)
+            }
+            Origin::Joiner(peers) => restore::join(dir, Joining { identity, peers }, options),
+        }
     }
 }
 
@@ -361,6 +358,7 @@ impl Process {
             shared.was_removed().await;
             ended.lock().get_or_insert(Exit::Removed);
         });
+        let shown_rights = handle.shared().view().auth.clone();
         let mut apply = member.raft.apply_thread();
         apply.stages = defects::stages();
         Self {
@@ -374,6 +372,7 @@ impl Process {
             log_jobs: None,
             apply_jobs: VecDeque::new(),
             applying: None,
+            shown_rights,
             end,
         }
     }
@@ -445,8 +444,18 @@ impl Process {
         else {
             return Ok(());
         };
+        let shared = self.handle.shared();
+        let shown = shared.view();
         let proceeded = self.apply.proceed(applying);
         self.applying = proceeded.map_err(|error| error.to_string())?;
+        let applying = self.applying.as_ref();
+        defects::after_step(
+            shared,
+            &self.apply,
+            applying,
+            &shown,
+            &mut self.shown_rights,
+        );
         Ok(())
     }
 

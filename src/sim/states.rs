@@ -222,6 +222,13 @@ impl SimDisk {
         self.process.load(Ordering::SeqCst) == process
     }
 
+    /// Removes a state, and what is written of it in small files.
+    fn remove(&self, path: &Path) {
+        self.disks.remove(path);
+        let files = &mut self.content.lock().files;
+        files.retain(|name, _| !self.path(name).starts_with(path));
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
@@ -243,7 +250,7 @@ impl SimDir {
         }
         let dropped = std::mem::take(&mut *self.disk.dropped.lock());
         for path in dropped {
-            self.disk.disks.remove(&path);
+            self.disk.remove(&path);
         }
         Ok(&self.disk)
     }
@@ -294,7 +301,7 @@ impl MemberDir for SimDir {
     }
 
     fn remove(&self, name: &str) -> Result<(), Error> {
-        self.live()?.disks.remove(&self.path(name));
+        self.live()?.remove(&self.path(name));
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use super::client::{Clients, MemberEndpoint};
 use super::clock::Time;
 use super::faults::plan::Faults;
 use super::history::{AppliedEntry, Finding, Kept, Moment};
-use super::member::{Exit, MemberEnv, Process, SimConfig, SimMember};
+use super::member::{Exit, MemberEnv, Origin, Process, SimConfig, SimMember};
 use super::network::SimNetwork;
 use super::random::Random;
 use super::states::{SimDisk, SimDisks};
@@ -165,8 +165,8 @@ impl World {
             let id = MemberId(founder.id);
             let disk = world.new_drive(id);
             let drift_ppm = world.random_drift();
-            let member = SimMember::founder(id, disk, drift_ppm, &founders, &world.config);
-            world.add(member);
+            let origin = Origin::Founder(founders.clone());
+            world.add(SimMember::new(id, disk, drift_ppm, origin));
         }
         world
     }
@@ -195,8 +195,8 @@ impl World {
     pub fn add_joiner(&mut self, id: MemberId, first_peers: Vec<Peer>) {
         let disk = self.new_drive(id);
         let drift_ppm = self.random_drift();
-        let member = SimMember::joiner(id, disk, drift_ppm, first_peers, &self.config);
-        self.add(member);
+        let origin = Origin::Joiner(first_peers);
+        self.add(SimMember::new(id, disk, drift_ppm, origin));
     }
 
     pub fn find(&mut self, what: &'static str, details: String) {

@@ -92,6 +92,7 @@ pub fn options(config: &Config) -> RestoreOptions {
         election_ticks: config.election_ticks(),
         pre_vote: config.pre_vote,
         election_seed: SystemRng.next_u64(),
+        new_incarnation: SystemRng.next_u64(),
         recent_entries: crate::raft::log::RECENT_ENTRIES,
     }
 }

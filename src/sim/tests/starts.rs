@@ -20,6 +20,7 @@ const OPTIONS: RestoreOptions = RestoreOptions {
     election_ticks: 10,
     pre_vote: true,
     election_seed: 1,
+    new_incarnation: 2,
     recent_entries: 10,
 };
 
@@ -63,6 +64,7 @@ type Make = fn(&dyn MemberDir) -> Result<Restored, Error>;
 /// The result that a start has to reach, however often it was interrupted before.
 fn check(restored: &Restored, applied: u64) {
     assert_eq!(restored.identity, IDENTITY);
+    assert_eq!(restored.incarnation, OPTIONS.new_incarnation);
     assert_eq!(restored.machine.applied_index(), applied);
     assert_eq!(restored.log.last_index(), applied);
     let members = restored.machine.members().iter().count();
