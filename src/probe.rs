@@ -263,7 +263,7 @@ named! {
         WatchesLeftBehind => "watches-left-behind",
         /// Progress is reported for watches that are catching up.
         ProgressTooEarly => "progress-too-early",
-        /// Who waited for a lock does not look whether its own key is still there.
+        /// Who waited for a lock does not check whether its own key is still there.
         OwnKeyUnchecked => "own-key-unchecked",
         /// Who waited for a lock takes a key that was made anew behind others for its own.
         OtherKeyTaken => "other-key-taken",

@@ -235,7 +235,7 @@ fn is_sound(metadata: &SnapshotMetadata, term: u64) -> bool {
         && !conf.auto_leave
 }
 
-/// Looks at a message as the member `raft` would take it.
+/// Checks a message as the member `raft` would take it.
 ///
 /// # Errors
 /// What no member sends to one whose log and role are such.

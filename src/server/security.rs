@@ -86,7 +86,7 @@ impl MemberSecurity {
     }
 
     /// When the certificates that are in use expire, in seconds since 1970, by what they are for.
-    /// Looks whether there are newer ones.
+    /// Checks whether there are newer ones.
     pub fn expiries(&self) -> impl Iterator<Item = (&'static str, i64)> + use<> {
         let of_server = |tls: &Arc<TlsServer>| tls.expiry();
         let clients = self.clients.as_ref().map(of_server).unwrap_or_default();

@@ -157,9 +157,9 @@ impl Inbound for PeerService {
                     .map_err(|_| Error::Stopped);
             }
             let executor = shared.executor.clone();
-            let looked_at =
+            let receiving =
                 env::blocking(executor.as_ref(), move || states.receive(files, entry_id));
-            let received = match looked_at.await {
+            let received = match receiving.await {
                 Ok(Ok(received)) => received,
                 Ok(Err(reason)) => {
                     tracing::warn!(index = entry_id.index, error = %reason, "a snapshot came that cannot be used");

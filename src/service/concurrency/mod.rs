@@ -295,7 +295,7 @@ impl Candidate {
         Err(Error::SessionExpired)
     }
 
-    /// Waits to be the leader. As in etcd it is not looked at whether the key is still there; and
+    /// Waits to be the leader. As in etcd it is not checked whether the key is still there; and
     /// where the wait fails, but for a caller who has gone, the key stays.
     pub async fn lead(&mut self) -> Result<(), Error> {
         let led = async {

@@ -42,7 +42,7 @@ struct Run {
 pub(super) struct Index {
     pub entry_id: EntryId,
     pub last: u64,
-    /// Counts the changes that took entries away at the end: two looks with the same count saw one
+    /// Counts the changes that took entries away at the end: two reads with the same count saw one
     /// log.
     pub cuts: u64,
     pub segments: BTreeMap<u64, Arc<dyn OpenFile>>,
