@@ -159,7 +159,7 @@ impl AuthService {
     }
 }
 
-/// The body of a method: the request as it goes into the log, and the response's kind.
+/// The body of a method: the request as it is logged, and the response's kind.
 macro_rules! execute {
     ($self:ident, $request:ident, $kind:ident, $field:ident) => {{
         let caller = caller::of(&$self.handle, &$request);

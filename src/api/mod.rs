@@ -1,7 +1,7 @@
 //! The gRPC services: one file each. A service checks a request, calls the operation of `service`,
 //! and fills in the header; it decides nothing about data.
 //!
-//! `Api` routes by path, without a general router: a call goes straight to its service, and an
+//! `Api` routes by path, without a general router: a call is passed straight to its service, and an
 //! unknown one is answered in grpc-go's words.
 
 mod answers;

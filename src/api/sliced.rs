@@ -1,4 +1,4 @@
-//! A message that goes out in slices: what of it is in memory as the network takes it, what is
+//! A message that is sent in slices: what of it is in memory as the network takes it, what is
 //! not is read page by page, each when the network asks for more.
 
 use std::collections::VecDeque;

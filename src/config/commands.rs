@@ -107,7 +107,7 @@ fn export_command() -> clap::Command {
             .help(help)
     };
     clap::Command::new("export")
-        .about("Make an etcd's data directory of a stopped member, which an etcd goes on with")
+        .about("Make an etcd's data directory of a stopped member, with which an etcd continues")
         .arg(
             path(
                 "dir",

@@ -170,7 +170,7 @@ impl Pool {
         let chosen = &mut state.places[place];
         chosen.busy = true;
         if let Some(thread) = &chosen.thread {
-            // It receives, or sees that it is busy before it goes.
+            // It receives, or sees that it is busy before it ends.
             let _ = thread.send(work);
         }
         true

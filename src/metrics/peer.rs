@@ -277,7 +277,7 @@ mod tests {
             .map(|id| (id, id))
             .collect();
         assert_eq!(counted(&known), kept);
-        // One that comes back goes on counting, and is no former one any more.
+        // One that comes back continues to count, and is no former one any more.
         known.list(members(&[count - 1]));
         known.cells(MemberId(count - 1)).sent_bytes.add(1);
         assert!(counted(&known).contains(&(count - 1, count)));

@@ -102,8 +102,8 @@ impl PinnedView<'_> {
         Ok(page)
     }
 
-    /// The wanted changes of a part of a single revision, `from` on; and where the next call goes
-    /// on, none at the end of the revision.
+    /// The wanted changes of a part of a single revision, `from` on; and where the next call
+    /// continues, none at the end of the revision.
     pub fn changes_of(
         &self,
         from: Revision,

@@ -18,7 +18,7 @@ pub struct Pages {
     revision: i64,
     /// Pairs that are not given yet, the one included of which a part is.
     left: usize,
-    /// Where the next page goes on within its first pair.
+    /// Where the next page continues within its first pair.
     offset: usize,
     order: Order,
 }

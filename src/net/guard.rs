@@ -261,7 +261,7 @@ impl<S> Guarded<S> {
     }
 
     /// Resolves where few of the calls that the client gave up are left. The library asks for more
-    /// after each call that it hands on, in the same turn: only time lets their tasks go first.
+    /// after each call that it hands on, in the same turn: only a pause lets their tasks run first.
     fn poll_given_up(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if let Some(rest) = &mut self.rest {

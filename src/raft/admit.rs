@@ -48,7 +48,7 @@ pub enum Malformed {
     ReadIndexContexts(usize),
     #[error("a context of {0} bytes is longer than any that is sent")]
     Context(usize),
-    #[error("it goes on behind entry {index} of term 0, which no log holds")]
+    #[error("it continues behind entry {index} of term 0, which no log holds")]
     Base { index: u64 },
     #[error("it has no snapshot, or one that no state machine makes")]
     Snapshot,

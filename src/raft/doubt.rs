@@ -43,7 +43,7 @@
 //! before it is sent. An append of the leader of T itself proves nothing, whatever it says is
 //! committed: it may count an acknowledgement of what is lost that still is under way.
 //!
-//! Where the leader of T goes on to lead, its heartbeats are answered with the doubt, and it hands
+//! Where the leader of T continues to lead, its heartbeats are answered with the doubt, and it hands
 //! over to a member without doubt, which leads in a later term. Where there is none, as in a cluster
 //! of two, the doubt stays until the next election, in which all of two have to vote anyway. If the
 //! leader knows that entries are missing, its heartbeats show that before, and the member ends

@@ -130,7 +130,7 @@ impl Shared {
         self.engine.read().clone()
     }
 
-    /// Goes on with another engine; the old one's files go with its last reader.
+    /// Switches to another engine; the old one's files are removed with its last reader.
     pub fn replace_engine(&self, engine: Arc<dyn Engine>) {
         let mut current = self.engine.write();
         current.number += 1;

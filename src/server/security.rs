@@ -127,7 +127,7 @@ pub fn make(wanted: &SelfSigned, now: Duration) -> Result<(), Error> {
         "certificate-validity-bound-not-after" = not_after,
         "automatically generate certificates"
     );
-    // The certificate comes last, and an old one goes first: beside it is always its own key.
+    // The certificate is written last, and an old one removed first: its own key is always beside it.
     if certificate.exists() {
         let removed = std::fs::remove_file(&certificate);
         removed.map_err(member_dir::Error::io("remove", &certificate))?;

@@ -140,7 +140,7 @@ impl Handle {
         env::blocking(self.shared.executor.as_ref(), work)
     }
 
-    /// The same, waited for until the caller's deadline; what was begun goes on.
+    /// The same, waited for until the caller's deadline; what was begun continues.
     pub(super) async fn blocking_within<T: Send + 'static>(
         &self,
         caller: &Caller,

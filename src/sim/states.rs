@@ -461,7 +461,7 @@ mod tests {
     }
 
     /// A machine within a deletion of three keys, the entry `index`, of which it has written one;
-    /// and a call that goes on.
+    /// and a call that continues.
     fn within_deletion(
         engine: &Arc<dyn Engine>,
         index: u64,

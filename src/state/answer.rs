@@ -20,7 +20,7 @@ impl Kept {
     }
 
     /// False where nothing more is kept, whatever its size.
-    pub fn goes_on(&self) -> bool {
+    pub fn keeps_more(&self) -> bool {
         !self.ended
     }
 
@@ -35,12 +35,12 @@ impl Kept {
             Some(left_bytes) => self.left_bytes = left_bytes,
             None => self.end(),
         }
-        self.goes_on()
+        self.keeps_more()
     }
 
     /// What comes next has no room.
     pub fn end(&mut self) {
-        self.too_large |= self.goes_on();
+        self.too_large |= self.keeps_more();
         self.left_bytes = 0;
         self.ended = true;
     }
@@ -65,7 +65,7 @@ mod tests {
         assert!(exact.takes(100) && exact.takes(0) && !exact.is_too_large());
         assert!(!exact.takes(1) && exact.is_too_large());
         let mut nobody = Kept::up_to(0);
-        assert!(!nobody.takes(0) && !nobody.goes_on());
+        assert!(!nobody.takes(0) && !nobody.keeps_more());
         assert!(!nobody.takes(1) && !nobody.is_too_large());
     }
 }

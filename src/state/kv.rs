@@ -71,7 +71,7 @@ pub fn range_response(measured: Measured, revision: i64) -> RangeResponse {
 
 /// Reads within a writing transaction, including its own changes, what `kept` has room for.
 pub fn range(txn: &Txn<'_>, request: &RangeRequest, kept: &mut Kept) -> Result<RangeResponse> {
-    if !kept.goes_on() {
+    if !kept.keeps_more() {
         return Ok(RangeResponse::default());
     }
     let most_bytes = kept.left_bytes();

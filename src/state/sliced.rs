@@ -48,7 +48,7 @@ pub(super) struct Previous {
 impl Previous {
     pub fn new(asked: bool, kept: &Kept) -> Self {
         Self {
-            dropped: !asked || !kept.goes_on(),
+            dropped: !asked || !kept.keeps_more(),
             asked,
             most_bytes: kept.left_bytes(),
             bytes: 0,
@@ -98,7 +98,7 @@ impl Slices {
         }
     }
 
-    /// Goes on with one that a state holds a part of. `writer` is of that state.
+    /// Continues one that a state holds a part of. `writer` is of that state.
     pub fn resume(mut record: UnfinishedDelete, writer: &mut Writer) -> Self {
         probe::reached(CoveragePoint::DeleteResumed);
         writer.note_deleted(record.deleted as i64);
@@ -275,7 +275,7 @@ impl<'a> Neighbours<'a> {
 }
 
 /// Takes back what is written of a transaction, in batches of `limit`; the last is not written yet.
-/// Each leaves a state to go on with.
+/// Each leaves a state from which it can continue.
 pub fn take_back(
     writer: &mut Writer,
     revision: i64,

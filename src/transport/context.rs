@@ -138,7 +138,7 @@ impl Context {
         Status::from(refusal)
     }
 
-    /// A member that lost its data directory and goes by its old name would forget what it
+    /// A member that lost its data directory and uses its old name would forget what it
     /// acknowledged. The others know as long as they run, of those that are listed: any other name
     /// may be anybody's.
     fn check_incarnation(

@@ -1,4 +1,4 @@
-//! The watches of one client stream, and the order in which their news go out.
+//! The watches of one client stream, and the order in which their responses are sent.
 //!
 //! ```text
 //!            create: it starts with what is published next

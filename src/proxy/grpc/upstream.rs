@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dial_goes_on_without_its_caller() {
+    async fn a_dial_continues_without_its_caller() {
         let (silent, _queued) = silent().await;
         let upstream = Arc::new(Upstream::new(vec![url(&silent)], Dialler::default(), None));
         let given_up = tokio::time::timeout(Duration::from_millis(50), upstream.channel()).await;

@@ -92,7 +92,7 @@ fn read(reader: &Reader, first: u64, last: u64) -> Vec<crate::storage::raft_log:
     }
 }
 
-/// A replica that goes on where the disk stopped. Its election timeouts follow from its id.
+/// A replica that continues where the disk stopped. Its election timeouts follow from its id.
 pub fn replica(
     member: MemberId,
     log: &RaftLog,

@@ -149,7 +149,7 @@ pub fn take_over(config: &Config, limits: EngineLimits, clock: &dyn Clock) -> Re
     Ok(())
 }
 
-/// A member that was taken over goes on alone: not while an etcd runs on what it left, and what an
+/// A member that was taken over continues alone: not while an etcd runs on what it left, and what an
 /// etcd wrote since is not here.
 fn check_left(data_dir: &Path) -> Result<(), Refusal> {
     let db = member_of_etcd(data_dir).join("snap").join("db");
@@ -300,7 +300,7 @@ fn lock(db: &Path) -> Result<File, Refusal> {
     }
 }
 
-/// The state that goes with the log: one that came from another member may not be in its place yet.
+/// The state that matches the log: one that came from another member may not be in its place yet.
 fn state(
     db: &Path,
     snap_dir: &Path,

@@ -1,5 +1,5 @@
-//! What etcd's raft log says as a whole, and whether it goes with a state: decided before anything
-//! of it is taken, from its records alone.
+//! What etcd's raft log says as a whole, and whether it matches a state: decided before anything of
+//! it is taken, from its records alone.
 
 use std::collections::BTreeSet;
 
@@ -31,7 +31,7 @@ pub struct Survey {
 /// Voters, and learners.
 pub type Roles = (BTreeSet<MemberId>, BTreeSet<MemberId>);
 
-/// Why log and state do not go together.
+/// Why log and state do not match.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
     #[error("its raft log does not say whose it is")]

@@ -94,7 +94,7 @@ fn checked(text: &str, applied: &Applied) -> Result<String, String> {
 }
 
 #[test]
-fn a_log_and_a_state_go_together_or_not() {
+fn a_log_and_a_state_match_or_not() {
     let log = "meta, snap 0/0, 1/1, 2/1, 3/2, 4/2, state 3";
     for (text, state, expected) in [
         (
@@ -224,7 +224,7 @@ fn members_have_the_roles_that_raft_gave_them() {
             ..Default::default()
         };
         let survey = survey(text).expect("is read");
-        let (begin, _) = survey.check(&applied).expect("goes together");
+        let (begin, _) = survey.check(&applied).expect("matches");
         let found = survey.members(&applied, begin, None);
         let expected = expected.map(|ids: &[u64]| {
             let members = ids.iter().map(|id| member(*id, false));

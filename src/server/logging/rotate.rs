@@ -2,7 +2,7 @@
 //! those so many are kept, for so long, compressed where that was asked for. Names, modes and
 //! limits are those of etcd, so that what collects its files finds ours.
 //!
-//! A line is in one file. If a file cannot be put aside, the log goes on in it: lines matter more
+//! A line is in one file. If a file cannot be put aside, the log continues in it: lines matter more
 //! than sizes. What happens to the files that were put aside is done by a thread of its own, since
 //! compression takes seconds in which lines come. There is one at a time, which starts again where
 //! more were put aside meanwhile.

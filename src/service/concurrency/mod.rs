@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn who_goes_away_takes_its_key_along_if_it_is_not_held_already() {
+    async fn a_client_that_goes_away_takes_its_key_along_if_it_is_not_held_already() {
         let clock = Arc::new(SystemClock::new());
         let (handle, inbox) = fixture::with_clock(Arc::new(NoNetwork), clock);
         let concurrency = Concurrency::new(handle);

@@ -112,7 +112,7 @@ impl Index {
         }
     }
 
-    /// Forgets all entries; the log goes on after `entry_id`.
+    /// Forgets all entries; the log continues after `entry_id`.
     pub fn reset(&mut self, entry_id: EntryId) {
         self.last = entry_id.index;
         self.cuts += 1;

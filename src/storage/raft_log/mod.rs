@@ -288,7 +288,7 @@ impl RaftLog {
     }
 
     /// Empties the log in favour of a snapshot whose last entry is `entry_id`; the next entry is the
-    /// one after it. The hard state that belongs to the snapshot goes into the same frame: no crash
+    /// one after it. The hard state that belongs to the snapshot is in the same frame: no crash
     /// separates the two.
     ///
     /// # Errors

@@ -32,7 +32,7 @@ const PREPARE_AFTER: u64 = 4;
 pub(super) struct Active {
     pub sequence: u64,
     pub file: Arc<dyn OpenFile>,
-    /// Where the next frame goes.
+    /// Where the next frame is written.
     pub end: u64,
     /// What the file can hold.
     pub capacity: u64,
@@ -187,7 +187,7 @@ impl Writer {
         })
     }
 
-    /// Begins the next segment. Its header goes with its first frame: a crash leaves both, or a
+    /// Begins the next segment. Its header is written with its first frame: a crash leaves both, or a
     /// segment never begun, or a header with a torn frame.
     fn write_in_next(&mut self, content: &Content<'_>, bytes: u64) -> Result<Place, Error> {
         let sequence = self.active.sequence + 1;
