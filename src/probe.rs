@@ -253,7 +253,7 @@ named! {
         EventsDropped => "events-dropped",
         /// A queue does not count its items: a watch that fell behind catches up before they are sent.
         PageBeforeQueue => "page-before-queue",
-        /// Watches continue over an installed snapshot without catching up.
+        /// Watches continue over an installed state without catching up.
         ResyncSkipped => "resync-skipped",
         /// A watch that catches up gets the pair before the previous one.
         PreviousTooOld => "previous-too-old",

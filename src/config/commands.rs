@@ -29,7 +29,7 @@ pub enum Command {
     Proxy(Box<Proxy>),
 }
 
-/// Make a new member from a snapshot.
+/// Make a new member from etcd's snapshot file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restore {
     pub snapshot: PathBuf,

@@ -298,8 +298,8 @@ fn has_leader_beside<T: Storage>(from: u64, raft: &raft::Raft<T>) -> bool {
             && raft.election_elapsed < raft.election_timeout()
 }
 
-/// True while raft has accepted a snapshot whose state is not installed yet. A candidate reads the
-/// entries that are not applied, and raft panics if the log does not have them.
+/// True while raft has accepted a raft snapshot message whose state is not installed yet. A
+/// candidate reads the entries that are not applied, and raft panics if the log does not have them.
 pub fn lacks_state<T: Storage>(raft: &raft::Raft<T>) -> bool {
     raft.raft_log.applied() + 1 < raft.raft_log.first_index()
 }

@@ -45,7 +45,7 @@ const ADVANCE_LIMIT: Duration = Duration::from_secs(5);
 /// A checkpoint that nobody is being sent is removed after this.
 const CHECKPOINT_LIFE: Duration = Duration::from_secs(30);
 
-/// A snapshot that is offered to members which are too far behind.
+/// A checkpoint that is offered to members which are too far behind.
 struct Offered {
     checkpoint: Checkpoint,
     used_at: Duration,
@@ -71,7 +71,7 @@ pub struct RaftThread {
     timing: Timing,
     offered: Option<Offered>,
     making_checkpoint: bool,
-    /// The files of the snapshot that raft takes over, until it has the log reset to its entry.
+    /// The received state that raft takes over, until it has the log reset to its entry.
     received: Option<Received>,
     next_tick: Duration,
     /// Until when the first election may be brought forward; none: it was, or is not to be.

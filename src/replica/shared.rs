@@ -54,7 +54,7 @@ pub struct Shared {
     /// else 0, which is no auth revision.
     enabled_auth_revision: AtomicU64,
     auth_changes: tokio_watch::Sender<()>,
-    /// A snapshot from the leader replaces it: a turn that reads and writes takes it once for both.
+    /// A received state replaces it: a turn that reads and writes takes it once for both.
     engine: RwLock<NumberedEngine>,
     view: RwLock<Arc<ReadView>>,
     status: RwLock<Arc<ClusterStatus>>,

@@ -11,7 +11,7 @@ use crate::transport::MAX_UNLISTED_PEERS;
 /// Standard streams, the runtime's own, locks, listeners, the log's segments, `RocksDB`'s own
 /// files and those that a flush or a compaction writes, connections to other members and to those
 /// that are not known as such yet, and a file or two for a moment (a scrape, a name that is looked
-/// up, a snapshot).
+/// up, a checkpoint that is sent).
 const OWN: u64 = 64 + 2 * MAX_UNLISTED_PEERS as u64;
 /// The least and the most that the engine keeps open of its tables; it takes no fewer than 20. Two
 /// engines are open while a received state replaces one that is still read.

@@ -127,7 +127,8 @@ pub fn make(wanted: &SelfSigned, now: Duration) -> Result<(), Error> {
         "certificate-validity-bound-not-after" = not_after,
         "automatically generate certificates"
     );
-    // The certificate is written last, and an old one removed first: its own key is always beside it.
+    // The certificate is written last, and an old one removed first: its own key is always beside
+    // it.
     if certificate.exists() {
         let removed = std::fs::remove_file(&certificate);
         removed.map_err(member_dir::Error::io("remove", &certificate))?;

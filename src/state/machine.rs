@@ -260,7 +260,7 @@ impl Machine {
     }
 
     /// Writes the initial state of a founder: the members and their cluster. It is the state
-    /// after the entry `index`, which no log contains: later members get it as a snapshot.
+    /// after the entry `index`, which no log contains: later members get a checkpoint of it.
     pub fn bootstrap(
         &mut self,
         cluster: ClusterId,

@@ -3,7 +3,7 @@
 //! All of them have the one revision of their entry; only the batch behind the last of them ends
 //! the entry. Nobody sees a part: readers hold views of states between entries. Every batch
 //! before the last brings a record of what is left (`UnfinishedDelete`), so that a state with a
-//! part, as a crash or a snapshot for another member may take it, is finished when it is opened:
+//! part, as a crash or a checkpoint for another member may take it, is finished when it is opened:
 //! by the record alone, to the same bytes, however the batches are cut. It counts as the state
 //! after the entry, which was committed before its first key was deleted.
 //!

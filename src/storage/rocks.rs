@@ -311,7 +311,7 @@ impl Read for RocksEngine {
 }
 
 self_cell::self_cell!(
-    /// A snapshot that keeps its database open.
+    /// RocksDB's snapshot (a view of one sequence number), which keeps its database open.
     struct OwnedSnapshot {
         owner: Arc<Opened>,
         #[covariant]

@@ -46,7 +46,7 @@ pub struct NetworkOptions {
     pub max_snapshots_sent: usize,
     /// A snapshot transfer without progress for this long has failed.
     pub snapshot_silence: Duration,
-    /// Installing a snapshot after its transfer may take this long.
+    /// Installing the state of a snapshot after its transfer may take this long.
     pub snapshot_install_limit: Duration,
 }
 

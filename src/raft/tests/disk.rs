@@ -128,7 +128,7 @@ pub struct Writer {
 pub struct Written {
     /// To be given back to raft.
     pub number: u64,
-    /// The log begins behind a snapshot since.
+    /// The log begins behind the entry of a received state since.
     pub reset: Option<EntryId>,
     pub messages: Vec<Message>,
 }

@@ -131,7 +131,7 @@ fn a_log_and_a_state_match_or_not() {
             (2, Some(2)),
             Ok("behind 0/0, applied 2/2, committed 2 of 2"),
         ),
-        // From the newest snapshot that the state holds; the last one does not count.
+        // From the newest snapshot record that the state holds; the last one does not count.
         (
             "meta, snap 0/0, 1/1, 2/1, snap 2/1, 3/1, state 3, snap 4/1",
             (3, Some(1)),
@@ -142,7 +142,7 @@ fn a_log_and_a_state_match_or_not() {
             (1, Some(1)),
             Err("no snapshot that its state holds"),
         ),
-        // A snapshot came from another member, and entries behind it.
+        // A state came from another member, and entries behind it.
         (
             "meta, snap 0/0, 1/1, snap 7/2, 8/2, state 8",
             (7, Some(2)),

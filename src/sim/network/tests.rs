@@ -42,7 +42,7 @@ struct Member {
     notes: Mutex<Vec<Note>>,
     removed: Mutex<Vec<MemberId>>,
     disks: Arc<SimDisks>,
-    /// Whether it accepts snapshots.
+    /// Whether it accepts states that are sent to it.
     takes: Mutex<bool>,
     /// Whether it answers requests, or never responds.
     answers: Mutex<bool>,

@@ -287,12 +287,12 @@ impl RaftLog {
         self.writer.unlink_unneeded()
     }
 
-    /// Empties the log in favour of a snapshot whose last entry is `entry_id`; the next entry is the
-    /// one after it. The hard state that belongs to the snapshot is in the same frame: no crash
+    /// Empties the log in favour of a received state whose last entry is `entry_id`; the next entry
+    /// is the one after it. The hard state that belongs to it is in the same frame: no crash
     /// separates the two.
     ///
     /// # Errors
-    /// [`Error::Compacted`] if the log was compacted beyond the snapshot; [`Error::Io`] and
+    /// [`Error::Compacted`] if the log was compacted beyond `entry_id`; [`Error::Io`] and
     /// [`Error::Failed`] as in [`RaftLog::append`].
     pub fn reset(&mut self, entry_id: EntryId, hard_state: Option<&[u8]>) -> Result<(), Error> {
         let first_index = self.first_index();

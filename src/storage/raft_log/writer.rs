@@ -187,8 +187,8 @@ impl Writer {
         })
     }
 
-    /// Begins the next segment. Its header is written with its first frame: a crash leaves both, or a
-    /// segment never begun, or a header with a torn frame.
+    /// Begins the next segment. Its header is written with its first frame: a crash leaves both, or
+    /// a segment never begun, or a header with a torn frame.
     fn write_in_next(&mut self, content: &Content<'_>, bytes: u64) -> Result<Place, Error> {
         let sequence = self.active.sequence + 1;
         let offset = SEGMENT_HEADER_BYTES;
