@@ -40,7 +40,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arriving::{Arriving, Kept, Source, Until};
+use arriving::{Arriving, HeldByCall, Source, Until};
 use call_log::{CallLog, Content};
 use counted::Counted;
 use ending::End;
@@ -294,7 +294,7 @@ impl Api {
             Ok(head) => head,
             Err(error) => return refused(counted, error),
         };
-        let kept = Kept::default();
+        let kept = HeldByCall::default();
         let until = match RPCS[method].flow {
             Flow::Unary | Flow::ServerStream => {
                 if RPCS[method].outlasts_an_identity() {

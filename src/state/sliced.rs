@@ -14,7 +14,7 @@
 
 use bytes::Bytes;
 
-use super::answer::Kept;
+use super::answer::AnswerLimit;
 use super::lease;
 use crate::mvcc::history::decode_revision;
 use crate::mvcc::write::{SliceLimit, Sliced, Writer};
@@ -46,7 +46,7 @@ pub(super) struct Previous {
 }
 
 impl Previous {
-    pub fn new(asked: bool, kept: &Kept) -> Self {
+    pub fn new(asked: bool, kept: &AnswerLimit) -> Self {
         Self {
             dropped: !asked || !kept.keeps_more(),
             asked,
@@ -71,7 +71,7 @@ impl Previous {
     }
 
     /// Those of the answer.
-    pub fn take(&mut self, kept: &mut Kept) -> Vec<EncodedKv> {
+    pub fn take(&mut self, kept: &mut AnswerLimit) -> Vec<EncodedKv> {
         match self.asked && kept.takes(self.bytes) {
             true => std::mem::take(&mut self.kvs),
             false => Vec::new(),
@@ -105,7 +105,7 @@ impl Slices {
         if probe::injected(Defect::SliceResumedFromStart) {
             record.deleted = 0;
         }
-        let nobody = Kept::up_to(0);
+        let nobody = AnswerLimit::up_to(0);
         Self::begin(record, Previous::new(false, &nobody))
     }
 
@@ -203,7 +203,7 @@ impl Slices {
     pub fn finish(
         mut self,
         writer: &mut Writer,
-        kept: &mut Kept,
+        kept: &mut AnswerLimit,
     ) -> (Option<Sliced>, Vec<EncodedKv>) {
         if self.record.deleted == 0 {
             // It made no revision.

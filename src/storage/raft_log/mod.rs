@@ -62,7 +62,7 @@ pub use synced::SyncedMark;
 
 use crate::probe::{self, Defect};
 use frame::Content;
-use index::{Index, Place};
+use index::{FrameLocation, Index};
 use reader::Shared;
 use synced::{Position, Synced};
 use writer::Writer;
@@ -349,7 +349,7 @@ impl RaftLog {
     }
 
     /// Writes a frame, durably, and remembers its hard state.
-    fn write(&mut self, content: Content<'_>) -> Result<Place, Error> {
+    fn write(&mut self, content: Content<'_>) -> Result<FrameLocation, Error> {
         let place = self.writer.write(content, self.hard_state.as_deref())?;
         if let Some(hard_state) = content.hard_state {
             let kept = self.hard_state.get_or_insert_default();
