@@ -253,7 +253,7 @@ named! {
         EventsDropped => "events-dropped",
         /// A queue does not count its items: a watch that fell behind catches up before they are sent.
         PageBeforeQueue => "page-before-queue",
-        /// Watches continue over an installed snapshot without catching up.
+        /// Watches continue over an installed state without catching up.
         ResyncSkipped => "resync-skipped",
         /// A watch that catches up gets the pair before the previous one.
         PreviousTooOld => "previous-too-old",
@@ -263,7 +263,7 @@ named! {
         WatchesLeftBehind => "watches-left-behind",
         /// Progress is reported for watches that are catching up.
         ProgressTooEarly => "progress-too-early",
-        /// Who waited for a lock does not look whether its own key is still there.
+        /// Who waited for a lock does not check whether its own key is still there.
         OwnKeyUnchecked => "own-key-unchecked",
         /// Who waited for a lock takes a key that was made anew behind others for its own.
         OtherKeyTaken => "other-key-taken",

@@ -199,7 +199,7 @@ fn export(command: Export) -> ExitCode {
     }
 }
 
-/// Makes a new member from a snapshot; progress and the outcome go to stderr.
+/// Makes a new member from etcd's snapshot file; progress and the outcome go to stderr.
 fn restore(command: Restore) -> ExitCode {
     let loaded = match load_member(command.member) {
         Ok(loaded) => loaded,

@@ -1,4 +1,4 @@
-//! What a request goes through, as spans for a collector of traces.
+//! The stages of a request, as spans for a collector of traces.
 //!
 //! A span stands below another one, and exists only where that one does: the first is made by
 //! `api`, for a call whose trace is wanted. So a request of which nobody wants a trace costs its

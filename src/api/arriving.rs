@@ -44,17 +44,17 @@ const STALL_LIMIT: Duration = Duration::from_secs(2);
 const PROGRESS_BYTES: usize = 16 << 10;
 
 /// What is counted of a unary call.
-pub type Kept = Arc<Mutex<Vec<Held>>>;
+pub type HeldByCall = Arc<Mutex<Vec<Held>>>;
 
 /// What is counted of the call of a request, for one that waits long and needs its message no more.
-pub fn kept<T>(request: &tonic::Request<T>) -> Kept {
-    let kept = request.extensions().get::<Kept>();
+pub fn kept<T>(request: &tonic::Request<T>) -> HeldByCall {
+    let kept = request.extensions().get::<HeldByCall>();
     kept.cloned().unwrap_or_default()
 }
 
 /// Until when what was passed on is counted.
 pub enum Until {
-    Answered(Kept),
+    Answered(HeldByCall),
     NextMessage(Vec<Held>),
 }
 
@@ -594,7 +594,7 @@ mod tests {
     struct Call {
         chunks: mpsc::UnboundedSender<Chunk>,
         body: Arriving<Channel>,
-        kept: Kept,
+        kept: HeldByCall,
     }
 
     impl Member {
@@ -616,7 +616,7 @@ mod tests {
 
         fn call(&self, source: &Arc<Source>, chunks: &[&[u8]]) -> Call {
             let (sender, receiver) = mpsc::unbounded_channel();
-            let kept = Kept::default();
+            let kept = HeldByCall::default();
             let until = Until::Answered(kept.clone());
             let body = StreamBody::new(UnboundedReceiverStream::new(receiver));
             let call = Call {

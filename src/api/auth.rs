@@ -17,7 +17,7 @@ use crate::proto::etcdserverpb::*;
 use crate::service::caller::{Caller, Identity, User};
 use crate::service::handle::Handle;
 use crate::service::passwords::Password;
-use crate::service::passwords::lines::{Place, Source};
+use crate::service::passwords::lines::{Requester, Source};
 use crate::service::permission;
 use crate::service::tokens::simple;
 use crate::state::Response as Applied;
@@ -60,9 +60,9 @@ impl AuthService {
         }
     }
 
-    /// Where somebody's password waits to be hashed.
-    fn place(&self, name: &str) -> Place {
-        Place {
+    /// For whom a user's password waits to be hashed.
+    fn requester(&self, name: &str) -> Requester {
+        Requester {
             source: self.source,
             name: name.to_owned(),
         }
@@ -83,7 +83,7 @@ impl AuthService {
             let view = self.handle.linearizable_view(caller).await?;
             permission::check_request(&view.auth, caller, &purpose)?;
         }
-        let hashed = self.handle.passwords().hash(self.place(name), password);
+        let hashed = self.handle.passwords().hash(self.requester(name), password);
         let hash = self.handle.within(caller, hashed).await??;
         Ok(BASE64.encode(hash))
     }
@@ -105,7 +105,7 @@ impl AuthService {
         }
         let hash = user.map(|user| user.password_hash.clone());
         let passwords = self.handle.passwords();
-        let matched = passwords.matches(self.place(name), password.clone(), hash);
+        let matched = passwords.matches(self.requester(name), password.clone(), hash);
         match self.handle.within(caller, matched).await?? {
             true => Ok(auth.revision()),
             false => Err(Error::AuthFailed),
@@ -148,9 +148,9 @@ impl AuthService {
                 continue;
             }
             if !tokens.are_simple() {
-                let (tokens, place) = (tokens.clone(), self.place(&name));
+                let (tokens, requester) = (tokens.clone(), self.requester(&name));
                 let passwords = self.handle.passwords();
-                let signed = passwords.compute(place, move || tokens.sign(&user));
+                let signed = passwords.compute(requester, move || tokens.sign(&user));
                 login.response.token = self.handle.within(caller, signed).await???;
             }
             return Ok(login.response);
@@ -159,7 +159,7 @@ impl AuthService {
     }
 }
 
-/// The body of a method: the request as it goes into the log, and the response's kind.
+/// The body of a method: the request as it is logged, and the response's kind.
 macro_rules! execute {
     ($self:ident, $request:ident, $kind:ident, $field:ident) => {{
         let caller = caller::of(&$self.handle, &$request);

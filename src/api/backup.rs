@@ -1,4 +1,4 @@
-//! A snapshot as etcd streams it: the file in parts, and then its SHA-256.
+//! A backup as etcd streams it, in its Snapshot RPC: the file in parts, and then its SHA-256.
 //!
 //! It stands beside the call's response (see `body`), since a file may have terabytes and tonic
 //! would copy each of them. The hash is the file's maker's affair, on its thread.
@@ -69,7 +69,7 @@ impl Backup {
     }
 
     fn take(&mut self, part: Option<Result<Part, Error>>) {
-        // What ends without its last part is no whole snapshot.
+        // What ends without its last part is no whole file.
         match part.unwrap_or(Err(Error::BackupFailed)) {
             Ok(Part::Begun {
                 bytes,

@@ -22,14 +22,14 @@ use crate::service::permission::{self, Asks, Needs};
 use crate::service::rpcs::{self, Learner, RPCS, Rpc};
 use crate::types::version::{LEAST, NEWEST, NEWEST_TEXT, Version};
 
-// A name that is made once is not looked at anew at each call.
+// A name that is made once is not parsed anew at each call.
 static CLIENT_API_VERSION: HeaderName = HeaderName::from_static("client-api-version");
 static HAS_LEADER: HeaderName = HeaderName::from_static("hasleader");
 
 /// Streams that need a leader are cut after so many election timeouts without one; etcd's figure.
 const TIMEOUTS_WITHOUT_LEADER: u32 = 3;
-/// A look a timeout, as in etcd, would cut up to a timeout later than another member does.
-const LOOKS_A_TIMEOUT: u32 = 10;
+/// One check per timeout, as in etcd, would cut up to a timeout later than another member does.
+const CHECKS_PER_TIMEOUT: u32 = 10;
 
 /// A range asked of a learner: it is allowed where it is serializable, and then has the rest of
 /// the gate to pass. Only its service sees what it is.
@@ -63,10 +63,10 @@ pub struct RpcGate {
 }
 
 impl RpcGate {
-    /// Begins to look for a leader, until the runtime stops.
+    /// Begins to check for a leader, until the runtime stops.
     pub fn new(handle: &Handle) -> Self {
         let (sender, cuts) = watch::channel(0);
-        handle.spawn(look_for_leader(handle.clone(), sender));
+        handle.spawn(check_for_leader(handle.clone(), sender));
         Self {
             shared: handle.shared().clone(),
             cuts,
@@ -168,11 +168,14 @@ fn check_capability(cluster: Option<&str>) -> Result<(), Error> {
     }
 }
 
-async fn look_for_leader(handle: Handle, cuts: watch::Sender<u64>) {
+async fn check_for_leader(handle: Handle, cuts: watch::Sender<u64>) {
     let election_timeout = handle.settings().election_timeout;
     let shared = handle.shared();
     loop {
-        shared.clock.sleep(election_timeout / LOOKS_A_TIMEOUT).await;
+        shared
+            .clock
+            .sleep(election_timeout / CHECKS_PER_TIMEOUT)
+            .await;
         let since = shared
             .clock
             .now()

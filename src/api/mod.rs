@@ -1,7 +1,7 @@
 //! The gRPC services: one file each. A service checks a request, calls the operation of `service`,
 //! and fills in the header; it decides nothing about data.
 //!
-//! `Api` routes by path, without a general router: a call goes straight to its service, and an
+//! `Api` routes by path, without a general router: a call is passed straight to its service, and an
 //! unknown one is answered in grpc-go's words.
 
 mod answers;
@@ -40,7 +40,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arriving::{Arriving, Kept, Source, Until};
+use arriving::{Arriving, HeldByCall, Source, Until};
 use call_log::{CallLog, Content};
 use counted::Counted;
 use ending::End;
@@ -294,7 +294,7 @@ impl Api {
             Ok(head) => head,
             Err(error) => return refused(counted, error),
         };
-        let kept = Kept::default();
+        let kept = HeldByCall::default();
         let until = match RPCS[method].flow {
             Flow::Unary | Flow::ServerStream => {
                 if RPCS[method].outlasts_an_identity() {

@@ -1,4 +1,4 @@
-//! A message that goes out in slices: what of it is in memory as the network takes it, what is
+//! A message that is sent in slices: what of it is in memory as the network takes it, what is
 //! not is read page by page, each when the network asks for more.
 
 use std::collections::VecDeque;
@@ -156,11 +156,11 @@ pub struct Reader {
     reads: Reads,
     left_bytes: usize,
     /// None while a page is read, and after a failure.
-    place: Option<Place>,
+    place: Option<ReadPosition>,
     reading: Option<Reading>,
 }
 
-type Read = Result<(Place, Option<Page>), Status>;
+type Read = Result<(ReadPosition, Option<Page>), Status>;
 type Reading = Pin<Box<dyn Future<Output = Read> + Send>>;
 
 /// A page whose bytes are counted.
@@ -170,7 +170,7 @@ struct Page {
     rest_bytes: usize,
 }
 
-struct Place {
+struct ReadPosition {
     rest: Rest,
     /// What the rows of a sorted range take that are kept from page to page.
     rows: Option<Held>,
@@ -181,7 +181,7 @@ impl Reader {
         Self {
             reads,
             left_bytes: rest.size_bytes,
-            place: Some(Place { rest, rows: None }),
+            place: Some(ReadPosition { rest, rows: None }),
             reading: None,
         }
     }
@@ -251,7 +251,7 @@ impl Messages {
     }
 }
 
-async fn read_page(reads: Reads, mut place: Place, left_bytes: usize) -> Read {
+async fn read_page(reads: Reads, mut place: ReadPosition, left_bytes: usize) -> Read {
     let turn = reads.turns.clone().acquire_owned().await;
     let handle = reads.handle.clone();
     let read = handle.blocking(move || {
@@ -263,7 +263,7 @@ async fn read_page(reads: Reads, mut place: Place, left_bytes: usize) -> Read {
     page.map_err(|error| Status::from(handle.refusal(error)))
 }
 
-impl Place {
+impl ReadPosition {
     fn next(&mut self, share: &Arc<Share>, left_bytes: usize) -> mvcc::Result<Option<Page>> {
         let room = page_room(share, left_bytes);
         let page_bytes = room.as_ref().map_or(LEAST_PAGE_BYTES, Held::bytes);

@@ -26,7 +26,7 @@ pub trait Traces: Send + Sync {
     /// Disabled where nobody wants the trace of this call.
     fn begin(&self, call: &Begun<'_>) -> Span;
 
-    /// A call has ended, whatever goes on below its span.
+    /// A call has ended, whatever continues below its span.
     fn end(&self, span: &Span, code: Code, message: &str);
 }
 

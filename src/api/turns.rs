@@ -1,5 +1,5 @@
 //! What a call waits for before its answer is made: its turn to read much, and room for what it
-//! reads. How large an answer will be is known before, from a look at the state; who waits for room
+//! reads. How large an answer will be is known before, from the state; who waits for room
 //! holds its request and nothing else.
 
 use std::time::Duration;

@@ -85,7 +85,7 @@ impl WatchService {
 
 #[tonic::async_trait]
 impl Watch for WatchService {
-    /// What goes out stands beside it: large events are shared, and tonic would copy each.
+    /// What is sent is beside it: large events are shared, and tonic would copy each.
     type WatchStream = Empty<Result<WatchResponse, Status>>;
 
     async fn watch(
@@ -166,7 +166,7 @@ struct Session {
     stall: Stall,
     /// The users and roles by which all watches were judged last.
     judged: Option<Arc<AuthView>>,
-    /// False: as in etcd a watch goes on when its user loses the right to it.
+    /// False: as in etcd a watch continues when its user loses the right to it.
     rechecks: bool,
     _woken: Woken,
     max_request_bytes: usize,
@@ -363,7 +363,7 @@ impl Session {
         if judged.is_some_and(|judged| Arc::ptr_eq(judged, &auth)) {
             return Vec::new();
         }
-        // Whose token has expired goes on as the user that it was.
+        // A caller whose token has expired stays the user that it was.
         let caller = self.caller.again().unwrap_or_else(|_| self.caller.clone());
         let access = permission::access_at_any_revision(&auth, &caller);
         let refused = self.stream.ranges().filter_map(|(watch_id, range)| {

@@ -1,4 +1,5 @@
-//! etcd's snapshots: a bbolt file of the whole state, as etcd writes it.
+//! etcd's snapshot files: a bbolt file of the whole state, as etcd writes it. No other snapshot is
+//! meant here, but in `wal`, where etcd calls a saved state's record and snap file by that name.
 //!
 //! - `bbolt` knows the file format, and nothing of etcd;
 //! - `etcd` knows what etcd keeps in such a file;

@@ -24,7 +24,7 @@ impl<'a> Room<'a> {
         }
     }
 
-    /// One that goes on with what another held.
+    /// One that takes over what another held.
     pub fn with_held(self, held: Option<Held>) -> Self {
         Self { held, ..self }
     }

@@ -29,7 +29,7 @@ pub enum Command {
     Proxy(Box<Proxy>),
 }
 
-/// Make a new member from a snapshot.
+/// Make a new member from etcd's snapshot file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restore {
     pub snapshot: PathBuf,
@@ -107,7 +107,7 @@ fn export_command() -> clap::Command {
             .help(help)
     };
     clap::Command::new("export")
-        .about("Make an etcd's data directory of a stopped member, which an etcd goes on with")
+        .about("Make an etcd's data directory of a stopped member, with which an etcd continues")
         .arg(
             path(
                 "dir",

@@ -235,7 +235,7 @@ pub static SECTIONS: &[Section] = &[
         flag("compaction-sleep-interval", Duration, "0s", "Pause between these steps; 0: 10ms; not set: at most the time of the step before."),
         flag("watch-permission-recheck", Bool, "true", "End running watches whose users lost the right to them; etcd lets them run.").own(),
         flag("watch-progress-notify-interval", Duration, "0s", "Time between progress notifications of a quiet watch; 0: 10m."),
-        flag("downgrade-check-time", Duration, "5s", "Time between looks for a downgrade.").no_effect("a member of etched never runs the release that a downgrade leads to, so none ends without a request"),
+        flag("downgrade-check-time", Duration, "5s", "Time between checks for a downgrade.").no_effect("a member of etched never runs the release that a downgrade leads to, so none ends without a request"),
         flag("corrupt-check-time", Duration, "0s", "Time between comparisons of the members' data; 0: none."),
         flag("compact-hash-check-time", Duration, "1m", "Time between comparisons of compaction hashes."),
     ]},

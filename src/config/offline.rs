@@ -1,4 +1,4 @@
-//! The commands for the directories of stopped members, and for files of snapshots.
+//! The commands for the directories of stopped members, and for etcd's snapshot files.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 /// What is done, and with what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offline {
-    /// A data directory; for `Status` it may be a snapshot's file.
+    /// A data directory; for `Status` it may be etcd's snapshot file.
     pub path: PathBuf,
     pub wal_dir: Option<PathBuf>,
     pub task: Task,

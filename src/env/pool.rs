@@ -57,13 +57,13 @@ pub struct Pool {
 }
 
 struct State {
-    places: Vec<Place>,
+    places: Vec<ThreadSlot>,
     waiting: VecDeque<Work>,
 }
 
 /// Without a thread and not busy it is vacant; without a thread and busy one is being begun.
 #[derive(Default)]
-struct Place {
+struct ThreadSlot {
     thread: Option<Sender<Work>>,
     busy: bool,
 }
@@ -72,7 +72,7 @@ impl Pool {
     /// A pool that has no threads yet.
     pub fn of(shape: Shape) -> Arc<Self> {
         let mut places = Vec::new();
-        places.resize_with(shape.places, Place::default);
+        places.resize_with(shape.places, ThreadSlot::default);
         Arc::new(Self {
             shape,
             state: Mutex::new(State {
@@ -102,7 +102,7 @@ impl Pool {
         if self.hand_to_idle(&mut state) {
             return;
         }
-        let is_vacant = |place: &Place| place.thread.is_none() && !place.busy;
+        let is_vacant = |place: &ThreadSlot| place.thread.is_none() && !place.busy;
         let Some(place) = state.places.iter().position(is_vacant) else {
             return;
         };
@@ -160,7 +160,7 @@ impl Pool {
 
     /// Hands work to a thread that waits for some. False where none does, or none would take it.
     fn hand_to_idle(&self, state: &mut State) -> bool {
-        let is_idle = |place: &Place| place.thread.is_some() && !place.busy;
+        let is_idle = |place: &ThreadSlot| place.thread.is_some() && !place.busy;
         let Some(place) = state.places.iter().position(is_idle) else {
             return false;
         };
@@ -170,7 +170,7 @@ impl Pool {
         let chosen = &mut state.places[place];
         chosen.busy = true;
         if let Some(thread) = &chosen.thread {
-            // It receives, or sees that it is busy before it goes.
+            // It receives, or sees that it is busy before it ends.
             let _ = thread.send(work);
         }
         true

@@ -100,7 +100,7 @@ fn segment(bytes: &[u8]) {
     }
 }
 
-/// An entry that is taken comes out the same, however often it goes to and fro.
+/// An entry that is taken comes out the same, however often it is converted.
 fn entry(kind: i32, data: &[u8]) {
     let given = Entry {
         kind: Some(kind),

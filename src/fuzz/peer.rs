@@ -1,5 +1,5 @@
-//! Other members: batches of messages and parts of snapshots as they come over the wire, and
-//! raft messages of any content stepped into a member at work.
+//! Other members: batches of messages and parts of states as they come over the wire, and raft
+//! messages of any content stepped into a member at work.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -84,7 +84,7 @@ fn count(dir: &Path) -> usize {
     std::fs::read_dir(dir).map_or(0, Iterator::count)
 }
 
-/// Takes the parts of a snapshot: it is whole and as announced, or nothing is left of it.
+/// Takes the parts of a transferred state: it is whole and as announced, or nothing is left of it.
 pub fn snapshot(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let mut parts = Vec::new();
@@ -450,7 +450,7 @@ impl Member {
         let hard_state = persist.hard_state.as_deref();
         if let Some(entry_id) = persist.reset {
             self.log.reset(entry_id, hard_state).map_err(|_| Stopped)?;
-            // The state of the snapshot takes the place of what was to be applied.
+            // The received state takes the place of what was to be applied.
             self.machine = machine(members(3, true), entry_id);
             self.entries.clear();
         }

@@ -90,7 +90,7 @@ fn read(log: &RaftLog, recovered: &Recovered) -> Content {
     }
 }
 
-/// The log goes on.
+/// The log can be appended to.
 fn append_one(log: &mut RaftLog) {
     let index = log.last_index() + 1;
     let entry = LogEntry {

@@ -1,7 +1,7 @@
 //! etcd's JSON gateway: the RPCs as POST requests below `/v3/`.
 //!
 //! A request becomes a call of gRPC within the process, with the headers of its client and on
-//! behalf of its connection, and goes the way of every call from there: identity, admission,
+//! behalf of its connection, and is handled as every call from there: identity, admission,
 //! permissions, limits and counts are those of `api`. The gateway has no identity of its own and
 //! knows of no data; what it adds is the translation of messages, both ways.
 //!

@@ -103,7 +103,7 @@ fn change(level: &LogLevel, request: &Request<()>, body: &[u8]) -> Result<(), St
     set(&of_json(body)?).map_err(malformed)
 }
 
-/// The level in a form; a body goes before a query.
+/// The level in a form; a body has precedence over a query.
 fn of_form(body: &[u8], query: &str) -> Result<String, String> {
     let mut pairs = form_urlencoded::parse(body).chain(form_urlencoded::parse(query.as_bytes()));
     match pairs.find(|(key, _)| key == "level") {

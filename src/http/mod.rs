@@ -2,9 +2,9 @@
 //!
 //! Probes, scrapers and browsers were written against etcd, so every answer is its answer: status,
 //! headers and bytes (but for the text for a host that is not on the whitelist). Bodies of requests
-//! are not read but where a page takes one. What is below `/v3/` goes to the JSON gateway where
-//! there is one, past the same checks; without it those paths name nothing. `/v3beta/` is another
-//! name of `/v3/`, as in etcd, for clients of its early versions.
+//! are not read but where a page takes one. What is below `/v3/` is passed to the JSON gateway
+//! where there is one, past the same checks; without it those paths name nothing. `/v3beta/` is
+//! another name of `/v3/`, as in etcd, for clients of its early versions.
 //!
 //! Auth never stands in the way of these paths, in etcd and here.
 

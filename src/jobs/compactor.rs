@@ -1,5 +1,5 @@
 //! Removes compacted history in small steps with pauses between them, so that requests hardly
-//! notice. A step can be repeated: after a restart it goes on from the last finished compaction.
+//! notice. A step can be repeated: after a restart it continues from the last finished compaction.
 //!
 //! Before the first step the history is hashed as the compaction finds it, in steps as well, all of
 //! them from one view: members that compact to the same revision can be compared by that later.

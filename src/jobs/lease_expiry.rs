@@ -173,8 +173,8 @@ mod tests {
         Some((one.remaining_ttl, proposal.reply))
     }
 
-    /// Goes on with it as far as it gets.
-    async fn goes_on<T>(waiting: &mut Pin<Box<impl Future<Output = T>>>) -> Poll<T> {
+    /// Polls it once.
+    async fn poll_once<T>(waiting: &mut Pin<Box<impl Future<Output = T>>>) -> Poll<T> {
         poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await
     }
 
@@ -205,12 +205,12 @@ mod tests {
         let refused = handle.propose(&member, put).await;
         assert_eq!(refused.err(), Some(Error::TooManyRequests));
         let mut renewing = Box::pin(handle.renew_lease_here(&member, id));
-        assert!(goes_on(&mut renewing).await.is_pending());
+        assert!(poll_once(&mut renewing).await.is_pending());
         let Some((0, taken_back)) = proposed(&inbox) else {
             panic!("not taken back");
         };
         taken_back(Ok(Response::LeaseCheckpoint(Default::default())));
-        assert_eq!(goes_on(&mut renewing).await, Poll::Ready(Ok(600)));
+        assert_eq!(poll_once(&mut renewing).await, Poll::Ready(Ok(600)));
     }
 
     #[tokio::test]
@@ -226,29 +226,29 @@ mod tests {
         let renew = || Box::pin(handle.renew_lease_here(&member, id));
 
         let mut checkpointing = Box::pin(checkpoint(&handle, term));
-        assert!(goes_on(&mut checkpointing).await.is_pending());
+        assert!(poll_once(&mut checkpointing).await.is_pending());
         let Some((300, checkpointed)) = proposed(&inbox) else {
             panic!("no checkpoint");
         };
         // The checkpoint may become part of the log, and the state of a new leader, at any time.
         let mut renewing = renew();
-        assert!(goes_on(&mut renewing).await.is_pending());
+        assert!(poll_once(&mut renewing).await.is_pending());
         assert!(proposed(&inbox).is_none(), "before what it takes back");
         checkpointed(Err(Error::Timeout));
-        assert!(goes_on(&mut checkpointing).await.is_ready());
-        assert!(goes_on(&mut renewing).await.is_pending());
+        assert!(poll_once(&mut checkpointing).await.is_ready());
+        assert!(poll_once(&mut renewing).await.is_pending());
         let Some((0, taken_back)) = proposed(&inbox) else {
             panic!("not taken back");
         };
         // Nor is another one before that is done.
         let mut also_renewing = renew();
-        assert!(goes_on(&mut also_renewing).await.is_pending());
+        assert!(poll_once(&mut also_renewing).await.is_pending());
         let Some((0, _also_taken_back)) = proposed(&inbox) else {
             panic!("not taken back");
         };
         taken_back(done());
-        assert_eq!(goes_on(&mut renewing).await, Poll::Ready(Ok(600)));
-        assert_eq!(goes_on(&mut renew()).await, Poll::Ready(Ok(600)));
+        assert_eq!(poll_once(&mut renewing).await, Poll::Ready(Ok(600)));
+        assert_eq!(poll_once(&mut renew()).await, Poll::Ready(Ok(600)));
         assert!(proposed(&inbox).is_none());
     }
 

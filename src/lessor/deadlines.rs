@@ -21,7 +21,7 @@ struct Entry {
     deadline: Duration,
     checkpoint_at: Duration,
     /// The number of the last checkpoint that the log may hold and that was not taken back; 0 for
-    /// none. What is proposed counts, applied or not: once agreed upon, a new leader goes by it.
+    /// none. What is proposed counts, applied or not: once agreed upon, a new leader uses it.
     checkpoint: u64,
     /// It was found expired: its revocation may be in the log.
     ended: bool,
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_goes_on_from_the_checkpoint() {
+    fn a_restart_continues_from_the_checkpoint() {
         let mut deadlines = Deadlines::default();
         let leases = [(LeaseId(1), lease(1000, 400)), (LeaseId(2), lease(50, 0))];
         deadlines.restart(leases.into_iter(), at(0), at(1));

@@ -40,7 +40,7 @@ pub struct Connections {
     pub lost: Counter,
 }
 
-/// Transfers of whole snapshots in one direction.
+/// Transfers of states between members (etcd's metrics say snapshots), in one direction.
 pub struct Transfers {
     pub successes: Counter,
     pub failures: Counter,
@@ -277,7 +277,7 @@ mod tests {
             .map(|id| (id, id))
             .collect();
         assert_eq!(counted(&known), kept);
-        // One that comes back goes on counting, and is no former one any more.
+        // One that comes back continues to count, and is no former one any more.
         known.list(members(&[count - 1]));
         known.cells(MemberId(count - 1)).sent_bytes.add(1);
         assert!(counted(&known).contains(&(count - 1, count)));

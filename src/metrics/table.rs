@@ -25,7 +25,7 @@ const STEP: Shape = Shape::seconds(ms(1), 14);
 /// Work inside the state machine.
 const FAST_STEP: Shape = Shape::seconds(us(100), 20);
 const HASH: Shape = Shape::seconds(ms(10), 15);
-/// A snapshot transfer between members.
+/// A transfer of a state between members.
 const TRANSFER: Shape = Shape::seconds(ms(100), 10);
 /// Prometheus' default bounds.
 const CALL: Shape = Shape::listed_seconds(&[

@@ -376,7 +376,7 @@ impl HistoryHasher {
         }
     }
 
-    /// Goes on with bytes whose CRC and number are known: those before them are multiplied by x to
+    /// Appends bytes whose CRC and number are known: those before them are multiplied by x to
     /// the number of their bits.
     fn append(&mut self, crc: u32, len: u32) {
         let powers = POWERS.iter().enumerate();

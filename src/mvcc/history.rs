@@ -32,7 +32,7 @@ pub struct PartLimit {
 
 /// A run of history.
 #[derive(Debug, Default, PartialEq)]
-pub struct Page {
+pub struct HistoryPage {
     /// The wanted changes in order; a revision is in it whole or not at all.
     pub changes: Vec<Change>,
     /// The first revision that the page does not cover.
@@ -54,10 +54,10 @@ impl PinnedView<'_> {
         from: i64,
         limit: PageLimit,
         wanted: &mut Wanted<'_>,
-    ) -> storage::Result<Page> {
+    ) -> storage::Result<HistoryPage> {
         let lower = schema::revision_key(Revision::new(from, 0));
         let mut log = self.read.cursor(Family::Revisions, &lower, None)?;
-        let mut page = Page {
+        let mut page = HistoryPage {
             changes: Vec::new(),
             next: self.head + 1,
             too_large: false,
@@ -102,8 +102,8 @@ impl PinnedView<'_> {
         Ok(page)
     }
 
-    /// The wanted changes of a part of a single revision, `from` on; and where the next call goes
-    /// on, none at the end of the revision.
+    /// The wanted changes of a part of a single revision, `from` on; and where the next call
+    /// continues, none at the end of the revision.
     pub fn changes_of(
         &self,
         from: Revision,

@@ -66,7 +66,7 @@ impl Round {
             _ => usize::MAX,
         };
         let mut seen = Seen::default();
-        let mut kept = Kept::new(by, most, room);
+        let mut kept = FirstRows::new(by, most, room);
         let mut walk = pinned.walk(&request.range, revision)?;
         while walk.advance()? {
             seen.count += 1;
@@ -81,7 +81,7 @@ impl Round {
             seen.candidates += 1;
             let frame_len = Fields::of(request, key, record)?.frame(key).encoded_len();
             seen.bytes += frame_len as u64;
-            let here = Place { key, head, record };
+            let here = SortKey { key, head, record };
             if after.is_some_and(|after| by.compare(&here, &after.place()).is_le())
                 || !kept.takes(&here)
             {
@@ -103,8 +103,8 @@ impl Round {
 }
 
 impl Row {
-    fn place(&self) -> Place<'_> {
-        Place {
+    fn place(&self) -> SortKey<'_> {
+        SortKey {
             key: &self.key,
             head: self.head,
             record: &self.record,
@@ -117,7 +117,7 @@ impl Row {
 }
 
 /// What decides where a row comes.
-struct Place<'a> {
+struct SortKey<'a> {
     key: &'a [u8],
     head: Head,
     record: &'a [u8],
@@ -138,7 +138,7 @@ impl By {
     }
 
     /// Equal rows stay in key order; etcd's sort is not stable, so clients cannot rely on theirs.
-    fn compare(self, a: &Place<'_>, b: &Place<'_>) -> Ordering {
+    fn compare(self, a: &SortKey<'_>, b: &SortKey<'_>) -> Ordering {
         let order = match self.target {
             SortTarget::Key => a.key.cmp(b.key),
             SortTarget::Version => a.head.version.cmp(&b.head.version),
@@ -155,7 +155,7 @@ impl By {
 }
 
 /// The first rows so far.
-struct Kept<'a> {
+struct FirstRows<'a> {
     by: By,
     most: usize,
     room: Room<'a>,
@@ -166,7 +166,7 @@ struct Kept<'a> {
     full: bool,
 }
 
-impl<'a> Kept<'a> {
+impl<'a> FirstRows<'a> {
     fn new(by: By, most: usize, room: Room<'a>) -> Self {
         Self {
             by,
@@ -179,7 +179,7 @@ impl<'a> Kept<'a> {
         }
     }
 
-    fn takes(&self, place: &Place<'_>) -> bool {
+    fn takes(&self, place: &SortKey<'_>) -> bool {
         let last = self.rows.peek();
         !self.full || last.is_some_and(|last| self.by.compare(place, &last.row.place()).is_lt())
     }

@@ -18,7 +18,7 @@ pub struct Pages {
     revision: i64,
     /// Pairs that are not given yet, the one included of which a part is.
     left: usize,
-    /// Where the next page goes on within its first pair.
+    /// Where the next page continues within its first pair.
     offset: usize,
     order: Order,
 }
@@ -34,7 +34,7 @@ enum Order {
 }
 
 /// Frames of pairs.
-pub struct Page {
+pub struct PairPage {
     pub bytes: Vec<u8>,
     /// True where it begins within a pair; then it holds nothing else.
     pub continues: bool,
@@ -83,11 +83,15 @@ impl Pages {
     }
 
     /// The next page from the same view; none behind the last.
-    pub fn next(&mut self, pinned: &PinnedView<'_>, rooms: &mut Rooms<'_>) -> Result<Option<Page>> {
+    pub fn next(
+        &mut self,
+        pinned: &PinnedView<'_>,
+        rooms: &mut Rooms<'_>,
+    ) -> Result<Option<PairPage>> {
         if self.left == 0 {
             return Ok(None);
         }
-        let mut page = Page {
+        let mut page = PairPage {
             bytes: Vec::new(),
             continues: self.offset > 0,
             rest_bytes: 0,
@@ -117,7 +121,7 @@ impl Pages {
         (request, range, revision): (&RangeRead, &KeyRange, i64),
         pinned: &PinnedView<'_>,
         left: &mut usize,
-        page: &mut Page,
+        page: &mut PairPage,
         rooms: &mut Rooms<'_>,
     ) -> Result<Option<KeyRange>> {
         let filters = request.has_revision_filters();
@@ -147,7 +151,7 @@ impl Pages {
     fn take_rows(
         &mut self,
         pinned: &PinnedView<'_>,
-        page: &mut Page,
+        page: &mut PairPage,
         rooms: &mut Rooms<'_>,
     ) -> Result<()> {
         let (request, revision) = (&self.request, self.revision);
@@ -186,7 +190,7 @@ impl Pages {
     }
 }
 
-impl Page {
+impl PairPage {
     fn put(&mut self, frame: Frame<'_>, rooms: &mut Rooms<'_>) -> Put {
         let len = frame.encoded_len();
         let is_first = self.bytes.is_empty();

@@ -258,7 +258,7 @@ impl Writer {
         self.resume(state)
     }
 
-    /// Goes on with one behind a part of it.
+    /// Continues one behind a part of it.
     pub fn resume(&mut self, state: TxnState) -> Txn<'_> {
         Txn {
             writer: self,

@@ -21,7 +21,7 @@ use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 use tonic::body::Body;
 
-use super::allowance::{Allowance, Place};
+use super::allowance::{Allowance, ConnectionPermit};
 use super::guard::{Guard, Guarded};
 use super::http2::Http2;
 use super::listen::Listener;
@@ -207,7 +207,7 @@ pub async fn take<F>(
     listener: &Listener,
     who: &'static str,
     allowance: &Arc<Allowance>,
-    serve: impl FnMut(Stream, Remote, Place) -> F,
+    serve: impl FnMut(Stream, Remote, ConnectionPermit) -> F,
 ) -> Infallible
 where
     F: Future<Output = ()> + Send + 'static,
@@ -222,7 +222,7 @@ async fn take_into<F>(
     listener: &Listener,
     who: &'static str,
     allowance: &Arc<Allowance>,
-    mut serve: impl FnMut(Stream, Remote, Place) -> F,
+    mut serve: impl FnMut(Stream, Remote, ConnectionPermit) -> F,
 ) -> Infallible
 where
     F: Future<Output = ()> + Send + 'static,
@@ -340,7 +340,7 @@ struct Arrived {
     stream: Stream,
     remote: Remote,
     unread: Arc<unread::Connection>,
-    place: Place,
+    place: ConnectionPermit,
 }
 
 /// One connection, from its first byte to its last.

@@ -18,8 +18,8 @@ pub struct Allowance {
     metrics: Arc<Metrics>,
 }
 
-/// A connection's place, free again when it is dropped.
-pub struct Place(Arc<Allowance>);
+/// Lets one connection be open; free again when it is dropped.
+pub struct ConnectionPermit(Arc<Allowance>);
 
 impl Allowance {
     pub fn new(limit: usize, metrics: Arc<Metrics>) -> Arc<Self> {
@@ -36,14 +36,14 @@ impl Allowance {
     }
 
     /// A place, or none where all are taken.
-    pub(super) fn enter(self: &Arc<Self>) -> Option<Place> {
+    pub(super) fn enter(self: &Arc<Self>) -> Option<ConnectionPermit> {
         let entered = self
             .open
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| {
                 (open < self.limit).then_some(open + 1)
             });
         match entered {
-            Ok(_) => Some(Place(self.clone())),
+            Ok(_) => Some(ConnectionPermit(self.clone())),
             Err(_) => {
                 self.unreported.fetch_add(1, Ordering::Relaxed);
                 self.metrics.connections_refused.increment();
@@ -58,7 +58,7 @@ impl Allowance {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
     }

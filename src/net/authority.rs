@@ -10,7 +10,7 @@
 //! - No entry is larger than the client's. The library may keep entries for longer than the
 //!   client, which then no longer refers to them; it never drops one sooner.
 //!
-//! With that a replaced value is looked at once: later calls refer to the entry.
+//! With that a replaced value is parsed once: later calls refer to the entry.
 //!
 //! An empty value has no valid one that is no larger. Where it enters no table the header is left
 //! out, which is valid. Where it does, an entry for `:scheme` enters in its place, whose name is

@@ -31,7 +31,7 @@ use super::pings::{GOAWAY, Policy};
 use crate::budget::unread;
 use crate::metrics::Metrics;
 
-/// Between two looks whether a connection that waits may be read from.
+/// Between two checks whether a connection that waits may be read from.
 const PAUSE: Duration = Duration::from_millis(20);
 /// One of which nothing is taken for so long is stuck (see `budget::unread`).
 const STUCK_AFTER: Duration = Duration::from_millis(100);
@@ -91,7 +91,7 @@ impl Closed {
 
 /// While a connection is not read from.
 struct Pause {
-    next_look: Pin<Box<Sleep>>,
+    next_check: Pin<Box<Sleep>>,
     /// What was taken of it at some moment, and the last moments at which that had grown, at all and
     /// by `PROGRESS_BYTES`.
     taken_bytes: usize,
@@ -104,7 +104,7 @@ impl Pause {
     fn new(taken_bytes: usize) -> Self {
         let now = Instant::now();
         Self {
-            next_look: Box::pin(tokio::time::sleep(PAUSE)),
+            next_check: Box::pin(tokio::time::sleep(PAUSE)),
             taken_bytes,
             moved: now,
             progress_bytes: taken_bytes,
@@ -112,7 +112,8 @@ impl Pause {
         }
     }
 
-    fn look(&mut self, taken_bytes: usize) {
+    /// Notes how much was taken by now.
+    fn observe(&mut self, taken_bytes: usize) {
         let now = Instant::now();
         if taken_bytes != self.taken_bytes {
             (self.taken_bytes, self.moved) = (taken_bytes, now);
@@ -222,7 +223,7 @@ impl<S> Guarded<S> {
             }
             let taken_bytes = self.unread.taken_bytes();
             let pause = self.paused.get_or_insert_with(|| Pause::new(taken_bytes));
-            pause.look(taken_bytes);
+            pause.observe(taken_bytes);
             if pause.progressed.elapsed() > PAUSE_LIMIT {
                 self.closed.note();
                 let reason = "the client sent too much that nobody reads";
@@ -232,8 +233,8 @@ impl<S> Guarded<S> {
             if is_stuck && !self.unread.must_wait(true) {
                 return Poll::Ready(Ok(()));
             }
-            ready!(pause.next_look.as_mut().poll(cx));
-            pause.next_look.as_mut().reset(Instant::now() + PAUSE);
+            ready!(pause.next_check.as_mut().poll(cx));
+            pause.next_check.as_mut().reset(Instant::now() + PAUSE);
         }
     }
 
@@ -260,7 +261,7 @@ impl<S> Guarded<S> {
     }
 
     /// Resolves where few of the calls that the client gave up are left. The library asks for more
-    /// after each call that it hands on, in the same turn: only time lets their tasks go first.
+    /// after each call that it hands on, in the same turn: only a pause lets their tasks run first.
     fn poll_given_up(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if let Some(rest) = &mut self.rest {

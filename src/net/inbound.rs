@@ -21,7 +21,7 @@ const MAX_PAYLOAD_BYTES: usize = 16 << 10;
 /// What a header frame says of priorities.
 const PRIORITY_BYTES: usize = 5;
 
-/// The first frames of a header block, as far as they are looked at.
+/// The first frames of a header block, as far as they are parsed.
 struct Block<'a> {
     headers: Frame,
     priority: &'a [u8],
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_block_is_looked_at_as_far_as_it_is_held() {
+    fn a_long_block_is_parsed_as_far_as_it_is_held() {
         let value = vec![b'v'; MAX_PAYLOAD_BYTES - 100];
         let field = [&[0x0f, 0x2b, 0x7f, 0x9d, 0x7e][..], &value].concat();
         let mut from = frame(HEADERS, 0, 1, BAD);

@@ -92,7 +92,7 @@ pub fn join(bytes: &[u8], out: &mut Vec<u8>, mut seen: impl FnMut(Frame)) -> Run
     }
 }
 
-/// How far the run goes, and how many streams it is of.
+/// How long the run is, and how many streams it is of.
 fn measure(bytes: &[u8], streams: &mut [Joined; MAX_STREAMS]) -> (usize, usize) {
     let (mut run_bytes, mut count) = (0, 0);
     while let Some(frame) = small(&bytes[run_bytes..]) {

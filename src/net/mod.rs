@@ -6,7 +6,7 @@
 //! - `listen` binds addresses, of the network or in files; a connection of either is a `stream`.
 //! - `accept` takes connections, serves each, and gives those under way their last answers when
 //!   the process stops. Where a listener has TLS, its handshake comes before the first byte of HTTP.
-//! - `takeover` lets a connection of HTTP/1 go on as something else.
+//! - `takeover` lets a connection of HTTP/1 continue as another protocol.
 //! - `tls` makes the handshakes; those of outgoing connections are asked for in `transport/dial.rs`.
 //! - `http2` decides every limit of the HTTP/2 library by name.
 //! - `join` makes one frame of many small ones.

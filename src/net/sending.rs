@@ -45,7 +45,7 @@ fn poll_room(stream: &Stream, context: &mut Context<'_>) -> Poll<usize> {
     if room_bytes > 0 {
         return Poll::Ready(room_bytes);
     }
-    // What is taken between the look and this would else wake nobody.
+    // What is taken between the check and this would else wake nobody.
     stream.wake_later(context.waker());
     match stream.room_bytes() {
         0 => Poll::Pending,

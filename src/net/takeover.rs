@@ -34,7 +34,7 @@ impl Upcoming {
         asks.then(|| hyper::upgrade::on(request))
     }
 
-    /// Looks at the answer.
+    /// Checks the answer.
     pub fn answered(&self, wish: Option<OnUpgrade>, answer: &mut Response<Body>) {
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             return;

@@ -306,7 +306,7 @@ async fn small_messages_may_come_as_many_as_the_window_takes() {
     }
 }
 
-/// A client whose calls wait may not fill the memory of all; when they go on it goes on as well.
+/// A client whose calls wait may not fill the memory of all; when they continue, so does it.
 #[tokio::test]
 async fn who_has_much_unread_is_not_read_from_while_all_have_too_much() {
     const CALLS: usize = 600;

@@ -41,7 +41,7 @@ impl From<storage::Error> for Error {
     }
 }
 
-/// Why a snapshot cannot be read.
+/// Why etcd's snapshot file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     #[error(transparent)]

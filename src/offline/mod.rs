@@ -1,7 +1,7 @@
-//! The commands for what a stopped member left, and for files of snapshots.
+//! The commands for what a stopped member left, and for etcd's snapshot files.
 //!
 //! - `dir` opens a data directory to read it;
-//! - `status` says what is in a directory or a snapshot, `table` prints it as etcdutl would;
+//! - `status` says what is in a directory or a snapshot file, `table` prints it as etcdutl would;
 //! - `check` reads all of a directory and says what is wrong in it;
 //! - `compact` frees the space of what is no longer there;
 //! - `log` prints the entries of the raft log.

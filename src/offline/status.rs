@@ -1,4 +1,4 @@
-//! What is in a snapshot or in the directory of a stopped member.
+//! What is in etcd's snapshot file or in the directory of a stopped member.
 
 use std::io::Write;
 use std::path::Path;

@@ -3,7 +3,7 @@
 //!
 //! Who answers for the DNS could name any host. So a member of the records is taken only if it has TLS
 //! and shows a certificate for the records' domain, unless `--insecure-discovery` says otherwise.
-//! etcd looks whether the port accepts a connection and no further.
+//! etcd only checks whether the port accepts a connection.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};

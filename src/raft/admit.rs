@@ -48,7 +48,7 @@ pub enum Malformed {
     ReadIndexContexts(usize),
     #[error("a context of {0} bytes is longer than any that is sent")]
     Context(usize),
-    #[error("it goes on behind entry {index} of term 0, which no log holds")]
+    #[error("it continues behind entry {index} of term 0, which no log holds")]
     Base { index: u64 },
     #[error("it has no snapshot, or one that no state machine makes")]
     Snapshot,
@@ -235,7 +235,7 @@ fn is_sound(metadata: &SnapshotMetadata, term: u64) -> bool {
         && !conf.auto_leave
 }
 
-/// Looks at a message as the member `raft` would take it.
+/// Checks a message as the member `raft` would take it.
 ///
 /// # Errors
 /// What no member sends to one whose log and role are such.
@@ -298,8 +298,8 @@ fn has_leader_beside<T: Storage>(from: u64, raft: &raft::Raft<T>) -> bool {
             && raft.election_elapsed < raft.election_timeout()
 }
 
-/// True while raft has accepted a snapshot whose state is not installed yet. A candidate reads the
-/// entries that are not applied, and raft panics if the log does not have them.
+/// True while raft has accepted a raft snapshot message whose state is not installed yet. A
+/// candidate reads the entries that are not applied, and raft panics if the log does not have them.
 pub fn lacks_state<T: Storage>(raft: &raft::Raft<T>) -> bool {
     raft.raft_log.applied() + 1 < raft.raft_log.first_index()
 }

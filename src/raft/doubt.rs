@@ -38,16 +38,16 @@
 //! **How the doubt ends.** When the last entry of the log is of a term U later than T. The leader of
 //! U was elected as above, so its log had every entry that this member may have acknowledged and
 //! lost, where they are committed or still can be; and a log with an entry of U is the leader's up
-//! to there. So it is when the last entry is a snapshot's. What it acknowledged since its start is on
-//! its disk. A vote is of the log that it was given with: it stays doubtful though the doubt ends
-//! before it is sent. An append of the leader of T itself proves nothing, whatever it says is
-//! committed: it may count an acknowledgement of what is lost that still is under way.
+//! to there. So it is when the last entry is that of a received state. What it acknowledged since
+//! its start is on its disk. A vote is of the log that it was given with: it stays doubtful though
+//! the doubt ends before it is sent. An append of the leader of T itself proves nothing, whatever
+//! it says is committed: it may count an acknowledgement of what is lost that still is under way.
 //!
-//! Where the leader of T goes on to lead, its heartbeats are answered with the doubt, and it hands
-//! over to a member without doubt, which leads in a later term. Where there is none, as in a cluster
-//! of two, the doubt stays until the next election, in which all of two have to vote anyway. If the
-//! leader knows that entries are missing, its heartbeats show that before, and the member ends
-//! (`admit`).
+//! Where the leader of T continues to lead, its heartbeats are answered with the doubt, and it
+//! hands over to a member without doubt, which leads in a later term. Where there is none, as in a
+//! cluster of two, the doubt stays until the next election, in which all of two have to vote
+//! anyway. If the leader knows that entries are missing, its heartbeats show that before, and the
+//! member ends (`admit`).
 //!
 //! **Who is not in doubt.** A sole voter elects itself at once: it has nobody to wait for, and what
 //! it lost is lost. A process that was killed on a machine that ran on left all that it wrote in the

@@ -10,7 +10,7 @@ use crate::storage::raft_log::{EntryId, LogEntry};
 pub struct Persist {
     /// To be passed back to `Replica::persisted`.
     pub number: u64,
-    /// A snapshot that replaces the whole log first.
+    /// The last entry of a received state, which replaces the whole log first.
     pub reset: Option<EntryId>,
     pub entries: Vec<LogEntry>,
     pub hard_state: Option<Vec<u8>>,

@@ -52,7 +52,7 @@ pub enum ApplyJob {
         /// True if they contain the first entry of this member's term as leader.
         promoted_in_term: Option<u64>,
     },
-    /// Goes on with entries that another thread has begun: see `Begun`.
+    /// Continues with entries that another thread has begun: see `Begun`.
     Continue(Box<ApplyBatch>),
     /// Replaces the state by a received one.
     Restore(Received),

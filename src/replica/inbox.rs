@@ -26,11 +26,11 @@ pub enum Input {
     Received(MemberId, Vec<PeerMessage>),
     /// Something sent to this member may have been lost.
     Unreachable(MemberId),
-    /// Whether a peer installed a snapshot that this member sent.
+    /// Whether a peer installed a checkpoint that this member sent.
     SnapshotSent(MemberId, bool),
-    /// A snapshot was received completely, with its raft message.
+    /// A state was received completely, with its raft snapshot message.
     SnapshotReceived(Message, Received),
-    /// A snapshot message whose entry is already applied here.
+    /// A raft snapshot message whose entry is already applied here.
     SnapshotDeclined(Message),
     CheckpointMade(storage::Result<Checkpoint>),
     /// Everything up to this part is durable in the raft log.

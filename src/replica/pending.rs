@@ -213,8 +213,8 @@ impl PendingProposals {
         }
     }
 
-    /// A snapshot replaced entries that this member will not see; which proposals were among them
-    /// is unknown.
+    /// A received state replaced entries that this member will not see; which proposals were among
+    /// them is unknown.
     pub fn lose_sight(&mut self) {
         if !self.proposed.is_empty() || !self.forwarded.is_empty() {
             probe::reached(CoveragePoint::ProposalsLostFromSight);

@@ -1,7 +1,7 @@
 //! What the raft thread does: takes what came, lets `router` decide, and carries it out, a turn at a
 //! time. `run` has threads take the turns; a simulator takes them in any order it likes.
 //!
-//! It never waits for the disk. What is to be made durable goes to the log thread, what is
+//! It never waits for the disk. What is to be made durable is passed to the log thread, what is
 //! committed to the apply thread, and both tell the inbox how far they are: heartbeats and
 //! elections go on however slow the disk is, and a leader whose disk stalls hands over. Only a
 //! single member, which has nobody to keep waiting, takes the turns of both itself: each hop to
@@ -42,10 +42,10 @@ pub const MAX_OUTSTANDING_BYTES: usize = 32 << 20;
 /// The first election is brought forward where a quorum is connected this soon after a start;
 /// etcd's figure.
 const ADVANCE_LIMIT: Duration = Duration::from_secs(5);
-/// A snapshot that nobody is being sent is let go after this.
+/// A checkpoint that nobody is being sent is removed after this.
 const CHECKPOINT_LIFE: Duration = Duration::from_secs(30);
 
-/// A snapshot that is offered to members which are too far behind.
+/// A checkpoint that is offered to members which are too far behind.
 struct Offered {
     checkpoint: Checkpoint,
     used_at: Duration,
@@ -71,7 +71,7 @@ pub struct RaftThread {
     timing: Timing,
     offered: Option<Offered>,
     making_checkpoint: bool,
-    /// The files of the snapshot that raft takes over, until it has the log reset to its entry.
+    /// The received state that raft takes over, until it has the log reset to its entry.
     received: Option<Received>,
     next_tick: Duration,
     /// Until when the first election may be brought forward; none: it was, or is not to be.
@@ -411,7 +411,7 @@ impl RaftThread {
         Ok(())
     }
 
-    /// A reset goes with the files of the snapshot that it makes room for.
+    /// A reset comes with the received state that it makes room for.
     fn log_job(&mut self, persist: Persist, spans: Vec<Span>) -> Result<LogJob, Fatal> {
         let Some(entry_id) = persist.reset else {
             return Ok(LogJob::Persist(persist, None, spans));

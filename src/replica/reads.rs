@@ -32,13 +32,13 @@ struct ReadsByIndex {
     last_number: u64,
 }
 
-/// A place among those that wait; given up when it is dropped.
-pub struct Place<'a> {
+/// One of those that wait; given up when it is dropped.
+pub struct WaitingRead<'a> {
     reads: &'a WaitingReads,
     at: (u64, u64),
 }
 
-impl Drop for Place<'_> {
+impl Drop for WaitingRead<'_> {
     fn drop(&mut self) {
         self.reads.waiting.lock().named.remove(&self.at);
     }
@@ -68,7 +68,12 @@ impl WaitingReads {
 
     /// Waits for an index that nobody has confirmed, which may never come: for as long as the place
     /// is kept. None, without a reply, where it is applied, or too many wait.
-    pub fn wait_for(&self, index: u64, reply: ReadReply, raft: &RaftStatus) -> Option<Place<'_>> {
+    pub fn wait_for(
+        &self,
+        index: u64,
+        reply: ReadReply,
+        raft: &RaftStatus,
+    ) -> Option<WaitingRead<'_>> {
         let mut waiting = self.waiting.lock();
         if raft.applied_index() >= index || waiting.named.len() >= MAX_NAMED {
             return None;
@@ -76,7 +81,7 @@ impl WaitingReads {
         waiting.last_number += 1;
         let at = (index, waiting.last_number);
         waiting.named.insert(at, reply);
-        Some(Place { reads: self, at })
+        Some(WaitingRead { reads: self, at })
     }
 
     /// The number of waiting reads.

@@ -359,12 +359,12 @@ impl Router {
         self.replica.offer_snapshot(snapshot);
     }
 
-    /// Steps a snapshot message whose files have been received. False if raft rejects it.
+    /// Steps a raft snapshot message whose files have been received. False if raft rejects it.
     pub fn restore(&mut self, message: Message) -> bool {
         self.replica.restore(message)
     }
 
-    /// Steps a snapshot message whose state is already applied here.
+    /// Steps a raft snapshot message whose state is already applied here.
     pub fn decline(&mut self, message: Message) {
         self.replica.decline(message);
     }

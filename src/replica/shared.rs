@@ -54,7 +54,7 @@ pub struct Shared {
     /// else 0, which is no auth revision.
     enabled_auth_revision: AtomicU64,
     auth_changes: tokio_watch::Sender<()>,
-    /// A snapshot from the leader replaces it: a turn that reads and writes takes it once for both.
+    /// A received state replaces it: a turn that reads and writes takes it once for both.
     engine: RwLock<NumberedEngine>,
     view: RwLock<Arc<ReadView>>,
     status: RwLock<Arc<ClusterStatus>>,
@@ -130,7 +130,7 @@ impl Shared {
         self.engine.read().clone()
     }
 
-    /// Goes on with another engine; the old one's files go with its last reader.
+    /// Switches to another engine; the old one's files are removed with its last reader.
     pub fn replace_engine(&self, engine: Arc<dyn Engine>) {
         let mut current = self.engine.write();
         current.number += 1;

@@ -1,5 +1,5 @@
-//! The storage of states, as the replica needs it: it creates snapshots, and replaces the current
-//! state by a received one. `server/states.rs` implements it.
+//! The storage of states, as the replica needs it: it makes checkpoints, validates received states,
+//! and replaces the current state by one of them. `server/states.rs` implements it.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::storage::raft_log::EntryId;
 use crate::storage::{self, Engine, Read};
 use crate::transport::SnapshotDir;
 
-/// A snapshot that can be sent to other members.
+/// A copy of a state that can be sent to other members.
 pub struct Checkpoint {
     /// Index, term and configuration, as in raft's snapshot metadata.
     pub snapshot: Snapshot,
@@ -30,7 +30,7 @@ pub struct Received {
 
 /// The directories of a member's states.
 pub trait SnapshotStore: Send + Sync + 'static {
-    /// Creates a snapshot of the engine's present state.
+    /// Copies the engine's present state.
     fn checkpoint(&self, engine: &dyn Engine) -> storage::Result<Checkpoint>;
 
     /// Validates received files and moves them to where a restart would find them.

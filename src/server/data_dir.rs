@@ -192,7 +192,7 @@ impl MemberDir for DataDir {
         let limits = match self.read_only {
             true => self.budget,
             // The state in use is open beside it.
-            false => self.budget.of_a_look(),
+            false => self.budget.for_inspection(),
         };
         Ok(Arc::new(RocksEngine::open_read_only(path, limits)?))
     }

@@ -5,20 +5,20 @@
 //! but the log and the state gets connections, and one above its share is closed when it is
 //! accepted.
 
-use crate::storage::rocks::LOOK_OPEN_FILES;
+use crate::storage::rocks::INSPECTION_OPEN_FILES;
 use crate::transport::MAX_UNLISTED_PEERS;
 
 /// Standard streams, the runtime's own, locks, listeners, the log's segments, `RocksDB`'s own
 /// files and those that a flush or a compaction writes, connections to other members and to those
 /// that are not known as such yet, and a file or two for a moment (a scrape, a name that is looked
-/// up, a snapshot).
+/// up, a checkpoint that is sent).
 const OWN: u64 = 64 + 2 * MAX_UNLISTED_PEERS as u64;
 /// The least and the most that the engine keeps open of its tables; it takes no fewer than 20. Two
 /// engines are open while a received state replaces one that is still read.
 const TABLES: (u64, u64) = (20, 1024);
-/// Tables of states that are looked at beside it: a checkpoint for another member, and a state that
-/// came from one.
-const LOOKS: u64 = 2 * LOOK_OPEN_FILES as u64;
+/// Tables of states that are read beside it: a checkpoint for another member, and a state that came
+/// from one.
+const INSPECTIONS: u64 = 2 * INSPECTION_OPEN_FILES as u64;
 /// Incoming connections of members; a pair keeps two in each direction, and calls take more.
 const PEERS: (u64, u64) = (16, 128);
 /// Connections of the listeners for probes and metrics.
@@ -79,7 +79,7 @@ impl Descriptors {
         }
         let part = |of: u64, (least, most): (u64, u64)| (limit / of).clamp(least, most);
         let (tables, peers, probes) = (part(8, TABLES), part(16, PEERS), part(16, PROBES));
-        let clients = limit.saturating_sub(OWN + 2 * tables + LOOKS + peers + probes);
+        let clients = limit.saturating_sub(OWN + 2 * tables + INSPECTIONS + peers + probes);
         let count = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
         Ok(Self {
             tables: count(tables),
@@ -144,7 +144,10 @@ mod tests {
         for limit in ENOUGH..5000 {
             let parts = Descriptors::of(limit).expect("enough");
             let sum = 2 * parts.tables + parts.peers + parts.probes + parts.clients;
-            assert!(sum as u64 + OWN + LOOKS <= limit, "{parts:?} of {limit}");
+            assert!(
+                sum as u64 + OWN + INSPECTIONS <= limit,
+                "{parts:?} of {limit}"
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Warns of certificates that are about to expire, and shows in the metrics when they do: once a
-//! minute those are looked at that are in use then.
+//! minute those are read that are in use then.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -17,7 +17,7 @@ const DAY: i64 = 24 * 60 * 60;
 /// A warning each; the last is that it has expired.
 const DAYS: [i64; 4] = [30, 7, 1, 0];
 
-/// Looks for as long as it is polled.
+/// Checks for as long as it is polled.
 pub async fn watch(security: &MemberSecurity, clock: &dyn Clock, metrics: &Metrics) -> Infallible {
     let mut warnings = Warnings::default();
     loop {

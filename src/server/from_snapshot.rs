@@ -1,4 +1,5 @@
-//! `etched restore`: a new member from a snapshot file of etcd or of etched.
+//! `etched restore`: a new member from etcd's snapshot file, which is the only snapshot here; etcd
+//! or etched has written it.
 //!
 //! Every member of the new cluster is made from the same file; they begin with equal states, as
 //! founders do. The directory is made beside its place and renamed when it is whole, so that an
@@ -170,7 +171,7 @@ pub(super) fn put_in_place(staging: &Path, target: &Path) -> Result<(), Error> {
     parent.sync_all().map_err(failed)
 }
 
-/// Why a snapshot is not what was saved.
+/// Why a snapshot file is not what was saved.
 #[derive(Debug, thiserror::Error)]
 pub enum HashError {
     #[error("{0}")]

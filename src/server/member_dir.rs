@@ -106,7 +106,7 @@ pub trait MemberDir: Send + Sync + 'static {
     /// Opens the engine in a directory, or creates an empty one.
     fn open_engine(&self, name: &str) -> storage::Result<Arc<dyn Engine>>;
 
-    /// Opens an engine whose files are not written to, such as a snapshot's, for reading.
+    /// Opens an engine whose files are not written to, such as a checkpoint's, for reading.
     fn open_read_only(&self, path: &Path) -> storage::Result<Arc<dyn Engine>>;
 
     /// The files of the raft log.

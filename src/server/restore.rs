@@ -21,7 +21,7 @@ use crate::transport::Peer;
 use crate::types::{ClusterId, MemberId};
 
 /// The initial state of a cluster is that after this entry, which no log contains: a member that
-/// joins later gets it as a snapshot, whatever the log still has.
+/// joins later gets a checkpoint of it, whatever the log still has.
 pub const FOUNDING_ENTRY: EntryId = EntryId { index: 1, term: 1 };
 
 /// Parameters of the raft log and of raft.

@@ -113,7 +113,7 @@ async fn serve(config: Config, traces: Option<Traces>, give_back: fn()) -> Resul
         dialler: security.peers.dialler.clone(),
         ..transport::NetworkOptions::new(dir.path(""))
     };
-    let member = Member::start(
+    let member = RunningMember::start(
         &config,
         restored,
         dir.clone(),
@@ -159,8 +159,8 @@ async fn serve(config: Config, traces: Option<Traces>, give_back: fn()) -> Resul
     ended
 }
 
-/// A member at work.
-struct Member {
+/// A member at work, with its network.
+struct RunningMember {
     handle: Handle,
     network: Arc<GrpcNetwork>,
     inbox: Arc<Inbox>,
@@ -168,7 +168,7 @@ struct Member {
     raft_ended: oneshot::Receiver<Result<(), String>>,
 }
 
-impl Member {
+impl RunningMember {
     fn start(
         config: &Config,
         restored: Restored,

@@ -86,7 +86,7 @@ impl MemberSecurity {
     }
 
     /// When the certificates that are in use expire, in seconds since 1970, by what they are for.
-    /// Looks whether there are newer ones.
+    /// Checks whether there are newer ones.
     pub fn expiries(&self) -> impl Iterator<Item = (&'static str, i64)> + use<> {
         let of_server = |tls: &Arc<TlsServer>| tls.expiry();
         let clients = self.clients.as_ref().map(of_server).unwrap_or_default();
@@ -127,7 +127,8 @@ pub fn make(wanted: &SelfSigned, now: Duration) -> Result<(), Error> {
         "certificate-validity-bound-not-after" = not_after,
         "automatically generate certificates"
     );
-    // The certificate comes last, and an old one goes first: beside it is always its own key.
+    // The certificate is written last, and an old one removed first: its own key is always beside
+    // it.
     if certificate.exists() {
         let removed = std::fs::remove_file(&certificate);
         removed.map_err(member_dir::Error::io("remove", &certificate))?;

@@ -61,8 +61,8 @@ impl StopSignals {
     }
 }
 
-/// The same signals for a command that leaves nothing behind: it looks now and then whether one has
-/// come. A second one ends the process at once.
+/// The same signals for a command that leaves nothing behind: it checks now and then whether one
+/// has come. A second one ends the process at once.
 pub struct Interruption {
     /// 0: none.
     signal: Arc<AtomicUsize>,

@@ -24,7 +24,7 @@ const TRACES: usize = 2;
 /// For a moment: the log's files that were put aside, a name that is looked up.
 const PASSING: usize = 2;
 
-/// How often it is looked whether the threads of the check are gone, and between two times.
+/// How often it is checked whether the threads of the check are gone, and the time between.
 const MAX_POLLS: usize = 100;
 const POLL: Duration = Duration::from_millis(1);
 

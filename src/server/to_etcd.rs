@@ -1,8 +1,8 @@
 //! `etched export`: an etcd's data directory of a stopped member, the way back.
 //!
 //! ```text
-//! member/snap/db                     the state, as a snapshot of it would have it
-//! member/snap/<term>-<index>.snap    its members, as etcd writes them beside a snapshot
+//! member/snap/db                     the state, as etcd's snapshot file (a backup) has it
+//! member/snap/<term>-<index>.snap    the snap file: its members, as etcd writes them
 //! member/wal/<sequence>-<index>.wal  who the member is, its term and vote, and the entries behind
 //!                                    the state
 //! ```

@@ -1,6 +1,6 @@
 //! Whether all members know what a request has them store.
 //!
-//! An older program answers that it does not know a request and goes on, with another state than
+//! An older program answers that it does not know a request and continues, with another state than
 //! the others. For users and roles that would be a member that serves everybody. So the request
 //! that makes the first of them is refused while a member says that it does not know the format.
 //! From then on a member that knows it not starts on no data of this cluster (`storage::schema`).

@@ -26,10 +26,10 @@ use crate::types::MemberId;
 /// A member, as its services see it; cheap to clone, and as small as a pointer: many of them stand
 /// in what a connection or a call holds.
 #[derive(Clone)]
-pub struct Handle(Arc<Parts>);
+pub struct Handle(Arc<HandleParts>);
 
 /// What a [`Handle`] points to.
-pub struct Parts {
+pub struct HandleParts {
     pub(super) shared: Arc<Shared>,
     inbox: Arc<Inbox>,
     pub(super) network: Arc<dyn Network>,
@@ -47,9 +47,9 @@ pub struct Parts {
 }
 
 impl Deref for Handle {
-    type Target = Parts;
+    type Target = HandleParts;
 
-    fn deref(&self) -> &Parts {
+    fn deref(&self) -> &HandleParts {
         &self.0
     }
 }
@@ -76,7 +76,7 @@ impl Handle {
             shared.clock.clone(),
             shared.executor.clone(),
         );
-        Self(Arc::new(Parts {
+        Self(Arc::new(HandleParts {
             shared,
             inbox,
             network,
@@ -140,7 +140,7 @@ impl Handle {
         env::blocking(self.shared.executor.as_ref(), work)
     }
 
-    /// The same, waited for until the caller's deadline; what was begun goes on.
+    /// The same, waited for until the caller's deadline; what was begun continues.
     pub(super) async fn blocking_within<T: Send + 'static>(
         &self,
         caller: &Caller,

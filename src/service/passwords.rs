@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
-use self::lines::{Place, Room};
+use self::lines::{Requester, Room};
 use crate::env::{self, Clock, Executor, Rng};
 use crate::error::Error;
 
@@ -112,12 +112,12 @@ impl<T: Send, W: FnOnce() -> T + Send> Job for Computation<W, T> {
 
 impl Queue {
     /// Has a computation wait; true if it takes a further turn. One that has no room is refused.
-    fn enter(&self, place: Place, job: Box<dyn Job>) -> bool {
+    fn enter(&self, requester: Requester, job: Box<dyn Job>) -> bool {
         let mut state = self.0.lock();
         if state.waiting.len() >= MAX_WAITING {
             state.waiting.keep(|job| job.is_awaited());
         }
-        let left = state.waiting.enter(place, job);
+        let left = state.waiting.enter(requester, job);
         let takes_a_turn = state.turns < state.waiting.len();
         state.turns += usize::from(takes_a_turn);
         drop(state);
@@ -175,11 +175,11 @@ impl Passwords {
     }
 
     /// The hash of a password, as text.
-    pub async fn hash(&self, place: Place, password: Password) -> Result<String, Error> {
+    pub async fn hash(&self, requester: Requester, password: Password) -> Result<String, Error> {
         password.check_length()?;
         let (cost, salt) = (self.cost, self.salt());
         let hash = self
-            .compute(place, move || {
+            .compute(requester, move || {
                 bcrypt::hash_with_salt(password.0.as_bytes(), cost, salt)
             })
             .await?;
@@ -191,12 +191,12 @@ impl Passwords {
     /// Whether this is the password that was hashed. Without a hash it is not, after as long.
     pub async fn matches(
         &self,
-        place: Place,
+        requester: Requester,
         password: Password,
         hash: Option<Bytes>,
     ) -> Result<bool, Error> {
         let (cost, salt) = (self.cost, self.salt());
-        self.compute(place, move || {
+        self.compute(requester, move || {
             let hash = hash
                 .as_deref()
                 .and_then(|hash| std::str::from_utf8(hash).ok());
@@ -214,13 +214,13 @@ impl Passwords {
     /// Runs a computation where the others do; for signatures that take as long.
     pub async fn compute<T: Send + 'static>(
         &self,
-        place: Place,
+        requester: Requester,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
         let (reply, computed) = oneshot::channel();
         if self
             .queue
-            .enter(place, Box::new(Computation { work, reply }))
+            .enter(requester, Box::new(Computation { work, reply }))
         {
             let turn = Turn(Some(self.queue.clone()));
             self.executor.spawn_computing(Box::new(move || turn.take()));
@@ -260,12 +260,12 @@ mod tests {
         with(cost, Arc::new(TokioExecutor::default()))
     }
 
-    fn here() -> Place {
+    fn here() -> Requester {
         at(1, "alice")
     }
 
-    fn at(address: u8, name: &str) -> Place {
-        Place {
+    fn at(address: u8, name: &str) -> Requester {
+        Requester {
             source: crate::types::Remote::Tcp(([10, 0, 0, address], 1).into()).into(),
             name: name.to_owned(),
         }
@@ -408,8 +408,8 @@ mod tests {
         let passwords = with(COST, executor.clone());
         let mut flood = Vec::new();
         for number in 0..MAX_WAITING {
-            let place = at(1, ["alice", "bob"][number % 2]);
-            flood.push(begun(passwords.hash(place, password("wrong"))).await);
+            let requester = at(1, ["alice", "bob"][number % 2]);
+            flood.push(begun(passwords.hash(requester, password("wrong"))).await);
         }
         // Somebody else has a place, for which the newest of the flood has to leave.
         let mut other = begun(passwords.hash(at(2, "alice"), password("pw"))).await;

@@ -1,5 +1,5 @@
-//! Requests of other members: messages go to the raft thread, snapshots to the state store, peer
-//! RPCs to the handle.
+//! Requests of other members: messages go to the raft thread, received states to the state store,
+//! peer RPCs to the handle.
 
 use std::sync::Arc;
 
@@ -157,9 +157,9 @@ impl Inbound for PeerService {
                     .map_err(|_| Error::Stopped);
             }
             let executor = shared.executor.clone();
-            let looked_at =
+            let receiving =
                 env::blocking(executor.as_ref(), move || states.receive(files, entry_id));
-            let received = match looked_at.await {
+            let received = match receiving.await {
                 Ok(Ok(received)) => received,
                 Ok(Err(reason)) => {
                     tracing::warn!(index = entry_id.index, error = %reason, "a snapshot came that cannot be used");
@@ -252,7 +252,7 @@ mod tests {
         }
     }
 
-    /// A leader whose snapshot arrived and whose response was lost sends it again; it needs this
+    /// A leader whose state arrived and whose response was lost sends it again; it needs this
     /// member's progress, or it would do so for ever.
     #[tokio::test]
     async fn a_state_that_is_here_is_declined_and_not_refused() {

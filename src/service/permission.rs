@@ -51,7 +51,8 @@ pub fn access<'a>(auth: &'a AuthView, caller: &'a Caller) -> Access<'a> {
     Access::of(auth, identity)
 }
 
-/// The same for what began when the caller was authenticated and goes on: what counts is its name.
+/// The same for what began when the caller was authenticated and continues: what counts is its
+/// name.
 pub fn access_at_any_revision<'a>(auth: &'a AuthView, caller: &'a Caller) -> Access<'a> {
     match caller.identity() {
         Identity::User(user) => Access::of(

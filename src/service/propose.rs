@@ -46,7 +46,7 @@ impl Handle {
         async move { self.propose_identified(caller, &request).await }
     }
 
-    /// As `propose`, for a request that the caller goes on to need.
+    /// As `propose`, for a request that the caller still needs.
     pub async fn propose_identified(
         &self,
         caller: &Caller,

@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wall_clock_goes_on_over_lives_and_may_jump() {
+    fn a_wall_clock_continues_over_lives_and_may_jump() {
         let time = Time::new();
         let offset = Arc::new(AtomicI64::new(0));
         let first = MemberClock::new(time.clone(), 0, offset.clone());

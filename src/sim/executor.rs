@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn the_seed_says_who_goes_first() {
+    fn the_seed_says_which_task_runs_first() {
         assert_eq!(order(1), order(1));
         assert_ne!(order(1), order(2));
         let mut sorted = order(3);

@@ -55,7 +55,7 @@ pub fn strike(world: &mut World) {
                 .faults
                 .plan(now + CHECK_MEMBERSHIP_NS, Event::CheckMembership);
             membership::check_membership(world);
-            damage::look_after(world);
+            damage::advance_repair(world);
         }
         Event::Die(id) => {
             let id = id.or_else(|| leader(world));

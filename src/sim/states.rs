@@ -54,7 +54,7 @@ impl SimDisks {
         below.cloned().collect()
     }
 
-    /// Copies a directory, like a snapshot sent over the network; false if it no longer exists.
+    /// Copies a directory, like a checkpoint sent over the network; false if it no longer exists.
     pub fn copy(&self, from: &Path, to: &Path) -> bool {
         match self.get(from) {
             Some(state) => self.keep(to, state.copy()).is_ok(),
@@ -421,7 +421,7 @@ mod tests {
         disk
     }
 
-    /// A snapshot's files as they come, of a state that has applied up to `index`.
+    /// A checkpoint's files as they come, of a state that has applied up to `index`.
     fn incoming(disks: &Arc<SimDisks>, index: u64) -> SnapshotDir {
         let engine: Arc<dyn Engine> = Arc::new(disks.empty());
         grow(&engine, index);
@@ -468,7 +468,7 @@ mod tests {
     }
 
     /// A machine within a deletion of three keys, the entry `index`, of which it has written one;
-    /// and a call that goes on.
+    /// and a call that continues.
     fn within_deletion(
         engine: &Arc<dyn Engine>,
         index: u64,

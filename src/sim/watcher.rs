@@ -144,8 +144,8 @@ async fn watch(
     let slow = client.random.chance(250);
     let life = client.random.between(50, 3_000);
     let broken = streamed.read(client, slow, life).await;
-    let goes_on = client.random.chance(700) || broken;
-    goes_on.then(|| streamed.resumed())
+    let resumes = client.random.chance(700) || broken;
+    resumes.then(|| streamed.resumed())
 }
 
 impl Streamed {

@@ -109,7 +109,7 @@ const MAX_STEPS: u64 = 3_000_000;
 /// Far more engine reads than any step needs.
 const MAX_READS_A_STEP: u64 = 1_000_000;
 /// Bounds of queues are checked once in this many steps.
-const STEPS_PER_LOOK: u64 = 256;
+const STEPS_PER_CHECK: u64 = 256;
 
 impl World {
     /// A cluster that has just been founded, with no member running.
@@ -477,7 +477,7 @@ impl World {
                 |agenda| &mut agenda.blocking,
             ),
         }
-        if self.steps.is_multiple_of(STEPS_PER_LOOK) {
+        if self.steps.is_multiple_of(STEPS_PER_CHECK) {
             self.check_queues();
             self.check_for_false_alarms();
             self.check_votes();

@@ -2,14 +2,14 @@
 //! member whatever it keeps: results lead to nothing but the answer.
 
 /// See the module.
-pub struct Kept {
+pub struct AnswerLimit {
     left_bytes: usize,
     /// Nothing more is kept.
     ended: bool,
     too_large: bool,
 }
 
-impl Kept {
+impl AnswerLimit {
     /// Up to `bytes`; nothing where nobody waits for the answer.
     pub fn up_to(bytes: usize) -> Self {
         Self {
@@ -20,7 +20,7 @@ impl Kept {
     }
 
     /// False where nothing more is kept, whatever its size.
-    pub fn goes_on(&self) -> bool {
+    pub fn keeps_more(&self) -> bool {
         !self.ended
     }
 
@@ -35,12 +35,12 @@ impl Kept {
             Some(left_bytes) => self.left_bytes = left_bytes,
             None => self.end(),
         }
-        self.goes_on()
+        self.keeps_more()
     }
 
     /// What comes next has no room.
     pub fn end(&mut self) {
-        self.too_large |= self.goes_on();
+        self.too_large |= self.keeps_more();
         self.left_bytes = 0;
         self.ended = true;
     }
@@ -57,15 +57,15 @@ mod tests {
 
     #[test]
     fn what_is_kept_ends_at_the_first_that_does_not_fit() {
-        let mut kept = Kept::up_to(100);
+        let mut kept = AnswerLimit::up_to(100);
         assert!(kept.takes(60) && !kept.is_too_large());
         assert!(!kept.takes(60) && kept.is_too_large());
         assert!(!kept.takes(1) && kept.is_too_large());
-        let mut exact = Kept::up_to(100);
+        let mut exact = AnswerLimit::up_to(100);
         assert!(exact.takes(100) && exact.takes(0) && !exact.is_too_large());
         assert!(!exact.takes(1) && exact.is_too_large());
-        let mut nobody = Kept::up_to(0);
-        assert!(!nobody.takes(0) && !nobody.goes_on());
+        let mut nobody = AnswerLimit::up_to(0);
+        assert!(!nobody.takes(0) && !nobody.keeps_more());
         assert!(!nobody.takes(1) && !nobody.is_too_large());
     }
 }

@@ -10,7 +10,7 @@ use crate::types::KeyRange;
 /// Values that are read one by one are no large answer, up to so many.
 const FEW_VALUES: usize = 4;
 
-/// True where what a request reads may be much, so that it is worth a look before it is proposed.
+/// True where what a request reads may be much, so that it is measured before it is proposed.
 pub fn may_be_large(request: &InternalRaftRequest) -> bool {
     let mut values = 0;
     let delete = request.delete_range.as_ref();

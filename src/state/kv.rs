@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use super::answer::Kept;
+use super::answer::AnswerLimit;
 use super::lease::{self, Leases};
 use super::sliced::Previous;
 use crate::error::Error;
@@ -70,8 +70,12 @@ pub fn range_response(measured: Measured, revision: i64) -> RangeResponse {
 }
 
 /// Reads within a writing transaction, including its own changes, what `kept` has room for.
-pub fn range(txn: &Txn<'_>, request: &RangeRequest, kept: &mut Kept) -> Result<RangeResponse> {
-    if !kept.goes_on() {
+pub fn range(
+    txn: &Txn<'_>,
+    request: &RangeRequest,
+    kept: &mut AnswerLimit,
+) -> Result<RangeResponse> {
+    if !kept.keeps_more() {
         return Ok(RangeResponse::default());
     }
     let most_bytes = kept.left_bytes();
@@ -110,7 +114,7 @@ pub fn check_put(
 }
 
 /// Writes after the checks. Never fails, so that no transaction is left half done.
-pub fn put(txn: &mut Txn<'_>, request: &PutRequest, kept: &mut Kept) -> Result<PutResponse> {
+pub fn put(txn: &mut Txn<'_>, request: &PutRequest, kept: &mut AnswerLimit) -> Result<PutResponse> {
     let stays = if request.ignore_value || request.ignore_lease {
         txn.get(&request.key)?
     } else {
@@ -143,7 +147,7 @@ pub struct DeleteSteps {
 }
 
 impl DeleteSteps {
-    pub fn begin(request: &DeleteRangeRequest, kept: &Kept) -> Self {
+    pub fn begin(request: &DeleteRangeRequest, kept: &AnswerLimit) -> Self {
         Self {
             rest: KeyRange::from_wire(&request.key, &request.range_end),
             deleted: 0,
@@ -164,7 +168,7 @@ impl DeleteSteps {
         })
     }
 
-    pub fn finish(mut self, txn: &Txn<'_>, kept: &mut Kept) -> DeleteRangeResponse {
+    pub fn finish(mut self, txn: &Txn<'_>, kept: &mut AnswerLimit) -> DeleteRangeResponse {
         DeleteRangeResponse {
             header: header(txn.revision()),
             deleted: self.deleted,
@@ -178,7 +182,7 @@ pub fn delete_found(
     txn: &mut Txn<'_>,
     request: &DeleteRangeRequest,
     found: &[(Bytes, Version)],
-    kept: &mut Kept,
+    kept: &mut AnswerLimit,
 ) -> DeleteRangeResponse {
     delete_attached(txn, found);
     let size = |(key, old): &(Bytes, Version)| key.len() + old.record().len();

@@ -169,15 +169,15 @@ pub fn attached_keys_bytes(read: &dyn Read, id: LeaseId) -> storage::Result<usiz
     Ok(bytes)
 }
 
-/// Calls `goes_on` for the keys attached to a lease, or to any, in order, until it says no.
+/// Calls `visit` for the keys attached to a lease, or to any, in order, until it says no.
 fn each_key(
     read: &dyn Read,
     id: Option<LeaseId>,
-    goes_on: &mut dyn FnMut(&[u8]) -> bool,
+    visit: &mut dyn FnMut(&[u8]) -> bool,
 ) -> storage::Result<()> {
     let (lower, upper) = id.map_or_else(Default::default, schema::lease_bounds);
     let mut cursor = read.cursor(Family::LeaseKeys, &lower, upper.as_deref())?;
-    while cursor.next()? && goes_on(schema::decode_lease_key(cursor.key())) {}
+    while cursor.next()? && visit(schema::decode_lease_key(cursor.key())) {}
     Ok(())
 }
 

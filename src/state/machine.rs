@@ -15,7 +15,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::alarm::Alarms;
-use super::answer::Kept;
+use super::answer::AnswerLimit;
 use super::auth::store::Effects;
 use super::auth::verdict::{Access, AuthIdentity};
 use super::auth::{AuthEvent, AuthStore, AuthView};
@@ -225,7 +225,7 @@ impl Machine {
         let (index, term) = (self.applied_index + 1, record.term);
         tracing::info!(index, revision, "finishing a deletion that was interrupted");
         self.slices = Some(Slices::resume(record, &mut self.writer));
-        let mut nobody = (Group::default(), Kept::up_to(0));
+        let mut nobody = (Group::default(), AnswerLimit::up_to(0));
         while self.next_slice(&mut nobody.0, &mut nobody.1)?.is_none() {}
         self.applied_index = index;
         self.applied_term = term;
@@ -260,7 +260,7 @@ impl Machine {
     }
 
     /// Writes the initial state of a founder: the members and their cluster. It is the state
-    /// after the entry `index`, which no log contains: later members get it as a snapshot.
+    /// after the entry `index`, which no log contains: later members get a checkpoint of it.
     pub fn bootstrap(
         &mut self,
         cluster: ClusterId,
@@ -378,7 +378,7 @@ impl Machine {
             if entry.index <= self.applied_index {
                 continue;
             }
-            let (mut kept, format) = (Kept::up_to(answer_bytes(place)), self.format());
+            let (mut kept, format) = (AnswerLimit::up_to(answer_bytes(place)), self.format());
             let Some(result) = self.apply_entry(entry, group, &mut kept)? else {
                 return Ok(Staged::Slice);
             };
@@ -409,7 +409,7 @@ impl Machine {
         &mut self,
         entry: &Entry,
         group: &mut Group,
-        kept: &mut Kept,
+        kept: &mut AnswerLimit,
     ) -> storage::Result<Option<Result<Response, Error>>> {
         let index = entry.index;
         let request = match &entry.payload {
@@ -454,7 +454,7 @@ impl Machine {
         entry: &Entry,
         request: &InternalRaftRequest,
         group: &mut Group,
-        kept: &mut Kept,
+        kept: &mut AnswerLimit,
     ) -> storage::Result<Option<Result<Response, Error>>> {
         match self.apply_request(entry, request, group, kept) {
             Ok(response) => Ok(response.map(|response| Self::answer(response, kept))),
@@ -463,7 +463,7 @@ impl Machine {
         }
     }
 
-    fn answer(response: Response, kept: &Kept) -> Result<Response, Error> {
+    fn answer(response: Response, kept: &AnswerLimit) -> Result<Response, Error> {
         match kept.is_too_large() {
             true => Err(Error::AnswerNotKept),
             false => Ok(response),
@@ -475,7 +475,7 @@ impl Machine {
         entry: &Entry,
         request: &InternalRaftRequest,
         group: &mut Group,
-        kept: &mut Kept,
+        kept: &mut AnswerLimit,
     ) -> mvcc::Result<Option<Response>> {
         self.check_alarms(request)?;
         self.check_permission(request)?;
@@ -498,7 +498,7 @@ impl Machine {
         index: u64,
         request: &InternalRaftRequest,
         group: &mut Group,
-        kept: &mut Kept,
+        kept: &mut AnswerLimit,
     ) -> mvcc::Result<Response> {
         if let Some(put) = &request.put {
             return self.put(put, group, kept).map(Response::Put);
@@ -600,7 +600,7 @@ impl Machine {
         &mut self,
         request: &crate::proto::etcdserverpb::PutRequest,
         group: &mut Group,
-        kept: &mut Kept,
+        kept: &mut AnswerLimit,
     ) -> mvcc::Result<PutResponse> {
         let mut txn = self.writer.begin();
         kv::check_put(request, &self.leases, &|key| txn.get(key))?;
@@ -613,7 +613,7 @@ impl Machine {
         &mut self,
         request: &crate::proto::etcdserverpb::TxnRequest,
         group: &mut Group,
-        kept: &mut Kept,
+        kept: &mut AnswerLimit,
     ) -> mvcc::Result<Option<Response>> {
         let misses = probe::injected(Defect::PastReadMissesBatch);
         if self.writer.has_pending_keys() && txn::reads_past(request) && !misses {
@@ -631,7 +631,11 @@ impl Machine {
     }
 
     /// Writes the next part of the transaction that is under way; its response behind the last.
-    fn next_part(&mut self, group: &mut Group, kept: &mut Kept) -> mvcc::Result<Option<Response>> {
+    fn next_part(
+        &mut self,
+        group: &mut Group,
+        kept: &mut AnswerLimit,
+    ) -> mvcc::Result<Option<Response>> {
         let Some(parted) = self.parted.take() else {
             return Ok(None);
         };
@@ -679,7 +683,7 @@ impl Machine {
         entry: &Entry,
         request: &DeleteRangeRequest,
         group: &mut Group,
-        kept: &mut Kept,
+        kept: &mut AnswerLimit,
     ) -> mvcc::Result<Option<Response>> {
         let range = KeyRange::from_wire(&request.key, &request.range_end);
         let mut txn = self.writer.begin();
@@ -697,7 +701,7 @@ impl Machine {
         entry: &Entry,
         id: LeaseId,
         group: &mut Group,
-        kept: &mut Kept,
+        kept: &mut AnswerLimit,
     ) -> mvcc::Result<Option<Response>> {
         if !self.leases.contains(id) {
             return Err(Error::LeaseNotFound.into());
@@ -732,7 +736,7 @@ impl Machine {
         lease: LeaseId,
         rest: KeyRange,
         previous: Previous,
-        (group, kept): (&mut Group, &mut Kept),
+        (group, kept): (&mut Group, &mut AnswerLimit),
     ) -> storage::Result<Option<Response>> {
         // What the group holds so far belongs to the entries before this one.
         self.commit()?;
@@ -756,7 +760,7 @@ impl Machine {
     fn next_slice(
         &mut self,
         group: &mut Group,
-        kept: &mut Kept,
+        kept: &mut AnswerLimit,
     ) -> storage::Result<Option<Response>> {
         let Some(mut slices) = self.slices.take() else {
             return Ok(None);

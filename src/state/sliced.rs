@@ -3,7 +3,7 @@
 //! All of them have the one revision of their entry; only the batch behind the last of them ends
 //! the entry. Nobody sees a part: readers hold views of states between entries. Every batch
 //! before the last brings a record of what is left (`UnfinishedDelete`), so that a state with a
-//! part, as a crash or a snapshot for another member may take it, is finished when it is opened:
+//! part, as a crash or a checkpoint for another member may take it, is finished when it is opened:
 //! by the record alone, to the same bytes, however the batches are cut. It counts as the state
 //! after the entry, which was committed before its first key was deleted.
 //!
@@ -14,7 +14,7 @@
 
 use bytes::Bytes;
 
-use super::answer::Kept;
+use super::answer::AnswerLimit;
 use super::lease;
 use crate::mvcc::history::decode_revision;
 use crate::mvcc::write::{SliceLimit, Sliced, Writer};
@@ -46,9 +46,9 @@ pub(super) struct Previous {
 }
 
 impl Previous {
-    pub fn new(asked: bool, kept: &Kept) -> Self {
+    pub fn new(asked: bool, kept: &AnswerLimit) -> Self {
         Self {
-            dropped: !asked || !kept.goes_on(),
+            dropped: !asked || !kept.keeps_more(),
             asked,
             most_bytes: kept.left_bytes(),
             bytes: 0,
@@ -71,7 +71,7 @@ impl Previous {
     }
 
     /// Those of the answer.
-    pub fn take(&mut self, kept: &mut Kept) -> Vec<EncodedKv> {
+    pub fn take(&mut self, kept: &mut AnswerLimit) -> Vec<EncodedKv> {
         match self.asked && kept.takes(self.bytes) {
             true => std::mem::take(&mut self.kvs),
             false => Vec::new(),
@@ -98,14 +98,14 @@ impl Slices {
         }
     }
 
-    /// Goes on with one that a state holds a part of. `writer` is of that state.
+    /// Continues one that a state holds a part of. `writer` is of that state.
     pub fn resume(mut record: UnfinishedDelete, writer: &mut Writer) -> Self {
         probe::reached(CoveragePoint::DeleteResumed);
         writer.note_deleted(record.deleted as i64);
         if probe::injected(Defect::SliceResumedFromStart) {
             record.deleted = 0;
         }
-        let nobody = Kept::up_to(0);
+        let nobody = AnswerLimit::up_to(0);
         Self::begin(record, Previous::new(false, &nobody))
     }
 
@@ -203,7 +203,7 @@ impl Slices {
     pub fn finish(
         mut self,
         writer: &mut Writer,
-        kept: &mut Kept,
+        kept: &mut AnswerLimit,
     ) -> (Option<Sliced>, Vec<EncodedKv>) {
         if self.record.deleted == 0 {
             // It made no revision.
@@ -275,7 +275,7 @@ impl<'a> Neighbours<'a> {
 }
 
 /// Takes back what is written of a transaction, in batches of `limit`; the last is not written yet.
-/// Each leaves a state to go on with.
+/// Each leaves a state from which it can continue.
 pub fn take_back(
     writer: &mut Writer,
     revision: i64,

@@ -5,7 +5,7 @@
 //!
 //! One that changes much is written in parts, and put aside behind each (`PartedTxn`).
 
-use super::answer::Kept;
+use super::answer::AnswerLimit;
 use super::kv::{self, DeleteSteps};
 use super::lease::Leases;
 use crate::error::Error;
@@ -248,7 +248,7 @@ struct Progress {
     answers: Vec<Option<Response>>,
     /// The deletion that is under way.
     deleting: Option<DeleteSteps>,
-    kept: Kept,
+    kept: AnswerLimit,
 }
 
 impl Progress {
@@ -303,7 +303,11 @@ pub enum Written<'a> {
 
 impl PartedTxn {
     /// Executes more of it; what it reads is answered as far as `kept` had room at its begin.
-    pub fn proceed<'a>(self, writer: &'a mut Writer, kept: &mut Kept) -> Result<Written<'a>> {
+    pub fn proceed<'a>(
+        self,
+        writer: &'a mut Writer,
+        kept: &mut AnswerLimit,
+    ) -> Result<Written<'a>> {
         let path = Path::of_choices(&self.request, &mut self.choices.iter().copied());
         let txn = writer.resume(self.state);
         proceed(&path, &self.request, txn, self.progress, kept)
@@ -315,7 +319,7 @@ fn proceed<'a>(
     request: &TxnRequest,
     mut txn: Txn<'a>,
     mut progress: Progress,
-    kept: &mut Kept,
+    kept: &mut AnswerLimit,
 ) -> Result<Written<'a>> {
     let proceeded = progress.proceed(&path.leaves(), &mut txn);
     let all = proceeded.map_err(|error| match error {
@@ -343,7 +347,7 @@ pub fn write<'a>(
     txn: Txn<'a>,
     request: &TxnRequest,
     leases: &Leases,
-    kept: &mut Kept,
+    kept: &mut AnswerLimit,
 ) -> Result<Written<'a>> {
     let path = {
         let pending = txn.pending();
@@ -362,7 +366,7 @@ pub fn write<'a>(
     let progress = Progress {
         answers: Vec::new(),
         deleting: None,
-        kept: std::mem::replace(kept, Kept::up_to(0)),
+        kept: std::mem::replace(kept, AnswerLimit::up_to(0)),
     };
     proceed(&path, request, txn, progress, kept)
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use self::sorted::{Place, Sorted};
+use self::sorted::{EntryPosition, Sorted};
 use super::schema::meta;
 use super::{Batch, Cursor, Engine, Error, Family, Op, Read, Result, Size};
 
@@ -138,7 +138,7 @@ impl Read for MemoryState {
 struct MapCursor {
     map: Sorted,
     /// The next entry.
-    next: Place,
+    next: EntryPosition,
     upper: Option<Vec<u8>>,
     entry: (Bytes, Bytes),
 }

@@ -209,7 +209,7 @@ pub trait Cursor {
     /// Moves to the next key; false at the end.
     fn next(&mut self) -> Result<bool>;
     /// Moves to the first key at or above `key`, which must not be below the lower bound; false
-    /// where there is none below the upper one. The next call of `next` goes on from there.
+    /// where there is none below the upper one. The next call of `next` continues from there.
     fn seek(&mut self, key: &[u8]) -> Result<bool>;
     /// The key it stands on; empty before the first `next` or `seek`.
     fn key(&self) -> &[u8];
@@ -238,6 +238,6 @@ pub trait Engine: Send + Sync + 'static {
     /// Copies the state as of some moment during the call into files in a directory that does
     /// not exist yet.
     fn checkpoint(&self, dir: &Path) -> Result<()>;
-    /// This engine is not used any more: its files go with its last reader.
+    /// This engine is not used any more: its files are removed with its last reader.
     fn retire(&self);
 }

@@ -29,19 +29,19 @@ pub struct EngineLimits {
 }
 
 impl EngineLimits {
-    /// What is taken of a state by who looks at it for a moment, beside the one in use.
-    pub fn of_a_look(self) -> Self {
+    /// The limits for a state that is opened for a short time, beside the one in use.
+    pub fn for_inspection(self) -> Self {
         Self {
-            open_files: self.open_files.min(LOOK_OPEN_FILES),
-            block_cache_bytes: self.block_cache_bytes.min(LOOK_BYTES),
-            memtable_bytes: self.memtable_bytes.min(LOOK_BYTES),
+            open_files: self.open_files.min(INSPECTION_OPEN_FILES),
+            block_cache_bytes: self.block_cache_bytes.min(INSPECTION_BYTES),
+            memtable_bytes: self.memtable_bytes.min(INSPECTION_BYTES),
         }
     }
 }
 
 /// The least that RocksDB takes.
-pub const LOOK_OPEN_FILES: usize = 20;
-const LOOK_BYTES: usize = 1 << 20;
+pub const INSPECTION_OPEN_FILES: usize = 20;
+const INSPECTION_BYTES: usize = 1 << 20;
 
 /// Removes a directory that is not used any more.
 struct Directory {
@@ -311,7 +311,7 @@ impl Read for RocksEngine {
 }
 
 self_cell::self_cell!(
-    /// A snapshot that keeps its database open.
+    /// RocksDB's snapshot (a view of one sequence number), which keeps its database open.
     struct OwnedSnapshot {
         owner: Arc<Opened>,
         #[covariant]
@@ -542,9 +542,9 @@ mod tests {
         targets.flatten().filter(is_table).count()
     }
 
-    /// A checkpoint that is looked at has as many tables as the state, and few descriptors.
+    /// A checkpoint has as many tables as the state; its inspection takes few descriptors.
     #[test]
-    fn a_look_at_a_state_opens_few_of_its_tables() {
+    fn an_inspection_opens_few_tables_of_a_state() {
         let dir = tempfile::tempdir().expect("a directory");
         let dir = dir.path().canonicalize().expect("is there");
         let limits = EngineLimits {
@@ -568,13 +568,13 @@ mod tests {
         let tables = ROUNDS * Family::ALL.len();
         assert_eq!(open_tables(&dir), tables);
         drop(whole);
-        let look = RocksEngine::open_read_only(&dir, limits.of_a_look()).expect("opens");
+        let inspected = RocksEngine::open_read_only(&dir, limits.for_inspection()).expect("opens");
         for family in Family::ALL {
-            let found = look.get(family, &[1]).expect("reads");
+            let found = inspected.get(family, &[1]).expect("reads");
             assert_eq!(found.as_deref(), Some(&b"value"[..]));
         }
         // RocksDB keeps ten for its other files.
         let open = open_tables(&dir);
-        assert!(open <= LOOK_OPEN_FILES - 10, "{open} of {tables}");
+        assert!(open <= INSPECTION_OPEN_FILES - 10, "{open} of {tables}");
     }
 }

@@ -260,7 +260,7 @@ impl Sorted {
         }
     }
 
-    /// Goes through all pairs in order, at the caller's pace.
+    /// Yields all pairs in order, at the caller's pace.
     pub fn walk(self) -> io::Result<SortedWalk> {
         Ok(match self.0 {
             Where::InMemory(data, pairs) => SortedWalk::InMemory {
@@ -513,7 +513,7 @@ impl RunReader {
         Ok(true)
     }
 
-    /// Goes on behind so many bytes, of which the last may not be in the buffer.
+    /// Skips so many bytes, of which the last may not be in the buffer.
     fn pass(&mut self, count: usize) -> io::Result<()> {
         let held = self.buffer.len() - self.begin;
         if count <= held {

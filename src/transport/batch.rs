@@ -201,7 +201,7 @@ fn read_raft(bytes: bytes::Bytes) -> Result<Message, String> {
     prost_11::Message::decode(bytes).map_err(|error| format!("a message of raft's: {error}"))
 }
 
-/// Decodes the raft message of a snapshot.
+/// Decodes a raft snapshot message.
 pub fn read_snapshot(bytes: bytes::Bytes) -> Result<Message, String> {
     let message = read_raft(bytes)?;
     admit::check_form(&message).map_err(|fault| format!("a message of raft's: {fault}"))?;

@@ -46,7 +46,7 @@ pub struct NetworkOptions {
     pub max_snapshots_sent: usize,
     /// A snapshot transfer without progress for this long has failed.
     pub snapshot_silence: Duration,
-    /// Installing a snapshot after its transfer may take this long.
+    /// Installing the state of a snapshot after its transfer may take this long.
     pub snapshot_install_limit: Duration,
 }
 
@@ -138,7 +138,7 @@ impl Context {
         Status::from(refusal)
     }
 
-    /// A member that lost its data directory and goes by its old name would forget what it
+    /// A member that lost its data directory and uses its old name would forget what it
     /// acknowledged. The others know as long as they run, of those that are listed: any other name
     /// may be anybody's.
     fn check_incarnation(

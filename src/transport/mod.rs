@@ -1,4 +1,6 @@
-//! Communication between members: lanes of messages, snapshots as files, and peer RPCs.
+//! Communication between members: lanes of messages, snapshots as files, and peer RPCs. In this
+//! room a snapshot is a transfer: the files of a checkpoint, and behind them the raft snapshot
+//! message.
 //!
 //! This module decides nothing about consensus. Sending never blocks and never fails: a queue is
 //! bounded, messages that do not fit are dropped, and raft sends them again. What is received is
@@ -110,7 +112,8 @@ pub struct Peer {
 /// Removes a directory with its contents.
 pub type Remove = Box<dyn FnOnce(&Path) + Send + Sync>;
 
-/// A directory with the files of a snapshot, removed with its last reference.
+/// A directory with the files of a checkpoint, made here or received; removed with its last
+/// reference.
 pub struct SnapshotDir {
     path: PathBuf,
     remove: Option<Remove>,
@@ -169,8 +172,8 @@ pub trait Network: Send + Sync + 'static {
     /// learn within this call.
     fn send(&self, to: MemberId, messages: Vec<PeerMessage>);
 
-    /// Sends a snapshot's files and then its message; `Inbound::snapshot_sent` is always called
-    /// afterwards.
+    /// Sends a checkpoint's files and then the raft snapshot message; `Inbound::snapshot_sent` is
+    /// always called afterwards.
     fn send_snapshot(&self, message: Message, files: std::sync::Arc<SnapshotDir>);
 
     /// Replaces the set of members, which may include this one. Connections to removed members end;
@@ -200,11 +203,11 @@ pub trait Inbound: Send + Sync + 'static {
     /// Something sent to the peer may not have arrived.
     fn unreachable(&self, peer: MemberId);
 
-    /// Whether the peer installed a snapshot.
+    /// Whether the peer installed the state of a snapshot.
     fn snapshot_sent(&self, to: MemberId, taken: bool);
 
-    /// All files of a snapshot are in the directory, complete and synced. Completes when the
-    /// snapshot is in use, or was rejected.
+    /// All files of a snapshot are in the directory, complete and synced. Completes when their
+    /// state is in use, or was rejected.
     fn snapshot_received(&self, message: Message, files: SnapshotDir) -> Boxed<Result<(), Error>>;
 
     /// Handles a peer RPC. `from` is none if the caller is not a member yet.

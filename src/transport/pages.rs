@@ -24,8 +24,9 @@ struct Versions<'a> {
     storage: &'a str,
 }
 
+/// A member as `/members` shows it.
 #[derive(Serialize)]
-struct Member<'a> {
+struct ListedMember<'a> {
     id: u64,
     #[serde(rename = "peerURLs")]
     peer_urls: &'a [String],
@@ -77,7 +78,7 @@ async fn described(context: &Context) -> Option<Description> {
 }
 
 fn members(context: &Context, description: &Description) -> Response<Body> {
-    let mut members: Vec<_> = description.members.iter().map(Member::of).collect();
+    let mut members: Vec<_> = description.members.iter().map(ListedMember::of).collect();
     members.sort_by_key(|member| member.peer_urls.first());
     let mut response = json(serde_json::to_string(&members).map(|list| list + "\n"));
     if let Ok(id) = HeaderValue::try_from(context.local.cluster.to_string()) {
@@ -86,7 +87,7 @@ fn members(context: &Context, description: &Description) -> Response<Body> {
     response
 }
 
-impl<'a> Member<'a> {
+impl<'a> ListedMember<'a> {
     fn of(member: &'a membershippb::Member) -> Self {
         let raft = member.raft_attributes.as_ref();
         let attributes = member.member_attributes.as_ref();

@@ -1,5 +1,6 @@
-//! Incoming snapshots: the parts are written by `intake`, some at a time, and only a whole snapshot is
-//! passed on. Incomplete or invalid ones are removed and affect nothing else.
+//! Incoming snapshots, which are a checkpoint's files and the raft snapshot message: the parts are
+//! written by `intake`, some at a time, and only a whole snapshot is passed on. Incomplete or
+//! invalid ones are removed and affect nothing else.
 //!
 //! Few come in at once, from members or the leader only, each at a pace; what they write takes turns
 //! with all other work of the blocking pool. So a sender holds neither a thread nor the disk.
@@ -70,7 +71,7 @@ impl Arrivals {
         }
     }
 
-    /// Installs a snapshot; completes when it is in use.
+    /// Receives a snapshot; completes when its state is in use.
     pub async fn take(
         self: Arc<Self>,
         from: MemberId,

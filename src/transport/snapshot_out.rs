@@ -1,5 +1,6 @@
-//! Outgoing checkpoints with their raft snapshot message: files read in order, in turns of the
-//! blocking pool so that a slow peer holds no thread, and sent over a connection of their own.
+//! Outgoing snapshots, which are a checkpoint's files and the raft snapshot message: files read in
+//! order, in turns of the blocking pool so that a slow peer holds no thread, and sent over a
+//! connection of their own.
 
 use std::collections::{HashSet, VecDeque};
 use std::ffi::OsString;
@@ -43,7 +44,7 @@ const LATER_LIMIT: Duration = Duration::from_secs(30);
 /// How long a snapshot waits for others in progress.
 const TURN_LIMIT: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_secs(1);
-/// Detects a dead peer while it installs the snapshot, too.
+/// Detects a dead peer while it installs the state, too.
 const KEEP_ALIVE: KeepAlive = KeepAlive {
     interval: Duration::from_secs(5),
     timeout: Duration::from_secs(20),

@@ -80,8 +80,9 @@ impl RangeWants {
     }
 }
 
+/// A watch that catches up.
 #[derive(Clone, Copy)]
-struct Member {
+struct LaggingWatch {
     serial: u64,
     node: NodeId,
     wanted: Wanted,
@@ -92,26 +93,26 @@ struct Member {
 pub(super) struct CatchUp {
     ranges: RangeSet<RangeWants>,
     /// By next revision and id.
-    members: BTreeMap<(i64, i64), Member>,
+    by_next: BTreeMap<(i64, i64), LaggingWatch>,
     next_of: HashMap<i64, i64>,
     newest_turn: bool,
 }
 
 impl CatchUp {
     pub fn is_empty(&self) -> bool {
-        self.members.is_empty()
+        self.by_next.is_empty()
     }
 
     /// Adds a watch that was given everything below `next`.
     pub fn insert(&mut self, watch: WatchName, range: &KeyRange, wanted: Wanted, next: i64) {
         let node = self.ranges.insert(range);
         self.ranges.get_mut(node).watches += 1;
-        let member = Member {
+        let lagging = LaggingWatch {
             serial: watch.serial,
             node,
             wanted,
         };
-        self.members.insert((next, watch.id), member);
+        self.by_next.insert((next, watch.id), lagging);
         self.next_of.insert(watch.id, next);
     }
 
@@ -120,23 +121,23 @@ impl CatchUp {
         let Some(next) = self.next_of.remove(&id) else {
             return;
         };
-        if let Some(member) = self.members.remove(&(next, id)) {
-            let wants = self.ranges.get_mut(member.node);
+        if let Some(lagging) = self.by_next.remove(&(next, id)) {
+            let wants = self.ranges.get_mut(lagging.node);
             wants.watches -= 1;
             if wants.watches == 0 {
-                self.ranges.remove(member.node);
+                self.ranges.remove(lagging.node);
             }
         }
     }
 
     /// The next revision and the id of the watch that is farthest behind.
     pub fn oldest(&self) -> Option<(i64, i64)> {
-        self.members.keys().next().copied()
+        self.by_next.keys().next().copied()
     }
 
     /// The next revision and the id of the watch that is nearest to the head.
     pub fn newest(&self) -> Option<(i64, i64)> {
-        self.members.keys().next_back().copied()
+        self.by_next.keys().next_back().copied()
     }
 
     /// Puts a watch behind what it was given.
@@ -144,8 +145,8 @@ impl CatchUp {
         let Some(before) = self.next_of.get_mut(&id) else {
             return;
         };
-        if let Some(member) = self.members.remove(&(*before, id)) {
-            self.members.insert((next, id), member);
+        if let Some(lagging) = self.by_next.remove(&(*before, id)) {
+            self.by_next.insert((next, id), lagging);
         }
         *before = next;
     }
@@ -168,7 +169,7 @@ impl CatchUp {
         };
         let behind = |this: &Self, skip: &BTreeSet<NodeId>| {
             let behind = this
-                .members
+                .by_next
                 .range((from, i64::MIN)..(revision + 1, i64::MIN));
             behind.filter(|(_, it)| !skip.contains(&it.node)).count()
         };
@@ -266,12 +267,13 @@ impl CatchUp {
     fn first_of(&self, from: i64, change: &Change, hits: &Hits) -> Option<WatchName> {
         let nodes = &hits.ranges[..*hits.ends.first()?];
         let next = change.revision.main + 1;
-        let mut members = self.members.range((from, i64::MIN)..(next, i64::MIN));
-        let ((_, id), member) = members
-            .find(|(_, member)| nodes.contains(&member.node) && member.wanted.kind(change.kind))?;
+        let mut candidates = self.by_next.range((from, i64::MIN)..(next, i64::MIN));
+        let ((_, id), lagging) = candidates.find(|(_, lagging)| {
+            nodes.contains(&lagging.node) && lagging.wanted.kind(change.kind)
+        })?;
         Some(WatchName {
             id: *id,
-            serial: member.serial,
+            serial: lagging.serial,
         })
     }
 
@@ -294,9 +296,9 @@ impl CatchUp {
                 ..Default::default()
             };
         }
-        for ((next, _), member) in self.members.range((from, i64::MIN)..) {
-            let wants = self.ranges.get_mut(member.node);
-            wants.add(member.wanted, *next);
+        for ((next, _), lagging) in self.by_next.range((from, i64::MIN)..) {
+            let wants = self.ranges.get_mut(lagging.node);
+            wants.add(lagging.wanted, *next);
         }
     }
 
@@ -309,29 +311,29 @@ impl CatchUp {
         by_range: &BTreeMap<NodeId, Vec<u32>>,
         skip: &BTreeSet<NodeId>,
     ) -> VecDeque<Served> {
-        let mut behind = self.members.split_off(&(from, i64::MIN));
+        let mut behind = self.by_next.split_off(&(from, i64::MIN));
         let mut ahead = behind.split_off(&(page_next, i64::MIN));
         let mut serve = VecDeque::new();
-        for ((next, id), member) in behind {
-            if skip.contains(&member.node) {
-                self.members.insert((next, id), member);
+        for ((next, id), lagging) in behind {
+            if skip.contains(&lagging.node) {
+                self.by_next.insert((next, id), lagging);
                 continue;
             }
-            if by_range.contains_key(&member.node) {
+            if by_range.contains_key(&lagging.node) {
                 serve.push_back(Served {
                     watch: WatchName {
                         id,
-                        serial: member.serial,
+                        serial: lagging.serial,
                     },
-                    node: member.node,
-                    wanted: member.wanted,
+                    node: lagging.node,
+                    wanted: lagging.wanted,
                     from: next,
                 });
             }
             self.next_of.insert(id, page_next);
-            ahead.insert((page_next, id), member);
+            ahead.insert((page_next, id), lagging);
         }
-        self.members.append(&mut ahead);
+        self.by_next.append(&mut ahead);
         serve
     }
 }

@@ -118,7 +118,7 @@ impl Hub {
                 MutexGuard::bump(&mut index);
             }
         }
-        // Where no watch is live nobody missed the rest: the lock was held since the look.
+        // Where no watch is live nobody missed the rest: the lock was held since the check.
         index.head = index.head.max(head);
         Self::wake(index, wakes);
     }

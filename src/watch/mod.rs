@@ -100,7 +100,7 @@ pub struct Request {
     pub progress_notify: bool,
 }
 
-/// Why a watch was not made; the stream goes on without it.
+/// Why a watch was not made; the stream continues without it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CreateError {
     #[error("{}", watch_reason::DUPLICATE_ID)]

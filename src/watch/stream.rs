@@ -1,4 +1,4 @@
-//! The watches of one client stream, and the order in which their news go out.
+//! The watches of one client stream, and the order in which their responses are sent.
 //!
 //! ```text
 //!            create: it starts with what is published next
@@ -53,7 +53,7 @@ const JOINS_PER_STEP: usize = if cfg!(test) { 3 } else { 512 };
 enum WatchState {
     /// In the hub's index, or just spilled from it.
     Live(NodeId),
-    /// Spilled; items of it are still in the queue, or nobody looked yet.
+    /// Spilled; items of it are still in the queue, or nobody checked yet.
     Leaving,
     /// In `CatchUp`.
     CatchingUp,

@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_upwards_or_sideways_is_found() {
+    fn an_import_upwards_or_sideways_is_found() {
         let up = findings(
             "src/mvcc/read.rs",
             "use crate::types::X;\nuse crate::service::Y;",

@@ -24,7 +24,7 @@ pub enum Target<'a> {
     },
 }
 
-/// What a look for a name in a module comes to.
+/// The result of resolving a name in a module.
 enum Found<'a> {
     Here(Target<'a>),
     /// It is imported from another crate.

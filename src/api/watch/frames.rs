@@ -21,8 +21,8 @@ const EVENTS_TAG: u32 = 11;
 const COPY_BYTES: usize = 4 << 10;
 /// Compressed or not, and the length: what stands before each message.
 const PREFIX_BYTES: usize = 5;
-/// What stands before the first event of a response, but for a reason of its end: a frame goes
-/// beyond its size by no more.
+/// What stands before the first event of a response, but for a reason of its end: a frame
+/// exceeds its size by no more.
 const HEAD_BYTES: usize = 128;
 /// What a client of gRPC can be sent in one message; as `api` sets it for other services.
 const MAX_MESSAGE_BYTES: usize = i32::MAX as usize;
@@ -32,11 +32,11 @@ const MAX_MESSAGE_BYTES: usize = i32::MAX as usize;
 pub struct Make {
     /// It ends behind what reaches this.
     pub frame_bytes: usize,
-    /// Large events go out as the bytes that others hold too.
+    /// Large events are sent as the bytes that others hold too.
     pub shares: bool,
 }
 
-/// Responses that go out, and what is left of the one that is begun.
+/// Responses to be sent, and what is left of the one that is begun.
 #[derive(Default)]
 pub struct Frames {
     /// With about what each takes on the wire.
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn small_ones_go_together_and_large_ones_are_shared() {
+    fn small_ones_are_joined_and_large_ones_are_shared() {
         let event = |len: usize| EncodedEvent::from_encoded(vec![1; len].into());
         let response = |events: Vec<EncodedEvent>| WatchResponse {
             events,

@@ -110,7 +110,7 @@ impl Outbox {
         (!state.asked && !state.frames.is_empty()).then(|| state.frames.taken_bytes())
     }
 
-    /// Ends the stream where it is, and lets go of what was put in.
+    /// Ends the stream where it is, and drops what was put in.
     pub fn break_off(&self, status: Status) {
         let mut state = self.0.state.lock();
         state.frames = Frames::default();

@@ -1,6 +1,6 @@
 //! Wakes the streams of watches when users, roles or permissions change: a watch whose user lost
-//! the right to it is to end even if no event comes to it. (Before an event goes out its stream
-//! looks too.)
+//! the right to it is to end even if no event comes to it. (Before an event is sent its stream
+//! checks too.)
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -29,10 +29,10 @@ pub struct Woken {
 }
 
 impl Rechecks {
-    /// Begins to wake streams, if they look at all, until the member stops.
-    pub fn begin(handle: &Handle, they_look: bool) -> Arc<Self> {
+    /// Begins to wake streams, if `enabled`, until the member stops.
+    pub fn begin(handle: &Handle, enabled: bool) -> Arc<Self> {
         let rechecks = Arc::<Self>::default();
-        if they_look {
+        if enabled {
             let (streams, mut changes) =
                 (Arc::downgrade(&rechecks), handle.shared().auth_changes());
             handle.spawn(async move {

@@ -209,7 +209,7 @@ async fn a_watch_of_nobody_ends_when_authentication_is_enabled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_goes_on_where_that_is_wanted() {
+async fn a_watch_continues_where_that_is_wanted() {
     let handle = fixture::single_member();
     fixture::apply(&handle, enable());
     let now = handle.auth().revision();

@@ -9,7 +9,7 @@
 //!          free list u64 · pages u64 · transaction u64 · FNV-1a of all that u64
 //! ```
 //!
-//! `pos` counts from its own element. A page with `overflow` goes on over that many pages more.
+//! `pos` counts from its own element. A page with `overflow` extends over that many pages more.
 //! The value of a bucket's element is its root page and sequence; where that page is 0 the bucket
 //! is *inline* and its only page, a leaf, follows in the value.
 

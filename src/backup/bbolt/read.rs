@@ -153,7 +153,7 @@ impl File {
         Ok(())
     }
 
-    /// Reads a page with all that it goes on over.
+    /// Reads a page with all that it extends over.
     fn page(&self, id: u64) -> Result<Page, Error> {
         let page_bytes = u64::from(self.meta.page_bytes);
         let outside = || self.damaged(id, "it lies outside of the file");

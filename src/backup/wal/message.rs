@@ -1,4 +1,4 @@
-//! The messages of etcd's raft log and snapshot files, field for field.
+//! The messages of etcd's raft log and snap files, field for field.
 
 use bytes::Bytes;
 
@@ -108,7 +108,7 @@ pub mod change_kind {
     pub const ADD_LEARNER_NODE: i32 = 3;
 }
 
-/// `snappb.Snapshot`: a file.
+/// `snappb.Snapshot`: a snap file.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SnapshotFile {
     #[prost(uint32, optional, tag = "1")]

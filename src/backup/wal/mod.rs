@@ -1,4 +1,4 @@
-//! etcd's raft log and its snapshot files: read from the directory of an etcd that stopped, and
+//! etcd's raft log and its snap files: read from the directory of an etcd that stopped, and
 //! written for one that is to start.
 //!
 //! A log is a row of segments, `<sequence>-<first index>.wal`. A segment is a row of frames: eight
@@ -19,7 +19,7 @@ pub mod write;
 
 use std::io;
 
-/// Why a log or a snapshot file cannot be read.
+/// Why a log or a snap file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{file}: {error}")]

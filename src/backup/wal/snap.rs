@@ -1,4 +1,4 @@
-//! etcd's snapshot files, `<term>-<index>.snap`: raft's members after an entry, and the members as
+//! etcd's snap files, `<term>-<index>.snap`: raft's members after an entry, and the members as
 //! the store of etcd's second version had them. That store holds nothing else, but where a cluster
 //! was used through etcd's second API.
 
@@ -43,7 +43,7 @@ pub fn encode(snapshot: &Snapshot) -> Vec<u8> {
     .encode_to_vec()
 }
 
-/// True where the store of a snapshot holds what clients of etcd's second API wrote.
+/// True where the store of a snap file holds what clients of etcd's second API wrote.
 pub fn has_old_data(snapshot: &Snapshot) -> Result<bool, Error> {
     let data = snapshot.data.as_deref().unwrap_or_default();
     if data.is_empty() {
@@ -144,7 +144,7 @@ struct Attributes<'a> {
     client_urls: &'a [String],
 }
 
-/// The members as a snapshot's data.
+/// The members as a snap file's data.
 pub fn store(
     members: &[Member],
     removed: &[u64],

@@ -1,5 +1,5 @@
 //! The files in `testdata` are of etcds: each put seven keys, added a learner, changed its URLs,
-//! removed it and deleted a key, with a snapshot every six entries; then it was killed. The zeros
+//! removed it and deleted a key, with a snap file every six entries; then it was killed. The zeros
 //! at the end of their segments are cut off.
 
 use bytes::Bytes;

@@ -177,7 +177,7 @@ const ETCD_NAMES: &str = "etcd-version git-sha go-version go-os go-arch max-cpu-
     discovery-insecure-skip-tls-verify discovery-cert discovery-key discovery-cacert \
     discovery-user downgrade-check-interval max-learners v2-deprecation";
 
-/// Of these, what is not there: Go, the looks for a downgrade, the v2 store.
+/// Of these, what is not there: Go, the checks for a downgrade, the v2 store.
 const NOT_LOGGED: &[&str] = &["go-version", "downgrade-check-interval", "v2-deprecation"];
 
 #[test]

@@ -26,8 +26,8 @@ struct UnderWay {
     next: u64,
 }
 
-/// A place, free again when it is dropped.
-pub struct Place<'a> {
+/// Lets one handshake be under way; free again when it is dropped.
+pub struct HandshakePermit<'a> {
     handshakes: &'a Handshakes,
     number: u64,
     given_up: oneshot::Receiver<()>,
@@ -43,14 +43,14 @@ impl Handshakes {
     }
 
     /// Waits for a place, as long as its caller does.
-    pub async fn enter(&self, source: IpAddr) -> Place<'_> {
+    pub async fn enter(&self, source: IpAddr) -> HandshakePermit<'_> {
         let source = network(source);
         loop {
             let mut freed = std::pin::pin!(self.freed.notified());
             // What becomes free from here on is noticed.
             freed.as_mut().enable();
             if let Some((number, given_up)) = self.under_way.lock().enter(source, self.limit) {
-                return Place {
+                return HandshakePermit {
                     handshakes: self,
                     number,
                     given_up,
@@ -102,7 +102,7 @@ impl UnderWay {
     }
 }
 
-impl Place<'_> {
+impl HandshakePermit<'_> {
     /// Resolves when the place was given to another.
     pub async fn given_up(&mut self) {
         // Nothing is sent: the sender is dropped.
@@ -110,7 +110,7 @@ impl Place<'_> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for HandshakePermit<'_> {
     fn drop(&mut self) {
         if self.handshakes.under_way.lock().leave(self.number) {
             self.handshakes.freed.notify_one();
@@ -150,7 +150,7 @@ mod tests {
         text.parse().expect("an address")
     }
 
-    async fn is_given_up(place: &mut Place<'_>) -> bool {
+    async fn is_given_up(place: &mut HandshakePermit<'_>) -> bool {
         now(std::pin::pin!(place.given_up())).await.is_some()
     }
 

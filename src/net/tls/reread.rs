@@ -1,6 +1,6 @@
 //! Something made from files, made again when one of them changes.
 //!
-//! It is looked whether they changed where it is needed, so a file takes effect with the next
+//! Whether they changed is checked where it is needed, so a file takes effect with the next
 //! connection. What cannot be made from them as they are now stays as it was, and the log says why
 //! once a minute: files are often replaced one after the other, and a certificate without its key
 //! must not end what works.

@@ -1,7 +1,7 @@
 //! Lists of revoked certificates, in DER or in PEM.
 //!
 //! As in etcd a list counts for all certificates with one of its serial numbers: who signed it,
-//! which authority it is of and when it was to be replaced are not looked at, so the file is
+//! which authority it is of and when it was to be replaced are not checked, so the file is
 //! trusted as it is.
 
 use std::collections::BTreeSet;
@@ -63,7 +63,7 @@ impl Revocations {
         Ok(())
     }
 
-    /// Looks at all that were shown.
+    /// Checks all that were shown.
     pub fn check<'a>(
         &self,
         shown: impl IntoIterator<Item = &'a CertificateDer<'a>>,

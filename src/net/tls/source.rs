@@ -37,12 +37,12 @@ pub async fn check(certificate: &Certificate, source: IpAddr) -> Result<(), Stri
     let names = dns_names.clone();
     let found = tokio::time::timeout(LOOKUP_LIMIT, async move {
         let place = LOOKUPS.acquire().await.ok()?;
-        let looked = tokio::task::spawn_blocking(move || {
+        let lookup = tokio::task::spawn_blocking(move || {
             // The resolver may take longer than anyone waits for it.
             let _place = place;
             is_named(&names, source)
         });
-        looked.await.ok()
+        lookup.await.ok()
     });
     match found.await {
         Ok(Some(true)) => Ok(()),

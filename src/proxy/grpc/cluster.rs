@@ -21,7 +21,7 @@ use crate::proto::etcdserverpb::{
 
 /// Before the next try to make oneself known.
 const RETRY: Duration = Duration::from_secs(1);
-/// For a look at the other proxies.
+/// For listing the other proxies.
 const LIST_LIMIT: Duration = Duration::from_secs(2);
 /// For each call that makes this one known.
 const REGISTER_LIMIT: Duration = Duration::from_secs(5);

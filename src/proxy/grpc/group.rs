@@ -78,7 +78,7 @@ pub trait Core: Sized + Send + 'static {
     /// # Errors
     /// It cannot be read.
     fn heard(&mut self, answer: Self::Answer) -> Result<(), DecodeError>;
-    /// The stream to the cluster is gone; what is sent from now on goes over another.
+    /// The stream to the cluster is gone; what is sent from now on takes another.
     fn lost(&mut self);
     /// What is to be sent since the last call.
     fn sent(&mut self) -> Vec<Sent<Self>>;

@@ -129,7 +129,7 @@ fn length(held: &[u8]) -> usize {
     u32::from_be_bytes(bytes.unwrap_or_default()) as usize
 }
 
-/// A message as it goes over the wire.
+/// A message as it is framed in a gRPC stream.
 pub fn framed(message: &[u8]) -> Bytes {
     let mut framed = BytesMut::with_capacity(PREFIX_BYTES + message.len());
     framed.put_u8(0);

@@ -49,7 +49,7 @@ struct Connection {
     failed: Option<(Duration, String)>,
 }
 
-/// What a look at a member finds.
+/// The result of a check of a member.
 enum Found {
     Channel(Channel),
     /// There may be a connection soon.
@@ -103,7 +103,7 @@ impl Upstream {
     ) -> Result<Channel, Status> {
         let since = self.clock.now();
         loop {
-            // Made before the look at the members: no end of a dial comes between.
+            // Made before the members are checked: no end of a dial comes between.
             let dialled = self.dialled.notified();
             let mut waits = false;
             for at in members.clone() {
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dial_goes_on_without_its_caller() {
+    async fn a_dial_continues_without_its_caller() {
         let (silent, _queued) = silent().await;
         let upstream = Arc::new(Upstream::new(vec![url(&silent)], Dialler::default(), None));
         let given_up = tokio::time::timeout(Duration::from_millis(50), upstream.channel()).await;

@@ -92,7 +92,7 @@ fn read(reader: &Reader, first: u64, last: u64) -> Vec<crate::storage::raft_log:
     }
 }
 
-/// A replica that goes on where the disk stopped. Its election timeouts follow from its id.
+/// A replica that continues where the disk stopped. Its election timeouts follow from its id.
 pub fn replica(
     member: MemberId,
     log: &RaftLog,
@@ -128,7 +128,7 @@ pub struct Writer {
 pub struct Written {
     /// To be given back to raft.
     pub number: u64,
-    /// The log begins behind a snapshot since.
+    /// The log begins behind the entry of a received state since.
     pub reset: Option<EntryId>,
     pub messages: Vec<Message>,
 }

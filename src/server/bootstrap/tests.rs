@@ -577,7 +577,7 @@ fn a_learner_that_is_forced_votes() {
     let network = MadeUp::with(&[("http://10.0.0.3:3", &cluster())]);
     let mut joined = start_in(dir.path(), &existing(THREE), &network).expect("joins");
     let own = joined.identity.member;
-    // As a snapshot would leave it.
+    // As a received state would leave it.
     let members = vec![
         member(0xa, "a", "http://10.0.0.1:1", false, ""),
         member(own.0, "b", "http://10.0.0.2:2", true, ""),

@@ -14,9 +14,9 @@
 //! the process at once. While they are read, the lock that an etcd would need is held, and systemd is
 //! asked for more time as long as there is progress.
 //!
-//! The log is taken from the newest snapshot on, and not from the entry that was applied last: the
-//! members of a cluster stop at different entries, and one that lacks a few gets them from the
-//! others as it would from etcd.
+//! The log is taken from its newest snapshot (see `survey`) on, and not from the entry that was
+//! applied last: the members of a cluster stop at different entries, and one that lacks a few gets
+//! them from the others as it would from etcd.
 
 pub mod survey;
 #[cfg(test)]
@@ -149,8 +149,8 @@ pub fn take_over(config: &Config, limits: EngineLimits, clock: &dyn Clock) -> Re
     Ok(())
 }
 
-/// A member that was taken over goes on alone: not while an etcd runs on what it left, and what an
-/// etcd wrote since is not here.
+/// A member that was taken over continues alone: not while an etcd runs on what it left, and what
+/// an etcd wrote since is not here.
 fn check_left(data_dir: &Path) -> Result<(), Refusal> {
     let db = member_of_etcd(data_dir).join("snap").join("db");
     if !db.exists() {
@@ -300,7 +300,7 @@ fn lock(db: &Path) -> Result<File, Refusal> {
     }
 }
 
-/// The state that goes with the log: one that came from another member may not be in its place yet.
+/// The state that matches the log: one that came from another member may not be in its place yet.
 fn state(
     db: &Path,
     snap_dir: &Path,
@@ -336,7 +336,7 @@ fn check_version(applied: &Applied) -> Result<(), Refusal> {
     }
 }
 
-/// The file of a snapshot, which need not be there.
+/// The snap file of a snapshot in the log, which need not be there.
 fn snapshot_file(snap_dir: &Path, of: EntryId) -> Result<Option<Snapshot>, Refusal> {
     let name = snap::file_name(of.term, of.index);
     let refused = |error| Refusal::Snapshot {

@@ -1,5 +1,8 @@
-//! What etcd's raft log says as a whole, and whether it goes with a state: decided before anything
-//! of it is taken, from its records alone.
+//! What etcd's raft log says as a whole, and whether it matches a state: decided before anything of
+//! it is taken, from its records alone.
+//!
+//! A snapshot is here what etcd means by it in its log: a record that the state after an entry was
+//! saved, with a snap file of the voters beside the log.
 
 use std::collections::BTreeSet;
 
@@ -31,7 +34,7 @@ pub struct Survey {
 /// Voters, and learners.
 pub type Roles = (BTreeSet<MemberId>, BTreeSet<MemberId>);
 
-/// Why log and state do not go together.
+/// Why log and state do not match.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
     #[error("its raft log does not say whose it is")]
@@ -83,7 +86,8 @@ impl Survey {
         };
         let continues = self.behind.is_some_and(|behind| before >= behind) && before <= self.last;
         if !continues {
-            // Other members' entries came as a snapshot; or this is the first entry there is.
+            // The entries before were replaced by a received state; or this is the first entry
+            // there is.
             let last = self.last;
             let skipped = self.snapshots.iter().any(|one| one.index() >= before);
             if self.behind.is_some() && !skipped {
@@ -169,7 +173,7 @@ impl Survey {
     }
 
     /// Who votes after an entry, by the snapshot before it and the changes since; `None` where the
-    /// snapshot does not say it. `saved` is what a snapshot's file says, for a log that does not.
+    /// snapshot does not say it. `saved` is what its snap file says, for a log that does not.
     fn roles(&self, begin: EntryId, applied: u64, saved: Option<&ConfState>) -> Option<Roles> {
         let record = self.snapshots.iter().find(|one| one.index() == begin.index);
         let conf = record.and_then(|one| one.conf_state.as_ref()).or(saved);

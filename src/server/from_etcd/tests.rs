@@ -94,7 +94,7 @@ fn checked(text: &str, applied: &Applied) -> Result<String, String> {
 }
 
 #[test]
-fn a_log_and_a_state_go_together_or_not() {
+fn a_log_and_a_state_match_or_not() {
     let log = "meta, snap 0/0, 1/1, 2/1, 3/2, 4/2, state 3";
     for (text, state, expected) in [
         (
@@ -131,7 +131,7 @@ fn a_log_and_a_state_go_together_or_not() {
             (2, Some(2)),
             Ok("behind 0/0, applied 2/2, committed 2 of 2"),
         ),
-        // From the newest snapshot that the state holds; the last one does not count.
+        // From the newest snapshot record that the state holds; the last one does not count.
         (
             "meta, snap 0/0, 1/1, 2/1, snap 2/1, 3/1, state 3, snap 4/1",
             (3, Some(1)),
@@ -142,7 +142,7 @@ fn a_log_and_a_state_go_together_or_not() {
             (1, Some(1)),
             Err("no snapshot that its state holds"),
         ),
-        // A snapshot came from another member, and entries behind it.
+        // A state came from another member, and entries behind it.
         (
             "meta, snap 0/0, 1/1, snap 7/2, 8/2, state 8",
             (7, Some(2)),
@@ -224,7 +224,7 @@ fn members_have_the_roles_that_raft_gave_them() {
             ..Default::default()
         };
         let survey = survey(text).expect("is read");
-        let (begin, _) = survey.check(&applied).expect("goes together");
+        let (begin, _) = survey.check(&applied).expect("matches");
         let found = survey.members(&applied, begin, None);
         let expected = expected.map(|ids: &[u64]| {
             let members = ids.iter().map(|id| member(*id, false));

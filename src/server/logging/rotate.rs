@@ -2,9 +2,9 @@
 //! those so many are kept, for so long, compressed where that was asked for. Names, modes and
 //! limits are those of etcd, so that what collects its files finds ours.
 //!
-//! A line is in one file. If a file cannot be put aside, the log goes on in it: lines matter more
+//! A line is in one file. If a file cannot be put aside, the log continues in it: lines matter more
 //! than sizes. What happens to the files that were put aside is done by a thread of its own, since
-//! compression takes seconds in which lines come. There is one at a time, which looks again where
+//! compression takes seconds in which lines come. There is one at a time, which starts again where
 //! more were put aside meanwhile.
 
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -54,7 +54,7 @@ enum Tending {
     #[default]
     Idle,
     Working,
-    /// It does, and has to look again.
+    /// It does, and has to list them again.
     Behind,
 }
 
@@ -394,7 +394,7 @@ mod tests {
     #[derive(Default)]
     struct Held {
         gate: Mutex<()>,
-        looks: AtomicUsize,
+        reads: AtomicUsize,
     }
 
     impl Clock for Held {
@@ -403,7 +403,7 @@ mod tests {
         }
         fn wall(&self) -> Duration {
             if std::thread::current().name() == Some(THREAD) {
-                self.looks.fetch_add(1, Ordering::Relaxed);
+                self.reads.fetch_add(1, Ordering::Relaxed);
                 drop(self.gate.lock());
             }
             Duration::ZERO
@@ -433,7 +433,7 @@ mod tests {
             assert!(std::time::Instant::now() < patience, "it does not end");
             std::thread::sleep(Duration::from_millis(1));
         }
-        assert_eq!(clock.looks.load(Ordering::Relaxed), 2);
+        assert_eq!(clock.reads.load(Ordering::Relaxed), 2);
         let (packed, plain): (Vec<_>, Vec<_>) = names(dir.path())
             .into_iter()
             .partition(|name| name.ends_with(COMPRESSED));

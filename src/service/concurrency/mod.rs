@@ -295,7 +295,7 @@ impl Candidate {
         Err(Error::SessionExpired)
     }
 
-    /// Waits to be the leader. As in etcd it is not looked at whether the key is still there; and
+    /// Waits to be the leader. As in etcd it is not checked whether the key is still there; and
     /// where the wait fails, but for a caller who has gone, the key stays.
     pub async fn lead(&mut self) -> Result<(), Error> {
         let led = async {
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn who_goes_away_takes_its_key_along_if_it_is_not_held_already() {
+    async fn a_client_that_goes_away_takes_its_key_along_if_it_is_not_held_already() {
         let clock = Arc::new(SystemClock::new());
         let (handle, inbox) = fixture::with_clock(Arc::new(NoNetwork), clock);
         let concurrency = Concurrency::new(handle);

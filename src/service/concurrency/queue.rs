@@ -38,7 +38,7 @@ pub enum Turn {
     /// Somebody is before it.
     Behind,
     /// Its turn has come after that, or its own key has gone: nobody is before it, and whether its
-    /// key is still there has to be looked at.
+    /// key is still there has to be checked.
     Reached,
 }
 
@@ -62,7 +62,7 @@ pub struct WaitQueue<W> {
     known: Option<i64>,
     /// By create revision, then by number.
     waiters: BTreeMap<(i64, u64), Waiter<W>>,
-    /// Those of them for whom nobody has looked yet.
+    /// Those of them that were not checked yet.
     fresh: Vec<(i64, u64)>,
     next_number: u64,
 }

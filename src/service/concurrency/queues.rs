@@ -149,7 +149,7 @@ impl WaitQueues {
         is_empty
     }
 
-    /// Lets a queue go with all who wait in it.
+    /// Drops a queue and refuses all who wait in it.
     fn give_up(&self, followed: &PrefixQueue) {
         let mut queues = self.queues.lock();
         queues.remove(&followed.prefix);

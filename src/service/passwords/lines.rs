@@ -29,9 +29,9 @@ impl From<Remote> for Source {
     }
 }
 
-/// For whom something waits.
+/// For whom something waits: an address, and the user that it names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Requester {
     pub source: Source,
     pub name: String,
 }
@@ -70,10 +70,10 @@ impl<T> Room<T> {
     }
 
     /// Has it wait. Returns what has to leave instead, which may be itself.
-    pub fn enter(&mut self, place: Place, item: T) -> Option<T> {
+    pub fn enter(&mut self, requester: Requester, item: T) -> Option<T> {
         let mut left = None;
         if self.count >= self.max {
-            let own = self.lines_of(place.source).map_or(0, |own| own.count);
+            let own = self.lines_of(requester.source).map_or(0, |own| own.count);
             let longest = self.of_sources.iter_mut().max_by_key(|lines| lines.count);
             match longest {
                 Some(longest) if longest.count > own + 1 => left = longest.leave(),
@@ -81,15 +81,15 @@ impl<T> Room<T> {
             }
             self.count -= usize::from(left.is_some());
         }
-        if self.lines_of(place.source).is_none() {
+        if self.lines_of(requester.source).is_none() {
             self.of_sources.push_back(Lines {
-                source: place.source,
+                source: requester.source,
                 of_names: VecDeque::new(),
                 count: 0,
             });
         }
-        if let Some(lines) = self.lines_of(place.source) {
-            lines.enter(place.name, item);
+        if let Some(lines) = self.lines_of(requester.source) {
+            lines.enter(requester.name, item);
             self.count += 1;
         }
         left
@@ -163,9 +163,9 @@ impl<T> Lines<T> {
 mod tests {
     use super::*;
 
-    fn place(address: &str, name: &str) -> Place {
+    fn requester(address: &str, name: &str) -> Requester {
         let address: IpAddr = address.parse().expect("an address");
-        Place {
+        Requester {
             source: Remote::Tcp((address, 1).into()).into(),
             name: name.to_owned(),
         }
@@ -183,8 +183,8 @@ mod tests {
         let (mut room, mut left) = (Room::for_most(max), Vec::new());
         for (number, word) in words.split_whitespace().enumerate() {
             let (address, name) = word.split_once('/').expect("a name");
-            let place = place(&format!("10.0.0.{address}"), name);
-            left.extend(room.enter(place, format!("{word}{number}")));
+            let requester = requester(&format!("10.0.0.{address}"), name);
+            left.extend(room.enter(requester, format!("{word}{number}")));
             assert!(room.len() <= max);
         }
         (room, left)
@@ -236,8 +236,8 @@ mod tests {
             ("2001:db8::1", "2001:db8::ffff:1", true),
             ("2001:db8::1", "2001:db8:0:1::1", false),
         ] {
-            let same_place = place(one, "a") == place(other, "a");
-            assert_eq!(same_place, same, "{one} {other}");
+            let same_requester = requester(one, "a") == requester(other, "a");
+            assert_eq!(same_requester, same, "{one} {other}");
         }
     }
 }

@@ -297,7 +297,7 @@ fn public_key(method: SignMethod, der: &[u8]) -> Result<ParsedPublicKey, KeyErro
     })
 }
 
-/// By the bits of the hash that goes with each.
+/// By the bits of the hash that each is used with.
 const CURVES: [u16; 3] = [256, 384, 512];
 
 fn other_curve(method: SignMethod, curve: &'static str) -> KeyError {

@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_go_with_their_user_or_all_at_once() {
+    fn tokens_end_with_their_user_or_all_at_once() {
         let mut table = table();
         for (token, user) in [("a.1", "alice"), ("b.2", "bob"), ("a.3", "alice")] {
             table.issue(token, user, ms(0));

@@ -1,7 +1,7 @@
 //! Whether a response is the one that the model gives. Which member answered, and in which term, is
 //! not checked.
 
-use super::replay::{Meant, Place, Replay, Step};
+use super::replay::{Meant, Replay, StateIndex, Step};
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
     RangeResponse, RequestOp, ResponseHeader, TxnRequest, TxnResponse, request_op::Request,
@@ -40,7 +40,7 @@ pub fn same_txn(ours: &TxnResponse, theirs: &TxnResponse) -> bool {
 }
 
 /// Whether the client's outcome is one that this entry can have produced.
-pub fn fits(operation: &Operation, step: &Step, place: Place, replay: &Replay) -> bool {
+pub fn fits(operation: &Operation, step: &Step, place: StateIndex, replay: &Replay) -> bool {
     match (&operation.outcome, &step.result) {
         (Outcome::Unknown, _) => true,
         (Outcome::Refused(text), Err(error)) => error.text() == text,

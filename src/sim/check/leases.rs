@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::findings::{self, Findings, moment};
 use super::reads::Order;
-use super::replay::{LeaseSpan, Place, Replay};
+use super::replay::{LeaseSpan, Replay, StateIndex};
 use super::writes::Origins;
 use crate::sim::history::{Answer, ClientRequest, History, Moment, Operation, Outcome};
 
@@ -163,7 +163,7 @@ impl<'a> Lease<'a> {
     }
 
     /// Whether the lease exists in every state from `from` to the newest at a time.
-    fn is_there(&self, from: Place, moment: Moment) -> bool {
+    fn is_there(&self, from: StateIndex, moment: Moment) -> bool {
         let last = self.replay.until(moment);
         self.life.from <= from && self.life.until.is_none_or(|until| last < until)
     }

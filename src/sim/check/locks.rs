@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::findings::{self, Findings, moment};
-use super::replay::{Content, Place, Replay};
+use super::replay::{Content, Replay, StateIndex};
 use crate::error::Error;
 use crate::proto::KeyValue;
 use crate::proto::etcdserverpb::ResponseHeader;
@@ -112,7 +112,7 @@ fn queues_of(replay: &Replay) -> Queues {
 }
 
 /// `seen` is the newest state that any client had seen before each operation was called.
-pub fn check(history: &History, replay: &Replay, seen: &[Place], findings: &mut Findings) {
+pub fn check(history: &History, replay: &Replay, seen: &[StateIndex], findings: &mut Findings) {
     let queues = queues_of(replay);
     let check = Check {
         history,
@@ -145,7 +145,7 @@ pub fn check(history: &History, replay: &Replay, seen: &[Place], findings: &mut 
 /// What any member had applied before a call is committed, and has to be seen; but a single member
 /// reads what is before a long deletion, and the entries that are applied with it, until that is
 /// shown.
-fn to_be_seen(replay: &Replay, called_at: Moment, seen: Place) -> Place {
+fn to_be_seen(replay: &Replay, called_at: Moment, seen: StateIndex) -> StateIndex {
     let newest = replay.until(called_at);
     let begun = replay.step(newest).map(|step| step.at);
     let (mut before, mut deletes) = (newest, false);
@@ -185,7 +185,7 @@ impl<'a> Check<'a> {
     }
 
     /// An answer shows a state between the newest at the call and the newest at the answer.
-    fn is_in_time(&self, at: i64, (lower, upper): (Place, Place)) -> Judged {
+    fn is_in_time(&self, at: i64, (lower, upper): (StateIndex, StateIndex)) -> Judged {
         let (lower, upper) = (self.replay.state(lower), self.replay.state(upper));
         match (lower.head..=upper.head).contains(&at) {
             true => Ok(()),
@@ -212,7 +212,7 @@ impl<'a> Check<'a> {
         })
     }
 
-    fn answered(&self, ask: &Ask, answer: &LockAnswer, places: (Place, Place)) -> Judged {
+    fn answered(&self, ask: &Ask, answer: &LockAnswer, places: (StateIndex, StateIndex)) -> Judged {
         let header = match answer {
             LockAnswer::Locked(answer) => answer.header.as_ref(),
             LockAnswer::Unlocked(answer) => answer.header.as_ref(),
@@ -273,7 +273,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn refused(&self, ask: &Ask, text: &str, places: (Place, Place)) -> Judged {
+    fn refused(&self, ask: &Ask, text: &str, places: (StateIndex, StateIndex)) -> Judged {
         let (lower, upper) = places;
         let mut heads = (lower..=upper).map(|place| self.replay.state(place).head);
         match (ask, Error::from_text(text)) {

@@ -6,7 +6,7 @@
 //! for; an event, by its own state or a later one that was there when it arrived. A renewal and a
 //! list of leases are permitted by a state of the member that was called, which may lag.
 
-use super::replay::{Place, Replay};
+use super::replay::{Replay, StateIndex};
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
     LeaseTimeToLiveResponse, RangeRequest, TxnRequest, WatchCreateRequest,
@@ -39,7 +39,7 @@ pub fn lease_keys(
     replay: &Replay,
     operation: &Operation,
     shown: &LeaseTimeToLiveResponse,
-    (from, to): (Place, Place),
+    (from, to): (StateIndex, StateIndex),
 ) -> bool {
     replay.auths(from, to).any(|auth| {
         let may = |key| auth.may_still(&operation.who, Right::Read, key, b"");
@@ -50,7 +50,7 @@ pub fn lease_keys(
 /// Whether a request was refused for want of a right in some state.
 pub fn was_refused(
     replay: &Replay,
-    (from, to): (Place, Place),
+    (from, to): (StateIndex, StateIndex),
     error: Error,
     asks: impl Fn(&Auth) -> Result<(), Error>,
 ) -> bool {
@@ -62,7 +62,7 @@ pub fn was_refused(
 fn is_permitted_there(
     replay: &Replay,
     operation: &Operation,
-    to: Place,
+    to: StateIndex,
     may: impl Fn(&Auth, i64) -> Result<(), Error>,
 ) -> bool {
     let from = replay.place_of(operation.known_index);
@@ -75,7 +75,7 @@ fn is_permitted_there(
 }
 
 /// Whether a lease was renewed for who may write all its keys.
-pub fn may_renew(replay: &Replay, operation: &Operation, lease: i64, to: Place) -> bool {
+pub fn may_renew(replay: &Replay, operation: &Operation, lease: i64, to: StateIndex) -> bool {
     is_permitted_there(replay, operation, to, |auth, head| {
         let attached = |lease| replay.model.attached(lease, head);
         auth.may_renew(&operation.who, lease, &attached)
@@ -83,7 +83,7 @@ pub fn may_renew(replay: &Replay, operation: &Operation, lease: i64, to: Place) 
 }
 
 /// Whether leases were listed for who may read the keys of all.
-pub fn may_list_leases(replay: &Replay, operation: &Operation, to: Place) -> bool {
+pub fn may_list_leases(replay: &Replay, operation: &Operation, to: StateIndex) -> bool {
     is_permitted_there(replay, operation, to, |auth, head| {
         auth.may_list_leases(&operation.who, &replay.model.attached_to_any(head))
     })
@@ -98,14 +98,14 @@ fn watched_range(create: &WatchCreateRequest) -> (&[u8], &[u8]) {
 }
 
 /// Whether a watch was permitted in some state of these.
-pub fn may_watch(replay: &Replay, watched: &Watched, from: Place, to: Place) -> bool {
+pub fn may_watch(replay: &Replay, watched: &Watched, from: StateIndex, to: StateIndex) -> bool {
     let (key, range_end) = watched_range(&watched.create);
     let mut auths = replay.auths(from, to);
     auths.any(|auth| auth.may_still(&watched.who, Right::Read, key, range_end))
 }
 
 /// Whether it was not permitted in some state of these.
-pub fn may_not_watch(replay: &Replay, watched: &Watched, from: Place, to: Place) -> bool {
+pub fn may_not_watch(replay: &Replay, watched: &Watched, from: StateIndex, to: StateIndex) -> bool {
     let (key, range_end) = watched_range(&watched.create);
     let mut auths = replay.auths(from, to);
     auths.any(|auth| !auth.may_still(&watched.who, Right::Read, key, range_end))

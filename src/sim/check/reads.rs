@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use super::answers::{self, revision};
 use super::findings::{self, Findings};
 use super::permissions;
-use super::replay::{self, Place, Replay};
+use super::replay::{self, Replay, StateIndex};
 use super::writes::Origins;
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
@@ -24,7 +24,7 @@ use crate::state::txn::{is_read_only, is_serializable};
 /// How operations relate to the states.
 pub struct Order {
     /// By operation: the newest state that any client had seen before it was called.
-    pub lower: Vec<Place>,
+    pub lower: Vec<StateIndex>,
 }
 
 /// Of a user who was shown what it may not see.
@@ -81,11 +81,11 @@ pub fn check(
 /// The states that clients saw, and when.
 struct Shown {
     /// In descending order, so that the next one is at the end.
-    by_watches: Vec<(Moment, Place)>,
+    by_watches: Vec<(Moment, StateIndex)>,
     /// By time of return; the newest of each.
-    by_answers: BTreeMap<Moment, Place>,
-    of_client: BTreeMap<u32, Place>,
-    newest: Place,
+    by_answers: BTreeMap<Moment, StateIndex>,
+    of_client: BTreeMap<u32, StateIndex>,
+    newest: StateIndex,
 }
 
 impl Shown {
@@ -116,7 +116,7 @@ impl Shown {
 
     /// The newest state that any client had seen before the operation was called, or that its own
     /// client has seen; calls come in order.
-    fn before(&mut self, operation: &Operation) -> Place {
+    fn before(&mut self, operation: &Operation) -> StateIndex {
         while let Some((at, place)) = self.by_watches.last()
             && *at < operation.called_at
         {
@@ -132,7 +132,7 @@ impl Shown {
         self.newest.max(own.copied().unwrap_or(0))
     }
 
-    fn note(&mut self, operation: &Operation, place: Place) {
+    fn note(&mut self, operation: &Operation, place: StateIndex) {
         let newest = self.by_answers.entry(operation.returned_at).or_default();
         *newest = place.max(*newest);
         let own = self.of_client.entry(operation.client).or_default();
@@ -145,14 +145,14 @@ struct Read<'a> {
     operation: &'a Operation,
     replay: &'a Replay,
     /// The oldest state that may answer it, if it is linearizable.
-    lower: Place,
+    lower: StateIndex,
     /// The newest state at the time of the response.
-    upper: Place,
+    upper: StateIndex,
 }
 
 impl Read<'_> {
     /// The oldest state that can have given the response; `None` if it shows no state.
-    fn place(&self) -> Judged<Option<Place>> {
+    fn place(&self) -> Judged<Option<StateIndex>> {
         let model = &self.replay.model;
         match (&self.operation.request, &self.operation.outcome) {
             (_, Outcome::Unknown) => Ok(None),
@@ -229,7 +229,7 @@ impl Read<'_> {
         serializable: bool,
         is_same: impl Fn(At) -> Result<bool, Error>,
         may: impl Fn(&Auth) -> Result<(), Error>,
-    ) -> Judged<Option<Place>> {
+    ) -> Judged<Option<StateIndex>> {
         let first = self.replay.first_with(at);
         if first > self.upper {
             return Err("a read shows a later state");
@@ -264,7 +264,7 @@ impl Read<'_> {
         }
     }
 
-    fn range_refused(&self, request: &RangeRequest, text: &str) -> Judged<Option<Place>> {
+    fn range_refused(&self, request: &RangeRequest, text: &str) -> Judged<Option<StateIndex>> {
         let wanted = request.revision;
         match Error::from_text(text) {
             Some(Error::Compacted) => self.refused(request.serializable, |state| {
@@ -287,7 +287,7 @@ impl Read<'_> {
         serializable: bool,
         error: Error,
         may: impl Fn(&Auth) -> Result<(), Error>,
-    ) -> Judged<Option<Place>> {
+    ) -> Judged<Option<StateIndex>> {
         let lower = if serializable { 0 } else { self.lower };
         match permissions::was_refused(self.replay, (lower, self.upper), error, may) {
             true => Ok(None),
@@ -295,7 +295,7 @@ impl Read<'_> {
         }
     }
 
-    fn txn_refused(&self, request: &TxnRequest, text: &str) -> Judged<Option<Place>> {
+    fn txn_refused(&self, request: &TxnRequest, text: &str) -> Judged<Option<StateIndex>> {
         if let Some(error) = Error::from_text(text).filter(|e| permissions::is_about_rights(*e)) {
             let may = |auth: &Auth| permissions::txn(auth, self.operation, request);
             return self.rights_refused(is_serializable(request), error, may);
@@ -312,9 +312,13 @@ impl Read<'_> {
 
     /// Finds the first state in which the reason for a refusal holds. For serializable requests the
     /// newest states are tried first, and the match constrains nothing.
-    fn refused(&self, serializable: bool, holds: impl Fn(At) -> bool) -> Judged<Option<Place>> {
+    fn refused(
+        &self,
+        serializable: bool,
+        holds: impl Fn(At) -> bool,
+    ) -> Judged<Option<StateIndex>> {
         let mut seen = None;
-        let mut is_it = |place: &Place| {
+        let mut is_it = |place: &StateIndex| {
             let state = self.replay.state(*place);
             seen.replace(state) != Some(state) && holds(state)
         };
@@ -332,7 +336,7 @@ impl Read<'_> {
     }
 
     /// A lease listing is one member's own state, which may lag.
-    fn listed_leases(&self, ours: &[i64]) -> Judged<Option<Place>> {
+    fn listed_leases(&self, ours: &[i64]) -> Judged<Option<StateIndex>> {
         if !permissions::may_list_leases(self.replay, self.operation, self.upper) {
             return Err(NO_RIGHT);
         }
@@ -343,7 +347,7 @@ impl Read<'_> {
         }
     }
 
-    fn listed_members(&self, ours: &[u64], linearizable: bool) -> Judged<Option<Place>> {
+    fn listed_members(&self, ours: &[u64], linearizable: bool) -> Judged<Option<StateIndex>> {
         let mut shown = ours.to_vec();
         shown.sort_unstable();
         let lower = if linearizable { self.lower } else { 0 };
@@ -357,7 +361,7 @@ impl Read<'_> {
 
     /// Compares a hash of the history with the model's. After a compaction a member may return a
     /// hash that it kept, which can differ.
-    fn hash(&self, asked: i64, ours: &HashKvResponse) -> Judged<Option<Place>> {
+    fn hash(&self, asked: i64, ours: &HashKvResponse) -> Judged<Option<StateIndex>> {
         let (compacted, revision) = (ours.compact_revision, ours.hash_revision);
         if revision > self.replay.state(self.upper).head || (asked != 0 && asked != revision) {
             return Err("a hash is of another revision");
@@ -370,7 +374,7 @@ impl Read<'_> {
         }
     }
 
-    fn renewed(&self, id: i64, ttl: i64) -> Judged<Place> {
+    fn renewed(&self, id: i64, ttl: i64) -> Judged<StateIndex> {
         if !permissions::may_renew(self.replay, self.operation, id, self.upper) {
             return Err(NO_RIGHT);
         }
@@ -379,7 +383,7 @@ impl Read<'_> {
     }
 
     /// The first state that has the lease with that granted TTL; `None` if no state has it.
-    fn granted_for(&self, id: i64, ttl: i64) -> Judged<Option<Place>> {
+    fn granted_for(&self, id: i64, ttl: i64) -> Judged<Option<StateIndex>> {
         let mut lives = self.replay.lives_in(id, self.lower, self.upper);
         let is_there = lives.clone().next().is_some();
         match lives.find(|(_, life)| life.ttl_s == ttl) {
@@ -388,7 +392,7 @@ impl Read<'_> {
         }
     }
 
-    fn lease(&self, id: i64, keys: bool, ours: &LeaseTimeToLiveResponse) -> Judged<Place> {
+    fn lease(&self, id: i64, keys: bool, ours: &LeaseTimeToLiveResponse) -> Judged<StateIndex> {
         let found = self.granted_for(id, ours.granted_ttl)?;
         let place = found.ok_or("a lease was shown that does not exist")?;
         if ours.id != id {

@@ -17,8 +17,8 @@ use crate::state::machine::decode_request;
 use crate::state::model::auth::Auth;
 use crate::state::model::{At, Changed, Members, Model};
 
-/// The number of entries applied to reach a state.
-pub type Place = usize;
+/// A state, by the number of entries applied to reach it.
+pub type StateIndex = usize;
 
 /// The request in an entry.
 #[derive(Clone, Debug)]
@@ -55,9 +55,9 @@ pub struct LeaseSpan {
     /// The granted TTL, in seconds.
     pub ttl_s: i64,
     /// The first place at which it exists.
-    pub from: Place,
+    pub from: StateIndex,
     /// The first place at which it is gone; `None` if it was not revoked.
-    pub until: Option<Place>,
+    pub until: Option<StateIndex>,
     /// Its remaining TTL was checkpointed, in whole seconds.
     pub checkpointed: bool,
 }
@@ -80,9 +80,9 @@ pub struct Replay {
     /// See `set_of_leases`, by place.
     leases: Vec<u64>,
     /// The members' ids from a place on, in order.
-    members: Vec<(Place, Vec<u64>)>,
+    members: Vec<(StateIndex, Vec<u64>)>,
     /// Users and roles from a place on, in order.
-    auths: Vec<(Place, Arc<Auth>)>,
+    auths: Vec<(StateIndex, Arc<Auth>)>,
     /// The times of the steps, never decreasing.
     moments: Vec<Moment>,
 }
@@ -231,16 +231,16 @@ impl Replay {
     }
 
     /// The state after this many entries.
-    pub fn state(&self, place: Place) -> At {
+    pub fn state(&self, place: StateIndex) -> At {
         self.states[place]
     }
 
     /// The last state.
-    pub fn end(&self) -> Place {
+    pub fn end(&self) -> StateIndex {
         self.steps.len()
     }
 
-    pub fn has_no_space(&self, place: Place) -> bool {
+    pub fn has_no_space(&self, place: StateIndex) -> bool {
         self.no_space[place]
     }
 
@@ -263,18 +263,18 @@ impl Replay {
     }
 
     /// The leases at a place, as a `set_of_leases`.
-    pub fn leases_at(&self, place: Place) -> u64 {
+    pub fn leases_at(&self, place: StateIndex) -> u64 {
         self.leases[place]
     }
 
     /// Users and roles at a place.
-    pub fn auth(&self, place: Place) -> &Auth {
+    pub fn auth(&self, place: StateIndex) -> &Auth {
         let behind = self.auths.partition_point(|(since, _)| *since <= place);
         &self.auths[behind - 1].1
     }
 
     /// All that there were at the places from `from` to `to`.
-    pub fn auths(&self, from: Place, to: Place) -> impl Iterator<Item = &Auth> {
+    pub fn auths(&self, from: StateIndex, to: StateIndex) -> impl Iterator<Item = &Auth> {
         let first = self.auths.partition_point(|(since, _)| *since <= from) - 1;
         let there = self.auths[first..].iter();
         let there = there.take_while(move |(since, _)| *since <= to.max(from));
@@ -282,12 +282,12 @@ impl Replay {
     }
 
     /// The state after the entry of this index.
-    pub fn place_of(&self, index: u64) -> Place {
+    pub fn place_of(&self, index: u64) -> StateIndex {
         self.steps.partition_point(|step| step.index <= index)
     }
 
     /// Whether these were the members at some place from `from` to `to`.
-    pub fn had_members(&self, ids: &[u64], from: Place, to: Place) -> bool {
+    pub fn had_members(&self, ids: &[u64], from: StateIndex, to: StateIndex) -> bool {
         self.members
             .iter()
             .enumerate()
@@ -298,18 +298,18 @@ impl Replay {
     }
 
     /// The entry that produced that state; `None` for the first one.
-    pub fn step(&self, place: Place) -> Option<&Step> {
+    pub fn step(&self, place: StateIndex) -> Option<&Step> {
         self.steps.get(place.checked_sub(1)?)
     }
 
     /// The newest state at a time.
-    pub fn until(&self, moment: Moment) -> Place {
+    pub fn until(&self, moment: Moment) -> StateIndex {
         self.moments.partition_point(|at| *at <= moment)
     }
 
     /// The first state with a head revision of `revision` or more; one past the last if there is
     /// none.
-    pub fn first_with(&self, revision: i64) -> Place {
+    pub fn first_with(&self, revision: i64) -> StateIndex {
         self.states.partition_point(|state| state.head < revision)
     }
 
@@ -322,7 +322,7 @@ impl Replay {
     }
 
     /// When a state first existed.
-    pub fn moment(&self, place: Place) -> Moment {
+    pub fn moment(&self, place: StateIndex) -> Moment {
         match place {
             0 => 0,
             place => self.moments[place - 1],
@@ -333,9 +333,9 @@ impl Replay {
     pub fn lives_in(
         &self,
         id: i64,
-        from: Place,
-        to: Place,
-    ) -> impl Iterator<Item = (Place, &LeaseSpan)> + Clone {
+        from: StateIndex,
+        to: StateIndex,
+    ) -> impl Iterator<Item = (StateIndex, &LeaseSpan)> + Clone {
         let lives = self.lives.get(&id).into_iter().flatten();
         lives.filter_map(move |life| {
             let first = life.from.max(from);
@@ -345,7 +345,7 @@ impl Replay {
     }
 
     /// The first place from `from` to `to` without this lease.
-    pub fn no_lease_in(&self, id: i64, from: Place, to: Place) -> Option<Place> {
+    pub fn no_lease_in(&self, id: i64, from: StateIndex, to: StateIndex) -> Option<StateIndex> {
         let mut place = from;
         for life in self.lives.get(&id).into_iter().flatten() {
             if place < life.from {

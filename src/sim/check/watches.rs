@@ -7,7 +7,7 @@ use super::answers::revision;
 use super::findings::{self, Findings, moment};
 use super::permissions;
 use super::reads::NO_RIGHT;
-use super::replay::{Place, Replay};
+use super::replay::{Replay, StateIndex};
 use crate::proto::Event;
 use crate::proto::etcdserverpb::watch_create_request::FilterType;
 use crate::proto::etcdserverpb::{WatchCreateRequest, WatchResponse};
@@ -121,7 +121,7 @@ impl<'a> Watch<'a> {
     }
 
     /// Whether some state from a place on, up to a time, does not permit the watch.
-    fn is_not_permitted(&self, from: Place, at: Moment) -> bool {
+    fn is_not_permitted(&self, from: StateIndex, at: Moment) -> bool {
         let to = self.replay.until(at);
         permissions::may_not_watch(self.replay, self.watched, from, to)
     }

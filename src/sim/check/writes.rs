@@ -11,7 +11,7 @@ use prost::Message;
 
 use super::answers;
 use super::findings::{self, Findings};
-use super::replay::{Content, Place, Replay, step_text};
+use super::replay::{Content, Replay, StateIndex, step_text};
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
     AlarmRequest, AlarmType, InternalRaftRequest, LeaseGrantRequest, LeaseRevokeRequest,
@@ -30,7 +30,7 @@ const ALARM_LAG: Moment = 10_000_000_000;
 /// The matching of entries and operations.
 pub struct Origins {
     /// By operation: the state that its entry produced.
-    pub place_of: Vec<Option<Place>>,
+    pub place_of: Vec<Option<StateIndex>>,
     /// By entry.
     pub asked_by: Vec<Option<usize>>,
 }
@@ -48,7 +48,7 @@ struct Group {
     /// In the order in which they returned.
     operations: Vec<usize>,
     /// In order.
-    places: Vec<Place>,
+    places: Vec<StateIndex>,
 }
 
 pub fn check(history: &History, replay: &Replay, findings: &mut Findings) -> Origins {
@@ -224,7 +224,7 @@ impl Matching<'_> {
         self.origins.place_of[operation].is_none()
     }
 
-    fn join(&mut self, operation: usize, place: Place) {
+    fn join(&mut self, operation: usize, place: StateIndex) {
         self.origins.place_of[operation] = Some(place);
         self.origins.asked_by[place - 1] = Some(operation);
     }
@@ -241,20 +241,20 @@ impl Matching<'_> {
     }
 
     /// Whether the entry was first applied while the operation was in flight.
-    fn is_in_time(&self, operation: usize, place: Place) -> bool {
+    fn is_in_time(&self, operation: usize, place: StateIndex) -> bool {
         let operation = &self.history.operations[operation];
         let at = self.replay.moment(place);
         let late = operation.outcome != Outcome::Unknown && at > operation.returned_at;
         operation.called_at <= at && !late
     }
 
-    fn fits(&self, operation: usize, place: Place) -> bool {
+    fn fits(&self, operation: usize, place: StateIndex) -> bool {
         let operation = &self.history.operations[operation];
         let step = self.replay.step(place);
         step.is_some_and(|step| answers::fits(operation, step, place, self.replay))
     }
 
-    fn choose(&self, group: &Group, place: Place) -> Option<usize> {
+    fn choose(&self, group: &Group, place: StateIndex) -> Option<usize> {
         let good =
             |operation: &usize| self.is_in_time(*operation, place) && self.fits(*operation, place);
         let known = self.free(group, |outcome| *outcome != Outcome::Unknown);
@@ -263,7 +263,7 @@ impl Matching<'_> {
     }
 
     /// Finds the least severe explanation of an entry that no operation fits.
-    fn explain(&mut self, group: &Group, place: Place) {
+    fn explain(&mut self, group: &Group, place: StateIndex) {
         let Some(step) = self.replay.step(place) else {
             return;
         };
@@ -289,7 +289,7 @@ impl Matching<'_> {
     }
 
     /// The possible origin of an entry that no operation fits.
-    fn suspect(&self, group: &Group, place: Place) -> Suspect {
+    fn suspect(&self, group: &Group, place: StateIndex) -> Suspect {
         let in_time = |operation: &usize| self.is_in_time(*operation, place);
         let answered = |outcome: &Outcome| matches!(outcome, Outcome::Answered(_));
         if let Some(operation) = self.free(group, answered).find(in_time) {
@@ -312,7 +312,7 @@ impl Matching<'_> {
 
     /// The violation where an operation's request equals an entry that does not fit it; none if it
     /// is harmless.
-    fn accuse(&self, operation: usize, place: Place) -> &'static str {
+    fn accuse(&self, operation: usize, place: StateIndex) -> &'static str {
         let at = self.replay.moment(place);
         let asked = &self.history.operations[operation];
         match &asked.outcome {
@@ -327,7 +327,7 @@ impl Matching<'_> {
     }
 
     /// As `accuse`, for a request that was refused.
-    fn accuse_refused(&self, text: &str, place: Place) -> &'static str {
+    fn accuse_refused(&self, text: &str, place: StateIndex) -> &'static str {
         let step = self.replay.step(place);
         if step.is_some_and(|step| step.result.is_ok()) {
             "a refused request was applied"
@@ -339,7 +339,7 @@ impl Matching<'_> {
     }
 
     /// Whether members propose this entry in background jobs.
-    fn is_a_jobs(&self, place: Place) -> bool {
+    fn is_a_jobs(&self, place: StateIndex) -> bool {
         let step = self.replay.step(place);
         let request = match step.map(|step| (&step.content, &step.result)) {
             Some((Content::Request(request), _)) => request,
@@ -360,7 +360,7 @@ impl Matching<'_> {
 
     /// Whether the entry reports a member's data as corrupt: real corruption would have been found
     /// by the invariants before.
-    fn raises_corruption(&self, place: Place) -> bool {
+    fn raises_corruption(&self, place: StateIndex) -> bool {
         let step = self.replay.step(place);
         let Some(Content::Request(request)) = step.map(|step| &step.content) else {
             return false;

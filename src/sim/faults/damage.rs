@@ -156,8 +156,8 @@ fn voters(world: &World) -> Vec<MemberId> {
     status.voters().map(|member| MemberId(member.id)).collect()
 }
 
-/// Whether the member has got again what it lacks; and the operator's work.
-pub(super) fn look_after(world: &mut World) {
+/// Checks whether the member has again what it lacks, and does the operator's work.
+pub(super) fn advance_repair(world: &mut World) {
     let Some(damaged) = world.faults.damaged.take() else {
         return;
     };

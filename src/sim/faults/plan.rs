@@ -222,7 +222,7 @@ impl Faults {
             1 => kinds = vec![Kind::Turmoil],
             2 => kinds = vec![Kind::Coup],
             3 => kinds = vec![Kind::Transfer, Kind::LinkConditions],
-            // Members that lag, and need a snapshot when they return.
+            // Members that lag, and have to be sent a state when they return.
             4 | 5 => kinds = vec![Kind::Isolation],
             6 | 7 => kinds = vec![Kind::Newcomer, Kind::Membership],
             _ if own.chance(100) => kinds = vec![Kind::LogDamaged],

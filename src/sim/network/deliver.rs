@@ -247,7 +247,7 @@ impl SimNetwork {
     }
 }
 
-/// A snapshot in flight; its sender is informed of the outcome exactly once.
+/// A state in flight; its sender is informed of the outcome exactly once.
 struct Transfer {
     network: Weak<SimNetwork>,
     from: Incarnation,

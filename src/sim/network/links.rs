@@ -66,7 +66,7 @@ pub struct Links {
     /// By due time, then in the order in which they were sent.
     pub flying: BTreeMap<(u64, u64), InFlight>,
     on_link: BTreeMap<Link, usize>,
-    /// Snapshots of which the sender does not know the outcome yet.
+    /// Transfers of states of which the sender does not know the outcome yet.
     pub transfers: BTreeMap<Link, u64>,
     last_number: u64,
     pub most_in_flight: usize,
@@ -225,8 +225,8 @@ impl Links {
         }
     }
 
-    /// Aborts the snapshots that a member sends. The caller drops the returned values without the
-    /// lock.
+    /// Aborts the transfers of states that a member sends. The caller drops the returned values
+    /// without the lock.
     pub fn ground_snapshots(&mut self, member: MemberId) -> Vec<InFlight> {
         let sent = |flight: &InFlight| {
             flight.from.member == member && matches!(flight.payload, Payload::Snapshot { .. })

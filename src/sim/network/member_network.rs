@@ -1,4 +1,4 @@
-//! The network as seen by one process of a member: how it sends messages, requests and snapshots.
+//! The network as seen by one process of a member: how it sends messages, requests and states.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::sim::executor::Tasks;
 use crate::transport::{Inbound, Network, Peer, PeerMessage, SnapshotDir};
 use crate::types::MemberId;
 
-/// Per mille of snapshot transfers that fail even under good conditions.
+/// Per mille of transfers of states that fail even under good conditions.
 const BREAKS_PER_MILLE: u32 = 20;
 
 /// See the module.

@@ -42,7 +42,7 @@ struct Member {
     notes: Mutex<Vec<Note>>,
     removed: Mutex<Vec<MemberId>>,
     disks: Arc<SimDisks>,
-    /// Whether it accepts snapshots.
+    /// Whether it accepts states that are sent to it.
     takes: Mutex<bool>,
     /// Whether it answers requests, or never responds.
     answers: Mutex<bool>,
@@ -485,7 +485,7 @@ fn a_link_holds_only_so_much() {
 }
 
 #[test]
-fn a_member_that_stands_still_gets_it_all_when_it_goes_on() {
+fn a_suspended_member_gets_it_all_when_it_continues() {
     let mut world = TestNetwork::new(7, 2);
     world.network.hold(id(2), true);
     world.network.hold(id(2), true);

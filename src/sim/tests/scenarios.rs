@@ -20,7 +20,7 @@ fn three() -> Scenario {
     Scenario::of(3, calm())
 }
 
-/// Members that are away for a while find the log truncated and need a snapshot.
+/// Members that are away for a while find the log truncated and have to be sent a state.
 fn forgetful() -> SimConfig {
     SimConfig {
         catch_up_entries: 5,
@@ -372,7 +372,7 @@ fn a_leader_whose_disk_fails_ends_and_the_others_go_on() {
     world.passes();
 }
 
-// Snapshots.
+// Transfers of states.
 
 #[test]
 fn a_member_that_was_away_for_long_comes_back_by_a_snapshot() {

@@ -142,7 +142,7 @@ impl Auth {
         }
     }
 
-    /// The same for what goes on after the revision has moved.
+    /// The same for what continues after the revision has moved.
     pub fn may_still(&self, who: &Who, right: Right, key: &[u8], range_end: &[u8]) -> bool {
         let who = match who {
             Who::User { name, .. } => Who::User {

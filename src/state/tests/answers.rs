@@ -136,7 +136,7 @@ fn the_size_of_an_answer_is_foreseen() {
         let entries = vec![entry(index, &Logged::Request(request.clone()))];
         machine.apply(entries).expect("applies");
     }
-    // Whether it is worth a look, all, and what is seen where little may be answered.
+    // Whether it has to be measured, all, and what is seen where little may be answered.
     let pair = |value_bytes: usize| value_bytes + 13;
     let two = pair(60) + pair(10);
     let three = two + pair(30);

@@ -147,7 +147,7 @@ struct End {
     crashed: bool,
 }
 
-/// Goes on for some groups, then stops: by a crash, or in order.
+/// Applies some groups, then stops: by a crash, or in order.
 fn live(pair: &mut Pair, dir: &Path, next_dir: &Path, budget: EngineLimits) -> End {
     let twin = Arc::new(Twin::open(dir, budget));
     let mut member = Member::on(twin.clone());

@@ -16,23 +16,23 @@ pub struct Sorted {
     leaves: Arc<Vec<Arc<Leaf>>>,
 }
 
-/// A place in a map.
+/// Where an entry of a map lies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct EntryPosition {
     leaf: usize,
     entry: usize,
 }
 
 impl Sorted {
     /// Where `key` is, or the first entry above it.
-    fn find(&self, key: &[u8]) -> (Place, bool) {
+    fn find(&self, key: &[u8]) -> (EntryPosition, bool) {
         let after = self.leaves.partition_point(|leaf| leaf[0].0 <= key);
         let Some(leaf) = after.checked_sub(1) else {
-            return (Place::default(), false);
+            return (EntryPosition::default(), false);
         };
         match self.leaves[leaf].binary_search_by(|(found, _)| found.as_ref().cmp(key)) {
-            Ok(entry) => (Place { leaf, entry }, true),
-            Err(entry) => (Place { leaf, entry }, false),
+            Ok(entry) => (EntryPosition { leaf, entry }, true),
+            Err(entry) => (EntryPosition { leaf, entry }, false),
         }
     }
 
@@ -42,14 +42,14 @@ impl Sorted {
     }
 
     /// The place of the first entry at or above `key`.
-    pub fn lower_bound(&self, key: &[u8]) -> Place {
+    pub fn lower_bound(&self, key: &[u8]) -> EntryPosition {
         self.find(key).0
     }
 
     /// The entry at a place, or the next one where the place is a leaf's end.
-    pub fn at(&self, mut place: Place) -> Option<(Place, &Bytes, &Bytes)> {
+    pub fn at(&self, mut place: EntryPosition) -> Option<(EntryPosition, &Bytes, &Bytes)> {
         if place.entry == self.leaves.get(place.leaf)?.len() {
-            place = Place {
+            place = EntryPosition {
                 leaf: place.leaf + 1,
                 entry: 0,
             };
@@ -59,8 +59,8 @@ impl Sorted {
     }
 
     /// The place behind one that holds an entry.
-    pub fn after(place: Place) -> Place {
-        Place {
+    pub fn after(place: EntryPosition) -> EntryPosition {
+        EntryPosition {
             entry: place.entry + 1,
             ..place
         }
@@ -113,7 +113,7 @@ mod tests {
 
     fn all(map: &Sorted) -> Vec<(Bytes, Bytes)> {
         let mut found = Vec::new();
-        let mut place = Place::default();
+        let mut place = EntryPosition::default();
         while let Some((at, key, value)) = map.at(place) {
             found.push((key.clone(), value.clone()));
             place = Sorted::after(at);

@@ -10,8 +10,8 @@ pub struct LogEntry {
     pub data: Bytes,
 }
 
-/// The last entry that is not in the log because it was compacted, or came with a snapshot. Zeros
-/// for none.
+/// The last entry that is not in the log because it was compacted, or replaced by a received
+/// state. Zeros for none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EntryId {
     pub index: u64,

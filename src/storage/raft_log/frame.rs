@@ -57,7 +57,7 @@ pub(super) const ALIGNMENT: u64 = 8;
 /// Bounds what recovery has to hold in memory for one frame.
 pub(super) const MAX_PAYLOAD_BYTES: u64 = 1 << 30;
 
-/// Further than any log goes; what lies behind it was not written. So no sum of indexes overflows.
+/// Beyond the end of any log; what lies behind it was not written. So no sum of indexes overflows.
 const MAX_INDEX: u64 = u64::MAX / 2;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"etchedRL";
@@ -220,7 +220,7 @@ impl SegmentHeader {
 pub(super) struct Content<'a> {
     pub hard_state: Option<&'a [u8]>,
     pub entry_id: Option<EntryId>,
-    /// The log is emptied, and goes on after `entry_id`.
+    /// The log is emptied, and continues after `entry_id`.
     pub reset: bool,
     pub entries: &'a [LogEntry],
 }

@@ -17,7 +17,7 @@ const EXTENT_BYTES: u64 = 16 << 10;
 
 /// Where a frame lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct FrameLocation {
     pub sequence: u64,
     pub offset: u64,
     pub bytes: u64,
@@ -28,7 +28,7 @@ pub(super) struct Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Extent {
     pub first: u64,
-    pub place: Place,
+    pub place: FrameLocation,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +42,7 @@ struct Run {
 pub(super) struct Index {
     pub entry_id: EntryId,
     pub last: u64,
-    /// Counts the changes that took entries away at the end: two looks with the same count saw one
+    /// Counts the changes that took entries away at the end: two reads with the same count saw one
     /// log.
     pub cuts: u64,
     pub segments: BTreeMap<u64, Arc<dyn OpenFile>>,
@@ -53,7 +53,7 @@ pub(super) struct Index {
 impl Index {
     /// Adds entries from `first` on, with these terms, that lie at `place`; they replace all from
     /// `first` on.
-    pub fn append(&mut self, first: u64, terms: impl Iterator<Item = u64>, place: Place) {
+    pub fn append(&mut self, first: u64, terms: impl Iterator<Item = u64>, place: FrameLocation) {
         let continues = first == self.last + 1;
         if !continues {
             self.cut(first);
@@ -112,7 +112,7 @@ impl Index {
         }
     }
 
-    /// Forgets all entries; the log goes on after `entry_id`.
+    /// Forgets all entries; the log continues after `entry_id`.
     pub fn reset(&mut self, entry_id: EntryId) {
         self.last = entry_id.index;
         self.cuts += 1;
@@ -158,7 +158,7 @@ impl Index {
 impl Extent {
     /// Whether the extent can grow over the frame. What lies between them is whole frames without
     /// entries.
-    fn takes(&self, frame: Place) -> bool {
+    fn takes(&self, frame: FrameLocation) -> bool {
         self.place.sequence == frame.sequence
             && frame.offset + frame.bytes - self.place.offset <= EXTENT_BYTES
     }
@@ -168,8 +168,8 @@ impl Extent {
 mod tests {
     use super::*;
 
-    fn place(sequence: u64, offset: u64) -> Place {
-        Place {
+    fn place(sequence: u64, offset: u64) -> FrameLocation {
+        FrameLocation {
             sequence,
             offset,
             bytes: 400,

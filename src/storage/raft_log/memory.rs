@@ -155,7 +155,7 @@ impl MemoryDisk {
         };
     }
 
-    /// The process ends, the machine goes on: what was written can be read, and is as little
+    /// The process ends, the machine runs on: what was written can be read, and is as little
     /// durable as before. Handles opened before are of no use any more.
     pub fn kill(&self) {
         let mut state = self.state();

@@ -62,7 +62,7 @@ pub use synced::SyncedMark;
 
 use crate::probe::{self, Defect};
 use frame::Content;
-use index::{Index, Place};
+use index::{FrameLocation, Index};
 use reader::Shared;
 use synced::{Position, Synced};
 use writer::Writer;
@@ -287,12 +287,12 @@ impl RaftLog {
         self.writer.unlink_unneeded()
     }
 
-    /// Empties the log in favour of a snapshot whose last entry is `entry_id`; the next entry is the
-    /// one after it. The hard state that belongs to the snapshot goes into the same frame: no crash
+    /// Empties the log in favour of a received state whose last entry is `entry_id`; the next entry
+    /// is the one after it. The hard state that belongs to it is in the same frame: no crash
     /// separates the two.
     ///
     /// # Errors
-    /// [`Error::Compacted`] if the log was compacted beyond the snapshot; [`Error::Io`] and
+    /// [`Error::Compacted`] if the log was compacted beyond `entry_id`; [`Error::Io`] and
     /// [`Error::Failed`] as in [`RaftLog::append`].
     pub fn reset(&mut self, entry_id: EntryId, hard_state: Option<&[u8]>) -> Result<(), Error> {
         let first_index = self.first_index();
@@ -349,7 +349,7 @@ impl RaftLog {
     }
 
     /// Writes a frame, durably, and remembers its hard state.
-    fn write(&mut self, content: Content<'_>) -> Result<Place, Error> {
+    fn write(&mut self, content: Content<'_>) -> Result<FrameLocation, Error> {
         let place = self.writer.write(content, self.hard_state.as_deref())?;
         if let Some(hard_state) = content.hard_state {
             let kept = self.hard_state.get_or_insert_default();

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use super::files::{Files, OpenFile};
 use super::found::{FIRST_SEQUENCE, Found, damaged, survey};
 use super::frame::{Head, SECTOR_BYTES, SEGMENT_HEADER_BYTES, sectors};
-use super::index::{Index, Place};
+use super::index::{FrameLocation, Index};
 use super::replay::{Replay, Stop};
 use super::segment::{self, Pace, Remains, Window, fill, io_error, is_zero};
 use super::synced::{self, Position, Record, Synced};
@@ -60,7 +60,7 @@ struct Examined {
     stop: Stop,
     mending: Mending,
     record: Option<Record>,
-    last_frame: Option<Place>,
+    last_frame: Option<FrameLocation>,
     index: Index,
     hard_state: Option<Vec<u8>>,
 }
@@ -389,7 +389,7 @@ fn mend(
     files: &dyn Files,
     last: &Found,
     mending: &Mending,
-    last_frame: Option<Place>,
+    last_frame: Option<FrameLocation>,
     sync: bool,
 ) -> Result<(), Error> {
     // From the highest down, so that a crash leaves no hole.

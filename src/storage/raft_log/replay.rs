@@ -3,7 +3,7 @@
 use super::files::Files;
 use super::found::{Found, damaged};
 use super::frame::{FORMAT_VERSION, FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader};
-use super::index::{Index, Place};
+use super::index::{FrameLocation, Index};
 use super::segment::{At, Window, io_error};
 use super::{EntryId, Error};
 
@@ -22,7 +22,7 @@ pub(super) struct Replay<'a> {
     pub hard_state: Option<Vec<u8>>,
     /// Entries up to this one lay in segments that are deleted; compaction must have covered them.
     base: u64,
-    pub last_frame: Option<Place>,
+    pub last_frame: Option<FrameLocation>,
     /// True where entries stay that were compacted.
     whole: bool,
 }
@@ -142,7 +142,7 @@ impl<'a> Replay<'a> {
                 supported: FORMAT_VERSION,
             });
         }
-        let place = Place {
+        let place = FrameLocation {
             sequence: segment.sequence,
             offset,
             bytes: header.frame_bytes(),

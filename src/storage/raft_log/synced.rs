@@ -224,7 +224,7 @@ impl Synced {
         Ok(Self::new(files, owner, file, record))
     }
 
-    /// Goes on with the file that `record` was read from.
+    /// Continues the file that `record` was read from.
     pub fn open(files: Arc<dyn Files>, owner: Owner, record: Record) -> Result<Arc<Self>, Error> {
         let file = files
             .open(FILE_NAME)

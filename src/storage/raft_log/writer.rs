@@ -10,7 +10,7 @@ use super::found::FIRST_SEQUENCE;
 use super::frame::{
     ALIGNMENT, Content, Link, MAX_PAYLOAD_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
 };
-use super::index::Place;
+use super::index::FrameLocation;
 use super::reader::Shared;
 use super::segment::{self, Pace, io_error, make_zeroed};
 use super::synced::{Position, Synced};
@@ -32,7 +32,7 @@ const PREPARE_AFTER: u64 = 4;
 pub(super) struct Active {
     pub sequence: u64,
     pub file: Arc<dyn OpenFile>,
-    /// Where the next frame goes.
+    /// Where the next frame is written.
     pub end: u64,
     /// What the file can hold.
     pub capacity: u64,
@@ -119,7 +119,7 @@ impl Writer {
         &mut self,
         mut content: Content<'a>,
         last: Option<&'a [u8]>,
-    ) -> Result<Place, Error> {
+    ) -> Result<FrameLocation, Error> {
         self.check_usable()?;
         let mut bytes = frame_bytes(&content)?;
         if self.active.end == SEGMENT_HEADER_BYTES || !self.fits(bytes) {
@@ -167,7 +167,11 @@ impl Writer {
         self.active.end + frame_bytes <= self.active.capacity
     }
 
-    fn write_in_active(&mut self, content: &Content<'_>, bytes: u64) -> Result<Place, Error> {
+    fn write_in_active(
+        &mut self,
+        content: &Content<'_>,
+        bytes: u64,
+    ) -> Result<FrameLocation, Error> {
         let sequence = self.active.sequence;
         let offset = self.active.end;
         let file = Arc::clone(&self.active.file);
@@ -180,16 +184,16 @@ impl Writer {
         self.write_buffer(&*file, sequence, offset)?;
         self.active.end += bytes;
         self.active.checksum = checksum;
-        Ok(Place {
+        Ok(FrameLocation {
             sequence,
             offset,
             bytes,
         })
     }
 
-    /// Begins the next segment. Its header goes with its first frame: a crash leaves both, or a
-    /// segment never begun, or a header with a torn frame.
-    fn write_in_next(&mut self, content: &Content<'_>, bytes: u64) -> Result<Place, Error> {
+    /// Begins the next segment. Its header is written with its first frame: a crash leaves both, or
+    /// a segment never begun, or a header with a torn frame.
+    fn write_in_next(&mut self, content: &Content<'_>, bytes: u64) -> Result<FrameLocation, Error> {
         let sequence = self.active.sequence + 1;
         let offset = SEGMENT_HEADER_BYTES;
         let (file, capacity) = self.next_file(sequence, bytes)?;
@@ -224,7 +228,7 @@ impl Writer {
             last: self.active.last,
         };
         self.preparing = false;
-        Ok(Place {
+        Ok(FrameLocation {
             sequence,
             offset,
             bytes,

@@ -1,4 +1,4 @@
-//! Snapshots from one member to another.
+//! Snapshots from one member to another: files, and the raft snapshot message behind them.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ fn content(name: &str, bytes: usize) -> Vec<u8> {
     content
 }
 
-/// A directory of files that begins a snapshot.
+/// A directory of files, in place of a checkpoint's.
 fn files(at: &Path) -> Arc<SnapshotDir> {
     std::fs::create_dir(at).expect("a directory");
     for (name, bytes) in FILES {

@@ -15,7 +15,7 @@ const READERS: u64 = 4;
 const WATCHES: usize = 8;
 const TRANSACTIONS: usize = 1_500;
 
-/// How long a reader sleeps before it looks whether it overslept.
+/// How long a reader sleeps before it checks whether it overslept.
 const SOON: Duration = Duration::from_millis(20);
 const LATE: Duration = Duration::from_secs(10);
 

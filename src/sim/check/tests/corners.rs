@@ -354,7 +354,7 @@ fn undone(shown: &[i32], compacted_at: Moment) -> History {
 }
 
 #[test]
-fn what_a_transaction_undid_may_go_with_a_compaction_to_it() {
+fn what_a_transaction_undid_may_be_removed_by_a_compaction_to_it() {
     assert_eq!(kinds(&undone(&[0, 1], 20)), [].into());
     assert_eq!(kinds(&undone(&[1], 20)), [].into());
     assert_eq!(

@@ -338,7 +338,7 @@ fn a_segment_names_the_last_frame_before_it() {
 }
 
 #[test]
-fn a_log_of_version_1_opens_and_goes_on() {
+fn a_log_of_version_1_opens_and_continues() {
     let (disk, mut model) = three_segments_of_version_1();
     let recovered = assert_holds(&disk.copy(), &model, "version 1");
     assert_eq!(recovered.torn_tail, None);

@@ -228,8 +228,8 @@ fn readers_see_whole_batches_while_the_log_is_written() {
                         checked += 1;
                     }
                 }
-                // The log may have lost its end, or its beginning, since it was asked how far it
-                // goes.
+                // The log may have lost its end, or its beginning, since it was asked what it
+                // holds.
                 Err(Error::Beyond { .. } | Error::Compacted { .. }) => {}
                 Err(error) => panic!("{error}"),
             }

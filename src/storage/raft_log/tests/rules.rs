@@ -242,7 +242,7 @@ fn a_compaction_deletes_a_bounded_number_of_segments() {
 }
 
 #[test]
-fn a_reset_goes_on_after_the_snapshot() {
+fn a_log_continues_after_the_snapshot_of_a_reset() {
     let disk = MemoryDisk::new();
     let mut log = create(&disk);
     append(&mut log, &entries(1..50, 1, 300), Some(b"before"));
