@@ -67,6 +67,7 @@ use crate::service::handle::Handle;
 use crate::service::identity::Shown;
 use crate::service::rpcs::{self, Flow, RPCS};
 use crate::types::Remote;
+use crate::types::call_timeout::timeout;
 
 pub use answers::{Answers, answer_limit_bytes};
 pub use methods::methods;
@@ -235,8 +236,9 @@ impl Api {
         if let Err(shown) = self.identify(method, &mut request) {
             // The only wait before a service, for a token that is newer than the state here.
             let api = self.clone();
+            let limit = timeout(request.headers()).ok().flatten();
             return Box::pin(async move {
-                let identity = api.handle.identify(&shown).await;
+                let identity = api.handle.identify(&shown, limit).await;
                 let known = caller::Known::new(api.handle.clone(), shown, identity);
                 request.extensions_mut().insert(known);
                 api.call_as_known(method, request, wait_limit, traced).await

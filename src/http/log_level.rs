@@ -74,7 +74,7 @@ where
 /// Whether the caller may change the level.
 async fn check(handle: &Handle, request: &Request<()>) -> Result<(), Error> {
     let shown = Shown::of(request.headers(), request.extensions());
-    let caller = Caller::client(handle.identify(&shown).await?, None, Span::none());
+    let caller = Caller::client(handle.identify(&shown, None).await?, None, Span::none());
     permission::check(&handle.auth(), &caller, Asks::Call(Needs::Root))
 }
 

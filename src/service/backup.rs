@@ -48,7 +48,10 @@ impl Handle {
         let clock = self.shared().clock.clone();
         let limit = self.deadline(caller).saturating_sub(clock.now());
         let Some(Ok(permit)) = env::timeout(clock.as_ref(), limit, turn).await else {
-            return Err(Error::Overloaded);
+            return match caller.is_late(clock.now()) {
+                true => Err(Error::DeadlineExceeded),
+                false => Err(Error::Overloaded),
+            };
         };
         let (made, making) = mpsc::channel(WAITING_PARTS);
         let (shared, dir) = (self.shared().clone(), self.settings.scratch_dir.clone());

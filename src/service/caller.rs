@@ -114,7 +114,12 @@ impl Caller {
 
     /// This member, for its background work.
     pub fn member() -> Self {
-        Self::client(Identity::Member, None, Span::none())
+        Self::of_peer(None)
+    }
+
+    /// Another member, which waits until then.
+    pub fn of_peer(deadline: Option<Duration>) -> Self {
+        Self::client(Identity::Member, deadline, Span::none())
     }
 
     /// An anonymous client without a deadline.

@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Extensions, HeaderMap, HeaderValue};
 use tokio::sync::oneshot;
@@ -60,10 +61,16 @@ impl Handle {
         }
     }
 
-    /// Who that is.
-    pub async fn identify(&self, shown: &Shown) -> Result<Identity, Error> {
+    /// Who that is; a client waits no longer than `limit`, if it says so.
+    pub async fn identify(
+        &self,
+        shown: &Shown,
+        limit: Option<Duration>,
+    ) -> Result<Identity, Error> {
         if let Some(index) = self.awaited_index(shown) {
-            self.await_applied(index).await;
+            let longest = self.settings().election_timeout;
+            let limit = limit.map_or(longest, |limit| limit.min(longest));
+            self.await_applied(index, limit).await;
         }
         self.identify_now(shown)
     }
@@ -95,7 +102,7 @@ impl Handle {
         (index > self.shared.raft.applied_index()).then_some(index)
     }
 
-    async fn await_applied(&self, index: u64) {
+    async fn await_applied(&self, index: u64, limit: Duration) {
         let (sender, receiver) = oneshot::channel();
         let reply = Box::new(move |_| {
             // The caller may have gone.
@@ -105,7 +112,6 @@ impl Handle {
         let Some(_place) = self.shared.waiting_reads.wait_for(index, reply, raft) else {
             return;
         };
-        let limit = self.settings().election_timeout;
         // Whether it was applied shows where the token is looked up.
         let _ = env::timeout(self.shared.clock.as_ref(), limit, receiver).await;
     }
@@ -132,8 +138,6 @@ impl fmt::Debug for Kept {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::replica::auth_observer::AuthObserver;
     use crate::service::fixture;
@@ -228,7 +232,7 @@ mod tests {
         let next = handle.shared().raft.applied_index() + 1;
         let early = shown(&format!("token=new.{next}"));
         assert!(handle.identify_at_once(&early).is_none());
-        let waiting = handle.identify(&early);
+        let waiting = handle.identify(&early, None);
         let mut waiting = std::pin::pin!(waiting);
         let begun = tokio::time::timeout(Duration::from_millis(5), waiting.as_mut()).await;
         assert!(begun.is_err());
@@ -242,7 +246,10 @@ mod tests {
 
         let far = shown("token=abc.18446744073709551615");
         let limit = handle.settings().election_timeout + Duration::from_secs(2);
-        let found = tokio::time::timeout(limit, handle.identify(&far)).await;
+        let found = tokio::time::timeout(limit, handle.identify(&far, None)).await;
+        assert_eq!(found, Ok(Err(Error::InvalidAuthToken)));
+        let hasty = handle.identify(&far, Some(Duration::from_millis(5)));
+        let found = tokio::time::timeout(handle.settings().election_timeout / 2, hasty).await;
         assert_eq!(found, Ok(Err(Error::InvalidAuthToken)));
         assert_eq!(handle.shared().waiting_reads.count(), 0, "nothing is left");
     }

@@ -2,6 +2,7 @@
 //! peer RPCs to the handle.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::caller::Caller;
 use super::handle::Handle;
@@ -59,10 +60,12 @@ fn describe(shared: &Shared) -> Description {
     }
 }
 
-async fn answer(handle: Handle, request: PeerRequest) -> Result<PeerResponse, Error> {
+async fn answer(
+    handle: Handle,
+    caller: &Caller,
+    request: PeerRequest,
+) -> Result<PeerResponse, Error> {
     use peer_request::Request as Kind;
-    // The member that the client called has checked its permission.
-    let caller = &Caller::member();
     let answer = match request.request.ok_or(Error::UnknownMethod)? {
         Kind::Describe(_) => peer_response::Response::Description(describe(handle.shared())),
         Kind::RenewLease(request) => {
@@ -177,6 +180,7 @@ impl Inbound for PeerService {
         &self,
         from: Option<MemberId>,
         request: PeerRequest,
+        limit: Option<Duration>,
     ) -> Boxed<Result<PeerResponse, Error>> {
         let is_open = matches!(
             request.request,
@@ -187,7 +191,17 @@ impl Inbound for PeerService {
             // It may be one that this member has not heard of yet.
             return Box::pin(std::future::ready(Err(Error::Unhealthy)));
         }
-        Box::pin(answer(self.handle.clone(), request))
+        let handle = self.handle.clone();
+        let now = handle.shared().clock.now();
+        // The member that the client called has checked its permission.
+        let caller = Caller::of_peer(limit.map(|limit| now.saturating_add(limit)));
+        Box::pin(async move {
+            match answer(handle, &caller, request).await {
+                // That of the member that asked, not of its client.
+                Err(Error::DeadlineExceeded) => Err(Error::Timeout),
+                answered => answered,
+            }
+        })
     }
 
     fn is_removed(&self, member: MemberId) -> bool {
@@ -328,7 +342,7 @@ mod tests {
         for from in [None, Some(MemberId(9))] {
             let ask = |request: &peer_request::Request| {
                 let request = Some(request.clone());
-                service.asked(from, PeerRequest { request })
+                service.asked(from, PeerRequest { request }, None)
             };
             assert_eq!(ask(&hash).await.err(), Some(Error::Unhealthy));
             assert!(ask(&describe).await.is_ok());

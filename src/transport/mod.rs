@@ -210,11 +210,13 @@ pub trait Inbound: Send + Sync + 'static {
     /// state is in use, or was rejected.
     fn snapshot_received(&self, message: Message, files: SnapshotDir) -> Boxed<Result<(), Error>>;
 
-    /// Handles a peer RPC. `from` is none if the caller is not a member yet.
+    /// Handles a peer RPC. `from` is none if the caller is not a member yet, `limit` is how long it
+    /// waits.
     fn asked(
         &self,
         from: Option<MemberId>,
         request: PeerRequest,
+        limit: Option<Duration>,
     ) -> Boxed<Result<PeerResponse, Error>>;
 
     /// True if the member was removed from the cluster for good.

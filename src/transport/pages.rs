@@ -69,7 +69,7 @@ async fn described(context: &Context) -> Option<Description> {
     let request = PeerRequest {
         request: Some(Kind::Describe(Nothing {})),
     };
-    let asked = context.inbound()?.asked(None, request);
+    let asked = context.inbound()?.asked(None, request, Some(ANSWER_LIMIT));
     let answer = tokio::time::timeout(ANSWER_LIMIT, asked).await.ok()?.ok()?;
     match answer.response {
         Some(peer_response::Response::Description(description)) => Some(description),

@@ -99,7 +99,7 @@ impl Peer for PeerRpcService {
         };
         // The peer refuses what it cannot read; one of ours says how long it waits.
         let limit = call_timeout::timeout(request.metadata().as_ref()).unwrap_or_default();
-        let answer = inbound.asked(from, request.into_inner());
+        let answer = inbound.asked(from, request.into_inner(), limit);
         let answer = match limit {
             Some(limit) => timeout(limit, answer).await.unwrap_or(Err(Error::Timeout)),
             None => answer.await,

@@ -1,6 +1,7 @@
 //! Delivers what is in flight, and handles its result.
 
 use std::sync::Weak;
+use std::time::Duration;
 
 use super::in_flight::{AnswerTo, InFlight, Incarnation, Payload};
 use super::{Attached, Links, SimNetwork};
@@ -53,12 +54,17 @@ impl SimNetwork {
                     self.snapshot(transfer, message, &files, attached, now_ns);
                 }
             }
-            Payload::PeerRequest { request, answer_to } => {
-                match attached.filter(|_| self.reaches(from, to)) {
-                    Some(attached) => self.peer_rpc(from, to, request, answer_to, attached, now_ns),
-                    None => self.links.lock().counts.peer_rpcs_lost += 1,
+            Payload::PeerRequest {
+                request,
+                limit,
+                answer_to,
+            } => match attached.filter(|_| self.reaches(from, to)) {
+                Some(attached) => {
+                    let request = (request, limit);
+                    self.peer_rpc(from, to, request, answer_to, attached, now_ns);
                 }
-            }
+                None => self.links.lock().counts.peer_rpcs_lost += 1,
+            },
             Payload::PeerResponse { answer, answer_to } => {
                 if attached.is_some() && self.reaches(from, to) {
                     // The requester may have timed out.
@@ -150,7 +156,7 @@ impl SimNetwork {
         &self,
         from: Incarnation,
         to: Incarnation,
-        request: PeerRequest,
+        (request, limit): (PeerRequest, Duration),
         answer_to: AnswerTo,
         attached: Attached,
         now_ns: u64,
@@ -168,7 +174,7 @@ impl SimNetwork {
         let asker = (!is_removed).then_some(from.member);
         let network = self.itself.clone();
         let answering = async move {
-            let answer = inbound.asked(asker, request).await;
+            let answer = inbound.asked(asker, request, Some(limit)).await;
             if let Some(network) = network.upgrade() {
                 network.answer(to, from, answer, answer_to);
             }

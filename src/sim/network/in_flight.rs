@@ -1,6 +1,7 @@
 //! What is in flight between members, and its delay.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -35,6 +36,8 @@ pub enum Payload {
     },
     PeerRequest {
         request: PeerRequest,
+        /// How long the requester waits.
+        limit: Duration,
         answer_to: AnswerTo,
     },
     PeerResponse {

@@ -116,7 +116,7 @@ impl Network for MemberNetwork {
             (self.network.clone(), self.incarnation, self.clock.clone());
         Box::pin(async move {
             let fate = match network.upgrade() {
-                Some(network) => network.ask(incarnation, member, request),
+                Some(network) => network.ask(incarnation, member, request, limit),
                 None => Fate::NotConnected,
             };
             let (answer, patient) = match fate {
@@ -261,7 +261,7 @@ impl SimNetwork {
         links.launch(due_ns, InFlight { from, to, payload });
     }
 
-    fn ask(&self, from: Incarnation, to: MemberId, request: PeerRequest) -> Fate {
+    fn ask(&self, from: Incarnation, to: MemberId, request: PeerRequest, limit: Duration) -> Fate {
         let now_ns = self.time.now_ns();
         let mut links = self.links.lock();
         links.counts.peer_rpcs += 1;
@@ -288,7 +288,11 @@ impl SimNetwork {
             links.counts.peer_rpcs_lost += 1;
         } else {
             let due_ns = now_ns + links.message_delay();
-            let payload = Payload::PeerRequest { request, answer_to };
+            let payload = Payload::PeerRequest {
+                request,
+                limit,
+                answer_to,
+            };
             links.launch(due_ns, InFlight { from, to, payload });
         }
         Fate::Sent { answer, patient }

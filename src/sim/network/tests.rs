@@ -93,6 +93,7 @@ impl Inbound for Member {
         &self,
         from: Option<MemberId>,
         _request: PeerRequest,
+        _limit: Option<Duration>,
     ) -> Boxed<Result<PeerResponse, Error>> {
         self.note(Note::Request(from));
         let answers = *self.answers.lock();

@@ -114,6 +114,7 @@ impl Inbound for Recorder {
         &self,
         from: Option<MemberId>,
         request: PeerRequest,
+        _limit: Option<Duration>,
     ) -> Boxed<Result<PeerResponse, Error>> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         let data_format = self.known_format.load(Ordering::SeqCst);
