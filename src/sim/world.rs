@@ -21,6 +21,7 @@ use super::states::{SimDisk, SimDisks};
 use super::trace::Trace;
 use crate::probe::{self, CoveragePoint};
 use crate::proto::membershippb::{Member, RaftAttributes};
+use crate::replica::apply_thread::Applying;
 use crate::storage::{Engine, memory};
 use crate::transport::Peer;
 use crate::types::MemberId;
@@ -566,7 +567,9 @@ impl Agenda {
             let done = now + write_ns(random);
             self.log = Some(done.max(condition.stalled_until));
         }
-        if self.apply.is_none() && process.applying.is_some() {
+        // The next part of a long deletion takes as long as another job.
+        let is_between_steps = |applying: &Applying| !applying.is_sliced();
+        if self.apply.is_none() && process.applying.as_ref().is_some_and(is_between_steps) {
             self.apply = Some(now + random.between(200, 40_000));
         } else if self.apply.is_none() && (process.is_applying() || process.begin_apply()) {
             let slow = random.chance(config.slow_apply_per_mille);
