@@ -306,7 +306,9 @@ impl Api {
             }
             Flow::BidiStream => Until::NextMessage(Vec::new()),
         };
-        let request = request.map(|body| Arriving::new(body, self.source.clone(), until));
+        // Boxed, because the future of a call is moved several times on its way.
+        let arriving = |body| Box::new(Arriving::new(body, self.source.clone(), until));
+        let request = request.map(arriving);
         let future = self.serve(method, request);
         let up = wait_limit.map(|limit| self.shared.clock.sleep(limit));
         let max = self.max_message_bytes;
