@@ -64,8 +64,8 @@ func TestAdvisories(t *testing.T) {
 		for _, who := range []string{"limited", anyone} {
 			p.fails(who, &pb.LeaseTimeToLiveRequest{ID: 9, Keys: true}, map[string]string{"limited": denied, anyone: nobody}[who])
 		}
-		p.timeToLive("limited", 9, false)
-		p.timeToLive("reader", 9, true)
+		p.do("limited", &pb.LeaseTimeToLiveRequest{ID: 9})
+		p.ok("reader", &pb.LeaseTimeToLiveRequest{ID: 9, Keys: true})
 	})
 	each("CVE-2026-33413: nothing is open to who is nobody", func(p *pair) {
 		for _, request := range []proto.Message{
