@@ -165,3 +165,68 @@ func (p servedPort) endless(t *testing.T) {
 		t.Errorf("%s afterwards: %s", p.name, seen)
 	}
 }
+
+// Who sends a head a byte at a time has half a minute for it, however steadily the bytes
+// come; so has who sends nothing between two requests, and such a connection ends without
+// an answer that nobody asked for.
+func TestSlowHeads(t *testing.T) {
+	t.Parallel()
+	const limit, longest = 30 * time.Second, 40 * time.Second
+	metrics, err := harness.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := fmt.Sprintf("127.0.0.1:%d", metrics)
+	server := harness.Start(t, harness.Etched, harness.Options{Flags: []string{"--listen-metrics-urls=http://" + at}})
+	var all sync.WaitGroup
+	inTime := func(address, what string, began time.Time) {
+		if took := time.Since(began); took < limit-time.Second || took >= longest {
+			t.Errorf("%s: %s had %v", address, what, took)
+		}
+	}
+	for _, address := range []string{server.Endpoint(), at} {
+		idle, err := dial(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer idle.Close()
+		if got, err := idle.exchange(get("/health")); err != nil || got.Status != "200 OK" {
+			t.Fatalf("%s: %v, %v", address, got, err)
+		}
+		all.Go(func() {
+			conn, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			began := time.Now()
+			ended := make(chan struct{})
+			go func() {
+				// The end shows here, whatever is written.
+				_ = conn.SetReadDeadline(began.Add(longest))
+				_, _ = io.Copy(io.Discard, conn)
+				close(ended)
+			}()
+			_, _ = io.WriteString(conn, "GET /health HTTP/1.1\r\nX-Slow: ")
+			for {
+				select {
+				case <-ended:
+					inTime(address, "a slow head", began)
+					return
+				case <-time.After(300 * time.Millisecond):
+					_, _ = conn.Write([]byte("x"))
+				}
+			}
+		})
+		all.Go(func() {
+			began := time.Now()
+			_ = idle.SetReadDeadline(began.Add(longest))
+			if more, err := io.ReadAll(idle.reader); err != nil || len(more) > 0 {
+				t.Errorf("%s: an idle connection: %q, %v", address, more, err)
+			}
+			inTime(address, "an idle connection", began)
+		})
+	}
+	all.Wait()
+}
