@@ -60,8 +60,8 @@ impl TlsClient {
     }
 
     /// When what is in use expires.
-    pub fn expiry(&self) -> Expiry {
-        self.0.current().expiry
+    pub async fn expiry(&self) -> Expiry {
+        self.0.current().await.expiry
     }
 
     /// Makes the handshake with a server that has to be known by the name `host`, for as long as
@@ -74,7 +74,7 @@ impl TlsClient {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-        let connector = TlsConnector::from(self.0.current().config.clone());
+        let connector = TlsConnector::from(self.0.current().await.config.clone());
         let (connected, shown) = shown::during(connector.connect(name, stream)).await;
         connected.map_err(|error| shown.reason.map_or(error, io::Error::other))
     }

@@ -89,8 +89,8 @@ impl TlsServer {
     }
 
     /// When what is in use expires.
-    pub fn expiry(&self) -> Expiry {
-        self.configs.current().expiry
+    pub async fn expiry(&self) -> Expiry {
+        self.configs.current().await.expiry
     }
 
     /// Makes the handshake of a connection, and tells what certificate the client has shown.
@@ -161,7 +161,7 @@ impl TlsServer {
             name.clone_into(server_name);
         }
         let mut place = self.handshakes.enter(source).await;
-        let configs = self.configs.current();
+        let configs = self.configs.current().await;
         let config = match versions {
             Versions::Http1 => &configs.http1,
             Versions::Http2 => &configs.http2,
