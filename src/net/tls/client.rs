@@ -50,12 +50,12 @@ impl TlsClient {
             .pair
             .clone()
             .map(|(certificate, key)| [certificate, key]);
-        let paths = pair
-            .into_iter()
-            .flatten()
-            .chain(settings.authorities.clone())
-            .chain(settings.revoked.clone());
-        let config = Reread::new(whom, paths.collect(), move || configured(&settings))?;
+        let mut paths: Vec<_> = pair.into_iter().flatten().collect();
+        if settings.verifies {
+            paths.extend(files::of_authorities(settings.authorities.as_ref()));
+            paths.extend(settings.revoked.clone());
+        }
+        let config = Reread::new(whom, paths, move || configured(&settings))?;
         Ok(Arc::new(Self(config)))
     }
 

@@ -180,9 +180,11 @@ impl TlsServer {
 impl ServerSettings {
     fn paths(&self) -> Vec<PathBuf> {
         let pair = [self.certificate.clone(), self.key.clone()];
-        let clients = self.clients.iter();
-        let others = clients.flat_map(|one| [one.authorities.clone(), one.revoked.clone()]);
-        pair.into_iter().chain(others.flatten()).collect()
+        let others = self.clients.iter().flat_map(|clients| {
+            let authorities = files::of_authorities(clients.authorities.as_ref());
+            authorities.into_iter().chain(clients.revoked.clone())
+        });
+        pair.into_iter().chain(others).collect()
     }
 }
 
