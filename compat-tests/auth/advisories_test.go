@@ -64,8 +64,8 @@ func TestAdvisories(t *testing.T) {
 		for _, who := range []string{"limited", anyone} {
 			p.fails(who, &pb.LeaseTimeToLiveRequest{ID: 9, Keys: true}, map[string]string{"limited": denied, anyone: nobody}[who])
 		}
-		p.timeToLive("limited", 9, false)
-		p.timeToLive("reader", 9, true)
+		p.do("limited", &pb.LeaseTimeToLiveRequest{ID: 9})
+		p.ok("reader", &pb.LeaseTimeToLiveRequest{ID: 9, Keys: true})
 	})
 	each("CVE-2026-33413: nothing is open to who is nobody", func(p *pair) {
 		for _, request := range []proto.Message{
@@ -201,6 +201,45 @@ func TestFloodOfLogins(t *testing.T) {
 	stop()
 	for range most {
 		<-done
+	}
+}
+
+// Log-ins that come to nothing are in the log, but no flood of them is: once a minute
+// for an address, with no more of a name than can be read.
+func TestRefusedLoginsAreLogged(t *testing.T) {
+	t.Parallel()
+	server := harness.Start(t, harness.Etched, harness.Options{Flags: []string{cheap}})
+	conns := []*grpc.ClientConn{server.Dial(t), server.Dial(t, from("127.0.0.2"))}
+	for _, request := range []proto.Message{
+		userAdd("root", "root"), &pb.AuthUserGrantRoleRequest{User: "root", Role: "root"}, &pb.AuthEnableRequest{},
+	} {
+		if outcome := harness.Invoke(harness.Context(t, 20*time.Second), conns[0], request); outcome.Err != nil {
+			t.Fatal(outcome.Err)
+		}
+	}
+	names := []string{strings.Repeat("long", 1000), "root"}
+	for number, conn := range conns {
+		for range 20 {
+			refused := harness.Invoke(harness.Context(t, 20*time.Second), conn, &pb.AuthenticateRequest{Name: names[number], Password: "wrong"})
+			if text := harness.ErrorText(refused.Err); !strings.Contains(text, "invalid user ID or password") {
+				t.Fatal(text)
+			}
+		}
+	}
+	about := harness.Says("invalid authentication was requested")
+	lines, err := server.WaitLog(20*time.Second, len(conns), about)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A thread of its own writes them.
+	time.Sleep(500 * time.Millisecond)
+	if lines, err = server.WaitLog(time.Second, len(conns), about); err != nil {
+		t.Fatal(err)
+	}
+	for number, line := range lines {
+		if user, _ := line["user"].(string); number >= len(conns) || line.Level() != "warn" || !strings.HasPrefix(names[number], user) || len(user) > 256 || user == "" {
+			t.Errorf("line %d of %d: %.300v", number+1, len(lines), line)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"etched.dev/compat-tests/harness"
@@ -26,6 +27,18 @@ var (
 	roles = []string{"r1", "r2", "r3", "root"}
 	keys  = []string{"a", "a1", "b", "b1", "c", "d", "e"}
 	ends  = []string{"", "", "", "b", "c", "d", "f", "\x00"}
+	// Of the keys of the lease that has many, some.
+	parts    = []string{"l", "l050", "l100", "l150"}
+	partEnds = []string{"", "l050", "l100", "l150", "m", "m", "\x00"}
+)
+
+// The leases that are asked for. The last has many keys: who may do something with it
+// is decided by several permissions together.
+const (
+	firstLease = 100
+	largeLease = 104
+	leases     = largeLease - firstLease + 1
+	largeKeys  = 200
 )
 
 func pick[T any](d dice, list []T) T { return list[d.IntN(len(list))] }
@@ -37,6 +50,9 @@ func (d dice) chance(percent int) bool { return d.IntN(100) < percent }
 // span has an end of any kind, but behind its start; inverted is about the others.
 func (d dice) span() (key, end string) {
 	key, end = d.key(), pick(d, ends)
+	if d.chance(25) {
+		key, end = pick(d, parts), pick(d, partEnds)
+	}
 	if end != "" && end != "\x00" && end <= key {
 		end = key + "\x00"
 	}
@@ -50,10 +66,10 @@ func (d dice) inverted() (key, end string) {
 }
 
 func (d dice) lease() int64 {
-	if d.chance(70) {
+	if d.chance(50) {
 		return 0
 	}
-	return 100 + d.Int64N(4)
+	return firstLease + d.Int64N(leases)
 }
 
 func (d dice) write() proto.Message {
@@ -92,7 +108,8 @@ func (d dice) txn(depth int) *pb.TxnRequest {
 
 // request is anything but what changes users and roles.
 func (d dice) request() proto.Message {
-	switch d.IntN(12) {
+	lease := firstLease + d.Int64N(leases)
+	switch d.IntN(17) {
 	case 0, 1, 2:
 		key, end := d.span()
 		return &pb.RangeRequest{Key: []byte(key), RangeEnd: []byte(end), CountOnly: d.chance(20), KeysOnly: d.chance(20), Serializable: d.chance(20)}
@@ -101,11 +118,15 @@ func (d dice) request() proto.Message {
 	case 6, 7, 8:
 		return d.txn(2)
 	case 9:
-		return &pb.LeaseRevokeRequest{ID: 100 + d.Int64N(4)}
+		return &pb.LeaseRevokeRequest{ID: lease}
 	case 10:
 		return &pb.LeaseLeasesRequest{}
+	case 11, 12:
+		return &pb.LeaseTimeToLiveRequest{ID: lease, Keys: d.chance(80)}
+	case 13:
+		return &pb.LeaseKeepAliveRequest{ID: lease}
 	default:
-		return &pb.LeaseGrantRequest{ID: 100 + d.Int64N(4), TTL: 1000}
+		return &pb.LeaseGrantRequest{ID: lease, TTL: 1000}
 	}
 }
 
@@ -208,6 +229,69 @@ func (p *pair) keepSmall(role string) {
 	p.ok("root", &pb.AuthRoleAddRequest{Name: role})
 }
 
+// attach gives the large lease its keys, which a revocation has taken.
+func (p *pair) attach() {
+	p.t.Helper()
+	const most = 100
+	for first := 0; first < largeKeys; first += most {
+		request := &pb.TxnRequest{}
+		for i := range most {
+			request.Success = append(request.Success, operation(put(fmt.Sprintf("l%03d", first+i), largeLease, false)))
+		}
+		p.ok("root", request)
+	}
+}
+
+// verdicts counts what etcd said of requests about leases: a run in which all of a kind
+// were allowed, or refused, has compared little.
+type verdicts map[string]*[2]int
+
+func (v verdicts) add(who string, request proto.Message, outcome harness.Outcome) {
+	var kind string
+	switch one := request.(type) {
+	case *pb.LeaseTimeToLiveRequest:
+		answer, ok := outcome.Message.(*pb.LeaseTimeToLiveResponse)
+		// Nobody is refused what it shows nothing of.
+		if outcome.Err == nil && (!ok || len(answer.Keys) == 0) || !one.Keys {
+			return
+		}
+		kind = "keys of a lease"
+	case *pb.LeaseKeepAliveRequest:
+		kind = "renewal"
+	case *pb.LeaseRevokeRequest:
+		kind = "revocation"
+	case *pb.LeaseLeasesRequest:
+		kind = "list of leases"
+	default:
+		return
+	}
+	isRefused := strings.Contains(harness.ErrorText(outcome.Err), "permission denied")
+	if who == "root" || outcome.Err != nil && !isRefused {
+		return
+	}
+	if v[kind] == nil {
+		v[kind] = &[2]int{}
+	}
+	if isRefused {
+		v[kind][1]++
+	} else {
+		v[kind][0]++
+	}
+}
+
+func (v verdicts) check(t *testing.T) {
+	t.Helper()
+	if len(v) != 4 {
+		t.Errorf("only %d kinds of requests about leases had verdicts", len(v))
+	}
+	for kind, counts := range v {
+		if counts[0] == 0 || counts[1] == 0 {
+			t.Errorf("%s: %d were allowed and %d refused", kind, counts[0], counts[1])
+		}
+		t.Logf("%s: %d were allowed and %d refused", kind, counts[0], counts[1])
+	}
+}
+
 func randomRequests(t *testing.T, d dice) {
 	p := newPair(t, harness.Options{})
 	p.enable(nil)
@@ -221,6 +305,7 @@ func randomRequests(t *testing.T, d dice) {
 	}
 	passwords := map[string]string{"root": "root", "alice": "pw", "bob": "pw", "carol": "pw"}
 	refused, refusedInverted, inverted := 0, 0, 0
+	aboutLeases := verdicts{}
 	for range *randomSteps {
 		who := pick(d, names)
 		if d.chance(8) {
@@ -237,9 +322,18 @@ func randomRequests(t *testing.T, d dice) {
 				who = "root"
 			}
 		}
-		outcome := p.do(who, request)
+		var outcome harness.Outcome
+		if renewal, ok := request.(*pb.LeaseKeepAliveRequest); ok {
+			outcome = p.keepAlive(who, renewal)
+		} else {
+			outcome = p.do(who, request)
+		}
 		if outcome.Err != nil {
 			refused++
+		}
+		aboutLeases.add(who, request, outcome)
+		if grant, ok := request.(*pb.LeaseGrantRequest); ok && outcome.Err == nil && grant.ID == largeLease {
+			p.attach()
 		}
 		if grant, ok := request.(*pb.AuthRoleGrantPermissionRequest); ok && outcome.Err == nil && grant.Name != "root" {
 			p.keepSmall(grant.Name)
@@ -269,5 +363,6 @@ func randomRequests(t *testing.T, d dice) {
 	if p.prunedWrongly > inverted/4 {
 		t.Errorf("etcd judged %d of %d inverted ranges by something else", p.prunedWrongly, inverted)
 	}
+	aboutLeases.check(t)
 	t.Logf("%d of %d inverted ranges were judged unlike their first key by etcd", p.prunedWrongly, inverted)
 }

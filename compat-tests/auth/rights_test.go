@@ -113,11 +113,10 @@ func TestRights(t *testing.T) {
 			p.do(who, row)
 		}
 	}
-	// TTLs differ by the time that passes.
 	for _, lease := range []int64{7, 8, 9} {
 		for _, keys := range []bool{false, true} {
 			for _, who := range people {
-				p.timeToLive(who, lease, keys)
+				p.do(who, &pb.LeaseTimeToLiveRequest{ID: lease, Keys: keys})
 			}
 		}
 	}
@@ -130,19 +129,6 @@ func TestRights(t *testing.T) {
 	p.fails(anyone, get("x", ""), "user name is empty")
 	p.fails("token:garbage", get("x", ""), "invalid auth token")
 	p.ok("root", get("x", ""))
-}
-
-func (p *pair) timeToLive(who string, lease int64, keys bool) {
-	p.t.Helper()
-	request := &pb.LeaseTimeToLiveRequest{ID: lease, Keys: keys}
-	outcomes := p.both(func(side int) harness.Outcome {
-		outcome := harness.Invoke(p.as(who, side), p.conn[side], request)
-		if answer, ok := outcome.Message.(*pb.LeaseTimeToLiveResponse); ok {
-			answer.TTL = min(answer.TTL, 1)
-		}
-		return outcome
-	})
-	p.compare(who, request, outcomes)
 }
 
 // Streams: what they say of each message, or how they end.
@@ -168,14 +154,7 @@ func TestRightsOfStreams(t *testing.T) {
 			})
 		}
 		for _, lease := range []int64{7, 9, 1234} {
-			request := &pb.LeaseKeepAliveRequest{ID: lease}
-			p.both2(who, request, func(ctx context.Context, conn *grpc.ClientConn) (proto.Message, error) {
-				stream, err := pb.NewLeaseClient(conn).LeaseKeepAlive(ctx)
-				if err != nil {
-					return nil, err
-				}
-				return harness.Exchange(stream, request)
-			})
+			p.keepAlive(who, &pb.LeaseKeepAliveRequest{ID: lease})
 		}
 		for _, request := range []*pb.RangeRequest{get("a", "b"), get("x", ""), get("a", "\x00")} {
 			p.both2(who, request, func(ctx context.Context, conn *grpc.ClientConn) (proto.Message, error) {
@@ -198,8 +177,19 @@ func TestRightsOfStreams(t *testing.T) {
 	}
 }
 
-// both2 compares the first answer of a stream of both sides.
-func (p *pair) both2(who string, request proto.Message, call func(context.Context, *grpc.ClientConn) (proto.Message, error)) {
+func (p *pair) keepAlive(who string, request *pb.LeaseKeepAliveRequest) harness.Outcome {
+	p.t.Helper()
+	return p.both2(who, request, func(ctx context.Context, conn *grpc.ClientConn) (proto.Message, error) {
+		stream, err := pb.NewLeaseClient(conn).LeaseKeepAlive(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return harness.Exchange(stream, request)
+	})
+}
+
+// both2 compares the first answer of a stream of both sides, and answers etcd's.
+func (p *pair) both2(who string, request proto.Message, call func(context.Context, *grpc.ClientConn) (proto.Message, error)) harness.Outcome {
 	p.t.Helper()
 	outcomes := p.both(func(side int) harness.Outcome {
 		ctx, cancel := context.WithTimeout(p.as(who, side), 10*time.Second)
@@ -214,6 +204,7 @@ func (p *pair) both2(who string, request proto.Message, call func(context.Contex
 		return harness.Outcome{Message: message, Err: err}
 	})
 	p.compare(who, request, outcomes)
+	return outcomes[etcd]
 }
 
 // What a running stream does when users and roles change: as in etcd a later

@@ -81,6 +81,19 @@ func TestStartIsLogged(t *testing.T) {
 
 // A setting that only bbolt knows is reported where it is seen: etcd logs that it takes
 // these at info, etched that they change nothing.
+func TestPlainTrafficIsLogged(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	var lines [2][]harness.LogLine
+	for side, server := range []*harness.Server{p.duo.Etched, p.duo.Etcd} {
+		lines[side] = waitLog(t, server, 1, "serving client traffic insecurely; this is strongly discouraged!")
+	}
+	address := regexp.MustCompile(`^127\.0\.0\.1:\d+$`)
+	compareLines(t, lines, func(_ string, value any) string {
+		return address.ReplaceAllString(fmt.Sprint(value), "ADDRESS")
+	})
+}
+
 func TestBoltFlagsAreLogged(t *testing.T) {
 	t.Parallel()
 	harness.OfSingleServers(t)

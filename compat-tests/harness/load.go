@@ -32,6 +32,17 @@ func (l Load) Quantile(percent int) time.Duration {
 // error of a client ends it, and fails the test.
 func RunLoad(t *testing.T, server *Server, clients int, lasts func(), call func(client int) error) Load {
 	t.Helper()
+	return RunPacedLoad(t, server, clients, 0, lasts, call)
+}
+
+// RunPacedLoad is RunLoad with so many calls a second at most, 0 for any number. A call
+// that begins late, because those before it took long, counts from when it was to begin.
+func RunPacedLoad(t *testing.T, server *Server, clients, perSecond int, lasts func(), call func(client int) error) Load {
+	t.Helper()
+	var every time.Duration
+	if perSecond > 0 {
+		every = time.Second / time.Duration(perSecond)
+	}
 	before, err := server.CPUTime()
 	if err != nil {
 		t.Fatal(err)
@@ -42,8 +53,13 @@ func RunLoad(t *testing.T, server *Server, clients int, lasts func(), call func(
 	began := time.Now()
 	for client := range clients {
 		running.Go(func() {
+			next := began.Add(time.Duration(client) * every)
 			for !stop.Load() {
 				called := time.Now()
+				if every > 0 {
+					time.Sleep(time.Until(next))
+					called, next = next, next.Add(time.Duration(clients)*every)
+				}
 				if err := call(client); err != nil {
 					t.Error(err)
 					return

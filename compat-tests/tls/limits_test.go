@@ -2,11 +2,15 @@ package tls
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -129,6 +133,83 @@ func TestWarningsOfExpiry(t *testing.T) {
 			if line.Level() != "warn" || fmt.Sprint(line["days-left"], line["role"]) != fmt.Sprint(days, "client") {
 				t.Errorf("%d days: %v", days, line)
 			}
+		}
+	}
+}
+
+// A file of certificates that cannot be read to its end, as on a file system whose server
+// is away, holds up nobody: a pipe without a writer is such a file. Handshakes go on with
+// what is in use, and so does everything else; a file that can be read again counts again.
+func TestFilesThatBlock(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	local := func() tls.Certificate {
+		return w.known.issue(holder{commonName: "server", addresses: []string{"127.0.0.1"}})
+	}
+	first, next := local(), local()
+	dir := t.TempDir()
+	pair := write(t, dir, "server", first)
+	server := harness.Start(t, harness.Etched, harness.Options{
+		Flags:      pair.flags(""),
+		Encryption: harness.Encryption{ClientTLS: client(pool(w.known), nil)},
+	})
+	shown := func() (string, error) {
+		conn, err := tls.DialWithDialer(from(""), "tcp", server.Endpoint(), client(pool(w.known), nil))
+		if err != nil {
+			return "", err
+		}
+		defer conn.Close()
+		return conn.ConnectionState().PeerCertificates[0].SerialNumber.String(), nil
+	}
+	serial := func(pair tls.Certificate) string {
+		leaf, err := x509.ParseCertificate(pair.Certificate[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return leaf.SerialNumber.String()
+	}
+	old := serial(first)
+	open := server.Client(t)
+	if _, err := open.Put(harness.Context(t, callLimit), "a", "1"); err != nil {
+		t.Fatal(err)
+	}
+	pipe := filepath.Join(dir, "pipe")
+	if err := errors.Join(syscall.Mkfifo(pipe, 0o600), os.Link(pipe, pipe+".new"), os.Rename(pipe+".new", pair.certificate)); err != nil {
+		t.Fatal(err)
+	}
+	// More than there are threads that serve.
+	var all sync.WaitGroup
+	for range 50 {
+		all.Go(func() {
+			if seen, err := shown(); err != nil || seen != old {
+				t.Errorf("within it: %s, %v", seen, err)
+			}
+		})
+	}
+	for range 20 {
+		if _, err := open.Put(harness.Context(t, time.Second), "a", "2"); err != nil {
+			t.Errorf("a connection that was open: %v", err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	all.Wait()
+	if _, err := server.WaitLog(callLimit, 1, harness.Says("cannot tell in time whether the TLS files have changed; what they held before stays in use")); err != nil {
+		t.Error(err)
+	}
+	write(t, dir, "server", next)
+	writer, err := os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatalf("nobody reads the file: %v", err)
+	}
+	_ = writer.Close()
+	deadline := time.Now().Add(callLimit)
+	for {
+		seen, err := shown()
+		if err == nil && seen == serial(next) {
+			break
+		}
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("afterwards: %s, %v", seen, err)
 		}
 	}
 }

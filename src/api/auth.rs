@@ -5,6 +5,8 @@
 //! revision of a state that shows every change answered before. Where that has moved when the entry
 //! is applied, no token is issued and the check is made again.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use tonic::{Request, Response, Status};
@@ -12,6 +14,7 @@ use tonic::{Request, Response, Status};
 use super::answers::Answers;
 use super::{caller, header};
 use crate::error::Error;
+use crate::notices::Notices;
 use crate::proto::etcdserverpb::auth_server::Auth;
 use crate::proto::etcdserverpb::*;
 use crate::service::caller::{Caller, Identity, User};
@@ -41,6 +44,7 @@ pub struct AuthService {
     handle: Handle,
     answers: Answers,
     source: Source,
+    refusals: Arc<Notices>,
 }
 
 impl AuthService {
@@ -49,6 +53,7 @@ impl AuthService {
             handle,
             answers,
             source: Source::default(),
+            refusals: Arc::default(),
         }
     }
 
@@ -57,6 +62,19 @@ impl AuthService {
         Self {
             source: remote.into(),
             ..self.clone()
+        }
+    }
+
+    /// Says once a minute for an address that a log-in came to nothing; some cost who asks for them
+    /// less than a line of the log.
+    fn report_refusal(&self, name: &str, error: &Error) {
+        if matches!(error, Error::AuthNotEnabled | Error::TooManyRequests) {
+            return;
+        }
+        let now = self.handle.shared().clock.now();
+        if self.refusals.is_news(&format!("{:?}", self.source), now) {
+            let user = shown_name(name);
+            tracing::warn!(user, %error, "invalid authentication was requested");
         }
     }
 
@@ -215,10 +233,7 @@ impl Auth for AuthService {
         let mut response = match self.log_in(&caller, name.clone(), password).await {
             Ok(response) => response,
             Err(error) => {
-                if !matches!(error, Error::AuthNotEnabled | Error::TooManyRequests) {
-                    let user = shown_name(&name);
-                    tracing::warn!(user, %error, "invalid authentication was requested");
-                }
+                self.report_refusal(&name, &error);
                 return Err(error.into());
             }
         };

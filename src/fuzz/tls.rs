@@ -158,10 +158,11 @@ pub fn files(bytes: &[u8]) {
     };
     let which = usize::from(*which) % NAMES.len();
     let files = REPLACED.lock();
+    let listening = LISTENING.lock();
     files.write(NAMES[which], bytes);
     memory::within(HANDSHAKE_BYTES, || {
         if let Ok(server) = TlsServer::new("fuzz", files.settings()) {
-            server.expiry();
+            listening.runtime.block_on(server.expiry());
         }
     });
     files.write(NAMES[which], SOUND[which]);

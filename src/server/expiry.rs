@@ -22,7 +22,7 @@ pub async fn watch(security: &MemberSecurity, clock: &dyn Clock, metrics: &Metri
     let mut warnings = Warnings::default();
     loop {
         let now = i64::try_from(clock.wall().as_secs()).unwrap_or(i64::MAX);
-        for (role, at) in security.expiries() {
+        for (role, at) in security.expiries().await {
             metrics.certificate_expires(role, at);
             if warnings.is_due(role, at, now) {
                 warn(role, at, now);

@@ -14,8 +14,8 @@ use crate::config::{
 use crate::env::Clock;
 use crate::net::Security;
 use crate::net::tls::{
-    Allowed, ClientSettings, Clients, Protocol, ServerSettings, TlsClient, TlsServer, Version,
-    self_signed,
+    Allowed, ClientSettings, Clients, Expiry, Protocol, ServerSettings, TlsClient, TlsServer,
+    Version, self_signed,
 };
 use crate::transport::{Dialler, Encryption};
 use crate::types::Address;
@@ -87,17 +87,22 @@ impl MemberSecurity {
 
     /// When the certificates that are in use expire, in seconds since 1970, by what they are for.
     /// Checks whether there are newer ones.
-    pub fn expiries(&self) -> impl Iterator<Item = (&'static str, i64)> + use<> {
-        let of_server = |tls: &Arc<TlsServer>| tls.expiry();
-        let clients = self.clients.as_ref().map(of_server).unwrap_or_default();
+    pub async fn expiries(&self) -> impl Iterator<Item = (&'static str, i64)> + use<> {
+        let of_server = async |tls: &Option<Arc<TlsServer>>| match tls {
+            Some(tls) => tls.expiry().await,
+            None => Expiry::default(),
+        };
+        let clients = of_server(&self.clients).await;
         // Its authorities are those of the dialler.
-        let listener = self.peers.listener.as_ref().map(of_server);
-        let dialler = self.peers.dialler.tls.as_ref().map(|tls| tls.expiry());
-        let dialler = dialler.unwrap_or_default();
+        let listener = of_server(&self.peers.listener).await;
+        let dialler = match &self.peers.dialler.tls {
+            Some(tls) => tls.expiry().await,
+            None => Expiry::default(),
+        };
         let all = [
             ("client", clients.shown),
             ("client-ca", clients.authorities),
-            ("peer", listener.unwrap_or_default().shown),
+            ("peer", listener.shown),
             ("peer-client", dialler.shown),
             ("peer-ca", dialler.authorities),
         ];

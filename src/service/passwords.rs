@@ -31,6 +31,9 @@ pub mod lines;
 const MAX_WAITING: usize = 1024;
 /// How long one waits in any case.
 const WAIT_LIMIT: Duration = Duration::from_secs(120);
+/// A hash that costs more fits no password: nobody waits for the hours that it would take of a thread,
+/// which others wait for. Who may change a user's password may store any hash.
+const MAX_MATCHED_COST: u32 = 22;
 /// bcrypt's; it would ignore what is beyond.
 const MAX_PASSWORD_BYTES: usize = 72;
 
@@ -195,11 +198,12 @@ impl Passwords {
         password: Password,
         hash: Option<Bytes>,
     ) -> Result<bool, Error> {
-        let (cost, salt) = (self.cost, self.salt());
+        let (cost, salt) = (self.cost.min(MAX_MATCHED_COST), self.salt());
         self.compute(requester, move || {
             let hash = hash
                 .as_deref()
                 .and_then(|hash| std::str::from_utf8(hash).ok());
+            let hash = hash.filter(|hash| is_computable(hash));
             // A text that is no hash fits no password, as in etcd.
             let matched = hash.and_then(|hash| bcrypt::verify(password.0.as_bytes(), hash).ok());
             matched.unwrap_or_else(|| {
@@ -239,6 +243,12 @@ impl Passwords {
         }
         salt
     }
+}
+
+/// Whether a hash says that its cost is one that somebody waits for.
+fn is_computable(hash: &str) -> bool {
+    let parts: Result<bcrypt::HashParts, _> = hash.parse();
+    parts.is_ok_and(|parts| parts.get_cost() <= MAX_MATCHED_COST)
 }
 
 #[cfg(test)]
@@ -326,6 +336,25 @@ mod tests {
                 .matches(here(), password(text), Some(hash.into()))
                 .await;
             assert_eq!(found, Ok(expected), "{text:?} {hash}");
+        }
+    }
+
+    /// At the highest cost a comparison would take a thread for a day.
+    #[tokio::test]
+    async fn a_hash_that_nobody_waits_for_fits_nothing() {
+        let passwords = passwords(COST);
+        for cost in [23, 31] {
+            let hash = ETCD_PW.replacen("$04$", &format!("${cost}$"), 1);
+            let matched = passwords.matches(here(), password("pw"), Some(hash.into()));
+            let found = tokio::time::timeout(Duration::from_secs(20), matched).await;
+            assert_eq!(found.expect("in time"), Ok(false), "{cost}");
+        }
+        for (hash, expected) in [
+            (ETCD_PW.replacen("$04$", "$22$", 1), true),
+            (ETCD_PW.replacen("$04$", "$23$", 1), false),
+            ("plain".to_owned(), false),
+        ] {
+            assert_eq!(is_computable(&hash), expected, "{hash}");
         }
     }
 

@@ -50,18 +50,18 @@ impl TlsClient {
             .pair
             .clone()
             .map(|(certificate, key)| [certificate, key]);
-        let paths = pair
-            .into_iter()
-            .flatten()
-            .chain(settings.authorities.clone())
-            .chain(settings.revoked.clone());
-        let config = Reread::new(whom, paths.collect(), move || configured(&settings))?;
+        let mut paths: Vec<_> = pair.into_iter().flatten().collect();
+        if settings.verifies {
+            paths.extend(files::of_authorities(settings.authorities.as_ref()));
+            paths.extend(settings.revoked.clone());
+        }
+        let config = Reread::new(whom, paths, move || configured(&settings))?;
         Ok(Arc::new(Self(config)))
     }
 
     /// When what is in use expires.
-    pub fn expiry(&self) -> Expiry {
-        self.0.current().expiry
+    pub async fn expiry(&self) -> Expiry {
+        self.0.current().await.expiry
     }
 
     /// Makes the handshake with a server that has to be known by the name `host`, for as long as
@@ -74,7 +74,7 @@ impl TlsClient {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-        let connector = TlsConnector::from(self.0.current().config.clone());
+        let connector = TlsConnector::from(self.0.current().await.config.clone());
         let (connected, shown) = shown::during(connector.connect(name, stream)).await;
         connected.map_err(|error| shown.reason.map_or(error, io::Error::other))
     }

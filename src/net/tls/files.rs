@@ -1,7 +1,7 @@
 //! Files of certificates, keys and lists of revoked certificates.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -146,6 +146,14 @@ pub fn authorities(path: &Path) -> Result<Authorities, Error> {
         validities: certificates.iter().map(validity).collect(),
         certificates,
     })
+}
+
+/// The files that say whom to believe, where one is given and where none is.
+pub fn of_authorities(given: Option<&PathBuf>) -> Vec<PathBuf> {
+    match given {
+        Some(path) => vec![path.clone()],
+        None => SYSTEM_AUTHORITIES.map(PathBuf::from).to_vec(),
+    }
 }
 
 /// Those that the machine trusts; what it has beside them is left out.

@@ -89,8 +89,8 @@ impl TlsServer {
     }
 
     /// When what is in use expires.
-    pub fn expiry(&self) -> Expiry {
-        self.configs.current().expiry
+    pub async fn expiry(&self) -> Expiry {
+        self.configs.current().await.expiry
     }
 
     /// Makes the handshake of a connection, and tells what certificate the client has shown.
@@ -161,7 +161,7 @@ impl TlsServer {
             name.clone_into(server_name);
         }
         let mut place = self.handshakes.enter(source).await;
-        let configs = self.configs.current();
+        let configs = self.configs.current().await;
         let config = match versions {
             Versions::Http1 => &configs.http1,
             Versions::Http2 => &configs.http2,
@@ -180,9 +180,11 @@ impl TlsServer {
 impl ServerSettings {
     fn paths(&self) -> Vec<PathBuf> {
         let pair = [self.certificate.clone(), self.key.clone()];
-        let clients = self.clients.iter();
-        let others = clients.flat_map(|one| [one.authorities.clone(), one.revoked.clone()]);
-        pair.into_iter().chain(others.flatten()).collect()
+        let others = self.clients.iter().flat_map(|clients| {
+            let authorities = files::of_authorities(clients.authorities.as_ref());
+            authorities.into_iter().chain(clients.revoked.clone())
+        });
+        pair.into_iter().chain(others).collect()
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod expiry;
 mod hello;
+mod reread;
 mod revoked;
 mod self_signed;
 mod versions;

@@ -14,8 +14,8 @@ fn seconds(year: i32) -> i64 {
     rcgen::date_time_ymd(year, 1, 1).unix_timestamp()
 }
 
-#[test]
-fn what_is_in_use_counts() {
+#[tokio::test]
+async fn what_is_in_use_counts() {
     let mut authorities = [2040, 2035].map(|year| {
         let mut authority = Authority::new("ca");
         authority.params.not_after = rcgen::date_time_ymd(year, 1, 1);
@@ -33,17 +33,17 @@ fn what_is_in_use_counts() {
         shown: Some(seconds(shown)),
         authorities: Some(seconds(authorities)),
     };
-    assert_eq!(server.expiry(), expiry(2031, 2040));
+    assert_eq!(server.expiry().await, expiry(2031, 2040));
     files.write("ca.pem", &older.pair.pem);
-    assert_eq!(server.expiry(), expiry(2031, 2035));
+    assert_eq!(server.expiry().await, expiry(2031, 2035));
     // The first of a chain ends it.
     let renewed = until(newer, 2045);
     let intermediate = until(newer, 2033);
     files.write("key.pem", &renewed.key.serialize_pem());
     files.write("cert.pem", &(renewed.pem.clone() + &intermediate.pem));
-    assert_eq!(server.expiry(), expiry(2033, 2035));
+    assert_eq!(server.expiry().await, expiry(2033, 2035));
     files.write("cert.pem", "broken");
-    assert_eq!(server.expiry(), expiry(2033, 2035));
+    assert_eq!(server.expiry().await, expiry(2033, 2035));
 
     let client = |verifies, pair| ClientSettings {
         pair,
@@ -73,6 +73,6 @@ fn what_is_in_use_counts() {
         ),
     ] {
         let client = TlsClient::new("test", settings).expect("starts");
-        assert_eq!(client.expiry(), expected);
+        assert_eq!(client.expiry().await, expected);
     }
 }

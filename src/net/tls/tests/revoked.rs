@@ -162,24 +162,27 @@ async fn a_list_counts_from_the_next_connection() {
 }
 
 #[tokio::test]
-async fn a_member_whose_certificate_is_revoked_is_not_called() {
-    let authority = Authority::new("ca");
+async fn who_calls_members_sees_new_lists_and_authorities() {
+    let (authority, next) = (Authority::new("ca"), Authority::new("next"));
     let pair = with_serial(&authority, "m1", &[0x21]);
     let files = Files::new();
     let server = server(&files.settings(&pair, None)).expect("starts");
     let ca = files.write("ca1.pem", &authority.pair.pem);
-    for (serial, expected) in [(0x20, None), (0x21, Some("21 revoked"))] {
-        let crl = files.path("crl");
+    let crl = files.path("crl");
+    let write = |serial: u8| {
         fs::write(&crl, list(&authority, &[&[serial]]).der()).expect("writes");
-        let client = ClientSettings {
-            pair: None,
-            verifies: true,
-            authorities: Some(ca.clone()),
-            revoked: Some(crl),
-            allowed: Allowed::default(),
-            protocol: any(),
-        };
-        let client = TlsClient::new("test", client).expect("starts");
+    };
+    write(0x20);
+    let client = ClientSettings {
+        pair: None,
+        verifies: true,
+        authorities: Some(ca.clone()),
+        revoked: Some(crl.clone()),
+        allowed: Allowed::default(),
+        protocol: any(),
+    };
+    let client = TlsClient::new("test", client).expect("starts");
+    let calls = async || {
         let (ours, theirs) = tokio::io::duplex(64 << 10);
         let here = IpAddr::from([127, 0, 0, 1]);
         let both = async {
@@ -189,13 +192,31 @@ async fn a_member_whose_certificate_is_revoked_is_not_called() {
             )
         };
         let (_, connected) = tokio::time::timeout(LIMIT, both).await.expect("in time");
-        let found = connected.err().map(|error| error.to_string());
-        match expected {
-            None => assert_eq!(found, None),
-            Some(end) => assert!(
-                found.as_ref().is_some_and(|text| text.contains(end)),
-                "{found:?}"
-            ),
-        }
+        connected.map(drop).map_err(|error| error.to_string())
+    };
+    let is_revoked = |found: Result<(), String>| {
+        let text = found.expect_err("is revoked");
+        assert!(text.contains("21 revoked"), "{text}");
+    };
+    assert_eq!(calls().await, Ok(()));
+    write(0x21);
+    is_revoked(calls().await);
+    // A list that is broken, or away, leaves the one before it.
+    fs::write(&crl, "x").expect("writes");
+    is_revoked(calls().await);
+    fs::remove_file(&crl).expect("removes");
+    is_revoked(calls().await);
+    write(0x22);
+    assert_eq!(calls().await, Ok(()));
+    // Whom to believe changes as well: both, the new authority alone, the old one.
+    let both = authority.pair.pem.clone() + &next.pair.pem;
+    for (trusted, expected) in [
+        (&both, true),
+        (&next.pair.pem, false),
+        (&authority.pair.pem, true),
+    ] {
+        files.write("ca1.pem", trusted);
+        let found = calls().await;
+        assert_eq!(found.is_ok(), expected, "{found:?}");
     }
 }
