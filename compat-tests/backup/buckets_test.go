@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -80,6 +81,54 @@ func TestThereAndBack(t *testing.T) {
 				t.Errorf("the bucket %s of the first\n%.2000s\nof %s\n%.2000s", bucket, a, leg.name, b)
 			}
 		}
+	}
+}
+
+// What the buckets of the cluster and of raft have is what etcd writes there: the version and the
+// voters, and the target of a downgrade that is on.
+func TestBucketsOfTheCluster(t *testing.T) {
+	t.Parallel()
+	type saved struct{ cluster, raft string }
+	before, within := map[harness.Kind]saved{}, map[harness.Kind]saved{}
+	for _, kind := range []harness.Kind{harness.Etched, harness.Etcd} {
+		server := harness.Start(t, kind, harness.Options{})
+		read := func() saved {
+			buckets := bucketsOf(t, save(t, server.Client(t)))
+			var raft [][2]string
+			for _, pair := range buckets["meta"] {
+				// How far it is differs, and is compared by what the servers answer.
+				if pair[0] != "consistent_index" && pair[0] != "term" {
+					raft = append(raft, pair)
+				}
+			}
+			return saved{fmt.Sprintf("%q", buckets["cluster"]), fmt.Sprintf("%q", raft)}
+		}
+		if err := server.WaitClusterVersion(limit); err != nil {
+			t.Fatal(err)
+		}
+		before[kind] = read()
+		enabled := &pb.DowngradeRequest{Action: pb.DowngradeRequest_ENABLE, Version: "3.6.0"}
+		if _, err := pb.NewMaintenanceClient(server.Client(t).ActiveConnection()).Downgrade(harness.Context(t, limit), enabled); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(limit); ; time.Sleep(50 * time.Millisecond) {
+			_, body, err := server.HTTPGet("/version")
+			if err == nil && strings.Contains(body, `"etcdcluster":"3.6.0"`) && strings.Contains(body, `"storage":"3.6.0"`) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%v is not on the way down: %s, %v", kind, body, err)
+			}
+		}
+		within[kind] = read()
+	}
+	for _, found := range []map[harness.Kind]saved{before, within} {
+		if found[harness.Etched] != found[harness.Etcd] {
+			t.Errorf("etched saves\n%+v\netcd\n%+v", found[harness.Etched], found[harness.Etcd])
+		}
+	}
+	if before[harness.Etcd] == within[harness.Etcd] {
+		t.Errorf("a downgrade changes nothing: %+v", within[harness.Etcd])
 	}
 }
 
