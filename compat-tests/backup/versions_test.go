@@ -34,18 +34,6 @@ func TestADirectoryOfEtcd34IsRefused(t *testing.T) {
 // either server starts.
 func TestEtcdutl35TakesASnapshotOfEtched(t *testing.T) {
 	t.Parallel()
-	tool, err := harness.Etcdutl35()
-	if err != nil {
-		t.Fatal(err)
-	}
-	older := func(args ...string) string {
-		t.Helper()
-		output, err := exec.Command(tool, args...).Output()
-		if err != nil {
-			t.Fatalf("etcdutl 3.5 %q: %v\n%s", args, err, output)
-		}
-		return string(output)
-	}
 	content := newContent(t, harness.Start(t, harness.Etched, harness.Options{}), 36)
 	content.changes(120)
 	content.compact()
@@ -69,11 +57,11 @@ func TestEtcdutl35TakesASnapshotOfEtched(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if stock := read(older("snapshot", "status", snapshot, "-w", "json")); stock != read(own) || stock.Hash == 0 {
+	if stock := read(etcdutl35(t, "snapshot", "status", snapshot, "-w", "json")); stock != read(own) || stock.Hash == 0 {
 		t.Errorf("etcdutl 3.5 says %+v, etched %s", stock, own)
 	}
 	dir := filepath.Join(t.TempDir(), "restored")
-	older("snapshot", "restore", snapshot, "--data-dir", dir,
+	etcdutl35(t, "snapshot", "restore", snapshot, "--data-dir", dir,
 		"--initial-cluster", "default="+harness.AdvertisedPeerURL,
 		"--initial-advertise-peer-urls", harness.AdvertisedPeerURL)
 	for _, kind := range []harness.Kind{harness.Etcd, harness.Etched} {
@@ -81,4 +69,39 @@ func TestEtcdutl35TakesASnapshotOfEtched(t *testing.T) {
 			compare(t, content, harness.Start(t, kind, harness.Options{DataDir: copied(t, dir)}))
 		})
 	}
+}
+
+// What it copies of a stopped etcd's directory is a directory of an etcd without members, and
+// starts as that does: as a new cluster of its own.
+func TestEtchedStartsOnWhatEtcdutl35Copied(t *testing.T) {
+	t.Parallel()
+	server := harness.Start(t, harness.Etcd35, harness.Options{EtcdFlags: []string{"--snapshot-count=40"}})
+	content := newContent(t, server, 37)
+	content.changes(80)
+	content.compact()
+	content.users()
+	content.changes(20)
+	if err := server.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "copied")
+	etcdutl35(t, "backup", "--data-dir", server.DataDir(), "--backup-dir", dir)
+	if err := server.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	content.connect()
+	compare(t, content, harness.Start(t, harness.Etched, harness.Options{DataDir: dir, EtchedFlags: []string{"--force-new-cluster"}}))
+}
+
+func etcdutl35(t *testing.T, args ...string) string {
+	t.Helper()
+	tool, err := harness.Etcdutl35()
+	if err != nil {
+		t.Fatal(err)
+	}
+	output, err := exec.Command(tool, args...).Output()
+	if err != nil {
+		t.Fatalf("etcdutl 3.5 %q: %v\n%s", args, err, output)
+	}
+	return string(output)
 }
