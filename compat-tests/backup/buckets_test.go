@@ -307,17 +307,32 @@ func TestASnapshotBesideWrites(t *testing.T) {
 	}
 }
 
-// The file of a stopped etcd has no hash, and is restored where that is said.
+// The file of a stopped etcd has no hash, and is restored where that is said. That of one which
+// runs is refused: pages of it are written while they would be read.
 func TestAFileWithoutItsHash(t *testing.T) {
 	t.Parallel()
 	server := harness.Start(t, harness.Etcd, harness.Options{})
 	content := newContent(t, server, 43)
 	content.changes(60)
 	want := look(t, content.client, 0)
+	file := filepath.Join(server.DataDir(), "member", "snap", "db")
+	const running = "it belongs to an etcd that runs: save a snapshot of that, or stop it first\n"
+	parent := t.TempDir()
+	if output, err := etchedRestore(file, filepath.Join(parent, "restored"), "--skip-hash-check"); err == nil || !strings.HasSuffix(output, running) {
+		t.Errorf("restored beside its etcd: %v: %s", err, output)
+	}
+	if left, err := os.ReadDir(parent); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v %v", left, err)
+	}
+	if output, err := etched("status", file); err == nil || !strings.HasSuffix(output, running) {
+		t.Errorf("its status beside its etcd: %v: %s", err, output)
+	}
 	if err := server.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(server.DataDir(), "member", "snap", "db")
+	if output, err := etched("status", file); err != nil {
+		t.Errorf("its status: %v: %s", err, output)
+	}
 	if output, err := etchedRestore(file, filepath.Join(t.TempDir(), "restored")); err == nil {
 		t.Errorf("restored without its hash: %s", output)
 	}
