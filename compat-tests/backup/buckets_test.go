@@ -18,7 +18,10 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
 
 	"etched.dev/compat-tests/harness"
 )
@@ -338,4 +341,31 @@ func TestAFileWithoutItsHash(t *testing.T) {
 	}
 	restored := content.dial(restoredEtched(t, file, "--skip-hash-check"))
 	want.compare(t, look(t, restored, want.revision))
+}
+
+// An etcd that ended within a compaction may have removed all that was written last, an older one
+// also the deletion that it compacted to. No revision up to there is given out again.
+func TestAFileWithinACompaction(t *testing.T) {
+	t.Parallel()
+	const kept, compacted = "\x00\x00\x00\x00\x00\x00\x00\x02_\x00\x00\x00\x00\x00\x00\x00\x00", "\x00\x00\x00\x00\x00\x00\x00\x09_\x00\x00\x00\x00\x00\x00\x00\x00"
+	pair, err := proto.Marshal(&mvccpb.KeyValue{Key: []byte("key"), Value: []byte("x"), CreateRevision: 2, ModRevision: 2, Version: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "db")
+	if err := os.WriteFile(file, bbolt(t, map[string][2]string{"key": {kept, string(pair)}, "meta": {"scheduledCompactRev", compacted}}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	client := restoredEtched(t, file, "--skip-hash-check").Client(t)
+	ctx := harness.Context(t, limit)
+	got, err := client.Get(ctx, "key")
+	if err != nil || got.Header.Revision != 9 || got.Count != 1 {
+		t.Fatalf("%v, %v", got, err)
+	}
+	if put, err := client.Put(ctx, "key", "y"); err != nil || put.Header.Revision != 10 {
+		t.Errorf("%v, %v", put, err)
+	}
+	if _, err := client.Get(ctx, "key", clientv3.WithRev(8)); !errors.Is(err, rpctypes.ErrCompacted) {
+		t.Errorf("of before the compaction: %v", err)
+	}
 }
