@@ -2,6 +2,7 @@ package documented
 
 import (
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -256,6 +257,51 @@ func mirror(s *site, startOld, startNew string) {
 		t.Errorf("%v, %v", all, err)
 	}
 	stopNew()
+}
+
+func TestByTheFileOfAStoppedEtcd(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "MIGRATE.md", "## By the file of a stopped etcd", harness.Etcd36)
+	defer s.allTried()
+	stop := s.startOnEach(ofEtcd, "10.0.0.")
+	client := s.client("10.0.0.")
+	s.fill(client)
+	contents := s.contents(client)
+	before := s.history(client)
+	look := s.Block("cp /var/lib/etcd/member/snap/db")
+	if output := s.fails(s.on(1, look)); !strings.Contains(output, "belongs to an etcd that runs") {
+		t.Errorf("the file of an etcd that runs: %s", output)
+	}
+	stop()
+	newest, at := "", int64(0)
+	for member := 1; member <= 3; member++ {
+		output := s.Run(s.on(member, look))
+		file := fmt.Sprintf("stopped-m%d.db", member)
+		if stock := s.Run("etcdutl snapshot status --write-out=fields " + file); stock != output {
+			t.Errorf("etcdutl says of %s\n%setched\n%s", file, stock, output)
+		}
+		var status struct{ Revision int64 }
+		if err := json.Unmarshal([]byte(s.Run("etched status --write-out=json "+file)), &status); err != nil {
+			t.Fatal(err)
+		}
+		if newest == "" || status.Revision > at {
+			newest, at = file, status.Revision
+		}
+	}
+	if at != before.last {
+		t.Errorf("the files end at revision %d, the cluster at %d", at, before.last)
+	}
+	s.Run("cp " + newest + " stopped.db")
+	s.Run(s.Block("etcdutl hashkv"))
+	s.runOnEach(s.Block("etched restore stopped.db"))
+	s.startOnEach(strings.NewReplacer("--listen-client", "--initial-cluster-token etched-1 --listen-client").Replace(ofEtched), "10.0.0.")
+	if output := s.Run(s.Block("diff before.txt -")); output != "the same\n" {
+		t.Errorf("compared: %s", output)
+	}
+	s.sameHistory(client, before)
+	if after := s.contents(client); after != contents {
+		t.Errorf("before\n%s\nafter\n%s", contents, after)
+	}
 }
 
 func TestOnTheSameDirectory(t *testing.T) {
