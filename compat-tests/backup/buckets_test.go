@@ -12,12 +12,16 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
 
 	"etched.dev/compat-tests/harness"
 )
@@ -80,6 +84,54 @@ func TestThereAndBack(t *testing.T) {
 				t.Errorf("the bucket %s of the first\n%.2000s\nof %s\n%.2000s", bucket, a, leg.name, b)
 			}
 		}
+	}
+}
+
+// What the buckets of the cluster and of raft have is what etcd writes there: the version and the
+// voters, and the target of a downgrade that is on.
+func TestBucketsOfTheCluster(t *testing.T) {
+	t.Parallel()
+	type saved struct{ cluster, raft string }
+	before, within := map[harness.Kind]saved{}, map[harness.Kind]saved{}
+	for _, kind := range []harness.Kind{harness.Etched, harness.Etcd} {
+		server := harness.Start(t, kind, harness.Options{})
+		read := func() saved {
+			buckets := bucketsOf(t, save(t, server.Client(t)))
+			var raft [][2]string
+			for _, pair := range buckets["meta"] {
+				// How far it is differs, and is compared by what the servers answer.
+				if pair[0] != "consistent_index" && pair[0] != "term" {
+					raft = append(raft, pair)
+				}
+			}
+			return saved{fmt.Sprintf("%q", buckets["cluster"]), fmt.Sprintf("%q", raft)}
+		}
+		if err := server.WaitClusterVersion(limit); err != nil {
+			t.Fatal(err)
+		}
+		before[kind] = read()
+		enabled := &pb.DowngradeRequest{Action: pb.DowngradeRequest_ENABLE, Version: "3.6.0"}
+		if _, err := pb.NewMaintenanceClient(server.Client(t).ActiveConnection()).Downgrade(harness.Context(t, limit), enabled); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(limit); ; time.Sleep(50 * time.Millisecond) {
+			_, body, err := server.HTTPGet("/version")
+			if err == nil && strings.Contains(body, `"etcdcluster":"3.6.0"`) && strings.Contains(body, `"storage":"3.6.0"`) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%v is not on the way down: %s, %v", kind, body, err)
+			}
+		}
+		within[kind] = read()
+	}
+	for _, found := range []map[harness.Kind]saved{before, within} {
+		if found[harness.Etched] != found[harness.Etcd] {
+			t.Errorf("etched saves\n%+v\netcd\n%+v", found[harness.Etched], found[harness.Etcd])
+		}
+	}
+	if before[harness.Etcd] == within[harness.Etcd] {
+		t.Errorf("a downgrade changes nothing: %+v", within[harness.Etcd])
 	}
 }
 
@@ -258,20 +310,62 @@ func TestASnapshotBesideWrites(t *testing.T) {
 	}
 }
 
-// The file of a stopped etcd has no hash, and is restored where that is said.
+// The file of a stopped etcd has no hash, and is restored where that is said. That of one which
+// runs is refused: pages of it are written while they would be read.
 func TestAFileWithoutItsHash(t *testing.T) {
 	t.Parallel()
 	server := harness.Start(t, harness.Etcd, harness.Options{})
 	content := newContent(t, server, 43)
 	content.changes(60)
 	want := look(t, content.client, 0)
+	file := filepath.Join(server.DataDir(), "member", "snap", "db")
+	const running = "it belongs to an etcd that runs: save a snapshot of that, or stop it first\n"
+	parent := t.TempDir()
+	if output, err := etchedRestore(file, filepath.Join(parent, "restored"), "--skip-hash-check"); err == nil || !strings.HasSuffix(output, running) {
+		t.Errorf("restored beside its etcd: %v: %s", err, output)
+	}
+	if left, err := os.ReadDir(parent); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v %v", left, err)
+	}
+	if output, err := etched("status", file); err == nil || !strings.HasSuffix(output, running) {
+		t.Errorf("its status beside its etcd: %v: %s", err, output)
+	}
 	if err := server.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(server.DataDir(), "member", "snap", "db")
+	if output, err := etched("status", file); err != nil {
+		t.Errorf("its status: %v: %s", err, output)
+	}
 	if output, err := etchedRestore(file, filepath.Join(t.TempDir(), "restored")); err == nil {
 		t.Errorf("restored without its hash: %s", output)
 	}
 	restored := content.dial(restoredEtched(t, file, "--skip-hash-check"))
 	want.compare(t, look(t, restored, want.revision))
+}
+
+// An etcd that ended within a compaction may have removed all that was written last, an older one
+// also the deletion that it compacted to. No revision up to there is given out again.
+func TestAFileWithinACompaction(t *testing.T) {
+	t.Parallel()
+	const kept, compacted = "\x00\x00\x00\x00\x00\x00\x00\x02_\x00\x00\x00\x00\x00\x00\x00\x00", "\x00\x00\x00\x00\x00\x00\x00\x09_\x00\x00\x00\x00\x00\x00\x00\x00"
+	pair, err := proto.Marshal(&mvccpb.KeyValue{Key: []byte("key"), Value: []byte("x"), CreateRevision: 2, ModRevision: 2, Version: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "db")
+	if err := os.WriteFile(file, bbolt(t, map[string][2]string{"key": {kept, string(pair)}, "meta": {"scheduledCompactRev", compacted}}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	client := restoredEtched(t, file, "--skip-hash-check").Client(t)
+	ctx := harness.Context(t, limit)
+	got, err := client.Get(ctx, "key")
+	if err != nil || got.Header.Revision != 9 || got.Count != 1 {
+		t.Fatalf("%v, %v", got, err)
+	}
+	if put, err := client.Put(ctx, "key", "y"); err != nil || put.Header.Revision != 10 {
+		t.Errorf("%v, %v", put, err)
+	}
+	if _, err := client.Get(ctx, "key", clientv3.WithRev(8)); !errors.Is(err, rpctypes.ErrCompacted) {
+		t.Errorf("of before the compaction: %v", err)
+	}
 }

@@ -92,12 +92,8 @@ func checkStopped(t *testing.T, server *harness.Server, flags []string) {
 	if err := server.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	binary, err := harness.Binary(harness.Etched)
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, tool := range []string{"check", "status"} {
-		if output, err := exec.Command(binary, append([]string{tool, server.DataDir()}, flags...)...).CombinedOutput(); err != nil {
+		if output, err := etched(append([]string{tool, server.DataDir()}, flags...)...); err != nil {
 			t.Errorf("etched %s: %v\n%s", tool, err, output)
 		}
 	}
@@ -401,13 +397,8 @@ func become(t *testing.T, kind harness.Kind, server *harness.Server) {
 // exported is an etcd's directory of a stopped member.
 func exported(t *testing.T, dir string) string {
 	t.Helper()
-	binary, err := harness.Binary(harness.Etched)
-	if err != nil {
-		t.Fatal(err)
-	}
 	to := filepath.Join(t.TempDir(), "exported")
-	output, err := exec.Command(binary, "export", dir, "--to", to).CombinedOutput()
-	if err != nil {
+	if output, err := etched("export", dir, "--to", to); err != nil {
 		t.Fatalf("%v: %s", err, output)
 	}
 	return to

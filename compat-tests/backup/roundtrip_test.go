@@ -255,13 +255,17 @@ func restoredEtched(t *testing.T, path string, flags ...string) *harness.Server 
 }
 
 func etchedRestore(path, dir string, flags ...string) (string, error) {
+	return etched(append([]string{"restore", path, "--data-dir", dir,
+		"--initial-cluster", "default=" + harness.AdvertisedPeerURL,
+		"--initial-advertise-peer-urls", harness.AdvertisedPeerURL}, flags...)...)
+}
+
+// etched runs a command, and answers what it printed.
+func etched(args ...string) (string, error) {
 	binary, err := harness.Binary(harness.Etched)
 	if err != nil {
 		return "", err
 	}
-	args := append([]string{"restore", path, "--data-dir", dir,
-		"--initial-cluster", "default=" + harness.AdvertisedPeerURL,
-		"--initial-advertise-peer-urls", harness.AdvertisedPeerURL}, flags...)
 	output, err := exec.Command(binary, args...).CombinedOutput()
 	return string(output), err
 }

@@ -1,16 +1,22 @@
 package documented
 
 import (
+	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"etched.dev/compat-tests/harness"
 )
+
+// compactedTo is the first revision of which a cluster that was filled has all.
+const compactedTo = 50
 
 // fill writes keys with a history, some attached to a lease, and a user.
 func (s *site) fill(client *clientv3.Client) {
@@ -31,7 +37,7 @@ func (s *site) fill(client *clientv3.Client) {
 		}
 	}
 	if err == nil {
-		_, err = client.Compact(ctx, 50)
+		_, err = client.Compact(ctx, compactedTo)
 	}
 	if err == nil {
 		_, err = client.RoleAdd(ctx, "reader")
@@ -52,6 +58,13 @@ func (s *site) contents(client *clientv3.Client) string {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	return fmt.Sprint(all.Header.Revision, all.Kvs, s.besideKeys(client))
+}
+
+// besideKeys are leases, users and roles.
+func (s *site) besideKeys(client *clientv3.Client) string {
+	s.t.Helper()
+	ctx := harness.Context(s.t, limit)
 	leases, err := client.Leases(ctx)
 	if err != nil {
 		s.t.Fatal(err)
@@ -64,7 +77,48 @@ func (s *site) contents(client *clientv3.Client) string {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return fmt.Sprint(all.Header.Revision, all.Kvs, leases.Leases, users.Users, roles.Roles)
+	return fmt.Sprint(leases.Leases, users.Users, roles.Roles)
+}
+
+// history is all that a filled cluster has at every revision that is kept, up to one.
+type history struct {
+	last  int64
+	lines string
+}
+
+// history reads it up to the newest revision.
+func (s *site) history(client *clientv3.Client) history {
+	s.t.Helper()
+	newest, err := client.Get(harness.Context(s.t, limit), "none")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if newest.Header.Revision < compactedTo+100 {
+		s.t.Fatalf("revision %d is the newest", newest.Header.Revision)
+	}
+	return s.historyUpTo(client, newest.Header.Revision)
+}
+
+func (s *site) historyUpTo(client *clientv3.Client, last int64) history {
+	s.t.Helper()
+	ctx := harness.Context(s.t, limit)
+	var lines strings.Builder
+	for revision := int64(compactedTo); revision <= last; revision++ {
+		all, err := client.Get(ctx, "\x00", clientv3.WithFromKey(), clientv3.WithRev(revision))
+		if err != nil {
+			s.t.Fatalf("at revision %d: %v", revision, err)
+		}
+		fmt.Fprintf(&lines, "%d %d %x\n", revision, all.Count, sha256.Sum256([]byte(fmt.Sprint(all.Kvs))))
+	}
+	return history{last, lines.String()}
+}
+
+// sameHistory wants one to be what it was.
+func (s *site) sameHistory(client *clientv3.Client, before history) {
+	s.t.Helper()
+	if after := s.historyUpTo(client, before.last); after != before {
+		s.t.Errorf("revisions were\n%s\nare\n%s", before.lines, after.lines)
+	}
 }
 
 // members are who is in the cluster.
@@ -88,6 +142,9 @@ etcd --name m$n --data-dir /var/lib/etcd \
   --listen-peer-urls http://10.0.0.$n:2380 --initial-advertise-peer-urls http://10.0.0.$n:2380 \
   --initial-cluster m1=http://10.0.0.1:2380,m2=http://10.0.0.2:2380,m3=http://10.0.0.3:2380
 `
+
+// ofEtched is the same of etched.
+var ofEtched = strings.NewReplacer("\netcd ", "\netched ", "/lib/etcd ", "/lib/etched ").Replace(ofEtcd)
 
 func TestBySnapshot(t *testing.T) {
 	t.Parallel()
@@ -141,16 +198,41 @@ func TestBySnapshot(t *testing.T) {
 func TestByMirror(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, "MIGRATE.md", "## By a mirror", harness.Etcd36)
+	mirror(s, ofEtcd, s.Block("--initial-cluster-token etched-1"))
+}
+
+// mirror has one cluster follow another until the clients change over.
+func mirror(s *site, startOld, startNew string) {
 	defer s.allTried()
-	s.startOnEach(ofEtcd, "10.0.0.")
+	t := s.t
+	s.startOnEach(startOld, "10.0.0.")
 	source := s.client("10.0.0.")
 	s.fill(source)
-	start := strings.ReplaceAll(s.Block("--initial-cluster-token etched-1"), "/var/lib/etched", "/var/lib/mirrored")
-	stopNew := s.startOnEach(start, "10.0.1.")
+	stopNew := s.startOnEach(strings.ReplaceAll(startNew, "/var/lib/etched", "/var/lib/mirrored"), "10.0.1.")
 	mirrored := s.client("10.0.1.")
-	stopMirror := s.Start(s.Block("make-mirror"))
-	// Clients write meanwhile, and stop.
 	ctx := harness.Context(t, limit)
+	// The first one ends early, and what it left is removed: a key is deleted meanwhile.
+	if _, err := source.Put(ctx, "gone", "between two mirrors"); err != nil {
+		t.Fatal(err)
+	}
+	stopMirror := s.Start(s.Block("make-mirror"))
+	for {
+		gone, err := mirrored.Get(ctx, "gone")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if gone.Count > 0 {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	stopMirror()
+	if _, err := source.Delete(ctx, "gone"); err != nil {
+		t.Fatal(err)
+	}
+	s.Run(s.Block(`del "" --prefix`))
+	stopMirror = s.Start(s.Block("make-mirror"))
+	// Clients write meanwhile, and stop.
 	for i := range 300 {
 		var err error
 		if key := fmt.Sprintf("busy%02d", i%40); i%5 == 0 {
@@ -177,24 +259,48 @@ func TestByMirror(t *testing.T) {
 	stopNew()
 }
 
-func TestBackWithASnapshot(t *testing.T) {
+func TestByTheFileOfAStoppedEtcd(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, "MIGRATE.md", "### With a snapshot", harness.Etcd)
+	s := newSite(t, "MIGRATE.md", "## By the file of a stopped etcd", harness.Etcd36)
 	defer s.allTried()
-	ofEtched := strings.NewReplacer("\netcd ", "\netched ", "/lib/etcd ", "/lib/etched ").Replace(ofEtcd)
-	stop := s.startOnEach(ofEtched, "10.0.0.")
+	stop := s.startOnEach(ofEtcd, "10.0.0.")
 	client := s.client("10.0.0.")
 	s.fill(client)
-	before := s.contents(client)
-	s.Run(s.Block("snapshot save back.db"))
+	contents := s.contents(client)
+	before := s.history(client)
+	look := s.Block("cp /var/lib/etcd/member/snap/db")
+	if output := s.fails(s.on(1, look)); !strings.Contains(output, "belongs to an etcd that runs") {
+		t.Errorf("the file of an etcd that runs: %s", output)
+	}
 	stop()
-	s.runOnEach(s.Block("etcdutl snapshot restore back.db"))
-	s.startOnEach(s.Block("etcd --name m$n"), "10.0.0.")
-	if output := s.Run(s.Block("diff etched.txt -")); output != "the same\n" {
+	newest, at := "", int64(0)
+	for member := 1; member <= 3; member++ {
+		output := s.Run(s.on(member, look))
+		file := fmt.Sprintf("stopped-m%d.db", member)
+		if stock := s.Run("etcdutl snapshot status --write-out=fields " + file); stock != output {
+			t.Errorf("etcdutl says of %s\n%setched\n%s", file, stock, output)
+		}
+		var status struct{ Revision int64 }
+		if err := json.Unmarshal([]byte(s.Run("etched status --write-out=json "+file)), &status); err != nil {
+			t.Fatal(err)
+		}
+		if newest == "" || status.Revision > at {
+			newest, at = file, status.Revision
+		}
+	}
+	if at != before.last {
+		t.Errorf("the files end at revision %d, the cluster at %d", at, before.last)
+	}
+	s.Run("cp " + newest + " stopped.db")
+	s.Run(s.Block("etcdutl hashkv"))
+	s.runOnEach(s.Block("etched restore stopped.db"))
+	s.startOnEach(strings.NewReplacer("--listen-client", "--initial-cluster-token etched-1 --listen-client").Replace(ofEtched), "10.0.0.")
+	if output := s.Run(s.Block("diff before.txt -")); output != "the same\n" {
 		t.Errorf("compared: %s", output)
 	}
-	if after := s.contents(client); after != before {
-		t.Errorf("before\n%s\nafter\n%s", before, after)
+	s.sameHistory(client, before)
+	if after := s.contents(client); after != contents {
+		t.Errorf("before\n%s\nafter\n%s", contents, after)
 	}
 }
 
@@ -205,19 +311,32 @@ func TestOnTheSameDirectory(t *testing.T) {
 	stop := s.startOnEach(ofEtcd, "10.0.0.")
 	client := s.client("10.0.0.")
 	s.fill(client)
-	before, members := s.contents(client), s.members(client)
+	members, beside := s.members(client), s.besideKeys(client)
+	before := s.history(client)
+	writers := s.write(client)
 	s.Run(s.Block("endpoint status --write-out=json"))
+	hashes := s.Block("diff before.txt -")
+	start := s.Block("etched --name m$n --data-dir /var/lib/etcd")
+	s.refusesInUse(start, writers)
+	// The writers go on until nobody serves them any more.
 	stop()
-	stop = s.startOnEach(s.Block("etched --name m$n --data-dir /var/lib/etcd"), "10.0.0.")
-	if output := s.Run(s.Block("diff before.txt -")); output != "the same\n" {
-		t.Errorf("compared: %s", output)
+	written := writers.end()
+	compare := func(of string) {
+		t.Helper()
+		if output := s.Run(hashes); output != "the same\n" {
+			t.Errorf("%s: compared: %s", of, output)
+		}
+		s.sameHistory(client, before)
+		if after := s.members(client); after != members {
+			t.Errorf("%s: members were %s, are %s", of, members, after)
+		}
+		if after := s.besideKeys(client); after != beside {
+			t.Errorf("%s: leases, users and roles were %s, are %s", of, beside, after)
+		}
+		s.hasAll(client, written)
 	}
-	if after := s.contents(client); after != before {
-		t.Errorf("before\n%s\nafter\n%s", before, after)
-	}
-	if after := s.members(client); after != members {
-		t.Errorf("members were %s, are %s", members, after)
-	}
+	stop = s.startOnEach(start, "10.0.0.")
+	compare("etched")
 	if _, err := client.Put(harness.Context(t, limit), "since", "then"); err != nil {
 		t.Fatal(err)
 	}
@@ -231,52 +350,32 @@ func TestOnTheSameDirectory(t *testing.T) {
 		}
 	}
 	s.startOnEach(ofEtcd, "10.0.0.")
-	if after := s.contents(client); after != before {
-		t.Errorf("before\n%s\nback in etcd\n%s", before, after)
+	compare("back in etcd")
+	if found, err := client.Get(harness.Context(t, limit), "since"); err != nil || found.Count > 0 {
+		t.Errorf("what was written since is in etcd: %v, %v", found, err)
 	}
 }
 
-func TestBackWithTheDirectory(t *testing.T) {
-	t.Parallel()
-	s := newSite(t, "MIGRATE.md", "### With the directory", harness.Etcd)
-	defer s.allTried()
-	ofEtched := strings.NewReplacer("\netcd ", "\netched ", "/lib/etcd ", "/lib/etched ").Replace(ofEtcd)
-	stop := s.startOnEach(ofEtched, "10.0.0.")
-	client := s.client("10.0.0.")
-	s.fill(client)
-	before, members := s.contents(client), s.members(client)
-	stop()
-	s.runOnEach(s.Block("etched export"))
-	s.startOnEach(s.Block("etcd --name m$n"), "10.0.0.")
-	if after := s.contents(client); after != before {
-		t.Errorf("before\n%s\nafter\n%s", before, after)
-	}
-	if after := s.members(client); after != members {
-		t.Errorf("members were %s, are %s", members, after)
-	}
-}
-
-// What the table says of etcdutl and etched's directory.
-func TestEtcdutlOnEtchedsDirectory(t *testing.T) {
-	t.Parallel()
-	s := newSite(t, "MIGRATE.md", "## etcdutl, and what etched has instead", harness.Etcd)
-	server := harness.Start(t, harness.Etched, harness.Options{})
-	if _, err := server.Client(t).Put(harness.Context(t, limit), "key", "value"); err != nil {
-		t.Fatal(err)
-	}
-	if err := server.Stop(); err != nil {
-		t.Fatal(err)
-	}
-	for _, commands := range []string{"defrag --data-dir", "migrate --target-version 3.6 --data-dir"} {
-		output := s.Run(fmt.Sprintf("etcdutl %s %s 2>&1 && exit 1 || true", commands, server.DataDir()))
-		if !strings.Contains(output, "member/snap/db: no such file or directory") {
-			t.Errorf("etcdutl %s says %s", commands, output)
+// refusesInUse starts members beside an etcd that serves, on its directories: with its addresses,
+// and with others.
+func (s *site) refusesInUse(start string, writers *writers) {
+	s.t.Helper()
+	already := writers.count()
+	for member := 1; member <= 3; member++ {
+		command := strings.Replace(s.on(member, start), "etched --name", "timeout 60 etched --name", 1)
+		elsewhere := strings.NewReplacer("--listen-client-urls http://10.0.0.$n:2379", "--listen-client-urls http://10.0.0.$n:3379",
+			"--listen-peer-urls http://10.0.0.$n:2380", "--listen-peer-urls http://10.0.0.$n:3380").Replace(command)
+		for says, command := range map[string]string{"address already in use": command, "an etcd runs on it; stop that first": elsewhere} {
+			if output := s.fails(command); !strings.Contains(strings.ToLower(output), says) {
+				s.t.Errorf("beside an etcd that runs, not %q:\n%s", says, output)
+			}
+		}
+		dir := filepath.Join(s.Dir, fmt.Sprintf("m%d", member), "etcd")
+		if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+			s.t.Errorf("beside etcd's files: %v, %v", left, err)
 		}
 	}
-	for _, commands := range []string{"status", "check", "compact", "log"} {
-		s.Run(fmt.Sprintf("etched %s %s", commands, server.DataDir()))
-	}
-	if err := server.Restart(); err != nil {
-		t.Fatal(err)
+	if more := writers.count() - already; more == 0 {
+		s.t.Error("nothing was written meanwhile")
 	}
 }

@@ -80,6 +80,17 @@ func (s *site) runOnEach(commands string) {
 	}
 }
 
+// fails carries out commands of which the last ends with status 1, and answers what they printed.
+func (s *site) fails(commands string) string {
+	s.t.Helper()
+	output := s.Run("(\n" + strings.TrimSuffix(commands, "\n") + "\n) 2>&1 && exit 1\necho status $?")
+	rest, failed := strings.CutSuffix(output, "status 1\n")
+	if !failed {
+		s.t.Errorf("not refused: %s\n%s", commands, output)
+	}
+	return rest
+}
+
 // startOnEach starts a cluster, and waits until it serves at these addresses.
 func (s *site) startOnEach(commands, addresses string) (stop func()) {
 	s.t.Helper()

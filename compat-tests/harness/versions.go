@@ -42,3 +42,10 @@ func EtcdOf(version string) (string, error) {
 	}
 	return Binary(Etcd)
 }
+
+var etcdutl35Tool = sync.OnceValues(func() (string, error) {
+	return toolOf(filepath.Join(moduleDir(), "versions", "etcd35"), "go.etcd.io/etcd/etcdutl/v3")
+})
+
+// Etcdutl35 answers the path of etcdutl 3.5, which takes snapshots too.
+func Etcdutl35() (string, error) { return etcdutl35Tool() }

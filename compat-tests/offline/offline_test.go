@@ -434,10 +434,7 @@ func TestDamage(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dir := filepath.Join(t.TempDir(), "data")
-			if output, err := exec.Command("cp", "-a", whole.DataDir(), dir).CombinedOutput(); err != nil {
-				t.Fatalf("%v: %s", err, output)
-			}
+			dir := copied(t, whole.DataDir())
 			succeeds(t, "check", dir)
 			damage.harm(t, dir)
 			before := files(t, dir)
@@ -458,6 +455,16 @@ func TestDamage(t *testing.T) {
 			unchanged(t, dir, before)
 		})
 	}
+}
+
+// copied is a copy of a directory.
+func copied(t *testing.T, dir string) string {
+	t.Helper()
+	to := filepath.Join(t.TempDir(), "data")
+	if output, err := exec.Command("cp", "-a", dir, to).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, output)
+	}
+	return to
 }
 
 // What is no directory of a member is refused in one sentence.

@@ -169,7 +169,8 @@ impl Import<'_> {
         Ok((head.max(self.compactions()?), keys, records))
     }
 
-    /// How far the history was compacted, and is to be. Returns the former.
+    /// How far the history was compacted, and is to be. Returns the farther of both: what a part of
+    /// a compaction took may be all that was written up to there.
     fn compactions(&mut self) -> Result<i64, Error> {
         let (mut requested, mut finished) = (-1, -1);
         self.each(bucket::META, &mut |_, at, value| {
@@ -188,7 +189,7 @@ impl Import<'_> {
         if finished >= 0 {
             self.put_number(meta::COMPACTION_FINISHED, finished);
         }
-        Ok(finished)
+        Ok(requested)
     }
 
     fn small_buckets(&mut self) -> Result<(), Error> {

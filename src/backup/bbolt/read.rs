@@ -8,6 +8,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
 use super::page::{
     BRANCH, BUCKET, BUCKET_BYTES, ELEMENT_BYTES, HEAD_BYTES, Head, LEAF, Meta, u32_at, u64_at,
 };
@@ -19,6 +22,8 @@ pub enum Error {
     Io(#[from] io::Error),
     #[error("it is not a bbolt database")]
     Foreign,
+    #[error("it belongs to an etcd that runs: save a snapshot of that, or stop it first")]
+    InUse,
     #[error("it ends after {has_bytes} of {wants_bytes} bytes")]
     Truncated { has_bytes: u64, wants_bytes: u64 },
     #[error("page {page} is damaged: {reason}")]
@@ -49,9 +54,24 @@ pub type Visit<'a, E> = dyn FnMut(&[u8], &[u8]) -> Result<(), E> + 'a;
 type VisitElement<'a, E> = dyn FnMut(u32, &[u8], &[u8]) -> Result<(), E> + 'a;
 
 impl File {
-    /// Opens a file; what stands behind its last page is not looked at.
+    /// Opens a file that nobody has open to write to it, and keeps it so: an etcd would write to
+    /// pages that are read here.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let file = std::fs::File::open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Err(Errno::WOULDBLOCK) => Err(Error::InUse),
+            // bbolt does not write without a lock, so nobody does where there are none.
+            _ => Self::of(file),
+        }
+    }
+
+    /// The same of a file whose lock is held already, for as long as this is used.
+    pub fn open_held(path: &Path) -> Result<Self, Error> {
+        Self::of(std::fs::File::open(path)?)
+    }
+
+    /// What stands behind the last page is not looked at.
+    fn of(file: std::fs::File) -> Result<Self, Error> {
         let len = file.metadata()?.len();
         let meta = newest_meta(&file)?.ok_or(Error::Foreign)?;
         if !PAGE_SIZES.contains(&u64::from(meta.page_bytes)) {

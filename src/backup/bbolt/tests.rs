@@ -161,3 +161,24 @@ fn damaged_files_are_refused() {
     }
     assert!(refused > 10, "only {refused} refused");
 }
+
+#[test]
+fn a_file_that_is_open_to_be_written_is_not_read() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("db");
+    std::fs::write(&path, file_of(&[("key", pairs(3, 8, 8))])).expect("writes");
+    let writer = std::fs::File::open(&path).expect("opens");
+    let lock = |operation| rustix::fs::flock(&writer, operation).expect("locks or unlocks");
+    lock(rustix::fs::FlockOperation::LockExclusive);
+    let refused = read::File::open(&path).err();
+    assert!(matches!(refused, Some(read::Error::InUse)), "{refused:?}");
+    assert!(read::File::open_held(&path).is_ok());
+    lock(rustix::fs::FlockOperation::Unlock);
+    // Nobody begins to write to what is read; others may read.
+    let reading = read::File::open(&path).expect("opens");
+    assert!(read::File::open(&path).is_ok());
+    let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    assert!(rustix::fs::flock(&writer, exclusive).is_err());
+    drop(reading);
+    assert!(rustix::fs::flock(&writer, exclusive).is_ok());
+}

@@ -300,14 +300,14 @@ fn lock(db: &Path) -> Result<File, Refusal> {
     }
 }
 
-/// The state that matches the log: one that came from another member may not be in its place yet.
+/// The state that matches the log, with the lock held: one that came from another member may not be in its place yet.
 fn state(
     db: &Path,
     snap_dir: &Path,
     survey: &Survey,
 ) -> Result<(bbolt::read::File, Applied), Refusal> {
     let open = |path: &Path| -> Result<_, Refusal> {
-        let file = bbolt::read::File::open(path)?;
+        let file = bbolt::read::File::open_held(path)?;
         let applied = Applied::read(&file)?;
         Ok((file, applied))
     };

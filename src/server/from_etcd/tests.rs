@@ -2,15 +2,20 @@
 //! compat-tests.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::survey::Survey;
 use super::*;
+use crate::backup::export::Export;
 use crate::backup::wal::message::{
     ConfChange, ConfState, Entry, HardState, Metadata, SnapshotRecord, change_kind, entry_kind,
 };
+use crate::backup::wal::write::Encoder;
 use crate::config::{self, Surroundings};
 use crate::env::SystemClock;
 use crate::proto::membershippb::RaftAttributes;
+use crate::raft::replica::{decode_hard_state, decode_vote};
+use crate::storage::memory::MemoryEngine;
 use prost::Message;
 
 /// Reads a log in words: `meta`, `state COMMIT`, `snap INDEX/TERM VOTERS`, `INDEX/TERM` for an
@@ -234,7 +239,7 @@ fn members_have_the_roles_that_raft_gave_them() {
     }
 }
 
-fn refusal(dir: &Path) -> String {
+fn config_of(dir: &Path) -> Config {
     let around = Surroundings {
         env: Vec::new(),
         read_file: &|_| Err(io::ErrorKind::NotFound.into()),
@@ -242,7 +247,12 @@ fn refusal(dir: &Path) -> String {
         memory_bytes: &|| Some(64 << 20),
     };
     let args = ["etched".into(), "--data-dir".into(), dir.as_os_str().into()];
-    let config = config::load(args, &around).expect("is accepted").config;
+    config::load(args, &around).expect("is accepted").config
+}
+
+/// Why a directory is not taken over, if it is not.
+fn refusal(dir: &Path) -> String {
+    let config = config_of(dir);
     let limits = bootstrap::store_limits(&config, 64);
     match take_over(&config, limits, &SystemClock::new()) {
         Ok(()) => "nothing to do".to_owned(),
@@ -279,4 +289,73 @@ fn a_directory_that_is_no_etcds_is_left_alone() {
     assert!(text.contains("move member/snap away"), "{text}");
     fs::create_dir(dir.path().join("etched")).expect("makes");
     assert_eq!(refusal(dir.path()), "nothing to do");
+}
+
+/// Makes an etcd's directory: a voter of three, which applied entry 5 of term 2 and then said this.
+fn make_etcds(dir: &Path, said: HardState) {
+    let voters = [1, 2, 3];
+    let member = |id| Member {
+        id,
+        ..Default::default()
+    };
+    let mut machine = Machine::open(Arc::new(MemoryEngine::new())).expect("opens");
+    let members = voters.into_iter().map(member).collect();
+    machine
+        .bootstrap(ClusterId(9), members, 5, 2)
+        .expect("bootstraps");
+    let (snap_dir, wal_dir) = (dir.join("member/snap"), dir.join("member/wal"));
+    for made in [&snap_dir, &wal_dir] {
+        fs::create_dir_all(made).expect("makes");
+    }
+    let export = Export::new(machine.engine().latest(), &snap_dir, &|| true).expect("exports");
+    let mut db = Vec::new();
+    let mut keep = |part: Vec<u8>| {
+        db.extend(part);
+        Ok(())
+    };
+    export.write(&mut keep).expect("exports");
+    fs::write(snap_dir.join("db"), db).expect("writes");
+    let mut log = Encoder::new(&Metadata {
+        node_id: Some(2),
+        cluster_id: Some(9),
+    });
+    log.snapshot(&SnapshotRecord {
+        index: Some(5),
+        term: Some(2),
+        conf_state: Some(ConfState {
+            voters: voters.into(),
+            ..Default::default()
+        }),
+    });
+    log.state(&said);
+    fs::write(wal_dir.join(wal::segment_name(0, 0)), log.take()).expect("writes");
+}
+
+#[test]
+fn term_and_vote_are_taken_along() {
+    for (term, vote) in [(2, 0), (2, 3), (7, 2), (7, 3), (8, 0)] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let said = HardState {
+            term: Some(term),
+            vote: Some(vote),
+            commit: Some(5),
+        };
+        make_etcds(dir.path(), said);
+        assert_eq!(refusal(dir.path()), "nothing to do");
+        let config = config_of(dir.path());
+        let limits = bootstrap::store_limits(&config, 64);
+        let opened = DataDir::open_read_only(dir.path(), None, limits).expect("opens");
+        let opened: &dyn MemberDir = &opened;
+        let identity = opened.identity().expect("reads").expect("is there");
+        assert_eq!(
+            (identity.cluster, identity.member),
+            (ClusterId(9), MemberId(2))
+        );
+        let options = bootstrap::options(&config).log(identity);
+        let files = opened.log_files().expect("opens");
+        let (_, recovered) = RaftLog::inspect(files, &options).expect("reads");
+        let kept = recovered.hard_state.expect("is there");
+        assert_eq!(decode_hard_state(&kept), Some((term, 5)));
+        assert_eq!(decode_vote(&kept), Some(vote));
+    }
 }
