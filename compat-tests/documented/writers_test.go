@@ -63,7 +63,7 @@ func (w *writers) count() int {
 	return len(w.acknowledged)
 }
 
-// hasAll wants all that writers were told was written, at the revisions that they were told.
+// hasAll wants all that was acknowledged to writers, at the revisions that were answered.
 func (s *site) hasAll(client *clientv3.Client, written map[string]int64) {
 	s.t.Helper()
 	all, err := client.Get(harness.Context(s.t, limit), "written ", clientv3.WithPrefix())
