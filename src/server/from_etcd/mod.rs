@@ -300,7 +300,8 @@ fn lock(db: &Path) -> Result<File, Refusal> {
     }
 }
 
-/// The state that matches the log, with the lock held: one that came from another member may not be in its place yet.
+/// The state that matches the log, with the lock held: one that came from another member may not be
+/// in its place yet.
 fn state(
     db: &Path,
     snap_dir: &Path,
