@@ -145,6 +145,11 @@ impl PendingProposals {
         std::mem::take(&mut self.queued)
     }
 
+    pub fn queues_a_change(&self) -> bool {
+        let is_change = |queued: &PendingProposal| matches!(queued.what, Proposed::Member(_));
+        self.queued.iter().any(is_change)
+    }
+
     /// True once after something was queued that can be proposed at once.
     pub fn take_retry(&mut self) -> bool {
         std::mem::take(&mut self.retry)

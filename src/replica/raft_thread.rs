@@ -171,6 +171,10 @@ impl RaftThread {
             }
         }
         self.router.check_log()?;
+        if self.router.queues_a_change() {
+            // One that has just been elected proposes it, or hands over.
+            self.note_connected();
+        }
         self.carry_out(false)?;
         self.publish();
         if stopping {

@@ -269,6 +269,11 @@ impl Router {
         self.pending.refused(request_id, term, error);
     }
 
+    /// Whether a change of membership waits for a leader.
+    pub fn queues_a_change(&self) -> bool {
+        self.pending.queues_a_change()
+    }
+
     fn propose_queued(&mut self) {
         for proposal in self.pending.take_queued() {
             self.route(proposal);

@@ -295,6 +295,26 @@ fn a_leader_whose_disk_stalls_hands_over_and_loses_no_write() {
 }
 
 #[test]
+fn a_leader_whose_disk_stalls_hands_over_to_a_member_that_is_alive() {
+    for number in 0..4 {
+        let mut world = Scenario::of(5, calm());
+        let (first, dead) = (world.leader(), world.followers()[number]);
+        world.kill(dead);
+        world.run_for(2 * TICK.as_millis() as u64);
+        world.stall_disk(first, 4_000);
+        let call = world.put(first, "a");
+        assert_ne!(world.next_leader(first), dead);
+        world.answer(&call);
+        let report = world.passes();
+        assert!(
+            report
+                .paths
+                .contains_key(&CoveragePoint::LeaderHandedOverForDisk)
+        );
+    }
+}
+
+#[test]
 fn a_write_that_one_disk_of_three_has_is_not_answered() {
     let mut world = three();
     let (first, follower) = (world.leader(), world.followers()[0]);
