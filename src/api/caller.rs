@@ -49,11 +49,23 @@ pub fn of<T>(handle: &Handle, request: &Request<T>) -> Caller {
     with_headers(handle.shared(), headers, extensions)
 }
 
+/// Until when the client of a call waits, by the member's clock, if it says so: counted from the
+/// arrival of the call's head, and put beside the call, which its service may see later.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(pub Option<Duration>);
+
+impl Deadline {
+    fn of(shared: &Shared, headers: &HeaderMap) -> Self {
+        // One that cannot be read has been refused by then.
+        let timeout = timeout(headers).ok().flatten();
+        Self(timeout.map(|timeout| shared.clock.now().saturating_add(timeout)))
+    }
+}
+
 /// The same, before it is known what is asked.
 pub fn with_headers(shared: &Shared, headers: &HeaderMap, extensions: &Extensions) -> Caller {
-    // One that cannot be read has been refused by then.
-    let timeout = timeout(headers).ok().flatten();
-    let deadline = timeout.map(|timeout| shared.clock.now().saturating_add(timeout));
+    let deadline = extensions.get::<Deadline>().copied();
+    let Deadline(deadline) = deadline.unwrap_or_else(|| Deadline::of(shared, headers));
     let span = traces::span_of(extensions);
     match extensions.get::<Known>() {
         None => Caller::client(Identity::Nobody, deadline, span),

@@ -67,7 +67,6 @@ use crate::service::handle::Handle;
 use crate::service::identity::Shown;
 use crate::service::rpcs::{self, Flow, RPCS};
 use crate::types::Remote;
-use crate::types::call_timeout::timeout;
 
 pub use answers::{Answers, answer_limit_bytes};
 pub use methods::methods;
@@ -228,23 +227,28 @@ impl Api {
             Ok(method) => method,
             Err(status) => return at_once(status.into_http()),
         };
-        let wait_limit = match caller::wait_limit(request.headers()) {
-            Ok(limit) => limit.filter(|_| !RPCS[method].is_unary()),
+        let deadline = match caller::wait_limit(request.headers()) {
+            Ok(limit) => limit.map(|limit| self.shared.clock.now().saturating_add(limit)),
             Err(refused) => return at_once(*refused),
         };
+        if deadline.is_some() {
+            request.extensions_mut().insert(caller::Deadline(deadline));
+        }
         let traced = Traced::begin(self.traces.as_deref(), method, &mut request);
         if let Err(shown) = self.identify(method, &mut request) {
             // The only wait before a service, for a token that is newer than the state here.
             let api = self.clone();
-            let limit = timeout(request.headers()).ok().flatten();
             return Box::pin(async move {
-                let identity = api.handle.identify(&shown, limit).await;
+                let identity = api.handle.identify(&shown, deadline).await;
+                if identity == Err(Error::DeadlineExceeded) {
+                    return Ok(Status::from(Error::DeadlineExceeded).into_http());
+                }
                 let known = caller::Known::new(api.handle.clone(), shown, identity);
                 request.extensions_mut().insert(known);
-                api.call_as_known(method, request, wait_limit, traced).await
+                api.call_as_known(method, request, deadline, traced).await
             });
         }
-        self.call_as_known(method, request, wait_limit, traced)
+        self.call_as_known(method, request, deadline, traced)
     }
 
     /// Puts who calls beside a call where that can matter; returns what is shown if it takes a wait
@@ -268,7 +272,7 @@ impl Api {
         &self,
         method: usize,
         mut request: Request<B>,
-        wait_limit: Option<Duration>,
+        deadline: Option<Duration>,
         traced: Traced,
     ) -> CallFuture
     where
@@ -310,7 +314,12 @@ impl Api {
         let arriving = |body| Box::new(Arriving::new(body, self.source.clone(), until));
         let request = request.map(arriving);
         let future = self.serve(method, request);
-        let up = wait_limit.map(|limit| self.shared.clock.sleep(limit));
+        // The operation of a unary call ends by itself.
+        let up = deadline.filter(|_| !RPCS[method].is_unary());
+        let up = up.map(|deadline| {
+            let clock = &self.shared.clock;
+            clock.sleep(deadline.saturating_sub(clock.now()))
+        });
         let max = self.max_message_bytes;
         let rpc = &RPCS[method];
         let logged = rpc.is_unary() && !call_log::is_logged_by_its_service(rpc);

@@ -61,16 +61,21 @@ impl Handle {
         }
     }
 
-    /// Who that is; a client waits no longer than `limit`, if it says so.
+    /// Who that is; a client waits until its deadline, if it has one.
     pub async fn identify(
         &self,
         shown: &Shown,
-        limit: Option<Duration>,
+        deadline: Option<Duration>,
     ) -> Result<Identity, Error> {
         if let Some(index) = self.awaited_index(shown) {
-            let longest = self.settings().election_timeout;
-            let limit = limit.map_or(longest, |limit| limit.min(longest));
+            let clock = &self.shared.clock;
+            let until = clock.now() + self.settings().election_timeout;
+            let until = deadline.map_or(until, |deadline| deadline.min(until));
+            let limit = until.saturating_sub(clock.now());
             self.await_applied(index, limit).await;
+            if deadline.is_some_and(|deadline| deadline <= clock.now()) {
+                return Err(Error::DeadlineExceeded);
+            }
         }
         self.identify_now(shown)
     }
@@ -248,9 +253,10 @@ mod tests {
         let limit = handle.settings().election_timeout + Duration::from_secs(2);
         let found = tokio::time::timeout(limit, handle.identify(&far, None)).await;
         assert_eq!(found, Ok(Err(Error::InvalidAuthToken)));
-        let hasty = handle.identify(&far, Some(Duration::from_millis(5)));
+        let deadline = handle.shared().clock.now() + Duration::from_millis(5);
+        let hasty = handle.identify(&far, Some(deadline));
         let found = tokio::time::timeout(handle.settings().election_timeout / 2, hasty).await;
-        assert_eq!(found, Ok(Err(Error::InvalidAuthToken)));
+        assert_eq!(found, Ok(Err(Error::DeadlineExceeded)));
         assert_eq!(handle.shared().waiting_reads.count(), 0, "nothing is left");
     }
 }

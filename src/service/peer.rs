@@ -332,6 +332,25 @@ mod tests {
         assert!(inputs.is_empty());
     }
 
+    /// The leader of it is another, which never confirms that this one may read.
+    #[tokio::test]
+    async fn a_member_is_worked_for_as_long_as_it_waits() {
+        let other = MemberId(9);
+        let clock = Arc::new(env::SystemClock::new());
+        let (handle, inbox) = fixture::with_clock(Arc::new(crate::transport::NoNetwork), clock);
+        fixture::set_members(&handle, &[(fixture::ME, false), (other, false)]);
+        fixture::set_leader(&handle, other);
+        let service = PeerService::new(handle, inbox, Arc::new(NoSnapshotStore));
+        let renew = peer_request::Request::RenewLease(Default::default());
+        let request = PeerRequest {
+            request: Some(renew),
+        };
+        let limit = Duration::from_millis(5);
+        let asked = service.asked(Some(other), request, Some(limit));
+        let answered = tokio::time::timeout(Duration::from_secs(2), asked).await;
+        assert_eq!(answered.expect("in time").err(), Some(Error::Timeout));
+    }
+
     /// A caller that is no member gets the list of members, and nothing else.
     #[tokio::test]
     async fn unlisted_peers_learn_the_members_and_nothing_else() {
