@@ -25,6 +25,11 @@ pub const RUST_VERSION: &str = match option_env!("ETCHED_RUST_VERSION") {
     None => "unknown",
 };
 
+/// The highest cost of a password's hash that is computed. One that costs more fits no password:
+/// nobody waits for the hours that it would take of a thread, which others wait for, and who may
+/// change a user's password may store any hash.
+pub const MAX_PASSWORD_COST: u32 = 22;
+
 /// The etcd release whose behaviour this server has; clients read and parse it.
 pub const ETCD_VERSION: &str = "3.7.3";
 

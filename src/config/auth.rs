@@ -13,6 +13,7 @@ use super::log::Level;
 use super::note::Note;
 use super::refusal::Refusal;
 use super::values::Values;
+use crate::types::MAX_PASSWORD_COST;
 
 /// What etcd says of an `--auth-token` that it does not understand.
 pub const INVALID_OPTIONS: &str = "auth: invalid auth options";
@@ -125,7 +126,17 @@ pub fn settle(values: &Values, notes: &mut Vec<Note>) -> Result<AuthConfig, Refu
 fn bcrypt_cost(values: &Values, notes: &mut Vec<Note>) -> u32 {
     let cost = values.uint("bcrypt-cost");
     match u32::try_from(cost) {
-        Ok(known) if (MIN_BCRYPT_COST..=MAX_BCRYPT_COST).contains(&cost) => known,
+        Ok(known) if (MIN_BCRYPT_COST..=MAX_BCRYPT_COST).contains(&cost) => {
+            if known > MAX_PASSWORD_COST {
+                let note = "use the highest bcrypt cost that is computed instead of the given cost";
+                notes.push(
+                    Note::warn(note)
+                        .with("highest-cost", MAX_PASSWORD_COST)
+                        .with("given-cost", cost),
+                );
+            }
+            known.min(MAX_PASSWORD_COST)
+        }
         _ => {
             let note = "use default bcrypt cost instead of the invalid given cost";
             notes.push(

@@ -205,7 +205,7 @@ pub static SECTIONS: &[Section] = &[
     ]},
     Section { title: "Auth", flags: &[
         flag("auth-token", Text, "simple", "Kind of authentication token: 'simple', or 'jwt' with options."),
-        flag("bcrypt-cost", Uint, "10", "Cost of hashing a password: 4 to 31, each the double of the one before."),
+        flag("bcrypt-cost", Uint, "10", "Cost of hashing a password: 4 to 31, each the double of the one before; 22 stands for what is above."),
         flag("auth-token-ttl", Uint, "300", "Seconds that a simple token lives after its last use; 0: the default."),
     ]},
     Section { title: "Profiling and monitoring", flags: &[

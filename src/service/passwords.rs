@@ -24,6 +24,7 @@ use zeroize::Zeroizing;
 use self::lines::{Requester, Room};
 use crate::env::{self, Clock, Executor, Rng};
 use crate::error::Error;
+use crate::types::MAX_PASSWORD_COST;
 
 pub mod lines;
 
@@ -31,9 +32,6 @@ pub mod lines;
 const MAX_WAITING: usize = 1024;
 /// How long one waits in any case.
 const WAIT_LIMIT: Duration = Duration::from_secs(120);
-/// A hash that costs more fits no password: nobody waits for the hours that it would take of a thread,
-/// which others wait for. Who may change a user's password may store any hash.
-const MAX_MATCHED_COST: u32 = 22;
 /// bcrypt's; it would ignore what is beyond.
 const MAX_PASSWORD_BYTES: usize = 72;
 
@@ -158,7 +156,7 @@ impl Drop for Turn {
 }
 
 impl Passwords {
-    /// `cost` is that of new hashes: 4 to 31, each the double of the one before.
+    /// `cost` is that of new hashes: 4 to `MAX_PASSWORD_COST`, each the double of the one before.
     pub fn new(
         cost: u32,
         rng: Arc<dyn Rng>,
@@ -166,7 +164,7 @@ impl Passwords {
         executor: Arc<dyn Executor>,
     ) -> Self {
         Self {
-            cost,
+            cost: cost.min(MAX_PASSWORD_COST),
             rng,
             clock,
             executor,
@@ -198,7 +196,7 @@ impl Passwords {
         password: Password,
         hash: Option<Bytes>,
     ) -> Result<bool, Error> {
-        let (cost, salt) = (self.cost.min(MAX_MATCHED_COST), self.salt());
+        let (cost, salt) = (self.cost, self.salt());
         self.compute(requester, move || {
             let hash = hash
                 .as_deref()
@@ -248,7 +246,7 @@ impl Passwords {
 /// Whether a hash says that its cost is one that somebody waits for.
 fn is_computable(hash: &str) -> bool {
     let parts: Result<bcrypt::HashParts, _> = hash.parse();
-    parts.is_ok_and(|parts| parts.get_cost() <= MAX_MATCHED_COST)
+    parts.is_ok_and(|parts| parts.get_cost() <= MAX_PASSWORD_COST)
 }
 
 #[cfg(test)]
