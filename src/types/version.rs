@@ -146,6 +146,13 @@ mod tests {
     }
 
     #[test]
+    fn the_versions_of_this_program_are_one() {
+        assert_eq!(Version::parse(NEWEST_TEXT), Some(NEWEST));
+        assert_eq!(NEWEST.to_string(), NEWEST_TEXT);
+        assert_eq!(Version::parse(crate::types::ETCD_VERSION), Some(NEWEST));
+    }
+
+    #[test]
     fn the_cluster_s_version_follows_its_members() {
         for (cluster, lowest, target, expected) in [
             // At first: the lowest, or the least of all where somebody does not answer.

@@ -66,7 +66,7 @@ const EXCEPTIONS: &[Exception] = &[
     Exception {
         path: "src/net/tls/reread.rs",
         name: "Instant",
-        why: "tokio's, for the time between two lines of the log",
+        why: "tokio's, for how long a check of files takes, and the time between two lines of the log",
     },
     Exception {
         path: "src/net/tls/reread.rs",

@@ -160,8 +160,9 @@ impl TlsServer {
         if let Some(name) = start.client_hello().server_name() {
             name.clone_into(server_name);
         }
-        let mut place = self.handshakes.enter(source).await;
+        // Before it has a permit: a file system may let it wait.
         let configs = self.configs.current().await;
+        let mut place = self.handshakes.enter(source).await;
         let config = match versions {
             Versions::Http1 => &configs.http1,
             Versions::Http2 => &configs.http2,
