@@ -9,7 +9,7 @@
 //! - Small messages that come whole, the usual case, pass as they are.
 //! - Without room a message waits, and its connection's windows stop its client. One that waits
 //!   for longer than `WAIT_LIMIT` is refused.
-//! - A message that has room, or holds a beginning, and does not go on is refused after
+//! - A message that has room, or holds a beginning, and does not continue is refused after
 //!   `STALL_LIMIT`, if others wait: unfinished requests do not lock out the rest.
 //! - What the decoder refuses by its first bytes passes at once, so that the refusal is its own.
 
