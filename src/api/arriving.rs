@@ -132,7 +132,7 @@ enum BodyState {
     /// Before a message.
     Between,
     Beginning(Beginning),
-    /// What waits for room passes on, or is looked at again, when it has that.
+    /// What waits for room passes on, or is inspected again, when it has that.
     Waiting {
         waiting: TakeBytes,
         limit: Boxed<()>,
@@ -282,7 +282,7 @@ where
         };
     }
 
-    /// Looks at what came; none where something has to come or to be waited for first.
+    /// Inspects what came; none where something has to come or to be waited for first.
     fn advance(&mut self) -> Option<Next> {
         let max = self.source.max_message_bytes;
         match &mut self.state {
