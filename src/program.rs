@@ -124,7 +124,7 @@ fn end(ended: Result<Stopped, server::Error>) -> ! {
             std::process::exit(1);
         }
         Err(server::Error::Failed(reason)) => {
-            logging::fatal("stopped: the member cannot go on", &reason);
+            logging::fatal("stopped: the member cannot continue", &reason);
             std::process::exit(1);
         }
         Err(error @ server::Error::ClientTls(_)) => {
@@ -172,7 +172,7 @@ fn listen_for_interruption(name: &str) -> Result<Interruption, ExitCode> {
     })
 }
 
-/// Makes an etcd's directory; the outcome goes to stderr.
+/// Makes an etcd's directory; the outcome is written to stderr.
 fn export(command: Export) -> ExitCode {
     let loaded = match load_member(command.member) {
         Ok(loaded) => loaded,
@@ -231,7 +231,7 @@ fn restore(command: Restore) -> ExitCode {
             );
             if command.bump_revision == 0 {
                 eprintln!(
-                    "no revisions were skipped; if the old cluster went on after the snapshot, make all members again with --bump-revision 1000000000 --mark-compacted before they start"
+                    "no revisions were skipped; if the old cluster kept running after the snapshot, make all members again with --bump-revision 1000000000 --mark-compacted before they start"
                 );
             }
             ExitCode::SUCCESS

@@ -176,7 +176,7 @@ pub struct EncodedKvs {
 }
 
 impl EncodedKvs {
-    /// `len` pairs; one may go on in the next chunk.
+    /// `len` pairs; one may continue in the next chunk.
     pub fn from_chunks(chunks: Vec<Bytes>, len: usize) -> Self {
         Self { chunks, len }
     }

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use tracing::{Level, Metadata};
 
 /// A span below another: `below!(parent, "name", field = value, …)`. None below none, and then the
-/// values of its fields are not looked at. It ends when it, its copies and all below it are dropped.
+/// values of its fields are not evaluated. It ends when it, its copies and all below it are dropped.
 macro_rules! below {
     ($parent:expr, $($described:tt)+) => {{
         let parent: &::tracing::Span = $parent;

@@ -1,7 +1,7 @@
 //! Rules of this project that a machine can check: which module may know which, that files import
-//! each other in no circle, what no release holds, where time and chance come from, how large a file and a function may
-//! be and what a file may be called, which words were given up, and that the documents name files
-//! that exist.
+//! each other in no circle, what no release holds, where time and chance come from, how large a file
+//! and a function may be and what a file may be called, which names several types share, which words
+//! were given up, and that the documents name files that exist.
 //!
 //! Each rule is a function from text to findings, tried on small made-up texts beside it, and one
 //! test here that lets it loose on the checkout.
@@ -10,6 +10,7 @@ mod tidy {
     pub mod circles;
     pub mod documents;
     pub mod functions;
+    pub mod homonyms;
     pub mod imports;
     pub mod layers;
     pub mod modules;
@@ -22,7 +23,7 @@ mod tidy {
 }
 
 use tidy::source::{self, Source};
-use tidy::{circles, documents, functions, layers, purity, release, shape, words};
+use tidy::{circles, documents, functions, homonyms, layers, purity, release, shape, words};
 
 /// Fails with every finding, one a line.
 fn assert_none(findings: Vec<String>) {
@@ -84,6 +85,11 @@ fn files_have_a_head_a_size_and_a_name() {
 #[test]
 fn functions_fit_on_a_screen() {
     assert_none(functions::check(&source::crate_sources(), functions::KNOWN));
+}
+
+#[test]
+fn types_have_names_of_their_own() {
+    assert_none(homonyms::check(&source::crate_sources(), homonyms::KNOWN));
 }
 
 /// Documents of the project's own.

@@ -192,7 +192,7 @@ func TestFloodOfLogins(t *testing.T) {
 			t.Errorf("a log-in from elsewhere took %v", took)
 		}
 	}
-	// The flood has the threads that nobody else needs: other requests go on.
+	// The flood has the threads that nobody else needs: other requests continue.
 	if during := slowest(t, elsewhere, root.Token); during > before*5+200*time.Millisecond {
 		t.Errorf("a put or get took %v within the flood, %v before it", during, before)
 	} else {

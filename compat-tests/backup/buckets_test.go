@@ -29,7 +29,7 @@ import (
 // same are the buckets that a restore leaves as they are.
 var same = []string{"alarm", "auth", "authRoles", "authUsers", "key", "lease"}
 
-// A state goes from etched to etcd and back to etched: every file has the same
+// A state is taken from etched to etcd and back to etched: every file has the same
 // pairs in every bucket but those of the members, and etcdutl finds the hash that
 // the servers have.
 func TestThereAndBack(t *testing.T) {

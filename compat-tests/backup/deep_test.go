@@ -77,7 +77,7 @@ func (c *content) deepen(count int) {
 			do(lease, err)
 			c.leases = append(c.leases, lease.ID)
 		case n < 15 && len(c.leases) > 1:
-			// All that is attached to it goes in one revision.
+			// All that is attached to it is deleted in one revision.
 			at := c.random.IntN(len(c.leases))
 			do(c.client.Revoke(ctx, c.leases[at]))
 			c.leases = append(c.leases[:at], c.leases[at+1:]...)

@@ -33,7 +33,7 @@ var habits = []struct {
 	{"entries", []string{"--backend-batch-interval=1h", "--backend-batch-limit=1000000"}},
 }
 
-// A member goes on where an etcd was killed under load: with its ids, and all
+// A member continues where an etcd was killed under load: with its ids, and all
 // that was acknowledged. Once it has started, etcd's files may go.
 func TestEtchedStartsOnADirectoryOfEtcd(t *testing.T) {
 	for i, version := range []string{"3.7", "3.6", "3.5"} {
@@ -164,7 +164,7 @@ func sameInAnEtcd(t *testing.T, content *content, member *harness.Server) {
 	}
 }
 
-// A stock etcd goes on where a member was killed.
+// A stock etcd continues where a member was killed.
 func TestEtcdStartsOnWhatWasExported(t *testing.T) {
 	for _, flags := range [][]string{nil, {"--wal-dir=" + filepath.Join(t.TempDir(), "log")}} {
 		t.Run(fmt.Sprint(len(flags), " flags"), func(t *testing.T) {
@@ -185,7 +185,7 @@ func etcdStartsOnWhatWasExported(t *testing.T, flags []string) {
 	want := look(t, content.client, 0)
 	acknowledged := loadUntilKilled(t, []*clientv3.Client{content.client}, server)
 	if len(flags) == 0 {
-		// The member itself goes on afterwards as if nothing had been exported.
+		// The member itself continues afterwards as if nothing had been exported.
 		exportedDespiteKills(t, server.DataDir())
 		if err := server.Restart(); err != nil {
 			t.Fatal(err)
@@ -678,7 +678,7 @@ func (a acknowledged) check(t *testing.T, client *clientv3.Client) {
 func goesOn(t *testing.T, client *clientv3.Client, before acknowledged) {
 	t.Helper()
 	ctx := harness.Context(t, limit)
-	put, err := client.Put(ctx, "goes on", "x")
+	put, err := client.Put(ctx, "continues", "x")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -417,7 +417,7 @@ func TestManyStreams(t *testing.T) {
 			}
 		}
 		cancel()
-		// They are reset all at once; the connection goes on.
+		// They are reset all at once; the connection stays.
 		if outcome := invoke(context.Background(), conn, put("a", "1")); outcome.Err != nil {
 			t.Errorf("%s: after %d resets: %v", server.Kind(), len(opened), outcome.Err)
 		}

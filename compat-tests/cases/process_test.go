@@ -169,7 +169,7 @@ func TestAutoCompactionPeriodic(t *testing.T) {
 }
 
 // What is younger than the retention stays: etcd keeps up to a tenth more, never less. Writes
-// go on all the time, so that there is always something that could be let go too early.
+// continue all the time, so that there is always something that could be let go too early.
 func TestAutoCompactionKeepsTheRetention(t *testing.T) {
 	t.Parallel()
 	const retention, watched = 8 * time.Second, 14 * time.Second

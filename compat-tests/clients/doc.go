@@ -3,5 +3,5 @@
 // programs are installed by scripts/test clients; COMPAT_CLIENTS names where.
 //
 // A program is given ENDPOINT, as host:port of a TLS port, and CA, the file of its authority. Where it
-// prints RESTART, the server is restarted, and it goes on when it gets a line.
+// prints RESTART, the server is restarted, and it continues when it gets a line.
 package clients

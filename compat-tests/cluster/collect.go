@@ -18,7 +18,7 @@ import (
 const collectLimit = 20 * time.Second
 
 // Collect heals the cluster, ends the load and asks every member for all that it
-// has. Damage that clients noticed at once goes to the run's report.
+// has. Damage that clients noticed at once is written to the run's report.
 func (r *Run) Collect() (*Evidence, error) {
 	if err := r.Heal(); err != nil {
 		return nil, err

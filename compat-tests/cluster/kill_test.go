@@ -46,7 +46,7 @@ func TestFollowerKilledWipedAndReplaced(t *testing.T) {
 	r.Finish()
 }
 
-// The leader stands still for longer than it takes to elect another, then goes on
+// The leader stands still for longer than it takes to elect another, then continues
 // as if nothing had been. It must neither answer renewals of leases that count no
 // more, nor have leases revoked that others have renewed: etcd v3.7.3 does now and
 // then, where its first tick comes before the others' messages.

@@ -70,7 +70,7 @@ func TestMuteLeader(t *testing.T) {
 	r.Finish()
 }
 
-// All links are slow, lose packets and break now and then: the cluster goes on.
+// All links are slow, lose packets and break now and then: the cluster still serves.
 func TestLinksSlowAndLossy(t *testing.T) {
 	r := Start(t, Options{})
 	began := r.Now()

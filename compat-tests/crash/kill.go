@@ -20,7 +20,7 @@ const (
 	// AfterAnswer kills as soon as some client has its answer.
 	AfterAnswer
 	// DuringFlush kills shortly after a new file has come into the data directory:
-	// the state is being flushed, or the raft log goes on in another file.
+	// the state is being flushed, or the raft log continues in another file.
 	DuringFlush
 	// DuringCompaction kills shortly after a compaction was asked for.
 	DuringCompaction
@@ -33,7 +33,7 @@ func (m KillMode) String() string {
 	return [...]string{"under load", "right after an answer", "during a flush", "during a compaction"}[m]
 }
 
-// kill waits for the moment and kills; compactions go on until then.
+// kill waits for the moment and kills; compactions continue until then.
 func (r *Run) kill(mode KillMode) {
 	began := time.Now()
 	r.compactEvery(r.life, time.Duration(200+r.rng.Int64N(800))*time.Millisecond)

@@ -48,7 +48,7 @@ func TestEndpoint(t *testing.T) {
 	b.do("endpoint status banana", append([]normaliser{table}, statusFigures...)...)
 }
 
-// With --cluster, etcdctl goes to the URLs that the member advertises.
+// With --cluster, etcdctl calls the URLs that the member advertises.
 func TestEndpointCluster(t *testing.T) {
 	t.Parallel()
 	etcdctl, err := harness.Etcdctl()

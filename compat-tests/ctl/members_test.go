@@ -20,7 +20,7 @@ func newMembersBench(t *testing.T) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// With --cluster, etcdctl goes to the URLs that members advertise: their own.
+	// With --cluster, etcdctl calls the URLs that members advertise: their own.
 	clusters := harness.StartClusters(t, harness.ClusterOptions{AdvertiseClientURL: func(int) string { return "" }})
 	b := &bench{t: t, etcdctl: etcdctl}
 	for i, c := range []*harness.Cluster{clusters.Etched, clusters.Etcd} {

@@ -35,7 +35,7 @@ func (b *buffer) String() string {
 	return b.content.String()
 }
 
-// running is one etcdctl against each server that goes on until it is ended.
+// running is one etcdctl against each server that runs until it is ended.
 type running struct {
 	b     *bench
 	text  string

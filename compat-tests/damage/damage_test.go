@@ -261,7 +261,7 @@ func TestFlippedBitInTheState(t *testing.T) {
 		}
 	}
 	if server.Running() {
-		t.Fatal("the member goes on with a damaged store")
+		t.Fatal("the member keeps running with a damaged store")
 	}
 	line := server.LogTail(1)
 	says(t, line, "damaged", "backup")

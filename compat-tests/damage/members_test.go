@@ -86,7 +86,7 @@ func (c *threeMembers) end(member *harness.Member) string {
 	c.t.Helper()
 	for deadline := time.Now().Add(limit); member.Running(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			c.t.Fatalf("%s goes on\n%s", member.Name(), member.LogTail(20))
+			c.t.Fatalf("%s still runs\n%s", member.Name(), member.LogTail(20))
 		}
 	}
 	lines := strings.Split(member.LogTail(20), "\n")
@@ -115,7 +115,7 @@ func (c *threeMembers) zeroTail(member *harness.Member) []byte {
 	return content
 }
 
-// What keeps a single member from starting keeps one of three, and the others go on.
+// What keeps a single member from starting keeps one of three, and the others continue.
 func TestLostEndOfAMember(t *testing.T) {
 	t.Parallel()
 	c := startThree(t)
@@ -260,7 +260,7 @@ func (c *threeMembers) logs(member *harness.Member, parts ...string) {
 }
 
 // A power failure in the middle of a write leaves all in doubt. They say what they
-// wait for and are not ready before all are back; or one goes on alone.
+// wait for and are not ready before all are back; or one continues alone.
 func TestAllMembersInDoubt(t *testing.T) {
 	t.Parallel()
 	// Clients are served once there is a leader, probes on ports of their own always.

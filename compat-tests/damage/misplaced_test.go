@@ -12,7 +12,7 @@ import (
 )
 
 // A state that belongs to another cluster is not taken for this member's own, even
-// where the raft log would go on from it.
+// where the raft log would continue from it.
 func TestStateOfAnotherCluster(t *testing.T) {
 	t.Parallel()
 	server := stopped(t, true)
@@ -50,7 +50,7 @@ func restoreState(t *testing.T, dir string) {
 	}
 }
 
-// A state of another member of the same cluster goes with any member's raft log, and is
+// A state of another member of the same cluster fits any member's raft log, and is
 // refused all the same: it is not known what of the log it has.
 func TestStateOfAnotherMember(t *testing.T) {
 	t.Parallel()
@@ -101,7 +101,7 @@ func TestStateOfAnotherDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The old state has applied more, and the new log says so; the other way round the log
-	// goes on where the state ends.
+	// continues where the state ends.
 	replaceState(t, old, server.DataDir())
 	says(t, refused(t, args(t, old)...), "the state is of another data directory of this member")
 }

@@ -256,7 +256,7 @@ func recoverInPlace(t *testing.T, kind harness.Kind) {
 		switch i {
 		case 0:
 			members[i].waitFor(t, "cluster ID mismatch")
-			// The old members go on without it.
+			// The old members continue without it.
 			putUntilTaken(t, client(t, urls[1:]...), "of the old cluster")
 		case 1:
 			putUntilTaken(t, client(t, urls[:2]...), "of the new cluster")

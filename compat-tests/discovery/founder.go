@@ -85,7 +85,7 @@ func (f *founder) kill() {
 	f.ended <- err
 }
 
-// running says whether the process goes on.
+// running says whether the process still runs.
 func (f *founder) running() bool {
 	select {
 	case err := <-f.ended:
@@ -119,7 +119,7 @@ func (f *founder) end(t *testing.T) (code int) {
 	case err := <-f.ended:
 		f.ended <- err
 	case <-time.After(30 * time.Second):
-		t.Fatalf("it goes on:\n%s", f.text(t))
+		t.Fatalf("it still runs:\n%s", f.text(t))
 	}
 	return f.command.ProcessState.ExitCode()
 }

@@ -150,7 +150,7 @@ func TestMembersOfTheManifests(t *testing.T) {
 	if grown["etched-0"] != first["etched-0"] || grown["etched-2"] != first["etched-2"] {
 		t.Errorf("ids were %v, are %v", first, grown)
 	}
-	// What was restarted goes on.
+	// What was restarted continues.
 	p.stops[3]()
 	p.start(3)
 	if again := p.voters(0, 1, 2, 3); again["etched-3"] != grown["etched-3"] {
@@ -204,7 +204,7 @@ func TestMembersOfTheManifests(t *testing.T) {
 }
 
 // leaveInVain has a member ask to leave while another is away, which the others refuse, and be
-// interrupted. Started again it goes on as the member that it is, in the same pod or in a new one.
+// interrupted. Started again it continues as the member that it is, in the same pod or in a new one.
 func (p *pods) leaveInVain(number, away int) {
 	p.t.Helper()
 	left := filepath.Join(p.Dir, fmt.Sprintf("volume%d", number), "left")

@@ -173,7 +173,7 @@ func TestBySnapshot(t *testing.T) {
 	if after := s.contents(client); after != before {
 		t.Errorf("before\n%s\nafter\n%s", before, after)
 	}
-	// The cluster goes on, and is then restored over.
+	// The cluster keeps running, and is then restored over.
 	put, err := client.Put(harness.Context(t, limit), "seen", "by clients")
 	if err != nil {
 		t.Fatal(err)
@@ -318,7 +318,7 @@ func TestOnTheSameDirectory(t *testing.T) {
 	hashes := s.Block("diff before.txt -")
 	start := s.Block("etched --name m$n --data-dir /var/lib/etcd")
 	s.refusesInUse(start, writers)
-	// The writers go on until nobody serves them any more.
+	// The writers continue until nobody serves them any more.
 	stop()
 	written := writers.end()
 	compare := func(of string) {

@@ -57,7 +57,7 @@ func smallAttacks() []*attack {
 		},
 		{
 			name:   "continuations",
-			does:   "10 connections that go on with a call's headers 200,000 times each, with nothing",
+			does:   "10 connections that continue a call's headers 200,000 times each, with nothing",
 			attack: emptyContinuations, divisor: 10,
 		},
 	}

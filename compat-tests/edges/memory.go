@@ -21,7 +21,7 @@ const (
 )
 
 // watchMemory samples a member's resident memory until the context ends and returns the
-// largest value; each that is larger than all before goes to larger. Above the limits it
+// largest value; each that is larger than all before is sent to larger. Above the limits it
 // calls abort with the reason, for the machine's sake.
 func watchMemory(ctx context.Context, server *harness.Server, larger func(int64), abort func(string)) (largest int64) {
 	for ; ctx.Err() == nil; pause(ctx, sampleEvery) {

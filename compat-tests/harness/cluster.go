@@ -293,7 +293,7 @@ func (m *Member) Serving() bool { return m.Running() && !m.paused.Load() }
 
 // Pause stops the process in its tracks and waits until every thread of it has
 // stopped: on another core one may run on after the signal was sent. Continue lets it
-// go on.
+// run again.
 func (m *Member) Pause() error {
 	m.paused.Store(true)
 	if err := m.Signal(syscall.SIGSTOP); err != nil {

@@ -59,8 +59,8 @@ func TestLinksOfACluster(t *testing.T) {
 	}
 }
 
-// What goes from the leader to a follower is held back; the other way, and the
-// other follower, go on.
+// What the leader sends to a follower is held back; the other way, and the
+// other follower, continue.
 func TestOneDirectionOfALink(t *testing.T) {
 	c := startEtcds(t, harness.ClusterOptions{})
 	leader := leaderOf(t, c)

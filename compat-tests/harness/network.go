@@ -16,7 +16,7 @@ import (
 // Who dialed is known by the process that holds the other end of the connection
 // (dialerOf): a member needs no setting of its own for that. It also lets two
 // clusters share one network and with it their peer URLs, hence their ids: a
-// connection goes to the member of the dialer's own cluster.
+// connection is made to the member of the dialer's own cluster.
 type Network struct {
 	mu       sync.Mutex
 	nodes    []net.Listener

@@ -333,7 +333,7 @@ func (s *Server) PID() int { return s.latest.Load().command.Process.Pid }
 // Exited is closed when the latest run has ended.
 func (s *Server) Exited() <-chan struct{} { return s.latest.Load().exited }
 
-// ProcessState is how the latest run ended, nil while it goes on.
+// ProcessState is how the latest run ended, nil while it runs.
 func (s *Server) ProcessState() *os.ProcessState {
 	if s.Running() {
 		return nil
@@ -341,7 +341,7 @@ func (s *Server) ProcessState() *os.ProcessState {
 	return s.latest.Load().command.ProcessState
 }
 
-// EndedBy is the signal that the latest run died of, 0 where it exited or goes on.
+// EndedBy is the signal that the latest run died of, 0 where it exited or runs.
 func (s *Server) EndedBy() syscall.Signal {
 	state := s.ProcessState()
 	if state == nil {

@@ -230,7 +230,7 @@ func TestGatewayRoutes(t *testing.T) {
 		at.bothOf(t, asked, status, hidden)
 		compared++
 	}
-	// Some go on for as long as they may.
+	// Some continue for as long as they may.
 	endless := []string{"watch", "election/observe", "election/campaign", "lock/lock"}
 	for _, path := range slices.Sorted(maps.Keys(routes)) {
 		limit := "Grpc-Timeout: 10S"
@@ -535,7 +535,7 @@ func TestGatewayAuth(t *testing.T) {
 				for side, address := range []string{at.etched, at.etcd} {
 					c.headers = []string{"Grpc-Timeout: 10S"}
 					if isStream {
-						// They go on for as long as they may.
+						// They continue for as long as they may.
 						c.headers = []string{"Grpc-Timeout: 1S"}
 					}
 					if pair[side] != "" {

@@ -26,7 +26,7 @@ type api struct {
 type refusal struct {
 	code            int
 	reason, message string
-	// next is the token of a list that goes on at a newer revision.
+	// next is the token of a list that continues at a newer revision.
 	next string
 }
 

@@ -119,7 +119,7 @@ func (w *world) lists() {
 		w.expectNames("selected pages of "+server.name, w.inPages(server, bySlice, 70, nil), third)
 		// What a page ends with has nothing behind it.
 		w.expectNames("one page of "+server.name, w.inPages(server, nil, manyCount, nil), all)
-		// Pages go on at the revision of the first, whatever is deleted meanwhile.
+		// Pages continue at the revision of the first, whatever is deleted meanwhile.
 		deleted := false
 		w.expectNames("pages with a deletion, of "+server.name, w.inPages(server, nil, 1700, func(object) {
 			if !deleted {
@@ -203,7 +203,7 @@ func (w *world) compaction() {
 		w.refused(http.StatusGone, "pages of a compacted revision, of "+server.name, err)
 		refused, _ := err.(*refusal)
 		if refused == nil || refused.next == "" {
-			w.t.Fatalf("%s gives no way to go on: %v", server.name, err)
+			w.t.Fatalf("%s gives no way to continue: %v", server.name, err)
 		}
 		rest := w.done(server.get(w.ctx, configMaps(many)+"?continue="+url.QueryEscape(refused.next)))
 		w.expectNames("the rest of pages, of "+server.name, append(slices.Clone(names), rest.names()...), manyNames(func(int) bool { return true }))

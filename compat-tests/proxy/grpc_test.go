@@ -311,7 +311,7 @@ func TestManyWatchesAreOne(t *testing.T) {
 	}
 }
 
-// A member dies, and clients go on.
+// A member dies, and clients continue.
 func TestMemberDiesBehindTheProxy(t *testing.T) {
 	cluster := harness.StartCluster(t, harness.Etched, harness.ClusterOptions{})
 	members := cluster.Members()
@@ -418,7 +418,7 @@ func TestWatchesOfUsersAreTheirOwn(t *testing.T) {
 
 // What was allowed an earlier watch of the same user is not allowed a later one that joins it.
 func TestLaterWatchIsJudged(t *testing.T) {
-	// A running watch goes on there without its right.
+	// A running watch continues there without its right.
 	server := harness.Start(t, harness.Etcd, harness.Options{})
 	admin, ctx := server.Client(t), t.Context()
 	for _, user := range []string{"root", "u"} {

@@ -97,7 +97,7 @@ func (p *process) stop(t *testing.T) syscall.WaitStatus {
 	select {
 	case <-p.ended:
 	case <-time.After(30 * time.Second):
-		t.Fatalf("it goes on:\n%s", p.text(t))
+		t.Fatalf("it still runs:\n%s", p.text(t))
 	}
 	return p.command.ProcessState.Sys().(syscall.WaitStatus)
 }

@@ -161,7 +161,7 @@ func TestLastRenewalIsAnswered(t *testing.T) {
 				}
 			}
 			if answer, err := stream.Recv(); !errors.Is(err, io.EOF) {
-				t.Errorf("%s of %s goes on: %+v, %v", name, upstream, answer, err)
+				t.Errorf("%s of %s continues: %+v, %v", name, upstream, answer, err)
 			}
 		}
 	}

@@ -72,7 +72,7 @@ func announcedStreams(address string, config *tls.Config) (uint32, error) {
 	}
 }
 
-// A client that begins a handshake and does not go on is sent away after ten
+// A client that begins a handshake and does not continue is sent away after ten
 // seconds (CVE-2026-73500), and so is one that says nothing at all.
 func TestHandshakesHaveALimit(t *testing.T) {
 	t.Parallel()
@@ -138,7 +138,7 @@ func TestWarningsOfExpiry(t *testing.T) {
 }
 
 // A file of certificates that cannot be read to its end, as on a file system whose server
-// is away, holds up nobody: a pipe without a writer is such a file. Handshakes go on with
+// is away, holds up nobody: a pipe without a writer is such a file. Handshakes continue with
 // what is in use, and so does everything else; a file that can be read again counts again.
 func TestFilesThatBlock(t *testing.T) {
 	t.Parallel()

@@ -153,11 +153,11 @@ func withoutQuorum(t *testing.T, left int) {
 	t.Run("requests", func(t *testing.T) { r.leaderlessRequests(t, left) })
 	for side := range r.sides {
 		kind := harness.Kind(side)
-		// It was cut by itself, while the other goes on: that one is asked, and answers.
+		// It was cut by itself, while the other continues: that one is asked, and answers.
 		err := cut[side].wait(patience)
 		t.Logf("%v: the watch that requires a leader ended: %v", kind, err)
 		if ctx.Err() != nil || err == nil {
-			t.Errorf("%v: the watch that requires a leader goes on %v after the leader was lost", kind, time.Since(noticed))
+			t.Errorf("%v: the watch that requires a leader still runs %v after the leader was lost", kind, time.Since(noticed))
 		}
 		// etcd ends such a stream in one of several ways, by chance; etched in the one.
 		if text := harness.ErrorText(err); side == 0 && text != noLeader && !errors.Is(err, io.EOF) {
@@ -210,7 +210,7 @@ func (s *standing) create() error {
 	return s.stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("a")}}})
 }
 
-// wait answers how the stream ended, nil where it goes on.
+// wait answers how the stream ended, nil where it continues.
 func (s *standing) wait(limit time.Duration) error {
 	select {
 	case err := <-s.ended:

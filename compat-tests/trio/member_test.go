@@ -56,7 +56,7 @@ func TestChangesOfMembers(t *testing.T) {
 }
 
 // etcd v3.7.3 takes an update to no URLs, or to what is none, whereupon its other
-// members end with a panic. Whatever etched answers, it must go on.
+// members end with a panic. Whatever etched answers, it must keep running.
 func TestUpdateToBadURLs(t *testing.T) {
 	c := harness.StartCluster(t, harness.Etched, harness.ClusterOptions{})
 	first, second := c.Members()[0], c.Members()[1]
@@ -243,7 +243,7 @@ func (r *trio) learnersStreams(learner int) {
 	}
 }
 
-// A removed member ends by itself; the rest go on, and do not know it.
+// A removed member ends by itself; the rest continue, and do not know it.
 func TestRemovedMember(t *testing.T) {
 	r := newTrio(t)
 	ids := r.ids()

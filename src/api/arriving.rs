@@ -9,7 +9,7 @@
 //! - Small messages that come whole, the usual case, pass as they are.
 //! - Without room a message waits, and its connection's windows stop its client. One that waits
 //!   for longer than `WAIT_LIMIT` is refused.
-//! - A message that has room, or holds a beginning, and does not go on is refused after
+//! - A message that has room, or holds a beginning, and does not continue is refused after
 //!   `STALL_LIMIT`, if others wait: unfinished requests do not lock out the rest.
 //! - What the decoder refuses by its first bytes passes at once, so that the refusal is its own.
 
@@ -132,7 +132,7 @@ enum BodyState {
     /// Before a message.
     Between,
     Beginning(Beginning),
-    /// What waits for room passes on, or is looked at again, when it has that.
+    /// What waits for room passes on, or is inspected again, when it has that.
     Waiting {
         waiting: TakeBytes,
         limit: Boxed<()>,
@@ -282,7 +282,7 @@ where
         };
     }
 
-    /// Looks at what came; none where something has to come or to be waited for first.
+    /// Inspects what came; none where something has to come or to be waited for first.
     fn advance(&mut self) -> Option<Next> {
         let max = self.source.max_message_bytes;
         match &mut self.state {

@@ -32,7 +32,7 @@ pub struct CallLog {
     remote: Option<Remote>,
 }
 
-/// What a call held; -1 for what is not looked at.
+/// What a call held; -1 for what is not counted.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Content {
     pub request_count: i64,

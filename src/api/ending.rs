@@ -1,4 +1,4 @@
-//! Streams that end for a reason of the server's while their service would go on.
+//! Streams that end for a reason of the server's while their service would continue.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

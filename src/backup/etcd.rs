@@ -176,7 +176,7 @@ pub fn downgrade(target: &str) -> Vec<u8> {
     })
 }
 
-/// The target of a downgrade; `Some(None)` where none is going on.
+/// The target of a downgrade; `Some(None)` where none is under way.
 pub fn parse_downgrade(value: &[u8]) -> Option<Option<String>> {
     let stored: Downgrade = serde_json::from_slice(value).ok()?;
     Some(stored.enabled.then(|| stored.target_version.into_owned()))

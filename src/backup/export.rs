@@ -36,9 +36,13 @@ pub struct Export<'a> {
 
 impl<'a> Export<'a> {
     /// Sorts the records of a state, in files in `dir` if there are many, and counts the pages.
-    /// `go_on` says from time to time whether somebody waits for it.
-    pub fn new(read: &'a dyn Read, dir: &Path, go_on: &dyn Fn() -> bool) -> Result<Self, Error> {
-        let records = sorted_records(read, dir, go_on)?;
+    /// `continues` says from time to time whether somebody waits for it.
+    pub fn new(
+        read: &'a dyn Read,
+        dir: &Path,
+        continues: &dyn Fn() -> bool,
+    ) -> Result<Self, Error> {
+        let records = sorted_records(read, dir, continues)?;
         let mut file = File::counting();
         each_bucket(read, &mut file, &mut |_| Ok(()))?;
         records.each_length::<Error>(&mut |key, value_len, _| {
@@ -85,7 +89,11 @@ impl<'a> Export<'a> {
 }
 
 /// The records of etcd's `key` bucket, in order.
-fn sorted_records(read: &dyn Read, dir: &Path, go_on: &dyn Fn() -> bool) -> Result<Sorted, Error> {
+fn sorted_records(
+    read: &dyn Read,
+    dir: &Path,
+    continues: &dyn Fn() -> bool,
+) -> Result<Sorted, Error> {
     let mut records = Sorter::new(dir);
     let mut newest = FIRST_REVISION.max(compaction::finished(read)?);
     let mut put = |key: &[u8], record: &[u8], family, at: &[u8]| -> Result<(), Error> {
@@ -102,7 +110,7 @@ fn sorted_records(read: &dyn Read, dir: &Path, go_on: &dyn Fn() -> bool) -> Resu
             at.bytes(),
             &[&parts.before_value, value, &parts.behind_value],
         )?;
-        match go_on() {
+        match continues() {
             true => Ok(()),
             false => Err(Error::Unread),
         }

@@ -85,7 +85,7 @@ impl Budget {
 /// What a part holds and may hold, in bytes.
 pub type Figures = Box<dyn Fn() -> [u64; 2] + Send + Sync>;
 
-/// The parts of a budget by name (the label of `etched_memory_bytes`), to be looked at.
+/// The parts of a budget by name (the label of `etched_memory_bytes`), to be read.
 #[derive(Default)]
 pub struct Ledger {
     parts: Vec<(&'static str, Figures)>,

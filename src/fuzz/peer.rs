@@ -504,7 +504,7 @@ impl Member {
 
 /// Steps what the input says into a member, whose log and machine work beside it.
 pub fn step(bytes: &[u8]) {
-    // Nobody looks at how a run ends that ended in good order.
+    // How a run ends that ended in good order is not checked.
     drop(run_member(bytes));
 }
 

@@ -2,7 +2,7 @@
 //!
 //! What of a value has come is counted in the budget of requests before more of it is read, with
 //! what its parts will take when it is parsed. The calls that it becomes are counted by the
-//! services, as every call. A text that has room and does not go on is refused, if others wait.
+//! services, as every call. A text that has room and does not continue is refused, if others wait.
 //! What HTTP/2 holds of a body counts as unread, here as in a call of gRPC.
 
 use std::sync::Arc;

@@ -1,5 +1,5 @@
 //! Where a JSON value ends in a text that is still coming, and what it takes to parse it. Its
-//! content is for the parser: this looks at brackets, commas and strings alone, once at each byte.
+//! content is for the parser: this reads brackets, commas and strings alone, each byte once.
 
 /// What a parsed object takes beside its texts, and what an element of a list; `src/fuzz/` measures.
 const OBJECT_BYTES: usize = 768;
@@ -8,7 +8,7 @@ const ELEMENT_BYTES: usize = 192;
 /// Looks for the end of one value after the other.
 #[derive(Default)]
 pub struct Values {
-    /// So much of the text has been looked at.
+    /// So much of the text has been read.
     seen: usize,
     depth: usize,
     state: ValueState,

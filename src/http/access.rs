@@ -83,7 +83,7 @@ impl Access {
     }
 }
 
-/// What HTTP itself forbids and the connection did not look at.
+/// What HTTP itself forbids and the connection did not check.
 pub fn refuse_malformed<B>(request: &Request<B>) -> Option<Response<Body>> {
     let headers = request.headers();
     let mut hosts = headers.get_all(HOST).iter();

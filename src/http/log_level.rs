@@ -112,7 +112,7 @@ fn of_form(body: &[u8], query: &str) -> Result<String, String> {
     }
 }
 
-/// The level in an object; what follows that is not looked at.
+/// The level in an object; what follows that is not read.
 fn of_json(body: &[u8]) -> Result<String, String> {
     let value = match Deserializer::from_slice(body).into_iter::<Value>().next() {
         None => return Err(malformed("EOF")),

@@ -117,7 +117,7 @@ pub fn only_get() -> Response<Body> {
     response
 }
 
-/// 400 and the end of the connection, before anything looked at the request.
+/// 400 and the end of the connection, before anything read the request.
 pub fn bad_request(reason: Option<&'static str>) -> Response<Body> {
     let mut text = "400 Bad Request".to_owned();
     let mut response = empty(StatusCode::BAD_REQUEST);

@@ -172,7 +172,7 @@ fn tell_finished(shared: &Shared, engine: &dyn Engine) -> storage::Result<()> {
     Ok(())
 }
 
-/// `seen` is the number of the engine that this run has looked at before: a compaction that is
+/// `seen` is the number of the engine that this run has inspected before: a compaction that is
 /// found begun in another one, an earlier run's or the leader's, has lost what its hash would need.
 async fn catch_up(
     shared: &Arc<Shared>,

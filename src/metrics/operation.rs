@@ -2,7 +2,7 @@
 
 use crate::proto::etcdserverpb::InternalRaftRequest;
 
-/// Builds the enum from the fields of a request, in the order in which they are looked at.
+/// Builds the enum from the fields of a request, in the order in which they are read.
 macro_rules! operations {
     ($($name:ident <- $field:ident;)*) => {
         /// A label's value.

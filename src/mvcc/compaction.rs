@@ -14,7 +14,7 @@ use crate::types::Revision;
 /// The progress of a compaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// The next revision to look at.
+    /// The next revision to inspect.
     pub next: Revision,
     /// The revision that is compacted to.
     pub target: i64,

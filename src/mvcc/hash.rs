@@ -182,7 +182,7 @@ impl Hashing {
         Ok(!matches!(self.stage, Stage::Done))
     }
 
-    /// Hashes records from `from` on; returns where to go on.
+    /// Hashes records from `from` on; returns where to continue.
     fn read(
         &mut self,
         read: &dyn Read,

@@ -92,7 +92,7 @@ impl PinnedView<'_> {
             let is_earlier = |change: &Change| change.revision.main < revision.main;
             let before = page.changes.partition_point(is_earlier);
             if bytes > most_bytes && page.changes.len() > before + 1 {
-                // Of this revision the rest is not looked at.
+                // Of this revision the rest is not read.
                 page.next = revision.main;
                 page.too_large = before == 0;
                 page.changes.truncate(before.max(1));

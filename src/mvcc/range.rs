@@ -48,7 +48,7 @@ impl PinnedView<'_> {
         }
     }
 
-    /// How large the pairs of an answer are; what is beyond `most_bytes` is not looked at.
+    /// How large the pairs of an answer are; what is beyond `most_bytes` is not read.
     pub fn size(&self, request: &RangeRead, most_bytes: usize) -> Result<usize> {
         let cut = request.limit > 0 && !request.is_in_key_order();
         if request.range.is_empty() || request.count_only || cut {

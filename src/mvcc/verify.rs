@@ -1,5 +1,5 @@
 //! Whether the families of a keyspace agree with each other: what writes keep true of every batch,
-//! looked at record by record.
+//! checked record by record.
 //!
 //! Every record is read, and with it every block of the engine's files, whose checksums the engine
 //! compares. A record of one family is looked up in the others, so this takes a lookup for each

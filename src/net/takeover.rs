@@ -1,4 +1,4 @@
-//! Connections of HTTP/1 that go on as something else: an answer of status 101 names what takes
+//! Connections of HTTP/1 that continue as something else: an answer of status 101 names what takes
 //! them over. That runs in the place of the connection: it counts as one, and ends with its member.
 
 use std::sync::Arc;

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use self::error::Error;
 use crate::config::{Offline, Task};
 
-/// Carries out a command. What was asked for goes to stdout, an error to stderr.
+/// Carries out a command. What was asked for is written to stdout, an error to stderr.
 pub fn run(command: &Offline) -> ExitCode {
     let mut out = io::BufWriter::new(io::stdout().lock());
     let done = match command.task {

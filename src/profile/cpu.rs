@@ -16,8 +16,8 @@ const PERIOD_NS: i64 = 1_000_000_000 / SAMPLES_PER_S as i64;
 const TYPES: [Quantity; 2] = [("samples", "count"), TIME];
 const TIME: Quantity = ("cpu", "nanoseconds");
 
-/// Who is interrupted there is not looked at: the unwinder, which in a static program has no file of
-/// its own and is entered a second time, and the kernel's page, which has no tables for one.
+/// The stack of who is interrupted there is not read: the unwinder, which in a static program has no
+/// file of its own and is entered a second time, and the kernel's page, which has no tables for one.
 const LEFT_OUT: [&str; 2] = ["libgcc", "vdso"];
 
 /// The crate's function that the signal calls, and below which a stack is nobody's business. The

@@ -3,7 +3,7 @@
 //!
 //! The program's allocator reports every allocation and every release, and hands over the function
 //! that walks a stack, which takes unsafe code. Until [`start`] it only asks, which is a load and a
-//! branch. After it, an allocation is counted down by the thread, and a release looks at one byte,
+//! branch. After it, an allocation is counted down by the thread, and a release reads one byte,
 //! which says that nothing sampled has such an address. What a sample stands for follows from its
 //! size, as in Go's heap profiles, so that sums are those of all allocations.
 //!

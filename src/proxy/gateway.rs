@@ -1,8 +1,8 @@
 //! `etched gateway`: passes connections on to members, without reading what is in them.
 //!
 //! A connection holds two buffers of 8 KiB. When one side has sent its last byte the other hears that,
-//! and may go on answering. There are at most as many connections as the limit of open files has room
-//! for, and they end with the process.
+//! and may continue to answer. There are at most as many connections as the limit of open files has
+//! room for, and they end with the process.
 
 use std::convert::Infallible;
 use std::io;

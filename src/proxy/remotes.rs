@@ -1,4 +1,4 @@
-//! Which member a connection goes to: as SRV records ask for, the best priority of those that can be
+//! Which member a connection is made to: as SRV records ask for, the best priority of those that can be
 //! reached, and within it by weight; those without a weight in turn.
 //!
 //! Pure: who was reached is said from outside, and chance is passed in.

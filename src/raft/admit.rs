@@ -40,8 +40,8 @@ pub enum Malformed {
     Term(u64),
     #[error("{0} is no index or term that a log reaches")]
     Number(u64),
-    #[error("it asks for a snapshot, which is not for a follower to ask for")]
-    AsksForSnapshot,
+    #[error("it asks for a raft snapshot message, which is not for a follower to ask for")]
+    AsksForSnapshotMessage,
     #[error("its entry {index} is not what the log can hold there")]
     Entry { index: u64 },
     #[error("it has {0} read index contexts instead of one")]
@@ -50,8 +50,8 @@ pub enum Malformed {
     Context(usize),
     #[error("it continues behind entry {index} of term 0, which no log holds")]
     Base { index: u64 },
-    #[error("it has no snapshot, or one that no state machine makes")]
-    Snapshot,
+    #[error("it has no raft snapshot, or one that no state machine makes")]
+    SnapshotMessage,
     #[error("it speaks of entry {index}, but the log ends with entry {last_index}")]
     BeyondLog { index: u64, last_index: u64 },
     #[error("only a leader hands over, and this member does not lead")]
@@ -146,7 +146,7 @@ pub fn check_form(message: &Message) -> Result<(), Malformed> {
     }
     check_numbers(message)?;
     if message.request_snapshot != 0 {
-        return Err(Malformed::AsksForSnapshot);
+        return Err(Malformed::AsksForSnapshotMessage);
     }
     if message.context.len() > MAX_CONTEXT_BYTES {
         return Err(Malformed::Context(message.context.len()));
@@ -165,7 +165,7 @@ pub fn check_form(message: &Message) -> Result<(), Malformed> {
             let sound = |metadata: &&SnapshotMetadata| is_sound(metadata, message.term);
             metadata
                 .filter(sound)
-                .map_or(Err(Malformed::Snapshot), |_| Ok(()))
+                .map_or(Err(Malformed::SnapshotMessage), |_| Ok(()))
         }
         _ => Ok(()),
     }
@@ -393,7 +393,7 @@ mod tests {
         assert_eq!(changed(MsgAppendResponse, |m| m.index = MAX_NUMBER), far);
         assert_eq!(
             changed(MsgAppendResponse, |m| m.request_snapshot = 1),
-            Malformed::AsksForSnapshot
+            Malformed::AsksForSnapshotMessage
         );
         assert_eq!(
             changed(MsgHeartbeat, |m| m.context = vec![0; 65]),
@@ -443,14 +443,14 @@ mod tests {
     }
 
     #[test]
-    fn snapshots_are_of_a_whole_cluster() {
+    fn raft_snapshot_messages_are_of_a_whole_cluster() {
         let with = |snapshot| {
             let mut message = sound(MessageType::MsgSnapshot);
             message.snapshot = snapshot;
             check_form(&message)
         };
         assert_eq!(with(Some(snapshot(&[1], &[]))), Ok(()));
-        let refused = Err(Malformed::Snapshot);
+        let refused = Err(Malformed::SnapshotMessage);
         for found in [
             snapshot(&[], &[1]),
             snapshot(&[1, 1], &[]),

@@ -30,7 +30,7 @@ pub struct LogView {
     reset: Option<EntryId>,
     /// The raft snapshot message for members that lag too far behind.
     offered: Option<Snapshot>,
-    /// raft needed a snapshot message, and there was none recent enough.
+    /// raft needed a raft snapshot message, and there was none recent enough.
     wanted: Cell<bool>,
 }
 
@@ -75,7 +75,7 @@ impl LogView {
         self.offered = snapshot;
     }
 
-    /// True once after raft needed a snapshot message that was not there.
+    /// True once after raft needed a raft snapshot message that was not there.
     pub fn take_wanted(&mut self) -> bool {
         self.wanted.take()
     }

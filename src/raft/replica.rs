@@ -235,7 +235,7 @@ impl Replica {
         if is_snapshot(&message) {
             // Without its files it would reset the log to a state that does not exist.
             self.refused
-                .note_by(&message, &self.node.raft, Malformed::Snapshot);
+                .note_by(&message, &self.node.raft, Malformed::SnapshotMessage);
             return false;
         }
         self.step_any(message)
@@ -245,7 +245,7 @@ impl Replica {
     pub fn restore(&mut self, message: Message) -> bool {
         if !is_snapshot(&message) {
             self.refused
-                .note_by(&message, &self.node.raft, Malformed::Snapshot);
+                .note_by(&message, &self.node.raft, Malformed::SnapshotMessage);
             return false;
         }
         let entry_id = entry_id_of(message.get_snapshot().get_metadata());

@@ -205,11 +205,11 @@ impl Shared {
             .copied()
     }
 
-    /// Says that the member cannot go on; the first reason counts.
+    /// Says that the member cannot continue; the first reason counts.
     pub fn fail(&self, reason: String) {
         self.failure.send_if_modified(|failure| {
             let first = failure.is_none();
-            tracing::error!(error = %reason, "the member cannot go on");
+            tracing::error!(error = %reason, "the member cannot continue");
             if first {
                 *failure = Some(reason);
             }
@@ -223,7 +223,7 @@ impl Shared {
         crate::error::Error::Stopped
     }
 
-    /// Returns why the member cannot go on, once it cannot.
+    /// Returns why the member cannot continue, once it cannot.
     pub async fn failed(&self) -> String {
         let mut failure = self.failure.subscribe();
         match failure.wait_for(Option::is_some).await {

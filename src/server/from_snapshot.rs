@@ -194,11 +194,11 @@ pub enum Stated {
     Nothing,
 }
 
-/// Compares the file with the hash that stands behind it. `go_on` gets the bytes that were read, and
-/// how many there are; false ends it.
+/// Compares the file with the hash that stands behind it. `continues` gets the bytes that were read,
+/// and how many there are; false ends it.
 pub fn check_hash(
     snapshot: &Path,
-    go_on: &mut dyn FnMut(u64, u64) -> bool,
+    continues: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Stated, HashError> {
     let mut file = File::open(snapshot)?;
     let len = file.metadata()?.len();
@@ -213,7 +213,7 @@ pub fn check_hash(
         file.read_exact(&mut buffer[..most])?;
         hash.update(&buffer[..most]);
         left -= most as u64;
-        if !go_on(len - left, len) {
+        if !continues(len - left, len) {
             return Err(HashError::Interrupted);
         }
     }

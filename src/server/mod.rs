@@ -61,7 +61,7 @@ pub enum Error {
         what: &'static str,
         error: std::io::Error,
     },
-    /// The member ran and cannot go on.
+    /// The member ran and cannot continue.
     #[error("{0}")]
     Failed(String),
 }

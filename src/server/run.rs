@@ -72,7 +72,7 @@ pub enum Stopped {
     Removed,
 }
 
-/// Runs until a signal comes or the member cannot go on; however that ends, the spans that are left
+/// Runs until a signal comes or the member cannot continue; however that ends, the spans that are left
 /// are sent.
 pub async fn run(
     config: Config,

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The member stays what it is to the others: entries that are not known to be committed go along,
-//! so that all members of a cluster can be exported, each from its own directory, and go on as
+//! so that all members of a cluster can be exported, each from its own directory, and continue as
 //! etcds. What is known to be committed is in the state, since the last entries of ours may be in
 //! no other place than the log. The directory that is exported stays the member's.
 
@@ -195,8 +195,8 @@ fn write_state(
             .unwrap_or_else(|| Error::Refused(error.to_string()))
     };
     let mut file = File::create(snap_dir.join("db")).map_err(failed)?;
-    let go_on = || !interrupted();
-    let export = Export::new(machine.engine().latest(), snap_dir, &go_on).map_err(stopped)?;
+    let continues = || !interrupted();
+    let export = Export::new(machine.engine().latest(), snap_dir, &continues).map_err(stopped)?;
     let mut wrote = Ok(());
     let written = export.write(&mut |part| {
         if interrupted() {

@@ -350,7 +350,7 @@ mod tests {
         (handle, now)
     }
 
-    /// Whether a caller may go on, as far as its rights are concerned.
+    /// Whether a caller may continue, as far as its rights are concerned.
     async fn may_renew(handle: &Handle, caller: &Caller) -> Result<(), Error> {
         match handle.judging_view(caller)? {
             None => Ok(()),

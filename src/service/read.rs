@@ -86,7 +86,7 @@ impl Handle {
         Err(error)
     }
 
-    /// Why a read failed: a refusal goes to the caller, a broken store ends the process.
+    /// Why a read failed: a refusal is returned to the caller, a broken store ends the process.
     pub fn refusal(&self, error: mvcc::Error) -> Error {
         match error {
             mvcc::Error::Refused(error) => error,

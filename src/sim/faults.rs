@@ -79,7 +79,7 @@ pub fn strike(world: &mut World) {
             world.stop(id);
             world.faults.restart_soon(id, now);
         }
-        Event::Continue(id) => go_on(world, id),
+        Event::Continue(id) => resume(world, id),
         Event::Heal(links) => {
             world.trace.note(format_args!("links heal: {links:?}"));
             for (from, to) in links {
@@ -119,7 +119,7 @@ pub(super) fn pause(world: &mut World, id: MemberId) {
     world.network.hold(id, true);
 }
 
-pub(super) fn go_on(world: &mut World, id: MemberId) {
+pub(super) fn resume(world: &mut World, id: MemberId) {
     if let Some(condition) = world.conditions.get_mut(&id)
         && std::mem::take(&mut condition.paused)
     {
@@ -283,7 +283,7 @@ pub fn heal(world: &mut World) {
     world.network.set_conditions(0, 0, 0);
     let ids: Vec<MemberId> = world.members.keys().copied().collect();
     for id in ids {
-        go_on(world, id);
+        resume(world, id);
         if let Some(condition) = world.conditions.get_mut(&id) {
             condition.stalled_until = 0;
         }

@@ -333,7 +333,7 @@ impl Process {
             progress_interval: config.progress_interval,
             recheck_watches: true,
         };
-        // Answers are looked at whole.
+        // Answers are inspected whole.
         let answers = Answers::new(handle.clone(), Share::new(usize::MAX));
         let watch = watch::WatchService::new(handle.clone(), settings);
         let concurrency = config.has_locks;

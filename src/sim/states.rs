@@ -505,7 +505,7 @@ mod tests {
         };
         let mut machine = Machine::open_with(engine.clone(), limit).expect("opens");
         let mut group = Group::default();
-        let mut go_on = move || {
+        let mut resume = move || {
             let staged = machine.stage(&entries, &mut group, |_| 0, |_| ());
             let staged = staged.expect("stages");
             if staged == Staged::All {
@@ -513,8 +513,8 @@ mod tests {
             }
             (staged, group.sliced.first().map(|sliced| sliced.revision))
         };
-        assert_eq!(go_on(), (Staged::Slice, None));
-        go_on
+        assert_eq!(resume(), (Staged::Slice, None));
+        resume
     }
 
     fn keys(state: &dyn Engine) -> usize {
@@ -531,15 +531,15 @@ mod tests {
             let disks = SimDisks::new();
             let leader = disk(&disks, 5);
             let engine = start(&leader, 0);
-            let mut go_on = within_deletion(&engine, 9);
+            let mut resume = within_deletion(&engine, 9);
             let made = states(&leader).checkpoint(engine.as_ref());
             let made = made.expect("a checkpoint");
             let metadata = made.snapshot.get_metadata();
             assert_eq!((metadata.index, metadata.term), (9, 1));
             let copy = disks.get(made.files.path()).expect("a directory");
             assert_eq!((keys(&copy), keys(engine.as_ref())), (2, 2));
-            while go_on().0 == Staged::Slice {}
-            assert_eq!(go_on(), (Staged::All, Some(5)));
+            while resume().0 == Staged::Slice {}
+            assert_eq!(resume(), (Staged::All, Some(5)));
 
             let follower = MemberId(0xb);
             let path = SimDisks::root(follower).join("receiving-1");

@@ -531,7 +531,8 @@ impl World {
 
     /// A member exited.
     fn failed(&mut self, id: MemberId, reason: &str) {
-        self.trace.note(format_args!("{id} cannot go on: {reason}"));
+        self.trace
+            .note(format_args!("{id} cannot continue: {reason}"));
         let expected = self.may_fail(id);
         if let Some(condition) = self.conditions.get_mut(&id) {
             let now = self.time.now_ns();

@@ -43,8 +43,7 @@ fn reads_much(txn: &TxnRequest, values: &mut usize) -> bool {
 }
 
 /// What the request would answer if it were applied now, about (`AuthView::answer_bytes` knows it of
-/// users and roles); what is beyond `most_bytes` is
-/// not looked at.
+/// users and roles); what is beyond `most_bytes` is not read.
 pub fn of_now(
     pinned: &PinnedView<'_>,
     request: &InternalRaftRequest,

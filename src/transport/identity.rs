@@ -44,7 +44,7 @@ pub struct Local {
     pub peer_urls: Vec<String>,
 }
 
-/// Why a call was refused without looking at its contents.
+/// Why a call was refused without reading its contents.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallRefusal {
     #[error("{CLUSTER_TEXT}: here it is {local}, the caller's is {remote}")]

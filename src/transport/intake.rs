@@ -1,5 +1,6 @@
-//! Writes the files of an incoming snapshot into a new directory, validated and synced, and reads the
-//! raft message behind them. Where that fails, or is given up, nothing is left of the directory.
+//! Writes the files of an incoming checkpoint into a new directory, validated and synced, and reads
+//! the raft snapshot message behind them: both together are a received state. Where that fails, or
+//! is given up, nothing is left of the directory.
 //!
 //! All of it blocks on the disk. No file is begun that would leave too little space for the log.
 
@@ -40,12 +41,12 @@ pub fn remove_leftovers(incoming: &Path) {
     }
 }
 
-/// Why a snapshot was refused.
+/// Why a state was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
     #[error("{path}: {error}")]
     Disk { path: PathBuf, error: io::Error },
-    #[error("{0:?} is no name for a file of a snapshot")]
+    #[error("{0:?} is no name for a file of a checkpoint")]
     Name(String),
     #[error("{0} comes twice")]
     Twice(String),
@@ -71,11 +72,11 @@ pub enum Unfit {
     Order,
     #[error("{0}")]
     Message(String),
-    #[error("the stream ended before the snapshot did")]
+    #[error("the stream ended before the raft snapshot message")]
     Cut,
 }
 
-/// A snapshot that is being written.
+/// A checkpoint that is being written.
 pub struct Intake {
     dir: SnapshotDir,
     names: HashSet<String>,
@@ -97,7 +98,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> Unfit {
     |error| Unfit::Disk { path, error }
 }
 
-/// What a snapshot may take of the file system that this directory is in.
+/// What a checkpoint may take of the file system that this directory is in.
 fn room_bytes(dir: &Path) -> io::Result<u64> {
     let found = rustix::fs::statvfs(dir)?;
     let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
@@ -119,7 +120,7 @@ impl Intake {
         })
     }
 
-    /// Writes the next part; returns the raft message when the snapshot is complete.
+    /// Writes the next part; returns the raft snapshot message, which is the last.
     fn take(&mut self, part: SnapshotPart) -> Result<Option<Message>, Unfit> {
         match (part.part.ok_or(Unfit::Order)?, &mut self.open) {
             (Part::File(file), None) => self.create(file)?,
@@ -141,7 +142,7 @@ impl Intake {
         Ok(None)
     }
 
-    /// Writes these parts; returns the whole snapshot where they are the last.
+    /// Writes these parts; returns the received state where they are the last.
     pub fn take_all(
         mut self,
         parts: impl IntoIterator<Item = SnapshotPart>,
@@ -229,7 +230,7 @@ pub enum Taken {
     Whole(Whole),
 }
 
-/// A complete snapshot.
+/// A received state, complete.
 pub struct Whole {
     pub message: Message,
     pub dir: SnapshotDir,
@@ -237,11 +238,11 @@ pub struct Whole {
     pub size_bytes: u64,
 }
 
-/// Writes a snapshot of which all parts are there. `number` makes the name of a directory below
-/// `incoming` unique, which is removed on failure.
+/// Writes a received state of which all parts are there. `number` makes the name of a directory
+/// below `incoming` unique, which is removed on failure.
 ///
 /// # Errors
-/// The snapshot is incomplete, or cannot be written.
+/// The state is incomplete, or cannot be written.
 #[cfg(any(test, feature = "fuzzing"))]
 pub fn write(
     incoming: &Path,
@@ -300,14 +301,14 @@ mod tests {
     }
 
     #[test]
-    fn only_a_whole_snapshot_is_taken() {
+    fn only_a_whole_state_is_taken() {
         let whole = vec![file("a", 3), data("x"), data("yz"), end("xyz"), message()];
         assert_eq!(taken(whole), Ok(1));
         let empty = [file("b", 0), end(""), message()];
         let two = vec![file("a", 1), data("x"), end("x")];
         assert_eq!(taken(two.into_iter().chain(empty).collect()), Ok(2));
         let order = "its parts are out of order";
-        let cut = "the stream ended before the snapshot did";
+        let cut = "the stream ended before the raft snapshot message";
         for (parts, expected) in [
             (vec![], cut),
             (vec![file("a", 1), data("x"), end("x")], cut),
@@ -350,7 +351,7 @@ mod tests {
         for name in [
             "", ".", "..", "../a", "a/b", "/etc/x", "a\0b", "a\\b", &long,
         ] {
-            let expected = format!("{name:?} is no name for a file of a snapshot");
+            let expected = format!("{name:?} is no name for a file of a checkpoint");
             assert_eq!(taken(vec![file(name, 0)]), Err(expected));
         }
     }

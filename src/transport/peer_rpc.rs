@@ -88,7 +88,7 @@ impl PeerRpcClient {
             &self.context.local,
             self.peer.member,
         );
-        // The peer does not go on for longer, even where it does not see that this one has ended.
+        // The peer does not continue for longer, even where it does not see that this one has ended.
         request.set_timeout(limit);
         *asked = Some(connection.number);
         match client.ask(request).await {

@@ -30,7 +30,7 @@ const FEW_CHANGES: usize = if cfg!(any(test, feature = "simulation")) {
     100
 };
 
-/// How many changes are looked at for one call that finds none to hand out.
+/// How many changes are read for one call that finds none to hand out.
 const SERVE_STEPS: usize = if cfg!(test) { 20 } else { 100_000 };
 
 /// A page may take this part of what is free: the first streams that read at once get pages as

@@ -48,6 +48,9 @@ pub const GIVEN_UP: &[(&str, &str)] = &[
     ("came to rest", "converged"),
     ("ended without a word", "exited without a result"),
     ("from hand to hand", "transferred"),
+    ("goes on", "continues"),
+    ("going on", "under way"),
+    ("gone on", "continued"),
     ("is called corrupt", "is reported as corrupt"),
     (
         "lets the raft log go",
@@ -59,6 +62,7 @@ pub const GIVEN_UP: &[(&str, &str)] = &[
         "validates them in a staging directory",
     ),
     ("raft does not want", "raft rejects"),
+    ("went on", "continued"),
     ("what 0 and nothing stand for", "defaults"),
 ];
 

@@ -70,7 +70,7 @@ impl File {
         Self::of(std::fs::File::open(path)?)
     }
 
-    /// What stands behind the last page is not looked at.
+    /// What stands behind the last page is not read.
     fn of(file: std::fs::File) -> Result<Self, Error> {
         let len = file.metadata()?.len();
         let meta = newest_meta(&file)?.ok_or(Error::Foreign)?;

@@ -110,7 +110,7 @@ pub mod change_kind {
 
 /// `snappb.Snapshot`: a snap file.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct SnapshotFile {
+pub struct SnapFile {
     #[prost(uint32, optional, tag = "1")]
     pub crc: Option<u32>,
     #[prost(bytes = "bytes", optional, tag = "2")]

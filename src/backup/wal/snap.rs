@@ -9,7 +9,7 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use super::message::{Snapshot, SnapshotFile};
+use super::message::{SnapFile, Snapshot};
 use crate::proto::membershippb::Member;
 
 /// The name of the file for the state after an entry.
@@ -25,7 +25,7 @@ pub fn received_name(index: u64) -> String {
 /// Reads a file.
 pub fn parse(file: Bytes) -> Result<Snapshot, Error> {
     let unreadable = |what| Error::Unreadable { what };
-    let file = SnapshotFile::decode(file).map_err(|_| unreadable("the snapshot"))?;
+    let file = SnapFile::decode(file).map_err(|_| unreadable("the snapshot"))?;
     let data = file.data.unwrap_or_default();
     if data.is_empty() || crc32c::crc32c(&data) != file.crc.unwrap_or_default() {
         return Err(unreadable("the snapshot, whose checksum does not fit,"));
@@ -36,7 +36,7 @@ pub fn parse(file: Bytes) -> Result<Snapshot, Error> {
 /// The bytes of a file.
 pub fn encode(snapshot: &Snapshot) -> Vec<u8> {
     let data = snapshot.encode_to_vec();
-    SnapshotFile {
+    SnapFile {
         crc: Some(crc32c::crc32c(&data)),
         data: Some(data.into()),
     }

@@ -1,6 +1,6 @@
 //! How many handshakes are under way at once.
 //!
-//! One that has begun has memory, and waits for a client that may never go on. There is a bound,
+//! One that has begun has memory, and waits for a client that may never continue. There is a bound,
 //! and within it addresses share: where all places are taken, one of the address that has most of
 //! them is given up for a client whose address has fewer, the one that has waited longest. So
 //! those who hold places from one address keep out nobody but themselves.

@@ -38,7 +38,7 @@ pub fn unverified(error: Tls, leaf: &CertificateDer<'_>) -> (Tls, Option<String>
             let reason = out_of_time(*time, "before", *not_before);
             (error, reason)
         }
-        // The library looks at the certificate alone, before it looks for an authority.
+        // The library checks the certificate alone, before it searches for an authority.
         (Tls::InvalidCertificate(Wrong::Other(_)), Some(parsed)) if parsed.is_ca() => {
             match parsed.issuer() == parsed.subject() {
                 true => (

@@ -443,7 +443,7 @@ impl<C: Core> Group<C> {
             self.requests.clear();
             return;
         }
-        tracing::debug!(%status, "a stream to the cluster ended; its clients go on with another");
+        tracing::debug!(%status, "a stream to the cluster ended; its clients continue with another");
         self.requests.clear();
         self.core.lost();
         tokio::time::sleep(RETRY).await;

@@ -1,4 +1,4 @@
-//! Which call goes where. Watches and renewals of leases are shared; what has keys in it is changed
+//! Where each call is sent. Watches and renewals of leases are shared; what has keys in it is changed
 //! where there is a namespace; the rest is passed on as it comes, with its caller's token. What is not
 //! gRPC is a request for a page.
 

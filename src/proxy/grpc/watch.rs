@@ -59,7 +59,7 @@ impl Core for Watches {
     }
 
     fn asked_all(&mut self, _: StreamId) {
-        // Its watches go on until it is gone, as a member's do.
+        // Its watches continue until it is gone, as a member's do.
     }
 
     fn heard(&mut self, answer: WatchResponse) -> Result<(), DecodeError> {

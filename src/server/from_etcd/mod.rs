@@ -68,7 +68,7 @@ enum Refusal {
     #[error("an etcd runs on it; stop that first")]
     InUse,
     #[error(
-        "etched was started on it before etcd was; move member/snap away to go on with etched's data"
+        "etched was started on it before etcd was; move member/snap away to continue with etched's data"
     )]
     Both,
     #[error("{0}")]

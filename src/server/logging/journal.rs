@@ -1,5 +1,5 @@
 //! The log in systemd's journal, in its own protocol: a datagram a line, with the fields that etcd
-//! sends. A line that the journal does not take goes to stderr.
+//! sends. A line that the journal does not take is written to stderr.
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;

@@ -38,7 +38,7 @@ const QUEUE_BYTES: [(usize, usize); 2] = [
 ];
 /// Reads of whole prefixes at once: each needs a thread.
 const READS_AT_ONCE: usize = 2;
-/// A read that finds more than this in its first keys looks at fewer of them.
+/// A read that finds more than this in its first keys reads fewer of them.
 const READ_BYTES: usize = 1 << 20;
 /// And then at so many times fewer.
 const FEWER: usize = 16;

@@ -2,8 +2,8 @@
 //!
 //! A file's first PEM block counts, by its content and not by its label, but for `EC PARAMETERS`,
 //! which openssl writes before a key. Of a private key its public part verifies; a public key alone
-//! verifies only, and may be that of a certificate, nothing else of which is looked at. A key that cannot serve the method, as one on another curve, is refused at the
-//! start; etcd starts with it and refuses all log-ins.
+//! verifies only, and may be that of a certificate, nothing else of which is checked. A key that
+//! cannot serve the method, as one on another curve, is refused at the start; etcd starts with it and refuses all log-ins.
 
 use std::path::Path;
 

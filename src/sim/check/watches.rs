@@ -108,7 +108,7 @@ impl<'a> Watch<'a> {
         let last = self.replay.end();
         let is_open = self.watched.to_the_end && !self.cancelled;
         if is_open && !permissions::may_watch(self.replay, self.watched, last, last) {
-            return Err(("a watch went on without the right to it", String::new()));
+            return Err(("a watch continued without the right to it", String::new()));
         }
         let end = self.replay.state(last).compacted;
         match self.next_certain(end) {
@@ -147,7 +147,7 @@ impl<'a> Watch<'a> {
             return broken("a watch was created twice");
         }
         if self.cancelled && !response.events.is_empty() {
-            return broken("a cancelled watch went on");
+            return broken("a cancelled watch continued");
         }
         if response.canceled {
             self.cancelled = true;

@@ -119,7 +119,7 @@ fn key_of_asked(asked: &Operation) -> Option<Key> {
         | ClientRequest::MoveLeader { .. }
         | ClientRequest::Defragment
         | ClientRequest::Status
-        // It makes what transactions it needs; `locks` looks at what came of them.
+        // It makes what transactions it needs; `locks` checks what came of them.
         | ClientRequest::Concurrency(_)
         // Whether it needs a write is decided by the server, and the response does not show it.
         | ClientRequest::Downgrade(_) => return None,

@@ -234,7 +234,7 @@ impl Scenario {
 
     pub fn go_on(&mut self, id: MemberId) {
         self.disturbed();
-        faults::go_on(&mut self.world, id);
+        faults::resume(&mut self.world, id);
     }
 
     /// Cuts all links from a member.

@@ -23,7 +23,7 @@ const ELECTION: &str = "elect/a";
 const OWN_LEASE: &str = "lock/own/";
 /// How long a client waits for its turn that does not give up early.
 const PATIENCE: Duration = Duration::from_secs(12);
-/// A stream that says nothing for so long is looked at: the world may have stopped.
+/// A stream that says nothing for so long is checked: the world may have stopped.
 const WAIT: Duration = Duration::from_secs(2);
 
 /// The lease of two clients who lock beside each other.

@@ -31,7 +31,7 @@ impl Shared {
     }
 
     // A panic under the lock is a defect that ends its thread; the index itself is never left half
-    // changed by one that only reads, so readers go on.
+    // changed by one that only reads, so readers continue.
     pub fn index(&self) -> RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }

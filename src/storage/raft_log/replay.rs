@@ -39,7 +39,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// For a log that is only looked at: entries stay when they were compacted.
+    /// For a log that is only inspected: entries stay when they were compacted.
     pub fn of_all(files: &'a dyn Files) -> Self {
         Self {
             whole: true,

@@ -198,7 +198,7 @@ impl<'a> Window<'a> {
         self.get(offset + FRAME_HEADER_BYTES, header.stored_payload_bytes())
     }
 
-    /// Looks at everything from `from` to the file's end.
+    /// Inspects everything from `from` to the file's end.
     pub fn remains(&mut self, key: SegmentKey, from: u64) -> io::Result<Remains> {
         let mut remains = Remains::default();
         let file_bytes = self.file_bytes;

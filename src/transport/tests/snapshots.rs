@@ -126,7 +126,7 @@ async fn a_snapshot_that_stands_still_is_given_up() {
     let proxy = Proxy::to(&b.address).await;
     proxy.set(Mode::StopAfter(1 << 20));
     a.knows(B, &proxy.url);
-    // One of the two is under way when the other is looked at.
+    // One of the two is under way when the other is judged.
     let (first, second) = (a.dir.path().join("first"), a.dir.path().join("second"));
     let (first, second) = (files(&first), files(&second));
     a.network.send_snapshot(message(), first);

@@ -186,7 +186,7 @@ impl Run {
         }
     }
 
-    /// Clients go on between the parts.
+    /// Clients continue between the parts.
     fn publish_logged(&mut self, hub: &Hub, changes: &[Change], view: &View) {
         let keys = || changes.iter().map(|change| &change.key);
         let (first, last) = (keys().min().unwrap(), keys().max().unwrap());

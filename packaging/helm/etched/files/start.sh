@@ -1,6 +1,6 @@
 #!/bin/sh
 # Starts the member of this pod. Without data it founds the cluster with the others, or joins it as
-# a learner; with data it goes on. A learner is promoted once it has caught up.
+# a learner; with data it continues. A learner is promoted once it has caught up.
 #
 # NAME            name of the pod, which ends with its number
 # UID_OF_POD      its id
@@ -82,12 +82,12 @@ found() {
 }
 
 # What leave.sh wrote before it asked for the removal. If that was done, the same pod waits for its
-# end, and a new one begins anew. Where nobody answers the member goes on: the others turn it away if
+# end, and a new one begins anew. Where nobody answers the member runs: the others turn it away if
 # it has left.
 if [ -f "$DATA/left" ] && members=$(listed) && [ -n "$members" ]; then
     read -r uid id <"$DATA/left"
     if [ -z "$id" ] || echo "$members" | grep -q "^$id, "; then
-        say "this member was to leave the cluster and has not; it goes on"
+        say "this member was to leave the cluster and has not; it continues"
         rm "$DATA/left"
     else
         while [ "$uid" = "$UID_OF_POD" ]; do

@@ -15,7 +15,7 @@ struct Slow {
     reread: Arc<Reread<Vec<u8>>>,
     readings: Arc<AtomicUsize>,
     begun: mpsc::Receiver<()>,
-    go_on: mpsc::Sender<()>,
+    resume: mpsc::Sender<()>,
 }
 
 impl Slow {
@@ -24,7 +24,7 @@ impl Slow {
         let path = files.write("file", "old");
         let readings = Arc::new(AtomicUsize::new(0));
         let (begins, begun) = mpsc::channel();
-        let (go_on, word) = mpsc::channel::<()>();
+        let (resume, word) = mpsc::channel::<()>();
         let (word, counted, read) = (Mutex::new(word), readings.clone(), path.clone());
         let make = move || {
             if counted.fetch_add(1, Ordering::SeqCst) > 0 {
@@ -39,7 +39,7 @@ impl Slow {
             reread: Arc::new(reread),
             readings,
             begun,
-            go_on,
+            resume,
         }
     }
 
@@ -76,12 +76,12 @@ async fn who_comes_after_a_change_sees_it_and_many_share_a_reading() {
     let before = slow.connect(50);
     slow.begins().await;
     // What changes from here on, the reading that is under way may have missed.
-    slow.go_on.send(()).expect("it waits");
+    slow.resume.send(()).expect("it waits");
     assert_eq!(all(before).await, vec![b"newer".to_vec(); 50]);
     slow.files.write("file", "the newest");
     let after = slow.connect(50);
     slow.begins().await;
-    slow.go_on.send(()).expect("it waits");
+    slow.resume.send(()).expect("it waits");
     assert_eq!(all(after).await, vec![b"the newest".to_vec(); 50]);
     assert_eq!(slow.readings.load(Ordering::SeqCst), 3);
 }
@@ -94,9 +94,9 @@ async fn who_comes_while_files_are_read_waits_for_a_check_of_its_own() {
     slow.begins().await;
     slow.files.write("file", "the newest");
     let second = slow.connect(10);
-    slow.go_on.send(()).expect("it waits");
+    slow.resume.send(()).expect("it waits");
     slow.begins().await;
-    slow.go_on.send(()).expect("it waits");
+    slow.resume.send(()).expect("it waits");
     all(first).await;
     assert_eq!(all(second).await, vec![b"the newest".to_vec(); 10]);
 }
@@ -107,7 +107,7 @@ async fn files_that_cannot_be_read_in_time_stay_as_they_were() {
     slow.files.write("file", "newer");
     let mut first = slow.connect(20);
     slow.begins().await;
-    // Who leaves takes nothing along: the reading goes on, and no other one begins.
+    // Who leaves takes nothing along: the reading continues, and no other one begins.
     first.drain(..10).for_each(|left| left.abort());
     assert_eq!(all(first).await, vec![b"old".to_vec(); 10]);
     let later = Instant::now();
@@ -115,7 +115,7 @@ async fn files_that_cannot_be_read_in_time_stay_as_they_were() {
     let waited = later.elapsed();
     assert!(waited < Duration::from_secs(1), "{waited:?}");
     assert_eq!(slow.readings.load(Ordering::SeqCst), 2);
-    slow.go_on.send(()).expect("it waits");
+    slow.resume.send(()).expect("it waits");
     loop {
         let seen = all(slow.connect(1)).await;
         match seen[0].as_slice() {

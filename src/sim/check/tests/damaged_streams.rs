@@ -70,7 +70,7 @@ pub const TABLE: &[(&str, Damage, &str)] = &[
     ),
     ("header behind", header_back, "a watch's revisions go back"),
     ("split", split, "a response is split without being asked to"),
-    ("goes on", go_on, "a cancelled watch went on"),
+    ("continues", resume, "a cancelled watch continued"),
 ];
 
 /// A response for which `fits` holds, by the indexes of watch and response.
@@ -387,7 +387,7 @@ fn split(made: &mut Made, random: &mut Random) -> Option<()> {
     Some(())
 }
 
-fn go_on(made: &mut Made, random: &mut Random) -> Option<()> {
+fn resume(made: &mut Made, random: &mut Random) -> Option<()> {
     let (from, _) = pick_event(made, random, |watched, _, _| {
         !watched.to_the_end && !watched.create.fragment
     })?;

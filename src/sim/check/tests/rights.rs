@@ -300,6 +300,6 @@ fn events_without_the_right_to_them_are_found() {
     let without = [WITHOUT].into();
     assert_eq!(watch(user("alice", 0), &[first, second], false), without);
     assert_eq!(watch(user("bob", 0), &[first], false), without);
-    let went_on = "a watch went on without the right to it";
-    assert_eq!(watch(user("alice", 0), &[first], true), [went_on].into());
+    let continued = "a watch continued without the right to it";
+    assert_eq!(watch(user("alice", 0), &[first], true), [continued].into());
 }

@@ -352,7 +352,7 @@ fn a_log_of_version_1_opens_and_continues() {
     let versions: Vec<u8> = segments(&disk).values().map(|bytes| bytes[8]).collect();
     assert_eq!(versions[..4], [1, 1, 1, 2]);
     assert!(disk.contents().contains_key(FILE_NAME));
-    assert_holds(&disk, &model, "gone on");
+    assert_holds(&disk, &model, "continued");
 }
 
 #[test]
