@@ -1,6 +1,6 @@
 //! Who calls: made here alone, from a call's metadata and its connection.
 //!
-//! What a client shows is looked at once, before the gate (`Known`); a stream keeps it.
+//! What a client shows is judged once, before the gate (`Known`); a stream keeps it.
 //!
 //! gRPC's `grpc-timeout` says how long the client still waits. One that cannot be read ends the call
 //! before its service sees it.
@@ -52,9 +52,9 @@ pub fn of<T>(handle: &Handle, request: &Request<T>) -> Caller {
 /// Until when the client of a call waits, by the member's clock, if it says so: counted from the
 /// arrival of the call's head, and put beside the call, which its service may see later.
 #[derive(Clone, Copy, Debug)]
-pub struct Deadline(pub Option<Duration>);
+pub struct CallDeadline(pub Option<Duration>);
 
-impl Deadline {
+impl CallDeadline {
     fn of(shared: &Shared, headers: &HeaderMap) -> Self {
         // One that cannot be read has been refused by then.
         let timeout = timeout(headers).ok().flatten();
@@ -64,8 +64,8 @@ impl Deadline {
 
 /// The same, before it is known what is asked.
 pub fn with_headers(shared: &Shared, headers: &HeaderMap, extensions: &Extensions) -> Caller {
-    let deadline = extensions.get::<Deadline>().copied();
-    let Deadline(deadline) = deadline.unwrap_or_else(|| Deadline::of(shared, headers));
+    let deadline = extensions.get::<CallDeadline>().copied();
+    let CallDeadline(deadline) = deadline.unwrap_or_else(|| CallDeadline::of(shared, headers));
     let span = traces::span_of(extensions);
     match extensions.get::<Known>() {
         None => Caller::client(Identity::Nobody, deadline, span),

@@ -232,7 +232,9 @@ impl Api {
             Err(refused) => return at_once(*refused),
         };
         if deadline.is_some() {
-            request.extensions_mut().insert(caller::Deadline(deadline));
+            request
+                .extensions_mut()
+                .insert(caller::CallDeadline(deadline));
         }
         let traced = Traced::begin(self.traces.as_deref(), method, &mut request);
         if let Err(shown) = self.identify(method, &mut request) {

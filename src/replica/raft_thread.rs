@@ -3,7 +3,7 @@
 //!
 //! It never waits for the disk. What is to be made durable is passed to the log thread, what is
 //! committed to the apply thread, and both tell the inbox how far they are: heartbeats and
-//! elections go on however slow the disk is, and a leader whose disk stalls hands over. Only a
+//! elections continue however slow the disk is, and a leader whose disk stalls hands over. Only a
 //! single member, which has nobody to keep waiting, takes the turns of both itself: each hop to
 //! another thread would cost its writes 10 to 30 µs.
 
@@ -353,14 +353,11 @@ impl RaftThread {
     fn restore(&mut self, message: Message, received: Received) {
         let entry_id = received.entry_id;
         if self.router.restore(message) {
-            tracing::info!(
-                index = entry_id.index,
-                "taking over a snapshot of the leader"
-            );
+            tracing::info!(index = entry_id.index, "taking over a state of the leader");
             self.received = Some(received);
         } else {
             probe::reached(CoveragePoint::SnapshotUnwanted);
-            tracing::info!(index = entry_id.index, "a snapshot came that is not needed");
+            tracing::info!(index = entry_id.index, "a state came that is not needed");
         }
     }
 

@@ -49,6 +49,7 @@ pub const GIVEN_UP: &[(&str, &str)] = &[
     ("ended without a word", "exited without a result"),
     ("from hand to hand", "transferred"),
     ("goes on", "continues"),
+    ("go on", "continue"),
     ("going on", "under way"),
     ("gone on", "continued"),
     ("is called corrupt", "is reported as corrupt"),
