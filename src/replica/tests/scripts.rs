@@ -19,6 +19,7 @@
 //! | `kill ID`, `restart ID`, `stop ID` | the process ends, is started again, ends in order |
 //! | `campaign ID`, `transfer ID TO`, `hand-over ID` | leadership |
 //! | `unreachable ID PEER` | a connection breaks |
+//! | `connected ID [PEER…]` | these peers are connected to it from now on, the first for the longest time |
 //! | `advance ID [PEER…]` | the first election is brought forward, where these peers and the member are a quorum |
 //! | `snapshot ID` | offers the applied state to members that are too far behind |
 //! | `cut ID INDEX` | removes the log's entries up to INDEX |
