@@ -180,7 +180,7 @@ impl AuthService {
 /// The body of a method: the request as it is logged, and the response's kind.
 macro_rules! execute {
     ($self:ident, $request:ident, $kind:ident, $field:ident) => {{
-        let caller = caller::of(&$self.handle, &$request);
+        let caller = caller::of(&$request);
         execute!($self, &caller, $request.into_inner(), $kind, $field)
     }};
     ($self:ident, $caller:expr, $message:expr, $kind:ident, $field:ident) => {{
@@ -225,7 +225,7 @@ impl Auth for AuthService {
         request: Request<AuthenticateRequest>,
     ) -> Result<Response<AuthenticateResponse>, Status> {
         // Whatever else is shown, the password counts.
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let caller = caller.as_identity(Identity::Nobody);
         let mut message = request.into_inner();
         let password = Password::take(&mut message.password);
@@ -245,7 +245,7 @@ impl Auth for AuthService {
         &self,
         request: Request<AuthUserAddRequest>,
     ) -> Result<Response<AuthUserAddResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let mut message = request.into_inner();
         let password = Password::take(&mut message.password);
         if !message.options.is_some_and(|options| options.no_password) {
@@ -283,7 +283,7 @@ impl Auth for AuthService {
         &self,
         request: Request<AuthUserChangePasswordRequest>,
     ) -> Result<Response<AuthUserChangePasswordResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let mut message = request.into_inner();
         let password = Password::take(&mut message.password);
         if !password.is_empty() {

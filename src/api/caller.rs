@@ -14,7 +14,6 @@ use tonic::{Request, Status};
 
 use super::traces;
 use crate::error::Error;
-use crate::replica::shared::Shared;
 use crate::service::caller::{Caller, Credentials, Identity};
 use crate::service::handle::Handle;
 use crate::service::identity::{Kept, Shown};
@@ -39,33 +38,23 @@ impl Known {
 }
 
 /// The caller of an RPC.
-pub fn of<T>(handle: &Handle, request: &Request<T>) -> Caller {
+pub fn of<T>(request: &Request<T>) -> Caller {
     // The simulator's clients have no metadata.
     #[cfg(any(test, feature = "simulation"))]
     if let Some(caller) = request.extensions().get::<Caller>() {
         return caller.clone();
     }
-    let (headers, extensions) = (request.metadata().as_ref(), request.extensions());
-    with_headers(handle.shared(), headers, extensions)
+    beside(request.extensions())
 }
 
-/// Until when the client of a call waits, by the member's clock, if it says so: counted from the
+/// Until when the client of a call waits, by the member's clock, where it says so: counted from the
 /// arrival of the call's head, and put beside the call, which its service may see later.
 #[derive(Clone, Copy, Debug)]
-pub struct CallDeadline(pub Option<Duration>);
+pub struct CallDeadline(pub Duration);
 
-impl CallDeadline {
-    fn of(shared: &Shared, headers: &HeaderMap) -> Self {
-        // One that cannot be read has been refused by then.
-        let timeout = timeout(headers).ok().flatten();
-        Self(timeout.map(|timeout| shared.clock.now().saturating_add(timeout)))
-    }
-}
-
-/// The same, before it is known what is asked.
-pub fn with_headers(shared: &Shared, headers: &HeaderMap, extensions: &Extensions) -> Caller {
-    let deadline = extensions.get::<CallDeadline>().copied();
-    let CallDeadline(deadline) = deadline.unwrap_or_else(|| CallDeadline::of(shared, headers));
+/// The caller, by what was put beside the call on its way here.
+pub fn beside(extensions: &Extensions) -> Caller {
+    let deadline = extensions.get::<CallDeadline>().map(|deadline| deadline.0);
     let span = traces::span_of(extensions);
     match extensions.get::<Known>() {
         None => Caller::client(Identity::Nobody, deadline, span),

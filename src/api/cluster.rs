@@ -36,7 +36,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let request = request.into_inner();
         let (member, members) = self
             .handle
@@ -53,7 +53,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let id = MemberId(request.into_inner().id);
         let members = self.handle.remove_member(&caller, id).await?;
         Ok(Response::new(MemberRemoveResponse {
@@ -66,7 +66,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let request = request.into_inner();
         let id = MemberId(request.id);
         let urls = request.peer_ur_ls;
@@ -81,7 +81,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         if request.into_inner().linearizable {
             self.handle.linearizable_view(&caller).await?;
         }
@@ -98,7 +98,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let id = MemberId(request.into_inner().id);
         let members = self.handle.promote_member(&caller, id).await?;
         Ok(Response::new(MemberPromoteResponse {

@@ -56,7 +56,7 @@ impl Election for ElectionService {
         &self,
         request: Request<CampaignRequest>,
     ) -> Result<Response<CampaignResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let kept = arriving::kept(&request);
         let CampaignRequest { name, lease, value } = request.into_inner();
         let entered = self
@@ -84,7 +84,7 @@ impl Election for ElectionService {
         &self,
         request: Request<ProclaimRequest>,
     ) -> Result<Response<ProclaimResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let request = request.into_inner();
         let leader = given(request.leader)?;
         let (created, lease) = (leader.rev, leader.lease);
@@ -101,7 +101,7 @@ impl Election for ElectionService {
         &self,
         request: Request<LeaderRequest>,
     ) -> Result<Response<LeaderResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let request = request.into_inner();
         let read = self.concurrency.leader(&caller, &request.name).await;
         let (leader, revision) = read.map_err(Error::without_code)?;
@@ -116,7 +116,7 @@ impl Election for ElectionService {
         &self,
         request: Request<ResignRequest>,
     ) -> Result<Response<ResignResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         // Without a lease etcd grants one here too, which serves nothing.
         let leader = given(request.into_inner().leader)?;
         let resigned = self.concurrency.resign(&caller, &leader.key, leader.rev);
@@ -132,7 +132,7 @@ impl Election for ElectionService {
         &self,
         request: Request<LeaderRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let (news, receiver) = mpsc::channel(WAITING_NEWS);
         let observer = Observer {
             handle: self.handle.clone(),

@@ -126,7 +126,7 @@ impl RpcGate {
             Needs::Root if rpc.service == rpcs::AUTH => Ok(()),
             _ if !self.shared.is_auth_enabled() => Ok(()),
             needs => {
-                let caller = caller::with_headers(&self.shared, headers, extensions);
+                let caller = caller::beside(extensions);
                 let auth = &self.shared.view().auth;
                 permission::check(auth, &caller, Asks::Call(needs))
             }

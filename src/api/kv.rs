@@ -197,7 +197,7 @@ impl Kv for KvService {
         request: Request<RangeRequest>,
     ) -> Result<Response<RangeResponse>, Status> {
         let of_learner = request.extensions().get::<AskedOfLearner>().copied();
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let request = request.into_inner();
         if let Some(asked) = of_learner {
             asked.allows(request.serializable)?;
@@ -226,7 +226,7 @@ impl Kv for KvService {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let request = request.into_inner();
         validate::range_stream(&request)?;
         let caller = caller.in_span(|call| spans::range_stream(call, &request));
@@ -249,7 +249,7 @@ impl Kv for KvService {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let request = request.into_inner();
         validate::put(&request)?;
         let caller = caller.in_span(|call| spans::put(call, &request));
@@ -265,7 +265,7 @@ impl Kv for KvService {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let request = request.into_inner();
         validate::delete_range(&request)?;
         let caller = caller.in_span(|call| spans::delete_range(call, &request));
@@ -279,7 +279,7 @@ impl Kv for KvService {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let request = request.into_inner();
         validate::txn(&request, self.settings.max_txn_ops)?;
         let caller = caller.in_span(|call| spans::txn(call, &request));
@@ -320,7 +320,7 @@ impl Kv for KvService {
         &self,
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let request = request.into_inner();
         let caller = caller.in_span(|call| spans::compact(call, &request));
         let mut response = self

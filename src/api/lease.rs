@@ -61,7 +61,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let request = request.into_inner();
         let mut response = self.handle.grant_lease(&caller, request).await?;
         header::fill(&self.handle, &mut response.header);
@@ -72,7 +72,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let request = request.into_inner();
         let caller = caller.in_span(|call| spans::lease_revoke(call, &request));
         let request = InternalRaftRequest {
@@ -93,7 +93,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let method = (rpcs::LEASE, "LeaseKeepAlive");
         let requests = request.into_inner();
         let mut requests = received(self.handle.shared(), method, requests);
@@ -142,7 +142,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let request = request.into_inner();
         let id = LeaseId(request.id);
         self.handle.may_ask_about_leases(&caller)?;
@@ -164,7 +164,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         self.handle.may_ask_about_leases(&caller)?;
         let leases = self.handle.shared().deadlines.lock().len();
         let held = self.answers.room_for(&caller, leases * LISTED_BYTES);

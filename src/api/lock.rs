@@ -27,7 +27,7 @@ impl LockService {
 #[tonic::async_trait]
 impl Lock for LockService {
     async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let kept = arriving::kept(&request);
         let request = request.into_inner();
         let entered = self
@@ -49,7 +49,7 @@ impl Lock for LockService {
         &self,
         request: Request<UnlockRequest>,
     ) -> Result<Response<UnlockResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let request = request.into_inner();
         let unlocked = self.concurrency.unlock(&caller, request.key).await;
         let revision = unlocked.map_err(Error::without_code)?;

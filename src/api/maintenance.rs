@@ -55,7 +55,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let request = request.into_inner();
         validate::alarm(&request)?;
         let request = InternalRaftRequest {
@@ -136,7 +136,7 @@ impl Maintenance for MaintenanceService {
     }
 
     async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let shared = self.handle.shared();
         let started = shared.clock.now();
         let (hash, head) = self.handle.hash_at(&caller, 0).await?;
@@ -151,7 +151,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let revision = request.into_inner().revision;
         let hash = self.handle.hash_history(&caller, revision).await?;
         Ok(Response::new(hash))
@@ -164,7 +164,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let parts = self.handle.back_up(&caller).await?;
         Ok(beside(tokio_stream::empty(), Backup::new(parts)))
     }
@@ -177,7 +177,7 @@ impl Maintenance for MaintenanceService {
         if !shared.raft.is_leader() {
             return Err(Error::NotLeader.into());
         }
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let target = MemberId(request.into_inner().target_id);
         if !shared.status().voters().any(|voter| voter.id == target.0) {
             return Err(Error::BadLeaderTransferee.into());
@@ -204,7 +204,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let request = request.into_inner();
         let mut response = self.handle.downgrade(&caller, request).await?;
         header::fill(&self.handle, &mut response.header);

@@ -231,7 +231,7 @@ impl Api {
             Ok(limit) => limit.map(|limit| self.shared.clock.now().saturating_add(limit)),
             Err(refused) => return at_once(*refused),
         };
-        if deadline.is_some() {
+        if let Some(deadline) = deadline {
             request
                 .extensions_mut()
                 .insert(caller::CallDeadline(deadline));

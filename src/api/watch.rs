@@ -92,7 +92,7 @@ impl Watch for WatchService {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let caller = caller::of(&self.handle, &request);
+        let caller = caller::of(&request);
         let method = (rpcs::WATCH, "Watch");
         let requests = request.into_inner();
         let requests = received(self.handle.shared(), method, requests);
