@@ -398,7 +398,9 @@ mod tests {
     use crate::api::body;
     use crate::proto::etcdserverpb::InternalRaftRequest;
     use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
-    use crate::proto::etcdserverpb::{PutRequest, RangeRequest, RequestOp, request_op};
+    use crate::proto::etcdserverpb::{
+        PutRequest, RangeRequest, RangeStreamResponse, RequestOp, request_op,
+    };
     use crate::service::fixture;
     use crate::state::Machine;
     use crate::state::machine::{Entry, Payload};
@@ -523,6 +525,60 @@ mod tests {
             assert_eq!(found.size_bytes(), expected.encoded_len());
             let response = answers.respond_txn(found).expect("may be sent");
             assert!(sent(response).await == whole(&expected), "{limit_bytes}");
+            assert_eq!(share.used_bytes(), 0);
+        }
+    }
+
+    /// The messages of a stream.
+    async fn streamed(response: Response<RangeResponse>) -> Vec<RangeResponse> {
+        let sent = sent(response).await;
+        let mut rest = &sent[..];
+        let mut messages = Vec::new();
+        while let Some((head, behind)) = rest.split_first_chunk::<5>() {
+            let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+            let (message, behind) = behind.split_at(len);
+            let message = RangeStreamResponse::decode(message).expect("a message");
+            messages.push(message.range_response.expect("a part"));
+            rest = behind;
+        }
+        messages
+    }
+
+    /// With chunks of one pair each, of which some have no room.
+    #[tokio::test]
+    async fn a_pair_without_room_is_read_as_it_is_sent() {
+        // k3 has no value, which comes before that of k2: as in etcd the stream goes on behind it.
+        const KEYS: [&str; 6] = ["k0", "k1", "k3", "k4", "k5", "k6"];
+        let view = view();
+        let pinned = view.pinned();
+        for limit in [0, 3] {
+            let request = RangeRequest {
+                sort_target: SortTarget::Value as i32,
+                limit,
+                ..all()
+            };
+            let share = Share::new(0);
+            let answers = Answers::new(fixture::single_member(), share.clone());
+            let handle = answers.reads.handle.clone();
+            let chunks = Chunks::new(handle, view.clone(), &request, 1).expect("chunks");
+            let response = answers.respond_chunks(chunks, Span::none(), RangeResponse::default());
+            let sent = streamed(response).await;
+            let cut = limit as usize;
+            let expected = if cut == 0 { &KEYS[..] } else { &KEYS[..cut] };
+            assert_eq!(sent.len(), expected.len());
+            for (message, key) in sent.iter().zip(expected) {
+                let read = RangeRequest {
+                    key: key.to_string().into(),
+                    ..Default::default()
+                };
+                let read = kv::range_read(&read).expect("a read");
+                let pair = pinned.range(&read).expect("reads").kvs;
+                assert_eq!(Some(&message.kvs), pair.as_ref(), "{key}");
+                let is_last = Some(key) == expected.last();
+                assert_eq!(message.header.is_some(), is_last);
+                assert_eq!(message.count, if is_last { KEYS.len() as i64 } else { 0 });
+                assert_eq!(message.more, is_last && cut > 0);
+            }
             assert_eq!(share.used_bytes(), 0);
         }
     }

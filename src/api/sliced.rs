@@ -55,10 +55,17 @@ pub enum Piece {
     Chunks(Box<dyn Chunks>),
 }
 
-/// Whole messages, each made when the network asks for it.
+/// A message of a stream.
+pub enum Chunk {
+    Whole(Bytes),
+    /// A pair for which there is no room.
+    Paged(Box<Messages>),
+}
+
+/// Messages, each made when the network asks for it.
 pub trait Chunks: Send {
     /// The next one; none behind the last.
-    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>>;
+    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, Status>>>;
 }
 
 /// `RangeStreamResponse.range_response`
@@ -107,10 +114,15 @@ impl HttpBody for Sliced {
                     page.map(|page| page.map(|page| [Bytes::new(), page.bytes, Bytes::new()]))
                 }
                 Piece::Messages(messages) => ready!(messages.poll_part(context)),
-                Piece::Chunks(chunks) => {
-                    let chunk = ready!(chunks.poll_chunk(context));
-                    chunk.map(|chunk| chunk.map(|chunk| [Bytes::new(), chunk, Bytes::new()]))
-                }
+                Piece::Chunks(chunks) => match ready!(chunks.poll_chunk(context)) {
+                    None => None,
+                    Some(Ok(Chunk::Whole(chunk))) => Some(Ok([Bytes::new(), chunk, Bytes::new()])),
+                    Some(Ok(Chunk::Paged(messages))) => {
+                        this.pieces.push_front(Piece::Messages(messages));
+                        continue;
+                    }
+                    Some(Err(status)) => Some(Err(status)),
+                },
             };
             match polled {
                 None => {
