@@ -12,6 +12,8 @@
 //! is twenty thousand of them, and the library takes as much in one turn. (Calls that this side resets
 //! for an error of the client's cost what calls cost that are left open, which a client may have.)
 //!
+//! Large header blocks are handed to the library by turns (see `turns`).
+//!
 //! HTTP/1 passes untouched.
 
 use std::io;
@@ -28,6 +30,7 @@ use tokio::time::{Instant, Sleep};
 use super::frames::{CONTINUATION, DATA, END_HEADERS, Frames, HEADERS, RST_STREAM};
 use super::inbound::Inbound;
 use super::pings::{GOAWAY, Policy};
+use super::turns::{BlockTurn, BlockTurns};
 use crate::budget::unread;
 use crate::metrics::Metrics;
 
@@ -50,6 +53,10 @@ const BURST_BYTES: usize = 256 << 10;
 /// answers and whose tasks have not seen it, rests: an honest one gives up thousands when its own process stops, and waits for none.
 const GIVEN_UP_LIMIT: usize = 32;
 const REST: Duration = Duration::from_millis(1);
+/// After a rest so many reads are of so few bytes, some twenty such calls: those of a usual piece take
+/// milliseconds of a thread in one go.
+const SHORT_READS: usize = 256;
+const SHORT_READ_BYTES: usize = 1 << 10;
 
 /// What clients are held to.
 #[derive(Clone)]
@@ -60,6 +67,7 @@ pub struct Guard {
     pub first_frame_limit: Duration,
     pub metrics: Arc<Metrics>,
     pub closed: Arc<Closed>,
+    pub block_turns: BlockTurns,
 }
 
 /// The connections that were closed because what they sent was not read.
@@ -135,6 +143,8 @@ pub struct Guarded<S> {
     /// Calls given up since the last rest, or one.
     given_up: usize,
     rest: Option<Pin<Box<Sleep>>>,
+    short_reads: usize,
+    block_turn: BlockTurn,
     /// Calls of the connection without the beginning of an answer; those that were given up are
     /// among them until their tasks have seen it.
     waiting: Arc<AtomicUsize>,
@@ -165,6 +175,8 @@ impl<S> Guarded<S> {
             burst_bytes: 0,
             given_up: 0,
             rest: None,
+            short_reads: 0,
+            block_turn: guard.block_turns.connection(),
             waiting,
             http2: None,
             goodbye: &[],
@@ -277,6 +289,7 @@ impl<S> Guarded<S> {
                 return Poll::Ready(());
             }
             self.rest = Some(Box::pin(tokio::time::sleep(REST)));
+            self.short_reads = SHORT_READS;
         }
     }
 
@@ -304,6 +317,26 @@ impl<S: AsyncWrite + Unpin> Guarded<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> Guarded<S> {
+    fn poll_socket(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let stream = Pin::new(&mut self.stream);
+        if self.short_reads == 0 {
+            return stream.poll_read(cx, buffer);
+        }
+        let bytes = SHORT_READ_BYTES.min(buffer.remaining());
+        let mut short = ReadBuf::new(buffer.initialize_unfilled_to(bytes));
+        ready!(stream.poll_read(cx, &mut short))?;
+        let read = short.filled().len();
+        buffer.advance(read);
+        self.short_reads -= 1;
+        Poll::Ready(Ok(()))
+    }
+}
+
 fn too_many_pings() -> io::Error {
     io::Error::other("got too many pings from the client")
 }
@@ -315,12 +348,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let guard = self.get_mut();
+        if guard.block_turn.end() {
+            // Behind the others that are ready.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         loop {
             if guard.ended {
                 ready!(guard.poll_goodbye(cx))?;
                 return Poll::Ready(Err(too_many_pings()));
             }
             if guard.inbound.is_ready() {
+                if guard.inbound.has_large() {
+                    ready!(guard.block_turn.poll_take(cx));
+                }
                 buffer.put_slice(guard.inbound.ready(buffer.remaining()).as_ref());
                 return Poll::Ready(Ok(()));
             }
@@ -328,7 +369,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<S> {
             ready!(guard.poll_given_up(cx));
             guard.check_opening(cx)?;
             let before = buffer.filled().len();
-            ready!(Pin::new(&mut guard.stream).poll_read(cx, buffer))?;
+            ready!(guard.poll_socket(cx, buffer))?;
             let read = buffer.filled().len() - before;
             let passing = guard.saw_read(&buffer.filled()[before..]);
             buffer.set_filled(before + passing);
@@ -348,6 +389,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let guard = self.get_mut();
+        guard.block_turn.end();
         ready!(guard.poll_burst(cx));
         let written = ready!(Pin::new(&mut guard.stream).poll_write(cx, bytes))?;
         guard.saw_written(&bytes[..written]);
@@ -360,6 +402,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let guard = self.get_mut();
+        guard.block_turn.end();
         ready!(guard.poll_burst(cx));
         let written = ready!(Pin::new(&mut guard.stream).poll_write_vectored(cx, slices))?;
         let mut rest = written;
@@ -376,7 +419,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let guard = self.get_mut();
+        guard.block_turn.end();
+        Pin::new(&mut guard.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

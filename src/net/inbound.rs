@@ -4,6 +4,9 @@
 //! Bytes pass as they are, and are not copied, where nothing is to be mended and no header block
 //! ends in the middle: the usual case. A block that has not come as a whole is held back, up to
 //! `MAX_HELD_BYTES`; the rest of a longer one passes unseen, as pseudo-headers stand first.
+//!
+//! Large blocks do not pass at once but become ready, so that the connection can be made to wait
+//! before the library decodes them (see `turns`).
 
 use std::borrow::Cow;
 
@@ -18,6 +21,10 @@ use super::join::join;
 const MAX_HELD_BYTES: usize = 64 << 10;
 /// The largest payload that every receiver accepts; no larger one is passed to the library.
 const MAX_PAYLOAD_BYTES: usize = 16 << 10;
+/// Header blocks are large where those of one piece have more, not counting small ones: those of
+/// usual calls have a few hundred bytes at most.
+const LARGE_BYTES: usize = 4 << 10;
+const SMALL_BYTES: usize = 512;
 /// What a header frame says of priorities.
 const PRIORITY_BYTES: usize = 5;
 
@@ -148,6 +155,12 @@ pub struct Inbound {
     held: Vec<u8>,
     /// Bytes to pass before those of the next read.
     ready: Vec<u8>,
+    /// What is to be passed before the next frame is of a large header block.
+    skips_large: bool,
+    /// Some of what is ready is.
+    has_large: bool,
+    /// Of the header blocks in this piece that are not small.
+    piece_bytes: usize,
     authorities: Authorities,
     /// Whether frames of data are joined.
     joins: bool,
@@ -160,6 +173,9 @@ impl Inbound {
             skip: PREFACE_BYTES,
             held: Vec::new(),
             ready: Vec::new(),
+            skips_large: false,
+            has_large: false,
+            piece_bytes: 0,
             authorities: Authorities::default(),
         }
     }
@@ -167,6 +183,7 @@ impl Inbound {
     /// Takes what was read. So many bytes at its beginning pass as they are, and after them what
     /// is ready; the rest has been taken over.
     pub fn feed(&mut self, bytes: &[u8], seen: impl FnMut(Frame)) -> usize {
+        self.piece_bytes = 0;
         if self.held.is_empty() {
             return self.take(bytes, seen);
         }
@@ -186,6 +203,7 @@ impl Inbound {
         loop {
             let skipped = self.skip.min(bytes.len() - at);
             self.skip -= skipped;
+            self.has_large |= self.skips_large && skipped > 0;
             self.pass(&bytes[at..at + skipped], &mut passing);
             at += skipped;
             if at == bytes.len() {
@@ -211,10 +229,17 @@ impl Inbound {
                 }
                 Unit::Passes(frame) => {
                     seen(frame);
+                    self.skips_large = match frame.kind {
+                        HEADERS => self.is_large(frame.len),
+                        // Of a block that was too long to be held.
+                        CONTINUATION => frame.len > 0,
+                        _ => false,
+                    };
                     self.skip = HEADER_BYTES + frame.len;
                 }
                 Unit::Block(block) => {
                     seen(block.frame());
+                    self.has_large |= self.is_large(block.len);
                     match self.authorities.mend(&block.fragment, block.whole) {
                         Some(mended) => block.with_fragment(&mended, &mut self.ready),
                         None => self.pass(&bytes[at..at + block.len], &mut passing),
@@ -240,8 +265,16 @@ impl Inbound {
         run.bytes
     }
 
+    /// Whether this header block makes those of the piece large.
+    fn is_large(&mut self, bytes: usize) -> bool {
+        if bytes >= SMALL_BYTES {
+            self.piece_bytes += bytes;
+        }
+        bytes >= SMALL_BYTES && self.piece_bytes > LARGE_BYTES
+    }
+
     fn pass(&mut self, bytes: &[u8], passing: &mut usize) {
-        if self.ready.is_empty() {
+        if self.ready.is_empty() && !self.has_large {
             *passing += bytes.len();
         } else {
             self.ready.extend_from_slice(bytes);
@@ -251,11 +284,17 @@ impl Inbound {
     /// What passes now, up to `len` bytes.
     pub fn ready(&mut self, len: usize) -> impl AsRef<[u8]> + use<> {
         let rest = self.ready.split_off(len.min(self.ready.len()));
+        self.has_large &= !rest.is_empty();
         std::mem::replace(&mut self.ready, rest)
     }
 
     pub fn is_ready(&self) -> bool {
         !self.ready.is_empty()
+    }
+
+    /// Some of what is ready is of a large header block.
+    pub fn has_large(&self) -> bool {
+        self.has_large
     }
 
     /// Nothing more comes: what was held back passes.

@@ -13,7 +13,8 @@
 //! - `sending` gives that library of an answer what there is room for.
 //! - `guard` stands between a client's socket and that library and sees each frame: `pings` sends
 //!   clients away that ping too often, `inbound` finds header blocks, and `authority` mends in them
-//!   what the library would refuse and etcd takes.
+//!   what the library would refuse and etcd takes. `turns` has one connection at a time hand that
+//!   library large ones.
 
 mod accept;
 mod allowance;
@@ -32,6 +33,7 @@ mod takeover;
 #[cfg(test)]
 mod tests;
 pub mod tls;
+mod turns;
 mod versions;
 
 pub use accept::{Client, Security, ServeOptions, serve, take};
@@ -42,4 +44,5 @@ pub use http2::{Http2, KeepAlive};
 pub use inbound::mended;
 pub use stream::Stream;
 pub use takeover::Takeover;
+pub use turns::BlockTurns;
 pub use versions::Versions;

@@ -25,7 +25,8 @@ use super::frames::{
 };
 use super::tls::{self, Rejections};
 use super::{
-    Allowance, Client, Guard, Http2, Security, ServeOptions, Stream, Versions, listen, serve,
+    Allowance, BlockTurns, Client, Guard, Http2, Security, ServeOptions, Stream, Versions, listen,
+    serve,
 };
 use crate::budget::unread::{self, Unread};
 use crate::budget::unsent::Unsent;
@@ -144,6 +145,7 @@ fn start_at(address: &Address, first_byte_limit: Duration, security: Security) -
             first_frame_limit: first_byte_limit,
             metrics: metrics.clone(),
             closed: Arc::default(),
+            block_turns: BlockTurns::default(),
         }),
         first_byte_limit,
         head_limit: LIMIT,
@@ -379,10 +381,36 @@ async fn calls_that_are_given_up_are_not_taken_faster_than_they_end() {
     client.send(&frame(HEADERS, 5, 2 * CALLS + 1, last)).await;
     client.answered(2 * CALLS + 1).await;
     let most = served.echo.most_under_way.load(Ordering::Relaxed);
-    // A piece that is read has some hundreds of them.
+    // The first piece that is read has some hundreds of them.
     assert!(most < 1_000, "{most} at once");
     let taken = served.echo.paths.lock().expect("no panic").len();
     assert_eq!(taken, CALLS as usize + 1);
+}
+
+/// What comes of one connection in one go is hundreds of milliseconds of work.
+#[tokio::test]
+async fn large_heads_let_others_in_between() {
+    const CALLS: u32 = 100;
+    let served = start(LIMIT);
+    let [mut flood, mut other] = [Raw::connect(&served).await, Raw::connect(&served).await];
+    // A header of the table that each connection has, a byte each.
+    let mut head = b"\x83\x86\x44\x02/a\x41\x01a".to_vec();
+    head.resize(6_000, 0x90);
+    let calls = (0..CALLS).flat_map(|call| frame(HEADERS, 5, 2 * call + 1, &head));
+    flood.send(&calls.collect::<Vec<_>>()).await;
+    let small = b"\x83\x86\x44\x02/b\x41\x01a";
+    other.send(&frame(HEADERS, 5, 1, small)).await;
+    other.answered(1).await;
+    let taken = served.echo.paths.lock().expect("no panic").len();
+    assert!(taken < CALLS as usize / 2, "{taken} before it");
+    let all = async {
+        while served.echo.paths.lock().expect("no panic").len() <= CALLS as usize {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, all)
+        .await
+        .expect("all are taken");
 }
 
 async fn client(served: &Served) -> hyper::client::conn::http2::SendRequest<Body> {

@@ -37,7 +37,7 @@ use crate::jobs::corruption::AtStart;
 use crate::jobs::{self, auto_compaction, compactor, corruption};
 use crate::metrics::Metrics;
 use crate::net::tls::{Rejections, TlsServer};
-use crate::net::{self, Allowance, Guard, Http2, KeepAlive, Versions};
+use crate::net::{self, Allowance, BlockTurns, Guard, Http2, KeepAlive, Versions};
 use crate::proto::membershippb::Attributes;
 use crate::replica::dependencies::{Dependencies, Timing};
 use crate::replica::inbox::{Inbox, Input};
@@ -313,6 +313,7 @@ impl RunningMember {
                     first_frame_limit: OPENING_LIMIT,
                     metrics: metrics.clone(),
                     closed: Arc::default(),
+                    block_turns: BlockTurns::default(),
                 }),
                 unread,
                 unsent,

@@ -41,7 +41,7 @@ use crate::env::{Clock as _, SystemClock};
 use crate::metrics::Metrics;
 use crate::net::listen::{self, SocketOptions};
 use crate::net::tls::{self, Allowed, ClientSettings, Rejections, TlsClient, TlsServer};
-use crate::net::{self, Allowance, Guard, Http2, KeepAlive, Security, Versions};
+use crate::net::{self, Allowance, BlockTurns, Guard, Http2, KeepAlive, Security, Versions};
 use crate::server::security;
 use crate::server::signals::StopSignals;
 use crate::server::{descriptors, notify};
@@ -247,6 +247,7 @@ fn options(start: &GrpcProxyStart, security: Security) -> net::ServeOptions {
             first_frame_limit: OPENING_LIMIT,
             metrics: metrics.clone(),
             closed: Arc::default(),
+            block_turns: BlockTurns::default(),
         }),
         // What is passed on is read as it is sent, and the windows bound the rest.
         unread: Unread::new(usize::MAX),
