@@ -547,7 +547,7 @@ mod tests {
     /// With chunks of one pair each, of which some have no room.
     #[tokio::test]
     async fn a_pair_without_room_is_read_as_it_is_sent() {
-        // k3 has no value, which comes before that of k2: as in etcd the stream goes on behind it.
+        // k3 has no value, which comes before that of k2: as in etcd the stream continues behind it.
         const KEYS: [&str; 6] = ["k0", "k1", "k3", "k4", "k5", "k6"];
         let view = view();
         let pinned = view.pinned();

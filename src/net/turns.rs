@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Who waits for so long goes on without a turn: the one who has it is stuck.
+/// Who waits for so long continues without a turn: the one who has it is stuck.
 const TURN_LIMIT: Duration = Duration::from_secs(1);
 
 /// What the connections of a process share.
