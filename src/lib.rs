@@ -5,7 +5,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `types`, `error`, `env`, `proto`, `metrics`, `budget`, `notices`, `probe`, `profile`, `trace` |
+//! | 0 | `types`, `error`, `env`, `proto`, `metrics`, `budget`, `notices`, `probe`, `failpoints`, `profile`, `trace` |
 //! | 0 | `script`, which plays the scripts of tests |
 //! | 1 | `config`, `net`, `storage` |
 //! | 2 | `mvcc`, `raft` |
@@ -31,6 +31,7 @@ pub(crate) mod budget;
 pub(crate) mod config;
 pub(crate) mod env;
 pub(crate) mod error;
+pub(crate) mod failpoints;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 pub(crate) mod gateway;

@@ -87,6 +87,11 @@ pub fn run(give_back: GiveBack) -> ExitCode {
             return ExitCode::from(1);
         }
     };
+    #[cfg(feature = "failpoints")]
+    if let Err(error) = server::failpoints::start() {
+        logging::fatal("failpoints cannot be set up", &error.to_string());
+        return ExitCode::from(1);
+    }
     let member = async { server::run::run(loaded.config, traces?, give_back).await };
     end(runtime.block_on(member))
 }

@@ -29,6 +29,7 @@ use super::{ApiSettings, caller, header, spans};
 use crate::budget::{Exhausted, Held, Share};
 use crate::env::Interval;
 use crate::error::{Error, watch_reason};
+use crate::failpoints::{self, Failpoint};
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{
     WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType,
@@ -52,8 +53,9 @@ const READS_AT_ONCE: usize = 4;
 const LINE_FULL_PAUSE: Duration = Duration::from_millis(100);
 /// A page of history is kept so long for a client that does not take it.
 const PAGE_KEPT: Duration = Duration::from_millis(100);
-/// Outputs handed on before other things get their turn.
-const OUTPUTS_A_TURN: usize = 64;
+/// Outputs handed on before other things get their turn. With failpoints each by itself: one that
+/// sleeps is to hold up what comes behind it, and nothing before it.
+const OUTPUTS_A_TURN: usize = if cfg!(feature = "failpoints") { 1 } else { 64 };
 /// The shortest interval of progress notifications; etcd's.
 const MIN_PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -429,7 +431,10 @@ impl Session {
             // The runtime has to know that this may take long.
             let mut output = Ok(None);
             let executor = self.handle.shared().executor.as_ref();
-            executor.block_in_place(&mut || output = stream.next(&view.pinned()));
+            executor.block_in_place(&mut || {
+                failpoints::hit(Failpoint::BeforeSyncWatchers);
+                output = stream.next(&view.pinned());
+            });
             output
         } else {
             stream.next(&view.pinned())
@@ -453,6 +458,10 @@ impl Session {
     }
 
     fn output(&mut self, output: Output) {
+        if !matches!(output, Output::Again) {
+            let executor = self.handle.shared().executor.as_ref();
+            failpoints::hit_in_task(executor, Failpoint::BeforeSendWatchResponse);
+        }
         let response = match output {
             Output::Events {
                 watch_id,

@@ -9,7 +9,7 @@
 //! Auth never stands in the way of these paths, in etcd and here.
 
 mod access;
-mod body;
+pub mod body;
 mod debug;
 mod health;
 mod log_level;

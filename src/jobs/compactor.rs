@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::env::blocking;
+use crate::failpoints::{self, Failpoint};
 use crate::metrics::Metrics;
 use crate::mvcc::compaction::{self, Progress};
 use crate::mvcc::hash::{HashError, Hashing};
@@ -218,13 +219,7 @@ async fn catch_up(
             let engine = engine.clone();
             steps.begin();
             let stepped = blocking(shared.executor.as_ref(), move || {
-                let view = engine.view();
-                let mut batch = Batch::default();
-                let next = compaction::step(view.as_ref(), at, pace.batch_limit, &mut batch)?;
-                engine.write(&batch)?;
-                let removed = |op: &Op<'_>| matches!(op, Op::Delete(Family::Revisions, _));
-                let removed = batch.iter().filter(removed).count() as u64;
-                Ok::<_, storage::Error>((next, removed))
+                remove(engine.as_ref(), at, pace.batch_limit)
             });
             progress = match stepped.await {
                 Ok(stepped) => {
@@ -252,6 +247,38 @@ async fn catch_up(
             .last_compaction_s
             .set(shared.clock.wall().as_secs() as i64);
         tell_finished(shared, engine.as_ref())?;
+    }
+}
+
+/// Makes a step; returns what is left, and how many records it removed.
+fn remove(
+    engine: &dyn Engine,
+    at: Progress,
+    limit: usize,
+) -> storage::Result<(Option<Progress>, u64)> {
+    let view = engine.view();
+    let mut batch = Batch::default();
+    let next = compaction::step(view.as_ref(), at, limit, &mut batch)?;
+    let (before, after) = failpoints_of(next.is_none());
+    failpoints::hit(before);
+    engine.write(&batch)?;
+    failpoints::hit(after);
+    let removed = |op: &Op<'_>| matches!(op, Op::Delete(Family::Revisions, _));
+    let removed = batch.iter().filter(removed).count() as u64;
+    Ok((next, removed))
+}
+
+/// Those around the write of a step.
+const fn failpoints_of(is_last: bool) -> (Failpoint, Failpoint) {
+    match is_last {
+        false => (
+            Failpoint::CompactBeforeCommitBatch,
+            Failpoint::CompactAfterCommitBatch,
+        ),
+        true => (
+            Failpoint::CompactBeforeSetFinishedCompact,
+            Failpoint::CompactAfterSetFinishedCompact,
+        ),
     }
 }
 

@@ -22,6 +22,7 @@ use super::state_store::{Received, SnapshotStore};
 use super::view::ReadView;
 use super::work::AppliedGroup;
 use crate::env::Clock;
+use crate::failpoints::{self, Failpoint};
 use crate::metrics::Operation;
 use crate::mvcc::Change;
 use crate::mvcc::read::PinnedView;
@@ -377,6 +378,7 @@ impl Applier {
                 .map(|entry| applied_entry(member, entry))
                 .collect()
         });
+        failpoints::hit_each(|| batch.entries.iter().map(before_entry));
         batch.begun = true;
         let entries = batch.entries.len() as i64;
         for span in &mut batch.spans {
@@ -387,7 +389,18 @@ impl Applier {
     }
 
     fn commit(&mut self, batch: &ApplyBatch) -> storage::Result<()> {
+        let compacted = batch.group.compacted;
+        failpoints::hit_each(|| {
+            let scheduled = Failpoint::CompactBeforeCommitScheduledCompact;
+            compacted.then_some(scheduled)
+        });
+        failpoints::hit(Failpoint::BeforeCommit);
         self.machine.commit()?;
+        failpoints::hit(Failpoint::AfterCommit);
+        failpoints::hit_each(|| {
+            let scheduled = Failpoint::CompactAfterCommitScheduledCompact;
+            compacted.then_some(scheduled)
+        });
         let now = self.shared.clock.now();
         self.measure(&batch.group, now - batch.started_at);
         let (slowest, took) = batch.slowest;
@@ -462,6 +475,7 @@ impl Applier {
         let start = self.shared.clock.now();
         // A failure ends the process.
         self.shared.metrics.snapshot_applies_in_progress.set(1);
+        failpoints::hit(Failpoint::RaftBeforeApplySnap);
         let engine = states.adopt(received)?;
         self.machine = Machine::open_with(engine.clone(), self.machine.slice_limit())?;
         self.shared.replace_engine(engine);
@@ -481,6 +495,7 @@ impl Applier {
         self.shared.hub.resync(self.machine.head());
         self.shared.compaction_wanted.notify_one();
         self.shared.metrics.snapshot_applies_in_progress.set(0);
+        failpoints::hit(Failpoint::RaftAfterApplySnap);
         tracing::info!(
             index,
             revision = self.machine.head(),
@@ -615,6 +630,14 @@ impl Applier {
             }
             deadlines.applied(*event, now);
         }
+    }
+}
+
+/// The failpoint before an entry is applied.
+fn before_entry(entry: &Entry) -> Failpoint {
+    match entry.payload {
+        Payload::Membership(_) => Failpoint::BeforeApplyOneConfChange,
+        _ => Failpoint::BeforeApplyOneEntryNormal,
     }
 }
 

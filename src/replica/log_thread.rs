@@ -13,6 +13,7 @@ use super::outbound::send_grouped;
 use super::pipe::Pipe;
 use super::shared::Shared;
 use super::state_store::Received;
+use crate::failpoints::{self, Failpoint};
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::raft::{Message, Persist};
 use crate::storage::raft_log::{self, EntryId, LogEntry, RaftLog};
@@ -188,8 +189,11 @@ impl LogWriter {
         let bytes_before = self.log.stats().bytes_written;
         let mut hard_state = gathered.hard_state.as_deref();
         if let Some(entry_id) = gathered.reset {
+            failpoints::hit(Failpoint::RaftBeforeSaveSnap);
             self.log.reset(entry_id, hard_state.take())?;
+            failpoints::hit(Failpoint::RaftAfterSaveSnap);
         }
+        failpoints::hit(Failpoint::RaftBeforeSave);
         if !gathered.entries.is_empty() || hard_state.is_some() {
             self.log.append(raft_log::Batch {
                 entries: &gathered.entries,
@@ -207,6 +211,7 @@ impl LogWriter {
             metrics.wal_fsync.observe(clock.now() - start);
             metrics.wal_write_bytes.add(bytes as i64);
         }
+        failpoints::hit(Failpoint::RaftAfterSave);
         Ok(gathered.done)
     }
 

@@ -25,6 +25,7 @@ use super::shared::Shared;
 use super::state_store::{Checkpoint, Received, SnapshotStore};
 use super::work::{AppliedGroup, Work};
 use crate::error::Error;
+use crate::failpoints::{self, Failpoint};
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etchedpeer::forwarded::Proposal as ForwardedKind;
 use crate::raft::{Message, MessageType, Persist, Replica};
@@ -473,6 +474,10 @@ impl RaftThread {
 
     /// Sends what need not wait for the disk.
     fn send(&mut self, work: &mut Work) {
+        failpoints::hit_each(|| {
+            let leads = self.router.status().is_leader;
+            leads.then_some(Failpoint::RaftBeforeLeaderSend)
+        });
         self.send_raft(std::mem::take(&mut work.messages));
         for (to, message) in work.forwards.drain(..) {
             self.network.send(to, vec![PeerMessage::Forwarded(message)]);

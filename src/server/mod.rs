@@ -6,6 +6,8 @@ pub mod data_dir;
 pub mod descriptors;
 pub mod discovery;
 mod expiry;
+#[cfg(any(test, feature = "failpoints"))]
+pub mod failpoints;
 pub mod from_etcd;
 pub mod from_snapshot;
 pub mod gate;

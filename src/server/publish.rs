@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use super::Error;
+use crate::failpoints::{self, Failpoint};
 use crate::jobs::corruption::{self, AtStart};
 use crate::jobs::version;
 use crate::proto::etcdserverpb::InternalRaftRequest;
@@ -43,6 +44,7 @@ pub async fn introduce(
 /// job.
 async fn publish(handle: &Handle, attributes: Attributes) {
     let shared = handle.shared();
+    failpoints::hit_in_task(shared.executor.as_ref(), Failpoint::BeforePublishing);
     let leads_single_member = || shared.raft.is_single_member() && shared.raft.is_leader();
     let known = {
         let status = shared.status();

@@ -30,6 +30,7 @@ use parking_lot::Mutex;
 
 use super::Error;
 use super::member_dir::MemberDir;
+use crate::failpoints::{self, Failpoint};
 use crate::probe::{self, CoveragePoint};
 use crate::replica::state_store::{Checkpoint, Received, SnapshotStore, entry_id_of, snapshot_of};
 use crate::state::Machine;
@@ -151,7 +152,9 @@ impl SnapshotStore for StateDirs {
         // The log has been reset to it: from now on it must stay, whatever fails.
         received.files.keep();
         let name = received_name(received.entry_id.index);
+        failpoints::hit(Failpoint::ApplyBeforeOpenSnapshot);
         let engine = self.dir.open_engine(&name)?;
+        failpoints::hit(Failpoint::ApplyAfterOpenSnapshot);
         self.require_format(Machine::format_of(engine.latest())?)?;
         self.dir
             .set_current_state(&name)

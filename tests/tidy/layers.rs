@@ -26,6 +26,7 @@ const MODULES: &[Module] = &[
     module("budget", 0, &[]),
     module("notices", 0, &[]),
     module("probe", 0, &[]),
+    module("failpoints", 0, &[]),
     module("profile", 0, &[]),
     module("trace", 0, &[]),
     module("script", 0, &[]),

@@ -1,5 +1,5 @@
-//! What no release holds: engines and disks in memory, the simulator, the fuzz targets, and what
-//! the benches see of the crate.
+//! What no release holds: engines and disks in memory, the simulator, the fuzz targets, failpoints,
+//! and what the benches see of the crate.
 //!
 //! Each is declared under a condition that is false in a release; the compiler sees to it that
 //! nothing in a release names it.
@@ -32,6 +32,16 @@ pub const ABSENT: &[(&str, &str, &str)] = &[
         "src/profile/mod.rs",
         "pub mod counting;",
         r#"#[cfg(any(test, feature = "fuzzing"))]"#,
+    ),
+    (
+        "src/server/mod.rs",
+        "pub mod failpoints;",
+        r#"#[cfg(any(test, feature = "failpoints"))]"#,
+    ),
+    (
+        "src/failpoints.rs",
+        "mod on {",
+        r#"#[cfg(feature = "failpoints")]"#,
     ),
     (
         "src/lib.rs",

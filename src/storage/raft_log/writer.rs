@@ -15,6 +15,7 @@ use super::reader::Shared;
 use super::segment::{self, Pace, io_error, make_zeroed};
 use super::synced::{Position, Synced};
 use super::{EntryId, Error, LogEntry, LogOptions, Stats};
+use crate::failpoints::{self, Failpoint};
 use crate::probe::{self, CoveragePoint, Defect};
 
 /// Bounds the work of one compaction; the next one deletes what is left.
@@ -246,7 +247,9 @@ impl Writer {
         file.write_at(&self.buffer, offset)
             .map_err(|error| failed("write to", error))?;
         if self.syncs() {
+            failpoints::hit(Failpoint::WalBeforeSync);
             file.sync_data().map_err(|error| failed("sync", error))?;
+            failpoints::hit(Failpoint::WalAfterSync);
             self.stats.syncs += 1;
         }
         self.stats.bytes_written += self.buffer.len() as u64;
