@@ -45,6 +45,8 @@ pub struct GrpcProxyStart {
     pub upstream: UpstreamTls,
     /// Pings of connections to members.
     pub dial_keepalive: Option<(Duration, Duration)>,
+    /// Those without calls are pinged as well.
+    pub permit_without_stream: bool,
     /// None: nothing is encrypted.
     pub listener: Option<ListenerTls>,
     pub protocol: TlsProtocol,
@@ -202,8 +204,7 @@ fn count(name: &'static str, default: &'static str, help: &'static str) -> Arg {
 }
 
 /// What etcd's proxy has and this one lacks.
-const NOT_BUILT: [&str; 5] = [
-    "permit-without-stream",
+const NOT_BUILT: [&str; 4] = [
     "endpoints-auto-sync-interval",
     "experimental-serializable-ordering",
     "experimental-leasing-prefix",
@@ -235,12 +236,16 @@ fn cluster_side_flags() -> Vec<Arg> {
         duration(
             "dial-keepalive-time",
             "0s",
-            "Interval of pings to members; 0 for none",
+            "Interval of pings to members, of 10s at least; 0 for none",
         ),
         duration(
             "dial-keepalive-timeout",
             "20s",
             "Time until a ping to a member has to be answered",
+        ),
+        switch(
+            "permit-without-stream",
+            "Ping members without a call as well, which they have to allow",
         ),
         count(
             "max-send-bytes",
@@ -336,9 +341,8 @@ fn client_side_flags() -> Vec<Arg> {
 
 fn flags_not_built() -> [Arg; NOT_BUILT.len()] {
     const NOT: &str = "Not built yet";
-    let [permit, sync, ordering, leasing, logging] = NOT_BUILT;
+    let [sync, ordering, leasing, logging] = NOT_BUILT;
     [
-        switch(permit, NOT),
         duration(sync, "0s", NOT),
         switch(ordering, NOT),
         text(leasing, "", NOT),
@@ -393,6 +397,7 @@ impl GrpcProxyStart {
             data_dir,
             upstream: upstream(start)?,
             dial_keepalive: keepalive("dial-keepalive-time", "dial-keepalive-timeout"),
+            permit_without_stream: is_on(start, "permit-without-stream"),
             max_send_bytes: size("max-send-bytes"),
             max_recv_bytes: size("max-recv-bytes"),
             max_concurrent_streams: number(start, "max-concurrent-streams")

@@ -56,6 +56,9 @@ use upstream::Upstream;
 const OPENING_LIMIT: Duration = Duration::from_secs(10);
 /// To the end of the head of a client's request of HTTP/1.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
+/// Between two pings of a connection to a member, as in grpc-go: a member ends one that pings it more
+/// often than it allows.
+const MIN_PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Files that are open beside clients' connections.
 const OWN_FILES: u64 = 64;
 
@@ -193,10 +196,14 @@ fn upstream(start: &GrpcProxyStart, found: Vec<Endpoint>) -> Result<Upstream, Er
         (false, false) => format!("http://{url}"),
     };
     let urls: Vec<String> = found.into_iter().map(|one| with_scheme(one.url)).collect();
-    let keep_alive = start
-        .dial_keepalive
-        .map(|(interval, timeout)| KeepAlive { interval, timeout });
-    let dialler = dialler(&start.upstream)?;
+    let keep_alive = start.dial_keepalive.map(|(interval, timeout)| KeepAlive {
+        interval: interval.max(MIN_PING_INTERVAL),
+        timeout,
+    });
+    let dialler = Dialler {
+        pings_idle: start.permit_without_stream,
+        ..dialler(&start.upstream)?
+    };
     Ok(Upstream::new(urls, dialler, keep_alive))
 }
 
