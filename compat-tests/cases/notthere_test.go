@@ -25,7 +25,7 @@ var notInREADME = map[string]struct {
 	claim  string
 	checks []absence
 }{
-	"Commands": {"of `grpc-proxy`: a cache of ranges; `--endpoints-auto-sync-interval` and its experimental flags (refused)", []absence{
+	"Commands": {"of `grpc-proxy`: a cache of ranges; its experimental flags (refused)", []absence{
 		refusesProxyFlags,
 	}},
 }
@@ -179,7 +179,6 @@ func otherThanDefault(name, kind, usage string) string {
 func refusesProxyFlags(t *testing.T, _ *harness.Server) {
 	t.Helper()
 	for _, flag := range []string{
-		"--endpoints-auto-sync-interval=1s",
 		"--experimental-serializable-ordering", "--experimental-leasing-prefix=l", "--experimental-enable-grpc-logging",
 	} {
 		name, _, _ := strings.Cut(flag, "=")

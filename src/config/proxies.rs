@@ -34,6 +34,8 @@ pub struct GrpcProxyStart {
     /// A URL, for HTTP alone.
     pub metrics_addr: Option<String>,
     pub cluster: ClusterPlace,
+    /// Between two requests for the cluster's members, which replace those above.
+    pub endpoints_auto_sync: Option<Duration>,
     /// What clients learn as the only member.
     pub advertise_client_url: String,
     /// Where proxies of the same cluster make themselves known; and for how long, in seconds.
@@ -204,8 +206,7 @@ fn count(name: &'static str, default: &'static str, help: &'static str) -> Arg {
 }
 
 /// What etcd's proxy has and this one lacks.
-const NOT_BUILT: [&str; 4] = [
-    "endpoints-auto-sync-interval",
+const NOT_BUILT: [&str; 3] = [
     "experimental-serializable-ordering",
     "experimental-leasing-prefix",
     "experimental-enable-grpc-logging",
@@ -213,6 +214,11 @@ const NOT_BUILT: [&str; 4] = [
 
 fn cluster_side_flags() -> Vec<Arg> {
     vec![
+        duration(
+            "endpoints-auto-sync-interval",
+            "0s",
+            "Interval of asking the cluster for its members, which replace the endpoints; 0 for never",
+        ),
         text(
             "advertise-client-url",
             "127.0.0.1:23790",
@@ -341,9 +347,8 @@ fn client_side_flags() -> Vec<Arg> {
 
 fn flags_not_built() -> [Arg; NOT_BUILT.len()] {
     const NOT: &str = "Not built yet";
-    let [sync, ordering, leasing, logging] = NOT_BUILT;
+    let [ordering, leasing, logging] = NOT_BUILT;
     [
-        duration(sync, "0s", NOT),
         switch(ordering, NOT),
         text(leasing, "", NOT),
         switch(logging, NOT),
@@ -354,9 +359,6 @@ impl GrpcProxyStart {
     fn of(start: &ArgMatches) -> Result<Self, String> {
         for name in NOT_BUILT {
             let given = start.try_get_one::<bool>(name).ok().flatten() == Some(&true)
-                || start
-                    .try_get_one::<Duration>(name)
-                    .is_ok_and(|found| found.is_some_and(|one| !one.is_zero()))
                 || start
                     .try_get_one::<String>(name)
                     .is_ok_and(|found| found.is_some_and(|one| !one.is_empty()));
@@ -391,6 +393,8 @@ impl GrpcProxyStart {
             listen_addr,
             metrics_addr: texts(start, "metrics-addr"),
             cluster: ClusterPlace::of(start, "cacert"),
+            endpoints_auto_sync: Some(time(start, "endpoints-auto-sync-interval"))
+                .filter(|interval| !interval.is_zero()),
             advertise_client_url,
             resolver,
             namespace: texts(start, "namespace").unwrap_or_default(),

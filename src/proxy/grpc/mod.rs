@@ -3,7 +3,7 @@
 //!
 //! - `service` sends each call where it belongs, `passing` passes on what needs no understanding,
 //!   `namespace` puts a prefix before keys (pure), `cluster` says who the members are, and `pages`
-//!   answers HTTP. `upstream` has the connections to members.
+//!   answers HTTP. `upstream` has the connections to members, and `autosync` asks who they are now.
 //! - `group` keeps one stream at the cluster for all clients who show the same token (`caller`). What
 //!   they share is decided without I/O: `watches` for the service of `watch`, `renewals` for that of
 //!   `lease`. `permission` asks whether a caller may see what it wants to share.
@@ -12,6 +12,7 @@
 //! nothing. As in etcd its own certificate must have no common name, which the members would take for
 //! the user of all its clients.
 
+mod autosync;
 mod caller;
 mod cluster;
 mod group;
@@ -31,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch as latch;
+use tokio::task::JoinHandle;
 
 use super::endpoints::{self, Endpoint};
 use super::error::Error;
@@ -97,35 +99,27 @@ pub async fn run(start: GrpcProxyStart, signals: StopSignals) -> Result<i32, Err
         request_bytes: start.max_send_bytes,
         answer_bytes: start.max_recv_bytes,
     };
-    let service = ProxyService::new(upstream, namespace, proxies.clone(), limits, start.pprof);
+    let service = ProxyService::new(
+        upstream.clone(),
+        namespace,
+        proxies.clone(),
+        limits,
+        start.pprof,
+    );
     let (stop, stopping) = latch::channel(false);
     let options = options(&start, tls.map_or(Security::Plain, Security::Tls));
-    let mut serving = Vec::new();
-    if let Some((listener, security)) = pages {
-        let options = net::ServeOptions {
-            who: "probe",
-            versions: Versions::Http1,
-            security,
-            ..options.clone()
-        };
-        let service = service.pages_only();
-        let serve = net::serve(
-            listener,
-            options,
-            move |_| service.clone(),
-            stopping.clone(),
-        );
-        serving.push(tokio::spawn(serve));
-    }
-    let serve = net::serve(listener, options, move |_| service.clone(), stopping);
-    serving.push(tokio::spawn(serve));
-    let registered = proxies.map(|proxies| tokio::spawn(async move { proxies.register().await }));
+    let serving = serve((listener, pages), options, &service, &stopping);
+    let mut endless = Vec::new();
+    endless.extend(proxies.map(|proxies| tokio::spawn(async move { proxies.register().await })));
+    endless.extend(start.endpoints_auto_sync.map(|interval| {
+        tokio::spawn(async move { autosync::run(&upstream, interval, address).await })
+    }));
     tracing::info!(address = start.listen_addr, "started gRPC proxy");
     notify::ready();
     let signal = signals.while_serving().await;
     stop.send_replace(true);
-    if let Some(registered) = registered {
-        registered.abort();
+    for task in endless {
+        task.abort();
     }
     for task in serving {
         // A task that panicked has ended as well.
@@ -165,6 +159,43 @@ async fn bind(listen_addr: &str) -> Result<(listen::Listener, SocketAddr), Error
     let address = address.ok_or_else(refused)?;
     let listener = listen::bind(&Address::Tcp(address), SocketOptions::default())?;
     Ok((listener, address))
+}
+
+type Pages = Option<(listen::Listener, Security)>;
+
+/// Begins to answer at both listeners, until it is to stop.
+fn serve(
+    (listener, pages): (listen::Listener, Pages),
+    options: net::ServeOptions,
+    service: &ProxyService,
+    stopping: &latch::Receiver<bool>,
+) -> Vec<JoinHandle<()>> {
+    let mut serving = Vec::new();
+    if let Some((listener, security)) = pages {
+        let options = net::ServeOptions {
+            who: "probe",
+            versions: Versions::Http1,
+            security,
+            ..options.clone()
+        };
+        let service = service.pages_only();
+        let serve = net::serve(
+            listener,
+            options,
+            move |_| service.clone(),
+            stopping.clone(),
+        );
+        serving.push(tokio::spawn(serve));
+    }
+    let service = service.clone();
+    let serve = net::serve(
+        listener,
+        options,
+        move |_| service.clone(),
+        stopping.clone(),
+    );
+    serving.push(tokio::spawn(serve));
+    serving
 }
 
 /// The listener of `--metrics-addr`.

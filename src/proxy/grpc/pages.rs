@@ -123,7 +123,7 @@ async fn watched(watch: &WatchServer<WatchProxy>) -> Result<(), String> {
 /// The first member's page of metrics.
 async fn scraped(upstream: &Arc<Upstream>) -> Result<Bytes, String> {
     let scrape = async {
-        let route = Route::of(upstream.first_url())?;
+        let route = Route::of(&upstream.first_url())?;
         match route.is_tls() {
             false => over_http1(&route).await,
             true => over_http2(upstream).await,
