@@ -25,7 +25,7 @@ var notInREADME = map[string]struct {
 	claim  string
 	checks []absence
 }{
-	"Commands": {"of `grpc-proxy`: a cache of ranges; its experimental flags (refused)", []absence{
+	"Commands": {"of `grpc-proxy`: a cache of ranges; two experimental flags (`--experimental-serializable-ordering`, `--experimental-leasing-prefix`: refused)", []absence{
 		refusesProxyFlags,
 	}},
 }
@@ -179,7 +179,7 @@ func otherThanDefault(name, kind, usage string) string {
 func refusesProxyFlags(t *testing.T, _ *harness.Server) {
 	t.Helper()
 	for _, flag := range []string{
-		"--experimental-serializable-ordering", "--experimental-leasing-prefix=l", "--experimental-enable-grpc-logging",
+		"--experimental-serializable-ordering", "--experimental-leasing-prefix=l",
 	} {
 		name, _, _ := strings.Cut(flag, "=")
 		got := harness.Exits(t, harness.Etched, nil, []string{"grpc-proxy", "start", flag})

@@ -60,6 +60,8 @@ pub struct GrpcProxyStart {
     /// Profiles are served.
     pub pprof: bool,
     pub debug: bool,
+    /// Every message of a client is logged.
+    pub logs_messages: bool,
 }
 
 /// How connections to members are encrypted, where their URLs say that they are.
@@ -206,10 +208,9 @@ fn count(name: &'static str, default: &'static str, help: &'static str) -> Arg {
 }
 
 /// What etcd's proxy has and this one lacks.
-const NOT_BUILT: [&str; 3] = [
+const NOT_BUILT: [&str; 2] = [
     "experimental-serializable-ordering",
     "experimental-leasing-prefix",
-    "experimental-enable-grpc-logging",
 ];
 
 fn cluster_side_flags() -> Vec<Arg> {
@@ -342,16 +343,19 @@ fn client_side_flags() -> Vec<Arg> {
             "Profiles under /debug/pprof/ for `go tool pprof`",
         ),
         switch("debug", "Log more"),
+        switch(
+            "experimental-enable-grpc-logging",
+            "Log every request and answer, without passwords and tokens",
+        ),
     ]
 }
 
 fn flags_not_built() -> [Arg; NOT_BUILT.len()] {
     const NOT: &str = "Not built yet";
-    let [ordering, leasing, logging] = NOT_BUILT;
+    let [ordering, leasing] = NOT_BUILT;
     [
         switch(ordering, NOT),
         text(leasing, "", NOT),
-        switch(logging, NOT),
     ]
 }
 
@@ -411,6 +415,7 @@ impl GrpcProxyStart {
             keepalive: keepalive("grpc-keepalive-interval", "grpc-keepalive-timeout"),
             pprof: is_on(start, "enable-pprof"),
             debug: is_on(start, "debug"),
+            logs_messages: is_on(start, "experimental-enable-grpc-logging"),
         })
     }
 }

@@ -4,6 +4,7 @@
 //! - `service` sends each call where it belongs, `passing` passes on what needs no understanding,
 //!   `namespace` puts a prefix before keys (pure), `cluster` says who the members are, and `pages`
 //!   answers HTTP. `upstream` has the connections to members, and `autosync` asks who they are now.
+//!   `payloads` logs messages.
 //! - `group` keeps one stream at the cluster for all clients who show the same token (`caller`). What
 //!   they share is decided without I/O: `watches` for the service of `watch`, `renewals` for that of
 //!   `lease`. `permission` asks whether a caller may see what it wants to share.
@@ -20,6 +21,7 @@ mod lease;
 mod namespace;
 mod pages;
 mod passing;
+mod payloads;
 mod permission;
 mod renewals;
 mod service;
@@ -51,7 +53,7 @@ use crate::transport::{Dialler, Encryption};
 use crate::types::{Address, MemberId};
 use cluster::Proxies;
 use namespace::Namespace;
-use service::{Limits, ProxyService};
+use service::{CallOptions, ProxyService};
 use upstream::Upstream;
 
 /// From a client's connection to its first byte, and from there to the first frame of HTTP/2.
@@ -95,17 +97,13 @@ pub async fn run(start: GrpcProxyStart, signals: StopSignals) -> Result<i32, Err
             resolver: start.resolver.clone(),
         })
     });
-    let limits = Limits {
+    let calls = CallOptions {
         request_bytes: start.max_send_bytes,
         answer_bytes: start.max_recv_bytes,
+        profiles: start.pprof,
+        logs_messages: start.logs_messages,
     };
-    let service = ProxyService::new(
-        upstream.clone(),
-        namespace,
-        proxies.clone(),
-        limits,
-        start.pprof,
-    );
+    let service = ProxyService::new(upstream.clone(), namespace, proxies.clone(), calls);
     let (stop, stopping) = latch::channel(false);
     let options = options(&start, tls.map_or(Security::Plain, Security::Tls));
     let serving = serve((listener, pages), options, &service, &stopping);
@@ -191,7 +189,7 @@ fn serve(
     let serve = net::serve(
         listener,
         options,
-        move |_| service.clone(),
+        move |client| service.of_client(&client.remote),
         stopping.clone(),
     );
     serving.push(tokio::spawn(serve));

@@ -19,7 +19,7 @@ use tonic::codegen::Service as _;
 use super::upstream::Upstream;
 
 /// Before every message of gRPC: whether it is compressed, and its length.
-const PREFIX_BYTES: usize = 5;
+pub const PREFIX_BYTES: usize = 5;
 
 /// What is one connection's own.
 const OF_A_CONNECTION: [HeaderName; 4] = [CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING];
@@ -122,7 +122,8 @@ where
     Ok((Some(held.freeze().slice(PREFIX_BYTES..)), trailers))
 }
 
-fn length(held: &[u8]) -> usize {
+/// That of the message that begins so, without the prefix.
+pub fn length(held: &[u8]) -> usize {
     let bytes = held
         .get(1..PREFIX_BYTES)
         .and_then(|bytes| bytes.try_into().ok());
