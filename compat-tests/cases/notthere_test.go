@@ -25,7 +25,7 @@ var notInREADME = map[string]struct {
 	claim  string
 	checks []absence
 }{
-	"Commands": {"of `grpc-proxy`: a cache of ranges; two experimental flags (`--experimental-serializable-ordering`, `--experimental-leasing-prefix`: refused)", []absence{
+	"Commands": {"of `grpc-proxy`: two experimental flags (`--experimental-serializable-ordering`, `--experimental-leasing-prefix`: refused)", []absence{
 		refusesProxyFlags,
 	}},
 }

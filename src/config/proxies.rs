@@ -257,7 +257,7 @@ fn cluster_side_flags() -> Vec<Arg> {
         count(
             "max-send-bytes",
             "1572864",
-            "The largest request that is read here (--namespace, watches), in bytes",
+            "The largest request that has keys, in bytes",
         ),
         count(
             "max-recv-bytes",

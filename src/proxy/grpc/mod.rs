@@ -2,8 +2,8 @@
 //! what many want.
 //!
 //! - `service` sends each call where it belongs, `passing` passes on what needs no understanding,
-//!   `namespace` puts a prefix before keys (pure), `cluster` says who the members are, and `pages`
-//!   answers HTTP. `upstream` has the connections to members, and `autosync` asks who they are now.
+//!   `kv` reads what has keys in it: `namespace` puts a prefix before them (pure), and `cache` answers
+//!   ranges again (pure). `cluster` says who the members are, and `pages` answers HTTP. `upstream` has the connections to members, and `autosync` asks who they are now.
 //!   `payloads` logs messages.
 //! - `group` keeps one stream at the cluster for all clients who show the same token (`caller`). What
 //!   they share is decided without I/O: `watches` for the service of `watch`, `renewals` for that of
@@ -14,9 +14,11 @@
 //! the user of all its clients.
 
 mod autosync;
+mod cache;
 mod caller;
 mod cluster;
 mod group;
+mod kv;
 mod lease;
 mod namespace;
 mod pages;
@@ -52,6 +54,7 @@ use crate::server::{descriptors, notify};
 use crate::transport::{Dialler, Encryption};
 use crate::types::{Address, MemberId};
 use cluster::Proxies;
+use kv::KvOptions;
 use namespace::Namespace;
 use service::{CallOptions, ProxyService};
 use upstream::Upstream;
@@ -98,8 +101,10 @@ pub async fn run(start: GrpcProxyStart, signals: StopSignals) -> Result<i32, Err
         })
     });
     let calls = CallOptions {
-        request_bytes: start.max_send_bytes,
-        answer_bytes: start.max_recv_bytes,
+        kv: KvOptions {
+            request_bytes: start.max_send_bytes,
+            answer_bytes: start.max_recv_bytes,
+        },
         profiles: start.pprof,
         logs_messages: start.logs_messages,
     };

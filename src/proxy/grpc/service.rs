@@ -1,15 +1,12 @@
-//! Where each call is sent. Watches and renewals of leases are shared; what has keys in it is changed
-//! where there is a namespace; the rest is passed on as it comes, with its caller's token. What is not
-//! gRPC is a request for a page.
+//! Where each call is sent. Watches and renewals of leases are shared; what has keys in it is for `kv`;
+//! the rest is passed on as it comes, with its caller's token. What is not gRPC is a request for a page.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{Request, Response, Version};
-use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use prost::Message as _;
 use tonic::Status;
@@ -18,6 +15,7 @@ use tonic::codegen::Service as _;
 
 use super::cluster::Proxies;
 use super::group::Groups;
+use super::kv::{KvOptions, KvProxy};
 use super::lease::LeaseProxy;
 use super::namespace::{Keyed, Namespace};
 use super::pages;
@@ -41,9 +39,7 @@ const MEMBER_LIST: &str = "/etcdserverpb.Cluster/MemberList";
 /// How calls are answered.
 #[derive(Clone, Copy, Debug)]
 pub struct CallOptions {
-    /// The largest request that is read here, and the largest answer.
-    pub request_bytes: usize,
-    pub answer_bytes: usize,
+    pub kv: KvOptions,
     pub profiles: bool,
     pub logs_messages: bool,
 }
@@ -58,7 +54,7 @@ pub struct ProxyService {
 
 struct All {
     upstream: Arc<Upstream>,
-    namespace: Namespace,
+    kv: KvProxy,
     /// None: clients learn the members.
     proxies: Option<Arc<Proxies>>,
     watches: Groups<Watches>,
@@ -84,11 +80,11 @@ impl ProxyService {
         let watch = WatchServer::new(WatchProxy(watches.clone()));
         let lease = LeaseServer::new(LeaseProxy(renewals));
         let all = Arc::new(All {
+            kv: KvProxy::new(shared(), namespace, options.kv),
             upstream,
-            namespace,
             proxies,
             watches,
-            watch: watch.max_decoding_message_size(options.request_bytes),
+            watch: watch.max_decoding_message_size(options.kv.request_bytes),
             lease,
             options,
             pages_only: false,
@@ -110,7 +106,7 @@ impl ProxyService {
         let all = &self.all;
         let all = Arc::new(All {
             upstream: all.upstream.clone(),
-            namespace: all.namespace.clone(),
+            kv: all.kv.clone(),
             proxies: all.proxies.clone(),
             watches: all.watches.clone(),
             watch: all.watch.clone(),
@@ -138,7 +134,8 @@ impl ProxyService {
                 },
             };
             let request = request.map(drop);
-            return pages::answer(&request, &all.upstream, &all.watch, all.watches.counts()).await;
+            let counts = (all.watches.counts(), all.kv.counts());
+            return pages::answer(&request, &all.upstream, &all.watch, counts).await;
         }
         match &self.log {
             None => all.answer(request).await,
@@ -158,14 +155,15 @@ impl All {
                 "RangeStream is not supported by the gRPC proxy",
             )),
             path => match (Keyed::of(path), &self.proxies) {
-                (Some(keyed), _) if !self.namespace.is_empty() => {
-                    self.changed(keyed, request).await
-                }
+                (Some(keyed), _) => self.kv.call(keyed, request).await,
                 (_, Some(proxies)) if path == MEMBER_LIST => {
                     let list = proxies.list().await.encode_to_vec();
-                    Ok(one_message(&list))
+                    Ok(passing::answer(passing::framed(&list)))
                 }
-                _ => self.passed(request).await,
+                _ => {
+                    let _writing = self.kv.writing(path);
+                    self.passed(request).await
+                }
             },
         };
         answered.unwrap_or_else(Status::into_http)
@@ -176,52 +174,6 @@ impl All {
         let path = head.uri.path();
         passing::pass(&self.upstream, path, &head.headers, body).await
     }
-
-    /// A call with one message and one answer, both of them changed.
-    async fn changed(
-        &self,
-        keyed: Keyed,
-        request: Request<Body>,
-    ) -> Result<Response<Body>, Status> {
-        let (head, body) = request.into_parts();
-        let none = || Status::internal("grpc: the call has no message");
-        let (message, _) = passing::message(body, self.options.request_bytes).await?;
-        let message = self.namespace.request(keyed, &message.ok_or_else(none)?)?;
-        let headers = passing::uncompressed(&head.headers);
-        let body = Body::new(Full::new(passing::framed(&message)));
-        let answer = passing::pass(&self.upstream, head.uri.path(), &headers, body).await?;
-        let (head, body) = answer.into_parts();
-        let (message, trailers) = passing::message(body, self.options.answer_bytes).await?;
-        let unreadable = |error| Status::internal(format!("an answer cannot be read: {error}"));
-        let data = match (message, &trailers) {
-            // An error, whose status is in the head, which has to end the stream then.
-            (None, None) => return Ok(Response::from_parts(head, Body::empty())),
-            (None, Some(_)) => Bytes::new(),
-            (Some(message), _) => {
-                let changed = self.namespace.answer(keyed, &message);
-                passing::framed(&changed.map_err(unreadable)?)
-            }
-        };
-        let ending = async move { trailers.map(Ok) };
-        Ok(Response::from_parts(
-            head,
-            Body::new(Full::new(data).with_trailers(ending)),
-        ))
-    }
-}
-
-/// An answer that is made here.
-fn one_message(message: &[u8]) -> Response<Body> {
-    let ending = async {
-        let mut trailers = http::HeaderMap::new();
-        trailers.insert(Status::GRPC_STATUS, http::HeaderValue::from_static("0"));
-        Some(Ok(trailers))
-    };
-    let body = Full::new(passing::framed(message)).with_trailers(ending);
-    let mut response = Response::new(Body::new(body));
-    let grpc = http::HeaderValue::from_static("application/grpc");
-    response.headers_mut().insert(CONTENT_TYPE, grpc);
-    response
 }
 
 impl hyper::service::Service<Request<Incoming>> for ProxyService {
