@@ -62,6 +62,8 @@ pub struct GrpcProxyStart {
     pub debug: bool,
     /// Every message of a client is logged.
     pub logs_messages: bool,
+    /// No read shows an older state than one before.
+    pub orders_reads: bool,
 }
 
 /// How connections to members are encrypted, where their URLs say that they are.
@@ -208,10 +210,7 @@ fn count(name: &'static str, default: &'static str, help: &'static str) -> Arg {
 }
 
 /// What etcd's proxy has and this one lacks.
-const NOT_BUILT: [&str; 2] = [
-    "experimental-serializable-ordering",
-    "experimental-leasing-prefix",
-];
+const NOT_BUILT: &str = "experimental-leasing-prefix";
 
 fn cluster_side_flags() -> Vec<Arg> {
     vec![
@@ -347,28 +346,19 @@ fn client_side_flags() -> Vec<Arg> {
             "experimental-enable-grpc-logging",
             "Log every request and answer, without passwords and tokens",
         ),
-    ]
-}
-
-fn flags_not_built() -> [Arg; NOT_BUILT.len()] {
-    const NOT: &str = "Not built yet";
-    let [ordering, leasing] = NOT_BUILT;
-    [
-        switch(ordering, NOT),
-        text(leasing, "", NOT),
+        switch(
+            "experimental-serializable-ordering",
+            "Let no read show an older state than one before it",
+        ),
     ]
 }
 
 impl GrpcProxyStart {
     fn of(start: &ArgMatches) -> Result<Self, String> {
-        for name in NOT_BUILT {
-            let given = start.try_get_one::<bool>(name).ok().flatten() == Some(&true)
-                || start
-                    .try_get_one::<String>(name)
-                    .is_ok_and(|found| found.is_some_and(|one| !one.is_empty()));
-            if given {
-                return Err(format!("--{name} is not built yet in etched {VERSION}"));
-            }
+        if texts(start, NOT_BUILT).is_some() {
+            return Err(format!(
+                "--{NOT_BUILT} is not built yet in etched {VERSION}"
+            ));
         }
         let (prefix, ttl) = (
             texts(start, "resolver-prefix"),
@@ -416,6 +406,7 @@ impl GrpcProxyStart {
             pprof: is_on(start, "enable-pprof"),
             debug: is_on(start, "debug"),
             logs_messages: is_on(start, "experimental-enable-grpc-logging"),
+            orders_reads: is_on(start, "experimental-serializable-ordering"),
         })
     }
 }
@@ -529,7 +520,7 @@ pub fn add(program: Command) -> Command {
         .args(cluster_flags())
         .args(cluster_side_flags())
         .args(client_side_flags())
-        .args(flags_not_built());
+        .arg(text(NOT_BUILT, "", "Not built yet"));
     program
         .subcommand(of(
             "gateway",

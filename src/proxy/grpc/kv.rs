@@ -23,6 +23,7 @@ use tonic::metadata::MetadataMap;
 use super::cache::{CacheCounts, CachedAnswer, Lookup, MAX_ANSWER_BYTES, RangeCache, ReadId};
 use super::caller;
 use super::namespace::{Keyed, Namespace};
+use super::ordering::ShownRevision;
 use super::passing::{self, PREFIX_BYTES};
 use super::upstream::Upstream;
 use crate::env::{Clock, SystemClock};
@@ -65,6 +66,8 @@ pub struct KvOptions {
     /// The largest request that is read here, and the largest answer.
     pub request_bytes: usize,
     pub answer_bytes: usize,
+    /// No read shows an older state than one before it.
+    pub orders_reads: bool,
 }
 
 /// See the module; cheap to clone.
@@ -74,6 +77,8 @@ pub struct KvProxy {
     namespace: Namespace,
     options: KvOptions,
     cache: Arc<SharedCache>,
+    /// None: reads are not ordered.
+    shown: Option<Arc<ShownRevision>>,
 }
 
 struct SharedCache {
@@ -154,6 +159,14 @@ impl KvProxy {
                 ranges: Mutex::default(),
                 clock: Arc::new(SystemClock::new()),
             }),
+            shown: options.orders_reads.then(Arc::default),
+        }
+    }
+
+    /// Waits until the cluster says where the order of reads begins.
+    pub async fn recover(&self) {
+        if let Some(shown) = &self.shown {
+            shown.recover(&self.upstream).await;
         }
     }
 
@@ -206,7 +219,8 @@ impl KvProxy {
         let lookup = Lookup::new(caller::identity(&metadata), &request);
         if request.serializable {
             let now = self.cache.clock.now();
-            let found = self.cache.ranges.lock().get(&lookup, 0, now);
+            let at_least = self.shown.as_ref().map_or(0, |shown| shown.get());
+            let found = self.cache.ranges.lock().get(&lookup, at_least, now);
             if let Some(found) = found {
                 return Ok(passing::answer(found.framed));
             }
@@ -230,11 +244,11 @@ impl KvProxy {
         message: &Bytes,
     ) -> Result<Response<Body>, Status> {
         if self.namespace.is_empty() {
-            return self.pass(head, &head.headers, message).await;
+            return self.pass(keyed, head, &head.headers, message).await;
         }
         let message = self.namespace.request(keyed, message)?;
         let headers = passing::uncompressed(&head.headers);
-        let answer = self.pass(head, &headers, &message).await?;
+        let answer = self.pass(keyed, head, &headers, &message.into()).await?;
         let (head, body) = answer.into_parts();
         let (message, trailers) = passing::message(body, self.options.answer_bytes).await?;
         let unreadable = |error| Status::internal(format!("an answer cannot be read: {error}"));
@@ -256,13 +270,44 @@ impl KvProxy {
 
     async fn pass(
         &self,
+        keyed: Keyed,
         head: &Parts,
         headers: &HeaderMap,
-        message: &[u8],
+        message: &Bytes,
     ) -> Result<Response<Body>, Status> {
-        let body = Body::new(Full::new(passing::framed(message)));
-        passing::pass(&self.upstream, head.uri.path(), headers, body).await
+        let framed = passing::framed(message);
+        let ask = || {
+            let body = Body::new(Full::new(framed.clone()));
+            passing::pass(&self.upstream, head.uri.path(), headers, body)
+        };
+        match &self.shown {
+            // A write is never older, and is made once.
+            Some(shown) if is_read(keyed, message) => {
+                shown.ordered(self.upstream.members(), ask).await
+            }
+            _ => ask().await,
+        }
     }
+}
+
+/// Whether a call changes no keys, and shows some.
+fn is_read(keyed: Keyed, message: &Bytes) -> bool {
+    match keyed {
+        Keyed::Range => true,
+        Keyed::Txn => decoded(message).is_ok_and(|txn| only_reads(&txn)),
+        Keyed::Put | Keyed::DeleteRange | Keyed::Compact | Keyed::TimeToLive => false,
+    }
+}
+
+fn only_reads(txn: &TxnRequest) -> bool {
+    let mut operations = txn.success.iter().chain(&txn.failure);
+    operations.all(|one| match &one.request {
+        Some(request_op::Request::RequestRange(_)) | None => true,
+        Some(request_op::Request::RequestTxn(txn)) => only_reads(txn),
+        Some(request_op::Request::RequestPut(_) | request_op::Request::RequestDeleteRange(_)) => {
+            false
+        }
+    })
 }
 
 fn is_write(path: &str) -> bool {

@@ -1,10 +1,12 @@
 //! `etched grpc-proxy`: answers calls of clients by calls to a cluster's members, and asks once for
 //! what many want.
 //!
-//! - `service` sends each call where it belongs, `passing` passes on what needs no understanding,
-//!   `kv` reads what has keys in it: `namespace` puts a prefix before them (pure), and `cache` answers
-//!   ranges again (pure). `cluster` says who the members are, and `pages` answers HTTP. `upstream` has the connections to members, and `autosync` asks who they are now.
+//! - `service` sends each call where it belongs, `passing` passes on what needs no understanding, and
+//!   `pages` answers HTTP. `kv` reads what has keys in it: `namespace` puts a prefix before them (pure),
+//!   `cache` answers ranges again (pure), and `ordering` lets none show less than one before it.
 //!   `payloads` logs messages.
+//! - `upstream` has the connections to members. `autosync` asks who they are now, and `cluster` says to
+//!   clients who they are.
 //! - `group` keeps one stream at the cluster for all clients who show the same token (`caller`). What
 //!   they share is decided without I/O: `watches` for the service of `watch`, `renewals` for that of
 //!   `lease`. `permission` asks whether a caller may see what it wants to share.
@@ -21,6 +23,7 @@ mod group;
 mod kv;
 mod lease;
 mod namespace;
+mod ordering;
 mod pages;
 mod passing;
 mod payloads;
@@ -104,11 +107,13 @@ pub async fn run(start: GrpcProxyStart, signals: StopSignals) -> Result<i32, Err
         kv: KvOptions {
             request_bytes: start.max_send_bytes,
             answer_bytes: start.max_recv_bytes,
+            orders_reads: start.orders_reads,
         },
         profiles: start.pprof,
         logs_messages: start.logs_messages,
     };
     let service = ProxyService::new(upstream.clone(), namespace, proxies.clone(), calls);
+    service.recover().await;
     let (stop, stopping) = latch::channel(false);
     let options = options(&start, tls.map_or(Security::Plain, Security::Tls));
     let serving = serve((listener, pages), options, &service, &stopping);

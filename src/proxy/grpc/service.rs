@@ -92,6 +92,11 @@ impl ProxyService {
         Self { all, log: None }
     }
 
+    /// Waits until calls can be answered.
+    pub async fn recover(&self) {
+        self.all.kv.recover().await;
+    }
+
     /// The same for a client's connection.
     pub fn of_client(&self, remote: &Remote) -> Self {
         let log = || PayloadLog::new(&remote.to_string());

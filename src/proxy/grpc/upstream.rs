@@ -90,6 +90,11 @@ impl Upstream {
             .map_or_else(String::new, |one| one.url.clone())
     }
 
+    /// How many members there are.
+    pub fn members(&self) -> usize {
+        self.members.read().len()
+    }
+
     /// Sends calls to these members from now on; without any it changes nothing.
     pub fn replace(&self, urls: Vec<String>) {
         if urls.is_empty() {

@@ -80,7 +80,9 @@ fn a_transaction_changes_what_its_innermost_operations_do() {
         success: vec![put("p"), read],
         failure: vec![operation(request_op::Request::RequestTxn(nested)), put("q")],
     };
-    let found = changed(Keyed::Txn, &txn.encode_to_vec().into()).expect("is read");
+    let message = txn.encode_to_vec().into();
+    assert!(!is_read(Keyed::Txn, &message));
+    let found = changed(Keyed::Txn, &message).expect("is read");
     let point = |key: &'static str| KeyRange::Point(key.into());
     let span = KeyRange::Span("d".into(), "f".into());
     assert_eq!(found, [point("c"), point("p"), span, point("q")]);
@@ -89,6 +91,32 @@ fn a_transaction_changes_what_its_innermost_operations_do() {
         broken.expect_err("cannot be read").code(),
         tonic::Code::Internal
     );
+}
+
+#[test]
+fn a_transaction_of_reads_is_a_read() {
+    let of = |request| RequestOp {
+        request: Some(request),
+    };
+    let inner = TxnRequest {
+        success: vec![of(request_op::Request::RequestRange(
+            RangeRequest::default(),
+        ))],
+        ..Default::default()
+    };
+    let writes = TxnRequest {
+        failure: vec![of(request_op::Request::RequestPut(PutRequest::default()))],
+        ..inner.clone()
+    };
+    for (inner, expected) in [(inner, true), (writes, false)] {
+        let outer = TxnRequest {
+            success: vec![of(request_op::Request::RequestTxn(inner))],
+            ..Default::default()
+        };
+        let message = outer.encode_to_vec().into();
+        assert_eq!(is_read(Keyed::Txn, &message), expected);
+        assert!(!is_read(Keyed::Put, &message));
+    }
 }
 
 /// What the cache holds after an answer of these frames.
