@@ -152,6 +152,13 @@ impl KeyRange {
         }
     }
 
+    /// True where a key can lie in both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        // The later of the two beginnings lies in both then.
+        let begins_in = |one: &Self, other: &Self| other.contains(one.start()) && !one.is_empty();
+        begins_in(self, other) || begins_in(other, self)
+    }
+
     /// True where no key can lie in the range.
     pub fn is_empty(&self) -> bool {
         matches!(self, Self::Span(start, end) if start >= end)

@@ -25,7 +25,7 @@ var notInREADME = map[string]struct {
 	claim  string
 	checks []absence
 }{
-	"Commands": {"of `grpc-proxy`: a cache of ranges; `--permit-without-stream`, `--endpoints-auto-sync-interval` and its experimental flags (refused)", []absence{
+	"Commands": {"of `grpc-proxy`: `--experimental-leasing-prefix` (refused)", []absence{
 		refusesProxyFlags,
 	}},
 }
@@ -34,7 +34,7 @@ var notInREADME = map[string]struct {
 const notInHelp = "Not in etched: "
 
 var checksOfHelp = map[string]absence{
-	"some flags of the command grpc-proxy": refusesProxyFlags,
+	"a flag of the command grpc-proxy": refusesProxyFlags,
 }
 
 func TestWhatIsNotThere(t *testing.T) {
@@ -178,10 +178,7 @@ func otherThanDefault(name, kind, usage string) string {
 
 func refusesProxyFlags(t *testing.T, _ *harness.Server) {
 	t.Helper()
-	for _, flag := range []string{
-		"--permit-without-stream", "--endpoints-auto-sync-interval=1s",
-		"--experimental-serializable-ordering", "--experimental-leasing-prefix=l", "--experimental-enable-grpc-logging",
-	} {
+	for _, flag := range []string{"--experimental-leasing-prefix=l"} {
 		name, _, _ := strings.Cut(flag, "=")
 		got := harness.Exits(t, harness.Etched, nil, []string{"grpc-proxy", "start", flag})
 		if got.Code != 1 || !strings.HasPrefix(got.First, name+" is not built yet in etched ") {

@@ -294,3 +294,24 @@ func putUntilTaken(t *testing.T, c *clientv3.Client, key string) {
 		}
 	}
 }
+
+// An endpoint with a scheme of gRPC's resolvers reaches nothing: etcd tries it for ever, etched
+// says so.
+func TestEndpointsOfOtherSchemes(t *testing.T) {
+	service := harness.Start(t, harness.Etcd, harness.Options{})
+	flags := []string{"--discovery-token=tok", "--discovery-request-timeout=1s", "--discovery-endpoints=dns:///" + service.Endpoint()}
+	if refusal := start(t, harness.Etched, "one", newPlace(t), flags...).refusal(t); !strings.Contains(refusal, "with dns reaches nothing") {
+		t.Error(refusal)
+	}
+	tries := start(t, harness.Etcd, "one", newPlace(t), flags...)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		log, err := os.ReadFile(tries.log)
+		must(t, err)
+		if strings.Contains(string(log), "retry connecting to discovery service") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s", log)
+		}
+	}
+}

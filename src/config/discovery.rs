@@ -8,7 +8,6 @@ use super::flags;
 use super::keepalive::Keepalive;
 use super::refusal::Refusal;
 use super::values::{Source, Values};
-use crate::types::VERSION;
 
 /// Where a start without data gets the founders from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,7 +179,7 @@ pub fn check(values: &Values, from: Source) -> Result<(), Refusal> {
 /// The discovery that the flags, which `check` accepted, configure.
 ///
 /// # Errors
-/// An endpoint that is not supported yet.
+/// An endpoint with another scheme.
 pub fn settle(values: &Values) -> Result<Discovery, Refusal> {
     let endpoints = values.words("discovery-endpoints");
     if !endpoints.is_empty() {
@@ -201,8 +200,9 @@ fn service(values: &Values, endpoints: &[String]) -> Result<DiscoveryService, Re
         if let Some((scheme, _)) = endpoint.split_once("://")
             && !SCHEMES.contains(&scheme)
         {
+            // etcd's client takes `dns:///HOST:PORT` itself for an address, and tries it for ever.
             return Err(Refusal::Verify(format!(
-                "--discovery-endpoints with {scheme} is not built yet in etched {VERSION}; use http, https, unix or unixs"
+                "--discovery-endpoints with {scheme} reaches nothing; use http, https, unix or unixs"
             )));
         }
     }

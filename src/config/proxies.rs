@@ -34,6 +34,8 @@ pub struct GrpcProxyStart {
     /// A URL, for HTTP alone.
     pub metrics_addr: Option<String>,
     pub cluster: ClusterPlace,
+    /// Between two requests for the cluster's members, which replace those above.
+    pub endpoints_auto_sync: Option<Duration>,
     /// What clients learn as the only member.
     pub advertise_client_url: String,
     /// Where proxies of the same cluster make themselves known; and for how long, in seconds.
@@ -45,6 +47,8 @@ pub struct GrpcProxyStart {
     pub upstream: UpstreamTls,
     /// Pings of connections to members.
     pub dial_keepalive: Option<(Duration, Duration)>,
+    /// Those without calls are pinged as well.
+    pub permit_without_stream: bool,
     /// None: nothing is encrypted.
     pub listener: Option<ListenerTls>,
     pub protocol: TlsProtocol,
@@ -56,6 +60,10 @@ pub struct GrpcProxyStart {
     /// Profiles are served.
     pub pprof: bool,
     pub debug: bool,
+    /// Every message of a client is logged.
+    pub logs_messages: bool,
+    /// No read shows an older state than one before.
+    pub orders_reads: bool,
 }
 
 /// How connections to members are encrypted, where their URLs say that they are.
@@ -202,16 +210,15 @@ fn count(name: &'static str, default: &'static str, help: &'static str) -> Arg {
 }
 
 /// What etcd's proxy has and this one lacks.
-const NOT_BUILT: [&str; 5] = [
-    "permit-without-stream",
-    "endpoints-auto-sync-interval",
-    "experimental-serializable-ordering",
-    "experimental-leasing-prefix",
-    "experimental-enable-grpc-logging",
-];
+const NOT_BUILT: &str = "experimental-leasing-prefix";
 
 fn cluster_side_flags() -> Vec<Arg> {
     vec![
+        duration(
+            "endpoints-auto-sync-interval",
+            "0s",
+            "Interval of asking the cluster for its members, which replace the endpoints; 0 for never",
+        ),
         text(
             "advertise-client-url",
             "127.0.0.1:23790",
@@ -235,17 +242,21 @@ fn cluster_side_flags() -> Vec<Arg> {
         duration(
             "dial-keepalive-time",
             "0s",
-            "Interval of pings to members; 0 for none",
+            "Interval of pings to members, of 10s at least; 0 for none",
         ),
         duration(
             "dial-keepalive-timeout",
             "20s",
             "Time until a ping to a member has to be answered",
         ),
+        switch(
+            "permit-without-stream",
+            "Ping members without a call as well, which they have to allow",
+        ),
         count(
             "max-send-bytes",
             "1572864",
-            "The largest request that is read here (--namespace, watches), in bytes",
+            "The largest request that has keys, in bytes",
         ),
         count(
             "max-recv-bytes",
@@ -331,34 +342,23 @@ fn client_side_flags() -> Vec<Arg> {
             "Profiles under /debug/pprof/ for `go tool pprof`",
         ),
         switch("debug", "Log more"),
-    ]
-}
-
-fn flags_not_built() -> [Arg; NOT_BUILT.len()] {
-    const NOT: &str = "Not built yet";
-    let [permit, sync, ordering, leasing, logging] = NOT_BUILT;
-    [
-        switch(permit, NOT),
-        duration(sync, "0s", NOT),
-        switch(ordering, NOT),
-        text(leasing, "", NOT),
-        switch(logging, NOT),
+        switch(
+            "experimental-enable-grpc-logging",
+            "Log every request and answer, without passwords and tokens",
+        ),
+        switch(
+            "experimental-serializable-ordering",
+            "Let no read show an older state than one before it",
+        ),
     ]
 }
 
 impl GrpcProxyStart {
     fn of(start: &ArgMatches) -> Result<Self, String> {
-        for name in NOT_BUILT {
-            let given = start.try_get_one::<bool>(name).ok().flatten() == Some(&true)
-                || start
-                    .try_get_one::<Duration>(name)
-                    .is_ok_and(|found| found.is_some_and(|one| !one.is_zero()))
-                || start
-                    .try_get_one::<String>(name)
-                    .is_ok_and(|found| found.is_some_and(|one| !one.is_empty()));
-            if given {
-                return Err(format!("--{name} is not built yet in etched {VERSION}"));
-            }
+        if texts(start, NOT_BUILT).is_some() {
+            return Err(format!(
+                "--{NOT_BUILT} is not built yet in etched {VERSION}"
+            ));
         }
         let (prefix, ttl) = (
             texts(start, "resolver-prefix"),
@@ -387,12 +387,15 @@ impl GrpcProxyStart {
             listen_addr,
             metrics_addr: texts(start, "metrics-addr"),
             cluster: ClusterPlace::of(start, "cacert"),
+            endpoints_auto_sync: Some(time(start, "endpoints-auto-sync-interval"))
+                .filter(|interval| !interval.is_zero()),
             advertise_client_url,
             resolver,
             namespace: texts(start, "namespace").unwrap_or_default(),
             data_dir,
             upstream: upstream(start)?,
             dial_keepalive: keepalive("dial-keepalive-time", "dial-keepalive-timeout"),
+            permit_without_stream: is_on(start, "permit-without-stream"),
             max_send_bytes: size("max-send-bytes"),
             max_recv_bytes: size("max-recv-bytes"),
             max_concurrent_streams: number(start, "max-concurrent-streams")
@@ -402,6 +405,8 @@ impl GrpcProxyStart {
             keepalive: keepalive("grpc-keepalive-interval", "grpc-keepalive-timeout"),
             pprof: is_on(start, "enable-pprof"),
             debug: is_on(start, "debug"),
+            logs_messages: is_on(start, "experimental-enable-grpc-logging"),
+            orders_reads: is_on(start, "experimental-serializable-ordering"),
         })
     }
 }
@@ -515,7 +520,7 @@ pub fn add(program: Command) -> Command {
         .args(cluster_flags())
         .args(cluster_side_flags())
         .args(client_side_flags())
-        .args(flags_not_built());
+        .arg(text(NOT_BUILT, "", "Not built yet"));
     program
         .subcommand(of(
             "gateway",

@@ -30,7 +30,7 @@ const LEAST_BUDGET_BYTES: u64 = 16 << 20;
 /// Builds the configuration.
 ///
 /// # Errors
-/// Errors found only here: invalid ports, retentions or budgets, a scheme that is not built yet.
+/// Errors found only here: invalid ports, retentions or budgets, a scheme that reaches nothing.
 pub fn settle(
     values: &Values,
     log: LogConfig,

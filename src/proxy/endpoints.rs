@@ -133,6 +133,16 @@ pub async fn refuse_itself(
     Ok(())
 }
 
+/// Whether a member's URL leads to who listens at `listening`, as far as its host has an address now.
+pub async fn is_itself(url: &str, listening: SocketAddr) -> bool {
+    // What names no host and port is no address of the network.
+    let Ok(endpoints) = given(&[url.to_owned()]) else {
+        return false;
+    };
+    let checked = refuse_itself("proxy", "", listening, &endpoints).await;
+    matches!(checked, Err(Error::Refused(_)))
+}
+
 /// Whether who connects to `to` reaches who listens at `listening`.
 fn is_reached(listening: SocketAddr, to: SocketAddr) -> bool {
     let (own, other) = (listening.ip().to_canonical(), to.ip().to_canonical());

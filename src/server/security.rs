@@ -176,7 +176,10 @@ fn of_peers(config: &Config) -> Result<PeerSecurity, Error> {
     let Some(tls) = &config.peer_tls else {
         return Ok(PeerSecurity {
             listener: None,
-            dialler: Dialler { tls: None, local },
+            dialler: Dialler {
+                local,
+                ..Dialler::default()
+            },
         });
     };
     let listener = match &tls.listener {
@@ -207,6 +210,7 @@ fn of_peers(config: &Config) -> Result<PeerSecurity, Error> {
         dialler: Dialler {
             tls: Some(Encryption::new(dialler, server_name(config))),
             local,
+            ..Dialler::default()
         },
     })
 }

@@ -134,13 +134,15 @@ pub struct Dialler {
     pub tls: Option<Encryption>,
     /// The address of this machine that connections come from; none: the system chooses.
     pub local: Option<IpAddr>,
+    /// Where connections are pinged, those without calls are too.
+    pub pings_idle: bool,
 }
 
 impl From<Encryption> for Dialler {
     fn from(tls: Encryption) -> Self {
         Self {
             tls: Some(tls),
-            local: None,
+            ..Self::default()
         }
     }
 }
@@ -318,6 +320,7 @@ async fn connect(
 ) -> Result<Channel, String> {
     let route = Route::of(url)?;
     let moved = Arc::new(Moved::default());
+    let pings = keep_alive.map(|keep_alive| (keep_alive, dialler.pings_idle));
     let tls = match (route.is_tls, &dialler.tls) {
         (false, _) => None,
         (true, Some(tls)) => Some(tls),
@@ -335,12 +338,12 @@ async fn connect(
         moved: moved.clone(),
     };
     match tls {
-        None => channel(metered, route.origin, moved, keep_alive, windows).await,
+        None => channel(metered, route.origin, moved, pings, windows).await,
         Some(tls) => {
             let name = tls.server_name.as_deref().unwrap_or(&route.host);
             let secured = tls.connect(name, metered).await;
             let secured = secured.map_err(|error| format!("tls: {error}"))?;
-            channel(secured, route.origin, moved, keep_alive, windows).await
+            channel(secured, route.origin, moved, pings, windows).await
         }
     }
 }
@@ -350,7 +353,7 @@ async fn channel(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     origin: Uri,
     moved: Arc<Moved>,
-    keep_alive: Option<KeepAlive>,
+    pings: Option<(KeepAlive, bool)>,
     windows: Windows,
 ) -> Result<Channel, String> {
     let tasks = Tasks::default();
@@ -360,10 +363,11 @@ async fn channel(
         .timer(TokioTimer::new())
         .initial_stream_window_size(windows.call_bytes)
         .initial_connection_window_size(windows.connection_bytes);
-    if let Some(keep_alive) = keep_alive {
+    if let Some((keep_alive, without_calls)) = pings {
         builder
             .keep_alive_interval(keep_alive.interval)
-            .keep_alive_timeout(keep_alive.timeout);
+            .keep_alive_timeout(keep_alive.timeout)
+            .keep_alive_while_idle(without_calls);
     }
     let (sender, connection) = builder
         .handshake(TokioIo::new(stream))

@@ -69,7 +69,7 @@ pub const KNOWN: &[(&str, usize)] = &[
     ("Kind", 4),
     ("Known", 5),
     ("Lease", 2),
-    ("Limits", 3),
+    ("Limits", 2),
     ("Line", 5),
     ("Link", 3),
     ("Links", 2),

@@ -134,7 +134,15 @@ const MODULES: &[Module] = &[
     module(
         "proxy",
         9,
-        &["server", "http", "transport", "net", "storage", "config"],
+        &[
+            "server",
+            "gateway",
+            "http",
+            "transport",
+            "net",
+            "storage",
+            "config",
+        ],
     ),
     // Its files are tests, which may name all that is below.
     module("fuzz", 9, &[]),

@@ -1,9 +1,12 @@
 //! `etched grpc-proxy`: answers calls of clients by calls to a cluster's members, and asks once for
 //! what many want.
 //!
-//! - `service` sends each call where it belongs, `passing` passes on what needs no understanding,
-//!   `namespace` puts a prefix before keys (pure), `cluster` says who the members are, and `pages`
-//!   answers HTTP. `upstream` has the connections to members.
+//! - `service` sends each call where it belongs, `passing` passes on what needs no understanding, and
+//!   `pages` answers HTTP. `kv` reads what has keys in it: `namespace` puts a prefix before them (pure),
+//!   `cache` answers ranges again (pure), and `ordering` lets none show less than one before it.
+//!   `payloads` logs messages.
+//! - `upstream` has the connections to members. `autosync` asks who they are now, and `cluster` says to
+//!   clients who they are.
 //! - `group` keeps one stream at the cluster for all clients who show the same token (`caller`). What
 //!   they share is decided without I/O: `watches` for the service of `watch`, `renewals` for that of
 //!   `lease`. `permission` asks whether a caller may see what it wants to share.
@@ -12,13 +15,18 @@
 //! nothing. As in etcd its own certificate must have no common name, which the members would take for
 //! the user of all its clients.
 
+mod autosync;
+mod cache;
 mod caller;
 mod cluster;
 mod group;
+mod kv;
 mod lease;
 mod namespace;
+mod ordering;
 mod pages;
 mod passing;
+mod payloads;
 mod permission;
 mod renewals;
 mod service;
@@ -31,6 +39,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch as latch;
+use tokio::task::JoinHandle;
 
 use super::endpoints::{self, Endpoint};
 use super::error::Error;
@@ -48,14 +57,18 @@ use crate::server::{descriptors, notify};
 use crate::transport::{Dialler, Encryption};
 use crate::types::{Address, MemberId};
 use cluster::Proxies;
+use kv::KvOptions;
 use namespace::Namespace;
-use service::{Limits, ProxyService};
+use service::{CallOptions, ProxyService};
 use upstream::Upstream;
 
 /// From a client's connection to its first byte, and from there to the first frame of HTTP/2.
 const OPENING_LIMIT: Duration = Duration::from_secs(10);
 /// To the end of the head of a client's request of HTTP/1.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
+/// Between two pings of a connection to a member, as in grpc-go: a member ends one that pings it more
+/// often than it allows.
+const MIN_PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Files that are open beside clients' connections.
 const OWN_FILES: u64 = 64;
 
@@ -90,39 +103,31 @@ pub async fn run(start: GrpcProxyStart, signals: StopSignals) -> Result<i32, Err
             resolver: start.resolver.clone(),
         })
     });
-    let limits = Limits {
-        request_bytes: start.max_send_bytes,
-        answer_bytes: start.max_recv_bytes,
+    let calls = CallOptions {
+        kv: KvOptions {
+            request_bytes: start.max_send_bytes,
+            answer_bytes: start.max_recv_bytes,
+            orders_reads: start.orders_reads,
+        },
+        profiles: start.pprof,
+        logs_messages: start.logs_messages,
     };
-    let service = ProxyService::new(upstream, namespace, proxies.clone(), limits, start.pprof);
+    let service = ProxyService::new(upstream.clone(), namespace, proxies.clone(), calls);
+    service.recover().await;
     let (stop, stopping) = latch::channel(false);
     let options = options(&start, tls.map_or(Security::Plain, Security::Tls));
-    let mut serving = Vec::new();
-    if let Some((listener, security)) = pages {
-        let options = net::ServeOptions {
-            who: "probe",
-            versions: Versions::Http1,
-            security,
-            ..options.clone()
-        };
-        let service = service.pages_only();
-        let serve = net::serve(
-            listener,
-            options,
-            move |_| service.clone(),
-            stopping.clone(),
-        );
-        serving.push(tokio::spawn(serve));
-    }
-    let serve = net::serve(listener, options, move |_| service.clone(), stopping);
-    serving.push(tokio::spawn(serve));
-    let registered = proxies.map(|proxies| tokio::spawn(async move { proxies.register().await }));
+    let serving = serve((listener, pages), options, &service, &stopping);
+    let mut endless = Vec::new();
+    endless.extend(proxies.map(|proxies| tokio::spawn(async move { proxies.register().await })));
+    endless.extend(start.endpoints_auto_sync.map(|interval| {
+        tokio::spawn(async move { autosync::run(&upstream, interval, address).await })
+    }));
     tracing::info!(address = start.listen_addr, "started gRPC proxy");
     notify::ready();
     let signal = signals.while_serving().await;
     stop.send_replace(true);
-    if let Some(registered) = registered {
-        registered.abort();
+    for task in endless {
+        task.abort();
     }
     for task in serving {
         // A task that panicked has ended as well.
@@ -164,6 +169,43 @@ async fn bind(listen_addr: &str) -> Result<(listen::Listener, SocketAddr), Error
     Ok((listener, address))
 }
 
+type Pages = Option<(listen::Listener, Security)>;
+
+/// Begins to answer at both listeners, until it is to stop.
+fn serve(
+    (listener, pages): (listen::Listener, Pages),
+    options: net::ServeOptions,
+    service: &ProxyService,
+    stopping: &latch::Receiver<bool>,
+) -> Vec<JoinHandle<()>> {
+    let mut serving = Vec::new();
+    if let Some((listener, security)) = pages {
+        let options = net::ServeOptions {
+            who: "probe",
+            versions: Versions::Http1,
+            security,
+            ..options.clone()
+        };
+        let service = service.pages_only();
+        let serve = net::serve(
+            listener,
+            options,
+            move |_| service.clone(),
+            stopping.clone(),
+        );
+        serving.push(tokio::spawn(serve));
+    }
+    let service = service.clone();
+    let serve = net::serve(
+        listener,
+        options,
+        move |client| service.of_client(&client.remote),
+        stopping.clone(),
+    );
+    serving.push(tokio::spawn(serve));
+    serving
+}
+
 /// The listener of `--metrics-addr`.
 async fn bind_pages(
     url: &str,
@@ -193,10 +235,14 @@ fn upstream(start: &GrpcProxyStart, found: Vec<Endpoint>) -> Result<Upstream, Er
         (false, false) => format!("http://{url}"),
     };
     let urls: Vec<String> = found.into_iter().map(|one| with_scheme(one.url)).collect();
-    let keep_alive = start
-        .dial_keepalive
-        .map(|(interval, timeout)| KeepAlive { interval, timeout });
-    let dialler = dialler(&start.upstream)?;
+    let keep_alive = start.dial_keepalive.map(|(interval, timeout)| KeepAlive {
+        interval: interval.max(MIN_PING_INTERVAL),
+        timeout,
+    });
+    let dialler = Dialler {
+        pings_idle: start.permit_without_stream,
+        ..dialler(&start.upstream)?
+    };
     Ok(Upstream::new(urls, dialler, keep_alive))
 }
 

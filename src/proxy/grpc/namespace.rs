@@ -20,13 +20,14 @@ const NO_KEY: &str = "etcdserver: key is not provided";
 #[derive(Clone, Debug)]
 pub struct Namespace(Bytes);
 
-/// Calls that have keys in them.
+/// Calls that have keys in them, or say which revisions are gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keyed {
     Range,
     Put,
     DeleteRange,
     Txn,
+    Compact,
     TimeToLive,
 }
 
@@ -37,6 +38,7 @@ impl Keyed {
             "/etcdserverpb.KV/Put" => Self::Put,
             "/etcdserverpb.KV/DeleteRange" => Self::DeleteRange,
             "/etcdserverpb.KV/Txn" => Self::Txn,
+            "/etcdserverpb.KV/Compact" => Self::Compact,
             "/etcdserverpb.Lease/LeaseTimeToLive" => Self::TimeToLive,
             _ => return None,
         })
@@ -93,7 +95,7 @@ impl Namespace {
             Keyed::Put => self.changed(message, Self::put_request)?,
             Keyed::DeleteRange => self.changed(message, Self::delete_request)?,
             Keyed::Txn => self.changed(message, Self::txn_request)?,
-            Keyed::TimeToLive => message.to_vec(),
+            Keyed::Compact | Keyed::TimeToLive => message.to_vec(),
         })
     }
 
@@ -167,6 +169,7 @@ impl Namespace {
                 self.txn_answer(&mut answer)?;
                 answer.encode_to_vec()
             }
+            Keyed::Compact => message.to_vec(),
             Keyed::TimeToLive => {
                 let mut answer = LeaseTimeToLiveResponse::decode(message.clone())?;
                 answer.keys.retain(|key| key.starts_with(&self.0));

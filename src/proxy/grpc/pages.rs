@@ -15,6 +15,7 @@ use tonic::body::Body;
 use tonic::codegen::Service as _;
 use tonic::{Code, Status};
 
+use super::cache::CacheCounts;
 use super::upstream::Upstream;
 use super::watch::WatchProxy;
 use super::watches::Counts;
@@ -46,14 +47,14 @@ pub async fn answer<B>(
     request: &Request<B>,
     upstream: &Arc<Upstream>,
     watch: &WatchServer<WatchProxy>,
-    counts: Counts,
+    (watches, cache): (Counts, CacheCounts),
 ) -> Response<Body> {
     match request.uri().path() {
         "/metrics" => match scraped(upstream).await {
             Ok(page) => page::metrics(page, false),
             Err(_) => page::refusal(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error"),
         },
-        "/proxy/metrics" => page::metrics(metrics(counts), false),
+        "/proxy/metrics" => page::metrics(metrics(watches, cache), false),
         "/health" | "/proxy/health" if request.method() != Method::GET => page::only_get(),
         "/health" => health(read(upstream).await),
         "/proxy/health" => health(match read(upstream).await {
@@ -123,7 +124,7 @@ async fn watched(watch: &WatchServer<WatchProxy>) -> Result<(), String> {
 /// The first member's page of metrics.
 async fn scraped(upstream: &Arc<Upstream>) -> Result<Bytes, String> {
     let scrape = async {
-        let route = Route::of(upstream.first_url())?;
+        let route = Route::of(&upstream.first_url())?;
         match route.is_tls() {
             false => over_http1(&route).await,
             true => over_http2(upstream).await,
@@ -179,23 +180,42 @@ async fn whole(body: hyper::body::Incoming) -> Result<Bytes, String> {
 }
 
 /// By etcd's names.
-fn metrics(counts: Counts) -> String {
-    let joined = counts.watches.saturating_sub(counts.broadcasts) as u64;
+fn metrics(watches: Counts, cache: CacheCounts) -> String {
+    let joined = watches.watches.saturating_sub(watches.broadcasts) as u64;
     let mut page = String::new();
     for (name, kind, help, value) in [
         (
-            "etcd_grpc_proxy_events_coalescing_total",
-            "counter",
-            "Total number of events coalescing",
-            counts.saved,
+            "cache_hits_total",
+            "gauge",
+            "Total number of cache hits",
+            cache.hits,
         ),
         (
-            "etcd_grpc_proxy_watchers_coalescing_total",
+            "cache_keys_total",
+            "gauge",
+            "Total number of keys/ranges cached",
+            cache.keys as u64,
+        ),
+        (
+            "cache_misses_total",
+            "gauge",
+            "Total number of cache misses",
+            cache.misses,
+        ),
+        (
+            "events_coalescing_total",
+            "counter",
+            "Total number of events coalescing",
+            watches.saved,
+        ),
+        (
+            "watchers_coalescing_total",
             "gauge",
             "Total number of current watchers coalescing",
             joined,
         ),
     ] {
+        let name = format!("etcd_grpc_proxy_{name}");
         page.push_str(&format!(
             "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"
         ));

@@ -7,19 +7,21 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderName, Request, Response, Uri};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
 use http_body::Frame;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
+use prost::Message as _;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service as _;
 
 use super::upstream::Upstream;
+use crate::proto::etcdserverpb::ResponseHeader;
 
 /// Before every message of gRPC: whether it is compressed, and its length.
-const PREFIX_BYTES: usize = 5;
+pub const PREFIX_BYTES: usize = 5;
 
 /// What is one connection's own.
 const OF_A_CONNECTION: [HeaderName; 4] = [CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING];
@@ -122,7 +124,8 @@ where
     Ok((Some(held.freeze().slice(PREFIX_BYTES..)), trailers))
 }
 
-fn length(held: &[u8]) -> usize {
+/// That of the message that begins so, without the prefix.
+pub fn length(held: &[u8]) -> usize {
     let bytes = held
         .get(1..PREFIX_BYTES)
         .and_then(|bytes| bytes.try_into().ok());
@@ -136,6 +139,41 @@ pub fn framed(message: &[u8]) -> Bytes {
     framed.put_u32(message.len() as u32);
     framed.put_slice(message);
     framed.freeze()
+}
+
+/// The store's revision in the header of an answer, of which the beginning will do: the header is the
+/// first field of every one of them.
+pub fn revision(framed: &[u8]) -> Option<i64> {
+    const HEADER: u8 = 0x0a;
+    let [tag, length, message @ ..] = framed.get(PREFIX_BYTES..)? else {
+        return None;
+    };
+    // One byte has the length: a header is short.
+    if framed[0] != 0 || *tag != HEADER || *length >= 0x80 {
+        return None;
+    }
+    let header = ResponseHeader::decode(message.get(..usize::from(*length))?);
+    header.ok().map(|header| header.revision)
+}
+
+/// An answer that is made here, of one message as `framed` makes it.
+pub fn answer(message: Bytes) -> Response<Body> {
+    let ending = async {
+        let mut trailers = HeaderMap::new();
+        trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
+        Some(Ok(trailers))
+    };
+    let body = Full::new(message).with_trailers(ending);
+    let mut response = Response::new(Body::new(body));
+    let grpc = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert(CONTENT_TYPE, grpc);
+    response
+}
+
+/// Whether the messages of a call are compressed.
+pub fn is_compressed(headers: &HeaderMap) -> bool {
+    let encoding = headers.get(COMPRESSION[0]);
+    encoding.is_some_and(|encoding| encoding != "identity")
 }
 
 /// A member's answer. Where its connection breaks the answer ends with a status that has clients try
@@ -176,10 +214,11 @@ impl http_body::Body for Whole {
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::{Empty, Full};
+    use http_body_util::Empty;
     use tonic::Code;
 
     use super::*;
+    use crate::proto::etcdserverpb::PutResponse;
 
     #[tokio::test]
     async fn an_error_wins_over_what_came_before_it() {
@@ -197,5 +236,27 @@ mod tests {
         assert_eq!(cut.expect_err("is refused").code(), Code::Internal);
         let none = message(Empty::new(), 100).await;
         assert_eq!(none.expect("is read"), (None, None));
+    }
+
+    #[test]
+    fn an_answer_begins_with_its_revision() {
+        let answer = PutResponse {
+            header: Some(ResponseHeader {
+                cluster_id: u64::MAX,
+                member_id: u64::MAX,
+                revision: i64::MAX,
+                raft_term: u64::MAX,
+            }),
+            ..Default::default()
+        };
+        let whole = framed(&answer.encode_to_vec());
+        assert_eq!(revision(&whole), Some(i64::MAX));
+        for end in 0..whole.len() {
+            assert_eq!(revision(&whole[..end]), None, "{end}");
+        }
+        assert_eq!(revision(&framed(b"")), None);
+        let mut compressed = whole.to_vec();
+        compressed[0] = 1;
+        assert_eq!(revision(&compressed), None);
     }
 }

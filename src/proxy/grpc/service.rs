@@ -1,15 +1,12 @@
-//! Where each call is sent. Watches and renewals of leases are shared; what has keys in it is changed
-//! where there is a namespace; the rest is passed on as it comes, with its caller's token. What is not
-//! gRPC is a request for a page.
+//! Where each call is sent. Watches and renewals of leases are shared; what has keys in it is for `kv`;
+//! the rest is passed on as it comes, with its caller's token. What is not gRPC is a request for a page.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{Request, Response, Version};
-use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use prost::Message as _;
 use tonic::Status;
@@ -18,10 +15,12 @@ use tonic::codegen::Service as _;
 
 use super::cluster::Proxies;
 use super::group::Groups;
+use super::kv::{KvOptions, KvProxy};
 use super::lease::LeaseProxy;
 use super::namespace::{Keyed, Namespace};
 use super::pages;
 use super::passing;
+use super::payloads::PayloadLog;
 use super::renewals::Renewals;
 use super::upstream::Upstream;
 use super::watch::WatchProxy;
@@ -30,35 +29,40 @@ use crate::env::SystemClock;
 use crate::http::pprof;
 use crate::proto::etcdserverpb::lease_server::LeaseServer;
 use crate::proto::etcdserverpb::watch_server::WatchServer;
+use crate::types::Remote;
 
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 const RANGE_STREAM: &str = "/etcdserverpb.KV/RangeStream";
 const MEMBER_LIST: &str = "/etcdserverpb.Cluster/MemberList";
 
-/// How large messages may be.
+/// How calls are answered.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub request_bytes: usize,
-    pub answer_bytes: usize,
+pub struct CallOptions {
+    pub kv: KvOptions,
+    pub profiles: bool,
+    pub logs_messages: bool,
 }
 
 /// Answers all that comes to the proxy; cheap to clone.
 #[derive(Clone)]
-pub struct ProxyService(Arc<All>);
+pub struct ProxyService {
+    all: Arc<All>,
+    /// Of the client's connection.
+    log: Option<PayloadLog>,
+}
 
 struct All {
     upstream: Arc<Upstream>,
-    namespace: Namespace,
+    kv: KvProxy,
     /// None: clients learn the members.
     proxies: Option<Arc<Proxies>>,
     watches: Groups<Watches>,
     watch: WatchServer<WatchProxy>,
     lease: LeaseServer<LeaseProxy>,
-    limits: Limits,
+    options: CallOptions,
     /// Nothing but pages.
     pages_only: bool,
-    profiles: bool,
 }
 
 impl ProxyService {
@@ -66,8 +70,7 @@ impl ProxyService {
         upstream: Arc<Upstream>,
         namespace: Namespace,
         proxies: Option<Arc<Proxies>>,
-        limits: Limits,
-        profiles: bool,
+        options: CallOptions,
     ) -> Self {
         let (shared, named) = (|| upstream.clone(), || namespace.clone());
         let watches = Groups::new(shared(), named(), |namespace| {
@@ -76,131 +79,106 @@ impl ProxyService {
         let renewals = Groups::new(shared(), named(), |_| Renewals::default());
         let watch = WatchServer::new(WatchProxy(watches.clone()));
         let lease = LeaseServer::new(LeaseProxy(renewals));
-        Self(Arc::new(All {
+        let all = Arc::new(All {
+            kv: KvProxy::new(shared(), namespace, options.kv),
             upstream,
-            namespace,
             proxies,
             watches,
-            watch: watch.max_decoding_message_size(limits.request_bytes),
+            watch: watch.max_decoding_message_size(options.kv.request_bytes),
             lease,
-            limits,
+            options,
             pages_only: false,
-            profiles,
-        }))
+        });
+        Self { all, log: None }
+    }
+
+    /// Waits until calls can be answered.
+    pub async fn recover(&self) {
+        self.all.kv.recover().await;
+    }
+
+    /// The same for a client's connection.
+    pub fn of_client(&self, remote: &Remote) -> Self {
+        let log = || PayloadLog::new(&remote.to_string());
+        Self {
+            all: self.all.clone(),
+            log: self.all.options.logs_messages.then(log),
+        }
     }
 
     /// The same for `--metrics-addr`.
     pub fn pages_only(&self) -> Self {
-        let all = &self.0;
-        Self(Arc::new(All {
+        let all = &self.all;
+        let all = Arc::new(All {
             upstream: all.upstream.clone(),
-            namespace: all.namespace.clone(),
+            kv: all.kv.clone(),
             proxies: all.proxies.clone(),
             watches: all.watches.clone(),
             watch: all.watch.clone(),
             lease: all.lease.clone(),
-            limits: all.limits,
+            options: CallOptions {
+                profiles: false,
+                ..all.options
+            },
             pages_only: true,
-            profiles: false,
-        }))
+        });
+        Self { all, log: None }
     }
 
-    async fn respond(self, request: Request<Incoming>) -> Response<Body> {
+    async fn respond(self, request: Request<Body>) -> Response<Body> {
         let content_type = request.headers().get(CONTENT_TYPE);
         let is_grpc =
             content_type.is_some_and(|one| one.as_bytes().starts_with(b"application/grpc"));
-        let all = &self.0;
+        let all = &self.all;
         if request.version() != Version::HTTP_2 || !is_grpc || all.pages_only {
-            let request = match all.profiles {
+            let request = match all.options.profiles {
                 false => request,
                 true => match pprof::answer(request, &SystemClock::new()).await {
                     Ok(response) => return response,
                     Err(request) => request,
                 },
             };
-            return pages::answer(&request, &all.upstream, &all.watch, all.watches.counts()).await;
+            let request = request.map(drop);
+            let counts = (all.watches.counts(), all.kv.counts());
+            return pages::answer(&request, &all.upstream, &all.watch, counts).await;
         }
-        let answered = match request.uri().path() {
-            WATCH => all
-                .watch
-                .clone()
-                .call(request)
-                .await
-                .map_err(|never| match never {}),
-            KEEP_ALIVE => all
-                .lease
-                .clone()
-                .call(request)
-                .await
-                .map_err(|never| match never {}),
-            RANGE_STREAM => Err(Status::unimplemented(
-                "RangeStream is not supported by the gRPC proxy",
-            )),
-            path => match (Keyed::of(path), &all.proxies) {
-                (Some(keyed), _) if !all.namespace.is_empty() => all.changed(keyed, request).await,
-                (_, Some(proxies)) if path == MEMBER_LIST => {
-                    let list = proxies.list().await.encode_to_vec();
-                    Ok(one_message(&list))
-                }
-                _ => all.passed(request).await,
-            },
-        };
-        answered.unwrap_or_else(Status::into_http)
+        match &self.log {
+            None => all.answer(request).await,
+            Some(log) => log.call(request, |request| all.answer(request)).await,
+        }
     }
 }
 
 impl All {
-    async fn passed(&self, request: Request<Incoming>) -> Result<Response<Body>, Status> {
+    /// Answers a call.
+    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+        let never = |never: Infallible| match never {};
+        let answered = match request.uri().path() {
+            WATCH => self.watch.clone().call(request).await.map_err(never),
+            KEEP_ALIVE => self.lease.clone().call(request).await.map_err(never),
+            RANGE_STREAM => Err(Status::unimplemented(
+                "RangeStream is not supported by the gRPC proxy",
+            )),
+            path => match (Keyed::of(path), &self.proxies) {
+                (Some(keyed), _) => self.kv.call(keyed, request).await,
+                (_, Some(proxies)) if path == MEMBER_LIST => {
+                    let list = proxies.list().await.encode_to_vec();
+                    Ok(passing::answer(passing::framed(&list)))
+                }
+                _ => {
+                    let _writing = self.kv.writing(path);
+                    self.passed(request).await
+                }
+            },
+        };
+        answered.unwrap_or_else(Status::into_http)
+    }
+
+    async fn passed(&self, request: Request<Body>) -> Result<Response<Body>, Status> {
         let (head, body) = request.into_parts();
         let path = head.uri.path();
-        passing::pass(&self.upstream, path, &head.headers, Body::new(body)).await
+        passing::pass(&self.upstream, path, &head.headers, body).await
     }
-
-    /// A call with one message and one answer, both of them changed.
-    async fn changed(
-        &self,
-        keyed: Keyed,
-        request: Request<Incoming>,
-    ) -> Result<Response<Body>, Status> {
-        let (head, body) = request.into_parts();
-        let none = || Status::internal("grpc: the call has no message");
-        let (message, _) = passing::message(body, self.limits.request_bytes).await?;
-        let message = self.namespace.request(keyed, &message.ok_or_else(none)?)?;
-        let headers = passing::uncompressed(&head.headers);
-        let body = Body::new(Full::new(passing::framed(&message)));
-        let answer = passing::pass(&self.upstream, head.uri.path(), &headers, body).await?;
-        let (head, body) = answer.into_parts();
-        let (message, trailers) = passing::message(body, self.limits.answer_bytes).await?;
-        let unreadable = |error| Status::internal(format!("an answer cannot be read: {error}"));
-        let data = match (message, &trailers) {
-            // An error, whose status is in the head, which has to end the stream then.
-            (None, None) => return Ok(Response::from_parts(head, Body::empty())),
-            (None, Some(_)) => Bytes::new(),
-            (Some(message), _) => {
-                let changed = self.namespace.answer(keyed, &message);
-                passing::framed(&changed.map_err(unreadable)?)
-            }
-        };
-        let ending = async move { trailers.map(Ok) };
-        Ok(Response::from_parts(
-            head,
-            Body::new(Full::new(data).with_trailers(ending)),
-        ))
-    }
-}
-
-/// An answer that is made here.
-fn one_message(message: &[u8]) -> Response<Body> {
-    let ending = async {
-        let mut trailers = http::HeaderMap::new();
-        trailers.insert(Status::GRPC_STATUS, http::HeaderValue::from_static("0"));
-        Some(Ok(trailers))
-    };
-    let body = Full::new(passing::framed(message)).with_trailers(ending);
-    let mut response = Response::new(Body::new(body));
-    let grpc = http::HeaderValue::from_static("application/grpc");
-    response.headers_mut().insert(CONTENT_TYPE, grpc);
-    response
 }
 
 impl hyper::service::Service<Request<Incoming>> for ProxyService {
@@ -210,6 +188,6 @@ impl hyper::service::Service<Request<Incoming>> for ProxyService {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let service = self.clone();
-        Box::pin(async move { Ok(service.respond(request).await) })
+        Box::pin(async move { Ok(service.respond(request.map(Body::new)).await) })
     }
 }

@@ -1,12 +1,15 @@
 //! Connections to the members, one each, which calls take in turn. One that ended is made again when
 //! it is next needed, by a task of its own: a caller that gives up ends no dial, and a member that is
 //! dialled or could not be reached a moment ago is passed over while there is another.
+//!
+//! Which members there are can change (`autosync`): the connection to one that stays is kept, and
+//! calls that are under way at one that is gone end as they would have.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use tonic::Status;
 
@@ -27,7 +30,8 @@ const WINDOWS: Windows = Windows {
 };
 
 pub struct Upstream {
-    members: Vec<Member>,
+    /// Never empty.
+    members: RwLock<Vec<Arc<Member>>>,
     turns: AtomicUsize,
     dialler: Dialler,
     keep_alive: Option<KeepAlive>,
@@ -39,6 +43,15 @@ pub struct Upstream {
 struct Member {
     url: String,
     connection: Mutex<Connection>,
+}
+
+impl Member {
+    fn of(url: String) -> Arc<Self> {
+        Arc::new(Self {
+            url,
+            connection: Mutex::default(),
+        })
+    }
 }
 
 #[derive(Default)]
@@ -60,12 +73,8 @@ enum Found {
 impl Upstream {
     /// `urls` names one member at least.
     pub fn new(urls: Vec<String>, dialler: Dialler, keep_alive: Option<KeepAlive>) -> Self {
-        let member = |url| Member {
-            url,
-            connection: Mutex::default(),
-        };
         Self {
-            members: urls.into_iter().map(member).collect(),
+            members: RwLock::new(urls.into_iter().map(Member::of).collect()),
             turns: AtomicUsize::new(0),
             dialler,
             keep_alive,
@@ -74,8 +83,29 @@ impl Upstream {
         }
     }
 
-    pub fn first_url(&self) -> &str {
-        self.members.first().map_or("", |member| &member.url)
+    pub fn first_url(&self) -> String {
+        let members = self.members.read();
+        members
+            .first()
+            .map_or_else(String::new, |one| one.url.clone())
+    }
+
+    /// How many members there are.
+    pub fn members(&self) -> usize {
+        self.members.read().len()
+    }
+
+    /// Sends calls to these members from now on; without any it changes nothing.
+    pub fn replace(&self, urls: Vec<String>) {
+        if urls.is_empty() {
+            return;
+        }
+        let mut members = self.members.write();
+        let kept = |url: String| {
+            let known = members.iter().find(|one| one.url == url);
+            known.cloned().unwrap_or_else(|| Member::of(url))
+        };
+        *members = urls.into_iter().map(kept).collect();
     }
 
     /// A connection to the next member that can be reached.
@@ -84,9 +114,13 @@ impl Upstream {
     /// UNAVAILABLE, where none can.
     pub async fn channel(self: &Arc<Self>) -> Result<Channel, Status> {
         let first = self.turns.fetch_add(1, Ordering::Relaxed);
-        let all = self.members.len();
-        self.one_of((0..all).map(|at| first.wrapping_add(at) % all))
-            .await
+        let members = {
+            let members = self.members.read();
+            let first = first % members.len().max(1);
+            let (behind, from) = members.split_at(first);
+            [from, behind].concat()
+        };
+        self.one_of(&members).await
     }
 
     /// A connection to the first member.
@@ -94,20 +128,18 @@ impl Upstream {
     /// # Errors
     /// UNAVAILABLE, where it cannot be reached.
     pub async fn first_channel(self: &Arc<Self>) -> Result<Channel, Status> {
-        self.one_of(0..self.members.len().min(1)).await
+        let first = self.members.read().first().cloned();
+        self.one_of(first.as_slice()).await
     }
 
-    async fn one_of(
-        self: &Arc<Self>,
-        members: impl Iterator<Item = usize> + Clone,
-    ) -> Result<Channel, Status> {
+    async fn one_of(self: &Arc<Self>, members: &[Arc<Member>]) -> Result<Channel, Status> {
         let since = self.clock.now();
         loop {
             // Made before the members are checked: no end of a dial comes between.
             let dialled = self.dialled.notified();
             let mut waits = false;
-            for at in members.clone() {
-                match self.channel_or_dial(at, since) {
+            for member in members {
+                match self.channel_or_dial(member, since) {
                     Found::Channel(channel) => return Ok(channel),
                     Found::Dial => waits = true,
                     Found::Failed => {}
@@ -118,15 +150,15 @@ impl Upstream {
             }
             dialled.await;
         }
-        let failed = |at: usize| self.members[at].connection.lock().failed.clone();
-        let reasons = members.filter_map(failed).map(|(_, reason)| reason);
+        let failed = |one: &Arc<Member>| one.connection.lock().failed.clone();
+        let reasons = members.iter().filter_map(failed).map(|(_, reason)| reason);
         Err(Status::unavailable(reasons.collect::<Vec<_>>().join("; ")))
     }
 
     /// The connection to a member for a caller that came at `since`. One that is not there is
     /// dialled, unless that failed a moment ago, or for this caller.
-    fn channel_or_dial(self: &Arc<Self>, at: usize, since: Duration) -> Found {
-        let mut connection = self.members[at].connection.lock();
+    fn channel_or_dial(self: &Arc<Self>, member: &Arc<Member>, since: Duration) -> Found {
+        let mut connection = member.connection.lock();
         if let Some(channel) = connection.channel.as_ref().filter(|one| !one.is_closed()) {
             return Found::Channel(channel.clone());
         }
@@ -140,12 +172,12 @@ impl Upstream {
             return Found::Failed;
         }
         connection.is_dialled = true;
-        tokio::spawn(self.clone().dial(at));
+        tokio::spawn(self.clone().dial(member.clone()));
         Found::Dial
     }
 
-    async fn dial(self: Arc<Self>, at: usize) {
-        let Member { url, connection } = &self.members[at];
+    async fn dial(self: Arc<Self>, member: Arc<Member>) {
+        let Member { url, connection } = member.as_ref();
         let dialled = dial_within(DIAL_LIMIT, &self.dialler, url, self.keep_alive, WINDOWS).await;
         {
             let mut connection = connection.lock();
@@ -208,7 +240,49 @@ mod tests {
         let first = upstream.first_channel();
         let waited = tokio::time::timeout(Duration::from_millis(50), first).await;
         assert!(waited.is_err());
-        assert!(upstream.members[0].connection.lock().is_dialled);
+        let dialled = upstream.members.read()[0].clone();
+        assert!(dialled.connection.lock().is_dialled);
+    }
+
+    #[tokio::test]
+    async fn members_are_replaced() {
+        let mut listeners = Vec::new();
+        for _ in 0..3 {
+            listeners.push(TcpListener::bind("127.0.0.1:0").await.expect("binds"));
+        }
+        let urls: Vec<String> = listeners.iter().map(url).collect();
+        let upstream = Upstream::new(urls[..2].to_vec(), Dialler::default(), None);
+        let upstream = Arc::new(upstream);
+        let found = async |count: usize| {
+            let mut found = std::collections::BTreeSet::new();
+            for _ in 0..count {
+                // Others dial meanwhile.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                let channel = upstream.channel().await.expect("connects");
+                found.insert(
+                    channel
+                        .origin()
+                        .to_string()
+                        .trim_end_matches('/')
+                        .to_owned(),
+                );
+            }
+            found.into_iter().collect::<Vec<_>>()
+        };
+        let sorted = |urls: &[String]| {
+            let mut urls = urls.to_vec();
+            urls.sort();
+            urls
+        };
+        // Both, as soon as both are connected.
+        upstream.first_channel().await.expect("connects");
+        while found(4).await != sorted(&urls[..2]) {}
+        let kept = upstream.members.read()[1].clone();
+        upstream.replace(urls[1..].to_vec());
+        while found(4).await != sorted(&urls[1..]) {}
+        assert!(Arc::ptr_eq(&kept, &upstream.members.read()[0]));
+        upstream.replace(Vec::new());
+        assert_eq!(found(4).await, sorted(&urls[1..]));
     }
 
     #[tokio::test]

@@ -98,8 +98,8 @@ async fn connections_come_from_the_address_that_was_chosen() {
         (Some("::1"), None),
     ] {
         let dialler = Dialler {
-            tls: None,
             local: local.map(|address| address.parse().expect("an address")),
+            ..Dialler::default()
         };
         let dialled = dial::dial(&dialler, &url, None).await;
         assert_eq!(dialled.is_ok(), expected.is_some(), "{local:?}");
