@@ -36,7 +36,8 @@ const MAX_POINTS_AT_ONCE: usize = 8;
 #[derive(Clone)]
 pub struct KvService {
     handle: Handle,
-    settings: ApiSettings,
+    /// Apart, as there is a service for each client.
+    settings: Arc<ApiSettings>,
     answers: Answers,
     log: CallLog,
 }
@@ -47,8 +48,13 @@ impl KvService {
             log: CallLog::new(&handle, &settings),
             answers,
             handle,
-            settings,
+            settings: Arc::new(settings),
         }
+    }
+
+    /// Of the client.
+    pub fn log(&self) -> &CallLog {
+        &self.log
     }
 
     /// The same service for one client.

@@ -41,7 +41,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arriving::{Arriving, HeldByCall, Source, Until};
-use call_log::{CallLog, Content};
+use call_log::Content;
 use counted::Counted;
 use ending::End;
 use futures_util::FutureExt;
@@ -72,28 +72,31 @@ pub use answers::{Answers, answer_limit_bytes};
 pub use methods::methods;
 pub use settings::{ApiSettings, GRPC_OVERHEAD_BYTES};
 
-/// All services of a member; cheap to clone.
+/// All services of a member, for one client or for none; cheap to clone, and small: there is one for
+/// each connection.
 #[derive(Clone)]
 pub struct Api {
-    kv_service: kv::KvService,
-    auth_service: auth::AuthService,
-    kv: KvServer<kv::KvService>,
+    services: Arc<OfMember>,
+    kv: Arc<kv::KvService>,
+    auth: Arc<auth::AuthService>,
+    source: Arc<Source>,
+    /// None where traces are off.
+    traces: Option<Arc<OfConnection>>,
+}
+
+/// What is the same for all clients.
+struct OfMember {
     watch: WatchServer<watch::WatchService>,
     lease: LeaseServer<lease::LeaseService>,
     cluster: ClusterServer<cluster::ClusterService>,
     maintenance: MaintenanceServer<maintenance::MaintenanceService>,
-    auth: AuthServer<auth::AuthService>,
     lock: LockServer<lock::LockService>,
     election: ElectionServer<election::ElectionService>,
     health: HealthServer<health::HealthService>,
     gate: RpcGate,
-    log: CallLog,
     handle: Arc<Handle>,
     shared: Arc<Shared>,
     requests: Arc<Requests>,
-    source: Arc<Source>,
-    /// None where traces are off.
-    traces: Option<Arc<OfConnection>>,
     max_message_bytes: usize,
 }
 
@@ -103,7 +106,7 @@ pub type CallFuture = tonic::codegen::BoxFuture<Response<Body>, Infallible>;
 /// Applies the limits that every service has.
 macro_rules! limited {
     ($server:ident, $service:expr, $max:expr) => {
-        $server::new($service)
+        $server::from_arc($service)
             .max_decoding_message_size($max)
             .max_encoding_message_size(i32::MAX as usize)
             .accept_compressed(tonic::codec::CompressionEncoding::Gzip)
@@ -127,51 +130,58 @@ impl Api {
         });
         let gate = RpcGate::new(&handle);
         let answers = Answers::new(handle.clone(), answers);
-        let kv_service = kv::KvService::new(handle.clone(), settings, answers.clone());
+        let kv = kv::KvService::new(handle.clone(), settings, answers.clone());
         let watch_service = watch::WatchService::new(handle.clone(), settings);
         let concurrency = Concurrency::new(handle.clone());
-        let auth_service = auth::AuthService::new(handle.clone(), answers.clone());
-        let log = CallLog::new(&handle, &settings);
-        Self {
-            kv: limited!(KvServer, kv_service.clone(), max),
-            kv_service,
-            watch: limited!(WatchServer, watch_service.clone(), max),
+        let auth = auth::AuthService::new(handle.clone(), answers.clone());
+        let services = OfMember {
+            watch: limited!(WatchServer, Arc::new(watch_service.clone()), max),
             lease: limited!(
                 LeaseServer,
-                lease::LeaseService::new(handle.clone(), settings, answers.clone()),
+                Arc::new(lease::LeaseService::new(
+                    handle.clone(),
+                    settings,
+                    answers.clone()
+                )),
                 max
             ),
             cluster: limited!(
                 ClusterServer,
-                cluster::ClusterService::new(handle.clone(), answers.clone()),
+                Arc::new(cluster::ClusterService::new(handle.clone(), answers)),
                 max
             ),
             maintenance: limited!(
                 MaintenanceServer,
-                maintenance::MaintenanceService::new(handle.clone()),
+                Arc::new(maintenance::MaintenanceService::new(handle.clone())),
                 max
             ),
-            auth: limited!(AuthServer, auth_service.clone(), max),
-            auth_service,
             lock: limited!(
                 LockServer,
-                lock::LockService::new(handle.clone(), concurrency.clone()),
+                Arc::new(lock::LockService::new(handle.clone(), concurrency.clone())),
                 max
             ),
             election: limited!(
                 ElectionServer,
-                election::ElectionService::new(handle.clone(), concurrency, watch_service),
+                Arc::new(election::ElectionService::new(
+                    handle.clone(),
+                    concurrency,
+                    watch_service
+                )),
                 max
             ),
             handle: Arc::new(handle),
-            health: limited!(HealthServer, health::HealthService, max),
+            health: limited!(HealthServer, Arc::new(health::HealthService), max),
             gate,
-            log,
             shared,
             requests,
+            max_message_bytes: max,
+        };
+        Self {
+            services: Arc::new(services),
+            kv: Arc::new(kv),
+            auth: Arc::new(auth),
             source,
             traces: None,
-            max_message_bytes: max,
         }
     }
 
@@ -198,21 +208,17 @@ impl Api {
             traces: of.traces.clone(),
             local,
         });
-        let kv_service = self.kv_service.of_client(remote);
-        let auth_service = self.auth_service.of_client(remote);
+        let services = &self.services;
         Self {
+            kv: Arc::new(self.kv.of_client(remote)),
+            auth: Arc::new(self.auth.of_client(remote)),
             source: Arc::new(Source {
-                of_connection: self.requests.of_connection(unread),
-                clock: self.shared.clock.clone(),
-                max_message_bytes: self.max_message_bytes,
+                of_connection: services.requests.of_connection(unread),
+                clock: services.shared.clock.clone(),
+                max_message_bytes: services.max_message_bytes,
             }),
-            kv: limited!(KvServer, kv_service.clone(), self.max_message_bytes),
-            kv_service,
-            auth: limited!(AuthServer, auth_service.clone(), self.max_message_bytes),
-            auth_service,
-            log: self.log.of_client(remote),
             traces: traces.map(Arc::new),
-            ..self.clone()
+            services: services.clone(),
         }
     }
 
@@ -228,7 +234,7 @@ impl Api {
             Err(status) => return at_once(status.into_http()),
         };
         let deadline = match caller::wait_limit(request.headers()) {
-            Ok(limit) => limit.map(|limit| self.shared.clock.now().saturating_add(limit)),
+            Ok(limit) => limit.map(|limit| self.services.shared.clock.now().saturating_add(limit)),
             Err(refused) => return at_once(*refused),
         };
         if let Some(deadline) = deadline {
@@ -241,11 +247,11 @@ impl Api {
             // The only wait before a service, for a token that is newer than the state here.
             let api = self.clone();
             return Box::pin(async move {
-                let identity = api.handle.identify(&shown, deadline).await;
+                let identity = api.services.handle.identify(&shown, deadline).await;
                 if identity == Err(Error::DeadlineExceeded) {
                     return Ok(Status::from(Error::DeadlineExceeded).into_http());
                 }
-                let known = caller::Known::new(api.handle.clone(), shown, identity);
+                let known = caller::Known::new(api.services.handle.clone(), shown, identity);
                 request.extensions_mut().insert(known);
                 api.call_as_known(method, request, deadline, traced).await
             });
@@ -256,14 +262,14 @@ impl Api {
     /// Puts who calls beside a call where that can matter; returns what is shown if it takes a wait
     /// to know.
     fn identify<B>(&self, method: usize, request: &mut Request<B>) -> Result<(), Shown> {
-        if !self.shared.is_auth_enabled() && !RPCS[method].outlasts_an_identity() {
+        if !self.services.shared.is_auth_enabled() && !RPCS[method].outlasts_an_identity() {
             return Ok(());
         }
         let shown = Shown::of(request.headers(), request.extensions());
-        match self.handle.identify_at_once(&shown) {
+        match self.services.handle.identify_at_once(&shown) {
             None => Err(shown),
             Some(identity) => {
-                let known = caller::Known::new(self.handle.clone(), shown, identity);
+                let known = caller::Known::new(self.services.handle.clone(), shown, identity);
                 request.extensions_mut().insert(known);
                 Ok(())
             }
@@ -282,8 +288,9 @@ impl Api {
         B::Error: Into<tonic::codegen::StdError> + Send + 'static,
         B::Data: Send,
     {
-        let counted = Counted::start(&self.shared, method, traced);
+        let counted = Counted::start(&self.services.shared, method, traced);
         let passed = self
+            .services
             .gate
             .pass(method, request.headers(), request.extensions());
         let passed = match passed {
@@ -296,7 +303,7 @@ impl Api {
             Passed::Range(asked) => {
                 request.extensions_mut().insert(asked);
             }
-            Passed::NeedsLeader => gate = Some(self.gate.clone()),
+            Passed::NeedsLeader => gate = Some(self.services.gate.clone()),
         }
         let head = match head::room(&self.source, request.headers()) {
             Ok(head) => head,
@@ -319,13 +326,13 @@ impl Api {
         // The operation of a unary call ends by itself.
         let up = deadline.filter(|_| !RPCS[method].is_unary());
         let up = up.map(|deadline| {
-            let clock = &self.shared.clock;
+            let clock = &self.services.shared.clock;
             clock.sleep(deadline.saturating_sub(clock.now()))
         });
-        let max = self.max_message_bytes;
+        let max = self.services.max_message_bytes;
         let rpc = &RPCS[method];
         let logged = rpc.is_unary() && !call_log::is_logged_by_its_service(rpc);
-        let log = logged.then(|| (self.log.clone(), self.log.now()));
+        let log = logged.then(|| (self.kv.log().clone(), self.kv.log().now()));
         Box::pin(async move {
             let response = future.await?;
             drop((kept, head));
@@ -357,16 +364,18 @@ impl Api {
         B::Error: Into<tonic::codegen::StdError> + Send + 'static,
         B::Data: Send,
     {
+        let services = &self.services;
+        let max = services.max_message_bytes;
         match RPCS[method].service {
-            rpcs::KV => self.kv.clone().call(request),
-            rpcs::WATCH => self.watch.clone().call(request),
-            rpcs::LEASE => self.lease.clone().call(request),
-            rpcs::CLUSTER => self.cluster.clone().call(request),
-            rpcs::MAINTENANCE => self.maintenance.clone().call(request),
-            rpcs::AUTH => self.auth.clone().call(request),
-            rpcs::LOCK => self.lock.clone().call(request),
-            rpcs::ELECTION => self.election.clone().call(request),
-            _ => self.health.clone().call(request),
+            rpcs::KV => limited!(KvServer, self.kv.clone(), max).call(request),
+            rpcs::WATCH => services.watch.clone().call(request),
+            rpcs::LEASE => services.lease.clone().call(request),
+            rpcs::CLUSTER => services.cluster.clone().call(request),
+            rpcs::MAINTENANCE => services.maintenance.clone().call(request),
+            rpcs::AUTH => limited!(AuthServer, self.auth.clone(), max).call(request),
+            rpcs::LOCK => services.lock.clone().call(request),
+            rpcs::ELECTION => services.election.clone().call(request),
+            _ => services.health.clone().call(request),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! gateway becomes a call of gRPC here, by the same client.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ::http::header::CONTENT_TYPE;
 use ::http::{HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -12,34 +12,61 @@ use hyper::body::Incoming;
 use tonic::body::Body;
 
 use crate::api::{Api, CallFuture};
+use crate::budget::unread;
 use crate::gateway::Gateway;
 use crate::http::{self, HttpService};
 use crate::net::Client;
 use crate::service::identity::CertificateName;
 
-/// Dispatches gRPC and HTTP/1 requests; cheap to clone.
+/// What a listener's clients may ask.
 #[derive(Clone)]
 pub struct ProtocolSwitch {
-    pub api: Arc<Api>,
+    pub api: Api,
     pub http: HttpService,
     /// None with `--enable-grpc-gateway=false`.
     pub gateway: Option<Gateway>,
     /// HTTP has URLs of its own.
     pub grpc_only: bool,
-    pub security: ClientSecurity,
     /// Whether the name in a client's certificate is a user's.
     pub authenticates_by_certificate: bool,
 }
 
-/// How a client's connection is secured.
-#[derive(Clone, Default)]
-pub struct ClientSecurity {
+/// Dispatches the gRPC and HTTP/1 requests of one client; cheap to clone.
+#[derive(Clone)]
+pub struct ClientSwitch(Arc<Dispatch>);
+
+/// What a [`ClientSwitch`] points to: small, as thousands of clients are idle at once.
+struct Dispatch {
+    listener: Arc<ProtocolSwitch>,
+    api: Api,
     is_tls: bool,
     /// Whom its certificate names, where that matters.
     name: Option<CertificateName>,
+    unread: Arc<unread::Connection>,
+    /// Made for the first request of HTTP; most clients make none.
+    gateway: OnceLock<Gateway>,
 }
 
-impl ClientSecurity {
+impl ProtocolSwitch {
+    /// The same for the requests of one client.
+    pub fn of_client(self: &Arc<Self>, client: Client) -> ClientSwitch {
+        let session = client.session;
+        let certificate = session.as_ref().and_then(|tls| tls.certificate.as_ref());
+        let name = certificate.filter(|_| self.authenticates_by_certificate);
+        ClientSwitch(Arc::new(Dispatch {
+            listener: self.clone(),
+            is_tls: session.is_some(),
+            name: name.map(|one| CertificateName(one.common_name.as_str().into())),
+            api: self
+                .api
+                .of_client(client.remote, client.local, client.unread.clone()),
+            unread: client.unread,
+            gateway: OnceLock::new(),
+        }))
+    }
+}
+
+impl Dispatch {
     /// Puts the name in the client's certificate beside a call.
     fn name_caller<B>(&self, call: &mut Request<B>) {
         if let Some(name) = &self.name {
@@ -48,14 +75,21 @@ impl ClientSecurity {
     }
 }
 
-impl ProtocolSwitch {
+impl ClientSwitch {
     /// The gateway, for a request of this client.
     fn gateway(&self) -> Option<http::Gateway<Incoming>> {
-        let gateway = self.gateway.clone()?;
-        let (api, security) = (self.api.clone(), self.security.clone());
+        let Dispatch {
+            listener,
+            unread,
+            gateway,
+            ..
+        } = &*self.0;
+        let of_all = listener.gateway.as_ref()?;
+        let gateway = gateway.get_or_init(|| of_all.of_client(unread.clone()));
+        let (gateway, client) = (gateway.clone(), self.0.clone());
         let call = move |mut call: Request<Body>| {
-            security.name_caller(&mut call);
-            api.call(call).map(|answer| match answer {
+            client.name_caller(&mut call);
+            client.api.call(call).map(|answer| match answer {
                 Ok(answer) => answer,
                 Err(never) => match never {},
             })
@@ -64,45 +98,22 @@ impl ProtocolSwitch {
             Box::pin(gateway.respond(request, call))
         }))
     }
-
-    /// The same for the requests of one client.
-    pub fn of_client(&self, client: Client) -> Self {
-        let authenticates = self.authenticates_by_certificate;
-        let session = client.session;
-        let certificate = session.as_ref().and_then(|tls| tls.certificate.as_ref());
-        let name = certificate.filter(|_| authenticates);
-        Self {
-            security: ClientSecurity {
-                is_tls: session.is_some(),
-                name: name.map(|one| CertificateName(one.common_name.as_str().into())),
-            },
-            grpc_only: self.grpc_only,
-            authenticates_by_certificate: authenticates,
-            gateway: match &self.gateway {
-                Some(gateway) => Some(gateway.of_client(client.unread.clone())),
-                None => None,
-            },
-            api: Arc::new(
-                self.api
-                    .of_client(client.remote, client.local, client.unread),
-            ),
-            http: self.http.clone().encrypted(session.is_some()),
-        }
-    }
 }
 
-impl hyper::service::Service<Request<Incoming>> for ProtocolSwitch {
+impl hyper::service::Service<Request<Incoming>> for ClientSwitch {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = CallFuture;
 
     fn call(&self, mut request: Request<Incoming>) -> CallFuture {
+        let client = &*self.0;
         let content_type = request.headers().get(CONTENT_TYPE);
         let is_grpc = content_type.is_some_and(is_grpc);
-        let carries_both = self.security.is_tls && !self.grpc_only;
+        let carries_both = client.is_tls && !client.listener.grpc_only;
         if request.version() != Version::HTTP_2 || carries_both && !is_grpc {
-            self.security.name_caller(&mut request);
-            let (http, gateway) = (self.http.clone(), self.gateway());
+            client.name_caller(&mut request);
+            let http = client.listener.http.clone().encrypted(client.is_tls);
+            let gateway = self.gateway();
             return Box::pin(async move { Ok(http.respond(request, gateway).await) });
         }
         if !is_grpc {
@@ -113,8 +124,8 @@ impl hyper::service::Service<Request<Incoming>> for ProtocolSwitch {
             let response = not_post(request.method());
             return Box::pin(std::future::ready(Ok(response)));
         }
-        self.security.name_caller(&mut request);
-        self.api.call(request)
+        client.name_caller(&mut request);
+        client.api.call(request)
     }
 }
 

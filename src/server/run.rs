@@ -14,7 +14,7 @@ use super::data_dir::DataDir;
 use super::descriptors::Descriptors;
 use super::expiry;
 use super::from_etcd;
-use super::gate::{ClientSecurity, ProtocolSwitch};
+use super::gate::ProtocolSwitch;
 use super::leave;
 use super::logging;
 use super::member_dir::MemberDir;
@@ -290,13 +290,12 @@ impl RunningMember {
         Clients {
             gate: ProtocolSwitch {
                 gateway,
-                api: Arc::new(match traces {
+                api: match traces {
                     Some(traces) => api.with_traces(Arc::new(traces)),
                     None => api,
-                }),
+                },
                 http: self.http(config).with_memory(ledger),
                 grpc_only: false,
-                security: ClientSecurity::default(),
                 authenticates_by_certificate: config.authenticates_by_certificate(),
             },
             tls,
@@ -438,7 +437,7 @@ impl Clients {
             }
             let mut options = options.clone();
             options.security = endpoint.security(self.tls.as_ref());
-            let gate = gate.clone();
+            let gate = Arc::new(gate.clone());
             let of_client = move |client| gate.of_client(client);
             let serving = net::serve(listener, options, of_client, stop.clone());
             tokio::spawn(serving)
