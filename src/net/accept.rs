@@ -343,33 +343,58 @@ struct Arrived {
     place: ConnectionPermit,
 }
 
+/// What serves a connection once it is known what is spoken on it.
+type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// One connection, from its first byte to its last.
 ///
 /// Thousands are idle at once, so what each holds counts. A future has space for its arguments
-/// beside what is made of them, and for each of its steps; so streams go from one to the next
-/// behind a pointer, and the steps are boxed: that of the handshake is gone when it is done.
-async fn connection<S: Service>(
+/// beside what is made of them, and for the largest of its steps: so each step is behind a pointer,
+/// and gone when it is done.
+fn connection<S: Service>(
     arrived: Arrived,
     options: Arc<ServeOptions>,
     protocols: Arc<Protocols>,
-    service: Arc<impl Fn(Client) -> S>,
-    mut stop: watch::Receiver<bool>,
-) {
+    service: Arc<impl Fn(Client) -> S + Send + Sync + 'static>,
+    stop: watch::Receiver<bool>,
+) -> impl Future<Output = ()> + Send + 'static {
     let Arrived {
         stream,
         remote,
         unread,
-        place: _place,
+        place,
     } = arrived;
+    let begun = Box::pin(begin(
+        stream, remote, unread, options, protocols, service, stop,
+    ));
+    async move {
+        let _place = place;
+        let serving = begun.await;
+        if let Some(serving) = serving {
+            serving.await;
+        }
+    }
+}
+
+/// Waits for what a connection begins with; none where it is not to be served.
+async fn begin<S: Service>(
+    stream: Stream,
+    remote: Remote,
+    unread: Arc<unread::Connection>,
+    options: Arc<ServeOptions>,
+    protocols: Arc<Protocols>,
+    service: Arc<impl Fn(Client) -> S>,
+    mut stop: watch::Receiver<bool>,
+) -> Option<Serving> {
     stream.tune(options.unacknowledged_limit);
     // Who says nothing at all is not waited for.
     let mut first = [0];
     let spoke = tokio::select! {
         spoke = tokio::time::timeout(options.first_byte_limit, stream.peek(&mut first)) => spoke,
-        () = stopped(&mut stop) => return,
+        () = stopped(&mut stop) => return None,
     };
     if !matches!(spoke, Ok(Ok(1..))) {
-        return;
+        return None;
     }
     let client = |local, session| Client {
         remote,
@@ -381,18 +406,18 @@ async fn connection<S: Service>(
     let refused = match &options.security {
         Security::Plain | Security::Either(_) if !is_tls => {
             let service = service(client(stream.local(), None));
-            return guarded(stream, unread, &options, &protocols, service, stop).await;
+            return Some(guarded(stream, unread, &options, protocols, service, stop));
         }
         Security::Tls(tls) | Security::Either(tls) if is_tls => {
             let secured = tokio::select! {
-                secured = Box::pin(secured(tls, stream, remote, &options)) => secured,
-                () = stopped(&mut stop) => return,
+                secured = secured(tls, stream, remote, &options) => secured,
+                () = stopped(&mut stop) => return None,
             };
             match secured {
                 Ok((stream, session)) => {
                     let local = stream.get_ref().0.local();
                     let service = service(client(local, Some(session)));
-                    return guarded(stream, unread, &options, &protocols, service, stop).await;
+                    return Some(guarded(stream, unread, &options, protocols, service, stop));
                 }
                 Err(refused) => refused,
             }
@@ -403,6 +428,7 @@ async fn connection<S: Service>(
         }
     };
     options.rejections.report(remote, &refused);
+    None
 }
 
 /// Makes the handshake, and waits for the first byte that is sent after it.
@@ -427,31 +453,32 @@ async fn secured(
 }
 
 /// Serves what a listener's clients are held to.
-fn guarded<'a, I, S>(
+fn guarded<I, S>(
     io: I,
     unread: Arc<unread::Connection>,
-    options: &'a ServeOptions,
-    protocols: &'a Protocols,
+    options: &ServeOptions,
+    protocols: Arc<Protocols>,
     service: S,
     stop: watch::Receiver<bool>,
-) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>
+) -> Serving
 where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: Service,
 {
     let waiting = Arc::new(AtomicUsize::new(0));
-    let service = Counting {
+    let service = Box::new(Counting {
         service,
         waiting: waiting.clone(),
         unsent: options.unsent.connection(),
         upcoming: Upcoming::default(),
-    };
+    });
+    let who = options.who;
     match options.guard.clone() {
         Some(guard) => {
             let guarded = Box::new(Guarded::new(io, guard, unread, waiting));
-            Box::pin(http(guarded, options, protocols, service, stop))
+            Box::pin(http(guarded, who, protocols, service, stop))
         }
-        None => Box::pin(http(Box::new(io), options, protocols, service, stop)),
+        None => Box::pin(http(Box::new(io), who, protocols, service, stop)),
     }
 }
 
@@ -476,17 +503,17 @@ fn protocols(options: &ServeOptions) -> Protocols {
 
 async fn http<I, S>(
     io: Box<I>,
-    options: &ServeOptions,
-    protocols: &Protocols,
-    service: Counting<S>,
+    who: &'static str,
+    protocols: Arc<Protocols>,
+    service: Box<Counting<S>>,
     mut stop: watch::Receiver<bool>,
 ) where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: Service,
 {
     let (waiting, upcoming) = (service.waiting.clone(), service.upcoming.clone());
-    let connection = protocols.serve_connection_with_upgrades(TokioIo::new(io), service);
-    let mut connection = std::pin::pin!(connection);
+    let connection = protocols.serve_connection_with_upgrades(TokioIo::new(io), *service);
+    let mut connection = Box::pin(connection);
     // In order: a number drawn for each turn would show in what a call costs, and one who sends
     // without end must not hold up a stop.
     let ended = tokio::select! {
@@ -494,16 +521,17 @@ async fn http<I, S>(
         () = stopped(&mut stop) => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
-                ended = connection => ended,
-                () = drained(&waiting) => return,
+                ended = connection.as_mut() => ended,
+                () = Box::pin(drained(&waiting)) => return,
             }
         }
         ended = connection.as_mut() => ended,
     };
     if let Err(error) = ended {
-        tracing::debug!(from = options.who, %error, "a connection ended");
+        tracing::debug!(from = who, %error, "a connection ended");
         return;
     }
+    drop(connection);
     tokio::select! {
         () = upcoming.run() => {}
         () = stopped(&mut stop) => {}
