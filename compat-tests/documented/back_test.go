@@ -17,17 +17,12 @@ func TestBackWithASnapshot(t *testing.T) {
 	stop := s.startOnEach(ofEtched, "10.0.0.")
 	client := s.client("10.0.0.")
 	s.fill(client)
-	before := s.contents(client)
+	was := before{contents: s.contents(client)}
 	s.Run(s.Block("snapshot save back.db"))
 	stop()
 	s.runOnEach(s.Block("etcdutl snapshot restore back.db"))
 	s.startOnEach(s.Block("etcd --name m$n"), "10.0.0.")
-	if output := s.Run(s.Block("diff etched.txt -")); output != "the same\n" {
-		t.Errorf("compared: %s", output)
-	}
-	if after := s.contents(client); after != before {
-		t.Errorf("before\n%s\nafter\n%s", before, after)
-	}
+	s.unchanged(client, s.Block("diff etched.txt -"), was)
 }
 
 func TestBackWithTheDirectory(t *testing.T) {
@@ -37,20 +32,19 @@ func TestBackWithTheDirectory(t *testing.T) {
 	stop := s.startOnEach(ofEtched, "10.0.0.")
 	client := s.client("10.0.0.")
 	s.fill(client)
-	members, beside := s.members(client), s.besideKeys(client)
-	before := s.history(client)
+	was := before{members: s.members(client), beside: s.besideKeys(client), history: s.history(client)}
 	writers := s.write(client)
 	s.Run(s.Block("endpoint status --write-out=json"))
 	export := s.Block("etched export")
 	s.refusesToExport(export)
 	stop()
-	written := writers.end()
+	was.written = writers.end()
 	for member := 1; member <= 3; member++ {
 		s.Run(s.on(member, export))
 		// The file has what the member had, as stock tools see it.
 		output := s.Run(fmt.Sprintf(`n=%d
 cp /var/lib/etcd/member/snap/db copied.db
-etcdutl hashkv copied.db --rev $(cat rev.txt) | cut -d, -f1,2`, member))
+etcdutl hashkv copied.db --rev $(cat etched-rev.txt) | cut -d, -f1,2`, member))
 		hashes, err := os.ReadFile(filepath.Join(s.Dir, "etched.txt"))
 		if err != nil || strings.Count(string(hashes), ", "+output) != 3 {
 			t.Errorf("exported with the hash %sof members with\n%s%v", output, hashes, err)
@@ -58,17 +52,7 @@ etcdutl hashkv copied.db --rev $(cat rev.txt) | cut -d, -f1,2`, member))
 		s.Run(fmt.Sprintf("n=%d\netched check /var/lib/etched", member))
 	}
 	s.startOnEach(s.Block("etcd --name m$n"), "10.0.0.")
-	if output := s.Run(s.Block("diff etched.txt -")); output != "the same\n" {
-		t.Errorf("compared: %s", output)
-	}
-	s.sameHistory(client, before)
-	if after := s.members(client); after != members {
-		t.Errorf("members were %s, are %s", members, after)
-	}
-	if after := s.besideKeys(client); after != beside {
-		t.Errorf("leases, users and roles were %s, are %s", beside, after)
-	}
-	s.hasAll(client, written)
+	s.unchanged(client, s.Block("diff etched.txt -"), was)
 }
 
 // refusesToExport calls the tools for a stopped member beside one that serves.

@@ -113,14 +113,6 @@ func (s *site) historyUpTo(client *clientv3.Client, last int64) history {
 	return history{last, lines.String()}
 }
 
-// sameHistory wants one to be what it was.
-func (s *site) sameHistory(client *clientv3.Client, before history) {
-	s.t.Helper()
-	if after := s.historyUpTo(client, before.last); after != before {
-		s.t.Errorf("revisions were\n%s\nare\n%s", before.lines, after.lines)
-	}
-}
-
 // members are who is in the cluster.
 func (s *site) members(client *clientv3.Client) string {
 	s.t.Helper()
@@ -153,7 +145,7 @@ func TestBySnapshot(t *testing.T) {
 	stop := s.startOnEach(ofEtcd, "10.0.0.")
 	client := s.client("10.0.0.")
 	s.fill(client)
-	before := s.contents(client)
+	was := before{contents: s.contents(client)}
 	// Steps 2 to 6.
 	output := s.Run(s.Block("snapshot save backup.db"))
 	if strings.Count(output, "REVISION") != 1 {
@@ -166,24 +158,22 @@ func TestBySnapshot(t *testing.T) {
 	stop()
 	s.runOnEach(s.Block("--initial-cluster-token etched-1 --initial-advertise"))
 	start := s.Block("etched --name m$n --data-dir")
+	compare := s.Block("diff before.txt -")
 	stop = s.startOnEach(start, "10.0.0.")
-	if output := s.Run(s.Block("diff before.txt -")); output != "the same\n" {
-		t.Errorf("compared: %s", output)
-	}
-	if after := s.contents(client); after != before {
-		t.Errorf("before\n%s\nafter\n%s", before, after)
-	}
+	s.unchanged(client, compare, was)
+	// Undone before clients write, and done again.
+	stop()
+	stop = s.startOnEach(ofEtcd, "10.0.0.")
+	s.unchanged(client, compare, was)
+	stop()
+	stop = s.startOnEach(start, "10.0.0.")
 	// The cluster keeps running, and is then restored over.
 	put, err := client.Put(harness.Context(t, limit), "seen", "by clients")
 	if err != nil {
 		t.Fatal(err)
 	}
 	stop()
-	for member := 1; member <= 3; member++ {
-		if err := os.RemoveAll(filepath.Join(s.Dir, fmt.Sprintf("m%d", member), "etched")); err != nil {
-			t.Fatal(err)
-		}
-	}
+	s.remove("etched")
 	s.runOnEach(s.Block("--bump-revision 1000000000"))
 	s.startOnEach(strings.ReplaceAll(start, "etched-1", "etched-2"), "10.0.0.")
 	answer, ended := <-client.Watch(harness.Context(t, limit), "seen", clientv3.WithRev(put.Header.Revision))
@@ -266,8 +256,7 @@ func TestByTheFileOfAStoppedEtcd(t *testing.T) {
 	stop := s.startOnEach(ofEtcd, "10.0.0.")
 	client := s.client("10.0.0.")
 	s.fill(client)
-	contents := s.contents(client)
-	before := s.history(client)
+	was := before{contents: s.contents(client), history: s.history(client)}
 	look := s.Block("cp /var/lib/etcd/member/snap/db")
 	if output := s.fails(s.on(1, look)); !strings.Contains(output, "belongs to an etcd that runs") {
 		t.Errorf("the file of an etcd that runs: %s", output)
@@ -288,19 +277,34 @@ func TestByTheFileOfAStoppedEtcd(t *testing.T) {
 			newest, at = file, status.Revision
 		}
 	}
-	if at != before.last {
-		t.Errorf("the files end at revision %d, the cluster at %d", at, before.last)
+	if last := was.history.last; at != last {
+		t.Errorf("the files end at revision %d, the cluster at %d", at, last)
 	}
 	s.Run("cp " + newest + " stopped.db")
 	s.Run(s.Block("etcdutl hashkv"))
-	s.runOnEach(s.Block("etched restore stopped.db"))
-	s.startOnEach(strings.NewReplacer("--listen-client", "--initial-cluster-token etched-1 --listen-client").Replace(ofEtched), "10.0.0.")
-	if output := s.Run(s.Block("diff before.txt -")); output != "the same\n" {
-		t.Errorf("compared: %s", output)
+	restore := s.Block("etched restore stopped.db")
+	start := strings.NewReplacer("--listen-client", "--initial-cluster-token etched-1 --listen-client").Replace(ofEtched)
+	s.runOnEach(restore)
+	stop = s.startOnEach(start, "10.0.0.")
+	s.unchanged(client, s.Block("diff before.txt -"), was)
+	// Clients saw more than the file has.
+	stop()
+	s.remove("etched")
+	skips := strings.Replace(restore, "--skip-hash-check", "--skip-hash-check --bump-revision 1000000000 --mark-compacted", 1)
+	s.runOnEach(skips)
+	s.startOnEach(start, "10.0.0.")
+	if after := s.contents(client); !strings.HasPrefix(after, fmt.Sprint(at+1_000_000_000, " ")) {
+		t.Errorf("with a bump:\n%s", after)
 	}
-	s.sameHistory(client, before)
-	if after := s.contents(client); after != contents {
-		t.Errorf("before\n%s\nafter\n%s", contents, after)
+}
+
+// remove removes a directory of all machines.
+func (s *site) remove(name string) {
+	s.t.Helper()
+	for member := 1; member <= 3; member++ {
+		if err := os.RemoveAll(filepath.Join(s.Dir, fmt.Sprintf("m%d", member), name)); err != nil {
+			s.t.Fatal(err)
+		}
 	}
 }
 
@@ -311,49 +315,78 @@ func TestOnTheSameDirectory(t *testing.T) {
 	stop := s.startOnEach(ofEtcd, "10.0.0.")
 	client := s.client("10.0.0.")
 	s.fill(client)
-	members, beside := s.members(client), s.besideKeys(client)
-	before := s.history(client)
+	was := before{members: s.members(client), beside: s.besideKeys(client), history: s.history(client)}
 	writers := s.write(client)
 	s.Run(s.Block("endpoint status --write-out=json"))
-	hashes := s.Block("diff before.txt -")
+	compare := s.Block("diff before.txt -")
 	start := s.Block("etched --name m$n --data-dir /var/lib/etcd")
 	s.refusesInUse(start, writers)
 	// The writers continue until nobody serves them any more.
 	stop()
-	written := writers.end()
-	compare := func(of string) {
-		t.Helper()
-		if output := s.Run(hashes); output != "the same\n" {
-			t.Errorf("%s: compared: %s", of, output)
-		}
-		s.sameHistory(client, before)
-		if after := s.members(client); after != members {
-			t.Errorf("%s: members were %s, are %s", of, members, after)
-		}
-		if after := s.besideKeys(client); after != beside {
-			t.Errorf("%s: leases, users and roles were %s, are %s", of, beside, after)
-		}
-		s.hasAll(client, written)
-	}
+	was.written = writers.end()
 	stop = s.startOnEach(start, "10.0.0.")
-	compare("etched")
+	s.unchanged(client, compare, was)
 	if _, err := client.Put(harness.Context(t, limit), "since", "then"); err != nil {
 		t.Fatal(err)
 	}
-	stop()
+	// Both ways back take that along.
+	s.backWithASnapshot(client, stop, was)
+	s.backWithTheDirectory(client, start, was)
+	// The last step does not.
 	for member := 1; member <= 3; member++ {
-		dir := filepath.Join(s.Dir, fmt.Sprintf("m%d", member), "etcd")
-		s.Run("etched check " + dir)
-		// The last step.
-		if err := os.RemoveAll(filepath.Join(dir, "etched")); err != nil {
-			t.Fatal(err)
-		}
+		s.Run("etched check " + filepath.Join(s.Dir, fmt.Sprintf("m%d", member), "etcd"))
 	}
+	s.remove("etcd/etched")
 	s.startOnEach(ofEtcd, "10.0.0.")
-	compare("back in etcd")
+	s.unchanged(client, compare, was)
 	if found, err := client.Get(harness.Context(t, limit), "since"); err != nil || found.Count > 0 {
 		t.Errorf("what was written since is in etcd: %v, %v", found, err)
 	}
+}
+
+// aside is where the document has an etcd's directory written while etched's is in its place.
+var aside = strings.NewReplacer("/var/lib/etcd", "/var/lib/etcd-back")
+
+// backWithASnapshot continues with members that were started on an etcd's directory: a stock etcd is
+// made of their snapshot. All are stopped then.
+func (s *site) backWithASnapshot(client *clientv3.Client, stop func(), was before) {
+	s.t.Helper()
+	back := s.continued("### With a snapshot", harness.Etcd)
+	defer back.allTried()
+	// It is a new cluster.
+	was.contents, was.members = s.contents(client), ""
+	back.Run(back.Block("snapshot save back.db"))
+	stop()
+	restore := back.Block("etcdutl snapshot restore back.db")
+	if output := back.fails(back.on(1, restore)); !strings.Contains(output, "not empty") {
+		s.t.Errorf("restored over a directory that is in use: %s", output)
+	}
+	restore = aside.Replace(restore)
+	if instead := back.Inline("etcd-back"); !strings.Contains(restore, instead) {
+		s.t.Errorf("no %s in\n%s", instead, restore)
+	}
+	back.runOnEach(restore)
+	stop = back.startOnEach(aside.Replace(back.Block("etcd --name m$n")), "10.0.0.")
+	back.unchanged(client, back.Block("diff etched.txt -"), was)
+	stop()
+	s.remove("etcd-back")
+}
+
+// backWithTheDirectory starts them again: what they export is the etcd that they came from, and what
+// was written since.
+func (s *site) backWithTheDirectory(client *clientv3.Client, start string, was before) {
+	s.t.Helper()
+	stop := s.startOnEach(start, "10.0.0.")
+	back := s.continued("### With the directory", harness.Etcd)
+	was.contents = s.contents(client)
+	back.Run(back.Block("endpoint status --write-out=json"))
+	stop()
+	for member := 1; member <= 3; member++ {
+		back.Run(fmt.Sprintf("n=%d\n%s", member, back.Inline("--to /var/lib/etcd-back")))
+	}
+	stop = back.startOnEach(aside.Replace(back.Block("etcd --name m$n")), "10.0.0.")
+	back.unchanged(client, back.Block("diff etched.txt -"), was)
+	stop()
 }
 
 // refusesInUse starts members beside an etcd that serves, on its directories: with its addresses,

@@ -29,8 +29,9 @@ func newNetwork() string {
 // and directories are this machine's.
 type site struct {
 	*harness.Document
-	t       *testing.T
-	network string
+	t        *testing.T
+	document string
+	network  string
 }
 
 // allTried reports the blocks of commands that nothing ran.
@@ -59,7 +60,16 @@ func newSite(t *testing.T, document, section string, etcd harness.Kind) *site {
 	network := newNetwork()
 	d := harness.ReadDocument(t, "../../docs/"+document, section, binaries)
 	d.Replace = strings.NewReplacer("10.0.", network, "/var/lib/", d.Dir+"/m$n/")
-	return &site{d, t, network}
+	return &site{d, t, document, network}
+}
+
+// continued is another section of the document, carried out on the same machines with the etcd of a
+// kind.
+func (s *site) continued(section string, etcd harness.Kind) *site {
+	s.t.Helper()
+	next := newSite(s.t, s.document, section, etcd)
+	next.Dir, next.network, next.Replace = s.Dir, s.network, s.Replace
+	return next
 }
 
 // on are commands as they are typed on one of the machines.
@@ -134,4 +144,40 @@ func (s *site) client(addresses string) *clientv3.Client {
 	}
 	s.t.Cleanup(func() { _ = client.Close() })
 	return client
+}
+
+// before is what clients saw of a cluster before it moved. What a way does not take along is left
+// empty.
+type before struct {
+	contents, members, beside string
+	history                   history
+	written                   map[string]int64
+}
+
+// unchanged wants the commands of the document that compare hashes to find them the same, and
+// clients to see what they saw before.
+func (s *site) unchanged(client *clientv3.Client, compare string, was before) {
+	s.t.Helper()
+	if output := s.Run(compare); output != "the same\n" {
+		s.t.Errorf("compared: %s", output)
+	}
+	for _, one := range []struct {
+		what, was string
+		is        func(*clientv3.Client) string
+	}{
+		{"contents", was.contents, s.contents},
+		{"members", was.members, s.members},
+		{"leases, users and roles", was.beside, s.besideKeys},
+		{"revisions", was.history.lines, func(client *clientv3.Client) string {
+			return s.historyUpTo(client, was.history.last).lines
+		}},
+	} {
+		if one.was == "" {
+			continue
+		}
+		if is := one.is(client); is != one.was {
+			s.t.Errorf("%s were\n%s\nare\n%s", one.what, one.was, is)
+		}
+	}
+	s.hasAll(client, was.written)
 }

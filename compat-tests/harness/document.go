@@ -19,11 +19,13 @@ type Document struct {
 	t       testing.TB
 	path    string
 	blocks  []string
+	inline  []string
 	tried   map[string]bool
 }
 
 var (
 	fenced   = regexp.MustCompile("(?ms)^ *```bash\n(.*?)^ *```$")
+	quoted   = regexp.MustCompile("`([^`\n]+)`")
 	programs = regexp.MustCompile(`(?m)^ *(etched|etcd|etcdctl) `)
 )
 
@@ -61,6 +63,9 @@ func ReadDocument(t testing.TB, path, section string, binaries map[string]string
 	for _, block := range fenced.FindAllStringSubmatch(rest, -1) {
 		d.blocks = append(d.blocks, block[1])
 	}
+	for _, words := range quoted.FindAllStringSubmatch(fenced.ReplaceAllString(rest, ""), -1) {
+		d.inline = append(d.inline, words[1])
+	}
 	for name, program := range binaries {
 		if err := os.Symlink(program, filepath.Join(d.path, name)); err != nil {
 			t.Fatal(err)
@@ -89,16 +94,28 @@ func untilHeading(text string, level int) string {
 // Block is the only one that has this text.
 func (d *Document) Block(text string) string {
 	d.t.Helper()
+	block := d.only(d.blocks, text)
+	d.tried[block] = true
+	return block
+}
+
+// Inline is the only text between backquotes, within a sentence, that has this text.
+func (d *Document) Inline(text string) string {
+	d.t.Helper()
+	return d.only(d.inline, text)
+}
+
+func (d *Document) only(all []string, text string) string {
+	d.t.Helper()
 	var found []string
-	for _, block := range d.blocks {
-		if strings.Contains(block, text) {
-			found = append(found, block)
+	for _, one := range all {
+		if strings.Contains(one, text) {
+			found = append(found, one)
 		}
 	}
 	if len(found) != 1 {
-		d.t.Fatalf("%d blocks of commands have %q", len(found), text)
+		d.t.Fatalf("%d of %d commands have %q", len(found), len(all), text)
 	}
-	d.tried[found[0]] = true
 	return found[0]
 }
 
