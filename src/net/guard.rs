@@ -293,6 +293,14 @@ impl<S> Guarded<S> {
         }
     }
 
+    /// What was written; where nothing can be, nothing is read either.
+    fn unless_stuck<T>(&mut self, written: Poll<T>) -> Poll<T> {
+        if written.is_pending() {
+            self.block_turn.give_up();
+        }
+        written
+    }
+
     fn saw_written(&mut self, bytes: &[u8]) {
         self.burst_bytes += bytes.len();
         if self.http2 == Some(true) {
@@ -391,7 +399,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         let guard = self.get_mut();
         guard.block_turn.end();
         ready!(guard.poll_burst(cx));
-        let written = ready!(Pin::new(&mut guard.stream).poll_write(cx, bytes))?;
+        let written = Pin::new(&mut guard.stream).poll_write(cx, bytes);
+        let written = ready!(guard.unless_stuck(written))?;
         guard.saw_written(&bytes[..written]);
         Poll::Ready(Ok(written))
     }
@@ -404,7 +413,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         let guard = self.get_mut();
         guard.block_turn.end();
         ready!(guard.poll_burst(cx));
-        let written = ready!(Pin::new(&mut guard.stream).poll_write_vectored(cx, slices))?;
+        let written = Pin::new(&mut guard.stream).poll_write_vectored(cx, slices);
+        let written = ready!(guard.unless_stuck(written))?;
         let mut rest = written;
         for slice in slices {
             let part = rest.min(slice.len());
@@ -421,7 +431,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let guard = self.get_mut();
         guard.block_turn.end();
-        Pin::new(&mut guard.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut guard.stream).poll_flush(cx);
+        guard.unless_stuck(flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -4,7 +4,8 @@
 //! processor, and the library decodes as much of a connection as has come in one go. Connections that
 //! send such blocks hand them to the library in pieces, one connection at a time: the other threads
 //! serve everybody else. A turn ends as soon as the library wants anything of the connection again,
-//! which it does when it has decoded the piece.
+//! which it does when it has decoded the piece. A connection whose client does not read gives its
+//! place in the line away: the library takes nothing of it before it can write.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -73,11 +74,16 @@ impl BlockTurn {
         }
     }
 
+    /// Takes the connection out of the line, and its turn from it.
+    pub fn give_up(&mut self) {
+        self.state = TurnState::None;
+    }
+
     /// Ends the turn; false where the connection had none.
     pub fn end(&mut self) -> bool {
         let had = matches!(self.state, TurnState::Has { .. });
         if had {
-            self.state = TurnState::None;
+            self.give_up();
         }
         had
     }
@@ -89,6 +95,10 @@ mod tests {
 
     use super::*;
 
+    async fn poll_once(mut poll: impl FnMut(&mut Context<'_>) -> Poll<()>) -> Poll<()> {
+        poll_fn(|cx| Poll::Ready(poll(cx))).await
+    }
+
     #[tokio::test]
     async fn one_has_the_turn_and_nobody_waits_for_ever() {
         let all = BlockTurns::default();
@@ -98,6 +108,15 @@ mod tests {
         let wait = tokio::time::timeout(TURN_LIMIT / 20, poll_fn(|cx| second.poll_take(cx)));
         assert!(wait.await.is_err());
         assert!(!second.end(), "it has none yet");
+        // A place in the line that is given up is nobody's.
+        let mut third = all.connection();
+        assert!(poll_once(|cx| third.poll_take(cx)).await.is_pending());
+        second.give_up();
+        assert!(first.end());
+        poll_fn(|cx| third.poll_take(cx)).await;
+        third.give_up();
+        poll_fn(|cx| first.poll_take(cx)).await;
+        assert!(poll_once(|cx| second.poll_take(cx)).await.is_pending());
         assert!(first.end());
         poll_fn(|cx| second.poll_take(cx)).await;
         // The one who has it is stuck.
