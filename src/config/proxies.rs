@@ -348,7 +348,7 @@ fn client_side_flags() -> Vec<Arg> {
         ),
         switch(
             "experimental-serializable-ordering",
-            "Let no read show an older state than one before it",
+            "Let no read show an older state than one before it; compressed calls are not ordered",
         ),
     ]
 }

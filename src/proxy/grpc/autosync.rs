@@ -15,20 +15,20 @@ use crate::proto::etcdserverpb::cluster_client::ClusterClient;
 use crate::proto::etcdserverpb::{Member, MemberListRequest};
 use crate::proxy::endpoints;
 
-/// For a member's answer.
+/// For a member's answer, and the addresses of those that it names.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Asks for ever.
 pub async fn run(upstream: &Arc<Upstream>, interval: Duration, listening: SocketAddr) {
     loop {
         tokio::time::sleep(interval).await;
-        match tokio::time::timeout(LIMIT, named(upstream)).await {
-            Ok(Ok(named)) => {
-                let urls = others(named, listening).await;
+        let urls = async { Ok(others(named(upstream).await?, listening).await) };
+        match tokio::time::timeout(LIMIT, urls).await {
+            Ok(Ok(urls)) => {
                 tracing::debug!(endpoints = ?urls, "set etcd endpoints by autoSync");
                 upstream.replace(urls);
             }
-            Ok(Err(status)) => {
+            Ok::<Result<_, Status>, _>(Err(status)) => {
                 tracing::info!(error = status.message(), "Auto sync endpoints failed.");
             }
             Err(_) => {

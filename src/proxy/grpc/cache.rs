@@ -3,10 +3,11 @@
 //! As in etcd's proxy every answer is kept that has no error, and only serializable requests are
 //! answered by it: those of the same token that ask for exactly the same. A write that passes has the
 //! answers forgotten that it may change, when it comes and again when it is answered; one that was
-//! under way in between is not kept. So who writes through a proxy reads through it what was written.
-//! What is written elsewhere is not noticed, which serializable reads allow as they allow a member
-//! that is behind; `MAX_AGE`, which etcd's cache lacks, bounds how far. It bounds as well how long a
-//! right that was taken away can still be used, for what its token has been answered before.
+//! under way in between is not kept, nor one of a member that is behind a write that passed. So who
+//! writes through a proxy is not answered from the cache with less. What is written elsewhere is not
+//! noticed, which serializable reads allow as they allow a member that is behind; `MAX_AGE`, counted
+//! from when the cluster was asked, bounds how far, where etcd's cache has no bound. It bounds as well
+//! how long a right that was taken away can still be used, for what its token has been answered before.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -81,7 +82,7 @@ struct CachedRange {
     /// What changes it; none for a past revision.
     range: Option<KeyRange>,
     asked_revision: i64,
-    added_at: Duration,
+    asked_at: Duration,
     last_use: u64,
 }
 
@@ -106,6 +107,8 @@ pub struct RangeCache {
     bytes: usize,
     next: u64,
     compacted: i64,
+    /// The highest revision of a write that passed.
+    written: i64,
     hits: u64,
     misses: u64,
 }
@@ -117,7 +120,7 @@ impl RangeCache {
         let last_use = self.number();
         let entry = id.and_then(|id| self.entries.get_mut(&id));
         let fresh = |one: &&mut CachedRange| {
-            one.answer.revision >= at_least && now < one.added_at + MAX_AGE
+            one.answer.revision >= at_least && now < one.asked_at + MAX_AGE
         };
         if let Some((id, entry)) = id.zip(entry.filter(fresh)) {
             self.by_use.remove(&entry.last_use);
@@ -136,7 +139,7 @@ impl RangeCache {
     /// The cluster is asked for a range.
     pub fn begin(&mut self, request: &RangeRequest) -> ReadId {
         let id = ReadId(self.number());
-        if request.revision == 0 {
+        if request.revision <= 0 {
             self.unchanged.insert(id, range_of(request));
         }
         id
@@ -147,20 +150,30 @@ impl RangeCache {
         self.unchanged.remove(&read);
     }
 
-    /// The cluster has answered.
+    /// A write was answered at this revision.
+    pub fn wrote(&mut self, revision: i64) {
+        self.written = self.written.max(revision);
+    }
+
+    /// The cluster has answered what it was asked then.
     pub fn add(
         &mut self,
         read: ReadId,
         lookup: Lookup,
         request: &RangeRequest,
         answer: CachedAnswer,
-        now: Duration,
+        asked_at: Duration,
     ) {
         let range = self.unchanged.remove(&read);
         let asked_revision = request.revision;
         let is_past = asked_revision > 0 && asked_revision < self.compacted;
-        let is_changed = asked_revision == 0 && range.is_none();
+        let is_newest = asked_revision <= 0;
+        let is_changed = is_newest && (range.is_none() || answer.revision < self.written);
         if let Some(id) = self.by_lookup.get(&lookup).copied() {
+            let there = self.entries.get(&id);
+            if there.is_some_and(|there| there.asked_at > asked_at) {
+                return;
+            }
             self.remove(id);
         }
         if is_past || is_changed || answer.framed.len() > MAX_ANSWER_BYTES {
@@ -181,7 +194,7 @@ impl RangeCache {
             answer,
             range,
             asked_revision,
-            added_at: now,
+            asked_at,
             last_use: id,
         };
         self.bytes += entry.bytes();
@@ -230,6 +243,7 @@ impl RangeCache {
         *self = Self {
             next: self.next,
             compacted: self.compacted,
+            written: self.written,
             hits: self.hits,
             misses: self.misses,
             ..Self::default()
@@ -283,8 +297,10 @@ impl RangeCache {
     }
 }
 
+/// A copy, as a part of the request would hold all of it.
 fn range_of(request: &RangeRequest) -> KeyRange {
-    KeyRange::from_wire(&request.key, &request.range_end)
+    let [key, end] = [&request.key, &request.range_end].map(|part| Bytes::copy_from_slice(part));
+    KeyRange::from_wire(&key, &end)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::request::Parts;
@@ -23,7 +24,7 @@ use tonic::metadata::MetadataMap;
 use super::cache::{CacheCounts, CachedAnswer, Lookup, MAX_ANSWER_BYTES, RangeCache, ReadId};
 use super::caller;
 use super::namespace::{Keyed, Namespace};
-use super::ordering::ShownRevision;
+use super::ordering::{self, ShownRevision};
 use super::passing::{self, PREFIX_BYTES};
 use super::upstream::Upstream;
 use crate::env::{Clock, SystemClock};
@@ -59,6 +60,11 @@ const WRITES: [(&str, &[&str]); 4] = [
     ("/v3electionpb.Election/", &["Leader", "Observe"]),
     ("/v3lockpb.Lock/", &[]),
 ];
+
+/// A message that is read here has to come within this time.
+const MESSAGE_LIMIT: Duration = Duration::from_secs(60);
+/// A write of more keys and ranges counts as one of everything.
+const MAX_CHANGED: usize = 128;
 
 /// How these calls are answered.
 #[derive(Clone, Copy, Debug)]
@@ -122,12 +128,14 @@ struct ReadUnderWay {
     id: ReadId,
     lookup: Lookup,
     request: RangeRequest,
+    asked_at: Duration,
 }
 
 impl ReadUnderWay {
     fn begin(cache: &Arc<SharedCache>, lookup: Lookup, request: RangeRequest) -> Self {
         Self {
             id: cache.ranges.lock().begin(&request),
+            asked_at: cache.clock.now(),
             cache: cache.clone(),
             lookup,
             request,
@@ -137,9 +145,9 @@ impl ReadUnderWay {
     fn answered(&self, framed: Bytes) {
         let revision = passing::revision(&framed).unwrap_or_default();
         let answer = CachedAnswer { framed, revision };
-        let now = self.cache.clock.now();
+        let (id, lookup) = (self.id, self.lookup.clone());
         let mut ranges = self.cache.ranges.lock();
-        ranges.add(self.id, self.lookup.clone(), &self.request, answer, now);
+        ranges.add(id, lookup, &self.request, answer, self.asked_at);
     }
 }
 
@@ -194,7 +202,10 @@ impl KvProxy {
             let _writing = is_write.then(|| WriteUnderWay::begin(&self.cache, None));
             return passing::pass(&self.upstream, head.uri.path(), &head.headers, body).await;
         }
-        let (message, _) = passing::message(body, self.options.request_bytes).await?;
+        let message = passing::message(body, self.options.request_bytes);
+        let late = |_| Status::deadline_exceeded("the request has not come in a minute");
+        let message = tokio::time::timeout(MESSAGE_LIMIT, message).await;
+        let (message, _) = message.map_err(late)??;
         let none = || Status::internal("grpc: the call has no message");
         let message = message.ok_or_else(none)?;
         match keyed {
@@ -203,8 +214,15 @@ impl KvProxy {
             Keyed::Put | Keyed::DeleteRange | Keyed::Txn | Keyed::Compact => {}
         }
         let changed = changed(keyed, &message)?;
-        let _writing = WriteUnderWay::begin(&self.cache, Some(changed));
+        let _writing = WriteUnderWay::begin(&self.cache, changed);
         let answer = self.ask(keyed, &head, &message).await?;
+        let (revision, answer) = ordering::begun(answer).await;
+        if let Some(revision) = revision {
+            self.cache.ranges.lock().wrote(revision);
+            if let Some(shown) = &self.shown {
+                shown.show(revision);
+            }
+        }
         // A refusal has its status in its head.
         if keyed == Keyed::Compact && !answer.headers().contains_key(Status::GRPC_STATUS) {
             let CompactionRequest { revision, .. } = decoded(&message)?;
@@ -323,8 +341,8 @@ fn decoded<M: Message + Default>(message: &Bytes) -> Result<M, Status> {
     M::decode(message.clone()).map_err(unreadable)
 }
 
-/// The keys that a write may change, whatever comes of it.
-fn changed(keyed: Keyed, message: &Bytes) -> Result<Vec<KeyRange>, Status> {
+/// The keys that a write may change, whatever comes of it; none: all.
+fn changed(keyed: Keyed, message: &Bytes) -> Result<Option<Vec<KeyRange>>, Status> {
     let mut changed = Vec::new();
     match keyed {
         Keyed::Put => changed.push(put(decoded(message)?)),
@@ -332,7 +350,7 @@ fn changed(keyed: Keyed, message: &Bytes) -> Result<Vec<KeyRange>, Status> {
         Keyed::Txn => of_txn(decoded(message)?, &mut changed),
         Keyed::Range | Keyed::Compact | Keyed::TimeToLive => {}
     }
-    Ok(changed)
+    Ok(Some(changed).filter(|changed| changed.len() <= MAX_CHANGED))
 }
 
 fn put(request: PutRequest) -> KeyRange {
@@ -389,7 +407,8 @@ impl Remembering {
             && held[0] == 0
             && held.len() == PREFIX_BYTES + passing::length(&held);
         if let Some(reading) = self.reading.take().filter(|_| is_ok && is_whole) {
-            reading.answered(held.freeze());
+            // Without the room that it grew into.
+            reading.answered(Bytes::copy_from_slice(&held));
         }
     }
 }

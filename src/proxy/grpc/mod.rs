@@ -295,7 +295,8 @@ fn options(start: &GrpcProxyStart, security: Security) -> net::ServeOptions {
             closed: Arc::default(),
             block_turns: BlockTurns::default(),
         }),
-        // What is passed on is read as it is sent, and the windows bound the rest.
+        // What is passed on unread is read as it is sent, and the windows bound the rest. A message with
+        // keys is held as a whole, for a minute at most, as etcd's proxy holds every message.
         unread: Unread::new(usize::MAX),
         unsent: Unsent::new(usize::MAX),
         allowance: Allowance::new(connections, metrics),

@@ -4,7 +4,7 @@
 //! The proxy knows the highest revision that an answer to a range or a transaction had. An answer that is
 //! older than what was known when it was asked for is thrown away, and another member is asked. The first
 //! revision is that of a linearizable read, for which the start waits. Reads from the cache are held to it
-//! as well. This is what etcd's client has for it and what the flag's text says; etcd's proxy waits at its
+//! as well; a compressed one is passed unread, and not ordered. This is what etcd's client has for it and what the flag's text says; etcd's proxy waits at its
 //! start, and then its reads pass by what would order them.
 
 use std::collections::VecDeque;
@@ -49,7 +49,7 @@ impl ShownRevision {
         self.0.load(Ordering::Acquire)
     }
 
-    fn show(&self, revision: i64) {
+    pub fn show(&self, revision: i64) {
         self.0.fetch_max(revision, Ordering::AcqRel);
     }
 
@@ -126,7 +126,7 @@ async fn read(upstream: &Arc<Upstream>) -> Result<i64, Status> {
 }
 
 /// The revision of an answer, and the answer as it came.
-async fn begun(answer: Response<Body>) -> (Option<i64>, Response<Body>) {
+pub async fn begun(answer: Response<Body>) -> (Option<i64>, Response<Body>) {
     let (head, mut rest) = answer.into_parts();
     let mut frames = VecDeque::new();
     let mut beginning = BytesMut::new();

@@ -90,7 +90,7 @@ fn variable(name: &'static str) -> Result<Option<String>, StartError> {
     }
 }
 
-/// As in Go, an address without a host is every address of this machine.
+/// An address without a host is every IPv4 address of this machine.
 fn resolve(text: &str) -> Result<SocketAddr, StartError> {
     let failed = |error| StartError::Address {
         text: text.to_owned(),

@@ -103,6 +103,48 @@ fn what_is_changed_while_it_is_read_is_not_kept() {
 }
 
 #[test]
+fn what_is_older_than_what_passed_is_not_kept() {
+    let mut cache = RangeCache::default();
+    // A member that is behind the write answers.
+    let asked = request("a", "");
+    cache.wrote(6);
+    cache.keep(&asked, "behind");
+    assert_eq!(cache.finds(&asked), None);
+    cache.wrote(5);
+    cache.keep(&asked, "behind");
+    assert_eq!(cache.finds(&asked), None);
+    // The reader that asked first may have its answer last.
+    let mut cache = RangeCache::default();
+    let reads = [cache.begin(&asked), cache.begin(&asked)];
+    let later = NOW + Duration::from_secs(1);
+    cache.add(reads[1], by("", &asked), &asked, answer("new"), later);
+    cache.add(reads[0], by("", &asked), &asked, answer("old"), NOW);
+    cache.check();
+    assert_eq!(cache.finds(&asked).as_deref(), Some("new"));
+    // Below zero is the newest revision.
+    let newest = RangeRequest {
+        revision: -1,
+        ..asked.clone()
+    };
+    cache.keep(&newest, "1");
+    cache.forget(&[changed("a", "")]);
+    assert_eq!(cache.finds(&newest), None);
+}
+
+#[test]
+fn an_entry_holds_nothing_of_its_message() {
+    let message = Bytes::from(vec![b'k'; 100]);
+    let asked = RangeRequest {
+        key: message.slice(..1),
+        ..Default::default()
+    };
+    let mut cache = RangeCache::default();
+    cache.keep(&asked, "1");
+    drop(asked);
+    assert!(message.is_unique());
+}
+
+#[test]
 fn an_answer_is_for_its_request_and_its_token() {
     let mut cache = RangeCache::default();
     let asked = request("a", "");

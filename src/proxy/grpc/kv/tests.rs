@@ -85,7 +85,18 @@ fn a_transaction_changes_what_its_innermost_operations_do() {
     let found = changed(Keyed::Txn, &message).expect("is read");
     let point = |key: &'static str| KeyRange::Point(key.into());
     let span = KeyRange::Span("d".into(), "f".into());
-    assert_eq!(found, [point("c"), point("p"), span, point("q")]);
+    let expected = vec![point("c"), point("p"), span, point("q")];
+    assert_eq!(found, Some(expected));
+    // More than these count as everything.
+    for (puts, counted) in [(MAX_CHANGED, Some(MAX_CHANGED)), (MAX_CHANGED + 1, None)] {
+        let success = (0..puts).map(|_| put("p")).collect();
+        let txn = TxnRequest {
+            success,
+            ..Default::default()
+        };
+        let found = changed(Keyed::Txn, &txn.encode_to_vec().into()).expect("is read");
+        assert_eq!(found.map(|changed| changed.len()), counted);
+    }
     let broken = changed(Keyed::Put, &Bytes::from_static(b"\xff"));
     assert_eq!(
         broken.expect_err("cannot be read").code(),
