@@ -357,6 +357,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<S> {
     ) -> Poll<io::Result<()>> {
         let guard = self.get_mut();
         if guard.block_turn.end() {
+            guard.inbound.paused();
             // Behind the others that are ready.
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -377,7 +378,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<S> {
             ready!(guard.poll_given_up(cx));
             guard.check_opening(cx)?;
             let before = buffer.filled().len();
-            ready!(guard.poll_socket(cx, buffer))?;
+            let polled = guard.poll_socket(cx, buffer);
+            if polled.is_pending() {
+                guard.inbound.paused();
+            }
+            ready!(polled)?;
             let read = buffer.filled().len() - before;
             let passing = guard.saw_read(&buffer.filled()[before..]);
             buffer.set_filled(before + passing);

@@ -21,8 +21,8 @@ use super::join::join;
 const MAX_HELD_BYTES: usize = 64 << 10;
 /// The largest payload that every receiver accepts; no larger one is passed to the library.
 const MAX_PAYLOAD_BYTES: usize = 16 << 10;
-/// Header blocks are large where those of one piece have more, not counting small ones: those of
-/// usual calls have a few hundred bytes at most.
+/// Header blocks are large where those that come in one go have more, not counting small ones: those
+/// of usual calls have a few hundred bytes at most, and a call costs more than they do.
 const LARGE_BYTES: usize = 4 << 10;
 const SMALL_BYTES: usize = 512;
 /// What a header frame says of priorities.
@@ -159,7 +159,7 @@ pub struct Inbound {
     skips_large: bool,
     /// Some of what is ready is.
     has_large: bool,
-    /// Of the header blocks in this piece that are not small.
+    /// Of the header blocks that came in one go and are not small.
     piece_bytes: usize,
     authorities: Authorities,
     /// Whether frames of data are joined.
@@ -183,7 +183,6 @@ impl Inbound {
     /// Takes what was read. So many bytes at its beginning pass as they are, and after them what
     /// is ready; the rest has been taken over.
     pub fn feed(&mut self, bytes: &[u8], seen: impl FnMut(Frame)) -> usize {
-        self.piece_bytes = 0;
         if self.held.is_empty() {
             return self.take(bytes, seen);
         }
@@ -265,7 +264,7 @@ impl Inbound {
         run.bytes
     }
 
-    /// Whether this header block makes those of the piece large.
+    /// Whether with this header block those of one go are large.
     fn is_large(&mut self, bytes: usize) -> bool {
         if bytes >= SMALL_BYTES {
             self.piece_bytes += bytes;
@@ -290,6 +289,11 @@ impl Inbound {
 
     pub fn is_ready(&self) -> bool {
         !self.ready.is_empty()
+    }
+
+    /// What comes from now on is decoded in another go.
+    pub fn paused(&mut self) {
+        self.piece_bytes = 0;
     }
 
     /// Some of what is ready is of a large header block.

@@ -5,25 +5,40 @@
 //! send such blocks hand them to the library in pieces, one connection at a time: the other threads
 //! serve everybody else. A turn ends as soon as the library wants anything of the connection again,
 //! which it does when it has decoded the piece. A connection whose client does not read gives its
-//! place in the line away: the library takes nothing of it before it can write.
+//! place in the line away, as the library may take nothing of it before it can write.
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
-/// Who waits for so long continues without a turn: the one who has it is stuck.
+/// Who waits for so long, while nobody's turn ends, continues without one: the connection that has it
+/// is stuck.
 const TURN_LIMIT: Duration = Duration::from_secs(1);
+/// The same for who had to give its place away for so long.
+const PLACELESS_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the connections of a process share.
 #[derive(Clone, Debug)]
-pub struct BlockTurns(Arc<Semaphore>);
+pub struct BlockTurns(Arc<TurnLine>);
+
+#[derive(Debug)]
+struct TurnLine {
+    turn: Arc<Semaphore>,
+    /// How many turns have ended.
+    ended: AtomicU64,
+}
 
 impl Default for BlockTurns {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(1)))
+        Self(Arc::new(TurnLine {
+            turn: Arc::new(Semaphore::new(1)),
+            ended: AtomicU64::new(0),
+        }))
     }
 }
 
@@ -33,6 +48,23 @@ impl BlockTurns {
         BlockTurn {
             all: self.clone(),
             state: TurnState::None,
+            placeless_since: None,
+        }
+    }
+}
+
+impl TurnLine {
+    /// Waits for a turn; none where it has to be done without.
+    async fn take(self: Arc<Self>) -> Option<OwnedSemaphorePermit> {
+        let mut turn = std::pin::pin!(self.turn.clone().acquire_owned());
+        loop {
+            let ended = self.ended.load(Ordering::Relaxed);
+            match tokio::time::timeout(TURN_LIMIT, turn.as_mut()).await {
+                Ok(permit) => return permit.ok(),
+                Err(_) if self.ended.load(Ordering::Relaxed) == ended => return None,
+                // The line is long.
+                Err(_) => {}
+            }
         }
     }
 }
@@ -52,20 +84,21 @@ enum TurnState {
 pub struct BlockTurn {
     all: BlockTurns,
     state: TurnState,
+    /// When it gave its place away first, since it had a turn.
+    placeless_since: Option<Instant>,
 }
 
 impl BlockTurn {
     /// Resolves when the connection has its turn.
     pub fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
+            let since = self.placeless_since;
             self.state = match &mut self.state {
                 TurnState::Has { .. } => return Poll::Ready(()),
-                TurnState::None => {
-                    let permit = self.all.0.clone().acquire_owned();
-                    TurnState::Waits(Box::pin(async {
-                        tokio::time::timeout(TURN_LIMIT, permit).await.ok()?.ok()
-                    }))
+                _ if since.is_some_and(|since| since.elapsed() > PLACELESS_LIMIT) => {
+                    TurnState::Has { _permit: None }
                 }
+                TurnState::None => TurnState::Waits(Box::pin(self.all.0.clone().take())),
                 TurnState::Waits(taking) => match taking.as_mut().poll(cx) {
                     Poll::Ready(_permit) => TurnState::Has { _permit },
                     Poll::Pending => return Poll::Pending,
@@ -76,6 +109,10 @@ impl BlockTurn {
 
     /// Takes the connection out of the line, and its turn from it.
     pub fn give_up(&mut self) {
+        if matches!(self.state, TurnState::Waits(_)) {
+            self.placeless_since.get_or_insert_with(Instant::now);
+        }
+        self.end();
         self.state = TurnState::None;
     }
 
@@ -83,7 +120,8 @@ impl BlockTurn {
     pub fn end(&mut self) -> bool {
         let had = matches!(self.state, TurnState::Has { .. });
         if had {
-            self.give_up();
+            (self.state, self.placeless_since) = (TurnState::None, None);
+            self.all.0.ended.fetch_add(1, Ordering::Relaxed);
         }
         had
     }

@@ -54,6 +54,11 @@ const EXCEPTIONS: &[Exception] = &[
         why: "tokio's, read where bytes come in and handed to what decides; no state depends on it",
     },
     Exception {
+        path: "src/net/turns.rs",
+        name: "Instant",
+        why: "tokio's, how long a connection has waited for its turn; no state depends on it",
+    },
+    Exception {
         path: "src/net/pings.rs",
         name: "Instant",
         why: "the type of what `guard` hands in",
