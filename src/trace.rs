@@ -1,4 +1,8 @@
-//! The stages of a request, as spans for a collector of traces.
+//! The stages of a request, timed: as spans for a collector of traces, and as the times that
+//! histograms and warnings show.
+//!
+//! A stage has one begin and one end for both (`TimedSpan`). Its time is always taken; its span
+//! is there for some.
 //!
 //! A span stands below another one, and exists only where that one does: the first is made by
 //! `api`, for a call whose trace is wanted. So a request of which nobody wants a trace costs its
@@ -8,8 +12,9 @@
 //! lines of the log, which begins at DEBUG: neither depends on what level the other has.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
-use tracing::{Level, Metadata};
+use tracing::{Level, Metadata, Span};
 
 /// A span below another: `below!(parent, "name", field = value, …)`. None below none, and then the
 /// values of its fields are not evaluated. It ends when it, its copies and all below it are dropped.
@@ -34,6 +39,68 @@ macro_rules! event {
 }
 
 pub(crate) use {below, event};
+
+/// A stage of one request.
+#[derive(Clone, Debug)]
+pub struct TimedSpan {
+    span: Span,
+    began_at: Duration,
+}
+
+impl TimedSpan {
+    /// Begins now; `span` may be none.
+    pub fn begin(now: Duration, span: Span) -> Self {
+        Self {
+            span,
+            began_at: now,
+        }
+    }
+
+    pub fn span(&self) -> &Span {
+        &self.span
+    }
+
+    pub fn began_at(&self) -> Duration {
+        self.began_at
+    }
+
+    /// How long it has lasted.
+    pub fn took(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.began_at)
+    }
+}
+
+/// A stage that requests go through together: they share its time, and those of them that are in a
+/// trace have a span of it each.
+#[derive(Clone, Debug, Default)]
+pub struct TimedSpans {
+    spans: Vec<Span>,
+    began_at: Duration,
+}
+
+impl TimedSpans {
+    /// Begins now, below the spans of the requests that are in a trace.
+    pub fn begin<'a>(
+        now: Duration,
+        of: impl IntoIterator<Item = &'a Span>,
+        below: impl Fn(&Span) -> Span,
+    ) -> Self {
+        Self {
+            spans: of.into_iter().map(below).collect(),
+            began_at: now,
+        }
+    }
+
+    /// How long it has lasted.
+    pub fn took(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.began_at)
+    }
+
+    /// Ends the spans.
+    pub fn end(&mut self) {
+        self.spans.clear();
+    }
+}
 
 /// What is for traces, by its level.
 pub fn is_traced(metadata: &Metadata<'_>) -> bool {
@@ -71,6 +138,19 @@ pub fn key(key: &[u8]) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stage_that_nobody_traces_is_timed_all_the_same() {
+        let at = Duration::from_millis;
+        let stage = TimedSpan::begin(at(7), Span::none());
+        assert_eq!(stage.took(at(9)), at(2));
+        assert_eq!(stage.took(at(6)), Duration::ZERO);
+        let below = |_: &Span| Span::none();
+        let mut shared = TimedSpans::begin(at(7), &[Span::none(), Span::none()], below);
+        assert_eq!((shared.took(at(8)), shared.spans.len()), (at(1), 2));
+        shared.end();
+        assert_eq!((shared.took(at(9)), shared.spans.len()), (at(2), 0));
+    }
 
     #[test]
     fn of_a_long_key_the_begin_is_shown() {

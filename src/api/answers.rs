@@ -14,7 +14,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
-use tokio::sync::Semaphore;
 use tonic::{Response, Status};
 use tracing::Span;
 
@@ -47,9 +46,6 @@ pub fn answer_limit_bytes(share_bytes: usize) -> usize {
     share_bytes.max(LEAST_LIMIT_BYTES)
 }
 
-/// Reads at once that may take long; more would take the processors from short ones.
-const MAX_LARGE_READS: usize = 4;
-
 /// What answers need; cheap to clone.
 #[derive(Clone)]
 pub struct Answers {
@@ -60,17 +56,8 @@ impl Answers {
     /// `share` counts what answers take.
     pub fn new(handle: Handle, share: Arc<Share>) -> Self {
         Self {
-            reads: Reads {
-                handle,
-                share,
-                turns: Arc::new(Semaphore::new(MAX_LARGE_READS)),
-            },
+            reads: Reads { handle, share },
         }
-    }
-
-    /// Long reads wait for their turn.
-    pub fn turns(&self) -> &Arc<Semaphore> {
-        &self.reads.turns
     }
 
     pub fn handle(&self) -> &Handle {

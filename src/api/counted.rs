@@ -1,5 +1,5 @@
 //! Counts calls: when one begins, with what code it ends, and with `--metrics=extensive` how long
-//! it took. The span of a call in its trace ends here as well.
+//! it took. The stage that a call is ends here, and with it its span in a trace.
 //!
 //! A unary call ends with its answer. A stream ends with its body: with the code that its
 //! trailers hold, or canceled where the client left first.
@@ -24,8 +24,6 @@ use crate::service::rpcs::{Flow, RPCS};
 pub struct Counted {
     shared: Arc<Shared>,
     method: usize,
-    /// Where its time is wanted.
-    started: Option<Duration>,
     traced: Traced,
     ended: bool,
 }
@@ -40,7 +38,6 @@ impl Counted {
         Self {
             shared: shared.clone(),
             method,
-            started: metrics.is_extensive().then(|| shared.clock.now()),
             traced,
             ended: false,
         }
@@ -78,11 +75,15 @@ impl Counted {
                 // The end of a client's messages counts as one at etcd.
                 metrics.grpc_received(self.method);
             }
-            if let Some(started) = self.started {
-                let took = self.shared.clock.now() - started;
-                metrics.grpc_handling(self.method, took);
+            if metrics.is_extensive() {
+                metrics.grpc_handling(self.method, self.took());
             }
         }
+    }
+
+    /// How long the call has lasted.
+    pub fn took(&self) -> Duration {
+        self.traced.took(self.shared.clock.now())
     }
 }
 

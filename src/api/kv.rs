@@ -6,6 +6,7 @@ use std::time::Duration;
 use prost::Message;
 use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
+use tracing::Span;
 
 use super::answers::{Answers, RangeAnswer, TxnAnswer};
 use super::call_log::{CallLog, Content};
@@ -26,6 +27,7 @@ use crate::service::permission::Asks;
 use crate::service::rpcs;
 use crate::state::Response as Applied;
 use crate::state::{kv, txn};
+use crate::trace::TimedSpan;
 use crate::types::Remote;
 
 /// Single keys that one transaction reads on a thread of the network's; more may be a hundred
@@ -123,20 +125,25 @@ impl KvService {
             .await
     }
 
+    /// Begins what a call asks for, as a stage below it.
+    fn begin(&self, caller: Caller, span: impl FnOnce(&Span) -> Span) -> (Caller, TimedSpan) {
+        let stage = TimedSpan::begin(self.log.now(), span(caller.span()));
+        (caller.within(&stage), stage)
+    }
+
     fn requested<T>(&self, operation: Operation, took: Duration, result: &Result<T, Error>) {
         let metrics = &self.handle.shared().metrics;
         metrics.requested(operation, result.is_ok(), took);
     }
 
-    /// Has a request of a client agreed upon. `pick` takes out what it asked and what came of it.
+    /// Has a request of a client agreed upon. `kind` takes out what it asked and what came of it.
     async fn write<Q, A: Message>(
         &self,
-        caller: &Caller,
+        (caller, writing): &(Caller, TimedSpan),
         method: &'static str,
         request: Arc<InternalRaftRequest>,
         kind: Write<Q, A>,
     ) -> Result<Response<A>, Status> {
-        let started = self.log.now();
         let held = self.answers.room_for_proposal(caller, &request).await?;
         let result = self.handle.propose_identified(caller, &request).await;
         let answered = result.and_then(|applied| {
@@ -144,7 +151,7 @@ impl KvService {
             header::fill(&self.handle, (kind.header)(&mut response));
             Ok(response)
         });
-        let took = self.log.now() - started;
+        let took = writing.took(self.log.now());
         self.log.ended(rpcs::KV, method, took, || {
             let asked = (kind.asked)(&request);
             let response = answered.as_ref().ok();
@@ -209,10 +216,9 @@ impl Kv for KvService {
             asked.allows(request.serializable)?;
         }
         validate::range(&request)?;
-        let caller = caller.in_span(|call| spans::range(call, &request));
-        let started = self.log.now();
+        let (caller, reading) = self.begin(caller, |call| spans::range(call, &request));
         let result = self.read_range(&caller, &request).await;
-        let took = self.log.now() - started;
+        let took = reading.took(self.log.now());
         self.requested(Operation::Range, took, &result);
         self.log.range_read(took, &request, &result);
         let filled = result.map(|mut answer| {
@@ -258,13 +264,13 @@ impl Kv for KvService {
         let caller = caller::of(&request);
         let request = request.into_inner();
         validate::put(&request)?;
-        let caller = caller.in_span(|call| spans::put(call, &request));
+        let begun = self.begin(caller, |call| spans::put(call, &request));
         let request = InternalRaftRequest {
             put: Some(request),
             ..Default::default()
         };
-        let request = self.handle.identified(&caller, request);
-        self.write(&caller, "Put", request, PUT).await
+        let request = self.handle.identified(&begun.0, request);
+        self.write(&begun, "Put", request, PUT).await
     }
 
     async fn delete_range(
@@ -274,13 +280,13 @@ impl Kv for KvService {
         let caller = caller::of(&request);
         let request = request.into_inner();
         validate::delete_range(&request)?;
-        let caller = caller.in_span(|call| spans::delete_range(call, &request));
+        let begun = self.begin(caller, |call| spans::delete_range(call, &request));
         let request = InternalRaftRequest {
             delete_range: Some(request),
             ..Default::default()
         };
-        let request = self.handle.identified(&caller, request);
-        self.write(&caller, "DeleteRange", request, DELETE_RANGE)
+        let request = self.handle.identified(&begun.0, request);
+        self.write(&begun, "DeleteRange", request, DELETE_RANGE)
             .await
     }
 
@@ -288,23 +294,23 @@ impl Kv for KvService {
         let caller = caller::of(&request);
         let request = request.into_inner();
         validate::txn(&request, self.settings.max_txn_ops)?;
-        let caller = caller.in_span(|call| spans::txn(call, &request));
+        let begun = self.begin(caller, |call| spans::txn(call, &request));
         if !txn::is_read_only(&request) {
             let request = InternalRaftRequest {
                 txn: Some(request),
                 ..Default::default()
             };
-            let request = self.handle.identified(&caller, request);
-            return self.write(&caller, "Txn", request, TXN).await;
+            let request = self.handle.identified(&begun.0, request);
+            return self.write(&begun, "Txn", request, TXN).await;
         }
-        let called = self.log.now();
+        let (caller, called) = begun;
         let (asks, stale) = (Asks::ReadTxn(&request), txn::is_serializable(&request));
         let answered = match self.handle.view_for(&caller, asks, stale).await {
             Ok(view) => {
                 // As etcd measures it, the wait for a quorum is not part of it.
-                let started = self.log.now();
+                let reading = TimedSpan::begin(self.log.now(), Span::none());
                 let result = self.read_txn(&caller, view, &request).await;
-                let took = self.log.now() - started;
+                let took = reading.took(self.log.now());
                 self.requested(Operation::ReadonlyTxn, took, &result);
                 self.log.txn_read(took, &request, &result);
                 result
@@ -315,7 +321,7 @@ impl Kv for KvService {
             header::fill(&self.handle, &mut answer.response.header);
             answer
         });
-        let took = self.log.now() - called;
+        let took = called.took(self.log.now());
         self.log.ended(rpcs::KV, "Txn", took, || {
             Content::read_txn(&request, answered.as_ref().ok())
         });

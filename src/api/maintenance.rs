@@ -1,10 +1,8 @@
 //! Maintenance: how the member is, and what an operator does to it.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
@@ -20,23 +18,22 @@ use crate::proto::etcdserverpb::{
     SnapshotResponse, StatusRequest, StatusResponse, maintenance_server::Maintenance,
 };
 use crate::service::handle::Handle;
+use crate::service::rpcs::{self, Costly};
 use crate::state::Response as Applied;
 use crate::types::{ETCD_VERSION, MemberId};
 
+/// There is one.
+const TURNS: Costly = rpcs::turns_of(rpcs::MAINTENANCE, "Defragment");
 /// How long a defragmentation is waited for.
 const DEFRAGMENT_WAIT: Duration = Duration::from_secs(3);
 
 pub struct MaintenanceService {
     handle: Handle,
-    defragmenting: Arc<Semaphore>,
 }
 
 impl MaintenanceService {
     pub fn new(handle: Handle) -> Self {
-        Self {
-            handle,
-            defragmenting: Arc::new(Semaphore::new(1)),
-        }
+        Self { handle }
     }
 }
 
@@ -111,7 +108,8 @@ impl Maintenance for MaintenanceService {
         &self,
         _request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
-        let Ok(running) = self.defragmenting.clone().try_acquire_owned() else {
+        let turns = self.handle.turns(TURNS).clone();
+        let Ok(running) = turns.try_acquire_owned() else {
             return Ok(Response::new(DefragmentResponse::default()));
         };
         let shared = self.handle.shared().clone();

@@ -35,6 +35,9 @@ mod turns;
 pub mod validate;
 pub mod watch;
 
+#[cfg(test)]
+mod tests;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -233,8 +236,9 @@ impl Api {
             Ok(method) => method,
             Err(status) => return at_once(status.into_http()),
         };
+        let arrived_at = self.services.shared.clock.now();
         let deadline = match caller::wait_limit(request.headers()) {
-            Ok(limit) => limit.map(|limit| self.services.shared.clock.now().saturating_add(limit)),
+            Ok(limit) => limit.map(|limit| arrived_at.saturating_add(limit)),
             Err(refused) => return at_once(*refused),
         };
         if let Some(deadline) = deadline {
@@ -242,7 +246,7 @@ impl Api {
                 .extensions_mut()
                 .insert(caller::CallDeadline(deadline));
         }
-        let traced = Traced::begin(self.traces.as_deref(), method, &mut request);
+        let traced = Traced::begin(self.traces.as_deref(), method, &mut request, arrived_at);
         if let Err(shown) = self.identify(method, &mut request) {
             // The only wait before a service, for a token that is newer than the state here.
             let api = self.clone();
@@ -332,19 +336,14 @@ impl Api {
         let max = self.services.max_message_bytes;
         let rpc = &RPCS[method];
         let logged = rpc.is_unary() && !call_log::is_logged_by_its_service(rpc);
-        let log = logged.then(|| (self.kv.log().clone(), self.kv.log().now()));
+        let log = logged.then(|| self.kv.log().clone());
         Box::pin(async move {
             let response = future.await?;
             drop((kept, head));
             let response = body::take_over(response);
             let response = status_text::in_grpc_go_words(response, max);
-            if let Some((log, started)) = log {
-                log.ended(
-                    rpc.service,
-                    rpc.method,
-                    log.now() - started,
-                    Content::unknown,
-                );
+            if let Some(log) = log {
+                log.ended(rpc.service, rpc.method, counted.took(), Content::unknown);
             }
             let response = match gate {
                 Some(gate) => gate.cut(response),

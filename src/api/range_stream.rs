@@ -24,9 +24,12 @@ use crate::proto::etcdserverpb::{RangeRequest, RangeResponse};
 use crate::proto::{EncodedKvs, begin_nested, nested_len};
 use crate::replica::view::ReadView;
 use crate::service::handle::Handle;
+use crate::service::rpcs::{self, Costly};
 use crate::state::kv;
 use crate::types::KeyRange;
 
+/// Of reads of a chunk.
+const TURNS: Costly = rpcs::turns_of(rpcs::KV, "RangeStream");
 /// Pairs in the first chunk of a stream; etcd's figure.
 const FIRST_CHUNK_KEYS: i64 = 10;
 /// A chunk that would be larger has fewer pairs.
@@ -107,7 +110,8 @@ impl sliced::Chunks for ChunkReader {
 }
 
 async fn read_chunk(reads: Reads, mut chunks: Chunks) -> Result<Read, Status> {
-    let turn = reads.turns.clone().acquire_owned().await;
+    let turns = reads.handle.turns(TURNS).clone();
+    let turn = turns.acquire_owned().await;
     let read = reads.handle.blocking(move || {
         let _turn = turn;
         let chunk = chunks.next_chunk(&reads.share);

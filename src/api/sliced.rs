@@ -9,7 +9,6 @@ use std::task::{Context, Poll, ready};
 use bytes::{BufMut, Bytes};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use prost::Message;
-use tokio::sync::Semaphore;
 use tonic::Status;
 
 use super::body::trailers;
@@ -21,7 +20,10 @@ use crate::proto::etcdserverpb::RangeResponse;
 use crate::proto::{begin_nested, nested_len};
 use crate::replica::view::ReadView;
 use crate::service::handle::Handle;
+use crate::service::rpcs::{self, Costly};
 
+/// Of reads of a page.
+const TURNS: Costly = rpcs::turns_of(rpcs::KV, "Range");
 /// Larger answers are counted and sliced: no call costs less in any case.
 pub const SMALL_BYTES: usize = 4 << 10;
 /// What the network is handed at once of what is in memory, and a page where memory is free. Every
@@ -42,8 +44,6 @@ const MAX_ROWS_BYTES: usize = 4 << 20;
 pub struct Reads {
     pub handle: Handle,
     pub share: Arc<Share>,
-    /// Reads off the network's threads at once.
-    pub turns: Arc<Semaphore>,
 }
 
 /// A part of a message.
@@ -264,7 +264,8 @@ impl Messages {
 }
 
 async fn read_page(reads: Reads, mut place: ReadPosition, left_bytes: usize) -> Read {
-    let turn = reads.turns.clone().acquire_owned().await;
+    let turns = reads.handle.turns(TURNS).clone();
+    let turn = turns.acquire_owned().await;
     let handle = reads.handle.clone();
     let read = handle.blocking(move || {
         let _turn = turn;

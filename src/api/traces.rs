@@ -6,12 +6,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Extensions, HeaderMap, Request};
 use tonic::{Code, Status};
 use tracing::Span;
 
 use crate::service::rpcs::{RPCS, Rpc};
+use crate::trace::TimedSpan;
 
 /// A call that begins.
 pub struct Begun<'a> {
@@ -41,34 +43,48 @@ pub struct OfConnection {
 #[derive(Clone)]
 struct Beside(Span);
 
-/// The span of a call that is under way, if its trace is wanted.
-#[derive(Default)]
-pub struct Traced(Option<(Arc<dyn Traces>, Span)>);
+/// A call that is under way, as a stage: its time, and its span if its trace is wanted.
+pub struct Traced {
+    call: TimedSpan,
+    traces: Option<Arc<dyn Traces>>,
+}
 
 impl Traced {
-    /// Begins the span of a call, and puts it beside it.
-    pub fn begin<B>(of: Option<&OfConnection>, method: usize, request: &mut Request<B>) -> Self {
-        let Some(of) = of else {
-            return Self(None);
-        };
-        let span = of.traces.begin(&Begun {
-            rpc: &RPCS[method],
-            headers: request.headers(),
-            local: of.local,
+    /// Begins a call that arrived now, and puts its span beside it.
+    pub fn begin<B>(
+        of: Option<&OfConnection>,
+        method: usize,
+        request: &mut Request<B>,
+        now: Duration,
+    ) -> Self {
+        let span = of.map_or_else(Span::none, |of| {
+            of.traces.begin(&Begun {
+                rpc: &RPCS[method],
+                headers: request.headers(),
+                local: of.local,
+            })
         });
-        if span.is_disabled() {
-            return Self(None);
+        let traces = of.filter(|_| !span.is_disabled());
+        if traces.is_some() {
+            request.extensions_mut().insert(Beside(span.clone()));
         }
-        request.extensions_mut().insert(Beside(span.clone()));
-        Self(Some((of.traces.clone(), span)))
+        Self {
+            call: TimedSpan::begin(now, span),
+            traces: traces.map(|of| of.traces.clone()),
+        }
+    }
+
+    /// How long it has lasted.
+    pub fn took(&self, now: Duration) -> Duration {
+        self.call.took(now)
     }
 
     /// The call has ended with this code; what it says stands in `answer`, if there is one.
     pub fn end(&mut self, code: Code, answer: Option<&HeaderMap>) {
-        if let Some((traces, span)) = self.0.take() {
+        if let Some(traces) = self.traces.take() {
             let status = answer.and_then(Status::from_header_map);
             let message = status.as_ref().map_or("", Status::message);
-            traces.end(&span, code, message);
+            traces.end(self.call.span(), code, message);
         }
     }
 }

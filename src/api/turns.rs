@@ -11,8 +11,11 @@ use crate::error::Error;
 use crate::mvcc;
 use crate::proto::etcdserverpb::InternalRaftRequest;
 use crate::service::caller::Caller;
+use crate::service::rpcs::{self, Costly};
 use crate::state::answer_size;
 
+/// Of reads that may take long.
+const TURNS: Costly = rpcs::turns_of(rpcs::KV, "Txn");
 /// Answers up to this size wait for nobody: few would be as many as that takes. They are counted,
 /// and where far too much is they are refused before anything is done.
 const PROMPT_BYTES: usize = 32 << 10;
@@ -28,7 +31,7 @@ impl Answers {
         F: FnOnce() -> mvcc::Result<T> + Send + 'static,
     {
         let handle = self.handle();
-        let turn = self.turns().clone().acquire_owned();
+        let turn = handle.turns(TURNS).clone().acquire_owned();
         let permit = handle.within(caller, turn).await?;
         let work = move || {
             let _permit = permit;

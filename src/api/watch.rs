@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_stream::{Empty, Stream as TokioStream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Span;
@@ -38,7 +38,7 @@ use crate::proto::etcdserverpb::{
 use crate::service::caller::Caller;
 use crate::service::handle::Handle;
 use crate::service::permission;
-use crate::service::rpcs;
+use crate::service::rpcs::{self, Costly};
 use crate::state::auth::AuthView;
 use crate::types::KeyRange;
 use crate::watch::{self, ALL_WATCHES, Output, Stream};
@@ -47,8 +47,8 @@ use crate::watch::{self, ALL_WATCHES, Output, Stream};
 const MAX_WAITING_ANSWERS: usize = 64;
 /// See `room_bytes`; less only where a test has less to give.
 const ROOM_BYTES: usize = 16 << 10;
-/// Streams that read history at once: each needs a thread and what it reads.
-const READS_AT_ONCE: usize = 4;
+/// For history, since each read needs a thread and what it reads.
+const TURNS: Costly = rpcs::turns_of(rpcs::WATCH, "Watch");
 /// How long to wait where already too many wait for that.
 const LINE_FULL_PAUSE: Duration = Duration::from_millis(100);
 /// A page of history is kept so long for a client that does not take it.
@@ -70,7 +70,6 @@ use sent::Sent;
 pub struct WatchService {
     handle: Handle,
     settings: ApiSettings,
-    reads: Arc<Semaphore>,
     rechecks: Arc<Rechecks>,
 }
 
@@ -80,7 +79,6 @@ impl WatchService {
             rechecks: Rechecks::begin(&handle, settings.recheck_watches),
             handle,
             settings,
-            reads: Arc::new(Semaphore::new(READS_AT_ONCE)),
         }
     }
 }
@@ -120,7 +118,6 @@ impl WatchService {
             caller,
             stream,
             outbox,
-            reads: self.reads.clone(),
             waiting: VecDeque::new(),
             spans: BTreeMap::new(),
             busy: false,
@@ -158,7 +155,6 @@ struct Session {
     caller: Caller,
     stream: Stream,
     outbox: Outbox,
-    reads: Arc<Semaphore>,
     /// What is to be sent next, in order, before anything more of `stream`.
     waiting: VecDeque<WatchResponse>,
     /// Those of the watches that are in a trace, until they end.
@@ -253,7 +249,8 @@ impl Session {
         loop {
             match share.take(room_bytes(share)).await {
                 Ok(held) => {
-                    let turn = self.reads.clone().acquire_owned().await.ok();
+                    let turns = self.handle.turns(TURNS).clone();
+                    let turn = turns.acquire_owned().await.ok();
                     return Some(Room {
                         _held: held,
                         _turn: turn,

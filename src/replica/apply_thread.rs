@@ -33,7 +33,7 @@ use crate::state::lease::LeaseEvent;
 use crate::state::machine::{self, Entry, Payload, Staged};
 use crate::state::{Machine, Response};
 use crate::storage;
-use crate::trace;
+use crate::trace::{self, TimedSpans};
 use crate::transport::Network;
 use crate::types::MemberId;
 
@@ -114,13 +114,13 @@ pub struct ApplyBatch {
     begun: bool,
     entries: Vec<Entry>,
     replies: Vec<Option<Reply>>,
-    /// Of those proposals among the entries that are in a trace: their own, and from the begin of
-    /// their execution until they are written those below.
+    /// Of those proposals among the entries that are in a trace.
     spans: Vec<Span>,
+    /// From the begin of their execution until they are written.
+    applying: TimedSpans,
     promoted_in_term: Option<u64>,
     /// The index of the first entry, to which the first reply belongs.
     first_index: u64,
-    started_at: Duration,
     executed_at: Duration,
     /// The entry that took longest to execute, by its place in the group, and its time.
     slowest: (usize, Duration),
@@ -150,8 +150,8 @@ impl From<ApplyJob> for Applying {
                 entries,
                 replies,
                 spans,
+                applying: TimedSpans::default(),
                 promoted_in_term,
-                started_at: Duration::ZERO,
                 executed_at: Duration::ZERO,
                 slowest: (0, Duration::ZERO),
                 group: machine::Group::default(),
@@ -314,7 +314,7 @@ impl Applier {
                 }
                 Step::Commit => {
                     self.commit(&batch)?;
-                    batch.spans.clear();
+                    batch.applying.end();
                 }
                 Step::Show => self.show(&batch.group),
                 Step::Answer => self.answer(&mut batch),
@@ -381,11 +381,10 @@ impl Applier {
         failpoints::hit_each(|| batch.entries.iter().map(before_entry));
         batch.begun = true;
         let entries = batch.entries.len() as i64;
-        for span in &mut batch.spans {
-            *span = trace::below!(span, "apply", entries);
-        }
-        batch.started_at = self.shared.clock.now();
-        batch.executed_at = batch.started_at;
+        let now = self.shared.clock.now();
+        let spans = std::mem::take(&mut batch.spans);
+        batch.applying = TimedSpans::begin(now, &spans, |of| trace::below!(of, "apply", entries));
+        batch.executed_at = now;
     }
 
     fn commit(&mut self, batch: &ApplyBatch) -> storage::Result<()> {
@@ -402,7 +401,7 @@ impl Applier {
             compacted.then_some(scheduled)
         });
         let now = self.shared.clock.now();
-        self.measure(&batch.group, now - batch.started_at);
+        self.measure(&batch.group, batch.applying.took(now));
         let (slowest, took) = batch.slowest;
         // Answered once all are written, like the others of its group.
         let took = took + (now - batch.executed_at);

@@ -17,7 +17,7 @@ use crate::failpoints::{self, Failpoint};
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::raft::{Message, Persist};
 use crate::storage::raft_log::{self, EntryId, LogEntry, RaftLog};
-use crate::trace;
+use crate::trace::{self, TimedSpans};
 use crate::transport::Network;
 
 /// The bytes of parts in one write, about.
@@ -181,11 +181,11 @@ impl LogWriter {
 
     fn write(&mut self, gathered: Gathered) -> Result<Done, raft_log::Error> {
         let clock = &self.shared.clock;
-        let start = clock.now();
         let entries = gathered.entries.len() as i64;
-        let spans = gathered.spans.iter();
-        // They end with this write, whose parts share its time.
-        let _log: Vec<Span> = spans.map(|of| trace::below!(of, "log", entries)).collect();
+        // Ends with this write.
+        let logging = TimedSpans::begin(clock.now(), &gathered.spans, |of| {
+            trace::below!(of, "log", entries)
+        });
         let bytes_before = self.log.stats().bytes_written;
         let mut hard_state = gathered.hard_state.as_deref();
         if let Some(entry_id) = gathered.reset {
@@ -208,7 +208,7 @@ impl LogWriter {
         let bytes = self.log.stats().bytes_written - bytes_before;
         if bytes > 0 {
             let metrics = &self.shared.metrics;
-            metrics.wal_fsync.observe(clock.now() - start);
+            metrics.wal_fsync.observe(logging.took(clock.now()));
             metrics.wal_write_bytes.add(bytes as i64);
         }
         failpoints::hit(Failpoint::RaftAfterSave);

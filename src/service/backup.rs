@@ -13,11 +13,14 @@ use tokio::sync::mpsc;
 
 use super::caller::Caller;
 use super::handle::Handle;
+use super::rpcs::{self, Costly};
 use crate::backup::{self, export::Export};
 use crate::env::{self, Clock};
 use crate::error::Error;
 use crate::replica::shared::Shared;
 
+/// Each holds a thread.
+const TURNS: Costly = rpcs::turns_of(rpcs::MAINTENANCE, "Snapshot");
 /// How long the next part waits for its reader.
 const UNREAD_LIMIT: Duration = Duration::from_secs(120);
 /// Parts that wait between the disk and the network.
@@ -44,7 +47,7 @@ type Sender = mpsc::Sender<Result<Part, Error>>;
 impl Handle {
     /// Begins a snapshot file of the state as of now.
     pub async fn back_up(&self, caller: &Caller) -> Result<Parts, Error> {
-        let turn = self.backing_up().acquire_owned();
+        let turn = self.turns(TURNS).clone().acquire_owned();
         let clock = self.shared().clock.clone();
         let limit = self.deadline(caller).saturating_sub(clock.now());
         let Some(Ok(permit)) = env::timeout(clock.as_ref(), limit, turn).await else {

@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::probe::{self, Defect};
 use crate::proto::etcdserverpb::RequestHeader;
 use crate::state::auth::verdict::MEMBER_REVISION;
+use crate::trace::TimedSpan;
 
 /// The identity of a caller.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -109,6 +110,12 @@ impl Caller {
         if !self.span.is_disabled() {
             self.span = below(&self.span);
         }
+        self
+    }
+
+    /// The same call in a stage of its own.
+    pub fn within(mut self, stage: &TimedSpan) -> Self {
+        self.span.clone_from(stage.span());
         self
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use super::caller::Caller;
 use super::passwords::Passwords;
 use super::permission::{self, Asks, Needs};
+use super::rpcs::Costly;
 use super::settings::ServiceSettings;
 use super::tokens::Tokens;
 use crate::env;
@@ -41,8 +42,7 @@ pub struct HandleParts {
     pub(super) quota_flush: Arc<tokio::sync::Mutex<()>>,
     /// One proposal at a time raises the NOSPACE alarm: it outlasts the client who met it.
     pub(super) raising: Arc<Semaphore>,
-    hashing: Arc<Semaphore>,
-    backing_up: Arc<Semaphore>,
+    turns: [Arc<Semaphore>; Costly::ALL.len()],
     passwords: Passwords,
 }
 
@@ -53,11 +53,6 @@ impl Deref for Handle {
         &self.0
     }
 }
-
-/// Concurrent hashes: each reads the whole history.
-const MAX_HASHES: usize = 2;
-/// Backups at once: each holds a thread and memory to sort in.
-const MAX_BACKUPS: usize = 2;
 
 impl Handle {
     pub fn new(
@@ -85,8 +80,7 @@ impl Handle {
             room_kib: Arc::new(Semaphore::new(max_proposed_kib as usize)),
             quota_flush: Arc::default(),
             raising: Arc::new(Semaphore::new(1)),
-            hashing: Arc::new(Semaphore::new(MAX_HASHES)),
-            backing_up: Arc::new(Semaphore::new(MAX_BACKUPS)),
+            turns: Costly::ALL.map(|costly| Arc::new(Semaphore::new(costly.at_once()))),
             passwords,
         }))
     }
@@ -155,12 +149,9 @@ impl Handle {
         self.shared.executor.spawn(Box::pin(task));
     }
 
-    pub(super) fn hashing(&self) -> Arc<Semaphore> {
-        self.hashing.clone()
-    }
-
-    pub(super) fn backing_up(&self) -> Arc<Semaphore> {
-        self.backing_up.clone()
+    /// The turns at what a member does a few of at once.
+    pub fn turns(&self, costly: Costly) -> &Arc<Semaphore> {
+        &self.turns[costly as usize]
     }
 
     pub fn network(&self) -> &Arc<dyn Network> {

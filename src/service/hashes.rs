@@ -2,9 +2,13 @@
 
 use super::caller::Caller;
 use super::handle::Handle;
+use super::rpcs::{self, Costly};
 use crate::error::Error;
 use crate::mvcc::hash::{HashError, HistoryHash};
 use crate::proto::etcdserverpb::{HashKvResponse, ResponseHeader};
+
+/// Each reads the whole history.
+const TURNS: Costly = rpcs::turns_of(rpcs::MAINTENANCE, "HashKV");
 
 impl Handle {
     /// Hashes the history up to a revision, 0 for the newest; also returns the newest revision.
@@ -16,7 +20,7 @@ impl Handle {
         let view = self.view();
         let head = view.head;
         let scratch_dir = self.settings().scratch_dir.clone();
-        let turn = self.hashing().acquire_owned();
+        let turn = self.turns(TURNS).clone().acquire_owned();
         let Ok(permit) = self.within(caller, turn).await? else {
             return Err(Error::Stopped);
         };

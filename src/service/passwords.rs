@@ -22,14 +22,13 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use self::lines::{Requester, Room};
+use super::rpcs::MAX_PASSWORDS;
 use crate::env::{self, Clock, Executor, Rng};
 use crate::error::Error;
 use crate::types::MAX_PASSWORD_COST;
 
 pub mod lines;
 
-/// Computations that wait. At the usual cost on one processor the last waits for a minute.
-const MAX_WAITING: usize = 1024;
 /// How long one waits in any case.
 const WAIT_LIMIT: Duration = Duration::from_secs(120);
 /// bcrypt's; it would ignore what is beyond.
@@ -115,7 +114,7 @@ impl Queue {
     /// Has a computation wait; true if it takes a further turn. One that has no room is refused.
     fn enter(&self, requester: Requester, job: Box<dyn Job>) -> bool {
         let mut state = self.0.lock();
-        if state.waiting.len() >= MAX_WAITING {
+        if state.waiting.len() >= MAX_PASSWORDS {
             state.waiting.keep(|job| job.is_awaited());
         }
         let left = state.waiting.enter(requester, job);
@@ -169,7 +168,7 @@ impl Passwords {
             clock,
             executor,
             queue: Arc::new(Queue(Mutex::new(QueueState {
-                waiting: Room::for_most(MAX_WAITING),
+                waiting: Room::for_most(MAX_PASSWORDS),
                 turns: 0,
             }))),
         }
@@ -414,12 +413,12 @@ mod tests {
         let passwords = with(31, executor.clone());
         for _ in 0..3 {
             let mut waiting = Vec::new();
-            for _ in 0..MAX_WAITING {
+            for _ in 0..MAX_PASSWORDS {
                 waiting.push(begun(passwords.hash(here(), password("pw"))).await);
             }
             let refused = passwords.hash(here(), password("pw")).await;
             assert_eq!(refused, Err(Error::TooManyRequests));
-            assert_eq!(executor.0.lock().len(), MAX_WAITING);
+            assert_eq!(executor.0.lock().len(), MAX_PASSWORDS);
         }
         // At this cost one that ran would take a day.
         for work in executor.0.lock().drain(..) {
@@ -434,7 +433,7 @@ mod tests {
         let executor = Arc::new(Stuck::default());
         let passwords = with(COST, executor.clone());
         let mut flood = Vec::new();
-        for number in 0..MAX_WAITING {
+        for number in 0..MAX_PASSWORDS {
             let requester = at(1, ["alice", "bob"][number % 2]);
             flood.push(begun(passwords.hash(requester, password("wrong"))).await);
         }

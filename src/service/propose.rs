@@ -29,7 +29,7 @@ use crate::replica::inbox::Input;
 use crate::replica::proposal::{Proposal, Proposed};
 use crate::state::Response;
 use crate::storage;
-use crate::trace;
+use crate::trace::{self, TimedSpan};
 use crate::types::MemberId;
 
 /// How much later than the replica this module times a request out.
@@ -130,7 +130,8 @@ impl Handle {
             request_id: self.next_id(),
         });
         let what = Proposed::Member(change.clone());
-        match self.submit(caller, what, None).await? {
+        let proposing = self.begin_proposing(caller);
+        match self.submit(caller, what, None, &proposing).await? {
             Response::Members(members) => Ok(members),
             _ => Err(Error::UnknownMethod),
         }
@@ -266,20 +267,30 @@ impl Handle {
         let (committed, applied) = self.shared.raft.indexes();
         let limits = &self.settings.limits;
         limits.check_gap(request, committed, applied)?;
-        let start = self.shared.clock.now();
+        let proposing = self.begin_proposing(caller);
         let result = match limits.check_size(encoded.len()) {
             Ok(()) => {
                 let _pending = Pending::new(&self.shared.metrics);
                 let what = Proposed::Request(request.clone(), encoded);
-                self.submit(caller, what, fence_term).await
+                self.submit(caller, what, fence_term, &proposing).await
             }
             Err(error) => Err(error),
         };
-        self.measure(Operation::of(request), start, &result);
+        self.measure(Operation::of(request), &proposing, &result);
         result
     }
 
-    fn measure(&self, operation: Operation, start: Duration, result: &Result<Response, Error>) {
+    fn begin_proposing(&self, caller: &Caller) -> TimedSpan {
+        let span = trace::below!(caller.span(), "propose");
+        TimedSpan::begin(self.shared.clock.now(), span)
+    }
+
+    fn measure(
+        &self,
+        operation: Operation,
+        proposing: &TimedSpan,
+        result: &Result<Response, Error>,
+    ) {
         let unanswered = matches!(
             result,
             Err(Error::DeadlineExceeded
@@ -297,7 +308,8 @@ impl Handle {
         }
         // A refusal by the state machine is a normal response in etcd's metrics.
         let success = !unanswered && !matches!(result, Err(Error::RequestTooLarge));
-        metrics.requested(operation, success, self.shared.clock.now() - start);
+        let took = proposing.took(self.shared.clock.now());
+        metrics.requested(operation, success, took);
     }
 
     async fn submit(
@@ -305,9 +317,9 @@ impl Handle {
         caller: &Caller,
         what: Proposed,
         fence_term: Option<u64>,
+        proposing: &TimedSpan,
     ) -> Result<Response, Error> {
-        let clock = self.shared.clock.as_ref();
-        let start = clock.now();
+        let (clock, start) = (self.shared.clock.as_ref(), proposing.began_at());
         if caller.is_late(start) {
             return Err(Error::DeadlineExceeded);
         }
@@ -316,7 +328,7 @@ impl Handle {
         let until = caller.until(limit);
         // etcd's event, and so is the one behind.
         trace::event!(caller.span(), "Send raft proposal");
-        let span = trace::below!(caller.span(), "propose");
+        let span = proposing.span().clone();
         let answer = self.submit_when_there_is_room(what, fence_term, until, span);
         let answer = env::timeout(clock, until - start, answer).await;
         let is_refused = matches!(answer, Some(Err(Error::TooManyRequests | Error::Stopped)));

@@ -1,8 +1,9 @@
-//! The table of all RPCs for clients: how messages flow, what the caller needs, and whether a
-//! learner answers. The gate before the services, the metrics and the log of slow calls read it.
+//! The table of all RPCs for clients: how messages flow, what the caller needs, what limits its
+//! calls, and whether a learner answers. The gate before the services, the turns that a member
+//! gives (`Handle::turns`), the metrics and the log of slow calls read it.
 //!
-//! Message size limits are the same for all (`api::ApiSettings`), and concurrency is bounded where
-//! the work is done. A test compares the table with the descriptors of all that
+//! The size of a message is limited the same for all (`api::ApiSettings`), and so is the memory of
+//! requests and answers (`budget`). A test compares the table with the descriptors of all that
 //! `proto/` declares.
 
 use super::permission::Needs;
@@ -35,6 +36,59 @@ pub enum Learner {
     Answers,
 }
 
+/// What limits the calls of an RPC beyond the memory for requests and answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallLimits {
+    /// Nothing further.
+    Memory,
+    /// What takes long has turns, and waits for one.
+    Turns(Costly),
+    /// So many computations of bcrypt may wait; one more is refused.
+    Passwords,
+}
+
+/// What a member does a few of at once. Its own jobs and other members take the same turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Costly {
+    /// Reads of much that is there now: of ranges, and of what a write will answer.
+    LargeReads,
+    /// Reads of what happened, for watches.
+    HistoryReads,
+    /// Reads of the keys of those who wait for a lock or an election.
+    QueueReads,
+    /// Each reads the whole history.
+    Hashes,
+    /// Each holds a thread, a view of the engine and memory to sort in.
+    Backups,
+    /// One that comes while another runs is part of it.
+    Defragmentations,
+}
+
+impl Costly {
+    /// In the order of their numbers.
+    pub const ALL: [Costly; 6] = [
+        LargeReads,
+        HistoryReads,
+        QueueReads,
+        Hashes,
+        Backups,
+        Defragmentations,
+    ];
+
+    pub const fn at_once(self) -> usize {
+        match self {
+            // More would take the processors from short ones.
+            LargeReads | HistoryReads => 4,
+            QueueReads | Hashes | Backups => 2,
+            Defragmentations => 1,
+        }
+    }
+}
+
+/// Computations of passwords that wait. At the usual cost on one processor the last waits for a
+/// minute.
+pub const MAX_PASSWORDS: usize = 1024;
+
 /// A row of the table.
 #[derive(Debug)]
 pub struct Rpc {
@@ -42,6 +96,7 @@ pub struct Rpc {
     pub method: &'static str,
     pub flow: Flow,
     pub needs: Needs,
+    pub limits: CallLimits,
     pub learner: Learner,
 }
 
@@ -62,6 +117,7 @@ const fn row(
     method: &'static str,
     flow: Flow,
     needs: Needs,
+    limits: CallLimits,
     learner: Learner,
 ) -> Rpc {
     Rpc {
@@ -69,10 +125,13 @@ const fn row(
         method,
         flow,
         needs,
+        limits,
         learner,
     }
 }
 
+use CallLimits::{Memory, Passwords, Turns};
+use Costly::{Backups, Defragmentations, Hashes, HistoryReads, LargeReads, QueueReads};
 use Flow::{BidiStream, ServerStream, Unary};
 use Learner::{Answers, Refuses, Stale};
 use Needs::{Content, Nothing, Root, User};
@@ -90,59 +149,86 @@ pub const HEALTH: &str = "grpc.health.v1.Health";
 /// A row's index is the RPC's number in metrics.
 #[rustfmt::skip]
 pub const RPCS: &[Rpc] = &[
-    row(KV, "Range", Unary, Content, Stale),
-    row(KV, "Put", Unary, Content, Refuses),
-    row(KV, "Txn", Unary, Content, Refuses),
-    row(KV, "DeleteRange", Unary, Content, Refuses),
-    row(KV, "Compact", Unary, Root, Refuses),
-    row(KV, "RangeStream", ServerStream, Content, Refuses),
-    row(WATCH, "Watch", BidiStream, Content, Refuses),
-    row(LEASE, "LeaseGrant", Unary, User, Refuses),
-    row(LEASE, "LeaseRevoke", Unary, Content, Refuses),
-    row(LEASE, "LeaseKeepAlive", BidiStream, Content, Refuses),
-    row(LEASE, "LeaseTimeToLive", Unary, Content, Refuses),
-    row(LEASE, "LeaseLeases", Unary, Content, Refuses),
-    row(CLUSTER, "MemberAdd", Unary, Content, Refuses),
-    row(CLUSTER, "MemberRemove", Unary, Root, Refuses),
-    row(CLUSTER, "MemberUpdate", Unary, Root, Refuses),
-    row(CLUSTER, "MemberList", Unary, User, Refuses),
-    row(CLUSTER, "MemberPromote", Unary, Root, Refuses),
-    row(MAINTENANCE, "Alarm", Unary, Content, Refuses),
-    row(MAINTENANCE, "Status", Unary, User, Answers),
-    row(MAINTENANCE, "Defragment", Unary, Root, Refuses),
-    row(MAINTENANCE, "Hash", Unary, Root, Refuses),
-    row(MAINTENANCE, "HashKV", Unary, Root, Refuses),
-    row(MAINTENANCE, "Snapshot", ServerStream, Root, Answers),
-    row(MAINTENANCE, "MoveLeader", Unary, Root, Refuses),
-    row(MAINTENANCE, "Downgrade", Unary, Root, Refuses),
-    row(AUTH, "AuthEnable", Unary, Root, Refuses),
-    row(AUTH, "AuthDisable", Unary, Root, Refuses),
-    row(AUTH, "AuthStatus", Unary, Nothing, Refuses),
-    row(AUTH, "Authenticate", Unary, Nothing, Refuses),
-    row(AUTH, "UserAdd", Unary, Root, Refuses),
-    row(AUTH, "UserGet", Unary, Content, Refuses),
-    row(AUTH, "UserList", Unary, Root, Refuses),
-    row(AUTH, "UserDelete", Unary, Root, Refuses),
-    row(AUTH, "UserChangePassword", Unary, Root, Refuses),
-    row(AUTH, "UserGrantRole", Unary, Root, Refuses),
-    row(AUTH, "UserRevokeRole", Unary, Root, Refuses),
-    row(AUTH, "RoleAdd", Unary, Root, Refuses),
-    row(AUTH, "RoleGet", Unary, Content, Refuses),
-    row(AUTH, "RoleList", Unary, Root, Refuses),
-    row(AUTH, "RoleDelete", Unary, Root, Refuses),
-    row(AUTH, "RoleGrantPermission", Unary, Root, Refuses),
-    row(AUTH, "RoleRevokePermission", Unary, Root, Refuses),
-    row(LOCK, "Lock", Unary, Content, Refuses),
-    row(LOCK, "Unlock", Unary, Content, Refuses),
-    row(ELECTION, "Campaign", Unary, Content, Refuses),
-    row(ELECTION, "Proclaim", Unary, Content, Refuses),
-    row(ELECTION, "Leader", Unary, Content, Refuses),
-    row(ELECTION, "Observe", ServerStream, Content, Refuses),
-    row(ELECTION, "Resign", Unary, Content, Refuses),
-    row(HEALTH, "Check", Unary, Nothing, Refuses),
-    row(HEALTH, "List", Unary, Nothing, Refuses),
-    row(HEALTH, "Watch", ServerStream, Nothing, Refuses),
+    row(KV, "Range", Unary, Content, Turns(LargeReads), Stale),
+    row(KV, "Put", Unary, Content, Turns(LargeReads), Refuses),
+    row(KV, "Txn", Unary, Content, Turns(LargeReads), Refuses),
+    row(KV, "DeleteRange", Unary, Content, Turns(LargeReads), Refuses),
+    row(KV, "Compact", Unary, Root, Memory, Refuses),
+    row(KV, "RangeStream", ServerStream, Content, Turns(LargeReads), Refuses),
+    row(WATCH, "Watch", BidiStream, Content, Turns(HistoryReads), Refuses),
+    row(LEASE, "LeaseGrant", Unary, User, Memory, Refuses),
+    row(LEASE, "LeaseRevoke", Unary, Content, Memory, Refuses),
+    row(LEASE, "LeaseKeepAlive", BidiStream, Content, Memory, Refuses),
+    row(LEASE, "LeaseTimeToLive", Unary, Content, Memory, Refuses),
+    row(LEASE, "LeaseLeases", Unary, Content, Memory, Refuses),
+    row(CLUSTER, "MemberAdd", Unary, Content, Memory, Refuses),
+    row(CLUSTER, "MemberRemove", Unary, Root, Memory, Refuses),
+    row(CLUSTER, "MemberUpdate", Unary, Root, Memory, Refuses),
+    row(CLUSTER, "MemberList", Unary, User, Memory, Refuses),
+    row(CLUSTER, "MemberPromote", Unary, Root, Memory, Refuses),
+    row(MAINTENANCE, "Alarm", Unary, Content, Memory, Refuses),
+    row(MAINTENANCE, "Status", Unary, User, Memory, Answers),
+    row(MAINTENANCE, "Defragment", Unary, Root, Turns(Defragmentations), Refuses),
+    row(MAINTENANCE, "Hash", Unary, Root, Turns(Hashes), Refuses),
+    row(MAINTENANCE, "HashKV", Unary, Root, Turns(Hashes), Refuses),
+    row(MAINTENANCE, "Snapshot", ServerStream, Root, Turns(Backups), Answers),
+    row(MAINTENANCE, "MoveLeader", Unary, Root, Memory, Refuses),
+    row(MAINTENANCE, "Downgrade", Unary, Root, Memory, Refuses),
+    row(AUTH, "AuthEnable", Unary, Root, Memory, Refuses),
+    row(AUTH, "AuthDisable", Unary, Root, Memory, Refuses),
+    row(AUTH, "AuthStatus", Unary, Nothing, Memory, Refuses),
+    row(AUTH, "Authenticate", Unary, Nothing, Passwords, Refuses),
+    row(AUTH, "UserAdd", Unary, Root, Passwords, Refuses),
+    row(AUTH, "UserGet", Unary, Content, Memory, Refuses),
+    row(AUTH, "UserList", Unary, Root, Memory, Refuses),
+    row(AUTH, "UserDelete", Unary, Root, Memory, Refuses),
+    row(AUTH, "UserChangePassword", Unary, Root, Passwords, Refuses),
+    row(AUTH, "UserGrantRole", Unary, Root, Memory, Refuses),
+    row(AUTH, "UserRevokeRole", Unary, Root, Memory, Refuses),
+    row(AUTH, "RoleAdd", Unary, Root, Memory, Refuses),
+    row(AUTH, "RoleGet", Unary, Content, Memory, Refuses),
+    row(AUTH, "RoleList", Unary, Root, Memory, Refuses),
+    row(AUTH, "RoleDelete", Unary, Root, Memory, Refuses),
+    row(AUTH, "RoleGrantPermission", Unary, Root, Memory, Refuses),
+    row(AUTH, "RoleRevokePermission", Unary, Root, Memory, Refuses),
+    row(LOCK, "Lock", Unary, Content, Turns(QueueReads), Refuses),
+    row(LOCK, "Unlock", Unary, Content, Memory, Refuses),
+    row(ELECTION, "Campaign", Unary, Content, Turns(QueueReads), Refuses),
+    row(ELECTION, "Proclaim", Unary, Content, Memory, Refuses),
+    row(ELECTION, "Leader", Unary, Content, Turns(QueueReads), Refuses),
+    row(ELECTION, "Observe", ServerStream, Content, Turns(HistoryReads), Refuses),
+    row(ELECTION, "Resign", Unary, Content, Memory, Refuses),
+    row(HEALTH, "Check", Unary, Nothing, Memory, Refuses),
+    row(HEALTH, "List", Unary, Nothing, Memory, Refuses),
+    row(HEALTH, "Watch", ServerStream, Nothing, Memory, Refuses),
 ];
+
+/// What the calls of an RPC take turns at, by its row. For constants: a row without turns does not
+/// compile.
+pub const fn turns_of(service: &str, method: &str) -> Costly {
+    let mut number = 0;
+    while number < RPCS.len() {
+        let rpc = &RPCS[number];
+        if is_same(rpc.service, service) && is_same(rpc.method, method) {
+            match rpc.limits {
+                Turns(costly) => return costly,
+                Memory | Passwords => panic!("its row names no turns"),
+            }
+        }
+        number += 1;
+    }
+    panic!("there is no such RPC")
+}
+
+/// `==`, which constants do not have.
+const fn is_same(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut same = 0;
+    while same < a.len() && same < b.len() && a[same] == b[same] {
+        same += 1;
+    }
+    same == a.len() && same == b.len()
+}
 
 /// Why there is no such RPC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

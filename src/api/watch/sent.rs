@@ -7,12 +7,15 @@
 
 use std::time::Duration;
 
+use tracing::Span;
+
 use crate::metrics::Metrics;
 use crate::proto::etcdserverpb::WatchResponse;
+use crate::trace::TimedSpan;
 
 /// What was made since a moment.
 pub struct Sent {
-    since: Duration,
+    making: TimedSpan,
     /// Responses with events, and all their events.
     with_events: u64,
     events: u64,
@@ -24,7 +27,7 @@ pub struct Sent {
 impl Sent {
     pub fn begin(now: Duration) -> Self {
         Self {
-            since: now,
+            making: TimedSpan::begin(now, Span::none()),
             with_events: 0,
             events: 0,
             progress: 0,
@@ -45,7 +48,7 @@ impl Sent {
 
     /// Observes what was counted, and begins anew.
     pub fn end(&mut self, now: Duration, metrics: &Metrics) {
-        let took = now.saturating_sub(self.since);
+        let took = self.making.took(now);
         let each = |took: Duration, count: u64| match u32::try_from(count) {
             Ok(count @ 1..) => took / count,
             _ => Duration::ZERO,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore, watch as channel};
+use tokio::sync::{Notify, watch as channel};
 
 use super::queue::{self, Turn, WaitQueue};
 use super::requests;
@@ -24,6 +24,7 @@ use crate::probe::{self, Defect};
 use crate::proto::{EncodedKvs, Event, KeyValue};
 use crate::replica::view::ReadView;
 use crate::service::handle::Handle;
+use crate::service::rpcs::{self, Costly};
 use crate::types::KeyRange;
 use crate::watch::{self, Output, Stream};
 
@@ -36,8 +37,8 @@ const QUEUE_BYTES: [(usize, usize); 2] = [
     (32 << 10, WAITING_BYTES / 2),
     (2 << 10, WAITING_BYTES / 4 * 3),
 ];
-/// Reads of whole prefixes at once: each needs a thread.
-const READS_AT_ONCE: usize = 2;
+/// Reads of whole prefixes: each needs a thread.
+const TURNS: Costly = rpcs::turns_of(rpcs::LOCK, "Lock");
 /// A read that finds more than this in its first keys reads fewer of them.
 const READ_BYTES: usize = 1 << 20;
 /// And then at so many times fewer.
@@ -51,7 +52,6 @@ pub struct WaitQueues {
     handle: Handle,
     queues: Mutex<HashMap<Bytes, Arc<PrefixQueue>>>,
     room: Arc<Share>,
-    reads: Arc<Semaphore>,
 }
 
 struct PrefixQueue {
@@ -98,7 +98,6 @@ impl WaitQueues {
             handle,
             queues: Mutex::default(),
             room: Share::new(WAITING_BYTES),
-            reads: Arc::new(Semaphore::new(READS_AT_ONCE)),
         })
     }
 
@@ -184,7 +183,8 @@ impl WaitQueues {
         view: Arc<ReadView>,
         read: impl FnOnce(&ReadView) -> mvcc::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
-        let turn = self.reads.clone().acquire_owned();
+        let turns = self.handle.turns(TURNS).clone();
+        let turn = turns.acquire_owned();
         let turn = turn.await.map_err(|_| Error::Stopped)?;
         let read = self.handle.blocking(move || {
             // Also where the caller leaves: each occupies a thread.
@@ -292,7 +292,8 @@ async fn follow_once(queues: &WaitQueues, followed: &PrefixQueue) -> Result<Ende
 async fn next(queues: &WaitQueues, stream: &mut Stream) -> Result<Option<Output>, Error> {
     let handle = &queues.handle;
     let output = if stream.reads_storage() {
-        let _turn = queues.reads.acquire().await.map_err(|_| Error::Stopped)?;
+        let turns = handle.turns(TURNS);
+        let _turn = turns.acquire().await.map_err(|_| Error::Stopped)?;
         let view = handle.view();
         let mut output = Ok(None);
         let executor = handle.shared().executor.as_ref();
