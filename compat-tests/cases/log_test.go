@@ -13,6 +13,7 @@ import (
 
 	"etched.dev/compat-tests/harness"
 	"github.com/google/go-cmp/cmp"
+	"go.etcd.io/etcd/api/v3/authpb"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
 )
@@ -155,7 +156,8 @@ func TestDirectoryOfTheLog(t *testing.T) {
 	}
 }
 
-// slowRequests are requests of every kind that the warnings tell apart.
+// slowRequests are requests of every kind that the warnings tell apart, as far as both servers apply
+// them.
 func slowRequests() []proto.Message {
 	return []proto.Message{
 		put("a", "a secret value"),
@@ -173,6 +175,17 @@ func slowRequests() []proto.Message {
 		grant(7, 3600),
 		leased("c", "a secret value", 7),
 		&pb.LeaseRevokeRequest{ID: 7},
+		&pb.AuthRoleAddRequest{Name: "r"},
+		&pb.AuthRoleGrantPermissionRequest{Name: "r", Perm: &authpb.Permission{PermType: authpb.READWRITE, Key: []byte("a"), RangeEnd: []byte("b")}},
+		&pb.AuthRoleGrantPermissionRequest{Name: "r", Perm: &authpb.Permission{Key: []byte("c")}},
+		&pb.AuthUserAddRequest{Name: "u", Password: "a secret value", Options: &authpb.UserAddOptions{}},
+		&pb.AuthUserChangePasswordRequest{Name: "u", Password: "a secret value"},
+		&pb.AuthUserGrantRoleRequest{User: "u", Role: "r"},
+		&pb.AuthUserRevokeRoleRequest{Name: "u", Role: "r"},
+		&pb.AuthRoleRevokePermissionRequest{Role: "r", Key: []byte("a"), RangeEnd: []byte("b")},
+		&pb.AuthUserDeleteRequest{Name: "u"},
+		&pb.AuthRoleDeleteRequest{Role: "r"},
+		&pb.AuthDisableRequest{},
 	}
 }
 

@@ -18,6 +18,7 @@ use crate::proto::etcdserverpb::AlarmType;
 use crate::replica::view::ReadView;
 use crate::service::caller::Caller;
 use crate::service::handle::Handle;
+use crate::service::permission::Asks;
 
 /// How often a check that waits for a leader looks for one.
 const LEADER_POLL: Duration = Duration::from_millis(50);
@@ -95,22 +96,26 @@ async fn read(handle: &Handle, serializable: bool) -> Result<(), Error> {
 }
 
 async fn view(handle: &Handle, serializable: bool) -> Result<Arc<ReadView>, Error> {
-    if serializable {
-        return Ok(handle.view());
-    }
+    let clock = handle.shared().clock.clone();
     let limit = handle.settings().request_timeout();
-    tokio::time::timeout(limit, linearizable_view(handle))
-        .await
-        .unwrap_or(Err(Error::Timeout))
-}
-
-/// Waits through the time without a leader: between two leaders a member is not broken.
-async fn linearizable_view(handle: &Handle) -> Result<Arc<ReadView>, Error> {
-    while handle.shared().raft.leader() == 0 {
-        tokio::time::sleep(LEADER_POLL).await;
-    }
     // A probe asks about the member and needs no right to its keys.
-    handle.linearizable_view(&Caller::member()).await
+    let caller = Caller::of_peer(Some(clock.now().saturating_add(limit)));
+    // Waits through the time without a leader: between two leaders a member is not broken.
+    while !serializable && handle.shared().raft.leader() == 0 {
+        if caller.is_late(clock.now()) {
+            return Err(Error::Timeout);
+        }
+        clock.sleep(LEADER_POLL).await;
+    }
+    let asks = Asks::Read {
+        key: b"",
+        range_end: b"",
+    };
+    let view = handle.view_for(&caller, asks, serializable).await;
+    view.map_err(|error| match error {
+        Error::DeadlineExceeded => Error::Timeout,
+        error => error,
+    })
 }
 
 /// Answers the root of an endpoint, `livez` or `readyz`: all its checks but those that the

@@ -20,6 +20,7 @@
 
 use std::time::Duration;
 
+use hyper::client::conn::http2 as dialled;
 use hyper_util::rt::TokioTimer;
 use hyper_util::server::conn::auto;
 
@@ -44,6 +45,51 @@ const ERROR_RESETS: Option<usize> = None;
 /// What the answers of one stream may hold in the library's buffers while its client does not
 /// read; those that produce answers wait, nobody is refused.
 const SEND_BUFFER_BYTES: usize = 32 << 10;
+
+/// Of a connection that was dialled: calls that this side gave up, for each of which it is remembered
+/// for a second that what still comes is for nobody. A proxy passes on what its clients give up.
+const GIVEN_UP: usize = 1024;
+/// Calls before the other side has said how many it takes: what HTTP/2 recommends as the least.
+const FIRST_CALLS: usize = 100;
+/// What the requests of one call may hold in the library's buffers while they are not read: a
+/// message to a member, or some of a client's.
+const REQUEST_BUFFER_BYTES: usize = 1 << 20;
+/// The largest frame of an answer; HTTP/2's least, and what grpc-go sends.
+const ANSWER_FRAME_BYTES: u32 = 16 << 10;
+
+/// How far answers may be sent ahead of their readers: that of a call, and those of a connection
+/// together. What waits unread in one call counts against its connection, so a reader that stops
+/// stops all calls of a connection whose window is not much larger than a call's.
+#[derive(Clone, Copy, Debug)]
+pub struct Windows {
+    pub call_bytes: u32,
+    pub connection_bytes: u32,
+}
+
+impl Windows {
+    /// Of calls that this program makes and reads at once.
+    pub const OWN_CALLS: Self = Self {
+        call_bytes: 4 << 20,
+        connection_bytes: 4 << 20,
+    };
+
+    /// Decides the limits of a connection that is dialled. Neither are pushed answers taken nor
+    /// answers without a request, so that what is left to the library's choice has no use there.
+    pub fn apply<E: Clone>(self, builder: &mut dialled::Builder<E>) {
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(self.call_bytes)
+            .initial_connection_window_size(self.connection_bytes)
+            .initial_max_send_streams(FIRST_CALLS)
+            .adaptive_window(false)
+            .max_frame_size(ANSWER_FRAME_BYTES)
+            // An error's text may hold a name of any length.
+            .max_header_list_size(HEADER_LIST_BYTES)
+            .max_concurrent_reset_streams(GIVEN_UP)
+            .max_local_error_reset_streams(ERROR_RESETS)
+            .max_send_buf_size(REQUEST_BUFFER_BYTES);
+    }
+}
 
 /// What differs between listeners.
 #[derive(Clone, Copy, Debug)]

@@ -39,7 +39,7 @@ mod versions;
 pub use accept::{Client, Security, ServeOptions, serve, take};
 pub use allowance::Allowance;
 pub use guard::Guard;
-pub use http2::{Http2, KeepAlive};
+pub use http2::{Http2, KeepAlive, Windows};
 #[cfg(any(test, feature = "fuzzing"))]
 pub use inbound::mended;
 pub use stream::Stream;

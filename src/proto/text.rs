@@ -5,8 +5,10 @@
 //! than the rest; between two fields of the rest it writes one blank or two, by chance of its
 //! build, where here is one.
 
-use std::fmt::Write as _;
+mod auth;
+mod fields;
 
+use self::fields::Fields;
 use super::etcdserverpb::{
     AlarmRequest, Compare, DeleteRangeRequest, InternalRaftRequest, PutRequest, RangeRequest,
     RequestHeader, RequestOp, TxnRequest, compare::TargetUnion, request_op::Request,
@@ -83,6 +85,9 @@ pub fn entry(request: &InternalRaftRequest) -> String {
     if let Some(request) = &request.txn {
         return format!("header:<{who}> txn:<{}>", txn(request));
     }
+    if let Some(asked) = auth::hiding(request) {
+        return format!("header:<{who}> {asked}");
+    }
     let asked = |name, text: Option<String>| text.map(|text| format!(" {name}:{{{text}}}"));
     let rest = asked("range", request.range.as_ref().map(range))
         .or_else(|| {
@@ -126,6 +131,15 @@ pub fn entry(request: &InternalRaftRequest) -> String {
                 .flag("enabled", set.enabled)
                 .bytes("ver", set.ver.as_bytes());
             asked("downgrade_info_set", Some(text.text))
+        })
+        .or_else(|| {
+            let test = request.downgrade_version_test.as_ref()?;
+            let text = Fields::newer().bytes("ver", test.ver.as_bytes());
+            asked("downgrade_version_test", Some(text.text))
+        })
+        .or_else(|| {
+            let (name, text) = auth::plain(request)?;
+            asked(name, Some(text))
         });
     format!("header:{{{who}}}{}", rest.unwrap_or_default())
 }
@@ -196,118 +210,6 @@ fn compare(compare: &Compare) -> String {
         None => fields,
     };
     fields.bytes("range_end", &compare.range_end).text
-}
-
-/// The fields of a message, those left out that have no value.
-struct Fields {
-    text: String,
-    older: bool,
-}
-
-impl Fields {
-    fn newer() -> Self {
-        Self {
-            text: String::new(),
-            older: false,
-        }
-    }
-
-    fn older() -> Self {
-        Self {
-            older: true,
-            ..Self::newer()
-        }
-    }
-
-    fn field(mut self, name: &str, value: impl std::fmt::Display) -> Self {
-        if !self.older && !self.text.is_empty() {
-            self.text.push(' ');
-        }
-        // A text takes whatever is written to it.
-        let _ = write!(self.text, "{name}:{value}");
-        if self.older {
-            self.text.push(' ');
-        }
-        self
-    }
-
-    fn number<N: std::fmt::Display + Default + PartialEq>(self, name: &str, value: N) -> Self {
-        match value == N::default() {
-            true => self,
-            false => self.field(name, value),
-        }
-    }
-
-    fn flag(self, name: &str, value: bool) -> Self {
-        match value {
-            true => self.field(name, value),
-            false => self,
-        }
-    }
-
-    fn word(self, name: &str, value: i32, word: impl FnOnce() -> &'static str) -> Self {
-        match value {
-            0 => self,
-            _ => self.field(name, word()),
-        }
-    }
-
-    fn message(mut self, name: &str, text: &str) -> Self {
-        if !self.text.is_empty() {
-            self.text.push(' ');
-        }
-        let _ = write!(self.text, "{name}:{{{text}}}");
-        self
-    }
-
-    fn bytes(self, name: &str, value: &[u8]) -> Self {
-        if value.is_empty() {
-            return self;
-        }
-        let quoted = match self.older {
-            true => quoted_octal(value),
-            false => quoted(value),
-        };
-        self.field(name, quoted)
-    }
-}
-
-fn quoted_octal(bytes: &[u8]) -> String {
-    let mut out = String::from('"');
-    for byte in bytes {
-        let _ = match byte {
-            b'\n' => out.write_str("\\n"),
-            b'\r' => out.write_str("\\r"),
-            b'\t' => out.write_str("\\t"),
-            b'"' | b'\\' => write!(out, "\\{}", *byte as char),
-            b' '..=b'~' => out.write_char(*byte as char),
-            _ => write!(out, "\\{byte:03o}"),
-        };
-    }
-    out.push('"');
-    out
-}
-
-fn quoted(bytes: &[u8]) -> String {
-    let mut out = String::from('"');
-    for chunk in bytes.utf8_chunks() {
-        for character in chunk.valid().chars() {
-            let _ = match character {
-                '\n' => out.write_str("\\n"),
-                '\r' => out.write_str("\\r"),
-                '\t' => out.write_str("\\t"),
-                '"' | '\\' => write!(out, "\\{character}"),
-                '\0'..' ' | '\x7f' => write!(out, "\\x{:02x}", character as u32),
-                '\u{80}'..='\u{9f}' => write!(out, "\\u{:04x}", character as u32),
-                _ => out.write_char(character),
-            };
-        }
-        for byte in chunk.invalid() {
-            let _ = write!(out, "\\x{byte:02x}");
-        }
-    }
-    out.push('"');
-    out
 }
 
 #[cfg(test)]
@@ -435,13 +337,40 @@ mod tests {
         }
     }
 
+    /// Whatever an entry may ask, its line says what that is.
     #[test]
-    fn what_does_not_print_is_escaped() {
-        let bytes = b"a\n\"\\\x01\x7f\xc3\xbc\xff";
-        assert_eq!(quoted(bytes), "\"a\\n\\\"\\\\\\x01\\x7f\u{fc}\\xff\"");
-        assert_eq!(
-            quoted_octal(bytes),
-            "\"a\\n\\\"\\\\\\001\\177\\303\\274\\377\""
-        );
+    fn every_kind_of_entry_is_named_and_shows_no_secret() {
+        use prost::Message;
+        use prost_reflect::{DescriptorPool, DynamicMessage, Kind, Value};
+        let compiled = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+        let pool = DescriptorPool::decode(&compiled[..]).expect("what the build wrote");
+        let entry = pool.get_message_by_name("etcdserverpb.InternalRaftRequest");
+        let entry = entry.expect("etcd's");
+        let mut kinds = 0;
+        for field in entry.fields().filter(|field| field.name() != "header") {
+            let Kind::Message(asked) = field.kind() else {
+                continue;
+            };
+            let mut message = DynamicMessage::new(asked.clone());
+            for text in asked.fields().filter(|text| text.kind() == Kind::String) {
+                let value = match text.name() {
+                    "password" | "hashedPassword" | "simple_token" => "secret",
+                    _ => "plain",
+                };
+                if !text.is_list() {
+                    message.set_field(&text, Value::String(value.to_owned()));
+                }
+            }
+            let mut request = DynamicMessage::new(entry.clone());
+            request.set_field(&field, Value::Message(message));
+            let request = InternalRaftRequest::decode(&request.encode_to_vec()[..]);
+            let line = super::entry(&request.expect("one of the kind"));
+            let name = format!("}} {}:{{", field.name());
+            let hiding = format!("> {}:<", field.name());
+            assert!(line.contains(&name) || line.contains(&hiding), "{line}");
+            assert!(!line.contains("secret"), "{line}");
+            kinds += 1;
+        }
+        assert!(kinds > 25, "{kinds}");
     }
 }

@@ -17,7 +17,7 @@ use http::Uri;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper::rt::Executor;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UnixStream, lookup_host};
@@ -26,30 +26,13 @@ use tonic::body::Body;
 use tonic::codegen::Service;
 
 use crate::net::tls::TlsClient;
-use crate::net::{KeepAlive, Stream};
+use crate::net::{KeepAlive, Stream, Windows};
 use crate::types::socket_file;
 
 /// The timeout of resolving the name and connecting.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// The kernel gives up a connection whose peer acknowledges nothing for this long.
 pub const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(5);
-/// How far answers may be sent ahead of their readers: that of a call, and those of a connection
-/// together. What waits unread in one call counts against its connection, so a reader that stops
-/// stops all calls of a connection whose window is not much larger than a call's.
-#[derive(Clone, Copy, Debug)]
-pub struct Windows {
-    pub call_bytes: u32,
-    pub connection_bytes: u32,
-}
-
-impl Windows {
-    /// Of calls that this program makes and reads at once.
-    pub const OWN_CALLS: Self = Self {
-        call_bytes: 4 << 20,
-        connection_bytes: 4 << 20,
-    };
-}
-
 /// Bytes transferred over a connection.
 #[derive(Debug, Default)]
 pub struct Moved {
@@ -359,10 +342,7 @@ async fn channel(
     let tasks = Tasks::default();
     let ending = Ending(tasks.clone());
     let mut builder = http2::Builder::new(tasks.clone());
-    builder
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(windows.call_bytes)
-        .initial_connection_window_size(windows.connection_bytes);
+    windows.apply(&mut builder);
     if let Some((keep_alive, without_calls)) = pings {
         builder
             .keep_alive_interval(keep_alive.interval)

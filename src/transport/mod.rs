@@ -42,7 +42,7 @@ use crate::raft::Message;
 use crate::types::MemberId;
 
 pub use context::{NetworkEnv, NetworkOptions};
-pub use dial::{Channel, Dialler, Encryption, Route, Windows, dial_within};
+pub use dial::{Channel, Dialler, Encryption, Route, dial_within};
 pub use identity::Local;
 pub use network::GrpcNetwork;
 pub use peer_rpc::describe;

@@ -15,7 +15,8 @@ use tonic::Status;
 
 use crate::env::{Clock, SystemClock};
 use crate::net::KeepAlive;
-use crate::transport::{Channel, Dialler, Windows, dial_within};
+use crate::net::Windows;
+use crate::transport::{Channel, Dialler, dial_within};
 
 /// etcd's dial timeout.
 const DIAL_LIMIT: Duration = Duration::from_secs(5);

@@ -8,6 +8,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::config::DiscoveryService;
 use crate::net::KeepAlive;
+use crate::net::Windows;
 use crate::proto::KeyValue;
 use crate::proto::etcdserverpb::auth_client::AuthClient;
 use crate::proto::etcdserverpb::kv_client::KvClient;
@@ -17,7 +18,7 @@ use crate::proto::etcdserverpb::{
     watch_request::RequestUnion,
 };
 use crate::server::security;
-use crate::transport::{Channel, Dialler, Windows, dial_within};
+use crate::transport::{Channel, Dialler, dial_within};
 
 const NOT_ENABLED: &str = "etcdserver: authentication is not enabled";
 
