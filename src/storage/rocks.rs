@@ -250,6 +250,10 @@ fn handle(db: &DB, family: Family) -> Result<&ColumnFamily> {
         .ok_or_else(|| Error::Engine(format!("family {} is missing", family.name())))
 }
 
+/// What a scan reads of a file at a time. RocksDB itself asks the system to read ahead, but still
+/// takes each block with a call of its own.
+const SCAN_READ_BYTES: usize = 256 << 10;
+
 /// Whether what an iteration reads stays in the block cache.
 #[derive(Clone, Copy)]
 enum Caching {
@@ -268,7 +272,10 @@ fn iterate<'a>(
         return Ok(Box::new(Nothing));
     }
     let mut options = ReadOptions::default();
-    options.fill_cache(matches!(caching, Caching::Kept));
+    if let Caching::PassedBy = caching {
+        options.fill_cache(false);
+        options.set_readahead_size(SCAN_READ_BYTES);
+    }
     if let Some(snapshot) = snapshot {
         options.set_snapshot(snapshot);
     }
