@@ -272,6 +272,35 @@ func TestStagesOfAPut(t *testing.T) {
 	}
 }
 
+// How spans are sent away is said by the variables of OpenTelemetry, as far as the flags do not.
+func TestHowSpansAreSent(t *testing.T) {
+	t.Parallel()
+	for number, env := range [][]string{
+		nil,
+		{"OTEL_EXPORTER_OTLP_COMPRESSION=gzip", "OTEL_EXPORTER_OTLP_HEADERS=api-key=of%20all,tenant=a"},
+		{"OTEL_EXPORTER_OTLP_TRACES_COMPRESSION=gzip", "OTEL_EXPORTER_OTLP_TRACES_HEADERS=api-key=own"},
+		{"OTEL_EXPORTER_OTLP_COMPRESSION=gzip", "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION=none"},
+		{"OTEL_EXPORTER_OTLP_COMPRESSION=nothing-known", "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1"},
+	} {
+		var both [2][]string
+		for i, kind := range []harness.Kind{harness.Etched, harness.Etcd} {
+			c := startCollector(t)
+			with := options(c.address)
+			with.Env = append(slices.Clone(with.Env), env...)
+			conn := harness.Start(t, kind, with).Dial(t)
+			_, _ = pb.NewKVClient(conn).Range(inTrace(t, numbered(1), true), &pb.RangeRequest{Key: []byte("k")})
+			c.ended(t, numbered(1))
+			both[i] = c.sentHow()
+		}
+		if diff := cmp.Diff(both[1], both[0]); diff != "" {
+			t.Errorf("%q (-etcd +etched)\n%s", env, diff)
+		}
+		if compressed := slices.Contains(both[1], "grpc-encoding: gzip"); compressed != (number == 1 || number == 2) {
+			t.Errorf("%q: etcd sends with %q", env, both[1])
+		}
+	}
+}
+
 // A resource says whose spans these are.
 func TestResources(t *testing.T) {
 	t.Parallel()
