@@ -6,7 +6,9 @@
 //! gofail; until it is set up, and in simulated worlds, a place does nothing.
 //!
 //! A place stands where the process is about to write, sync or send something, or has just done so,
-//! never where something is decided: to end there is to crash there. A name is one of etcd's, and is
+//! never where something is decided: to end there is to crash there. Those of leases stand between
+//! the proof that this member leads and what it does as the leader, which may be none any more when
+//! it was held up there. A name is one of etcd's, and is
 //! here only where the same step is, so that a test of etcd's that sets it means the same.
 
 use crate::env::Executor;
@@ -54,6 +56,15 @@ failpoints! {
     BeforeSendWatchResponse => "beforeSendWatchResponse",
     /// A watch that is behind is about to read history.
     BeforeSyncWatchers => "beforeSyncWatchers",
+    /// The leader, confirmed by a quorum, is about to extend a lease and to take its checkpoint back,
+    /// if it has one.
+    BeforeCheckpointInLeaseRenew => "beforeCheckpointInLeaseRenew",
+    /// The leader is about to renew a lease for a client of another member.
+    BeforeServeHttpLeaseRenew => "beforeServeHTTPLeaseRenew",
+    /// The leader, confirmed by a quorum, is about to look up what is left of a lease.
+    BeforeLookupWhenLeaseTimeToLive => "beforeLookupWhenLeaseTimeToLive",
+    /// The same for a client of another member.
+    BeforeLookupWhenForwardLeaseTimeToLive => "beforeLookupWhenForwardLeaseTimeToLive",
     /// The batch that records the request for a compaction is about to be written.
     CompactBeforeCommitScheduledCompact => "compactBeforeCommitScheduledCompact",
     /// It is written.

@@ -14,7 +14,11 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use bytes::Bytes;
+use opentelemetry::Context;
+use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use tracing::{Level, Metadata, Span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// A span below another: `below!(parent, "name", field = value, …)`. None below none, and then the
 /// values of its fields are not evaluated. It ends when it, its copies and all below it are dropped.
@@ -39,6 +43,53 @@ macro_rules! event {
 }
 
 pub(crate) use {below, event};
+
+/// The bytes of a trace's id, behind which the span's are.
+const TRACE_ID_BYTES: usize = 16;
+
+/// A span as another member can continue it, with the ids of its trace and its own; nothing where
+/// nobody wants the trace.
+pub fn carried(span: &Span) -> Bytes {
+    if span.is_disabled() {
+        return Bytes::new();
+    }
+    let context = span.context();
+    let context = context.span().span_context().clone();
+    match context.is_valid() && context.is_sampled() {
+        true => {
+            let (trace, span) = (context.trace_id(), context.span_id());
+            [&trace.to_bytes()[..], &span.to_bytes()[..]]
+                .concat()
+                .into()
+        }
+        false => Bytes::new(),
+    }
+}
+
+/// Begins a span below that of another member; none where that one is in no trace, or where this
+/// member sends none away.
+pub fn continued(carried: &[u8], begin: impl FnOnce() -> Span) -> Span {
+    let Some(above) = above(carried) else {
+        return Span::none();
+    };
+    let span = begin();
+    // It fails for a span that nobody listens to.
+    let _ = span.set_parent(Context::new().with_remote_span_context(above));
+    span
+}
+
+/// What `carried` has written.
+fn above(carried: &[u8]) -> Option<SpanContext> {
+    let (trace, span) = carried.split_at_checked(TRACE_ID_BYTES)?;
+    let context = SpanContext::new(
+        TraceId::from_bytes(trace.try_into().ok()?),
+        SpanId::from_bytes(span.try_into().ok()?),
+        TraceFlags::SAMPLED,
+        true,
+        TraceState::NONE,
+    );
+    context.is_valid().then_some(context)
+}
 
 /// A stage of one request.
 #[derive(Clone, Debug)]
@@ -150,6 +201,23 @@ mod tests {
         assert_eq!((shared.took(at(8)), shared.spans.len()), (at(1), 2));
         shared.end();
         assert_eq!((shared.took(at(9)), shared.spans.len()), (at(2), 0));
+    }
+
+    #[test]
+    fn ids_of_another_form_continue_no_trace() {
+        let whole = [[1; 16].as_slice(), &[2; 8]].concat();
+        assert!(above(&whole).is_some());
+        for bad in [
+            &[][..],
+            &whole[..23],
+            &[&whole[..], &[3]].concat(),
+            &[0; 24],
+        ] {
+            assert!(above(bad).is_none(), "{bad:?}");
+            let begin = || unreachable!("a span of no trace");
+            assert!(continued(bad, begin).is_disabled());
+        }
+        assert!(carried(&Span::none()).is_empty());
     }
 
     #[test]

@@ -121,6 +121,11 @@ func (p *pods) look(ctx context.Context, client *clientv3.Client, numbers []int)
 	return ids, ""
 }
 
+const (
+	kubernetes   = "KUBERNETES.md"
+	inKubernetes = "## A cluster in Kubernetes"
+)
+
 func TestMembersOfTheManifests(t *testing.T) {
 	t.Parallel()
 	var scripts struct {
@@ -128,7 +133,7 @@ func TestMembersOfTheManifests(t *testing.T) {
 	}
 	manifest(t, "etched.yaml", "ConfigMap", &scripts)
 	// The etcd that the script starts is etched, as in its image.
-	p := &pods{newSite(t, "KUBERNETES.md", "## Probes", harness.Etched), map[int]func(){}, map[int]int{}, 3}
+	p := &pods{newSite(t, kubernetes, "## Probes", harness.Etched), map[int]func(){}, map[int]int{}, 3}
 	for name, text := range scripts.Data {
 		if err := os.WriteFile(filepath.Join(p.Dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -279,7 +284,7 @@ func TestStaticPod(t *testing.T) {
 	}
 	manifest(t, "static-pod.yaml", "Pod", &pod)
 	container := pod.Spec.Containers[0]
-	s := newSite(t, "KUBERNETES.md", "## Probes", harness.Etched)
+	s := newSite(t, kubernetes, "## Probes", harness.Etched)
 	s.Replace = strings.NewReplacer("10.0.0.1", s.network+"0.1", "127.0.0.1", s.network+"9.1",
 		"/var/lib/etcd", s.Dir+"/data", "/etc/kubernetes/pki/etcd", s.Dir+"/pki")
 	s.Run(`umask 077
@@ -326,4 +331,66 @@ pair healthcheck-client clientAuth
 		}
 	}
 	s.Run("! etcdctl --endpoints https://10.0.0.1:2379 --cacert /etc/kubernetes/pki/etcd/ca.crt --command-timeout 2s get a")
+}
+
+// The command for clients of the chart's cluster, on a member that is started as in its pod, with
+// certificates laid out as its Secrets.
+func TestClientInKubernetes(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, kubernetes, inKubernetes, harness.Etched)
+	address := s.network + "0.0"
+	s.Replace = strings.NewReplacer("etched.NAMESPACE.svc.cluster.local", address, "/etc/etched/", s.Dir+"/etc/")
+	p := &pods{s, map[int]func(){}, map[int]int{}, 1}
+	for _, secret := range []string{"client", "peer"} {
+		p.Run(fmt.Sprintf(`mkdir -p /etc/etched/%s
+cd /etc/etched/%[1]s
+new="openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+$new -x509 -days 3650 -subj /CN=authority -keyout ca.key -out ca.crt
+$new -subj /CN=etched -keyout tls.key -out tls.csr
+printf 'extendedKeyUsage=serverAuth,clientAuth\nsubjectAltName=IP:%s' >names
+openssl x509 -req -CA ca.crt -CAkey ca.key -CAcreateserial -days 365 -extfile names -in tls.csr -out tls.crt
+`, secret, address))
+	}
+	var scripts struct {
+		Data map[string]string `json:"data"`
+	}
+	manifest(t, "etched.yaml", "ConfigMap", &scripts)
+	if err := os.WriteFile(filepath.Join(p.Dir, "start.sh"), []byte(scripts.Data["start.sh"]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var set struct {
+		Spec struct {
+			Template struct {
+				Spec struct {
+					Containers []struct {
+						Env []struct{ Name, Value string } `json:"env"`
+					} `json:"containers"`
+				} `json:"spec"`
+			} `json:"template"`
+		} `json:"spec"`
+	}
+	manifest(t, "etched.yaml", "StatefulSet", &set)
+	env, secured := strings.ReplaceAll(strings.ReplaceAll(p.env(0), "SCHEME=http ", "SCHEME=https "), "http://", "https://"), 0
+	for _, variable := range set.Spec.Template.Spec.Containers[0].Env {
+		if strings.HasPrefix(variable.Name, "ETCD") && strings.Contains(variable.Name, "_C") || strings.Contains(variable.Value, "/etc/etched/") {
+			env += variable.Name + "=" + variable.Value + " "
+			secured++
+		}
+	}
+	if secured < 11 {
+		t.Fatalf("of the pod's variables are about certificates: %s", env)
+	}
+	p.Start("exec " + env + "sh start.sh")
+	command, ctx := "cd /etc/etched/client\n"+strings.TrimSpace(p.Block("endpoint health")), harness.Context(t, limit)
+	for {
+		if output := p.Run(command + " || true"); strings.Contains(output, address+":2379 is healthy") {
+			break
+		} else if ctx.Err() != nil {
+			t.Fatalf("%s\n%s", command, output)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	without := strings.NewReplacer("--cert tls.crt", "", "--key tls.key", "").Replace(command)
+	p.Run(strings.Replace(without, "\netcdctl", "\n! etcdctl --command-timeout 2s", 1))
+	p.allTried()
 }

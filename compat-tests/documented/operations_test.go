@@ -70,16 +70,55 @@ func newOperation(t *testing.T, section string) *operation {
 	return o
 }
 
-// A section with commands that is not in the list above.
-func TestEverySectionOfOperationsIsRun(t *testing.T) {
-	text, err := os.ReadFile("../../docs/" + operations)
+// A section with commands that is not in the list above, nor that of docs/KUBERNETES.md that a
+// test of its own runs.
+func TestEverySectionIsRun(t *testing.T) {
+	for document, runs := range map[string]func(section string) bool{
+		operations: func(section string) bool { return sections[section] != nil },
+		kubernetes: func(section string) bool { return section == inKubernetes },
+	} {
+		text, err := os.ReadFile("../../docs/" + document)
+		if err != nil {
+			t.Fatal(err)
+		}
+		run := 0
+		for _, section := range regexp.MustCompile(`(?m)^## `).Split(string(text), -1) {
+			title, body, _ := strings.Cut(section, "\n")
+			switch {
+			case !strings.Contains(body, "```bash"):
+			case runs("## " + title):
+				run++
+			default:
+				t.Errorf("%s: the section %q has commands that nothing runs", document, title)
+			}
+		}
+		if run == 0 {
+			t.Errorf("%s has no commands", document)
+		}
+	}
+}
+
+// What is installed is called by the version that this checkout makes.
+func TestVersionsInDocuments(t *testing.T) {
+	manifest, err := os.ReadFile("../../Cargo.toml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, section := range regexp.MustCompile(`(?m)^## `).Split(string(text), -1) {
-		title, body, _ := strings.Cut(section, "\n")
-		if _, run := sections["## "+title]; strings.Contains(body, "```bash") && !run {
-			t.Errorf("section %d, %q, has commands that nothing runs", i, title)
+	own := regexp.MustCompile(`(?m)^version = "(.+)"$`).FindSubmatch(manifest)
+	files := regexp.MustCompile(`etched(?:-server|-client)?[-_:/]v?([0-9]+\.[0-9]+\.[0-9]+)`)
+	for _, document := range []string{operations, kubernetes} {
+		text, err := os.ReadFile("../../docs/" + document)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := files.FindAllSubmatch(text, -1)
+		for _, one := range found {
+			if string(one[1]) != string(own[1]) {
+				t.Errorf("%s names %s, and the version is %s", document, one[0], own[1])
+			}
+		}
+		if len(found) < 3 {
+			t.Errorf("%s names %q alone", document, found)
 		}
 	}
 }
@@ -358,6 +397,10 @@ func logs(o *operation) {
 		o.t.Errorf("lines that were to be left out:\n%s", output)
 	}
 	o.has(o.Run("n=1\ncat /var/lib/etched-logs.log"), `"msg":"ready to serve client requests"`, 1)
+	debug := `"level":"debug"`
+	o.has(o.Run("n=1\ngrep -v info /var/lib/etched-logs.log || true"), debug, 0)
+	o.has(o.Run(o.Block("/debug/log-level")), debug, 2)
+	o.Run("n=1\netcdctl --endpoints http://10.0.0.$n:2389 get none\ngrep -q '" + debug + "' /var/lib/etched-logs.log")
 }
 
 // endpoints answers a client of these.

@@ -94,6 +94,9 @@ func TestNames(t *testing.T) {
 	}
 	tried = append(tried, ofSnapshot...)
 	tried = append(tried, ofMessages...)
+	for _, one := range ofLeases {
+		tried = append(tried, one.name)
+	}
 	slices.Sort(tried)
 	if tried = slices.Compact(tried); !slices.Equal(got, tried) {
 		t.Errorf("there are %q\ntried are %q", got, tried)

@@ -36,6 +36,8 @@ var single = []struct {
 	{"compactAfterCommitBatch", compact},
 	{"compactBeforeSetFinishedCompact", compact},
 	{"compactAfterSetFinishedCompact", compact},
+	{"beforeLookupWhenLeaseTimeToLive", timeToLive},
+	{"beforeCheckpointInLeaseRenew", renew},
 	{"beforeSendWatchResponse", watch},
 	{"beforeSyncWatchers", watch},
 	// The last: a member that is not there stays behind.
@@ -58,6 +60,19 @@ func watch(ctx context.Context, client *clientv3.Client) {
 	select {
 	case <-events:
 	case <-ctx.Done():
+	}
+}
+
+// timeToLive asks for what is left of a lease.
+func timeToLive(ctx context.Context, client *clientv3.Client) {
+	if lease, err := client.Grant(ctx, 60); err == nil {
+		_, _ = client.TimeToLive(ctx, lease.ID)
+	}
+}
+
+func renew(ctx context.Context, client *clientv3.Client) {
+	if lease, err := client.Grant(ctx, 60); err == nil {
+		_, _ = client.KeepAliveOnce(ctx, lease.ID)
 	}
 }
 

@@ -560,6 +560,113 @@ func TestGatewayAuth(t *testing.T) {
 	t.Logf("%d answers compared", compared)
 }
 
+// form is how the content of a POST is named whose method a header can override.
+const form = "Content-Type: application/x-www-form-urlencoded"
+
+// A method that overrides POST is looked for in its place: there is no other than POST itself, and
+// that has lost its body to the form.
+func TestGatewayMethodOverride(t *testing.T) {
+	t.Parallel()
+	at := clientPorts(startDuo(t, harness.Options{}))
+	const body = `{"key":"YQ=="}`
+	at.both(t, call{200, "kv/put", body, nil})
+	for _, c := range []call{
+		{200, "kv/range", body, []string{form, "X-HTTP-Method-Override:"}},
+		{200, "kv/range", body, []string{"X-HTTP-Method-Override: GET"}},
+		{200, "kv/range", body, []string{"Content-Type: application/json", "X-HTTP-Method-Override: GET"}},
+		{200, "kv/range", body, []string{form + "; charset=utf-8", "X-HTTP-Method-Override: GET"}},
+		{200, "kv/range", body, []string{"Content-Type: Application/x-www-form-urlencoded", "X-HTTP-Method-Override: GET"}},
+		{501, "kv/range", body, []string{form, "X-HTTP-Method-Override: GET"}},
+		{501, "kv/range", body, []string{form, "x-http-method-override: delete"}},
+		{501, "kv/range", body, []string{form, "X-HTTP-Method-Override: post it"}},
+		{501, "kv/range", "", []string{form, "X-HTTP-Method-Override: GET"}},
+		{404, "kv/nothing", body, []string{form, "X-HTTP-Method-Override: GET"}},
+		{404, "kv/nothing", body, []string{form, "X-HTTP-Method-Override: POST"}},
+		// The message is empty.
+		{400, "kv/range", body, []string{form, "X-HTTP-Method-Override: POST"}},
+		{400, "kv/range", body, []string{form, "X-HTTP-Method-Override: post"}},
+		{200, "cluster/member/list", `no JSON`, []string{form, "X-HTTP-Method-Override: POST"}},
+		{200, "lease/leases", body, []string{form, "X-HTTP-Method-Override: POST", "X-HTTP-Method-Override: GET"}},
+		{504, "watch", `{"create_request":{"key":"YQ=="}}`, []string{form, "X-HTTP-Method-Override: POST", "Grpc-Timeout: 500m"}},
+		{501, "kv/range", strings.Repeat("a=1&", 9_999), []string{form, "X-HTTP-Method-Override: GET"}},
+	} {
+		at.both(t, c)
+	}
+	// What is no form is said so in the very words, whatever is asked for.
+	for _, broken := range []string{
+		"%", "%4", "%zz", "%4g=1", "a=%4=1", "%4=1", "a%4&%zz", "a=1&b=%&c", "k=%e4%f6%4%", "a;b", "%zz&a;b", "a;b&%zz", "+%+%41",
+		"a=%\xff\x00", "%\"q", strings.Repeat("&", 10_000), strings.Repeat("a=1&", 10_000) + ";",
+		strings.Repeat("%41", 4_000_000),
+	} {
+		for _, c := range []call{
+			{400, "kv/range", broken, []string{form, "X-HTTP-Method-Override: GET"}},
+			{400, "kv/nothing", broken, []string{form, "X-HTTP-Method-Override: POST"}},
+		} {
+			at.bothOf(t, c.ask(), c.status, nil)
+		}
+	}
+	for _, query := range []string{"%zz", "a;b", "a=%4"} {
+		at.bothOf(t, call{400, "kv/range?" + query, "a=1", []string{form, "X-HTTP-Method-Override: GET"}}.ask(), 400, nil)
+		at.bothOf(t, call{400, "kv/range?" + query, "%;", []string{form, "X-HTTP-Method-Override: GET"}}.ask(), 400, nil)
+		at.both(t, call{200, "kv/range?" + query, body, nil})
+	}
+}
+
+// What of headers reaches the server, and which of them are refused before that.
+func TestGatewayMetadata(t *testing.T) {
+	t.Parallel()
+	duo := startDuo(t, harness.Options{})
+	at := clientPorts(duo)
+	for _, headers := range [][]string{
+		{"Grpc-Metadata-X-Bin:"},
+		{"Grpc-Metadata-X-Bin: AAEC/w=="},
+		{"Grpc-Metadata-X-Bin: AAEC/w"},
+		{"Grpc-Metadata-X-Bin: AAEC/x"},
+		{"grpc-metadata-x-bin: YWJj", "Grpc-Metadata-X-Bin: YWI"},
+		{"Grpc-Metadata-Token-Bin: YWJj", "Grpc-Metadata-Hasleader-Bin: YQ"},
+		{"Grpc-Metadata-Grpc-Trace-Bin: AAAA"},
+		{"X-Bin: !"},
+		{"Grpc-Metadata-Bin: YWJj"},
+		{"Grpc-Metadata-Xbin: !"},
+		{"Grpc-Metadata-X: \xe4"},
+		{"Grpc-Metadata-X: a\tb"},
+		{"Grpc-Metadata-a!b: c"},
+		{"Grpc-Metadata-Te: x", "Grpc-Metadata-User-Agent: x", "Grpc-Metadata-Content-Type: x", "Grpc-Metadata-Grpc-Encoding: x"},
+		{"Grpc-Metadata-Host: elsewhere", "Grpc-Metadata-Grpc-Timeout: x", "Grpc-Metadata-Grpc-Status: 3"},
+		{"Grpc-Metadata-Content-Length: 1", "Grpc-Metadata-Transfer-Encoding: x", "Grpc-Metadata-Upgrade: x"},
+	} {
+		at.both(t, call{200, "cluster/member/list", "{}", headers})
+	}
+	for header, status := range map[string]int{
+		"Grpc-Metadata-X-Bin: !":               400,
+		"Grpc-Metadata-X-Bin: A":               400,
+		"Grpc-Metadata-X-Bin: AB=":             400,
+		"Grpc-Metadata-X-Bin: AB=C":            400,
+		"Grpc-Metadata-X-Bin: AB==C":           400,
+		"Grpc-Metadata-X-Bin: AB==AAAA":        400,
+		"Grpc-Metadata-X-Bin: ABC=AAAA":        400,
+		"Grpc-Metadata-X-Bin: AAA=AAA":         400,
+		"Grpc-Metadata-X-Bin: ====":            400,
+		"Grpc-Metadata-X-Bin: A===":            400,
+		"Grpc-Metadata-X-Bin: AAAAAAAA-_==":    400,
+		"Grpc-Metadata-X-Bin: AAAA AAA":        400,
+		"Grpc-Metadata-X-Bin: AAAAAAAAAAA\xff": 400,
+		"Grpc-Metadata-Content-Type-Bin: ?":    400,
+		"Grpc-Metadata-Grpc-Trace-Bin: ?":      400,
+		"grpc-metadata-bin: ?":                 400,
+		"Grpc-Metadata-Bin: /w==":              500,
+		"Grpc-Metadata-: x":                    500,
+		"Authorization: \xe4":                  500,
+		"Authorization: a\tb":                  500,
+	} {
+		for _, path := range []string{"cluster/member/list", "watch"} {
+			at.bothOf(t, call{status, path, "{}", []string{header, "Grpc-Timeout: 10S"}}.ask(), status, nil)
+		}
+		at.both(t, call{400, "cluster/member/list", "{}", []string{header, "Grpc-Timeout: soon"}})
+		at.both(t, call{404, "nothing", "{}", []string{header}})
+	}
+}
+
 // lines reads a stream of the gateway line by line.
 type lines struct {
 	send    *io.PipeWriter

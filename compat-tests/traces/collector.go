@@ -13,6 +13,9 @@ import (
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/grpc"
+	// A collector takes what is compressed.
+	_ "google.golang.org/grpc/encoding/gzip"
+	"google.golang.org/grpc/stats"
 )
 
 // span is what a collector got, in a form that compares.
@@ -35,6 +38,8 @@ type collector struct {
 
 	mu    sync.Mutex
 	spans []span
+	// how the last of them were sent.
+	how []string
 }
 
 // startCollector serves OTLP over gRPC until the test ends.
@@ -45,11 +50,44 @@ func startCollector(t *testing.T) *collector {
 		t.Fatal(err)
 	}
 	c := &collector{address: listener.Addr().String()}
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.StatsHandler(c))
 	collectorpb.RegisterTraceServiceServer(server, c)
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)
 	return c
+}
+
+// shownOfCalls are the headers of a call that say how it is made.
+var shownOfCalls = []string{"api-key", "tenant"}
+
+// TagRPC and the others see how spans are sent.
+func (c *collector) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
+
+func (c *collector) HandleRPC(_ context.Context, about stats.RPCStats) {
+	begun, isHead := about.(*stats.InHeader)
+	if !isHead {
+		return
+	}
+	how := []string{"grpc-encoding: " + begun.Compression}
+	for _, name := range shownOfCalls {
+		for _, value := range begun.Header.Get(name) {
+			how = append(how, name+": "+value)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.how = how
+}
+
+func (c *collector) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+
+func (c *collector) HandleConn(context.Context, stats.ConnStats) {}
+
+// sentHow are the headers of the last call that brought spans.
+func (c *collector) sentHow() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.how
 }
 
 // Export takes spans.

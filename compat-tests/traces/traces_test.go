@@ -21,7 +21,7 @@ import (
 func TestMain(m *testing.M) { harness.RunWaiting(m) }
 
 // ofEtched are the spans that stand for stages of etched's own, below etcd's.
-var ofEtched = []string{"admission", "propose", "log", "apply", "read_index", "ask_leader"}
+var ofEtched = []string{"admission", "propose", "log", "apply", "read_index", "ask_leader", "forwarded"}
 
 // client is the span of the client's in which it makes its calls.
 const client = "00f067aa0ba902b7"
@@ -269,6 +269,111 @@ func TestStagesOfAPut(t *testing.T) {
 	}
 	if want := []string{"proposed", "committed", "answered"}; !slices.Equal(spans["propose"].Events, want) {
 		t.Errorf("the events of propose are %q", spans["propose"].Events)
+	}
+}
+
+// A proposal that a member forwards to its leader is followed there: what the leader logs and
+// applies for it stands below what the member has done.
+func TestForwardedProposals(t *testing.T) {
+	t.Parallel()
+	c := startCollector(t)
+	with := options(c.address)
+	cluster := harness.StartCluster(t, harness.Etched, harness.ClusterOptions{
+		Flags: with.Flags, Env: func(int) []string { return with.Env },
+		MemberFlags: func(member int) []string {
+			return []string{fmt.Sprintf("--distributed-tracing-instance-id=m%d", member+1)}
+		},
+	})
+	leader, err := cluster.WaitLeader(30 * time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	follower := cluster.Others(leader)[0]
+	for number, member := range []*harness.Member{leader, follower} {
+		trace := numbered(number)
+		if _, err := pb.NewKVClient(member.Dial(t)).Put(inTrace(t, trace, true), &pb.PutRequest{Key: []byte("k")}); err != nil {
+			t.Fatal(err)
+		}
+		// Those of either member come when it sends them.
+		want := []string{"admission", "apply", "etcdserverpb.KV/Put", "log", "propose", "put"}
+		if member == follower {
+			want = []string{"admission", "apply", "apply", "etcdserverpb.KV/Put", "forwarded", "log", "propose", "put"}
+		}
+		var names []string
+		spans := make(map[string]span)
+		for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline) && !slices.Equal(names, want); time.Sleep(20 * time.Millisecond) {
+			names = nil
+			for _, one := range c.of(trace) {
+				names = append(names, one.Name)
+				spans[one.Resource["service.instance.id"]+" "+one.Name] = one
+			}
+			slices.Sort(names)
+		}
+		if !slices.Equal(names, want) {
+			t.Fatalf("through %s, where %s leads, there are %q, not %q", member.Name(), leader.Name(), names, want)
+		}
+		at := func(member *harness.Member, name string) span {
+			return spans[fmt.Sprintf("%q %s", member.Name(), name)]
+		}
+		for _, one := range []struct{ stage, above span }{
+			{at(member, "put"), at(member, "etcdserverpb.KV/Put")},
+			{at(member, "propose"), at(member, "put")},
+			{at(member, "apply"), at(member, "propose")},
+		} {
+			if one.stage.ID == "" || one.stage.Parent != one.above.ID {
+				t.Errorf("%+v is not below %+v", one.stage, one.above)
+			}
+		}
+		if member == leader {
+			continue
+		}
+		forwarded := at(leader, "forwarded")
+		for _, one := range []struct{ stage, above span }{
+			{forwarded, at(follower, "propose")}, {at(leader, "log"), forwarded}, {at(leader, "apply"), forwarded},
+		} {
+			if one.stage.ID == "" || one.stage.Parent != one.above.ID {
+				t.Errorf("%+v is not below %+v", one.stage, one.above)
+			}
+		}
+		if want := []string{"proposed", "committed"}; !slices.Equal(forwarded.Events, want) {
+			t.Errorf("the events at the leader are %q", forwarded.Events)
+		}
+		id, err := follower.ID(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if from := forwarded.Attributes["from"]; from != fmt.Sprintf("%q", fmt.Sprintf("%x", id)) {
+			t.Errorf("it is said to be from %s, and is from %x", from, id)
+		}
+	}
+}
+
+// How spans are sent away is said by the variables of OpenTelemetry, as far as the flags do not.
+func TestHowSpansAreSent(t *testing.T) {
+	t.Parallel()
+	for number, env := range [][]string{
+		nil,
+		{"OTEL_EXPORTER_OTLP_COMPRESSION=gzip", "OTEL_EXPORTER_OTLP_HEADERS=api-key=of%20all,tenant=a"},
+		{"OTEL_EXPORTER_OTLP_TRACES_COMPRESSION=gzip", "OTEL_EXPORTER_OTLP_TRACES_HEADERS=api-key=own"},
+		{"OTEL_EXPORTER_OTLP_COMPRESSION=gzip", "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION=none"},
+		{"OTEL_EXPORTER_OTLP_COMPRESSION=nothing-known", "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1"},
+	} {
+		var both [2][]string
+		for i, kind := range []harness.Kind{harness.Etched, harness.Etcd} {
+			c := startCollector(t)
+			with := options(c.address)
+			with.Env = append(slices.Clone(with.Env), env...)
+			conn := harness.Start(t, kind, with).Dial(t)
+			_, _ = pb.NewKVClient(conn).Range(inTrace(t, numbered(1), true), &pb.RangeRequest{Key: []byte("k")})
+			c.ended(t, numbered(1))
+			both[i] = c.sentHow()
+		}
+		if diff := cmp.Diff(both[1], both[0]); diff != "" {
+			t.Errorf("%q (-etcd +etched)\n%s", env, diff)
+		}
+		if compressed := slices.Contains(both[1], "grpc-encoding: gzip"); compressed != (number == 1 || number == 2) {
+			t.Errorf("%q: etcd sends with %q", env, both[1])
+		}
 	}
 }
 

@@ -606,6 +606,7 @@ fn requested(bytes: impl Into<Bytes>) -> Forwarded {
         request_id: 9,
         term: 3,
         proposal: Some(forwarded::Proposal::Request(bytes.into())),
+        trace: Bytes::new(),
     }
 }
 

@@ -173,7 +173,7 @@ where
     }
 
     /// What comes next from the connection.
-    async fn read(&mut self) -> Result<Option<Bytes>, Failed> {
+    pub async fn read(&mut self) -> Result<Option<Bytes>, Failed> {
         loop {
             let frame = match self.body.frame().now_or_never() {
                 Some(frame) => frame,

@@ -6,7 +6,10 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tonic::Status;
 
+use super::binary;
+
 const METADATA_PREFIX: &str = "grpc-metadata-";
+const BINARY_SUFFIX: &str = "-bin";
 const TIMEOUT: &str = "grpc-timeout";
 /// gRPC's figure.
 const MAX_DIGITS: u64 = 99_999_999;
@@ -14,26 +17,89 @@ const MAX_DIGITS: u64 = 99_999_999;
 /// The metadata of a call.
 ///
 /// `Authorization` keeps its name, `Grpc-Metadata-X` becomes `x`. What gRPC reserves is not the
-/// client's to set.
-pub fn metadata(headers: &HeaderMap, timeout: Option<Duration>) -> HeaderMap {
+/// client's to set. A value in base64, as of every name in `-bin`, is gRPC's form of it already.
+///
+/// # Errors
+/// A value is no base64, or none that a call can have and a client would miss.
+pub fn metadata(headers: &HeaderMap, timeout: Option<Duration>) -> Result<HeaderMap, Status> {
     let mut metadata = HeaderMap::new();
     for (name, value) in headers {
-        let name = match name.as_str().strip_prefix(METADATA_PREFIX) {
-            Some(own) if !is_reserved(own) => HeaderName::from_bytes(own.as_bytes()).ok(),
-            _ => (name == AUTHORIZATION).then_some(AUTHORIZATION),
+        let own = name.as_str().strip_prefix(METADATA_PREFIX);
+        if own.is_none() && name != AUTHORIZATION {
+            continue;
+        }
+        let own = own.unwrap_or(AUTHORIZATION.as_str());
+        let Some(value) = passed(name, own, value)? else {
+            continue;
         };
-        let text = value
-            .as_bytes()
-            .iter()
-            .all(|byte| matches!(byte, 0x20..=0x7e));
-        if let (Some(name), true) = (name, text) {
-            metadata.append(name, value.clone());
+        if let (Ok(own), false) = (HeaderName::from_bytes(own.as_bytes()), is_reserved(own)) {
+            metadata.append(own, value);
         }
     }
     if let Some(value) = timeout.and_then(grpc_timeout) {
         metadata.insert(TIMEOUT, value);
     }
-    metadata
+    Ok(metadata)
+}
+
+/// The value that becomes `own`; none where the header is left out.
+fn passed(
+    name: &HeaderName,
+    own: &str,
+    value: &HeaderValue,
+) -> Result<Option<HeaderValue>, Status> {
+    if own.is_empty() {
+        return Err(Status::internal("there is an empty key in the header"));
+    }
+    if !own.bytes().all(is_of_a_key) {
+        return Ok(None);
+    }
+    if name.as_str().ends_with(BINARY_SUFFIX) {
+        let decoded = binary::decode(value.as_bytes());
+        let decoded = decoded.map_err(|at| invalid_binary(name.as_str(), at))?;
+        if own.ends_with(BINARY_SUFFIX) {
+            return Ok(Some(value.clone()));
+        }
+        let text = is_text(&decoded).then(|| HeaderValue::from_bytes(&decoded).ok());
+        return text.map_or_else(|| Err(unprintable(own)), Ok);
+    }
+    match is_text(value.as_bytes()) {
+        true => Ok(Some(value.clone())),
+        // One that says who calls is not left out silently.
+        false if name == AUTHORIZATION => Err(unprintable(own)),
+        false => Ok(None),
+    }
+}
+
+fn unprintable(own: &str) -> Status {
+    Status::internal(format!(
+        "header key \"{own}\" contains value with non-printable ASCII characters"
+    ))
+}
+
+/// Of what names of metadata are.
+fn is_of_a_key(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)
+}
+
+fn is_text(value: &[u8]) -> bool {
+    value.iter().all(|byte| matches!(byte, 0x20..=0x7e))
+}
+
+fn invalid_binary(name: &str, at: usize) -> Status {
+    let mut begins = true;
+    let as_written = name.chars().map(|letter| {
+        let letter = match begins {
+            true => letter.to_ascii_uppercase(),
+            false => letter,
+        };
+        begins = letter == '-';
+        letter
+    });
+    let name: String = as_written.collect();
+    Status::invalid_argument(format!(
+        "invalid binary header {name}: illegal base64 data at input byte {at}"
+    ))
 }
 
 fn is_reserved(name: &str) -> bool {
@@ -44,7 +110,7 @@ fn is_reserved(name: &str) -> bool {
         "content-encoding",
         "host",
     ];
-    name.is_empty() || name.starts_with("grpc-") || names.contains(&name)
+    name.starts_with("grpc-") || names.contains(&name)
 }
 
 /// How long the client waits.
@@ -118,7 +184,6 @@ pub(super) mod tests {
             ("Token", "not passed"),
             ("Grpc-Metadata-Token", "abc.1"),
             ("Grpc-Metadata-hasleader", "true"),
-            ("Grpc-Metadata-", "nothing"),
             ("Grpc-Metadata-Grpc-Timeout", "1n"),
             ("Grpc-Metadata-Content-Type", "text/plain"),
             ("Grpc-Encoding", "gzip"),
@@ -130,7 +195,48 @@ pub(super) mod tests {
             ("hasleader", "true"),
             ("grpc-timeout", "5000m"),
         ]);
-        assert_eq!(metadata(&given, Some(Duration::from_secs(5))), expected);
+        let found = metadata(&given, Some(Duration::from_secs(5)));
+        assert_eq!(found.expect("metadata"), expected);
+    }
+
+    #[test]
+    fn values_that_no_call_can_have_are_refused() {
+        for (name, value, expected) in [
+            ("Grpc-Metadata-X-Bin", "AAEC/w", Ok(1)),
+            ("Grpc-Metadata-X", "a\tb", Ok(0)),
+            ("Grpc-Metadata-a!b", "c", Ok(0)),
+            ("X-Bin", "!", Ok(0)),
+            ("Grpc-Metadata-Bin", "YWJj", Ok(1)),
+            (
+                "Grpc-Metadata-Own-name-Bin",
+                "AAA!",
+                Err(
+                    "invalid binary header Grpc-Metadata-Own-Name-Bin: illegal base64 data at input byte 3",
+                ),
+            ),
+            (
+                "Grpc-Metadata-Bin",
+                "/w==",
+                Err("header key \"bin\" contains value with non-printable ASCII characters"),
+            ),
+            (
+                "Authorization",
+                "a\tb",
+                Err(
+                    "header key \"authorization\" contains value with non-printable ASCII characters",
+                ),
+            ),
+            (
+                "Grpc-Metadata-",
+                "x",
+                Err("there is an empty key in the header"),
+            ),
+        ] {
+            let found = metadata(&headers(&[(name, value)]), None);
+            let found = found.map_err(|status| status.message().to_owned());
+            let found = found.map(|found| found.len());
+            assert_eq!(found, expected.map_err(str::to_owned), "{name}: {value}");
+        }
     }
 
     #[test]

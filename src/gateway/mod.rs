@@ -13,8 +13,10 @@
 //! error (a later one, or a keep-alive's), this one answers with the error.
 
 mod answer;
+mod binary;
 mod body;
 pub mod descriptors;
+mod form;
 pub mod message;
 mod metadata;
 mod refusal;
@@ -27,6 +29,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
+use futures_util::future::Either;
 use futures_util::{StreamExt, stream};
 use http::header::{CONTENT_TYPE, TE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
@@ -158,12 +161,24 @@ impl Gateway {
         F: Future<Output = Response<Body>>,
     {
         let (head, body) = request.into_parts();
+        let overridden = form::overridden(&head.method, &head.headers);
+        let body = match overridden {
+            None => Some(body),
+            Some(_) => {
+                let reader = Reader::new(body, self.limits.clone());
+                if let Err(status) = form::read(reader, head.uri.query().unwrap_or_default()).await
+                {
+                    return refusal::response(&status);
+                }
+                None
+            }
+        };
         let path = percent_decode_str(head.uri.path()).decode_utf8_lossy();
         let name = path.strip_prefix(ROOT);
         let Some(target) = name.and_then(|name| self.targets.get(name)) else {
             return refusal::response(&Status::not_found("Not Found"));
         };
-        if head.method != Method::POST {
+        if head.method != Method::POST || overridden == Some(false) {
             return refusal::response(&Status::unimplemented("Method Not Allowed"));
         }
         let limit = match metadata::timeout(&head.headers) {
@@ -172,8 +187,14 @@ impl Gateway {
         };
         let clock = &self.means.clock;
         let deadline = Deadline(limit.map(|limit| clock.now().saturating_add(limit)));
-        let metadata = metadata::metadata(&head.headers, limit);
-        let answering = self.answer(target, metadata, body, deadline, call);
+        let metadata = match metadata::metadata(&head.headers, limit) {
+            Ok(metadata) => metadata,
+            Err(status) => return refusal::response(&status),
+        };
+        let answering = match body {
+            Some(body) => Either::Left(self.answer(target, metadata, body, deadline, call)),
+            None => Either::Right(self.answer(target, metadata, Body::empty(), deadline, call)),
+        };
         let Some(limit) = limit else {
             return answering.await;
         };

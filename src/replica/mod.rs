@@ -3,7 +3,7 @@
 //!
 //! - `router` routes: proposals and reads to raft or to the leader, raft's outputs to log and apply,
 //!   results to waiting requests. It is synchronous and does no I/O. `pending` has the proposals
-//!   that wait, `reads` the reads.
+//!   that wait, `reads` the reads, `traced` the spans of what was proposed for other members.
 //! - `raft_thread` takes inputs and executes the router's decisions, `log_thread` writes the raft
 //!   log, `apply_thread` runs the state machine and publishes its results: the view, the responses,
 //!   the events. `pipe` is the queue of each of these two, `inbox` that of the raft thread, and
@@ -33,6 +33,7 @@ pub mod slow_log;
 pub mod state_store;
 #[cfg(test)]
 mod tests;
+mod traced;
 pub mod view;
 pub mod watermark;
 pub mod work;

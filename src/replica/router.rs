@@ -14,6 +14,7 @@ use super::proposal::{
     Proposal, ProposalRefusal, Proposed, conf_change, is_forwarded, member_change, take_encoded,
 };
 use super::reads::ReadReply;
+use super::traced::TracedForOthers;
 use super::work::Work;
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
@@ -33,6 +34,7 @@ pub struct Router {
     replica: Replica,
     reads: ReadIndex<ReadReply>,
     pending: PendingProposals,
+    traced: TracedForOthers,
     /// Committed changes of membership that are not applied yet.
     changes: VecDeque<(u64, MemberChange)>,
     applied: u64,
@@ -58,6 +60,7 @@ impl Router {
             replica,
             reads: ReadIndex::new(member, first_request, limit_ticks),
             pending: PendingProposals::default(),
+            traced: TracedForOthers::default(),
             changes: VecDeque::new(),
             applied: 0,
             forwards: Vec::new(),
@@ -207,7 +210,7 @@ impl Router {
     fn forward(&mut self, mut proposal: PendingProposal) {
         let replica::Status { leader, term, .. } = self.replica.status();
         trace::event!(&proposal.span, leader = %MemberId(leader), "forwarded to the leader");
-        let request_id = proposal.what.request_id();
+        let (request_id, trace) = (proposal.what.request_id(), trace::carried(&proposal.span));
         let sent = match &mut proposal.what {
             Proposed::Request(request, encoded) => {
                 forwarded::Proposal::Request(take_encoded(request, encoded).into())
@@ -224,6 +227,7 @@ impl Router {
                 request_id,
                 term,
                 proposal: Some(sent),
+                trace,
             };
             self.forwards.push((MemberId(leader), message));
         }
@@ -235,6 +239,10 @@ impl Router {
             Some(forwarded::Proposal::MemberChange(change)) => self.steps_aside_for(change),
             _ => false,
         };
+        let span = trace::continued(
+            &message.trace,
+            || tracing::trace_span!(parent: None, "forwarded", from = %from),
+        );
         let status = self.replica.status();
         let takes = self.replica.takes_proposals() && !leaves && self.replica.has_member(from);
         let proposed = if !takes || message.term != status.term {
@@ -254,13 +262,21 @@ impl Router {
                 None => Err(Error::UnknownMethod),
             }
         };
-        if let Err(error) = proposed {
-            self.refusals.push(ProposalRefusal {
-                to: from,
-                request_id: message.request_id,
-                term: message.term,
-                error,
-            });
+        match proposed {
+            Ok(()) => {
+                let index = self.replica.status().last_index;
+                trace::event!(&span, index = index as i64, "proposed");
+                self.traced.proposed(index, status.term, span);
+            }
+            Err(error) => {
+                trace::event!(&span, error = %error, "refused");
+                self.refusals.push(ProposalRefusal {
+                    to: from,
+                    request_id: message.request_id,
+                    term: message.term,
+                    error,
+                });
+            }
         }
     }
 
@@ -397,11 +413,13 @@ impl Router {
         };
         if output.persist.as_ref().is_some_and(|p| p.reset.is_some()) {
             self.pending.lose_sight();
+            self.traced.clear();
         }
         work.messages = output.messages;
         let appended = output.persist.as_ref().and_then(|p| p.entries.first());
         if let Some(first) = appended {
             work.logged_in = self.pending.spans_from(first.index);
+            work.logged_in.extend(self.traced.spans_from(first.index));
         }
         work.persist = output.persist;
         work.entries.reserve(output.committed.len());
@@ -444,6 +462,10 @@ impl Router {
             }
             None => (None, None),
         };
+        if let Some(span) = self.traced.committed(committed.index, committed.term) {
+            trace::event!(&span, index = committed.index as i64, "committed");
+            work.applied_in.push(span);
+        }
         let payload = match (committed.kind, what) {
             (CommittedKind::Empty, _) => Payload::Empty,
             (CommittedKind::Request(_), Some(Proposed::Request(request, _))) => {

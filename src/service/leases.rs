@@ -11,6 +11,7 @@ use super::caller::Caller;
 use super::handle::Handle;
 use super::permission;
 use crate::error::Error;
+use crate::failpoints::{self, Failpoint};
 use crate::mvcc;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etcdserverpb::{
@@ -90,10 +91,11 @@ impl Handle {
     pub async fn renew_lease_here(&self, caller: &Caller, id: LeaseId) -> Result<i64, Error> {
         let term = self.lead_over_leases(caller).await?;
         let shared = self.shared();
+        self.pass(Failpoint::BeforeCheckpointInLeaseRenew);
         let renewed = {
             let mut deadlines = shared.deadlines.lock();
             // Checked again under the lock: leases of another term belong to another leader.
-            if deadlines.term() != term {
+            if deadlines.term() != term || !self.still_leads_in(term) {
                 return Err(Error::NotLeader);
             }
             deadlines.renew(id, shared.clock.now())
@@ -142,7 +144,8 @@ impl Handle {
         let deadline = self.deadline(caller);
         loop {
             let left = if self.shared().raft.is_leader() {
-                self.lease_left_here(caller, id, keys).await
+                let lookup = Failpoint::BeforeLookupWhenLeaseTimeToLive;
+                self.lease_left_here(caller, id, keys, lookup).await
             } else {
                 let request = LeaseTimeToLiveRequest { id: id.0, keys };
                 self.ask_for(
@@ -227,16 +230,25 @@ impl Handle {
         verdict.await?.map_err(|error| self.refusal(error))
     }
 
-    /// As `lease_left`, if this member leads.
+    /// As `lease_left`, if this member leads; `lookup` stands before it looks.
     pub async fn lease_left_here(
         &self,
         caller: &Caller,
         id: LeaseId,
         keys: bool,
+        lookup: Failpoint,
     ) -> Result<Option<LeaseTimeToLiveResponse>, Error> {
-        self.lead_over_leases(caller).await?;
+        let term = self.lead_over_leases(caller).await?;
         let shared = self.shared();
-        let remaining = shared.deadlines.lock().remaining(id, shared.clock.now());
+        self.pass(lookup);
+        let remaining = {
+            let deadlines = shared.deadlines.lock();
+            // As for a renewal: one that was extended by the next leader may be over by this clock.
+            if deadlines.term() != term || !self.still_leads_in(term) {
+                return Err(Error::NotLeader);
+            }
+            deadlines.remaining(id, shared.clock.now())
+        };
         let Some((lease, left)) = remaining else {
             return Ok(None);
         };
@@ -267,6 +279,17 @@ impl Handle {
             true => Ok(term),
             false => Err(Error::NotLeader),
         }
+    }
+
+    /// Whether a member that led in this term has heard of no later leader, nor given up.
+    fn still_leads_in(&self, term: u64) -> bool {
+        let raft = &self.shared().raft;
+        raft.is_leader() && raft.term() == term
+    }
+
+    /// A place for tests, at which other calls are not held up.
+    fn pass(&self, failpoint: Failpoint) {
+        failpoints::hit_in_task(self.shared().executor.as_ref(), failpoint);
     }
 
     async fn ask_for<T>(

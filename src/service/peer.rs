@@ -8,6 +8,7 @@ use super::caller::Caller;
 use super::handle::Handle;
 use crate::env;
 use crate::error::Error;
+use crate::failpoints::{self, Failpoint};
 use crate::probe;
 use crate::proto::etcdserverpb::{
     LeaseKeepAliveResponse, LeaseTimeToLiveResponse, MemberPromoteResponse,
@@ -69,6 +70,8 @@ async fn answer(
     let answer = match request.request.ok_or(Error::UnknownMethod)? {
         Kind::Describe(_) => peer_response::Response::Description(describe(handle.shared())),
         Kind::RenewLease(request) => {
+            let executor = handle.shared().executor.as_ref();
+            failpoints::hit_in_task(executor, Failpoint::BeforeServeHttpLeaseRenew);
             let ttl = handle.renew_lease_here(caller, LeaseId(request.id)).await?;
             peer_response::Response::LeaseRenewed(LeaseKeepAliveResponse {
                 id: request.id,
@@ -78,8 +81,9 @@ async fn answer(
         }
         Kind::LeaseTimeToLive(request) => {
             let id = LeaseId(request.id);
-            let left = handle.lease_left_here(caller, id, request.keys).await?;
-            let left = left.unwrap_or_else(|| LeaseTimeToLiveResponse {
+            let lookup = Failpoint::BeforeLookupWhenForwardLeaseTimeToLive;
+            let left = handle.lease_left_here(caller, id, request.keys, lookup);
+            let left = left.await?.unwrap_or_else(|| LeaseTimeToLiveResponse {
                 id: id.0,
                 ttl: -1,
                 ..Default::default()

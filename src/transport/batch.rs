@@ -37,7 +37,6 @@ struct Outgoing {
     payload_len: usize,
 }
 
-#[expect(clippy::large_enum_variant, reason = "nearly all of them are raft's")]
 enum Payload {
     Raft(Message),
     Forwarded(etchedpeer::Forwarded),
@@ -278,6 +277,7 @@ mod tests {
             request_id: 5,
             term: 3,
             proposal: Some(Proposal::Request("x".into())),
+            trace: Bytes::from_static(&[7; 24]),
         };
         let messages = vec![
             PeerMessage::Raft(append(1_000)),
@@ -313,6 +313,41 @@ mod tests {
             }
         ));
         assert_eq!(messages.len(), 4);
+    }
+
+    use bytes::Bytes;
+
+    /// `Forwarded` of members from before it could name a trace.
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct WithoutTrace {
+        #[prost(uint64, tag = "1")]
+        request_id: u64,
+        #[prost(uint64, tag = "2")]
+        term: u64,
+        #[prost(bytes = "bytes", optional, tag = "3")]
+        request: Option<Bytes>,
+    }
+
+    #[test]
+    fn members_that_know_no_traces_are_understood_and_understand() {
+        let older = WithoutTrace {
+            request_id: 5,
+            term: 3,
+            request: Some("x".into()),
+        };
+        let mut forwarded = etchedpeer::Forwarded {
+            request_id: 5,
+            term: 3,
+            proposal: Some(Proposal::Request("x".into())),
+            trace: Bytes::new(),
+        };
+        // What is in no trace is not a byte longer.
+        assert_eq!(forwarded.encode_to_vec(), older.encode_to_vec());
+        let decoded = etchedpeer::Forwarded::decode(older.encode_to_vec().as_slice());
+        assert_eq!(decoded.as_ref(), Ok(&forwarded));
+        forwarded.trace = Bytes::from_static(&[7; 24]);
+        let read = WithoutTrace::decode(forwarded.encode_to_vec().as_slice());
+        assert_eq!(read, Ok(older));
     }
 
     #[test]

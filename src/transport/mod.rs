@@ -59,10 +59,6 @@ pub mod edges {
 
 /// A message from one member to another that needs no response. Most are raft's own.
 #[derive(Clone, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all of them are raft's, and a box would be an allocation each"
-)]
 pub enum PeerMessage {
     Raft(Message),
     /// A proposal for the leader.

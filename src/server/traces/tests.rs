@@ -188,6 +188,38 @@ fn a_call_says_how_it_ended() {
     }
 }
 
+#[test]
+fn a_trace_is_continued_by_another_member() {
+    let ((follower, of_follower), (leader, of_leader)) = (kept(0), kept(0));
+    let carried = listened(&follower, || {
+        assert!(trace::carried(&put(&follower, None)).is_empty());
+        let stage = trace::below!(&sampled_put(&follower), "propose");
+        trace::carried(&stage)
+    });
+    listened(&leader, || {
+        let begin = || tracing::trace_span!(parent: None, "forwarded");
+        let span = trace::continued(&carried, begin);
+        drop(trace::below!(&span, "log"));
+        assert!(trace::continued(&carried[1..], begin).is_disabled());
+    });
+    let (above, below) = (of_follower.0.lock(), of_leader.0.lock());
+    let named = |spans: &[SpanData], name| {
+        let found = spans.iter().find(|span| span.name == name);
+        found.expect(name).clone()
+    };
+    let (propose, forwarded) = (named(&above, "propose"), named(&below, "forwarded"));
+    let log = named(&below, "log");
+    assert_eq!(forwarded.parent_span_id, propose.span_context.span_id());
+    assert_eq!(log.parent_span_id, forwarded.span_context.span_id());
+    for span in [forwarded, log] {
+        assert_eq!(
+            span.span_context.trace_id(),
+            propose.span_context.trace_id()
+        );
+    }
+    assert_eq!(below.len(), 2);
+}
+
 /// Takes nothing.
 #[derive(Debug)]
 struct Refusing;

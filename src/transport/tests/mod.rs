@@ -347,6 +347,7 @@ fn forwarded(request_id: u64, bytes: usize) -> PeerMessage {
         request_id,
         term: 1,
         proposal: Some(Proposal::Request(vec![1; bytes].into())),
+        ..Default::default()
     })
 }
 

@@ -89,6 +89,7 @@ impl Player {
             request_id,
             term: self.router(to).status().term,
             proposal: Some(forwarded::Proposal::Request(request.encode_to_vec().into())),
+            ..Default::default()
         };
         self.router(to).propose_for(MemberId(from), message);
         self.work(to);
