@@ -118,6 +118,7 @@ async fn serve(config: Config, traces: Option<Traces>, give_back: fn()) -> Resul
         restored,
         dir.clone(),
         (clock.clone(), executor),
+        give_back,
         tokens,
         network_options,
     )?;
@@ -174,6 +175,7 @@ impl RunningMember {
         restored: Restored,
         dir: Arc<dyn MemberDir>,
         (clock, executor): (Arc<dyn Clock>, Arc<dyn Executor>),
+        give_back: fn(),
         tokens: Arc<Tokens>,
         network_options: transport::NetworkOptions,
     ) -> Result<Self, Error> {
@@ -213,7 +215,7 @@ impl RunningMember {
             raft,
             existed,
         } = assemble::Member::start(restored, dir, &deps, settings, jobs_of(config))?;
-        let raft_ended = spawn_raft(raft, handle.shared().clone())?;
+        let raft_ended = spawn_raft(raft, handle.shared().clone(), give_back)?;
         Ok(Self {
             handle,
             network,
@@ -538,6 +540,7 @@ fn metrics(config: &Config, member: MemberId) -> Arc<Metrics> {
 fn spawn_raft(
     raft: RaftThread,
     shared: Arc<Shared>,
+    give_back: fn(),
 ) -> Result<oneshot::Receiver<Result<(), String>>, Error> {
     let (ended, receiver) = oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
@@ -546,7 +549,7 @@ fn spawn_raft(
         .spawn(move || {
             // What it hands to others runs in the same runtime.
             let _runtime = runtime.enter();
-            let result = run::run(raft).map_err(|error| error.to_string());
+            let result = run::run(raft, give_back).map_err(|error| error.to_string());
             if let Err(reason) = &result {
                 shared.fail(reason.clone());
             }
