@@ -111,6 +111,7 @@ async fn serve(config: Config, traces: Option<Traces>, give_back: fn()) -> Resul
     let restored = bootstrap::restore(&config, dir.as_ref(), &real_network).await?;
     let network_options = transport::NetworkOptions {
         dialler: security.peers.dialler.clone(),
+        unlisted_message_bytes: transport::NetworkOptions::unlisted_bytes(config.max_request_bytes),
         ..transport::NetworkOptions::new(dir.path(""))
     };
     let member = RunningMember::start(
