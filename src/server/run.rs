@@ -268,7 +268,7 @@ impl RunningMember {
         let memory = memory::OfClients::new(budget, &settings);
         let ledger = memory.ledger(budget, &self.handle);
         let unread = memory.requests.unread().clone();
-        let unsent = memory.unsent.clone();
+        let (unsent, streams) = (memory.unsent.clone(), memory.streams.clone());
         let metrics = self.handle.shared().metrics.clone();
         let keep_alive = config.grpc_keepalive.map(|keepalive| KeepAlive {
             interval: keepalive.interval,
@@ -316,6 +316,7 @@ impl RunningMember {
                     metrics: metrics.clone(),
                     closed: Arc::default(),
                     block_turns: BlockTurns::default(),
+                    streams,
                 }),
                 unread,
                 unsent,
