@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -28,7 +29,7 @@ const slicedDivisor = 50
 
 // attacks are the rows of the table, in order.
 func attacks() []*attack {
-	return append(largeAttacks(), smallAttacks()...)
+	return slices.Concat(largeAttacks(), smallAttacks(), streamAttacks())
 }
 
 func largeAttacks() []*attack {

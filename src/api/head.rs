@@ -8,10 +8,11 @@ use super::arriving::Source;
 use crate::budget::Held;
 use crate::error::Error;
 
-/// Up to this size they are not counted: a call takes as much in any case.
-const FREE_BYTES: usize = 16 << 10;
-/// What HTTP/2 counts for each header beside its name and value.
-const HEADER_BYTES: usize = 32;
+/// Up to this size they are not counted: an open call counts as much in any case
+/// (`budget::streams`). Those of usual clients, with a token, have 1 to 3 KiB.
+const FREE_BYTES: usize = 6 << 10;
+/// What each header takes beside its name and value: 100 of them with 100 bytes each take 41 kB.
+const HEADER_BYTES: usize = 256;
 
 /// Room for the headers of a call, where they are large.
 ///
@@ -54,8 +55,12 @@ mod tests {
             max_message_bytes: 1 << 20,
         };
         let mut headers = HeaderMap::new();
-        headers.insert("a", HeaderValue::from_static("b"));
+        for at in 0..12 {
+            let name: http::HeaderName = format!("usual-header-{at}").parse().expect("a name");
+            headers.insert(name, HeaderValue::from_static("with a usual value"));
+        }
         assert!(matches!(room(&source, &headers), Ok(None)));
+        headers.clear();
         let large = "v".repeat(1 << 20);
         headers.insert("a", large.parse().expect("a value"));
         // Of four MiB one connection has three eighths.

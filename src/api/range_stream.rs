@@ -229,7 +229,11 @@ impl Chunks {
         }
         let view = self.view.clone();
         let pinned = view.pinned();
-        let (pairs, count, behind) = self.next_pairs(&pinned, room)?;
+        let (pairs, count, behind) = match self.sent {
+            0 => self.next_pairs(&pinned, room)?,
+            // The walk for a chunk may be short, and all of them are the whole range.
+            _ => pinned.once(|pinned| self.next_pairs(pinned, room))?,
+        };
         let (kvs, bytes, rest) = match pairs {
             Pairs::Held(kvs) => {
                 let bytes = kvs.size_bytes();

@@ -6,7 +6,8 @@
 //! engine. What is not counted one by one has a part that nobody may take (`UNCOUNTED_PIECES`): the
 //! copies of a batch of entries on its way through the log, the state and to other members, and what
 //! the engine's flushes and compactions use. Under large writes it is as much as all requests are.
-//! What a process needs at rest (code, threads, idle connections) comes on top.
+//! What a process needs at rest (code, threads, idle connections) comes on top, and what clients'
+//! open calls take, which have a limit of their own (`streams`).
 //!
 //! A part is never lent to another: a flood of requests must not take from answers, or nothing
 //! that is held would ever be released.
@@ -16,6 +17,7 @@ use std::sync::Arc;
 pub mod requests;
 mod room;
 mod share;
+pub mod streams;
 pub mod unread;
 pub mod unsent;
 

@@ -31,7 +31,12 @@ pub struct JobSettings {
 pub fn spawn(handle: &Handle, inbox: &Arc<Inbox>, mark: SyncedMark, settings: JobSettings) {
     let shared = handle.shared().clone();
     let scratch_dir = handle.settings().scratch_dir.clone();
-    let flushing = flush::run(shared.clone(), inbox.clone(), settings.snapshot_count);
+    let flushing = flush::run(
+        shared.clone(),
+        inbox.clone(),
+        mark.clone(),
+        settings.snapshot_count,
+    );
     handle.spawn(flushing);
     handle.spawn(log_mark::run(shared.clone(), mark));
     handle.spawn(compactor::run(shared, settings.compaction, scratch_dir));

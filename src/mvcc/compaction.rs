@@ -59,7 +59,7 @@ pub fn step(
     let lower = schema::revision_key(progress.next);
     let too_far = i64::from(probe::injected(Defect::CompactionTooFar));
     let upper = schema::revision_key(Revision::new(progress.target + 1 + too_far, 0));
-    let mut log = read.cursor(Family::Revisions, &lower, Some(&upper))?;
+    let mut log = read.scan(Family::Revisions, &lower, Some(&upper))?;
     let mut seen = 0;
     while log.next()? {
         let revision = decode_revision(log.key())?;

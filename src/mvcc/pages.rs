@@ -91,6 +91,16 @@ impl Pages {
         if self.left == 0 {
             return Ok(None);
         }
+        // What has to be paged is large, and most of it is read once; what a page gave a part of is
+        // read again for the next.
+        let page = match self.offset == 0 && !matches!(self.request.range, KeyRange::Point(_)) {
+            true => pinned.once(|pinned| self.read_page(pinned, rooms))?,
+            false => self.read_page(pinned, rooms)?,
+        };
+        Ok(Some(page))
+    }
+
+    fn read_page(&mut self, pinned: &PinnedView<'_>, rooms: &mut Rooms<'_>) -> Result<PairPage> {
         let mut page = PairPage {
             bytes: Vec::new(),
             continues: self.offset > 0,
@@ -113,7 +123,7 @@ impl Pages {
             Order::Sorted { .. } => self.take_rows(pinned, &mut page, rooms)?,
         }
         self.offset = page.offset;
-        Ok(Some(page))
+        Ok(page)
     }
 
     /// Fills a page in key order; the range behind its last whole pair.

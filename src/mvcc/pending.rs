@@ -6,7 +6,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 
 use crate::storage::schema::Version;
-use crate::storage::{self, Cursor, Family, Read};
+use crate::storage::{self, Cursor, Family, Read, once};
 use crate::types::KeyRange;
 
 /// What is to be written of `current`: new versions, and nothing for keys that are deleted.
@@ -48,7 +48,7 @@ impl Read for Pending<'_> {
         lower: &[u8],
         upper: Option<&[u8]>,
     ) -> storage::Result<Box<dyn Cursor + 'a>> {
-        let base = self.base.cursor(family, lower, upper)?;
+        let base = once::walk(self.base, family, lower, upper)?;
         if family != Family::Current || self.overlay.is_empty() {
             return Ok(base);
         }

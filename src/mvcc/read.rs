@@ -6,8 +6,9 @@
 use bytes::Bytes;
 
 use crate::error;
+use crate::storage::once::ReadOnce;
 use crate::storage::schema::{self, Head, Version};
-use crate::storage::{self, Cursor, Family, Read};
+use crate::storage::{self, Cursor, Family, Read, once};
 use crate::types::{KeyRange, Revision};
 
 /// What an answer is sorted by.
@@ -115,6 +116,15 @@ pub struct PinnedView<'a> {
 }
 
 impl<'a> PinnedView<'a> {
+    /// The same for what is read of much, and once.
+    pub fn once<T>(&self, read: impl FnOnce(&PinnedView<'_>) -> T) -> T {
+        let once = ReadOnce(self.read);
+        read(&PinnedView {
+            read: &once,
+            ..*self
+        })
+    }
+
     /// The revision that a request for `revision` reads at.
     pub fn check_revision(&self, revision: i64) -> Result<i64, error::Error> {
         if revision > self.head {
@@ -164,13 +174,13 @@ impl<'a> PinnedView<'a> {
                 Some(end)
             }
         };
-        let current = self.read.cursor(Family::Current, start, end.as_deref())?;
+        let current = once::walk(self.read, Family::Current, start, end.as_deref())?;
         if revision >= self.head {
             return Ok(Walk::Newest(current));
         }
         let lower = schema::undo_lower_bound(start);
         let upper = end.as_deref().map(schema::undo_lower_bound);
-        let undo = self.read.cursor(Family::Undo, &lower, upper.as_deref())?;
+        let undo = once::walk(self.read, Family::Undo, &lower, upper.as_deref())?;
         Ok(Walk::Past(Box::new(PastWalk {
             current,
             current_at: false,

@@ -1,14 +1,17 @@
 //! Takes connections of a listener and serves HTTP on each, until its member stops.
 
 use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
+use futures_util::future::Either;
+use http::header::CONTENT_TYPE;
+use http::{Request, Response, StatusCode};
 use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -19,6 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
+use tonic::Status;
 use tonic::body::Body;
 
 use super::allowance::{Allowance, ConnectionPermit};
@@ -30,8 +34,10 @@ use super::stream::Stream;
 use super::takeover::Upcoming;
 use super::tls::{Refused, Rejections, Session, TlsServer};
 use super::versions::Versions;
+use crate::budget::streams::StreamsOfConnection;
 use crate::budget::unread::{self, Unread};
 use crate::budget::unsent::{self, Unsent};
+use crate::error::Error;
 use crate::types::Remote;
 
 /// So long a stop waits for a connection on which somebody waits for an answer.
@@ -129,13 +135,16 @@ struct Counting<S> {
     service: S,
     waiting: Arc<AtomicUsize>,
     unsent: Arc<unsent::Connection>,
+    /// None where they are not counted.
+    streams: Option<Arc<StreamsOfConnection>>,
     upcoming: Upcoming,
 }
 
 /// An answer that is waited for.
 struct Awaited<F> {
     answer: F,
-    waiting: Arc<AtomicUsize>,
+    /// None for one that is there already.
+    waiting: Option<Arc<AtomicUsize>>,
     unsent: Arc<unsent::Connection>,
     wish: Option<OnUpgrade>,
     upcoming: Upcoming,
@@ -144,18 +153,40 @@ struct Awaited<F> {
 impl<S: Service> hyper::service::Service<Request<Incoming>> for Counting<S> {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = Awaited<S::Future>;
+    type Future = Awaited<Either<S::Future, Ready<Result<S::Response, S::Error>>>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let is_over = self.is_over();
+        if !is_over {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+        }
         Awaited {
             wish: Upcoming::wish(&mut request),
-            answer: self.service.call(request),
-            waiting: self.waiting.clone(),
+            answer: match is_over {
+                false => Either::Left(self.service.call(request)),
+                true => Either::Right(ready(Ok(too_many_streams(&request)))),
+            },
+            waiting: (!is_over).then(|| self.waiting.clone()),
             unsent: self.unsent.clone(),
             upcoming: self.upcoming.clone(),
         }
     }
+}
+
+impl<S> Counting<S> {
+    fn is_over(&self) -> bool {
+        self.streams.as_ref().is_some_and(|of| of.is_over())
+    }
+}
+
+fn too_many_streams(request: &Request<Incoming>) -> Response<Body> {
+    let content_type = request.headers().get(CONTENT_TYPE);
+    if content_type.is_some_and(|of| of.as_bytes().starts_with(b"application/grpc")) {
+        return Status::from(Error::TooManyStreams).into_http();
+    }
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response
 }
 
 impl<F, E> Future for Awaited<F>
@@ -165,7 +196,7 @@ where
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let answer = ready!(Pin::new(&mut self.answer).poll(cx));
+        let answer = std::task::ready!(Pin::new(&mut self.answer).poll(cx));
         Poll::Ready(answer.map(|mut answer| {
             let wish = self.wish.take();
             self.upcoming.answered(wish, &mut answer);
@@ -179,7 +210,9 @@ where
 
 impl<F> Drop for Awaited<F> {
     fn drop(&mut self) {
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        if let Some(waiting) = &self.waiting {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -466,16 +499,18 @@ where
     S: Service,
 {
     let waiting = Arc::new(AtomicUsize::new(0));
+    let streams = options.guard.as_ref().map(|of| of.streams.connection());
     let service = Box::new(Counting {
         service,
         waiting: waiting.clone(),
         unsent: options.unsent.connection(),
+        streams: streams.clone(),
         upcoming: Upcoming::default(),
     });
     let who = options.who;
-    match options.guard.clone() {
-        Some(guard) => {
-            let guarded = Box::new(Guarded::new(io, guard, unread, waiting));
+    match options.guard.clone().zip(streams) {
+        Some((guard, streams)) => {
+            let guarded = Box::new(Guarded::new(io, guard, unread, streams, waiting));
             Box::pin(http(guarded, who, protocols, service, stop))
         }
         None => Box::pin(http(Box::new(io), who, protocols, service, stop)),

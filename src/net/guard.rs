@@ -14,6 +14,10 @@
 //!
 //! Large header blocks are handed to the library by turns (see `turns`).
 //!
+//! The streams that are open are counted here, where both their ends can be seen
+//! (`budget::streams`). Beyond the limit their calls are refused behind the library, and a client that
+//! does not take the refusals is not read from.
+//!
 //! HTTP/1 passes untouched.
 
 use std::io;
@@ -31,6 +35,7 @@ use super::frames::{CONTINUATION, DATA, END_HEADERS, Frames, HEADERS, RST_STREAM
 use super::inbound::Inbound;
 use super::pings::{GOAWAY, Policy};
 use super::turns::{BlockTurn, BlockTurns};
+use crate::budget::streams::{OpenStreams, StreamsOfConnection};
 use crate::budget::unread;
 use crate::metrics::Metrics;
 
@@ -68,6 +73,7 @@ pub struct Guard {
     pub metrics: Arc<Metrics>,
     pub closed: Arc<Closed>,
     pub block_turns: BlockTurns,
+    pub streams: Arc<OpenStreams>,
 }
 
 /// The connections that were closed because what they sent was not read.
@@ -155,6 +161,7 @@ pub struct Guarded<S> {
     /// Until the first frame has begun.
     opening: Option<Pin<Box<Sleep>>>,
     unread: Arc<unread::Connection>,
+    streams: Arc<StreamsOfConnection>,
     paused: Option<Pause>,
     metrics: Arc<Metrics>,
     closed: Arc<Closed>,
@@ -165,6 +172,7 @@ impl<S> Guarded<S> {
         stream: S,
         guard: Guard,
         unread: Arc<unread::Connection>,
+        streams: Arc<StreamsOfConnection>,
         waiting: Arc<AtomicUsize>,
     ) -> Self {
         Self {
@@ -183,6 +191,7 @@ impl<S> Guarded<S> {
             ended: false,
             opening: Some(Box::pin(tokio::time::sleep(guard.first_frame_limit))),
             unread,
+            streams,
             paused: None,
             metrics: guard.metrics,
             closed: guard.closed,
@@ -219,6 +228,7 @@ impl<S> Guarded<S> {
                 unread.came(frame.len);
             }
         });
+        self.streams.set_open(policy.open());
         if policy.violated() && !self.ended {
             self.ended = true;
             self.goodbye = GOAWAY;
@@ -229,7 +239,8 @@ impl<S> Guarded<S> {
     /// Resolves when the client may be read from.
     fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            if self.http2 != Some(true) || !self.unread.must_wait(false) {
+            let is_full = self.streams.must_wait(self.unsent_answers());
+            if self.http2 != Some(true) || !is_full && !self.unread.must_wait(false) {
                 self.paused = None;
                 return Poll::Ready(Ok(()));
             }
@@ -242,7 +253,7 @@ impl<S> Guarded<S> {
                 return Poll::Ready(Err(io::Error::other(reason)));
             }
             let is_stuck = pause.moved.elapsed() > STUCK_AFTER;
-            if is_stuck && !self.unread.must_wait(true) {
+            if is_stuck && !is_full && !self.unread.must_wait(true) {
                 return Poll::Ready(Ok(()));
             }
             ready!(pause.next_check.as_mut().poll(cx));
@@ -283,14 +294,20 @@ impl<S> Guarded<S> {
             if self.given_up == 0 {
                 return Poll::Ready(());
             }
-            let unfinished = self.waiting.load(Ordering::Relaxed);
-            let unfinished = unfinished.saturating_sub(self.policy.unanswered());
-            if self.given_up < GIVEN_UP_LIMIT && unfinished < GIVEN_UP_LIMIT {
+            let abandoned = self.waiting.load(Ordering::Relaxed);
+            let abandoned = abandoned.saturating_sub(self.policy.unanswered());
+            if self.given_up < GIVEN_UP_LIMIT && abandoned < GIVEN_UP_LIMIT {
                 return Poll::Ready(());
             }
             self.rest = Some(Box::pin(tokio::time::sleep(REST)));
             self.short_reads = SHORT_READS;
         }
+    }
+
+    /// Calls whose answers have begun here and are not on the wire.
+    fn unsent_answers(&self) -> usize {
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        self.policy.unanswered().saturating_sub(waiting)
     }
 
     /// What was written; where nothing can be, nothing is read either.
@@ -307,6 +324,7 @@ impl<S> Guarded<S> {
             self.metrics.grpc_sent_bytes.add(bytes.len() as u64);
             let policy = &mut self.policy;
             self.sent.feed(bytes, |frame| policy.sent(frame));
+            self.streams.set_open(policy.open());
         }
     }
 }

@@ -87,6 +87,11 @@ impl Policy {
         self.unanswered
     }
 
+    /// Calls under way.
+    pub fn open(&self) -> usize {
+        self.open.len()
+    }
+
     /// Whether a call is under way on this stream.
     pub fn is_open(&self, stream: u32) -> bool {
         self.open.contains_key(&stream)

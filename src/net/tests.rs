@@ -2,6 +2,7 @@
 //! and how a listener stops.
 
 mod files;
+mod streams;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -28,6 +29,7 @@ use super::{
     Allowance, BlockTurns, Client, Guard, Http2, Security, ServeOptions, Stream, Versions, listen,
     serve,
 };
+use crate::budget::streams::OpenStreams;
 use crate::budget::unread::{self, Unread};
 use crate::budget::unsent::Unsent;
 use crate::metrics::Metrics;
@@ -123,6 +125,20 @@ fn start_secured(first_byte_limit: Duration, security: Security) -> Served {
 }
 
 fn start_at(address: &Address, first_byte_limit: Duration, security: Security) -> Served {
+    start_limited(
+        address,
+        first_byte_limit,
+        security,
+        OpenStreams::unlimited(),
+    )
+}
+
+fn start_limited(
+    address: &Address,
+    first_byte_limit: Duration,
+    security: Security,
+    streams: Arc<OpenStreams>,
+) -> Served {
     let listener = listen::bind(address, listen::SocketOptions::default()).expect("binds");
     let address = listener.address();
     let unread = Unread::new(UNREAD_BYTES);
@@ -146,6 +162,7 @@ fn start_at(address: &Address, first_byte_limit: Duration, security: Security) -
             metrics: metrics.clone(),
             closed: Arc::default(),
             block_turns: BlockTurns::default(),
+            streams,
         }),
         first_byte_limit,
         head_limit: LIMIT,

@@ -31,18 +31,24 @@ struct TurnLine {
     turn: Arc<Semaphore>,
     /// How many turns have ended.
     ended: AtomicU64,
+    placeless_limit: Duration,
 }
 
 impl Default for BlockTurns {
     fn default() -> Self {
-        Self(Arc::new(TurnLine {
-            turn: Arc::new(Semaphore::new(1)),
-            ended: AtomicU64::new(0),
-        }))
+        Self::with_limit(PLACELESS_LIMIT)
     }
 }
 
 impl BlockTurns {
+    fn with_limit(placeless_limit: Duration) -> Self {
+        Self(Arc::new(TurnLine {
+            turn: Arc::new(Semaphore::new(1)),
+            ended: AtomicU64::new(0),
+            placeless_limit,
+        }))
+    }
+
     /// One more connection.
     pub fn connection(&self) -> BlockTurn {
         BlockTurn {
@@ -95,7 +101,7 @@ impl BlockTurn {
             let since = self.placeless_since;
             self.state = match &mut self.state {
                 TurnState::Has { .. } => return Poll::Ready(()),
-                _ if since.is_some_and(|since| since.elapsed() > PLACELESS_LIMIT) => {
+                _ if since.is_some_and(|since| since.elapsed() > self.all.0.placeless_limit) => {
                     TurnState::Has { _permit: None }
                 }
                 TurnState::None => TurnState::Waits(Box::pin(self.all.0.clone().take())),
@@ -135,6 +141,33 @@ mod tests {
 
     async fn poll_once(mut poll: impl FnMut(&mut Context<'_>) -> Poll<()>) -> Poll<()> {
         poll_fn(|cx| Poll::Ready(poll(cx))).await
+    }
+
+    /// A connection that cannot write gives its place away again and again, and is not kept for ever.
+    #[tokio::test]
+    async fn who_never_keeps_its_place_continues_without_a_turn() {
+        let limit = Duration::from_millis(200);
+        let all = BlockTurns::with_limit(limit);
+        let [mut busy, mut stuck] = [all.connection(), all.connection()];
+        let begun = Instant::now();
+        poll_fn(|cx| busy.poll_take(cx)).await;
+        // Others have their turns all the while: the line moves.
+        while poll_once(|cx| stuck.poll_take(cx)).await.is_pending() {
+            assert!(begun.elapsed() < 50 * limit, "it waits");
+            stuck.give_up();
+            tokio::time::sleep(limit / 20).await;
+            assert!(busy.end());
+            poll_fn(|cx| busy.poll_take(cx)).await;
+        }
+        assert!(begun.elapsed() > limit, "{:?}", begun.elapsed());
+        // Only once: behind a turn the time begins anew.
+        assert!(stuck.end());
+        assert!(poll_once(|cx| stuck.poll_take(cx)).await.is_pending());
+        // And it is that of giving up alone: who keeps its place waits for its turn.
+        tokio::time::sleep(2 * limit).await;
+        assert!(poll_once(|cx| stuck.poll_take(cx)).await.is_pending());
+        assert!(busy.end());
+        poll_fn(|cx| stuck.poll_take(cx)).await;
     }
 
     #[tokio::test]

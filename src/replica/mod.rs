@@ -26,6 +26,7 @@ pub mod proposal;
 pub mod raft_status;
 pub mod raft_thread;
 pub mod reads;
+mod rests;
 pub mod router;
 pub mod run;
 pub mod shared;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::rests::Rests;
 use crate::env::Clock;
 
 struct PipeState<T> {
@@ -63,17 +64,32 @@ impl<T> Pipe<T> {
     }
 
     /// Marks the work taken last as done, waits for more, and takes all of it; `None` once the pipe
-    /// is closed and empty.
-    pub fn take(&self, clock: &dyn Clock) -> Option<Vec<T>> {
+    /// is closed and empty. The thread rests while it waits.
+    pub fn take(&self, clock: &dyn Clock, rests: &mut Rests) -> Option<Vec<T>> {
         let mut state = self.state.lock();
         state.finish();
         while state.items.is_empty() {
             if state.closed {
                 return None;
             }
-            self.wake.wait(&mut state);
+            let Some(due) = rests.due() else {
+                self.wake.wait(&mut state);
+                continue;
+            };
+            let now = clock.now();
+            if due > now {
+                self.wake.wait_for(&mut state, due - now);
+                continue;
+            }
+            // Who adds to the pipe never waits for this.
+            drop(state);
+            rests.rest(now);
+            state = self.state.lock();
         }
-        Some(state.begin(clock))
+        let items = state.begin(clock);
+        drop(state);
+        rests.worked(clock.now());
+        Some(items)
     }
 
     /// The same without waiting; empty if nothing is queued.
@@ -121,28 +137,61 @@ impl<T> Pipe<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
-    use crate::env::ManualClock;
+    use crate::env::{ManualClock, SystemClock};
 
     #[test]
     fn work_is_taken_whole_and_its_time_is_known() {
         let (pipe, clock) = (Pipe::default(), ManualClock::default());
+        let mut rests = Rests::new(|| {});
         pipe.push('a', 3);
         pipe.push('b', 4);
         assert!(!pipe.is_idle());
         assert_eq!(pipe.working_for(clock.now()), Duration::ZERO);
-        assert_eq!(pipe.take(&clock), Some(vec!['a', 'b']));
+        assert_eq!(pipe.take(&clock, &mut rests), Some(vec!['a', 'b']));
         pipe.push('c', 5);
         clock.advance(Duration::from_secs(2));
         assert_eq!(pipe.working_for(clock.now()), Duration::from_secs(2));
         assert_eq!(pipe.outstanding_bytes(), 12);
         pipe.note_progress(&clock);
         assert_eq!(pipe.working_for(clock.now()), Duration::ZERO);
-        assert_eq!(pipe.take(&clock), Some(vec!['c']));
+        assert_eq!(pipe.take(&clock, &mut rests), Some(vec!['c']));
         assert_eq!(pipe.outstanding_bytes(), 5);
         pipe.close();
-        assert_eq!(pipe.take(&clock), None);
+        assert_eq!(pipe.take(&clock, &mut rests), None);
         assert!(pipe.is_idle());
         assert_eq!(pipe.outstanding_bytes(), 0);
+    }
+
+    #[test]
+    fn a_thread_that_waits_rests() {
+        static RESTS: AtomicUsize = AtomicUsize::new(0);
+        let (pipe, clock) = (Arc::new(Pipe::default()), Arc::new(SystemClock::new()));
+        pipe.push('a', 1);
+        let thread = {
+            let (pipe, clock) = (pipe.clone(), clock.clone());
+            std::thread::spawn(move || {
+                let rest = || {
+                    RESTS.fetch_add(1, Ordering::SeqCst);
+                };
+                let mut rests = Rests::new(rest);
+                let mut taken = Vec::new();
+                while let Some(items) = pipe.take(clock.as_ref(), &mut rests) {
+                    taken.extend(items);
+                }
+                taken
+            })
+        };
+        while RESTS.load(Ordering::SeqCst) == 0 {
+            assert!(clock.now() < Duration::from_secs(20), "no rest");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(clock.now() >= Duration::from_secs(1));
+        pipe.push('b', 1);
+        pipe.close();
+        assert_eq!(thread.join().expect("no panic"), ['a', 'b']);
     }
 }

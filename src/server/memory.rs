@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::api::ApiSettings;
+use crate::budget::streams::OpenStreams;
 use crate::budget::unsent::Unsent;
 use crate::budget::{Budget, Ledger, Part, Requests, Share};
 use crate::service::handle::Handle;
@@ -12,6 +13,7 @@ pub struct OfClients {
     pub requests: Arc<Requests>,
     pub answers: Arc<Share>,
     pub unsent: Arc<Unsent>,
+    pub streams: Arc<OpenStreams>,
 }
 
 impl OfClients {
@@ -21,6 +23,7 @@ impl OfClients {
             requests: Arc::new(requests),
             answers: Share::new(budget.bytes(Part::Answers)),
             unsent: Unsent::new(budget.bytes(Part::Unsent)),
+            streams: OpenStreams::beside(budget.total_bytes),
         }
     }
 
@@ -55,6 +58,9 @@ impl OfClients {
         let unsent = self.unsent.clone();
         let figures = move || [unsent.bytes(), unsent.limit_bytes()].map(|bytes| bytes as u64);
         ledger.add("answers_unsent", Box::new(figures));
+        let streams = self.streams.clone();
+        let figures = move || [streams.bytes(), streams.limit_bytes()].map(|bytes| bytes as u64);
+        ledger.add("streams", Box::new(figures));
         ledger.add_share("watches", shared.hub.share());
         ledger.add_share("watches_queued", shared.hub.names());
         ledger

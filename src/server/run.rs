@@ -111,6 +111,7 @@ async fn serve(config: Config, traces: Option<Traces>, give_back: fn()) -> Resul
     let restored = bootstrap::restore(&config, dir.as_ref(), &real_network).await?;
     let network_options = transport::NetworkOptions {
         dialler: security.peers.dialler.clone(),
+        unlisted_message_bytes: transport::NetworkOptions::unlisted_bytes(config.max_request_bytes),
         ..transport::NetworkOptions::new(dir.path(""))
     };
     let member = RunningMember::start(
@@ -118,6 +119,7 @@ async fn serve(config: Config, traces: Option<Traces>, give_back: fn()) -> Resul
         restored,
         dir.clone(),
         (clock.clone(), executor),
+        give_back,
         tokens,
         network_options,
     )?;
@@ -174,6 +176,7 @@ impl RunningMember {
         restored: Restored,
         dir: Arc<dyn MemberDir>,
         (clock, executor): (Arc<dyn Clock>, Arc<dyn Executor>),
+        give_back: fn(),
         tokens: Arc<Tokens>,
         network_options: transport::NetworkOptions,
     ) -> Result<Self, Error> {
@@ -213,7 +216,7 @@ impl RunningMember {
             raft,
             existed,
         } = assemble::Member::start(restored, dir, &deps, settings, jobs_of(config))?;
-        let raft_ended = spawn_raft(raft, handle.shared().clone())?;
+        let raft_ended = spawn_raft(raft, handle.shared().clone(), give_back)?;
         Ok(Self {
             handle,
             network,
@@ -265,7 +268,7 @@ impl RunningMember {
         let memory = memory::OfClients::new(budget, &settings);
         let ledger = memory.ledger(budget, &self.handle);
         let unread = memory.requests.unread().clone();
-        let unsent = memory.unsent.clone();
+        let (unsent, streams) = (memory.unsent.clone(), memory.streams.clone());
         let metrics = self.handle.shared().metrics.clone();
         let keep_alive = config.grpc_keepalive.map(|keepalive| KeepAlive {
             interval: keepalive.interval,
@@ -313,6 +316,7 @@ impl RunningMember {
                     metrics: metrics.clone(),
                     closed: Arc::default(),
                     block_turns: BlockTurns::default(),
+                    streams,
                 }),
                 unread,
                 unsent,
@@ -538,6 +542,7 @@ fn metrics(config: &Config, member: MemberId) -> Arc<Metrics> {
 fn spawn_raft(
     raft: RaftThread,
     shared: Arc<Shared>,
+    give_back: fn(),
 ) -> Result<oneshot::Receiver<Result<(), String>>, Error> {
     let (ended, receiver) = oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
@@ -546,7 +551,7 @@ fn spawn_raft(
         .spawn(move || {
             // What it hands to others runs in the same runtime.
             let _runtime = runtime.enter();
-            let result = run::run(raft).map_err(|error| error.to_string());
+            let result = run::run(raft, give_back).map_err(|error| error.to_string());
             if let Err(reason) = &result {
                 shared.fail(reason.clone());
             }

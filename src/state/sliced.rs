@@ -303,7 +303,8 @@ pub fn take_back(
     }
 }
 
-/// A cursor over the entries of a family that have `prefix` in front of a key of `range`.
+/// A cursor over the entries of a family that have `prefix` in front of a key of `range`, which are
+/// read once.
 fn cursor<'a>(
     read: &'a dyn Read,
     family: Family,
@@ -315,5 +316,5 @@ fn cursor<'a>(
         KeyRange::Span(_, end) => Some(prefixed(end)),
         KeyRange::From(_) | KeyRange::Point(_) => schema::prefix_end(prefix),
     };
-    read.cursor(family, &prefixed(range.start()), upper.as_deref())
+    read.scan(family, &prefixed(range.start()), upper.as_deref())
 }

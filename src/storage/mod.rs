@@ -12,6 +12,7 @@
 #[cfg_attr(not(any(test, feature = "simulation")), allow(dead_code))]
 #[cfg(any(test, feature = "in-memory"))]
 pub mod memory;
+pub mod once;
 pub mod raft_log;
 pub mod rocks;
 pub mod schema;
@@ -182,6 +183,11 @@ pub struct Size {
 /// Reads of one consistent state.
 pub trait Read: Send + Sync {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>>;
+
+    /// The same for what comes once: it takes no other block's place in memory.
+    fn get_once(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
+        self.get(family, key)
+    }
 
     /// A cursor over `[lower, upper)`; no upper bound where it is `None`. It stands before the
     /// first key.

@@ -254,11 +254,29 @@ fn handle(db: &DB, family: Family) -> Result<&ColumnFamily> {
 /// takes each block with a call of its own.
 const SCAN_READ_BYTES: usize = 256 << 10;
 
-/// Whether what an iteration reads stays in the block cache.
+/// Whether what is read stays in the block cache.
 #[derive(Clone, Copy)]
 enum Caching {
     Kept,
     PassedBy,
+}
+
+fn get(
+    db: &DB,
+    snapshot: Option<&Snapshot<'_>>,
+    caching: Caching,
+    family: Family,
+    key: &[u8],
+) -> Result<Option<Bytes>> {
+    let mut options = ReadOptions::default();
+    options.fill_cache(matches!(caching, Caching::Kept));
+    if let Some(snapshot) = snapshot {
+        options.set_snapshot(snapshot);
+    }
+    let pinned = db
+        .get_pinned_cf_opt(handle(db, family)?, key, &options)
+        .map_err(engine_error)?;
+    Ok(pinned.map(|value| Bytes::copy_from_slice(&value)))
 }
 
 fn iterate<'a>(
@@ -291,11 +309,11 @@ fn iterate<'a>(
 
 impl Read for RocksEngine {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
-        let pinned = self
-            .db
-            .get_pinned_cf(handle(&self.db, family)?, key)
-            .map_err(engine_error)?;
-        Ok(pinned.map(|value| Bytes::copy_from_slice(&value)))
+        get(&self.db, None, Caching::Kept, family, key)
+    }
+
+    fn get_once(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
+        get(&self.db, None, Caching::PassedBy, family, key)
     }
 
     fn cursor<'a>(
@@ -345,13 +363,15 @@ impl RocksView {
 
 impl Read for RocksView {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
+        let snapshot = self.snapshot.borrow_dependent();
         let db = self.snapshot.borrow_owner();
-        let pinned = self
-            .snapshot
-            .borrow_dependent()
-            .get_pinned_cf(handle(db, family)?, key)
-            .map_err(engine_error)?;
-        Ok(pinned.map(|value| Bytes::copy_from_slice(&value)))
+        get(db, Some(snapshot), Caching::Kept, family, key)
+    }
+
+    fn get_once(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
+        let snapshot = self.snapshot.borrow_dependent();
+        let db = self.snapshot.borrow_owner();
+        get(db, Some(snapshot), Caching::PassedBy, family, key)
     }
 
     fn cursor<'a>(

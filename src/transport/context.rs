@@ -40,6 +40,8 @@ pub struct NetworkOptions {
     /// The largest batch or response that is accepted from a peer. A raft message can hold several
     /// client requests of the maximum size.
     pub max_message_bytes: usize,
+    /// The same from a caller that is not listed, which anybody may be.
+    pub unlisted_message_bytes: usize,
     pub urgent: QueueLimits,
     pub bulk: QueueLimits,
     /// Concurrent outgoing snapshots; further ones wait for a while.
@@ -50,12 +52,23 @@ pub struct NetworkOptions {
     pub snapshot_install_limit: Duration,
 }
 
+/// A batch has a megabyte, and the last of its messages may have another, or a request of the largest
+/// size that is beside it.
+const UNLISTED_BYTES: usize = 4 << 20;
+
 impl NetworkOptions {
+    /// What a caller that is not listed may send where requests may be so large: what a leader that
+    /// joined while this member was away has to.
+    pub fn unlisted_bytes(max_request_bytes: usize) -> usize {
+        UNLISTED_BYTES.saturating_add(max_request_bytes)
+    }
+
     pub fn new(incoming_snapshots: PathBuf) -> Self {
         Self {
             dialler: Dialler::default(),
             incoming_snapshots,
             max_message_bytes: 1 << 30,
+            unlisted_message_bytes: UNLISTED_BYTES,
             urgent: QueueLimits {
                 messages: 4_096,
                 bytes: 4 << 20,

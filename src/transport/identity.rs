@@ -1,6 +1,7 @@
 //! The identities of caller, cluster and receiver in the metadata of every call between members,
 //! and the refusals of a receiver.
 
+use http::HeaderMap;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
@@ -193,6 +194,12 @@ pub fn incarnation(metadata: &MetadataMap) -> Option<u64> {
 pub fn format(metadata: &MetadataMap) -> u64 {
     let text = metadata.get(FORMAT).and_then(|value| value.to_str().ok());
     text.and_then(|text| text.parse().ok()).unwrap_or_default()
+}
+
+/// Who the caller says it is.
+pub fn caller(headers: &HeaderMap) -> Option<MemberId> {
+    let text = headers.get(FROM)?.to_str().ok()?;
+    u64::from_str_radix(text, 16).ok().map(MemberId)
 }
 
 /// The caller, if the call is for this member.

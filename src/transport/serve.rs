@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response, Version};
+use http::{HeaderMap, Request, Response, Version};
 use hyper::body::Incoming;
 use tokio::sync::watch;
 use tonic::body::Body;
@@ -14,6 +14,7 @@ use tonic::codegen::Service as _;
 
 use super::context::Context;
 use super::dial::UNACKNOWLEDGED_LIMIT;
+use super::identity;
 use super::network::GrpcNetwork;
 use super::pages;
 use super::service::PeerRpcService;
@@ -48,11 +49,15 @@ impl GrpcNetwork {
             arrivals: self.arrivals.clone(),
             stop: stop.clone(),
         });
+        let options = &self.context.options;
+        let server =
+            |max_bytes| PeerServer::from_arc(service.clone()).max_decoding_message_size(max_bytes);
         let gate = PeerDispatch {
             context: self.context.clone(),
-            lanes: PeerServer::from_arc(service.clone())
-                .max_decoding_message_size(self.context.options.max_message_bytes),
-            requests: PeerServer::from_arc(service).max_decoding_message_size(MAX_REQUEST_BYTES),
+            network: self.clone(),
+            lanes: server(options.max_message_bytes),
+            unlisted: server(options.unlisted_message_bytes),
+            requests: server(MAX_REQUEST_BYTES),
         };
         let options = net::ServeOptions {
             who: "peer",
@@ -82,8 +87,18 @@ const REQUEST_PATH: &str = "/etchedpeer.Peer/Ask";
 #[derive(Clone)]
 struct PeerDispatch {
     context: Arc<Context>,
+    network: Arc<GrpcNetwork>,
     lanes: PeerServer<PeerRpcService>,
+    /// Of callers that are not listed.
+    unlisted: PeerServer<PeerRpcService>,
     requests: PeerServer<PeerRpcService>,
+}
+
+impl PeerDispatch {
+    /// Whether a call says that it is of a listed member; what else it says is checked behind.
+    fn is_listed(&self, headers: &HeaderMap) -> bool {
+        identity::caller(headers).is_some_and(|caller| self.network.lists(caller))
+    }
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -98,7 +113,8 @@ impl hyper::service::Service<Request<Incoming>> for PeerDispatch {
             let is_request = request.uri().path() == REQUEST_PATH;
             let server = match is_request {
                 true => &self.requests,
-                false => &self.lanes,
+                false if self.is_listed(request.headers()) => &self.lanes,
+                false => &self.unlisted,
             };
             return server.clone().call(request);
         }

@@ -43,6 +43,7 @@ use tokio::task::JoinHandle;
 
 use super::endpoints::{self, Endpoint};
 use super::error::Error;
+use crate::budget::streams::OpenStreams;
 use crate::budget::unread::Unread;
 use crate::budget::unsent::Unsent;
 use crate::config::{GrpcProxyStart, UpstreamTls};
@@ -294,6 +295,7 @@ fn options(start: &GrpcProxyStart, security: Security) -> net::ServeOptions {
             metrics: metrics.clone(),
             closed: Arc::default(),
             block_turns: BlockTurns::default(),
+            streams: OpenStreams::unlimited(),
         }),
         // What is passed on unread is read as it is sent, and the windows bound the rest. A message with
         // keys is held as a whole, for a minute at most, as etcd's proxy holds every message.

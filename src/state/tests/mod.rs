@@ -2,6 +2,7 @@
 
 mod answers;
 mod auth_language;
+mod cache;
 mod language;
 mod member;
 mod random;

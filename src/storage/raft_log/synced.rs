@@ -2,7 +2,7 @@
 //! end from one whose last write a crash tore. Zeros behind the last frame look the same in both.
 //!
 //! The mark lags, so it costs an append nothing: it is written when a segment is begun, at an
-//! orderly stop, and by the holder of a [`SyncedMark`], every second. It only ever names what was
+//! orderly stop, and by the holders of a [`SyncedMark`], every second and with each flush of the state. It only ever names what was
 //! durable when it was written, and the place where frames end never moves back: not where entries
 //! are replaced, compacted or reset, all of which are frames of their own. So a log that ends
 //! before its mark lost something.

@@ -52,12 +52,39 @@ async fn a_message_larger_than_any_window_arrives() {
     assert_eq!(b.inbound.indexes(MsgAppend), [1, 2]);
 }
 
+/// Anybody may say to be a member that is not known yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_not_listed_may_send_no_more_than_a_leader_has_to() {
+    let limit = NetworkOptions::unlisted_bytes(2 << 20);
+    let change = |options: &mut NetworkOptions| options.unlisted_message_bytes = limit;
+    let a = Site::start(A).await;
+    let b = Site::start_with(B, CLUSTER, "127.0.0.1:0", change).await;
+    a.knows(B, &b.url());
+    a.network.send(B, vec![append(1, 5 << 20)]);
+    eventually("one that may be", || b.inbound.count(MsgAppend) == 1).await;
+    a.network.send(B, vec![append(2, limit)]);
+    let refused = || b.cells(A).receive_failures.get() > 0;
+    eventually("a refusal", refused).await;
+    b.knows(A, &a.url());
+    a.network.send(B, vec![append(3, limit)]);
+    eventually("what a listed one sends", || {
+        // What the broken link lost is not sent again.
+        if b.inbound.indexes(MsgAppend).len() == 1 && a.is_active(B) {
+            a.network.send(B, vec![append(3, limit)]);
+        }
+        b.inbound.count(MsgAppend) > 1
+    })
+    .await;
+    assert!(!b.inbound.indexes(MsgAppend).contains(&2));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_append_does_not_hold_up_a_heartbeat() {
     let (a, b) = (Site::start(A).await, Site::start(B).await);
     let proxy = Proxy::to(&b.address).await;
     proxy.set(Mode::StopAfter(1 << 20));
     a.knows(B, &proxy.url);
+    b.knows(A, &a.url());
     a.network.send(B, vec![append(1, 20 << 20), heartbeat(1)]);
     eventually("the heartbeat", || b.inbound.count(MsgHeartbeat) == 1).await;
     assert_eq!(b.inbound.count(MsgAppend), 0);
