@@ -153,7 +153,7 @@ pub const KNOWN: &[(&str, usize)] = &[
     ("Values", 2),
     ("Verified", 2),
     ("Version", 3),
-    ("Versions", 4),
+    ("Versions", 2),
     ("Waiter", 2),
     ("WaitingRead", 2),
     ("Watch", 4),
