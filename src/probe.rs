@@ -284,12 +284,12 @@ pub struct Applied {
     pub member: u64,
     pub index: u64,
     pub term: u64,
-    pub payload: Payload,
+    pub payload: AppliedPayload,
 }
 
 /// Encoded, as in the log.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Payload {
+pub enum AppliedPayload {
     Empty,
     Request(Bytes),
     Member(Bytes),

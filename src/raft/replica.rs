@@ -70,7 +70,7 @@ pub struct Status {
 
 /// A leader's knowledge of another member's progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct MemberProgress {
     pub member: MemberId,
     pub matched: u64,
     pub voter: bool,
@@ -396,10 +396,10 @@ impl Replica {
     }
 
     /// The progress of all members, this one included; known to a leader.
-    pub fn progress(&self) -> Vec<Progress> {
+    pub fn progress(&self) -> Vec<MemberProgress> {
         let raft = &self.node.raft;
         let conf = raft.prs().conf().to_conf_state();
-        let progress = raft.prs().iter().map(|(id, progress)| Progress {
+        let progress = raft.prs().iter().map(|(id, progress)| MemberProgress {
             member: MemberId(*id),
             matched: progress.matched,
             voter: conf.voters.contains(id),

@@ -220,7 +220,7 @@ impl RaftThread {
 
     /// The members as raft knows them.
     #[cfg(any(test, feature = "simulation"))]
-    pub fn progress(&self) -> Vec<crate::raft::replica::Progress> {
+    pub fn progress(&self) -> Vec<crate::raft::replica::MemberProgress> {
         self.router.progress()
     }
 

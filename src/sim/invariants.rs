@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::history::{AppliedEntry, Payload};
+use super::history::{AppliedEntry, RecordedPayload};
 use super::member::Process;
 use super::world::World;
 use crate::mvcc::compaction;
@@ -59,11 +59,11 @@ impl World {
         for applied in probe::take_applied() {
             let member = MemberId(applied.member);
             let payload = match applied.payload {
-                probe::Payload::Empty => Payload::Empty,
-                probe::Payload::Request(bytes) => Payload::Request(bytes),
-                probe::Payload::Member(bytes) => {
+                probe::AppliedPayload::Empty => RecordedPayload::Empty,
+                probe::AppliedPayload::Request(bytes) => RecordedPayload::Request(bytes),
+                probe::AppliedPayload::Member(bytes) => {
                     let change = prost::Message::decode(bytes);
-                    Payload::Member(change.unwrap_or_else(|_| MemberChange::default()))
+                    RecordedPayload::Member(change.unwrap_or_else(|_| MemberChange::default()))
                 }
             };
             let entry = AppliedEntry {

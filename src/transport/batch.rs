@@ -33,12 +33,12 @@ pub struct OutgoingBatch {
 }
 
 struct Outgoing {
-    payload: Payload,
+    payload: OutgoingPayload,
     payload_len: usize,
 }
 
 #[expect(clippy::large_enum_variant, reason = "nearly all of them are raft's")]
-enum Payload {
+enum OutgoingPayload {
     Raft(Message),
     Forwarded(etchedpeer::Forwarded),
     Refused(etchedpeer::Refused),
@@ -53,7 +53,7 @@ impl OutgoingBatch {
         };
         let mut outgoing = Vec::with_capacity(messages.len());
         for message in messages {
-            let payload = Payload::from(message);
+            let payload = OutgoingPayload::from(message);
             let payload_len = payload.encoded_len();
             len += framed_len(MESSAGES_TAG, framed_len(payload.tag(), payload_len));
             outgoing.push(Outgoing {
@@ -100,7 +100,7 @@ fn framed_len(tag: u32, len: usize) -> usize {
     key_len(tag) + encoded_len_varint(len as u64) + len
 }
 
-impl Payload {
+impl OutgoingPayload {
     fn tag(&self) -> u32 {
         match self {
             Self::Raft(_) => RAFT_TAG,
@@ -126,7 +126,7 @@ impl Payload {
     }
 }
 
-impl From<PeerMessage> for Payload {
+impl From<PeerMessage> for OutgoingPayload {
     fn from(message: PeerMessage) -> Self {
         match message {
             PeerMessage::Raft(message) => Self::Raft(message),

@@ -15,7 +15,7 @@ use super::identity::Local;
 use super::intake;
 use super::lane::{Lane, LaneKind};
 use super::peer_rpc::PeerRpcClient;
-use super::queue::Queue;
+use super::queue::LaneQueue;
 use super::roster::Roster;
 use super::snapshot_in::Arrivals;
 use super::snapshot_out::Snapshots;
@@ -39,8 +39,8 @@ pub struct GrpcNetwork {
 /// A peer, and the tasks that run its lanes; they end with it.
 struct Connected {
     peer: Peer,
-    urgent: Arc<Queue>,
-    bulk: Arc<Queue>,
+    urgent: Arc<LaneQueue>,
+    bulk: Arc<LaneQueue>,
     rpcs: Arc<PeerRpcClient>,
     tasks: [AbortHandle; 2],
 }
@@ -127,16 +127,16 @@ impl GrpcNetwork {
         self.peers.read().get(&peer).cloned()
     }
 
-    fn connect(&self, peer: Peer, queues: Option<(Arc<Queue>, Arc<Queue>)>) -> Connected {
+    fn connect(&self, peer: Peer, queues: Option<(Arc<LaneQueue>, Arc<LaneQueue>)>) -> Connected {
         let options = &self.context.options;
         let (urgent, bulk) = queues.unwrap_or_else(|| {
             (
-                Arc::new(Queue::new(options.urgent)),
-                Arc::new(Queue::new(options.bulk)),
+                Arc::new(LaneQueue::new(options.urgent)),
+                Arc::new(LaneQueue::new(options.bulk)),
             )
         });
         let silences = Arc::new(watch::Sender::new(0));
-        let lane = |kind, queue: &Arc<Queue>| {
+        let lane = |kind, queue: &Arc<LaneQueue>| {
             let lane = Lane {
                 context: self.context.clone(),
                 peer: peer.member,
