@@ -499,7 +499,7 @@ impl Applier {
             index,
             revision = self.machine.head(),
             took = ?(now - start),
-            "took over a snapshot of the leader"
+            "took over a received state of the leader"
         );
         Ok(AppliedGroup {
             index,

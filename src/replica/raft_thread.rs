@@ -368,7 +368,7 @@ impl RaftThread {
             Ok(checkpoint) => checkpoint,
             Err(error) => {
                 // No harm to this member; it is tried again when raft next wants one.
-                tracing::warn!(%error, "cannot make a snapshot for another member");
+                tracing::warn!(%error, "cannot make a checkpoint for another member");
                 return;
             }
         };

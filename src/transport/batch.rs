@@ -206,7 +206,7 @@ pub fn read_snapshot(bytes: bytes::Bytes) -> Result<Message, String> {
     let message = read_raft(bytes)?;
     admit::check_form(&message).map_err(|fault| format!("a message of raft's: {fault}"))?;
     if message.msg_type != MessageType::MsgSnapshot as i32 {
-        return Err("a message of raft's that belongs to no snapshot".to_owned());
+        return Err("a message of raft's that is no raft snapshot message".to_owned());
     }
     Ok(message)
 }

@@ -46,8 +46,8 @@ struct Connected {
 }
 
 impl GrpcNetwork {
-    /// Must be called within the async runtime that will run it. Removes incomplete snapshots of an
-    /// earlier run. Until `attach` no call is accepted and nothing is reported.
+    /// Must be called within the async runtime that will run it. Removes incompletely received states of
+    /// an earlier run. Until `attach` no call is accepted and nothing is reported.
     pub fn start(local: Local, outside: NetworkEnv, options: NetworkOptions) -> Arc<Self> {
         intake::remove_leftovers(&options.incoming_snapshots);
         let snapshots = Snapshots::new(options.max_snapshots_sent);
