@@ -107,10 +107,10 @@ impl World {
             return;
         }
         // An unreadable state ends the member, which is reported separately.
-        let Ok(mark) = entry_id_of(&state) else {
+        let Ok(entry_id) = entry_id_of(&state) else {
             return;
         };
-        let (index, hash) = (mark.index, state.content_hash());
+        let (index, hash) = (entry_id.index, state.content_hash());
         let (known, by) = *self.hashes.entry(index).or_insert((hash, id));
         if known != hash {
             self.find(
@@ -215,10 +215,10 @@ impl World {
         if self.is_within_deletion(id) {
             return;
         }
-        if let Ok(mark) = entry_id_of(&member.disk.state())
-            && mark.index != said
+        if let Ok(entry_id) = entry_id_of(&member.disk.state())
+            && entry_id.index != said
         {
-            let details = format!("{id} says {said}, its state {}", mark.index);
+            let details = format!("{id} says {said}, its state {}", entry_id.index);
             self.find("a member does not know what it has applied", details);
         }
     }
