@@ -1,14 +1,15 @@
 //! Rules of this project that a machine can check: which module may know which, that files import
 //! each other in no circle, what no release holds, where time and chance come from, how large a file
 //! and a function may be and what a file may be called, which names several types share, which words
-//! were given up and which need another beside them, and that the documents name files that
-//! exist.
+//! were given up and which need another beside them, that the documents name files that exist, and
+//! the form of commits.
 //!
 //! Each rule is a function from text to findings, tried on small made-up texts beside it, and one
 //! test here that lets it loose on the checkout.
 
 mod tidy {
     pub mod circles;
+    pub mod commits;
     pub mod documents;
     pub mod functions;
     pub mod homonyms;
@@ -25,7 +26,9 @@ mod tidy {
 }
 
 use tidy::source::{self, Source};
-use tidy::{circles, documents, functions, homonyms, layers, purity, release, shape, terms, words};
+use tidy::{
+    circles, commits, documents, functions, homonyms, layers, purity, release, shape, terms, words,
+};
 
 /// Fails with every finding, one a line.
 fn assert_none(findings: Vec<String>) {
@@ -142,4 +145,10 @@ fn words_of_several_meanings_say_which() {
         findings.extend(check(name, &source::text(name)));
     }
     assert_none(findings);
+}
+
+#[test]
+fn commits_have_their_form() {
+    let log = commits::newest(source::top());
+    assert_none(log.map_or_else(Vec::new, |log| commits::check(&log)));
 }
