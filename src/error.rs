@@ -109,7 +109,7 @@ errors! {
     UnknownMethod => Unknown, "etcdserver: unknown method";
     RangeStreamSort => Unimplemented, "RangeStream does not support custom sort orders";
     RangeStreamFilters => Unimplemented, "RangeStream does not support revision filters";
-    BackupFailed => Internal, "etched: the snapshot could not be made; this member's log says why";
+    BackupFailed => Internal, "etched: the backup could not be made; this member's log says why";
     HashFailed => Internal, "etched: the hash could not be made; this member's log says why";
     SessionExpired => Unknown, "mutex: session is expired";
     ElectionNotLeader => Unknown, "election: not leader";

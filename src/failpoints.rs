@@ -45,7 +45,7 @@ failpoints! {
     BeforeApplyOneConfChange => "beforeApplyOneConfChange",
     /// The same for every other entry.
     BeforeApplyOneEntryNormal => "beforeApplyOneEntryNormal",
-    /// The state of a received snapshot is about to be opened.
+    /// A received state is about to be opened.
     ApplyBeforeOpenSnapshot => "applyBeforeOpenSnapshot",
     /// It is open, and the file `STATE` still names the one before.
     ApplyAfterOpenSnapshot => "applyAfterOpenSnapshot",
@@ -85,11 +85,11 @@ failpoints! {
     RaftBeforeSave => "raftBeforeSave",
     /// They are in it, durably.
     RaftAfterSave => "raftAfterSave",
-    /// The raft log is about to be reset to the entry of a received snapshot.
+    /// The raft log is about to be reset to the entry of a received state.
     RaftBeforeSaveSnap => "raftBeforeSaveSnap",
     /// It is, durably.
     RaftAfterSaveSnap => "raftAfterSaveSnap",
-    /// A received snapshot, to which the log is reset, is about to take the state's place.
+    /// A received state, to whose entry the log is reset, is about to take the old one's place.
     RaftBeforeApplySnap => "raftBeforeApplySnap",
     /// It has.
     RaftAfterApplySnap => "raftAfterApplySnap",

@@ -36,10 +36,10 @@ named! {
     CoveragePoint {
         UnlistedPeerAnswered => "unlisted peer answered",
         LeaderUnheard => "leader that waited for its term to be on disk",
-        SnapshotInstalled => "snapshot installed",
-        SnapshotUnwanted => "snapshot unwanted",
+        SnapshotInstalled => "received state installed",
+        SnapshotUnwanted => "received state not needed",
         StateTakenUpAfterCrash => "received state taken up after a crash",
-        ProposalsLostFromSight => "proposals lost from sight by a snapshot",
+        ProposalsLostFromSight => "proposals lost from sight by a received state",
         ConflictTruncated => "log conflict truncated",
         LogCut => "log cut",
         SegmentDeleted => "log segment deleted",
@@ -85,7 +85,7 @@ named! {
         WatchCaughtUp => "watch caught up",
         WatchCompacted => "watch cut by compaction",
         WatchEndedByAuth => "watch ended whose user had lost the right to it",
-        WatchResynced => "watches resumed over a snapshot",
+        WatchResynced => "watches resumed over a received state",
         RevisionOverflowed => "revision larger than a watch queue",
         LargeRevision => "revision larger than a page of history",
         CompactionResumed => "compaction resumed after a restart",
@@ -284,12 +284,12 @@ pub struct Applied {
     pub member: u64,
     pub index: u64,
     pub term: u64,
-    pub payload: Payload,
+    pub payload: AppliedPayload,
 }
 
 /// Encoded, as in the log.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Payload {
+pub enum AppliedPayload {
     Empty,
     Request(Bytes),
     Member(Bytes),

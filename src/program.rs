@@ -236,7 +236,7 @@ fn restore(command: Restore) -> ExitCode {
             );
             if command.bump_revision == 0 {
                 eprintln!(
-                    "no revisions were skipped; if the old cluster kept running after the snapshot, make all members again with --bump-revision 1000000000 --mark-compacted before they start"
+                    "no revisions were skipped; if the old cluster kept running after the file was saved, make all members again with --bump-revision 1000000000 --mark-compacted before they start"
                 );
             }
             ExitCode::SUCCESS

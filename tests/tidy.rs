@@ -1,13 +1,15 @@
 //! Rules of this project that a machine can check: which module may know which, that files import
 //! each other in no circle, what no release holds, where time and chance come from, how large a file
 //! and a function may be and what a file may be called, which names several types share, which words
-//! were given up, and that the documents name files that exist.
+//! were given up and which need another beside them, that the documents name files that exist, and
+//! the form of commits.
 //!
 //! Each rule is a function from text to findings, tried on small made-up texts beside it, and one
 //! test here that lets it loose on the checkout.
 
 mod tidy {
     pub mod circles;
+    pub mod commits;
     pub mod documents;
     pub mod functions;
     pub mod homonyms;
@@ -18,12 +20,15 @@ mod tidy {
     pub mod release;
     pub mod shape;
     pub mod source;
+    pub mod terms;
     pub mod tokens;
     pub mod words;
 }
 
 use tidy::source::{self, Source};
-use tidy::{circles, documents, functions, homonyms, layers, purity, release, shape, words};
+use tidy::{
+    circles, commits, documents, functions, homonyms, layers, purity, release, shape, terms, words,
+};
 
 /// Fails with every finding, one a line.
 fn assert_none(findings: Vec<String>) {
@@ -104,6 +109,9 @@ const DOCUMENTS: &[&str] = &[
     "docs/STYLE.md",
 ];
 
+/// Those at the top.
+const AT_TOP: &[&str] = &["README.md", "CHANGELOG.md", "CONTRIBUTING.md"];
+
 #[test]
 fn documents_name_files_that_exist() {
     let findings = DOCUMENTS
@@ -117,8 +125,30 @@ fn documents_name_files_that_exist() {
 fn words_that_were_given_up_stay_away() {
     let check = |path: &str, text: &str| words::check(path, text, words::GIVEN_UP, words::ALLOWED);
     let mut findings = each(&source::texts(), |source| check(&source.path, &source.text));
-    for name in ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"] {
+    for name in AT_TOP {
         findings.extend(check(name, &source::text(name)));
     }
     assert_none(findings);
+}
+
+#[test]
+fn words_of_several_meanings_say_which() {
+    let check = |path: &str, text: &str| terms::check(path, text, terms::ALLOWED);
+    let mut findings = each(&source::texts(), |source| {
+        let of = ["src/", "docs/", "proto/peer.proto"];
+        match of.iter().any(|begin| source.path.starts_with(begin)) {
+            true => check(&source.path, &source.text),
+            false => Vec::new(),
+        }
+    });
+    for name in AT_TOP {
+        findings.extend(check(name, &source::text(name)));
+    }
+    assert_none(findings);
+}
+
+#[test]
+fn commits_have_their_form() {
+    let log = commits::newest(source::top());
+    assert_none(log.map_or_else(Vec::new, |log| commits::check(&log)));
 }

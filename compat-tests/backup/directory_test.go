@@ -63,7 +63,7 @@ func TestEtchedStartsOnADirectoryOfEtcd(t *testing.T) {
 				if hashOf(t, filepath.Join(server.DataDir(), "member")) != untouched {
 					t.Error("etcd's files were changed")
 				}
-				goesOn(t, content.client, acknowledged)
+				writesAgain(t, content.client, acknowledged)
 				if lines, err := server.Log(); err != nil || len(tookOver(lines)) != 1 {
 					t.Errorf("%d lines say what was taken over (%v)", len(tookOver(lines)), err)
 				}
@@ -140,7 +140,7 @@ func TestAClusterChangesItsKind(t *testing.T) {
 					client := content.dial(server)
 					want.compare(t, look(t, client, want.revision))
 					acknowledged.check(t, client)
-					goesOn(t, client, acknowledged)
+					writesAgain(t, client, acknowledged)
 				}
 				if kind == harness.Etched {
 					sameInAnEtcd(t, content, servers[i])
@@ -202,7 +202,7 @@ func etcdStartsOnWhatWasExported(t *testing.T, flags []string) {
 	content.connect()
 	want.compare(t, look(t, content.client, want.revision))
 	acknowledged.check(t, content.client)
-	goesOn(t, content.client, acknowledged)
+	writesAgain(t, content.client, acknowledged)
 	if len(flags) > 0 {
 		// Its log is where an etcd has it, and no longer where it was.
 		return
@@ -674,8 +674,8 @@ func (a acknowledged) check(t *testing.T, client *clientv3.Client) {
 	}
 }
 
-// goesOn writes, and watches what was written before and since.
-func goesOn(t *testing.T, client *clientv3.Client, before acknowledged) {
+// writesAgain writes, and watches what was written before and since.
+func writesAgain(t *testing.T, client *clientv3.Client, before acknowledged) {
 	t.Helper()
 	ctx := harness.Context(t, limit)
 	put, err := client.Put(ctx, "continues", "x")

@@ -111,7 +111,7 @@ func TestAdviceToSkipRevisions(t *testing.T) {
 		flags     []string
 		fails     bool
 	}{
-		{dir, "no revisions were skipped; if the old cluster kept running after the snapshot", nil, false},
+		{dir, "no revisions were skipped; if the old cluster kept running after the file was saved", nil, false},
 		{dir, "not empty or could not be read; move it away", nil, true},
 		{filepath.Join(t.TempDir(), "other"), "", strings.Fields(advice), false},
 	} {

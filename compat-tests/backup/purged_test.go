@@ -43,7 +43,7 @@ func TestEtchedStartsOnADirectoryWhoseLogWasPurged(t *testing.T) {
 				content.connect()
 				want.compare(t, look(t, content.client, want.revision))
 				acknowledged.check(t, content.client)
-				goesOn(t, content.client, acknowledged)
+				writesAgain(t, content.client, acknowledged)
 			}
 		})
 	}

@@ -34,7 +34,7 @@ var notInREADME = map[string]struct {
 const notInHelp = "Not in etched: "
 
 var checksOfHelp = map[string]absence{
-	"a flag of the command grpc-proxy": refusesProxyFlags,
+	"the flag --experimental-leasing-prefix of the command grpc-proxy": refusesProxyFlags,
 }
 
 func TestWhatIsNotThere(t *testing.T) {

@@ -207,7 +207,7 @@ func TestWatchInteractive(t *testing.T) {
 	b.input("watch -i", "watch a\n")
 }
 
-func TestLeaseKeepAliveGoesOn(t *testing.T) {
+func TestLeaseKeepAliveContinues(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, harness.Options{})
 	b.ok("lease grant 3")

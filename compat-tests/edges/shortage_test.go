@@ -141,7 +141,7 @@ func (w *writer) snapshot(t *testing.T) {
 		defer stream.Close()
 		_, err = io.Copy(io.Discard, stream)
 	}
-	if err == nil || !strings.Contains(err.Error(), "the snapshot could not be made; this member's log says why") {
+	if err == nil || !strings.Contains(err.Error(), "the backup could not be made; this member's log says why") {
 		t.Errorf("snapshot: %v", err)
 	}
 	// A thread of its own writes the log: the answer may come first.

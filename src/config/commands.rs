@@ -72,7 +72,7 @@ const MEMBER_FLAGS: [(&str, &str); 5] = [
 fn restore_command() -> clap::Command {
     let member = MEMBER_FLAGS.map(|(name, help)| Arg::new(name).long(name).help(help));
     clap::Command::new("restore")
-        .about("Make the data directory of a new member from a snapshot of etcd or etched")
+        .about("Make the data directory of a new member from etcd's snapshot file, of etcd or etched")
         .after_help(
             "Each member of a new cluster is made from the same snapshot, with its own --name. Clients \
              that watched the old cluster must not meet its revisions again: skip more than were \

@@ -34,7 +34,7 @@ with _ for -.
 
 /// Features of etcd with flags or commands that etched lacks.
 pub const NOT_THERE: &str = "\
-Not in etched: a flag of the command grpc-proxy.";
+Not in etched: the flag --experimental-leasing-prefix of the command grpc-proxy.";
 
 /// The flags, for stdout.
 pub fn listing() -> String {

@@ -69,10 +69,10 @@ pub fn add(program: Command) -> Command {
             on(
                 "status",
                 "DIR|SNAPSHOT",
-                "Print revision, keys, size and hash of a stopped member's data directory or of a snapshot",
+                "Print revision, keys, size and hash of a stopped member's data directory or of etcd's snapshot file",
             )
             .after_help(
-                "The hash of a snapshot is that of `etcdutl snapshot status`, that of a directory is the \
+                "The hash of a snapshot file is that of `etcdutl snapshot status`, that of a directory is the \
                  one of `etcdctl endpoint hashkv`. Nothing is changed.",
             )
             .arg(

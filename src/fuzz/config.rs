@@ -146,17 +146,28 @@ pub fn values(bytes: &[u8]) {
 }
 
 pub fn load_seeds() -> Vec<Seed> {
+    let mut seeds = flag_seeds();
+    seeds.extend(file_seeds());
+    seeds
+}
+
+fn load_seed(name: &str, args: &str, env: &str, file: Option<&str>) -> Seed {
+    let mut text = format!("{args}\0{env}");
+    if let Some(file) = file {
+        text = format!("{text}\0{file}");
+    }
+    Seed::new(name, text)
+}
+
+/// From the command line and the environment.
+fn flag_seeds() -> Vec<Seed> {
     let mut seeds = Vec::new();
-    let mut add = |name: &str, args: &str, env: &str, file: Option<&str>| {
-        let mut text = format!("{args}\0{env}");
-        if let Some(file) = file {
-            text = format!("{text}\0{file}");
-        }
-        seeds.push(Seed::new(name, text));
+    let mut add = |name: &str, args: &str, env: &str| {
+        seeds.push(load_seed(name, args, env, None));
     };
-    add("nothing", "", "", None);
-    add("help", "--help", "", None);
-    add("version", "--version", "", None);
+    add("nothing", "", "");
+    add("help", "--help", "");
+    add("version", "--version", "");
     add(
         "usual",
         "--name\none\n--data-dir=/data\n--listen-peer-urls=http://10.0.0.1:2380\n\
@@ -166,7 +177,6 @@ pub fn load_seeds() -> Vec<Seed> {
          --initial-cluster=one=http://one:2380,two=http://two:2380\n\
          --initial-cluster-state=new\n--initial-cluster-token=tkn\n",
         "",
-        None,
     );
     add(
         "limits",
@@ -176,7 +186,6 @@ pub fn load_seeds() -> Vec<Seed> {
          --grpc-keepalive-min-time=5s\n--grpc-keepalive-interval=2h\n\
          --watch-progress-notify-interval=100ms\n--max-learners=2\n--pre-vote=false\n",
         "",
-        None,
     );
     add(
         "periodic",
@@ -184,23 +193,29 @@ pub fn load_seeds() -> Vec<Seed> {
          --feature-gates=AllAlpha=false,LeaseCheckpoint=true\n--log-level=warn\n\
          --log-outputs=stderr,stdout\n--log-format=console\n--metrics=extensive\n",
         "",
-        None,
     );
     add(
         "single",
         "--initial-cluster=default=http://localhost:2380\n",
         "",
-        None,
     );
-    add("mistake", "--no-such-flag", "", None);
-    add("stray", "--name=a\nword", "", None);
+    add("mistake", "--no-such-flag", "");
+    add("stray", "--name=a\nword", "");
     add(
         "environment",
         "",
         "ETCD_NAME=two\nETCD_DATA_DIR=/d\nETCD_ELECTION_TIMEOUT=2000\nETCD_UNKNOWN=x\nHOME=/root\n",
-        None,
     );
-    add("shadowed", "--name=a", "ETCD_NAME=b\n", None);
+    add("shadowed", "--name=a", "ETCD_NAME=b\n");
+    seeds
+}
+
+/// From a file.
+fn file_seeds() -> Vec<Seed> {
+    let mut seeds = Vec::new();
+    let mut add = |name: &str, args: &str, env: &str, file: Option<&str>| {
+        seeds.push(load_seed(name, args, env, file));
+    };
     let file = "name: one\ndata-dir: /data\nheartbeat-interval: 100\n\
                 listen-client-urls: http://10.0.0.1:2379\nadvertise-client-urls: http://one:2379\n\
                 initial-cluster: one=http://one:2380\n\

@@ -31,7 +31,7 @@ pub fn read(bytes: &[u8]) {
         SNAPSHOT => {
             if let Ok(snapshot) = snap::parse(Bytes::copy_from_slice(rest)) {
                 let again = snap::parse(snap::encode(&snapshot).into());
-                assert_eq!(again.expect("is a snapshot"), snapshot);
+                assert_eq!(again.expect("is a snap file"), snapshot);
             }
         }
         STORE => {

@@ -778,73 +778,44 @@ fn impossible_seeds() -> Vec<Seed> {
     .into()
 }
 
+/// Persists and applies what a script made.
+fn settled(mut script: Script) -> Script {
+    for _ in 0..3 {
+        script = script.u8(PERSIST).u8(APPLY);
+    }
+    script
+}
+
+/// The leader of three: it stands for election, and two others vote for it.
+fn leader() -> Script {
+    let script = settled(Script::default().u8(4).u8(CAMPAIGN));
+    let vote = |kind| Message {
+        term: 3,
+        ..raft(kind)
+    };
+    let script = raw(script, &vote(MessageType::MsgRequestPreVoteResponse));
+    let script = settled(script);
+    let script = raw(script, &vote(MessageType::MsgRequestVoteResponse));
+    acknowledged(script, 1)
+}
+
+/// So many entries behind the beginning are acknowledged.
+fn acknowledged(script: Script, entries: u64) -> Script {
+    let acknowledged = Message {
+        index: BEGINNING.index + entries,
+        ..raft(MessageType::MsgAppendResponse)
+    };
+    settled(raw(settled(script), &acknowledged))
+}
+
 pub fn step_seeds() -> Vec<Seed> {
-    let message = |script: Script, kind: MessageType, from: u8| {
-        let script = script.u8(MESSAGE + kind as u8).u8(from);
-        // As far as this member is itself.
-        script.u8(0).u8(0).u8(0).u8(0).u8(0)
-    };
-    let settled = |mut script: Script| {
-        for _ in 0..3 {
-            script = script.u8(PERSIST).u8(APPLY);
-        }
-        script
-    };
     let mut seeds = Vec::new();
     for kind in KINDS {
         let script = raw(Script::default().u8(0), &raft(kind));
         let name = format!("follower-{}", kind.as_str_name());
         seeds.push(Seed::new(name, settled(script).0));
     }
-    // The leader of three: it stands for election, and two others vote for it.
-    let leader = || {
-        let script = settled(Script::default().u8(4).u8(CAMPAIGN));
-        let vote = |kind| Message {
-            term: 3,
-            ..raft(kind)
-        };
-        let script = raw(script, &vote(MessageType::MsgRequestPreVoteResponse));
-        let script = settled(script);
-        let script = raw(script, &vote(MessageType::MsgRequestVoteResponse));
-        let acknowledged = Message {
-            index: BEGINNING.index + 1,
-            ..raft(MessageType::MsgAppendResponse)
-        };
-        settled(raw(settled(script), &acknowledged))
-    };
-    for kind in KINDS {
-        let script = settled(raw(leader().u8(PROPOSE), &raft(kind)));
-        let name = format!("leader-{}", kind.as_str_name());
-        seeds.push(Seed::new(name, settled(script.u8(TICK)).0));
-    }
-    let served = |script: Script| {
-        let script = script.u8(PROPOSE).u8(READ).u8(TICK).u8(PERSIST);
-        let script = message(script, MessageType::MsgAppendResponse, 2);
-        settled(message(script, MessageType::MsgHeartbeatResponse, 3)).u8(TICK)
-    };
-    seeds.push(Seed::new("leader-serves", served(leader()).0));
-    let forward = |forwarded: &Forwarded| {
-        let script = leader().u8(FORWARDED).number(2);
-        let script = script.block(&forwarded.encode_to_vec());
-        let acknowledged = Message {
-            index: BEGINNING.index + 2,
-            ..raft(MessageType::MsgAppendResponse)
-        };
-        settled(raw(settled(script), &acknowledged)).0
-    };
-    seeds.push(Seed::new(
-        "leader-forwarded",
-        forward(&requested(put(9).encode_to_vec())),
-    ));
-    seeds.push(Seed::new(
-        "leader-forwarded-garbage",
-        forward(&requested(&b"\xff\xff"[..])),
-    ));
-    seeds.push(Seed::new(
-        "leader-forwarded-nothing",
-        forward(&requested("")),
-    ));
-    seeds.push(Seed::new("leader-forwarded-change", forward(&change())));
+    seeds.extend(leader_seeds());
     seeds.extend(impossible_seeds());
     let alone = settled(Script::default().u8(5).u8(CAMPAIGN)).u8(PROPOSE);
     seeds.push(Seed::new("alone", settled(alone).u8(READ).u8(TICK).0));
@@ -860,14 +831,46 @@ pub fn step_seeds() -> Vec<Seed> {
         .u8(0)
         .u8(0);
     seeds.push(Seed::new("restored", settled(restored).u8(TICK).0));
+    let refused = raw(Script::default().u8(0), &raft(MessageType::MsgHeartbeat));
+    let refused = refused.u8(PROPOSE).u8(REFUSED).number(1).number(3).u8(36);
+    seeds.push(Seed::new("refused", settled(refused).0));
+    seeds
+}
+
+fn leader_seeds() -> Vec<Seed> {
+    let message = |script: Script, kind: MessageType, from: u8| {
+        let script = script.u8(MESSAGE + kind as u8).u8(from);
+        // As far as this member is itself.
+        script.u8(0).u8(0).u8(0).u8(0).u8(0)
+    };
+    let mut seeds = Vec::new();
+    for kind in KINDS {
+        let script = settled(raw(leader().u8(PROPOSE), &raft(kind)));
+        let name = format!("leader-{}", kind.as_str_name());
+        seeds.push(Seed::new(name, settled(script.u8(TICK)).0));
+    }
+    let served = |script: Script| {
+        let script = script.u8(PROPOSE).u8(READ).u8(TICK).u8(PERSIST);
+        let script = message(script, MessageType::MsgAppendResponse, 2);
+        settled(message(script, MessageType::MsgHeartbeatResponse, 3)).u8(TICK)
+    };
+    seeds.push(Seed::new("leader-serves", served(leader()).0));
+    let forward = |name: &str, forwarded: &Forwarded| {
+        let script = leader().u8(FORWARDED).number(2);
+        let script = script.block(&forwarded.encode_to_vec());
+        Seed::new(name, acknowledged(script, 2).0)
+    };
+    let request = requested(put(9).encode_to_vec());
+    seeds.push(forward("leader-forwarded", &request));
+    let garbage = requested(&b"\xff\xff"[..]);
+    seeds.push(forward("leader-forwarded-garbage", &garbage));
+    seeds.push(forward("leader-forwarded-nothing", &requested("")));
+    seeds.push(forward("leader-forwarded-change", &change()));
     let offered = settled(leader().u8(OFFER))
         .u8(UNREACHABLE)
         .u8(2)
         .u8(0)
         .u8(TICK);
     seeds.push(Seed::new("leader-offers", settled(offered).u8(TRANSFER).0));
-    let refused = raw(Script::default().u8(0), &raft(MessageType::MsgHeartbeat));
-    let refused = refused.u8(PROPOSE).u8(REFUSED).number(1).number(3).u8(36);
-    seeds.push(Seed::new("refused", settled(refused).0));
     seeds
 }

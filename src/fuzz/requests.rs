@@ -308,14 +308,22 @@ fn range_answer() -> RangeResponse {
 
 /// Requests as the log holds them.
 fn entries() -> Vec<(&'static str, InternalRaftRequest)> {
-    let request = |set: fn(&mut InternalRaftRequest)| {
-        let mut request = InternalRaftRequest {
-            header: header(),
-            ..Default::default()
-        };
-        set(&mut request);
-        request
+    let mut entries = entries_of_keys();
+    entries.extend(other_entries());
+    entries
+}
+
+fn request(set: fn(&mut InternalRaftRequest)) -> InternalRaftRequest {
+    let mut request = InternalRaftRequest {
+        header: header(),
+        ..Default::default()
     };
+    set(&mut request);
+    request
+}
+
+/// Of keys, and of the lease of one.
+fn entries_of_keys() -> Vec<(&'static str, InternalRaftRequest)> {
     vec![
         ("put", request(|r| r.put = Some(put_request("a")))),
         ("txn", request(|r| r.txn = Some(txn_request()))),
@@ -336,6 +344,11 @@ fn entries() -> Vec<(&'static str, InternalRaftRequest)> {
                 });
             }),
         ),
+    ]
+}
+
+fn other_entries() -> Vec<(&'static str, InternalRaftRequest)> {
+    vec![
         (
             "checkpoint",
             request(|r| {

@@ -12,7 +12,7 @@ use crate::types::MemberId;
 /// raft's own view, with ids as text in lower-case hexadecimal.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct RaftStatus {
+struct RaftStatusJson {
     id: String,
     term: u64,
     vote: String,
@@ -20,12 +20,12 @@ struct RaftStatus {
     lead: String,
     raft_state: &'static str,
     applied: u64,
-    progress: BTreeMap<String, Progress>,
+    progress: BTreeMap<String, ProgressJson>,
     leadtransferee: String,
 }
 
 #[derive(Serialize)]
-struct Progress {
+struct ProgressJson {
     #[serde(rename = "match")]
     matched: u64,
     next: u64,
@@ -57,21 +57,21 @@ pub fn vars(handle: &Handle) -> String {
     format!("{{\n{}\n}}\n", lines.join(",\n"))
 }
 
-fn raft_status(handle: &Handle) -> RaftStatus {
+fn raft_status(handle: &Handle) -> RaftStatusJson {
     let shared = handle.shared();
     let raft = &shared.raft;
     let me = shared.member.to_string();
     let (commit, applied) = raft.indexes();
     let mut progress = BTreeMap::new();
     if raft.is_leader() {
-        let own = Progress {
+        let own = ProgressJson {
             matched: commit,
             next: commit + 1,
             state: "StateReplicate",
         };
         progress.insert(me.clone(), own);
     }
-    RaftStatus {
+    RaftStatusJson {
         term: raft.term(),
         // A leader has voted for itself; whom another voted for is not known up here.
         vote: if raft.is_leader() {

@@ -28,12 +28,11 @@ use std::sync::Arc;
 use bytes::Buf;
 use http::header::{ACCEPT_ENCODING, ORIGIN};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
-use serde::Serialize;
 use tonic::body::Body;
 
 use crate::budget::Ledger;
 use crate::service::handle::Handle;
-use crate::types::ETCD_VERSION;
+use crate::types::{ETCD_VERSION, version};
 pub use access::Access;
 pub use log_level::LogLevel;
 use metrics_page::MetricsPage;
@@ -61,13 +60,6 @@ enum Surface {
     Client,
     /// Probes and metrics, without CORS and without a check of the Host.
     Metrics,
-}
-
-#[derive(Serialize)]
-struct Versions<'a> {
-    etcdserver: &'a str,
-    etcdcluster: &'a str,
-    storage: &'a str,
 }
 
 impl HttpService {
@@ -200,13 +192,9 @@ impl HttpService {
 
     fn version(&self) -> Response<Body> {
         let status = self.handle.shared().status();
-        let versions = Versions {
-            etcdserver: ETCD_VERSION,
-            etcdcluster: status.cluster_version.as_deref().unwrap_or("not_decided"),
-            storage: status.storage_version(),
-        };
-        // Three strings can always be written.
-        page::json(serde_json::to_string(&versions).unwrap_or_default())
+        let cluster = status.cluster_version.as_deref();
+        let storage = status.storage_version();
+        page::json(version::page(ETCD_VERSION, cluster, storage))
     }
 
     async fn metrics_page(&self, headers: &HeaderMap) -> Response<Body> {

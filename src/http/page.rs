@@ -84,7 +84,7 @@ pub fn attachment(body: impl Into<Bytes>, name: &'static str) -> Response<Body> 
     response
 }
 
-/// The page is elsewhere.
+/// The page is elsewhere. The text for browsers is what etcd answers; compat-tests compare it.
 pub fn moved(to: &'static str) -> Response<Body> {
     let text = format!("<a href=\"{to}\">Temporary Redirect</a>.\n\n");
     let mut response = page(StatusCode::TEMPORARY_REDIRECT, HTML, text);

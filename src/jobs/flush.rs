@@ -53,7 +53,7 @@ pub async fn run(shared: Arc<Shared>, inbox: Arc<Inbox>, mark: SyncedMark, snaps
         match flushed.await {
             Ok(Ok(durable_index)) => {
                 flushed_index = durable_index;
-                tracing::info!(snapshot_index = durable_index, "saved snapshot");
+                tracing::info!(index = durable_index, "flushed the state");
                 // A closed inbox means that the member is stopping.
                 if inbox.push(Input::Flushed(durable_index)).is_err() {
                     return;

@@ -16,7 +16,7 @@ pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
 const MAX_TTL: Duration = Duration::from_secs(9_000_000_000);
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct TrackedLease {
     lease: Lease,
     deadline: Duration,
     checkpoint_at: Duration,
@@ -37,7 +37,7 @@ pub struct Renewed {
 
 /// See the module.
 pub struct Deadlines {
-    leases: BTreeMap<LeaseId, Entry>,
+    leases: BTreeMap<LeaseId, TrackedLease>,
     by_deadline: BTreeSet<(Duration, LeaseId)>,
     by_checkpoint: BTreeSet<(Duration, LeaseId)>,
     /// The term in which this member became the lessor as leader; 0 for none.
@@ -109,7 +109,7 @@ impl Deadlines {
             .collect();
         for (id, entry) in entries {
             let deadline = entry.deadline + by;
-            self.set(id, Entry { deadline, ..entry });
+            self.set(id, TrackedLease { deadline, ..entry });
         }
     }
 
@@ -127,7 +127,7 @@ impl Deadlines {
             ..Self::default()
         };
         for (id, lease) in leases {
-            let entry = Entry {
+            let entry = TrackedLease {
                 lease,
                 deadline: now + seconds(lease.restart_ttl_s()) + extra,
                 checkpoint_at: now + self.checkpoint_interval,
@@ -142,7 +142,7 @@ impl Deadlines {
     }
 
     fn granted(&mut self, id: LeaseId, lease: Lease, now: Duration) {
-        let entry = Entry {
+        let entry = TrackedLease {
             lease,
             deadline: now + seconds(lease.ttl_s),
             checkpoint_at: now + self.checkpoint_interval,
@@ -172,7 +172,7 @@ impl Deadlines {
         if entry.deadline <= now {
             return None;
         }
-        let renewed = Entry {
+        let renewed = TrackedLease {
             deadline: now + seconds(entry.lease.ttl_s),
             checkpoint_at: now + self.checkpoint_interval,
             ..entry
@@ -255,7 +255,7 @@ impl Deadlines {
                 false => entry.checkpoint,
             };
             let checkpoint_at = now + self.checkpoint_interval;
-            let entry = Entry {
+            let entry = TrackedLease {
                 checkpoint_at,
                 checkpoint,
                 ..entry
@@ -265,7 +265,7 @@ impl Deadlines {
         checkpoints
     }
 
-    fn set(&mut self, id: LeaseId, entry: Entry) {
+    fn set(&mut self, id: LeaseId, entry: TrackedLease) {
         self.revoked(id);
         self.leases.insert(id, entry);
         self.by_deadline.insert((entry.deadline, id));

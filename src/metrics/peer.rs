@@ -40,7 +40,7 @@ pub struct Connections {
     pub lost: Counter,
 }
 
-/// Transfers of states between members (etcd's metrics say snapshots), in one direction.
+/// Transfers of states between members (`snapshot` in the names of etcd's metrics), in one direction.
 pub struct Transfers {
     pub successes: Counter,
     pub failures: Counter,

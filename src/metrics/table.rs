@@ -180,7 +180,7 @@ table! {
     }
     gauges {
         proposals_pending = "etcd_server_proposals_pending", "Proposals that wait to be agreed upon and applied.";
-        snapshot_applies_in_progress = "etcd_server_snapshot_apply_in_progress_total", "1 while a snapshot from the leader is taken over.";
+        snapshot_applies_in_progress = "etcd_server_snapshot_apply_in_progress_total", "1 while a received state is taken over.";
         wal_write_bytes = "etcd_disk_wal_write_bytes_total", "Bytes written to the raft log.";
         defrags_in_flight = "etcd_disk_defrag_inflight", "1 while a defragmentation runs.";
         put_bytes = "etcd_debugging_mvcc_total_put_size_in_bytes", "Bytes of keys and values put here.";
@@ -196,7 +196,7 @@ table! {
         wal_write(STEP) = "etcd_disk_wal_write_duration_seconds", "Time of a write to the raft log without its sync; here the two are one step, whose time is in that of the sync.";
         backend_commit(STEP) = "etcd_disk_backend_commit_duration_seconds", "Time of writing a batch of applied entries to the state.";
         backend_defrag(Shape::seconds(ms(100), 13)) = "etcd_disk_backend_defrag_duration_seconds", "Time of a defragmentation.";
-        backend_snapshot(Shape::seconds(ms(10), 17)) = "etcd_disk_backend_snapshot_duration_seconds", "Time of handing out a snapshot of the state.";
+        backend_snapshot(Shape::seconds(ms(10), 17)) = "etcd_disk_backend_snapshot_duration_seconds", "Time of handing out a backup of the state.";
         hash(HASH) = "etcd_mvcc_hash_duration_seconds", "Time of hashing the whole state.";
         hash_history(HASH) = "etcd_mvcc_hash_rev_duration_seconds", "Time of hashing the history up to a revision.";
         index_compaction_pause(Shape::milliseconds(us(500), 14)) = "etcd_debugging_mvcc_index_compaction_pause_duration_milliseconds", "Time for which a compaction of an index in memory held up writers; there is no such index here.";
@@ -213,8 +213,8 @@ table! {
         snap_marshalling(STEP) = "etcd_debugging_snap_save_marshalling_duration_seconds", "Time of encoding a snapshot file, which is not made here.";
         snap_save(STEP) = "etcd_debugging_snap_save_total_duration_seconds", "Time of saving a snapshot file, which is not made here.";
         snap_fsync(STEP) = "etcd_snap_fsync_duration_seconds", "Time of an fsync of a snapshot file, which is not made here.";
-        snap_db_fsync(STEP) = "etcd_snap_db_fsync_duration_seconds", "Time of an fsync of a received snapshot; it is in the time of saving it.";
-        snap_db_save(Shape::seconds(ms(100), 10)) = "etcd_snap_db_save_total_duration_seconds", "Time of receiving the files of a snapshot and saving them, each synced.";
+        snap_db_fsync(STEP) = "etcd_snap_db_fsync_duration_seconds", "Time of an fsync of a received state; it is in the time of saving it.";
+        snap_db_save(Shape::seconds(ms(100), 10)) = "etcd_snap_db_save_total_duration_seconds", "Time of receiving the files of a state and saving them, each synced.";
     }
     scraped {
         has_leader: Gauge = "etcd_server_has_leader", "1 where a leader is known.";
@@ -274,14 +274,14 @@ table! {
         PEER_SEND_FAILURES: Counter = "etcd_network_peer_sent_failures_total", "Messages to a peer that were dropped, and connections that broke.";
         PEER_RECEIVE_FAILURES: Counter = "etcd_network_peer_received_failures_total", "Messages of a peer that could not be read.";
         PEER_ROUND_TRIP_TIME: Histogram(Shape::seconds(us(100), 16)) = "etcd_network_peer_round_trip_time_seconds", "Time from a probe of a peer to its answer.";
-        SNAPSHOT_SEND_SUCCESSES: Counter = "etcd_network_snapshot_send_success", "Snapshots that a peer took over.";
-        SNAPSHOT_SEND_FAILURES: Counter = "etcd_network_snapshot_send_failures", "Snapshots that did not reach a peer.";
-        SNAPSHOT_SEND_INFLIGHTS: Gauge = "etcd_network_snapshot_send_inflights_total", "Snapshots on their way to a peer.";
-        SNAPSHOT_SEND_TOTAL_DURATION: Histogram(TRANSFER) = "etcd_network_snapshot_send_total_duration_seconds", "Time from the first byte of a snapshot until the peer has taken it over.";
-        SNAPSHOT_RECEIVE_SUCCESSES: Counter = "etcd_network_snapshot_receive_success", "Snapshots taken over from a peer.";
-        SNAPSHOT_RECEIVE_FAILURES: Counter = "etcd_network_snapshot_receive_failures", "Snapshots of a peer that were cut or refused.";
-        SNAPSHOT_RECEIVE_INFLIGHTS: Gauge = "etcd_network_snapshot_receive_inflights_total", "Snapshots that are coming in from a peer.";
-        SNAPSHOT_RECEIVE_TOTAL_DURATION: Histogram(TRANSFER) = "etcd_network_snapshot_receive_total_duration_seconds", "Time of receiving a snapshot and taking it over.";
+        SNAPSHOT_SEND_SUCCESSES: Counter = "etcd_network_snapshot_send_success", "Transfers of a state that ended with the peer having taken it over.";
+        SNAPSHOT_SEND_FAILURES: Counter = "etcd_network_snapshot_send_failures", "Transfers of a state that did not reach the peer.";
+        SNAPSHOT_SEND_INFLIGHTS: Gauge = "etcd_network_snapshot_send_inflights_total", "Transfers of a state to a peer that are under way.";
+        SNAPSHOT_SEND_TOTAL_DURATION: Histogram(TRANSFER) = "etcd_network_snapshot_send_total_duration_seconds", "Time from the first byte of a state until the peer has taken it over.";
+        SNAPSHOT_RECEIVE_SUCCESSES: Counter = "etcd_network_snapshot_receive_success", "Transfers of a state from a peer after which it was taken over.";
+        SNAPSHOT_RECEIVE_FAILURES: Counter = "etcd_network_snapshot_receive_failures", "Transfers of a state from a peer that were cut or refused.";
+        SNAPSHOT_RECEIVE_INFLIGHTS: Gauge = "etcd_network_snapshot_receive_inflights_total", "Transfers of a state from a peer that are under way.";
+        SNAPSHOT_RECEIVE_TOTAL_DURATION: Histogram(TRANSFER) = "etcd_network_snapshot_receive_total_duration_seconds", "Time of receiving a state and taking it over.";
         LEARNER_PROMOTE_FAILURES: Counter = "etcd_server_learner_promote_failures", "Learners that this member as leader refused to promote, by reason.";
         ALARMS: Gauge = "etcd_debugging_server_alarms", "1 while an alarm is active, 0 once it is cleared.";
         MEMORY: Gauge = "etched_memory_bytes", "Bytes of the memory budget that a part holds.";

@@ -14,7 +14,7 @@ const MAX_WAITING: usize = 100_000;
 /// Ticks after which a round repeats its request.
 const RETRY_TICKS: u64 = 2;
 
-struct WaitingRead<T> {
+struct UnconfirmedRead<T> {
     read: T,
     expires_at_tick: u64,
 }
@@ -25,7 +25,7 @@ struct Round<T> {
     asked_at_tick: u64,
     /// The term of the last request.
     term: u64,
-    reads: Vec<WaitingRead<T>>,
+    reads: Vec<UnconfirmedRead<T>>,
 }
 
 /// See the module.
@@ -34,7 +34,7 @@ pub struct ReadIndex<T> {
     next_request: u64,
     /// Ticks that a read may wait.
     limit_ticks: u64,
-    waiting: Vec<WaitingRead<T>>,
+    waiting: Vec<UnconfirmedRead<T>>,
     round: Option<Round<T>>,
 }
 
@@ -55,7 +55,7 @@ impl<T> ReadIndex<T> {
         if self.len() >= MAX_WAITING {
             return Err(read);
         }
-        let waiting = WaitingRead {
+        let waiting = UnconfirmedRead {
             read,
             expires_at_tick: tick + self.limit_ticks,
         };
@@ -123,7 +123,7 @@ impl<T> ReadIndex<T> {
     /// Takes the reads that have expired.
     pub fn expired(&mut self, tick: u64) -> Vec<T> {
         let mut expired = Vec::new();
-        let is_expired = |waiting: &mut WaitingRead<T>| waiting.expires_at_tick <= tick;
+        let is_expired = |waiting: &mut UnconfirmedRead<T>| waiting.expires_at_tick <= tick;
         expired.extend(self.waiting.extract_if(.., is_expired));
         if let Some(round) = &mut self.round {
             expired.extend(round.reads.extract_if(.., is_expired));

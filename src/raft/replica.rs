@@ -70,13 +70,13 @@ pub struct Status {
 
 /// A leader's knowledge of another member's progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct MemberProgress {
     pub member: MemberId,
     pub matched: u64,
     pub voter: bool,
     /// It responded within the last election timeout.
     pub active: bool,
-    /// A checkpoint is being sent to it, before its snapshot message.
+    /// A checkpoint is being sent to it, before its raft snapshot message.
     pub in_snapshot: bool,
     /// Its log may lack what it had acknowledged: see `doubt`.
     pub in_doubt: bool,
@@ -241,7 +241,7 @@ impl Replica {
         self.step_any(message)
     }
 
-    /// Steps a snapshot message whose files have been received. False if raft rejects it.
+    /// Steps a raft snapshot message whose files have been received. False if raft rejects it.
     pub fn restore(&mut self, message: Message) -> bool {
         if !is_snapshot(&message) {
             self.refused
@@ -252,7 +252,7 @@ impl Replica {
         self.step_any(message) && self.pending_snapshot() == Some(entry_id)
     }
 
-    /// Steps a snapshot message whose entry is applied here already; it has no files.
+    /// Steps a raft snapshot message whose entry is applied here already; it has no files.
     pub fn decline(&mut self, message: Message) {
         let index = message.get_snapshot().get_metadata().index;
         if is_snapshot(&message) && index <= self.node.raft.raft_log.committed {
@@ -396,10 +396,10 @@ impl Replica {
     }
 
     /// The progress of all members, this one included; known to a leader.
-    pub fn progress(&self) -> Vec<Progress> {
+    pub fn progress(&self) -> Vec<MemberProgress> {
         let raft = &self.node.raft;
         let conf = raft.prs().conf().to_conf_state();
-        let progress = raft.prs().iter().map(|(id, progress)| Progress {
+        let progress = raft.prs().iter().map(|(id, progress)| MemberProgress {
             member: MemberId(*id),
             matched: progress.matched,
             voter: conf.voters.contains(id),
@@ -415,17 +415,17 @@ impl Replica {
         self.node.raft.prs().get(member.0).is_some()
     }
 
-    /// Sets or removes the snapshot message for members that lag too far behind.
+    /// Sets or removes the raft snapshot message for members that lag too far behind.
     pub fn offer_snapshot(&mut self, snapshot: Option<Snapshot>) {
         self.node.mut_store().offer(snapshot);
     }
 
-    /// True once after a member needed a snapshot message and there was none.
+    /// True once after a member needed a raft snapshot message and there was none.
     pub fn take_snapshot_wanted(&mut self) -> bool {
         self.node.mut_store().take_wanted()
     }
 
-    /// Index and term of a snapshot message that was stepped and is not in `output` yet.
+    /// Index and term of a raft snapshot message that was stepped and is not in `output` yet.
     pub fn pending_snapshot(&self) -> Option<EntryId> {
         Some(entry_id_of(self.node.snap()?.get_metadata()))
     }
@@ -461,7 +461,7 @@ impl Replica {
         if self.node.raft.term > self.durable_term && self.node.raft.state == StateRole::Leader {
             // A sole voter becomes the leader before its term is durable. If a member learned of a
             // term that is lost in a crash, it could receive two entries for one index in it.
-            // (There is no snapshot message among them: its receiver has responded in the term.)
+            // (There is no raft snapshot message among them: its receiver has responded in the term.)
             probe::reached(CoveragePoint::LeaderUnheard);
             persist.messages.append(&mut messages);
         }

@@ -499,7 +499,7 @@ impl Applier {
             index,
             revision = self.machine.head(),
             took = ?(now - start),
-            "took over a snapshot of the leader"
+            "took over a received state of the leader"
         );
         Ok(AppliedGroup {
             index,
@@ -642,10 +642,10 @@ fn before_entry(entry: &Entry) -> Failpoint {
 
 fn applied_entry(member: MemberId, entry: &Entry) -> probe::Applied {
     let payload = match &entry.payload {
-        Payload::Empty => probe::Payload::Empty,
-        Payload::Request(bytes) => probe::Payload::Request(bytes.clone()),
-        Payload::Decoded(request) => probe::Payload::Request(request.encode_to_vec().into()),
-        Payload::Membership(change) => probe::Payload::Member(change.encode_to_vec().into()),
+        Payload::Empty => probe::AppliedPayload::Empty,
+        Payload::Request(bytes) => probe::AppliedPayload::Request(bytes.clone()),
+        Payload::Decoded(request) => probe::AppliedPayload::Request(request.encode_to_vec().into()),
+        Payload::Membership(change) => probe::AppliedPayload::Member(change.encode_to_vec().into()),
     };
     probe::Applied {
         member: member.0,

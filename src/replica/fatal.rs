@@ -14,7 +14,7 @@ pub enum Fatal {
     Lost(#[from] crate::raft::Lost),
     #[error("raft: {0}")]
     Raft(#[from] raft::Error),
-    #[error("raft took over the snapshot at entry {0}, whose files are not here")]
+    #[error("raft took over the received state at entry {0}, whose files are not here")]
     NoFiles(u64),
     #[error("cannot start the {0} thread: {1}")]
     Thread(&'static str, std::io::Error),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::raft::replica::{self, Progress};
+use crate::raft::replica::{self, MemberProgress};
 
 /// See the module.
 #[derive(Default)]
@@ -22,7 +22,7 @@ pub struct RaftStatus {
     /// Notified whenever the leader or the term changes.
     changed: Notify,
     /// The progress of the members, as of this member's last leadership.
-    progress: Mutex<Vec<Progress>>,
+    progress: Mutex<Vec<MemberProgress>>,
 }
 
 impl RaftStatus {
@@ -43,12 +43,12 @@ impl RaftStatus {
         }
     }
 
-    pub fn publish_progress(&self, progress: Vec<Progress>) {
+    pub fn publish_progress(&self, progress: Vec<MemberProgress>) {
         *self.progress.lock() = progress;
     }
 
     /// The progress of the members; valid while this member leads.
-    pub fn progress(&self) -> Vec<Progress> {
+    pub fn progress(&self) -> Vec<MemberProgress> {
         self.progress.lock().clone()
     }
 

@@ -220,7 +220,7 @@ impl RaftThread {
 
     /// The members as raft knows them.
     #[cfg(any(test, feature = "simulation"))]
-    pub fn progress(&self) -> Vec<crate::raft::replica::Progress> {
+    pub fn progress(&self) -> Vec<crate::raft::replica::MemberProgress> {
         self.router.progress()
     }
 
@@ -368,7 +368,7 @@ impl RaftThread {
             Ok(checkpoint) => checkpoint,
             Err(error) => {
                 // No harm to this member; it is tried again when raft next wants one.
-                tracing::warn!(%error, "cannot make a snapshot for another member");
+                tracing::warn!(%error, "cannot make a checkpoint for another member");
                 return;
             }
         };

@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
 use crate::proto::etchedpeer::{Forwarded, MemberChange, forwarded, member_change::Change};
 use crate::raft::read_index::ReadIndex;
-use crate::raft::replica::Progress;
+use crate::raft::replica::MemberProgress;
 use crate::raft::{Committed, CommittedKind, Lost, Message, Replica, Snapshot, replica};
 use crate::state::machine::{Entry, Payload};
 use crate::trace;
@@ -111,7 +111,7 @@ impl Router {
         waiting
     }
 
-    pub fn progress(&self) -> Vec<Progress> {
+    pub fn progress(&self) -> Vec<MemberProgress> {
         self.replica.progress()
     }
 
@@ -339,7 +339,7 @@ impl Router {
         if !self.status().is_leader || self.replica.is_transferring() {
             return None;
         }
-        let fit = |other: &Progress| {
+        let fit = |other: &MemberProgress| {
             other.member != self.member
                 && other.voter
                 && other.active
@@ -347,7 +347,7 @@ impl Router {
                 && !other.in_doubt
         };
         let others = self.replica.progress().into_iter().filter(fit);
-        let since = |other: &Progress| match &self.connected {
+        let since = |other: &MemberProgress| match &self.connected {
             Some(connected) => connected.get(&other.member).copied(),
             None => Some(Duration::ZERO),
         };

@@ -28,7 +28,7 @@ pub struct Work {
     pub promoted_in_term: Option<u64>,
     /// Reads that may be executed once the index is applied here.
     pub reads: Vec<(u64, Vec<ReadReply>)>,
-    /// A member needs a snapshot message, and there is no checkpoint that is recent enough.
+    /// A member needs a raft snapshot message, and there is no checkpoint that is recent enough.
     pub snapshot_wanted: bool,
 }
 

@@ -123,7 +123,7 @@ fn check_unused(target: &Path) -> Result<(), Error> {
             "data-dir {:?} not empty or could not be read; move it away, or choose another --data-dir{}",
             target.display().to_string(),
             match is_member(target) {
-                true => SKIP_IF_IT_WENT_ON,
+                true => SKIP_IF_IT_CONTINUED,
                 false => "",
             }
         ))),
@@ -131,7 +131,7 @@ fn check_unused(target: &Path) -> Result<(), Error> {
 }
 
 /// Of a cluster that was restored over: its clients have seen revisions of after the snapshot.
-const SKIP_IF_IT_WENT_ON: &str = "; clients that saw what this member wrote after the snapshot must not meet its revisions again: add --bump-revision 1000000000 --mark-compacted";
+const SKIP_IF_IT_CONTINUED: &str = "; clients that saw what this member wrote after the snapshot must not meet its revisions again: add --bump-revision 1000000000 --mark-compacted";
 
 /// Where the directory is made: on the same file system, so that it can be renamed.
 pub(super) fn beside(target: &Path) -> Result<PathBuf, Error> {

@@ -44,7 +44,7 @@ use crate::trace::is_own;
 use journal::Journal;
 use level::CurrentLevel;
 use line::Line;
-use queue::Queue;
+use queue::LogQueue;
 use rotate::RotatingFile;
 
 /// How long the exit waits for the log to be written.
@@ -69,7 +69,7 @@ pub enum Error {
 struct Log {
     level: CurrentLevel,
     format: LogFormat,
-    queue: Arc<Queue>,
+    queue: Arc<LogQueue>,
     sampler: Sampler,
 }
 
@@ -239,7 +239,7 @@ impl Log {
         Ok(Log {
             level: CurrentLevel::new(config.level),
             format,
-            queue: Queue::start(outputs, Box::new(report))?,
+            queue: LogQueue::start(outputs, Box::new(report))?,
             sampler: Sampler::new(),
         })
     }

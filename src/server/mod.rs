@@ -55,7 +55,7 @@ pub enum Error {
     #[error("{0}")]
     RaftLog(#[from] crate::storage::raft_log::Error),
     #[error(transparent)]
-    Node(#[from] crate::replica::fatal::Fatal),
+    Replica(#[from] crate::replica::fatal::Fatal),
     #[error("raft: {0}")]
     Raft(#[from] raft::Error),
     #[error("cannot {what}: {error}")]

@@ -68,7 +68,7 @@ pub fn open(dir: &dyn MemberDir, reset_to: u64) -> Result<Arc<dyn Engine>, Error
         dir.set_current_state(&received)?;
         tracing::info!(
             index = reset_to,
-            "took over a snapshot that came before the last stop"
+            "took over a state that was received before the last stop"
         );
     }
     Ok(engine)

@@ -109,11 +109,11 @@ fn make(shared: &Shared, dir: &Path, made: &Sender) -> Result<(), backup::Error>
 fn fail(shared: &Shared, error: &backup::Error, made: &Sender) {
     match error {
         backup::Error::Unread => {
-            tracing::info!("a snapshot for a client ended before its last part was read");
+            tracing::info!("a backup for a client ended before its last part was read");
             return;
         }
         backup::Error::Storage(error) => shared.fail(error.to_string()),
-        backup::Error::Sort(_) => tracing::warn!(%error, "cannot make a snapshot for a client"),
+        backup::Error::Sort(_) => tracing::warn!(%error, "cannot make a backup for a client"),
     }
     // Who asked may be gone by now.
     let _ = made.blocking_send(Err(Error::BackupFailed));

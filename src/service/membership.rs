@@ -19,7 +19,7 @@ use crate::proto::etchedpeer::{
     Nothing, PeerRequest, member_change::Change, peer_request, peer_response,
 };
 use crate::proto::membershippb::{Member, RaftAttributes};
-use crate::raft::replica::Progress;
+use crate::raft::replica::MemberProgress;
 use crate::replica::cluster_status::ClusterStatus;
 use crate::replica::shared::Shared;
 use crate::types::MemberId;
@@ -135,7 +135,7 @@ fn check_caught_up(
     id: MemberId,
     leader: MemberId,
     status: &ClusterStatus,
-    progress: &[Progress],
+    progress: &[MemberProgress],
 ) -> Result<(), Error> {
     status.member(id).ok_or(Error::MemberNotFound)?;
     let matched = |id: MemberId| {
@@ -489,7 +489,7 @@ mod tests {
             (0, 1, Ok(())),
             (100, 3, Err(Error::MemberNotFound)),
         ] {
-            let progress = |member, matched| Progress {
+            let progress = |member, matched| MemberProgress {
                 member: MemberId(member),
                 matched,
                 voter: member == 1,

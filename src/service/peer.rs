@@ -169,7 +169,7 @@ impl Inbound for PeerService {
             let received = match receiving.await {
                 Ok(Ok(received)) => received,
                 Ok(Err(reason)) => {
-                    tracing::warn!(index = entry_id.index, error = %reason, "a snapshot came that cannot be used");
+                    tracing::warn!(index = entry_id.index, error = %reason, "a received state cannot be used");
                     return Err(Error::Corrupt);
                 }
                 Err(_) => return Err(Error::Stopped),

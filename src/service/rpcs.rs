@@ -1,6 +1,7 @@
-//! The table of all RPCs for clients: how messages flow, what the caller needs, what limits its
-//! calls, and whether a learner answers. The gate before the services, the turns that a member
-//! gives (`Handle::turns`), the metrics and the log of slow calls read it.
+//! The table of all RPCs for clients: how messages flow, what the caller needs, what its calls
+//! change, what limits them, and whether a learner answers. The gate before the services, the turns
+//! that a member gives (`Handle::turns`), the metrics, the log of slow calls and a proxy's cache read
+//! it.
 //!
 //! The size of a message is limited the same for all (`api::ApiSettings`), and so is the memory of
 //! requests and answers (`budget`). A test compares the table with the descriptors of all that
@@ -25,6 +26,17 @@ impl Flow {
             Flow::BidiStream => "bidi_stream",
         }
     }
+}
+
+/// What the calls of an RPC change that a read of keys may show. A proxy forgets the answers that it
+/// keeps by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallEffect {
+    /// No key, nor who may read it.
+    NoKeys,
+    Keys,
+    /// Who may read them.
+    Rights,
 }
 
 /// How a learner answers.
@@ -96,6 +108,7 @@ pub struct Rpc {
     pub method: &'static str,
     pub flow: Flow,
     pub needs: Needs,
+    pub effect: CallEffect,
     pub limits: CallLimits,
     pub learner: Learner,
 }
@@ -117,6 +130,7 @@ const fn row(
     method: &'static str,
     flow: Flow,
     needs: Needs,
+    effect: CallEffect,
     limits: CallLimits,
     learner: Learner,
 ) -> Rpc {
@@ -125,11 +139,13 @@ const fn row(
         method,
         flow,
         needs,
+        effect,
         limits,
         learner,
     }
 }
 
+use CallEffect::{Keys, NoKeys, Rights};
 use CallLimits::{Memory, Passwords, Turns};
 use Costly::{Backups, Defragmentations, Hashes, HistoryReads, LargeReads, QueueReads};
 use Flow::{BidiStream, ServerStream, Unary};
@@ -149,58 +165,58 @@ pub const HEALTH: &str = "grpc.health.v1.Health";
 /// A row's index is the RPC's number in metrics.
 #[rustfmt::skip]
 pub const RPCS: &[Rpc] = &[
-    row(KV, "Range", Unary, Content, Turns(LargeReads), Stale),
-    row(KV, "Put", Unary, Content, Turns(LargeReads), Refuses),
-    row(KV, "Txn", Unary, Content, Turns(LargeReads), Refuses),
-    row(KV, "DeleteRange", Unary, Content, Turns(LargeReads), Refuses),
-    row(KV, "Compact", Unary, Root, Memory, Refuses),
-    row(KV, "RangeStream", ServerStream, Content, Turns(LargeReads), Refuses),
-    row(WATCH, "Watch", BidiStream, Content, Turns(HistoryReads), Refuses),
-    row(LEASE, "LeaseGrant", Unary, User, Memory, Refuses),
-    row(LEASE, "LeaseRevoke", Unary, Content, Memory, Refuses),
-    row(LEASE, "LeaseKeepAlive", BidiStream, Content, Memory, Refuses),
-    row(LEASE, "LeaseTimeToLive", Unary, Content, Memory, Refuses),
-    row(LEASE, "LeaseLeases", Unary, Content, Memory, Refuses),
-    row(CLUSTER, "MemberAdd", Unary, Content, Memory, Refuses),
-    row(CLUSTER, "MemberRemove", Unary, Root, Memory, Refuses),
-    row(CLUSTER, "MemberUpdate", Unary, Root, Memory, Refuses),
-    row(CLUSTER, "MemberList", Unary, User, Memory, Refuses),
-    row(CLUSTER, "MemberPromote", Unary, Root, Memory, Refuses),
-    row(MAINTENANCE, "Alarm", Unary, Content, Memory, Refuses),
-    row(MAINTENANCE, "Status", Unary, User, Memory, Answers),
-    row(MAINTENANCE, "Defragment", Unary, Root, Turns(Defragmentations), Refuses),
-    row(MAINTENANCE, "Hash", Unary, Root, Turns(Hashes), Refuses),
-    row(MAINTENANCE, "HashKV", Unary, Root, Turns(Hashes), Refuses),
-    row(MAINTENANCE, "Snapshot", ServerStream, Root, Turns(Backups), Answers),
-    row(MAINTENANCE, "MoveLeader", Unary, Root, Memory, Refuses),
-    row(MAINTENANCE, "Downgrade", Unary, Root, Memory, Refuses),
-    row(AUTH, "AuthEnable", Unary, Root, Memory, Refuses),
-    row(AUTH, "AuthDisable", Unary, Root, Memory, Refuses),
-    row(AUTH, "AuthStatus", Unary, Nothing, Memory, Refuses),
-    row(AUTH, "Authenticate", Unary, Nothing, Passwords, Refuses),
-    row(AUTH, "UserAdd", Unary, Root, Passwords, Refuses),
-    row(AUTH, "UserGet", Unary, Content, Memory, Refuses),
-    row(AUTH, "UserList", Unary, Root, Memory, Refuses),
-    row(AUTH, "UserDelete", Unary, Root, Memory, Refuses),
-    row(AUTH, "UserChangePassword", Unary, Root, Passwords, Refuses),
-    row(AUTH, "UserGrantRole", Unary, Root, Memory, Refuses),
-    row(AUTH, "UserRevokeRole", Unary, Root, Memory, Refuses),
-    row(AUTH, "RoleAdd", Unary, Root, Memory, Refuses),
-    row(AUTH, "RoleGet", Unary, Content, Memory, Refuses),
-    row(AUTH, "RoleList", Unary, Root, Memory, Refuses),
-    row(AUTH, "RoleDelete", Unary, Root, Memory, Refuses),
-    row(AUTH, "RoleGrantPermission", Unary, Root, Memory, Refuses),
-    row(AUTH, "RoleRevokePermission", Unary, Root, Memory, Refuses),
-    row(LOCK, "Lock", Unary, Content, Turns(QueueReads), Refuses),
-    row(LOCK, "Unlock", Unary, Content, Memory, Refuses),
-    row(ELECTION, "Campaign", Unary, Content, Turns(QueueReads), Refuses),
-    row(ELECTION, "Proclaim", Unary, Content, Memory, Refuses),
-    row(ELECTION, "Leader", Unary, Content, Turns(QueueReads), Refuses),
-    row(ELECTION, "Observe", ServerStream, Content, Turns(HistoryReads), Refuses),
-    row(ELECTION, "Resign", Unary, Content, Memory, Refuses),
-    row(HEALTH, "Check", Unary, Nothing, Memory, Refuses),
-    row(HEALTH, "List", Unary, Nothing, Memory, Refuses),
-    row(HEALTH, "Watch", ServerStream, Nothing, Memory, Refuses),
+    row(KV, "Range", Unary, Content, NoKeys, Turns(LargeReads), Stale),
+    row(KV, "Put", Unary, Content, Keys, Turns(LargeReads), Refuses),
+    row(KV, "Txn", Unary, Content, Keys, Turns(LargeReads), Refuses),
+    row(KV, "DeleteRange", Unary, Content, Keys, Turns(LargeReads), Refuses),
+    row(KV, "Compact", Unary, Root, NoKeys, Memory, Refuses),
+    row(KV, "RangeStream", ServerStream, Content, NoKeys, Turns(LargeReads), Refuses),
+    row(WATCH, "Watch", BidiStream, Content, NoKeys, Turns(HistoryReads), Refuses),
+    row(LEASE, "LeaseGrant", Unary, User, NoKeys, Memory, Refuses),
+    row(LEASE, "LeaseRevoke", Unary, Content, Keys, Memory, Refuses),
+    row(LEASE, "LeaseKeepAlive", BidiStream, Content, NoKeys, Memory, Refuses),
+    row(LEASE, "LeaseTimeToLive", Unary, Content, NoKeys, Memory, Refuses),
+    row(LEASE, "LeaseLeases", Unary, Content, NoKeys, Memory, Refuses),
+    row(CLUSTER, "MemberAdd", Unary, Content, NoKeys, Memory, Refuses),
+    row(CLUSTER, "MemberRemove", Unary, Root, NoKeys, Memory, Refuses),
+    row(CLUSTER, "MemberUpdate", Unary, Root, NoKeys, Memory, Refuses),
+    row(CLUSTER, "MemberList", Unary, User, NoKeys, Memory, Refuses),
+    row(CLUSTER, "MemberPromote", Unary, Root, NoKeys, Memory, Refuses),
+    row(MAINTENANCE, "Alarm", Unary, Content, NoKeys, Memory, Refuses),
+    row(MAINTENANCE, "Status", Unary, User, NoKeys, Memory, Answers),
+    row(MAINTENANCE, "Defragment", Unary, Root, NoKeys, Turns(Defragmentations), Refuses),
+    row(MAINTENANCE, "Hash", Unary, Root, NoKeys, Turns(Hashes), Refuses),
+    row(MAINTENANCE, "HashKV", Unary, Root, NoKeys, Turns(Hashes), Refuses),
+    row(MAINTENANCE, "Snapshot", ServerStream, Root, NoKeys, Turns(Backups), Answers),
+    row(MAINTENANCE, "MoveLeader", Unary, Root, NoKeys, Memory, Refuses),
+    row(MAINTENANCE, "Downgrade", Unary, Root, NoKeys, Memory, Refuses),
+    row(AUTH, "AuthEnable", Unary, Root, Rights, Memory, Refuses),
+    row(AUTH, "AuthDisable", Unary, Root, Rights, Memory, Refuses),
+    row(AUTH, "AuthStatus", Unary, Nothing, NoKeys, Memory, Refuses),
+    row(AUTH, "Authenticate", Unary, Nothing, NoKeys, Passwords, Refuses),
+    row(AUTH, "UserAdd", Unary, Root, Rights, Passwords, Refuses),
+    row(AUTH, "UserGet", Unary, Content, NoKeys, Memory, Refuses),
+    row(AUTH, "UserList", Unary, Root, NoKeys, Memory, Refuses),
+    row(AUTH, "UserDelete", Unary, Root, Rights, Memory, Refuses),
+    row(AUTH, "UserChangePassword", Unary, Root, Rights, Passwords, Refuses),
+    row(AUTH, "UserGrantRole", Unary, Root, Rights, Memory, Refuses),
+    row(AUTH, "UserRevokeRole", Unary, Root, Rights, Memory, Refuses),
+    row(AUTH, "RoleAdd", Unary, Root, Rights, Memory, Refuses),
+    row(AUTH, "RoleGet", Unary, Content, NoKeys, Memory, Refuses),
+    row(AUTH, "RoleList", Unary, Root, NoKeys, Memory, Refuses),
+    row(AUTH, "RoleDelete", Unary, Root, Rights, Memory, Refuses),
+    row(AUTH, "RoleGrantPermission", Unary, Root, Rights, Memory, Refuses),
+    row(AUTH, "RoleRevokePermission", Unary, Root, Rights, Memory, Refuses),
+    row(LOCK, "Lock", Unary, Content, Keys, Turns(QueueReads), Refuses),
+    row(LOCK, "Unlock", Unary, Content, Keys, Memory, Refuses),
+    row(ELECTION, "Campaign", Unary, Content, Keys, Turns(QueueReads), Refuses),
+    row(ELECTION, "Proclaim", Unary, Content, Keys, Memory, Refuses),
+    row(ELECTION, "Leader", Unary, Content, NoKeys, Turns(QueueReads), Refuses),
+    row(ELECTION, "Observe", ServerStream, Content, NoKeys, Turns(HistoryReads), Refuses),
+    row(ELECTION, "Resign", Unary, Content, Keys, Memory, Refuses),
+    row(HEALTH, "Check", Unary, Nothing, NoKeys, Memory, Refuses),
+    row(HEALTH, "List", Unary, Nothing, NoKeys, Memory, Refuses),
+    row(HEALTH, "Watch", ServerStream, Nothing, NoKeys, Memory, Refuses),
 ];
 
 /// What the calls of an RPC take turns at, by its row. For constants: a row without turns does not

@@ -18,11 +18,11 @@ type Work = Box<dyn FnOnce() + Send>;
 /// See the module.
 #[derive(Default)]
 pub struct Tasks {
-    queue: Arc<Queue>,
+    queue: Arc<TaskQueue>,
 }
 
 #[derive(Default)]
-struct Queue {
+struct TaskQueue {
     state: Mutex<TaskState>,
 }
 
@@ -46,7 +46,7 @@ struct Task {
 
 /// Makes its task ready. It holds no reference to the queue, since tasks hold wakers themselves.
 struct TaskWaker {
-    queue: Weak<Queue>,
+    queue: Weak<TaskQueue>,
     task: u64,
 }
 

@@ -151,7 +151,7 @@ pub struct Observed {
 
 /// What an entry of the raft log holds.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Payload {
+pub enum RecordedPayload {
     Empty,
     /// An encoded `InternalRaftRequest`.
     Request(Bytes),
@@ -163,7 +163,7 @@ pub enum Payload {
 pub struct AppliedEntry {
     pub index: u64,
     pub term: u64,
-    pub payload: Payload,
+    pub payload: RecordedPayload,
 }
 
 /// The whole history of a world.

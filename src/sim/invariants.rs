@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::history::{AppliedEntry, Payload};
+use super::history::{AppliedEntry, RecordedPayload};
 use super::member::Process;
 use super::world::World;
 use crate::mvcc::compaction;
@@ -59,11 +59,11 @@ impl World {
         for applied in probe::take_applied() {
             let member = MemberId(applied.member);
             let payload = match applied.payload {
-                probe::Payload::Empty => Payload::Empty,
-                probe::Payload::Request(bytes) => Payload::Request(bytes),
-                probe::Payload::Member(bytes) => {
+                probe::AppliedPayload::Empty => RecordedPayload::Empty,
+                probe::AppliedPayload::Request(bytes) => RecordedPayload::Request(bytes),
+                probe::AppliedPayload::Member(bytes) => {
                     let change = prost::Message::decode(bytes);
-                    Payload::Member(change.unwrap_or_else(|_| MemberChange::default()))
+                    RecordedPayload::Member(change.unwrap_or_else(|_| MemberChange::default()))
                 }
             };
             let entry = AppliedEntry {
@@ -107,10 +107,10 @@ impl World {
             return;
         }
         // An unreadable state ends the member, which is reported separately.
-        let Ok(mark) = entry_id_of(&state) else {
+        let Ok(entry_id) = entry_id_of(&state) else {
             return;
         };
-        let (index, hash) = (mark.index, state.content_hash());
+        let (index, hash) = (entry_id.index, state.content_hash());
         let (known, by) = *self.hashes.entry(index).or_insert((hash, id));
         if known != hash {
             self.find(
@@ -215,10 +215,10 @@ impl World {
         if self.is_within_deletion(id) {
             return;
         }
-        if let Ok(mark) = entry_id_of(&member.disk.state())
-            && mark.index != said
+        if let Ok(entry_id) = entry_id_of(&member.disk.state())
+            && entry_id.index != said
         {
-            let details = format!("{id} says {said}, its state {}", mark.index);
+            let details = format!("{id} says {said}, its state {}", entry_id.index);
             self.find("a member does not know what it has applied", details);
         }
     }

@@ -23,7 +23,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::{Mutex, MutexGuard};
 
 pub use self::conditions::{Counts, LinkConditions};
-use self::in_flight::{Delay, InFlight, Payload};
+use self::in_flight::{Delay, InFlight, InFlightPayload};
 use self::links::{Attached, Links};
 use self::promises::Promises;
 use super::clock::Time;
@@ -100,7 +100,7 @@ impl SimNetwork {
         if links.cut.contains(&(to, from)) {
             for (member, peer) in [(from, to), (to, from)] {
                 if links.random.chance(500) {
-                    links.notify(member, Payload::Unreachable(peer), now_ns);
+                    links.notify(member, InFlightPayload::Unreachable(peer), now_ns);
                 }
             }
         }
@@ -158,7 +158,7 @@ impl SimNetwork {
         if held && !links.held.contains_key(&member) {
             let number = links.new_incarnation();
             links.held.insert(member, number);
-            let silence = InFlight::to_nobody(Payload::Silence { member, number });
+            let silence = InFlight::to_nobody(InFlightPayload::Silence { member, number });
             let due_ns = now_ns + Delay::Silence.draw(&mut links.random);
             links.launch(due_ns, silence);
         }

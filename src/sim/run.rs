@@ -12,7 +12,7 @@ use super::client::Client;
 use super::faults;
 use super::faults::plan::Kind;
 use super::history::{
-    AppliedEntry, ClientRequest, Finding, History, Kept, Operation, Outcome, Payload,
+    AppliedEntry, ClientRequest, Finding, History, Kept, Operation, Outcome, RecordedPayload,
 };
 use super::member::SimConfig;
 use super::network;
@@ -407,7 +407,7 @@ fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, AppliedEntry)]) {
     let granted: BTreeMap<i64, i64> = entries
         .iter()
         .filter_map(|(_, entry)| match &entry.payload {
-            Payload::Request(bytes) => decode_request(bytes.clone()).ok()?.lease_grant,
+            RecordedPayload::Request(bytes) => decode_request(bytes.clone()).ok()?.lease_grant,
             _ => None,
         })
         .map(|grant| (grant.ttl, grant.id))
@@ -424,7 +424,9 @@ fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, AppliedEntry)]) {
         };
         let added = entries.iter().find_map(|(_, entry)| match &entry.payload {
             // Its peer URLs are unique.
-            Payload::Member(change) if change.change == asked.change => Some(change.member_id),
+            RecordedPayload::Member(change) if change.change == asked.change => {
+                Some(change.member_id)
+            }
             _ => None,
         });
         if asked.member_id == 0 {
@@ -435,7 +437,8 @@ fn fill_in_ids(operations: &mut [Operation], entries: &[(u64, AppliedEntry)]) {
 
 /// The intervals in which the only member was paused, until others were added.
 fn stood_still(world: &World) -> Vec<(u64, u64)> {
-    let changes = |(_, entry): &&(u64, AppliedEntry)| matches!(entry.payload, Payload::Member(_));
+    let changes =
+        |(_, entry): &&(u64, AppliedEntry)| matches!(entry.payload, RecordedPayload::Member(_));
     let first = world.entries.iter().find(changes);
     let single_until = match world.founders.len() {
         1 => first.map_or(u64::MAX, |(at, _)| *at),

@@ -442,7 +442,7 @@ impl World {
                 // The log has been reset and the state not yet switched: a short moment in which
                 // faults matter.
                 if resets && self.random.chance(100) {
-                    (self.injector.cut_short)(self, id, "takes over a snapshot");
+                    (self.injector.cut_short)(self, id, "takes over a received state");
                 }
             }
             Next::Apply(id) => {

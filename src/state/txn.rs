@@ -244,14 +244,14 @@ impl<'a> Path<'a> {
 }
 
 /// How far a transaction is executed, and its answer so far.
-struct Progress {
+struct TxnProgress {
     answers: Vec<Option<Response>>,
     /// The deletion that is under way.
     deleting: Option<DeleteSteps>,
     kept: AnswerLimit,
 }
 
-impl Progress {
+impl TxnProgress {
     /// Executes what is left of `leaves`, or up to the end of a part; true at the end of all.
     fn proceed(&mut self, leaves: &[Option<&Request>], txn: &mut Txn<'_>) -> Result<bool> {
         let kept = &mut self.kept;
@@ -290,7 +290,7 @@ impl Progress {
 pub struct PartedTxn {
     request: TxnRequest,
     choices: Vec<bool>,
-    progress: Progress,
+    progress: TxnProgress,
     state: TxnState,
 }
 
@@ -318,7 +318,7 @@ fn proceed<'a>(
     path: &Path<'_>,
     request: &TxnRequest,
     mut txn: Txn<'a>,
-    mut progress: Progress,
+    mut progress: TxnProgress,
     kept: &mut AnswerLimit,
 ) -> Result<Written<'a>> {
     let proceeded = progress.proceed(&path.leaves(), &mut txn);
@@ -363,7 +363,7 @@ pub fn write<'a>(
         path.check(&pinned, leases)?;
         path
     };
-    let progress = Progress {
+    let progress = TxnProgress {
         answers: Vec::new(),
         deleting: None,
         kept: std::mem::replace(kept, AnswerLimit::up_to(0)),

@@ -33,11 +33,11 @@ pub struct OutgoingBatch {
 }
 
 struct Outgoing {
-    payload: Payload,
+    payload: OutgoingPayload,
     payload_len: usize,
 }
 
-enum Payload {
+enum OutgoingPayload {
     Raft(Message),
     Forwarded(etchedpeer::Forwarded),
     Refused(etchedpeer::Refused),
@@ -52,7 +52,7 @@ impl OutgoingBatch {
         };
         let mut outgoing = Vec::with_capacity(messages.len());
         for message in messages {
-            let payload = Payload::from(message);
+            let payload = OutgoingPayload::from(message);
             let payload_len = payload.encoded_len();
             len += framed_len(MESSAGES_TAG, framed_len(payload.tag(), payload_len));
             outgoing.push(Outgoing {
@@ -99,7 +99,7 @@ fn framed_len(tag: u32, len: usize) -> usize {
     key_len(tag) + encoded_len_varint(len as u64) + len
 }
 
-impl Payload {
+impl OutgoingPayload {
     fn tag(&self) -> u32 {
         match self {
             Self::Raft(_) => RAFT_TAG,
@@ -125,7 +125,7 @@ impl Payload {
     }
 }
 
-impl From<PeerMessage> for Payload {
+impl From<PeerMessage> for OutgoingPayload {
     fn from(message: PeerMessage) -> Self {
         match message {
             PeerMessage::Raft(message) => Self::Raft(message),
@@ -205,7 +205,7 @@ pub fn read_snapshot(bytes: bytes::Bytes) -> Result<Message, String> {
     let message = read_raft(bytes)?;
     admit::check_form(&message).map_err(|fault| format!("a message of raft's: {fault}"))?;
     if message.msg_type != MessageType::MsgSnapshot as i32 {
-        return Err("a message of raft's that belongs to no snapshot".to_owned());
+        return Err("a message of raft's that is no raft snapshot message".to_owned());
     }
     Ok(message)
 }

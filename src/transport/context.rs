@@ -31,11 +31,11 @@ pub struct NetworkEnv {
     pub metrics: Arc<Metrics>,
 }
 
-/// Limits, and where received snapshots are stored.
+/// Limits, and where received states are stored.
 #[derive(Clone)]
 pub struct NetworkOptions {
     pub dialler: Dialler,
-    /// Snapshots are received into directories below this one, which is created when needed.
+    /// A state is received into a directory below this one, which is created when needed.
     pub incoming_snapshots: PathBuf,
     /// The largest batch or response that is accepted from a peer. A raft message can hold several
     /// client requests of the maximum size.
@@ -44,11 +44,11 @@ pub struct NetworkOptions {
     pub unlisted_message_bytes: usize,
     pub urgent: QueueLimits,
     pub bulk: QueueLimits,
-    /// Concurrent outgoing snapshots; further ones wait for a while.
+    /// Concurrent outgoing transfers of a state; further ones wait for a while.
     pub max_snapshots_sent: usize,
-    /// A snapshot transfer without progress for this long has failed.
+    /// A transfer of a state without progress for this long has failed.
     pub snapshot_silence: Duration,
-    /// Installing the state of a snapshot after its transfer may take this long.
+    /// Installing a state after its transfer may take this long.
     pub snapshot_install_limit: Duration,
 }
 

@@ -27,7 +27,7 @@ const INCARNATION_TEXT: &str = "etched: this member called with another data dir
 const FORMAT_TEXT: &str = "etched: this cluster has users or roles, and this member's program does \
     not know them; start it with the program of the others";
 const UNLISTED_TEXT: &str = "etched: this member knows the caller neither as a member nor as its leader; later, when it does";
-const BUSY_TEXT: &str = "etched: this member takes other snapshots now; later, when it has them";
+const BUSY_TEXT: &str = "etched: this member receives other states now; later, when it has them";
 const NAMELESS_TEXT: &str = "etched: the call does not say who calls whom";
 
 /// This member, as it introduces itself to the others.
@@ -62,10 +62,10 @@ pub enum CallRefusal {
     Incarnation(MemberId),
     #[error("{FORMAT_TEXT}")]
     Format(MemberId),
-    /// For a snapshot.
+    /// For a state.
     #[error("{UNLISTED_TEXT}")]
     Unlisted,
-    /// For a snapshot.
+    /// For a state.
     #[error("{BUSY_TEXT}")]
     Busy,
     #[error("{NAMELESS_TEXT}")]

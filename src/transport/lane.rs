@@ -23,7 +23,7 @@ use super::health::Link;
 use super::identity::{self, RefusalKind, why};
 use super::peer_rpc;
 use super::pulse::{self, Beat, Pulse};
-use super::queue::Queue;
+use super::queue::LaneQueue;
 use crate::error::Error;
 use crate::proto::etchedpeer::LaneAnswer;
 use crate::types::MemberId;
@@ -110,7 +110,7 @@ pub struct Lane {
     /// Tried in turn.
     pub urls: Vec<String>,
     pub kind: LaneKind,
-    pub queue: Arc<Queue>,
+    pub queue: Arc<LaneQueue>,
     /// Counts how often the urgent lane detected a silent peer, which affects the other lane as
     /// well.
     pub silences: Arc<watch::Sender<u64>>,

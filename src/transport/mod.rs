@@ -1,6 +1,6 @@
-//! Communication between members: lanes of messages, snapshots as files, and peer RPCs. In this
-//! room a snapshot is a transfer: the files of a checkpoint, and behind them the raft snapshot
-//! message.
+//! Communication between members: lanes of messages, transfers of states, and peer RPCs. A transfer
+//! is the files of a checkpoint, and behind them the raft snapshot message; where it has arrived
+//! completely it is a received state.
 //!
 //! This module decides nothing about consensus. Sending never blocks and never fails: a queue is
 //! bounded, messages that do not fit are dropped, and raft sends them again. What is received is
@@ -155,7 +155,7 @@ impl Drop for SnapshotDir {
 
 fn remove_files(path: &Path) {
     if let Err(error) = std::fs::remove_dir_all(path) {
-        tracing::warn!(path = %path.display(), %error, "cannot remove the files of a snapshot");
+        tracing::warn!(path = %path.display(), %error, "cannot remove the files of a checkpoint");
     }
 }
 
@@ -199,11 +199,11 @@ pub trait Inbound: Send + Sync + 'static {
     /// Something sent to the peer may not have arrived.
     fn unreachable(&self, peer: MemberId);
 
-    /// Whether the peer installed the state of a snapshot.
+    /// Whether the peer installed the state that it was sent.
     fn snapshot_sent(&self, to: MemberId, taken: bool);
 
-    /// All files of a snapshot are in the directory, complete and synced. Completes when their
-    /// state is in use, or was rejected.
+    /// All files of a received state are in the directory, complete and synced. Completes when it
+    /// is in use, or was rejected.
     fn snapshot_received(&self, message: Message, files: SnapshotDir) -> Boxed<Result<(), Error>>;
 
     /// Handles a peer RPC. `from` is none if the caller is not a member yet, `limit` is how long it

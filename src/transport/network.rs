@@ -15,7 +15,7 @@ use super::identity::Local;
 use super::intake;
 use super::lane::{Lane, LaneKind};
 use super::peer_rpc::PeerRpcClient;
-use super::queue::Queue;
+use super::queue::LaneQueue;
 use super::roster::Roster;
 use super::snapshot_in::Arrivals;
 use super::snapshot_out::Snapshots;
@@ -39,15 +39,15 @@ pub struct GrpcNetwork {
 /// A peer, and the tasks that run its lanes; they end with it.
 struct Connected {
     peer: Peer,
-    urgent: Arc<Queue>,
-    bulk: Arc<Queue>,
+    urgent: Arc<LaneQueue>,
+    bulk: Arc<LaneQueue>,
     rpcs: Arc<PeerRpcClient>,
     tasks: [AbortHandle; 2],
 }
 
 impl GrpcNetwork {
-    /// Must be called within the async runtime that will run it. Removes incomplete snapshots of an
-    /// earlier run. Until `attach` no call is accepted and nothing is reported.
+    /// Must be called within the async runtime that will run it. Removes incompletely received states of
+    /// an earlier run. Until `attach` no call is accepted and nothing is reported.
     pub fn start(local: Local, outside: NetworkEnv, options: NetworkOptions) -> Arc<Self> {
         intake::remove_leftovers(&options.incoming_snapshots);
         let snapshots = Snapshots::new(options.max_snapshots_sent);
@@ -127,16 +127,16 @@ impl GrpcNetwork {
         self.peers.read().get(&peer).cloned()
     }
 
-    fn connect(&self, peer: Peer, queues: Option<(Arc<Queue>, Arc<Queue>)>) -> Connected {
+    fn connect(&self, peer: Peer, queues: Option<(Arc<LaneQueue>, Arc<LaneQueue>)>) -> Connected {
         let options = &self.context.options;
         let (urgent, bulk) = queues.unwrap_or_else(|| {
             (
-                Arc::new(Queue::new(options.urgent)),
-                Arc::new(Queue::new(options.bulk)),
+                Arc::new(LaneQueue::new(options.urgent)),
+                Arc::new(LaneQueue::new(options.bulk)),
             )
         });
         let silences = Arc::new(watch::Sender::new(0));
-        let lane = |kind, queue: &Arc<Queue>| {
+        let lane = |kind, queue: &Arc<LaneQueue>| {
             let lane = Lane {
                 context: self.context.clone(),
                 peer: peer.member,

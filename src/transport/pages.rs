@@ -12,17 +12,10 @@ use super::context::Context;
 use crate::proto::etchedpeer::peer_request::Request as Kind;
 use crate::proto::etchedpeer::{Description, Nothing, PeerRequest, peer_response};
 use crate::proto::membershippb;
-use crate::types::STORAGE_VERSION;
+use crate::types::{STORAGE_VERSION, version};
 
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const CLUSTER_ID: &str = "x-etcd-cluster-id";
-
-#[derive(Serialize)]
-struct Versions<'a> {
-    etcdserver: &'a str,
-    etcdcluster: &'a str,
-    storage: &'a str,
-}
 
 /// A member as `/members` shows it.
 #[derive(Serialize)]
@@ -80,7 +73,9 @@ async fn described(context: &Context) -> Option<Description> {
 fn members(context: &Context, description: &Description) -> Response<Body> {
     let mut members: Vec<_> = description.members.iter().map(ListedMember::of).collect();
     members.sort_by_key(|member| member.peer_urls.first());
-    let mut response = json(serde_json::to_string(&members).map(|list| list + "\n"));
+    // Strings and numbers can always be serialised.
+    let list = serde_json::to_string(&members).unwrap_or_default();
+    let mut response = json(list + "\n");
     if let Ok(id) = HeaderValue::try_from(context.local.cluster.to_string()) {
         response.headers_mut().insert(CLUSTER_ID, id);
     }
@@ -102,20 +97,12 @@ impl<'a> ListedMember<'a> {
 }
 
 fn versions(description: &Description) -> Response<Body> {
-    let etcdcluster = match description.cluster_version.as_str() {
-        "" => "not_decided",
-        version => version,
-    };
-    json(serde_json::to_string(&Versions {
-        etcdserver: &description.server_version,
-        etcdcluster,
-        storage: STORAGE_VERSION,
-    }))
+    let cluster = Some(description.cluster_version.as_str()).filter(|text| !text.is_empty());
+    let server = &description.server_version;
+    json(version::page(server, cluster, STORAGE_VERSION))
 }
 
-fn json(text: serde_json::Result<String>) -> Response<Body> {
-    // Strings and numbers can always be serialised.
-    let body = text.unwrap_or_default();
+fn json(body: String) -> Response<Body> {
     page(StatusCode::OK, "application/json", body)
 }
 

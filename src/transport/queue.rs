@@ -29,13 +29,13 @@ pub struct QueueLimits {
 }
 
 /// See the module.
-pub struct Queue {
+pub struct LaneQueue {
     limits: QueueLimits,
-    state: Mutex<QueueState>,
+    state: Mutex<LaneQueueState>,
 }
 
 #[derive(Default)]
-struct QueueState {
+struct LaneQueueState {
     waiting: VecDeque<QueuedMessage>,
     weight_bytes: usize,
     probe: Option<u64>,
@@ -50,7 +50,7 @@ struct QueuedMessage {
     weight_bytes: usize,
 }
 
-impl Queue {
+impl LaneQueue {
     pub fn new(limits: QueueLimits) -> Self {
         Self {
             limits,
@@ -138,7 +138,7 @@ impl Queue {
 
 /// The messages of a queue as the body of a call.
 pub struct Taker {
-    queue: Arc<Queue>,
+    queue: Arc<LaneQueue>,
     cells: Arc<PeerCells>,
     number: u64,
 }
@@ -165,7 +165,7 @@ impl Stream for Taker {
     }
 }
 
-impl QueueState {
+impl LaneQueueState {
     /// Takes the messages of one batch: at least one, if there is any.
     fn take(&mut self, max_bytes: usize) -> Vec<PeerMessage> {
         let mut taken_bytes = 0;
@@ -204,8 +204,8 @@ mod tests {
         })
     }
 
-    fn queue() -> Arc<Queue> {
-        Arc::new(Queue::new(QueueLimits {
+    fn queue() -> Arc<LaneQueue> {
+        Arc::new(LaneQueue::new(QueueLimits {
             messages: 100,
             bytes: 4 << 20,
         }))

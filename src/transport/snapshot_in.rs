@@ -1,6 +1,6 @@
-//! Incoming snapshots, which are a checkpoint's files and the raft snapshot message: the parts are
-//! written by `intake`, some at a time, and only a whole snapshot is passed on. Incomplete or
-//! invalid ones are removed and affect nothing else.
+//! Incoming transfers of a state, which are a checkpoint's files and the raft snapshot message: the
+//! parts are written by `intake`, some at a time, and only a complete state is passed on. Incomplete
+//! or invalid ones are removed and affect nothing else.
 //!
 //! Few come in at once, from members or the leader only, each at a pace; what they write takes turns
 //! with all other work of the blocking pool. So a sender holds neither a thread nor the disk.
@@ -28,15 +28,15 @@ use crate::proto::etchedpeer::SnapshotPart;
 use crate::types::MemberId;
 
 /// So many come in at once. A member has one leader, and may get a new one while the last one's
-/// snapshot still comes.
+/// state still comes.
 const MAX_AT_ONCE: usize = 2;
 /// So much is written at a time, where it is there.
 const WRITE_BYTES: usize = 2 << 20;
-/// A snapshot of which less comes in the time that silence may last is given up, or who sends a byte
+/// A transfer of which less comes in the time that silence may last is given up, or who sends a byte
 /// now and then would keep its place for ever.
 const MIN_PROGRESS_BYTES: usize = 64 << 10;
 
-/// Why this member takes a snapshot from somebody.
+/// Why this member takes a state from somebody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// The state lists it, or this member joined by it.
@@ -45,13 +45,13 @@ pub enum Standing {
     Leader,
 }
 
-/// The members that are sending a snapshot to this one.
+/// The members that are sending their state to this one.
 pub struct Arrivals {
     context: Arc<Context>,
     senders: Mutex<BTreeMap<MemberId, Standing>>,
 }
 
-/// Held until all work on the snapshot has ended.
+/// Held until all work on the transfer has ended.
 struct Arrival {
     arrivals: Arc<Arrivals>,
     from: MemberId,
@@ -71,7 +71,7 @@ impl Arrivals {
         }
     }
 
-    /// Receives a snapshot; completes when its state is in use.
+    /// Receives a state; completes when it is in use.
     pub async fn take(
         self: Arc<Self>,
         from: MemberId,
@@ -85,19 +85,19 @@ impl Arrivals {
             Ok(whole) => whole,
             Err(unfit) => {
                 let reason = unfit.to_string();
-                tracing::warn!(peer = %from, reason, "could not take a snapshot");
+                tracing::warn!(peer = %from, reason, "could not receive a state");
                 return Err(status(&unfit));
             }
         };
         // Continues here if the connection breaks from now on.
         let installed = tokio::spawn(async move {
             let size_bytes = whole.size_bytes;
-            tracing::info!(peer = %from, size_bytes, "received a snapshot");
+            tracing::info!(peer = %from, size_bytes, "received a state");
             let installed = inbound.snapshot_received(whole.message, whole.dir).await;
             match installed {
                 Ok(()) => counted.succeed(),
                 Err(error) => {
-                    tracing::warn!(peer = %from, %error, "a snapshot was not put to use");
+                    tracing::warn!(peer = %from, %error, "a received state was not put to use");
                 }
             }
             drop(arrival);
@@ -109,11 +109,11 @@ impl Arrivals {
         }
     }
 
-    /// Takes a place for a snapshot of this sender.
+    /// Takes a place for a transfer of this sender's.
     fn begin(self: &Arc<Self>, from: MemberId, standing: Standing) -> Result<Arc<Arrival>, Status> {
         let mut senders = self.senders.lock();
         if senders.contains_key(&from) {
-            let text = "etched: a snapshot of this member is coming in already";
+            let text = "etched: a state of this member's is coming in already";
             return Err(Status::resource_exhausted(text));
         }
         // Anybody can say to lead, under one name after the other.
@@ -248,7 +248,7 @@ struct Writing {
 }
 
 impl Writing {
-    /// Has the intake do some work; returns the snapshot where it is whole then.
+    /// Has the intake do some work; returns the received state where it is whole then.
     async fn work(
         &mut self,
         work: impl FnOnce(Option<Intake>) -> Result<Taken, Unfit> + Send + 'static,
@@ -289,7 +289,7 @@ impl Drop for Writing {
 }
 
 fn status(unfit: &Unfit) -> Status {
-    let text = format!("etched: the snapshot was not taken: {unfit}");
+    let text = format!("etched: the state was not taken: {unfit}");
     let code = match unfit {
         Unfit::Disk { .. } | Unfit::Room { .. } => Code::ResourceExhausted,
         _ => Code::InvalidArgument,
@@ -297,7 +297,7 @@ fn status(unfit: &Unfit) -> Status {
     Status::new(code, text)
 }
 
-/// Counts a snapshot as failed unless it is marked as successful.
+/// Counts a transfer as failed unless it is marked as successful.
 struct Counted {
     context: Arc<Context>,
     cells: Arc<PeerCells>,

@@ -1,5 +1,5 @@
-//! Outgoing snapshots, which are a checkpoint's files and the raft snapshot message: files read in
-//! order, in turns of the blocking pool so that a slow peer holds no thread, and sent over a
+//! Outgoing transfers of a state, which are a checkpoint's files and the raft snapshot message: files
+//! read in order, in turns of the blocking pool so that a slow peer holds no thread, and sent over a
 //! connection of their own.
 
 use std::collections::{HashSet, VecDeque};
@@ -41,7 +41,7 @@ const MAX_TURN_PARTS: usize = 64;
 /// leader's first heartbeat, by which it is known, may still be on its way.
 const LATER_PAUSE: Duration = Duration::from_secs(1);
 const LATER_LIMIT: Duration = Duration::from_secs(30);
-/// How long a snapshot waits for others in progress.
+/// How long a transfer waits for others in progress.
 const TURN_LIMIT: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_secs(1);
 /// Detects a dead peer while it installs the state, too.
@@ -64,7 +64,7 @@ impl Snapshots {
         }
     }
 
-    /// Sends a snapshot, and reports the result.
+    /// Sends a state, and reports the result.
     pub async fn send(
         self: Arc<Self>,
         context: Arc<Context>,
@@ -79,7 +79,7 @@ impl Snapshots {
             taken: false,
         };
         if !self.under_way.lock().insert(to) {
-            tracing::warn!(peer = %to, "a snapshot to this peer is under way already");
+            tracing::warn!(peer = %to, "a state is being sent to this peer already");
             return;
         }
         let _under_way = UnderWay {
@@ -91,7 +91,7 @@ impl Snapshots {
         let begun = context.outside.clock.now();
         let sent = match timeout(TURN_LIMIT, self.turns.acquire()).await {
             Ok(_turn) => transfer_when_taken(&context, &urls, &message, &files).await,
-            Err(_) => Err("other snapshots are still under way".to_owned()),
+            Err(_) => Err("other states are still being sent".to_owned()),
         };
         transfers.in_flight.add(-1);
         let took = context.outside.clock.now().saturating_sub(begun);
@@ -100,12 +100,12 @@ impl Snapshots {
                 transfers.successes.increment();
                 transfers.took.observe(took);
                 let took_s = took.as_secs_f64();
-                tracing::info!(peer = %to, bytes, took_s, "sent a snapshot");
+                tracing::info!(peer = %to, bytes, took_s, "sent a state");
                 report.taken = true;
             }
             Err(reason) => {
                 transfers.failures.increment();
-                tracing::warn!(peer = %to, reason, "could not send a snapshot");
+                tracing::warn!(peer = %to, reason, "could not send a state");
             }
         }
     }
@@ -137,7 +137,7 @@ impl Drop for UnderWay {
     }
 }
 
-/// Why a snapshot was not sent.
+/// Why a state was not sent.
 enum Failure {
     /// The peer may take it in a while.
     Later(String),
@@ -249,7 +249,7 @@ async fn stalled(context: &Context, channel: &Channel, is_read: &AtomicBool) -> 
         let (limit, reason) = if is_read.load(Ordering::Relaxed) {
             (
                 options.snapshot_install_limit,
-                "the peer does not take the snapshot over",
+                "the peer does not take the state over",
             )
         } else {
             (options.snapshot_silence, "no byte moved for a while")
@@ -271,7 +271,7 @@ fn at(path: &Path) -> impl Fn(io::Error) -> ReadError + use<> {
     move |error| ReadError::File(path.clone(), error)
 }
 
-/// Hands out all parts of a snapshot; returns the bytes of the files.
+/// Hands out all parts of a transfer; returns the bytes of the files.
 async fn read_out(
     executor: &dyn Executor,
     files: Arc<SnapshotDir>,

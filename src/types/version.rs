@@ -1,7 +1,9 @@
 //! Versions as etcd compares them: what the cluster should run at, and what it may be taken
-//! down to. Decides only; `jobs::version` asks and proposes.
+//! down to; and the page that shows them. Decides only; `jobs::version` asks and proposes.
 
 use std::fmt;
+
+use serde::Serialize;
 
 /// A release without its patch level, which decides nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,6 +74,25 @@ pub fn short(version: &str) -> String {
         Some(Version { major, minor }) => format!("{major}.{minor}"),
         None => version.to_owned(),
     }
+}
+
+/// The page `/version` of the ports for clients and for members, in etcd's names and order.
+#[derive(Serialize)]
+struct VersionPage<'a> {
+    etcdserver: &'a str,
+    etcdcluster: &'a str,
+    storage: &'a str,
+}
+
+/// That page: the server's release, the cluster's version if there is one, the storage's version.
+pub fn page(server: &str, cluster: Option<&str>, storage: &str) -> String {
+    let page = VersionPage {
+        etcdserver: server,
+        etcdcluster: cluster.unwrap_or("not_decided"),
+        storage,
+    };
+    // Three strings can always be written.
+    serde_json::to_string(&page).unwrap_or_default()
 }
 
 fn is_identifier(text: &str) -> bool {

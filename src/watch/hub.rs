@@ -12,7 +12,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::copies::Copies;
-use super::queue::{Encoded, EventName, Events, Pushed, Queue, Wanted, WatchName};
+use super::queue::{Encoded, EventName, EventQueue, Events, Pushed, Wanted, WatchName};
 use super::range_set::{NodeId, RangeSet};
 use super::recent::Recent;
 use super::{Counters, Limits};
@@ -36,7 +36,7 @@ pub struct Hub {
 /// A watch in the index.
 pub(super) struct Live {
     pub watch: WatchName,
-    pub queue: Arc<Queue>,
+    pub queue: Arc<EventQueue>,
     pub wanted: Wanted,
     /// Revisions below this are not for it.
     pub from: i64,
@@ -58,7 +58,7 @@ pub(super) struct Index {
     recent: Recent,
     copies: Arc<Copies>,
     /// Streams to wake after the next publish.
-    waiting: Vec<Arc<Queue>>,
+    waiting: Vec<Arc<EventQueue>>,
     /// Memory of `matching`, kept for the next change.
     matching: Vec<NodeId>,
 }
@@ -74,7 +74,7 @@ pub(super) struct Gathered {
 }
 
 /// What a publish leaves to be done when its lock is released.
-pub(super) type Wakes = Vec<Arc<Queue>>;
+pub(super) type Wakes = Vec<Arc<EventQueue>>;
 
 impl Hub {
     /// A hub for a keyspace that stands at revision `head`.
@@ -235,13 +235,13 @@ impl Index {
     }
 
     /// Has the stream woken once more was published.
-    pub fn wait(&mut self, queue: &Arc<Queue>) {
+    pub fn wait(&mut self, queue: &Arc<EventQueue>) {
         if !self.waiting.iter().any(|known| Arc::ptr_eq(known, queue)) {
             self.waiting.push(queue.clone());
         }
     }
 
-    pub fn stop_waiting(&mut self, queue: &Arc<Queue>) {
+    pub fn stop_waiting(&mut self, queue: &Arc<EventQueue>) {
         self.waiting.retain(|known| !Arc::ptr_eq(known, queue));
     }
 

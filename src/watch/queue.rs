@@ -187,7 +187,7 @@ struct WatchQueueState {
 }
 
 /// See the module.
-pub(super) struct Queue {
+pub(super) struct EventQueue {
     limits: Limits,
     counters: Arc<Counters>,
     /// See `Hub::names`.
@@ -203,7 +203,7 @@ pub(super) enum Pushed {
     Spilled,
 }
 
-impl Queue {
+impl EventQueue {
     pub fn new(
         limits: Limits,
         counters: Arc<Counters>,
@@ -381,10 +381,10 @@ mod tests {
 
     const WATCH: WatchName = WatchName { id: 1, serial: 7 };
 
-    fn queue(limits: Limits) -> (Arc<Queue>, Arc<Counters>) {
+    fn queue(limits: Limits) -> (Arc<EventQueue>, Arc<Counters>) {
         let counters = Arc::<Counters>::default();
         let share = Share::new(limits.total_bytes);
-        let queue = Queue::new(limits, counters.clone(), share, Arc::new(|| {}));
+        let queue = EventQueue::new(limits, counters.clone(), share, Arc::new(|| {}));
         (queue, counters)
     }
 
@@ -444,7 +444,7 @@ mod tests {
         let limits = Limits::default();
         let new = || {
             let counters = Arc::<Counters>::default();
-            Queue::new(limits, counters, share.clone(), Arc::new(|| {}))
+            EventQueue::new(limits, counters, share.clone(), Arc::new(|| {}))
         };
         let queues: Vec<_> = (0..50)
             .map(|_| {

@@ -38,7 +38,7 @@ use self::order::PageOrder;
 use super::catch_up::{CatchUp, Found, Page, Part};
 use super::hub::{Hub, Index, Live};
 use super::large::MAX_MESSAGE_BYTES;
-use super::queue::{Item, Queue, Wanted, WatchName};
+use super::queue::{EventQueue, Item, Wanted, WatchName};
 use super::range_set::NodeId;
 use super::{CreateError, Output, Request};
 use crate::mvcc::read::PinnedView;
@@ -82,7 +82,7 @@ struct Watch {
 /// after a call of any other method too.
 pub struct Stream {
     hub: Arc<Hub>,
-    queue: Arc<Queue>,
+    queue: Arc<EventQueue>,
     watches: BTreeMap<i64, Watch>,
     next_id: i64,
     order: PageOrder,
@@ -108,13 +108,13 @@ impl Hub {
     /// does so again.
     pub fn open(self: &Arc<Self>, wake: Arc<dyn Fn() + Send + Sync>) -> Stream {
         let counters = self.counters().clone();
-        let queue = Queue::new(*self.limits(), counters, self.names().clone(), wake);
+        let queue = EventQueue::new(*self.limits(), counters, self.names().clone(), wake);
         Stream::new(self.clone(), queue)
     }
 }
 
 impl Stream {
-    pub(super) fn new(hub: Arc<Hub>, queue: Arc<Queue>) -> Self {
+    pub(super) fn new(hub: Arc<Hub>, queue: Arc<EventQueue>) -> Self {
         hub.counters().streams.fetch_add(1, Relaxed);
         Self {
             hub,
@@ -489,7 +489,7 @@ impl Watch {
         }
     }
 
-    fn go_live(&mut self, index: &mut Index, watch: WatchName, queue: &Arc<Queue>, from: i64) {
+    fn go_live(&mut self, index: &mut Index, watch: WatchName, queue: &Arc<EventQueue>, from: i64) {
         let live = Live {
             watch,
             queue: queue.clone(),

@@ -138,6 +138,7 @@ const MODULES: &[Module] = &[
             "server",
             "gateway",
             "http",
+            "service",
             "transport",
             "net",
             "storage",

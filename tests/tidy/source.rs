@@ -33,7 +33,8 @@ impl Source {
     }
 }
 
-fn top() -> &'static Path {
+/// The checkout.
+pub fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 

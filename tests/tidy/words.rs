@@ -6,8 +6,8 @@ use std::collections::{BTreeSet, HashMap};
 use super::shape;
 
 /// What is no longer said, and what is said instead. One word in small letters is meant as a word
-/// and as a part of any name; a name as it is written, in Rust and in documents; words in a row as
-/// they are read, in capitals or not.
+/// and as a part of any name; words in a row as they are read, in capitals or not, and as a part of
+/// any name; a name as it is written, in Rust and in documents.
 pub const GIVEN_UP: &[(&str, &str)] = &[
     // Names of types, constants and modules.
     ("Around", "MemberEnv"),
@@ -99,14 +99,15 @@ pub fn check(
         .collect();
     let mut findings = Vec::new();
     for (at, (line, word)) in found.iter().enumerate() {
-        let mut firsts: BTreeSet<String> = shape::words(word).into_iter().collect();
+        let parts = shape::words(word);
+        let mut firsts: BTreeSet<String> = parts.iter().cloned().collect();
         firsts.insert(word.to_lowercase());
         for (old, new) in firsts
             .iter()
             .filter_map(|first| by_first.get(first))
             .flatten()
         {
-            if is_word(old) || is_row(path, old, &found[at..]) {
+            if is_word(old) || is_row(path, old, &found[at..]) || is_within(old, &parts) {
                 findings.push(format!("{path}:{line}: not \"{old}\" but {new}"));
             }
         }
@@ -133,6 +134,12 @@ fn is_row(path: &str, old: &str, found: &[(usize, &str)]) -> bool {
         };
         found.next().is_some_and(same)
     })
+}
+
+/// True where the parts of one name have the words of a sentence in a row.
+fn is_within(old: &str, parts: &[String]) -> bool {
+    let wanted: Vec<&str> = old.split(' ').collect();
+    wanted.len() > 1 && parts.windows(wanted.len()).any(|row| row == wanted)
 }
 
 /// Whole names, as written: `Away` is no part of `AwayTeam`, nor is it `away`.
@@ -189,6 +196,16 @@ mod tests {
                 ["a.go:1: not \"told\" but seen"],
                 "{name}"
             );
+        }
+        for name in ["it_comes_to_rest", "ComesToRest", "COMES_TO_REST"] {
+            assert_eq!(
+                findings("a.go", name),
+                ["a.go:1: not \"comes to rest\" but converges"],
+                "{name}"
+            );
+        }
+        for name in ["comes_and_to_rest", "welcomes_to_rest", "comes_to"] {
+            assert_eq!(findings("a.go", name), [""; 0], "{name}");
         }
         for name in ["untolds", "is_mantold", "toldest", "Mistold"] {
             assert_eq!(findings("a.go", name), [""; 0], "{name}");

@@ -32,34 +32,8 @@ use crate::proto::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
     request_op,
 };
+use crate::service::rpcs::{self, CallEffect, RPCS, Unknown};
 use crate::types::KeyRange;
-
-/// Calls that may change keys, or who may see them, and name none. Those of a service that are not
-/// among its reads do.
-const WRITES: [(&str, &[&str]); 4] = [
-    (
-        "/etcdserverpb.Auth/",
-        &[
-            "AuthStatus",
-            "Authenticate",
-            "RoleGet",
-            "RoleList",
-            "UserGet",
-            "UserList",
-        ],
-    ),
-    (
-        "/etcdserverpb.Lease/",
-        &[
-            "LeaseGrant",
-            "LeaseKeepAlive",
-            "LeaseLeases",
-            "LeaseTimeToLive",
-        ],
-    ),
-    ("/v3electionpb.Election/", &["Leader", "Observe"]),
-    ("/v3lockpb.Lock/", &[]),
-];
 
 /// A message that is read here has to come within this time.
 const MESSAGE_LIMIT: Duration = Duration::from_secs(60);
@@ -328,11 +302,18 @@ fn only_reads(txn: &TxnRequest) -> bool {
     })
 }
 
+/// Whether a call may change keys, or who may see them. Of a method that this program does not know
+/// it has to be assumed: a member may be newer.
 fn is_write(path: &str) -> bool {
-    WRITES.iter().any(|(service, reads)| {
-        let method = path.strip_prefix(service);
-        method.is_some_and(|method| !reads.contains(&method))
-    })
+    let names = path.strip_prefix('/').and_then(|path| path.split_once('/'));
+    let Some((service, method)) = names else {
+        return false;
+    };
+    match rpcs::find(service, method) {
+        Ok(number) => RPCS[number].effect != CallEffect::NoKeys,
+        Err(Unknown::Method) => true,
+        Err(Unknown::Service) => false,
+    }
 }
 
 fn decoded<M: Message + Default>(message: &Bytes) -> Result<M, Status> {

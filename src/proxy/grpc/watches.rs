@@ -69,14 +69,14 @@ pub struct Watches {
     /// Those that the cluster has not answered, in the order in which it will.
     opening: VecDeque<BroadcastId>,
     next_broadcast: BroadcastId,
-    progress: Progress,
+    progress: ProgressRequests,
     outputs: Vec<Output>,
     counts: Counts,
 }
 
 /// How often the cluster was asked for progress, and answered, over the present stream.
 #[derive(Default)]
-struct Progress {
+struct ProgressRequests {
     asked: u64,
     answered: u64,
 }
@@ -184,7 +184,7 @@ impl Watches {
             by_range: BTreeMap::new(),
             opening: VecDeque::new(),
             next_broadcast: 1,
-            progress: Progress::default(),
+            progress: ProgressRequests::default(),
             outputs: Vec::new(),
             counts: Counts::default(),
         }

@@ -242,7 +242,7 @@ impl Player {
             let notes = [
                 (!one.voter, "does not vote"),
                 (!one.active, "is silent"),
-                (one.in_snapshot, "is sent a snapshot"),
+                (one.in_snapshot, "is sent a checkpoint"),
             ];
             for (_, note) in notes.iter().filter(|(is_so, _)| *is_so) {
                 write!(self.printed, ", {note}").expect("writes");

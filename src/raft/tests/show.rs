@@ -96,7 +96,7 @@ fn content(message: &Message, show: ShowRequest) -> String {
             entries(&message.entries, show)
         ),
         MsgAppendResponse if message.reject => format!(
-            "rejects what goes after {}, may match at {}",
+            "rejects an append after {}, may match at {}",
             message.index,
             entry_id(message.reject_hint, message.log_term)
         ),

@@ -18,7 +18,7 @@ const ROOM_LIMIT: Duration = Duration::from_secs(1);
 /// Formats the line with the number of dropped lines.
 pub type Report = Box<dyn Fn(u64) -> Vec<u8> + Send>;
 
-pub struct Queue {
+pub struct LogQueue {
     waiting: Mutex<Backlog>,
     filled: Condvar,
     written: Condvar,
@@ -26,7 +26,7 @@ pub struct Queue {
 
 #[derive(Default)]
 struct Backlog {
-    lines: VecDeque<Entry>,
+    lines: VecDeque<QueuedLine>,
     bytes: usize,
     dropped: u64,
     /// Whether lines are out of the queue and not yet written.
@@ -35,7 +35,7 @@ struct Backlog {
     stalled: bool,
 }
 
-struct Entry {
+struct QueuedLine {
     bytes: Vec<u8>,
     keep: bool,
 }
@@ -59,13 +59,13 @@ impl Backlog {
     }
 }
 
-impl Queue {
+impl LogQueue {
     /// Starts the thread; it lives as long as the process.
     ///
     /// # Errors
     /// The operating system cannot create a thread.
-    pub fn start(outputs: Vec<Box<dyn Write + Send>>, report: Report) -> io::Result<Arc<Queue>> {
-        let queue = Arc::new(Queue {
+    pub fn start(outputs: Vec<Box<dyn Write + Send>>, report: Report) -> io::Result<Arc<LogQueue>> {
+        let queue = Arc::new(LogQueue {
             waiting: Mutex::new(Backlog::default()),
             filled: Condvar::new(),
             written: Condvar::new(),
@@ -93,7 +93,7 @@ impl Queue {
             waiting.stalled = waited.timed_out();
         }
         waiting.bytes += bytes.len();
-        waiting.lines.push_back(Entry { bytes, keep });
+        waiting.lines.push_back(QueuedLine { bytes, keep });
         self.filled.notify_one();
     }
 
@@ -174,7 +174,7 @@ mod tests {
         }
     }
 
-    fn gated() -> (Arc<Queue>, SyncSender<()>, Arc<Mutex<Vec<u8>>>) {
+    fn gated() -> (Arc<LogQueue>, SyncSender<()>, Arc<Mutex<Vec<u8>>>) {
         let (permit, permits) = sync_channel(16);
         let written = Arc::new(Mutex::new(Vec::new()));
         let gate = BlockedWriter {
@@ -182,7 +182,7 @@ mod tests {
             written: Arc::clone(&written),
         };
         let report = Box::new(|dropped| format!("dropped {dropped}\n").into_bytes());
-        let queue = Queue::start(vec![Box::new(gate)], report).unwrap();
+        let queue = LogQueue::start(vec![Box::new(gate)], report).unwrap();
         // The first line leaves the queue at once and stands at the gate.
         queue.push(b"first\n".to_vec(), false);
         while !queue.waiting.lock().writing {

@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn an_existing_file_is_gone_on_with_and_modes_stay() {
+    fn an_existing_file_is_appended_to_and_modes_stay() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("log");
         fs::write(&path, "12345678\n").expect("writes");

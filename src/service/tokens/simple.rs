@@ -61,7 +61,7 @@ pub fn index_of(token: &str) -> Option<u64> {
 pub struct Table {
     ttl: Duration,
     max_tokens: usize,
-    tokens: HashMap<Arc<str>, Entry>,
+    tokens: HashMap<Arc<str>, KeptToken>,
     /// By expiry, and by order of issue where that is the same.
     expiries: BTreeMap<(Duration, u64), Arc<str>>,
     issued: u64,
@@ -69,7 +69,7 @@ pub struct Table {
     behind: u64,
 }
 
-struct Entry {
+struct KeptToken {
     user: Arc<User>,
     number: u64,
     expires: Duration,
@@ -114,7 +114,7 @@ impl Table {
             name: user.to_owned(),
             auth_revision: 0,
         };
-        let entry = Entry {
+        let entry = KeptToken {
             user: Arc::new(user),
             number: self.issued,
             expires: now.saturating_add(self.ttl),

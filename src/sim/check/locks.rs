@@ -43,9 +43,9 @@ impl Life {
 
 /// All keys that there ever were below a name, in the order of their creation.
 #[derive(Default)]
-struct Queue(Vec<Life>);
+struct LockQueue(Vec<Life>);
 
-impl Queue {
+impl LockQueue {
     fn first(&self, revision: i64) -> Option<&Life> {
         self.0.iter().find(|life| life.is_there(revision))
     }
@@ -70,7 +70,7 @@ impl Queue {
 }
 
 /// By name.
-type Queues = BTreeMap<Bytes, Queue>;
+type Queues = BTreeMap<Bytes, LockQueue>;
 
 /// The name that a key lies below.
 fn name_of(key: &Bytes) -> Bytes {

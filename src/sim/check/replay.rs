@@ -10,7 +10,7 @@ use super::findings::{Findings, moment, shortened};
 use crate::error::Error;
 use crate::proto::etcdserverpb::{AlarmType, InternalRaftRequest};
 use crate::proto::etchedpeer::MemberChange;
-use crate::sim::history::{AppliedEntry, History, Moment, Payload};
+use crate::sim::history::{AppliedEntry, History, Moment, RecordedPayload};
 use crate::sim::random::Random;
 use crate::state::Response;
 use crate::state::machine::decode_request;
@@ -137,9 +137,9 @@ impl Replay {
 
     fn take(&mut self, at: Moment, entry: &AppliedEntry, members: &mut Members) -> Step {
         let content = match &entry.payload {
-            Payload::Empty => Content::Empty,
-            Payload::Member(change) => Content::Member(change.clone()),
-            Payload::Request(bytes) => match decode_request(bytes.clone()) {
+            RecordedPayload::Empty => Content::Empty,
+            RecordedPayload::Member(change) => Content::Member(change.clone()),
+            RecordedPayload::Request(bytes) => match decode_request(bytes.clone()) {
                 Ok(request) => Content::Request(Box::new(request)),
                 Err(_) => Content::Unreadable,
             },

@@ -3,7 +3,7 @@
 use std::sync::Weak;
 use std::time::Duration;
 
-use super::in_flight::{AnswerTo, InFlight, Incarnation, Payload};
+use super::in_flight::{AnswerTo, InFlight, InFlightPayload, Incarnation};
 use super::{Attached, Links, SimNetwork};
 use crate::env::Executor;
 use crate::error::Error;
@@ -35,8 +35,10 @@ impl SimNetwork {
     fn deliver(&self, flight: InFlight, attached: Option<Attached>, now_ns: u64) {
         let InFlight { from, to, payload } = flight;
         match payload {
-            Payload::Messages(messages) => self.messages(from, to, messages, attached, now_ns),
-            Payload::Snapshot {
+            InFlightPayload::Messages(messages) => {
+                self.messages(from, to, messages, attached, now_ns)
+            }
+            InFlightPayload::Snapshot {
                 message,
                 files,
                 number,
@@ -54,7 +56,7 @@ impl SimNetwork {
                     self.snapshot(transfer, message, &files, attached, now_ns);
                 }
             }
-            Payload::PeerRequest {
+            InFlightPayload::PeerRequest {
                 request,
                 limit,
                 answer_to,
@@ -65,7 +67,7 @@ impl SimNetwork {
                 }
                 None => self.links.lock().counts.peer_rpcs_lost += 1,
             },
-            Payload::PeerResponse { answer, answer_to } => {
+            InFlightPayload::PeerResponse { answer, answer_to } => {
                 if attached.is_some() && self.reaches(from, to) {
                     // The requester may have timed out.
                     let _ = answer_to.send(answer);
@@ -73,7 +75,7 @@ impl SimNetwork {
                     self.links.lock().counts.peer_rpcs_lost += 1;
                 }
             }
-            Payload::Silence { member, number } => self.silence(member, number, now_ns),
+            InFlightPayload::Silence { member, number } => self.silence(member, number, now_ns),
             notice => {
                 if let Some(attached) = attached {
                     self.notice(to, notice, &attached);
@@ -200,24 +202,24 @@ impl SimNetwork {
             return;
         }
         let due_ns = now_ns + links.message_delay();
-        let payload = Payload::PeerResponse { answer, answer_to };
+        let payload = InFlightPayload::PeerResponse { answer, answer_to };
         links.launch(due_ns, InFlight { from, to, payload });
     }
 
     /// Delivers a notification from the member's own network.
-    fn notice(&self, to: Incarnation, notice: Payload, attached: &Attached) {
+    fn notice(&self, to: Incarnation, notice: InFlightPayload, attached: &Attached) {
         let inbound = &attached.inbound;
         match notice {
-            Payload::Refused { peer, messages } => inbound.received(peer, messages),
-            Payload::Unreachable(peer) => {
+            InFlightPayload::Refused { peer, messages } => inbound.received(peer, messages),
+            InFlightPayload::Unreachable(peer) => {
                 self.links.lock().counts.reported_unreachable += 1;
                 inbound.unreachable(peer);
             }
-            Payload::Removed { by } => {
+            InFlightPayload::Removed { by } => {
                 self.links.lock().counts.reported_removed += 1;
                 inbound.removed(by);
             }
-            Payload::SnapshotSent {
+            InFlightPayload::SnapshotSent {
                 to: peer,
                 number,
                 taken,
@@ -234,11 +236,11 @@ impl SimNetwork {
                     inbound.snapshot_sent(peer, taken);
                 }
             }
-            Payload::Messages(_)
-            | Payload::Snapshot { .. }
-            | Payload::PeerRequest { .. }
-            | Payload::PeerResponse { .. }
-            | Payload::Silence { .. } => {}
+            InFlightPayload::Messages(_)
+            | InFlightPayload::Snapshot { .. }
+            | InFlightPayload::PeerRequest { .. }
+            | InFlightPayload::PeerResponse { .. }
+            | InFlightPayload::Silence { .. } => {}
         }
     }
 
@@ -276,7 +278,7 @@ impl Drop for Transfer {
         // The peer may have received it and be unable to answer.
         let taken = self.taken && links.is_whole(back.0, back.1) && !links.loses(back);
         links.counts.snapshots_cut += u64::from(!taken);
-        let payload = Payload::SnapshotSent {
+        let payload = InFlightPayload::SnapshotSent {
             to: self.to.member,
             number: self.number,
             taken,
@@ -311,7 +313,7 @@ impl Links {
 
     fn report_removed(&mut self, member: Incarnation, by: MemberId, per_mille: u32, now_ns: u64) {
         if self.is_alive(member) && self.random.chance(per_mille) {
-            self.notify(member.member, Payload::Removed { by }, now_ns);
+            self.notify(member.member, InFlightPayload::Removed { by }, now_ns);
         }
     }
 }

@@ -23,7 +23,7 @@ pub struct Incarnation {
 }
 
 /// A message or notification in flight to a member.
-pub enum Payload {
+pub enum InFlightPayload {
     /// From another member.
     Messages(Vec<PeerMessage>),
     Snapshot {
@@ -69,11 +69,11 @@ pub enum Payload {
 pub struct InFlight {
     pub from: Incarnation,
     pub to: Incarnation,
-    pub payload: Payload,
+    pub payload: InFlightPayload,
 }
 
 impl InFlight {
-    pub fn to_nobody(payload: Payload) -> Self {
+    pub fn to_nobody(payload: InFlightPayload) -> Self {
         Self {
             from: Incarnation::default(),
             to: Incarnation::default(),
@@ -85,11 +85,11 @@ impl InFlight {
     pub fn is_on_a_link(&self) -> bool {
         !matches!(
             self.payload,
-            Payload::Refused { .. }
-                | Payload::Unreachable(_)
-                | Payload::SnapshotSent { .. }
-                | Payload::Removed { .. }
-                | Payload::Silence { .. }
+            InFlightPayload::Refused { .. }
+                | InFlightPayload::Unreachable(_)
+                | InFlightPayload::SnapshotSent { .. }
+                | InFlightPayload::Removed { .. }
+                | InFlightPayload::Silence { .. }
         )
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::conditions::{Counts, LinkConditions, MAX_ON_A_LINK};
-use super::in_flight::{Delay, InFlight, Incarnation, Payload};
+use super::in_flight::{Delay, InFlight, InFlightPayload, Incarnation};
 use crate::env::Clock;
 use crate::error::Error;
 use crate::probe::{self, CoveragePoint, Defect};
@@ -183,7 +183,7 @@ impl Links {
     }
 
     /// Delivers a notification from the member's own network, after a moment.
-    pub fn notify(&mut self, member: MemberId, payload: Payload, now_ns: u64) {
+    pub fn notify(&mut self, member: MemberId, payload: InFlightPayload, now_ns: u64) {
         let to = self.incarnation(member);
         let due_ns = now_ns + Delay::Notice.draw(&mut self.random);
         let from = to;
@@ -197,7 +197,7 @@ impl Links {
         let knowing: Vec<MemberId> = knowing.map(|(peer, _)| *peer).collect();
         for peer in knowing {
             if self.random.chance(per_mille) {
-                self.notify(peer, Payload::Unreachable(member), now_ns);
+                self.notify(peer, InFlightPayload::Unreachable(member), now_ns);
             }
         }
     }
@@ -218,10 +218,14 @@ impl Links {
         if !refused.is_empty() && self.random.chance(500) {
             self.counts.refused += refused.len() as u64;
             let (peer, messages) = (to, refused);
-            self.notify(from.member, Payload::Refused { peer, messages }, now_ns);
+            self.notify(
+                from.member,
+                InFlightPayload::Refused { peer, messages },
+                now_ns,
+            );
         }
         if self.random.chance(150) {
-            self.notify(from.member, Payload::Unreachable(to), now_ns);
+            self.notify(from.member, InFlightPayload::Unreachable(to), now_ns);
         }
     }
 
@@ -229,7 +233,8 @@ impl Links {
     /// without the lock.
     pub fn ground_snapshots(&mut self, member: MemberId) -> Vec<InFlight> {
         let sent = |flight: &InFlight| {
-            flight.from.member == member && matches!(flight.payload, Payload::Snapshot { .. })
+            flight.from.member == member
+                && matches!(flight.payload, InFlightPayload::Snapshot { .. })
         };
         let keys: Vec<_> = self
             .flying

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::SimNetwork;
-use super::in_flight::{Delay, InFlight, Incarnation, Payload};
+use super::in_flight::{Delay, InFlight, InFlightPayload, Incarnation};
 use super::links::{Attached, Endpoint, Links, refusals};
 use crate::env::{Boxed, Clock, timeout};
 use crate::error::Error;
@@ -239,7 +239,7 @@ impl SimNetwork {
             && links.is_whole(link.0, link.1);
         if !reachable || links.transfers.contains_key(&link) {
             links.counts.snapshots_cut += 1;
-            let payload = Payload::SnapshotSent {
+            let payload = InFlightPayload::SnapshotSent {
                 to: to.member,
                 number: 0,
                 taken: false,
@@ -252,7 +252,7 @@ impl SimNetwork {
         let breaks = BREAKS_PER_MILLE + 4 * links.conditions.loss_per_mille;
         let breaks = links.random.chance(breaks.min(800));
         let due_ns = now_ns + Delay::Transfer.draw(&mut links.random);
-        let payload = Payload::Snapshot {
+        let payload = InFlightPayload::Snapshot {
             message,
             files,
             number,
@@ -288,7 +288,7 @@ impl SimNetwork {
             links.counts.peer_rpcs_lost += 1;
         } else {
             let due_ns = now_ns + links.message_delay();
-            let payload = Payload::PeerRequest {
+            let payload = InFlightPayload::PeerRequest {
                 request,
                 limit,
                 answer_to,
@@ -325,12 +325,12 @@ impl Links {
             if matches!(message, PeerMessage::Raft(_)) && self.random.chance(duplicates) {
                 self.counts.duplicated += 1;
                 let due_ns = now_ns + self.message_delay();
-                let payload = Payload::Messages(vec![message.clone()]);
+                let payload = InFlightPayload::Messages(vec![message.clone()]);
                 self.launch(due_ns, InFlight { from, to, payload });
             }
         }
         let due_ns = now_ns + self.message_delay();
-        let payload = Payload::Messages(messages);
+        let payload = InFlightPayload::Messages(messages);
         self.launch(due_ns, InFlight { from, to, payload });
         Vec::new()
     }

@@ -232,7 +232,7 @@ impl Scenario {
         faults::pause(&mut self.world, id);
     }
 
-    pub fn go_on(&mut self, id: MemberId) {
+    pub fn resume(&mut self, id: MemberId) {
         self.disturbed();
         faults::resume(&mut self.world, id);
     }

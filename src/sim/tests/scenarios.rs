@@ -256,7 +256,7 @@ fn a_leader_that_stood_still_knows_that_it_may_have_been_replaced() {
     let second = world.next_leader(first);
     let value = world.value();
     world.write(second, "a");
-    world.go_on(first);
+    world.resume(first);
     // It still believes that it leads, since it has not learned of a new leader.
     assert!(
         world
@@ -380,7 +380,7 @@ fn a_single_member_that_loses_power_keeps_what_it_answered() {
 }
 
 #[test]
-fn a_leader_whose_disk_fails_ends_and_the_others_go_on() {
+fn a_leader_whose_disk_fails_ends_and_the_others_continue() {
     let mut world = three();
     let first = world.leader();
     world.fail_next_sync(first);

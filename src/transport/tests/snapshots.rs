@@ -1,4 +1,4 @@
-//! Snapshots from one member to another: files, and the raft snapshot message behind them.
+//! Transfers of states from one member to another: files, and the raft snapshot message behind them.
 
 use std::path::Path;
 
@@ -250,7 +250,7 @@ async fn a_snapshot_is_taken_from_members_and_the_leader() {
     assert_eq!(b.inbound.snapshots.lock().len(), 2);
 }
 
-/// A snapshot of which a byte comes now and then.
+/// A transfer of which a byte comes now and then.
 fn dripping() -> impl tokio_stream::Stream<Item = Part> + Send + 'static {
     let first = tokio_stream::once(file("a", 1 << 20));
     let drops = tokio_stream::iter(0..1 << 20).then(|_| async {
@@ -284,7 +284,7 @@ async fn few_snapshots_come_in_at_once_and_none_for_ever() {
             identity::recognise(&refused),
             Some(identity::RefusalKind::Later)
         );
-        assert!(refused.message().contains("other snapshots"), "{refused}");
+        assert!(refused.message().contains("other states"), "{refused}");
     }
     assert_eq!(b.incoming_count(), 2);
     for held in held {
@@ -301,11 +301,11 @@ async fn few_snapshots_come_in_at_once_and_none_for_ever() {
     let f = MemberId(0xf);
     b.follows(f);
     let refused = send_as(f, &b, dripping()).await.expect_err("one too many");
-    assert!(refused.message().contains("other snapshots"), "{refused}");
+    assert!(refused.message().contains("other states"), "{refused}");
     assert!(held.await.expect("no panic").is_err());
 }
 
-/// The peer that takes others now is sent the snapshot when it has room.
+/// The peer that takes others now is sent the state when it has room.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_that_is_to_come_later_comes_later() {
     let (a, b) = (Site::start(A).await, Site::start(B).await);

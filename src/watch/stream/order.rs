@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 
-use crate::watch::queue::{Item, Queue, Spilled, WatchName};
+use crate::watch::queue::{EventQueue, Item, Spilled, WatchName};
 
 /// See the module.
 #[derive(Default)]
@@ -25,20 +25,20 @@ pub(super) struct PageOrder {
 
 impl PageOrder {
     /// Takes the front of the queue.
-    pub fn take(&mut self, queue: &Queue) -> Option<Item> {
+    pub fn take(&mut self, queue: &EventQueue) -> Option<Item> {
         let item = queue.pop()?;
         self.taken += 1;
         Some(item)
     }
 
     /// Takes note of the watches that have spilled since, and names them.
-    pub fn note_spilled(&mut self, queue: &Queue) -> impl Iterator<Item = WatchName> {
+    pub fn note_spilled(&mut self, queue: &EventQueue) -> impl Iterator<Item = WatchName> {
         let known = self.leaving.len();
         queue.take_spilled(&mut self.leaving);
         self.leaving.range(known..).map(|spilled| spilled.watch)
     }
 
-    pub fn note_page_ended(&mut self, queue: &Queue) {
+    pub fn note_page_ended(&mut self, queue: &EventQueue) {
         self.next_page_at = queue.pushed();
     }
 

@@ -11,7 +11,7 @@
 //! And it is the answer to a client that made the n-th request or an earlier one. Who waits is asked
 //! for again after every answer that was not for it, and when its last watch has begun.
 
-use super::{Broadcast, NO_WATCH, Output, Progress, StreamId, Watches, revision};
+use super::{Broadcast, NO_WATCH, Output, ProgressRequests, StreamId, Watches, revision};
 use crate::proto::etcdserverpb::WatchResponse;
 
 impl Broadcast {
@@ -98,7 +98,7 @@ impl Watches {
 
     /// Nobody waits for what was asked over a stream that is gone.
     pub(super) fn progress_lost(&mut self) {
-        self.progress = Progress::default();
+        self.progress = ProgressRequests::default();
         for client in self.streams.values_mut() {
             client.wants_progress = client.wants_progress.map(|_| 0);
         }

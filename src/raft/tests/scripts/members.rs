@@ -123,7 +123,7 @@ impl Player {
             life.committed.extend(output.committed);
         }
         if life.replica.take_snapshot_wanted() {
-            writeln!(printed, "{id} needs a snapshot to send").expect("writes");
+            writeln!(printed, "{id} needs a checkpoint to send").expect("writes");
         }
         let status = life.replica.status();
         let place = |status: &Status| (status.term, status.leader, status.is_leader);

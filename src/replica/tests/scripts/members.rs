@@ -175,7 +175,7 @@ impl Player {
                 life.reads.entry(index).or_default().extend(replies);
             }
             if work.snapshot_wanted {
-                writeln!(printed, "{id} needs a snapshot to send").expect("writes");
+                writeln!(printed, "{id} needs a checkpoint to send").expect("writes");
             }
         }
         let status = life.router.status();

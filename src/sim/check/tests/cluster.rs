@@ -15,7 +15,7 @@ use crate::proto::etcdserverpb::{
 };
 use crate::sim::check::tests::streams::Stream;
 use crate::sim::history::{
-    Answer, AppliedEntry, ClientRequest, History, Moment, Operation, Outcome, Payload,
+    Answer, AppliedEntry, ClientRequest, History, Moment, Operation, Outcome, RecordedPayload,
 };
 use crate::state::Response;
 use crate::state::model::auth::Who;
@@ -210,7 +210,7 @@ impl Cluster {
         });
     }
 
-    fn append(&mut self, payload: Payload) {
+    fn append(&mut self, payload: RecordedPayload) {
         let index = self.history.entries.len() as u64 + 5;
         let entry = AppliedEntry {
             index,
@@ -226,7 +226,7 @@ impl Cluster {
             id: self.next_request_id,
             ..Default::default()
         });
-        self.append(Payload::Request(request.encode_to_vec().into()));
+        self.append(RecordedPayload::Request(request.encode_to_vec().into()));
         let result = self.model.apply(&request);
         if result.is_ok() {
             self.note_lease(&request);
@@ -261,7 +261,7 @@ impl Cluster {
         match self.random.below(5) {
             0 => {
                 self.term += 1;
-                self.append(Payload::Empty);
+                self.append(RecordedPayload::Empty);
                 for deadline in self.deadlines.values_mut() {
                     deadline.at = self.now + deadline.ttl_s as u64 * SECOND;
                 }

@@ -14,12 +14,13 @@ use crate::proto::etchedpeer::{MemberChange, Nothing, member_change::Change};
 use crate::proto::membershippb::RaftAttributes;
 use crate::proto::{Event, KeyValue};
 use crate::sim::history::{
-    Answer, AppliedEntry, ClientRequest, History, Moment, Operation, Outcome, Payload, Watched,
+    Answer, AppliedEntry, ClientRequest, History, Moment, Operation, Outcome, RecordedPayload,
+    Watched,
 };
 use crate::state::model::auth::Who;
 use crate::types::MemberId;
 
-fn entry(history: &mut History, at: Moment, payload: Payload) {
+fn entry(history: &mut History, at: Moment, payload: RecordedPayload) {
     let index = history.entries.len() as u64 + 1;
     let entry = AppliedEntry {
         index,
@@ -35,7 +36,7 @@ fn request(history: &mut History, at: Moment, mut request: InternalRaftRequest) 
         ..Default::default()
     });
     let bytes = request.encode_to_vec();
-    entry(history, at, Payload::Request(bytes.into()));
+    entry(history, at, RecordedPayload::Request(bytes.into()));
 }
 
 /// An operation from one nanosecond before `at` to one after it.
@@ -110,7 +111,7 @@ fn member_changes(ids: Vec<u64>) -> History {
     ];
     for (number, (change, outcome)) in changes.into_iter().enumerate() {
         let at = 10 * (number as u64 + 1);
-        entry(&mut history, at, Payload::Member(change.clone()));
+        entry(&mut history, at, RecordedPayload::Member(change.clone()));
         let asked = MemberChange {
             max_learners: 0,
             request_id: 0,

@@ -8,7 +8,9 @@ use super::cluster::{Made, header};
 use super::requests::Random;
 use crate::error::Error;
 use crate::proto::etcdserverpb::{LeaseTimeToLiveResponse, PutRequest, PutResponse, RangeRequest};
-use crate::sim::history::{Answer, ClientRequest, History, Moment, Operation, Outcome, Payload};
+use crate::sim::history::{
+    Answer, ClientRequest, History, Moment, Operation, Outcome, RecordedPayload,
+};
 use crate::state::machine::decode_request;
 use crate::state::model::At;
 use crate::state::model::auth::Who;
@@ -161,8 +163,8 @@ fn shift_revision(made: &mut Made, random: &mut Random) -> Option<()> {
 
 /// When the entry of a put was applied.
 fn done_at(history: &History, put: &PutRequest) -> Option<Moment> {
-    let of_put = |payload: &Payload| match payload {
-        Payload::Request(bytes) => {
+    let of_put = |payload: &RecordedPayload| match payload {
+        RecordedPayload::Request(bytes) => {
             let request = decode_request(bytes.clone()).expect("a request");
             request.put.as_ref() == Some(put)
         }
@@ -244,8 +246,8 @@ fn refuse_put(made: &mut Made, _: &mut Random) -> Option<()> {
 }
 
 fn refuse_space(made: &mut Made, _: &mut Random) -> Option<()> {
-    let raises = |payload: &Payload| match payload {
-        Payload::Request(bytes) => {
+    let raises = |payload: &RecordedPayload| match payload {
+        RecordedPayload::Request(bytes) => {
             let request = decode_request(bytes.clone()).expect("a request");
             request.alarm.is_some_and(|alarm| alarm.action == 1)
         }
@@ -410,7 +412,7 @@ fn lower_time(made: &mut Made, _: &mut Random) -> Option<()> {
     // Nothing else depends on the time at which a leader's first entry was applied.
     let at = entries
         .iter()
-        .position(|(_, entry)| entry.payload == Payload::Empty)?;
+        .position(|(_, entry)| entry.payload == RecordedPayload::Empty)?;
     entries[at].0 = entries[at.checked_sub(1)?].0 - 1;
     Some(())
 }
@@ -418,7 +420,7 @@ fn lower_time(made: &mut Made, _: &mut Random) -> Option<()> {
 fn garble(made: &mut Made, _: &mut Random) -> Option<()> {
     let (at, mut entry) = made.history.entries.last()?.clone();
     entry.index += 1;
-    entry.payload = Payload::Request(Bytes::from_static(b"\xff"));
+    entry.payload = RecordedPayload::Request(Bytes::from_static(b"\xff"));
     made.history.entries.push((at, entry));
     Some(())
 }

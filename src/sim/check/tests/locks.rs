@@ -20,7 +20,8 @@ use crate::proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockRes
 use crate::proto::{EncodedKv, KeyValue};
 use crate::sim::call::{Ask, LockAnswer};
 use crate::sim::history::{
-    Answer, AppliedEntry, ClientRequest, History, Moment, Observed, Operation, Outcome, Payload,
+    Answer, AppliedEntry, ClientRequest, History, Moment, Observed, Operation, Outcome,
+    RecordedPayload,
 };
 use crate::state::model::auth::Who;
 use crate::types::MemberId;
@@ -78,7 +79,7 @@ fn append(history: &mut History, at: Moment, mut request: InternalRaftRequest) {
         id: 1000 + index,
         ..Default::default()
     });
-    let payload = Payload::Request(request.encode_to_vec().into());
+    let payload = RecordedPayload::Request(request.encode_to_vec().into());
     let entry = AppliedEntry {
         index,
         term: 1,

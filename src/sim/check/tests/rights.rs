@@ -13,7 +13,8 @@ use crate::proto::etcdserverpb::{
 use crate::proto::{Event, KeyValue};
 use crate::service::fixture;
 use crate::sim::history::{
-    Answer, AppliedEntry, ClientRequest, History, Moment, Operation, Outcome, Payload, Watched,
+    Answer, AppliedEntry, ClientRequest, History, Moment, Operation, Outcome, RecordedPayload,
+    Watched,
 };
 use crate::state::Response;
 use crate::state::auth::verdict::MEMBER_REVISION;
@@ -56,7 +57,7 @@ fn entry(history: &mut History, at: Moment, who: Who, request: InternalRaftReque
         }),
         ..request
     };
-    let payload = Payload::Request(request.encode_to_vec().into());
+    let payload = RecordedPayload::Request(request.encode_to_vec().into());
     let entry = AppliedEntry {
         index,
         term: 1,

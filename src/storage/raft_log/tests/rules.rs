@@ -250,7 +250,7 @@ fn a_log_continues_after_the_snapshot_of_a_reset() {
         index: 1000,
         term: 9,
     };
-    log.reset(entry_id, Some(b"with the snapshot"))
+    log.reset(entry_id, Some(b"with the state"))
         .expect("a reset");
     for _ in 0..2 {
         assert_eq!((log.first_index(), log.last_index()), (1001, 1000));
@@ -263,7 +263,7 @@ fn a_log_continues_after_the_snapshot_of_a_reset() {
         assert_eq!(recovered.compacted, entry_id);
         assert_eq!(
             recovered.hard_state.as_deref(),
-            Some(&b"with the snapshot"[..])
+            Some(&b"with the state"[..])
         );
         log = again;
     }
