@@ -149,8 +149,7 @@ fn families(budget: EngineLimits) -> impl Iterator<Item = ColumnFamilyDescriptor
     let families = Family::ALL.map(|family| {
         ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache, budget))
     });
-    let default = ColumnFamilyDescriptor::new("default", Options::default());
-    families.into_iter().chain([default])
+    families.into_iter()
 }
 
 /// Each shard of the tables that are open holds one at least, so that of RocksDB's usual 64 shards more
@@ -566,7 +565,8 @@ mod tests {
         drop(engine);
         let whole = RocksEngine::open_read_only(&dir, limits).expect("opens");
         let tables = ROUNDS * Family::ALL.len();
-        assert_eq!(open_tables(&dir), tables);
+        // So many are opened ahead.
+        assert_eq!(open_tables(&dir), tables.min(16));
         drop(whole);
         let inspected = RocksEngine::open_read_only(&dir, limits.for_inspection()).expect("opens");
         for family in Family::ALL {
