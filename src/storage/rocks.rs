@@ -577,4 +577,56 @@ mod tests {
         let open = open_tables(&dir);
         assert!(open <= INSPECTION_OPEN_FILES - 10, "{open} of {tables}");
     }
+
+    /// As programs open a directory that do not know what lies in the family `default`.
+    fn open_as_before(dir: &Path) -> DB {
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        options.set_atomic_flush(true);
+        let names = Family::ALL.map(Family::name);
+        let families = names.map(|name| ColumnFamilyDescriptor::new(name, Options::default()));
+        DB::open_cf_descriptors(&options, dir, families).expect("opens")
+    }
+
+    #[test]
+    fn older_programs_leave_counts_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let limits = EngineLimits {
+            open_files: 64,
+            block_cache_bytes: 1 << 20,
+            memtable_bytes: 1 << 20,
+        };
+        let mut write_options = WriteOptions::default();
+        write_options.disable_wal(true);
+        let write_as_before = |value: &[u8]| {
+            let db = open_as_before(dir.path());
+            let current = db.cf_handle("current").expect("is there");
+            db.put_cf_opt(current, b"key", value, &write_options)
+                .expect("writes");
+            db.flush_cfs_opt(&[current], &FlushOptions::default())
+                .expect("flushes");
+        };
+        write_as_before(b"1");
+        let engine = RocksEngine::open_read_only(dir.path(), limits).expect("opens");
+        assert_eq!(engine.get(Family::Counts, b"h").expect("reads"), None);
+        drop(engine);
+        let engine = RocksEngine::open(dir.path(), limits).expect("opens");
+        let found = engine.get(Family::Current, b"key").expect("reads");
+        assert_eq!(found.as_deref(), Some(&b"1"[..]));
+        let mut batch = Batch::default();
+        batch.put(Family::Counts, b"h", b"counts");
+        engine.write(&batch).expect("writes");
+        engine.flush().expect("flushes");
+        drop(engine);
+        write_as_before(b"2");
+        let engine = RocksEngine::open(dir.path(), limits).expect("opens");
+        for (family, key, value) in [
+            (Family::Counts, &b"h"[..], &b"counts"[..]),
+            (Family::Current, b"key", b"2"),
+        ] {
+            let found = engine.get(family, key).expect("reads");
+            assert_eq!(found.as_deref(), Some(value));
+        }
+    }
 }

@@ -14,6 +14,7 @@ pub struct Miscounted {
 }
 
 impl KeyCounts {
+    #[cfg(any(test, feature = "simulation"))]
     pub fn revision(&self) -> i64 {
         self.revision
     }
