@@ -97,6 +97,11 @@ named! {
         DeleteResumed => "deletion finished that a state held a part of",
         CompactionHashMet => "hash of a compaction met one of the same history",
         ResponseSplit => "watch response split",
+        CountAnswered => "keys counted without a walk over all of them",
+        CountCorrected => "count of keys corrected by the changes since",
+        CountsTooFar => "count of keys too far from its revision",
+        CountsTakenUp => "counts of keys taken up at a start",
+        CountsBuilt => "counts of keys made anew",
         LockKeyGone => "lock refused whose key had gone while it waited",
         WaitingKeyTakenBack => "key taken back of a call that ended while it waited",
     }
@@ -275,6 +280,10 @@ named! {
         PutEndsTurn => "put-ends-turn",
         /// What was read of a name counts for the revision at which that was done.
         KnownTooNew => "known-too-new",
+        /// Keys that were created since do not change a count.
+        KeyNotCounted => "key-not-counted",
+        /// Counts of one revision are those of any other.
+        RecordsNotCaughtUp => "records-not-caught-up",
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::counts;
 use crate::env::blocking;
 use crate::failpoints::{self, Failpoint};
 use crate::metrics::Metrics;
@@ -212,6 +213,9 @@ async fn catch_up(
                     tracing::warn!(%error, revision = start.target, "kept no hash of the history before its compaction");
                 }
             }
+        }
+        if (counts::before_removal(shared, &engine, start.target).await).is_err() {
+            return Ok(());
         }
         let mut progress = Some(start);
         let mut steps = Steps::new(shared, pace);

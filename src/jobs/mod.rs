@@ -3,6 +3,7 @@
 pub mod auto_compaction;
 pub mod compactor;
 pub mod corruption;
+pub mod counts;
 pub mod flush;
 pub mod lease_expiry;
 pub mod log_mark;
@@ -39,6 +40,7 @@ pub fn spawn(handle: &Handle, inbox: &Arc<Inbox>, mark: SyncedMark, settings: Jo
     );
     handle.spawn(flushing);
     handle.spawn(log_mark::run(shared.clone(), mark));
+    handle.spawn(counts::run(shared.clone()));
     handle.spawn(compactor::run(shared, settings.compaction, scratch_dir));
     handle.spawn(lease_expiry::run(
         handle.clone(),

@@ -10,6 +10,7 @@
 
 pub mod bulk;
 pub mod compaction;
+pub mod counts;
 mod frame;
 pub mod hash;
 pub mod history;

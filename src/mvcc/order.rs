@@ -68,12 +68,18 @@ impl Round {
         let mut seen = Seen::default();
         let mut kept = FirstRows::new(by, most, room);
         let mut walk = pinned.walk(&request.range, revision)?;
+        let mut asked = false;
         while walk.advance()? {
             seen.count += 1;
+            let (key, record) = (walk.key(), walk.record());
             if seen.candidates == first {
+                if !asked && let Some(rest) = pinned.count(&request.range.behind(key), revision)? {
+                    seen.count += rest;
+                    break;
+                }
+                asked = true;
                 continue;
             }
-            let (key, record) = (walk.key(), walk.record());
             let head = parse_head(key, record)?;
             if !request.passes_filters(&head) {
                 continue;

@@ -86,11 +86,16 @@ impl PinnedView<'_> {
         Ok(frames.measured(1, false))
     }
 
-    /// Answers in key order, counting on behind the limit.
+    /// Answers in key order; what is behind the limit is counted.
     fn scan(&self, request: &RangeRead, revision: i64, room: Room<'_>) -> Result<Measured> {
         let filters = request.has_revision_filters();
-        let mut walk = self.walk(&request.range, revision)?;
         let mut frames = Frames::new(request);
+        if request.count_only
+            && let Some(count) = self.count(&request.range, revision)?
+        {
+            return Ok(frames.measured(count, false));
+        }
+        let mut walk = self.walk(&request.range, revision)?;
         let (mut count, mut more) = (0, false);
         while walk.advance()? {
             count += 1;
@@ -102,7 +107,13 @@ impl PinnedView<'_> {
                 continue;
             }
             if frames.is_full() {
+                let behind = (!more).then(|| request.range.behind(key));
                 more = true;
+                if let Some(behind) = behind
+                    && let Some(rest) = self.count(&behind, revision)?
+                {
+                    return Ok(frames.measured(count + rest, more));
+                }
             } else {
                 frames.push(key, record, room)?;
             }

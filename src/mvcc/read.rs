@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 
+use super::counts::ViewCounts;
 use crate::error;
 use crate::storage::once::ReadOnce;
 use crate::storage::schema::{self, Head, Version};
@@ -113,6 +114,8 @@ pub struct PinnedView<'a> {
     pub head: i64,
     /// Reads below this are refused; -1 for none.
     pub compacted: i64,
+    /// What saves a walk where keys are counted.
+    pub counts: Option<&'a ViewCounts>,
 }
 
 impl<'a> PinnedView<'a> {

@@ -10,6 +10,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use super::compaction;
+use super::counts;
 use super::history::decode_revision;
 use super::read::PinnedView;
 use crate::storage::schema::{self, ChangeKind, RevisionRecord, Version};
@@ -72,6 +73,7 @@ pub fn verify(
         let what = format!("there are {} keys, and {keys} were counted", verified.keys);
         verifier.report(Family::Meta, schema::meta::HEAD, what);
     }
+    verifier.counts();
     Ok(verified)
 }
 
@@ -132,6 +134,26 @@ impl Verifier<'_> {
             (self.found)(Problem::Unreadable(error));
         }
         records
+    }
+
+    /// What was counted between keys, where it is as new as the history goes back.
+    fn counts(&mut self) {
+        match counts::verify(self.pinned) {
+            Ok(wrong) => {
+                for counts::Miscounted {
+                    from,
+                    counted,
+                    there,
+                } in wrong
+                {
+                    let what = format!(
+                        "there are {there} keys from here to the next record's, and {counted} were counted"
+                    );
+                    self.report(Family::Counts, &from, what);
+                }
+            }
+            Err(error) => (self.found)(Problem::Unreadable(error)),
+        }
     }
 
     fn read(&self) -> &dyn Read {
@@ -294,6 +316,7 @@ mod tests {
             read: engine.latest(),
             head: 6,
             compacted: -1,
+            counts: None,
         };
         let mut problems = Vec::new();
         let verified = verify(&pinned, keys, &|lease| lease == LEASE, &mut |problem| {

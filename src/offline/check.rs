@@ -220,6 +220,7 @@ pub fn verified(
         read: machine.engine().latest(),
         head: machine.head(),
         compacted: machine.compacted(),
+        counts: None,
     };
     let is_lease = |lease| machine.leases().contains(lease);
     Ok(verify::verify(&pinned, machine.keys(), &is_lease, found)?)

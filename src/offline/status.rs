@@ -51,6 +51,7 @@ fn of_member(stopped: &Stopped) -> Result<Vec<Cell>> {
         read: machine.engine().latest(),
         head: machine.head(),
         compacted: machine.compacted(),
+        counts: None,
     };
     // The directory may be one that cannot be written to.
     let hash = pinned.hash(0, &std::env::temp_dir())?;

@@ -17,6 +17,7 @@ use super::watermark::Watermark;
 use crate::env::{Clock, Executor, Rng};
 use crate::lessor::deadlines::Deadlines;
 use crate::metrics::Metrics;
+use crate::mvcc::counts::CountKeeper;
 use crate::mvcc::hash::HistoryHash;
 use crate::probe::{self, Defect};
 use crate::state::Machine;
@@ -44,6 +45,8 @@ pub struct Shared {
     pub compaction_wanted: Notify,
     /// The revision up to which compaction has removed what is dead.
     pub compaction_finished: Watermark,
+    /// How many keys there are between two keys.
+    pub counts: CountKeeper,
     /// Hashes of the history as the newest compactions found it, oldest first.
     pub compaction_hashes: Mutex<Vec<HistoryHash>>,
     /// Bytes of state, for the quota; refreshed now and then.
@@ -85,6 +88,9 @@ impl Shared {
         machine: &Machine,
     ) -> Arc<Self> {
         let engine = machine.engine().clone();
+        let counts = CountKeeper::new(machine.compacted());
+        let mut view = ReadView::new(engine.as_ref(), machine);
+        view.counts = Some(counts.of_view());
         let shared = Self {
             member,
             cluster,
@@ -104,7 +110,8 @@ impl Shared {
             tokens: deps.tokens.clone(),
             enabled_auth_revision: AtomicU64::new(enabled_revision(machine.auth())),
             auth_changes: tokio_watch::Sender::new(()),
-            view: RwLock::new(Arc::new(ReadView::new(engine.as_ref(), machine))),
+            counts,
+            view: RwLock::new(Arc::new(view)),
             status: RwLock::new(Arc::new(ClusterStatus::of(machine))),
             failure: tokio_watch::Sender::new(None),
             removed: tokio_watch::Sender::new(false),
@@ -158,7 +165,8 @@ impl Shared {
         }
     }
 
-    pub fn publish_view(&self, view: ReadView) {
+    pub fn publish_view(&self, mut view: ReadView) {
+        view.counts = Some(self.counts.of_view());
         let applied_index = view.applied_index;
         // A reader that sees the view sees this.
         self.enabled_auth_revision

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::mvcc::counts::ViewCounts;
 use crate::mvcc::read::PinnedView;
 use crate::state::Machine;
 use crate::state::auth::AuthView;
@@ -18,6 +19,8 @@ pub struct ReadView {
     pub applied_index: u64,
     /// Who may read what of it.
     pub auth: Arc<AuthView>,
+    /// Once it is published.
+    pub counts: Option<ViewCounts>,
 }
 
 impl ReadView {
@@ -29,6 +32,7 @@ impl ReadView {
             keys: machine.keys(),
             applied_index: machine.applied_index(),
             auth: machine.auth().clone(),
+            counts: None,
         }
     }
 
@@ -37,6 +41,7 @@ impl ReadView {
             read: self.read.as_ref(),
             head: self.head,
             compacted: self.compacted,
+            counts: self.counts.as_ref(),
         }
     }
 

@@ -8,6 +8,7 @@ use super::history::{AppliedEntry, RecordedPayload};
 use super::member::Process;
 use super::world::World;
 use crate::mvcc::compaction;
+use crate::mvcc::counts::ViewCounts;
 use crate::probe;
 use crate::proto::etcdserverpb::AlarmType;
 use crate::proto::etchedpeer::MemberChange;
@@ -197,8 +198,14 @@ impl World {
         }
     }
 
+    /// What a member shows is what it has.
+    pub(super) fn check_shown(&mut self, id: MemberId) {
+        self.check_applied(id);
+        self.check_counts(id);
+    }
+
     /// Between two groups a member reports the applied index of its state.
-    pub(super) fn check_applied(&mut self, id: MemberId) {
+    fn check_applied(&mut self, id: MemberId) {
         let Some(member) = self.members.get(&id) else {
             return;
         };
@@ -220,6 +227,30 @@ impl World {
         {
             let details = format!("{id} says {said}, its state {}", entry_id.index);
             self.find("a member does not know what it has applied", details);
+        }
+    }
+
+    /// What a member has counted between keys is what a walk finds.
+    fn check_counts(&mut self, id: MemberId) {
+        let member = self.members.get_mut(&id);
+        let Some(process) = member.and_then(|member| member.process.as_mut()) else {
+            return;
+        };
+        let view = process.handle.shared().view();
+        let newest = view.counts.as_ref().and_then(ViewCounts::newest);
+        let Some(counts) = newest else {
+            return;
+        };
+        let revision = counts.revision();
+        let before = std::mem::replace(&mut process.counted, revision);
+        if before == revision || revision < view.compacted || revision > view.head {
+            return;
+        }
+        // An unreadable state ends the member, which is reported separately.
+        let wrong = counts.miscounted(&view.pinned()).unwrap_or_default();
+        if let Some(wrong) = wrong.first() {
+            let details = format!("{id} at revision {revision}: {wrong:?}");
+            self.find("keys are counted wrongly", details);
         }
     }
 

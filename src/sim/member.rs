@@ -99,6 +99,8 @@ pub struct Process {
     pub applying: Option<Applying>,
     /// For a deliberate defect: who may do what in the newest group that is shown.
     shown_rights: Arc<AuthView>,
+    /// The newest revision whose counts of keys were checked.
+    pub counted: i64,
     /// Set by the member itself: a fatal error, or its removal.
     pub end: Arc<Mutex<Option<Exit>>>,
 }
@@ -372,6 +374,7 @@ impl Process {
             log_jobs: None,
             apply_jobs: VecDeque::new(),
             applying: None,
+            counted: 0,
             shown_rights,
             end,
         }

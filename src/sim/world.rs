@@ -520,7 +520,7 @@ impl World {
                     condition.gone = true;
                 }
             }
-            (Ok(()), None) => self.check_applied(id),
+            (Ok(()), None) => self.check_shown(id),
         }
     }
 

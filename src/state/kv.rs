@@ -87,6 +87,7 @@ pub fn range(
         read: if past { txn.base() } else { &pending },
         head,
         compacted,
+        counts: None,
     };
     let measured = pinned.measure(&read, &mut |bytes| bytes <= most_bytes)?;
     kept.takes(measured.size_bytes as usize);

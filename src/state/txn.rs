@@ -358,6 +358,7 @@ pub fn write<'a>(
             },
             head: txn.revision(),
             compacted: txn.compacted(),
+            counts: None,
         };
         let path = Path::choose(&pinned, request)?;
         path.check(&pinned, leases)?;

@@ -55,7 +55,7 @@ impl Content {
     fn covers(family: Family, key: &[u8]) -> bool {
         match family {
             Family::Current | Family::LeaseKeys => true,
-            Family::Undo | Family::Revisions => false,
+            Family::Undo | Family::Revisions | Family::Counts => false,
             Family::Meta => key != meta::COMPACTION_FINISHED,
         }
     }

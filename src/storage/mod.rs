@@ -57,15 +57,18 @@ pub enum Family {
     LeaseKeys,
     /// Everything that is small: applied index, leases, alarms, members.
     Meta,
+    /// How many keys lie between two keys: records that may lag behind, and be lost.
+    Counts,
 }
 
 impl Family {
-    pub const ALL: [Family; 5] = [
+    pub const ALL: [Family; 6] = [
         Family::Current,
         Family::Undo,
         Family::Revisions,
         Family::LeaseKeys,
         Family::Meta,
+        Family::Counts,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -75,6 +78,9 @@ impl Family {
             Family::Revisions => "revisions",
             Family::LeaseKeys => "lease_keys",
             Family::Meta => "meta",
+            // RocksDB's own, which every directory has: an older program refuses one with a
+            // family that it does not know.
+            Family::Counts => "default",
         }
     }
 }

@@ -7,6 +7,7 @@
 //! | revisions | revision | kind, revision it superseded, key |
 //! | lease_keys | lease, key | empty |
 //! | meta | see `meta_key` | per key |
+//! | counts | see `counts` | how many keys lie between two keys |
 //!
 //! A *version record* is the sub-revision as a varint and then the protobuf fields of
 //! `mvccpb.KeyValue` but the key, with the value last: an answer is the key's field and a copy
@@ -15,6 +16,7 @@
 //! another one's, and order is kept.
 
 mod applied;
+pub mod counts;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};

@@ -120,6 +120,7 @@ impl Player {
             read: &pending,
             head: self.writer.head(),
             compacted: self.writer.compacted(),
+            counts: None,
         };
         match read(pinned) {
             Ok(text) => text,

@@ -264,6 +264,7 @@ impl Player {
                 read: member.engine.latest(),
                 head: life.machine.head(),
                 compacted: life.machine.compacted(),
+                counts: None,
             };
             let found = keys.key_values(&KeyRange::From(Bytes::new()), keys.head);
             write!(

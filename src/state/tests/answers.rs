@@ -126,6 +126,7 @@ fn the_size_of_an_answer_is_foreseen() {
             read: engine.latest(),
             head: machine.head(),
             compacted: machine.compacted(),
+            counts: None,
         };
         let size = |most| answer_size::of_now(&pinned, &request, most).expect("reads");
         sizes.push((

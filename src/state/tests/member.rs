@@ -106,6 +106,7 @@ impl Member {
             read: self.engine.latest(),
             head: self.machine.head(),
             compacted: self.machine.compacted(),
+            counts: None,
         }
     }
 

@@ -33,6 +33,7 @@ impl View {
             read: self.read.as_ref(),
             head: self.head,
             compacted: self.compacted,
+            counts: None,
         }
     }
 
