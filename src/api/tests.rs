@@ -12,6 +12,7 @@ use crate::service::fixture;
 use crate::service::rpcs::{CallLimits, Costly};
 
 const MAX: usize = 1 << 20;
+const LONG: Duration = Duration::from_secs(20);
 
 fn api(handle: &Handle) -> Api {
     let settings = ApiSettings {
@@ -67,11 +68,12 @@ async fn answer(api: &Api, rpc: &rpcs::Rpc, message: Vec<u8>) {
     assert!(first.expect("no error").is_data(), "{rpc:?}");
 }
 
-/// All turns at something.
-fn take_all(handle: &Handle, costly: Costly) -> OwnedSemaphorePermit {
+/// All turns at something, once those before have ended.
+async fn take_all(handle: &Handle, costly: Costly) -> OwnedSemaphorePermit {
     let turns = handle.turns(costly).clone();
-    let all = turns.try_acquire_many_owned(costly.at_once() as u32);
-    all.expect("none is taken")
+    let all = turns.acquire_many_owned(costly.at_once() as u32);
+    let all = tokio::time::timeout(LONG, all).await;
+    all.expect("they end").expect("open")
 }
 
 async fn is_answered(api: &Api, rpc: &rpcs::Rpc, message: Vec<u8>, wait: Duration) -> bool {
@@ -81,13 +83,12 @@ async fn is_answered(api: &Api, rpc: &rpcs::Rpc, message: Vec<u8>, wait: Duratio
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_waits_for_the_turns_that_its_row_names_and_for_no_other() {
-    const LONG: Duration = Duration::from_secs(20);
     let handle = fixture::single_member();
     let api = api(&handle);
     let mut rows = Vec::new();
     for (rpc, message) in RPCS.iter().filter_map(|rpc| Some((rpc, message(rpc)?))) {
         for costly in Costly::ALL {
-            let taken = take_all(&handle, costly);
+            let taken = take_all(&handle, costly).await;
             let is_its = rpc.limits == CallLimits::Turns(costly);
             let wait = if is_its { LONG / 200 } else { LONG };
             let answered = is_answered(&api, rpc, message.clone(), wait).await;

@@ -82,6 +82,7 @@ fn reads_of_everything_take_little_of_the_cache() {
         read: view.as_ref(),
         head,
         compacted: -1,
+        counts: None,
     };
     let all = RangeRead::all(KeyRange::From("k".into()));
     let by_value = RangeRead {
