@@ -3,7 +3,6 @@
 
 mod pool;
 
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -89,11 +88,9 @@ pub trait Executor: Send + Sync + 'static {
     fn spawn(&self, task: Boxed<()>);
     /// Runs work that may block.
     fn spawn_blocking(&self, work: Box<dyn FnOnce() + Send>);
-    /// Runs work that takes a processor for long and waits for nothing, on threads of its own that
-    /// take what nobody else wants of the processors: it may stand still for long.
+    /// Runs work that takes a processor for long and waits for nothing, on few threads of its own
+    /// that leave the processors to others first.
     fn spawn_computing(&self, work: Box<dyn FnOnce() + Send>);
-    /// The same on few threads that get a small part of the processors in any case.
-    fn spawn_computing_steadily(&self, work: Box<dyn FnOnce() + Send>);
     /// Runs blocking work within the calling task, whose thread serves no other task meanwhile.
     fn block_in_place(&self, work: &mut dyn FnMut());
 }
@@ -123,15 +120,15 @@ pub async fn blocking<T: Send + 'static>(
 /// runtime has threads of its own, which `block_in_place` needs: work that stands still must not stop
 /// the network.
 ///
-/// **Computations** take what nobody else wants of the processors: as many threads as there are
-/// processors give way to all others at once, so that nobody has to wait for one who computes.
-/// Beside others that never rest they stand still. Those who may not be kept waiting for long have
-/// half as many threads of a low priority, which get a tenth of half the processors then.
+/// **Computations** take what nobody else wants of the processors, and a tenth of half of them in
+/// any case. So half as many threads as there are processors have a low priority, with which they
+/// get their part also beside others that never rest. With as many others they use what is idle:
+/// those give way at once, and may stand still for long, so that they take only what would wait for
+/// the first a while.
 pub struct TokioExecutor {
     runtime: Option<Handle>,
     blocking: Arc<Pool>,
     computing: Arc<Pool>,
-    computing_steadily: Arc<Pool>,
 }
 
 /// Work of `spawn_blocking` at once, and so many threads.
@@ -150,14 +147,14 @@ pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Threads for computations that stay, of each kind.
+/// Threads for computations that get a part of the processors in any case.
 fn steady_computing() -> usize {
     (processors() / 2).max(1)
 }
 
 /// How many threads `TokioExecutor::start` begins.
 pub fn steady_threads() -> usize {
-    STEADY_BLOCKING + 2 * steady_computing()
+    STEADY_BLOCKING + steady_computing()
 }
 
 impl TokioExecutor {
@@ -169,7 +166,6 @@ impl TokioExecutor {
         let executor = Self::resting(rest);
         executor.blocking.start(STEADY_BLOCKING)?;
         executor.computing.start(steady_computing())?;
-        executor.computing_steadily.start(steady_computing())?;
         Ok(executor)
     }
 
@@ -180,24 +176,18 @@ impl TokioExecutor {
             blocking: Pool::of(Shape {
                 name: "blocking",
                 places: MAX_BLOCKING,
+                first_places: MAX_BLOCKING,
                 lingers: BLOCKING_LINGERS,
-                prepare: || {},
+                prepare: |_| {},
                 rest,
                 spawn: pool::spawn,
             }),
             computing: Pool::of(Shape {
                 name: "compute",
                 places: processors(),
+                first_places: steady_computing(),
                 lingers: Duration::ZERO,
-                prepare: || note(run_when_idle()),
-                rest,
-                spawn: pool::spawn,
-            }),
-            computing_steadily: Pool::of(Shape {
-                name: "compute-steady",
-                places: steady_computing(),
-                lingers: Duration::ZERO,
-                prepare: || note(lower_priority()),
+                prepare: lower_priority,
                 rest,
                 spawn: pool::spawn,
             }),
@@ -217,19 +207,19 @@ impl Drop for TokioExecutor {
     fn drop(&mut self) {
         self.blocking.close();
         self.computing.close();
-        self.computing_steadily.close();
     }
 }
 
-fn note<E: fmt::Display>(lowered: Result<(), E>) {
+/// Has the calling thread leave the processors to others first.
+fn lower_priority(is_steady: bool) {
+    let lowered = match is_steady {
+        true => rustix::process::setpriority_process(None, COMPUTING_NICENESS)
+            .map_err(|error| error.to_string()),
+        false => run_when_idle().map_err(|error| error.to_string()),
+    };
     if let Err(error) = lowered {
-        tracing::debug!(%error, "a computing thread keeps its priority");
+        tracing::debug!(error, "a computing thread keeps its priority");
     }
-}
-
-/// Has the calling thread leave nine tenths of a processor to another one.
-fn lower_priority() -> rustix::io::Result<()> {
-    rustix::process::setpriority_process(None, COMPUTING_NICENESS)
 }
 
 /// Has the calling thread run where a processor would be idle, alone.
@@ -258,10 +248,6 @@ impl Executor for TokioExecutor {
 
     fn spawn_computing(&self, work: Work) {
         self.computing.push(work);
-    }
-
-    fn spawn_computing_steadily(&self, work: Work) {
-        self.computing_steadily.push(work);
     }
 
     fn block_in_place(&self, work: &mut dyn FnMut()) {

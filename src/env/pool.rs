@@ -2,7 +2,8 @@
 //! are begun when they are wanted, and where the system has none to give the work waits for those
 //! that there are.
 //!
-//! Each thread has a place, of which there are only so many.
+//! Each thread has a place: those at the first places take what there is, the others what would have
+//! to wait behind others.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,6 +18,8 @@ use parking_lot::Mutex;
 
 pub type Work = Box<dyn FnOnce() + Send>;
 
+/// For each first place so much waits before a thread at another place takes any.
+pub const MIN_BACKLOG: usize = 4;
 /// A thread that stays, and had nothing to do for so long, rests; and again and again, because what
 /// it allocated may have been freed by others since.
 const REST_AFTER: Duration = Duration::from_secs(1);
@@ -34,10 +37,12 @@ pub fn spawn(builder: Builder, body: Work) -> io::Result<()> {
 pub struct Shape {
     pub name: &'static str,
     pub places: usize,
+    /// At least one.
+    pub first_places: usize,
     /// How long a thread that does not stay waits for more work.
     pub lingers: Duration,
-    /// What a thread does before anything else.
-    pub prepare: fn(),
+    /// What a thread does before anything else; true for one at a first place.
+    pub prepare: fn(bool),
     /// What a thread that stays does when it has nothing to do.
     pub rest: fn(),
     pub spawn: Spawn,
@@ -94,14 +99,14 @@ impl Pool {
     pub fn push(self: &Arc<Self>, work: Work) {
         let mut state = self.state.lock();
         state.waiting.push_back(work);
-        if Self::hand_to_idle(&mut state) {
+        if self.hand_to_idle(&mut state) {
             return;
         }
         let is_vacant = |place: &ThreadSlot| place.thread.is_none() && !place.busy;
         let Some(place) = state.places.iter().position(is_vacant) else {
             return;
         };
-        let Some(work) = state.waiting.pop_front() else {
+        let Some(work) = self.take(&mut state, place) else {
             return;
         };
         state.places[place].busy = true;
@@ -118,7 +123,7 @@ impl Pool {
             Err(error) => {
                 state.places[place].busy = false;
                 state.waiting.push_front(work);
-                Self::hand_to_idle(&mut state);
+                self.hand_to_idle(&mut state);
                 drop(state);
                 if !self.lacks_threads.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
@@ -141,13 +146,25 @@ impl Pool {
         drop(waiting);
     }
 
-    /// Hands work to a thread that waits for some. False where none does.
-    fn hand_to_idle(state: &mut State) -> bool {
+    /// What a thread at this place would do now.
+    fn take(&self, state: &mut State, place: usize) -> Option<Work> {
+        let backlog = match place < self.shape.first_places {
+            true => 0,
+            false => MIN_BACKLOG * self.shape.first_places,
+        };
+        match state.waiting.len() > backlog {
+            true => state.waiting.pop_front(),
+            false => None,
+        }
+    }
+
+    /// Hands work to a thread that waits for some. False where none does, or none would take it.
+    fn hand_to_idle(&self, state: &mut State) -> bool {
         let is_idle = |place: &ThreadSlot| place.thread.is_some() && !place.busy;
         let Some(place) = state.places.iter().position(is_idle) else {
             return false;
         };
-        let Some(work) = state.waiting.pop_front() else {
+        let Some(work) = self.take(state, place) else {
             return false;
         };
         let chosen = &mut state.places[place];
@@ -169,7 +186,7 @@ impl Pool {
     }
 
     fn serve(&self, place: usize, stays: bool, receiver: &Receiver<Work>) {
-        (self.shape.prepare)();
+        (self.shape.prepare)(place < self.shape.first_places);
         while let Some(work) = self.wait(place, stays, receiver) {
             let mut next = Some(work);
             while let Some(work) = next {
@@ -212,7 +229,7 @@ impl Pool {
     /// What a thread does next; it waits if that is nothing.
     fn next(&self, place: usize) -> Option<Work> {
         let mut state = self.state.lock();
-        let work = state.waiting.pop_front();
+        let work = self.take(&mut state, place);
         if work.is_none() {
             state.places[place].busy = false;
         }
@@ -239,15 +256,35 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(20);
 
-    fn shape(places: usize) -> Shape {
+    fn shape(places: usize, first_places: usize) -> Shape {
         Shape {
             name: "test",
             places,
+            first_places,
             lingers: Duration::ZERO,
-            prepare: || {},
+            prepare: |_| {},
             rest: || {},
             spawn,
         }
+    }
+
+    /// Of two threads the second helps while much waits, and leaves the rest to the first.
+    #[test]
+    fn further_threads_take_what_would_wait_long() {
+        let pool = Pool::of(shape(2, 1));
+        let mut state = pool.state.lock();
+        for _ in 0..MIN_BACKLOG + 1 {
+            state.waiting.push_back(Box::new(|| {}));
+        }
+        assert!(pool.take(&mut state, 1).is_some());
+        assert!(
+            pool.take(&mut state, 1).is_none(),
+            "the first does that soon"
+        );
+        for _ in 0..MIN_BACKLOG {
+            assert!(pool.take(&mut state, 0).is_some());
+        }
+        assert!(pool.take(&mut state, 0).is_none());
     }
 
     fn eventually(holds: impl Fn() -> bool) {
@@ -277,7 +314,7 @@ mod tests {
 
     #[test]
     fn threads_that_stay_do_the_work_and_others_go() {
-        let pool = Pool::of(shape(4));
+        let pool = Pool::of(shape(4, 4));
         pool.start(2).expect("threads");
         assert_eq!(pool.threads(), (2, 0));
         for round in 0..3 {
@@ -312,7 +349,7 @@ mod tests {
     fn work_waits_where_no_thread_can_be_begun() {
         let pool = Pool::of(Shape {
             spawn: spawn_unless_lacking,
-            ..shape(4)
+            ..shape(4, 4)
         });
         pool.start(1).expect("a thread");
         LACKING.store(true, Ordering::SeqCst);

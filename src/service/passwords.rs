@@ -1,10 +1,10 @@
 //! Passwords: hashed and compared with bcrypt, in etcd's form.
 //!
 //! A computation takes tens of milliseconds of a processor, and anyone can ask for one. So they run
-//! on threads of their own that yield to all others (`computations`), and none where entries are
-//! applied. So many may wait; one more is refused, or the newest of those who have more waiting.
-//! Addresses and names take turns (`lines`), so that a flood of wrong passwords keeps nobody else from
-//! logging in. Those of callers who left are skipped.
+//! on threads of their own that yield to all others (`env::Executor::spawn_computing`), a few at
+//! once, and none where entries are applied. So many may wait; one more is refused, or the newest
+//! of those who have more waiting. Addresses and names take turns (`lines`), so that a flood of wrong
+//! passwords keeps nobody else from logging in. Those of callers who left are skipped.
 //!
 //! A log-in costs the same whether there is such a user or not: the answer, which is the same, does
 //! not come sooner either.
@@ -14,19 +14,23 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
-use self::computations::Computations;
-use self::lines::Requester;
-use crate::env::{Clock, Executor, Rng};
+use self::lines::{Requester, Room};
+use super::rpcs::MAX_PASSWORDS;
+use crate::env::{self, Clock, Executor, Rng};
 use crate::error::Error;
 use crate::types::MAX_PASSWORD_COST;
 
-mod computations;
 pub mod lines;
 
+/// How long one waits in any case.
+const WAIT_LIMIT: Duration = Duration::from_secs(120);
 /// bcrypt's; it would ignore what is beyond.
 const MAX_PASSWORD_BYTES: usize = 72;
 
@@ -65,7 +69,89 @@ impl fmt::Debug for Password {
 pub struct Passwords {
     cost: u32,
     rng: Arc<dyn Rng>,
-    computations: Computations,
+    clock: Arc<dyn Clock>,
+    executor: Arc<dyn Executor>,
+    queue: Arc<Queue>,
+}
+
+/// What waits for a thread.
+struct Queue(Mutex<QueueState>);
+
+struct QueueState {
+    waiting: Room<Box<dyn Job>>,
+    /// Turns that the executor has not taken yet; each does what is next then.
+    turns: usize,
+}
+
+/// A computation and its caller.
+trait Job: Send {
+    fn is_awaited(&self) -> bool;
+    fn compute(self: Box<Self>);
+    fn refuse(self: Box<Self>);
+}
+
+struct Computation<W, T> {
+    work: W,
+    reply: oneshot::Sender<Result<T, Error>>,
+}
+
+impl<T: Send, W: FnOnce() -> T + Send> Job for Computation<W, T> {
+    fn is_awaited(&self) -> bool {
+        !self.reply.is_closed()
+    }
+
+    fn compute(self: Box<Self>) {
+        // The caller may leave meanwhile.
+        let _ = self.reply.send(Ok((self.work)()));
+    }
+
+    fn refuse(self: Box<Self>) {
+        let _ = self.reply.send(Err(Error::TooManyRequests));
+    }
+}
+
+impl Queue {
+    /// Has a computation wait; true if it takes a further turn. One that has no room is refused.
+    fn enter(&self, requester: Requester, job: Box<dyn Job>) -> bool {
+        let mut state = self.0.lock();
+        if state.waiting.len() >= MAX_PASSWORDS {
+            state.waiting.keep(|job| job.is_awaited());
+        }
+        let left = state.waiting.enter(requester, job);
+        let takes_a_turn = state.turns < state.waiting.len();
+        state.turns += usize::from(takes_a_turn);
+        drop(state);
+        if let Some(left) = left {
+            left.refuse();
+        }
+        takes_a_turn
+    }
+
+    /// The next whose caller still waits; a turn is over.
+    fn next(&self) -> Option<Box<dyn Job>> {
+        let mut state = self.0.lock();
+        state.turns -= 1;
+        let waiting = &mut state.waiting;
+        std::iter::from_fn(|| waiting.next()).find(|job| job.is_awaited())
+    }
+}
+
+/// Where it is dropped without a turn, somebody's wait ends: the process is stopping.
+struct Turn(Option<Arc<Queue>>);
+
+impl Turn {
+    fn take(mut self) {
+        let next = self.0.take().and_then(|queue| queue.next());
+        if let Some(job) = next {
+            job.compute();
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        drop(self.0.take().and_then(|queue| queue.next()));
+    }
 }
 
 impl Passwords {
@@ -79,7 +165,12 @@ impl Passwords {
         Self {
             cost: cost.min(MAX_PASSWORD_COST),
             rng,
-            computations: Computations::new(clock, executor),
+            clock,
+            executor,
+            queue: Arc::new(Queue(Mutex::new(QueueState {
+                waiting: Room::for_most(MAX_PASSWORDS),
+                turns: 0,
+            }))),
         }
     }
 
@@ -122,12 +213,23 @@ impl Passwords {
     }
 
     /// Runs a computation where the others do; for signatures that take as long.
-    pub fn compute<T: Send + 'static>(
+    pub async fn compute<T: Send + 'static>(
         &self,
         requester: Requester,
-        work: impl Fn() -> T + Send + Sync + 'static,
-    ) -> impl Future<Output = Result<T, Error>> {
-        self.computations.run(requester, work)
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let (reply, computed) = oneshot::channel();
+        if self
+            .queue
+            .enter(requester, Box::new(Computation { work, reply }))
+        {
+            let turn = Turn(Some(self.queue.clone()));
+            self.executor.spawn_computing(Box::new(move || turn.take()));
+        }
+        match env::timeout(self.clock.as_ref(), WAIT_LIMIT, computed).await {
+            Some(computed) => computed.map_err(|_| Error::Stopped)?,
+            None => Err(Error::Timeout),
+        }
     }
 
     fn salt(&self) -> [u8; 16] {
@@ -148,11 +250,10 @@ fn is_computable(hash: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
     use crate::env::{Boxed, SystemClock, SystemRng, TokioExecutor};
-    use crate::service::rpcs::MAX_PASSWORDS;
     use parking_lot::Mutex;
 
     const COST: u32 = 4;
@@ -293,7 +394,6 @@ mod tests {
         fn spawn_computing(&self, work: Box<dyn FnOnce() + Send>) {
             self.0.lock().push(work);
         }
-        fn spawn_computing_steadily(&self, _: Box<dyn FnOnce() + Send>) {}
         fn block_in_place(&self, work: &mut dyn FnMut()) {
             work();
         }
@@ -324,7 +424,8 @@ mod tests {
         for work in executor.0.lock().drain(..) {
             work();
         }
-        assert!(passwords.computations.is_idle());
+        let state = passwords.queue.0.lock();
+        assert_eq!((state.turns, state.waiting.len()), (0, 0));
     }
 
     #[tokio::test]
@@ -349,6 +450,7 @@ mod tests {
         // Who is left when the process stops learns of it.
         executor.0.lock().clear();
         assert_eq!(flood.pop().expect("one").await, Err(Error::Stopped));
-        assert!(passwords.computations.is_idle());
+        let state = passwords.queue.0.lock();
+        assert_eq!((state.turns, state.waiting.len()), (0, 0));
     }
 }

@@ -208,10 +208,6 @@ impl Executor for Tasks {
         self.spawn_blocking(work);
     }
 
-    fn spawn_computing_steadily(&self, work: Work) {
-        self.spawn_blocking(work);
-    }
-
     fn block_in_place(&self, work: &mut dyn FnMut()) {
         work();
     }
