@@ -31,11 +31,34 @@ const KEYS_A_LINE: u64 = 4 * STEP_KEYS;
 /// The time between two walks is so many times that of a walk: one may be in vain again and again.
 const WALKS_APART: u32 = 20;
 
+/// So much changes in an interval where much is written. Counts follow that only while somebody asks
+/// for them, and else when it is over: to read a change takes longer than to walk over a key.
+const BUSY_CHANGES: u64 = if IS_SIMULATED { 16 } else { 100 };
+/// How long they follow after that.
+const ASKED_FOR: Duration = Duration::from_secs(10);
+
 /// When something was done last, or may be done again.
 struct Times {
     caught_up: Duration,
     stored: Duration,
     may_build: Duration,
+    asked: Option<Duration>,
+    /// Revision and number of keys of the interval before.
+    seen: (i64, i64),
+}
+
+impl Times {
+    /// Whether so much is written that nobody follows who is not asked.
+    fn waits(&mut self, shared: &Shared, now: Duration) -> bool {
+        if shared.counts.was_asked() {
+            self.asked = Some(now);
+        }
+        let view = shared.view();
+        let (head, keys) = std::mem::replace(&mut self.seen, (view.head, view.keys));
+        let changes = view.head.abs_diff(head).max(view.keys.abs_diff(keys));
+        let is_asked = self.asked.is_some_and(|asked| now < asked + ASKED_FOR);
+        changes >= BUSY_CHANGES && !is_asked
+    }
 }
 
 /// What to do next.
@@ -53,6 +76,8 @@ pub async fn run(shared: Arc<Shared>) {
         caught_up: now,
         stored: now,
         may_build: now,
+        asked: None,
+        seen: (0, 0),
     };
     loop {
         let done = match wanted(&shared, &mut times) {
@@ -83,6 +108,9 @@ async fn on_thread(shared: &Arc<Shared>, work: fn(&Shared) -> storage::Result<()
 
 fn wanted(shared: &Shared, times: &mut Times) -> CountsWanted {
     let now = shared.clock.now();
+    if times.waits(shared, now) {
+        return CountsWanted::Nothing;
+    }
     let Some(revision) = shared.counts.revision() else {
         return match now >= times.may_build {
             true => CountsWanted::Counts,

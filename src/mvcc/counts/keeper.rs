@@ -11,6 +11,11 @@ use crate::mvcc::read::PinnedView;
 use crate::probe::{self, CoveragePoint};
 use crate::storage::{self, Engine, Read};
 
+/// A change of the history is read in the time in which so many keys are walked over.
+const KEYS_FOR_CHANGE: u64 = 4;
+/// Changes that are read in any case.
+const FREE_CHANGES: u64 = 64 << 10;
+
 /// See the module.
 pub struct CountKeeper {
     known: Arc<NewestCounts>,
@@ -43,6 +48,11 @@ impl CountKeeper {
         let known = self.known.lock();
         let newest = known.as_ref().and_then(|known| known.newest());
         newest.map(|counts| counts.revision)
+    }
+
+    /// Whether a count was asked for since this was asked last.
+    pub fn was_asked(&self) -> bool {
+        self.known.was_asked()
     }
 
     /// How many revisions were counted since the counts were stored.
@@ -106,6 +116,13 @@ impl CountKeeper {
         };
         if newest.revision >= pinned.head {
             return Ok(true);
+        }
+        let added = keys.abs_diff(newest.keys as i64);
+        let changes = added.max(pinned.head.abs_diff(newest.revision));
+        // A walk over all keys is shorter then.
+        if changes > keys.unsigned_abs() / KEYS_FOR_CHANGE + FREE_CHANGES {
+            *self.known.lock() = None;
+            return Ok(false);
         }
         // Behind the view: what it lacks was removed before it was taken.
         let next = match newest.revision >= self.removed_to.load(Ordering::Acquire) {

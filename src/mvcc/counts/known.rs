@@ -1,8 +1,9 @@
 //! The counts of a few revisions, and which of them a view may use: those of a revision that it shows.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{IS_SMALL, KeyCounts};
 
@@ -45,8 +46,23 @@ impl KnownCounts {
     }
 }
 
-/// What is known now, if anything is.
-pub type NewestCounts = Mutex<Option<Arc<KnownCounts>>>;
+/// What is known now, if anything is, and whether somebody wanted to know.
+#[derive(Default)]
+pub struct NewestCounts {
+    known: Mutex<Option<Arc<KnownCounts>>>,
+    asked: AtomicBool,
+}
+
+impl NewestCounts {
+    pub fn lock(&self) -> MutexGuard<'_, Option<Arc<KnownCounts>>> {
+        self.known.lock()
+    }
+
+    /// Whether anybody has asked since this was asked last.
+    pub fn was_asked(&self) -> bool {
+        self.asked.swap(false, Ordering::Relaxed)
+    }
+}
 
 /// What a view may count with.
 pub struct ViewCounts {
@@ -67,6 +83,7 @@ impl ViewCounts {
 
     /// The nearest to `revision` of those whose revision lies in `lowest..=head`.
     pub(super) fn nearest(&self, revision: i64, lowest: i64, head: i64) -> Option<Arc<KeyCounts>> {
+        self.now.asked.store(true, Ordering::Relaxed);
         let now = self.now.lock().clone();
         let known = [now.as_deref(), self.then.as_deref()];
         let all = known.into_iter().flatten().flat_map(|known| &known.0);
