@@ -117,15 +117,16 @@ fn wanted(shared: &Shared, times: &mut Times) -> CountsWanted {
             false => CountsWanted::Nothing,
         };
     };
-    let behind = shared.view().head - revision;
-    if behind >= CATCH_UP_AT || behind > 0 && now >= times.caught_up + CATCH_UP_AFTER {
-        times.caught_up = now;
-        return CountsWanted::Newer;
-    }
+    // Before all else, which may be wanted all the time.
     let unstored = shared.counts.unstored();
     if unstored >= STORE_AT || unstored > 0 && now >= times.stored + STORE_AFTER {
         times.stored = now;
         return CountsWanted::Stored;
+    }
+    let behind = shared.view().head - revision;
+    if behind >= CATCH_UP_AT || behind > 0 && now >= times.caught_up + CATCH_UP_AFTER {
+        times.caught_up = now;
+        return CountsWanted::Newer;
     }
     CountsWanted::Nothing
 }
@@ -156,7 +157,7 @@ async fn take_up(shared: &Arc<Shared>, times: &mut Times) -> Done<()> {
         done => return Ok(done.map(|_| ())),
     }
     loop {
-        let read = view.clone();
+        let (read, started) = (view.clone(), shared.clock.now());
         let stepped = blocking(shared.executor.as_ref(), move || {
             let more = building.step(&read.pinned(), STEP_KEYS)?;
             Ok((building, more))
@@ -164,7 +165,11 @@ async fn take_up(shared: &Arc<Shared>, times: &mut Times) -> Done<()> {
         let more;
         (building, more) = match stepped.await? {
             Ok(stepped) => stepped,
-            Err(error) => return Ok(Err(error)),
+            Err(error) => {
+                let now = shared.clock.now();
+                times.may_build = now + (now - began) * WALKS_APART;
+                return Ok(Err(error));
+            }
         };
         let counted = building.keys();
         if !more {
@@ -173,6 +178,9 @@ async fn take_up(shared: &Arc<Shared>, times: &mut Times) -> Done<()> {
         if counted % KEYS_A_LINE == 0 {
             tracing::info!(counted, keys, "counts the keys between keys");
         }
+        // Half of the disk's time is for others.
+        let took = shared.clock.now() - started;
+        shared.clock.sleep(took).await;
     }
     let now = shared.clock.now();
     let took = now - began;
@@ -191,7 +199,18 @@ pub async fn before_removal(
 ) -> Result<(), Abandoned> {
     let (counting, engine) = (shared.clone(), engine.clone());
     let prepared = blocking(shared.executor.as_ref(), move || {
-        let prepared = catch_up(&counting).and_then(|()| counting.counts.store(engine.as_ref()));
+        let prepared = match counting.counts.revision() {
+            // Behind a start what it brought may still be able to catch up.
+            None => {
+                let view = counting.view();
+                let taken = counting
+                    .counts
+                    .take_up(view.read(), &view.pinned(), view.keys);
+                taken.map(|_| ())
+            }
+            Some(_) => catch_up(&counting),
+        };
+        let prepared = prepared.and_then(|()| counting.counts.store(engine.as_ref()));
         counting.counts.note_removal(target);
         prepared
     });

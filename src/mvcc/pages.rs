@@ -44,6 +44,9 @@ pub struct PairPage {
     offset: usize,
 }
 
+/// Smaller pages find in the engine's memory what the one before them read beside its own.
+const ONCE_BYTES: usize = 128 << 10;
+
 /// What a page may take.
 pub struct Rooms<'a> {
     pub page_bytes: usize,
@@ -91,9 +94,10 @@ impl Pages {
         if self.left == 0 {
             return Ok(None);
         }
-        // What has to be paged is large, and most of it is read once; what a page gave a part of is
-        // read again for the next.
-        let page = match self.offset == 0 && !matches!(self.request.range, KeyRange::Point(_)) {
+        // What has to be paged is large, and most of it is read once; what a page gave a part of, or
+        // has little of, is read again for the next.
+        let is_once = self.offset == 0 && rooms.page_bytes >= ONCE_BYTES;
+        let page = match is_once && !matches!(self.request.range, KeyRange::Point(_)) {
             true => pinned.once(|pinned| self.read_page(pinned, rooms))?,
             false => self.read_page(pinned, rooms)?,
         };

@@ -477,9 +477,9 @@ impl Applier {
         failpoints::hit(Failpoint::RaftBeforeApplySnap);
         let engine = states.adopt(received)?;
         self.machine = Machine::open_with(engine.clone(), self.machine.slice_limit())?;
-        self.shared.replace_engine(engine);
         // What the leader removed of its history is not in this one either.
         self.shared.counts.note_removal(self.machine.compacted());
+        self.shared.replace_engine(engine);
         self.publish_view();
         self.shared.tokens.replaced(self.machine.auth());
         self.publish_status();

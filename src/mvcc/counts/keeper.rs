@@ -38,7 +38,6 @@ impl CountKeeper {
         }
     }
 
-    /// For a view that is newer than all counts that are known.
     pub fn of_view(&self) -> ViewCounts {
         ViewCounts::of(&self.known)
     }

@@ -64,29 +64,19 @@ impl NewestCounts {
     }
 }
 
-/// What a view may count with.
-pub struct ViewCounts {
-    /// Those that were known when it was made.
-    then: Option<Arc<KnownCounts>>,
-    /// The newest, which may be of later revisions.
-    now: Arc<NewestCounts>,
-}
+/// What a view may count with. It keeps none alive: views are held for as long as a client reads.
+pub struct ViewCounts(Arc<NewestCounts>);
 
 impl ViewCounts {
-    /// For a view that is newer than all counts that are known.
-    pub(super) fn of(now: &Arc<NewestCounts>) -> Self {
-        Self {
-            then: now.lock().clone(),
-            now: now.clone(),
-        }
+    pub(super) fn of(newest: &Arc<NewestCounts>) -> Self {
+        Self(newest.clone())
     }
 
     /// The nearest to `revision` of those whose revision lies in `lowest..=head`.
     pub(super) fn nearest(&self, revision: i64, lowest: i64, head: i64) -> Option<Arc<KeyCounts>> {
-        self.now.asked.store(true, Ordering::Relaxed);
-        let now = self.now.lock().clone();
-        let known = [now.as_deref(), self.then.as_deref()];
-        let all = known.into_iter().flatten().flat_map(|known| &known.0);
+        self.0.asked.store(true, Ordering::Relaxed);
+        let known = self.0.lock().clone()?;
+        let all = known.0.iter();
         all.filter(|counts| counts.revision >= lowest && counts.revision <= head)
             .min_by_key(|counts| counts.revision.abs_diff(revision))
             .cloned()
@@ -95,14 +85,14 @@ impl ViewCounts {
     /// The newest of all.
     #[cfg(any(test, feature = "simulation"))]
     pub fn newest(&self) -> Option<Arc<KeyCounts>> {
-        let now = self.now.lock();
-        now.as_ref().and_then(|known| known.newest()).cloned()
+        let known = self.0.lock();
+        known.as_ref().and_then(|known| known.newest()).cloned()
     }
 
     /// All that are known now.
     #[cfg(test)]
     pub fn known(&self) -> Vec<Arc<KeyCounts>> {
-        let now = self.now.lock().clone();
-        now.map_or_else(Vec::new, |known| known.0.clone())
+        let known = self.0.lock().clone();
+        known.map_or_else(Vec::new, |known| known.0.clone())
     }
 }
