@@ -61,7 +61,7 @@ fn pages(pinned: &PinnedView<'_>, read: &RangeRead) {
     loop {
         let (mut any, mut rows) = (|_: usize| true, |_: usize| true);
         let mut rooms = Rooms {
-            page_bytes: 32 << 10,
+            page_bytes: 256 << 10,
             large_pair: &mut any,
             rows: &mut rows,
         };
