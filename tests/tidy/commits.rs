@@ -42,6 +42,10 @@ pub fn check(log: &str) -> Vec<String> {
         let mut parts = commit.splitn(3, PART_END);
         let mut part = || parts.next().unwrap_or_default().trim();
         let (hash, subject, body) = (part(), part(), part());
+        // git's own, of which the first has a body of git's.
+        if subject.starts_with("Revert \"") || subject.starts_with("fixup! ") {
+            continue;
+        }
         let mut find = |what: &str| findings.push(format!("commit {hash} ({subject}): {what}"));
         if subject.chars().count() > MAX_SUBJECT_CHARS {
             find("its subject has more than 72 characters");
