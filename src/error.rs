@@ -102,7 +102,7 @@ errors! {
     Corrupt => DataLoss, "etcdserver: corrupt cluster";
     WatchCanceled => Cancelled, "etcdserver: watch canceled";
     TooManyRequests => Unknown, "etcdserver: too many requests";
-    TooManyStreams => ResourceExhausted, "etched: too many calls are open at once; try again later";
+    TooManyStreams => Unavailable, "etched: too many calls are open at once; try again later";
     Overloaded => ResourceExhausted, "etched: too many large requests at once; try again later";
     PasswordTooLong => Unknown, "bcrypt: password length exceeds 72 bytes";
     TokensNotSigned => Unknown, "auth: token signing attempted with verify-only key";

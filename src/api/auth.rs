@@ -82,7 +82,8 @@ impl AuthService {
     fn requester(&self, name: &str) -> Requester {
         Requester {
             source: self.source,
-            name: name.to_owned(),
+            // Of any length, it would wait uncounted.
+            name: shown_name(name).to_owned(),
         }
     }
 

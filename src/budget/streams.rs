@@ -30,6 +30,7 @@ const QUARTERS: u64 = 3;
 pub struct OpenStreams {
     limit: usize,
     open: AtomicUsize,
+    /// Those that have one open.
     connections: AtomicUsize,
 }
 
@@ -62,7 +63,6 @@ impl OpenStreams {
 
     /// One more connection.
     pub fn connection(self: &Arc<Self>) -> Arc<StreamsOfConnection> {
-        self.connections.fetch_add(1, Ordering::Relaxed);
         Arc::new(StreamsOfConnection {
             all: self.clone(),
             open: AtomicUsize::new(0),
@@ -90,6 +90,11 @@ impl StreamsOfConnection {
     /// It has so many open now.
     pub fn set_open(&self, open: usize) {
         let before = self.open.swap(open, Ordering::Relaxed);
+        match (before, open) {
+            (0, 1..) => drop(self.all.connections.fetch_add(1, Ordering::Relaxed)),
+            (1.., 0) => drop(self.all.connections.fetch_sub(1, Ordering::Relaxed)),
+            _ => {}
+        }
         let (before, now) = (counted(before), counted(open));
         if now > before {
             self.all.open.fetch_add(now - before, Ordering::Relaxed);
@@ -116,7 +121,6 @@ fn counted(open: usize) -> usize {
 impl Drop for StreamsOfConnection {
     fn drop(&mut self) {
         self.set_open(0);
-        self.all.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -129,6 +133,7 @@ mod tests {
         let streams = OpenStreams::new(100);
         let [many, few, other] = [(); 3].map(|()| streams.connection());
         few.set_open(1);
+        other.set_open(1);
         assert_eq!(streams.bytes(), 0, "the first of a connection");
         many.set_open(101);
         assert_eq!(streams.bytes(), 100 * STREAM_BYTES);

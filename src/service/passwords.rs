@@ -44,6 +44,15 @@ impl Password {
         Self(Zeroizing::new(std::mem::take(field)))
     }
 
+    /// Without what bcrypt ignores: it may wait for long, and nobody counts it then.
+    fn shortened(self) -> Self {
+        let end = (MAX_PASSWORD_BYTES..self.0.len()).find(|end| self.0.is_char_boundary(*end));
+        match end {
+            Some(end) => Self(Zeroizing::new(self.0[..end].to_owned())),
+            None => self,
+        }
+    }
+
     /// # Errors
     /// It is longer than what can be hashed.
     pub fn check_length(&self) -> Result<(), Error> {
@@ -196,6 +205,7 @@ impl Passwords {
         hash: Option<Bytes>,
     ) -> Result<bool, Error> {
         let (cost, salt) = (self.cost, self.salt());
+        let password = password.shortened();
         self.compute(requester, move || {
             let hash = hash
                 .as_deref()
@@ -289,6 +299,22 @@ mod tests {
         assert_eq!((field.as_str(), field.capacity()), ("", 0));
         assert!(!password.is_empty());
         assert_eq!(format!("{password:?}"), "Password(..)");
+    }
+
+    #[test]
+    fn a_password_waits_without_what_is_ignored() {
+        for (text, bytes) in [
+            ("pw".to_owned(), 2),
+            ("x".repeat(MAX_PASSWORD_BYTES), MAX_PASSWORD_BYTES),
+            ("x".repeat(1 << 20), MAX_PASSWORD_BYTES),
+            ("é".repeat(1 << 10), MAX_PASSWORD_BYTES),
+            // No character is cut.
+            (format!("x{}", "é".repeat(1 << 10)), MAX_PASSWORD_BYTES + 1),
+        ] {
+            let short = password(&text).shortened();
+            assert!(text.starts_with(short.0.as_str()));
+            assert_eq!(short.0.len(), bytes);
+        }
     }
 
     #[tokio::test]

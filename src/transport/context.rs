@@ -52,9 +52,10 @@ pub struct NetworkOptions {
     pub snapshot_install_limit: Duration,
 }
 
-/// A batch has a megabyte, and the last of its messages may have another, or a request of the largest
-/// size that is beside it.
-const UNLISTED_BYTES: usize = 4 << 20;
+/// A batch has a megabyte, or one message with an entry that was proposed under another member's limit
+/// of that time: a leader that joined while this member was away has to send it, and is not listed
+/// before. So this is above what anybody lets a request have.
+const UNLISTED_BYTES: usize = 64 << 20;
 
 impl NetworkOptions {
     /// What a caller that is not listed may send where requests may be so large: what a leader that

@@ -55,7 +55,7 @@ async fn a_message_larger_than_any_window_arrives() {
 /// Anybody may say to be a member that is not known yet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_not_listed_may_send_no_more_than_a_leader_has_to() {
-    let limit = NetworkOptions::unlisted_bytes(2 << 20);
+    let limit = 6 << 20;
     let change = |options: &mut NetworkOptions| options.unlisted_message_bytes = limit;
     let a = Site::start(A).await;
     let b = Site::start_with(B, CLUSTER, "127.0.0.1:0", change).await;
