@@ -292,9 +292,16 @@ async fn few_snapshots_come_in_at_once_and_none_for_ever() {
         assert!(ended.message().contains("next to nothing"), "{ended}");
     }
     eventually("no file is left", || b.incoming_count() == 0).await;
-    send_parts(&b, vec![encoded(&message())])
-        .await
-        .expect("there is room");
+    // A place is given back right behind its file.
+    let sending = async {
+        while let Err(refused) = send_parts(&b, vec![encoded(&message())]).await {
+            let kind = identity::recognise(&refused);
+            assert_eq!(kind, Some(identity::RefusalKind::Later), "{refused}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let sent = tokio::time::timeout(LONG, sending).await;
+    sent.expect("there is room");
     // Of those that only say to lead one has a place at a time.
     let held = slowly(e);
     eventually("it comes in", || b.incoming_count() == 2).await;
