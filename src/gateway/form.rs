@@ -6,14 +6,13 @@
 //! before its path is looked at, in the words of Go's library. It is read as it comes, and kept
 //! nowhere.
 
-use std::fmt::Write;
-
 use bytes::Buf;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, Method};
 use tonic::Status;
 
 use super::body::{Failed, Reader};
+use crate::proto::text::quoted;
 
 const OVERRIDE: HeaderName = HeaderName::from_static("x-http-method-override");
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -109,26 +108,6 @@ impl FormCheck {
         let broken = self.broken?;
         Some(format!("invalid URL escape {}", quoted(&broken)))
     }
-}
-
-/// In quotes, as Go writes it.
-fn quoted(text: &[u8]) -> String {
-    let mut quoted = String::from('"');
-    for chunk in text.utf8_chunks() {
-        for letter in chunk.valid().chars() {
-            // A string takes all that is written.
-            let _ = match letter {
-                '"' | '\\' => write!(quoted, "\\{letter}"),
-                '\0'..' ' | '\x7f' => write!(quoted, "\\x{:02x}", u32::from(letter)),
-                _ => write!(quoted, "{letter}"),
-            };
-        }
-        for byte in chunk.invalid() {
-            let _ = write!(quoted, "\\x{byte:02x}");
-        }
-    }
-    quoted.push('"');
-    quoted
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
@@ -26,8 +27,8 @@ use super::frames::{
 };
 use super::tls::{self, Rejections};
 use super::{
-    Allowance, BlockTurns, Client, Guard, Http2, Security, ServeOptions, Stream, Versions, listen,
-    serve,
+    Allowance, BlockTurns, Client, Guard, Http2, Security, ServeOptions, Stream, Versions, Windows,
+    listen, serve,
 };
 use crate::budget::streams::OpenStreams;
 use crate::budget::unread::{self, Unread};
@@ -43,8 +44,8 @@ const UNSENT_BYTES: usize = 1 << 20;
 const LARGE_BYTES: usize = 256 << 10;
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Answers every request, `/stream` with a body that never ends, `/large` with `LARGE_BYTES` and
-/// `/slow` once it may. It says how long its body and the headers in `k` are.
+/// Answers every request, `/stream` with a body that never ends, `/large` with `LARGE_BYTES`,
+/// `/head` with as many in a header, and `/slow` once it may. It says how long its body and the headers in `k` are.
 #[derive(Clone)]
 struct Echo {
     /// Permits, of which `/slow` takes one before its body is read.
@@ -83,6 +84,11 @@ impl hyper::service::Service<Request<Incoming>> for Echo {
             if path == "/large" {
                 let large = http_body_util::Full::new(bytes::Bytes::from(vec![b'x'; LARGE_BYTES]));
                 return Ok(Response::new(Body::new(large)));
+            }
+            if path == "/head" {
+                let long = "x".repeat(LARGE_BYTES);
+                let response = Response::builder().header("long", long);
+                return Ok(response.body(Body::empty()).expect("a response"));
             }
             if path == "/slow" {
                 may.acquire().await.expect("is open").forget();
@@ -430,9 +436,33 @@ async fn large_heads_let_others_in_between() {
         .expect("all are taken");
 }
 
-async fn client(served: &Served) -> hyper::client::conn::http2::SendRequest<Body> {
+/// An error's text may name what a client sent, of any length. With the library's own limits such
+/// an answer does not come.
+#[tokio::test]
+async fn who_dials_takes_answers_with_large_heads() {
+    let served = start(LIMIT);
+    for (is_ours, expected) in [(true, Some(LARGE_BYTES)), (false, None)] {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        if is_ours {
+            Windows::OWN_CALLS.apply(&mut builder);
+        }
+        let mut sender = client_of(&served, builder).await;
+        let request = Request::get("http://member/head").body(Body::empty());
+        let answer = sender.send_request(request.expect("a request")).await;
+        let long = answer.ok().map(|answer| answer.headers()["long"].len());
+        assert_eq!(long, expected, "ours: {is_ours}");
+    }
+}
+
+async fn client(served: &Served) -> http2::SendRequest<Body> {
+    client_of(served, http2::Builder::new(TokioExecutor::new())).await
+}
+
+async fn client_of(
+    served: &Served,
+    builder: http2::Builder<TokioExecutor>,
+) -> http2::SendRequest<Body> {
     let stream = connect(&served.address).await.expect("connects");
-    let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
     let handshake = builder.handshake(TokioIo::new(stream)).await;
     let (sender, connection) = handshake.expect("shakes hands");
     tokio::spawn(connection);

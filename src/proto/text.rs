@@ -9,6 +9,7 @@ mod auth;
 mod fields;
 
 use self::fields::Fields;
+pub use self::fields::quoted;
 use super::etcdserverpb::{
     AlarmRequest, Compare, DeleteRangeRequest, InternalRaftRequest, PutRequest, RangeRequest,
     RequestHeader, RequestOp, TxnRequest, compare::TargetUnion, request_op::Request,

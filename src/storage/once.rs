@@ -17,20 +17,7 @@ impl Read for ReadOnce<'_> {
         self.0.get_once(family, key)
     }
 
-    fn get_once(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
-        self.0.get_once(family, key)
-    }
-
     fn cursor<'a>(
-        &'a self,
-        family: Family,
-        lower: &[u8],
-        upper: Option<&[u8]>,
-    ) -> Result<Box<dyn Cursor + 'a>> {
-        self.0.scan(family, lower, upper)
-    }
-
-    fn scan<'a>(
         &'a self,
         family: Family,
         lower: &[u8],

@@ -72,9 +72,13 @@ impl CountKeeper {
         pinned: &PinnedView<'_>,
         keys: i64,
     ) -> storage::Result<bool> {
-        // What cannot be read is counted anew.
-        let Ok(Some(loaded)) = KeyCounts::load(read) else {
-            return Ok(false);
+        let loaded = match KeyCounts::load(read) {
+            Ok(Some(loaded)) => loaded,
+            Ok(None) => return Ok(false),
+            Err(error) => {
+                tracing::warn!(%error, "the stored counts of keys cannot be read; they are made anew");
+                return Ok(false);
+            }
         };
         let revision = loaded.revision;
         if revision > pinned.head || !self.install(loaded) {

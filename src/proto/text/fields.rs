@@ -92,7 +92,8 @@ fn quoted_octal(bytes: &[u8]) -> String {
     out
 }
 
-fn quoted(bytes: &[u8]) -> String {
+/// In quotes, as Go's libraries show what may not be text.
+pub fn quoted(bytes: &[u8]) -> String {
     let mut out = String::from('"');
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
